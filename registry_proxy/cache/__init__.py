@@ -1,0 +1,1 @@
+"""Bytes on local disk: verified content, uploads in progress, and which repository holds what."""

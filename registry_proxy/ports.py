@@ -1,0 +1,471 @@
+"""The ports between the layers: Protocols, and the plain values that cross them.
+
+Everything that can fail raises ``spec.errors.RegistryError`` (an answer of the protocol) or one of the errors below.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Any, Protocol
+
+from registry_proxy.spec.descriptor import Descriptor, Manifest
+from registry_proxy.spec.reference import Digest, Repository, Tag
+
+# ---------------------------------------------------------------- errors
+
+
+class UpstreamUnavailableError(Exception):
+    """No replica could answer: down, or behind where a current one is needed. Becomes a 503, never a 404."""
+
+
+class CacheUnavailableError(Exception):
+    """The cache cannot take this content (no space, too big, read-only disk, I/O error): pass it through instead."""
+
+
+class FillFailedError(Exception):
+    """A fill ended without its content. The cause is the ``__cause__``; readers of it must not complete their body."""
+
+
+class StoreUnavailableError(Exception):
+    """The store (Redis) cannot be reached. Becomes a 503 wherever the store is needed."""
+
+
+class ConflictError(Exception):
+    """A precondition of a ``Store.commit`` does not hold; nothing was changed."""
+
+
+# ---------------------------------------------------------------- names
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRepository:
+    """A repository as its upstream names it; the key of membership, tags and journal."""
+
+    upstream: str
+    repository: Repository
+
+    def __str__(self) -> str:
+        return f"{self.upstream}/{self.repository}"
+
+
+class ContentKind(StrEnum):
+    """What a digest is asked for as; label of metrics and part of the membership key."""
+
+    BLOB = "blob"
+    MANIFEST = "manifest"
+
+
+class CacheResult(StrEnum):
+    """The value of X-Cache in lower case: from disk, fetched for this request, or following another's fetch."""
+
+    HIT = "hit"
+    MISS = "miss"
+    LATCH = "latch"
+
+
+# ---------------------------------------------------------------- bytes
+
+
+class ByteStream(Protocol):
+    """Bytes that arrive once, in order: the body of an upstream answer, or of a client's request.
+
+    ``offset`` is where the first byte lies in the content; ``size_bytes`` the size of the WHOLE content, None when
+    the sender did not say. Iterating raises ``UpstreamUnavailableError`` when the sender dies, stalls or cuts.
+    Whoever opened it closes it; closing twice is fine.
+    """
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def size_bytes(self) -> int | None: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class BlobReader(Protocol):
+    """A file with a watermark: bytes below ``available_bytes`` may be sent from ``fd`` (DECISIONS: the byte port).
+
+    The descriptor belongs to the reader, is read with an explicit offset (sendfile, pread), and stays good when the
+    blob is evicted. ``verified`` is True once the digest of the whole was right; until then the tail is held back.
+    """
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def available_bytes(self) -> int: ...
+    @property
+    def verified(self) -> bool: ...
+
+    async def wait_beyond(self, offset: int) -> None:
+        """Return when ``available_bytes > offset``, at once if it is already.
+
+        Raises:
+            FillFailedError: the content will never be complete here.
+        """
+
+    def close(self) -> None:
+        """Close the descriptor; twice is fine."""
+
+
+OpenSource = Callable[[int], "AbstractAsyncContextManager[ByteStream]"]
+"""Opens a content at an offset. Entering raises what the upstream answered (RegistryError 404, ...) or
+UpstreamUnavailableError. The stream it gives may start before the offset asked for (a replica that ignores Range):
+its ``offset`` tells; never after it."""
+
+
+class BlobCache(Protocol):
+    """Content-addressed bytes on local disk, verified before anything else may call them committed."""
+
+    def open_committed(self, digest: Digest) -> BlobReader | None:
+        """Open what is complete and verified; None when it is not here. Counts as a use for eviction."""
+
+    def read_small(self, digest: Digest) -> bytes | None:
+        """Return a committed content of at most 1 MiB from memory or disk; None when absent or larger."""
+
+    async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
+        """Open a content, starting or joining the one fetch of it.
+
+        Returns as soon as the size is known and, for content up to the hold-back, it is verified. The fill goes on
+        when the reader is closed or the caller is cancelled.
+
+        Raises:
+            RegistryError: what the upstream said to the first request (such as BLOB_UNKNOWN).
+            UpstreamUnavailableError, FillFailedError: nothing to serve.
+            CacheUnavailableError: the cache cannot take it; the caller passes the content through.
+        """
+
+    async def store(self, digest: Digest, content: bytes) -> None:
+        """Commit a small content whose digest the caller has checked. A full disk is no error: it is not kept."""
+
+    def is_filling(self, digest: Digest) -> bool:
+        """Tell whether a fill of it is running on this node."""
+
+    def drop(self, digest: Digest) -> None:
+        """Remove a content from disk and memory; readers that have it open are not cut."""
+
+
+class SpoolFile(Protocol):
+    """The bytes of one upload as they come in; the senders to the replicas read it behind the writer.
+
+    One writer at a time. ``size_bytes`` is what was written and may be read from ``fd``.
+    """
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    async def write(self, chunk: bytes) -> None: ...
+    async def wait_beyond(self, offset: int) -> bool:
+        """Return True when ``size_bytes > offset``; False when the writer finished the request at or before it."""
+
+    def finish_request(self) -> None:
+        """Wake the readers: no more bytes come with this request."""
+
+    async def digest(self, algorithm: str) -> Digest:
+        """Return the digest of all bytes so far (in a thread, from the file, unless the running hash knows)."""
+
+    async def commit(self, digest: Digest) -> None:
+        """Make it the cache's committed content of ``digest``: fsync, rename. The caller has compared the digest."""
+
+    def close(self) -> None:
+        """Release it, keeping the file for the next request of the session."""
+
+    def discard(self) -> None:
+        """Remove it."""
+
+
+class Spool(Protocol):
+    """The uploads of this node."""
+
+    def create(self, session_id: str) -> SpoolFile:
+        """Start an upload. Raises CacheUnavailableError when there is no space."""
+
+    def reopen(self, session_id: str) -> SpoolFile | None:
+        """Open an upload for its next request; None when this node does not have it.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_INVALID when another request is writing to it.
+        """
+
+    def pin(self, digest: Digest) -> None:
+        """Keep a committed content from eviction until ``unpin``: some replica does not have it yet."""
+
+    def unpin(self, digest: Digest) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """That a repository holds a digest, learned from a replica or from our own acknowledged commit.
+
+    ``descriptor`` carries the media type (of a manifest, exactly as stored; of a blob application/octet-stream) and
+    the size in bytes. ``age_seconds`` since it was last confirmed.
+    """
+
+    descriptor: Descriptor
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTag:
+    """What a tag was when a replica last said so. ``version`` changes whenever the entry is written."""
+
+    digest: Digest
+    age_seconds: float
+    version: object = field(compare=False)
+
+
+class Memberships(Protocol):
+    """What each repository holds and what its tags were: small files, seen by every worker of the node at once."""
+
+    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None: ...
+    def remember(self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor) -> None: ...
+    def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None: ...
+
+    def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None: ...
+
+    def remember_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest, *, unless_changed_from: object) -> bool:
+        """Write what a replica said, unless a push or another answer came between: then change nothing, return False.
+
+        Args:
+            routed: repository as named at the upstream.
+            tag: the tag.
+            digest: what it is.
+            unless_changed_from: ``CachedTag.version`` read before the replica was asked, None when there was none.
+        """
+
+    def move_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
+        """Write what a push through us made it: wins over every answer that was asked for before."""
+
+    def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None: ...
+
+    def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
+        """Remove every cached tag that is ``digest``; return them."""
+
+    def forget_repository_tags(self, upstream: str) -> None:
+        """Make every cached tag of the upstream stale: another node moved some."""
+
+
+# ---------------------------------------------------------------- replicas
+
+
+class RegistryReader(Protocol):
+    """Reading from an upstream. One replica's client and the fail-over over all of them are both one.
+
+    Each method raises RegistryError (404 codes only when it is certain), and UpstreamUnavailableError.
+    """
+
+    async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor: ...
+    async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        """Return a manifest whose bytes were compared with ``digest``."""
+
+    async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor: ...
+    def open_blob(
+        self, repository: Repository, digest: Digest, offset: int = 0
+    ) -> AbstractAsyncContextManager[ByteStream]: ...
+    async def list_tags(self, repository: Repository) -> list[Tag]:
+        """Return all tags, sorted."""
+
+    async def list_repositories(self) -> list[Repository]:
+        """Return all repositories, sorted."""
+
+
+class RegistryWriter(Protocol):
+    """Writing to ONE replica. Locations are path and query only, on the replica's own base URL."""
+
+    async def start_upload(self, repository: Repository) -> str: ...
+    async def append_upload(self, location: str, body: AsyncIterator[bytes], size_bytes: int | None) -> str:
+        """PATCH; returns the next location. Never repeated into the same session (trap 49)."""
+
+    async def commit_upload(self, location: str, digest: Digest) -> None: ...
+    async def cancel_upload(self, location: str) -> None: ...
+    async def push_blob(
+        self, repository: Repository, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]
+    ) -> None:
+        """POST and one PUT with the whole body; ``body`` is called anew for each attempt."""
+
+    async def mount_blob(self, repository: Repository, digest: Digest, from_repository: Repository) -> bool:
+        """Return True on 201; on 202 the session is cancelled and False returned."""
+
+    async def put_manifest(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None: ...
+    async def delete_manifest(self, repository: Repository, digest: Digest) -> None:
+        """Delete; a 404 counts as done. Raises RegistryError UNSUPPORTED when the registry does not delete."""
+
+    async def delete_blob(self, repository: Repository, digest: Digest) -> None: ...
+
+
+class ReplicaClient(RegistryReader, RegistryWriter, Protocol):
+    """One replica: both sides, and the name it has in the configuration."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class ReplicaState(StrEnum):
+    """The label ``state`` of registry_proxy_replica_state."""
+
+    UP = "up"
+    BEHIND = "behind"
+    CREDENTIALS_REFUSED = "credentials_refused"
+    NOT_A_REGISTRY = "not_a_registry"
+    DOWN = "down"
+
+
+class StorageKind(Enum):
+    """Whether the replicas of an upstream each have a store of their own, or stand over one."""
+
+    INDEPENDENT = "independent"
+    SHARED = "shared"
+
+
+class ReplicaSet(Protocol):
+    """The replicas of one upstream, as writers need them."""
+
+    @property
+    def upstream(self) -> str: ...
+    @property
+    def storage(self) -> StorageKind: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def write_quorum(self) -> int: ...
+    @property
+    def replicas(self) -> Sequence[ReplicaClient]:
+        """All configured replicas, in configured order."""
+
+    def is_writable(self, replica: str) -> bool:
+        """Tell whether the circuit to it is closed: it is up, or was when last asked."""
+
+    def report_failure(self, replica: str, error: Exception) -> None:
+        """Tell health that a request to it failed."""
+
+
+# ---------------------------------------------------------------- journal
+
+
+class Marks(Protocol):
+    """What each replica is known to miss: an immutable snapshot of the open intents (DECISIONS: behind is per key)."""
+
+    def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool: ...
+    def misses_any(self, replica: str, routed: RoutedRepository) -> bool:
+        """Its 404 counts only where this is False."""
+
+    def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether the replica still holds a manifest or blob that was deleted through us."""
+
+    def pending(self, replica: str, upstream: str) -> int:
+        """How many keys it is behind in."""
+
+
+class MarkSource(Protocol):
+    """Gives the marks as they are now, including every write acknowledged on this node."""
+
+    async def marks(self) -> Marks: ...
+
+
+# ---------------------------------------------------------------- store
+
+
+class Table(StrEnum):
+    """The kinds of record in the store."""
+
+    META = "meta"
+    USERS = "users"
+    GROUPS = "groups"
+    GRANTS = "grants"
+    SUBJECTS = "subjects"  # generations: survive the user, so that an old token never becomes good again
+    KEYS = "keys"  # public halves of the token keys
+    LOCATION_KEYS = "location_keys"  # HMAC keys of upload locations
+    INTENTS = "intents"  # open writes: the journal
+    MANIFESTS = "manifests"  # every manifest acknowledged through us
+    TAGS = "tags"  # what each tag was last made through us
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored value. ``revision`` is the sequence number of the commit that wrote it: it only ever rises."""
+
+    key: str
+    value: Mapping[str, Any]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write of a commit. ``value`` None deletes.
+
+    ``expect`` is a precondition: None for none, 0 for "must not exist", else the revision it must have.
+    """
+
+    table: Table
+    key: str
+    value: Mapping[str, Any] | None
+    expect: int | None = None
+
+
+class Store(Protocol):
+    """Records in tables, changed several at a time, atomically and durably.
+
+    Every method raises StoreUnavailableError when it cannot be reached.
+    """
+
+    async def get(self, table: Table, key: str) -> Record | None: ...
+    async def list(self, table: Table, prefix: str = "") -> list[Record]:
+        """Return the records whose key starts with ``prefix``, by key."""
+
+    async def commit(self, changes: Sequence[Change]) -> int:
+        """Apply all changes or none; return the new sequence number, the revision of every record written.
+
+        Raises:
+            ConflictError: an ``expect`` does not hold.
+        """
+
+    async def versions(self) -> Mapping[Table, int]:
+        """Return for each table the sequence number of its last change; 0 or absent where there was none."""
+
+    def lease(self, key: str) -> AbstractAsyncContextManager[None]:
+        """Hold an exclusive lease on ``key``, over all workers (SQLite) or all nodes (Redis); waits for it.
+
+        Raises:
+            StoreUnavailableError: not obtained within 30 s.
+        """
+
+    async def aclose(self) -> None: ...
+
+
+class StoreChanges(Protocol):
+    """Knows cheaply when a table may have changed, in this worker, another one, or another node."""
+
+    def version(self, table: Table) -> int:
+        """Return a number that differs from an earlier one whenever the table may have changed; costs under 1 us."""
+
+
+# ---------------------------------------------------------------- events
+
+
+class Observer(Protocol):
+    """Is told what happens; Prometheus is one. Values of all labels come from closed sets."""
+
+    def cache_request(self, kind: ContentKind, result: CacheResult) -> None: ...
+    def sent_bytes(self, source: str, size_bytes: int) -> None:
+        """``source`` is cache or upstream."""
+
+    def upstream_request(self, upstream: str, replica: str, method: str, outcome: str, duration_seconds: float) -> None:
+        """``outcome`` is 2xx, 3xx, 4xx, 5xx, connect, timeout, stall, cut or mismatch."""
+
+    def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None: ...
+    def replica_pending(self, upstream: str, replica: str, count: int) -> None: ...
+    def decision(self, action: str, result: str) -> None:
+        """``result`` is allow, deny or would_deny."""
+
+    def request(self, route: str, method: str, status: int, duration_seconds: float) -> None: ...
+    def cache_bytes(self, state: str, size_bytes: int) -> None:
+        """``state`` is committed, filling or pinned."""
+
+    def cache_error(self, reason: str) -> None:
+        """``reason`` is write, mismatch or evict."""
+
+    def login(self, outcome: str) -> None:
+        """``outcome`` is ok, refused or limited."""

@@ -1,0 +1,122 @@
+"""Descriptors and manifests (image-spec "Content Descriptors", "Image Manifest", "Image Index")."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, parse_digest
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
+DOCKER_SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+MANIFEST_MEDIA_TYPES = (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    DOCKER_SCHEMA1_SIGNED,
+    DOCKER_SCHEMA1,
+)
+"""Sent as Accept on every manifest request: without it registries convert, or answer 404 for what they hold."""
+
+BLOB_MEDIA_TYPE = "application/octet-stream"
+MANIFEST_MAX_BYTES = 4 * 1024 * 1024
+"""The largest manifest taken (spec: registries SHOULD accept 4 MB at least)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What identifies content: its media type, digest and size in bytes."""
+
+    media_type: str
+    digest: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest as stored: its exact bytes and the media type it was pushed with."""
+
+    descriptor: Descriptor
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestLinks:
+    """What a manifest refers to: ``blobs`` must lie in its repository before it, ``manifests`` are its children.
+
+    ``manifest_subject`` is the manifest that it annotates, which need not exist.
+    """
+
+    blobs: tuple[Descriptor, ...]
+    manifests: tuple[Descriptor, ...]
+    manifest_subject: Descriptor | None
+
+
+def _invalid(message: str, detail: object = None) -> RegistryError:
+    return RegistryError(ErrorCode.MANIFEST_INVALID, message, detail=detail)
+
+
+def _parse_descriptor(value: Any, where: str) -> Descriptor:
+    if not isinstance(value, dict):
+        raise _invalid(f"{where} is not a descriptor", {"path": where})
+    media_type, digest, size_bytes = value.get("mediaType"), value.get("digest"), value.get("size")
+    if not isinstance(media_type, str) or not isinstance(digest, str):
+        raise _invalid(f"{where} lacks mediaType or digest", {"path": where})
+    if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or size_bytes < 0:
+        raise _invalid(f"{where} has no valid size", {"path": where})
+    return Descriptor(media_type, parse_digest(digest), size_bytes)
+
+
+def _parse_descriptors(document: dict[str, Any], field: str) -> list[Descriptor]:
+    values = document.get(field)
+    if not isinstance(values, list):
+        raise _invalid(f"{field} is not a list", {"path": field})
+    return [_parse_descriptor(value, f"{field}[{i}]") for i, value in enumerate(values)]
+
+
+def _load_object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except RecursionError as error:  # 100,000 nested "[" are legal JSON
+        raise _invalid("the manifest is nested too deeply") from error
+    except ValueError as error:
+        raise _invalid(f"the manifest is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise _invalid("the manifest is not a JSON object")
+    return document
+
+
+def parse_manifest(body: bytes, media_type: str) -> ManifestLinks:
+    """Return what the manifest refers to.
+
+    Args:
+        body: the exact bytes.
+        media_type: the Content-Type it came with, without parameters.
+
+    Raises:
+        RegistryError: MANIFEST_INVALID when the body is not JSON, contradicts its media type, holds both
+            ``manifests`` and ``layers`` (GHSA-qq97-vm5h-rrhg), or a descriptor is malformed; DIGEST_INVALID.
+    """
+    document = _load_object(body)
+    if "manifests" in document and ("layers" in document or "config" in document):
+        raise _invalid("the manifest holds both manifests and layers: image or index, not both")
+    stated = document.get("mediaType", media_type)
+    if stated != media_type:
+        raise _invalid(
+            "the manifest's mediaType differs from its Content-Type",
+            {"mediaType": str(stated)[:200], "contentType": media_type[:200]},
+        )
+    subject = document.get("subject")
+    manifest_subject = None if subject is None else _parse_descriptor(subject, "subject")
+    if media_type in {OCI_INDEX, DOCKER_LIST}:
+        return ManifestLinks((), tuple(_parse_descriptors(document, "manifests")), manifest_subject)
+    if media_type in {OCI_MANIFEST, DOCKER_MANIFEST}:
+        config = _parse_descriptor(document.get("config"), "config")
+        return ManifestLinks((config, *_parse_descriptors(document, "layers")), (), manifest_subject)
+    raise _invalid("the media type is not one of an OCI or Docker schema 2 manifest", {"contentType": media_type[:200]})

@@ -1,0 +1,1 @@
+"""State that outlives a process: SQLite on one node, Redis for several, behind one port."""

@@ -1,0 +1,60 @@
+"""Fixtures that every test may ask for: real registries, a real Redis, and a guard against leaving this machine."""
+
+import ipaddress
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import servers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loopback_only() -> Iterator[None]:
+    """Fail whatever dials another machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in {socket.AF_INET, socket.AF_INET6} and not ipaddress.ip_address(address[0]).is_loopback:
+            raise AssertionError(f"a test dialled {address}")
+        connect(self, address)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    yield
+    patch.undo()
+
+
+def require_program(name: str) -> str:
+    """Return the path of a program, or skip the test with the reason."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+StartRegistry = Callable[..., servers.Server]
+
+
+@pytest.fixture
+def start_registry(tmp_path: Path) -> Iterator[StartRegistry]:
+    """Return a function that starts a real docker-registry; takes the arguments of ``servers.docker_registry``."""
+    require_program("docker-registry")
+    with ExitStack() as stack:
+
+        def start(name: str = "registry", **options: Any) -> servers.Server:
+            return stack.enter_context(servers.running(servers.docker_registry(tmp_path / name, **options)))
+
+        yield start
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[servers.Server]:
+    """Start a real redis-server."""
+    require_program("redis-server")
+    with servers.running(servers.redis_server(tmp_path / "redis")) as server:
+        yield server

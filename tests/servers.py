@@ -1,0 +1,153 @@
+"""Real servers for tests and benchmarks: started on free ports of 127.0.0.1, stopped by the process that was started."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, process: "subprocess.Popen[bytes] | None" = None, timeout_seconds: float = 20) -> None:
+    """Return once something accepts connections on the port; raise when the process ended or the time is over."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if process is not None and process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended with status {process.returncode}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing listens on port {port}")
+        time.sleep(0.02)
+
+
+@dataclass
+class Server:
+    """A program started for a test; ``log`` holds what it printed."""
+
+    arguments: Sequence[str]
+    port: int
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as an http URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        if self.process is None:
+            raise RuntimeError("not running")
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment},
+                preexec_fn=_die_with_parent,
+            )
+        wait_for_port(self.port, self.process)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        os.kill(self.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM, timeout_seconds: float = 15) -> None:
+        """End it with a signal, harder after the time-out; do nothing when it is not running."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(number)
+            try:
+                self.process.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.process = None
+
+    def log_text(self) -> str:
+        """Return what it printed so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Start a server for the length of a with block; its log is printed when it cannot start."""
+    try:
+        server.start()
+        yield server
+    except BaseException:
+        print(f"--- {server.log}\n{server.log_text()[-4000:]}")
+        raise
+    finally:
+        server.stop()
+
+
+def docker_registry(
+    root: Path,
+    port: int | None = None,
+    *,
+    delete_enabled: bool = True,
+    proxy_remote_url: str | None = None,
+    htpasswd: Path | None = None,
+    http_secret: str = "secret of the tests",
+    storage: Path | None = None,
+) -> Server:
+    """Describe a CNCF distribution registry (Debian's docker-registry); ``root`` holds its configuration, log and data.
+
+    Its access log lines are in ``log_text()``: ``"GET /v2/a/blobs/sha256:... HTTP/1.1" 200``.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    lines = [
+        "version: 0.1",
+        "log: {accesslog: {disabled: false}, level: warn}",
+        f"storage: {{filesystem: {{rootdirectory: '{storage or root / 'data'}'}}, "
+        f"delete: {{enabled: {str(delete_enabled).lower()}}}}}",
+        f"http: {{addr: '127.0.0.1:{port}', secret: '{http_secret}'}}",
+    ]
+    if proxy_remote_url:
+        lines.append(f"proxy: {{remoteurl: '{proxy_remote_url}'}}")
+    if htpasswd:
+        lines.append(f"auth: {{htpasswd: {{realm: tests, path: '{htpasswd}'}}}}")
+    config = root / "config.yml"
+    config.write_text("\n".join(lines) + "\n")
+    return Server(["docker-registry", "serve", str(config)], port, root / "log")
+
+
+def redis_server(root: Path, port: int | None = None, *extra: str) -> Server:
+    """Describe a redis-server with durable settings (appendonly, fsync always); ``extra`` are further arguments."""
+    root.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    settings = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(root), "--save", ""]
+    durable = ["--appendonly", "yes", "--appendfsync", "always"]
+    return Server(["redis-server", *settings, *durable, *extra], port, root / "log")
