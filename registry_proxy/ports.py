@@ -64,6 +64,26 @@ class CacheResult(StrEnum):
     LATCH = "latch"
 
 
+class Router(Protocol):
+    """Which upstream a repository lies in, by the longest prefix of whole components."""
+
+    def canonical(self, repository: Repository, source_host: str | None) -> Repository:
+        """Return the name under which rights are judged: that of the path, or of the route that serves ``ns``.
+
+        Raises:
+            RegistryError: NAME_UNKNOWN for an ``ns`` that no route serves.
+        """
+
+    def route(self, canonical: Repository) -> RoutedRepository:
+        """Return where it lies. Raises RegistryError NAME_UNKNOWN when no route matches."""
+
+    def local_name(self, routed: RoutedRepository) -> Repository | None:
+        """Return the canonical name that ``route`` maps to ``routed``; None when none does."""
+
+    @property
+    def upstreams(self) -> Sequence[str]: ...
+
+
 # ---------------------------------------------------------------- bytes
 
 
@@ -254,7 +274,8 @@ class Memberships(Protocol):
 class RegistryReader(Protocol):
     """Reading from an upstream. One replica's client and the fail-over over all of them are both one.
 
-    Each method raises RegistryError (404 codes only when it is certain), and UpstreamUnavailableError.
+    Each method raises RegistryError (404 codes only when it is certain), and UpstreamUnavailableError. The fail-over
+    has its patience (how long it waits for a replica to come back before it raises that) from its constructor.
     """
 
     async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor: ...

@@ -1,4 +1,4 @@
-"""Real servers for tests and benchmarks: started on free ports of 127.0.0.1, stopped by the process that was started."""
+"""Real servers for tests and benchmarks, on free ports of 127.0.0.1; each is ended by the process id it started with."""
 
 import contextlib
 import ctypes
@@ -72,7 +72,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment},
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, made before exec
             )
         wait_for_port(self.port, self.process)
 
@@ -128,11 +128,11 @@ def docker_registry(
     """
     root.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
+    deletes = str(delete_enabled).lower()
     lines = [
         "version: 0.1",
         "log: {accesslog: {disabled: false}, level: warn}",
-        f"storage: {{filesystem: {{rootdirectory: '{storage or root / 'data'}'}}, "
-        f"delete: {{enabled: {str(delete_enabled).lower()}}}}}",
+        f"storage: {{filesystem: {{rootdirectory: '{storage or root / 'data'}'}}, delete: {{enabled: {deletes}}}}}",
         f"http: {{addr: '127.0.0.1:{port}', secret: '{http_secret}'}}",
     ]
     if proxy_remote_url:
