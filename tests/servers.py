@@ -1,4 +1,4 @@
-"""Real servers for tests and benchmarks, on free ports of 127.0.0.1; each is ended by the process id it started with."""
+"""Real servers for tests and benchmarks, on free ports of 127.0.0.1, each ended by the process it started as."""
 
 import contextlib
 import ctypes
