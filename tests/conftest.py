@@ -3,7 +3,7 @@
 import ipaddress
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests import servers
+from tests.proxy import Proxy, proxy_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,3 +59,21 @@ def redis(tmp_path: Path) -> Iterator[servers.Server]:
     require_program("redis-server")
     with servers.running(servers.redis_server(tmp_path / "redis")) as server:
         yield server
+
+
+StartProxy = Callable[..., Proxy]
+
+
+@pytest.fixture
+def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
+    """Return a function that starts the product: ``start_proxy(registries, extra_settings, name=...)``."""
+    with ExitStack() as stack:
+
+        def start(
+            registries: Iterable[servers.Server], extra: Mapping[str, Any] | None = None, *, name: str = "proxy"
+        ) -> Proxy:
+            proxy = proxy_server(tmp_path / name, registries, extra)
+            stack.enter_context(servers.running(proxy))
+            return proxy
+
+        yield start

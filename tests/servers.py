@@ -151,3 +151,17 @@ def redis_server(root: Path, port: int | None = None, *extra: str) -> Server:
     settings = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(root), "--save", ""]
     durable = ["--appendonly", "yes", "--appendfsync", "always"]
     return Server(["redis-server", *settings, *durable, *extra], port, root / "log")
+
+
+@contextlib.contextmanager
+def terminated(process: "subprocess.Popen[bytes]", timeout_seconds: float = 20) -> Iterator[None]:
+    """End a process with SIGTERM, harder after the time-out, when the with block is left."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,126 @@
+"""A real Docker engine logs in, pushes and pulls; what it prints when refused is what a person can act on."""
+
+import pytest
+
+from tests.clients.conftest import Docker
+from tests.conftest import StartProxy, StartRegistry
+from tests.proxy import Proxy, random_bytes
+from tests.servers import Server
+
+
+@pytest.fixture
+def registries(start_registry: StartRegistry) -> list[Server]:
+    """Start two registries with stores of their own."""
+    return [start_registry("first"), start_registry("second")]
+
+
+@pytest.fixture
+def proxy(start_proxy: StartProxy, registries: list[Server]) -> Proxy:
+    """Start a proxy in front of both."""
+    return start_proxy(registries)
+
+
+def test_push_and_pull_survive_the_loss_of_each_registry_and_cached_of_both(
+    docker: Docker, proxy: Proxy, registries: list[Server]
+) -> None:
+    """A 3-layer image is pushed once and pulled by tag with one, the other, and (cached) both registries gone."""
+    proxy.add_user("ann", pull_push=["team/**"])
+    name = f"{proxy.host}/team/app:1"
+    docker.build_image(name, *(random_bytes(300_000) for _ in range(3)))
+    image_id = docker.image_id(name)
+    assert "Login Succeeded" in docker.login(proxy.host, "ann", "password of a user").stdout
+    docker.run("push", name)
+    first, second = registries
+
+    for gone, back in ((first, second), (second, first)):
+        docker.forget(name)
+        gone.stop()
+        docker.run("pull", name)
+        assert docker.image_id(name) == image_id
+        gone.start()
+        assert back.process is not None
+
+    docker.forget(name)
+    first.stop()
+    second.stop()
+    docker.run("pull", name)
+    assert docker.image_id(name) == image_id
+    assert proxy.metric("registry_proxy_cache_requests_total", kind="blob", result="hit") > 0
+
+
+def test_pull_by_digest_and_a_second_push_work(docker: Docker, proxy: Proxy) -> None:
+    """An image is pulled by its digest, and pushing it again uploads nothing."""
+    proxy.add_user("ann", pull_push=["team/**"])
+    name = f"{proxy.host}/team/app:1"
+    docker.build_image(name, random_bytes(100_000), random_bytes(100_000))
+    docker.login(proxy.host, "ann", "password of a user")
+    pushed = docker.run("push", name).stdout
+    digest = pushed.rpartition("digest: ")[2].split()[0]
+    again = docker.run("push", name).stdout
+    assert again.count("Layer already exists") == 2, again
+    docker.forget(name)
+    docker.run("pull", f"{proxy.host}/team/app@{digest}")
+
+
+def test_a_layer_known_to_another_repository_is_mounted(docker: Docker, proxy: Proxy) -> None:
+    """Pushing the same layers to a second repository mounts them there; nothing is uploaded twice."""
+    proxy.add_user("ann", pull_push=["team/**"])
+    first, second = f"{proxy.host}/team/app:1", f"{proxy.host}/team/copy:1"
+    docker.build_image(first, random_bytes(100_000))
+    docker.run("tag", first, second)
+    docker.login(proxy.host, "ann", "password of a user")
+    docker.run("push", first)
+    assert "Mounted from team/app" in docker.run("push", second).stdout
+    docker.forget(first, second)
+    docker.run("pull", second)
+
+
+def test_a_wrong_password_is_told_at_once(docker: Docker, proxy: Proxy) -> None:
+    """Docker login with a wrong password fails with a clear message."""
+    proxy.add_user("ann")
+    refused = docker.login(proxy.host, "ann", "wrong", check=False)
+    assert refused.returncode != 0
+    assert "unauthorized" in refused.stdout, refused.stdout
+
+
+def test_a_missing_right_is_told_at_once(docker: Docker, proxy: Proxy) -> None:
+    """A push and a pull without the right end with docker's "denied", without its 50 seconds of retries."""
+    proxy.add_user("ann", pull_push=["team/**"])
+    name = f"{proxy.host}/other/app:1"
+    docker.build_image(name, random_bytes(1000))
+    docker.login(proxy.host, "ann", "password of a user")
+    for verb in ("push", "pull"):
+        refused = docker.run(verb, name, check=False)
+        assert refused.returncode != 0
+        assert "denied" in refused.stdout, refused.stdout
+        assert "Retrying" not in refused.stdout
+
+
+def test_after_logout_nothing_is_allowed(docker: Docker, proxy: Proxy) -> None:
+    """Docker logout takes the right to pull away."""
+    proxy.add_user("ann", pull_push=["team/**"])
+    name = f"{proxy.host}/team/app:1"
+    docker.build_image(name, random_bytes(1000))
+    docker.login(proxy.host, "ann", "password of a user")
+    docker.run("push", name)
+    docker.run("logout", proxy.host)
+    docker.forget(name)
+    assert docker.run("pull", name, check=False).returncode != 0
+
+
+def test_anonymous_pulls_what_everyone_may(docker: Docker, proxy: Proxy) -> None:
+    """Without a login, docker pulls what is granted to anonymous, and nothing else."""
+    proxy.add_user("ann", pull_push=["**"])
+    public, private = f"{proxy.host}/public/app:1", f"{proxy.host}/private/app:1"
+    docker.build_image(public, random_bytes(1000))
+    docker.run("tag", public, private)
+    docker.login(proxy.host, "ann", "password of a user")
+    docker.run("push", public)
+    docker.run("push", private)
+    docker.run("logout", proxy.host)
+    with proxy.admin() as admin:
+        grant = {"subject": "anonymous", "repository": "public/**", "actions": ["pull"]}
+        admin.post("/grants", json=grant).raise_for_status()
+    docker.forget(public, private)
+    docker.run("pull", public)
+    assert docker.run("pull", private, check=False).returncode != 0

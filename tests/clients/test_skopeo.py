@@ -1,0 +1,56 @@
+"""skopeo, podman and buildah push and pull through the proxy."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.proxy import Proxy, make_image, random_bytes
+
+
+def run(*command: str, stdin: str | None = None) -> str:
+    """Run a command and return what it printed; raise with it when it failed."""
+    done = subprocess.run(
+        command, input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=90, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}"
+    return done.stdout
+
+
+def start(start_proxy: StartProxy, start_registry: StartRegistry) -> Proxy:
+    """Start a proxy before two registries, with an image at team/app:1 and a user ann who may pull and push there."""
+    proxy = start_proxy([start_registry("first"), start_registry("second")])
+    proxy.add_user("ann", pull_push=["team/**"]).push("team/app", "1", make_image(random_bytes(200_000)))
+    return proxy
+
+
+def test_skopeo_copies_out_and_in(start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path) -> None:
+    """skopeo copy reads an image and writes it to another tag; the digests stay equal."""
+    require_program("skopeo")
+    proxy = start(start_proxy, start_registry)
+    credentials = "ann:password of a user"
+    out = f"dir:{tmp_path / 'image'}"
+    source, target = f"docker://{proxy.host}/team/app:1", f"docker://{proxy.host}/team/copy:1"
+    run("skopeo", "copy", "--src-tls-verify=false", "--src-creds", credentials, source, out)
+    run("skopeo", "copy", "--dest-tls-verify=false", "--dest-creds", credentials, out, target)
+    inspected = [
+        json.loads(run("skopeo", "inspect", "--tls-verify=false", "--creds", credentials, name))
+        for name in (source, target)
+    ]
+    assert inspected[0]["Digest"] == inspected[1]["Digest"]
+
+
+def test_podman_and_buildah_log_in_and_pull(
+    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
+) -> None:
+    """podman and buildah log in with a password on standard input and pull."""
+    proxy = start(start_proxy, start_registry)
+    for program in ("podman", "buildah"):
+        require_program(program)
+        storage = ["--root", str(tmp_path / program), "--runroot", str(tmp_path / f"{program}-run")]
+        storage += ["--storage-driver", "vfs"]
+        authfile = str(tmp_path / f"{program}.json")
+        login = ["login", "--tls-verify=false", "--authfile", authfile, "-u", "ann", "--password-stdin", proxy.host]
+        run(program, *storage, *login, stdin="password of a user")
+        pull = ["pull", "--tls-verify=false", "--authfile", authfile, f"{proxy.host}/team/app:1"]
+        run(program, *storage, *pull)
