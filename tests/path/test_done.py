@@ -1,0 +1,377 @@
+"""What the product promises, seen from outside: real registries, the real service, one sentence a test."""
+
+import concurrent.futures
+import hashlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import StartProxy, StartRegistry
+from tests.proxy import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, random_bytes
+from tests.servers import Server
+
+MIB = 1024 * 1024
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 20) -> None:
+    """Return when something holds; fail when it does not within the time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"still not so after {timeout_seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def push_directly(registry: Server, repository: str, tag: str, image: Image) -> None:
+    """Push an image to a registry past the proxy."""
+    with httpx.Client(base_url=f"{registry.url}/v2/{repository}", timeout=60) as client:
+        for digest, blob in image.blobs.items():
+            location = client.post("/blobs/uploads/").headers["Location"]
+            url = httpx.URL(location).copy_merge_params({"digest": digest})
+            assert client.put(url, content=blob).status_code == 201
+        headers = {"Content-Type": image.media_type}
+        assert client.put(f"/manifests/{tag}", content=image.manifest, headers=headers).status_code == 201
+
+
+def blob_gets(registry: Server, digest: str) -> int:
+    """Return how often a registry was asked for the bytes of a blob."""
+    return sum(1 for line in registry.log_text().splitlines() if f"/blobs/{digest} HTTP" in line and '"GET ' in line)
+
+
+def temporary_files(proxy: Proxy) -> list[Path]:
+    """Return what lies in the cache that is neither committed nor a record of it."""
+    return [*(proxy.cache / "fills").glob("*"), *(proxy.cache / "uploads").glob("*")]
+
+
+@pytest.fixture
+def registries(start_registry: StartRegistry) -> list[Server]:
+    """Start two registries with stores of their own."""
+    return [start_registry("first"), start_registry("second")]
+
+
+@pytest.fixture
+def proxy(start_proxy: StartProxy, registries: list[Server]) -> Proxy:
+    """Start a proxy in front of both."""
+    return start_proxy(registries)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_fifty_clients_on_a_cold_blob_cost_one_upstream_get(
+    start_proxy: StartProxy, registries: list[Server], workers: int
+) -> None:
+    """50 clients pulling one cold 64 MiB blob: one upstream GET, each body right, memory under 150 MiB."""
+    proxy = start_proxy(registries, {"workers": workers})
+    blob = random_bytes(64 * MIB)
+    digest = digest_of(blob)
+    for registry in registries:
+        push_directly(registry, "team/app", "1", make_image(blob))
+    user = proxy.add_user("ann", pull=["team/**"])
+    user.token("repository:team/app:pull")
+    peak = [0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            peak[0] = max(peak[0], proxy.pss_bytes())
+
+    def pull() -> str:
+        hasher = hashlib.sha256()
+        with user.client("team/app") as client, client.stream("GET", f"/blobs/{digest}") as answer:
+            assert answer.status_code == 200
+            for chunk in answer.iter_raw(MIB):
+                hasher.update(chunk)
+        return "sha256:" + hasher.hexdigest()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        futures = [pool.submit(pull) for _ in range(50)]
+        bodies = [future.result() for future in futures]
+    done.set()
+    watcher.join()
+    assert bodies == [digest] * 50
+    assert sum(blob_gets(registry, digest) for registry in registries) == 1
+    limit = 150 * MIB if workers == 1 else 200 * MIB
+    assert peak[0] < limit, f"{peak[0] / MIB:.0f} MiB"
+    served = [
+        proxy.metric("registry_proxy_cache_requests_total", kind="blob", result=result)
+        for result in ("hit", "latch", "miss")
+    ]
+    assert sum(served) == 50
+    assert served[2] == 1
+
+
+def test_a_layer_of_one_gib_passes_with_flat_memory(proxy: Proxy, tmp_path: Path) -> None:
+    """A 1 GiB layer is pushed and pulled with the memory of all processes under 150 MiB."""
+    chunk = random_bytes(MIB)
+    hasher = hashlib.sha256()
+    for i in range(1024):
+        hasher.update(i.to_bytes(4) + chunk[4:])
+    digest = "sha256:" + hasher.hexdigest()
+    peak = [0]
+
+    def body() -> Iterator[bytes]:
+        for i in range(1024):
+            yield i.to_bytes(4) + chunk[4:]
+            if i % 64 == 63:
+                peak[0] = max(peak[0], proxy.pss_bytes())
+
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    user.timeout_seconds = 120
+    answer = user.push_blob("team/big", body(), digest)
+    assert answer.status_code == 201, answer.text
+    pulled = hashlib.sha256()
+    with user.client("team/big") as client, client.stream("GET", f"/blobs/{digest}") as stream:
+        for i, part in enumerate(stream.iter_raw(4 * MIB)):
+            pulled.update(part)
+            if i % 32 == 31:
+                peak[0] = max(peak[0], proxy.pss_bytes())
+    assert "sha256:" + pulled.hexdigest() == digest
+    assert peak[0] < 150 * MIB, f"{peak[0] / MIB:.0f} MiB"
+
+
+def test_cached_bytes_of_another_repository_are_not_there(proxy: Proxy) -> None:
+    """Asking for b's cached blob or manifest under a/x, where one may pull, answers what a/x truly holds: 404."""
+    image = make_image(random_bytes(100_000), label="private")
+    writer = proxy.add_user("bob", pull_push=["**"])
+    writer.push("b/private", "1", image)
+    writer.pull("b/private", "1")
+    writer.push("a/x", "1", make_image(b"public"))
+    reader = proxy.add_user("ann", pull=["a/**"])
+    for digest in image.blobs:
+        for answer in (reader.get("a/x", f"blobs/{digest}"), reader.head("a/x", f"blobs/{digest}")):
+            assert answer.status_code == 404
+            assert "X-Cache" not in answer.headers
+            assert "Docker-Content-Digest" not in answer.headers
+    answer = reader.get("a/x", f"manifests/{image.digest}")
+    assert answer.status_code == 404
+    assert answer.json()["errors"][0]["code"] == "MANIFEST_UNKNOWN"
+    assert reader.get("b/private", "manifests/1").status_code == 401
+
+
+def test_cached_images_are_served_without_any_registry_also_after_a_restart(
+    proxy: Proxy, registries: list[Server]
+) -> None:
+    """With both registries gone, and the proxy started anew, a cached image is pulled by tag; rights still count."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    image = make_image(random_bytes(100_000), random_bytes(200_000))
+    for registry in registries:
+        push_directly(registry, "team/app", "1", image)
+    assert user.pull("team/app", "1") == image
+    for registry in registries:
+        registry.stop()
+    assert user.pull("team/app", "1") == image
+    proxy.stop()
+    proxy.start()
+    user.tokens.clear()
+    assert user.pull("team/app", "1") == image
+    assert proxy.add_user("eve").get("team/app", "manifests/1").status_code == 401
+    missing = user.get("team/app", "manifests/absent")
+    assert missing.status_code == 503
+    assert "Retry-After" in missing.headers
+
+
+def test_a_replica_that_missed_a_push_is_never_the_source_of_the_past(proxy: Proxy, registries: list[Server]) -> None:
+    """A replica that was down during a push and came back gives neither the older tag nor a 404."""
+    first, second = registries
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    old, new = make_image(random_bytes(1000), label="old"), make_image(random_bytes(1000), label="new")
+    user.push("team/app", "1", old)
+    second.stop()
+    user.push("team/app", "1", new)
+    user.push("team/app", "2", new)
+    second.start()
+    wait_until(
+        lambda: proxy.metric("registry_proxy_replica_state", state="behind", replica=f"127.0.0.1:{second.port}") == 1,
+        "the returned replica is known to be behind",
+    )
+    assert proxy.metric("registry_proxy_replica_pending", replica=f"127.0.0.1:{second.port}") > 0
+    for tag in ("1", "2"):
+        assert user.head("team/app", f"manifests/{tag}").headers["Docker-Content-Digest"] == new.digest
+    proxy.stop()
+    for entry in ("blobs", "repositories"):
+        (proxy.cache / entry).rename(proxy.root / f"lost-{entry}")
+    proxy.start()
+    assert user.pull("team/app", "1") == new
+    assert user.pull("team/app", "2") == new
+    first.stop()
+    proxy.stop()
+    for entry in ("blobs", "repositories"):
+        (proxy.cache / entry).rename(proxy.root / f"lost-again-{entry}")
+    proxy.start()
+    for path in ("manifests/1", "manifests/2", f"manifests/{new.digest}", *(f"blobs/{d}" for d in new.blobs)):
+        answer = user.get("team/app", path)
+        assert answer.status_code == 503, f"{path}: {answer.status_code} {answer.text}"
+
+
+def test_a_kill_in_mid_fill_leaves_nothing_partial(proxy: Proxy, registries: list[Server]) -> None:
+    """Kill -9 of everything while a blob is being filled: after the restart no partial file, and the pull works."""
+    blob = random_bytes(64 * MIB)
+    digest = digest_of(blob)
+    for registry in registries:
+        push_directly(registry, "team/app", "1", make_image(blob))
+    user = proxy.add_user("ann", pull=["team/**"])
+    with user.client("team/app") as client, client.stream("GET", f"/blobs/{digest}") as answer:
+        assert answer.status_code == 200
+        next(answer.iter_raw(MIB))
+        for registry in registries:
+            registry.send_signal(signal.SIGSTOP)
+        proxy.kill_everything()
+    for registry in registries:
+        registry.send_signal(signal.SIGCONT)
+    proxy.start()
+    assert temporary_files(proxy) == []
+    assert digest_of(user.get("team/app", f"blobs/{digest}").content) == digest
+
+
+def test_a_kill_in_mid_push_leaves_nothing_partial(proxy: Proxy, registries: list[Server]) -> None:
+    """Kill -9 of everything in the middle of a PATCH: after the restart nothing partial, and a new push works."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    image = make_image(random_bytes(8 * MIB))
+    layer = max(image.blobs.values(), key=len)
+
+    def body() -> Iterator[bytes]:
+        yield layer[: 4 * MIB]
+        wait_until(lambda: any(f.stat().st_size for f in temporary_files(proxy)), "the upload has begun")
+        proxy.kill_everything()
+        yield layer[4 * MIB :]
+
+    with pytest.raises(httpx.TransportError):
+        user.push_blob("team/app", body(), digest_of(layer))
+    proxy.start()
+    assert temporary_files(proxy) == []
+    assert user.head("team/app", f"blobs/{digest_of(layer)}").status_code == 404
+    user.push("team/app", "1", image)
+    assert user.pull("team/app", "1") == image
+
+
+def test_a_manifest_of_one_gigabyte_is_refused_unread(proxy: Proxy) -> None:
+    """A "manifest" announced with 1 GB is refused by the spec's code; the memory stays flat."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    token = user.token("repository:team/app:pull,push")
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as connection:
+        head = f"PUT /v2/team/app/manifests/1 HTTP/1.1\r\nHost: {proxy.host}\r\nAuthorization: Bearer {token}\r\n"
+        head += f"Content-Type: {OCI_MANIFEST}\r\nContent-Length: {1 << 30}\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = connection.recv(65536).decode()
+    assert answer.startswith(("HTTP/1.1 400", "HTTP/1.1 413")), answer
+    assert "MANIFEST_INVALID" in answer or "SIZE_INVALID" in answer
+    assert proxy.pss_bytes() < 150 * MIB
+
+
+def garbage_requests(token: str) -> Iterator[tuple[str, str, dict[str, str], bytes]]:
+    """Yield requests that no client would send: method, path with query, headers, body."""
+    auth = {"Authorization": f"Bearer {token}"}
+    for name in ("../etc", "a//b", "A", "a%2Fb", "a%252Fb", "a%00b", "x" * 300, "a/../b", "%2e%2e/b", "a b", "ä"):
+        yield "GET", f"/v2/{name}/manifests/1", auth, b""
+        yield "POST", f"/v2/{name}/blobs/uploads/", auth, b""
+    for digest in (
+        "sha256:",
+        "sha256:xyz",
+        "md5:" + "0" * 32,
+        "sha256:" + "A" * 64,
+        "sha256:" + "0" * 65,
+        ":",
+        "sha512:0",
+    ):
+        yield "GET", f"/v2/team/app/blobs/{digest}", auth, b""
+        yield "POST", f"/v2/team/app/blobs/uploads/?digest={digest}", auth, b"abc"
+    for tag in (".", "-x", "x" * 129, "a%0ab", "a:b:c"):
+        yield "PUT", f"/v2/team/app/manifests/{tag}", {**auth, "Content-Type": OCI_MANIFEST}, b"{}"
+    for value in ("bytes=9-1", "bytes=-", "bytes=a-b", "bytes=1-2,4-5", "lines=1-2", "bytes=" + "9" * 400 + "-"):
+        yield "GET", f"/v2/team/app/blobs/{'sha256:' + '0' * 64}", {**auth, "Range": value}, b""
+    for bad in ("Bearer", "Bearer ", "Bearer a.b.c", "Bearer " + "x" * 7000, "Basic !!!", "Negotiate x", "Bearer \x7f"):
+        yield "GET", "/v2/", {"Authorization": bad}, b""
+        yield "GET", "/auth/token", {"Authorization": bad}, b""
+    for body in (
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"schemaVersion":2}',
+        b'{"layers":1,"config":2}',
+    ):
+        yield "PUT", "/v2/team/app/manifests/1", {**auth, "Content-Type": OCI_MANIFEST}, body
+    for query in ("n=-1", "n=x", "n=" + "9" * 40, "n=0", "last=%ff", "n=1&n=2", "%zz", "n=1;2"):
+        yield "GET", f"/v2/_catalog?{query}", auth, b""
+        yield "GET", f"/v2/team/app/tags/list?{query}", auth, b""
+    for state in ("", "x", "A" * 5000, "%00"):
+        for method in ("GET", "PATCH", "PUT", "DELETE"):
+            path = f"/v2/team/app/blobs/uploads/0123?_state={state}&digest=sha256:{'0' * 64}"
+            yield method, path, {**auth, "Content-Range": "5-1"}, b"abc" if method[0] == "P" else b""
+    yield "POST", "/v2/team/app/blobs/uploads/?mount=x&from=y", auth, b""
+    yield "POST", f"/v2/team/app/blobs/uploads/?mount=sha256:{'0' * 64}&from=../x", auth, b""
+    yield "TRACE", "/v2/", auth, b""
+    yield "GET", "/v2/" + "a/" * 4000, auth, b""
+    yield "GET", "/", {}, b""
+    yield "GET", "/auth/token?scope=" + "x" * 3000 + "&scope=:::&scope=repository:a:", {}, b""
+    yield "POST", "/auth/token", {"Content-Type": "application/x-www-form-urlencoded"}, b"grant_type=x&%zz"
+
+
+def test_garbage_is_answered_with_the_specs_errors(proxy: Proxy) -> None:
+    """No malformed name, digest, range, token, body, query or header gives a 5xx or a traceback, or loses anything."""
+    user = proxy.add_user("ann", pull_push=["**"])
+    image = make_image(random_bytes(1000))
+    user.push("team/app", "1", image)
+    token = user.token("repository:team/app:pull,push", "registry:catalog:*")
+    wrong = []
+    for method, path, headers, body in garbage_requests(token):
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            f"Host: {proxy.host}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        ]
+        lines += [f"{key}: {value}" for key, value in headers.items()]
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=15) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body)
+            answer = connection.makefile("rb").read().decode(errors="replace")
+        status = int(answer.split(" ")[1]) if answer.startswith("HTTP/1.1 ") else 0
+        if not 200 <= status < 500 or (status >= 400 and '"errors"' not in answer):
+            wrong.append((method, path[:100], headers, answer[:300]))
+    assert wrong == []
+    assert "Traceback" not in proxy.log_text()
+    assert user.pull("team/app", "1") == image
+
+
+def test_no_secret_is_logged(proxy: Proxy) -> None:
+    """Neither a password nor a token nor an upload's state appears in the log or the metrics."""
+    user = proxy.add_user("ann", "a very secret password", pull_push=["**"])
+    user.push("team/app", "1", make_image(random_bytes(1000)))
+    user.pull("team/app", "1")
+    httpx.get(f"{proxy.url}/auth/token", auth=("ann", "another secret word"))
+    text = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics").text
+    for secret in ("a very secret password", "another secret word", "_state=", *user.tokens.values()):
+        assert secret not in text
+
+
+def test_ending_the_service_leaves_no_process(proxy: Proxy) -> None:
+    """SIGTERM ends the supervisor and every worker within its 10 seconds."""
+    processes = proxy.processes()
+    assert len(processes) >= 2
+    proxy.stop()
+    assert not [process for process in processes if process.is_running()]
+
+
+def test_two_nodes_on_one_redis_see_each_others_changes(
+    start_proxy: StartProxy, registries: list[Server], redis: Server
+) -> None:
+    """A user, a grant and its removal made on one node are in force on the other within two seconds."""
+    store = {"store": f"redis://127.0.0.1:{redis.port}/0"}
+    one, other = start_proxy(registries, store, name="one"), start_proxy(registries, store, name="other")
+    user = one.add_user("ann", pull_push=["team/**"])
+    image = make_image(random_bytes(1000))
+    elsewhere = User(other, user.name, user.password)
+    user.push("team/app", "1", image)
+    wait_until(lambda: elsewhere.get("team/app", "manifests/1").status_code == 200, "the grant is known", 2)
+    with one.admin() as admin:
+        for grant in admin.get("/grants").json()["items"]:
+            admin.delete(f"/grants/{grant['id']}").raise_for_status()
+    wait_until(lambda: elsewhere.get("team/app", "manifests/1").status_code == 401, "the removal is known", 2)
