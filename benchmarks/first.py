@@ -148,7 +148,8 @@ def print_small(title: str, loads: dict[str, list[Load]]) -> None:
     """Print the table of a small content: requests and CPU a request."""
     yardstick = median(loads["nginx static"], lambda load: load.requests_per_second)
     print(
-        f"\n### {title}\n\n| server | requests/s | x nginx | CPU us a request | p50 ms | p99 ms |\n|---|---|---|---|---|---|"
+        f"\n### {title}\n\n| server | requests/s | x nginx | CPU us a request | p50 ms | p99 ms |\n|---"
+        "|---|---|---|---|---|"
     )
     for name, rounds in loads.items():
         rate = median(rounds, lambda load: load.requests_per_second)
@@ -178,7 +179,8 @@ def print_herd(title: str, herds: dict[str, list[Herd]], gets: dict[str, int]) -
     yardstick = median(herds["nginx static"], lambda herd: herd.last_done)
     print(f"\n### {title}\n")
     print(
-        "| server | backend GETs a round | last client s | x nginx hot | last first byte ms | CPU s |\n|---|---|---|---|---|---|"
+        "| server | backend GETs a round | last client s | x nginx hot | last first byte ms | CPU s |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, rounds in herds.items():
         done = median(rounds, lambda herd: herd.last_done)

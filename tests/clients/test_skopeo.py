@@ -25,7 +25,7 @@ def start(start_proxy: StartProxy, start_registry: StartRegistry) -> Proxy:
 
 
 def test_skopeo_copies_out_and_in(start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path) -> None:
-    """skopeo copy reads an image and writes it to another tag; the digests stay equal."""
+    """Skopeo copies: it reads an image and writes it to another tag; the digests stay equal."""
     require_program("skopeo")
     proxy = start(start_proxy, start_registry)
     credentials = "ann:password of a user"
@@ -43,7 +43,7 @@ def test_skopeo_copies_out_and_in(start_proxy: StartProxy, start_registry: Start
 def test_podman_and_buildah_log_in_and_pull(
     start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
 ) -> None:
-    """podman and buildah log in with a password on standard input and pull."""
+    """Podman and buildah log in with a password on standard input and pull."""
     proxy = start(start_proxy, start_registry)
     for program in ("podman", "buildah"):
         require_program(program)
