@@ -1,0 +1,70 @@
+"""Listing tags and repositories (spec, "Content Discovery"; distribution's ``_catalog``)."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from registry_proxy.ports import RegistryReader, RoutedRepository, Router
+from registry_proxy.spec.endpoints import PAGE_SIZE_MAX
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a sorted list; ``more`` tells that something follows its last item."""
+
+    items: Sequence[str]
+    more: bool
+
+
+def _page(items: Sequence[str], page_size: int | None, last: str | None) -> Page:
+    size = PAGE_SIZE_MAX if page_size is None else min(page_size, PAGE_SIZE_MAX)
+    start = 0 if last is None else bisect_right(items, last)
+    # n=0 is an empty list and no next page (spec, "Listing Tags").
+    return Page(items[start : start + size], more=0 < size < len(items) - start)
+
+
+class Discover:
+    """The lists. ``last`` need not exist: what sorts after it follows.
+
+    Args:
+        readers: by upstream.
+        router: says under which name each repository is known here.
+    """
+
+    def __init__(self, *, readers: Mapping[str, RegistryReader], router: Router) -> None:
+        self._readers = readers
+        self._router = router
+
+    async def list_tags(self, routed: RoutedRepository, page_size: int | None, last: str | None) -> Page:
+        """Return a page of a repository's tags, sorted.
+
+        Raises:
+            RegistryError: NAME_UNKNOWN.
+            UpstreamUnavailableError: no replica answered.
+        """
+        return _page(await self._readers[routed.upstream].list_tags(routed.repository), page_size, last)
+
+    async def list_repositories(
+        self, may_pull: Callable[[Repository], bool], page_size: int | None, last: str | None
+    ) -> Page:
+        """Return a page of the repositories that the caller may pull, sorted, of all upstreams.
+
+        Hidden names are taken out before paging, so that no page ends in one and a page is as full as it can be.
+
+        Raises:
+            UpstreamUnavailableError: an upstream cannot be asked; a list that silently lacks it would be a lie.
+        """
+        names: set[Repository] = set()
+        for upstream in self._router.upstreams:
+            try:
+                repositories = await self._readers[upstream].list_repositories()
+            except RegistryError:
+                # It answered that it has no list: registries such as Docker Hub give none.
+                continue
+            for repository in repositories:
+                name = self._router.local_name(RoutedRepository(upstream, repository))
+                if name is not None and may_pull(name):
+                    names.add(name)
+        return _page(sorted(names), page_size, last)

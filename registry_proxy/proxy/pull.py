@@ -1,0 +1,374 @@
+"""Pulling manifests and blobs (spec, "Pull"): from the cache when the repository holds the digest, else upstream.
+
+A digest is global, the right to read it is not: bytes leave only when a replica, or our own commit, said that THIS
+repository holds them (its membership). A tag is asked for, a digest is cached for ever.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from registry_proxy.ports import (
+    BlobCache,
+    BlobReader,
+    ByteStream,
+    CacheResult,
+    CacheUnavailableError,
+    ContentKind,
+    FillFailedError,
+    Membership,
+    Memberships,
+    Observer,
+    RegistryReader,
+    RoutedRepository,
+    UpstreamUnavailableError,
+)
+from registry_proxy.proxy.flight import SingleFlight
+from registry_proxy.proxy.passthrough import PassThrough
+from registry_proxy.proxy.tags import TagResolver
+from registry_proxy.spec.byterange import ByteRange, parse_range
+from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, MANIFEST_MAX_BYTES, Descriptor, Manifest
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Digest, Tag
+
+MEMBERSHIP_FRESH_SECONDS = 24 * 3600.0
+"""Past this age a membership is asked for again; it stands when nobody answers."""
+
+FAR_RANGE_BYTES = 32 * 1024 * 1024
+"""A range that starts further than this beyond the bytes at hand is fetched by itself."""
+
+_FOREIGN_FAILURES_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestAnswer:
+    """A manifest to serve; ``warning`` is the value of a Warning header where the tag could not be asked for."""
+
+    manifest: Manifest
+    result: CacheResult
+    warning: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What a HEAD of a manifest tells; fields as in ``ManifestAnswer``."""
+
+    descriptor: Descriptor
+    result: CacheResult
+    warning: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobAnswer:
+    """A blob to serve: ``content`` is closed by whoever got the answer; ``byte_range`` None means the whole."""
+
+    descriptor: Descriptor
+    result: CacheResult
+    content: bytes | BlobReader | ByteStream
+    byte_range: ByteRange | None
+
+
+class _RepositorySource:
+    """A blob of one repository as the source of a fill; remembers whether it was asked and what it said."""
+
+    def __init__(self, reader: RegistryReader, routed: RoutedRepository, digest: Digest) -> None:
+        self._reader = reader
+        self._routed = routed
+        self.digest = digest
+        self.was_asked = False
+        self.has_answered = False
+        self.size_bytes: int | None = None
+
+    @asynccontextmanager
+    async def __call__(self, offset: int) -> AsyncIterator[ByteStream]:
+        self.was_asked = True
+        async with self._reader.open_blob(self._routed.repository, self.digest, offset) as stream:
+            self.has_answered = True
+            self.size_bytes = stream.size_bytes
+            yield stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    descriptor: Descriptor
+    was_fetched: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    manifest: Manifest
+    was_here: bool
+
+
+class Pull:
+    """The verbs of pulling.
+
+    Every method raises RegistryError (404 only when every current replica said so), and UpstreamUnavailableError
+    or FillFailedError when the upstream could not, or did not rightly, answer.
+
+    Args:
+        readers: by upstream; wait for a replica to come back.
+        impatient_readers: by upstream; do not wait: used where something older can stand in.
+        cache: bytes on local disk.
+        memberships: which repository holds what.
+        observer: is told hits and misses.
+        tag_ttl_seconds: by upstream, how long a tag is answered without asking.
+    """
+
+    def __init__(
+        self,
+        *,
+        readers: Mapping[str, RegistryReader],
+        impatient_readers: Mapping[str, RegistryReader],
+        cache: BlobCache,
+        memberships: Memberships,
+        observer: Observer,
+        tag_ttl_seconds: Mapping[str, float],
+    ) -> None:
+        self._readers = readers
+        self._impatient_readers = impatient_readers
+        self._cache = cache
+        self._memberships = memberships
+        self._observer = observer
+        self._tags = TagResolver(
+            readers=readers,
+            impatient_readers=impatient_readers,
+            memberships=memberships,
+            ttl_seconds=tag_ttl_seconds,
+        )
+        self._fetches: SingleFlight[_Fetched] = SingleFlight()
+        self._learning: SingleFlight[_Learned] = SingleFlight()
+        self._questions: SingleFlight[Descriptor] = SingleFlight()
+
+    # ------------------------------------------------------------ manifests
+
+    async def get_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestAnswer:
+        """Return the manifest with its exact bytes and media type."""
+        if isinstance(tag_or_digest, Digest):
+            manifest, result = await self._manifest(routed, tag_or_digest)
+            warning = None
+        else:
+            manifest, result, warning = await self._tagged_manifest(routed, tag_or_digest)
+        self._observer.cache_request(ContentKind.MANIFEST, result)
+        return ManifestAnswer(manifest, result, warning)
+
+    async def head_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestHead:
+        """Return the manifest's descriptor; a tag costs the upstream at most one HEAD."""
+        if isinstance(tag_or_digest, Digest):
+            membership = self._fresh(routed, tag_or_digest)
+            if membership is not None:
+                return ManifestHead(membership.descriptor, CacheResult.HIT, None)
+            manifest, result = await self._manifest(routed, tag_or_digest)
+            return ManifestHead(manifest.descriptor, result, None)
+        resolved = await self._tags.resolve(routed, tag_or_digest)
+        membership = self._fresh(routed, resolved.digest)
+        descriptor = resolved.descriptor if membership is None else membership.descriptor
+        if descriptor is None:
+            manifest, result, warning = await self._tagged_manifest(routed, tag_or_digest)
+            return ManifestHead(manifest.descriptor, result, warning)
+        result = CacheResult.MISS if resolved.was_asked else CacheResult.HIT
+        return ManifestHead(descriptor, result, _stale_warning(resolved.stale_seconds))
+
+    async def _tagged_manifest(self, routed: RoutedRepository, tag: Tag) -> tuple[Manifest, CacheResult, str | None]:
+        resolved = await self._tags.resolve(routed, tag)
+        try:
+            manifest, result = await self._manifest(routed, resolved.digest)
+        except RegistryError as error:
+            if error.status != 404:
+                raise
+            # The tag was moved or deleted, and what it was is gone, since a replica named it: ask once more.
+            self._memberships.forget_tag(routed, tag)
+            resolved = await self._tags.resolve(routed, tag)
+            manifest, result = await self._manifest(routed, resolved.digest)
+        return manifest, result, _stale_warning(resolved.stale_seconds)
+
+    async def _manifest(self, routed: RoutedRepository, digest: Digest) -> tuple[Manifest, CacheResult]:
+        membership = self._fresh(routed, digest)
+        if membership is not None and (body := self._read_manifest(digest)) is not None:
+            return Manifest(membership.descriptor, body), CacheResult.HIT
+        fetched, is_first = await self._fetches.run((routed, digest), lambda: self._fetch_manifest(routed, digest))
+        if fetched.was_here:
+            return fetched.manifest, CacheResult.HIT
+        return fetched.manifest, CacheResult.MISS if is_first else CacheResult.LATCH
+
+    async def _fetch_manifest(self, routed: RoutedRepository, digest: Digest) -> _Fetched:
+        """Fetch it, which learns the membership; where a membership has only aged, what is here can stand in."""
+        known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
+        body = None if known is None else self._read_manifest(digest)
+        readers = self._readers if body is None else self._impatient_readers
+        try:
+            manifest = await readers[routed.upstream].fetch_manifest(routed.repository, digest)
+        except (RegistryError, UpstreamUnavailableError) as error:
+            if isinstance(error, RegistryError) and error.status == 404:
+                self._memberships.forget(routed, ContentKind.MANIFEST, digest)
+                raise
+            if known is None or body is None:
+                raise
+            return _Fetched(Manifest(known.descriptor, body), was_here=True)
+        await self._cache.store(digest, manifest.body)
+        self._memberships.remember(routed, ContentKind.MANIFEST, manifest.descriptor)
+        return _Fetched(manifest, was_here=False)
+
+    def _fresh(self, routed: RoutedRepository, digest: Digest) -> Membership | None:
+        membership = self._memberships.find(routed, ContentKind.MANIFEST, digest)
+        return membership if membership is not None and membership.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
+
+    def _read_manifest(self, digest: Digest) -> bytes | None:
+        body = self._cache.read_small(digest)
+        if body is not None:
+            return body
+        reader = self._cache.open_committed(digest)
+        if reader is None:
+            return None
+        try:
+            return os.pread(reader.fd, reader.size_bytes, 0) if reader.size_bytes <= MANIFEST_MAX_BYTES else None
+        finally:
+            reader.close()
+
+    # ------------------------------------------------------------ blobs
+
+    async def head_blob(self, routed: RoutedRepository, digest: Digest) -> tuple[Descriptor, CacheResult]:
+        """Return the blob's descriptor; costs the upstream at most one HEAD and no body."""
+        known = await self._known(routed, digest)
+        if known is not None:
+            return known, CacheResult.HIT
+        descriptor, _ = await self._questions.run((routed, digest), lambda: self._ask(routed, digest))
+        return descriptor, CacheResult.MISS
+
+    async def open_blob(self, routed: RoutedRepository, digest: Digest, range_header: str | None) -> BlobAnswer:
+        """Open a blob for sending.
+
+        Args:
+            routed: the repository.
+            digest: the blob.
+            range_header: the request's Range, None for none.
+
+        Raises:
+            RegistryError: RANGE_INVALID with the Content-Range of a 416, besides those of the class.
+        """
+        known = await self._known(routed, digest)
+        learned_by: CacheResult | None = None
+        if known is None:
+            work = (routed, digest)
+            learned, is_first = await self._learning.run(work, lambda: self._learn(routed, digest))
+            known = learned.descriptor
+            if learned.was_fetched:
+                learned_by = CacheResult.MISS if is_first else CacheResult.LATCH
+        answer = await self._open(routed, known, range_header, learned_by)
+        self._observer.cache_request(ContentKind.BLOB, answer.result)
+        return answer
+
+    async def _known(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
+        """Return what the membership says, asked for again when it is old; None when there is none."""
+        membership = self._memberships.find(routed, ContentKind.BLOB, digest)
+        if membership is None or membership.age_seconds < MEMBERSHIP_FRESH_SECONDS:
+            return None if membership is None else membership.descriptor
+        old = membership.descriptor
+        descriptor, _ = await self._questions.run((routed, digest), lambda: self._ask(routed, digest, old))
+        return descriptor
+
+    async def _ask(self, routed: RoutedRepository, digest: Digest, old: Descriptor | None = None) -> Descriptor:
+        """Learn the membership by one HEAD; what was known before stands when nobody answers."""
+        readers = self._readers if old is None else self._impatient_readers
+        try:
+            descriptor = await readers[routed.upstream].stat_blob(routed.repository, digest)
+        except (RegistryError, UpstreamUnavailableError) as error:
+            if isinstance(error, RegistryError) and error.status == 404:
+                self._memberships.forget(routed, ContentKind.BLOB, digest)
+                raise
+            if old is None:
+                raise
+            return old
+        return self._remember(routed, digest, descriptor.size_bytes)
+
+    async def _learn(self, routed: RoutedRepository, digest: Digest) -> _Learned:
+        """Learn the membership: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
+        if self._cache.is_filling(digest) or self._is_committed(digest):
+            return _Learned(await self._ask(routed, digest), was_fetched=False)
+        source = self._source(routed, digest)
+        size_bytes: int | None
+        try:
+            reader, _ = await self._fill(source)
+        except CacheUnavailableError:
+            size_bytes = source.size_bytes
+        else:
+            size_bytes = reader.size_bytes
+            # The fill goes on without it; each client opens a reader of its own.
+            reader.close()
+        if source.has_answered and size_bytes is not None:
+            return _Learned(self._remember(routed, digest, size_bytes), was_fetched=True)
+        # Another worker, for another repository, was quicker: what its replica said counts only there.
+        return _Learned(await self._ask(routed, digest), was_fetched=False)
+
+    async def _open(
+        self, routed: RoutedRepository, known: Descriptor, range_header: str | None, learned_by: CacheResult | None
+    ) -> BlobAnswer:
+        digest = known.digest
+        reader, result = self._cache.open_committed(digest), CacheResult.HIT
+        if reader is None:
+            try:
+                reader, result = await self._fill(self._source(routed, digest))
+            except CacheUnavailableError:
+                return await self._pass_through(routed, known, parse_range(range_header, known.size_bytes))
+            except RegistryError as error:
+                if error.status == 404:
+                    self._memberships.forget(routed, ContentKind.BLOB, digest)
+                raise
+        try:
+            if known.size_bytes != reader.size_bytes:
+                known = self._remember(routed, digest, reader.size_bytes)
+            byte_range = parse_range(range_header, reader.size_bytes)
+        except BaseException:
+            reader.close()
+            raise
+        if byte_range is not None and byte_range.first > reader.available_bytes + FAR_RANGE_BYTES:
+            reader.close()
+            return await self._pass_through(routed, known, byte_range)
+        return BlobAnswer(known, learned_by or result, reader, byte_range)
+
+    async def _fill(self, source: _RepositorySource) -> tuple[BlobReader, CacheResult]:
+        for _ in range(_FOREIGN_FAILURES_MAX):
+            try:
+                return await self._cache.open_or_fill(source.digest, source)
+            except (RegistryError, UpstreamUnavailableError, FillFailedError):
+                # The fill that was joined may be of another repository, in another upstream: its failure says
+                # nothing about this one.
+                if source.was_asked:
+                    raise
+        raise UpstreamUnavailableError(f"the fetches of {source.digest} by others failed")
+
+    async def _pass_through(
+        self, routed: RoutedRepository, known: Descriptor, byte_range: ByteRange | None
+    ) -> BlobAnswer:
+        stream = PassThrough(self._source(routed, known.digest), known.digest, known.size_bytes, byte_range)
+        try:
+            await stream.open()
+        except RegistryError as error:
+            if error.status == 404:
+                self._memberships.forget(routed, ContentKind.BLOB, known.digest)
+            raise
+        return BlobAnswer(known, CacheResult.MISS, stream, byte_range)
+
+    def _source(self, routed: RoutedRepository, digest: Digest) -> _RepositorySource:
+        return _RepositorySource(self._readers[routed.upstream], routed, digest)
+
+    def _remember(self, routed: RoutedRepository, digest: Digest, size_bytes: int) -> Descriptor:
+        descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes)
+        self._memberships.remember(routed, ContentKind.BLOB, descriptor)
+        return descriptor
+
+    def _is_committed(self, digest: Digest) -> bool:
+        reader = self._cache.open_committed(digest)
+        if reader is None:
+            return False
+        reader.close()
+        return True
+
+
+def _stale_warning(stale_seconds: float | None) -> str | None:
+    """Return a Warning as the spec has it ("Warnings"): code 299, agent "-"; None for a current answer."""
+    if stale_seconds is None:
+        return None
+    since = "earlier" if stale_seconds == float("inf") else f"{stale_seconds:.0f} s ago"
+    return f'299 - "no replica of the upstream could be asked; this is what the tag was {since}"'
