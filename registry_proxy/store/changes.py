@@ -1,0 +1,136 @@
+"""How a change in the store becomes known: at once on the node that made it, within a second on the others."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterable, Mapping
+
+from registry_proxy.ports import Store, StoreUnavailableError, Table
+from registry_proxy.tasks import spawn
+
+POLL_INTERVAL_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+_PAGE_BYTES = 4096
+_ENTRY = struct.Struct("=QQ")  # counter, sequence number of the table's last change
+_OFFSETS = {table: index * _ENTRY.size for index, table in enumerate(Table)}
+_SLOTS = {table: index * 2 for index, table in enumerate(Table)}
+
+
+class ChangePage:
+    """One page of memory shared by all workers of a node, with a counter for each table.
+
+    Beside the counter stands the sequence number the table was last seen with, so that what several workers learn of
+    one change counts once. The counter itself only rises: no reader can meet the same number for other content, even
+    when a store comes back from a backup with lower sequence numbers.
+    """
+
+    def __init__(self, path: str) -> None:
+        directory = os.path.dirname(path)
+        if directory:
+            os.makedirs(directory, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(self._fd).st_size < _PAGE_BYTES:
+                os.ftruncate(self._fd, _PAGE_BYTES)
+            self._page = mmap.mmap(self._fd, _PAGE_BYTES)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._counters = memoryview(self._page).cast("Q")
+        self._lock = threading.Lock()  # flock excludes other processes, not the threads that share this descriptor
+
+    def version(self, table: Table) -> int:
+        """Return the counter of a table."""
+        return self._counters[_SLOTS[table]]
+
+    def note(self, versions: Mapping[Table, int]) -> None:
+        """Count a change for each table whose sequence number is not the one known so far."""
+        with self._lock:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                for table, sequence in versions.items():
+                    counter, known = _ENTRY.unpack_from(self._page, _OFFSETS[table])
+                    if known != sequence:
+                        _ENTRY.pack_into(self._page, _OFFSETS[table], counter + 1, sequence)
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def note_commit(self, tables: Iterable[Table], sequence: int) -> None:
+        """Count a commit that changed these tables and got this sequence number."""
+        self.note(dict.fromkeys(tables, sequence))
+
+    def close(self) -> None:
+        """Unmap the page; twice is fine."""
+        if not self._page.closed:
+            self._counters.release()
+            self._page.close()
+            os.close(self._fd)
+
+
+class StoreWatch:
+    """Asks the store for its versions twice a second, and gives them to all who compare (ports.StoreChanges).
+
+    It is the sure way for what other nodes commit, and for a commit whose process died before it could say so.
+    """
+
+    def __init__(self, store: Store, page: ChangePage, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
+        self._store = store
+        self._page = page
+        self._interval_seconds = interval_seconds
+        self._contact_at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    def version(self, table: Table) -> int:
+        """Return a number that differs whenever the table may have changed since."""
+        return self._page.version(table)
+
+    def seconds_since_contact(self) -> float:
+        """Return how long ago the store last answered here; infinite when it never did."""
+        return time.monotonic() - self._contact_at
+
+    async def check(self) -> None:
+        """Compare with the store now.
+
+        Raises:
+            StoreUnavailableError: it does not answer.
+        """
+        asked_at = time.monotonic()
+        versions = await self._store.versions()
+        self._page.note({table: versions.get(table, 0) for table in Table})
+        self._contact_at = asked_at
+
+    async def start(self) -> None:
+        """Look once, so that nothing that happened before is missed, then go on in the background."""
+        reachable = await self._try_check(was_reachable=True)
+        self._task = spawn(self._watch(reachable=reachable), "store watch")
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _watch(self, *, reachable: bool) -> None:
+        while True:
+            await asyncio.sleep(self._interval_seconds)
+            reachable = await self._try_check(was_reachable=reachable)
+
+    async def _try_check(self, *, was_reachable: bool) -> bool:
+        try:
+            await self.check()
+        except StoreUnavailableError as error:
+            if was_reachable:
+                _log.warning("the store does not answer: %s", error)
+            return False
+        if not was_reachable:
+            _log.warning("the store answers again")
+        return True

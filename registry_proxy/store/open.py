@@ -1,0 +1,45 @@
+"""Which store a URL means."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from registry_proxy.store.changes import ChangePage, StoreWatch
+from registry_proxy.store.redis import RedisStore
+from registry_proxy.store.sqlite import SqliteStore
+
+_SQLITE = "sqlite:///"
+_REDIS = ("redis://", "rediss://")
+
+
+@asynccontextmanager
+async def open_store(url: str, page_path: str) -> AsyncIterator[tuple[SqliteStore | RedisStore, StoreWatch]]:
+    """Open the store of a worker, and the watch that tells what changed in it, for the length of a with block.
+
+    An unreachable Redis is no error here: each use of the store says so until it is back.
+
+    Args:
+        url: ``sqlite:///relative``, ``sqlite:////absolute``, ``redis://`` or ``rediss://``.
+        page_path: a file of the node, shared by its workers, for ``ChangePage``.
+
+    Raises:
+        ValueError: the URL is none of these.
+        SchemaTooNewError: a later release wrote the store.
+        StoreUnavailableError: the SQLite file cannot be opened.
+    """
+    async with AsyncExitStack() as stack:
+        page = ChangePage(page_path)
+        stack.callback(page.close)
+        store: SqliteStore | RedisStore
+        if url.startswith(_SQLITE) and len(url) > len(_SQLITE):
+            store = SqliteStore(url.removeprefix(_SQLITE), page)
+            stack.push_async_callback(store.aclose)
+            await store.versions()
+        elif url.startswith(_REDIS):
+            store = RedisStore(url, page)
+            stack.push_async_callback(store.aclose)
+        else:
+            raise ValueError("a store is sqlite:///path, redis://host:port/number or rediss://host:port/number")
+        watch = StoreWatch(store, page)
+        stack.push_async_callback(watch.aclose)
+        await watch.start()
+        yield store, watch

@@ -1,0 +1,229 @@
+"""The shared store: Redis, for several nodes (ports.Store).
+
+Keys, all under one prefix: ``table:<name>`` a hash of key -> ``<revision> <JSON>``; ``keys:<name>`` a sorted set of the
+keys, for listing by prefix; ``versions`` a hash of table -> sequence number, with the sequence itself in ``sequence``.
+"""
+
+import asyncio
+import builtins
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.lock import Lock
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import LockError, RedisError
+
+from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
+from registry_proxy.store.changes import ChangePage
+from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
+from registry_proxy.tasks import spawn
+
+LEASE_PATIENCE_SECONDS = 30.0
+LEASE_SECONDS = 10.0
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+_SEQUENCE_FIELD = "sequence"
+_CONNECTIONS_MAX = 32
+
+# ARGV: prefix, then table, key, expected revision ("" for none), "1" to write or "0" to delete, value.
+_COMMIT = """
+local prefix = ARGV[1]
+for i = 2, #ARGV, 5 do
+  local expect = ARGV[i + 2]
+  if expect ~= '' then
+    local stored = redis.call('HGET', prefix .. 'table:' .. ARGV[i], ARGV[i + 1])
+    local revision = stored and string.match(stored, '^%d+') or '0'
+    if revision ~= expect then return {'conflict', ARGV[i], ARGV[i + 1], revision, expect} end
+  end
+end
+local sequence = string.format('%.0f', redis.call('HINCRBY', prefix .. 'versions', 'sequence', 1))
+for i = 2, #ARGV, 5 do
+  local records, keys = prefix .. 'table:' .. ARGV[i], prefix .. 'keys:' .. ARGV[i]
+  if ARGV[i + 3] == '1' then
+    redis.call('HSET', records, ARGV[i + 1], sequence .. ' ' .. ARGV[i + 4])
+    redis.call('ZADD', keys, 0, ARGV[i + 1])
+  else
+    redis.call('HDEL', records, ARGV[i + 1])
+    redis.call('ZREM', keys, ARGV[i + 1])
+  end
+  redis.call('HSET', prefix .. 'versions', ARGV[i], sequence)
+end
+return {'done', sequence}
+"""
+
+# One script, so that no commit comes between the keys and their values. ARGV: prefix, table, prefix of the keys.
+_LIST = """
+local first = ARGV[3] == '' and '-' or '[' .. ARGV[3]
+local last = ARGV[3] == '' and '+' or '[' .. ARGV[3] .. string.char(255)
+local found = {}
+for _, key in ipairs(redis.call('ZRANGEBYLEX', ARGV[1] .. 'keys:' .. ARGV[2], first, last)) do
+  found[#found + 1] = key
+  found[#found + 1] = redis.call('HGET', ARGV[1] .. 'table:' .. ARGV[2], key)
+end
+return found
+"""
+
+
+class RedisStore:
+    """Records in a Redis; nothing is sent before the first use, so that a node starts while Redis is away.
+
+    Args:
+        url: ``redis://`` or ``rediss://``; its query takes what redis-py takes, such as ``ssl_ca_certs``.
+        page: told of every commit before ``commit`` returns.
+        prefix: starts the name of every key.
+        timeout_seconds: how long one answer may take.
+    """
+
+    def __init__(
+        self, url: str, page: ChangePage, prefix: str = "registry-proxy:", *, timeout_seconds: float = 2.0
+    ) -> None:
+        parts = urlsplit(url)
+        self._where = f"Redis at {parts.hostname}:{parts.port or 6379}"  # the URL may hold a password
+        self._page = page
+        self._prefix = prefix
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS_MAX,
+            timeout=timeout_seconds,
+            socket_connect_timeout=min(timeout_seconds, 1.0),
+            socket_timeout=timeout_seconds,
+            # A commit whose answer was lost may have happened: repeating it would meet its own revisions.
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        self._redis = Redis.from_pool(pool)
+        self._commit_script = self._redis.register_script(_COMMIT)
+        self._list_script = self._redis.register_script(_LIST)
+        self._schema_checked = False
+
+    async def get(self, table: Table, key: str) -> Record | None:
+        await self._check_schema()
+        stored = await self._stored(table, key)
+        return None if stored is None else _record(key, stored)
+
+    async def list(self, table: Table, prefix: str = "") -> list[Record]:
+        await self._check_schema()
+        found = await self._ask(self._list_script(args=[self._prefix, table.value, prefix]))
+        return [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
+
+    async def commit(self, changes: Sequence[Change]) -> int:
+        await self._check_schema()
+        return await self._commit(changes)
+
+    async def versions(self) -> Mapping[Table, int]:
+        await self._check_schema()
+        stored = await self._stored_versions()
+        return {table: int(stored[table.value]) for table in Table if table.value in stored}
+
+    @contextlib.asynccontextmanager
+    async def lease(self, key: str) -> AsyncIterator[None]:
+        """Hold an exclusive lease over all nodes; see ports.Store.
+
+        It is extended while it is held. Should Redis be away for longer than the lease lasts it is lost, and another
+        may get it: what is written under a lease is therefore committed with an ``expect``.
+        """
+        lock = Lock(self._redis, f"{self._prefix}lease:{key}", timeout=LEASE_SECONDS, sleep=0.02, thread_local=False)
+        if not await self._ask(lock.acquire(blocking_timeout=LEASE_PATIENCE_SECONDS)):
+            raise StoreUnavailableError(f"the lease on {key} was not obtained within {LEASE_PATIENCE_SECONDS:g} s")
+        extending = spawn(self._extend(lock, key), "lease extension")
+        try:
+            yield
+        finally:
+            extending.cancel()
+            # In a task of its own: a caller that is cancelled twice must not leave the others waiting for the expiry.
+            await asyncio.shield(spawn(self._release(lock), "lease release"))
+
+    async def check_durability(self) -> builtins.list[str]:
+        """Return warnings, in words for the operator, where Redis may lose what it acknowledged; [] when it keeps all.
+
+        Raises:
+            StoreUnavailableError: it does not answer.
+        """
+        try:
+            found = await self._redis.config_get("appendonly", "appendfsync")
+        except (RedisError, OSError) as error:
+            await self._ask(self._redis.ping())
+            return [f"{self._where} does not show its settings ({error}): make sure of appendonly and appendfsync"]
+        wanted = {"appendonly": "yes", "appendfsync": "always"}
+        return [
+            f"{self._where} has {name} {found.get(name)}, not {value}: a power cut may lose acknowledged writes"
+            for name, value in wanted.items()
+            if found.get(name) != value
+        ]
+
+    async def aclose(self) -> None:
+        """Close all connections; twice is fine."""
+        await self._redis.aclose()
+        await self._redis.connection_pool.aclose()
+
+    # ------------------------------------------------------------ inside
+
+    async def _ask(self, answer: Awaitable[_T]) -> _T:
+        try:
+            return await answer
+        except (RedisError, OSError) as error:
+            raise StoreUnavailableError(f"{self._where} cannot be used: {error!r}") from error
+
+    async def _commit(self, changes: Sequence[Change]) -> int:
+        arguments = [self._prefix]
+        for change in changes:
+            expect = "" if change.expect is None else str(change.expect)
+            write, value = ("0", "") if change.value is None else ("1", json.dumps(change.value))
+            arguments += [change.table.value, change.key, expect, write, value]
+        if not changes:
+            return int((await self._stored_versions()).get(_SEQUENCE_FIELD, 0))
+        outcome, *details = await self._ask(self._commit_script(args=arguments))
+        if outcome == "conflict":
+            table, key, revision, expect = details
+            raise ConflictError(f"{table} {key} has revision {revision}, expected {expect}")
+        sequence = int(details[0])
+        self._page.note_commit({change.table for change in changes}, sequence)
+        return sequence
+
+    async def _stored(self, table: Table, key: str) -> str | None:
+        stored = await self._ask(self._redis.hget(f"{self._prefix}table:{table}", key))
+        return stored.decode() if isinstance(stored, bytes) else stored
+
+    async def _stored_versions(self) -> Mapping[str, str]:
+        stored = await self._ask(self._redis.hgetall(f"{self._prefix}versions"))
+        return {str(table): str(version) for table, version in stored.items()}
+
+    async def _check_schema(self) -> None:
+        if self._schema_checked:
+            return
+        with contextlib.suppress(ConflictError):  # it has one already
+            await self._commit([Change(SCHEMA_TABLE, SCHEMA_KEY, {"version": SCHEMA_VERSION}, expect=0)])
+        stored = await self._stored(SCHEMA_TABLE, SCHEMA_KEY)
+        if stored is not None:
+            check_schema(_record(SCHEMA_KEY, stored).value["version"], self._where)
+            self._schema_checked = True
+
+    async def _extend(self, lock: Lock, key: str) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            try:
+                await lock.reacquire()
+            except LockError:
+                _log.warning("the lease on %s was lost: %s was away for too long", key, self._where)
+                return
+            except (RedisError, OSError):
+                continue  # there is time for another try before it ends
+
+    async def _release(self, lock: Lock) -> None:
+        try:
+            await lock.release()
+        except (RedisError, OSError) as error:
+            _log.warning("a lease could not be given back and ends by itself: %r", error)
+
+
+def _record(key: str, stored: str) -> Record:
+    revision, _, value = stored.partition(" ")
+    content: dict[str, Any] = json.loads(value)
+    return Record(key, content, int(revision))

@@ -1,0 +1,219 @@
+"""The embedded store: one SQLite file, shared by the workers of one node (ports.Store)."""
+
+import asyncio
+import builtins
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
+from registry_proxy.store.changes import ChangePage
+from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
+
+LEASE_PATIENCE_SECONDS = 30.0
+
+_T = TypeVar("_T")
+_BUSY_TIMEOUT_MS = 10_000
+_LEASE_POLL_SECONDS = (0.001, 0.05)  # first and longest pause between two tries
+_LAST_CHARACTER = "\U0010ffff"
+
+# One entry for each schema version, applied in order; an entry never changes once released.
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE records (
+            tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, revision INTEGER NOT NULL,
+            PRIMARY KEY (tbl, key)
+        ) WITHOUT ROWID""",
+        "CREATE TABLE versions (tbl TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID",
+    ),
+)
+
+
+class SqliteStore:
+    """Records in a SQLite file, by one connection in one thread that is opened at the first use.
+
+    Make it after the worker was started, never before a fork. The directory ``<path>.leases`` beside the file holds
+    one lock file for each lease that is held.
+
+    Args:
+        path: the database file; it and its directory are made when missing.
+        page: told of every commit, in the thread that made it and before ``commit`` returns.
+    """
+
+    def __init__(self, path: str, page: ChangePage) -> None:
+        self._path = path
+        self._page = page
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._connection: sqlite3.Connection | None = None
+
+    async def get(self, table: Table, key: str) -> Record | None:
+        rows = await self._run(
+            lambda db: db.execute("SELECT value, revision FROM records WHERE tbl = ? AND key = ?", (table, key))
+        )
+        return Record(key, json.loads(rows[0][0]), rows[0][1]) if rows else None
+
+    async def list(self, table: Table, prefix: str = "") -> list[Record]:
+        query = "SELECT key, value, revision FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key"
+        rows = await self._run(lambda db: db.execute(query, (table, prefix, prefix + _LAST_CHARACTER)))
+        return [Record(key, json.loads(value), revision) for key, value, revision in rows]
+
+    async def commit(self, changes: Sequence[Change]) -> int:
+        # Encoded here, so that a value that is no JSON fails in the caller and not inside the transaction.
+        values = [None if change.value is None else json.dumps(change.value) for change in changes]
+        return await self._in_thread(lambda: self._commit(changes, values))
+
+    async def versions(self) -> Mapping[Table, int]:
+        rows = await self._run(lambda db: db.execute("SELECT tbl, version FROM versions"))
+        known = {table.value: table for table in Table}
+        return {known[name]: version for name, version in rows if name in known}
+
+    @contextlib.asynccontextmanager
+    async def lease(self, key: str) -> AsyncIterator[None]:
+        """Hold an exclusive lease over all workers of the node; see ports.Store."""
+        directory = f"{self._path}.leases"
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        # A file for each key: shared files would let one task wait for itself when it takes two leases.
+        path = os.path.join(directory, hashlib.sha256(key.encode()).hexdigest()[:40])
+        deadline = time.monotonic() + LEASE_PATIENCE_SECONDS
+        pause = _LEASE_POLL_SECONDS[0]
+        while (fd := _try_lock(path)) is None:
+            if time.monotonic() > deadline:
+                raise StoreUnavailableError(f"the lease on {key} was not obtained within {LEASE_PATIENCE_SECONDS:g} s")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LEASE_POLL_SECONDS[1])
+        try:
+            yield
+        finally:
+            os.unlink(path)
+            os.close(fd)
+
+    async def aclose(self) -> None:
+        """Close the file; twice is fine."""
+        with contextlib.suppress(RuntimeError):  # the executor was shut down before
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._disconnect)
+        self._executor.shutdown(wait=False)
+
+    # ------------------------------------------------------------ in the thread
+
+    async def _run(self, query: Callable[[sqlite3.Connection], sqlite3.Cursor]) -> "builtins.list[tuple[Any, ...]]":
+        return await self._in_thread(lambda: query(self._connect()).fetchall())
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(f"the store {self._path} cannot be used: {error}") from error
+        except OSError as error:
+            raise StoreUnavailableError(f"the store {self._path} cannot be opened: {error.strerror}") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            directory = os.path.dirname(self._path)
+            if directory:
+                os.makedirs(directory, exist_ok=True)
+            # SQLite gives its -wal and -shm files the mode of the database: make that first, for the owner alone.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # NORMAL loses acknowledged commits in a power cut
+        with _transaction(connection):
+            found = _schema_version(connection)
+            check_schema(found, f"the store {self._path}")
+            if found < SCHEMA_VERSION:
+                for statements in _MIGRATIONS[found:]:
+                    for statement in statements:
+                        connection.execute(statement)
+                _write(connection, [Change(SCHEMA_TABLE, SCHEMA_KEY, {})], [json.dumps({"version": SCHEMA_VERSION})])
+
+    def _commit(self, changes: Sequence[Change], values: Sequence[str | None]) -> int:
+        connection = self._connect()
+        with _transaction(connection):
+            for change in changes:
+                if change.expect is not None:
+                    _check(connection, change, change.expect)
+            sequence = _write(connection, changes, values)
+        self._page.note_commit({change.table for change in changes}, sequence)
+        return sequence
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _schema_version(connection: sqlite3.Connection) -> int:
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone() is None:
+        return 0
+    query = "SELECT value FROM records WHERE tbl = ? AND key = ?"
+    (value,) = connection.execute(query, (SCHEMA_TABLE, SCHEMA_KEY)).fetchone()
+    version: int = json.loads(value)["version"]
+    return version
+
+
+def _check(connection: sqlite3.Connection, change: Change, expect: int) -> None:
+    query = "SELECT revision FROM records WHERE tbl = ? AND key = ?"
+    row = connection.execute(query, (change.table, change.key)).fetchone()
+    revision = 0 if row is None else row[0]
+    if revision != expect:
+        raise ConflictError(f"{change.table} {change.key} has revision {revision}, expected {expect}")
+
+
+def _write(connection: sqlite3.Connection, changes: Sequence[Change], values: Sequence[str | None]) -> int:
+    (sequence,) = connection.execute("SELECT coalesce(max(version), 0) FROM versions").fetchone()
+    if not changes:
+        return int(sequence)
+    sequence += 1
+    for change, value in zip(changes, values, strict=True):
+        if value is None:
+            connection.execute("DELETE FROM records WHERE tbl = ? AND key = ?", (change.table, change.key))
+        else:
+            row = (change.table, change.key, value, sequence)
+            connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", row)
+        connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (change.table, sequence))
+    return int(sequence)
+
+
+def _try_lock(path: str) -> int | None:
+    """Return a descriptor that holds the lock file, or None while another does."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The holder removes the file before it lets go: what we locked may no longer be what the name means.
+        if os.path.samestat(os.fstat(fd), os.stat(path)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
