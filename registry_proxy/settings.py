@@ -1,0 +1,369 @@
+"""The configuration as one validated, frozen value; ``settings_load`` reads it from YAML and the environment.
+
+Attributes carry their unit (``max_size_bytes``), the keys of the file do not (``max_size``). Errors raised by the
+validators are read by people: each says what was expected.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from registry_proxy.spec.reference import is_repository
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.IGNORECASE)
+_SIZE_PREFIXES = "KMGT"
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*"
+)
+_UPSTREAM_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
+_REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
+_MAX_NUMBER_LENGTH = 20
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+STORE_SCHEMES = ("sqlite", "redis", "rediss")
+
+
+def expected(what: str) -> PydanticCustomError:
+    """Return the error of a value that is not ``what``; a report puts the value found behind it."""
+    return PydanticCustomError("expected", "expected {what}", {"what": what.replace("{", "{{").replace("}", "}}")})
+
+
+class Address(NamedTuple):
+    """An IP address and a port to listen on."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _parse_duration(value: Any) -> float:
+    """Return seconds from ``10s``, ``500ms`` or a plain number of seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    text = f"{value}s" if isinstance(value, str) and value.isdecimal() else value
+    match = _DURATION.fullmatch(text) if isinstance(text, str) and len(text) <= _MAX_NUMBER_LENGTH else None
+    if match is None:
+        raise expected("a duration such as 500ms, 10s, 5m or 24h")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def _parse_size(value: Any) -> int:
+    """Return bytes from ``10GiB``, ``500MB`` or a plain number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) and len(value) <= _MAX_NUMBER_LENGTH else None
+    if match is None:
+        raise expected("a size such as 10GiB, 500MB or a number of bytes")
+    prefix = (match[2] or "").upper()
+    power = _SIZE_PREFIXES.index(prefix[0]) + 1 if prefix else 0
+    return int(float(match[1]) * (1024 if prefix.endswith("I") else 1000) ** power)
+
+
+def _parse_address(value: Any) -> Address:
+    """Return the address of ``127.0.0.1:5000``, ``[::1]:5000`` or ``localhost:5000``."""
+    if isinstance(value, list | tuple) and len(value) == len(Address._fields):  # as the supervisor sends it to a worker
+        value = str(Address(*value))
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise expected("an IPv6 address in brackets and a port, such as [::1]:5000")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        ipaddress.ip_address(host)
+        number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else 0
+    except ValueError:
+        raise expected("an IP address and a port, such as 127.0.0.1:5000 or 0.0.0.0:5000") from None
+    if not 0 < number < 1 << 16:
+        raise expected("an IP address and a port from 1 to 65535, such as 127.0.0.1:5000")
+    return Address(host, number)
+
+
+def _parse_network(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network) else _no_network()
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError:
+        return _no_network()
+
+
+def _no_network() -> Any:
+    raise expected("an address or network without host bits, such as 127.0.0.1/32 or 10.0.0.0/8")
+
+
+def split_url(value: str) -> SplitResult | None:
+    """Return the parts of a URL whose host and port make sense; None for anything else."""
+    if not value.isascii() or not value.isprintable() or " " in value or len(value) > 2000:
+        return None
+    try:
+        parts = urlsplit(value)
+        port, host = parts.port, parts.hostname or ""
+        if ":" in host:
+            ipaddress.IPv6Address(host)
+    except ValueError:
+        return None
+    if port == 0 or not (":" in host or _HOST_NAME.fullmatch(host)):
+        return None
+    return parts
+
+
+def _parse_origin(value: Any, *, example: str) -> str:
+    """Return ``scheme://host[:port]``, without the slash that some write behind it."""
+    parts = split_url(value) if isinstance(value, str) else None
+    if (
+        parts is None
+        or parts.scheme not in _DEFAULT_PORTS
+        or parts.path not in {"", "/"}
+        or parts.query
+        or parts.fragment
+    ):
+        raise expected(f"http:// or https://, a host and, if need be, a port, such as {example}")
+    if "@" in parts.netloc:
+        raise expected("a URL without credentials: give them as username and password_file")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _check_path(value: str) -> str:
+    if not value or "\0" in value:
+        raise expected("a path")
+    return os.path.abspath(value)
+
+
+def _check_prefix(value: str) -> str:
+    if value and not (value.endswith("/") and is_repository(value[:-1])):
+        raise expected('"" or whole components of a repository name, ending in "/", such as "hub/"')
+    return value
+
+
+def _check_host(value: str) -> str:
+    if split_url(f"//{value}") is None or "/" in value or "@" in value:
+        raise expected("a host name, such as docker.io")
+    return value.lower()
+
+
+def _check_store(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    scheme, separator, rest = url.partition("://")
+    if scheme == "redis+sentinel" and separator:
+        raise PydanticCustomError("later", "redis+sentinel:// is not available yet: use redis:// or rediss://")
+    if scheme == "sqlite" and rest.startswith("/") and rest.strip("/") and not rest.endswith("/") and "\0" not in rest:
+        return value
+    if scheme in STORE_SCHEMES[1:] and split_url(url) is not None:
+        return value
+    raise expected("sqlite:///relative/path.db, sqlite:////absolute/path.db, redis://host:6379/0 or rediss://…")
+
+
+def _check_name(value: str, *, pattern: re.Pattern[str], what: str) -> str:
+    if pattern.fullmatch(value) is None:
+        raise expected(what)
+    return value
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise expected("a duration longer than 0")
+    return value
+
+
+def _bounded_lifetime(value: float) -> float:
+    if not 60 <= value <= 86400:
+        raise expected("a number of seconds from 60 to 86400 (docker takes anything less as 60)")
+    return value
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+Duration = Annotated[float, BeforeValidator(_parse_duration)]
+Timeout = Annotated[float, BeforeValidator(_parse_duration), AfterValidator(_positive)]
+Size = Annotated[int, BeforeValidator(_parse_size)]
+ListenAddress = Annotated[Address, BeforeValidator(_parse_address)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_parse_network)]
+Path = Annotated[str, AfterValidator(_check_path)]
+PublicUrl = Annotated[
+    str | None,
+    BeforeValidator(lambda value: value and _parse_origin(value, example="https://registry.example.com")),
+    BeforeValidator(_empty_is_none),
+]
+ReplicaUrl = Annotated[str, BeforeValidator(partial(_parse_origin, example="http://127.0.0.1:5001"))]
+UpstreamName = Annotated[
+    str,
+    AfterValidator(
+        partial(_check_name, pattern=_UPSTREAM_NAME, what="a name of lower-case letters, digits, single - or _")
+    ),
+]
+ReplicaName = Annotated[
+    str,
+    AfterValidator(
+        partial(_check_name, pattern=_REPLICA_NAME, what="a name of up to 100 letters, digits and any of . : _ - [ ]")
+    ),
+]
+
+
+class Section(BaseModel):
+    """A map of the configuration: immutable, and a key it does not know is a fault."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class StoreOutageSettings(Section):
+    """What happens while Redis is away: go on from the last snapshot up to its age, or refuse at once."""
+
+    mode: Literal["open", "closed"] = "open"
+    max_age_seconds: Duration = Field(default=86400.0, alias="max_age")
+
+
+class CacheSettings(Section):
+    """Where blobs are kept and how much disk they may take."""
+
+    path: Path = Field(default="var/cache", validate_default=True)
+    max_size_bytes: Size = Field(default=10 << 30, alias="max_size")
+    min_free_bytes: Size = Field(default=1 << 30, alias="min_free")
+
+
+class TimeoutSettings(Section):
+    """How long one request to a replica may take to connect, to answer, and between two reads."""
+
+    connect_seconds: Timeout = Field(default=2.0, alias="connect")
+    first_byte_seconds: Timeout = Field(default=5.0, alias="first_byte")
+    stall_seconds: Timeout = Field(default=15.0, alias="stall")
+    probe_seconds: Timeout = Field(default=2.0, alias="probe")
+
+
+class ReplicaSettings(Section):
+    """One registry that serves an upstream."""
+
+    url: ReplicaUrl
+    name: ReplicaName = ""  # host:port of the URL when absent
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    insecure_credentials: bool = False  # send them over plain HTTP beyond loopback
+
+    @model_validator(mode="after")
+    def _name_it(self) -> Self:
+        if not self.name:
+            parts = urlsplit(self.url)
+            host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+            object.__setattr__(self, "name", f"{host}:{self.port}")
+        return self
+
+    @property
+    def host(self) -> str:
+        """The host of the URL, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port of the URL, or the one its scheme stands for."""
+        parts = urlsplit(self.url)
+        return parts.port or _DEFAULT_PORTS[parts.scheme]
+
+    def read_password(self) -> str | None:
+        """Return what the password file holds, without the line end; None where there is none.
+
+        Raises:
+            OSError: it cannot be read.
+            UnicodeDecodeError: it is not UTF-8.
+        """
+        if self.password_file is None:
+            return None
+        with open(self.password_file, encoding="utf-8") as file:
+            return file.read().rstrip("\r\n")
+
+
+class UpstreamSettings(Section):
+    """Replicas that hold the same repositories."""
+
+    storage: Literal["independent", "shared"] = "independent"
+    read_only: bool = False
+    write_quorum: Annotated[int, Field(ge=1)] | Literal["majority"] = 1
+    tag_ttl_seconds: Duration = Field(default=10.0, alias="tag_ttl")
+    timeouts: TimeoutSettings = TimeoutSettings()
+    replicas: tuple[ReplicaSettings, ...] = Field(min_length=1)
+
+    @property
+    def quorum(self) -> int:
+        """The fewest replicas that must hold a push before it is acknowledged."""
+        return len(self.replicas) // 2 + 1 if self.write_quorum == "majority" else self.write_quorum
+
+
+class RouteSettings(Section):
+    """Which repositories lie in which upstream."""
+
+    prefix: Annotated[str, AfterValidator(_check_prefix)]
+    upstream: str
+    strip_prefix: bool = False
+    namespaces: tuple[Annotated[str, AfterValidator(_check_host)], ...] = ()
+
+
+class AuthSettings(Section):
+    """The tokens we issue."""
+
+    service: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")] = "registry-proxy"
+    token_lifetime_seconds: Annotated[Duration, AfterValidator(_bounded_lifetime)] = Field(
+        default=300.0, alias="token_lifetime"
+    )
+    signing_key_file: Path = Field(default="var/token-key.pem", validate_default=True)
+
+
+class Settings(Section):
+    """The whole configuration. Two checks need several keys at once: see ``settings_load``."""
+
+    listen: ListenAddress = Address("127.0.0.1", 5000)
+    admin_listen: ListenAddress = Address("127.0.0.1", 5080)
+    public_url: PublicUrl = None
+    trusted_proxies: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.1/32"),)
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    store: Annotated[SecretStr, AfterValidator(_check_store)] = SecretStr("sqlite:///var/registry-proxy.db")
+    store_outage: StoreOutageSettings = StoreOutageSettings()
+    cache: CacheSettings = Field(default_factory=CacheSettings)
+    upstreams: Mapping[UpstreamName, UpstreamSettings] = Field(min_length=1)
+    routes: tuple[RouteSettings, ...] = Field(min_length=1)
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+
+    @field_serializer("store", when_used="json")
+    @staticmethod
+    def _tell_worker(store: SecretStr) -> str:
+        return store.get_secret_value()
+
+    @property
+    def store_url(self) -> str:
+        """The URL of the store, with its password: never to be logged."""
+        return self.store.get_secret_value()
+
+    @property
+    def sqlite_path(self) -> str | None:
+        """The absolute path of the embedded store; None with Redis."""
+        scheme, _, path = self.store_url.partition(":///")
+        return os.path.abspath(path) if scheme == "sqlite" else None
+
+    def to_json(self) -> str:
+        """Return it, secrets included, for ``from_json`` in a worker."""
+        return self.model_dump_json(by_alias=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the settings that ``to_json`` wrote."""
+        return cls.model_validate_json(text)
