@@ -1,0 +1,21 @@
+"""The admin API as commands of `registry-proxy`."""
+
+import typer
+
+from registry_proxy.cli.grants import explain, grant_app, token_app
+from registry_proxy.cli.identities import group_app, user_app
+from registry_proxy.cli.login import login, logout
+from registry_proxy.cli.node import cache_app, replica_app
+
+
+def register(app: typer.Typer) -> None:
+    """Add the admin commands to the program."""
+    app.command("login")(login)
+    app.command("logout")(logout)
+    app.add_typer(user_app, name="user")
+    app.add_typer(group_app, name="group")
+    app.add_typer(grant_app, name="grant")
+    app.command("explain")(explain)
+    app.add_typer(token_app, name="token")
+    app.add_typer(replica_app, name="replica")
+    app.add_typer(cache_app, name="cache")

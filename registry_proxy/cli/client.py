@@ -1,0 +1,179 @@
+"""The admin API as the commands call it: one HTTP client, every failure a CommandError that says what to do next."""
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+import typer
+
+from registry_proxy.cli.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
+from registry_proxy.cli.errors import CommandError
+from registry_proxy.cli.output import print_error
+
+_PAGE_SIZE = 500
+_TIMEOUT = httpx.Timeout(30, connect=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful answer: the JSON document (None for 204), and the ETag to give back when changing it."""
+
+    document: Any
+    etag: str | None
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_document(response: httpx.Response, url: str) -> Any:
+    try:
+        return response.json() if response.content else None
+    except (ValueError, RecursionError):
+        raise CommandError(
+            f"{url} answered {response.status_code} with something that is not JSON",
+            hint=f"Is this the admin listener of registry-proxy? Set {URL_VARIABLE} to its URL.",
+        ) from None
+
+
+def _fault_line(fault: Any) -> str:
+    if not isinstance(fault, dict):
+        return str(fault)
+    pointer = str(fault.get("pointer", "")).removeprefix("#").removeprefix("/").replace("/", ".")
+    return f"{pointer}: {fault.get('detail')}" if pointer else str(fault.get("detail"))
+
+
+def _to_error(response: httpx.Response, url: str, username: str) -> CommandError:
+    """Tell what an error answer means; its text is the server's where the server knows best."""
+    status = response.status_code
+    if status == httpx.codes.UNAUTHORIZED:
+        return CommandError(
+            f"{url} refused the login of {username}: wrong name or password",
+            hint="Run `registry-proxy login` again, or correct REGISTRY_PROXY_ADMIN_USER and _PASSWORD.",
+        )
+    if status == httpx.codes.FORBIDDEN:
+        return CommandError(
+            f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
+        )
+    problem = _read_document(response, url)
+    if not isinstance(problem, dict) or not (problem.get("detail") or problem.get("title")):
+        return CommandError(
+            f"{url} answered {status}", hint=f"Is this the admin listener? {URL_VARIABLE} sets the URL."
+        )
+    hint = None
+    if retry_after := response.headers.get("Retry-After"):
+        hint = f"Try again in {retry_after} s."
+    elif status == httpx.codes.PRECONDITION_FAILED:
+        hint = "Look at it as it is now, then run the command again."
+    faults = problem.get("errors")
+    lines = [_fault_line(fault) for fault in faults] if isinstance(faults, list) else []
+    return CommandError(str(problem.get("detail") or problem["title"]), faults=lines, hint=hint)
+
+
+class AdminClient:
+    """A logged-in client of the admin API. Use it as a context manager."""
+
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        self._url = url
+        self._username = credentials.username
+        self._http = httpx.Client(
+            base_url=f"{url}/admin/v1",
+            auth=httpx.BasicAuth(credentials.username, credentials.password),
+            timeout=_TIMEOUT,
+            # Another machine's HTTP proxy cannot reach our loopback, and must not see the password.
+            trust_env=not _is_loopback(url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def call(
+        self,
+        method: str,
+        *path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        patient: bool = False,
+    ) -> Answer:
+        """Send a request and return its answer.
+
+        Args:
+            method: of HTTP.
+            path: components, quoted here.
+            body: sent as JSON.
+            query: parameters.
+            headers: such as If-Match.
+            patient: wait as long as it takes; for work that reads the whole disk.
+
+        Raises:
+            CommandError: it could not be sent, or the answer is an error.
+        """
+        target = "/" + "/".join(quote(component, safe="") for component in path)
+        timeout = httpx.Timeout(None, connect=5) if patient else _TIMEOUT
+        try:
+            response = self._http.request(method, target, json=body, params=query, headers=headers, timeout=timeout)
+        except httpx.ConnectError as error:
+            raise CommandError(
+                f"Cannot connect to {self._url}: {error}",
+                hint=f"Is registry-proxy running there? {URL_VARIABLE} sets the URL of its admin listener.",
+            ) from error
+        except httpx.TimeoutException as error:
+            raise CommandError(
+                f"{self._url} did not answer in time", hint="Try again; look at the log of registry-proxy."
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            raise CommandError(
+                f"Talking to {self._url} failed: {error}", hint=f"{URL_VARIABLE} sets the URL of the admin listener."
+            ) from error
+        if not response.is_success:
+            raise _to_error(response, self._url, self._username)
+        return Answer(_read_document(response, self._url), response.headers.get("ETag"))
+
+    def list_all(self, *path: str, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """Return every item of a list, page by page."""
+        items: list[dict[str, Any]] = []
+        parameters = {**(query or {}), "limit": str(_PAGE_SIZE)}
+        while True:
+            page = self.call("GET", *path, query=parameters).document
+            try:
+                items += page["items"]
+                following = page["next"]
+            except (KeyError, TypeError):
+                raise CommandError(
+                    f"{self._url} answered with something that is not a list",
+                    hint=f"Is this the admin listener? {URL_VARIABLE} sets the URL.",
+                ) from None
+            if following is None:
+                return items
+            parameters["after"] = following
+
+
+@contextmanager
+def told_to_the_user() -> Iterator[None]:
+    """Turn a CommandError into text on standard error and exit status 1."""
+    try:
+        yield
+    except CommandError as error:
+        print_error(error)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def admin_client() -> Iterator[AdminClient]:
+    """Connect with the URL and login that environment and store give; failures inside end the command, told."""
+    with told_to_the_user():
+        url = admin_url()
+        with AdminClient(url, find_credentials(url)) as client:
+            yield client

@@ -1,0 +1,176 @@
+"""Where the commands find the admin's URL, name and password: the environment, else what `login` stored."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import typer
+
+from registry_proxy.cli.errors import CommandError
+
+URL_VARIABLE = "REGISTRY_PROXY_ADMIN_URL"
+USER_VARIABLE = "REGISTRY_PROXY_ADMIN_USER"
+PASSWORD_VARIABLE = "REGISTRY_PROXY_ADMIN_PASSWORD"  # noqa: S105 -- the name of a variable
+DEFAULT_URL = "http://127.0.0.1:5080"
+FIRST_ADMIN = "admin"
+
+_SECRET_MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The login of an admin."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+def admin_url() -> str:
+    """Return the base URL of the admin listener, without a slash at its end.
+
+    Raises:
+        CommandError: the variable holds no http or https URL, or one with credentials in it.
+    """
+    text = os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        raise CommandError(f"{URL_VARIABLE} is not a URL", hint=f"Set it to something like {DEFAULT_URL}.") from None
+    if "@" in parts.netloc:
+        # The text is not repeated: it holds a password.
+        raise CommandError(
+            f"{URL_VARIABLE} holds credentials", hint="Take them out and run `registry-proxy login` instead."
+        )
+    if not usable:
+        raise CommandError(
+            f"{URL_VARIABLE} is {text!r}, which is not an http or https URL",
+            hint=f"Set it to something like {DEFAULT_URL}.",
+        )
+    return url.rstrip("/")
+
+
+def _store_path() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(base) / "registry-proxy" / "credentials.json"
+
+
+def _read_store() -> dict[str, dict[str, str]]:
+    path = _store_path()
+    try:
+        stored = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CommandError(
+            f"The stored credentials in {path} cannot be read", hint="Remove the file and log in again."
+        ) from error
+    if not isinstance(stored, dict):
+        raise CommandError(f"{path} does not hold credentials", hint="Remove the file and log in again.")
+    return stored
+
+
+def _write_store(stored: Mapping[str, Mapping[str, str]]) -> Path:
+    path = _store_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # mkstemp makes the file 0600, so that there is no moment in which others could read it.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".credentials-")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(stored, file)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise CommandError(f"The credentials cannot be stored in {path}: {error.strerror}") from error
+    return path
+
+
+def store_credentials(url: str, credentials: Credentials) -> Path:
+    """Remember the login for one URL, readable by its owner only; return the file."""
+    entry = {"username": credentials.username, "password": credentials.password}
+    return _write_store({**_read_store(), url: entry})
+
+
+def forget_credentials(url: str) -> bool:
+    """Remove what is stored for one URL; tell whether there was something."""
+    stored = _read_store()
+    if stored.pop(url, None) is None:
+        return False
+    _write_store(stored)
+    return True
+
+
+def find_credentials(url: str) -> Credentials:
+    """Return the login to use: that of the environment, else the stored one.
+
+    Raises:
+        CommandError: there is neither.
+    """
+    if password := os.environ.get(PASSWORD_VARIABLE):
+        return Credentials(os.environ.get(USER_VARIABLE) or FIRST_ADMIN, password)
+    match _read_store().get(url):
+        case {"username": str(username), "password": str(password)}:
+            return Credentials(username, password)
+        case _:
+            raise CommandError(
+                f"Not logged in at {url}",
+                hint=f"Run `registry-proxy login`, or set {USER_VARIABLE} and {PASSWORD_VARIABLE}.",
+            )
+
+
+def _first_line(content: bytes, origin: str) -> str:
+    if len(content) > _SECRET_MAX_BYTES:
+        raise CommandError(f"{origin} is too long for a password")
+    try:
+        password = content.decode().split("\n", 1)[0].removesuffix("\r")
+    except UnicodeDecodeError:
+        raise CommandError(f"{origin} is not UTF-8 text") from None
+    if not password:
+        raise CommandError(f"{origin} holds no password: its first line is empty")
+    return password
+
+
+def read_password(*, from_stdin: bool, file: Path | None) -> str | None:
+    """Return the password from where the options say, or None when they say nothing.
+
+    The first line counts, without its end. It is never an argument: those are visible to every user of the machine.
+
+    Raises:
+        CommandError: nothing to read there.
+        typer.BadParameter: both options are given.
+    """
+    if from_stdin and file is not None:
+        raise typer.BadParameter("--password-stdin and --password-file exclude each other")
+    if from_stdin:
+        return _first_line(sys.stdin.buffer.read(_SECRET_MAX_BYTES + 1), "Standard input")
+    if file is None:
+        return None
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_SECRET_MAX_BYTES + 1)
+    except OSError as error:
+        raise CommandError(f"The password file {file} cannot be read: {error.strerror}") from error
+    return _first_line(content, f"The password file {file}")
+
+
+def ask_password(prompt: str, *, twice: bool = False) -> str:
+    """Ask for a password on the terminal, without showing it.
+
+    Raises:
+        typer.BadParameter: there is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("no terminal to ask for the password: give --password-stdin or --password-file FILE")
+    password: str = typer.prompt(prompt, hide_input=True, confirmation_prompt=twice)
+    return password

@@ -1,0 +1,107 @@
+"""`registry-proxy grant`, `explain` and `token`: who may do what, why, and no longer."""
+
+from typing import Annotated, Any
+
+import typer
+
+from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.output import JsonOption, print_facts, print_json, print_note, print_table
+
+grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
+token_app = typer.Typer(help="Tokens that were given out.", no_args_is_help=True)
+
+_Subject = Annotated[str, typer.Argument(help="user:NAME, group:NAME, robot:NAME or anonymous.", show_default=False)]
+_COLUMNS = {
+    "id": "ID",
+    "subject": "SUBJECT",
+    "repository": "REPOSITORY",
+    "tags": "TAGS",
+    "actions": "ACTIONS",
+    "mode": "MODE",
+    "expires_at": "EXPIRES",
+}
+
+
+@grant_app.command("add")
+def add_grant(
+    *,
+    subject: _Subject,
+    repository: Annotated[str, typer.Argument(help="Pattern, such as 'team/**' (quote it).", show_default=False)],
+    actions: Annotated[
+        str, typer.Argument(help="pull, push, create, delete; several with commas.", show_default=False)
+    ],
+    tags: Annotated[str, typer.Option(help="Pattern of the tags.")] = "*",
+    mode: Annotated[str, typer.Option(help="enforce, or warn: allow, and count what would be denied.")] = "enforce",
+    expires_at: Annotated[str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a right."""
+    body: dict[str, Any] = {
+        "subject": subject,
+        "repository": repository,
+        "tags": tags,
+        "actions": [action.strip() for action in actions.split(",")],
+        "mode": mode,
+        "expires_at": expires_at,
+    }
+    with admin_client() as admin:
+        made = admin.call("POST", "grants", body=body).document
+        print_note(f"Grant {made['id']} made.")
+        if as_json:
+            print_json(made)
+        else:
+            print_table(_COLUMNS, [made], empty="")
+
+
+@grant_app.command("list")
+def list_grants(
+    subject: Annotated[str | None, typer.Option(help="Only those of this subject, such as user:ann.")] = None,
+    repository: Annotated[str | None, typer.Option(help="Only those that cover this repository.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List grants."""
+    filters = {"subject": subject, "repository": repository}
+    query = {key: value for key, value in filters.items() if value is not None}
+    with admin_client() as admin:
+        grants = admin.list_all("grants", query=query)
+        if as_json:
+            print_json(grants)
+        else:
+            print_table(_COLUMNS, grants, empty="No grants.")
+
+
+@grant_app.command("rm")
+def remove_grant(
+    grant_id: Annotated[str, typer.Argument(metavar="ID", help="As `grant list` shows it.", show_default=False)],
+) -> None:
+    """Take a right away."""
+    with admin_client() as admin:
+        admin.call("DELETE", "grants", grant_id)
+        print_note(f"Grant {grant_id} removed.")
+
+
+def explain(
+    subject: _Subject,
+    repository: Annotated[str, typer.Argument(help="As clients write it, such as team/app.", show_default=False)],
+    action: Annotated[str, typer.Argument(help="pull, push, create or delete.", show_default=False)],
+    tag: Annotated[str | None, typer.Option(help="For a particular tag.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether somebody may do something, and why."""
+    body = {"subject": subject, "repository": repository, "tag": tag, "action": action}
+    with admin_client() as admin:
+        decision = admin.call("POST", "explain", body=body).document
+        if as_json:
+            print_json(decision)
+        else:
+            print_facts(decision)
+
+
+@token_app.command("revoke")
+def revoke_tokens(subject: _Subject, as_json: JsonOption = False) -> None:
+    """Make every token that a subject holds worthless at once; it can log in anew."""
+    with admin_client() as admin:
+        revocation = admin.call("POST", "revocations", body={"subject": subject}).document
+        print_note(f"All tokens of {subject} are revoked.")
+        if as_json:
+            print_json(revocation)

@@ -1,0 +1,48 @@
+"""`registry-proxy login` and `logout`: the admin's credentials, kept for the other commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from registry_proxy.cli.client import AdminClient, told_to_the_user
+from registry_proxy.cli.credentials import (
+    FIRST_ADMIN,
+    Credentials,
+    admin_url,
+    ask_password,
+    forget_credentials,
+    read_password,
+    store_credentials,
+)
+from registry_proxy.cli.output import print_note
+
+
+def login(
+    user: Annotated[str, typer.Option("--user", "-u", help="Name of an admin.")] = FIRST_ADMIN,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+    ] = False,
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="Read the password from the first line of a file.")
+    ] = None,
+) -> None:
+    """Check an admin's credentials and keep them, readable by you only, for the other commands."""
+    with told_to_the_user():
+        url = admin_url()
+        password = read_password(from_stdin=password_stdin, file=password_file)
+        if password is None:
+            password = ask_password(f"Password of {user} at {url}")
+        credentials = Credentials(user, password)
+        with AdminClient(url, credentials) as admin:
+            admin.call("GET", "users", query={"limit": "1"})
+        path = store_credentials(url, credentials)
+        print_note(f"Logged in at {url} as {user}; kept in {path}.")
+
+
+def logout() -> None:
+    """Forget the credentials kept for this URL."""
+    with told_to_the_user():
+        url = admin_url()
+        kept = forget_credentials(url)
+        print_note(f"Logged out of {url}." if kept else f"Nothing was kept for {url}.")

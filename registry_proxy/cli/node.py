@@ -1,0 +1,97 @@
+"""`registry-proxy replica` and `registry-proxy cache`: what stands behind the proxy, and what lies on its disk."""
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.output import (
+    JsonOption,
+    format_ratio,
+    format_size,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+)
+
+replica_app = typer.Typer(help="The registries behind the proxy.", no_args_is_help=True)
+cache_app = typer.Typer(help="The cache on the node's disk.", no_args_is_help=True)
+
+_COLUMNS = {
+    "upstream": "UPSTREAM",
+    "name": "REPLICA",
+    "url": "URL",
+    "state": "STATE",
+    "latency": "LATENCY",
+    "pending": "PENDING",
+}
+
+
+def _replica_row(upstream: str, replica: dict[str, Any]) -> dict[str, Any]:
+    latency = replica["latency_seconds"]
+    return {**replica, "upstream": upstream, "latency": None if latency is None else f"{latency * 1000:.1f} ms"}
+
+
+def _spinner(text: str) -> AbstractContextManager[object]:
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()
+
+
+@replica_app.command("list")
+def list_replicas(as_json: JsonOption = False) -> None:
+    """List every replica with its state, latency and pending repairs."""
+    with admin_client() as admin:
+        upstreams = admin.list_all("upstreams")
+        if as_json:
+            print_json(upstreams)
+            return
+        rows = [_replica_row(upstream["name"], replica) for upstream in upstreams for replica in upstream["replicas"]]
+        print_table(_COLUMNS, rows, empty="No upstream is configured.")
+
+
+@cache_app.command("stats")
+def cache_stats(as_json: JsonOption = False) -> None:
+    """Show size, entries and hit ratios."""
+    with admin_client() as admin:
+        stats = admin.call("GET", "cache").document
+        if as_json:
+            print_json(stats)
+            return
+        size, limit = stats["size_bytes"], stats["max_size_bytes"]
+        print_facts(
+            {
+                "size": f"{format_size(size)} of {format_size(limit)}",
+                "entries": stats["entries"],
+                **{f"{kind} hit ratio": format_ratio(ratio) for kind, ratio in stats["hit_ratios"].items()},
+            }
+        )
+
+
+@cache_app.command("verify")
+def verify_cache(as_json: JsonOption = False) -> None:
+    """Read the whole cache and drop what is not what its digest says."""
+    with admin_client() as admin, _spinner("Reading the cache"):
+        result = admin.call("POST", "cache", "verify", patient=True).document
+    if as_json:
+        print_json(result)
+        return
+    for digest in result["bad"]:
+        typer.echo(digest)
+    print_note(f"{len(result['bad'])} bad entries dropped." if result["bad"] else "Every entry is right.")
+
+
+@cache_app.command("purge")
+def purge_cache(
+    digest: Annotated[str | None, typer.Argument(help="Only this one; without it, everything.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove one entry, or all; what is pulled next is fetched anew."""
+    with admin_client() as admin:
+        result = admin.call("POST", "cache", "purge", body={"digest": digest}, patient=True).document
+        if as_json:
+            print_json(result)
+        else:
+            print_note("The cache is empty." if digest is None else f"{digest} is not in the cache any more.")

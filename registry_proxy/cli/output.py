@@ -1,0 +1,100 @@
+"""What commands print: JSON for machines, tables for people. Data to standard output, all else to standard error."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from registry_proxy.cli.errors import CommandError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+_PIPE_WIDTH = 400
+_KIB = 1024
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    # Into a pipe or file there is no width to fold names at: grep wants them whole.
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_json(document: Any) -> None:
+    """Print a document as JSON."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def print_note(text: str) -> None:
+    """Tell that something was done, on standard error: standard output is for data."""
+    _console(stderr=True).print(Text(text))
+
+
+def print_error(error: CommandError) -> None:
+    """Tell what went wrong, each fault on a line of its own, and what to do next."""
+    console = _console(stderr=True)
+    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    for fault in error.faults:
+        console.print(Text(f"  {fault}"))
+    if error.hint is not None:
+        console.print(Text(error.hint))
+
+
+def format_value(value: Any) -> str:
+    """Return a JSON value as a person reads it."""
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def format_size(size_bytes: int) -> str:
+    """Return a size with a binary unit, ``10.0 GiB``."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < _KIB:
+            return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _KIB
+    return f"{size:.1f} TiB"
+
+
+def format_ratio(ratio: float | None) -> str:
+    """Return a ratio from 0 to 1 as per cent."""
+    return "-" if ratio is None else f"{ratio:.1%}"
+
+
+def print_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
+    """Print rows as a table.
+
+    Args:
+        columns: heading by the key of the value.
+        rows: JSON objects.
+        empty: said on standard error when there are no rows.
+    """
+    if not rows:
+        print_note(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in columns.values():
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(format_value(row.get(key))) for key in columns))
+    _console().print(table)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print one thing: a name and a value on each line."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(Text(name), Text(format_value(value)))
+    _console().print(table)
