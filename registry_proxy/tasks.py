@@ -1,12 +1,16 @@
-"""Background tasks that the garbage collector cannot take away."""
+"""Background tasks that the garbage collector cannot take away, and what every task inherits."""
 
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the client's request that is being answered: in the log, and sent upstream as X-Request-ID; "" outside of one."""
+
 _running: set["asyncio.Task[Any]"] = set()
 """The loop itself keeps only weak references; this set is bookkeeping for it, not state of the program."""
 
@@ -26,3 +30,26 @@ def spawn(coroutine: Coroutine[Any, Any, _T], name: str) -> "asyncio.Task[_T]":
     _running.add(task)
     task.add_done_callback(_finished)
     return task
+
+
+async def _outcome(coroutine: Coroutine[Any, Any, _T]) -> "_T | _Failure":
+    try:
+        return await coroutine
+    except Exception as error:  # noqa: BLE001 - carried to the caller, who raises it
+        return _Failure(error)
+
+
+class _Failure:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+async def run_to_end(coroutine: Coroutine[Any, Any, _T], name: str) -> _T:
+    """Await a coroutine that runs to its end even when the caller is cancelled: for writes that must not stop halfway.
+
+    Its error is the caller's; when the caller has gone, it is dropped, because nobody was promised anything.
+    """
+    outcome = await asyncio.shield(spawn(_outcome(coroutine), name))
+    if isinstance(outcome, _Failure):
+        raise outcome.error
+    return outcome

@@ -1,6 +1,6 @@
 """Bytes handed from a replica to a client without the cache: when the disk cannot take them, and for far ranges."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 
 from registry_proxy.ports import ByteStream, FillFailedError, OpenSource, UpstreamUnavailableError
@@ -59,7 +59,7 @@ class PassThrough:
         self._stack = AsyncExitStack()
         self._stream = await self._stack.enter_async_context(self._source(self._position))
 
-    def __aiter__(self) -> AsyncGenerator[bytes, None]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         return self._verified() if self._is_whole else self._wanted()
 
     async def _wanted(self) -> AsyncGenerator[bytes, None]:

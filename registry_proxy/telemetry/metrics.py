@@ -1,0 +1,131 @@
+"""Every Prometheus series of the service; labels come from closed sets, never from a client."""
+
+import os
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+_REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_UPSTREAM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60)
+
+
+class PrometheusObserver:
+    """Counts what happens; an ``Observer``.
+
+    Args:
+        directory: where the workers of this node share their values, one file for each kind and worker; None keeps
+            them in this process. It must be empty when the node starts.
+        process: distinguishes this worker from those that run beside it; the worker's slot. No underscore.
+    """
+
+    def __init__(self, directory: str | None = None, process: str = "0") -> None:
+        self._directory = directory
+        if directory is not None:
+            # Read by prometheus_client each time it opens a value's file.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+            values.ValueClass = values.MultiProcessValue(process_identifier=lambda: process)  # type: ignore[no-untyped-call]  # the library has no types here
+        else:
+            values.ValueClass = values.MutexValue
+        self._registry = CollectorRegistry()
+        self._cache_requests = self._counter("cache_requests", "Requests for content, by result.", "kind", "result")
+        self._sent_bytes = self._counter("sent_bytes", "Bytes of content sent to clients.", "source")
+        self._upstream_requests = self._counter(
+            "upstream_requests", "Requests to replicas.", "upstream", "replica", "method", "outcome"
+        )
+        self._decisions = self._counter("decisions", "Decisions about rights.", "action", "result")
+        self._responses = self._counter("responses", "Answers to clients.", "route", "method", "status")
+        self._cache_errors = self._counter("cache_errors", "Failures of the cache.", "reason")
+        self._logins = self._counter("logins", "Logins with a password.", "outcome")
+        self._request_durations = Histogram(
+            "registry_proxy_request_duration_seconds",
+            "Time from a request's header to the end of its answer.",
+            ["route", "method"],
+            buckets=_REQUEST_BUCKETS,
+            registry=self._registry,
+        )
+        self._upstream_durations = Histogram(
+            "registry_proxy_upstream_request_duration_seconds",
+            "Time a replica took to answer.",
+            ["upstream", "replica", "method"],
+            buckets=_UPSTREAM_BUCKETS,
+            registry=self._registry,
+        )
+        self._replica_state = self._gauge("replica_state", "1 for the state it is in.", "upstream", "replica", "state")
+        self._replica_pending = self._gauge("replica_pending", "Keys it is behind in.", "upstream", "replica")
+        self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
+        # labels() costs more than all the rest of counting: the bound series are kept.
+        self._bound: dict[tuple[object, ...], Callable[[float], None]] = {}
+        for kind in ContentKind:
+            for result in CacheResult:
+                self._cache_requests.labels(kind.value, result.value)
+        for source in ("cache", "upstream"):
+            self._sent_bytes.labels(source)
+
+    def _counter(self, noun: str, text: str, *labels: str) -> Counter:
+        return Counter(f"registry_proxy_{noun}_total", text, labels, registry=self._registry)
+
+    def _gauge(self, noun: str, text: str, *labels: str) -> Gauge:
+        # All workers see the same replicas and the same disk: the newest statement is the truth, a sum is not.
+        return Gauge(f"registry_proxy_{noun}", text, labels, registry=self._registry, multiprocess_mode="mostrecent")
+
+    def _add(self, counter: Counter, amount: float, *labels: str) -> None:
+        key = (counter, *labels)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = counter.labels(*labels).inc
+        bound(amount)
+
+    def _observe(self, histogram: Histogram, seconds: float, *labels: str) -> None:
+        key = (histogram, *labels)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = histogram.labels(*labels).observe
+        bound(seconds)
+
+    def cache_request(self, kind: ContentKind, result: CacheResult) -> None:
+        self._add(self._cache_requests, 1, kind.value, result.value)
+
+    def sent_bytes(self, source: str, size_bytes: int) -> None:
+        self._add(self._sent_bytes, size_bytes, source)
+
+    def upstream_request(self, upstream: str, replica: str, method: str, outcome: str, duration_seconds: float) -> None:
+        self._add(self._upstream_requests, 1, upstream, replica, method, outcome)
+        self._observe(self._upstream_durations, duration_seconds, upstream, replica, method)
+
+    def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None:
+        for each in ReplicaState:
+            self._replica_state.labels(upstream, replica, each.value).set(each is state)
+
+    def replica_pending(self, upstream: str, replica: str, count: int) -> None:
+        self._replica_pending.labels(upstream, replica).set(count)
+
+    def decision(self, action: str, result: str) -> None:
+        self._add(self._decisions, 1, action, result)
+
+    def request(self, route: str, method: str, status: int, duration_seconds: float) -> None:
+        known = method if method in _METHODS else "other"
+        self._add(self._responses, 1, route, known, str(status))
+        self._observe(self._request_durations, duration_seconds, route, known)
+
+    def cache_bytes(self, state: str, size_bytes: int) -> None:
+        self._cache_bytes.labels(state).set(size_bytes)
+
+    def cache_error(self, reason: str) -> None:
+        self._add(self._cache_errors, 1, reason)
+
+    def login(self, outcome: str) -> None:
+        self._add(self._logins, 1, outcome)
+
+    def render(self) -> bytes:
+        """Return the text of a scrape: this process, or all workers of the node summed."""
+        if self._directory is None:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, self._directory)  # type: ignore[no-untyped-call]  # the library has no types here
+        return generate_latest(registry)
