@@ -1,0 +1,282 @@
+"""The current policy, kept from the store; logins; and the keys that tokens are accepted under."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords
+from registry_proxy.access.grants import Policy
+from registry_proxy.access.records import User, grant_of, group_of, user_of
+from registry_proxy.access.subject import is_name, user_subject
+from registry_proxy.access.tokens import (
+    InvalidTokenError,
+    TokenSigner,
+    TokenVerifier,
+    UnknownKeyError,
+    VerifiedToken,
+    public_key_of,
+)
+from registry_proxy.ports import Change, Record, Store, StoreChanges, StoreUnavailableError, Table
+from registry_proxy.tasks import spawn
+
+KEY_LIFETIME_SECONDS = 30 * 86_400
+KEY_RENEWAL_SECONDS = 86_400
+
+_log = logging.getLogger(__name__)
+_TABLES = (Table.USERS, Table.GROUPS, Table.GRANTS, Table.SUBJECTS, Table.KEYS)
+_CLOSED_AFTER_SECONDS = 5.0  # an outage begins here: a restart of Redis is no reason to refuse everybody
+_PAUSE_AFTER_FAILURE_SECONDS = 1.0
+_SNAPSHOT_MAX_AGE_SECONDS = 600.0  # keys expire without any commit
+_READS_UNTIL_STABLE = 3
+_CHECK_PAUSE_SECONDS = 0.02  # anybody can send tokens with unknown keys: they cost the store no more than this
+
+
+class WatchedChanges(StoreChanges, Protocol):
+    """Changes that also know when the store last answered."""
+
+    def seconds_since_contact(self) -> float: ...
+    async def check(self) -> None:
+        """Compare with the store now. Raises StoreUnavailableError."""
+
+
+class _PerhapsTooNewError(InvalidTokenError):
+    """The token speaks of what is not known here, or not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    policy: Policy
+    users: Mapping[str, User]
+    jwks: Mapping[str, Mapping[str, str]]
+    versions: tuple[int, ...]
+    loaded_at: float = field(default_factory=time.monotonic)
+
+
+class AccessControl:
+    """Answers from an immutable snapshot, which is replaced when a table it is made of has changed.
+
+    Args:
+        store: holds users, groups, grants, generations and public keys.
+        changes: tells when a table has changed.
+        verifier: is given the accepted keys.
+        outage_max_age_seconds: how long the last snapshot serves while the store is away; None ends it with the
+            outage, after a few seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        changes: WatchedChanges,
+        verifier: TokenVerifier,
+        *,
+        outage_max_age_seconds: float | None,
+    ) -> None:
+        self._store = store
+        self._changes = changes
+        self._verifier = verifier
+        self._max_age_seconds = _CLOSED_AFTER_SECONDS if outage_max_age_seconds is None else outage_max_age_seconds
+        self._passwords = Passwords()
+        self._limiter = LoginLimiter()
+        self._snapshot: _Snapshot | None = None
+        self._own_jwk: Mapping[str, str] | None = None
+        self._loading = asyncio.Lock()
+        self._failed_at = float("-inf")
+        self._failure: StoreUnavailableError | None = None
+
+    async def policy(self) -> Policy:
+        """Return the policy as it is now: all that was committed on this node is in it.
+
+        Raises:
+            StoreUnavailableError: it cannot be known, or is older than an outage may make it.
+        """
+        return (await self._current()).policy
+
+    async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]:
+        """Verify a token and that its subject still stands behind it; return both, from one snapshot.
+
+        Another node may have made the user or the key a moment ago: before a token is refused for that, the store is
+        asked once.
+
+        Args:
+            token: as it came with the request.
+            now: Unix seconds.
+
+        Raises:
+            InvalidTokenError: malformed, expired, revoked, or of a subject that is no more.
+            StoreUnavailableError: the policy cannot be known.
+        """
+        policy = await self.policy()
+        try:
+            return self._verify(token, policy, now), policy
+        except _PerhapsTooNewError:
+            if self._changes.seconds_since_contact() > _CHECK_PAUSE_SECONDS:
+                await self._check_store()
+            policy = await self.policy()
+            return self._verify(token, policy, now), policy
+
+    async def login(self, username: str, password: str, address: str) -> str:
+        """Return the subject that a name and a password prove.
+
+        The store itself is read, so who was made on another node can log in at once.
+
+        Args:
+            username: as given.
+            password: as given.
+            address: where the attempt comes from; failures are counted by (username, address).
+
+        Raises:
+            LoginRefusedError: wrong, or disabled.
+            TooManyLoginsError: too many failures, or too many at once.
+            StoreUnavailableError: nobody can be looked up.
+        """
+        async with self._limiter.attempt(username[:200], address):
+            user = await self._find_user(username) if is_name(username) else None
+            right = await self._passwords.verify(password, None if user is None else user.password_hash)
+            if not right or user is None or user.is_disabled:
+                raise LoginRefusedError("the user name or the password is wrong")
+        await self._know(user)
+        return user_subject(user.name)
+
+    async def public_keys(self) -> dict[str, Any]:
+        """Return the accepted keys as a JSON Web Key Set (RFC 7517 section 5). Raises StoreUnavailableError."""
+        snapshot = await self._current()
+        return {"keys": [dict(jwk) for _, jwk in sorted(snapshot.jwks.items())]}
+
+    @contextlib.asynccontextmanager
+    async def publishing(self, signer: TokenSigner) -> AsyncIterator[None]:
+        """Accept the node's own key, and keep it published for the other nodes, for the length of a with block."""
+        self._own_jwk = signer.public_jwk
+        self._snapshot = None
+        published = await self._try_publish(signer.public_jwk)
+        task = spawn(self._keep_published(signer.public_jwk, published=published), "key publication")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def aclose(self) -> None:
+        """End the threads that hash passwords."""
+        self._passwords.close()
+
+    # ------------------------------------------------------------ the snapshot
+
+    def _versions(self) -> tuple[int, ...]:
+        version = self._changes.version
+        return tuple([version(table) for table in _TABLES])
+
+    def _is_current(self, snapshot: _Snapshot) -> bool:
+        age_seconds = time.monotonic() - snapshot.loaded_at
+        return snapshot.versions == self._versions() and age_seconds <= _SNAPSHOT_MAX_AGE_SECONDS
+
+    async def _current(self) -> _Snapshot:
+        snapshot = self._snapshot
+        if snapshot is None or not self._is_current(snapshot):
+            snapshot = await self._renew()
+        if self._changes.seconds_since_contact() > self._max_age_seconds:
+            raise StoreUnavailableError("the store has been away for longer than permissions may be served without it")
+        return snapshot
+
+    async def _renew(self) -> _Snapshot:
+        """Load a snapshot, one caller for all; while the store fails, try once a second and serve the last one."""
+        async with self._loading:
+            snapshot = self._snapshot
+            if snapshot is not None and self._is_current(snapshot):
+                return snapshot
+            if self._failure is None or time.monotonic() - self._failed_at >= _PAUSE_AFTER_FAILURE_SECONDS:
+                try:
+                    self._snapshot = await self._load()
+                    self._failure = None
+                    return self._snapshot
+                except StoreUnavailableError as error:
+                    self._failure, self._failed_at = error, time.monotonic()
+            if snapshot is None:
+                raise StoreUnavailableError(str(self._failure))
+            return snapshot
+
+    async def _load(self) -> _Snapshot:
+        """Read all tables; again when one changed meanwhile, so that no commit is seen by half."""
+        versions, tables = await self._read()
+        for _ in range(_READS_UNTIL_STABLE - 1):
+            if versions == self._versions():
+                break
+            versions, tables = await self._read()
+        groups = [group_of(record) for record in tables[Table.GROUPS]]
+        users = [user_of(record) for record in tables[Table.USERS]]
+        grants = [grant_of(record) for record in tables[Table.GRANTS]]
+        generations = {record.key: int(record.value["generation"]) for record in tables[Table.SUBJECTS]}
+        jwks = self._accept_keys(tables[Table.KEYS])
+        return _Snapshot(
+            Policy(users, groups, grants, generations), {user.name: user for user in users}, jwks, versions
+        )
+
+    async def _read(self) -> tuple[tuple[int, ...], dict[Table, list[Record]]]:
+        versions = self._versions()
+        return versions, {table: await self._store.list(table) for table in _TABLES}
+
+    def _accept_keys(self, records: list[Record]) -> Mapping[str, Mapping[str, str]]:
+        now = time.time()
+        jwks = {record.key: record.value["jwk"] for record in records if record.value["expires_at"] > now}
+        if self._own_jwk is not None:
+            jwks[self._own_jwk["kid"]] = self._own_jwk
+        keys: dict[str, ec.EllipticCurvePublicKey] = {}
+        for kid, jwk in jwks.items():
+            try:
+                keys[kid] = public_key_of(jwk)
+            except ValueError:
+                _log.warning("the published key %s is not accepted: it is no key on P-256", kid)
+        self._verifier.set_keys(keys)
+        return {kid: jwks[kid] for kid in keys}
+
+    def _verify(self, token: str, policy: Policy, now: float) -> VerifiedToken:
+        try:
+            verified = self._verifier.verify(token, now)
+        except UnknownKeyError as error:
+            raise _PerhapsTooNewError(str(error)) from error
+        generation = policy.generation(verified.subject)
+        if generation is None or verified.generation > generation:
+            raise _PerhapsTooNewError("the token's subject is not known")
+        if verified.generation < generation:
+            raise InvalidTokenError("the token was revoked")
+        return verified
+
+    async def _check_store(self) -> None:
+        """Look for a change that the watch has not told of yet; in an outage, what is known stands."""
+        with contextlib.suppress(StoreUnavailableError):
+            await self._changes.check()
+
+    # ------------------------------------------------------------ logins and keys
+
+    async def _find_user(self, username: str) -> User | None:
+        try:
+            record = await self._store.get(Table.USERS, username)
+        except StoreUnavailableError:
+            return (await self._current()).users.get(username)
+        return None if record is None else user_of(record)
+
+    async def _know(self, user: User) -> None:
+        """Have the snapshot know what the login read, so that a token can be issued at once."""
+        known = (await self._current()).users.get(user.name)
+        if known is None or known.revision != user.revision:
+            await self._check_store()
+
+    async def _try_publish(self, jwk: Mapping[str, str]) -> bool:
+        value = {"jwk": dict(jwk), "expires_at": time.time() + KEY_LIFETIME_SECONDS}
+        try:
+            await self._store.commit([Change(Table.KEYS, jwk["kid"], value)])
+        except StoreUnavailableError as error:
+            _log.warning("the public key of this node could not be published: %s", error)
+            return False
+        return True
+
+    async def _keep_published(self, jwk: Mapping[str, str], *, published: bool) -> None:
+        while True:
+            await asyncio.sleep(KEY_RENEWAL_SECONDS if published else _PAUSE_AFTER_FAILURE_SECONDS)
+            published = await self._try_publish(jwk)

@@ -1,0 +1,379 @@
+"""What administrators change: users, groups, grants and generations, each change validated and in one commit.
+
+A user's groups and a group's members are one relation. The group's record owns it; the record of each user concerned
+is written along, so that its revision rises with every change of what it shows.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from registry_proxy.access.credentials import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH, Passwords
+from registry_proxy.access.patterns import repository_pattern_fault, tag_pattern_fault
+from registry_proxy.access.records import Grant, GrantMode, Group, User, grant_of, group_of, user_of
+from registry_proxy.access.subject import group_subject, is_name, parse_subject, user_subject
+from registry_proxy.ports import Change, ConflictError, Record, Store, StoreUnavailableError, Table
+from registry_proxy.spec.scope import Action
+
+FIRST_ADMIN = "admin"
+
+_T = TypeVar("_T")
+_ATTEMPTS = 20
+_NAME_FAULT = (
+    "expected a letter, digit or '_', then letters, digits and any of '._@+-', at most 128 characters, and not 'oidc'"
+)
+
+
+class NotFoundError(Exception):
+    """There is no such user, group or grant."""
+
+
+class InvalidError(Exception):
+    """The input is not valid; ``faults`` holds every fault as (field, what was expected)."""
+
+    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {fault}" for name, fault in faults))
+        self.faults = tuple(faults)
+
+
+class RevisionConflictError(Exception):
+    """It has another revision than the caller expected (If-Match)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserInput:
+    """What a PUT of a user says; ``password`` None keeps the one it has."""
+
+    password: str | None = field(default=None, repr=False)
+    is_admin: bool = False
+    is_disabled: bool = False
+    groups: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantInput:
+    """What a POST of a grant says; ``expires_at`` in Unix seconds."""
+
+    subject: str
+    repository: str
+    actions: Sequence[str]
+    tags: str = "*"
+    mode: str = GrantMode.ENFORCE.value
+    expires_at: float | None = None
+
+
+class Directory:
+    """The records of access, over the store.
+
+    Every method raises StoreUnavailableError. ``expect`` is the revision the caller saw; None for any.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._passwords = Passwords()
+
+    async def aclose(self) -> None:
+        """End the threads that hash passwords."""
+        self._passwords.close()
+
+    # ------------------------------------------------------------ users
+
+    async def list_users(self) -> list[User]:
+        groups = await self._groups()
+        return [user_of(record, _groups_of(record.key, groups)) for record in await self._store.list(Table.USERS)]
+
+    async def get_user(self, name: str) -> User:
+        """Return a user. Raises NotFoundError."""
+        record = await self._store.get(Table.USERS, name)
+        if record is None:
+            raise NotFoundError(f"there is no user {name}")
+        return user_of(record, _groups_of(name, await self._groups()))
+
+    async def put_user(self, name: str, given: UserInput, *, expect: int | None = None) -> tuple[User, bool]:
+        """Make or replace a user; return it, and whether it is new. Groups that are not there yet are made.
+
+        A new password and disabling void all tokens of the user.
+
+        Raises:
+            InvalidError: with every fault of the input.
+            RevisionConflictError: see the class.
+            TooManyLoginsError: too many passwords are being hashed.
+        """
+        faults = [] if is_name(name) else [("name", _NAME_FAULT)]
+        if given.password is not None:
+            faults += _password_faults(given.password)
+        faults += [("groups", f"{group!r}: {_NAME_FAULT}") for group in given.groups if not is_name(group)]
+        if faults:
+            raise InvalidError(faults)
+        password_hash = None if given.password is None else await self._passwords.hash(given.password)
+        return await _retried(lambda: self._put_user(name, given, password_hash, expect))
+
+    async def delete_user(self, name: str, *, expect: int | None = None) -> None:
+        """Delete a user, its memberships and its grants, and void its tokens.
+
+        Raises:
+            NotFoundError, RevisionConflictError.
+        """
+        await _retried(lambda: self._delete_user(name, expect))
+
+    async def ensure_first_admin(self, password: str | None) -> str | None:
+        """Make the user ``admin`` when there is no administrator; once, however many nodes and workers ask.
+
+        Args:
+            password: for the new user; None to have one generated.
+
+        Returns:
+            The generated password when this call made the user with one; else None.
+
+        Raises:
+            InvalidError: the password is too short or too long.
+        """
+        if password is not None and (faults := _password_faults(password)):
+            raise InvalidError(faults)
+        records = await self._store.list(Table.USERS)
+        if any(user_of(record).is_admin for record in records):
+            return None
+        chosen = secrets.token_urlsafe(18) if password is None else password
+        password_hash = await self._passwords.hash(chosen)
+        present = next((record.revision for record in records if record.key == FIRST_ADMIN), 0)
+        admin = User(FIRST_ADMIN, password_hash, is_admin=True)
+        generation, _ = await self._next_generation(user_subject(FIRST_ADMIN))
+        try:
+            await self._store.commit([Change(Table.USERS, FIRST_ADMIN, admin.stored(), present), generation])
+        except ConflictError:
+            return None  # another one made it
+        return chosen if password is None else None
+
+    # ------------------------------------------------------------ groups
+
+    async def list_groups(self) -> list[Group]:
+        return await self._groups()
+
+    async def get_group(self, name: str) -> Group:
+        """Return a group. Raises NotFoundError."""
+        record = await self._store.get(Table.GROUPS, name)
+        if record is None:
+            raise NotFoundError(f"there is no group {name}")
+        return group_of(record)
+
+    async def put_group(self, name: str, members: Sequence[str], *, expect: int | None = None) -> tuple[Group, bool]:
+        """Make or replace a group; return it, and whether it is new.
+
+        Args:
+            name: of the group.
+            members: users, as ``ann`` or ``user:ann``; these and no others are in it afterwards.
+            expect: see the class.
+
+        Raises:
+            InvalidError: a name is not valid, or there is no such user.
+            RevisionConflictError: see the class.
+        """
+        if not is_name(name):
+            raise InvalidError([("name", _NAME_FAULT)])
+        wanted = sorted({member.removeprefix("user:") for member in members})
+        return await _retried(lambda: self._put_group(name, wanted, expect))
+
+    async def delete_group(self, name: str, *, expect: int | None = None) -> None:
+        """Delete a group and its grants. Raises NotFoundError, RevisionConflictError."""
+        await _retried(lambda: self._delete_group(name, expect))
+
+    # ------------------------------------------------------------ grants
+
+    async def list_grants(self) -> list[Grant]:
+        return [grant_of(record) for record in await self._store.list(Table.GRANTS)]
+
+    async def get_grant(self, grant_id: str) -> Grant:
+        """Return a grant. Raises NotFoundError."""
+        record = await self._store.get(Table.GRANTS, grant_id)
+        if record is None:
+            raise NotFoundError(f"there is no grant {grant_id}")
+        return grant_of(record)
+
+    async def add_grant(self, given: GrantInput) -> Grant:
+        """Make a grant under a new id. The subject need not exist yet. Raises InvalidError with every fault."""
+        faults = _grant_faults(given)
+        if faults:
+            raise InvalidError(faults)
+        grant = Grant(
+            id=secrets.token_hex(8),
+            subject=given.subject,
+            repository=given.repository,
+            actions=frozenset(Action(action) for action in given.actions),
+            tags=given.tags,
+            mode=GrantMode(given.mode),
+            expires_at=given.expires_at,
+        )
+        revision = await self._store.commit([Change(Table.GRANTS, grant.id, grant.stored(), expect=0)])
+        return replace(grant, revision=revision)
+
+    async def delete_grant(self, grant_id: str, *, expect: int | None = None) -> None:
+        """Delete a grant. Raises NotFoundError, RevisionConflictError."""
+        grant = await self.get_grant(grant_id)
+        _check_revision(grant.revision, expect)
+        try:
+            await self._store.commit([Change(Table.GRANTS, grant_id, None, expect=grant.revision)])
+        except ConflictError as error:  # a grant is never changed, so it can only be gone
+            raise NotFoundError(f"there is no grant {grant_id}") from error
+
+    # ------------------------------------------------------------ revocations
+
+    async def revoke(self, subject: str) -> int:
+        """Void all tokens issued to a subject so far; return its new generation.
+
+        Raises:
+            InvalidError: it is no subject that has tokens.
+        """
+        try:
+            parsed = parse_subject(subject)
+        except ValueError as error:
+            raise InvalidError([("subject", str(error))]) from error
+        if str(parsed).startswith("group:"):
+            raise InvalidError([("subject", "a group has no tokens: revoke those of its members")])
+
+        async def bump() -> int:
+            change, generation = await self._next_generation(subject)
+            await self._store.commit([change])
+            return generation
+
+        return await _retried(bump)
+
+    # ------------------------------------------------------------ one attempt each
+
+    async def _put_user(
+        self, name: str, given: UserInput, password_hash: str | None, expect: int | None
+    ) -> tuple[User, bool]:
+        record = await self._store.get(Table.USERS, name)
+        _check_revision(0 if record is None else record.revision, expect)
+        before = None if record is None else user_of(record)
+        if password_hash is None and before is None:
+            raise InvalidError([("password", "a new user needs one")])
+        user = User(
+            name,
+            password_hash or (before.password_hash if before else ""),
+            is_admin=given.is_admin,
+            is_disabled=given.is_disabled,
+            groups=tuple(sorted(set(given.groups))),
+        )
+        changes = [Change(Table.USERS, name, user.stored(), 0 if record is None else record.revision)]
+        if before is not None and (password_hash is not None or (user.is_disabled and not before.is_disabled)):
+            changes.append((await self._next_generation(user_subject(name)))[0])
+        changes += _membership_changes(name, user.groups, await self._groups())
+        revision = await self._store.commit(changes)
+        return replace(user, revision=revision), before is None
+
+    async def _delete_user(self, name: str, expect: int | None) -> None:
+        record = await self._store.get(Table.USERS, name)
+        if record is None:
+            raise NotFoundError(f"there is no user {name}")
+        _check_revision(record.revision, expect)
+        generation, _ = await self._next_generation(user_subject(name))
+        changes = [
+            Change(Table.USERS, name, None, record.revision),
+            generation,
+            *_membership_changes(name, (), await self._groups()),
+            *await self._grant_removals(user_subject(name)),
+        ]
+        await self._store.commit(changes)
+
+    async def _put_group(self, name: str, members: Sequence[str], expect: int | None) -> tuple[Group, bool]:
+        record = await self._store.get(Table.GROUPS, name)
+        _check_revision(0 if record is None else record.revision, expect)
+        before = () if record is None else group_of(record).members
+        users = {user.key: user for user in await self._store.list(Table.USERS)}
+        unknown = [member for member in members if member not in users]
+        if unknown:
+            raise InvalidError([("members", f"there is no user {member!r}") for member in unknown])
+        group = Group(name, tuple(members))
+        changes = [Change(Table.GROUPS, name, group.stored(), 0 if record is None else record.revision)]
+        changes += _touch(users[member] for member in {*before} ^ {*members} if member in users)
+        revision = await self._store.commit(changes)
+        return replace(group, revision=revision), record is None
+
+    async def _delete_group(self, name: str, expect: int | None) -> None:
+        group = await self.get_group(name)
+        _check_revision(group.revision, expect)
+        users = [user for user in await self._store.list(Table.USERS) if user.key in group.members]
+        changes = [
+            Change(Table.GROUPS, name, None, group.revision),
+            *_touch(users),
+            *await self._grant_removals(group_subject(name)),
+        ]
+        await self._store.commit(changes)
+
+    async def _groups(self) -> list[Group]:
+        return [group_of(record) for record in await self._store.list(Table.GROUPS)]
+
+    async def _grant_removals(self, subject: str) -> list[Change]:
+        """Return the changes that end a subject's grants: a later subject of that name must not inherit them."""
+        grants = [grant for grant in await self.list_grants() if grant.subject == subject]
+        return [Change(Table.GRANTS, grant.id, None) for grant in grants]
+
+    async def _next_generation(self, subject: str) -> tuple[Change, int]:
+        record = await self._store.get(Table.SUBJECTS, subject)
+        generation = 1 if record is None else int(record.value["generation"]) + 1
+        revision = 0 if record is None else record.revision
+        return Change(Table.SUBJECTS, subject, {"generation": generation}, revision), generation
+
+
+async def _retried(attempt: Callable[[], Awaitable[_T]]) -> _T:
+    """Repeat what lost a race: each attempt reads anew, and checks again what its caller expected."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return await attempt()
+        except ConflictError:
+            continue
+    raise StoreUnavailableError("too many others change the same records at the same time")
+
+
+def _check_revision(revision: int, expect: int | None) -> None:
+    if expect is not None and revision != expect:
+        raise RevisionConflictError(f"it has revision {revision} now, not {expect}")
+
+
+def _groups_of(name: str, groups: Iterable[Group]) -> tuple[str, ...]:
+    return tuple(group.name for group in groups if name in group.members)
+
+
+def _membership_changes(name: str, wanted: Sequence[str], groups: Iterable[Group]) -> list[Change]:
+    """Return the changes that make a user a member of exactly these groups."""
+    changes = []
+    present = set()
+    for group in groups:
+        present.add(group.name)
+        if (group.name in wanted) != (name in group.members):
+            members = {*group.members, name} if group.name in wanted else {*group.members} - {name}
+            changed = Group(group.name, tuple(sorted(members)))
+            changes.append(Change(Table.GROUPS, group.name, changed.stored(), group.revision))
+    new = [Group(group, (name,)) for group in wanted if group not in present]
+    return changes + [Change(Table.GROUPS, group.name, group.stored(), expect=0) for group in new]
+
+
+def _touch(users: Iterable[Record]) -> list[Change]:
+    return [Change(Table.USERS, user.key, user.value, user.revision) for user in users]
+
+
+def _password_faults(password: str) -> list[tuple[str, str]]:
+    if PASSWORD_MIN_LENGTH <= len(password) <= PASSWORD_MAX_LENGTH:
+        return []
+    return [("password", f"expected {PASSWORD_MIN_LENGTH} to {PASSWORD_MAX_LENGTH} characters")]
+
+
+def _grant_faults(given: GrantInput) -> list[tuple[str, str]]:
+    faults = []
+    try:
+        parse_subject(given.subject)
+    except ValueError as error:
+        faults.append(("subject", str(error)))
+    if (fault := repository_pattern_fault(given.repository)) is not None:
+        faults.append(("repository", fault))
+    if (fault := tag_pattern_fault(given.tags)) is not None:
+        faults.append(("tags", fault))
+    actions = {action.value for action in Action}
+    if not given.actions or not actions.issuperset(given.actions):
+        faults.append(("actions", f"expected at least one of {', '.join(sorted(actions))}"))
+    if given.mode not in {mode.value for mode in GrantMode}:
+        faults.append(("mode", "expected enforce or warn"))
+    if given.expires_at is not None and not 0 < given.expires_at < 2**53:
+        faults.append(("expires_at", "expected a time"))
+    return faults

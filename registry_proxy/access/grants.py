@@ -1,0 +1,208 @@
+"""Who may do what: pure decisions on an immutable snapshot. What nobody granted is denied."""
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from registry_proxy.access.patterns import compile_repository_pattern, compile_tag_pattern, literal_prefix
+from registry_proxy.access.records import Grant, GrantMode, Group, User
+from registry_proxy.access.subject import ANONYMOUS, Subject, SubjectKind, group_subject, parse_subject, user_subject
+from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
+
+_REMEMBERED_DECISIONS = 50_000
+_SATISFIED_BY = {action: frozenset({action}) for action in Action} | {
+    Action.CREATE: frozenset({Action.CREATE, Action.PUSH})
+}
+"""Push makes and moves tags, so it includes create; nothing else includes anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one question.
+
+    ``would_deny`` marks what only grants in mode ``warn`` allowed. ``grant`` is the id of the grant that decided, None
+    for administrators and refusals. ``reason`` is a sentence for whoever asks why.
+    """
+
+    allowed: bool
+    would_deny: bool
+    grant: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    grant: Grant
+    repository: re.Pattern[str]
+    tags: re.Pattern[str] | None
+
+    def matches(self, repository: str, tag: str | None) -> bool:
+        if self.repository.fullmatch(repository) is None:
+            return False
+        return tag is None or self.tags is None or self.tags.fullmatch(tag) is not None
+
+
+class Policy:
+    """A snapshot of all that decides, compiled; never changed, so that what was decided once can be remembered.
+
+    Args:
+        users: all users.
+        groups: all groups.
+        grants: all grants; an expired one counts for nothing.
+        generations: by subject; tokens of an older generation are void.
+    """
+
+    def __init__(
+        self, users: Iterable[User], groups: Iterable[Group], grants: Iterable[Grant], generations: Mapping[str, int]
+    ) -> None:
+        self._users = {user_subject(user.name): user for user in users}
+        self._generations = dict(generations)
+        memberships: dict[str, list[str]] = {}
+        for group in groups:
+            for member in group.members:
+                memberships.setdefault(user_subject(member), []).append(group_subject(group.name))
+        self._memberships = memberships
+        self._grants: dict[str, dict[str, list[_Compiled]]] = {}
+        for grant in sorted(grants, key=lambda grant: grant.id):
+            index = self._grants.setdefault(grant.subject, {})
+            index.setdefault(literal_prefix(grant.repository), []).append(_compile(grant))
+        # (subject, repository, action, tag) -> the decision, and until when it holds
+        self._decided: dict[tuple[str, str, Action, str | None], tuple[Decision, float | None]] = {}
+
+    def generation(self, subject: str) -> int | None:
+        """Return the generation that a token of the subject must have; None when it may have none at all."""
+        if subject != ANONYMOUS:
+            user = self._users.get(subject)
+            if user is None or user.is_disabled:
+                return None
+        return self._generations.get(subject, 0)
+
+    def is_admin(self, subject: str) -> bool:
+        """Tell whether the subject is an administrator."""
+        user = self._users.get(subject)
+        return user is not None and user.is_admin and not user.is_disabled
+
+    def decide(
+        self, subject: str, repository: str, action: Action, tag: str | None = None, now: float | None = None
+    ) -> Decision:
+        """Decide one action.
+
+        For a push that may only make new tags, ask for ``PUSH`` first and for ``CREATE`` when that is refused.
+
+        Args:
+            subject: such as ``user:ann`` or ``anonymous``; a group is judged by its own grants.
+            repository: the canonical name.
+            action: what it wants to do.
+            tag: on which tag; None where no single tag is meant (blobs, digests, uploads): then a grant for any tag is
+                enough, except for DELETE, which takes all tags of a digest with it and needs a grant for all.
+            now: Unix seconds; None takes the clock.
+        """
+        key = (subject, repository, action, tag)
+        known = self._decided.get(key)
+        if known is not None:
+            decision, until = known
+            if until is None or (time.time() if now is None else now) < until:
+                return decision
+        now = time.time() if now is None else now
+        needs_all_tags = action is Action.DELETE and tag is None
+        decision, until = self._judge(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
+        if len(self._decided) >= _REMEMBERED_DECISIONS:
+            self._decided.clear()  # names come from callers: memory must stay bounded
+        self._decided[key] = (decision, until)
+        return decision
+
+    def allowed_access(self, subject: str, access: Access, now: float | None = None) -> Access | None:
+        """Return the part of ``access`` that a token of the subject may carry; None when it is empty.
+
+        Every subject may list the catalogue, which shows it only what it may pull. ``*`` asks for all actions.
+        """
+        if (access.type, access.name) == (CATALOG.type, CATALOG.name):
+            return CATALOG if access.actions >= CATALOG.actions else None
+        if not is_repository_access(access):
+            return None
+        now = time.time() if now is None else now
+        asked = {Action.PULL, Action.PUSH, Action.DELETE}
+        if "*" not in access.actions:
+            asked = {action for action in asked if action in access.actions}
+        allowed = {action for action in asked if self._may_somehow(subject, access.name, action, now)}
+        return Access(access.type, access.name, frozenset(allowed)) if allowed else None
+
+    def _may_somehow(self, subject: str, repository: str, action: Action, now: float) -> bool:
+        # A token says push for both kinds of push; which tags, and whether they may be moved, is judged by request.
+        least = Action.CREATE if action is Action.PUSH else action
+        return self._judge(subject, repository, least, None, now, needs_all_tags=False)[0].allowed
+
+    def _judge(
+        self, subject: str, repository: str, action: Action, tag: str | None, now: float, *, needs_all_tags: bool
+    ) -> tuple[Decision, float | None]:
+        """Return a decision, and until when it holds: the first expiry of any grant it rests on."""
+        fault = self._subject_fault(subject)
+        if fault is not None:
+            return Decision(allowed=False, would_deny=False, grant=None, reason=fault), None
+        if self.is_admin(subject):
+            reason = f"{subject} is an administrator, who may do everything"
+            return Decision(allowed=True, would_deny=False, grant=None, reason=reason), None
+        trial: Grant | None = None
+        until: float | None = None
+        for compiled in self._candidates(subject, repository):
+            grant = compiled.grant
+            if not grant.actions & _SATISFIED_BY[action] or not compiled.matches(repository, tag):
+                continue
+            if needs_all_tags and compiled.tags is not None:
+                continue
+            if grant.expires_at is not None:
+                if grant.expires_at <= now:
+                    continue
+                until = grant.expires_at if until is None else min(until, grant.expires_at)
+            if grant.mode is GrantMode.ENFORCE:
+                return Decision(allowed=True, would_deny=False, grant=grant.id, reason=_allows(grant)), until
+            trial = trial or grant
+        if trial is not None:
+            reason = f"{_allows(trial)}; it is on trial (mode warn), and no enforcing grant would allow this"
+            return Decision(allowed=True, would_deny=True, grant=trial.id, reason=reason), until
+        reason = _refuses(subject, repository, action, tag, needs_all_tags=needs_all_tags)
+        return Decision(allowed=False, would_deny=False, grant=None, reason=reason), None
+
+    def _subject_fault(self, subject: str) -> str | None:
+        user = self._users.get(subject)
+        if user is not None:
+            return f"{subject} is disabled" if user.is_disabled else None
+        try:
+            parsed = parse_subject(subject)
+        except ValueError:
+            parsed = Subject(SubjectKind.USER, "")
+        if parsed.kind in {SubjectKind.ANONYMOUS, SubjectKind.GROUP}:
+            return None
+        return f"there is no {parsed}" if parsed.name else "this is not a subject"
+
+    def _candidates(self, subject: str, repository: str) -> Iterable[_Compiled]:
+        """Yield the grants of the subject, its groups and everyone whose literal beginning is that of the name."""
+        prefixes = [""]
+        prefixes += [repository[: match.start()] for match in re.finditer("/", repository)]
+        prefixes.append(repository)
+        for holder in dict.fromkeys((subject, *self._memberships.get(subject, ()), ANONYMOUS)):
+            index = self._grants.get(holder)
+            if index is not None:
+                for prefix in prefixes:
+                    yield from index.get(prefix, ())
+
+
+def _compile(grant: Grant) -> _Compiled:
+    tags = None if grant.tags.strip("*") == "" else compile_tag_pattern(grant.tags)
+    return _Compiled(grant, compile_repository_pattern(grant.repository), tags)
+
+
+def _allows(grant: Grant) -> str:
+    tags = "" if grant.tags == "*" else f", tags {grant.tags}"
+    return f"grant {grant.id} lets {grant.subject} {_join(grant.actions)} {grant.repository}{tags}"
+
+
+def _join(actions: Iterable[Action]) -> str:
+    return ", ".join(sorted(actions))
+
+
+def _refuses(subject: str, repository: str, action: Action, tag: str | None, *, needs_all_tags: bool) -> str:
+    where = repository if tag is None else f"{repository}, tag {tag}"
+    tags = ", for all its tags," if needs_all_tags else ""
+    return f"no grant lets {subject} {action} {where}: it would take one with the action {action}{tags} on {repository}"

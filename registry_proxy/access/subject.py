@@ -1,0 +1,60 @@
+"""Subjects: who a token or a grant speaks of, as text with its kind in front (``user:ann``)."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+ANONYMOUS = "anonymous"
+"""The subject of a caller without credentials; what it may do, everyone may do."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")
+_RESERVED = frozenset({"oidc"})  # the login name that goes with a token of an identity provider
+
+
+class SubjectKind(StrEnum):
+    """What stands before the colon; ``ANONYMOUS`` stands alone."""
+
+    USER = "user"
+    ROBOT = "robot"
+    GROUP = "group"
+    ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A parsed subject; ``name`` is empty for anonymous."""
+
+    kind: SubjectKind
+    name: str
+
+    def __str__(self) -> str:
+        return ANONYMOUS if self.kind is SubjectKind.ANONYMOUS else f"{self.kind}:{self.name}"
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a user, group or robot may have this name: never with the ``:`` and ``$`` of Basic and robots."""
+    return _NAME.fullmatch(text) is not None and text not in _RESERVED
+
+
+def parse_subject(text: str) -> Subject:
+    """Return the subject that a text means.
+
+    Raises:
+        ValueError: it means none; the message says what would.
+    """
+    if text == ANONYMOUS:
+        return Subject(SubjectKind.ANONYMOUS, "")
+    kind, _, name = text.partition(":")
+    if kind not in {SubjectKind.USER, SubjectKind.ROBOT, SubjectKind.GROUP} or not is_name(name):
+        raise ValueError("expected user:NAME, group:NAME, robot:NAME or anonymous")
+    return Subject(SubjectKind(kind), name)
+
+
+def user_subject(name: str) -> str:
+    """Return the subject text of a user."""
+    return f"{SubjectKind.USER}:{name}"
+
+
+def group_subject(name: str) -> str:
+    """Return the subject text of a group."""
+    return f"{SubjectKind.GROUP}:{name}"

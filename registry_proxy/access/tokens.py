@@ -1,0 +1,290 @@
+"""Tokens: JSON Web Tokens as distribution's token specification asks for, signed by ES256 (RFC 7515, 7518, 7519)."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from registry_proxy.access.subject import parse_subject
+from registry_proxy.spec.scope import Access
+
+LEEWAY_SECONDS = 60
+"""How far two clocks may be apart."""
+
+_ALGORITHM = "ES256"
+_TOKEN_MAX_LENGTH = 16_384
+_HEADERS_THAT_CHOOSE_A_KEY = frozenset({"jwk", "jku", "x5c", "x5u", "x5t", "x5t#S256", "crit"})
+_REMEMBERED_TOKENS = 10_000
+
+
+class InvalidTokenError(Exception):
+    """The token is no good; the message says why, without any part of the token."""
+
+
+class UnknownKeyError(InvalidTokenError):
+    """It is signed with a key that is not known here; another node may have published it a moment ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedToken:
+    """What a token says whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds."""
+
+    subject: str
+    token_id: str
+    generation: int
+    expires_at: float
+    access: tuple[Access, ...]
+
+    def allows(self, type: str, name: str, action: str) -> bool:  # noqa: A002 - the claim's name in the specification
+        """Tell whether the ``access`` claim holds the action; the grants decide as well."""
+        return any(entry.name == name and entry.type == type and action in entry.actions for entry in self.access)
+
+
+class IssuedToken(NamedTuple):
+    """A new token; the times are Unix seconds."""
+
+    token: str
+    token_id: str
+    issued_at: int
+    expires_at: int
+
+
+def create_key_file(path: str) -> None:
+    """Make a private key for signing, unless the file is there. Whoever comes first wins, the others use theirs.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if os.path.exists(path):
+        return
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    directory = os.path.dirname(path) or "."
+    os.makedirs(directory, exist_ok=True)
+    temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        # A link appears with all its content, and fails when another was faster.
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+    _sync_directory(directory)
+
+
+class TokenSigner:
+    """Issues tokens with the node's own key.
+
+    Args:
+        key_file: PEM, an EC key on P-256; see ``create_key_file``.
+        service: the name of this registry: ``iss`` and ``aud``.
+        lifetime_seconds: from issue to expiry.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no such key.
+    """
+
+    def __init__(self, key_file: str, service: str, lifetime_seconds: int) -> None:
+        with open(key_file, "rb") as file:
+            pem = file.read()
+        try:
+            key = serialization.load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{key_file} holds no private key in PEM without a password") from error
+        self._key = _private_key_on_p256(key, key_file)
+        self._service = service
+        self._lifetime_seconds = lifetime_seconds
+        self._public_jwk = _jwk(self._key.public_key())
+
+    @property
+    def key_id(self) -> str:
+        """The RFC 7638 thumbprint of the key, the ``kid`` of its tokens."""
+        return str(self._public_jwk["kid"])
+
+    @property
+    def public_jwk(self) -> Mapping[str, str]:
+        """The public half as a JSON Web Key (RFC 7517)."""
+        return self._public_jwk
+
+    def issue(self, subject: str, generation: int, access: Iterable[Access], now: float) -> IssuedToken:
+        """Return a token.
+
+        Args:
+            subject: typed, such as ``user:ann``.
+            generation: the subject's current one; a later one voids the token.
+            access: what it carries; the grants are asked again at each request.
+            now: Unix seconds.
+        """
+        issued_at = int(now)
+        token_id = secrets.token_urlsafe(16)
+        claims = {
+            "iss": self._service,
+            "aud": self._service,
+            "sub": subject,
+            "iat": issued_at,
+            "nbf": issued_at,
+            "exp": issued_at + self._lifetime_seconds,
+            "jti": token_id,
+            "generation": generation,
+            "access": [{"type": a.type, "name": a.name, "actions": sorted(a.actions)} for a in access],
+        }
+        token = jwt.encode(claims, self._key, algorithm=_ALGORITHM, headers={"kid": self.key_id})
+        return IssuedToken(token, token_id, issued_at, issued_at + self._lifetime_seconds)
+
+
+class TokenVerifier:
+    """Verifies tokens against the published keys, and remembers those that were right until they expire.
+
+    Args:
+        service: the name of this registry, which ``iss`` and ``aud`` must be, exactly.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
+        self._verified: dict[str, tuple[VerifiedToken, float]] = {}  # with its nbf; oldest first
+
+    def set_keys(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
+        """Replace the keys, by ``kid``; what was verified with one that is gone is forgotten."""
+        if not self._keys.keys() <= keys.keys():
+            self._verified.clear()
+        self._keys = dict(keys)
+
+    def verify(self, token: str, now: float) -> VerifiedToken:
+        """Return what a token says.
+
+        Args:
+            token: as it came with the request.
+            now: Unix seconds; the token's times are allowed to be 60 s off.
+
+        Raises:
+            InvalidTokenError: for any other text, of any size.
+        """
+        known = self._verified.get(token)
+        if known is None:
+            known = self._verify(token)
+            _check_times(*known, now)
+            while len(self._verified) >= _REMEMBERED_TOKENS:
+                del self._verified[next(iter(self._verified))]
+            self._verified[token] = known
+        else:
+            _check_times(*known, now)
+        return known[0]
+
+    def _verify(self, token: str) -> tuple[VerifiedToken, float]:
+        if len(token) > _TOKEN_MAX_LENGTH:
+            raise InvalidTokenError("the token is too long")
+        try:
+            key = self._key_of(jwt.get_unverified_header(token))
+            payload = jwt.PyJWS().decode(token, key, algorithms=[_ALGORITHM])
+            claims = json.loads(payload)
+        except InvalidTokenError:
+            raise
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise InvalidTokenError("the token is malformed, or its signature is not right") from error
+        if not isinstance(claims, dict):
+            raise InvalidTokenError("the token holds no claims")
+        return _read_claims(claims, self._service)
+
+    def _key_of(self, header: Mapping[str, Any]) -> ec.EllipticCurvePublicKey:
+        if header.get("alg") != _ALGORITHM:
+            raise InvalidTokenError(f"the token is not signed with {_ALGORITHM}")
+        if not _HEADERS_THAT_CHOOSE_A_KEY.isdisjoint(header):
+            raise InvalidTokenError("the token brings a key or an extension of its own")
+        kid = header.get("kid")
+        key = self._keys.get(kid) if isinstance(kid, str) else None
+        if key is None:
+            raise UnknownKeyError("the token is signed with a key that is not ours")
+        return key
+
+
+def public_key_of(jwk: Mapping[str, Any]) -> ec.EllipticCurvePublicKey:
+    """Return the key of a published JSON Web Key.
+
+    Raises:
+        ValueError: it is none on P-256.
+    """
+    try:
+        key = jwt.PyJWK(dict(jwk), algorithm=_ALGORITHM).key
+    except jwt.PyJWTError as error:
+        raise ValueError("not a JSON Web Key on P-256") from error
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    raise ValueError("not a JSON Web Key on P-256")
+
+
+def _private_key_on_p256(key: object, key_file: str) -> ec.EllipticCurvePrivateKey:
+    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    raise ValueError(f"{key_file} holds a key of another kind than EC P-256")
+
+
+def _check_times(token: VerifiedToken, not_before: float, now: float) -> None:
+    if now > token.expires_at + LEEWAY_SECONDS:
+        raise InvalidTokenError("the token has expired")
+    if now < not_before - LEEWAY_SECONDS:
+        raise InvalidTokenError("the token is not valid yet")
+
+
+def _read_claims(claims: Mapping[str, Any], service: str) -> tuple[VerifiedToken, float]:
+    """Return the token and its ``nbf``. A list of audiences is not ours either: we never write one."""
+    if claims.get("iss") != service or claims.get("aud") != service:
+        raise InvalidTokenError("the token was issued by or for another service")
+    issued_at, not_before, expires_at = (_number(claims, name) for name in ("iat", "nbf", "exp"))
+    if not issued_at <= expires_at:
+        raise InvalidTokenError("the token expired before it was issued")
+    subject, token_id, generation = claims.get("sub"), claims.get("jti"), claims.get("generation")
+    if not isinstance(subject, str) or not isinstance(token_id, str) or not token_id or type(generation) is not int:
+        raise InvalidTokenError("the token lacks sub, jti or generation")
+    try:
+        parse_subject(subject)
+        access = tuple(
+            Access(str(entry["type"]), str(entry["name"]), frozenset(map(str, entry["actions"])))
+            for entry in claims["access"]
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidTokenError("the token has no proper sub or access") from error
+    return VerifiedToken(subject, token_id, generation, expires_at, access), not_before
+
+
+def _number(claims: Mapping[str, Any], name: str) -> float:
+    value = claims.get(name)
+    # Infinity and NaN are numbers to Python's JSON, and would never expire.
+    if type(value) not in {int, float} or not 0 <= value < 2**53:  # type: ignore[operator]  # the first half decides
+        raise InvalidTokenError(f"the token has no proper {name}")
+    return float(value)  # type: ignore[arg-type]  # as above
+
+
+def _jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
+    numbers = key.public_numbers()
+    x, y = (_base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+    # RFC 7638: the thumbprint is over the required members alone, in this order, without spaces.
+    members = json.dumps({"crv": "P-256", "kty": "EC", "x": x, "y": y}, separators=(",", ":"))
+    thumbprint = _base64url(hashlib.sha256(members.encode()).digest())
+    return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": thumbprint, "alg": _ALGORITHM, "use": "sig"}
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
