@@ -1,0 +1,50 @@
+"""The program `registry-proxy`: the service itself, and the admin API as commands."""
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+
+from registry_proxy.cli.admin import register
+from registry_proxy.node import StartError
+from registry_proxy.settings import Settings
+from registry_proxy.settings_load import SettingsError, load_settings
+from registry_proxy.supervisor import run
+
+app = typer.Typer(
+    name="registry-proxy",
+    help="A caching, permission-checking, failing-over proxy in front of Docker and OCI registries.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+register(app)
+
+
+def _load(file: str) -> Settings:
+    try:
+        return load_settings(file, os.environ)
+    except SettingsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def serve(
+    config: Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration, a YAML file.")],
+) -> None:
+    """Run the service until SIGINT or SIGTERM: the first drains for at most 10 s, a second one ends at once."""
+    settings = _load(config)
+    try:
+        asyncio.run(run(settings))
+    except StartError as error:
+        typer.echo(f"registry-proxy cannot start: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def check_config(file: Annotated[str, typer.Argument(metavar="FILE", help="The configuration, a YAML file.")]) -> None:
+    """Check a configuration, with the environment laid over it: OK, or every fault with its line."""
+    _load(file)
+    typer.echo("OK")

@@ -1,0 +1,82 @@
+"""Listening sockets, and who holds a port when it is taken. The standard library only: `make run` uses it too."""
+
+import errno
+import glob
+import os
+import socket
+
+_LISTEN_STATE = "0A"
+_BACKLOG = 4096
+
+
+class PortTakenError(Exception):
+    """Somebody else listens on the address; the text says who."""
+
+
+def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return ``count`` sockets that listen on one address: the kernel spreads connections over them.
+
+    Raises:
+        PortTakenError: the port is taken.
+        OSError: the address is not one of this machine, or may not be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sockets: list[socket.socket] = []
+    try:
+        _refuse_taken(family, host, port)
+        for _ in range(count):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((host, port))
+            listener.listen(_BACKLOG)
+            listener.settimeout(0)
+    except BaseException:
+        for listener in sockets:
+            listener.close()
+        raise
+    return sockets
+
+
+def _refuse_taken(family: int, host: str, port: int) -> None:
+    """Raise when anybody listens there: with SO_REUSEPORT alone, a second service of ours would share the port."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            holder = describe_holder(port)
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            message = f"{address} is taken by {holder or 'a process that this user may not see'}"
+            raise PortTakenError(message) from None
+
+
+def describe_holder(port: int) -> str | None:
+    """Return ``process 123 (nginx -g …)`` for who listens on a TCP port of this machine; None when nobody is seen."""
+    inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening_inodes(table, port)}
+    for link in glob.iglob("/proc/[0-9]*/fd/*") if inodes else ():
+        try:
+            if os.readlink(link) in inodes:
+                return _describe_process(link.split("/")[2])
+        except OSError:  # the process or its descriptor is gone, or not ours to see
+            continue
+    return None
+
+
+def _listening_inodes(table: str, port: int) -> list[str]:
+    try:
+        with open(f"/proc/net/{table}", encoding="ascii") as file:
+            rows = [line.split() for line in file][1:]
+    except OSError:
+        return []
+    return [row[9] for row in rows if row[3] == _LISTEN_STATE and int(row[1].rpartition(":")[2], 16) == port]
+
+
+def _describe_process(pid: str) -> str:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        arguments = file.read().rstrip(b"\0").split(b"\0")
+    command = b" ".join(arguments).decode(errors="replace")
+    return f"process {pid} ({command[:100]})"

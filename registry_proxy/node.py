@@ -1,0 +1,78 @@
+"""What one node has to itself: the lock on its cache, its limits, what its workers inherit."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import resource
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO
+
+from registry_proxy.settings_source import ENVIRONMENT_PREFIX
+
+ADMIN_PASSWORD_VARIABLE = "REGISTRY_PROXY_ADMIN_PASSWORD"  # noqa: S105 - the name of the variable
+_LOCK_TRIES = 20
+_LOCK_PAUSE_SECONDS = 0.1
+
+
+class StartError(Exception):
+    """The service cannot start; the text says why, in words for the operator."""
+
+
+@contextlib.asynccontextmanager
+async def locked_cache(path: str) -> AsyncIterator[IO[str]]:
+    """Make the cache directory, and hold it against a second service.
+
+    The workers inherit the lock: while one of them is still dying after its supervisor was killed, nobody else may
+    take what it writes for left-overs. That takes a moment at most, hence the patience.
+    """
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        lock = os.fdopen(
+            os.open(os.path.join(path, "node.lock"), os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii"
+        )
+    except OSError as error:
+        raise StartError(f"cannot use the cache directory {path}: {error.strerror}") from None
+    with lock:
+        for _ in range(_LOCK_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            await asyncio.sleep(_LOCK_PAUSE_SECONDS)
+        else:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            message = f"{path} belongs to a registry-proxy that is running (process {holder}): one cache, one service"
+            raise StartError(message)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield lock
+
+
+def raise_file_limit() -> None:
+    """Let this process and its workers open as many files as the machine allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # the limit we have is what we live with
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def empty_directory(path: str) -> None:
+    """Remove the samples of an earlier run: the counters start anew with the processes."""
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"cannot write to {path}: {error.strerror}") from None
+
+
+def worker_environment(metrics_directory: str) -> dict[str, str]:
+    """Return the environment of a worker: ours less the configuration, which it gets by the channel."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    kept.pop(ADMIN_PASSWORD_VARIABLE, None)
+    kept["PROMETHEUS_MULTIPROC_DIR"] = metrics_directory
+    package_parent = str(Path(__file__).parent.parent)
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, kept.get("PYTHONPATH")]))
+    return kept
