@@ -65,7 +65,7 @@ class BlobAnswer:
 
     descriptor: Descriptor
     result: CacheResult
-    content: bytes | BlobReader | ByteStream
+    content: BlobReader | PassThrough
     byte_range: ByteRange | None
 
 

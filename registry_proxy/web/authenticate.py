@@ -1,0 +1,180 @@
+"""Who asks, and whether they may: only Bearer tokens, denied unless token and grants both allow it."""
+
+import time
+from dataclasses import dataclass
+
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.grants import Decision, Policy
+from registry_proxy.access.required import required_access
+from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
+from registry_proxy.ports import Observer, RoutedRepository, Router
+from registry_proxy.spec.challenge import format_challenge
+from registry_proxy.spec.endpoints import Operation, RegistryRequest
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Repository
+from registry_proxy.spec.scope import Access, Action, format_scope
+from registry_proxy.web.exchange import Exchange
+from registry_proxy.web.origin import Origins
+
+SESSION_OPERATIONS = frozenset(
+    {Operation.APPEND_UPLOAD, Operation.COMMIT_UPLOAD, Operation.UPLOAD_STATUS, Operation.CANCEL_UPLOAD}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Authorized:
+    """A request that may be done.
+
+    ``routed`` is None where the request names no repository. ``may_move_tags`` is False where only new tags may be
+    made. ``refusal`` is set for a request of an upload that would be refused unless its session carries the right.
+    """
+
+    subject: str
+    policy: Policy
+    token: VerifiedToken
+    routed: RoutedRepository | None
+    may_move_tags: bool = True
+    refusal: RegistryError | None = None
+
+
+class Authenticator:
+    """Decides about requests to /v2/.
+
+    Args:
+        control: verifies tokens and knows the policy.
+        router: gives the names under which rights are judged.
+        observer: is told each decision.
+        origins: by which address the client called: its token endpoint lies there.
+        service: the audience of our tokens.
+    """
+
+    def __init__(
+        self, *, control: AccessControl, router: Router, observer: Observer, origins: Origins, service: str
+    ) -> None:
+        self._control = control
+        self._router = router
+        self._observer = observer
+        self._origins = origins
+        self._service = service
+
+    async def authenticate(self, exchange: Exchange, wanted: RegistryRequest | None) -> tuple[VerifiedToken, Policy]:
+        """Return the caller's token and the policy that holds now.
+
+        Args:
+            exchange: the request.
+            wanted: what it asks for, for the challenge; None when that is not known.
+
+        Raises:
+            RegistryError: UNAUTHORIZED with the challenge.
+            StoreUnavailableError: the policy cannot be known.
+        """
+        headers = exchange.request.headers.getall("Authorization", [])
+        if not headers:
+            raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, "log in first: this registry needs a token")
+        scheme, _, token = headers[0].strip().partition(" ")
+        if len(headers) > 1 or scheme.lower() != "bearer":
+            message = "only one Bearer token, of the token endpoint, is taken here"
+            raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, message)
+        try:
+            verified, policy = await self._control.authenticate(token.strip(), time.time())
+        except InvalidTokenError as error:
+            message = f"the token is not accepted: {error}"
+            raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, message, error="invalid_token") from error
+        exchange.subject = verified.subject
+        return verified, policy
+
+    async def authorize(self, exchange: Exchange, wanted: RegistryRequest) -> Authorized:
+        """Return what the request may do, decided by subject and names alone, before anything is looked up.
+
+        Raises:
+            RegistryError: UNAUTHORIZED or DENIED, both 401 with a challenge; NAME_UNKNOWN for what is not routed.
+            StoreUnavailableError: the policy cannot be known.
+        """
+        token, policy = await self.authenticate(exchange, wanted)
+        canonical = self._canonical(wanted)
+        access = required_access(wanted, canonical)
+        if canonical is None or access is None:
+            # /v2/ and the catalogue are for any valid token; the catalogue shows only what its caller may pull.
+            return Authorized(token.subject, policy, token, None)
+        return self._judge(exchange, wanted, token, policy, access)
+
+    def may_read_source(self, authorized: Authorized, source: Repository) -> bool:
+        """Tell whether the source of a mount may be pulled, by token and grants; a no is no error there."""
+        if not authorized.token.allows("repository", source, Action.PULL):
+            return False
+        return authorized.policy.decide(authorized.subject, source, Action.PULL).allowed
+
+    def _canonical(self, wanted: RegistryRequest) -> Repository | None:
+        if wanted.repository is None:
+            return None
+        return self._router.canonical(wanted.repository, wanted.source_host)
+
+    def _judge(
+        self, exchange: Exchange, wanted: RegistryRequest, token: VerifiedToken, policy: Policy, access: Access
+    ) -> Authorized:
+        repository = Repository(access.name)
+        action = Action(next(iter(access.actions)))
+        decision, may_move_tags = _decide(policy, token.subject, wanted, repository, action)
+        is_in_token = token.allows(access.type, access.name, action)
+        if decision.allowed and is_in_token:
+            self._observer.decision(action, "would_deny" if decision.would_deny else "allow")
+            routed = self._router.route(repository)
+            return Authorized(token.subject, policy, token, routed, may_move_tags)
+        reason = decision.reason if not decision.allowed else f"the token does not carry {action} on {repository}"
+        refusal = self._challenge(
+            exchange,
+            wanted,
+            ErrorCode.DENIED,
+            f"requested access to {repository} is denied: {reason}",
+            error="insufficient_scope",
+            detail={"repository": repository, "action": action.value},
+        )
+        if wanted.operation in SESSION_OPERATIONS and wanted.state is not None:
+            # An upload carries the right it was opened with: whether this is one is known where it is opened.
+            return Authorized(token.subject, policy, token, self._router.route(repository), refusal=refusal)
+        self.refused(action)
+        raise refusal
+
+    def refused(self, action: Action) -> None:
+        """Count a refusal."""
+        self._observer.decision(action, "deny")
+
+    def _challenge(
+        self,
+        exchange: Exchange,
+        wanted: RegistryRequest | None,
+        code: ErrorCode,
+        message: str,
+        *,
+        error: str | None = None,
+        detail: object = None,
+    ) -> RegistryError:
+        realm = self._origins.url(exchange.request) + "/auth/token"
+        scope = None if wanted is None else self._scope(wanted)
+        challenge = format_challenge(realm, self._service, scope, error)
+        return RegistryError(code, message, detail=detail, headers={"WWW-Authenticate": challenge})
+
+    def _scope(self, wanted: RegistryRequest) -> str | None:
+        try:
+            access = required_access(wanted, self._canonical(wanted))
+        except RegistryError:
+            return None
+        if access is None:
+            return None
+        if Action.PUSH in access.actions:
+            # A push reads before it writes; clients ask for both, and some only for what they are told.
+            access = Access(access.type, access.name, access.actions | {Action.PULL})
+        return format_scope(access)
+
+
+def _decide(
+    policy: Policy, subject: str, wanted: RegistryRequest, repository: Repository, action: Action
+) -> tuple[Decision, bool]:
+    """Return the decision, and whether existing tags may be moved."""
+    tag = None if isinstance(wanted.tag_or_digest, Digest) else wanted.tag_or_digest
+    decision = policy.decide(subject, repository, action, tag)
+    if action is not Action.PUSH or decision.allowed:
+        return decision, True
+    # The right to create only is enough for blobs, and for tags that do not exist yet.
+    created = policy.decide(subject, repository, Action.CREATE, tag)
+    return (created, False) if created.allowed else (decision, False)

@@ -1,0 +1,92 @@
+"""Who calls, and by which address we were called; what a proxy in front says counts only when it is trusted."""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from aiohttp.web import BaseRequest
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Origins:
+    """Reads addresses off requests.
+
+    Args:
+        public_url: how clients reach us; None takes it from each request.
+        trusted_proxies: networks whose X-Forwarded-* headers are believed.
+    """
+
+    def __init__(self, public_url: str | None, trusted_proxies: Sequence[Network]) -> None:
+        self._public_url = None if public_url is None else public_url.rstrip("/")
+        self._trusted = tuple(trusted_proxies)
+        self._known: dict[str, bool] = {}
+
+    def is_trusted(self, address: str) -> bool:
+        """Tell whether an address is that of a trusted proxy."""
+        known = self._known.get(address)
+        if known is None:
+            if len(self._known) > 10_000:
+                self._known.clear()
+            known = self._known[address] = self._is_in_networks(address)
+        return known
+
+    def _is_in_networks(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        mapped = getattr(parsed, "ipv4_mapped", None)
+        return any((mapped or parsed) in network for network in self._trusted)
+
+    def client_address(self, request: BaseRequest) -> str:
+        """Return the client's address: the last one of X-Forwarded-For that is no trusted proxy."""
+        address = request.remote or ""
+        if not self.is_trusted(address):
+            return address
+        for forwarded in reversed(",".join(request.headers.getall("X-Forwarded-For", [])).split(",")):
+            candidate = forwarded.strip()
+            try:
+                ipaddress.ip_address(candidate)
+            except ValueError:
+                return address
+            address = candidate
+            if not self.is_trusted(address):
+                return address
+        return address
+
+    def url(self, request: BaseRequest) -> str:
+        """Return scheme, host and port by which the client called, or the configured public URL."""
+        if self._public_url is not None:
+            return self._public_url
+        scheme, host = "http", request.headers.get("Host", "")
+        if self.is_trusted(request.remote or ""):
+            forwarded_scheme = _first(request, "X-Forwarded-Proto").lower()
+            scheme = forwarded_scheme if forwarded_scheme in {"http", "https"} else scheme
+            host = _first(request, "X-Forwarded-Host") or host
+        if _HOST.fullmatch(host) is None:
+            # HTTP/1.0 without Host, or nonsense, which must not come back out of our headers.
+            host = _local_host(request)
+        return f"{scheme}://{host}"
+
+    def request_id(self, request: BaseRequest) -> str | None:
+        """Return the request's ID where a trusted proxy gave one."""
+        given = request.headers.get("X-Request-ID")
+        if given is None or not self.is_trusted(request.remote or "") or _REQUEST_ID.fullmatch(given) is None:
+            return None
+        return given
+
+
+def _first(request: BaseRequest, header: str) -> str:
+    return request.headers.get(header, "").partition(",")[0].strip()
+
+
+def _local_host(request: BaseRequest) -> str:
+    name = None if request.transport is None else request.transport.get_extra_info("sockname")
+    if not isinstance(name, tuple):
+        return "localhost"
+    address, port = name[0], name[1]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,0 +1,101 @@
+"""The public listener: /v2/, the token endpoint, the keys and the health check."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiohttp.web import BaseRequest, StreamResponse
+
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.tokens import TokenSigner
+from registry_proxy.ports import Observer, Router
+from registry_proxy.proxy.discover import Discover
+from registry_proxy.proxy.manage import Manage
+from registry_proxy.proxy.pull import Pull
+from registry_proxy.proxy.push import Push
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.web.authenticate import Authenticator
+from registry_proxy.web.exchange import Exchange, json_response, make_exchange
+from registry_proxy.web.middleware import with_errors, with_measure, with_request_id
+from registry_proxy.web.origin import Network, Origins
+from registry_proxy.web.registry import Registry
+from registry_proxy.web.token import TokenEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PublicOptions:
+    """What the public listener needs to know.
+
+    Args:
+        service: the name of this registry in tokens.
+        public_url: how clients reach it; None takes it from each request.
+        trusted_proxies: networks whose X-Forwarded-* headers are believed.
+    """
+
+    service: str
+    public_url: str | None = None
+    trusted_proxies: Sequence[Network] = ()
+
+
+class PublicApp:
+    """One handler for the low-level server.
+
+    Args:
+        pull: the verbs of pulling.
+        push: the verbs of pushing.
+        discover: the lists.
+        manage: deletes.
+        router: names and upstreams.
+        control: logins, tokens and the policy.
+        signer: signs tokens.
+        observer: is told what happens.
+        options: names and addresses.
+    """
+
+    def __init__(
+        self,
+        *,
+        pull: Pull,
+        push: Push,
+        discover: Discover,
+        manage: Manage,
+        router: Router,
+        control: AccessControl,
+        signer: TokenSigner,
+        observer: Observer,
+        options: PublicOptions,
+    ) -> None:
+        self._origins = Origins(options.public_url, options.trusted_proxies)
+        self._control = control
+        authenticator = Authenticator(
+            control=control, router=router, observer=observer, origins=self._origins, service=options.service
+        )
+        self._registry = Registry(
+            authenticator=authenticator,
+            router=router,
+            pull=pull,
+            push=push,
+            discover=discover,
+            manage=manage,
+            observer=observer,
+        )
+        self._token = TokenEndpoint(control, signer, observer)
+        self._handler = with_request_id(with_measure(with_errors(self._dispatch), observer), self._origins)
+
+    async def handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer a request. Raises ConnectionError when there is nobody to answer."""
+        return await self._handler(make_exchange(request, self._origins.client_address(request)))
+
+    async def _dispatch(self, exchange: Exchange) -> StreamResponse:
+        path = exchange.path
+        if path == "/v2" or path.startswith("/v2/"):
+            exchange.answer_headers["Docker-Distribution-API-Version"] = "registry/2.0"
+            return await self._registry.handle(exchange)
+        if path == "/auth/token":
+            exchange.route = "token"
+            return await self._token.handle(exchange)
+        if path in {"/auth/keys", "/healthz"}:
+            exchange.route = path.rpartition("/")[2]
+            if exchange.request.method not in {"GET", "HEAD"}:
+                raise RegistryError(ErrorCode.UNSUPPORTED, "this takes GET", headers={"Allow": "GET, HEAD"})
+            return json_response({"status": "ok"} if path == "/healthz" else await self._control.public_keys())
+        raise RegistryError(ErrorCode.NAME_UNKNOWN, "there is nothing here: the registry API is under /v2/")

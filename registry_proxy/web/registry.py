@@ -1,0 +1,377 @@
+"""The registry API: one table from operation to method, one method for each (spec, "Endpoints")."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+from aiohttp.web import Response, StreamResponse
+
+from registry_proxy.ports import BlobReader, CacheResult, Observer, RoutedRepository, Router
+from registry_proxy.proxy.discover import Discover, Page
+from registry_proxy.proxy.manage import Manage
+from registry_proxy.proxy.passthrough import PassThrough
+from registry_proxy.proxy.pull import BlobAnswer, Pull
+from registry_proxy.proxy.push import Push, UploadAnswer
+from registry_proxy.spec.byterange import ByteRange, format_content_range, parse_chunk_range
+from registry_proxy.spec.descriptor import MANIFEST_MAX_BYTES, Descriptor
+from registry_proxy.spec.endpoints import PAGE_SIZE_MAX, Operation, RegistryRequest, parse_request
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Tag
+from registry_proxy.spec.scope import Action
+from registry_proxy.web.authenticate import Authenticator, Authorized
+from registry_proxy.web.exchange import Exchange, json_response, read_body, read_small_body
+from registry_proxy.web.stream import send_file, send_stream
+
+_T = TypeVar("_T")
+
+
+class Registry:
+    """Answers requests to /v2/: parses, authorizes, hands to the verb, and puts what it says into headers.
+
+    Args:
+        authenticator: decides.
+        router: names under which rights are judged, and where they lie.
+        pull: the verbs of pulling.
+        push: the verbs of pushing.
+        discover: the lists.
+        manage: deletes.
+        observer: is told what was sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        router: Router,
+        pull: Pull,
+        push: Push,
+        discover: Discover,
+        manage: Manage,
+        observer: Observer,
+    ) -> None:
+        self._authenticator = authenticator
+        self._router = router
+        self._pull = pull
+        self._push = push
+        self._discover = discover
+        self._manage = manage
+        self._observer = observer
+        self._methods: Mapping[Operation, Callable[[_Call], Awaitable[StreamResponse]]] = {
+            Operation.PING: self._ping,
+            Operation.GET_BLOB: self._get_blob,
+            Operation.HEAD_BLOB: self._head_blob,
+            Operation.GET_MANIFEST: self._get_manifest,
+            Operation.HEAD_MANIFEST: self._head_manifest,
+            Operation.START_UPLOAD: self._start_upload,
+            Operation.APPEND_UPLOAD: self._append_upload,
+            Operation.COMMIT_UPLOAD: self._commit_upload,
+            Operation.UPLOAD_STATUS: self._upload_status,
+            Operation.CANCEL_UPLOAD: self._cancel_upload,
+            Operation.PUT_MANIFEST: self._put_manifest,
+            Operation.DELETE_MANIFEST: self._delete_manifest,
+            Operation.DELETE_BLOB: self._delete_blob,
+            Operation.LIST_TAGS: self._list_tags,
+            Operation.LIST_REPOSITORIES: self._list_repositories,
+            Operation.LIST_REFERRERS: self._list_referrers,
+        }
+
+    async def handle(self, exchange: Exchange) -> StreamResponse:
+        """Answer a request.
+
+        Raises:
+            RegistryError, and the errors of the ports: what the client is told instead.
+            ConnectionError: there is nobody to answer.
+        """
+        try:
+            wanted = parse_request(exchange.request.method, exchange.path, exchange.raw_query)
+        except RegistryError:
+            # What is wrong with a request is told only to those who may ask at all.
+            await self._authenticator.authenticate(exchange, None)
+            raise
+        exchange.route = wanted.operation.name.lower()
+        authorized = await self._authenticator.authorize(exchange, wanted)
+        if exchange.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise RegistryError(ErrorCode.UNSUPPORTED, "a body with a Content-Encoding is not taken", status=415)
+        call = _Call(exchange, wanted, authorized)
+        if authorized.refusal is not None:
+            await self._check_session(call, authorized.refusal)
+        if wanted.source_host is not None:
+            # spec, "Registry Proxying": names the source that answers.
+            exchange.answer_headers["OCI-Namespace"] = wanted.source_host
+        return await self._methods[wanted.operation](call)
+
+    async def _check_session(self, call: "_Call", refusal: RegistryError) -> None:
+        try:
+            await self._push.upload_status(call.routed, call.subject, call.session_id, call.wanted.state)
+        except RegistryError:
+            self._authenticator.refused(Action.PUSH)
+            raise refusal from None
+
+    # ------------------------------------------------------------ pull
+
+    async def _ping(self, call: "_Call") -> StreamResponse:  # noqa: ARG002 - every method of the table takes the call
+        return json_response({})
+
+    async def _get_manifest(self, call: "_Call") -> StreamResponse:
+        answer = await self._pull.get_manifest(call.routed, call.tag_or_digest)
+        descriptor, body = answer.manifest.descriptor, answer.manifest.body
+        headers = _content_headers(descriptor, answer.result, answer.warning)
+        if call.has_already(descriptor.digest):
+            return _not_modified(descriptor)
+        self._count_sent(answer.result, len(body))
+        call.exchange.sent_bytes += len(body)
+        return Response(body=body, headers=headers)
+
+    async def _head_manifest(self, call: "_Call") -> StreamResponse:
+        head = await self._pull.head_manifest(call.routed, call.tag_or_digest)
+        if call.has_already(head.descriptor.digest):
+            return _not_modified(head.descriptor)
+        headers = _content_headers(head.descriptor, head.result, head.warning)
+        return Response(headers={**headers, "Content-Length": str(head.descriptor.size_bytes)})
+
+    async def _head_blob(self, call: "_Call") -> StreamResponse:
+        descriptor, result = await self._pull.head_blob(call.routed, call.digest)
+        if call.has_already(descriptor.digest):
+            return _not_modified(descriptor)
+        headers = _content_headers(descriptor, result) | {"Accept-Ranges": "bytes"}
+        return Response(headers={**headers, "Content-Length": str(descriptor.size_bytes)})
+
+    async def _get_blob(self, call: "_Call") -> StreamResponse:
+        if call.has_already(call.digest):
+            descriptor, _ = await self._pull.head_blob(call.routed, call.digest)
+            return _not_modified(descriptor)
+        answer = await self._pull.open_blob(call.routed, call.digest, call.range_header())
+        before = call.exchange.sent_bytes
+        try:
+            return await _send_blob(call.exchange, answer)
+        finally:
+            self._count_sent(answer.result, call.exchange.sent_bytes - before)
+            await _close(answer.content)
+
+    def _count_sent(self, result: CacheResult, size_bytes: int) -> None:
+        self._observer.sent_bytes("upstream" if result is CacheResult.MISS else "cache", size_bytes)
+
+    # ------------------------------------------------------------ push
+
+    async def _start_upload(self, call: "_Call") -> StreamResponse:
+        wanted, routed = call.wanted, call.routed
+        if wanted.mount is not None:
+            mounted = await self._mount(call, wanted.mount)
+            if mounted is not None:
+                return _created(f"{call.base}/blobs/{mounted.digest}", mounted)
+        elif wanted.digest is not None:
+            body = read_body(call.exchange)
+            size_bytes = call.exchange.request.content_length
+            pushed = await self._push.push_blob(routed, call.subject, wanted.digest, body, size_bytes)
+            return _created(f"{call.base}/blobs/{pushed.digest}", pushed)
+        return call.upload_response(202, await self._push.start_upload(routed, call.subject))
+
+    async def _mount(self, call: "_Call", digest: Digest) -> Descriptor | None:
+        """Mount where the caller may read the source; what it may not read is, to it, not there."""
+        if call.wanted.from_repository is None:
+            return None
+        try:
+            source = self._router.canonical(call.wanted.from_repository, call.wanted.source_host)
+            if not self._authenticator.may_read_source(call.authorized, source):
+                return None
+            routed_source = self._router.route(source)
+        except RegistryError:
+            return None
+        return await self._push.mount_blob(call.routed, digest, routed_source)
+
+    async def _append_upload(self, call: "_Call") -> StreamResponse:
+        upload = await self._push.append_upload(
+            call.routed,
+            call.subject,
+            call.session_id,
+            call.wanted.state,
+            read_body(call.exchange),
+            call.exchange.request.content_length,
+            call.chunk(),
+        )
+        return call.upload_response(202, upload)
+
+    async def _commit_upload(self, call: "_Call") -> StreamResponse:
+        descriptor = await self._push.commit_upload(
+            call.routed,
+            call.subject,
+            call.session_id,
+            call.wanted.state,
+            call.digest,
+            read_body(call.exchange),
+            call.exchange.request.content_length,
+            call.chunk(),
+        )
+        return _created(f"{call.base}/blobs/{descriptor.digest}", descriptor)
+
+    async def _upload_status(self, call: "_Call") -> StreamResponse:
+        upload = await self._push.upload_status(call.routed, call.subject, call.session_id, call.wanted.state)
+        return call.upload_response(204, upload)
+
+    async def _cancel_upload(self, call: "_Call") -> StreamResponse:
+        await self._push.cancel_upload(call.routed, call.subject, call.session_id, call.wanted.state)
+        return Response(status=204)
+
+    async def _put_manifest(self, call: "_Call") -> StreamResponse:
+        body = await read_small_body(call.exchange, MANIFEST_MAX_BYTES)
+        media_type = call.exchange.request.headers.get("Content-Type", "").partition(";")[0].strip()
+        descriptor = await self._push.put_manifest(
+            call.routed, call.tag_or_digest, media_type, body, may_move_tags=call.authorized.may_move_tags
+        )
+        return _created(f"{call.base}/manifests/{descriptor.digest}", descriptor)
+
+    # ------------------------------------------------------------ management and lists
+
+    async def _delete_manifest(self, call: "_Call") -> StreamResponse:
+        await self._manage.delete_manifest(call.routed, call.tag_or_digest)
+        return Response(status=202)
+
+    async def _delete_blob(self, call: "_Call") -> StreamResponse:
+        await self._manage.delete_blob(call.routed, call.digest)
+        return Response(status=202)
+
+    async def _list_tags(self, call: "_Call") -> StreamResponse:
+        page = await self._discover.list_tags(call.routed, call.wanted.page_size, call.wanted.last)
+        body = {"name": call.wanted.repository, "tags": list(page.items)}
+        return json_response(body, call.link(f"{call.base}/tags/list", page))
+
+    async def _list_repositories(self, call: "_Call") -> StreamResponse:
+        policy, subject = call.authorized.policy, call.subject
+        page = await self._discover.list_repositories(
+            lambda name: policy.decide(subject, name, Action.PULL).allowed, call.wanted.page_size, call.wanted.last
+        )
+        return json_response({"repositories": list(page.items)}, call.link("/v2/_catalog", page))
+
+    async def _list_referrers(self, call: "_Call") -> StreamResponse:  # noqa: ARG002 - as all of the table
+        # A 404 sends clients to the tag that stands in for the list (spec, "Unavailable Referrers API"). An empty
+        # list would be believed: an image would seem to have no signatures.
+        message = "the referrers API is not offered: use the tag that stands in for it"
+        raise RegistryError(ErrorCode.UNSUPPORTED, message, status=404)
+
+
+class _Call:
+    """An authorized request with its fields as the operation needs them."""
+
+    __slots__ = ("authorized", "exchange", "subject", "wanted")
+
+    def __init__(self, exchange: Exchange, wanted: RegistryRequest, authorized: Authorized) -> None:
+        self.exchange = exchange
+        self.wanted = wanted
+        self.authorized = authorized
+        self.subject = authorized.subject
+
+    @property
+    def routed(self) -> RoutedRepository:
+        return _present(self.authorized.routed)
+
+    @property
+    def digest(self) -> Digest:
+        if self.wanted.digest is None:
+            raise RegistryError(ErrorCode.DIGEST_INVALID, "the request lacks the parameter digest")
+        return self.wanted.digest
+
+    @property
+    def tag_or_digest(self) -> Tag | Digest:
+        tag_or_digest: Tag | Digest = _present(self.wanted.tag_or_digest)
+        return tag_or_digest
+
+    @property
+    def session_id(self) -> str:
+        return _present(self.wanted.session_id)
+
+    @property
+    def base(self) -> str:
+        return f"/v2/{self.wanted.repository}"
+
+    def has_already(self, digest: Digest) -> bool:
+        """Tell whether If-None-Match names the digest (RFC 9110, 13.1.2)."""
+        header = self.exchange.request.headers.get("If-None-Match")
+        if header is None:
+            return False
+        return any(_strip_weak(tag) in {"*", f'"{digest}"'} for tag in header.split(","))
+
+    def range_header(self) -> str | None:
+        """Return Range unless If-Range names something else (RFC 9110, 13.1.5)."""
+        headers = self.exchange.request.headers
+        condition = headers.get("If-Range")
+        if condition is not None and condition.strip() != f'"{self.digest}"':
+            return None
+        return headers.get("Range")
+
+    def chunk(self) -> ByteRange | None:
+        header = self.exchange.request.headers.get("Content-Range")
+        return None if header is None else parse_chunk_range(header)
+
+    def upload_response(self, status: int, upload: UploadAnswer) -> StreamResponse:
+        query = {"_state": upload.state} | self._source_query()
+        location = f"{self.base}/blobs/uploads/{quote(upload.session_id, safe='')}?{urlencode(query)}"
+        headers = {
+            "Location": location,
+            "Docker-Upload-UUID": upload.session_id,
+            "Range": f"0-{max(upload.offset - 1, 0)}",
+        }
+        return Response(status=status, headers=headers)
+
+    def link(self, path: str, page: Page) -> dict[str, str]:
+        """Return the Link to the next page, relative, named after the last item that was shown."""
+        if not page.more:
+            return {}
+        size = PAGE_SIZE_MAX if self.wanted.page_size is None else self.wanted.page_size
+        query = urlencode({"last": page.items[-1], "n": size} | self._source_query())
+        return {"Link": f'<{path}?{query}>; rel="next"'}
+
+    def _source_query(self) -> dict[str, str]:
+        return {} if self.wanted.source_host is None else {"ns": self.wanted.source_host}
+
+
+def _present(value: _T | None) -> _T:
+    """Return a field that the operation's row of the endpoint table always fills."""
+    if value is None:
+        raise RegistryError(ErrorCode.NAME_UNKNOWN, "the request names nothing here")
+    return value
+
+
+def _strip_weak(tag: str) -> str:
+    return tag.strip().removeprefix("W/")
+
+
+def _content_headers(descriptor: Descriptor, result: CacheResult, warning: str | None = None) -> dict[str, str]:
+    digest = str(descriptor.digest)
+    headers = {
+        "Content-Type": descriptor.media_type,
+        "Docker-Content-Digest": digest,
+        "ETag": f'"{digest}"',
+        "X-Cache": result.value.upper(),
+    }
+    if warning is not None:
+        headers["Warning"] = warning
+    return headers
+
+
+def _not_modified(descriptor: Descriptor) -> Response:
+    digest = str(descriptor.digest)
+    return Response(status=304, headers={"Docker-Content-Digest": digest, "ETag": f'"{digest}"'})
+
+
+def _created(location: str, descriptor: Descriptor) -> Response:
+    return Response(status=201, headers={"Location": location, "Docker-Content-Digest": str(descriptor.digest)})
+
+
+async def _send_blob(exchange: Exchange, answer: BlobAnswer) -> StreamResponse:
+    size_bytes = answer.descriptor.size_bytes
+    headers = _content_headers(answer.descriptor, answer.result) | {"Accept-Ranges": "bytes"}
+    part, status = answer.byte_range, 206
+    if part is None:
+        part, status = ByteRange(0, size_bytes - 1), 200
+    else:
+        headers["Content-Range"] = format_content_range(part, size_bytes)
+    if isinstance(answer.content, PassThrough):
+        return await send_stream(exchange, status, headers, answer.content, part.size_bytes)
+    return await send_file(exchange, status, headers, answer.content, part)
+
+
+async def _close(content: BlobReader | PassThrough) -> None:
+    if isinstance(content, PassThrough):
+        await content.aclose()
+    else:
+        content.close()

@@ -1,0 +1,199 @@
+"""The HTTP server of the public listener: aiohttp's protocol, with the limits and manners it lacks."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.web.exchange import error_response
+
+_TLS_HANDSHAKE = 0x16
+_READ_BUFFER_BYTES = 256 * 1024
+_BACKLOG = 1024
+_LAST_BYTES_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds on what a client may hold.
+
+    Args:
+        header_seconds: from the first byte of a request, or from the connect, to the end of its header.
+        keep_alive_seconds: how long a connection may rest between requests.
+        connections_max: at once, in this process; one more is closed at once.
+    """
+
+    header_seconds: float = 15.0
+    keep_alive_seconds: float = 75.0
+    connections_max: int = 8192
+
+
+class _Protocol(RequestHandler):
+    """A connection. What aiohttp leaves open: slow headers, TLS by mistake, half-closed clients, our error bodies."""
+
+    def __init__(self, manager: "_Server", limits: ServerLimits, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._limits = limits
+        self._server = manager
+        self._has_data = False
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if len(self._server.connections) > self._limits.connections_max:
+            _log.warning("a connection is refused: there are too many")
+            self._abort()
+            return
+        self._start_header_timer()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._has_data and data:
+            self._has_data = True
+            if data[0] == _TLS_HANDSHAKE:
+                # docker tries TLS first and waits 10 s for an answer on a port that keeps silent.
+                self._abort()
+                return
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._stop_header_timer()
+        elif self._waiter is not None and self._header_timer is None:
+            self._start_header_timer()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own type; aiohttp narrows it to None
+        """Keep a half-closed connection for its answer; a body that ended too early has no answer."""
+        request = self._current_request
+        if request is None or not request.content.is_eof():
+            return None
+        self.close()
+        return True
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> StreamResponse:
+        """Answer what is no HTTP in our form; aiohttp's would be plain text, and a traceback in the log."""
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            raise ConnectionResetError("the answer was cut")
+        if status == 400:
+            error = RegistryError(ErrorCode.UNSUPPORTED, "the request cannot be read as HTTP", status=400)
+        else:
+            _log.error("a request failed outside of its handler: %s", message, exc_info=exc)
+            error = RegistryError(ErrorCode.UNKNOWN, "the proxy made a mistake; its log tells which")
+        response = error_response(error)
+        response.force_close()
+        return response
+
+    def close_if_idle(self) -> None:
+        """Close the connection unless a request is being answered on it."""
+        if self._current_request is None:
+            self.force_close()
+
+    def _start_header_timer(self) -> None:
+        self._header_timer = self._loop.call_later(self._limits.header_seconds, self._header_too_slow)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _header_too_slow(self) -> None:
+        self._header_timer = None
+        self.force_close()
+
+    def _abort(self) -> None:
+        transport = self.transport
+        self.force_close()
+        if transport is not None:
+            transport.abort()
+
+
+class _Server(web.Server):
+    """Makes our connections."""
+
+    def __init__(self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]], limits: ServerLimits) -> None:
+        super().__init__(self._handle)
+        self._handler = handler
+        self._limits = limits
+        self._running = 0
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(
+            self,
+            self._limits,
+            loop=self._loop,
+            keepalive_timeout=self._limits.keep_alive_seconds,
+            # Blobs are stored as they are sent: a body must never be unpacked on its way.
+            auto_decompress=False,
+            read_bufsize=_READ_BUFFER_BYTES,
+            access_log=None,
+        )
+
+    async def _handle(self, request: BaseRequest) -> StreamResponse:
+        self._running += 1
+        self._idle.clear()
+        try:
+            response = await self._handler(request)
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                self._idle.set()
+        if self._is_draining:
+            response.force_close()
+        return response
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Let running requests end; aiohttp's own shutdown would stop reading their bodies at once."""
+        self._is_draining = True
+        for connection in self.connections:
+            if isinstance(connection, _Protocol):
+                connection.close_if_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        # What is left gets a moment for the end of its answer, then it is cut.
+        await self.shutdown(_LAST_BYTES_SECONDS)
+
+
+class PublicServer:
+    """A listener that is being served; see ``run_public``."""
+
+    def __init__(self, server: _Server, listener: asyncio.Server) -> None:
+        self._server = server
+        self._listener = listener
+
+    async def drain(self, timeout_seconds: float = 10.0) -> None:
+        """Take no new connections, let running requests end within the time, close all."""
+        self._listener.close()
+        await self._server.drain(timeout_seconds)
+        await self._listener.wait_closed()
+
+
+async def run_public(
+    handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+    listening: socket.socket,
+    limits: ServerLimits | None = None,
+) -> PublicServer:
+    """Serve the handler on a bound socket until ``drain``."""
+    server = _Server(handler, limits or ServerLimits())
+    listener = await asyncio.get_running_loop().create_server(server, sock=listening, backlog=_BACKLOG)
+    return PublicServer(server, listener)
