@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 
-_RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*")
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
-_CHUNK_RANGE = re.compile(r"(?:bytes[= ])?(\d{1,19})-(\d{1,19})(?:/(?:\d{1,19}|\*))?")
+# [0-9], not \d: that one takes the digits of every script. Names of units are case-insensitive (14.1).
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t]*", re.IGNORECASE)
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})", re.IGNORECASE)
+_CHUNK_RANGE = re.compile(r"(?:bytes[= ])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class ByteRange:
 def parse_range(header: str | None, size_bytes: int) -> ByteRange | None:
     """Return the one range asked for of a body of ``size_bytes``; None means the whole body.
 
-    A header that is malformed, in another unit, or of several ranges is ignored, as RFC 9110 14.2 allows.
+    A header that is malformed, in another unit, or of several ranges is ignored, as RFC 9110 14.2 allows. So is a
+    suffix of empty content: it is satisfiable (14.1.2), but no Content-Range can express it.
 
     Raises:
         RegistryError: RANGE_INVALID (416 with ``Content-Range: bytes */size``) when it cannot be satisfied.
@@ -35,9 +37,10 @@ def parse_range(header: str | None, size_bytes: int) -> ByteRange | None:
     if match is None or match[1] == match[2] == "":
         return None
     if match[1] == "":
-        first, last = max(size_bytes - int(match[2]), 0), size_bytes - 1
-        if int(match[2]) == 0:
-            first = size_bytes
+        suffix_bytes = int(match[2])
+        if size_bytes == 0 < suffix_bytes:
+            return None
+        first, last = max(size_bytes - suffix_bytes, 0), size_bytes - 1
     else:
         first, last = int(match[1]), min(int(match[2] or size_bytes), size_bytes - 1)
         if match[2] and int(match[2]) < first:

@@ -14,6 +14,12 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
+_FOREIGN_LAYERS = (
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+)
+_SIZE_MAX_BYTES = 2**63 - 1  # a Go int64, which is what every registry stores it in
+
 MANIFEST_MEDIA_TYPES = (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -50,7 +56,8 @@ class Manifest:
 class ManifestLinks:
     """What a manifest refers to: ``blobs`` must lie in its repository before it, ``manifests`` are its children.
 
-    ``manifest_subject`` is the manifest that it annotates, which need not exist.
+    Foreign layers (non-distributable, with ``urls``) are left out: they lie elsewhere. ``manifest_subject`` is the
+    manifest that it annotates, which need not exist.
     """
 
     blobs: tuple[Descriptor, ...]
@@ -68,21 +75,26 @@ def _parse_descriptor(value: Any, where: str) -> Descriptor:
     media_type, digest, size_bytes = value.get("mediaType"), value.get("digest"), value.get("size")
     if not isinstance(media_type, str) or not isinstance(digest, str):
         raise _invalid(f"{where} lacks mediaType or digest", {"path": where})
-    if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or size_bytes < 0:
+    if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or not 0 <= size_bytes <= _SIZE_MAX_BYTES:
         raise _invalid(f"{where} has no valid size", {"path": where})
     return Descriptor(media_type, parse_digest(digest), size_bytes)
 
 
 def _parse_descriptors(document: dict[str, Any], field: str) -> list[Descriptor]:
-    values = document.get(field)
+    # Go writes an empty list that was never touched as null.
+    values = [] if document.get(field, ...) is None else document.get(field)
     if not isinstance(values, list):
         raise _invalid(f"{field} is not a list", {"path": field})
     return [_parse_descriptor(value, f"{field}[{i}]") for i, value in enumerate(values)]
 
 
+def _is_foreign(layer: dict[str, Any]) -> bool:
+    return bool(layer.get("urls")) and str(layer.get("mediaType")).startswith(_FOREIGN_LAYERS)
+
+
 def _load_object(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body)
+        document = json.loads(body.decode())  # of bytes, json would also take UTF-16 and UTF-32
     except RecursionError as error:  # 100,000 nested "[" are legal JSON
         raise _invalid("the manifest is nested too deeply") from error
     except ValueError as error:
@@ -118,5 +130,7 @@ def parse_manifest(body: bytes, media_type: str) -> ManifestLinks:
         return ManifestLinks((), tuple(_parse_descriptors(document, "manifests")), manifest_subject)
     if media_type in {OCI_MANIFEST, DOCKER_MANIFEST}:
         config = _parse_descriptor(document.get("config"), "config")
-        return ManifestLinks((config, *_parse_descriptors(document, "layers")), (), manifest_subject)
+        layers = _parse_descriptors(document, "layers")
+        own = (layer for layer, value in zip(layers, document["layers"] or (), strict=True) if not _is_foreign(value))
+        return ManifestLinks((config, *own), (), manifest_subject)
     raise _invalid("the media type is not one of an OCI or Docker schema 2 manifest", {"contentType": media_type[:200]})

@@ -5,6 +5,7 @@ authorized is, byte for byte, the name that is forwarded: there is nothing left 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from urllib.parse import parse_qsl
@@ -48,7 +49,8 @@ class RegistryRequest:
     """A parsed request; the fields that its operation does not use are None.
 
     ``repository`` is the name in the path (None for PING and LIST_REPOSITORIES); ``source_host`` the ``ns`` parameter
-    (spec, "Registry Proxying"); ``state`` our signed upload state; ``page_size`` is clamped to 1000.
+    (spec, "Registry Proxying"); ``state`` our signed upload state; ``page_size`` is clamped to 1000. COMMIT_UPLOAD
+    always has a ``digest``, START_UPLOAD where it pushes in one request; ``from_repository`` only goes with ``mount``.
     """
 
     operation: Operation
@@ -64,6 +66,11 @@ class RegistryRequest:
     source_host: str | None = None
     artifact_type: str | None = None
 
+
+_LISTS = frozenset({Operation.LIST_TAGS, Operation.LIST_REPOSITORIES})
+_OPEN_UPLOADS = frozenset(
+    {Operation.APPEND_UPLOAD, Operation.COMMIT_UPLOAD, Operation.UPLOAD_STATUS, Operation.CANCEL_UPLOAD}
+)
 
 _ROUTES: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = tuple(
     (re.compile(pattern), operations)
@@ -130,6 +137,18 @@ def _decode_colon(text: str) -> str:
     return text.replace("%3A", ":").replace("%3a", ":")
 
 
+def _parse_digest_of(operation: Operation, slots: Mapping[str, str | None], query: Mapping[str, str]) -> Digest | None:
+    """Return the digest from the path, or from the query where an upload is closed; refuse to close one without."""
+    in_path = slots.get("digest")
+    if in_path is not None:
+        return parse_digest(_decode_colon(in_path))
+    if operation is Operation.COMMIT_UPLOAD:
+        return parse_digest(query.get("digest", ""))
+    if operation is Operation.START_UPLOAD and "digest" in query:
+        return parse_digest(query["digest"])
+    return None
+
+
 def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest:
     """Return the request that a request line means.
 
@@ -155,26 +174,21 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
         )
     slots = match.groupdict()
     query = _parse_query(raw_query)
-    digest = slots.get("digest")
-    if digest is not None:
-        digest = _decode_colon(digest)
-    elif operation in {Operation.START_UPLOAD, Operation.COMMIT_UPLOAD}:
-        digest = query.get("digest")
-    is_upload_start = operation is Operation.START_UPLOAD
-    mount = query.get("mount") if is_upload_start else None
-    from_repository = query.get("from") if mount else None
     name, tag_or_digest = slots.get("name"), slots.get("tag_or_digest")
+    mount = query.get("mount") if operation is Operation.START_UPLOAD else None
+    from_repository = query.get("from") if mount else None
+    is_list = operation in _LISTS
     return RegistryRequest(
         operation=operation,
         repository=None if name is None else parse_repository(name),
         tag_or_digest=None if tag_or_digest is None else parse_tag_or_digest(_decode_colon(tag_or_digest)),
-        digest=None if digest is None else parse_digest(digest),
+        digest=_parse_digest_of(operation, slots, query),
         session_id=slots.get("session"),
-        state=query.get("_state"),
+        state=query.get("_state") if operation in _OPEN_UPLOADS else None,
         mount=None if mount is None else parse_digest(mount),
         from_repository=None if not from_repository else parse_repository(from_repository),
-        page_size=_parse_page_size(query.get("n")),
-        last=query.get("last"),
+        page_size=_parse_page_size(query.get("n")) if is_list else None,
+        last=query.get("last") if is_list else None,
         source_host=query.get("ns"),
-        artifact_type=query.get("artifactType"),
+        artifact_type=query.get("artifactType") if operation is Operation.LIST_REFERRERS else None,
     )

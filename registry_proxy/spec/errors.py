@@ -7,7 +7,7 @@ from typing import Self
 
 
 class ErrorCode(Enum):
-    """A code of spec "Error Codes" or of CNCF distribution's ``errcode``; the value is its HTTP status."""
+    """A code of spec "Error Codes" or of CNCF distribution's ``errcode``; ``status`` is its HTTP status."""
 
     status: int
 
@@ -73,9 +73,12 @@ class RegistryError(Exception):
 
 
 def format_errors(code: str, message: str, detail: object = None) -> bytes:
-    """Return the JSON body of an error answer, ``{"errors":[{"code","message","detail"}]}``."""
+    """Return the JSON body of an error answer, ``{"errors":[{"code","message","detail"}]}``.
+
+    A ``detail`` that JSON cannot hold is written as text: an error must not fail for its own description.
+    """
     error = {"code": code, "message": message, "detail": {} if detail is None else detail}
-    return json.dumps({"errors": [error]}).encode()
+    return json.dumps({"errors": [error]}, default=str).encode()
 
 
 def unavailable(message: str, *, detail: object = None, retry_after_seconds: int = 5) -> RegistryError:

@@ -49,9 +49,9 @@ def parse_scopes(texts: Iterable[str]) -> list[Access]:
         for scope in text.split():
             kind, separator, rest = scope.partition(":")
             name, separator2, actions = rest.rpartition(":")
+            kind = kind.partition("(")[0]
             if not (separator and separator2 and kind and name):
                 continue
-            kind = kind.partition("(")[0]
             merged.setdefault((kind, name), set()).update(a for a in actions.split(",") if a)
     return [Access(kind, name, frozenset(actions)) for (kind, name), actions in merged.items()]
 
