@@ -102,6 +102,7 @@ class RedisStore:
         self._commit_script = self._redis.register_script(_COMMIT)
         self._list_script = self._redis.register_script(_LIST)
         self._schema_checked = False
+        self._checking_schema = asyncio.Lock()
 
     async def get(self, table: Table, key: str) -> Record | None:
         await self._check_schema()
@@ -150,7 +151,9 @@ class RedisStore:
             found = await self._redis.config_get("appendonly", "appendfsync")
         except (RedisError, OSError) as error:
             await self._ask(self._redis.ping())
-            return [f"{self._where} does not show its settings ({error}): make sure of appendonly and appendfsync"]
+            return [
+                f"{self._where} does not show its settings ({_reason(error)}): make sure of appendonly and appendfsync"
+            ]
         wanted = {"appendonly": "yes", "appendfsync": "always"}
         return [
             f"{self._where} has {name} {found.get(name)}, not {value}: a power cut may lose acknowledged writes"
@@ -169,7 +172,7 @@ class RedisStore:
         try:
             return await answer
         except (RedisError, OSError) as error:
-            raise StoreUnavailableError(f"{self._where} cannot be used: {error!r}") from error
+            raise StoreUnavailableError(f"{self._where} cannot be used: {_reason(error)}") from error
 
     async def _commit(self, changes: Sequence[Change]) -> int:
         arguments = [self._prefix]
@@ -196,8 +199,12 @@ class RedisStore:
         return {str(table): str(version) for table, version in stored.items()}
 
     async def _check_schema(self) -> None:
-        if self._schema_checked:
-            return
+        if not self._schema_checked:
+            async with self._checking_schema:
+                if not self._schema_checked:
+                    await self._read_schema()
+
+    async def _read_schema(self) -> None:
         with contextlib.suppress(ConflictError):  # it has one already
             await self._commit([Change(SCHEMA_TABLE, SCHEMA_KEY, {"version": SCHEMA_VERSION}, expect=0)])
         stored = await self._stored(SCHEMA_TABLE, SCHEMA_KEY)
@@ -220,10 +227,14 @@ class RedisStore:
         try:
             await lock.release()
         except (RedisError, OSError) as error:
-            _log.warning("a lease could not be given back and ends by itself: %r", error)
+            _log.warning("a lease could not be given back and ends by itself: %s", _reason(error))
 
 
 def _record(key: str, stored: str) -> Record:
     revision, _, value = stored.partition(" ")
     content: dict[str, Any] = json.loads(value)
     return Record(key, content, int(revision))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".rstrip()

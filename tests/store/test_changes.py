@@ -1,0 +1,105 @@
+"""ChangePage and StoreWatch: a change is never missed, and never told twice for nothing."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.ports import Table
+from registry_proxy.store.changes import ChangePage, StoreWatch
+from registry_proxy.store.open import open_store
+from tests.servers import Server
+from tests.waiting import until
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Iterator[tuple[ChangePage, ChangePage]]:
+    """Two openings of one page, as two workers have it."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(contextlib.closing(ChangePage(str(tmp_path / "d" / "page")))) for _ in range(2)]
+        yield made[0], made[1]
+
+
+def test_counts_by_table(pages: tuple[ChangePage, ChangePage]) -> None:
+    """A commit moves its own tables for every worker, and no others."""
+    one, two = pages
+    before = [two.version(table) for table in Table]
+    one.note_commit([Table.USERS, Table.TAGS], 7)
+    moved = [table for table, version in zip(Table, before, strict=True) if two.version(table) != version]
+    assert moved == [Table.USERS, Table.TAGS]
+
+
+def test_the_same_sequence_counts_once(pages: tuple[ChangePage, ChangePage]) -> None:
+    """What several workers learn of one commit is one change."""
+    one, two = pages
+    one.note_commit([Table.USERS], 7)
+    seen = one.version(Table.USERS)
+    two.note_commit([Table.USERS], 7)
+    assert one.version(Table.USERS) == seen
+
+
+def test_a_store_that_went_back_is_a_change(pages: tuple[ChangePage, ChangePage]) -> None:
+    """After a backup was restored, the same sequence number again stands for other content."""
+    one, _ = pages
+    seen = set()
+    for sequence in (7, 5, 7, 5):
+        one.note_commit([Table.USERS], sequence)
+        seen.add(one.version(Table.USERS))
+    assert len(seen) == 4
+
+
+def test_survives_reopening(tmp_path: Path) -> None:
+    """A worker that starts later goes on counting from where the page is."""
+    path = str(tmp_path / "page")
+    with contextlib.closing(ChangePage(path)) as page:
+        page.note_commit([Table.USERS], 3)
+        seen = page.version(Table.USERS)
+    with contextlib.closing(ChangePage(path)) as page:
+        assert page.version(Table.USERS) == seen
+
+
+def _note_many(path: str, first: int) -> None:
+    with contextlib.closing(ChangePage(path)) as page:
+        for sequence in range(first, first + 500):
+            page.note_commit([Table.USERS], sequence)
+
+
+def test_processes_lose_no_count(tmp_path: Path) -> None:
+    """Four processes that note 500 different commits each make 2000 changes."""
+    path = str(tmp_path / "page")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_note_many, args=(path, number * 1000 + 1)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    with contextlib.closing(ChangePage(path)) as page:
+        assert page.version(Table.USERS) == 2000
+
+
+async def test_the_watch_bears_an_outage(redis: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While Redis is away the age of the last contact grows and one line is logged; then it goes on by itself."""
+    url = f"redis://127.0.0.1:{redis.port}/0"
+    async with open_store(url, str(tmp_path / "page")) as (_, watch):
+        assert watch.seconds_since_contact() < 5
+        redis.stop(signal.SIGKILL)
+        await until(lambda: watch.seconds_since_contact() > 1.2)
+        assert caplog.text.count("does not answer") == 1
+        redis.start()
+        await until(lambda: watch.seconds_since_contact() < 1)
+        assert "the store answers again" in caplog.text
+
+
+async def test_the_watch_starts_while_the_store_is_away(redis: Server, tmp_path: Path) -> None:
+    """A node starts with Redis away: the store was never reached, and nothing raises."""
+    redis.stop()
+    async with open_store(f"redis://127.0.0.1:{redis.port}/0", str(tmp_path / "page")) as (store, watch):
+        assert watch.seconds_since_contact() == float("inf")
+        assert isinstance(watch, StoreWatch)
+        redis.start()
+        await until(lambda: watch.seconds_since_contact() < 5)
+        assert await store.versions()

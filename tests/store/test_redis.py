@@ -1,0 +1,161 @@
+"""RedisStore: what is its own beside the contract, above all how it bears a Redis that goes away."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.ports import Change, StoreUnavailableError, Table
+from registry_proxy.store import redis as store_redis
+from registry_proxy.store.changes import ChangePage
+from registry_proxy.store.redis import RedisStore
+from tests.servers import Server, free_port, redis_server, running
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[ChangePage]:
+    """The page of a node."""
+    page = ChangePage(str(tmp_path / "page"))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+async def store(redis: Server, page: ChangePage) -> AsyncIterator[RedisStore]:
+    """A store on a running Redis that is impatient."""
+    store = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page, timeout_seconds=0.5)
+    yield store
+    await store.aclose()
+
+
+async def test_a_killed_redis_is_unavailable_and_comes_back(redis: Server, store: RedisStore) -> None:
+    """Each call fails with StoreUnavailableError, at once; what was acknowledged is there when Redis is back."""
+    await store.commit([Change(Table.USERS, "ann", {"v": 1})])
+    redis.stop(signal.SIGKILL)
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailableError):
+            await store.get(Table.USERS, "ann")
+        with pytest.raises(StoreUnavailableError):
+            await store.list(Table.USERS)
+        with pytest.raises(StoreUnavailableError):
+            await store.commit([Change(Table.USERS, "ann", {})])
+        with pytest.raises(StoreUnavailableError):
+            await store.versions()
+        with pytest.raises(StoreUnavailableError):
+            await store.check_durability()
+        with pytest.raises(StoreUnavailableError):
+            async with store.lease("k"):
+                pass
+    redis.start()
+    found = await store.get(Table.USERS, "ann")
+    assert found is not None
+    assert found.value == {"v": 1}
+    await store.commit([Change(Table.USERS, "ann", {"v": 2}, expect=found.revision)])
+
+
+async def test_a_redis_that_hangs_is_unavailable(redis: Server, store: RedisStore) -> None:
+    """A Redis that takes connections and never answers costs no more than the time-out."""
+    await store.versions()
+    redis.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnavailableError):
+                await store.get(Table.USERS, "ann")
+    finally:
+        redis.send_signal(signal.SIGCONT)
+    assert await store.get(Table.USERS, "ann") is None
+
+
+async def test_starts_while_redis_is_away(tmp_path: Path, page: ChangePage) -> None:
+    """A store can be made, and closed, with nobody at the address; it works as soon as there is."""
+    server = redis_server(tmp_path / "late", free_port())
+    store = RedisStore(f"redis://127.0.0.1:{server.port}/3", page)
+    with pytest.raises(StoreUnavailableError):
+        await store.versions()
+    with running(server):
+        await store.commit([Change(Table.USERS, "ann", {})])
+        await store.aclose()
+    await store.aclose()
+
+
+async def test_errors_do_not_show_the_password(page: ChangePage) -> None:
+    """The error names host and port, and nothing else of the URL."""
+    store = RedisStore(f"redis://user:hunter2@127.0.0.1:{free_port()}/0", page)
+    with pytest.raises(StoreUnavailableError) as caught:
+        await store.versions()
+    assert "127.0.0.1" in str(caught.value)
+    assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r}"
+    await store.aclose()
+
+
+async def test_says_what_redis_may_lose(tmp_path: Path, redis: Server, store: RedisStore, page: ChangePage) -> None:
+    """A Redis that does not append and sync each write is warned of; a durable one is not."""
+    assert await store.check_durability() == []
+    with running(redis_server(tmp_path / "lax", None, "--appendonly", "no", "--appendfsync", "everysec")) as lax:
+        lax_store = RedisStore(f"redis://127.0.0.1:{lax.port}/0", page)
+        warnings = await lax_store.check_durability()
+        await lax_store.aclose()
+    assert len(warnings) == 2
+    assert "appendonly no" in warnings[0]
+    assert "appendfsync everysec" in warnings[1]
+
+
+async def test_a_redis_that_hides_its_settings_is_warned_of(tmp_path: Path, page: ChangePage) -> None:
+    """Hosted ones forbid CONFIG: that is a warning, no failure."""
+    with running(redis_server(tmp_path / "hosted", None, "--rename-command", "CONFIG", "")) as hosted:
+        store = RedisStore(f"redis://127.0.0.1:{hosted.port}/0", page)
+        warnings = await store.check_durability()
+        await store.aclose()
+    assert len(warnings) == 1
+    assert "does not show its settings" in warnings[0]
+
+
+async def test_keeps_to_its_prefix(redis: Server, store: RedisStore, page: ChangePage) -> None:
+    """Two prefixes in one Redis are two stores."""
+    other = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page, prefix="other:")
+    await store.commit([Change(Table.USERS, "ann", {})])
+    assert await other.list(Table.USERS) == []
+    async with store.lease("k"), asyncio.timeout(5), other.lease("k"):
+        pass
+    await other.aclose()
+
+
+async def test_a_long_lease_is_extended(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder keeps its lease for longer than one lease lasts."""
+    monkeypatch.setattr(store_redis, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(store_redis, "LEASE_PATIENCE_SECONDS", 1.0)
+    async with store.lease("k"):
+        with pytest.raises(StoreUnavailableError, match="not obtained"):
+            async with store.lease("k"):
+                pass
+    async with store.lease("k"):
+        pass
+
+
+async def test_a_lost_lease_is_no_error_of_its_holder(
+    redis: Server, store: RedisStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When Redis forgot the lease, leaving the block logs it and raises nothing: the work is done already."""
+    async with store.lease("k"):
+        await store._redis.flushall()
+    assert "could not be given back" in caplog.text
+
+
+async def test_many_at_once_share_few_connections(redis: Server, page: ChangePage) -> None:
+    """Hundreds of calls at once wait for a connection instead of failing or opening hundreds."""
+    store = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page)
+    await asyncio.gather(*(store.get(Table.USERS, str(number)) for number in range(300)))
+    information = await store._redis.info("clients")
+    await store.aclose()
+    assert information["connected_clients"] <= store_redis._CONNECTIONS_MAX + 1
+
+
+async def test_counts_past_what_lua_prints_exactly(store: RedisStore) -> None:
+    """Sequence numbers stay whole numbers where Lua would print 1e+15."""
+    await store.versions()  # writes the schema
+    await store._redis.hset("registry-proxy:versions", "sequence", str(10**15 - 1))
+    revision = await store.commit([Change(Table.USERS, "ann", {})])
+    assert revision == 10**15
+    await store.commit([Change(Table.USERS, "ann", {}, expect=revision)])
