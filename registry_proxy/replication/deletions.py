@@ -1,0 +1,141 @@
+"""Deletes at the replicas: a tombstone first, so that a replica that is down does not bring back what was deleted."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from registry_proxy.ports import (
+    Change,
+    ConflictError,
+    ReplicaClient,
+    ReplicaSet,
+    RoutedRepository,
+    Store,
+    Table,
+    UpstreamUnavailableError,
+)
+from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
+from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal
+from registry_proxy.replication.manifests import configured_names, manifest_record_key, write_lease
+from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
+from registry_proxy.spec.reference import Digest
+
+
+class DeletionReplication:
+    """Deletes at all replicas of an upstream: what ``proxy.manage`` asks of them.
+
+    Args:
+        replica_sets: the replicas by upstream.
+        store: leases, and the records of manifests and tags.
+        journal: the tombstones.
+    """
+
+    def __init__(self, *, replica_sets: Mapping[str, ReplicaSet], store: Store, journal: Journal) -> None:
+        self._replica_sets = replica_sets
+        self._store = store
+        self._journal = journal
+
+    def check_writable(self, upstream: str) -> None:
+        """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
+        check_writable(self._replica_sets[upstream])
+
+    @asynccontextmanager
+    async def lease(self, routed: RoutedRepository, digest: Digest) -> AsyncIterator[None]:
+        """Serialise with the pushes of the digest."""
+        async with write_lease(self._store, routed, digest):
+            yield
+
+    async def delete_manifest(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
+        """Delete a manifest, and every tag on it, under the lease of its digest.
+
+        Raises:
+            RegistryError: MANIFEST_UNKNOWN, UNSUPPORTED (then nothing is changed), UNAVAILABLE.
+        """
+        if not is_known and await self._store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
+            await self._check_exists(routed, lambda client: client.fetch_manifest(routed.repository, digest))
+        await self._delete(
+            IntentKey(routed, IntentKind.MANIFEST, str(digest)),
+            lambda client: client.delete_manifest(routed.repository, digest),
+        )
+        await self._forget(routed, digest)
+
+    async def delete_blob(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
+        """Delete a blob from a repository; errors as for a manifest, BLOB_UNKNOWN for MANIFEST_UNKNOWN."""
+        if not is_known:
+            await self._check_exists(routed, lambda client: client.stat_blob(routed.repository, digest))
+        await self._delete(
+            IntentKey(routed, IntentKind.BLOB, str(digest)),
+            lambda client: client.delete_blob(routed.repository, digest),
+        )
+
+    async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
+        replica_set = self._replica_sets[key.routed.upstream]
+        write = await self._journal.begin({key: (None, "")}, configured_names(replica_set))
+        outcome = await fan_out(replica_set, lanes_of(replica_set, key.name), operation)
+        if unsupported := _unsupported(outcome):
+            await self._journal.withdraw(write)
+            raise unsupported
+        if outcome.is_refused:
+            await self._journal.withdraw(write)
+        else:
+            await self._journal.conclude(write, outcome.confirmed)
+        require_quorum(replica_set, outcome)
+
+    async def _check_exists(
+        self, routed: RoutedRepository, question: Callable[[ReplicaClient], Awaitable[object]]
+    ) -> None:
+        """Raise the 404 of the replicas when all that are configured gave it, 503 when that cannot be known."""
+        replica_set = self._replica_sets[routed.upstream]
+        unknown: RegistryError | None = None
+        for client in replica_set.replicas:
+            if not replica_set.is_writable(client.name):
+                continue
+            try:
+                await question(client)
+            except RegistryError as error:
+                if error.status != 404:
+                    raise
+                unknown = error
+            except UpstreamUnavailableError as error:
+                replica_set.report_failure(client.name, error)
+            else:
+                return
+        raise unknown or unavailable("no replica can tell now whether this exists; try again")
+
+    async def _forget(self, routed: RoutedRepository, digest: Digest) -> None:
+        """Remove the records of a deleted manifest and of the tags that were on it.
+
+        A replica that missed such a tag may hold an older one: the tag's intent becomes a tombstone, so that the
+        replica is not asked for it.
+        """
+        while True:
+            with contextlib.suppress(ConflictError):  # one of the tags was moved away meanwhile: look again
+                await self._store.commit(await self._changes_that_forget(routed, digest))
+                return
+
+    async def _changes_that_forget(self, routed: RoutedRepository, digest: Digest) -> list[Change]:
+        tags = [
+            Change(Table.TAGS, record.key, None, expect=record.revision)
+            for record in await self._store.list(Table.TAGS, f"{routed}|")
+            if record.value["digest"] == str(digest)
+        ]
+        intents = [
+            Change(Table.INTENTS, record.key, Intent(None, "", intent.missing).to_value(), expect=record.revision)
+            for record in await self._store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|")
+            if (intent := Intent.from_value(record.value)).digest == digest
+        ]
+        return [Change(Table.MANIFESTS, manifest_record_key(routed, digest), None), *tags, *intents]
+
+
+def _unsupported(outcome: Outcome) -> RegistryError | None:
+    """Return the 405 of a delete that no replica did and some cannot do."""
+    if outcome.confirmed:
+        return None
+    return next(
+        (
+            error
+            for error in outcome.failures.values()
+            if isinstance(error, RegistryError) and error.code is ErrorCode.UNSUPPORTED
+        ),
+        None,
+    )

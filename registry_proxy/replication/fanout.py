@@ -1,0 +1,172 @@
+"""Run one write at several replicas: who is asked, when it is enough, what became of it (PRODUCT, "Quorum")."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from registry_proxy.ports import ReplicaClient, ReplicaSet, StorageKind, UpstreamUnavailableError
+from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
+from registry_proxy.tasks import spawn
+
+GRACE_SECONDS = 10.0
+"""How long a slow replica may hold up an answer that the quorum has already decided."""
+
+_log = logging.getLogger(__name__)
+
+Lane = Sequence[ReplicaClient]
+"""Replicas of which one has to take the write: the first, or the next when it cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a write came to: the names of the replicas that confirmed it, and why each of the others did not."""
+
+    confirmed: frozenset[str]
+    failures: Mapping[str, Exception]
+
+    @property
+    def is_refused(self) -> bool:
+        """Tell whether every replica that was asked answered, and none took it: the write is wrong, not the replica."""
+        refusals = [e for e in self.failures.values() if isinstance(e, RegistryError) and e.status < 500]
+        return not self.confirmed and bool(refusals) and len(refusals) == len(self.failures)
+
+    def first_refusal(self) -> RegistryError | None:
+        """Return the first answer of the protocol among the failures."""
+        return next((error for error in self.failures.values() if isinstance(error, RegistryError)), None)
+
+
+def quorum_of(replica_set: ReplicaSet) -> int:
+    """Return how many confirmations a write needs; one is all there is over shared storage."""
+    return 1 if replica_set.storage is StorageKind.SHARED else replica_set.write_quorum
+
+
+def check_writable(replica_set: ReplicaSet) -> None:
+    """Refuse a write that is known to fail, before anything is done for it.
+
+    Raises:
+        RegistryError: DENIED (403) when the upstream is read-only, UNAVAILABLE (503) when too few replicas are up.
+    """
+    if replica_set.read_only:
+        raise RegistryError(
+            ErrorCode.DENIED,
+            "this upstream is read-only: nothing can be pushed to it or deleted from it",
+            detail={"upstream": replica_set.upstream},
+            status=403,
+        )
+    writable = sum(replica_set.is_writable(client.name) for client in replica_set.replicas)
+    if writable < quorum_of(replica_set):
+        raise too_few(replica_set, writable)
+
+
+def too_few(replica_set: ReplicaSet, count: int) -> RegistryError:
+    """Return the 503 of a write that fewer replicas than the quorum can hold."""
+    return unavailable(
+        "too few replicas of the upstream can be written to now; try again",
+        detail={"upstream": replica_set.upstream, "write_quorum": quorum_of(replica_set), "writable": count},
+    )
+
+
+def _weight(replica: str, key: str) -> bytes:
+    return hashlib.blake2b(f"{replica}|{key}".encode(), digest_size=8).digest()
+
+
+def lanes_of(replica_set: ReplicaSet, key: str, first: Collection[str] = ()) -> list[Lane]:
+    """Return whom to write to: every writable replica, or over shared storage one of them.
+
+    Args:
+        replica_set: the upstream's replicas.
+        key: spreads the writes of an upstream over the replicas that share a store.
+        first: replicas that come before others, because they already hold a part of the write.
+    """
+    writable = [client for client in replica_set.replicas if replica_set.is_writable(client.name)]
+    if replica_set.storage is StorageKind.INDEPENDENT:
+        return [(client,) for client in writable]
+    ordered = sorted(writable, key=lambda client: (client.name not in first, _weight(client.name, key)))
+    return [ordered] if ordered else []
+
+
+async def settle(tasks: Collection["asyncio.Task[bool]"], quorum: int, grace_seconds: float) -> None:
+    """Return when all tasks ended, or ``grace_seconds`` after ``quorum`` of them returned True.
+
+    What still runs then is cancelled and has ended on return, also when this is cancelled itself.
+    """
+    pending, confirmed = set(tasks), 0
+    try:
+        while pending and confirmed < quorum:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            confirmed += sum(task.result() for task in done)
+        if pending:
+            await asyncio.wait(pending, timeout=grace_seconds)
+    finally:
+        await cancel_all(tasks)
+
+
+async def cancel_all(tasks: Collection["asyncio.Task[bool]"]) -> None:
+    """Cancel the tasks that still run and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _FanOut:
+    def __init__(self, replica_set: ReplicaSet, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
+        self._replica_set = replica_set
+        self._operation = operation
+        self.confirmed: set[str] = set()
+        self.failures: dict[str, Exception] = {}
+
+    async def run(self, lane: Lane) -> bool:
+        for client in lane:
+            try:
+                await self._operation(client)
+            except UpstreamUnavailableError as error:
+                self.fail(client.name, error)
+            except RegistryError as error:
+                self.failures[client.name] = error
+                return False
+            except asyncio.CancelledError:
+                self.fail(client.name, UpstreamUnavailableError("did not confirm in time, while others did"))
+                raise
+            else:
+                self.confirmed.add(client.name)
+                return True
+        return False
+
+    def fail(self, replica: str, error: Exception) -> None:
+        self.failures[replica] = error
+        self._replica_set.report_failure(replica, error)
+
+
+async def fan_out(
+    replica_set: ReplicaSet,
+    lanes: Sequence[Lane],
+    operation: Callable[[ReplicaClient], Awaitable[None]],
+    grace_seconds: float = GRACE_SECONDS,
+) -> Outcome:
+    """Run ``operation`` in all lanes at once; slow ones have ``grace_seconds`` past the quorum.
+
+    A replica that could not be reached is reported to health; one that answered with an error of the protocol is not.
+    Whether the quorum was reached is for the caller to judge.
+    """
+    run = _FanOut(replica_set, operation)
+    tasks = [spawn(run.run(lane), f"write to {lane[0].name}") for lane in lanes]
+    await settle(tasks, quorum_of(replica_set), grace_seconds)
+    for replica, error in run.failures.items():
+        _log.warning("replica %s of %s did not take a write: %s", replica, replica_set.upstream, error)
+    return Outcome(frozenset(run.confirmed), run.failures)
+
+
+def require_quorum(replica_set: ReplicaSet, outcome: Outcome) -> Sequence[str]:
+    """Return the configured replicas that miss an acknowledged write; none over shared storage.
+
+    Raises:
+        RegistryError: what the replicas answered when all refused it, else UNAVAILABLE (503), without a quorum.
+    """
+    if len(outcome.confirmed) < quorum_of(replica_set):
+        refusal = outcome.first_refusal() if outcome.is_refused else None
+        raise refusal or too_few(replica_set, len(outcome.confirmed))
+    if replica_set.storage is StorageKind.SHARED:
+        return []
+    return [client.name for client in replica_set.replicas if client.name not in outcome.confirmed]

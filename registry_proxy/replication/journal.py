@@ -1,0 +1,353 @@
+"""The journal: which replicas miss which write. State, not history (DECISIONS: "Journal = state").
+
+An intent is stored before a manifest, a tag or a delete touches the first replica, naming every replica as missing it;
+those that confirmed are taken out at the end, and with the last one the intent goes. While the write is under way its
+replicas are as good as before it: only when ``writing_until`` has passed does an intent that nobody concluded, because
+its node died, count against all of them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Self
+
+from registry_proxy.ports import (
+    Change,
+    ConflictError,
+    Marks,
+    Observer,
+    Record,
+    RoutedRepository,
+    Store,
+    StoreChanges,
+    StoreUnavailableError,
+    Table,
+)
+from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
+
+WRITING_SECONDS = 60.0
+"""How long a write may be under way before its intent counts as abandoned."""
+
+_log = logging.getLogger(__name__)
+
+
+class IntentKind(StrEnum):
+    """What an intent is about; the middle part of its key."""
+
+    MANIFEST = "manifest"
+    TAG = "tag"
+    BLOB = "blob"
+
+
+@dataclass(frozen=True, slots=True)
+class IntentKey:
+    """What a write is about: the newest intent of a key is the truth."""
+
+    routed: RoutedRepository
+    kind: IntentKind
+    name: str
+    """A digest or a tag, as text."""
+
+    def __str__(self) -> str:
+        return f"{self.routed}|{self.kind}|{self.name}"
+
+
+def parse_key(text: str) -> IntentKey:
+    """Return the key that a record of the table INTENTS is stored under."""
+    routed, kind, name = text.split("|")
+    upstream, _, repository = routed.partition("/")
+    return IntentKey(RoutedRepository(upstream, Repository(repository)), IntentKind(kind), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a key shall be everywhere: ``digest``, or None for deleted.
+
+    ``missing`` are the replicas that did not confirm it; ``behind`` those of them that were behind before it began;
+    ``writing_until`` is when the write under way counts as abandoned, in seconds since the epoch, 0 once concluded.
+    """
+
+    digest: Digest | None
+    media_type: str
+    missing: tuple[str, ...]
+    behind: tuple[str, ...] = ()
+    writing_until: float = 0
+
+    def replicas_behind(self, now: float) -> tuple[str, ...]:
+        """Return the replicas that it counts against."""
+        return self.behind if now < self.writing_until else self.missing
+
+    def to_value(self) -> Mapping[str, Any]:
+        """Return what is stored."""
+        return {
+            "digest": None if self.digest is None else str(self.digest),
+            "media_type": self.media_type,
+            "missing": list(self.missing),
+            "behind": list(self.behind),
+            "writing_until": self.writing_until,
+        }
+
+    @classmethod
+    def from_value(cls, value: Mapping[str, Any]) -> Self:
+        """Return the intent that a record holds."""
+        digest = value["digest"]
+        return cls(
+            None if digest is None else parse_digest(digest),
+            value["media_type"],
+            tuple(value["missing"]),
+            tuple(value["behind"]),
+            value["writing_until"],
+        )
+
+
+class JournalMarks:
+    """The open intents as a snapshot, indexed for the questions of ``ports.Marks``."""
+
+    def __init__(self, intents: Iterable[tuple[IntentKey, Intent]], now: float) -> None:
+        self._tags: set[tuple[str, RoutedRepository, str]] = set()
+        self._tombstones: set[tuple[str, RoutedRepository, str]] = set()
+        self._repositories: set[tuple[str, RoutedRepository]] = set()
+        self._pending: dict[tuple[str, str], int] = {}
+        self._missed_blobs: set[str] = set()
+        self.valid_until = float("inf")
+        for key, intent in intents:
+            if now < intent.writing_until:
+                self.valid_until = min(self.valid_until, intent.writing_until)
+            if key.kind is IntentKind.BLOB and intent.digest is not None:
+                self._missed_blobs.add(key.name)
+            for replica in intent.replicas_behind(now):
+                self._add(replica, key, intent)
+
+    def _add(self, replica: str, key: IntentKey, intent: Intent) -> None:
+        upstream = key.routed.upstream
+        self._repositories.add((replica, key.routed))
+        self._pending[upstream, replica] = self._pending.get((upstream, replica), 0) + 1
+        if key.kind is IntentKind.TAG:
+            self._tags.add((replica, key.routed, key.name))
+        elif intent.digest is None:
+            self._tombstones.add((replica, key.routed, key.name))
+
+    def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:
+        return (replica, routed, tag) in self._tags
+
+    def misses_any(self, replica: str, routed: RoutedRepository) -> bool:
+        """Tell whether it misses anything in the repository."""
+        return (replica, routed) in self._repositories
+
+    def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether it still holds what was deleted."""
+        return bool(self._tombstones) and (replica, routed, str(digest)) in self._tombstones
+
+    def pending(self, replica: str, upstream: str) -> int:
+        """Return in how many keys it is behind."""
+        return self._pending.get((upstream, replica), 0)
+
+    def is_missed(self, digest: Digest) -> bool:
+        """Tell whether some replica lacks this blob, in any repository: then our copy of it must stay."""
+        return str(digest) in self._missed_blobs
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWrite:
+    """A write whose intents are stored and which waits for ``conclude`` or ``withdraw``."""
+
+    intents: Mapping[IntentKey, Intent]
+    previous: Sequence[tuple[Table, str, Record | None]]
+    revision: int
+
+
+class Journal:
+    """Writes intents and gives the marks they make: the ``MarkSource`` of the readers.
+
+    Args:
+        store: where the intents lie.
+        changes: tells when another worker or node may have written some.
+        observer: is told how many keys each replica is behind in.
+        replicas: for each upstream the names of its configured replicas, so that a zero is told too.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        changes: StoreChanges,
+        observer: Observer,
+        replicas: Mapping[str, Sequence[str]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._changes = changes
+        self._observer = observer
+        self._replicas = replicas
+        self._clock = clock
+        self._marks: JournalMarks | None = None
+        self._version = -1
+        self._loading = asyncio.Lock()
+
+    async def marks(self) -> Marks:
+        """Return the snapshot, read again when an intent may have changed.
+
+        While the store is away the last snapshot stands.
+
+        Raises:
+            StoreUnavailableError: there never was one.
+        """
+        return await self.snapshot()
+
+    async def snapshot(self) -> JournalMarks:
+        """Return what ``marks`` does, with the questions that only writers ask."""
+        if (marks := self._current()) is not None:
+            return marks
+        async with self._loading:
+            if (marks := self._current()) is not None:
+                return marks
+            version, now = self._changes.version(Table.INTENTS), self._clock()
+            try:
+                records = await self._store.list(Table.INTENTS)
+            except StoreUnavailableError:
+                if self._marks is None:
+                    raise
+                return self._marks
+            intents = [(parse_key(record.key), Intent.from_value(record.value)) for record in records]
+            self._marks, self._version = JournalMarks(intents, now), version
+            self._report(self._marks)
+            return self._marks
+
+    def _current(self) -> JournalMarks | None:
+        marks = self._marks
+        if marks is None or self._changes.version(Table.INTENTS) != self._version or self._clock() >= marks.valid_until:
+            return None
+        return marks
+
+    def _report(self, marks: JournalMarks) -> None:
+        for upstream, names in self._replicas.items():
+            for name in names:
+                self._observer.replica_pending(upstream, name, marks.pending(name, upstream))
+
+    async def find(self, key: IntentKey) -> Intent | None:
+        """Return the open intent of a key, from the store itself."""
+        record = await self._store.get(Table.INTENTS, str(key))
+        return None if record is None else Intent.from_value(record.value)
+
+    async def begin(
+        self,
+        contents: Mapping[IntentKey, tuple[Digest | None, str]],
+        replicas: Sequence[str],
+        changes: Sequence[Change] = (),
+    ) -> OpenWrite:
+        """Store the intents of a write and the records it makes, in one commit, and remember what was there before.
+
+        Args:
+            contents: for each key what it shall be: digest (None for deleted) and media type.
+            replicas: the names of all that shall have it; none over shared storage, which cannot diverge.
+            changes: further records, such as the tag's.
+        """
+        while True:
+            try:
+                return await self._try_begin(contents if replicas else {}, replicas, changes)
+            except ConflictError:  # a repair or a delete of another digest came between: look again
+                _log.info("a record changed while a write of it began")
+
+    async def _try_begin(
+        self,
+        contents: Mapping[IntentKey, tuple[Digest | None, str]],
+        replicas: Sequence[str],
+        changes: Sequence[Change],
+    ) -> OpenWrite:
+        now = self._clock()
+        previous: list[tuple[Table, str, Record | None]] = []
+        intents: dict[IntentKey, Intent] = {}
+        for key, (digest, media_type) in contents.items():
+            record = await self._store.get(Table.INTENTS, str(key))
+            previous.append((Table.INTENTS, str(key), record))
+            behind = () if record is None else Intent.from_value(record.value).replicas_behind(now)
+            intents[key] = Intent(digest, media_type, tuple(replicas), behind, now + WRITING_SECONDS)
+        for change in changes:
+            before = await self._store.get(change.table, change.key)
+            previous.append((change.table, change.key, before))
+        stored = [Change(Table.INTENTS, str(key), intent.to_value()) for key, intent in intents.items()]
+        expecting = [
+            replace(change, expect=0 if record is None else record.revision)
+            for change, (_, _, record) in zip([*stored, *changes], previous, strict=True)
+        ]
+        return OpenWrite(intents, previous, await self._store.commit(expecting) if expecting else 0)
+
+    async def conclude(self, write: OpenWrite, confirmed: Collection[str]) -> None:
+        """Take the replicas that confirmed it out of its intents; with the last one the intent goes."""
+        if not write.intents:
+            return
+        concluded = [
+            _without(key, replace(intent, behind=(), writing_until=0), confirmed, expect=write.revision)
+            for key, intent in write.intents.items()
+        ]
+        try:
+            await self._store.commit(concluded)
+        except ConflictError:  # somebody confirmed one of the keys, or a newer write has taken it over
+            for key, intent in write.intents.items():
+                await self._conclude_changed(key, intent.digest, confirmed)
+
+    async def _conclude_changed(self, key: IntentKey, digest: Digest | None, confirmed: Collection[str]) -> None:
+        while True:
+            record = await self._store.get(Table.INTENTS, str(key))
+            if record is None:
+                return
+            intent = Intent.from_value(record.value)
+            if intent.digest != digest:
+                return
+            current = replace(intent, behind=(), writing_until=0)
+            with contextlib.suppress(ConflictError):
+                await self._store.commit([_without(key, current, confirmed, expect=record.revision)])
+                return
+
+    async def withdraw(self, write: OpenWrite) -> None:
+        """Put back what was there before a write that no replica took."""
+        restored = [
+            Change(table, key, None if record is None else record.value, expect=write.revision)
+            for table, key, record in write.previous
+        ]
+        if not restored:
+            return
+        try:
+            await self._store.commit(restored)
+        except ConflictError:
+            for change in restored:
+                with contextlib.suppress(ConflictError):  # what a newer write has made of it stands
+                    await self._store.commit([change])
+
+    async def record_blob(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> bool:
+        """Make the intent of a pushed blob say which replicas miss it; return whether there was or is one."""
+        key = IntentKey(routed, IntentKind.BLOB, str(digest))
+        before = await self._store.get(Table.INTENTS, str(key))
+        if before is None and not missing:
+            return False
+        value = Intent(digest, "", tuple(missing)).to_value() if missing else None
+        await self._store.commit([Change(Table.INTENTS, str(key), value)])
+        return True
+
+    async def confirm(self, key: IntentKey, digest: Digest, replica: str) -> bool:
+        """Take one replica out of the open intent of a key; return whether that closed it.
+
+        Nothing happens when the key shall be something else by now.
+        """
+        record = await self._store.get(Table.INTENTS, str(key))
+        if record is None:
+            return False
+        intent = Intent.from_value(record.value)
+        if intent.digest != digest or replica not in intent.missing:
+            return False
+        try:
+            await self._store.commit([_without(key, intent, {replica}, expect=record.revision)])
+        except ConflictError:
+            return False
+        return set(intent.missing) == {replica}
+
+
+def _without(key: IntentKey, intent: Intent, confirmed: Collection[str], *, expect: int) -> Change:
+    missing = tuple(name for name in intent.missing if name not in confirmed)
+    behind = tuple(name for name in intent.behind if name not in confirmed)
+    value = replace(intent, missing=missing, behind=behind).to_value() if missing else None
+    return Change(Table.INTENTS, str(key), value, expect=expect)

@@ -1,0 +1,258 @@
+"""Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
+
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from registry_proxy.ports import (
+    BlobCache,
+    Change,
+    ContentKind,
+    Memberships,
+    ReplicaClient,
+    ReplicaSet,
+    RoutedRepository,
+    StorageKind,
+    Store,
+    Table,
+    UpstreamUnavailableError,
+)
+from registry_proxy.replication.fanout import (
+    Outcome,
+    check_writable,
+    fan_out,
+    lanes_of,
+    require_quorum,
+)
+from registry_proxy.replication.journal import IntentKey, IntentKind, Journal, OpenWrite
+from registry_proxy.replication.uploads import UploadReplication
+from registry_proxy.spec.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Tag
+
+
+def manifest_record_key(routed: RoutedRepository, digest: Digest) -> str:
+    """Return the key of a manifest in the table MANIFESTS."""
+    return f"{routed}|{digest}"
+
+
+def tag_record_key(routed: RoutedRepository, tag: Tag) -> str:
+    """Return the key of a tag in the table TAGS."""
+    return f"{routed}|{tag}"
+
+
+@asynccontextmanager
+async def write_lease(
+    store: Store, routed: RoutedRepository, digest: Digest, tag: Tag | None = None
+) -> AsyncIterator[None]:
+    """Hold the lease on a digest and then that on a tag: always in this order, so that no two writers wait in a ring.
+
+    Raises:
+        StoreUnavailableError: not obtained.
+    """
+    async with store.lease(f"{routed}@{digest}"):
+        if tag is None:
+            yield
+            return
+        async with store.lease(f"{routed}:{tag}"):
+            yield
+
+
+def configured_names(replica_set: ReplicaSet) -> Sequence[str]:
+    """Return the replicas that an intent names: none over shared storage, which cannot diverge."""
+    if replica_set.storage is StorageKind.SHARED:
+        return ()
+    return [client.name for client in replica_set.replicas]
+
+
+class ManifestReplication:
+    """Manifests to all replicas of an upstream: what ``proxy.push`` asks of them.
+
+    Args:
+        replica_sets: the replicas by upstream.
+        store: leases, and the records of manifests and tags.
+        journal: the intents.
+        cache: what a replica lacks is sent from here.
+        memberships: what of the cache a repository holds, and so may be sent to its replicas.
+        uploads: sends the blobs.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica_sets: Mapping[str, ReplicaSet],
+        store: Store,
+        journal: Journal,
+        cache: BlobCache,
+        memberships: Memberships,
+        uploads: UploadReplication,
+    ) -> None:
+        self._replica_sets = replica_sets
+        self._store = store
+        self._journal = journal
+        self._cache = cache
+        self._memberships = memberships
+        self._uploads = uploads
+
+    def check_writable(self, upstream: str) -> None:
+        """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
+        check_writable(self._replica_sets[upstream])
+
+    @asynccontextmanager
+    async def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AsyncIterator[None]:
+        """Serialise the writes of a digest and of a tag over all workers and nodes."""
+        async with write_lease(self._store, routed, digest, tag):
+            yield
+
+    async def put(
+        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
+    ) -> None:
+        """Write a manifest, and its tag when given, under the lease.
+
+        A write that every replica refused is taken back; one that lost its quorum midway stays on record, because a
+        replica may have it: it is rolled forward.
+
+        Raises:
+            RegistryError: what the replicas answered; DENIED (403) for a tag that may not be moved; UNAVAILABLE.
+        """
+        replica_set = self._replica_sets[routed.upstream]
+        if tag is not None and not may_move:
+            await self._check_new(replica_set, routed, tag, manifest.descriptor.digest)
+        write = await self._begin(replica_set, routed, tag, manifest.descriptor)
+        lost: set[Digest] = set()
+
+        async def put_at(client: ReplicaClient) -> None:
+            await self._put_at(client, routed, tag or manifest.descriptor.digest, manifest, links, lost)
+
+        outcome = await fan_out(replica_set, lanes_of(replica_set, str(manifest.descriptor.digest)), put_at)
+        for digest in lost:
+            # The client's retry asks again and uploads it, where our memory would answer that it is there.
+            self._memberships.forget(routed, ContentKind.BLOB, digest)
+            self._memberships.forget(routed, ContentKind.MANIFEST, digest)
+        await self._finish(write, outcome)
+        require_quorum(replica_set, outcome)
+
+    async def _finish(self, write: OpenWrite, outcome: Outcome) -> None:
+        if outcome.is_refused:
+            await self._journal.withdraw(write)
+        else:
+            await self._journal.conclude(write, outcome.confirmed)
+
+    async def _begin(
+        self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor
+    ) -> OpenWrite:
+        digest, content = descriptor.digest, (descriptor.digest, descriptor.media_type)
+        record = {"media_type": descriptor.media_type, "size_bytes": descriptor.size_bytes}
+        contents = {IntentKey(routed, IntentKind.MANIFEST, str(digest)): content}
+        changes = [Change(Table.MANIFESTS, manifest_record_key(routed, digest), record)]
+        if tag is not None:
+            contents[IntentKey(routed, IntentKind.TAG, tag)] = content
+            changes.append(Change(Table.TAGS, tag_record_key(routed, tag), {"digest": str(digest)}))
+        return await self._journal.begin(contents, configured_names(replica_set), changes)
+
+    async def _check_new(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
+        """Refuse a tag that exists, unless it is what an earlier try of the same push left behind."""
+        record = await self._store.get(Table.TAGS, tag_record_key(routed, tag))
+        if record is not None:
+            intent = await self._journal.find(IntentKey(routed, IntentKind.TAG, tag))
+            is_retry = intent is not None and intent.digest == digest and record.value["digest"] == str(digest)
+            if not is_retry:
+                raise _tag_exists(tag)
+        elif await self._is_tag_known(replica_set, routed, tag):
+            raise _tag_exists(tag)
+
+    async def _is_tag_known(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag) -> bool:
+        """Tell whether a replica has the tag: pushed past us. That none of them can be asked is no answer."""
+        marks, answers, failure = await self._journal.marks(), 0, UpstreamUnavailableError("no replica is up")
+        for client in replica_set.replicas:
+            if not replica_set.is_writable(client.name) or marks.misses_tag(client.name, routed, tag):
+                continue
+            try:
+                found = await client.resolve_tag(routed.repository, tag)
+            except RegistryError as error:
+                if error.status != 404:
+                    raise
+                answers += 1
+            except UpstreamUnavailableError as error:
+                failure = error
+            else:
+                if not marks.has_tombstone(client.name, routed, found.digest):
+                    return True
+                answers += 1
+        if not answers:
+            raise failure
+        return False
+
+    # ---------------------------------------------------------------- healing
+
+    async def _put_at(  # noqa: PLR0917 - recursive: what is put where, and what was found lacking on the way
+        self,
+        client: ReplicaClient,
+        routed: RoutedRepository,
+        tag_or_digest: Tag | Digest,
+        manifest: Manifest,
+        links: ManifestLinks,
+        lost: set[Digest],
+    ) -> None:
+        """PUT at one replica; where it lacks what the manifest refers to, send that from the cache and PUT once more.
+
+        What we cannot send is added to ``lost``.
+        """
+        try:
+            await client.put_manifest(routed.repository, tag_or_digest, manifest)
+        except RegistryError as error:
+            if error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
+                raise
+            healed = [await self._heal_blob(client, routed, blob, lost) for blob in links.blobs]
+            healed += [await self._heal_manifest(client, routed, child, lost) for child in links.manifests]
+            if not any(healed):
+                raise
+            await client.put_manifest(routed.repository, tag_or_digest, manifest)
+
+    async def _heal_blob(
+        self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]
+    ) -> bool:
+        if await _has(client.stat_blob(routed.repository, descriptor.digest)):
+            return False
+        # Only what this repository is known to hold: else a manifest that names a digest would be enough to get any
+        # blob of the cache copied into one's own repository.
+        is_member = self._memberships.find(routed, ContentKind.BLOB, descriptor.digest) is not None
+        if is_member and await self._uploads.heal_blob(client, routed, descriptor):
+            return True
+        lost.add(descriptor.digest)
+        return False
+
+    async def _heal_manifest(
+        self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]
+    ) -> bool:
+        digest = descriptor.digest
+        if await _has(client.fetch_manifest(routed.repository, digest)):
+            return False
+        known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
+        body = None if known is None else self._cache.read_small(digest)
+        if known is None or body is None:
+            lost.add(digest)
+            return False
+        manifest = Manifest(known.descriptor, body)
+        links = parse_manifest(body, known.descriptor.media_type)
+        await self._put_at(client, routed, digest, manifest, links, lost)
+        await self._journal.confirm(IntentKey(routed, IntentKind.MANIFEST, str(digest)), digest, client.name)
+        return True
+
+
+async def _has(question: Awaitable[object]) -> bool:
+    try:
+        await question
+    except RegistryError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def _tag_exists(tag: Tag) -> RegistryError:
+    return RegistryError(
+        ErrorCode.DENIED,
+        "the tag exists, and your rights allow to create tags, not to move them",
+        detail={"tag": tag},
+        status=403,
+    )

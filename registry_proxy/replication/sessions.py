@@ -1,0 +1,113 @@
+"""Upload sessions that live in their Location: signed, so that any node can go on with them (DECISIONS: the Location).
+
+The state carries only what the request does not: repository, subject and session ID go into the signature alone, so a
+state is worth nothing in another repository or to another subject.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Callable
+
+from registry_proxy.ports import Change, ConflictError, RoutedRepository, Store, Table
+from registry_proxy.proxy.push import UploadSession
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+
+LIFETIME_SECONDS = 6 * 3600
+"""How long an upload may rest between two requests."""
+_PERIOD_SECONDS = 7 * 24 * 3600
+_STATE_MAX_LENGTH = 16 * 1024
+
+
+def _unknown() -> RegistryError:
+    return RegistryError(
+        ErrorCode.BLOB_UPLOAD_UNKNOWN,
+        "there is no such upload here: it ended, expired, or belongs to somebody else; start a new one",
+        detail={"reason": "the session in the Location is not valid"},
+    )
+
+
+def _encode(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+
+
+class SignedSessions:
+    """Writes and reads the ``_state`` of upload Locations.
+
+    There is one key for every week, made by whoever needs it first and kept in the store; that of the week before is
+    still accepted. It is read once: uploads go on while the store is away.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._keys: dict[int, bytes] = {}
+
+    async def sign(self, routed: RoutedRepository, subject: str, session: UploadSession) -> str:
+        """Return the state, made of ``A-Z a-z 0-9 - _ .``; it is good for six hours."""
+        now = self._clock()
+        period = int(now // _PERIOD_SECONDS)
+        content = [int(now) + LIFETIME_SECONDS, session.offset, session.sha256, dict(session.locations)]
+        payload = _encode(json.dumps(content, separators=(",", ":")).encode())
+        key = await self._key(period, create=True)
+        mac = _mac(key, period, payload, routed.upstream, routed.repository, subject, session.session_id)
+        return f"{period}.{payload}.{_encode(mac)}"
+
+    async def verify(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> UploadSession:
+        """Return the session that a request names.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_UNKNOWN when we did not write this state for this subject, repository and
+                session, or it has expired.
+        """
+        now = self._clock()
+        try:
+            period_text, payload, mac_text = (state or "")[:_STATE_MAX_LENGTH].split(".")
+            period, mac = int(period_text), _decode(mac_text)
+            if abs(period - int(now // _PERIOD_SECONDS)) > 1:
+                raise _unknown()
+            key = await self._key(period, create=False)
+            if not hmac.compare_digest(
+                mac, _mac(key, period, payload, routed.upstream, routed.repository, subject, session_id)
+            ):
+                raise _unknown()
+            expires_at, offset, sha256, locations = json.loads(_decode(payload))
+        except (ValueError, binascii.Error) as error:
+            raise _unknown() from error
+        if expires_at < now:
+            raise _unknown()
+        return UploadSession(session_id, offset, sha256, locations)
+
+    async def _key(self, period: int, *, create: bool) -> bytes:
+        key = self._keys.get(period)
+        if key is None:
+            key = self._keys[period] = await self._load_key(period, create=create)
+        return key
+
+    async def _load_key(self, period: int, *, create: bool) -> bytes:
+        name = str(period)
+        record = await self._store.get(Table.LOCATION_KEYS, name)
+        if record is None and create:
+            value = {"key": _encode(secrets.token_bytes(32))}
+            expired = [old.key for old in await self._store.list(Table.LOCATION_KEYS) if int(old.key) < period - 1]
+            changes = [Change(Table.LOCATION_KEYS, old, None) for old in expired]
+            with contextlib.suppress(ConflictError):  # another worker or node was first: its key counts
+                await self._store.commit([Change(Table.LOCATION_KEYS, name, value, expect=0), *changes])
+            record = await self._store.get(Table.LOCATION_KEYS, name)
+        if record is None:
+            raise _unknown()
+        return _decode(record.value["key"])
+
+
+def _mac(key: bytes, *signed: object) -> bytes:
+    """Return the signature over the parts; as JSON, so that no two lists of parts read alike."""
+    return hmac.new(key, json.dumps(signed).encode(), hashlib.sha256).digest()

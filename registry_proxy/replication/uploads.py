@@ -1,0 +1,294 @@
+"""Blobs to the replicas: senders that follow the spool, the commit at each, mounts (DECISIONS: "A push is a fill")."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+
+from registry_proxy.ports import (
+    BlobCache,
+    ReplicaClient,
+    ReplicaSet,
+    RoutedRepository,
+    Spool,
+    SpoolFile,
+    StorageKind,
+    UpstreamUnavailableError,
+)
+from registry_proxy.proxy.push import UploadSession
+from registry_proxy.replication.fanout import (
+    GRACE_SECONDS,
+    Lane,
+    Outcome,
+    cancel_all,
+    check_writable,
+    fan_out,
+    lanes_of,
+    quorum_of,
+    require_quorum,
+    settle,
+)
+from registry_proxy.replication.journal import IntentKey, IntentKind, Journal
+from registry_proxy.spec.descriptor import Descriptor
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Digest, Repository
+from registry_proxy.tasks import spawn
+
+_PIECE_BYTES = 1024 * 1024
+_INLINE_BYTES = 256 * 1024
+_CANCEL_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+async def read_at(fd: int, offset: int, end: int) -> bytes:
+    """Return the next piece of a file.
+
+    Bytes just behind the writer lie in the page cache and are read at once; a reader that lags waits in a thread.
+
+    Raises:
+        OSError: the file is shorter than ``end``.
+    """
+    size_bytes = end - offset
+    if size_bytes <= _INLINE_BYTES:
+        piece = os.pread(fd, size_bytes, offset)
+    else:
+        piece = await asyncio.to_thread(os.pread, fd, min(size_bytes, _PIECE_BYTES), offset)
+    if not piece:
+        raise OSError(f"a file ends before {end} bytes")
+    return piece
+
+
+async def follow(file: SpoolFile, offset: int) -> AsyncIterator[bytes]:
+    """Give the bytes of an upload from ``offset`` on as they come in, until the request that writes them ends."""
+    while await file.wait_beyond(offset):
+        piece = await read_at(file.fd, offset, file.size_bytes)
+        offset += len(piece)
+        yield piece
+
+
+async def read_range(fd: int, size_bytes: int) -> AsyncIterator[bytes]:
+    """Give the first ``size_bytes`` bytes of a file."""
+    offset = 0
+    while offset < size_bytes:
+        piece = await read_at(fd, offset, size_bytes)
+        offset += len(piece)
+        yield piece
+
+
+class ReplicaStream:
+    """The senders of one request of an upload: each follows the spool to its own replica, at its own speed.
+
+    A sender that fails takes its replica out of the session; the client does not notice, and the commit sends the
+    whole blob to that replica in a session of its own.
+    """
+
+    def __init__(
+        self,
+        replica_set: ReplicaSet,
+        repository: Repository,
+        file: SpoolFile,
+        session: UploadSession,
+        size_bytes: int | None,
+    ) -> None:
+        self._replica_set = replica_set
+        self._repository = repository
+        self._file = file
+        self._session = session
+        self._end = None if size_bytes is None else session.offset + size_bytes
+        self._locations = dict(session.locations)
+        self._next: dict[str, str] = {}
+        self._tasks = [
+            spawn(self._send(lane), f"upload to {lane[0].name}")
+            for lane in lanes_of(replica_set, session.session_id, session.locations)
+            if session.offset == 0 or replica_set.storage is StorageKind.SHARED or lane[0].name in session.locations
+        ]
+
+    async def _send(self, lane: Lane) -> bool:
+        for client in lane:
+            try:
+                await self._send_to(client)
+            except UpstreamUnavailableError as error:
+                self._replica_set.report_failure(client.name, error)
+                _log.warning("replica %s left an upload: %s", client.name, error)
+            except RegistryError as error:
+                _log.warning("replica %s left an upload: %s", client.name, error)
+            else:
+                return True
+        return False
+
+    async def _send_to(self, client: ReplicaClient) -> None:
+        location = self._session.locations.get(client.name)
+        offset = 0 if location is None else self._session.offset
+        if not await self._file.wait_beyond(offset):
+            if location is not None:
+                self._next[client.name] = location
+            return
+        if location is None:
+            location = self._locations[client.name] = await client.start_upload(self._repository)
+        size_bytes = None if self._end is None else self._end - offset
+        self._next[client.name] = await client.append_upload(location, follow(self._file, offset), size_bytes)
+
+    async def finish(self) -> Mapping[str, str]:
+        """Wait for the senders, the slow ones 10 s past the quorum; return the next location at each that kept up."""
+        await settle(self._tasks, quorum_of(self._replica_set), GRACE_SECONDS)
+        return self._next
+
+    async def abort(self) -> None:
+        """End the senders and, as far as they answer, the sessions at the replicas."""
+        await cancel_all(self._tasks)
+        await cancel_sessions(self._replica_set, {**self._locations, **self._next})
+
+
+async def cancel_sessions(replica_set: ReplicaSet, locations: Mapping[str, str]) -> None:
+    """Tell the replicas that an upload is over. What they do not hear they purge by themselves."""
+
+    async def cancel(client: ReplicaClient) -> None:
+        with contextlib.suppress(RegistryError, UpstreamUnavailableError, TimeoutError):
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await client.cancel_upload(locations[client.name])
+
+    clients = [client for client in replica_set.replicas if client.name in locations]
+    await asyncio.gather(*(cancel(client) for client in clients if replica_set.is_writable(client.name)))
+
+
+class UploadReplication:
+    """Blobs to all replicas of an upstream: what ``proxy.push`` asks of them.
+
+    Args:
+        replica_sets: the replicas by upstream.
+        journal: where it is recorded which replica misses a blob.
+        cache: what a replica lacks is sent from here.
+        pins: keeps what a replica lacks from eviction.
+    """
+
+    def __init__(
+        self, *, replica_sets: Mapping[str, ReplicaSet], journal: Journal, cache: BlobCache, pins: Spool
+    ) -> None:
+        self._replica_sets = replica_sets
+        self._journal = journal
+        self._cache = cache
+        self._pins = pins
+
+    def check_writable(self, upstream: str) -> None:
+        """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
+        check_writable(self._replica_sets[upstream])
+
+    def follow(
+        self, routed: RoutedRepository, file: SpoolFile, session: UploadSession, size_bytes: int | None
+    ) -> ReplicaStream:
+        """Start the senders of a request that appends to ``file``; ``size_bytes`` of its body, when known."""
+        return ReplicaStream(self._replica_sets[routed.upstream], routed.repository, file, session, size_bytes)
+
+    async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None:
+        """End an upload at the replicas, as far as they answer."""
+        await cancel_sessions(self._replica_sets[routed.upstream], locations)
+
+    async def commit(
+        self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Commit an upload whose digest is right; return the configured replicas that miss the blob.
+
+        A replica without a live session, or whose session is lost, gets the whole blob in a new one.
+
+        Raises:
+            RegistryError: UNAVAILABLE without a quorum, or what all replicas answered.
+        """
+
+        async def commit_at(client: ReplicaClient) -> None:
+            location = locations.get(client.name)
+            if location is not None:
+                try:
+                    await client.commit_upload(location, descriptor.digest)
+                except (RegistryError, UpstreamUnavailableError) as error:
+                    _log.warning("replica %s lost an upload, sending the blob anew: %s", client.name, error)
+                else:
+                    return
+            await client.push_blob(routed.repository, descriptor, lambda: read_range(file.fd, descriptor.size_bytes))
+
+        replica_set = self._replica_sets[routed.upstream]
+        lanes = lanes_of(replica_set, str(descriptor.digest), locations)
+        return require_quorum(replica_set, await fan_out(replica_set, lanes, commit_at))
+
+    async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
+        """Make the journal say who misses a blob that is being acknowledged; our copy is pinned while anybody does."""
+        if missing:
+            self._pins.pin(digest)
+        if await self._journal.record_blob(routed, digest, missing) and not missing:
+            await self._unpin(digest)
+
+    async def _unpin(self, digest: Digest) -> None:
+        if not (await self._journal.snapshot()).is_missed(digest):
+            self._pins.unpin(digest)
+
+    async def mount(
+        self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None
+    ) -> tuple[Descriptor, Sequence[str]] | None:
+        """Mount a blob from another repository of the upstream; None when no quorum holds it afterwards.
+
+        A replica that lacks the source gets the bytes from our cache, but only where it is certain that the source
+        holds them: else a digest would be all it takes to read any blob of the cache.
+
+        Args:
+            routed: where it shall be.
+            source: the repository it comes from.
+            digest: of the blob.
+            held: its descriptor, when we know that the source holds it.
+        """
+        replica_set = self._replica_sets[routed.upstream]
+        mounted: list[ReplicaClient] = []
+
+        async def mount_at(client: ReplicaClient) -> None:
+            if await client.mount_blob(routed.repository, digest, source):
+                mounted.append(client)
+
+        lanes = lanes_of(replica_set, str(digest))
+        outcome = await fan_out(replica_set, lanes, mount_at)
+        if held is None and mounted:
+            held = await _stat(mounted, routed.repository, digest)
+        if held is None:
+            return None
+        lacking = [lane for lane in lanes if not any(client in mounted for client in lane)]
+        descriptor, confirmed = held, {client.name for client in mounted}
+
+        async def copy(client: ReplicaClient) -> None:
+            if await self.copy_blob(client, routed.repository, descriptor):
+                confirmed.add(client.name)
+
+        failures = {**outcome.failures, **(await fan_out(replica_set, lacking, copy)).failures}
+        if len(confirmed) < quorum_of(replica_set):
+            return None
+        return descriptor, require_quorum(replica_set, Outcome(frozenset(confirmed), failures))
+
+    async def copy_blob(self, client: ReplicaClient, repository: Repository, descriptor: Descriptor) -> bool:
+        """Send a blob from our cache to one replica; False when we do not have it.
+
+        The caller knows that ``repository``, or where it is mounted from, holds the blob.
+        """
+        reader = self._cache.open_committed(descriptor.digest)
+        if reader is None:
+            return False
+        try:
+            exact = replace(descriptor, size_bytes=reader.size_bytes)
+            await client.push_blob(repository, exact, lambda: read_range(reader.fd, reader.size_bytes))
+        finally:
+            reader.close()
+        return True
+
+    async def heal_blob(self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor) -> bool:
+        """Send a blob that the repository holds to a replica that lacks it; False when we do not have it."""
+        if not await self.copy_blob(client, routed.repository, descriptor):
+            return False
+        key = IntentKey(routed, IntentKind.BLOB, str(descriptor.digest))
+        if await self._journal.confirm(key, descriptor.digest, client.name):
+            await self._unpin(descriptor.digest)
+        return True
+
+
+async def _stat(clients: Sequence[ReplicaClient], repository: Repository, digest: Digest) -> Descriptor | None:
+    for client in clients:
+        with contextlib.suppress(RegistryError, UpstreamUnavailableError):
+            return await client.stat_blob(repository, digest)
+    return None
