@@ -1,0 +1,51 @@
+"""The admin listener: the admin API below /admin/v1 (administrators only), and what monitoring reads."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from registry_proxy.access.directory import Directory
+from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
+from registry_proxy.web.admin_auth import AdminGuard, Control
+from registry_proxy.web.admin_node import Cache, NodeResources, Upstream
+from registry_proxy.web.admin_requests import BODY_MAX_BYTES
+from registry_proxy.web.ops import OPS_PATHS, Reasons, add_ops_routes
+from registry_proxy.web.problems import answer_problems
+
+_PREFIX = "/admin/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class AdminServices:
+    """What the admin listener stands on.
+
+    Args:
+        directory: users, groups, grants.
+        control: logins, tokens and the current policy.
+        replicas: the replicas of each upstream, by its name.
+        cache: the node's cache.
+        render_metrics: gives the exposition of all workers of the node.
+        readiness: gives why the node is not ready; ``ops.Readiness``.
+    """
+
+    directory: Directory
+    control: Control
+    replicas: Mapping[str, Upstream]
+    cache: Cache
+    render_metrics: Callable[[], bytes]
+    readiness: Reasons
+
+
+def make_admin_app(services: AdminServices) -> web.Application:
+    """Return the application of the admin listener; its runner needs no settings of its own."""
+    guard = AdminGuard(services.control, OPS_PATHS)
+    app = web.Application(
+        middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES
+    )
+    access = AccessResources(services.directory, services.control)
+    node = NodeResources(services.replicas, services.cache, services.render_metrics)
+    for route in [*access.routes(), *node.routes()]:
+        app.router.add_route(route.method, _PREFIX + route.path, route.handler)
+    add_ops_routes(app, services.render_metrics, services.readiness)
+    return app

@@ -1,0 +1,265 @@
+"""Users, groups, grants, explain and revocations of the admin API."""
+
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from registry_proxy.access.credentials import TooManyLoginsError
+from registry_proxy.access.directory import (
+    Directory,
+    GrantInput,
+    InvalidError,
+    NotFoundError,
+    RevisionConflictError,
+    UserInput,
+)
+from registry_proxy.access.patterns import compile_repository_pattern
+from registry_proxy.access.records import Grant, Group, User
+from registry_proxy.access.subject import is_name, parse_subject
+from registry_proxy.spec.reference import is_repository, is_tag
+from registry_proxy.spec.scope import Action
+from registry_proxy.web.admin_auth import Control, too_many_logins
+from registry_proxy.web.admin_requests import (
+    ExplainBody,
+    GrantBody,
+    GroupBody,
+    RevocationBody,
+    UserBody,
+    changed_meanwhile,
+    expected_revision,
+    format_etag,
+    read_body,
+    read_page,
+    read_query,
+)
+from registry_proxy.web.problems import Fault, Handler, ProblemError, pointer_to
+
+_T = TypeVar("_T")
+_ACTION_ORDER = list(Action)
+
+
+def _user_document(user: User) -> dict[str, Any]:
+    return {"name": user.name, "admin": user.is_admin, "disabled": user.is_disabled, "groups": list(user.groups)}
+
+
+def _group_document(group: Group) -> dict[str, Any]:
+    return {"name": group.name, "members": list(group.members)}
+
+
+def _grant_document(grant: Grant) -> dict[str, Any]:
+    expires_at = None
+    if grant.expires_at is not None:
+        expires_at = datetime.fromtimestamp(grant.expires_at, UTC).isoformat().replace("+00:00", "Z")
+    return {
+        "id": grant.id,
+        "subject": grant.subject,
+        "repository": grant.repository,
+        "tags": grant.tags,
+        "actions": sorted(grant.actions, key=_ACTION_ORDER.index),
+        "mode": grant.mode,
+        "expires_at": expires_at,
+    }
+
+
+def _answer(document: dict[str, Any], revision: int, status: int = 200) -> web.Response:
+    return web.json_response(document, status=status, headers={"ETag": format_etag(revision)})
+
+
+async def _or_none(lookup: Awaitable[_T]) -> _T | None:
+    try:
+        return await lookup
+    except NotFoundError:
+        return None
+
+
+def _name_of(request: web.Request, kind: str) -> str:
+    """Return the name in the path; one that cannot be is not looked up."""
+    name = request.match_info["name"]
+    if not is_name(name):
+        raise ProblemError(404, f"there is no such {kind}")
+    return name
+
+
+@web.middleware
+async def answer_directory_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Say the errors of the directory in HTTP."""
+    try:
+        return await handler(request)
+    except NotFoundError as error:
+        raise ProblemError(404, str(error)) from None
+    except InvalidError as error:
+        # A name stands in the path, not in the body.
+        faults = [
+            Fault("", f"{field}: {text}") if field == "name" else Fault(pointer_to([field]), text)
+            for field, text in error.faults
+        ]
+        raise ProblemError(400, "some values are not valid", faults=faults) from None
+    except RevisionConflictError:
+        raise changed_meanwhile() from None
+    except TooManyLoginsError as error:
+        raise too_many_logins(error) from None
+
+
+class AccessResources:
+    """The handlers over the directory and the policy."""
+
+    def __init__(self, directory: Directory, control: Control) -> None:
+        self._directory = directory
+        self._control = control
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, below /admin/v1."""
+        return [
+            web.get("/users", self.list_users),
+            web.get("/users/{name}", self.get_user),
+            web.put("/users/{name}", self.put_user),
+            web.delete("/users/{name}", self.delete_user),
+            web.get("/groups", self.list_groups),
+            web.get("/groups/{name}", self.get_group),
+            web.put("/groups/{name}", self.put_group),
+            web.delete("/groups/{name}", self.delete_group),
+            web.get("/grants", self.list_grants),
+            web.post("/grants", self.add_grant),
+            web.get("/grants/{name}", self.get_grant),
+            web.delete("/grants/{name}", self.delete_grant),
+            web.post("/explain", self.explain),
+            web.post("/revocations", self.revoke),
+        ]
+
+    # ------------------------------------------------------------ users
+
+    async def list_users(self, request: web.Request) -> web.Response:
+        page = read_page(read_query(request, ("limit", "after")))
+        users = await self._directory.list_users()
+        return web.json_response(page.cut({user.name: _user_document(user) for user in users}))
+
+    async def get_user(self, request: web.Request) -> web.Response:
+        user = await self._directory.get_user(_name_of(request, "user"))
+        return _answer(_user_document(user), user.revision)
+
+    async def put_user(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        body = await read_body(request, UserBody)
+        given = UserInput(
+            password=body.password, is_admin=body.admin, is_disabled=body.disabled, groups=tuple(body.groups)
+        )
+        current = await _or_none(self._directory.get_user(name)) if is_name(name) else None
+        expect = expected_revision(request, current.revision if current else None)
+        user, is_new = await self._directory.put_user(name, given, expect=expect)
+        return _answer(_user_document(user), user.revision, 201 if is_new else 200)
+
+    async def delete_user(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "user")
+        current = await self._directory.get_user(name)
+        await self._directory.delete_user(name, expect=expected_revision(request, current.revision))
+        return web.Response(status=204)
+
+    # ------------------------------------------------------------ groups
+
+    async def list_groups(self, request: web.Request) -> web.Response:
+        page = read_page(read_query(request, ("limit", "after")))
+        groups = await self._directory.list_groups()
+        return web.json_response(page.cut({group.name: _group_document(group) for group in groups}))
+
+    async def get_group(self, request: web.Request) -> web.Response:
+        group = await self._directory.get_group(_name_of(request, "group"))
+        return _answer(_group_document(group), group.revision)
+
+    async def put_group(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        body = await read_body(request, GroupBody)
+        current = await _or_none(self._directory.get_group(name)) if is_name(name) else None
+        expect = expected_revision(request, current.revision if current else None)
+        group, is_new = await self._directory.put_group(name, body.members, expect=expect)
+        return _answer(_group_document(group), group.revision, 201 if is_new else 200)
+
+    async def delete_group(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "group")
+        current = await self._directory.get_group(name)
+        await self._directory.delete_group(name, expect=expected_revision(request, current.revision))
+        return web.Response(status=204)
+
+    # ------------------------------------------------------------ grants
+
+    async def list_grants(self, request: web.Request) -> web.Response:
+        query = read_query(request, ("limit", "after", "subject", "repository"))
+        page = read_page(query)
+        subject, repository = query.get("subject"), query.get("repository")
+        grants = [
+            grant
+            for grant in await self._directory.list_grants()
+            if (subject is None or grant.subject == subject) and (repository is None or _covers(grant, repository))
+        ]
+        return web.json_response(page.cut({grant.id: _grant_document(grant) for grant in grants}))
+
+    async def get_grant(self, request: web.Request) -> web.Response:
+        grant = await self._directory.get_grant(_name_of(request, "grant"))
+        return _answer(_grant_document(grant), grant.revision)
+
+    async def add_grant(self, request: web.Request) -> web.Response:
+        body = await read_body(request, GrantBody)
+        given = GrantInput(
+            subject=body.subject,
+            repository=body.repository,
+            actions=tuple(body.actions),
+            tags=body.tags,
+            mode=body.mode,
+            expires_at=body.expires_at,
+        )
+        grant = await self._directory.add_grant(given)
+        return _answer(_grant_document(grant), grant.revision, 201)
+
+    async def delete_grant(self, request: web.Request) -> web.Response:
+        grant_id = _name_of(request, "grant")
+        current = await self._directory.get_grant(grant_id)
+        await self._directory.delete_grant(grant_id, expect=expected_revision(request, current.revision))
+        return web.Response(status=204)
+
+    # ------------------------------------------------------------ questions and revocations
+
+    async def explain(self, request: web.Request) -> web.Response:
+        body = await read_body(request, ExplainBody)
+        faults = []
+        if (fault := _subject_fault(body.subject)) is not None:
+            faults.append(Fault("#/subject", fault))
+        if not is_repository(body.repository):
+            faults.append(Fault("#/repository", "expected the name of a repository, such as team/app"))
+        if body.tag is not None and not is_tag(body.tag):
+            faults.append(Fault("#/tag", "expected a tag, such as v1"))
+        if faults:
+            raise ProblemError(400, "some values are not valid", faults=faults)
+        policy = await self._control.policy()
+        decision = policy.decide(body.subject, body.repository, Action(body.action), body.tag)
+        document = {
+            "allowed": decision.allowed,
+            "would_deny": decision.would_deny,
+            "grant": decision.grant,
+            "reason": decision.reason,
+        }
+        return web.json_response(document)
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        body = await read_body(request, RevocationBody)
+        if body.token_id is not None and body.subject is None:
+            raise ProblemError(501, "revoking a single token is not available yet: revoke its subject")
+        if body.subject is None or body.token_id is not None:
+            raise ProblemError(400, "expected either subject or token_id")
+        generation = await self._directory.revoke(body.subject)
+        document = {"id": f"{body.subject}@{generation}", "subject": body.subject, "generation": generation}
+        return web.json_response(document, status=201)
+
+
+def _covers(grant: Grant, repository: str) -> bool:
+    return (
+        repository == grant.repository or compile_repository_pattern(grant.repository).fullmatch(repository) is not None
+    )
+
+
+def _subject_fault(text: str) -> str | None:
+    try:
+        parse_subject(text)
+    except ValueError as error:
+        return str(error)
+    return None

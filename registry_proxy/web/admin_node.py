@@ -1,0 +1,126 @@
+"""Upstreams and the cache of the admin API: what stands behind this node, and what lies on its disk."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Digest, parse_digest
+from registry_proxy.web.admin_requests import PurgeBody, read_body, read_page, read_query
+from registry_proxy.web.problems import Fault, ProblemError
+
+_CACHE_REQUESTS = "registry_proxy_cache_requests_total"
+
+
+class ReplicaStatus(Protocol):
+    """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def state(self) -> ReplicaState: ...
+    @property
+    def latency_seconds(self) -> float | None: ...
+    @property
+    def pending(self) -> int: ...
+
+
+class Upstream(Protocol):
+    """The replicas of one upstream."""
+
+    def status(self) -> Sequence[ReplicaStatus]: ...
+
+
+class Cache(Protocol):
+    """The blob cache as an administrator sees it."""
+
+    def stats(self) -> Mapping[str, int]: ...
+    async def verify(self) -> Sequence[Digest]: ...
+    def purge(self, digest: Digest | None) -> object: ...
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _replica_document(replica: ReplicaStatus) -> dict[str, Any]:
+    return {
+        "name": replica.name,
+        "url": _without_credentials(replica.url),
+        "state": replica.state,
+        "latency_seconds": replica.latency_seconds,
+        "pending": replica.pending,
+    }
+
+
+def count_cache_requests(exposition: bytes) -> dict[str, dict[str, int]]:
+    """Return how many requests the cache had, by kind and result, out of the metrics of all workers."""
+    counts = {kind.value: {result.value: 0 for result in CacheResult} for kind in ContentKind}
+    for family in text_string_to_metric_families(exposition.decode()):
+        for sample in family.samples:
+            if sample.name == _CACHE_REQUESTS:
+                counts[sample.labels["kind"]][sample.labels["result"]] += int(sample.value)
+    return counts
+
+
+def _hit_ratio(counts: Mapping[str, int]) -> float | None:
+    total = sum(counts.values())
+    return counts[CacheResult.HIT] / total if total else None
+
+
+class NodeResources:
+    """The handlers over what this node stands on."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream], cache: Cache, render_metrics: Callable[[], bytes]) -> None:
+        self._upstreams = upstreams
+        self._cache = cache
+        self._render_metrics = render_metrics
+        self._verifying = asyncio.Lock()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, below /admin/v1."""
+        return [
+            web.get("/upstreams", self.list_upstreams),
+            web.get("/cache", self.get_cache),
+            web.post("/cache/verify", self.verify_cache),
+            web.post("/cache/purge", self.purge_cache),
+        ]
+
+    async def list_upstreams(self, request: web.Request) -> web.Response:
+        page = read_page(read_query(request, ("limit", "after")))
+        upstreams = {
+            name: {"name": name, "replicas": [_replica_document(replica) for replica in upstream.status()]}
+            for name, upstream in self._upstreams.items()
+        }
+        return web.json_response(page.cut(upstreams))
+
+    async def get_cache(self, request: web.Request) -> web.Response:
+        read_query(request)
+        stats = await asyncio.to_thread(self._cache.stats)
+        requests = count_cache_requests(await asyncio.to_thread(self._render_metrics))
+        ratios = {kind: _hit_ratio(counts) for kind, counts in requests.items()}
+        return web.json_response({**stats, "requests": requests, "hit_ratios": ratios})
+
+    async def verify_cache(self, _: web.Request) -> web.Response:
+        if self._verifying.locked():
+            raise ProblemError(409, "the cache is being verified already")
+        async with self._verifying:
+            bad = await self._cache.verify()
+        return web.json_response({"bad": [str(digest) for digest in bad]})
+
+    async def purge_cache(self, request: web.Request) -> web.Response:
+        body = await read_body(request, PurgeBody)
+        try:
+            digest = None if body.digest is None else parse_digest(body.digest)
+        except RegistryError as error:
+            raise ProblemError(400, "some values are not valid", faults=[Fault("#/digest", error.message)]) from None
+        await asyncio.to_thread(self._cache.purge, digest)
+        return web.json_response({"digest": body.digest})

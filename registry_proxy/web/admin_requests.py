@@ -1,0 +1,182 @@
+"""Reading requests of the admin API: bodies, pages and preconditions. Everything that is wrong is told at once."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from registry_proxy.web.problems import Fault, ProblemError, pointer_to
+
+BODY_MAX_BYTES = 1024 * 1024
+_PAGE_SIZE_DEFAULT = 100
+_PAGE_SIZE_MAX = 1000
+_YEAR_10000 = 253_402_300_800
+_PAGE_SIZE = re.compile(r"[0-9]{1,9}")
+_ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
+
+
+class Body(BaseModel):
+    """A JSON body: exact types, and no field that is not known. What values mean is judged where they are used."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class UserBody(Body):
+    """PUT of a user; without ``password`` the user keeps the one it has."""
+
+    password: str | None = None
+    admin: bool = False
+    disabled: bool = False
+    groups: list[str] = []
+
+
+class GroupBody(Body):
+    """PUT of a group."""
+
+    members: list[str] = []
+
+
+def _parse_time(value: Any) -> Any:
+    """Return Unix seconds for a text of RFC 3339; leave what is no text to the next check."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+            value = moment.timestamp() if moment.tzinfo is not None else None
+        except (ValueError, OverflowError):
+            value = None
+        if value is None:
+            raise ValueError("expected a time with its zone (RFC 3339), such as 2030-01-31T00:00:00Z, or Unix seconds")
+    if isinstance(value, int | float) and not 0 < value < _YEAR_10000:
+        raise ValueError("expected a time between 1970 and 9999")
+    return value
+
+
+class GrantBody(Body):
+    """POST of a grant."""
+
+    subject: str
+    repository: str
+    tags: str = "*"
+    actions: list[str]
+    mode: str = "enforce"
+    expires_at: Annotated[float | None, BeforeValidator(_parse_time)] = None
+
+
+class ExplainBody(Body):
+    """A question about a right."""
+
+    subject: str
+    repository: str
+    tag: str | None = None
+    action: Literal["pull", "push", "create", "delete"]
+
+
+class RevocationBody(Body):
+    """What is to be worth nothing any more: one of the two."""
+
+    subject: str | None = None
+    token_id: str | None = None
+
+
+class PurgeBody(Body):
+    """What to remove from the cache: one digest, or everything."""
+
+    digest: str | None = None
+
+
+_B = TypeVar("_B", bound=Body)
+
+
+async def read_body(request: web.Request, model: type[_B]) -> _B:
+    """Return the JSON body; an empty one counts as ``{}``.
+
+    Raises:
+        ProblemError: 400 with every fault, 415 for an encoded body.
+        web.HTTPRequestEntityTooLarge: more than the application's ``client_max_size``.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
+    content = await request.read()
+    try:
+        return model.model_validate_json(content or b"{}")
+    except ValidationError as error:
+        faults = [Fault(pointer_to(fault["loc"]), fault["msg"]) for fault in error.errors(include_url=False)]
+        raise ProblemError(400, "the body is not what is expected here", faults=faults) from None
+
+
+def read_query(request: web.Request, known: Sequence[str] = ()) -> Mapping[str, str]:
+    """Return the query parameters; a misspelt filter must not list everything.
+
+    Raises:
+        ProblemError: 400 for one that is not known, or given twice.
+    """
+    faults = [Fault("", f"unknown query parameter {key[:100]!r}") for key in request.query if key not in known]
+    faults += [Fault("", f"{key} is given twice") for key in known if len(request.query.getall(key, ())) > 1]
+    if faults:
+        raise ProblemError(400, "the query is not what is expected here", faults=faults)
+    return request.query
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """Which part of a list is asked for: at most ``limit`` items whose key is greater than ``after``."""
+
+    limit: int
+    after: str
+
+    def cut(self, items: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part as the API answers it; ``next`` is the ``after`` of the next part, null at the end."""
+        keys = sorted(items)
+        start = bisect_right(keys, self.after) if self.after else 0
+        chosen = keys[start : start + self.limit]
+        more = start + self.limit < len(keys)
+        return {"items": [items[key] for key in chosen], "next": chosen[-1] if more else None}
+
+
+def read_page(query: Mapping[str, str]) -> PageRequest:
+    """Return the page that ``limit`` and ``after`` ask for; at most 1000 items, 100 when not said.
+
+    Raises:
+        ProblemError: 400 for a limit that is no number from 1.
+    """
+    limit = query.get("limit", str(_PAGE_SIZE_DEFAULT))
+    if _PAGE_SIZE.fullmatch(limit) is None or int(limit) == 0:
+        raise ProblemError(400, "limit is not a whole number from 1")
+    return PageRequest(min(int(limit), _PAGE_SIZE_MAX), query.get("after", ""))
+
+
+def format_etag(revision: int) -> str:
+    """Return the entity tag of a revision."""
+    return f'"{revision}"'
+
+
+def expected_revision(request: web.Request, current: int | None) -> int | None:
+    """Return the revision that a write may replace: None for any, 0 for "must not exist" (RFC 9110, section 13.1).
+
+    Args:
+        request: with If-Match or ``If-None-Match: *``, or neither.
+        current: the revision that is stored; None when there is none.
+
+    Raises:
+        ProblemError: 412 when the precondition does not hold.
+    """
+    if (if_match := request.headers.get("If-Match")) is not None:
+        tags = {"*"} if if_match.strip() == "*" else {tag.strip() for tag in _ETAG.findall(if_match)}
+        if current is None or not tags & {"*", format_etag(current)}:
+            raise changed_meanwhile()
+        return current
+    if request.headers.get("If-None-Match", "").strip() == "*":
+        if current is not None:
+            raise ProblemError(412, "it exists already")
+        return 0
+    return None
+
+
+def changed_meanwhile() -> ProblemError:
+    """Return the 412 for a write that would undo somebody else's."""
+    return ProblemError(412, "it is not, or not any more, as If-Match says")

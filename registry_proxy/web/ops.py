@@ -1,0 +1,85 @@
+"""What monitoring reads of the admin listener, without credentials: /metrics, /healthz, /readyz."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+
+from registry_proxy.ports import ReplicaState, StoreUnavailableError
+from registry_proxy.telemetry.metrics import CONTENT_TYPE
+
+OPS_PATHS = ("/metrics", "/healthz", "/readyz")
+"""Open to everyone who reaches the listener."""
+
+Reasons = Callable[[], Awaitable[Sequence[str]]]
+"""Gives why this node should get no requests, in words; nothing when it should."""
+
+
+class ReplicaStatus(Protocol):
+    """How one replica is doing."""
+
+    @property
+    def state(self) -> ReplicaState: ...
+
+
+class UpstreamStatus(Protocol):
+    """How the replicas of one upstream are doing."""
+
+    def status(self) -> Sequence[ReplicaStatus]: ...
+
+
+class _PolicySource(Protocol):
+    async def policy(self) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Tells why the node is not ready; call it.
+
+    Args:
+        upstreams: by name.
+        control: where permissions come from; while it can answer from its snapshot, a store that is away is no reason.
+        is_draining: whether the node is about to stop.
+    """
+
+    upstreams: Mapping[str, UpstreamStatus]
+    control: _PolicySource
+    is_draining: Callable[[], bool]
+
+    async def __call__(self) -> list[str]:
+        reasons = ["this node is draining"] if self.is_draining() else []
+        try:
+            await self.control.policy()
+        except StoreUnavailableError:
+            reasons.append("the store cannot be reached, and permissions are not known")
+        for name, upstream in self.upstreams.items():
+            # One that is behind in some keys still serves all others.
+            if not any(replica.state in {ReplicaState.UP, ReplicaState.BEHIND} for replica in upstream.status()):
+                reasons.append(f"no replica of upstream {name} is up")
+        return reasons
+
+
+def add_ops_routes(app: web.Application, render_metrics: Callable[[], bytes], readiness: Reasons) -> None:
+    """Add the paths to the admin listener.
+
+    Args:
+        app: where.
+        render_metrics: gives the exposition of all workers of the node; called in a thread, for it reads files.
+        readiness: gives why the node is not ready.
+    """
+
+    async def metrics(_: web.Request) -> web.Response:
+        body = await asyncio.to_thread(render_metrics)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = await readiness()
+        return web.json_response({"ready": not reasons, "reasons": list(reasons)}, status=503 if reasons else 200)
+
+    for path, handler in zip(OPS_PATHS, (metrics, healthz, readyz), strict=True):
+        app.router.add_get(path, handler)

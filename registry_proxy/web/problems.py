@@ -1,0 +1,112 @@
+"""Errors of the admin listener: RFC 9457 problem documents, whatever went wrong."""
+
+import http
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from registry_proxy.ports import StoreUnavailableError
+
+_log = logging.getLogger(__name__)
+_RETRY_AFTER_SECONDS = "5"
+_KEPT_HEADERS = ("Allow", "Retry-After")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a request.
+
+    ``pointer`` is a JSON pointer as a URI fragment (RFC 6901, section 6) into the body, "" when it is elsewhere.
+    """
+
+    pointer: str
+    detail: str
+
+
+class ProblemError(Exception):
+    """An error answer of the admin API.
+
+    Args:
+        status: of HTTP.
+        detail: a sentence for whoever sent the request; never holds a secret.
+        faults: all that is wrong with the body.
+        headers: sent along.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        faults: Sequence[Fault] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.faults = tuple(faults)
+        self.headers = headers or {}
+
+    def response(self) -> web.Response:
+        """Return it as an answer (RFC 9457, section 3)."""
+        document: dict[str, object] = {
+            "type": "about:blank",
+            "title": http.HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.faults:
+            document["errors"] = [{"pointer": fault.pointer, "detail": fault.detail} for fault in self.faults]
+        return web.Response(
+            status=self.status,
+            body=json.dumps(document).encode(),
+            content_type="application/problem+json",
+            headers=self.headers,
+        )
+
+
+def pointer_to(location: Sequence[str | int]) -> str:
+    """Return the pointer to a place in the body, ``#/actions/0``."""
+    return "#" + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in location)
+
+
+def store_unavailable() -> ProblemError:
+    """Return the 503 for a store that cannot be reached."""
+    return ProblemError(
+        503, "the store cannot be reached; nothing was changed", headers={"Retry-After": _RETRY_AFTER_SECONDS}
+    )
+
+
+def _from_http(error: web.HTTPException) -> ProblemError:
+    headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
+    match error.status:
+        case 404:
+            detail = "there is nothing at this path"
+        case 405:
+            detail = f"this path takes {error.headers.get('Allow', 'no such method')}"
+        case 413:
+            detail = "the body is larger than 1 MiB"
+        case _:
+            detail = error.reason
+    return ProblemError(error.status, detail, headers=headers)
+
+
+@web.middleware
+async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into a problem document; what nobody expected is logged and told without its text."""
+    try:
+        return await handler(request)
+    except ProblemError as problem:
+        return problem.response()
+    except web.HTTPException as error:
+        return _from_http(error).response()
+    except StoreUnavailableError:
+        return store_unavailable().response()
+    except Exception:  # noqa: BLE001 -- the border: nobody above would answer
+        _log.exception("%s %s failed", request.method, request.path)
+        return ProblemError(500, "registry-proxy failed at this request; its log says why").response()

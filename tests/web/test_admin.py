@@ -1,0 +1,608 @@
+"""The admin listener over real sockets and a real SQLite store: who gets in, and what each call answers."""
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from yarl import URL
+
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.spec.reference import Digest, digest_of
+from registry_proxy.store.open import open_store
+from registry_proxy.telemetry.metrics import PrometheusObserver
+from registry_proxy.web.admin import AdminServices, make_admin_app
+from registry_proxy.web.ops import Readiness
+
+ADMIN = ("admin", "correct horse battery")
+BOB = ("bob", "the password of bob")
+API = "/admin/v1"
+
+
+def _basic(username: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
+
+
+@dataclass
+class Replica:
+    """What health says of a replica."""
+
+    name: str
+    url: str
+    state: ReplicaState = ReplicaState.UP
+    latency_seconds: float | None = 0.0015
+    pending: int = 0
+
+
+@dataclass
+class Upstream:
+    """Replicas in the states a test wants."""
+
+    replicas: list[Replica]
+
+    def status(self) -> Sequence[Replica]:
+        return self.replicas
+
+
+@dataclass
+class Cache:
+    """A cache that remembers what it was asked."""
+
+    purged: list[Digest | None] = field(default_factory=list)
+    bad: list[Digest] = field(default_factory=list)
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stats(self) -> Mapping[str, int]:
+        return {"size_bytes": 5, "max_size_bytes": 10, "filling_bytes": 0, "entries": 1}
+
+    async def verify(self) -> Sequence[Digest]:
+        self.entered.set()
+        await self.release.wait()
+        return self.bad
+
+    def purge(self, digest: Digest | None) -> None:
+        self.purged.append(digest)
+
+
+@dataclass
+class Admin:
+    """A running admin listener, and what it stands on."""
+
+    http: TestClient[Request, Application]
+    directory: Directory
+    control: AccessControl
+    signer: TokenSigner
+    upstreams: dict[str, Upstream]
+    cache: Cache
+    observer: PrometheusObserver
+    draining: list[bool]
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        auth: tuple[str, str] | None = ADMIN,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, Any, Mapping[str, str]]:
+        """Send a request below /admin/v1; return status, document and headers."""
+        sent = {**(headers or {}), **(_basic(*auth) if auth is not None else {})}
+        json_body = {} if body is None else {"json": body}
+        async with self.http.request(method, API + path, headers=sent, **json_body) as response:
+            content = await response.read()
+            return response.status, json.loads(content) if content else None, response.headers
+
+    def token(self, subject: str, generation: int = 0) -> str:
+        """Issue a token."""
+        return self.signer.issue(subject, generation, (), time.time()).token
+
+
+@pytest.fixture
+async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
+    """Start an admin listener with the users admin (an administrator) and bob."""
+    key_file = str(tmp_path / "key.pem")
+    create_key_file(key_file)
+    verifier, signer = TokenVerifier("registry-proxy"), TokenSigner(key_file, "registry-proxy", 300)
+    observer, cache, draining = PrometheusObserver(), Cache(), [False]
+    upstreams = {
+        "main": Upstream([Replica("a", "http://ann:secret@127.0.0.1:5001"), Replica("b", "http://[::1]:5002/")])
+    }
+    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, changes):
+        directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
+        async with control.publishing(signer):
+            await directory.put_user(ADMIN[0], UserInput(password=ADMIN[1], is_admin=True))
+            await directory.put_user(BOB[0], UserInput(password=BOB[1]))
+            services = AdminServices(
+                directory=directory,
+                control=control,
+                replicas=upstreams,
+                cache=cache,
+                render_metrics=observer.render,
+                readiness=Readiness(upstreams, control, lambda: draining[0]),
+            )
+            async with TestClient(TestServer(make_admin_app(services))) as http:
+                yield Admin(http, directory, control, signer, upstreams, cache, observer, draining)
+        await directory.aclose()
+        await control.aclose()
+
+
+ROUTES = [
+    ("GET", "/users"),
+    ("GET", "/users/bob"),
+    ("PUT", "/users/bob"),
+    ("DELETE", "/users/bob"),
+    ("GET", "/groups"),
+    ("GET", "/groups/dev"),
+    ("PUT", "/groups/dev"),
+    ("DELETE", "/groups/dev"),
+    ("GET", "/grants"),
+    ("POST", "/grants"),
+    ("GET", "/grants/1"),
+    ("DELETE", "/grants/1"),
+    ("POST", "/explain"),
+    ("POST", "/revocations"),
+    ("GET", "/upstreams"),
+    ("GET", "/cache"),
+    ("POST", "/cache/verify"),
+    ("POST", "/cache/purge"),
+    ("GET", "/there/is/no/such/path"),
+    ("PATCH", "/users/bob"),
+]
+
+
+def _registered(app: Application) -> set[tuple[str, str]]:
+    return {
+        (route.method, route.resource.canonical.removeprefix(API).replace("{name}", "x"))
+        for route in app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+
+
+async def test_the_table_of_routes_is_complete(admin: Admin) -> None:
+    """A route that is added is put into the table of who may use it."""
+    assert admin.http.server is not None
+    app = admin.http.server.app  # type: ignore[attr-defined]  # a TestServer has its application
+    known = {(method, path.replace("bob", "x").replace("dev", "x").replace("/1", "/x")) for method, path in ROUTES}
+    assert _registered(app) - known == {("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz")}
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_only_an_administrator_gets_in(admin: Admin, method: str, path: str) -> None:
+    """Every route answers 401 without or with wrong credentials, 403 to others, alike for what exists and what not."""
+    for auth in (None, ("admin", "wrong password"), ("nobody", ADMIN[1]), ("", "")):
+        status, problem, headers = await admin.call(method, path, {}, auth=auth)
+        assert (status, problem["status"]) == (401, 401)
+        assert headers.getall("WWW-Authenticate") == ['Basic realm="registry-proxy admin", charset="UTF-8"']  # type: ignore[attr-defined]  # a multi-dict
+        assert headers["Content-Type"] == "application/problem+json"
+    for header in (
+        "Basic",
+        "Basic !!!",
+        "Basic " + base64.b64encode(b"\xff:x").decode(),
+        "Bearer",
+        "Bearer x.y.z",
+        "Digest a",
+    ):
+        status, _, _ = await admin.call(method, path, {}, auth=None, headers={"Authorization": header})
+        assert status == 401, header
+    refusals = [await admin.call(method, path, {}, auth=BOB)]
+    bearer = {"Authorization": f"Bearer {admin.token('user:bob')}"}
+    refusals.append(await admin.call(method, path, {}, auth=None, headers=bearer))
+    for status, problem, _ in refusals:
+        assert (status, problem["detail"]) == (403, "this needs a user with the admin's right")
+    assert (await admin.directory.get_user("bob")).groups == ()
+
+
+async def test_an_administrator_gets_in_by_password_and_by_token(admin: Admin) -> None:
+    """Every route lets both through: what is answered is not about credentials any more."""
+    bearer = {"Authorization": f"Bearer {admin.token('user:admin')}"}
+    admin.cache.release.set()
+    for method, path in ROUTES:
+        for status, document, _ in (
+            await admin.call(method, path, {}),
+            await admin.call(method, path, {}, auth=None, headers=bearer),
+        ):
+            assert status not in {401, 403}, document
+            assert status < 500, document
+
+
+async def test_a_revoked_token_and_a_demoted_admin_are_refused(admin: Admin) -> None:
+    """A revocation ends tokens at once, and the right to administer is that of now, not that of the login."""
+    bearer = {"Authorization": f"Bearer {admin.token('user:admin')}"}
+    status, made, _ = await admin.call("POST", "/revocations", {"subject": "user:admin"})
+    assert (status, made["generation"], made["subject"]) == (201, 1, "user:admin")
+    assert made["id"]
+    assert (await admin.call("GET", "/users", auth=None, headers=bearer))[0] == 401
+    assert (await admin.call("PUT", "/users/bob", {"admin": True}))[0] == 200
+    assert (await admin.call("GET", "/users", auth=BOB))[0] == 200
+    assert (await admin.call("PUT", "/users/bob", {"admin": False}))[0] == 200
+    assert (await admin.call("GET", "/users", auth=BOB))[0] == 403
+
+
+async def test_guessing_is_slowed_down(admin: Admin) -> None:
+    """After ten wrong passwords for a user from an address comes a 429 that says when to go on."""
+    statuses = [(await admin.call("GET", "/users", auth=("bob", f"wrong {i}")))[0] for i in range(11)]
+    assert statuses == [401] * 10 + [429]
+    _, _, headers = await admin.call("GET", "/users", auth=("bob", "wrong"))
+    assert int(headers["Retry-After"]) > 0
+
+
+async def test_a_page_of_another_site_changes_nothing(admin: Admin) -> None:
+    """The credentials that a browser remembers are not enough for a change sent by another site's page."""
+    status, _, _ = await admin.call("POST", "/cache/purge", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (status, admin.cache.purged) == (403, [])
+    assert (await admin.call("POST", "/cache/purge", headers={"Sec-Fetch-Site": "same-origin"}))[0] == 200
+
+
+async def test_a_user_is_made_changed_and_removed(admin: Admin) -> None:
+    """PUT makes (201) or replaces (200) with the defaults for what is absent; no password is ever answered."""
+    status, made, _ = await admin.call("PUT", "/users/ann", {"password": "secret of ann", "groups": ["dev"]})
+    assert (status, made) == (201, {"name": "ann", "admin": False, "disabled": False, "groups": ["dev"]})
+    assert (await admin.call("GET", "/users/ann"))[1] == made
+    assert (await admin.call("PUT", "/users/ann", {"admin": True}))[:2] == (200, {**made, "admin": True, "groups": []})
+    assert (await admin.call("GET", "/users", auth=("ann", "secret of ann")))[0] == 200, "the password is kept"
+    assert (await admin.call("DELETE", "/users/ann"))[:2] == (204, None)
+    for method in ("GET", "DELETE"):
+        assert (await admin.call(method, "/users/ann"))[0] == 404
+    assert (await admin.call("GET", "/users", auth=("ann", "secret of ann")))[0] == 401
+
+
+async def test_groups_and_members_are_two_views_of_one_relation(admin: Admin) -> None:
+    """What is written by one view shows in the other, and changes its ETag."""
+    _, _, before = await admin.call("GET", "/users/bob")
+    assert (await admin.call("PUT", "/groups/dev", {"members": ["bob", "admin"]}))[0] == 201
+    _, bob, after = await admin.call("GET", "/users/bob")
+    assert bob["groups"] == ["dev"]
+    assert before["ETag"] != after["ETag"]
+    assert (await admin.call("PUT", "/users/bob", {"groups": ["ops"]}))[0] == 200
+    assert (await admin.call("GET", "/groups/dev"))[1] == {"name": "dev", "members": ["admin"]}
+    assert (await admin.call("GET", "/groups/ops"))[1] == {"name": "ops", "members": ["bob"]}
+    assert (await admin.call("DELETE", "/groups/ops"))[0] == 204
+    assert (await admin.call("GET", "/users/bob"))[1]["groups"] == []
+
+
+async def test_a_grant_is_made_found_and_removed(admin: Admin) -> None:
+    """POST answers 201 with the whole object, its id and the defaults; filters choose, DELETE removes."""
+    body = {"subject": "user:bob", "repository": "team/**", "actions": ["push", "pull"]}
+    status, made, _ = await admin.call("POST", "/grants", body)
+    defaults = {"tags": "*", "mode": "enforce", "expires_at": None}
+    assert (status, made) == (201, {**body, **defaults, "actions": ["pull", "push"], "id": made["id"]})
+    other = {
+        "subject": "group:dev",
+        "repository": "b",
+        "actions": ["delete"],
+        "expires_at": "2100-01-01T02:00:00+02:00",
+    }
+    _, second, _ = await admin.call("POST", "/grants", other)
+    assert second["expires_at"] == "2100-01-01T00:00:00Z"
+    for query, expected in {
+        "": {made["id"], second["id"]},
+        "?subject=user:bob": {made["id"]},
+        "?repository=team/a/b": {made["id"]},
+        "?repository=b": {second["id"]},
+        "?repository=team/**": {made["id"]},
+        "?repository=b&subject=user:bob": set(),
+    }.items():
+        _, page, _ = await admin.call("GET", f"/grants{query}")
+        assert {grant["id"] for grant in page["items"]} == expected, query
+    assert (await admin.call("GET", f"/grants/{made['id']}"))[1] == made
+    assert (await admin.call("DELETE", f"/grants/{made['id']}"))[0] == 204
+    assert (await admin.call("DELETE", f"/grants/{made['id']}"))[0] == 404
+
+
+async def test_explain_names_the_grant_that_decided(admin: Admin) -> None:
+    """The answer is that of the policy as it is now."""
+    question = {"subject": "user:bob", "repository": "team/app", "tag": "v1", "action": "pull"}
+    status, answer, _ = await admin.call("POST", "/explain", question)
+    assert (status, answer["allowed"], answer["grant"]) == (200, False, None)
+    assert "team/app" in answer["reason"]
+    _, grant, _ = await admin.call(
+        "POST", "/grants", {"subject": "user:bob", "repository": "team/*", "actions": ["pull"], "mode": "warn"}
+    )
+    _, answer, _ = await admin.call("POST", "/explain", question)
+    assert (answer["allowed"], answer["grant"], answer["would_deny"]) == (True, grant["id"], True)
+    _, answer, _ = await admin.call("POST", "/explain", {**question, "subject": "user:admin", "action": "delete"})
+    assert answer["allowed"]
+
+
+async def test_lists_come_in_pages(admin: Admin) -> None:
+    """Following ``next`` gives every item once, in order; the last page has none."""
+    for name in ("carl", "dora", "eve"):
+        await admin.call("PUT", f"/users/{name}", {"password": "long enough"})
+    seen, after, pages = [], "", 0
+    while after is not None:
+        _, page, _ = await admin.call("GET", f"/users?limit=2&after={after}")
+        seen += [user["name"] for user in page["items"]]
+        after, pages = page["next"], pages + 1
+    assert (seen, pages) == (["admin", "bob", "carl", "dora", "eve"], 3)
+    for query in ("limit=0", "limit=x", "limit=-1", "limit=", "limit=1&limit=2", "lmit=1", "subject=user:bob"):
+        assert (await admin.call("GET", f"/users?{query}"))[0] == 400, query
+
+
+@pytest.mark.parametrize("path", ["/users/bob", "/groups/dev"])
+async def test_if_match_guards_a_change(admin: Admin, path: str) -> None:
+    """A write with an ETag of before is 412 and changes nothing; with the current one, or none, it goes through."""
+    await admin.call("PUT", "/groups/dev", {})
+    _, _, headers = await admin.call("GET", path)
+    etag = headers["ETag"]
+    assert (await admin.call("PUT", path, {}, headers={"If-Match": f'"other", {etag}'}))[0] == 200
+    for method in ("PUT", "DELETE"):
+        for stale in (etag, f"W/{etag}", "nonsense", ""):
+            status, problem, _ = await admin.call(method, path, {}, headers={"If-Match": stale})
+            assert (status, problem["status"]) == (412, 412), stale
+    assert (await admin.call("PUT", path, {}, headers={"If-None-Match": "*"}))[0] == 412
+    _, _, headers = await admin.call("PUT", path, {}, headers={"If-Match": "*"})
+    assert (await admin.call("DELETE", path, headers={"If-Match": headers["ETag"]}))[0] == 204
+    body = {"password": "long enough"} if "users" in path else {}
+    assert (await admin.call("PUT", path, body, headers={"If-Match": "*"}))[0] == 412
+    assert (await admin.call("PUT", path, body, headers={"If-None-Match": "*"}))[0] == 201
+
+
+async def test_of_two_changes_by_the_same_etag_one_wins(admin: Admin) -> None:
+    """If-Match holds over the commit itself, not only over a look before it."""
+    _, _, headers = await admin.call("GET", "/users/bob")
+    condition = {"If-Match": headers["ETag"]}
+    calls = [admin.call("PUT", "/users/bob", {"groups": [f"g{i}"]}, headers=condition) for i in range(8)]
+    statuses = sorted(status for status, _, _ in await asyncio.gather(*calls))
+    assert statuses == [200] + [412] * 7
+
+
+async def test_every_fault_is_told_at_once_and_no_password(admin: Admin) -> None:
+    """A 400 is an RFC 9457 document with a pointer for each fault; what was sent as password is not in it."""
+    secret = "x" * 7
+    cases: list[tuple[str, str, Any, set[str]]] = [
+        ("PUT", "/users/a:b", {"password": secret, "groups": ["$"]}, {"", "#/password", "#/groups"}),
+        ("PUT", "/users/ann", {"password": 7, "admin": "yes", "x": 1}, {"#/password", "#/admin", "#/x"}),
+        ("PUT", "/users/ann", {}, {"#/password"}),
+        ("PUT", "/groups/dev", {"members": ["nobody"]}, {"#/members"}),
+        ("POST", "/grants", {}, {"#/subject", "#/repository", "#/actions"}),
+        (
+            "POST",
+            "/grants",
+            {"subject": "ann", "repository": "A", "tags": " ", "actions": ["fly"], "mode": "m"},
+            {"#/subject", "#/repository", "#/tags", "#/actions", "#/mode"},
+        ),
+        ("POST", "/explain", {"subject": "x", "repository": "/", "action": "pull"}, {"#/subject", "#/repository"}),
+        ("POST", "/revocations", {"subject": "group:dev"}, {"#/subject"}),
+        ("POST", "/cache/purge", {"digest": "sha256:1"}, {"#/digest"}),
+    ]
+    for method, path, body, pointers in cases:
+        status, problem, headers = await admin.call(method, path, body)
+        assert (status, headers["Content-Type"]) == (400, "application/problem+json"), body
+        assert {fault["pointer"] for fault in problem["errors"]} == pointers
+        assert {"type", "title", "status", "detail"} <= problem.keys()
+        assert secret not in json.dumps(problem)
+
+
+@pytest.mark.parametrize(
+    "expires_at", ["soon", "2030-01-01", "2030-01-01T00:00:00", -1, 0, 1e300, True, [], "0001-01-01T00:00:00+14:00"]
+)
+async def test_an_expiry_that_is_no_time_is_refused(admin: Admin, expires_at: object) -> None:
+    """A grant must not live on because its end was not understood."""
+    body = {"subject": "user:bob", "repository": "a", "actions": ["pull"], "expires_at": expires_at}
+    status, problem, _ = await admin.call("POST", "/grants", body)
+    assert status == 400
+    assert all(fault["pointer"].startswith("#/expires_at") for fault in problem["errors"])
+
+
+async def test_an_expiry_is_a_time_or_unix_seconds(admin: Admin) -> None:
+    """Both forms mean the same, and the answer is RFC 3339."""
+    for expires_at in ("2100-01-01T00:00:00Z", 4_102_444_800, 4_102_444_800.0):
+        body = {"subject": "user:bob", "repository": "a", "actions": ["pull"], "expires_at": expires_at}
+        assert (await admin.call("POST", "/grants", body))[1]["expires_at"] == "2100-01-01T00:00:00Z"
+
+
+async def test_a_single_token_cannot_be_revoked_yet(admin: Admin) -> None:
+    """What is not there yet says so, instead of pretending."""
+    status, problem, _ = await admin.call("POST", "/revocations", {"token_id": "x"})
+    assert (status, "not available yet" in problem["detail"]) == (501, True)
+    for body in ({}, {"token_id": "x", "subject": "user:bob"}):
+        assert (await admin.call("POST", "/revocations", body))[0] == 400
+
+
+ROUTES_WITH_BODY = [route for route in ROUTES if route[0] in {"PUT", "POST"} and route[1] != "/cache/verify"]
+BODIES = [
+    b"[" * 100_000,
+    b'{"groups":' * 100_000,
+    b"{",
+    b"\xff\xfe",
+    b'{"password":"\\ud800 lone surrogate"}',
+    b'{"groups":["\\u0000"]}',
+    b"null",
+    b"[]",
+    b"NaN",
+    b'{"admin":' + b"9" * 5000 + b"}",
+]
+
+
+async def test_a_garbage_body_is_a_400(admin: Admin) -> None:
+    """Whatever is no JSON object of the right shape is a problem document, never a 500."""
+    for method, path in ROUTES_WITH_BODY:
+        for body in BODIES:
+            async with admin.http.request(method, API + path, data=body, headers=_basic(*ADMIN)) as response:
+                assert (response.status, response.content_type) == (400, "application/problem+json"), (path, body[:50])
+                assert (await response.json(content_type=None))["status"] == 400
+
+
+async def test_a_large_or_encoded_body_is_refused(admin: Admin) -> None:
+    """Over 1 MiB is 413, whether or not its size was said; Content-Encoding is 415."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(32):
+            yield b" " * 65536
+
+    for data in (io.BytesIO(b" " * (1024 * 1024 + 1)), chunks()):
+        async with admin.http.put(f"{API}/users/ann", data=data, headers=_basic(*ADMIN)) as response:
+            assert (response.status, response.content_type) == (413, "application/problem+json")
+    headers = {**_basic(*ADMIN), "Content-Encoding": "gzip"}
+    async with admin.http.put(f"{API}/users/ann", data=b"{}", headers=headers) as response:
+        assert response.status in {400, 415}
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=10,
+)
+_FIELDS = [
+    "password",
+    "admin",
+    "groups",
+    "members",
+    "subject",
+    "repository",
+    "tags",
+    "actions",
+    "mode",
+    "expires_at",
+    "digest",
+    "token_id",
+    "tag",
+    "action",
+]
+
+
+async def test_no_garbage_is_a_500(admin: Admin) -> None:
+    """Any JSON in any known field, and any path, is answered below 500 (501 for what is not there yet)."""
+    loop = asyncio.get_running_loop()
+
+    async def attempt(method: str, path: str, body: object) -> None:
+        status, _, _ = await admin.call(method, path, body)
+        assert status < 500 or status == 501, (path, body)
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.sampled_from(ROUTES_WITH_BODY),
+        _JSON | st.dictionaries(st.sampled_from(_FIELDS), _JSON | st.lists(st.text()) | st.text(), max_size=4),
+    )
+    def garbage(route: tuple[str, str], body: object) -> None:
+        asyncio.run_coroutine_threadsafe(attempt(*route, body), loop).result(30)
+
+    await asyncio.to_thread(garbage)
+
+
+NAMES = ["%00", "%FF", "a%2Fb", "..%2f..", "%ED%A0%80", "a" * 5000, "%20", "oidc", "x%0d%0ay", "%C3%A4"]
+
+
+async def test_a_name_that_cannot_be_is_refused(admin: Admin) -> None:
+    """Names from the path are judged before anything is looked up: 404 to look at, 400 to make."""
+    async with aiohttp.ClientSession(headers=_basic(*ADMIN)) as session:
+        for kind in ("users", "groups", "grants"):
+            for name in NAMES:
+                # Encoded by us: the client must not normalise it.
+                target = URL(f"{admin.http.make_url(API)}/{kind}/{name}", encoded=True)
+                for method, expected in {"GET": {404}, "DELETE": {404}, "PUT": {400, 404, 405}}.items():
+                    async with session.request(method, target, json={}) as response:
+                        assert response.status in expected, (method, kind, name)
+
+
+async def test_raw_bytes_in_a_path_are_no_500(admin: Admin) -> None:
+    """A path that is not even text is refused like any other that does not exist."""
+    url = admin.http.make_url("/")
+    assert url.host is not None
+    basic = _basic(*ADMIN)["Authorization"].encode()
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        b"GET /admin/v1/users/\xff\xed\xa0\x80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: "
+        + basic
+        + b"\r\n\r\n"
+    )
+    status_line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    assert status_line.split()[1] in {b"400", b"404"}
+
+
+async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -> None:
+    """State, latency and pending of each; a password in a URL is not shown."""
+    _, page, _ = await admin.call("GET", "/upstreams")
+    assert page == {
+        "items": [
+            {
+                "name": "main",
+                "replicas": [
+                    {
+                        "name": "a",
+                        "url": "http://127.0.0.1:5001",
+                        "state": "up",
+                        "latency_seconds": 0.0015,
+                        "pending": 0,
+                    },
+                    {"name": "b", "url": "http://[::1]:5002/", "state": "up", "latency_seconds": 0.0015, "pending": 0},
+                ],
+            }
+        ],
+        "next": None,
+    }
+
+
+async def test_cache_shows_size_and_hit_ratios(admin: Admin) -> None:
+    """Ratios are those of the metrics, null before the first request."""
+    for result in (CacheResult.HIT, CacheResult.HIT, CacheResult.HIT, CacheResult.MISS):
+        admin.observer.cache_request(ContentKind.BLOB, result)
+    _, cache, _ = await admin.call("GET", "/cache")
+    assert cache["hit_ratios"] == {"blob": 0.75, "manifest": None}
+    assert cache["requests"]["blob"] == {"hit": 3, "miss": 1, "latch": 0}
+    assert (cache["size_bytes"], cache["max_size_bytes"], cache["entries"]) == (5, 10, 1)
+
+
+async def test_the_cache_is_purged_by_digest_or_whole(admin: Admin) -> None:
+    """A digest names one entry, nothing names all."""
+    digest = digest_of(b"x")
+    assert (await admin.call("POST", "/cache/purge", {"digest": str(digest)}))[0] == 200
+    assert (await admin.call("POST", "/cache/purge"))[0] == 200
+    assert admin.cache.purged == [digest, None]
+
+
+async def test_the_cache_is_verified_by_one_at_a_time(admin: Admin) -> None:
+    """A second verification while the first reads the disk is 409; the first tells what was bad."""
+    admin.cache.bad.append(digest_of(b"x"))
+    first = asyncio.ensure_future(admin.call("POST", "/cache/verify"))  # noqa: TID251 -- awaited below
+    await admin.cache.entered.wait()
+    assert (await admin.call("POST", "/cache/verify"))[0] == 409
+    admin.cache.release.set()
+    status, result, _ = await first
+    assert (status, result) == (200, {"bad": [str(digest_of(b"x"))]})
+
+
+async def test_monitoring_needs_no_credentials(admin: Admin) -> None:
+    """/metrics, /healthz and /readyz are open, and nothing else is."""
+    async with admin.http.get("/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        assert "registry_proxy_cache_requests_total" in await response.text()
+    async with admin.http.get("/healthz") as response:
+        assert response.status == 200
+    for path in ("/", "/metrics/", "/admin", "/console", "/%2Fmetrics"):
+        async with admin.http.get(path) as response:
+            assert response.status == 401, path
+
+
+async def test_readyz_gives_every_reason(admin: Admin) -> None:
+    """200 while a replica of each upstream is up or behind; else 503 with all the reasons."""
+    async with admin.http.get("/readyz") as response:
+        assert (response.status, await response.json()) == (200, {"ready": True, "reasons": []})
+    first, second = admin.upstreams["main"].replicas
+    first.state, second.state = ReplicaState.BEHIND, ReplicaState.DOWN
+    async with admin.http.get("/readyz") as response:
+        assert response.status == 200
+    first.state = ReplicaState.CREDENTIALS_REFUSED
+    admin.draining[0] = True
+    async with admin.http.get("/readyz") as response:
+        assert response.status == 503
+        reasons = (await response.json())["reasons"]
+    assert reasons == ["this node is draining", "no replica of upstream main is up"]
