@@ -1,1 +1,1 @@
-"""Bytes on local disk: verified content, uploads in progress, and which repository holds what."""
+"""Bytes on local disk: verified content, fills in progress, uploads, and what each repository holds."""

@@ -1,0 +1,292 @@
+"""One fetch of a content for all who want it: readers, workers of the node, clients that come and go."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from registry_proxy.cache.layout import CachePaths, is_sealed
+from registry_proxy.cache.part import OwnedPart, is_current, open_part, read_size, try_lock
+from registry_proxy.cache.progress import FillProgress
+from registry_proxy.cache.space import Space
+from registry_proxy.cache.watch import FileWatcher
+from registry_proxy.cache.writer import PartWriter
+from registry_proxy.ports import (
+    ByteStream,
+    CacheResult,
+    CacheUnavailableError,
+    FillFailedError,
+    Observer,
+    OpenSource,
+    UpstreamUnavailableError,
+)
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Digest
+
+_T = TypeVar("_T")
+_MAX_ROUNDS = 4
+_MAX_IDLE_ATTEMPTS = 3
+_MAX_MISMATCHES = 2
+_IDLE_PAUSE_SECONDS = 0.05
+_SPACE_CHECK_BYTES = 16 * 1024 * 1024
+
+
+class ContentMismatchError(FillFailedError):
+    """What a source sent is not the content asked for: other length, or other digest.
+
+    It is raised inside the source's context, so that the source can hold it against the replica that answered.
+    """
+
+
+class _LostError(Exception):
+    """The file went away under a follower, or under an owner that had not served it yet: begin anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class FillTools:
+    """What every fill of a cache works with."""
+
+    paths: CachePaths
+    space: Space
+    watcher: FileWatcher
+    executor: Executor
+    observer: Observer
+    open_committed: Callable[[Digest], tuple[int, int] | None]
+    """Returns a descriptor and the size in bytes."""
+
+    async def in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Run it in a thread and wait for its end even when cancelled: it uses descriptors that are closed after."""
+        work = asyncio.get_running_loop().run_in_executor(self.executor, function, *arguments)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            while not work.done():
+                try:
+                    await asyncio.wait([work])
+                except asyncio.CancelledError:
+                    continue
+            if not work.cancelled():
+                work.exception()
+            raise
+
+
+class Fill:
+    """Brings one content into the cache, by fetching it or by following the worker that does.
+
+    ``progress`` is what readers see. It is replaced when bytes that were handed out turned out wrong: those readers
+    must not complete their bodies, and the next ones get the second try.
+    """
+
+    def __init__(self, digest: Digest, source: OpenSource, tools: FillTools) -> None:
+        self.digest = digest
+        self.progress = FillProgress()
+        self._source = source
+        self._tools = tools
+        self._mismatches = 0
+
+    async def run(self, on_end: Callable[[], None]) -> None:
+        """Go on until the content is committed, or cannot be; never raises but for cancellation.
+
+        Args:
+            on_end: called before the readers learn of a failure, so that their next try is a new fill.
+        """
+        try:
+            await self._run_rounds()
+        except asyncio.CancelledError:
+            on_end()
+            self.progress.fail(FillFailedError("the service is stopping"))
+            raise
+        except OSError as error:
+            self._tools.observer.cache_error("write")
+            on_end()
+            self.progress.fail(_with_cause(f"the cache cannot take it: {error.strerror}", error))
+        except Exception as error:
+            on_end()
+            self.progress.fail(error)
+            if not isinstance(error, _EXPECTED):
+                raise
+        else:
+            on_end()
+
+    async def _run_rounds(self) -> None:
+        for _ in range(_MAX_ROUNDS):
+            progress = self.progress
+            with progress.held():
+                try:
+                    await self._run_round(progress)
+                    return
+                except _LostError:
+                    self._renew(FillFailedError("the worker that fetched it gave up"))
+                except ContentMismatchError as error:
+                    self._tools.observer.cache_error("mismatch")
+                    self._mismatches += 1
+                    if self._mismatches >= _MAX_MISMATCHES:
+                        raise
+                    self._renew(error)
+        raise FillFailedError("the fill was lost again and again")
+
+    def _renew(self, error: Exception) -> None:
+        """Begin anew; who got bytes of this try must not get those of the next."""
+        if self.progress.handed_out:
+            self.progress.fail(error)
+            self.progress = FillProgress()
+        else:
+            self.progress.reset()
+
+    async def _run_round(self, progress: FillProgress) -> None:
+        paths = self._tools.paths
+        fd = open_part(paths, self.digest)
+        progress.take_file(fd)
+        if not try_lock(fd):
+            progress.result = CacheResult.LATCH
+            await self._follow(progress, fd)
+            if progress.verified:
+                return
+        if not is_current(paths, self.digest, fd):
+            raise _LostError
+        committed = self._tools.open_committed(self.digest)
+        if committed is not None:
+            self._take_committed(progress, *committed)
+            return
+        await self._own(progress, fd)
+
+    def _take_committed(self, progress: FillProgress, fd: int, size_bytes: int) -> None:
+        """Another worker committed it between our look and our lock: remove the empty part, which is ours."""
+        os.unlink(self._tools.paths.part(self.digest))
+        progress.take_file(fd)
+        progress.result = CacheResult.HIT
+        progress.verify(size_bytes)
+
+    async def _follow(self, progress: FillProgress, fd: int) -> None:
+        """Follow the owner in another worker until the digest was right, or return with its lock when it died."""
+        with self._tools.watcher.watching(fd) as watch:
+            while True:
+                locked = try_lock(fd)
+                # The size first: while the file has its name, the size is that of this file's owner.
+                size_bytes = read_size(self._tools.paths, self.digest)
+                status = os.fstat(fd)
+                if is_sealed(status):
+                    progress.verify(status.st_size)
+                    return
+                if status.st_nlink == 0:
+                    raise _LostError
+                progress.size_bytes = progress.size_bytes if size_bytes is None else size_bytes
+                progress.advance(status.st_size)
+                if locked:
+                    return
+                await watch.wait()
+
+    async def _own(self, progress: FillProgress, fd: int) -> None:
+        part = OwnedPart(self._tools.paths, self.digest, fd)
+        try:
+            await self._take_over(progress, part)
+            await self._fetch(progress, part)
+        except asyncio.CancelledError:
+            raise  # this worker stops: the file stays for the next one
+        except BaseException:
+            part.remove()
+            raise
+        else:
+            await self._commit(part)
+        finally:
+            part.release()
+
+    async def _take_over(self, progress: FillProgress, part: OwnedPart) -> None:
+        """Go on from what a dead owner left; without a size it cannot be told how much that is worth."""
+        progress.size_bytes = read_size(self._tools.paths, self.digest)
+        if part.found_sealed:
+            progress.size_bytes = part.found_bytes
+        elif progress.size_bytes is None:
+            part.truncate()
+        if part.found_bytes:
+            await self._tools.in_thread(part.resume)
+            progress.advance(part.written_bytes)
+
+    async def _fetch(self, progress: FillProgress, part: OwnedPart) -> None:
+        """Fetch what is missing and compare the digest; goes on with another stream while there is progress."""
+        if part.found_bytes and part.written_bytes == progress.size_bytes:
+            self._check(progress, part)
+            return
+        idle = 0
+        while True:
+            before = part.written_bytes
+            try:
+                async with self._source(before) as stream:
+                    await self._copy(stream, progress, part)
+                    self._check(progress, part)
+                return
+            except UpstreamUnavailableError as error:
+                if part.written_bytes == 0:
+                    raise
+                idle = 0 if part.written_bytes > before else idle + 1
+                if idle >= _MAX_IDLE_ATTEMPTS:
+                    raise FillFailedError(f"no replica could go on: {error}") from error
+            await asyncio.sleep(_IDLE_PAUSE_SECONDS * idle)
+
+    async def _copy(self, stream: ByteStream, progress: FillProgress, part: OwnedPart) -> None:
+        await self._accept_size(stream.size_bytes, progress)
+        skip = part.written_bytes - stream.offset
+        if skip < 0:
+            raise ContentMismatchError("the stream starts after the offset asked for")
+        received, checked = part.written_bytes, part.written_bytes
+        writer = PartWriter(part, self._tools.executor, progress.advance)
+        try:
+            async for chunk in stream:
+                fresh = chunk[skip:] if skip else chunk
+                skip -= len(chunk) - len(fresh)
+                received += len(fresh)
+                if progress.size_bytes is None:
+                    if received - checked > _SPACE_CHECK_BYTES:
+                        await self._tools.in_thread(self._make_room)
+                        checked = received
+                elif received > progress.size_bytes:
+                    raise ContentMismatchError("more bytes came than were announced")
+                if fresh:
+                    await writer.write(fresh)
+        finally:
+            await writer.drain()
+        if progress.size_bytes is not None and part.written_bytes < progress.size_bytes:
+            raise UpstreamUnavailableError("the stream ended before the announced length")
+
+    async def _accept_size(self, size_bytes: int | None, progress: FillProgress) -> None:
+        if progress.size_bytes is not None:
+            if size_bytes not in {None, progress.size_bytes}:
+                raise ContentMismatchError("replicas announce different lengths")
+        elif size_bytes is not None:
+            await self._tools.in_thread(self._tools.space.reserve, self.digest, size_bytes)
+            progress.size_bytes = size_bytes
+
+    def _make_room(self) -> None:
+        self._tools.space.make_room(0, over_max_size=False)
+
+    def _check(self, progress: FillProgress, part: OwnedPart) -> None:
+        """Compare the digest; if right release the tail at once: fsync of a large file takes seconds."""
+        if not part.matches():
+            raise ContentMismatchError("the content does not have its digest")
+        part.seal()
+        progress.verify(part.written_bytes)
+
+    async def _commit(self, part: OwnedPart) -> None:
+        """Put it into the cache; readers have all of it already, so that a failure costs only the next ones."""
+
+        def commit() -> None:
+            path = part.sync()
+            part.forget_size()
+            self._tools.space.commit(path, self.digest, part.written_bytes)
+
+        try:
+            await self._tools.in_thread(commit)
+        except OSError:
+            self._tools.observer.cache_error("write")
+            part.remove()
+
+
+_EXPECTED = (RegistryError, FillFailedError, UpstreamUnavailableError, CacheUnavailableError)
+
+
+def _with_cause(message: str, cause: BaseException) -> FillFailedError:
+    error = FillFailedError(message)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,165 @@
+"""Where things lie under ``cache.path``, and how the directory is made ready before any worker starts.
+
+blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtime 0 (see ``is_sealed``)
+fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be
+uploads/<session>.part                        a push in progress
+pins/<algorithm>-<hex>                        content that some replica does not have yet
+repositories/<upstream>/<repository>/_blobs | _manifests | _tags
+temp/                                         small files before their rename
+page, evict.lock, locks/<stripe>, schema
+"""
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass
+
+from registry_proxy.cache.accounts import Accounts
+from registry_proxy.spec.reference import Digest
+
+SCHEMA_VERSION = 1
+SEALED_MODE = 0o444
+_DIRECTORIES = ("blobs", "fills", "uploads", "pins", "repositories", "temp", "locks")
+
+
+class CacheSchemaError(Exception):
+    """The directory was written by a newer release, or is no cache of ours; nothing in it was touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePaths:
+    """The names of all files under one cache directory."""
+
+    root: str
+
+    def blob(self, digest: Digest) -> str:
+        return f"{self.root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+    def part(self, digest: Digest) -> str:
+        return f"{self.root}/fills/{digest.algorithm}-{digest.hex}.part"
+
+    def size(self, digest: Digest) -> str:
+        """Return the file that tells other workers how large the content of a fill will be."""
+        return f"{self.root}/fills/{digest.algorithm}-{digest.hex}.size"
+
+    def upload(self, session_id: str) -> str:
+        return f"{self.root}/uploads/{session_id}.part"
+
+    def pin(self, digest: Digest) -> str:
+        return f"{self.root}/pins/{digest.algorithm}-{digest.hex}"
+
+    def temporary(self) -> str:
+        """Return a name in ``temp`` that no other process or thread uses."""
+        return f"{self.root}/temp/{os.getpid()}-{os.urandom(8).hex()}"
+
+    @property
+    def fills(self) -> str:
+        return f"{self.root}/fills"
+
+    @property
+    def uploads(self) -> str:
+        return f"{self.root}/uploads"
+
+    @property
+    def pins(self) -> str:
+        return f"{self.root}/pins"
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBlob:
+    """One committed content as eviction and the scrub see it. ``used_at_ns`` is its atime."""
+
+    digest: Digest
+    path: str
+    size_bytes: int
+    used_at_ns: int
+
+
+def is_sealed(status: os.stat_result) -> bool:
+    """Tell whether a committed file is as it was left.
+
+    At commit its mtime is set to 0: every later write or truncation through the kernel changes that, so one fstat, made
+    anyway for the size, finds a file that was tampered with.
+    """
+    return status.st_mtime_ns == 0 and stat.S_IMODE(status.st_mode) == SEALED_MODE and stat.S_ISREG(status.st_mode)
+
+
+def seal(fd: int) -> None:
+    """Mark a file whose digest was right. The mode comes last: it is what tells other workers."""
+    os.utime(fd, ns=(os.stat(fd).st_atime_ns, 0))
+    os.fchmod(fd, SEALED_MODE)
+
+
+def scan_blobs(paths: CachePaths) -> list[CommittedBlob]:
+    """Return every committed content, in no order; what vanishes meanwhile is left out."""
+    blobs: list[CommittedBlob] = []
+    for algorithm in os.listdir(f"{paths.root}/blobs"):
+        for shard in os.listdir(f"{paths.root}/blobs/{algorithm}"):
+            with os.scandir(f"{paths.root}/blobs/{algorithm}/{shard}") as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        digest = Digest(algorithm, entry.name)
+                        blobs.append(CommittedBlob(digest, entry.path, status.st_size, status.st_atime_ns))
+    return blobs
+
+
+def write_small_file(paths: CachePaths, target: str, content: bytes) -> None:
+    """Write a file that others see whole or not at all; makes its directory. Not fsynced. Raises OSError."""
+    temporary = paths.temporary()
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, content)
+        finally:
+            os.close(fd)
+        try:
+            os.rename(temporary, target)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.rename(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _check_schema(paths: CachePaths) -> None:
+    path = f"{paths.root}/schema"
+    try:
+        with open(path, encoding="ascii") as file:
+            version = int(file.read())
+    except FileNotFoundError:
+        write_small_file(paths, path, f"{SCHEMA_VERSION}\n".encode())
+        return
+    except ValueError as error:
+        raise CacheSchemaError(f"{path} does not hold a version number: is {paths.root} a cache directory?") from error
+    if version > SCHEMA_VERSION:
+        raise CacheSchemaError(
+            f"{paths.root} was written by a newer release (schema {version}, this one knows {SCHEMA_VERSION}):"
+            " run that release, or give cache.path an empty directory"
+        )
+
+
+def prepare_cache(path: "str | os.PathLike[str]") -> None:
+    """Make the directory ready: layout, schema, no leftovers of a crash, counters equal to the disk.
+
+    Called once by the supervisor, before it starts a worker and while it holds the node's lock.
+
+    Raises:
+        CacheSchemaError: a newer release wrote it.
+        OSError: it cannot be written.
+    """
+    paths = CachePaths(os.fspath(path))
+    os.makedirs(f"{paths.root}/temp", exist_ok=True)
+    _check_schema(paths)
+    for name in _DIRECTORIES:
+        os.makedirs(f"{paths.root}/{name}", exist_ok=True)
+    for name in ("fills", "uploads", "temp"):
+        with os.scandir(f"{paths.root}/{name}") as entries:
+            for entry in entries:
+                os.unlink(entry.path)
+    blobs = scan_blobs(paths)
+    accounts = Accounts(f"{paths.root}/page")
+    with contextlib.closing(accounts), accounts.locked():
+        accounts.write(sum(blob.size_bytes for blob in blobs), len(blobs))

@@ -1,0 +1,124 @@
+"""The file of a fill in progress, owned by at most one process of the node at a time."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Sequence
+
+from registry_proxy.cache.layout import CachePaths, is_sealed, seal
+from registry_proxy.spec.reference import Digest
+
+_READ_BYTES = 1024 * 1024
+
+
+def open_part(paths: CachePaths, digest: Digest) -> int:
+    """Open, or create, the file of a fill, for reading; the lock is taken on this descriptor. Raises OSError."""
+    return os.open(paths.part(digest), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def try_lock(fd: int) -> bool:
+    """Try to become the owner. A winner checks ``is_current``: the file may have ended before it won."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_current(paths: CachePaths, digest: Digest, fd: int) -> bool:
+    """Tell whether the open file is still the one that has the name."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(paths.part(digest)))
+    except FileNotFoundError:
+        return False
+
+
+def read_size(paths: CachePaths, digest: Digest) -> int | None:
+    """Return the size that the owner announced, None when it did not, or does not know."""
+    try:
+        with open(paths.size(digest), encoding="ascii") as file:
+            return int(file.read())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+class OwnedPart:
+    """What the owner of the lock may do. ``written_bytes`` of the file are in the hash.
+
+    ``found_bytes`` is what a former owner left, ``found_sealed`` whether it died after the digest was right: then
+    readers of other workers rely on these bytes.
+
+    Methods that say so are called in threads, one at a time.
+
+    Args:
+        paths: the cache.
+        digest: what the file must become.
+        fd: from ``open_part``, locked and current; belongs to the caller.
+
+    Raises:
+        OSError: it cannot be opened for writing.
+    """
+
+    def __init__(self, paths: CachePaths, digest: Digest, fd: int) -> None:
+        self._paths = paths
+        self.digest = digest
+        self._lock_fd = fd
+        status = os.fstat(fd)
+        self.found_bytes = status.st_size
+        self.found_sealed = is_sealed(status)
+        if self.found_sealed:
+            os.fchmod(fd, 0o600)  # its owner died between the digest and the rename
+        self._fd = os.open(paths.part(digest), os.O_RDWR | os.O_CLOEXEC)
+        self._hasher = digest.hasher()
+        self.written_bytes = 0
+
+    def resume(self) -> None:
+        """Take what a former owner wrote into the hash (in a thread)."""
+        while chunk := os.pread(self._fd, _READ_BYTES, self.written_bytes):
+            self._hasher.update(chunk)
+            self.written_bytes += len(chunk)
+
+    def truncate(self) -> None:
+        """Throw away what a former owner wrote."""
+        os.ftruncate(self._fd, 0)
+        self.found_bytes = 0
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write and hash (in a thread)."""
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                written = os.pwrite(self._fd, view, self.written_bytes)
+                self._hasher.update(view[:written])
+                self.written_bytes += written
+                view = view[written:]
+
+    def matches(self) -> bool:
+        """Tell whether all that is written has the digest."""
+        return self._hasher.hexdigest() == self.digest.hex
+
+    def seal(self) -> None:
+        """Tell every follower that the digest was right."""
+        seal(self._fd)
+
+    def sync(self) -> str:
+        """Make it durable (in a thread); return its path."""
+        os.fsync(self._fd)
+        return self._paths.part(self.digest)
+
+    def forget_size(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._paths.size(self.digest))
+
+    def remove(self) -> None:
+        """Remove it: every follower sees that this one failed."""
+        # The size goes first: with the file its name is free, and the next owner's size must not be removed.
+        self.forget_size()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._paths.part(self.digest))
+
+    def release(self) -> None:
+        """Close it, and let go of the lock: whoever wins it next goes on from here."""
+        # Readers hold duplicates of the locked descriptor, so closing ours would not be enough.
+        fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        os.close(self._fd)

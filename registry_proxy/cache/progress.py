@@ -1,0 +1,197 @@
+"""How far a content in the making is, and the readers that follow it within this process."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from registry_proxy.ports import (
+    CacheResult,
+    CacheUnavailableError,
+    FillFailedError,
+    UpstreamUnavailableError,
+)
+from registry_proxy.spec.errors import RegistryError
+
+HOLD_BACK_BYTES = 64 * 1024
+"""The tail that no reader gets before the digest of the whole was right; smaller content is verified before it is
+announced at all."""
+
+
+class FillProgress:
+    """The watermark of one file in the making. It ends either verified or failed.
+
+    Once it was handed to a reader its bytes may be with a client: they are never replaced by others under it.
+    """
+
+    def __init__(self) -> None:
+        self.size_bytes: int | None = None
+        self.verified = False
+        self.result = CacheResult.MISS
+        self.handed_out = False
+        self._fd = -1
+        self._users = 0
+        self._written_bytes = 0
+        self._error: Exception | None = None
+        self._changed: asyncio.Future[None] | None = None
+
+    @property
+    def available_bytes(self) -> int:
+        if self.verified:
+            return self._written_bytes
+        if self.size_bytes is None:
+            return 0
+        return max(0, min(self._written_bytes, self.size_bytes - HOLD_BACK_BYTES))
+
+    @property
+    def ended(self) -> bool:
+        return self.verified or self._error is not None
+
+    def take_file(self, fd: int) -> None:
+        """Own the descriptor that readers will duplicate; one that it had is closed."""
+        self._close_file()
+        self._fd = fd
+
+    def reset(self) -> None:
+        """Begin anew with another file, for those who wait and got nothing yet."""
+        self.size_bytes = None
+        self._written_bytes = 0
+
+    def advance(self, written_bytes: int) -> None:
+        """Say how much of the file is written."""
+        self._written_bytes = written_bytes
+        self._wake()
+
+    def verify(self, size_bytes: int) -> None:
+        """Say that the digest of the whole was right: everything may be read."""
+        self.size_bytes = self._written_bytes = size_bytes
+        self.verified = True
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Say that it will never be complete; what was verified stays good."""
+        if not self.ended:
+            self._error = error
+            self._wake()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the file open while somebody may still duplicate its descriptor."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._users == 0:
+                self._close_file()
+
+    async def open_reader(self) -> "FillReader":
+        """Wait until it can be served, and open it.
+
+        Raises:
+            RegistryError, UpstreamUnavailableError, CacheUnavailableError, FillFailedError: as ``BlobCache`` says.
+        """
+        with self.held():
+            while not self._can_be_served():
+                await self._change()
+            self.handed_out = True
+            return FillReader(os.dup(self._fd), self)
+
+    async def wait_beyond(self, offset: int) -> None:
+        """Return when ``available_bytes > offset``, or all is there; raise FillFailedError when it will not be."""
+        while self.available_bytes <= offset and not self.verified:
+            if self._error is not None:
+                raise FillFailedError(f"the fill ended without its content: {self._error}") from self._error
+            await self._change()
+
+    def _can_be_served(self) -> bool:
+        error = self._error
+        if isinstance(error, RegistryError | UpstreamUnavailableError | CacheUnavailableError):
+            raise error
+        if error is not None:
+            if isinstance(error.__cause__, OSError):
+                raise CacheUnavailableError(str(error)) from error.__cause__
+            raise FillFailedError(str(error)) from error
+        return self.verified or (self.size_bytes is not None and self.size_bytes > HOLD_BACK_BYTES)
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        # One future wakes everybody: without the shield the first reader cancelled would cancel it for all.
+        await asyncio.shield(self._changed)
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class FillReader:
+    """A ``BlobReader`` over content in the making."""
+
+    def __init__(self, fd: int, progress: FillProgress) -> None:
+        self._fd = fd
+        self._progress = progress
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def size_bytes(self) -> int:
+        return self._progress.size_bytes or 0
+
+    @property
+    def available_bytes(self) -> int:
+        return self._progress.available_bytes
+
+    @property
+    def verified(self) -> bool:
+        return self._progress.verified
+
+    async def wait_beyond(self, offset: int) -> None:
+        await self._progress.wait_beyond(offset)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class CommittedReader:
+    """A ``BlobReader`` over content that is complete and verified."""
+
+    __slots__ = ("_fd", "_size_bytes")
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        self._fd = fd
+        self._size_bytes = size_bytes
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def available_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def verified(self) -> bool:
+        return True
+
+    async def wait_beyond(self, offset: int) -> None:
+        """Return at once: nothing more will come, and nothing is missing."""
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
