@@ -117,9 +117,14 @@ class Supervisor:
             self._kill_all()
             return
         self._stopping.set()
+        for listener in self._listeners():  # the workers close theirs: from then on connections are refused
+            listener.close()
         for worker in self._workers.values():
             worker.drain()
         asyncio.get_running_loop().call_later(self._timing.drain, self._kill_all)
+
+    def _listeners(self) -> list[socket.socket]:
+        return [*self._public, *([self._admin] if self._admin else [])]
 
     def _kill_all(self) -> None:
         for worker in self._workers.values():
@@ -198,6 +203,8 @@ class Supervisor:
 
     async def _spawn(self, slot: int) -> Worker:
         """Start the worker of a slot on the socket of that slot."""
+        if self._stopping.is_set():
+            raise StartError("the service is stopping")
         public, admin = self._public[slot], self._admin if slot == 0 else None
         order = {"slot": slot, "public_fd": public.fileno(), "admin_fd": admin.fileno() if admin else None}
         worker = await self._spawn_process("worker", order, [public, admin] if admin else [public])

@@ -1,0 +1,71 @@
+"""A worker that the supervisor can start instead of ours, and that misbehaves on demand.
+
+It answers one line for one line: ``pid``, ``slow`` (answers after ``go`` came on the same connection), ``environment``.
+How it starts is told by the first route's prefix: ``broken/``, ``never-ready/``, ``unprepared/`` or ``made-up/``.
+"""
+
+import asyncio
+import functools
+import json
+import os
+import signal
+import sys
+
+from registry_proxy import worker
+from registry_proxy.settings import Settings
+
+
+async def _answer(
+    running: set[asyncio.Task[None] | None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    running.add(asyncio.current_task())
+    try:
+        while line := (await reader.readline()).decode().strip():
+            if line == "slow":
+                writer.write(b"started\n")
+                await reader.readline()
+            answer = (
+                json.dumps({"environment": sorted(os.environ), "argv": sys.argv}) if line == "inside" else os.getpid()
+            )
+            writer.write(f"{answer}\n".encode())
+            if line == "slow":
+                break
+    except ConnectionError:
+        pass
+    finally:
+        running.discard(asyncio.current_task())
+        writer.close()
+
+
+async def run_worker(settings: Settings, context: worker.WorkerContext) -> None:
+    """Serve until drained, as the real one does."""
+    behaviour = settings.routes[0].prefix
+    if behaviour == "broken/":
+        raise OSError("the disk is on fire")
+    running: set[asyncio.Task[None] | None] = set()
+    servers = [
+        await asyncio.start_server(functools.partial(_answer, running), sock=listener)
+        for listener in (context.public_socket, context.admin_socket)
+        if listener is not None
+    ]
+    if behaviour != "never-ready/":
+        context.ready()
+    await context.draining.wait()
+    for server in servers:
+        server.close()
+    if behaviour == "undrainable/":
+        await asyncio.Event().wait()
+    await asyncio.wait_for(asyncio.gather(*(task for task in running if task)), context.drain_seconds)
+
+
+async def prepare(settings: Settings, admin_password: str | None) -> str | None:
+    """Make up a password where none is given."""
+    if settings.routes[0].prefix == "unprepared/":
+        raise OSError("the store is of a newer version")
+    if settings.routes[0].prefix == "dying/":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return None if admin_password else "made-up"
+
+
+if __name__ == "__main__":
+    sys.exit(worker.main(sys.argv[1:], run_worker, prepare))

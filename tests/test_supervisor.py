@@ -1,0 +1,355 @@
+"""The supervisor with real processes: what it keeps alive, what it ends, and what it says."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import pytest
+import yaml
+
+from registry_proxy.listeners import PortTakenError, bind_listeners
+from tests.servers import free_port, wait_for_port
+
+SERVICE = Path(__file__).parent / "fakes" / "service.py"
+PATIENCE_SECONDS = 30.0
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Return when something holds; fail when it does not in time."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"still not so: {what}"
+        time.sleep(0.02)
+
+
+class Service:
+    """A running supervisor, its output, and connections to its workers."""
+
+    def __init__(self, root: Path, extra: Mapping[str, Any], silence: float = 20, drain: float = 10) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.port, self.admin_port = free_port(), free_port()
+        settings: dict[str, Any] = {
+            "listen": f"127.0.0.1:{self.port}",
+            "admin_listen": f"127.0.0.1:{self.admin_port}",
+            "store": f"sqlite:///{root}/store.db",
+            "cache": {"path": f"{root}/cache"},
+            "upstreams": {"main": {"replicas": [{"url": "http://127.0.0.1:1"}]}},
+            "routes": [{"prefix": "", "upstream": "main"}],
+            "auth": {"signing_key_file": f"{root}/key.pem"},
+            **extra,
+        }
+        config = root / f"{self.port}.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        self.log = root / f"{self.port}.log"
+        self._command = [sys.executable, str(SERVICE), str(config), str(silence), str(drain)]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
+
+    def start(self) -> "Service":
+        """Start it without waiting."""
+        repository = str(SERVICE.parents[2])
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": repository, **self.environment}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
+        return self
+
+    def started(self) -> "Service":
+        """Start it and wait until it says that it is ready."""
+        self.start()
+        wait_until(lambda: self.status() is not None or "is ready" in self.text(), "ready")
+        assert self.status() is None, self.text()
+        return self
+
+    def text(self) -> str:
+        """Return what it has printed."""
+        return self.log.read_text()
+
+    def status(self) -> int | None:
+        """Return the exit status; None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def wait(self) -> int:
+        """Return the exit status once it ended."""
+        assert self.process is not None
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the supervisor."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes that it started and that run."""
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+    def ask(self, line: str, port: int | None = None) -> str:
+        """Return the answer of a worker to one line."""
+        with Connection(port or self.port) as connection:
+            return connection.ask(line)
+
+
+class Connection:
+    """One connection to a worker."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+        self._file = self._socket.makefile("rw", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def ask(self, line: str) -> str:
+        """Send a line and return the next one."""
+        self._file.write(line + "\n")
+        self._file.flush()
+        return self._file.readline().strip()
+
+
+StartService = Callable[..., Service]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[StartService]:
+    """Return a function that describes a service; all are ended after the test."""
+    with ExitStack() as stack:
+
+        def make(behaviour: str = "", *, name: str = "node", **options: Any) -> Service:
+            extra: dict[str, Any] = {"workers": options.pop("workers", 1)}
+            if behaviour:
+                extra["routes"] = [{"prefix": behaviour, "upstream": "main"}]
+            made = Service(tmp_path / name, extra, **options)
+            stack.callback(end, made)
+            return made
+
+        yield make
+
+
+def end(service: Service) -> None:
+    """Kill whatever is left of it."""
+    if service.process is not None:
+        service.process.kill()
+        service.process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_status_0_and_leaves_no_process(service: StartService, number: int) -> None:
+    """SIGINT or SIGTERM: every worker is gone, exit status 0, the port is free again."""
+    running = service(workers=2).started()
+    workers = running.workers()
+    assert len(workers) == 2
+    running.send_signal(number)
+    assert running.wait() == 0, running.text()
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_SECONDS)[1]
+    for listener in bind_listeners("127.0.0.1", running.port, 1):
+        listener.close()
+
+
+def test_a_killed_worker_is_replaced_while_connections_wait(service: StartService) -> None:
+    """Kill -9 of the only worker: who connects meanwhile is answered by the next one."""
+    running = service().started()
+    first = int(running.ask("pid"))
+    psutil.Process(first).kill()
+    assert int(running.ask("pid")) != first
+    assert int(running.ask("pid", running.admin_port)) != first, "slot 0 has the admin listener again"
+    assert f"worker 0 (process {first}) killed by signal 9" in running.text()
+
+
+def test_a_hung_worker_is_killed_and_replaced(service: StartService) -> None:
+    """A worker that no longer says that it lives is replaced; the others are left alone."""
+    running = service(workers=2, silence=3).started()
+    workers = running.workers()
+    workers[0].suspend()
+    wait_until(lambda: not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE, "killed")
+    wait_until(lambda: len(running.workers()) == 2, "replaced")
+    assert workers[1].is_running()
+    assert "is silent" in running.text()
+    for _ in range(20):
+        assert running.ask("pid")
+
+
+def test_workers_die_with_a_killed_supervisor_and_the_next_start_succeeds(service: StartService) -> None:
+    """Kill -9 of the supervisor: no worker survives it, and the same configuration starts again at once."""
+    running = service(workers=2).started()
+    workers = running.workers()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    running.log.write_text("")
+    running.started()
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_SECONDS)[1]
+    assert int(running.ask("pid")) not in {worker.pid for worker in workers}
+
+
+def test_a_worker_ignores_sigint(service: StartService) -> None:
+    """A terminal sends SIGINT to the whole group: the worker leaves the decision to the supervisor."""
+    running = service().started()
+    worker = int(running.ask("pid"))
+    psutil.Process(worker).send_signal(signal.SIGINT)
+    assert int(running.ask("pid")) == worker
+
+
+def test_draining_lets_a_running_request_end(service: StartService) -> None:
+    """After SIGTERM a request that runs is answered, a new connection is refused, and then it ends with 0."""
+    running = service().started()
+    with Connection(running.port) as connection:
+        assert connection.ask("slow") == "started"
+        running.send_signal(signal.SIGTERM)
+        wait_until(lambda: refuses(running.port), "new connections are refused")
+        assert running.status() is None
+        assert connection.ask("go").isdecimal()
+    assert running.wait() == 0
+
+
+def refuses(port: int) -> bool:
+    """Tell whether nobody takes connections on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_second_signal_ends_it_at_once(service: StartService) -> None:
+    """The second signal does not wait for what still runs; the exit status is 0."""
+    running = service().started()
+    with Connection(running.port) as connection:
+        assert connection.ask("slow") == "started"
+        running.send_signal(signal.SIGTERM)
+        wait_until(lambda: refuses(running.port), "draining")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
+        assert connection.ask("go") == ""
+
+
+def test_a_worker_that_does_not_drain_is_killed(service: StartService) -> None:
+    """Draining takes a bounded time."""
+    running = service("undrainable/", drain=0.5).started()
+    running.send_signal(signal.SIGTERM)
+    assert running.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("broken/", " did not start: the disk is on fire"),
+        ("never-ready/", " did not start: not ready within 4 s"),
+        ("unprepared/", "the node cannot be prepared: the store is of a newer version"),
+        ("dying/", "the node cannot be prepared: killed by signal 9"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_told(service: StartService, behaviour: str, reason: str) -> None:
+    """A first start that fails ends with status 1 and the reason, without a traceback, and leaves no process."""
+    failing = service(behaviour, workers=2, silence=1 if behaviour == "never-ready/" else 20).start()
+    assert failing.wait() == 1
+    assert reason in failing.text()
+    assert "Traceback" not in failing.text()
+    assert "is ready" not in failing.text()
+
+
+def test_a_signal_during_the_start_ends_it(service: StartService) -> None:
+    """SIGTERM before it is ready: exit status 0, nothing left."""
+    starting = service("never-ready/", workers=2).start()
+    wait_until(lambda: len(starting.workers()) == 2, "the workers are there")
+    workers = starting.workers()
+    starting.send_signal(signal.SIGTERM)
+    assert starting.wait() == 0, starting.text()
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_SECONDS)[1]
+
+
+def test_a_cache_belongs_to_one_service(service: StartService) -> None:
+    """A second service on the same cache does not start, and says which process has it."""
+    first = service().started()
+    assert first.process is not None
+    second = service().start()
+    assert second.wait() == 1
+    assert f"(process {first.process.pid})" in second.text()
+    assert first.ask("pid")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_taken_port_is_told_with_its_holder(service: StartService, own: bool) -> None:  # noqa: FBT001
+    """A port that another process, or another service of ours, listens on: status 1 and who has it."""
+    with ExitStack() as stack:
+        taken = service(name="other", workers=2)
+        if own:
+            taken.started()
+            holder = taken.process
+        else:
+            code = "import socket,sys;s=socket.create_server(('127.0.0.1',int(sys.argv[1])));sys.stdin.read()"
+            command = [sys.executable, "-c", code, str(taken.port)]
+            holder = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
+            stack.callback(holder.kill)
+            wait_for_port(taken.port)
+        assert holder is not None
+        late = service()
+        late.environment["REGISTRY_PROXY__LISTEN"] = f"127.0.0.1:{taken.port}"
+        late.start()
+        assert late.wait() == 1
+        assert f"127.0.0.1:{taken.port} is taken by process" in late.text()
+        pids = {holder.pid, *(child.pid for child in psutil.Process(holder.pid).children())}
+        assert any(f"process {pid} (" in late.text() for pid in pids)
+
+
+def test_secrets_stay_out_of_argv_and_environment(service: StartService) -> None:
+    """Workers see neither the configuration's variables nor the admin's password; the password is not printed."""
+    running = service()
+    running.environment["REGISTRY_PROXY_ADMIN_PASSWORD"] = "hidden from workers"
+    running.environment["REGISTRY_PROXY__STORE"] = "redis://:hidden@127.0.0.1:1/0"
+    running.started()
+    inside = json.loads(running.ask("inside"))
+    assert not [name for name in inside["environment"] if name.startswith("REGISTRY_PROXY")]
+    assert "PROMETHEUS_MULTIPROC_DIR" in inside["environment"]
+    assert "hidden" not in " ".join(inside["argv"])
+    assert "hidden" not in running.text()
+
+
+def test_a_made_up_password_is_printed_once(service: StartService) -> None:
+    """Who starts it first is told the password that was made up."""
+    running = service().started()
+    assert running.text().count("password made-up") == 1
+
+
+def test_an_ipv6_listener_and_its_holder() -> None:
+    """IPv6 literals work, and a taken one is told in brackets."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+        port = probe.getsockname()[1]
+    listeners = bind_listeners("::1", port, 2)
+    try:
+        with pytest.raises(PortTakenError, match=rf"\[::1\]:{port} is taken by process \d+"):
+            bind_listeners("::1", port, 1)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_an_address_of_another_machine_is_refused(service: StartService) -> None:
+    """An address that this machine does not have: status 1 and a sentence."""
+    failing = service()
+    failing.environment["REGISTRY_PROXY__LISTEN"] = "192.0.2.1:5000"
+    assert failing.start().wait() == 1
+    assert "cannot listen on 192.0.2.1:5000" in failing.text()
+    assert "Traceback" not in failing.text()
+
+
+def test_a_cache_that_cannot_be_made_is_told(service: StartService, tmp_path: Path) -> None:
+    """A cache path below a file: status 1 and a sentence."""
+    (tmp_path / "file").write_text("")
+    failing = service()
+    failing.environment["REGISTRY_PROXY__CACHE__PATH"] = str(tmp_path / "file" / "cache")
+    assert failing.start().wait() == 1
+    assert "cannot use the cache directory" in failing.text()
