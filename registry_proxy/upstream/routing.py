@@ -1,0 +1,73 @@
+"""Which upstream a repository lies in: the longest prefix of whole components wins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from registry_proxy.ports import RoutedRepository
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Repository, is_repository
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the configuration.
+
+    Args:
+        prefix: whole components with a slash at the end, such as ``hub/``; empty for everything.
+        upstream: where they lie.
+        strip_prefix: whether the upstream's names lack the prefix.
+        namespaces: values of ``ns`` that mean this route (spec, "Registry Proxying").
+    """
+
+    prefix: str
+    upstream: str
+    strip_prefix: bool = False
+    namespaces: tuple[str, ...] = ()
+
+
+class PrefixRouter:
+    """The routes of the configuration as a ``ports.Router``."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = sorted(routes, key=lambda route: len(route.prefix), reverse=True)
+        self._by_namespace = {namespace: route for route in routes for namespace in route.namespaces}
+
+    @property
+    def upstreams(self) -> Sequence[str]:
+        """The upstreams that some route leads to, sorted."""
+        return sorted({route.upstream for route in self._routes})
+
+    def canonical(self, repository: Repository, source_host: str | None) -> Repository:
+        if source_host is None:
+            return repository
+        route = self._by_namespace.get(source_host)
+        name = None if route is None else route.prefix + repository
+        if name is None or not is_repository(name):
+            raise RegistryError(
+                ErrorCode.NAME_UNKNOWN, "no route serves this namespace", detail={"ns": source_host[:200]}
+            )
+        return name
+
+    def route(self, canonical: Repository) -> RoutedRepository:
+        for route in self._routes:
+            if canonical.startswith(route.prefix):
+                name = canonical.removeprefix(route.prefix) if route.strip_prefix else canonical
+                return RoutedRepository(route.upstream, Repository(name))
+        raise RegistryError(
+            ErrorCode.NAME_UNKNOWN, "no route leads to this repository", detail={"name": str(canonical)}
+        )
+
+    def local_name(self, routed: RoutedRepository) -> Repository | None:
+        for route in self._routes:
+            if route.upstream == routed.upstream:
+                name = route.prefix + routed.repository if route.strip_prefix else routed.repository
+                # Another, longer route may take the name elsewhere.
+                if is_repository(name) and self._leads_to(name, routed):
+                    return name
+        return None
+
+    def _leads_to(self, name: Repository, routed: RoutedRepository) -> bool:
+        try:
+            return self.route(name) == routed
+        except RegistryError:
+            return False

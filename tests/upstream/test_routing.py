@@ -1,0 +1,79 @@
+"""Routes: the longest prefix of whole components wins, and every listed name leads back to where it came from."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry_proxy.ports import RoutedRepository
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import parse_repository
+from registry_proxy.upstream.routing import PrefixRouter, Route
+
+ROUTER = PrefixRouter(
+    [
+        Route("", "main"),
+        Route("hub/", "hub", strip_prefix=True, namespaces=("docker.io",)),
+        Route("hub/private/", "main"),
+        Route("team/", "teams"),
+    ]
+)
+NAMES = st.lists(st.sampled_from(["hub", "private", "team", "teams", "a", "library"]), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "upstream", "there"),
+    [
+        ("a", "main", "a"),
+        ("hub", "main", "hub"),
+        ("hub/library/alpine", "hub", "library/alpine"),
+        ("hub/private/x", "main", "hub/private/x"),
+        ("team/x", "teams", "team/x"),
+        ("teams/x", "main", "teams/x"),
+    ],
+)
+def test_the_longest_prefix_of_whole_components_wins(name: str, upstream: str, there: str) -> None:
+    """A prefix ends at a slash, and the longest one decides."""
+    assert ROUTER.route(parse_repository(name)) == RoutedRepository(upstream, parse_repository(there))
+
+
+def test_ns_names_the_route_and_rights_are_judged_on_its_name() -> None:
+    """`?ns=docker.io` turns the name into the one below the route that serves it."""
+    assert ROUTER.canonical(parse_repository("library/alpine"), "docker.io") == "hub/library/alpine"
+    assert ROUTER.canonical(parse_repository("library/alpine"), None) == "library/alpine"
+
+
+@pytest.mark.parametrize("namespace", ["", "evil.example", "169.254.169.254", "DOCKER.IO"])
+def test_an_unknown_ns_is_no_open_proxy(namespace: str) -> None:
+    """A namespace that no route serves is NAME_UNKNOWN."""
+    with pytest.raises(RegistryError) as caught:
+        ROUTER.canonical(parse_repository("library/alpine"), namespace)
+    assert caught.value.code is ErrorCode.NAME_UNKNOWN
+
+
+def test_a_name_made_too_long_by_its_route_is_unknown() -> None:
+    """The name with the prefix obeys the grammar too."""
+    with pytest.raises(RegistryError):
+        ROUTER.canonical(parse_repository("a" * 255), "docker.io")
+
+
+def test_a_name_without_a_route_is_unknown() -> None:
+    """Without a route for everything, the rest is NAME_UNKNOWN."""
+    with pytest.raises(RegistryError) as caught:
+        PrefixRouter([Route("hub/", "hub")]).route(parse_repository("a"))
+    assert caught.value.code is ErrorCode.NAME_UNKNOWN
+
+
+@given(NAMES)
+def test_a_local_name_leads_back(components: list[str]) -> None:
+    """The name that a repository is listed under routes to that repository."""
+    canonical = parse_repository("/".join(components))
+    routed = ROUTER.route(canonical)
+    name = ROUTER.local_name(routed)
+    assert name is not None
+    assert ROUTER.route(name) == routed
+
+
+def test_what_no_route_leads_to_is_not_listed() -> None:
+    """A repository of an upstream that only other prefixes lead to has no local name."""
+    assert ROUTER.local_name(RoutedRepository("teams", parse_repository("elsewhere/x"))) is None
+    assert ROUTER.local_name(RoutedRepository("main", parse_repository("team/x"))) is None
