@@ -65,6 +65,8 @@ def cache_stats(as_json: JsonOption = False) -> None:
             {
                 "size": f"{format_size(size)} of {format_size(limit)}",
                 "entries": stats["entries"],
+                "being filled": format_size(stats["filling_bytes"]),
+                "pinned": format_size(stats["pinned_bytes"]),
                 **{f"{kind} hit ratio": format_ratio(ratio) for kind, ratio in stats["hit_ratios"].items()},
             }
         )
@@ -88,10 +90,10 @@ def purge_cache(
     digest: Annotated[str | None, typer.Argument(help="Only this one; without it, everything.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove one entry, or all; what is pulled next is fetched anew."""
+    """Remove one entry, or all; pushes that some replica does not have yet stay."""
     with admin_client() as admin:
         result = admin.call("POST", "cache", "purge", body={"digest": digest}, patient=True).document
         if as_json:
             print_json(result)
         else:
-            print_note("The cache is empty." if digest is None else f"{digest} is not in the cache any more.")
+            print_note(f"{result['removed']} entries removed.")

@@ -39,11 +39,11 @@ class Upstream(Protocol):
 
 
 class Cache(Protocol):
-    """The blob cache as an administrator sees it."""
+    """The blob cache as an administrator sees it; what is pinned is not purged."""
 
     def stats(self) -> Mapping[str, int]: ...
     async def verify(self) -> Sequence[Digest]: ...
-    def purge(self, digest: Digest | None) -> object: ...
+    async def purge(self, digest: Digest | None) -> int: ...
 
 
 def _without_credentials(url: str) -> str:
@@ -104,10 +104,19 @@ class NodeResources:
 
     async def get_cache(self, request: web.Request) -> web.Response:
         read_query(request)
-        stats = await asyncio.to_thread(self._cache.stats)
+        stats = self._cache.stats()
         requests = count_cache_requests(await asyncio.to_thread(self._render_metrics))
         ratios = {kind: _hit_ratio(counts) for kind, counts in requests.items()}
-        return web.json_response({**stats, "requests": requests, "hit_ratios": ratios})
+        document = {
+            "size_bytes": stats["committed_bytes"],
+            "max_size_bytes": stats["max_size_bytes"],
+            "entries": stats["entries"],
+            "filling_bytes": stats["filling_bytes"],
+            "pinned_bytes": stats["pinned_bytes"],
+            "requests": requests,
+            "hit_ratios": ratios,
+        }
+        return web.json_response(document)
 
     async def verify_cache(self, _: web.Request) -> web.Response:
         if self._verifying.locked():
@@ -122,5 +131,4 @@ class NodeResources:
             digest = None if body.digest is None else parse_digest(body.digest)
         except RegistryError as error:
             raise ProblemError(400, "some values are not valid", faults=[Fault("#/digest", error.message)]) from None
-        await asyncio.to_thread(self._cache.purge, digest)
-        return web.json_response({"digest": body.digest})
+        return web.json_response({"removed": await self._cache.purge(digest)})

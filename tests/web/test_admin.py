@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from yarl import URL
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, UserInput
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
 from registry_proxy.spec.reference import Digest, digest_of
 from registry_proxy.store.open import open_store
+from registry_proxy.tasks import spawn
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.web.admin import AdminServices, make_admin_app
 from registry_proxy.web.ops import Readiness
@@ -59,27 +62,6 @@ class Upstream:
 
 
 @dataclass
-class Cache:
-    """A cache that remembers what it was asked."""
-
-    purged: list[Digest | None] = field(default_factory=list)
-    bad: list[Digest] = field(default_factory=list)
-    entered: asyncio.Event = field(default_factory=asyncio.Event)
-    release: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def stats(self) -> Mapping[str, int]:
-        return {"size_bytes": 5, "max_size_bytes": 10, "filling_bytes": 0, "entries": 1}
-
-    async def verify(self) -> Sequence[Digest]:
-        self.entered.set()
-        await self.release.wait()
-        return self.bad
-
-    def purge(self, digest: Digest | None) -> None:
-        self.purged.append(digest)
-
-
-@dataclass
 class Admin:
     """A running admin listener, and what it stands on."""
 
@@ -88,7 +70,7 @@ class Admin:
     control: AccessControl
     signer: TokenSigner
     upstreams: dict[str, Upstream]
-    cache: Cache
+    cache: DiskCache
     observer: PrometheusObserver
     draining: list[bool]
 
@@ -119,7 +101,9 @@ async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
     key_file = str(tmp_path / "key.pem")
     create_key_file(key_file)
     verifier, signer = TokenVerifier("registry-proxy"), TokenSigner(key_file, "registry-proxy", 300)
-    observer, cache, draining = PrometheusObserver(), Cache(), [False]
+    observer, draining = PrometheusObserver(), [False]
+    prepare_cache(str(tmp_path / "cache"))
+    cache = DiskCache(str(tmp_path / "cache"), 2**20, 0, observer)
     upstreams = {
         "main": Upstream([Replica("a", "http://ann:secret@127.0.0.1:5001"), Replica("b", "http://[::1]:5002/")])
     }
@@ -140,6 +124,7 @@ async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
                 yield Admin(http, directory, control, signer, upstreams, cache, observer, draining)
         await directory.aclose()
         await control.aclose()
+    await cache.close()
 
 
 ROUTES = [
@@ -211,7 +196,6 @@ async def test_only_an_administrator_gets_in(admin: Admin, method: str, path: st
 async def test_an_administrator_gets_in_by_password_and_by_token(admin: Admin) -> None:
     """Every route lets both through: what is answered is not about credentials any more."""
     bearer = {"Authorization": f"Bearer {admin.token('user:admin')}"}
-    admin.cache.release.set()
     for method, path in ROUTES:
         for status, document, _ in (
             await admin.call(method, path, {}),
@@ -245,7 +229,7 @@ async def test_guessing_is_slowed_down(admin: Admin) -> None:
 async def test_a_page_of_another_site_changes_nothing(admin: Admin) -> None:
     """The credentials that a browser remembers are not enough for a change sent by another site's page."""
     status, _, _ = await admin.call("POST", "/cache/purge", headers={"Sec-Fetch-Site": "cross-site"})
-    assert (status, admin.cache.purged) == (403, [])
+    assert status == 403
     assert (await admin.call("POST", "/cache/purge", headers={"Sec-Fetch-Site": "same-origin"}))[0] == 200
 
 
@@ -553,31 +537,55 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
 
 async def test_cache_shows_size_and_hit_ratios(admin: Admin) -> None:
     """Ratios are those of the metrics, null before the first request."""
+    await admin.cache.store(digest_of(b"one"), b"one")
     for result in (CacheResult.HIT, CacheResult.HIT, CacheResult.HIT, CacheResult.MISS):
         admin.observer.cache_request(ContentKind.BLOB, result)
     _, cache, _ = await admin.call("GET", "/cache")
     assert cache["hit_ratios"] == {"blob": 0.75, "manifest": None}
     assert cache["requests"]["blob"] == {"hit": 3, "miss": 1, "latch": 0}
-    assert (cache["size_bytes"], cache["max_size_bytes"], cache["entries"]) == (5, 10, 1)
+    assert (cache["size_bytes"], cache["max_size_bytes"], cache["entries"]) == (3, 2**20, 1)
 
 
 async def test_the_cache_is_purged_by_digest_or_whole(admin: Admin) -> None:
     """A digest names one entry, nothing names all."""
-    digest = digest_of(b"x")
-    assert (await admin.call("POST", "/cache/purge", {"digest": str(digest)}))[0] == 200
-    assert (await admin.call("POST", "/cache/purge"))[0] == 200
-    assert admin.cache.purged == [digest, None]
+    contents = [b"one", b"two", b"three"]
+    for content in contents:
+        await admin.cache.store(digest_of(content), content)
+    assert (await admin.call("POST", "/cache/purge", {"digest": str(digest_of(b"two"))}))[:2] == (200, {"removed": 1})
+    assert [admin.cache.read_small(digest_of(content)) for content in contents] == [b"one", None, b"three"]
+    assert (await admin.call("POST", "/cache/purge"))[:2] == (200, {"removed": 2})
+    assert (await admin.call("GET", "/cache"))[1]["size_bytes"] == 0
 
 
-async def test_the_cache_is_verified_by_one_at_a_time(admin: Admin) -> None:
-    """A second verification while the first reads the disk is 409; the first tells what was bad."""
-    admin.cache.bad.append(digest_of(b"x"))
-    first = asyncio.ensure_future(admin.call("POST", "/cache/verify"))  # noqa: TID251 -- awaited below
-    await admin.cache.entered.wait()
+async def test_verify_tells_what_rotted_and_drops_it(admin: Admin, tmp_path: Path) -> None:
+    """A bit that flipped on disk is found, named, and served no more."""
+    good, bad = digest_of(b"good"), digest_of(b"bad")
+    await admin.cache.store(good, b"good")
+    await admin.cache.store(bad, b"bad")
+    (file,) = (tmp_path / "cache" / "blobs").rglob(bad.hex)
+    file.chmod(0o600)
+    file.write_bytes(b"BAD")
+    file.chmod(0o444)
+    assert (await admin.call("POST", "/cache/verify"))[:2] == (200, {"bad": [str(bad)]})
+    assert (await admin.call("POST", "/cache/verify"))[:2] == (200, {"bad": []})
+    assert (await admin.call("GET", "/cache"))[1]["entries"] == 1
+
+
+async def test_the_cache_is_verified_by_one_at_a_time(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second verification while the first reads the disk is 409, and does not disturb it."""
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def verify() -> list[Digest]:
+        entered.set()
+        await release.wait()
+        return []
+
+    monkeypatch.setattr(admin.cache, "verify", verify)
+    first = spawn(admin.call("POST", "/cache/verify"), "first verification")
+    await entered.wait()
     assert (await admin.call("POST", "/cache/verify"))[0] == 409
-    admin.cache.release.set()
-    status, result, _ = await first
-    assert (status, result) == (200, {"bad": [str(digest_of(b"x"))]})
+    release.set()
+    assert (await first)[:2] == (200, {"bad": []})
 
 
 async def test_monitoring_needs_no_credentials(admin: Admin) -> None:
