@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 class Exchange:
     """A request on its way: ``path`` and ``raw_query`` as received; the rest is filled in by the steps.
 
-    ``answer_headers`` go with whatever is answered. ``route`` is one of a closed set, the label of metrics. ``address`` is the client's, also behind a trusted proxy.
+    ``route`` is one of a closed set, the label of metrics. ``address`` is the client's, also behind a trusted proxy.
+    ``answer_headers`` go with whatever is answered.
     """
 
     request: BaseRequest

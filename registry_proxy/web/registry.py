@@ -1,7 +1,6 @@
 """The registry API: one table from operation to method, one method for each (spec, "Endpoints")."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from aiohttp.web import Response, StreamResponse
@@ -21,8 +20,6 @@ from registry_proxy.spec.scope import Action
 from registry_proxy.web.authenticate import Authenticator, Authorized
 from registry_proxy.web.exchange import Exchange, json_response, read_body, read_small_body
 from registry_proxy.web.stream import send_file, send_stream
-
-_T = TypeVar("_T")
 
 
 class Registry:
@@ -95,7 +92,7 @@ class Registry:
         call = _Call(exchange, wanted, authorized)
         if authorized.refusal is not None:
             await self._check_session(call, authorized.refusal)
-        if wanted.source_host is not None:
+        if wanted.source_host is not None and authorized.routed is not None:
             # spec, "Registry Proxying": names the source that answers.
             exchange.answer_headers["OCI-Namespace"] = wanted.source_host
         return await self._methods[wanted.operation](call)
@@ -262,7 +259,9 @@ class _Call:
 
     @property
     def routed(self) -> RoutedRepository:
-        return _present(self.authorized.routed)
+        if self.authorized.routed is None:
+            raise _nothing_named()
+        return self.authorized.routed
 
     @property
     def digest(self) -> Digest:
@@ -272,12 +271,15 @@ class _Call:
 
     @property
     def tag_or_digest(self) -> Tag | Digest:
-        tag_or_digest: Tag | Digest = _present(self.wanted.tag_or_digest)
-        return tag_or_digest
+        if self.wanted.tag_or_digest is None:
+            raise _nothing_named()
+        return self.wanted.tag_or_digest
 
     @property
     def session_id(self) -> str:
-        return _present(self.wanted.session_id)
+        if self.wanted.session_id is None:
+            raise _nothing_named()
+        return self.wanted.session_id
 
     @property
     def base(self) -> str:
@@ -324,11 +326,9 @@ class _Call:
         return {} if self.wanted.source_host is None else {"ns": self.wanted.source_host}
 
 
-def _present(value: _T | None) -> _T:
-    """Return a field that the operation's row of the endpoint table always fills."""
-    if value is None:
-        raise RegistryError(ErrorCode.NAME_UNKNOWN, "the request names nothing here")
-    return value
+def _nothing_named() -> RegistryError:
+    # The table of endpoints fills the fields of each operation: a defect there must not become a wider right here.
+    return RegistryError(ErrorCode.NAME_UNKNOWN, "the request names nothing here")
 
 
 def _strip_weak(tag: str) -> str:
