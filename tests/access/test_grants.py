@@ -1,0 +1,261 @@
+"""Policy: deny by default, and every rule of PRODUCT.md about grants."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry_proxy.access import grants as module
+from registry_proxy.access.grants import Policy
+from registry_proxy.access.patterns import compile_repository_pattern
+from registry_proxy.access.records import Grant, GrantMode, Group, User
+from registry_proxy.spec.scope import CATALOG, Access, Action, repository_access
+
+ANN, BOB, ROOT = User("ann", "h"), User("bob", "h"), User("root", "h", is_admin=True)
+PULL, PUSH, CREATE, DELETE = Action.PULL, Action.PUSH, Action.CREATE, Action.DELETE
+
+
+def grant(
+    subject: str = "user:ann",
+    repository: str = "team/**",
+    *actions: Action,
+    tags: str = "*",
+    mode: GrantMode = GrantMode.ENFORCE,
+    expires_at: float | None = None,
+    id: str = "1",  # noqa: A002 - as the field
+) -> Grant:
+    """Return a grant; of pull when no action is named."""
+    return Grant(
+        id=id,
+        subject=subject,
+        repository=repository,
+        actions=frozenset(actions or {PULL}),
+        tags=tags,
+        mode=mode,
+        expires_at=expires_at,
+    )
+
+
+def policy(*grants: Grant, groups: tuple[Group, ...] = (), users: tuple[User, ...] = (ANN, BOB, ROOT)) -> Policy:
+    """Return a policy of these grants."""
+    return Policy(users, groups, grants, {"user:ann": 4})
+
+
+def test_what_nobody_granted_is_denied() -> None:
+    """An empty policy denies every action to everyone but administrators, and says what it would take."""
+    for action in Action:
+        for subject in ("user:ann", "anonymous", "group:dev"):
+            decision = policy().decide(subject, "team/a", action)
+            assert (decision.allowed, decision.would_deny, decision.grant) == (False, False, None)
+            assert f"no grant lets {subject} {action} team/a" in decision.reason
+            assert f"the action {action}" in decision.reason
+
+
+def test_a_grant_allows_its_action_for_its_subject_in_its_repositories() -> None:
+    """Another subject, repository or action is not allowed by it."""
+    judge = policy(grant())
+    decision = judge.decide("user:ann", "team/a", PULL)
+    assert (decision.allowed, decision.grant) == (True, "1")
+    assert decision.reason == "grant 1 lets user:ann pull team/**"
+    assert not judge.decide("user:bob", "team/a", PULL).allowed
+    assert not judge.decide("anonymous", "team/a", PULL).allowed
+    assert not judge.decide("user:ann", "team", PULL).allowed
+    assert not judge.decide("user:ann", "other/a", PULL).allowed
+    for action in (PUSH, CREATE, DELETE):
+        assert not judge.decide("user:ann", "team/a", action).allowed
+
+
+@pytest.mark.parametrize(
+    ("granted", "satisfied"),
+    [(PULL, {PULL}), (PUSH, {PUSH, CREATE}), (CREATE, {CREATE}), (DELETE, {DELETE})],
+)
+def test_actions_imply_nothing_but_push_create(granted: Action, satisfied: set[Action]) -> None:
+    """Push includes create, which is a push of new tags only; nothing else includes anything, push not even pull."""
+    judge = policy(grant("user:ann", "**", granted))
+    assert {action for action in Action if judge.decide("user:ann", "a", action).allowed} == satisfied
+
+
+def test_administrators_may_do_everything_and_explain_says_so() -> None:
+    """An administrator needs no grant; a disabled one may do nothing."""
+    judge = policy(users=(ROOT, User("old", "h", is_admin=True, is_disabled=True)))
+    for action in Action:
+        decision = judge.decide("user:root", "any/thing", action, "latest")
+        assert decision.allowed
+        assert "administrator" in decision.reason
+        assert not judge.decide("user:old", "any/thing", action).allowed
+    assert judge.is_admin("user:root")
+    assert not judge.is_admin("user:old")
+    assert not judge.is_admin("user:ann")
+
+
+def test_what_anonymous_may_everyone_may() -> None:
+    """A grant to anonymous counts for every subject that exists, and for nobody that does not."""
+    judge = policy(grant("anonymous", "public/*"))
+    for subject in ("anonymous", "user:ann", "user:bob"):
+        assert judge.decide(subject, "public/a", PULL).allowed
+    for subject in ("user:ghost", "robot:ghost", "", "ann", "user:"):
+        assert not judge.decide(subject, "public/a", PULL).allowed
+
+
+def test_groups_give_their_grants_to_their_members() -> None:
+    """A member has the group's grants; who was removed has them no more (trap 17)."""
+    groups = (Group("dev", ("ann",)), Group("ops", ("ann", "bob")))
+    given_to_groups = (grant("group:dev", "dev/*"), grant("group:ops", "ops/*", id="2"))
+    judge = policy(*given_to_groups, groups=groups)
+    assert judge.decide("user:ann", "dev/a", PULL).grant == "1"
+    assert judge.decide("user:ann", "ops/a", PULL).grant == "2"
+    assert not judge.decide("user:bob", "dev/a", PULL).allowed
+    assert judge.decide("user:bob", "ops/a", PULL).allowed
+    assert judge.decide("group:dev", "dev/a", PULL).allowed
+    assert not policy(*given_to_groups, groups=(Group("dev", ()),)).decide("user:ann", "dev/a", PULL).allowed
+
+
+def test_tag_patterns_limit_tags() -> None:
+    """A grant for some tags allows those; where no single tag is meant, any grant with the action is enough."""
+    judge = policy(grant("user:ann", "team/*", PUSH, CREATE, PULL, tags="v*"))
+    assert judge.decide("user:ann", "team/a", PUSH, "v1").allowed
+    assert not judge.decide("user:ann", "team/a", PUSH, "latest").allowed
+    assert not judge.decide("user:ann", "team/a", CREATE, "latest").allowed
+    assert not judge.decide("user:ann", "team/a", PULL, "latest").allowed
+    assert judge.decide("user:ann", "team/a", PUSH).allowed
+    assert "tag latest" in judge.decide("user:ann", "team/a", PUSH, "latest").reason
+
+
+def test_deleting_a_digest_takes_a_grant_for_all_tags() -> None:
+    """A digest takes all its tags with it, so the right to delete some of them is not enough."""
+    some = policy(grant("user:ann", "team/*", DELETE, tags="v*"))
+    assert some.decide("user:ann", "team/a", DELETE, "v1").allowed
+    assert not some.decide("user:ann", "team/a", DELETE).allowed
+    assert "for all its tags" in some.decide("user:ann", "team/a", DELETE).reason
+    assert policy(grant("user:ann", "team/*", DELETE)).decide("user:ann", "team/a", DELETE).allowed
+    asked = repository_access("team/a", DELETE)
+    assert some.allowed_access("user:ann", asked) == asked
+
+
+def test_a_grant_on_trial_allows_and_is_counted() -> None:
+    """Mode warn allows; would_deny tells where no enforcing grant would have, whatever their order."""
+    trial = grant(mode=GrantMode.WARN, id="1")
+    decision = policy(trial).decide("user:ann", "team/a", PULL)
+    assert (decision.allowed, decision.would_deny, decision.grant) == (True, True, "1")
+    assert "on trial" in decision.reason
+    for others in ([trial, grant(id="2")], [grant(id="2"), trial]):
+        decision = policy(*others).decide("user:ann", "team/a", PULL)
+        assert (decision.allowed, decision.would_deny, decision.grant) == (True, False, "2")
+    expired = grant(id="2", expires_at=50)
+    assert policy(trial, expired).decide("user:ann", "team/a", PULL, now=51).would_deny
+
+
+def test_expiry_is_not_broken_by_memory() -> None:
+    """A decision that was remembered ends when its grant does, to the second; the other grants stand in."""
+    judge = policy(grant(expires_at=100))
+    assert judge.decide("user:ann", "team/a", PULL, now=50).allowed
+    assert judge.decide("user:ann", "team/a", PULL, now=99.9).allowed
+    assert not judge.decide("user:ann", "team/a", PULL, now=100).allowed
+    assert not judge.decide("user:ann", "team/a", PULL, now=200).allowed
+    judge = policy(grant(expires_at=100, id="1"), grant(expires_at=200, id="2"), grant(mode=GrantMode.WARN, id="3"))
+    assert [judge.decide("user:ann", "team/a", PULL, now=now).grant for now in (50, 150, 250)] == ["1", "2", "3"]
+    live = policy(grant(expires_at=time.time() + 3600))
+    assert live.decide("user:ann", "team/a", PULL).allowed
+    assert not policy(grant(expires_at=time.time() - 1)).decide("user:ann", "team/a", PULL).allowed
+
+
+def test_remembers_no_more_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names come from callers: the memory of decisions does not grow with them."""
+    monkeypatch.setattr(module, "_REMEMBERED_DECISIONS", 100)
+    judge = policy(grant())
+    for number in range(1000):
+        assert judge.decide("user:ann", f"team/{number}", PULL).allowed
+        assert len(judge._decided) <= 100
+
+
+def test_generations() -> None:
+    """A generation is that of the subject, 0 where none was set, None where there is no such subject."""
+    judge = policy(users=(ANN, BOB, User("off", "h", is_disabled=True)))
+    assert judge.generation("user:ann") == 4
+    assert judge.generation("user:bob") == 0
+    assert judge.generation("anonymous") == 0
+    for subject in ("user:ghost", "user:off", "robot:ci", "group:dev", ""):
+        assert judge.generation(subject) is None
+
+
+def test_a_disabled_user_may_do_nothing() -> None:
+    """Not even what anonymous may."""
+    judge = policy(grant("anonymous", "**"), users=(User("off", "h", is_disabled=True),))
+    decision = judge.decide("user:off", "a", PULL)
+    assert not decision.allowed
+    assert decision.reason == "user:off is disabled"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (repository_access("team/a", PULL), {"pull"}),
+        (repository_access("team/a", PULL, PUSH, DELETE), {"pull", "push"}),
+        (Access("repository", "team/a", frozenset({"*"})), {"pull", "push"}),
+        (Access("repository", "team/a", frozenset({"pull", "fly"})), {"pull"}),
+        (repository_access("team/a", DELETE), None),
+        (Access("repository", "team/a", frozenset({"create"})), None),  # tokens say push
+        (Access("repository", "team/a", frozenset()), None),
+        (repository_access("other", PULL), None),
+        (Access("repository", "Team/../a", frozenset({"pull"})), None),
+        (Access("repository", "host:5000/team/a", frozenset({"pull"})), None),
+        (Access("plugin", "team/a", frozenset({"pull"})), None),
+        (Access("registry", "other", frozenset({"*"})), None),
+    ],
+)
+def test_a_token_carries_the_intersection(asked: Access, expected: set[str] | None) -> None:
+    """What is asked for and granted, and nothing else; a right to create is a right to push in a token."""
+    judge = policy(grant("user:ann", "team/*", PULL, CREATE, tags="v*"))
+    found = judge.allowed_access("user:ann", asked)
+    assert (None if found is None else found.actions) == expected
+    assert found is None or (found.type, found.name) == (asked.type, asked.name)
+
+
+def test_everyone_may_list_the_catalogue() -> None:
+    """``registry:catalog:*`` is given to all; the list shows them only what they may pull."""
+    for subject in ("user:ann", "anonymous"):
+        assert policy().allowed_access(subject, CATALOG) == CATALOG
+    assert policy().allowed_access("anonymous", Access("registry", "catalog", frozenset({"pull"}))) is None
+
+
+NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("/".join)
+PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "**", "a*"]), min_size=1, max_size=4).map("/".join)
+SUBJECTS = st.sampled_from(["user:ann", "user:bob", "group:dev", "anonymous"])
+GRANTS = st.builds(
+    grant,
+    SUBJECTS,
+    PATTERNS,
+    st.sampled_from(list(Action)),
+    tags=st.sampled_from(["*", "v*", "x"]),
+    mode=st.sampled_from(list(GrantMode)),
+    expires_at=st.sampled_from([None, 10.0, 30.0]),
+    id=st.uuids().map(str),
+)
+
+
+@given(st.lists(GRANTS, max_size=8), SUBJECTS, NAMES, st.sampled_from(list(Action)), st.sampled_from([None, "v1", "x"]))
+def test_decides_as_a_walk_over_all_grants(
+    grants: list[Grant], subject: str, name: str, action: Action, tag: str | None
+) -> None:
+    """The index changes nothing: the decision is that of looking at every grant, one by one."""
+    judge = Policy([ANN, BOB], [Group("dev", ("ann",))], grants, {})
+    holders = {subject, "anonymous"} | ({"group:dev"} if subject == "user:ann" else set())
+    for now in (5.0, 20.0, 40.0):
+        modes = {
+            each.mode
+            for each in grants
+            if each.subject in holders
+            and (action in each.actions or (action is CREATE and PUSH in each.actions))
+            and compile_repository_pattern(each.repository).fullmatch(name)
+            and (each.expires_at is None or now < each.expires_at)
+            and (
+                each.tags == "*"
+                or (tag is None and action is not DELETE)
+                or (tag == "v1" and each.tags == "v*")
+                or tag == each.tags
+            )
+        }
+        decision = judge.decide(subject, name, action, tag, now)
+        assert decision.allowed == bool(modes)
+        assert decision.would_deny == (modes == {GrantMode.WARN})

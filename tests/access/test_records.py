@@ -1,0 +1,37 @@
+"""Records: what is stored comes back the same."""
+
+import json
+from typing import Any
+
+from registry_proxy.access.records import Grant, GrantMode, Group, User, grant_of, group_of, user_of
+from registry_proxy.ports import Record
+from registry_proxy.spec.scope import Action
+
+
+def _through_json(value: dict[str, Any]) -> dict[str, Any]:
+    copy: dict[str, Any] = json.loads(json.dumps(value))
+    return copy
+
+
+def test_values_come_back_as_they_were() -> None:
+    """Storing and reading gives an equal value, with the revision of the record."""
+    user = User("ann", "hash", is_admin=True, is_disabled=True, groups=("dev",), revision=3)
+    assert user_of(Record("ann", _through_json(user.stored()), 3), ("dev",)) == user
+    group = Group("dev", ("ann", "bob"), revision=4)
+    assert group_of(Record("dev", _through_json(group.stored()), 4)) == group
+    grant = Grant(
+        id="1",
+        subject="group:dev",
+        repository="a/**",
+        actions=frozenset({Action.PULL, Action.CREATE}),
+        tags="v*",
+        mode=GrantMode.WARN,
+        expires_at=1.5,
+        revision=5,
+    )
+    assert grant_of(Record("1", _through_json(grant.stored()), 5)) == grant
+
+
+def test_a_user_never_shows_its_hash() -> None:
+    """The password hash is in no repr, which may reach a log."""
+    assert "secret-hash" not in repr(User("ann", "secret-hash"))

@@ -1,0 +1,66 @@
+"""Subjects: text with a kind, and names that cannot be taken for something else."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry_proxy.access.subject import Subject, SubjectKind, group_subject, is_name, parse_subject, user_subject
+
+
+@pytest.mark.parametrize("text", ["user:ann", "robot:ci", "group:dev", "anonymous", "user:a.b@c.org", "user:A-1+x_"])
+def test_text_and_value_are_one(text: str) -> None:
+    """Parsing and formatting give the text back."""
+    assert str(parse_subject(text)) == text
+
+
+def test_parses_kind_and_name() -> None:
+    """Each kind is told apart."""
+    assert parse_subject("user:ann") == Subject(SubjectKind.USER, "ann")
+    assert parse_subject("anonymous") == Subject(SubjectKind.ANONYMOUS, "")
+    assert user_subject("ann") == "user:ann"
+    assert group_subject("dev") == "group:dev"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ann",
+        "user:",
+        ":ann",
+        "user:a:b",
+        "user:robot$ci",
+        "User:ann",
+        "anonymous:",
+        "anonymous:x",
+        "user: ann",
+        "user:ann\n",
+        "user:ä",
+        "user:-a",
+        "user:.a",
+        "token:x",
+        "user:" + "a" * 129,
+        "user:oidc",
+        "user:a/b",
+    ],
+)
+def test_refuses_what_is_no_subject(text: str) -> None:
+    """Everything else raises ValueError in words."""
+    with pytest.raises(ValueError, match="expected user:NAME"):
+        parse_subject(text)
+
+
+@given(st.text())
+def test_any_text_is_a_subject_or_a_value_error(text: str) -> None:
+    """No text raises anything else, and what parses formats back."""
+    with contextlib.suppress(ValueError):
+        assert str(parse_subject(text)) == text
+
+
+@given(st.text(min_size=1))
+def test_names_hold_no_separator(text: str) -> None:
+    """A name never has what Basic, robots, paths or header lines give a meaning."""
+    if is_name(text):
+        assert not set(text) & set(":$/ \r\n\t\0%,;\"'\\")
