@@ -1,0 +1,218 @@
+"""The nginx configurations that are shipped: nginx takes them, and what passes through stays what it was."""
+
+import asyncio
+import json
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
+from yarl import URL
+
+from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.fakes.images import make_image, random_bytes
+from tests.servers import Server, free_port, running
+
+CONFIGURATION = Path(__file__).parents[2] / "nginx" / "tls.conf"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A self-signed certificate of 127.0.0.1; ``folder`` also holds it as ca.crt, as skopeo wants it."""
+
+    folder: Path
+
+    @property
+    def certificate(self) -> Path:
+        """The certificate, which is its own authority."""
+        return self.folder / "ca.crt"
+
+    @property
+    def key(self) -> Path:
+        """Its private key."""
+        return self.folder / "private.pem"
+
+    def context(self) -> ssl.SSLContext:
+        """Return what a client needs to trust it."""
+        return ssl.create_default_context(cafile=str(self.certificate))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Make a certificate with openssl."""
+    made = Certificate(tmp_path_factory.mktemp("tls"))
+    command = [require_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(made.key), "-out", str(made.certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return made
+
+
+def nginx_server(root: Path, certificate: Certificate, backend_port: int) -> Server:
+    """Describe an nginx that runs the shipped configuration; only places on this machine are changed."""
+    root.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    text = CONFIGURATION.read_text()
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {root}/{kind};" for kind in kinds)
+    for shipped, here in (
+        ("user www-data;", ""),
+        ("/run/nginx.pid", f"{root}/pid"),
+        ("/var/log/nginx/error.log", f"{root}/error.log"),
+        ("/var/log/nginx/registry.log", f"{root}/access.log"),
+        ("http {", f"http {{ {temporary}"),
+        ("server 127.0.0.1:5000;", f"server 127.0.0.1:{backend_port};"),
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
+        ("/etc/ssl/certs/registry.pem", str(certificate.certificate)),
+        ("/etc/ssl/private/registry.key", str(certificate.key)),
+    ):
+        assert text.count(shipped) == 1, shipped
+        text = text.replace(shipped, here)
+    config = root / "nginx.conf"
+    config.write_text(text)
+    return Server(
+        [require_program("nginx"), "-e", "stderr", "-c", str(config), "-g", "daemon off;"], port, root / "log"
+    )
+
+
+StartNginx = Callable[[int], Server]
+
+
+@pytest.fixture
+def start_nginx(tmp_path: Path, certificate: Certificate) -> Iterator[StartNginx]:
+    """Return a function that starts nginx in front of a port of 127.0.0.1."""
+    with ExitStack() as stack:
+        yield lambda port: stack.enter_context(running(nginx_server(tmp_path / "nginx", certificate, port)))
+
+
+@pytest.fixture
+async def session(certificate: Certificate) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a client that trusts the certificate and sends URLs as they are written."""
+    connector = aiohttp.TCPConnector(ssl=certificate.context(), force_close=True)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(30)) as opened:
+        yield opened
+
+
+def https(nginx: Server, path: str = "/v2/") -> URL:
+    """Return an address of nginx, escapes untouched."""
+    return URL(f"https://127.0.0.1:{nginx.port}{path}", encoded=True)
+
+
+def test_nginx_takes_the_shipped_configuration(tmp_path: Path, certificate: Certificate) -> None:
+    """`nginx -t` finds nothing wrong, not even a warning."""
+    server = nginx_server(tmp_path / "nginx", certificate, 5000)
+    checked = subprocess.run([*server.arguments, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "warn" not in checked.stderr, checked.stderr
+
+
+def test_the_admin_listener_is_not_named() -> None:
+    """No address of the admin listener appears outside comments."""
+    active = [line.partition("#")[0] for line in CONFIGURATION.read_text().splitlines()]
+    assert not any("5080" in line or "admin" in line for line in active)
+
+
+async def test_where_the_client_called_is_passed_on(start_nginx: StartNginx, session: aiohttp.ClientSession) -> None:
+    """The backend learns host with port, scheme and address from nginx, whatever the client claims in their place."""
+    seen: list[web.BaseRequest] = []
+
+    async def backend(request: web.BaseRequest) -> web.Response:
+        seen.append(request)
+        return web.Response()
+
+    async with RawTestServer(backend) as server:
+        assert server.port is not None
+        nginx = start_nginx(server.port)
+        claims = dict.fromkeys(("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Request-ID"), "6.6.6.6")
+        async with session.get(https(nginx), headers=claims) as answer:
+            assert answer.status == 200
+    headers = seen[0].headers
+    assert headers["Host"] == headers["X-Forwarded-Host"] == f"127.0.0.1:{nginx.port}"
+    assert headers.getall("X-Forwarded-Proto") == ["https"]
+    assert headers.getall("X-Forwarded-For") == ["127.0.0.1"]
+    assert len(headers["X-Request-ID"]) == 32
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/a%2Fb/manifests/x", "/v2/a//b/tags/list", "/v2/%2e%2e/tags/list?last=a%2Bb&n=5", "/v2/a/blobs/sha256%3Aab"],
+)
+async def test_the_request_line_is_passed_on_as_it_came(
+    start_nginx: StartNginx, session: aiohttp.ClientSession, path: str
+) -> None:
+    """Escapes, doubled slashes and the query reach the proxy untouched: it judges the name that the client sent."""
+    seen: list[str] = []
+
+    async def backend(request: web.BaseRequest) -> web.Response:
+        seen.append(request.raw_path)
+        return web.Response()
+
+    async with RawTestServer(backend) as server:
+        assert server.port is not None
+        nginx = start_nginx(server.port)
+        async with session.get(https(nginx, path)) as answer:
+            assert answer.status == 200
+    assert seen == [path]
+
+
+async def test_bodies_stream_both_ways(start_nginx: StartNginx, session: aiohttp.ClientSession) -> None:
+    """The first bytes arrive before the last are sent, in requests and answers: nothing waits for a whole layer."""
+    upload_seen, download_seen = asyncio.Event(), asyncio.Event()
+
+    async def backend(request: web.BaseRequest) -> web.StreamResponse:
+        assert await request.content.readexactly(5) == b"first"
+        upload_seen.set()
+        assert await request.content.read() == b"x" * 3_000_000
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(b"first")
+        await download_seen.wait()
+        await answer.write(b"last")
+        return answer
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first"
+        await upload_seen.wait()
+        yield b"x" * 3_000_000
+
+    async with RawTestServer(backend) as server, asyncio.timeout(30):
+        assert server.port is not None
+        nginx = start_nginx(server.port)
+        async with session.patch(https(nginx, "/v2/a/blobs/uploads/s?_state=secret"), data=body()) as answer:
+            assert await answer.content.readexactly(5) == b"first"
+            download_seen.set()
+            assert await answer.content.read() == b"last"
+    nginx.stop()
+    logged = (nginx.log.parent / "access.log").read_text()
+    assert "PATCH /v2/a/blobs/uploads/s" in logged
+    assert "secret" not in logged
+
+
+def test_an_image_is_pushed_and_pulled_through_nginx(
+    start_nginx: StartNginx,
+    start_proxy: StartProxy,
+    start_registry: StartRegistry,
+    certificate: Certificate,
+    tmp_path: Path,
+) -> None:
+    """Skopeo, which checks the certificate, pushes through nginx, proxy and registry, and pulls the same image back."""
+    skopeo = require_program("skopeo")
+    proxy = start_proxy([start_registry()])
+    image = make_image(random_bytes(3_000_000))
+    proxy.add_user("ann", pull_push=["team/**"]).push("team/app", "1", image)
+    nginx = start_nginx(proxy.port)
+    folder, name = f"dir:{tmp_path / 'image'}", f"docker://127.0.0.1:{nginx.port}/team"
+    for direction, source, target in (("src", f"{name}/app:1", folder), ("dest", folder, f"{name}/copy:2")):
+        command = [skopeo, "copy", f"--{direction}-cert-dir", str(certificate.folder)]
+        command += [f"--{direction}-creds", "ann:password of a user", source, target]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+    inspect = [skopeo, "inspect", "--cert-dir", str(certificate.folder), "--creds", "ann:password of a user"]
+    inspected = subprocess.run([*inspect, f"{name}/copy:2"], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(inspected.stdout)["Digest"] == image.digest
