@@ -5,7 +5,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory, UserInput
-from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
-from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
 from registry_proxy.spec.reference import Digest, digest_of
-from registry_proxy.store.open import open_store
 from registry_proxy.tasks import spawn
-from registry_proxy.telemetry.metrics import PrometheusObserver
-from registry_proxy.web.admin import AdminServices, make_admin_app
-from registry_proxy.web.ops import Readiness
+from tests.admin import ADMIN, BOB, CACHE_MAX_BYTES, Node, admin_node
 
-ADMIN = ("admin", "correct horse battery")
-BOB = ("bob", "the password of bob")
 API = "/admin/v1"
 
 
@@ -41,38 +31,11 @@ def _basic(username: str, password: str) -> dict[str, str]:
 
 
 @dataclass
-class Replica:
-    """What health says of a replica."""
-
-    name: str
-    url: str
-    state: ReplicaState = ReplicaState.UP
-    latency_seconds: float | None = 0.0015
-    pending: int = 0
-
-
-@dataclass
-class Upstream:
-    """Replicas in the states a test wants."""
-
-    replicas: list[Replica]
-
-    def status(self) -> Sequence[Replica]:
-        return self.replicas
-
-
-@dataclass
 class Admin:
     """A running admin listener, and what it stands on."""
 
     http: TestClient[Request, Application]
-    directory: Directory
-    control: AccessControl
-    signer: TokenSigner
-    upstreams: dict[str, Upstream]
-    cache: DiskCache
-    observer: PrometheusObserver
-    draining: list[bool]
+    node: Node
 
     async def call(
         self,
@@ -92,39 +55,14 @@ class Admin:
 
     def token(self, subject: str, generation: int = 0) -> str:
         """Issue a token."""
-        return self.signer.issue(subject, generation, (), time.time()).token
+        return self.node.signer.issue(subject, generation, (), time.time()).token
 
 
 @pytest.fixture
 async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
     """Start an admin listener with the users admin (an administrator) and bob."""
-    key_file = str(tmp_path / "key.pem")
-    create_key_file(key_file)
-    verifier, signer = TokenVerifier("registry-proxy"), TokenSigner(key_file, "registry-proxy", 300)
-    observer, draining = PrometheusObserver(), [False]
-    prepare_cache(str(tmp_path / "cache"))
-    cache = DiskCache(str(tmp_path / "cache"), 2**20, 0, observer)
-    upstreams = {
-        "main": Upstream([Replica("a", "http://ann:secret@127.0.0.1:5001"), Replica("b", "http://[::1]:5002/")])
-    }
-    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, changes):
-        directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
-        async with control.publishing(signer):
-            await directory.put_user(ADMIN[0], UserInput(password=ADMIN[1], is_admin=True))
-            await directory.put_user(BOB[0], UserInput(password=BOB[1]))
-            services = AdminServices(
-                directory=directory,
-                control=control,
-                replicas=upstreams,
-                cache=cache,
-                render_metrics=observer.render,
-                readiness=Readiness(upstreams, control, lambda: draining[0]),
-            )
-            async with TestClient(TestServer(make_admin_app(services))) as http:
-                yield Admin(http, directory, control, signer, upstreams, cache, observer, draining)
-        await directory.aclose()
-        await control.aclose()
-    await cache.close()
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        yield Admin(http, node)
 
 
 ROUTES = [
@@ -161,10 +99,8 @@ def _registered(app: Application) -> set[tuple[str, str]]:
 
 async def test_the_table_of_routes_is_complete(admin: Admin) -> None:
     """A route that is added is put into the table of who may use it."""
-    assert admin.http.server is not None
-    app = admin.http.server.app  # type: ignore[attr-defined]  # a TestServer has its application
     known = {(method, path.replace("bob", "x").replace("dev", "x").replace("/1", "/x")) for method, path in ROUTES}
-    assert _registered(app) - known == {("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz")}
+    assert _registered(admin.node.app) - known == {("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz")}
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -190,7 +126,7 @@ async def test_only_an_administrator_gets_in(admin: Admin, method: str, path: st
     refusals.append(await admin.call(method, path, {}, auth=None, headers=bearer))
     for status, problem, _ in refusals:
         assert (status, problem["detail"]) == (403, "this needs a user with the admin's right")
-    assert (await admin.directory.get_user("bob")).groups == ()
+    assert (await admin.node.directory.get_user("bob")).groups == ()
 
 
 async def test_an_administrator_gets_in_by_password_and_by_token(admin: Admin) -> None:
@@ -537,22 +473,22 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
 
 async def test_cache_shows_size_and_hit_ratios(admin: Admin) -> None:
     """Ratios are those of the metrics, null before the first request."""
-    await admin.cache.store(digest_of(b"one"), b"one")
+    await admin.node.cache.store(digest_of(b"one"), b"one")
     for result in (CacheResult.HIT, CacheResult.HIT, CacheResult.HIT, CacheResult.MISS):
-        admin.observer.cache_request(ContentKind.BLOB, result)
+        admin.node.observer.cache_request(ContentKind.BLOB, result)
     _, cache, _ = await admin.call("GET", "/cache")
     assert cache["hit_ratios"] == {"blob": 0.75, "manifest": None}
     assert cache["requests"]["blob"] == {"hit": 3, "miss": 1, "latch": 0}
-    assert (cache["size_bytes"], cache["max_size_bytes"], cache["entries"]) == (3, 2**20, 1)
+    assert (cache["size_bytes"], cache["max_size_bytes"], cache["entries"]) == (3, CACHE_MAX_BYTES, 1)
 
 
 async def test_the_cache_is_purged_by_digest_or_whole(admin: Admin) -> None:
     """A digest names one entry, nothing names all."""
     contents = [b"one", b"two", b"three"]
     for content in contents:
-        await admin.cache.store(digest_of(content), content)
+        await admin.node.cache.store(digest_of(content), content)
     assert (await admin.call("POST", "/cache/purge", {"digest": str(digest_of(b"two"))}))[:2] == (200, {"removed": 1})
-    assert [admin.cache.read_small(digest_of(content)) for content in contents] == [b"one", None, b"three"]
+    assert [admin.node.cache.read_small(digest_of(content)) for content in contents] == [b"one", None, b"three"]
     assert (await admin.call("POST", "/cache/purge"))[:2] == (200, {"removed": 2})
     assert (await admin.call("GET", "/cache"))[1]["size_bytes"] == 0
 
@@ -560,8 +496,8 @@ async def test_the_cache_is_purged_by_digest_or_whole(admin: Admin) -> None:
 async def test_verify_tells_what_rotted_and_drops_it(admin: Admin, tmp_path: Path) -> None:
     """A bit that flipped on disk is found, named, and served no more."""
     good, bad = digest_of(b"good"), digest_of(b"bad")
-    await admin.cache.store(good, b"good")
-    await admin.cache.store(bad, b"bad")
+    await admin.node.cache.store(good, b"good")
+    await admin.node.cache.store(bad, b"bad")
     (file,) = (tmp_path / "cache" / "blobs").rglob(bad.hex)
     file.chmod(0o600)
     file.write_bytes(b"BAD")
@@ -580,7 +516,7 @@ async def test_the_cache_is_verified_by_one_at_a_time(admin: Admin, monkeypatch:
         await release.wait()
         return []
 
-    monkeypatch.setattr(admin.cache, "verify", verify)
+    monkeypatch.setattr(admin.node.cache, "verify", verify)
     first = spawn(admin.call("POST", "/cache/verify"), "first verification")
     await entered.wait()
     assert (await admin.call("POST", "/cache/verify"))[0] == 409
@@ -604,12 +540,12 @@ async def test_readyz_gives_every_reason(admin: Admin) -> None:
     """200 while a replica of each upstream is up or behind; else 503 with all the reasons."""
     async with admin.http.get("/readyz") as response:
         assert (response.status, await response.json()) == (200, {"ready": True, "reasons": []})
-    first, second = admin.upstreams["main"].replicas
+    first, second = admin.node.upstreams["main"].replicas
     first.state, second.state = ReplicaState.BEHIND, ReplicaState.DOWN
     async with admin.http.get("/readyz") as response:
         assert response.status == 200
     first.state = ReplicaState.CREDENTIALS_REFUSED
-    admin.draining[0] = True
+    admin.node.draining[0] = True
     async with admin.http.get("/readyz") as response:
         assert response.status == 503
         reasons = (await response.json())["reasons"]

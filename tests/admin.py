@@ -1,0 +1,91 @@
+"""A real admin listener, with a real SQLite store and cache, and upstreams in the states that a test wants."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.layout import prepare_cache
+from registry_proxy.ports import ReplicaState
+from registry_proxy.store.open import open_store
+from registry_proxy.telemetry.metrics import PrometheusObserver
+from registry_proxy.web.admin import AdminServices, make_admin_app
+from registry_proxy.web.ops import Readiness
+
+ADMIN = ("admin", "correct horse battery")
+BOB = ("bob", "the password of bob")
+CACHE_MAX_BYTES = 2**20
+
+
+@dataclass
+class Replica:
+    """What health says of a replica."""
+
+    name: str
+    url: str
+    state: ReplicaState = ReplicaState.UP
+    latency_seconds: float | None = 0.0015
+    pending: int = 0
+
+
+@dataclass
+class Upstream:
+    """Replicas in the states a test wants."""
+
+    replicas: list[Replica]
+
+    def status(self) -> Sequence[Replica]:
+        return self.replicas
+
+
+def _two_replicas() -> dict[str, Upstream]:
+    return {"main": Upstream([Replica("a", "http://ann:secret@127.0.0.1:5001"), Replica("b", "http://[::1]:5002/")])}
+
+
+@dataclass
+class Node:
+    """What an admin listener stands on, and its application."""
+
+    app: web.Application
+    directory: Directory
+    control: AccessControl
+    signer: TokenSigner
+    cache: DiskCache
+    observer: PrometheusObserver
+    upstreams: dict[str, Upstream]
+    draining: list[bool] = field(default_factory=lambda: [False])
+
+
+@asynccontextmanager
+async def admin_node(root: Path) -> AsyncIterator[Node]:
+    """Open a node below ``root`` with the users admin (an administrator) and bob."""
+    key_file = str(root / "key.pem")
+    create_key_file(key_file)
+    verifier, signer = TokenVerifier("registry-proxy"), TokenSigner(key_file, "registry-proxy", 300)
+    observer, upstreams, draining = PrometheusObserver(), _two_replicas(), [False]
+    prepare_cache(str(root / "cache"))
+    cache = DiskCache(str(root / "cache"), CACHE_MAX_BYTES, 0, observer)
+    async with open_store(f"sqlite:///{root / 'store.db'}", str(root / "page")) as (store, changes):
+        directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
+        async with control.publishing(signer):
+            await directory.put_user(ADMIN[0], UserInput(password=ADMIN[1], is_admin=True))
+            await directory.put_user(BOB[0], UserInput(password=BOB[1]))
+            services = AdminServices(
+                directory=directory,
+                control=control,
+                replicas=upstreams,
+                cache=cache,
+                render_metrics=observer.render,
+                readiness=Readiness(upstreams, control, lambda: draining[0]),
+            )
+            app = make_admin_app(services)
+            yield Node(app, directory, control, signer, cache, observer, upstreams, draining)
+        await directory.aclose()
+        await control.aclose()
+    await cache.close()
