@@ -10,6 +10,7 @@ page, evict.lock, locks/<stripe>, schema
 """
 
 import contextlib
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from registry_proxy.spec.reference import Digest
 
 SCHEMA_VERSION = 1
 SEALED_MODE = 0o444
+LOCK_STRIPES = 64
 _DIRECTORIES = ("blobs", "fills", "uploads", "pins", "repositories", "temp", "locks")
 
 
@@ -47,6 +49,9 @@ class CachePaths:
 
     def pin(self, digest: Digest) -> str:
         return f"{self.root}/pins/{digest.algorithm}-{digest.hex}"
+
+    def lock(self, stripe: int) -> str:
+        return f"{self.root}/locks/{stripe}"
 
     def temporary(self) -> str:
         """Return a name in ``temp`` that no other process or thread uses."""
@@ -110,7 +115,8 @@ def write_small_file(paths: CachePaths, target: str, content: bytes) -> None:
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, content)
+            if os.write(fd, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(fd)
         try:
@@ -159,6 +165,8 @@ def prepare_cache(path: "str | os.PathLike[str]") -> None:
         with os.scandir(f"{paths.root}/{name}") as entries:
             for entry in entries:
                 os.unlink(entry.path)
+    for stripe in range(LOCK_STRIPES):  # a full or read-only disk must not keep anyone from locking
+        os.close(os.open(paths.lock(stripe), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     blobs = scan_blobs(paths)
     accounts = Accounts(f"{paths.root}/page")
     with contextlib.closing(accounts), accounts.locked():

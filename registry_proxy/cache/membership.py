@@ -1,0 +1,157 @@
+"""What each repository holds and what its tags were: small files, seen by every worker of the node at once.
+
+Presence of the file is the membership; its mtime is when that was last confirmed. A component of a repository never
+starts with "_", so the directories below cannot clash with a repository's own components.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, write_small_file
+from registry_proxy.ports import CachedTag, ContentKind, Membership, RoutedRepository
+from registry_proxy.spec.descriptor import Descriptor
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Digest, Tag, parse_digest
+
+_log = logging.getLogger(__name__)
+_MAX_FILE_BYTES = 4096
+_DIRECTORIES = {ContentKind.BLOB: "_blobs", ContentKind.MANIFEST: "_manifests"}
+
+
+class FileMemberships:
+    """Implements ``ports.Memberships`` under ``repositories/`` of the cache directory.
+
+    A disk that takes no more is no error here: what is not remembered is asked again.
+    """
+
+    def __init__(self, path: "str | os.PathLike[str]") -> None:
+        self._paths = CachePaths(os.fspath(path))
+        self._repositories = f"{self._paths.root}/repositories"
+
+    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
+        found = _read(self._member(routed, kind, digest))
+        if found is None:
+            return None
+        document, changed_at_ns = found
+        media_type, size_bytes = document.get("media_type"), document.get("size")
+        if not isinstance(media_type, str) or not isinstance(size_bytes, int):
+            return None
+        return Membership(Descriptor(media_type, digest, size_bytes), _age_seconds(changed_at_ns))
+
+    def remember(self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor) -> None:
+        document = {"media_type": descriptor.media_type, "size": descriptor.size_bytes}
+        self._write(self._member(routed, kind, descriptor.digest), document)
+
+    def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._member(routed, kind, digest))
+
+    def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
+        found = _read(self._tag(routed, tag))
+        if found is None:
+            return None
+        document, changed_at_ns = found
+        try:
+            digest = parse_digest(str(document.get("digest")))
+        except RegistryError:
+            return None
+        stale_before_ns = self._stale_before_ns(routed.upstream)
+        age_seconds = math.inf if changed_at_ns <= stale_before_ns else _age_seconds(changed_at_ns)
+        return CachedTag(digest, age_seconds, (document.get("nonce"), stale_before_ns))
+
+    def remember_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest, *, unless_changed_from: object) -> bool:
+        with self._locked(routed):
+            current = self.find_tag(routed, tag)
+            if (None if current is None else current.version) != unless_changed_from:
+                return False
+            self._write_tag(routed, tag, digest)
+            return True
+
+    def move_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
+        with self._locked(routed):
+            self._write_tag(routed, tag, digest)
+
+    def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None:
+        with self._locked(routed), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._tag(routed, tag))
+
+    def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
+        forgotten: list[Tag] = []
+        with self._locked(routed), contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(f"{self._repositories}/{routed}/_tags")):
+                cached = self.find_tag(routed, Tag(name))
+                if cached is not None and cached.digest == digest:
+                    os.unlink(self._tag(routed, Tag(name)))
+                    forgotten.append(Tag(name))
+        return forgotten
+
+    def forget_repository_tags(self, upstream: str) -> None:
+        self._write(f"{self._repositories}/{upstream}/_stale_before", {})
+
+    def _member(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> str:
+        return f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}/{digest.algorithm}-{digest.hex}"
+
+    def _tag(self, routed: RoutedRepository, tag: Tag) -> str:
+        return f"{self._repositories}/{routed}/_tags/{tag}"
+
+    def _stale_before_ns(self, upstream: str) -> int:
+        try:
+            return os.stat(f"{self._repositories}/{upstream}/_stale_before").st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _write_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
+        # Inode and mtime do not tell two writes apart: a freed inode is used again within one tick of the clock.
+        document = {"digest": str(digest), "nonce": os.urandom(8).hex()}
+        if not self._write(self._tag(routed, tag), document):
+            # A disk that is full still unlinks: an old value must not outlive a push.
+            with contextlib.suppress(OSError):
+                os.unlink(self._tag(routed, tag))
+
+    def _write(self, path: str, document: dict[str, Any]) -> bool:
+        try:
+            write_small_file(self._paths, path, json.dumps(document).encode())
+        except OSError as error:
+            _log.warning("cannot remember what a repository holds: %s", error)
+            return False
+        return True
+
+    @contextmanager
+    def _locked(self, routed: RoutedRepository) -> Iterator[None]:
+        """Exclude the other writers of the repository's tags on this node; what is inside takes microseconds."""
+        stripe = zlib.crc32(str(routed).encode()) % LOCK_STRIPES
+        fd = os.open(self._paths.lock(stripe), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _read(path: str) -> tuple[dict[str, Any], int] | None:
+    """Return the document of a small file and its mtime in ns; None when it is absent or cannot be understood."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        document = json.loads(os.read(fd, _MAX_FILE_BYTES))
+        changed_at_ns = os.fstat(fd).st_mtime_ns
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(fd)
+    return (document, changed_at_ns) if isinstance(document, dict) else None
+
+
+def _age_seconds(changed_at_ns: int) -> float:
+    return max(0.0, time.time() - changed_at_ns / 1e9)

@@ -1,0 +1,189 @@
+"""What repositories hold and what their tags were."""
+
+import math
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry_proxy.cache.layout import prepare_cache
+from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.ports import ContentKind, RoutedRepository
+from registry_proxy.spec.descriptor import OCI_MANIFEST, Descriptor
+from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+
+APP = RoutedRepository("main", Repository("team/app"))
+TEAM = RoutedRepository("main", Repository("team"))
+OTHER = RoutedRepository("hub", Repository("team/app"))
+ONE, TWO, THREE = digest_of(b"1"), digest_of(b"2"), digest_of(b"3")
+LATEST = Tag("latest")
+
+
+@pytest.fixture
+def memberships(cache_path: Path) -> FileMemberships:
+    """Return memberships in a fresh cache."""
+    return FileMemberships(cache_path)
+
+
+def test_membership_is_of_one_repository_upstream_and_kind(memberships: FileMemberships) -> None:
+    """A digest known in one repository, as one kind, is known nowhere else and as nothing else."""
+    descriptor = Descriptor(OCI_MANIFEST, ONE, 7)
+    memberships.remember(APP, ContentKind.MANIFEST, descriptor)
+    found = memberships.find(APP, ContentKind.MANIFEST, ONE)
+    assert found is not None
+    assert found.descriptor == descriptor
+    assert 0 <= found.age_seconds < 60
+    assert memberships.find(APP, ContentKind.BLOB, ONE) is None
+    assert memberships.find(TEAM, ContentKind.MANIFEST, ONE) is None
+    assert memberships.find(OTHER, ContentKind.MANIFEST, ONE) is None
+    assert memberships.find(APP, ContentKind.MANIFEST, TWO) is None
+
+
+def test_forgotten_membership_is_gone_for_every_worker(memberships: FileMemberships, cache_path: Path) -> None:
+    """What one worker forgets another one does not find; forgetting twice is fine."""
+    other = FileMemberships(cache_path)
+    memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
+    assert other.find(APP, ContentKind.BLOB, ONE) is not None
+    memberships.forget(APP, ContentKind.BLOB, ONE)
+    memberships.forget(APP, ContentKind.BLOB, ONE)
+    assert other.find(APP, ContentKind.BLOB, ONE) is None
+
+
+def test_membership_survives_a_restart_and_ages(memberships: FileMemberships, cache_path: Path) -> None:
+    """The age counts from the last confirmation, also after the directory was prepared again."""
+    memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
+    (path,) = (cache_path / "repositories" / str(APP) / "_blobs").iterdir()
+    day_ago = time.time() - 86_400
+    os.utime(path, (day_ago, day_ago))
+    prepare_cache(cache_path)
+    found = FileMemberships(cache_path).find(APP, ContentKind.BLOB, ONE)
+    assert found is not None
+    assert found.age_seconds == pytest.approx(86_400, abs=60)
+    memberships.remember(APP, ContentKind.BLOB, found.descriptor)
+    again = memberships.find(APP, ContentKind.BLOB, ONE)
+    assert again is not None
+    assert again.age_seconds < 60
+
+
+@pytest.mark.parametrize("text", [b"", b"[", b"[]", b"{}", b'{"media_type":1,"size":2}', b"\xff"])
+def test_damaged_records_are_as_if_absent(memberships: FileMemberships, cache_path: Path, text: bytes) -> None:
+    """A record that cannot be understood is asked again, not an error."""
+    memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
+    memberships.move_tag(APP, LATEST, ONE)
+    for directory in ("_blobs", "_tags"):
+        (path,) = (cache_path / "repositories" / str(APP) / directory).iterdir()
+        path.write_bytes(text)
+    assert memberships.find(APP, ContentKind.BLOB, ONE) is None
+    assert memberships.find_tag(APP, LATEST) is None
+
+
+def test_an_answer_asked_for_before_a_push_does_not_undo_it(memberships: FileMemberships) -> None:
+    """remember_tag changes nothing when the entry was written since it was read; a push always wins."""
+    assert memberships.remember_tag(APP, LATEST, ONE, unless_changed_from=None)
+    before = memberships.find_tag(APP, LATEST)
+    assert before is not None
+    memberships.move_tag(APP, LATEST, TWO)
+    assert not memberships.remember_tag(APP, LATEST, ONE, unless_changed_from=before.version)
+    assert not memberships.remember_tag(APP, LATEST, ONE, unless_changed_from=None)
+    after = memberships.find_tag(APP, LATEST)
+    assert after is not None
+    assert after.digest == TWO
+    memberships.forget_tag(APP, LATEST)
+    assert not memberships.remember_tag(APP, LATEST, ONE, unless_changed_from=after.version)
+    assert memberships.find_tag(APP, LATEST) is None
+
+
+def test_writing_the_same_digest_again_is_a_change(memberships: FileMemberships) -> None:
+    """There and back again is noticed: the version is of the write, not of the digest."""
+    memberships.move_tag(APP, LATEST, ONE)
+    before = memberships.find_tag(APP, LATEST)
+    assert before is not None
+    memberships.move_tag(APP, LATEST, TWO)
+    memberships.move_tag(APP, LATEST, ONE)
+    assert not memberships.remember_tag(APP, LATEST, THREE, unless_changed_from=before.version)
+
+
+def test_tags_of_a_deleted_digest_are_forgotten(memberships: FileMemberships) -> None:
+    """All tags on the digest go, in this repository only; the others stay."""
+    for tag, digest in {"a": ONE, "b": TWO, "c": ONE}.items():
+        memberships.move_tag(APP, Tag(tag), digest)
+    memberships.move_tag(TEAM, Tag("a"), ONE)
+    assert memberships.forget_tags_of(APP, ONE) == ["a", "c"]
+    assert memberships.find_tag(APP, Tag("a")) is None
+    assert memberships.find_tag(APP, Tag("b")) is not None
+    assert memberships.find_tag(TEAM, Tag("a")) is not None
+    assert memberships.forget_tags_of(OTHER, ONE) == []
+
+
+def test_tags_of_an_upstream_become_stale_at_once(memberships: FileMemberships, cache_path: Path) -> None:
+    """Known tags are infinitely old after another node moved some, until asked again; other upstreams' are not."""
+    memberships.move_tag(APP, LATEST, ONE)
+    memberships.move_tag(OTHER, LATEST, ONE)
+    before = memberships.find_tag(APP, LATEST)
+    assert before is not None
+    FileMemberships(cache_path).forget_repository_tags("main")
+    stale = memberships.find_tag(APP, LATEST)
+    other = memberships.find_tag(OTHER, LATEST)
+    assert stale is not None
+    assert other is not None
+    assert (stale.digest, stale.age_seconds) == (ONE, math.inf)
+    assert other.age_seconds < 60
+    assert not memberships.remember_tag(APP, LATEST, ONE, unless_changed_from=before.version)
+    stamp = cache_path / "repositories/main/_stale_before"
+    os.utime(stamp, (time.time() - 1, time.time() - 1))
+    memberships.move_tag(APP, LATEST, TWO)
+    fresh = memberships.find_tag(APP, LATEST)
+    assert fresh is not None
+    assert fresh.age_seconds < 60
+
+
+def test_a_full_disk_never_leaves_an_old_tag_after_a_push(
+    memberships: FileMemberships, cache_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A push whose tag cannot be written removes the old entry, and nothing is raised."""
+    memberships.move_tag(APP, LATEST, ONE)
+    (cache_path / "temp").rmdir()
+    memberships.move_tag(APP, LATEST, TWO)
+    memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
+    assert memberships.find_tag(APP, LATEST) is None
+    assert memberships.find(APP, ContentKind.BLOB, ONE) is None
+    assert "cannot remember" in caplog.text
+
+
+_DIGESTS = st.sampled_from([ONE, TWO, THREE])
+_STEPS = st.lists(st.tuples(st.sampled_from(["read", "remember", "move", "forget", "stale"]), _DIGESTS), max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=_STEPS)
+def test_compare_and_set_against_a_model(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Digest]]
+) -> None:
+    """Whatever the order: remember_tag writes exactly when nothing was written since its version was read."""
+    path = tmp_path_factory.mktemp("cache")
+    prepare_cache(path)
+    memberships = FileMemberships(path)
+    writes, seen_writes, version, expected = 0, 0, None, None
+    for step, digest in steps:
+        if step == "read":
+            cached = memberships.find_tag(APP, LATEST)
+            assert (None if cached is None else cached.digest) == expected
+            version, seen_writes = (None if cached is None else cached.version), writes
+        elif step == "remember":
+            written = memberships.remember_tag(APP, LATEST, digest, unless_changed_from=version)
+            unchanged_absence = version is None and expected is None
+            assert written == (seen_writes == writes or unchanged_absence)
+            expected, writes = (digest, writes + 1) if written else (expected, writes)
+        elif step == "move":
+            memberships.move_tag(APP, LATEST, digest)
+            expected, writes = digest, writes + 1
+        elif step == "forget":
+            memberships.forget_tag(APP, LATEST)
+            writes += expected is not None
+            expected = None
+        else:
+            memberships.forget_repository_tags("main")
+            writes += expected is not None
