@@ -19,6 +19,13 @@ class UpstreamUnavailableError(Exception):
     """No replica could answer: down, or behind where a current one is needed. Becomes a 503, never a 404."""
 
 
+class AbsenceUnknownError(UpstreamUnavailableError):
+    """The replicas that answered do not hold it, the others could not be asked: neither a 404 nor its contrary.
+
+    Where a false "absent" costs no more than an upload (HEAD before a push), it may be taken for one.
+    """
+
+
 class CacheUnavailableError(Exception):
     """The cache cannot take this content (no space, too big, read-only disk, I/O error): pass it through instead."""
 

@@ -1,0 +1,329 @@
+"""One replica over HTTP: both sides of the protocol (spec, "Endpoints"), the oddities of registries smoothed."""
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from registry_proxy.ports import ByteStream, Observer
+from registry_proxy.spec.byterange import parse_content_range
+from registry_proxy.spec.descriptor import (
+    BLOB_MEDIA_TYPE,
+    MANIFEST_MAX_BYTES,
+    MANIFEST_MEDIA_TYPES,
+    Descriptor,
+    Manifest,
+)
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of, is_repository, is_tag, parse_digest
+from registry_proxy.spec.scope import CATALOG, Action, format_scope, repository_access
+from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError, parse_errors, refusal
+from registry_proxy.upstream.listing import list_names
+from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
+from registry_proxy.upstream.streams import BlobStream
+from registry_proxy.upstream.transport import Request, Transport
+
+_ACCEPT = {"Accept": ", ".join(MANIFEST_MEDIA_TYPES)}
+_UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/[^/]*")
+_MANIFEST_CODES = frozenset({ErrorCode.MANIFEST_INVALID, ErrorCode.MANIFEST_BLOB_UNKNOWN, ErrorCode.MANIFEST_UNKNOWN})
+
+
+def _scope(repository: str, *actions: Action) -> tuple[str, ...]:
+    return (format_scope(repository_access(repository, *actions)),)
+
+
+class HttpReplicaClient:
+    """A ``ReplicaClient`` over HTTP.
+
+    Every method raises RegistryError (what the registry refuses; 502 when it answers wrongly or refuses our
+    credentials) and ReplicaFailedError (it did not answer; 429; 5xx).
+
+    Args:
+        address: where the replica is and how to log in.
+        timeouts: in seconds.
+        sessions: its connections; closed by whoever opened them.
+        observer: is told the outcome of each request.
+    """
+
+    def __init__(self, address: ReplicaAddress, timeouts: Timeouts, sessions: Sessions, observer: Observer) -> None:
+        self._name = address.name
+        self._transport = Transport(address, timeouts, sessions, observer)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def probe(self) -> None:
+        """Return when it is a registry that takes our credentials.
+
+        Raises:
+            AccessRefusedError, BadUpstreamError, ReplicaFailedError: it is not.
+        """
+        await self._transport.probe()
+
+    # ------------------------------------------------------------ manifests
+
+    async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
+        """Return what the tag is: by HEAD; by GET where that does not tell."""
+        async with self._transport.request(self._manifest_request("HEAD", repository, tag)) as response:
+            if response.status != 405:
+                await self._check_found(response, ErrorCode.MANIFEST_UNKNOWN, {"tag": tag})
+                size_bytes, media_type = response.content_length, response.headers.get("Content-Type")
+                if (text := response.headers.get("Docker-Content-Digest")) and media_type and size_bytes is not None:
+                    return Descriptor(media_type, self._parse_digest(text), size_bytes)
+        return (await self._get_manifest(repository, tag)).descriptor
+
+    async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        return await self._get_manifest(repository, digest)
+
+    async def _get_manifest(self, repository: Repository, tag_or_digest: Tag | Digest) -> Manifest:
+        started_at = time.monotonic()
+        async with self._transport.request(self._manifest_request("GET", repository, tag_or_digest)) as response:
+            key = "digest" if isinstance(tag_or_digest, Digest) else "tag"
+            await self._check_found(response, ErrorCode.MANIFEST_UNKNOWN, {key: str(tag_or_digest)})
+            body = await self._transport.read_body(response, MANIFEST_MAX_BYTES)
+            media_type = response.headers.get("Content-Type", "")
+        if body is None:
+            raise BadUpstreamError(self._name, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
+        digest = tag_or_digest if isinstance(tag_or_digest, Digest) else digest_of(body)
+        if not digest.matches(body):
+            raise self._mismatch("GET", "the manifest's bytes are not those of its digest", started_at)
+        return Manifest(Descriptor(media_type, digest, len(body)), body)
+
+    def _manifest_request(self, method: str, repository: Repository, tag_or_digest: Tag | Digest) -> Request:
+        target = self._transport.target(f"/v2/{repository}/manifests/{tag_or_digest}")
+        return Request(method=method, target=target, scopes=_scope(repository, Action.PULL), headers=_ACCEPT)
+
+    async def put_manifest(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
+        started_at = time.monotonic()
+        request = Request(
+            method="PUT",
+            target=self._transport.target(f"/v2/{repository}/manifests/{tag_or_digest}"),
+            scopes=_scope(repository, Action.PULL, Action.PUSH),
+            headers={"Content-Type": manifest.descriptor.media_type},
+            body=manifest.body,
+            takes_long=True,
+        )
+        async with self._transport.request(request) as response:
+            if response.status in {200, 201, 202}:
+                stored = response.headers.get("Docker-Content-Digest")
+                if stored is not None and stored != str(manifest.descriptor.digest):
+                    raise self._mismatch("PUT", "it stored the manifest under another digest", started_at)
+                return
+            body = await self._transport.read_error(response)
+            status = response.status
+        if status >= 500:
+            # distribution 2.8.2 answers 500 to what it holds against the manifest (a foreign layer, say).
+            if not any(code in _MANIFEST_CODES for code, _ in parse_errors(body)):
+                raise ReplicaFailedError(f"{self._name}: it answers {status}", "5xx")
+            status = 400
+        raise refusal(self._name, status, body, ErrorCode.MANIFEST_INVALID)
+
+    async def delete_manifest(self, repository: Repository, digest: Digest) -> None:
+        await self._delete(repository, f"/v2/{repository}/manifests/{digest}", ErrorCode.MANIFEST_UNKNOWN)
+
+    # ------------------------------------------------------------ blobs
+
+    async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
+        async with self._transport.request(self._blob_request("HEAD", repository, digest, 0)) as response:
+            if response.status != 405:
+                await self._check_blob(response, digest)
+                if response.content_length is not None:
+                    return Descriptor(BLOB_MEDIA_TYPE, digest, response.content_length)
+        async with self.open_blob(repository, digest) as stream:
+            if stream.size_bytes is None:
+                raise BadUpstreamError(self._name, "it does not tell the size of a blob")
+            return Descriptor(BLOB_MEDIA_TYPE, digest, stream.size_bytes)
+
+    @asynccontextmanager
+    async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> AsyncIterator[ByteStream]:
+        async with self._transport.request(self._blob_request("GET", repository, digest, offset)) as response:
+            await self._check_blob(response, digest)
+            begin, size_bytes = self._extent(response, offset)
+            yield BlobStream(
+                response,
+                self._name,
+                offset=begin,
+                size_bytes=size_bytes,
+                stall_seconds=self._transport.timeouts.stall,
+                failed=lambda outcome, started_at: self._transport.count("GET", outcome, started_at),
+            )
+
+    def _extent(self, response: aiohttp.ClientResponse, offset: int) -> tuple[int, int | None]:
+        """Return (offset, size of the whole) of the bytes in an answer; trap 31: a part is never taken for a whole."""
+        if response.status == 200:
+            return 0, response.content_length
+        part = parse_content_range(response.headers.get("Content-Range"))
+        if response.status != 206 or offset == 0 or part is None or part[0].first != offset:
+            raise self._mismatch("GET", f"it answers {response.status} with another range than asked", time.monotonic())
+        if response.content_length not in {None, part[0].size_bytes}:
+            raise self._mismatch("GET", "its Content-Range and Content-Length differ", time.monotonic())
+        return offset, part[1]
+
+    def _blob_request(self, method: str, repository: Repository, digest: Digest, offset: int) -> Request:
+        return Request(
+            method=method,
+            target=self._transport.target(f"/v2/{repository}/blobs/{digest}"),
+            scopes=_scope(repository, Action.PULL),
+            headers={"Range": f"bytes={offset}-"} if offset else {},
+        )
+
+    async def _check_blob(self, response: aiohttp.ClientResponse, digest: Digest) -> None:
+        await self._check_found(response, ErrorCode.BLOB_UNKNOWN, {"digest": str(digest)})
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise self._mismatch(response.method, "it sends a blob compressed", time.monotonic())
+        if response.headers.get("Docker-Content-Digest", str(digest)) != str(digest):
+            raise self._mismatch(response.method, "it names another digest", time.monotonic())
+        if response.content_type == "text/html" and "Docker-Content-Digest" not in response.headers:
+            raise BadUpstreamError(self._name, "it sends a page of HTML as a blob")
+
+    async def delete_blob(self, repository: Repository, digest: Digest) -> None:
+        await self._delete(repository, f"/v2/{repository}/blobs/{digest}", ErrorCode.BLOB_UNKNOWN)
+
+    # ------------------------------------------------------------ lists
+
+    async def list_tags(self, repository: Repository) -> list[Tag]:
+        target = self._transport.target(f"/v2/{repository}/tags/list?n=1000")
+        request = Request(method="GET", target=target, scopes=_scope(repository, Action.PULL), headers={})
+        names = await list_names(self._transport, request, "tags", {"repository": repository})
+        return sorted(name for name in names if is_tag(name))
+
+    async def list_repositories(self) -> list[Repository]:
+        target = self._transport.target("/v2/_catalog?n=1000")
+        request = Request(method="GET", target=target, scopes=(format_scope(CATALOG),), headers={})
+        names = await list_names(self._transport, request, "repositories", {"registry": self._name})
+        return sorted(name for name in names if is_repository(name))
+
+    # ------------------------------------------------------------ uploads
+
+    async def start_upload(self, repository: Repository) -> str:
+        async with self._transport.request(self._post(repository, "", ())) as response:
+            if response.status != 202:
+                raise await self._refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
+            return self._location(response)
+
+    async def append_upload(self, location: str, body: AsyncIterator[bytes], size_bytes: int | None) -> str:
+        request = Request(
+            method="PATCH",
+            target=location,
+            scopes=self._upload_scope(location),
+            headers={"Content-Type": BLOB_MEDIA_TYPE},
+            body=body,
+            size_bytes=size_bytes,
+        )
+        async with self._transport.request(request) as response:
+            if response.status not in {202, 204}:
+                raise await self._refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
+            return self._location(response)
+
+    async def commit_upload(self, location: str, digest: Digest) -> None:
+        await self._put_blob(location, digest, b"", None)
+
+    async def cancel_upload(self, location: str) -> None:
+        scopes = self._upload_scope(location)
+        request = Request(method="DELETE", target=location, scopes=scopes, headers={})
+        async with self._transport.request(request) as response:
+            if response.status >= 300 and response.status != 404:
+                raise await self._refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
+
+    async def push_blob(
+        self, repository: Repository, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]
+    ) -> None:
+        location = await self.start_upload(repository)
+        await self._put_blob(location, descriptor.digest, body(), descriptor.size_bytes)
+
+    async def mount_blob(self, repository: Repository, digest: Digest, from_repository: Repository) -> bool:
+        scopes = _scope(from_repository, Action.PULL)
+        request = self._post(repository, f"?mount={digest}&from={from_repository}", scopes)
+        async with self._transport.request(request) as response:
+            if response.status == 201:
+                return True
+            if response.status != 202:
+                raise await self._refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
+            location = self._location(response)
+        await self.cancel_upload(location)
+        return False
+
+    async def _put_blob(
+        self, location: str, digest: Digest, body: bytes | AsyncIterator[bytes], size_bytes: int | None
+    ) -> None:
+        started_at = time.monotonic()
+        request = Request(
+            method="PUT",
+            target=f"{location}{'&' if '?' in location else '?'}digest={digest}",
+            scopes=self._upload_scope(location),
+            headers={"Content-Type": BLOB_MEDIA_TYPE},
+            body=body,
+            size_bytes=size_bytes,
+            takes_long=True,
+        )
+        async with self._transport.request(request) as response:
+            if response.status in {201, 204}:
+                stored = response.headers.get("Docker-Content-Digest")
+                if stored is not None and stored != str(digest):
+                    raise self._mismatch("PUT", "it stored the blob under another digest", started_at)
+                return
+            if response.status >= 500:
+                raise ReplicaFailedError(f"{self._name}: it answers {response.status}", "5xx")
+            raise await self._refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
+
+    def _post(self, repository: Repository, query: str, more_scopes: tuple[str, ...]) -> Request:
+        return Request(
+            method="POST",
+            target=self._transport.target(f"/v2/{repository}/blobs/uploads/{query}"),
+            scopes=_scope(repository, Action.PULL, Action.PUSH) + more_scopes,
+            headers={},
+            body=b"",
+        )
+
+    def _upload_scope(self, location: str) -> tuple[str, ...]:
+        match = _UPLOAD.fullmatch(self._transport.path_of(location))
+        return _scope(match[1], Action.PULL, Action.PUSH) if match else ()
+
+    def _location(self, response: aiohttp.ClientResponse) -> str:
+        location = response.headers.get("Location")
+        if not location:
+            raise BadUpstreamError(self._name, "it starts an upload without a Location")
+        return self._transport.local_target(location, response.url.raw_path_qs)
+
+    # ------------------------------------------------------------ refusals
+
+    async def _delete(self, repository: Repository, path: str, unknown: ErrorCode) -> None:
+        scopes = (*_scope(repository, Action.DELETE),)
+        request = Request(method="DELETE", target=self._transport.target(path), scopes=scopes, headers={})
+        async with self._transport.request(request) as response:
+            if response.status in {200, 202, 204, 404}:
+                return
+            if response.status == 405:
+                raise RegistryError(
+                    ErrorCode.UNSUPPORTED, "the upstream registry does not delete", detail={"replica": self._name}
+                )
+            raise await self._refusal(response, unknown)
+
+    async def _check_found(self, response: aiohttp.ClientResponse, unknown: ErrorCode, detail: dict[str, str]) -> None:
+        """Raise unless the answer has what was asked for."""
+        if response.status in {200, 206}:
+            return
+        if response.status != 404:
+            raise self._mismatch(response.method, f"it answers {response.status}", time.monotonic())
+        if response.content_type in {"text/html", "text/plain"}:
+            # A load balancer without its registry says so, too: that is not the registry's word.
+            raise BadUpstreamError(self._name, f"it answers 404 with {response.content_type}, as no registry does")
+        errors = [] if response.method == "HEAD" else parse_errors(await self._transport.read_error(response))
+        code = next((code for code, _ in errors if code.status == 404), unknown)
+        raise RegistryError(code, "no such content in the upstream registry", detail=detail)
+
+    async def _refusal(self, response: aiohttp.ClientResponse, default: ErrorCode) -> RegistryError:
+        return refusal(self._name, response.status, await self._transport.read_error(response), default)
+
+    def _mismatch(self, method: str, reason: str, started_at: float) -> ReplicaFailedError:
+        self._transport.count(method, "mismatch", started_at)
+        return ReplicaFailedError(f"{self._name}: {reason}", "mismatch")
+
+    def _parse_digest(self, text: str) -> Digest:
+        try:
+            return parse_digest(text)
+        except RegistryError as error:
+            raise BadUpstreamError(self._name, "it names a digest that is none") from error

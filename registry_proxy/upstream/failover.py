@@ -1,0 +1,332 @@
+"""Reading from whichever replica can answer: the next one before the first byte, 404 only when it is certain."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from registry_proxy.ports import (
+    AbsenceUnknownError,
+    ByteStream,
+    FillFailedError,
+    Marks,
+    MarkSource,
+    ReplicaState,
+    RoutedRepository,
+    StorageKind,
+    UpstreamUnavailableError,
+)
+from registry_proxy.spec.descriptor import Descriptor, Manifest
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Repository, Tag
+from registry_proxy.upstream.client import HttpReplicaClient
+from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
+from registry_proxy.upstream.replicas import UpstreamReplicas
+from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
+
+_T = TypeVar("_T")
+_RETRY_PAUSE_SECONDS = 0.5
+"""How soon a patient reader looks again when no replica changed its state: marks are cleared without a word."""
+
+_DOUBT_SECONDS = 60.0
+_DOUBTS_MAX = 1000
+_CONTENT_OUTCOMES = frozenset({"cut", "stall", "mismatch"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of the replicas: of a tag, of a digest, or (neither) of a list."""
+
+    routed: RoutedRepository
+    unknown: ErrorCode
+    tag: Tag | None = None
+    digest: Digest | None = None
+
+    @property
+    def key(self) -> str:
+        return str(self.digest) if self.digest else f"{self.routed}:{self.tag}"
+
+    @property
+    def detail(self) -> dict[str, str]:
+        fields = {"tag": self.tag, "digest": self.digest and str(self.digest)}
+        return {key: value for key, value in fields.items() if value}
+
+    def standing(self, name: str, marks: Marks, *, is_askable: bool, is_doubted: bool) -> Standing:
+        """Return what is known of a replica for this question."""
+        return Standing(
+            name,
+            is_askable=is_askable,
+            is_current=not marks.misses_any(name, self.routed),
+            is_exempt=self.tag is not None and marks.misses_tag(name, self.routed, self.tag),
+            is_deleted=self.digest is not None and marks.has_tombstone(name, self.routed, self.digest),
+            is_doubted=is_doubted,
+        )
+
+
+@dataclass(slots=True)
+class _Round:
+    """What the replicas said to one question."""
+
+    question: _Question
+    standings: list[Standing]
+    absent: dict[str, RegistryError] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
+
+
+class _ReportedStream:
+    """A ``ByteStream`` that tells its failures."""
+
+    def __init__(self, stream: ByteStream, failed: Callable[[UpstreamUnavailableError], None]) -> None:
+        self._stream = stream
+        self._failed = failed
+
+    @property
+    def offset(self) -> int:
+        return self._stream.offset
+
+    @property
+    def size_bytes(self) -> int | None:
+        return self._stream.size_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except UpstreamUnavailableError as error:
+            self._failed(error)
+            raise
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class FailoverReader:
+    """A ``RegistryReader`` over all replicas of an upstream.
+
+    Besides RegistryError (404 when certain; 502 when every replica answers wrongly or refuses us) its methods raise
+    AbsenceUnknownError and UpstreamUnavailableError, which name each replica and its reason.
+
+    Args:
+        replicas: started.
+        marks: what each replica misses.
+        patience_seconds: how long to wait for a replica to come back before giving up; 0 for not at all.
+    """
+
+    def __init__(self, replicas: UpstreamReplicas, marks: MarkSource, patience_seconds: float) -> None:
+        self._replicas = replicas
+        self._marks = marks
+        self._patience_seconds = patience_seconds
+        self._doubts: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    # ------------------------------------------------------------ RegistryReader
+
+    async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
+        question = _Question(self._routed(repository), ErrorCode.MANIFEST_UNKNOWN, tag=tag)
+        return await self._ask(question, lambda client: client.resolve_tag(repository, tag))
+
+    async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        question = _Question(self._routed(repository), ErrorCode.MANIFEST_UNKNOWN, digest=digest)
+        return await self._ask(question, lambda client: client.fetch_manifest(repository, digest))
+
+    async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
+        question = _Question(self._routed(repository), ErrorCode.BLOB_UNKNOWN, digest=digest)
+        return await self._ask(question, lambda client: client.stat_blob(repository, digest))
+
+    @asynccontextmanager
+    async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> AsyncIterator[ByteStream]:
+        """Open a blob at the first replica whose headers arrive; a failure after them is for the caller to go on from.
+
+        An error of the caller that says the content was wrong (FillFailedError) counts against the replica.
+        """
+        question = _Question(self._routed(repository), ErrorCode.BLOB_UNKNOWN, digest=digest)
+        async with AsyncExitStack() as stack:
+
+            async def ask(client: HttpReplicaClient) -> tuple[str, ByteStream]:
+                return client.name, await stack.enter_async_context(client.open_blob(repository, digest, offset))
+
+            name, stream = await self._ask(question, ask)
+            try:
+                yield _ReportedStream(stream, lambda error: self._failed(name, question, error))
+            except FillFailedError:
+                self._doubt(name, question)
+                raise
+
+    async def list_tags(self, repository: Repository) -> list[Tag]:
+        question = _Question(self._routed(repository), ErrorCode.NAME_UNKNOWN)
+
+        async def attempt() -> list[Tag]:
+            marks = await self._marks.marks()
+            turn = self._round(question, marks)
+            lists = await self._ask_all(turn, lambda client: client.list_tags(repository))
+            current = {one.name for one in turn.standings if one.is_current}
+            # One that is behind may list what was deleted: it is heard only where no current one can be.
+            heard = {name: tags for name, tags in lists.items() if name in current} or lists
+            return sorted(
+                {
+                    tag
+                    for name, tags in heard.items()
+                    for tag in tags
+                    if not marks.misses_tag(name, question.routed, tag)
+                }
+            )
+
+        return await self._patiently(attempt)
+
+    async def list_repositories(self) -> list[Repository]:
+        # No repository has this name: marks are per repository, and say nothing about a list of them.
+        question = _Question(self._routed(Repository("")), ErrorCode.NAME_UNKNOWN)
+
+        async def attempt() -> list[Repository]:
+            turn = self._round(question, await self._marks.marks())
+            lists = await self._ask_all(turn, lambda client: client.list_repositories())
+            return sorted({name for names in lists.values() for name in names})
+
+        return await self._patiently(attempt)
+
+    # ------------------------------------------------------------ asking
+
+    def _routed(self, repository: Repository) -> RoutedRepository:
+        return RoutedRepository(self._replicas.upstream, repository)
+
+    async def _ask(self, question: _Question, ask: Callable[[HttpReplicaClient], Awaitable[_T]]) -> _T:
+        async def attempt() -> _T:
+            marks = await self._marks.marks()
+            return await self._ask_in_order(self._round(question, marks), ask, marks)
+
+        return await self._patiently(attempt)
+
+    async def _ask_in_order(self, turn: _Round, ask: Callable[[HttpReplicaClient], Awaitable[_T]], marks: Marks) -> _T:
+        for name in order_for_read(turn.standings, turn.question.key):
+            try:
+                answer = await ask(self._replicas.client(name))
+            except (RegistryError, UpstreamUnavailableError) as error:
+                self._note(turn, name, error)
+                if turn.absent and self._replicas.storage is StorageKind.SHARED:
+                    break
+                continue
+            self._replicas.report_success(name)
+            if isinstance(answer, Descriptor) and marks.has_tombstone(name, turn.question.routed, answer.digest):
+                # A tag on a manifest that was deleted through us: it went with it.
+                turn.absent[name] = self._not_found(turn.question)
+                continue
+            return answer
+        raise self._verdict(turn)
+
+    async def _ask_all(self, turn: _Round, ask: Callable[[HttpReplicaClient], Awaitable[_T]]) -> Mapping[str, _T]:
+        """Ask every replica at once; return what those that answered said, at least one."""
+        names = order_for_read(turn.standings, turn.question.key)
+
+        async def ask_one(name: str) -> _T | None:
+            try:
+                answer = await ask(self._replicas.client(name))
+            except (RegistryError, UpstreamUnavailableError) as error:
+                self._note(turn, name, error)
+                return None
+            self._replicas.report_success(name)
+            return answer
+
+        answers = await asyncio.gather(*(ask_one(name) for name in names))
+        heard = {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
+        if not heard:
+            raise self._verdict(turn)
+        return heard
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat an attempt that no replica could answer, as long as there is patience.
+
+        A replica that failed by its deadline is down by then and not asked again: its deadline is paid once.
+        """
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            changes = self._replicas.changes
+            try:
+                return await attempt()
+            except UpstreamUnavailableError as error:
+                remaining = deadline - time.monotonic()
+                if isinstance(error, AbsenceUnknownError):
+                    # Most likely it is absent. Waiting is for a replica that restarts, not for one long dead.
+                    remaining = min(remaining, self._patience_seconds - self._seconds_since_change())
+                if remaining <= 0:
+                    raise
+            await self._replicas.wait_for_change(min(remaining, _RETRY_PAUSE_SECONDS), changes)
+
+    def _seconds_since_change(self) -> float:
+        return time.monotonic() - max(health.changed_at for health in self._replicas.health().values())
+
+    # ------------------------------------------------------------ judging
+
+    def _round(self, question: _Question, marks: Marks) -> _Round:
+        now = time.monotonic()
+        standings = [
+            question.standing(
+                name,
+                marks,
+                is_askable=health.is_askable,
+                is_doubted=self._doubts.get((name, question.key), now) > now,
+            )
+            for name, health in self._replicas.health().items()
+        ]
+        return _Round(question, standings)
+
+    def _note(self, turn: _Round, name: str, error: RegistryError | UpstreamUnavailableError) -> None:
+        if isinstance(error, RegistryError) and error.status == 404:
+            self._replicas.report_success(name)
+            turn.absent[name] = error
+        else:
+            turn.failures[name] = error
+            self._failed(name, turn.question, error)
+
+    def _failed(self, name: str, question: _Question, error: Exception) -> None:
+        if isinstance(error, ReplicaFailedError) and error.outcome in _CONTENT_OUTCOMES:
+            self._doubt(name, question)
+        self._replicas.report_failure(name, error)
+
+    def _doubt(self, name: str, question: _Question) -> None:
+        self._doubts[name, question.key] = time.monotonic() + _DOUBT_SECONDS
+        while len(self._doubts) > _DOUBTS_MAX:
+            self._doubts.popitem(last=False)
+
+    def _verdict(self, turn: _Round) -> Exception:
+        if is_absent(turn.standings, turn.absent, self._replicas.storage):
+            return next(iter(turn.absent.values()), self._not_found(turn.question))
+        problems = self._problems(turn)
+        if (
+            problems
+            and len(problems) == len(turn.standings)
+            and all(isinstance(problem, RegistryError) for problem in problems.values())
+        ):
+            return next(iter(problems.values()))
+        reasons = {name: str(problem) for name, problem in problems.items()}
+        reasons |= dict.fromkeys(turn.absent, "does not hold it, which proves nothing while the others are not heard")
+        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))
+        if turn.absent:
+            return AbsenceUnknownError(
+                f"it cannot be known whether upstream {self._replicas.upstream} holds it: {told}"
+            )
+        return UpstreamUnavailableError(f"no replica of upstream {self._replicas.upstream} can answer: {told}")
+
+    def _problems(self, turn: _Round) -> dict[str, Exception]:
+        """Return why each replica that said neither yes nor no did not: what it answered, or why it was not asked."""
+        problems: dict[str, Exception] = {}
+        health = self._replicas.health()
+        for one in turn.standings:
+            if one.name in turn.absent:
+                continue
+            if one.name in turn.failures:
+                problems[one.name] = turn.failures[one.name]
+            elif one.is_exempt or one.is_deleted:
+                problems[one.name] = UpstreamUnavailableError("it has not yet got the last write")
+            elif health[one.name].state is ReplicaState.CREDENTIALS_REFUSED:
+                problems[one.name] = AccessRefusedError(one.name, health[one.name].reason, is_login=True)
+            elif health[one.name].state is ReplicaState.NOT_A_REGISTRY:
+                problems[one.name] = BadUpstreamError(one.name, health[one.name].reason)
+            else:
+                problems[one.name] = UpstreamUnavailableError(health[one.name].reason or "it asked us to wait")
+        return problems
+
+    @staticmethod
+    def _not_found(question: _Question) -> RegistryError:
+        return RegistryError(question.unknown, "no such content in the upstream registry", detail=question.detail)

@@ -1,0 +1,110 @@
+"""What goes wrong with a replica, in our words: foreign answers and exceptions are translated here and nowhere else."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+
+from registry_proxy.ports import UpstreamUnavailableError
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+
+ERROR_BODY_MAX_BYTES = 256 * 1024
+
+
+class ReplicaFailedError(UpstreamUnavailableError):
+    """One replica could not answer.
+
+    Args:
+        reason: for the log and the detail of a 503, with the replica's name, without secrets.
+        outcome: the label of registry_proxy_upstream_requests_total: connect, timeout, stall, cut, mismatch, 4xx, 5xx.
+        retry_after_seconds: what a 429 asked for.
+    """
+
+    def __init__(self, reason: str, outcome: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BadUpstreamError(RegistryError):
+    """A 502: the replica answers, and wrongly."""
+
+    outcome = "mismatch"
+
+    def __init__(self, replica: str, reason: str) -> None:
+        super().__init__(
+            ErrorCode.UNAVAILABLE,
+            "the upstream registry does not answer as a registry should",
+            detail={"replica": replica, "reason": reason},
+            status=502,
+        )
+        self.reason = reason
+
+
+class AccessRefusedError(RegistryError):
+    """A 502: the replica refuses our credentials, or what they may do.
+
+    ``is_login`` is True when the credentials themselves were refused, not one repository.
+    """
+
+    outcome = "4xx"
+
+    def __init__(self, replica: str, reason: str, *, is_login: bool) -> None:
+        super().__init__(
+            ErrorCode.UNAVAILABLE,
+            "the upstream registry refuses this proxy's credentials",
+            detail={"replica": replica, "reason": reason},
+            status=502,
+        )
+        self.reason = reason
+        self.is_login = is_login
+
+
+@contextmanager
+def translated(replica: str, *, in_body: bool = False) -> Iterator[None]:
+    """Turn what aiohttp raises into ReplicaFailedError; ``in_body`` once the headers have arrived."""
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError as error:
+        raise ReplicaFailedError(f"{replica}: no connection in time", "timeout") from error
+    except TimeoutError as error:
+        reason = "no more bytes came in time" if in_body else "no answer in time"
+        raise ReplicaFailedError(f"{replica}: {reason}", "stall" if in_body else "timeout") from error
+    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+        reason = "the connection was cut" if in_body else f"no connection ({type(error).__name__})"
+        raise ReplicaFailedError(f"{replica}: {reason}", "cut" if in_body else "connect") from error
+
+
+def parse_errors(body: bytes) -> list[tuple[ErrorCode, object]]:
+    """Return (code, detail) of each error in a registry's error body whose code we know; empty for anything else."""
+    try:
+        errors = json.loads(body)["errors"]
+        pairs = [(str(error["code"]), error.get("detail")) for error in errors]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    known = {code.value: code for code in ErrorCode}
+    return [(known[code], detail) for code, detail in pairs if code in known]
+
+
+def refusal(replica: str, status: int, body: bytes, default: ErrorCode) -> RegistryError:
+    """Return a registry's refusal (4xx) as our error.
+
+    Args:
+        replica: its name.
+        status: of its answer; kept.
+        body: of its answer; ``detail`` of the error is the detail of its first error, or the list of details when
+            several errors have that code (the missing digests of MANIFEST_BLOB_UNKNOWN).
+        default: the code when the body tells none.
+    """
+    errors = parse_errors(body)
+    code = errors[0][0] if errors else default
+    details = [detail for other, detail in errors if other is code]
+    detail = details[0] if len(details) == 1 else details or None
+    return RegistryError(
+        code,
+        f"the upstream registry {replica} refused it with {code.value}",
+        detail={"replica": replica} if detail is None else detail,
+        status=status,
+    )

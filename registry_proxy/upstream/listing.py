@@ -1,0 +1,65 @@
+"""Lists of a replica, over all their pages (spec, "Listing Tags"; distribution's _catalog)."""
+
+import asyncio
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.upstream.failure import BadUpstreamError, parse_errors
+from registry_proxy.upstream.transport import Request, Transport
+
+_PAGE_MAX_BYTES = 64 * 1024 * 1024
+"""distribution 2.8.2 ignores n and sends every tag at once."""
+_NAMES_MAX = 1_000_000
+_LOADED_ON_THE_LOOP_MAX_BYTES = 256 * 1024
+_NEXT = re.compile(r'<([^<>]+)>\s*;(?:[^,"]|"[^"]*")*\brel="?next"?', re.IGNORECASE)
+
+
+async def list_names(transport: Transport, request: Request, key: str, detail: dict[str, str]) -> set[str]:
+    """Return all names of a list.
+
+    Args:
+        transport: to the replica.
+        request: of the first page; the others are where its Link headers say, on the replica itself.
+        key: of the names in the JSON, ``tags`` or ``repositories``.
+        detail: of the error when there is no such list.
+
+    Raises:
+        RegistryError: NAME_UNKNOWN; a 502 when what it says cannot be understood.
+        ReplicaFailedError: it did not answer.
+    """
+    names: set[str] = set()
+    seen: set[str] = set()
+    while request.target not in seen:
+        seen.add(request.target)
+        async with transport.request(request) as response:
+            body = await transport.read_body(response, _PAGE_MAX_BYTES)
+            if response.status != 200 or body is None:
+                raise _no_list(transport.name, response.status, body, detail)
+            link = response.headers.get("Link")
+        names |= await _parse_page(transport.name, body, key)
+        match = _NEXT.search(link) if link else None
+        if match is None or len(names) > _NAMES_MAX:
+            break
+        request = replace(request, target=transport.local_target(match[1], request.target))
+    return names
+
+
+def _no_list(replica: str, status: int, body: bytes | None, detail: dict[str, str]) -> RegistryError:
+    codes = {code for code, _ in parse_errors(body or b"")}
+    if status == 404 and (codes or not (body or b"").strip()):
+        return RegistryError(ErrorCode.NAME_UNKNOWN, "no such repository in the upstream registry", detail=detail)
+    return BadUpstreamError(replica, f"it answers {status} where a list was asked for")
+
+
+async def _parse_page(replica: str, body: bytes, key: str) -> set[str]:
+    def load() -> set[str]:
+        names: Any = json.loads(body)[key] or []
+        return {name for name in names if isinstance(name, str)}
+
+    try:
+        return await asyncio.to_thread(load) if len(body) > _LOADED_ON_THE_LOOP_MAX_BYTES else load()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadUpstreamError(replica, f"its list has no {key}") from error

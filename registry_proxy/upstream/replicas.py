@@ -1,0 +1,254 @@
+"""The replicas of one upstream: their clients, their health, and the probing that keeps it true."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from registry_proxy.ports import (
+    MarkSource,
+    Observer,
+    ReplicaState,
+    StorageKind,
+    StoreUnavailableError,
+    UpstreamUnavailableError,
+)
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.tasks import spawn
+from registry_proxy.upstream.client import HttpReplicaClient
+from registry_proxy.upstream.health import ReplicaHealth
+from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
+
+PROBE_SECONDS = 10.0
+PROBE_SECONDS_WHILE_NOT_UP = 1.0
+_REPORT_SECONDS = 1.0
+_JITTER = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """What an upstream is made of; ``write_quorum`` counts over the configured replicas."""
+
+    name: str
+    replicas: tuple[ReplicaAddress, ...]
+    storage: StorageKind = StorageKind.INDEPENDENT
+    read_only: bool = False
+    write_quorum: int = 1
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica as the admin API shows it; ``reason`` is empty when there is nothing to explain."""
+
+    name: str
+    url: str
+    state: ReplicaState
+    reason: str
+    latency_seconds: float | None
+    pending: int
+
+
+@dataclass(slots=True)
+class _Member:
+    address: ReplicaAddress
+    client: HttpReplicaClient
+    health: ReplicaHealth
+    suspicion: asyncio.Event = field(default_factory=asyncio.Event)
+    pending: int = 0
+
+    @property
+    def state(self) -> ReplicaState:
+        return ReplicaState.BEHIND if self.health.is_up and self.pending else self.health.state
+
+
+class UpstreamReplicas:
+    """A ``ReplicaSet`` that probes its replicas between ``start`` and ``aclose``.
+
+    Args:
+        config: the replicas.
+        marks: what each replica misses: makes ``behind`` of ``up``.
+        observer: is told states, pending marks and requests.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        marks: MarkSource,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._marks = marks
+        self._observer = observer
+        self._clock = clock
+        self._members: dict[str, _Member] = {}
+        self._sessions: Sessions | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changes = 0
+        self._changed = asyncio.Event()
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Probe each replica once, then go on in the background.
+
+        Raises:
+            OSError, ssl.SSLError: a ``ca_file`` cannot be used.
+        """
+        self._sessions = Sessions.open()
+        try:
+            for address in self._config.replicas:
+                client = HttpReplicaClient(address, self._config.timeouts, self._sessions, self._observer)
+                self._members[address.name] = _Member(address, client, ReplicaHealth(self._clock))
+            await asyncio.gather(*(self._probe(member) for member in self._members.values()))
+            await self._report()
+        except BaseException:
+            await self._sessions.aclose()
+            raise
+        name = self._config.name
+        self._tasks = [spawn(self._watch(member), f"probe {name}/{key}") for key, member in self._members.items()]
+        self._tasks.append(spawn(self._keep_reporting(), f"report {name}"))
+
+    async def aclose(self) -> None:
+        """Stop probing and close every connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._sessions is not None:
+            await self._sessions.aclose()
+
+    # ------------------------------------------------------------ ReplicaSet
+
+    @property
+    def upstream(self) -> str:
+        return self._config.name
+
+    @property
+    def storage(self) -> StorageKind:
+        return self._config.storage
+
+    @property
+    def read_only(self) -> bool:
+        return self._config.read_only
+
+    @property
+    def write_quorum(self) -> int:
+        return self._config.write_quorum
+
+    @property
+    def replicas(self) -> Sequence[HttpReplicaClient]:
+        return [member.client for member in self._members.values()]
+
+    def is_writable(self, replica: str) -> bool:
+        return self._members[replica].health.is_up
+
+    def report_failure(self, replica: str, error: Exception) -> None:
+        member = self._members[replica]
+        was = member.health.state
+        if member.health.request_failed(error):
+            member.suspicion.set()
+        self._note_change(member, was)
+
+    # ------------------------------------------------------------ for reading
+
+    def report_success(self, replica: str) -> None:
+        """Tell health that a request was answered, with a 404 maybe."""
+        self._members[replica].health.request_succeeded()
+
+    def client(self, replica: str) -> HttpReplicaClient:
+        """Return the client of a replica."""
+        return self._members[replica].client
+
+    def health(self) -> Mapping[str, ReplicaHealth]:
+        """Return the health of every configured replica, by name."""
+        return {name: member.health for name, member in self._members.items()}
+
+    @property
+    def changes(self) -> int:
+        """How often a replica has changed its state: for ``wait_for_change``."""
+        return self._changes
+
+    async def wait_for_change(self, timeout_seconds: float, since: int | None = None) -> bool:
+        """Wait until a replica changes its state; return False when the time is over first.
+
+        Args:
+            timeout_seconds: how long to wait at most.
+            since: ``changes`` as it was before; None for now.
+        """
+        known = self._changes if since is None else since
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self._changes == known:
+                    await self._changed.wait()
+        return self._changes != known
+
+    def status(self) -> list[ReplicaStatus]:
+        """Return every replica, in configured order; ``pending`` is at most a second old."""
+        return [
+            ReplicaStatus(
+                name=name,
+                url=member.address.url,
+                state=member.state,
+                reason=member.health.reason,
+                latency_seconds=member.health.latency_seconds,
+                pending=member.pending,
+            )
+            for name, member in self._members.items()
+        ]
+
+    # ------------------------------------------------------------ probing
+
+    async def _watch(self, member: _Member) -> None:
+        while True:
+            interval = PROBE_SECONDS if member.health.is_up else PROBE_SECONDS_WHILE_NOT_UP
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval * random.uniform(1 - _JITTER, 1 + _JITTER)):  # noqa: S311 - spread
+                    await member.suspicion.wait()
+            member.suspicion.clear()
+            await self._probe(member)
+
+    async def _probe(self, member: _Member) -> None:
+        was = member.health.state
+        started_at = self._clock()
+        try:
+            await member.client.probe()
+        except (RegistryError, UpstreamUnavailableError) as error:
+            member.health.probe_failed(error)
+        else:
+            member.health.probe_succeeded(self._clock() - started_at)
+        self._note_change(member, was)
+
+    def _note_change(self, member: _Member, was: ReplicaState) -> None:
+        health = member.health
+        if health.state is was:
+            return
+        level = logging.INFO if health.is_up else logging.WARNING
+        _log.log(level, "replica %s/%s: %s %s", self.upstream, member.client.name, health.state, health.reason)
+        self._observer.replica_state(self.upstream, member.client.name, member.state)
+        self._changes += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _keep_reporting(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_SECONDS)
+            await self._report()
+
+    async def _report(self) -> None:
+        try:
+            marks = await self._marks.marks()
+        except StoreUnavailableError:
+            marks = None
+        for name, member in self._members.items():
+            if marks is not None:
+                member.pending = marks.pending(name, self.upstream)
+            self._observer.replica_pending(self.upstream, name, member.pending)
+            self._observer.replica_state(self.upstream, name, member.state)

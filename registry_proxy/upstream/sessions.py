@@ -1,0 +1,149 @@
+"""The connections to replicas: data, probes and tokens never wait for one another (trap 64)."""
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+
+_READ_BUFFER_BYTES = 256 * 1024
+_MAX_HEADER_BYTES = 32 * 1024
+"""Signed redirect locations are long."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAddress:
+    """Where a replica is and how we log in to it.
+
+    Args:
+        upstream: name of its upstream.
+        name: name of the replica.
+        url: base URL, http or https, without ``/v2/``.
+        username: for Basic or the token endpoint; None for anonymous.
+        password: belongs to it.
+        ca_file: PEM file of certificates trusted besides the system's.
+        realm_hosts: hosts besides its own at which its tokens may be fetched, with the password (trap 24).
+        allow_plain_credentials: send the password over plain HTTP beyond loopback.
+    """
+
+    upstream: str
+    name: str
+    url: str
+    username: str | None = None
+    password: str | None = None
+    ca_file: Path | None = None
+    realm_hosts: tuple[str, ...] = ()
+    allow_plain_credentials: bool = False
+
+    def __repr__(self) -> str:
+        return f"ReplicaAddress({self.upstream}/{self.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines in seconds.
+
+    Args:
+        connect: until the connection stands.
+        first_byte: from the request sent to the headers of its answer.
+        stall: between two reads of a body, or for a write to be taken.
+        probe: for a whole probe.
+        commit: like ``first_byte`` where the registry first has to work: the end of an upload, a manifest.
+    """
+
+    connect: float = 2.0
+    first_byte: float = 5.0
+    stall: float = 15.0
+    probe: float = 2.0
+    commit: float = 60.0
+
+
+class Deadline:
+    """The time limit of one request, moved as it goes on; also from the task that writes its body."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = asyncio.timeout(seconds)
+        self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        self._is_over = True
+        await self._timeout.__aexit__(*details)  # type: ignore[arg-type]  # handed through as they come
+
+    def move(self, seconds: float | None) -> None:
+        """End in so many seconds from now; None: never."""
+        if not (self._is_over or self._timeout.expired()):
+            self._timeout.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPace:
+    """Handed to aiohttp with a request: once the headers are out, the answer has ``seconds``."""
+
+    deadline: Deadline
+    seconds: float
+
+
+async def _headers_sent(_session: aiohttp.ClientSession, context: object, _params: object) -> None:
+    pace = getattr(context, "trace_request_ctx", None)
+    if isinstance(pace, RequestPace):
+        pace.deadline.move(pace.seconds)
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(_headers_sent)
+    return aiohttp.ClientSession(
+        connector=connector,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "registry-proxy", "Accept-Encoding": "identity"},
+        max_field_size=_MAX_HEADER_BYTES,
+        max_line_size=_MAX_HEADER_BYTES,
+        read_bufsize=_READ_BUFFER_BYTES,
+        requote_redirect_url=False,
+        timeout=aiohttp.ClientTimeout(total=None),
+        trace_configs=[trace],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Connection pools of an upstream."""
+
+    data: aiohttp.ClientSession
+    probes: aiohttp.ClientSession
+    tokens: aiohttp.ClientSession
+
+    @classmethod
+    def open(cls) -> Self:
+        """Make them; needs the running loop."""
+        return cls(
+            data=_session(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10)),
+            # A probe that reused a connection would not notice that nobody listens any more.
+            probes=_session(aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False)),
+            tokens=_session(aiohttp.TCPConnector(limit=20, ttl_dns_cache=10)),
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for session in (self.data, self.probes, self.tokens):
+            await session.close()
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """Return what verifies the replica's certificate: the system's trust, and ``ca_file`` where one is given.
+
+    Raises:
+        OSError, ssl.SSLError: the file cannot be read or holds no certificate.
+    """
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    return context

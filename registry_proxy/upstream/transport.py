@@ -1,0 +1,342 @@
+"""Requests to one replica: login, redirects, deadlines, and what went wrong in our words."""
+
+import ipaddress
+import ssl
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from registry_proxy.ports import Observer
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.tasks import request_id
+from registry_proxy.upstream.failure import (
+    ERROR_BODY_MAX_BYTES,
+    AccessRefusedError,
+    BadUpstreamError,
+    ReplicaFailedError,
+    translated,
+)
+from registry_proxy.upstream.login import Login
+from registry_proxy.upstream.sessions import Deadline, ReplicaAddress, RequestPace, Sessions, Timeouts, tls_context
+
+_REDIRECTS_MAX = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_RETRY_AFTER_MAX_SECONDS = 60.0
+_RETRY_AFTER_DEFAULT_SECONDS = 1.0
+_CROSS_ORIGIN_HEADERS = frozenset({"Accept", "Range"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request to a replica.
+
+    Args:
+        method: GET and HEAD follow redirects, no other does.
+        target: path and query on the replica's origin, exactly as they are sent.
+        scopes: what a token for it must allow.
+        headers: besides those that every request has.
+        body: sent once; never repeated.
+        size_bytes: of a streamed body; None sends it chunked.
+        takes_long: the registry works before it answers: the deadline is ``Timeouts.commit``.
+    """
+
+    method: str
+    target: str
+    scopes: tuple[str, ...]
+    headers: Mapping[str, str]
+    body: bytes | AsyncIterable[bytes] | None = None
+    size_bytes: int | None = None
+    takes_long: bool = False
+
+
+class _PacedBody:
+    """A request's body: no deadline while its source thinks, one for each write, and one for the answer."""
+
+    def __init__(self, body: AsyncIterable[bytes], size_bytes: int | None, deadline: Deadline, pace: Timeouts) -> None:
+        self._body = body
+        self._size_bytes = size_bytes
+        self._deadline = deadline
+        self._pace = pace
+        self.failure: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        sent = 0
+        try:
+            self._deadline.move(None)
+            async for chunk in self._body:
+                sent += len(chunk)
+                self._deadline.move(self._pace.stall)
+                yield chunk
+                self._deadline.move(None)
+            self._check_size(sent)
+        except Exception as error:
+            self.failure = error
+            raise
+        finally:
+            self._deadline.move(self._pace.commit)
+
+    def _check_size(self, sent: int) -> None:
+        if self._size_bytes is not None and sent != self._size_bytes:
+            raise RegistryError(
+                ErrorCode.SIZE_INVALID, "the body is shorter or longer than announced", detail={"received": sent}
+            )
+
+
+class Transport:
+    """Sends requests to one replica.
+
+    Args:
+        address: where it is and how to log in.
+        timeouts: in seconds.
+        sessions: connections; closed by whoever opened them.
+        observer: is told the outcome of each request; a body that is cut later counts once more.
+
+    Raises:
+        OSError, ssl.SSLError: ``ca_file`` cannot be used.
+    """
+
+    def __init__(self, address: ReplicaAddress, timeouts: Timeouts, sessions: Sessions, observer: Observer) -> None:
+        self.name = address.name
+        self.timeouts = timeouts
+        self._address = address
+        self._sessions = sessions
+        self._observer = observer
+        self._tls: ssl.SSLContext | bool = tls_context(address.ca_file)
+        parts = urlsplit(address.url)
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._base_path = parts.path.rstrip("/")
+        self._login = Login(address, sessions.tokens, timeouts, tls=self._tls)
+
+    # ------------------------------------------------------------ targets
+
+    def target(self, path: str) -> str:
+        """Return the target of a path that starts with ``/v2/``."""
+        return self._base_path + path
+
+    def path_of(self, target: str) -> str:
+        """Return the path, from ``/v2/`` on, of a target."""
+        return urlsplit(target).path.removeprefix(self._base_path)
+
+    def local_target(self, location: str, base: str) -> str:
+        """Return path and query of a Location or Link that the replica gave, byte for byte; its host means nothing.
+
+        Args:
+            location: absolute or relative.
+            base: the target of the request it answers.
+        """
+        absolute = location if "://" in location.split("?", 1)[0] else urljoin(self._origin + base, location)
+        path_and_query = absolute.partition("://")[2].partition("/")[2].partition("#")[0]
+        target = "/" + path_and_query
+        if self._base_path and not target.startswith(self._base_path + "/"):
+            target = self._base_path + target
+        return target
+
+    # ------------------------------------------------------------ requests
+
+    @asynccontextmanager
+    async def request(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request; yield its answer, whatever the status but 401, 403, 429 and 5xx; close it at the end.
+
+        Raises:
+            AccessRefusedError: 401 or 403 in spite of the credentials.
+            BadUpstreamError: a redirect that is not followed.
+            ReplicaFailedError: no answer, 429 or 5xx.
+        """
+        started_at = time.monotonic()
+        try:
+            response = await self._send(request)
+        except (ReplicaFailedError, AccessRefusedError, BadUpstreamError) as error:
+            self.count(request.method, error.outcome, started_at)
+            raise
+        try:
+            self.count(request.method, f"{response.status // 100}xx", started_at)
+            yield response
+        finally:
+            if response.content.is_eof() or response.method == "HEAD":
+                response.release()
+            else:
+                # What is left of the body is not worth reading: the connection goes with it.
+                response.close()
+
+    def count(self, method: str, outcome: str, started_at: float) -> None:
+        """Tell the observer of one outcome; ``started_at`` is on the monotonic clock."""
+        duration = time.monotonic() - started_at
+        self._observer.upstream_request(self._address.upstream, self.name, method, outcome, duration)
+
+    async def read_body(self, response: aiohttp.ClientResponse, limit_bytes: int) -> bytes | None:
+        """Return the whole body, None when it is longer than the limit."""
+        chunks: list[bytes] = []
+        size_bytes = 0
+        with translated(self.name, in_body=True):
+            while chunk := await self._read(response):
+                size_bytes += len(chunk)
+                if size_bytes > limit_bytes:
+                    return None
+                chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def read_error(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the body of a refusal; empty when it is none worth having."""
+        return await self.read_body(response, ERROR_BODY_MAX_BYTES) or b""
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        async with Deadline(self.timeouts.stall):
+            return await response.content.readany()
+
+    async def _send(self, request: Request) -> aiohttp.ClientResponse:
+        authorization = await self._login.authorization(request.scopes)
+        response = await self._follow(request, authorization)
+        is_here = str(response.url.origin()) == str(URL(self._origin).origin())
+        if response.status == 401 and is_here:
+            challenge = response.headers.get("WWW-Authenticate")
+            response.close()
+            authorization = await self._login.answer(challenge, request.scopes, rejected=authorization)
+            if request.body is not None and not isinstance(request.body, bytes):
+                raise ReplicaFailedError(f"{self.name}: it asked for a new token in the middle of an upload", "4xx")
+            response = await self._follow(request, authorization)
+            is_here = str(response.url.origin()) == str(URL(self._origin).origin())
+        try:
+            await self._check_status(response, is_here=is_here, is_logged_in=authorization is not None)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    async def _check_status(self, response: aiohttp.ClientResponse, *, is_here: bool, is_logged_in: bool) -> None:
+        status = response.status
+        if status < 400:
+            return
+        if not is_here:
+            # The registry has it; the storage that it points to does not give it: nothing is known.
+            raise ReplicaFailedError(f"{self.name}: the storage it redirects to answers {status}", f"{status // 100}xx")
+        if status in {401, 403}:
+            whose = "the configured credentials" if is_logged_in else "a request without credentials"
+            raise AccessRefusedError(self.name, f"it answers {status} to {whose}", is_login=False)
+        if status == 429:
+            wait = _parse_retry_after(response.headers.get("Retry-After"))
+            raise ReplicaFailedError(f"{self.name}: it answers 429 (too many requests)", "4xx", wait)
+        if status >= 500 and response.method != "PUT":
+            raise ReplicaFailedError(f"{self.name}: it answers {status}", "5xx")
+
+    async def _follow(self, request: Request, authorization: str | None) -> aiohttp.ClientResponse:
+        """Send it, and follow redirects of GET and HEAD to where the bytes are (trap 22)."""
+        url = self._origin + request.target
+        for _ in range(_REDIRECTS_MAX + 1):
+            headers = dict(request.headers)
+            if urlsplit(url)[:2] == urlsplit(self._origin)[:2]:
+                if authorization is not None:
+                    headers["Authorization"] = authorization
+                if identifier := request_id.get():
+                    headers["X-Request-ID"] = identifier
+            else:
+                headers = {key: value for key, value in headers.items() if key in _CROSS_ORIGIN_HEADERS}
+            response = await self._exchange(request, url, headers)
+            if response.status not in _REDIRECTS:
+                return response
+            location = response.headers.get("Location", "")
+            response.release()
+            if request.method not in {"GET", "HEAD"}:
+                raise BadUpstreamError(self.name, f"it redirects a {request.method}")
+            url = self._next_hop(url, location)
+        raise BadUpstreamError(self.name, f"it redirects more than {_REDIRECTS_MAX} times")
+
+    def _next_hop(self, url: str, location: str) -> str:
+        hop = urljoin(url, location)
+        parts = urlsplit(hop)
+        if not location or parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise BadUpstreamError(self.name, "it redirects to what is no http URL")
+        if parts.scheme == "http" and urlsplit(url).scheme == "https":
+            raise BadUpstreamError(self.name, "it redirects from https to http")
+        if _is_link_local(parts.hostname):
+            raise BadUpstreamError(self.name, "it redirects to a link-local address")
+        return hop
+
+    async def _exchange(self, request: Request, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        pace = self.timeouts
+        wait = pace.commit if request.takes_long else pace.first_byte
+        paced: _PacedBody | None = None
+        try:
+            with translated(self.name):
+                async with Deadline(pace.connect + wait) as deadline:
+                    data: bytes | AsyncIterable[bytes] | None = None
+                    if isinstance(request.body, bytes) or request.body is None:
+                        data = request.body
+                    else:
+                        data = paced = _PacedBody(request.body, request.size_bytes, deadline, pace)
+                    if request.size_bytes is not None:
+                        headers["Content-Length"] = str(request.size_bytes)
+                    return await self._sessions.data.request(
+                        request.method,
+                        URL(url, encoded=True),
+                        headers=headers,
+                        data=data,
+                        allow_redirects=False,
+                        ssl=self._tls,
+                        timeout=aiohttp.ClientTimeout(total=None, sock_connect=pace.connect),
+                        trace_request_ctx=RequestPace(deadline, wait),
+                    )
+        except ReplicaFailedError:
+            if paced is not None and paced.failure is not None:
+                # It is the client that failed, not the replica.
+                raise paced.failure from None
+            raise
+
+    # ------------------------------------------------------------ probes
+
+    async def probe(self) -> None:
+        """Ask ``/v2/`` on a connection of its own; return when it is a registry that takes our credentials.
+
+        Raises:
+            AccessRefusedError, BadUpstreamError (no registry), ReplicaFailedError.
+        """
+        with translated(self.name):
+            async with Deadline(self.timeouts.probe):
+                status, challenge, is_registry = await self._ask_version(None)
+                if status == 401:
+                    authorization = await self._login.answer(challenge, ("",), rejected=None)
+                    status, challenge, is_registry = await self._ask_version(authorization)
+                    if status == 401:
+                        authorization = await self._login.answer(challenge, ("",), rejected=authorization)
+                        status, challenge, is_registry = await self._ask_version(authorization)
+        if status in {401, 403}:
+            raise AccessRefusedError(self.name, f"it answers {status} to the configured credentials", is_login=True)
+        if status >= 500:
+            raise ReplicaFailedError(f"{self.name}: it answers {status}", "5xx")
+        if status == 429:
+            return
+        if status != 200 or not is_registry:
+            raise BadUpstreamError(self.name, f"what answers GET /v2/ with {status} is no registry")
+
+    async def _ask_version(self, authorization: str | None) -> tuple[int, str | None, bool]:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        async with self._sessions.probes.get(
+            URL(self._origin + self.target("/v2/"), encoded=True),
+            headers=headers,
+            allow_redirects=False,
+            ssl=self._tls,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
+        ) as response:
+            is_registry = (
+                "Docker-Distribution-API-Version" in response.headers or response.content_type == "application/json"
+            )
+            return response.status, response.headers.get("WWW-Authenticate"), is_registry
+
+
+def _is_link_local(host: str) -> bool:
+    """Tell whether a host is an address such as that of a cloud's metadata service (trap 24)."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_link_local
+    except ValueError:
+        return False
+
+
+def _parse_retry_after(text: str | None) -> float:
+    """Return the seconds of a Retry-After, bounded; a date is taken as the default."""
+    if text is None or not text.isascii() or not text.isdigit():
+        return _RETRY_AFTER_DEFAULT_SECONDS
+    return min(float(text), _RETRY_AFTER_MAX_SECONDS)
