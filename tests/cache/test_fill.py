@@ -1,0 +1,310 @@
+"""One fetch for all, and nothing unverified in the cache."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.progress import HOLD_BACK_BYTES
+from registry_proxy.ports import (
+    BlobReader,
+    CacheResult,
+    CacheUnavailableError,
+    FillFailedError,
+    UpstreamUnavailableError,
+)
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest
+from tests.cache.conftest import MakeCache
+from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
+from tests.waiting import until
+
+SIZES = [0, 1, HOLD_BACK_BYTES, HOLD_BACK_BYTES + 1, 3 * MIB + 17]
+
+
+def leftovers(path: Path) -> list[str]:
+    """Return what lies in the directories of unfinished work."""
+    return [f"{name}/{entry}" for name in ("fills", "uploads", "temp") for entry in os.listdir(path / name)]
+
+
+def is_committed(cache: DiskCache, digest: Digest) -> bool:
+    """Tell whether a content is in the cache."""
+    reader = cache.open_committed(digest)
+    if reader is not None:
+        reader.close()
+    return reader is not None
+
+
+async def committed(cache: DiskCache, digest: Digest) -> None:
+    """Return when a content is in the cache and its fill is over."""
+    await until(lambda: not cache.is_filling(digest) and is_committed(cache, digest))
+
+
+@pytest.mark.parametrize("announce", [True, False])
+@pytest.mark.parametrize("size_bytes", SIZES)
+async def test_a_miss_is_fetched_once_and_then_hit(
+    cache: DiskCache, cache_path: Path, size_bytes: int, *, announce: bool
+) -> None:
+    """Content of any size, announced or not, is served right, committed, and a hit from then on."""
+    body, digest = content(size_bytes)
+    source = Source(Answer(body, announce=announce))
+    reader, result = await cache.open_or_fill(digest, source)
+    assert result is CacheResult.MISS
+    assert reader.size_bytes == size_bytes
+    assert await read_all(reader) == body
+    await committed(cache, digest)
+    reader, result = await cache.open_or_fill(digest, source)
+    assert result is CacheResult.HIT
+    assert reader.verified
+    assert await read_all(reader) == body
+    assert source.offsets == [0]
+    assert source.open == 0
+    assert leftovers(cache_path) == []
+    assert cache.stats()["committed_bytes"] == size_bytes
+    assert cache.stats()["entries"] == 1
+
+
+@pytest.mark.parametrize("size_bytes", [1000, 2 * MIB])
+async def test_fifty_readers_cost_one_fetch(cache: DiskCache, size_bytes: int) -> None:
+    """All who come before the end latch on to the one fetch."""
+    body, digest = content(size_bytes)
+    source = Source(Answer(body))
+
+    async def pull() -> tuple[bytes, CacheResult]:
+        reader, result = await cache.open_or_fill(digest, source)
+        return await read_all(reader), result
+
+    answers = await asyncio.gather(*(pull() for _ in range(50)))
+    assert all(answer == body for answer, _ in answers)
+    assert [result for _, result in answers].count(CacheResult.MISS) == 1
+    assert [result for _, result in answers].count(CacheResult.LATCH) == 49
+    assert source.offsets == [0]
+
+
+async def test_the_fill_outlives_its_cancelled_client(cache: DiskCache) -> None:
+    """The client that started the fetch leaves before anything was announced; another still gets all of it."""
+    body, digest = content(MIB)
+    answer = Answer(body, announce=False, pause_at=1000)
+    source = Source(answer)
+    first = asyncio.ensure_future(cache.open_or_fill(digest, source))  # noqa: TID251 - to be cancelled here
+    await answer.reached.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.ensure_future(cache.open_or_fill(digest, source))  # noqa: TID251 - awaited below
+    answer.resume.set()
+    reader, result = await second
+    assert result is CacheResult.LATCH
+    assert await read_all(reader) == body
+    assert source.offsets == [0]
+
+
+async def test_a_reader_that_closes_early_changes_nothing(cache: DiskCache) -> None:
+    """The fill goes on to the commit when nobody reads any more."""
+    body, digest = content(2 * MIB)
+    answer = Answer(body, pause_at=MIB)
+    reader, _ = await cache.open_or_fill(digest, Source(answer))
+    reader.close()
+    reader.close()
+    answer.resume.set()
+    await committed(cache, digest)
+
+
+async def test_a_slow_reader_slows_nobody(cache: DiskCache) -> None:
+    """The fill is committed and others have all of it while one reader has read nothing."""
+    body, digest = content(4 * MIB)
+    source = Source(Answer(body))
+    slow, _ = await cache.open_or_fill(digest, source)
+    fast, _ = await cache.open_or_fill(digest, source)
+    assert await read_all(fast) == body
+    await committed(cache, digest)
+    assert await read_all(slow, 100_000) == body
+
+
+async def test_the_tail_is_held_back_until_the_digest_was_right(cache: DiskCache) -> None:
+    """With every byte received but the last, no reader can have the last 64 KiB; what is before them it can."""
+    body, digest = content(MIB)
+    answer = Answer(body, pause_at=len(body) - 1)
+    reader, _ = await cache.open_or_fill(digest, Source(answer))
+    await reader.wait_beyond(len(body) - HOLD_BACK_BYTES - 1)
+    await answer.reached.wait()
+    assert reader.available_bytes == len(body) - HOLD_BACK_BYTES
+    assert not reader.verified
+    assert cache.open_committed(digest) is None
+    answer.resume.set()
+    await reader.wait_beyond(len(body) - 1)
+    assert reader.verified
+    assert await read_all(reader) == body
+
+
+def _wrong(body: bytes) -> bytes:
+    return body[:-1] + bytes([body[-1] ^ 1])
+
+
+@pytest.mark.parametrize("size_bytes", [1000, 2 * MIB])
+@pytest.mark.parametrize("lie", ["digest", "digest without length", "long", "short without length", "wrong length"])
+async def test_a_lie_never_enters_and_is_never_served_whole(
+    cache: DiskCache, cache_path: Path, events: Events, size_bytes: int, lie: str
+) -> None:
+    """Wrong digest, too long, too short: no complete body, nothing in the cache, counted, told to the source."""
+    body, digest = content(size_bytes)
+    answer = {
+        "digest": Answer(_wrong(body)),
+        "digest without length": Answer(_wrong(body), announce=False),
+        "long": Answer(body + b"more", size_bytes=len(body)),
+        "short without length": Answer(body[:-1], announce=False),
+        "wrong length": Answer(body + b"more"),
+    }[lie]
+    source = Source(answer)
+    with pytest.raises(FillFailedError):
+        await read_all((await cache.open_or_fill(digest, source))[0])
+    await until(lambda: not cache.is_filling(digest))
+    assert source.offsets == [0, 0]  # once more, from the start
+    assert all(isinstance(error, FillFailedError) for error in source.raised)
+    assert cache.open_committed(digest) is None
+    assert cache.read_small(digest) is None
+    assert events.errors == {"mismatch": 2}
+    assert leftovers(cache_path) == []
+
+
+async def test_small_content_is_right_at_the_second_try(cache: DiskCache, events: Events) -> None:
+    """A lie about content that is verified before it is announced becomes the next replica's bytes."""
+    body, digest = content(HOLD_BACK_BYTES)
+    source = Source(Answer(_wrong(body)), Answer(body))
+    reader, result = await cache.open_or_fill(digest, source)
+    assert result is CacheResult.MISS
+    assert await read_all(reader) == body
+    assert events.errors == {"mismatch": 1}
+
+
+async def test_large_content_is_refetched_for_the_next_client(cache: DiskCache) -> None:
+    """Who got bytes of the lie is cut off; the second try fills the cache for those who come after."""
+    body, digest = content(2 * MIB)
+    source = Source(Answer(_wrong(body)), Answer(body))
+    reader, _ = await cache.open_or_fill(digest, source)
+    with pytest.raises(FillFailedError):
+        await read_all(reader)
+    reader, _ = await cache.open_or_fill(digest, source)
+    assert await read_all(reader) == body
+    assert source.offsets == [0, 0]
+
+
+@pytest.mark.parametrize("ignore_offset", [False, True])
+@pytest.mark.parametrize("size_bytes", [50_000, 3 * MIB])
+async def test_a_replica_that_dies_in_mid_fill_is_not_noticed(
+    cache: DiskCache, size_bytes: int, *, ignore_offset: bool
+) -> None:
+    """The fill goes on with the next stream, also when that one starts from the beginning."""
+    body, digest = content(size_bytes)
+    cut = size_bytes // 3
+    source = Source(
+        Answer(body, cut_after=cut),
+        Answer(body, cut_after=2 * cut if ignore_offset else cut, ignore_offset=ignore_offset),
+        Answer(body),
+    )
+    reader, _ = await cache.open_or_fill(digest, source)
+    assert await read_all(reader) == body
+    assert source.offsets == [0, cut, 2 * cut]
+    await committed(cache, digest)
+
+
+async def test_a_body_cut_short_of_its_length_is_gone_on_with(cache: DiskCache) -> None:
+    """A stream that ends before the announced length counts as cut, not as the end."""
+    body, digest = content(MIB)
+    source = Source(Answer(body[: MIB // 2], size_bytes=MIB), Answer(body))
+    reader, _ = await cache.open_or_fill(digest, source)
+    assert await read_all(reader) == body
+    assert source.offsets == [0, MIB // 2]
+
+
+async def test_no_progress_ends_the_fill_for_all_its_readers(cache: DiskCache, cache_path: Path) -> None:
+    """When every replica is gone for good, readers learn of it instead of waiting."""
+    body, digest = content(MIB)
+    source = Source(Answer(body, cut_after=MIB // 2), Answer(body, error=UpstreamUnavailableError("all down")))
+    readers = [(await cache.open_or_fill(digest, source))[0] for _ in range(3)]
+    answers = await asyncio.gather(*(read_all(reader) for reader in readers), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [FillFailedError] * 3
+    assert len(source.offsets) == 4
+    assert leftovers(cache_path) == []
+
+
+async def test_the_first_answer_of_the_upstream_reaches_the_caller(cache: DiskCache, cache_path: Path) -> None:
+    """What the upstream said to the first request is raised as it is, with no second request."""
+    _, digest = content(10)
+    for error in (RegistryError(ErrorCode.BLOB_UNKNOWN, "not there"), UpstreamUnavailableError("all down")):
+        source = Source(Answer(b"", error=error))
+        with pytest.raises(type(error)) as raised:
+            await cache.open_or_fill(digest, source)
+        assert raised.value is error
+        assert source.offsets == [0]
+        assert leftovers(cache_path) == []
+
+
+async def test_a_404_for_one_repository_does_not_answer_another(cache: DiskCache) -> None:
+    """Who joined the fetch of a repository that lacks the blob asks its own repository."""
+    body, digest = content(MIB)
+    hidden = Source(Answer(b"", error=RegistryError(ErrorCode.BLOB_UNKNOWN, "not there")))
+    holding = Source(Answer(body))
+    answers = await asyncio.gather(
+        cache.open_or_fill(digest, hidden), cache.open_or_fill(digest, holding), return_exceptions=True
+    )
+    assert isinstance(answers[0], RegistryError)
+    assert not isinstance(answers[1], BaseException)
+    assert await read_all(answers[1][0]) == body
+
+
+async def test_larger_than_the_cache_passes_through(make_cache: MakeCache, cache_path: Path) -> None:
+    """Content that can never fit is refused before a byte is taken."""
+    cache = make_cache(max_size_bytes=MIB)
+    body, digest = content(MIB + 1)
+    for announce in (True, False):
+        with pytest.raises(CacheUnavailableError):
+            await cache.open_or_fill(digest, Source(Answer(body * 20, announce=announce)))
+    assert leftovers(cache_path) == []
+
+
+async def test_a_defect_in_the_source_hangs_nobody(cache: DiskCache, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that no port promises reaches the waiting reader too, and the log."""
+    _, digest = content(10)
+    with pytest.raises(FillFailedError):
+        await cache.open_or_fill(digest, Source(Answer(b"", error=ZeroDivisionError())))
+    await until(lambda: "ZeroDivisionError" in caplog.text)
+
+
+def _resources() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+
+
+async def test_two_hundred_cancelled_readers_leave_nothing(cache: DiskCache, cache_path: Path) -> None:
+    """No descriptor, task, lock or temporary file stays behind, whenever they were cancelled."""
+    warm, warm_digest = content(1, seed=99)
+    (await cache.open_or_fill(warm_digest, Source(Answer(warm))))[0].close()
+    await committed(cache, warm_digest)
+    before = _resources()
+    body, digest = content(2 * MIB)
+    answer = Answer(body, pause_at=MIB)
+    source = Source(answer)
+    opened: list[BlobReader] = []
+
+    async def pull(*, wait: bool) -> None:
+        reader, _ = await cache.open_or_fill(digest, source)
+        opened.append(reader)
+        try:
+            if wait:
+                await reader.wait_beyond(2 * MIB - 1)
+        finally:
+            reader.close()
+
+    async with asyncio.TaskGroup() as group:
+        pulls = [group.create_task(pull(wait=number % 2 == 0)) for number in range(200)]
+        pulls[0].cancel()
+        await answer.reached.wait()
+        await until(lambda: len(opened) > 100)
+        for task in pulls:
+            task.cancel()
+        answer.resume.set()
+    await committed(cache, digest)
+    await until(lambda: _resources() == before)
+    assert leftovers(cache_path) == []
