@@ -11,6 +11,7 @@ from registry_proxy.ports import Observer
 from registry_proxy.tasks import request_id
 from registry_proxy.web.exchange import Exchange, Handler, as_registry_error, drain_body, error_response
 from registry_proxy.web.origin import Origins
+from registry_proxy.web.server import expect_no_body
 
 _access_log = logging.getLogger("registry_proxy.access")
 
@@ -25,7 +26,7 @@ def with_request_id(handler: Handler, origins: Origins) -> Handler:
     async def handle(exchange: Exchange) -> StreamResponse:
         identifier = origins.request_id(exchange.request) or f"{prefix}-{next(numbers):x}"
         request_id.set(identifier)
-        exchange.answer_headers["X-Request-ID"] = identifier
+        exchange.answer_headers.update({"X-Request-ID": identifier, "Server": "registry-proxy"})
         response = await handler(exchange)
         if not response.prepared:
             response.headers.update(exchange.answer_headers)
@@ -76,6 +77,8 @@ def with_errors(handler: Handler) -> Handler:
             response = error_response(as_registry_error(error))
         if not exchange.request.content.at_eof() and not await drain_body(exchange):
             response.force_close()
+            if exchange.awaits_continue:
+                expect_no_body(exchange.request)
         return response
 
     return handle

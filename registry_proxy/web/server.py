@@ -100,6 +100,10 @@ class _Protocol(RequestHandler):
         response.force_close()
         return response
 
+    def expect_no_body(self) -> None:
+        """Do not wait for the rest of a body that the client was never asked for."""
+        self._lingering_time = 0.0
+
     def close_if_idle(self) -> None:
         """Close the connection unless a request is being answered on it."""
         if self._current_request is None:
@@ -122,6 +126,12 @@ class _Protocol(RequestHandler):
         self.force_close()
         if transport is not None:
             transport.abort()
+
+
+def expect_no_body(request: BaseRequest) -> None:
+    """Close the connection right behind the answer: the client waits for a 100 that does not come."""
+    if isinstance(request.protocol, _Protocol):
+        request.protocol.expect_no_body()
 
 
 class _Server(web.Server):

@@ -1,0 +1,333 @@
+"""The public listener on a real socket, over ports in memory and a real policy with real tokens."""
+
+import asyncio
+import hashlib
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.grants import Policy
+from registry_proxy.access.records import Grant, GrantMode, User
+from registry_proxy.access.tokens import (
+    InvalidTokenError,
+    TokenSigner,
+    TokenVerifier,
+    VerifiedToken,
+    create_key_file,
+    public_key_of,
+)
+from registry_proxy.ports import RoutedRepository, StoreUnavailableError
+from registry_proxy.proxy.discover import Discover
+from registry_proxy.proxy.manage import Manage
+from registry_proxy.proxy.pull import Pull
+from registry_proxy.proxy.push import Push, UploadAnswer
+from registry_proxy.spec.byterange import ByteRange
+from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.spec.scope import Action, parse_scopes
+from registry_proxy.web.public import PublicApp, PublicOptions
+from registry_proxy.web.server import PublicServer, ServerLimits, run_public
+from tests.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader
+
+SERVICE = "registry-proxy"
+
+
+def grant(subject: str, repository: str, *actions: str, tags: str = "*", mode: str = "enforce") -> Grant:
+    """Return a grant that never expires."""
+    name = f"{subject}-{repository}-{'-'.join(actions)}"
+    allowed = frozenset(map(Action, actions))
+    return Grant(id=name, subject=subject, repository=repository, actions=allowed, tags=tags, mode=GrantMode(mode))
+
+
+class FakeControl:
+    """An ``AccessControl`` over a fixed policy; the password of each user is its name and "-password"."""
+
+    def __init__(self, verifier: TokenVerifier) -> None:
+        self.grants: list[Grant] = []
+        self.generations: dict[str, int] = {}
+        self.is_away = False
+        self.is_limited = False
+        self._verifier = verifier
+        self.logins: list[tuple[str, str]] = []
+
+    async def policy(self) -> Policy:
+        if self.is_away:
+            raise StoreUnavailableError("away")
+        users = [User(name, "", is_admin=name == "admin") for name in ("ann", "bob", "admin")]
+        return Policy(users, [], self.grants, self.generations)
+
+    async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]:
+        policy = await self.policy()
+        verified = self._verifier.verify(token, now)
+        if verified.generation != policy.generation(verified.subject):
+            raise InvalidTokenError("the token was revoked")
+        return verified, policy
+
+    async def login(self, username: str, password: str, address: str) -> str:
+        self.logins.append((username, address))
+        if self.is_limited:
+            raise TooManyLoginsError(7)
+        if password != f"{username}-password":
+            raise LoginRefusedError("no")
+        return f"user:{username}"
+
+    async def public_keys(self) -> dict[str, Any]:
+        return {"keys": [{"kty": "EC"}]}
+
+
+@dataclass
+class FakePush:
+    """A ``Push`` that keeps bodies in memory, session IDs of its subject, and every call."""
+
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    sessions: dict[str, str] = field(default_factory=dict)
+    mounted: Descriptor | None = None
+    error: Exception | None = None
+
+    async def _read(self, body: AsyncIterator[bytes]) -> bytes:
+        if self.error is not None:
+            raise self.error
+        content = b"".join([chunk async for chunk in body])
+        self.bodies.append(content)
+        return content
+
+    def _check(self, subject: str, session_id: str, state: str | None) -> None:
+        if self.sessions.get(session_id) != subject or state != f"state of {session_id}":
+            raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "no such upload")
+
+    async def start_upload(self, routed: RoutedRepository, subject: str) -> UploadAnswer:
+        self.calls.append(("start", str(routed), subject))
+        session_id = f"session-{len(self.sessions)}"
+        self.sessions[session_id] = subject
+        return UploadAnswer(session_id, f"state of {session_id}", 0)
+
+    async def append_upload(
+        self,
+        routed: RoutedRepository,
+        subject: str,
+        session_id: str,
+        state: str | None,
+        body: AsyncIterator[bytes],
+        size_bytes: int | None,
+        chunk: ByteRange | None,
+    ) -> UploadAnswer:
+        self.calls.append(("append", str(routed), size_bytes, chunk))
+        self._check(subject, session_id, state)
+        content = await self._read(body)
+        return UploadAnswer(session_id, f"state of {session_id}", len(content))
+
+    async def commit_upload(
+        self,
+        routed: RoutedRepository,
+        subject: str,
+        session_id: str,
+        state: str | None,
+        digest: Digest,
+        body: AsyncIterator[bytes],
+        size_bytes: int | None,
+        chunk: ByteRange | None,
+    ) -> Descriptor:
+        self.calls.append(("commit", str(routed), size_bytes, chunk))
+        self._check(subject, session_id, state)
+        return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body)))
+
+    async def push_blob(
+        self,
+        routed: RoutedRepository,
+        subject: str,
+        digest: Digest,
+        body: AsyncIterator[bytes],
+        size_bytes: int | None,
+    ) -> Descriptor:
+        self.calls.append(("push", str(routed), subject, size_bytes))
+        return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body)))
+
+    async def upload_status(
+        self, routed: RoutedRepository, subject: str, session_id: str, state: str | None
+    ) -> UploadAnswer:
+        self.calls.append(("status", str(routed)))
+        self._check(subject, session_id, state)
+        return UploadAnswer(session_id, f"state of {session_id}", 5)
+
+    async def cancel_upload(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> None:
+        self.calls.append(("cancel", str(routed)))
+        self._check(subject, session_id, state)
+
+    async def mount_blob(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
+        self.calls.append(("mount", str(routed), str(source), str(digest)))
+        return self.mounted
+
+    async def put_manifest(
+        self,
+        routed: RoutedRepository,
+        tag_or_digest: Tag | Digest,
+        media_type: str,
+        body: bytes,
+        *,
+        may_move_tags: bool,
+    ) -> Descriptor:
+        self.calls.append(("manifest", str(routed), str(tag_or_digest), media_type, may_move_tags))
+        self.bodies.append(body)
+        return Descriptor(media_type, digest_of(body), len(body))
+
+
+@dataclass
+class FakeManage:
+    """A ``Manage`` that only says what it was asked."""
+
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+    async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> None:
+        self.calls.append(("manifest", f"{routed} {tag_or_digest}"))
+
+    async def delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
+        self.calls.append(("blob", f"{routed} {digest}"))
+
+
+class OneUpstream:
+    """A ``Router`` with everything in ``main``; ``ns=docker.io`` means ``hub/``."""
+
+    upstreams = ("main",)
+
+    def canonical(self, repository: Repository, source_host: str | None) -> Repository:
+        if source_host not in {None, "docker.io"}:
+            raise RegistryError(ErrorCode.NAME_UNKNOWN, "no such source")
+        return repository if source_host is None else Repository(f"hub/{repository}")
+
+    def route(self, canonical: Repository) -> RoutedRepository:
+        return RoutedRepository("main", canonical)
+
+    def local_name(self, routed: RoutedRepository) -> Repository | None:
+        return routed.repository
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What came over a raw connection until it ended."""
+
+    data: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.data.split(b" ", 2)[1]) if self.data.startswith(b"HTTP/1.") else 0
+
+    @property
+    def head(self) -> bytes:
+        return self.data.partition(b"\r\n\r\n")[0]
+
+    @property
+    def body(self) -> bytes:
+        return self.data.partition(b"\r\n\r\n")[2]
+
+
+@dataclass
+class PublicBench:
+    """A running public listener and what stands behind it."""
+
+    directory: Path
+    options: PublicOptions = field(default_factory=lambda: PublicOptions(service=SERVICE))
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    reader: MemoryReader = field(default_factory=MemoryReader)
+    cache: MemoryCache = field(default_factory=MemoryCache)
+    memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
+    observer: CountingObserver = field(default_factory=CountingObserver)
+    push: FakePush = field(default_factory=FakePush)
+    manage: FakeManage = field(default_factory=FakeManage)
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        key_file = self.directory / f"key-{hashlib.sha256(repr(self.options).encode()).hexdigest()[:8]}.pem"
+        if not key_file.exists():
+            create_key_file(str(key_file))
+        self.signer = TokenSigner(str(key_file), SERVICE, 300)
+        verifier = TokenVerifier(SERVICE)
+        verifier.set_keys({self.signer.key_id: public_key_of(self.signer.public_jwk)})
+        self.control = FakeControl(verifier)
+        self.server: PublicServer | None = None
+
+    def make_app(self) -> PublicApp:
+        readers = {"main": self.reader}
+        pull = Pull(
+            readers=readers,
+            impatient_readers=readers,
+            cache=self.cache,
+            memberships=self.memberships,
+            observer=self.observer,
+            tag_ttl_seconds={"main": 10},
+        )
+        return PublicApp(
+            pull=pull,
+            push=cast(Push, self.push),
+            discover=Discover(readers=readers, router=OneUpstream()),
+            manage=cast(Manage, self.manage),
+            router=OneUpstream(),
+            control=cast(AccessControl, self.control),
+            signer=self.signer,
+            observer=self.observer,
+            options=self.options,
+        )
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["PublicBench"]:
+        """Serve for the length of a with block."""
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self.server = await run_public(self.make_app().handle, listening, self.limits)
+        try:
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", auto_decompress=False) as self.session:
+                yield self
+        finally:
+            await self.server.drain(2)
+            await self.cache.aclose()
+
+    def token(self, subject: str = "user:ann", *scopes: str, generation: int | None = None) -> str:
+        """Return a token that carries the scopes; by default it may ask for everything on ``team/app``."""
+        texts = scopes or ("repository:team/app:pull,push,delete",)
+        current = self.control.generations.get(subject, 0) if generation is None else generation
+        return self.signer.issue(subject, current, parse_scopes(texts), time.time()).token
+
+    def bearer(self, subject: str = "user:ann", *scopes: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token(subject, *scopes)}"}
+
+    def allow(self, *actions: str, subject: str = "user:ann", repository: str = "team/app", tags: str = "*") -> None:
+        self.control.grants.append(grant(subject, repository, *actions, tags=tags))
+
+    async def raw(self, data: bytes, *, half_close: bool = False, timeout_seconds: float = 10) -> Raw:
+        """Send bytes as they are and return what comes until the server closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            if half_close:
+                writer.write_eof()
+            async with asyncio.timeout(timeout_seconds):
+                return Raw(await read_to_end(reader))
+        finally:
+            writer.close()
+
+    def request(self, line: str, headers: Iterable[str] = (), *, token: bool = True) -> bytes:
+        """Return the bytes of a request that closes its connection."""
+        lines = [f"{line} HTTP/1.1", "Host: registry.example:5000", "Connection: close", *headers]
+        if token:
+            lines.append(f"Authorization: Bearer {self.token()}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the connection ends, by a reset too."""
+    chunks: list[bytes] = []
+    try:
+        while chunk := await reader.read(1 << 20):
+            chunks.append(chunk)
+    except ConnectionResetError:
+        chunks.append(b"")
+    return b"".join(chunks)
