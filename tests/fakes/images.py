@@ -1,0 +1,44 @@
+"""Images as their parts: a config, layers, the manifest over them."""
+
+import json
+from dataclasses import dataclass
+
+from registry_proxy.spec.descriptor import OCI_INDEX, OCI_MANIFEST
+from registry_proxy.spec.reference import Digest, digest_of
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A manifest and the blobs it names."""
+
+    manifest: bytes
+    blobs: tuple[bytes, ...]
+    media_type: str = OCI_MANIFEST
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of the manifest."""
+        return digest_of(self.manifest)
+
+
+def _descriptor(content: bytes, media_type: str) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": str(digest_of(content)), "size": len(content)}
+
+
+def image(*layers: bytes, label: str = "") -> Parts:
+    """Return an image with these layers."""
+    config = json.dumps({"label": label, "os": "linux"}).encode()
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": _descriptor(config, "application/vnd.oci.image.config.v1+json"),
+        "layers": [_descriptor(layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers],
+    }
+    return Parts(json.dumps(document).encode(), (config, *layers))
+
+
+def index(*images: Parts) -> Parts:
+    """Return an index over images."""
+    children = [_descriptor(part.manifest, part.media_type) for part in images]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+    return Parts(json.dumps(document).encode(), (), OCI_INDEX)

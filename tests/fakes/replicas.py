@@ -1,0 +1,341 @@
+"""Replicas, a spool and all that pushes stand on, in memory but for the store: for tests of what happens at a fault."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from registry_proxy.ports import (
+    BlobCache,
+    CacheUnavailableError,
+    Memberships,
+    ReplicaClient,
+    RoutedRepository,
+    Spool,
+    StorageKind,
+    Table,
+    UpstreamUnavailableError,
+)
+from registry_proxy.proxy.manage import Manage
+from registry_proxy.proxy.push import Push
+from registry_proxy.replication.deletions import DeletionReplication
+from registry_proxy.replication.journal import Journal
+from registry_proxy.replication.manifests import ManifestReplication
+from registry_proxy.replication.sessions import SignedSessions
+from registry_proxy.replication.uploads import UploadReplication
+from registry_proxy.spec.descriptor import Descriptor, Manifest, parse_manifest
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.store.open import open_store
+from registry_proxy.store.redis import RedisStore
+from registry_proxy.store.sqlite import SqliteStore
+from tests.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader
+
+REPOSITORY = Repository("team/app")
+ROUTED = RoutedRepository("main", REPOSITORY)
+ANN = "user:ann"
+
+
+@dataclass
+class MemoryReplica(MemoryReader):
+    """One replica: refuses manifests whose blobs it lacks, as docker-registry does.
+
+    ``errors`` are raised by the methods they are named after, ``gates`` hold them until set, ``cut_after`` makes every
+    upload die after that many bytes.
+    """
+
+    name: str = "a"
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    cut_after: int | None = None
+    received: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def _begin(self, method: str, repository: str, what: object = "") -> None:
+        await self._answer(method, repository, what)
+        if method in self.gates:
+            await self.gates[method].wait()
+        if method in self.errors:
+            raise self.errors[method]
+
+    async def start_upload(self, repository: Repository) -> str:
+        await self._begin("start_upload", repository)
+        location = f"/v2/{repository}/blobs/uploads/{len(self.uploads)}-{len(self.requests)}"
+        self.uploads[location] = b""
+        return location
+
+    async def append_upload(self, location: str, body: AsyncIterator[bytes], size_bytes: int | None) -> str:
+        await self._begin("append_upload", location, size_bytes)
+        content = self._take(location)
+        async for piece in body:
+            content += piece
+            async with self.received:
+                self.uploads[location] = content
+                self.received.notify_all()
+            if self.is_down or (self.cut_after is not None and len(content) > self.cut_after):
+                raise UpstreamUnavailableError("the connection broke")
+        following = f"{location}+"
+        self.uploads[following] = self._take(location, content)
+        return following
+
+    def _take(self, location: str, content: bytes | None = None) -> bytes:
+        if location not in self.uploads:
+            raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "no such upload")
+        found = self.uploads.pop(location)
+        return found if content is None else content
+
+    async def wait_received(self, size_bytes: int) -> None:
+        """Return once some upload holds that many bytes."""
+        async with asyncio.timeout(10), self.received:
+            await self.received.wait_for(lambda: any(len(body) >= size_bytes for body in self.uploads.values()))
+
+    async def commit_upload(self, location: str, digest: Digest) -> None:
+        await self._begin("commit_upload", location, digest)
+        content = self._take(location)
+        if not digest.matches(content):
+            raise RegistryError(ErrorCode.DIGEST_INVALID, "not that digest")
+        self.blobs[_repository_of(location), digest] = content
+
+    async def cancel_upload(self, location: str) -> None:
+        await self._begin("cancel_upload", location)
+        self._take(location)
+
+    async def push_blob(
+        self, repository: Repository, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]
+    ) -> None:
+        await self._begin("push_blob", repository, descriptor.digest)
+        content = b"".join([piece async for piece in body()])
+        if not descriptor.digest.matches(content):
+            raise RegistryError(ErrorCode.DIGEST_INVALID, "not that digest")
+        self.blobs[repository, descriptor.digest] = content
+
+    async def mount_blob(self, repository: Repository, digest: Digest, from_repository: Repository) -> bool:
+        await self._begin("mount_blob", repository, digest)
+        content = self.blobs.get((from_repository, digest))
+        if content is None:
+            return False
+        self.blobs[repository, digest] = content
+        return True
+
+    async def put_manifest(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
+        await self._begin("put_manifest", repository, tag_or_digest)
+        links = parse_manifest(manifest.body, manifest.descriptor.media_type)
+        lacking = [blob.digest for blob in links.blobs if (repository, blob.digest) not in self.blobs]
+        lacking += [child.digest for child in links.manifests if (repository, child.digest) not in self.manifests]
+        if lacking:
+            detail = {"digest": str(lacking[0])}
+            raise RegistryError(ErrorCode.MANIFEST_BLOB_UNKNOWN, "blob unknown to registry", detail=detail)
+        self.manifests[repository, manifest.descriptor.digest] = manifest
+        if isinstance(tag_or_digest, str):
+            self.tags[repository, tag_or_digest] = manifest.descriptor.digest
+
+    async def delete_manifest(self, repository: Repository, digest: Digest) -> None:
+        await self._begin("delete_manifest", repository, digest)
+        self.manifests.pop((repository, digest), None)
+        for key in [key for key, value in self.tags.items() if value == digest and key[0] == repository]:
+            del self.tags[key]
+
+    async def delete_blob(self, repository: Repository, digest: Digest) -> None:
+        await self._begin("delete_blob", repository, digest)
+        self.blobs.pop((repository, digest), None)
+
+
+def _repository_of(location: str) -> str:
+    return location.removeprefix("/v2/").partition("/blobs/")[0]
+
+
+@dataclass
+class MemoryReplicaSet:
+    """The replicas of one upstream; a reported failure opens the circuit, as health does."""
+
+    replicas: Sequence[ReplicaClient]
+    write_quorum: int = 1
+    storage: StorageKind = StorageKind.INDEPENDENT
+    read_only: bool = False
+    upstream: str = "main"
+    down: set[str] = field(default_factory=set)
+
+    def is_writable(self, replica: str) -> bool:
+        return replica not in self.down
+
+    def report_failure(self, replica: str, error: Exception) -> None:
+        assert isinstance(error, UpstreamUnavailableError)
+        self.down.add(replica)
+
+
+class MemorySpoolFile:
+    """An upload of ``MemorySpool``."""
+
+    def __init__(self, spool: "MemorySpool", session_id: str, path: str) -> None:
+        self._spool, self._session_id, self._path = spool, session_id, path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.size_bytes = os.fstat(self.fd).st_size
+        self._is_over = False
+        self._moved = asyncio.Event()
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def write(self, chunk: bytes) -> None:
+        if self._spool.is_full:
+            raise CacheUnavailableError("no space left on device")
+        os.pwrite(self.fd, chunk, self.size_bytes)
+        self.size_bytes += len(chunk)
+        self._wake()
+
+    async def wait_beyond(self, offset: int) -> bool:
+        while self.size_bytes <= offset and not self._is_over:
+            await self._moved.wait()
+        return self.size_bytes > offset
+
+    def finish_request(self) -> None:
+        self._is_over = True
+        self._wake()
+
+    async def digest(self, algorithm: str) -> Digest:
+        hasher = Digest(algorithm, "").hasher()
+        hasher.update(os.pread(self.fd, self.size_bytes, 0))
+        return Digest(algorithm, hasher.hexdigest())
+
+    async def commit(self, digest: Digest) -> None:
+        if self._spool.is_full:
+            raise CacheUnavailableError("no space left on device")
+        content = os.pread(self.fd, self.size_bytes, 0)
+        self.discard()
+        await self._spool.cache.store(digest, content)
+
+    def close(self) -> None:
+        if self._spool.open.pop(self._session_id, None) is not None:
+            os.close(self.fd)
+
+    def discard(self) -> None:
+        self.close()
+        Path(self._path).unlink(missing_ok=True)
+
+
+class MemorySpool:
+    """A ``Spool`` in a directory; ``is_full`` makes it refuse; ``open`` must be empty at the end of a test."""
+
+    def __init__(self, directory: str, cache: MemoryCache) -> None:
+        self._directory, self.cache = directory, cache
+        self.open: dict[str, MemorySpoolFile] = {}
+        self.pinned: set[Digest] = set()
+        self.is_full = False
+
+    def _path(self, session_id: str) -> str:
+        return os.path.join(self._directory, session_id)
+
+    @property
+    def sessions(self) -> list[str]:
+        """The uploads that have a file."""
+        return os.listdir(self._directory)
+
+    def create(self, session_id: str) -> MemorySpoolFile:
+        if self.is_full:
+            raise CacheUnavailableError("no space left on device")
+        return self._open(session_id)
+
+    def _open(self, session_id: str) -> MemorySpoolFile:
+        self.open[session_id] = MemorySpoolFile(self, session_id, self._path(session_id))
+        return self.open[session_id]
+
+    def reopen(self, session_id: str) -> MemorySpoolFile | None:
+        if session_id in self.open:
+            raise RegistryError(ErrorCode.BLOB_UPLOAD_INVALID, "another request writes to it")
+        return self._open(session_id) if os.path.exists(self._path(session_id)) else None
+
+    def pin(self, digest: Digest) -> None:
+        self.pinned.add(digest)
+
+    def unpin(self, digest: Digest) -> None:
+        self.pinned.discard(digest)
+
+
+@dataclass
+class Pushing:
+    """Push and Manage over one upstream ``main``, with everything below them within reach."""
+
+    push: Push
+    manage: Manage
+    journal: Journal
+    store: SqliteStore | RedisStore
+
+    async def upload(self, content: bytes, *, routed: RoutedRepository = ROUTED) -> Descriptor:
+        """Push a blob as docker does: POST, one PATCH, PUT."""
+        start = await self.push.start_upload(routed, ANN)
+        sent = await self.push.append_upload(routed, ANN, start.session_id, start.state, body_of(content), None, None)
+        return await self.push.commit_upload(
+            routed, ANN, sent.session_id, sent.state, digest_of(content), body_of(), 0, None
+        )
+
+    async def put(self, tag: str | Digest, manifest: bytes, media_type: str, *, may_move: bool = True) -> Descriptor:
+        """PUT a manifest into ``ROUTED``."""
+        slot = tag if isinstance(tag, Digest) else Tag(tag)
+        return await self.push.put_manifest(ROUTED, slot, media_type, manifest, may_move_tags=may_move)
+
+    async def intents(self) -> dict[str, list[str]]:
+        """Return the open intents: what misses each key."""
+        return {record.key: record.value["missing"] for record in await self.store.list(Table.INTENTS)}
+
+
+@asynccontextmanager
+async def pushing(
+    directory: Path, replicas: MemoryReplicaSet, spool: Spool, cache: BlobCache, memberships: Memberships
+) -> AsyncIterator[Pushing]:
+    """Assemble the package under test over a store of its own, as the application does."""
+    async with AsyncExitStack() as stack:
+        store, changes = await stack.enter_async_context(
+            open_store(f"sqlite:///{directory / 'store.db'}", str(directory / "page"))
+        )
+        sets = {replicas.upstream: replicas}
+        names = {replicas.upstream: [client.name for client in replicas.replicas]}
+        journal = Journal(store, changes, CountingObserver(), names)
+        uploads = UploadReplication(replica_sets=sets, journal=journal, cache=cache, pins=spool)
+        manifests = ManifestReplication(
+            replica_sets=sets, store=store, journal=journal, cache=cache, memberships=memberships, uploads=uploads
+        )
+        push = Push(
+            spool=spool,
+            cache=cache,
+            memberships=memberships,
+            sessions=SignedSessions(store),
+            blobs=uploads,
+            manifests=manifests,
+        )
+        deletions = DeletionReplication(replica_sets=sets, store=store, journal=journal)
+        yield Pushing(push, Manage(memberships=memberships, deletions=deletions), journal, store)
+
+
+async def body_of(*pieces: bytes) -> AsyncIterator[bytes]:
+    """Give the pieces as the body of a request."""
+    for piece in pieces:
+        yield piece
+
+
+@dataclass
+class Bench:
+    """A ``Pushing`` over two replicas, ``a`` and ``b``, in memory."""
+
+    a: MemoryReplica
+    b: MemoryReplica
+    replicas: MemoryReplicaSet
+    cache: MemoryCache
+    memberships: MemoryMemberships
+    spool: MemorySpool
+    under_test: Pushing
+
+
+@asynccontextmanager
+async def bench(directory: Path) -> AsyncIterator[Bench]:
+    """Set up a ``Bench``; at the end no upload may be open."""
+    a, b, cache, memberships = MemoryReplica(name="a"), MemoryReplica(name="b"), MemoryCache(), MemoryMemberships()
+    with tempfile.TemporaryDirectory(dir=directory) as uploads:
+        replicas, spool = MemoryReplicaSet([a, b]), MemorySpool(uploads, cache)
+        async with pushing(directory, replicas, spool, cache, memberships) as under_test:
+            yield Bench(a, b, replicas, cache, memberships, spool, under_test)
+        assert spool.open == {}
+    await cache.aclose()

@@ -1,0 +1,171 @@
+"""Deletes at several replicas: tombstones, what cannot be deleted, what comes after."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from registry_proxy.ports import ContentKind, StorageKind, Table, UpstreamUnavailableError
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Tag, digest_of
+from tests.fakes.images import Parts, image
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
+
+LATEST = Tag("latest")
+
+
+@pytest_asyncio.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
+    """Give two replicas and the package over them."""
+    async with bench(tmp_path) as made:
+        yield made
+
+
+async def refused(attempt: Awaitable[object]) -> RegistryError:
+    """Return the error of the protocol that a call ends in."""
+    with pytest.raises(RegistryError) as caught:
+        await attempt
+    return caught.value
+
+
+async def push(setting: Bench, parts: Parts, *tags: str) -> Parts:
+    """Push a whole image under its tags."""
+    for blob in parts.blobs:
+        await setting.under_test.upload(blob)
+    for tag in tags:
+        await setting.under_test.put(tag, parts.manifest, parts.media_type)
+    return parts
+
+
+async def test_a_delete_is_everywhere_and_forgets_every_tag(setting: Bench) -> None:
+    """Manifest, tags, membership and records are gone at once; other images keep theirs."""
+    gone, kept = await push(setting, image(b"1"), "v1", "latest"), await push(setting, image(b"2"), "v2")
+    await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
+    assert setting.a.tags == setting.b.tags == {(REPOSITORY, "v2"): kept.digest}
+    assert setting.memberships.find(ROUTED, ContentKind.MANIFEST, gone.digest) is None
+    assert setting.memberships.find_tag(ROUTED, LATEST) is None
+    assert [record.key for record in await setting.under_test.store.list(Table.TAGS)] == [f"{ROUTED}|v2"]
+    assert [record.key for record in await setting.under_test.store.list(Table.MANIFESTS)] == [
+        f"{ROUTED}|{kept.digest}"
+    ]
+    assert await setting.under_test.intents() == {}
+
+
+async def test_a_replica_that_was_down_keeps_a_tombstone(setting: Bench) -> None:
+    """What it still holds does not count there; a later push of the digest takes the tombstone away."""
+    app = await push(setting, image(b"1"), LATEST)
+    setting.replicas.down.add("b")
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    marks = await setting.under_test.journal.marks()
+    assert marks.has_tombstone("b", ROUTED, app.digest)
+    assert not marks.has_tombstone("a", ROUTED, app.digest)
+    setting.replicas.down.clear()
+    await setting.under_test.put(LATEST, app.manifest, app.media_type)
+    assert not (await setting.under_test.journal.marks()).has_tombstone("b", ROUTED, app.digest)
+    assert await setting.under_test.intents() == {}
+
+
+async def test_a_deleted_tag_does_not_come_back_older(setting: Bench) -> None:
+    """A replica that missed a tag's last move, and then its delete, is not asked for the tag."""
+    old = await push(setting, image(b"old"), LATEST)
+    setting.replicas.down.add("b")
+    new = await push(setting, image(b"new"), LATEST)
+    await setting.under_test.manage.delete_manifest(ROUTED, new.digest)
+    assert setting.b.tags == {(REPOSITORY, LATEST): old.digest}
+    assert (await setting.under_test.journal.marks()).misses_tag("b", ROUTED, LATEST)
+
+
+async def test_a_tag_cannot_be_deleted(setting: Bench) -> None:
+    """405 UNSUPPORTED with what to do instead."""
+    await push(setting, image(b"1"), LATEST)
+    error = await refused(setting.under_test.manage.delete_manifest(ROUTED, LATEST))
+    assert (error.code, error.status) == (ErrorCode.UNSUPPORTED, 405)
+    assert "by digest" in error.message
+
+
+@pytest.mark.parametrize("storage", list(StorageKind))
+async def test_where_nothing_deletes_nothing_changes(setting: Bench, storage: StorageKind) -> None:
+    """Replicas with deletes switched off: 405, no tombstone, and the image stays."""
+    setting.replicas.storage = storage
+    app = await push(setting, image(b"1"), LATEST)
+    refusal = RegistryError(ErrorCode.UNSUPPORTED, "delete is disabled")
+    for replica in (setting.a, setting.b):
+        replica.errors["delete_manifest"] = replica.errors["delete_blob"] = refusal
+    for attempt in (
+        setting.under_test.manage.delete_manifest(ROUTED, app.digest),
+        setting.under_test.manage.delete_blob(ROUTED, digest_of(b"1")),
+    ):
+        assert (await refused(attempt)).status == 405
+    assert await setting.under_test.intents() == {}
+    assert setting.memberships.find_tag(ROUTED, LATEST) is not None
+    assert len(await setting.under_test.store.list(Table.TAGS)) == 1
+
+
+async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
+    """One of two needed replicas deleted it: 503, the tombstone stays for the other, the retry completes it."""
+    setting.replicas.write_quorum = 2
+    app = await push(setting, image(b"1"), LATEST)
+    setting.b.errors["delete_manifest"] = UpstreamUnavailableError("reset")
+    assert (await refused(setting.under_test.manage.delete_manifest(ROUTED, app.digest))).status == 503
+    assert (await setting.under_test.journal.marks()).has_tombstone("b", ROUTED, app.digest)
+    setting.replicas.down.clear()
+    setting.b.errors.clear()
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    assert setting.b.manifests == {}
+    assert await setting.under_test.intents() == {}
+
+
+async def test_what_is_nowhere_is_not_deleted(setting: Bench) -> None:
+    """404 with the right code, and no tombstone; a second delete is a 404 too."""
+    app = await push(setting, image(b"1"), LATEST)
+    unknown = digest_of(b"unknown")
+    manage = setting.under_test.manage
+    assert (await refused(manage.delete_manifest(ROUTED, unknown))).code is ErrorCode.MANIFEST_UNKNOWN
+    assert (await refused(manage.delete_blob(ROUTED, unknown))).code is ErrorCode.BLOB_UNKNOWN
+    await manage.delete_manifest(ROUTED, app.digest)
+    assert (await refused(manage.delete_manifest(ROUTED, app.digest))).code is ErrorCode.MANIFEST_UNKNOWN
+    assert await setting.under_test.intents() == {}
+
+
+async def test_what_nobody_can_tell_is_no_404(setting: Bench) -> None:
+    """A delete of something unknown while a replica does not answer is a 503."""
+    setting.a.is_down = setting.b.is_down = True
+    assert (await refused(setting.under_test.manage.delete_blob(ROUTED, digest_of(b"x")))).status == 503
+
+
+async def test_a_blob_is_deleted_from_its_repository(setting: Bench) -> None:
+    """The replicas and the membership lose it; a replica that was down keeps a tombstone until it is pushed again."""
+    await setting.under_test.upload(b"blob")
+    digest = digest_of(b"blob")
+    setting.replicas.down.add("b")
+    await setting.under_test.manage.delete_blob(ROUTED, digest)
+    assert setting.a.blobs == {}
+    assert setting.memberships.find(ROUTED, ContentKind.BLOB, digest) is None
+    assert (await setting.under_test.journal.marks()).has_tombstone("b", ROUTED, digest)
+    setting.replicas.down.clear()
+    await setting.under_test.upload(b"blob")
+    assert await setting.under_test.intents() == {}
+
+
+async def test_read_only_and_no_quorum(setting: Bench) -> None:
+    """403 for a read-only upstream; 503 when too few replicas are up, before anything is asked."""
+    setting.replicas.read_only = True
+    assert (await refused(setting.under_test.manage.delete_blob(ROUTED, digest_of(b"x")))).status == 403
+    setting.replicas.read_only = False
+    setting.replicas.down |= {"a", "b"}
+    assert (await refused(setting.under_test.manage.delete_manifest(ROUTED, digest_of(b"x")))).status == 503
+    assert setting.a.requests == []
+
+
+async def test_deletes_and_pushes_of_a_digest_take_turns(setting: Bench) -> None:
+    """Many parallel pushes and deletes of one image leave both replicas alike and nothing open."""
+    app = await push(setting, image(b"1"), LATEST)
+    work = [setting.under_test.put(LATEST, app.manifest, app.media_type) for _ in range(5)]
+    deletes = [setting.under_test.manage.delete_manifest(ROUTED, app.digest) for _ in range(5)]
+    results = await asyncio.gather(*work, *deletes, return_exceptions=True)
+    assert all(not isinstance(result, Exception) or isinstance(result, RegistryError) for result in results)
+    assert setting.a.tags == setting.b.tags
+    assert setting.a.manifests.keys() == setting.b.manifests.keys()
+    assert await setting.under_test.intents() == {}
