@@ -36,6 +36,7 @@ _HOST_NAME = re.compile(
 _UPSTREAM_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
 _MAX_NUMBER_LENGTH = 20
+_REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry that everybody puts behind a proxy
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 STORE_SCHEMES = ("sqlite", "redis", "rediss")
 
@@ -213,6 +214,7 @@ UpstreamName = Annotated[
         partial(_check_name, pattern=_UPSTREAM_NAME, what="a name of lower-case letters, digits, single - or _")
     ),
 ]
+HostName = Annotated[str, AfterValidator(_check_host)]
 ReplicaName = Annotated[
     str,
     AfterValidator(
@@ -259,10 +261,13 @@ class ReplicaSettings(Section):
     username: str | None = None
     password_file: Path | None = None
     ca_file: Path | None = None
+    realm_hosts: tuple[HostName, ...] = ()  # where else its tokens may be fetched, with the password
     insecure_credentials: bool = False  # send them over plain HTTP beyond loopback
 
     @model_validator(mode="after")
-    def _name_it(self) -> Self:
+    def _fill_in(self) -> Self:
+        if not self.realm_hosts and self.host in _REALM_HOSTS:
+            object.__setattr__(self, "realm_hosts", _REALM_HOSTS[self.host])
         if not self.name:
             parts = urlsplit(self.url)
             host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -315,7 +320,7 @@ class RouteSettings(Section):
     prefix: Annotated[str, AfterValidator(_check_prefix)]
     upstream: str
     strip_prefix: bool = False
-    namespaces: tuple[Annotated[str, AfterValidator(_check_host)], ...] = ()
+    namespaces: tuple[HostName, ...] = ()
 
 
 class AuthSettings(Section):

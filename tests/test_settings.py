@@ -1,6 +1,8 @@
 """The configuration value: every key, its default, its unit, and what is refused."""
 
 import ipaddress
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ upstreams:
     timeouts: {connect: 500ms, first_byte: 1.5s, stall: 1m, probe: 1s}
     replicas:
       - {url: "http://127.0.0.1:5001"}
-      - {name: second, url: "https://registry.example.com:5443/", username: ann, password_file: PASSWORD}
+      - {name: second, url: "https://registry.example.com:5443/", username: ann, password_file: PASSWORD,
+         realm_hosts: [login.example.com]}
       - {url: "http://[::1]:5003"}
   hub: {read_only: true, replicas: [{url: "https://registry-1.docker.io"}]}
 routes:
@@ -73,6 +76,9 @@ def test_every_key_has_its_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert main.replicas[1].url == "https://registry.example.com:5443"
     assert main.replicas[1].read_password() == "of the second"
     assert settings.upstreams["hub"].read_only
+    assert settings.upstreams["hub"].replicas[0].realm_hosts == ("auth.docker.io",)
+    assert main.replicas[0].realm_hosts == ()
+    assert main.replicas[1].realm_hosts == ("login.example.com",)
     assert settings.routes[0].namespaces == ("docker.io",)
     assert settings.routes[0].strip_prefix
     assert settings.auth.service == "registry.example.com"
@@ -253,3 +259,22 @@ def test_what_comes_later_is_refused_as_not_available_yet(tmp_path: Path) -> Non
     faults = [fault for fault in refusal.value.faults if "not available yet" in fault.message]
     assert sorted(fault.key for fault in faults) == ["audit", "store", "upstreams.main.discovery"]
     assert "pw" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["example", "ha", "pull-through"])
+def test_the_examples_are_good(name: str) -> None:
+    """Every configuration that we ship passes check-config."""
+    load_settings(str(Path(__file__).parent.parent / "config" / f"{name}.yaml"), {})
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_the_lock_pins_everything_and_names_no_index(lock: str) -> None:
+    """Every dependency of pyproject.toml is in the lock, every requirement has hashes, no address is in it."""
+    root = Path(__file__).parent.parent
+    text = (root / lock).read_text()
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if "dev" in lock else [])
+    entries = re.findall(r"^([a-z0-9-]+)==\S+((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
+    assert len(entries) == len(re.findall(r"^[a-z]", text, re.MULTILINE))
+    assert {re.split(r"[\[>=<]", name)[0] for name in wanted} <= {name for name, _ in entries}
+    assert "://" not in text

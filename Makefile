@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+PYTEST_ARGS ?=
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: run
+run: ## start two registries and the proxy; CONFIG=file.yaml: the proxy alone, with that configuration
+	@scripts/run
+
+.PHONY: test
+test: ## install what the tests need, and run them; PYTEST_ARGS adds arguments
+	@scripts/setup test
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: ## format, lint, types, structure and tests, with coverage
+	@scripts/setup test
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+.PHONY: format
+format: ## rewrite the code in its format
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.PHONY: bench
+bench: ## measure beside nginx and docker-registry
+	@scripts/setup test
+	.venv/bin/python -m benchmarks.first
+
+.PHONY: soak
+soak: ## the long sweeps: chaos, faults, fuzz
+	@scripts/setup test
+	.venv/bin/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
+
+PIP_COMPILE = env -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS .venv/bin/pip-compile -q --no-config \
+	--upgrade --generate-hashes --strip-extras --allow-unsafe --build-deps-for editable --no-header \
+	--no-emit-options --no-emit-index-url --no-emit-trusted-host --no-emit-find-links pyproject.toml
+
+.PHONY: lock
+lock: ## pin the newest dependencies that pyproject.toml allows
+	@scripts/setup test
+	$(PIP_COMPILE) -o requirements.lock
+	$(PIP_COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock

@@ -1,0 +1,150 @@
+"""Starts two registries and the proxy, or with CONFIG=file.yaml the proxy alone, and stops all it started."""
+
+import ctypes
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from registry_proxy.listeners import describe_holder
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = ROOT / "config" / "example.yaml"
+REGISTRY_PORTS = (5001, 5002)
+PROXY_PORTS = (5000, 5080)
+SAME_SIGNAL_SECONDS = 0.5  # a terminal and make both pass one Ctrl-C on: together they are one
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+libc = ctypes.CDLL(None)
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process with its parent, however that ends."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start(command: Sequence[str], **options: object) -> "subprocess.Popen[str]":
+    """Start a program out of reach of the terminal's signals: who stops when is decided here."""
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return] # options are those of Popen
+        command,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc, and no thread is running yet
+        **options,
+    )
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    """End a program, gently at first."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def refuse_taken_ports() -> None:
+    """Say who holds the ports we need, before anything is started."""
+    holders = {port: describe_holder(port) for port in (*PROXY_PORTS, *REGISTRY_PORTS)}
+    taken = [f"port {port} is taken by {holder}" for port, holder in holders.items() if holder]
+    if taken:
+        sys.exit("\n".join([*taken, "End it, or give a configuration of your own: CONFIG=file.yaml make run"]))
+
+
+def start_registry(number: int, port: int) -> "subprocess.Popen[str]":
+    """Start one of Debian's docker-registry with a store of its own under var/."""
+    home = ROOT / "var" / f"registry-{number}"
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "config.yml"
+    if not config.exists():  # made once: the secret lets an upload go on after a restart
+        config.touch(mode=0o600)
+        config.write_text(
+            "version: 0.1\n"
+            "log: {level: warn}\n"
+            f"storage: {{filesystem: {{rootdirectory: '{home / 'data'}'}}, delete: {{enabled: true}}}}\n"
+            f"http: {{addr: '127.0.0.1:{port}', secret: {secrets.token_hex(16)}}}\n",
+            encoding="utf-8",
+        )
+    with (home / "log").open("a", encoding="utf-8") as log:
+        process = start(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+    deadline = time.monotonic() + START_SECONDS
+    while describe_holder(port) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop(process)
+            sys.exit(f"registry {number} does not start: see {home / 'log'}")
+        time.sleep(0.05)
+    print(f"registry {number}: http://127.0.0.1:{port}, data in {home / 'data'}", flush=True)
+    return process
+
+
+class Signals:
+    """Passes SIGINT and SIGTERM on to the proxy, each person's wish once."""
+
+    def __init__(self) -> None:
+        self._proxy: subprocess.Popen[str] | None = None
+        self._last = float("-inf")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, _number: int, _frame: FrameType | None) -> None:
+        if self._proxy is None:
+            sys.exit(0)
+        now = time.monotonic()
+        if now - self._last > SAME_SIGNAL_SECONDS:
+            self._last = now
+            self._proxy.terminate()
+
+    def watch(self, proxy: "subprocess.Popen[str]") -> None:
+        """From now on there is a proxy to drain."""
+        self._proxy = proxy
+
+
+def tell(proxy: "subprocess.Popen[str]") -> None:
+    """Print what the proxy prints, and once it is ready how to go on."""
+    assert proxy.stdout is not None
+    for line in proxy.stdout:
+        print(line, end="", flush=True)
+        ready = re.match(r"registry-proxy is ready: http://(\S+) \(admin: (\S+)\)", line)
+        if ready:
+            address = ready[1].replace("0.0.0.0", "127.0.0.1")
+            print(f"  log in:   docker login {address} -u admin")
+            print(f"  metrics:  {ready[2]}/metrics")
+            print("  stop:     Ctrl-C", flush=True)
+
+
+def main() -> int:
+    """Run until the proxy ends; return its exit status."""
+    if "MAKELEVEL" in os.environ:
+        die_with_parent()
+    os.chdir(ROOT)
+    signals = Signals()
+    config = os.environ.get("CONFIG")
+    with ExitStack() as started:
+        if not config:
+            refuse_taken_ports()
+            for number, port in enumerate(REGISTRY_PORTS, start=1):
+                started.callback(stop, start_registry(number, port))
+        command = [sys.executable, "-m", "registry_proxy", "serve", "--config", config or str(DEFAULT_CONFIG)]
+        proxy = start(command, stdout=subprocess.PIPE)
+        started.callback(stop, proxy)
+        signals.watch(proxy)
+        teller = threading.Thread(target=tell, args=(proxy,), name="what the proxy prints")
+        teller.start()
+        status = proxy.wait()
+        teller.join()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
