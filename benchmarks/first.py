@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import Herd, Load, Target, describe_machine, run_herd, run_wrk
-from tests.proxy import OCI_MANIFEST, Image, Proxy, digest_of, make_image, proxy_server, random_bytes
+from tests.product import OCI_MANIFEST, Image, Proxy, digest_of, make_image, proxy_server, random_bytes
 from tests.servers import Server, docker_registry, free_port, running
 
 MIB = 2**20

@@ -1,33 +1,264 @@
-"""The composition root: the only file that imports every package."""
+"""The composition root: the only file that imports every package. Each resource is born and dies in one place."""
 
 import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
-from registry_proxy.settings import Settings
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.directory import Directory
+from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.layout import prepare_cache
+from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.cache.spool import DiskSpool
+from registry_proxy.ports import MarkSource, Observer, RegistryReader, StorageKind
+from registry_proxy.proxy.discover import Discover
+from registry_proxy.proxy.manage import Manage
+from registry_proxy.proxy.pull import Pull
+from registry_proxy.proxy.push import Push
+from registry_proxy.replication.deletions import DeletionReplication
+from registry_proxy.replication.journal import Journal
+from registry_proxy.replication.manifests import ManifestReplication
+from registry_proxy.replication.sessions import SignedSessions
+from registry_proxy.replication.uploads import UploadReplication
+from registry_proxy.settings import Settings, UpstreamSettings
+from registry_proxy.store.changes import StoreWatch
+from registry_proxy.store.open import open_store
+from registry_proxy.store.redis import RedisStore
+from registry_proxy.store.sqlite import SqliteStore
+from registry_proxy.telemetry.logs import json_logging
+from registry_proxy.telemetry.metrics import PrometheusObserver
+from registry_proxy.upstream.failover import FailoverReader
+from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
+from registry_proxy.upstream.routing import PrefixRouter, Route
+from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
+from registry_proxy.web.admin import AdminServices, make_admin_app
+from registry_proxy.web.ops import Readiness
+from registry_proxy.web.public import PublicApp, PublicOptions
+from registry_proxy.web.server import run_public
 from registry_proxy.worker import WorkerContext
+
+REPLICA_PATIENCE_SECONDS = 5.0
+"""How long a request waits for a replica to come back: docker gives up a pull at its first 503."""
+
+_log = logging.getLogger(__name__)
 
 
 async def prepare(settings: Settings, admin_password: str | None) -> str | None:
-    """Make the node ready, once, before its workers start."""
-    del settings, admin_password
-    return None
+    """Make cache, key and store ready, once, before any worker starts.
+
+    Args:
+        settings: the configuration.
+        admin_password: for the first admin, when there is none yet; None to have one generated.
+
+    Returns:
+        The generated password of the first admin, if one was made with one.
+    """
+    with json_logging():
+        prepare_cache(settings.cache.path)
+        create_key_file(settings.auth.signing_key_file)
+        async with open_store(settings.store_url, _change_page(settings)) as (store, _):
+            if isinstance(store, RedisStore):
+                for warning in await store.check_durability():
+                    _log.warning("%s", warning)
+            directory = Directory(store)
+            try:
+                return await directory.ensure_first_admin(admin_password)
+            finally:
+                await directory.aclose()
 
 
 async def run_worker(settings: Settings, context: WorkerContext) -> None:
-    """Serve until the supervisor says drain."""
-    del settings
+    """Serve one worker's listeners until it is told to drain, and then until its requests have ended."""
     async with contextlib.AsyncExitStack() as stack:
-        for listener in filter(None, (context.public_socket, context.admin_socket)):
-            site_app = web.Application()
-            site_app.router.add_get("/healthz", _health)
-            runner = web.AppRunner(site_app, access_log=None, shutdown_timeout=context.drain_seconds)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.SockSite(runner, listener).start()
+        stack.enter_context(json_logging(worker=str(context.slot)))
+        observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), str(context.slot))
+        node = await stack.enter_async_context(_open_node(settings, observer))
+        public = await run_public(_public_app(settings, node, observer).handle, context.public_socket)
+        if context.admin_socket is not None:
+            await stack.enter_async_context(_admin_site(node, observer, context))
         context.ready()
         await context.draining.wait()
+        await public.drain(context.drain_seconds)
 
 
-async def _health(_: web.Request) -> web.Response:
-    return web.json_response({})
+# ---------------------------------------------------------------- what a worker stands on
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    store: SqliteStore | RedisStore
+    control: AccessControl
+    signer: TokenSigner
+    cache: DiskCache
+    memberships: FileMemberships
+    journal: Journal
+    replicas: Mapping[str, UpstreamReplicas]
+    readers: Mapping[str, RegistryReader]
+    impatient_readers: Mapping[str, RegistryReader]
+    router: PrefixRouter
+
+
+def _change_page(settings: Settings) -> str:
+    return os.path.join(settings.cache.path, "changes")
+
+
+@contextlib.asynccontextmanager
+async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_Node]:
+    async with contextlib.AsyncExitStack() as stack:
+        store, changes = await stack.enter_async_context(open_store(settings.store_url, _change_page(settings)))
+        control, signer = await stack.enter_async_context(_open_access(settings, store, changes))
+        limits = settings.cache
+        cache = DiskCache(limits.path, limits.max_size_bytes, limits.min_free_bytes, observer)
+        stack.push_async_callback(cache.close)
+        names = {name: [r.name for r in upstream.replicas] for name, upstream in settings.upstreams.items()}
+        journal = Journal(store, changes, observer, names)
+        replicas: dict[str, UpstreamReplicas] = {}
+        for name, upstream in settings.upstreams.items():
+            opened = _upstream_replicas(name, upstream, journal, observer)
+            replicas[name] = await stack.enter_async_context(opened)
+        yield _Node(
+            store=store,
+            control=control,
+            signer=signer,
+            cache=cache,
+            memberships=FileMemberships(limits.path),
+            journal=journal,
+            replicas=replicas,
+            readers=_failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS),
+            impatient_readers=_failover_readers(replicas, journal, 0),
+            router=PrefixRouter([Route(r.prefix, r.upstream, r.strip_prefix, r.namespaces) for r in settings.routes]),
+        )
+
+
+@contextlib.asynccontextmanager
+async def _open_access(
+    settings: Settings, store: SqliteStore | RedisStore, changes: StoreWatch
+) -> AsyncIterator[tuple[AccessControl, TokenSigner]]:
+    auth, outage = settings.auth, settings.store_outage
+    control = AccessControl(
+        store,
+        changes,
+        TokenVerifier(auth.service),
+        outage_max_age_seconds=outage.max_age_seconds if outage.mode == "open" else None,
+    )
+    signer = TokenSigner(auth.signing_key_file, auth.service, round(auth.token_lifetime_seconds))
+    try:
+        async with control.publishing(signer):
+            await control.policy()
+            yield control, signer
+    finally:
+        await control.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _upstream_replicas(
+    name: str, upstream: UpstreamSettings, marks: MarkSource, observer: Observer
+) -> AsyncIterator[UpstreamReplicas]:
+    addresses = [
+        ReplicaAddress(
+            upstream=name,
+            name=replica.name,
+            url=replica.url,
+            username=replica.username,
+            password=replica.read_password(),
+            ca_file=None if replica.ca_file is None else Path(replica.ca_file),
+            allow_plain_credentials=replica.insecure_credentials,
+        )
+        for replica in upstream.replicas
+    ]
+    seconds = upstream.timeouts
+    config = UpstreamConfig(
+        name=name,
+        storage=StorageKind(upstream.storage),
+        read_only=upstream.read_only,
+        write_quorum=upstream.quorum,
+        replicas=addresses,
+        timeouts=Timeouts(
+            seconds.connect_seconds, seconds.first_byte_seconds, seconds.stall_seconds, seconds.probe_seconds
+        ),
+    )
+    replicas = UpstreamReplicas(config, marks, observer)
+    try:
+        await replicas.start()
+        yield replicas
+    finally:
+        await replicas.aclose()
+
+
+def _failover_readers(
+    replicas: Mapping[str, UpstreamReplicas], marks: MarkSource, patience_seconds: float
+) -> Mapping[str, RegistryReader]:
+    return {name: FailoverReader(members, marks, patience_seconds) for name, members in replicas.items()}
+
+
+# ---------------------------------------------------------------- what it serves
+
+
+def _public_app(settings: Settings, node: _Node, observer: Observer) -> PublicApp:
+    pull = Pull(
+        readers=node.readers,
+        impatient_readers=node.impatient_readers,
+        cache=node.cache,
+        memberships=node.memberships,
+        observer=observer,
+        tag_ttl_seconds={name: upstream.tag_ttl_seconds for name, upstream in settings.upstreams.items()},
+    )
+    spool = DiskSpool(node.cache)
+    uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=spool)
+    manifests = ManifestReplication(
+        replica_sets=node.replicas,
+        store=node.store,
+        journal=node.journal,
+        cache=node.cache,
+        memberships=node.memberships,
+        uploads=uploads,
+    )
+    return PublicApp(
+        pull=pull,
+        push=Push(
+            spool=spool,
+            cache=node.cache,
+            memberships=node.memberships,
+            sessions=SignedSessions(node.store),
+            blobs=uploads,
+            manifests=manifests,
+        ),
+        discover=Discover(readers=node.readers, router=node.router),
+        manage=Manage(
+            memberships=node.memberships,
+            deletions=DeletionReplication(replica_sets=node.replicas, store=node.store, journal=node.journal),
+        ),
+        router=node.router,
+        control=node.control,
+        signer=node.signer,
+        observer=observer,
+        options=PublicOptions(settings.auth.service, settings.public_url, settings.trusted_proxies),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _admin_site(node: _Node, observer: PrometheusObserver, context: WorkerContext) -> AsyncIterator[None]:
+    assert context.admin_socket is not None  # noqa: S101 - the caller has looked
+    directory = Directory(node.store)
+    services = AdminServices(
+        directory=directory,
+        control=node.control,
+        replicas=node.replicas,
+        cache=node.cache,
+        render_metrics=observer.render,
+        readiness=Readiness(node.replicas, node.control, context.draining.is_set),
+    )
+    runner = web.AppRunner(make_admin_app(services), access_log=None, shutdown_timeout=1.0)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, context.admin_socket).start()
+        yield
+    finally:
+        await runner.cleanup()
+        await directory.aclose()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.proxy import Proxy, proxy_server
+from tests.product import Proxy, proxy_server
 
 
 @pytest.fixture(scope="session", autouse=True)

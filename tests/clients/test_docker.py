@@ -4,7 +4,7 @@ import pytest
 
 from tests.clients.conftest import Docker
 from tests.conftest import StartProxy, StartRegistry
-from tests.proxy import Proxy, random_bytes
+from tests.product import Proxy, random_bytes
 from tests.servers import Server
 
 

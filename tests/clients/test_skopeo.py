@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from tests.conftest import StartProxy, StartRegistry, require_program
-from tests.proxy import Proxy, make_image, random_bytes
+from tests.product import Proxy, make_image, random_bytes
 
 
 def run(*command: str, stdin: str | None = None) -> str:

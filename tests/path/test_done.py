@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.proxy import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, random_bytes
+from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, random_bytes
 from tests.servers import Server
 
 MIB = 1024 * 1024
