@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, sc
 from registry_proxy.ports import CacheUnavailableError
 from registry_proxy.spec.reference import Digest
 
-_ATTEMPTS = 3
+_ATTEMPTS = 20
+"""What one evicts, another worker may take: try again, but not for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +177,15 @@ class Space:
             shortage = self._shortage(size_bytes)
             wanted_bytes = min(wanted_bytes, max(shortage.soft, shortage.hard))
             wanted_bytes -= self._sweep_dead_fills()
-            if wanted_bytes > sum(blob.size_bytes for blob in self._victims):
+            if wanted_bytes > _total(self._victims):
                 self._victims = deque(self._by_least_use())
-                if wanted_bytes > sum(blob.size_bytes for blob in self._victims):
+                if wanted_bytes > _total(self._victims):
                     return False
-            while wanted_bytes > 0 and self._victims:
+            while wanted_bytes > 0:
+                if not self._victims:  # the list was old, and most of it was used since
+                    self._victims = deque(self._by_least_use())
+                    if wanted_bytes > _total(self._victims):
+                        return False
                 wanted_bytes -= self._evict_one(self._victims.popleft())
             return True
 
@@ -206,6 +211,10 @@ class Space:
         for name in names:
             removed |= _remove_if_dead(f"{self._paths.fills}/{name}.part", f"{self._paths.fills}/{name}.size")
         return max(0, before - self._incoming().size_bytes) if removed else 0
+
+
+def _total(blobs: Iterable[CommittedBlob]) -> int:
+    return sum(blob.size_bytes for blob in blobs)
 
 
 def _remove_if_dead(part: str, size: str) -> bool:
