@@ -1,0 +1,348 @@
+"""AccessControl: the current policy, on real stores, with outages and several nodes."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.access import control as module
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.directory import Directory, GrantInput, UserInput
+from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
+from registry_proxy.spec.scope import Action
+from registry_proxy.store.changes import StoreWatch
+from registry_proxy.store.open import open_store
+from tests.servers import Server, free_port
+from tests.waiting import until
+
+SECRET = "password of ann"
+HOME = "192.0.2.1"
+
+
+@dataclass
+class Node:
+    """A proxy node as far as access is concerned."""
+
+    store: Store
+    watch: StoreWatch
+    directory: Directory
+    control: AccessControl
+    signer: TokenSigner
+
+    async def token(self, subject: str) -> str:
+        """Issue a token as /auth/token does after a login."""
+        generation = (await self.control.policy()).generation(subject)
+        assert generation is not None
+        return self.signer.issue(subject, generation, [], time.time()).token
+
+
+StartNode = Callable[..., Awaitable[Node]]
+
+
+@pytest.fixture
+async def start_node(tmp_path: Path) -> AsyncIterator[StartNode]:
+    """Return a function that starts a node; without a URL on one SQLite file."""
+    async with AsyncExitStack() as stack:
+
+        async def start(name: str = "one", url: str | None = None, outage_max_age_seconds: float | None = 3600) -> Node:
+            url = url or f"sqlite:///{tmp_path / 'store.db'}"
+            store, watch = await stack.enter_async_context(open_store(url, str(tmp_path / f"{name}.page")))
+            create_key_file(str(tmp_path / f"{name}.pem"))
+            signer = TokenSigner(str(tmp_path / f"{name}.pem"), "registry-proxy", 300)
+            verifier = TokenVerifier("registry-proxy")
+            control = AccessControl(store, watch, verifier, outage_max_age_seconds=outage_max_age_seconds)
+            stack.push_async_callback(control.aclose)
+            await stack.enter_async_context(control.publishing(signer))
+            directory = Directory(store)
+            stack.push_async_callback(directory.aclose)
+            return Node(store, watch, directory, control, signer)
+
+        yield start
+
+
+@pytest.fixture
+async def node(start_node: StartNode) -> Node:
+    """A node with the user ann, who may pull team/**."""
+    node = await start_node()
+    await node.directory.put_user("ann", UserInput(password=SECRET))
+    await node.directory.add_grant(GrantInput(subject="user:ann", repository="team/**", actions=["pull"]))
+    return node
+
+
+async def test_reads_what_was_written_on_the_node(start_node: StartNode, node: Node) -> None:
+    """Every change is in force for the next request of every worker of the node, with no waiting."""
+    other_worker = await start_node()
+    for worker in (node, other_worker):
+        assert (await worker.control.policy()).decide("user:ann", "team/a", Action.PULL).allowed
+    await node.directory.put_group("dev", ["ann"])
+    grant = await other_worker.directory.add_grant(
+        GrantInput(subject="group:dev", repository="dev/*", actions=["push"])
+    )
+    for worker in (node, other_worker):
+        assert (await worker.control.policy()).decide("user:ann", "dev/a", Action.PUSH).allowed
+    await node.directory.delete_grant(grant.id)
+    for worker in (node, other_worker):
+        assert not (await worker.control.policy()).decide("user:ann", "dev/a", Action.PUSH).allowed
+
+
+async def test_a_policy_is_loaded_once_for_all_who_ask(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred requests after a change cost one load, and none while nothing changes, whatever else is written."""
+    loads = 0
+    load = node.control._load
+
+    async def counted() -> module._Snapshot:
+        nonlocal loads
+        loads += 1
+        return await load()
+
+    monkeypatch.setattr(node.control, "_load", counted)
+    await node.directory.put_group("dev", ["ann"])
+    policies = await asyncio.gather(*(node.control.policy() for _ in range(100)))
+    assert loads == 1
+    await node.store.commit([Change(Table.TAGS, "t", {})])
+    assert await node.control.policy() is policies[0]
+    assert loads == 1
+
+
+async def test_a_change_during_a_load_is_not_missed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that lands while the tables are read is in the policy that comes out."""
+    read = node.control._read
+    late = [GrantInput(subject="user:ann", repository="late", actions=["pull"])]
+
+    async def interrupted() -> object:
+        found = await read()
+        if late:
+            await node.directory.add_grant(late.pop())
+        return found
+
+    monkeypatch.setattr(node.control, "_read", interrupted)
+    await node.directory.put_group("dev", [])
+    assert (await node.control.policy()).decide("user:ann", "late", Action.PULL).allowed
+
+
+async def test_a_cancelled_reader_does_not_stop_the_others(node: Node) -> None:
+    """When the request that loads is cancelled, another one loads."""
+    await node.directory.put_group("dev", ["ann"])
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(node.control.policy()) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+    assert tasks[0].cancelled()
+    assert tasks[1].result() is tasks[2].result()
+
+
+async def test_logins(node: Node) -> None:
+    """A right password gives the subject; everything else is refused in the same words."""
+    assert await node.control.login("ann", SECRET, HOME) == "user:ann"
+    messages = set()
+    for name, password in [
+        ("ann", "wrong"),
+        ("ann", ""),
+        ("ghost", SECRET),
+        ("robot$ci", SECRET),
+        ("", ""),
+        ("a\0", "x"),
+    ]:
+        with pytest.raises(LoginRefusedError) as caught:
+            await node.control.login(name, password, HOME)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    await node.directory.put_user("ann", UserInput(is_disabled=True))
+    with pytest.raises(LoginRefusedError):
+        await node.control.login("ann", SECRET, HOME)
+
+
+async def test_guessing_is_limited_by_user_and_address(node: Node) -> None:
+    """After ten failures even the right password must wait, from that address; from another it is taken."""
+    await node.control.login("ann", SECRET, HOME)
+    for _ in range(10):
+        with pytest.raises(LoginRefusedError):
+            await node.control.login("ann", "wrong", HOME)
+    with pytest.raises(TooManyLoginsError):
+        await node.control.login("ann", SECRET, HOME)
+    assert await node.control.login("ann", SECRET, "192.0.2.2") == "user:ann"
+
+
+async def test_a_changed_password_counts_at_once(node: Node) -> None:
+    """The old password, which is remembered, and the old tokens are refused; the new password works."""
+    await node.control.login("ann", SECRET, HOME)
+    token = await node.token("user:ann")
+    await node.control.authenticate(token, time.time())
+    await node.directory.put_user("ann", UserInput(password="another password"))
+    with pytest.raises(LoginRefusedError):
+        await node.control.login("ann", SECRET, HOME)
+    with pytest.raises(InvalidTokenError, match="revoked"):
+        await node.control.authenticate(token, time.time())
+    await node.control.login("ann", "another password", HOME)
+    await node.control.authenticate(await node.token("user:ann"), time.time())
+
+
+async def test_a_token_ends_with_its_subject(node: Node) -> None:
+    """Revoked, disabled or deleted: the token is refused; somebody made anew under the name does not revive it."""
+    tokens = [await node.token("user:ann")]
+    await node.directory.revoke("user:ann")
+    tokens.append(await node.token("user:ann"))
+    await node.directory.delete_user("ann")
+    await node.directory.put_user("ann", UserInput(password=SECRET))
+    for token in tokens:
+        with pytest.raises(InvalidTokenError):
+            await node.control.authenticate(token, time.time())
+    token = await node.token("user:ann")
+    verified, policy = await node.control.authenticate(token, time.time())
+    assert verified.subject == "user:ann"
+    assert not policy.decide("user:ann", "team/a", Action.PULL).allowed  # the grants went with the first ann
+
+
+async def test_anonymous_tokens(node: Node) -> None:
+    """Anonymous has tokens like everyone, and they can be revoked."""
+    token = await node.token("anonymous")
+    verified, _ = await node.control.authenticate(token, time.time())
+    assert verified.subject == "anonymous"
+    await node.directory.revoke("anonymous")
+    with pytest.raises(InvalidTokenError):
+        await node.control.authenticate(token, time.time())
+
+
+async def test_two_nodes_see_each_others_changes(redis: Server, start_node: StartNode) -> None:
+    """Two nodes on one Redis: a change of grants is in force on the other within two seconds."""
+    url = f"redis://127.0.0.1:{redis.port}/0"
+    one, two = await start_node("one", url), await start_node("two", url)
+    await one.directory.put_user("ann", UserInput(password=SECRET))
+    assert not (await two.control.policy()).decide("user:ann", "team/a", Action.PULL).allowed
+    grant = await one.directory.add_grant(GrantInput(subject="user:ann", repository="team/*", actions=["pull"]))
+    for allowed in (True, False):
+        async with asyncio.timeout(2):
+            while (await two.control.policy()).decide("user:ann", "team/a", Action.PULL).allowed != allowed:  # noqa: ASYNC110 - it has to be asked
+                await asyncio.sleep(0.02)
+        if allowed:
+            await one.directory.delete_grant(grant.id)
+
+
+async def test_a_new_user_can_log_in_on_every_node_at_once(redis: Server, start_node: StartNode) -> None:
+    """Made on one node, logged in on the second, the token used on the third: with no waiting in between."""
+    url = f"redis://127.0.0.1:{redis.port}/0"
+    one, two, three = [await start_node(name, url) for name in ("one", "two", "three")]
+    for each in (two, three):
+        await each.control.policy()
+    await one.directory.put_user("ann", UserInput(password=SECRET))
+    assert await two.control.login("ann", SECRET, HOME) == "user:ann"
+    await three.control.authenticate(await two.token("user:ann"), time.time())
+    await one.directory.put_user("ann", UserInput(password="another password"))
+    assert await two.control.login("ann", "another password", HOME) == "user:ann"
+    await three.control.authenticate(await two.token("user:ann"), time.time())
+
+
+async def test_a_new_node_is_trusted_at_once(redis: Server, start_node: StartNode) -> None:
+    """A token of a node that published its key a moment ago is accepted by all others; JWKS shows all keys."""
+    url = f"redis://127.0.0.1:{redis.port}/0"
+    one = await start_node("one", url)
+    await one.control.policy()
+    two = await start_node("two", url)
+    await one.control.authenticate(await two.token("anonymous"), time.time())
+    keys = (await one.control.public_keys())["keys"]
+    assert {key["kid"] for key in keys} == {one.signer.key_id, two.signer.key_id}
+    assert all("d" not in key for key in keys)
+
+
+async def test_unknown_keys_cost_the_store_little(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can send tokens with unknown keys: the store is not asked for each of them."""
+    checks = 0
+    check = node.watch.check
+
+    async def counted() -> None:
+        nonlocal checks
+        checks += 1
+        await check()
+
+    monkeypatch.setattr(node.watch, "check", counted)
+    monkeypatch.setattr(module, "_CHECK_PAUSE_SECONDS", 60.0)
+    header = "eyJhbGciOiJFUzI1NiIsImtpZCI6IngifQ"
+    for _ in range(50):
+        with pytest.raises(InvalidTokenError):
+            await node.control.authenticate(f"{header}.e30.AA", time.time())
+    assert checks <= 1
+
+
+async def test_expired_keys_are_not_accepted(node: Node) -> None:
+    """A published key counts until its expiry; one that is no key is left out and harms nobody."""
+    jwk = {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "broken"}
+    now = time.time()
+    await node.store.commit(
+        [
+            Change(Table.KEYS, "broken", {"jwk": jwk, "expires_at": now + 100}),
+            Change(Table.KEYS, "old", {"jwk": dict(node.signer.public_jwk), "expires_at": now - 1}),
+        ]
+    )
+    keys = (await node.control.public_keys())["keys"]
+    assert [key["kid"] for key in keys] == [node.signer.key_id]
+
+
+async def test_keys_are_published_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published key has weeks to live, and is renewed in time for as long as the node runs."""
+    record = await node.store.get(Table.KEYS, node.signer.key_id)
+    assert record is not None
+    assert record.value["expires_at"] > time.time() + 10 * module.KEY_RENEWAL_SECONDS
+    monkeypatch.setattr(module, "KEY_RENEWAL_SECONDS", 0.01)
+    async with node.control.publishing(node.signer):
+        await until(lambda: node.watch.version(Table.KEYS) > 5)
+
+
+async def test_an_outage_in_open_mode(redis: Server, start_node: StartNode) -> None:
+    """While Redis is away the last snapshot serves policies, tokens and logins; afterwards changes are seen again."""
+    node = await start_node("one", f"redis://127.0.0.1:{redis.port}/0", 3600)
+    await node.directory.put_user("ann", UserInput(password=SECRET))
+    await node.directory.add_grant(GrantInput(subject="user:ann", repository="team/**", actions=["pull"]))
+    token = await node.token("user:ann")
+    redis.stop(signal.SIGKILL)
+    await until(lambda: node.watch.seconds_since_contact() > 1)
+    _, policy = await node.control.authenticate(token, time.time())
+    assert policy.decide("user:ann", "team/a", Action.PULL).allowed
+    assert await node.control.login("ann", SECRET, HOME) == "user:ann"
+    with pytest.raises(LoginRefusedError):
+        await node.control.login("ann", "wrong", HOME)
+    with pytest.raises(LoginRefusedError):
+        await node.control.login("ghost", SECRET, HOME)
+    redis.start()
+    await until(lambda: node.watch.seconds_since_contact() < 1)
+    await node.directory.put_user("bob", UserInput(password=SECRET))
+    assert (await node.control.policy()).generation("user:bob") == 0
+
+
+@pytest.mark.parametrize("max_age", [None, 0.5])
+async def test_an_outage_that_is_too_long_closes(
+    redis: Server, start_node: StartNode, monkeypatch: pytest.MonkeyPatch, max_age: float | None
+) -> None:
+    """In closed mode soon, in open mode past the age: nothing is served from the snapshot; then it opens again."""
+    monkeypatch.setattr(module, "_CLOSED_AFTER_SECONDS", 1.5)
+    node = await start_node("one", f"redis://127.0.0.1:{redis.port}/0", max_age)
+    await node.directory.put_user("ann", UserInput(password=SECRET))
+    token = await node.token("user:ann")
+    redis.stop(signal.SIGKILL)
+    await until(lambda: node.watch.seconds_since_contact() > 1.5)
+    for refused in (
+        node.control.policy(),
+        node.control.authenticate(token, time.time()),
+        node.control.login("ann", SECRET, HOME),
+        node.control.public_keys(),
+    ):
+        with pytest.raises(StoreUnavailableError):
+            await refused
+    redis.start()
+    await until(lambda: node.watch.seconds_since_contact() < 0.4)
+    await node.control.authenticate(token, time.time())
+
+
+async def test_without_any_snapshot_nothing_is_served(start_node: StartNode) -> None:
+    """A node that starts while Redis is away refuses everything, at once and again and again."""
+    node = await start_node("one", f"redis://127.0.0.1:{free_port()}/0")
+    async with asyncio.timeout(10):
+        for _ in range(50):
+            with pytest.raises(StoreUnavailableError):
+                await node.control.policy()
