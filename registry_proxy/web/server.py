@@ -75,8 +75,12 @@ class _Protocol(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own type; aiohttp narrows it to None
         """Keep a half-closed connection for its answer; a body that ended too early has no answer."""
-        request = self._current_request
-        if request is None or not request.content.is_eof():
+        if self._waiter is not None and not self._waiter.done():
+            return None
+        bodies = [body for _, body in self._messages]
+        if self._current_request is not None:
+            bodies.append(self._current_request.content)
+        if not all(body.is_eof() for body in bodies):
             return None
         self.close()
         return True
