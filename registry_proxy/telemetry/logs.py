@@ -34,6 +34,13 @@ class _RecordQueue(QueueHandler):
             return
 
 
+class _RecordWriter(QueueListener):
+    """The writing thread; it is told to end even when the queue is full."""
+
+    def enqueue_sentinel(self) -> None:
+        self.queue.put(None)
+
+
 @contextmanager
 def json_logging(level: str = "INFO", stream: TextIO | None = None, worker: str | None = None) -> Iterator[None]:
     """Log as JSON for the length of a with block; what is queued is written when it is left.
@@ -53,9 +60,9 @@ def json_logging(level: str = "INFO", stream: TextIO | None = None, worker: str 
             timestamp="time",
         )
     )
-    records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUE_MAX)
+    records: queue.Queue[logging.LogRecord | None] = queue.Queue(_QUEUE_MAX)
     handler = _RecordQueue(records)
-    listener = QueueListener(records, writer)
+    listener = _RecordWriter(records, writer)
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)

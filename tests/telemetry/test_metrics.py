@@ -1,0 +1,101 @@
+"""The Prometheus series: names and labels that dashboards rely on, summed over workers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.telemetry.metrics import PrometheusObserver
+
+WORKER = """
+import sys
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.telemetry.metrics import PrometheusObserver
+observer = PrometheusObserver(sys.argv[1], sys.argv[2])
+for _ in range(int(sys.argv[3])):
+    observer.cache_request(ContentKind.BLOB, CacheResult.HIT)
+observer.replica_state("main", "one", ReplicaState(sys.argv[4]))
+observer.request("get_blob", "GET", 200, 0.01)
+if len(sys.argv) > 5:
+    print(observer.render().decode())
+"""
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return every sample of a scrape."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def exercise(observer: PrometheusObserver) -> None:
+    """Tell it one of everything."""
+    observer.cache_request(ContentKind.MANIFEST, CacheResult.LATCH)
+    observer.sent_bytes("upstream", 10)
+    observer.upstream_request("main", "one", "GET", "2xx", 0.1)
+    observer.replica_state("main", "one", ReplicaState.DOWN)
+    observer.replica_pending("main", "one", 3)
+    observer.decision("pull", "deny")
+    observer.request("get_blob", "GET", 200, 0.2)
+    observer.request("unknown", "MADE-UP", 405, 0.2)
+    observer.cache_bytes("committed", 99)
+    observer.cache_error("write")
+    observer.login("ok")
+
+
+def test_names_and_labels() -> None:
+    """The series of the product's contract, each with exactly its labels."""
+    observer = PrometheusObserver()
+    exercise(observer)
+    found = samples(observer.render().decode())
+    p = "registry_proxy_"
+    expected = {
+        (f"{p}cache_requests_total", frozenset({("kind", "manifest"), ("result", "latch")})): 1,
+        (f"{p}cache_requests_total", frozenset({("kind", "blob"), ("result", "hit")})): 0,
+        (f"{p}cache_bytes", frozenset({("state", "committed")})): 99,
+        (f"{p}sent_bytes_total", frozenset({("source", "upstream")})): 10,
+        (
+            f"{p}upstream_requests_total",
+            frozenset({("upstream", "main"), ("replica", "one"), ("method", "GET"), ("outcome", "2xx")}),
+        ): 1,
+        (f"{p}replica_state", frozenset({("upstream", "main"), ("replica", "one"), ("state", "down")})): 1,
+        (f"{p}replica_state", frozenset({("upstream", "main"), ("replica", "one"), ("state", "up")})): 0,
+        (f"{p}replica_pending", frozenset({("upstream", "main"), ("replica", "one")})): 3,
+        (f"{p}decisions_total", frozenset({("action", "pull"), ("result", "deny")})): 1,
+        (f"{p}request_duration_seconds_count", frozenset({("route", "get_blob"), ("method", "GET")})): 1,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+
+
+def test_trap_69_methods_of_clients_make_no_series() -> None:
+    """A thousand invented methods are one label."""
+    observer = PrometheusObserver()
+    for number in range(1000):
+        observer.request("unknown", f"M{number}", 405, 0.1)
+    assert observer.render().count(b'method="') < 50
+
+
+@pytest.mark.parametrize("order", [("up", "down"), ("down", "up")])
+def test_a_scrape_shows_all_workers(tmp_path: Path, order: tuple[str, str]) -> None:
+    """Counters are summed, also over a worker that was replaced; of a replica's state the newest word counts."""
+
+    def worker(slot: str, count: int, state: str, *extra: str) -> str:
+        arguments = [sys.executable, "-c", WORKER, str(tmp_path), slot, str(count), state, *extra]
+        return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+
+    worker("0", 2, "up")
+    worker("1", 3, order[0])
+    found = samples(worker("0", 5, order[1], "print"))
+    hits = frozenset({("kind", "blob"), ("result", "hit")})
+    assert found["registry_proxy_cache_requests_total", hits] == 10
+    replica = {("upstream", "main"), ("replica", "one")}
+    for state in order:
+        key = ("registry_proxy_replica_state", frozenset(replica | {("state", state)}))
+        assert found[key] == (state == order[1])
+    count = ("registry_proxy_request_duration_seconds_count", frozenset({("route", "get_blob"), ("method", "GET")}))
+    assert found[count] == 3

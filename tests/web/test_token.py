@@ -1,0 +1,153 @@
+"""The token endpoint, the keys and the health check."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+
+from tests.fakes.public import PublicBench
+
+ANN = {"Authorization": aiohttp.encode_basic_auth("ann", "ann-password")}
+
+
+async def ask(public: PublicBench, query: str = "", auth: Mapping[str, str] = ANN) -> tuple[int, Any, Any]:
+    """Return status, body and headers of a request for a token."""
+    async with public.session.get(f"/auth/token?service=registry-proxy{query}", headers=auth) as response:
+        return response.status, await response.json(), response.headers
+
+
+def access_of(body: Any) -> list[str]:
+    """Return the access of the token in an answer, as text."""
+    claims = jwt.decode(body["token"], options={"verify_signature": False})
+    return sorted(f"{a['type']}:{a['name']}:{','.join(sorted(a['actions']))}" for a in claims["access"])
+
+
+async def test_trap_11_fields_of_the_answer(public: PublicBench) -> None:
+    """Both names of the token, a lifetime of at least 60 s, a true issued_at, no refresh token, not cacheable."""
+    status, body, headers = await ask(public, "&account=ann&client_id=docker&offline_token=true")
+    assert (status, headers["Cache-Control"]) == (200, "no-store")
+    assert body["token"] == body["access_token"]
+    assert body["expires_in"] >= 60
+    issued_at = datetime.strptime(body["issued_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert abs((datetime.now(UTC) - issued_at).total_seconds()) < 30
+    assert "refresh_token" not in body
+    assert access_of(body) == []
+
+
+async def test_trap_10_a_token_carries_what_is_asked_and_allowed(public: PublicBench) -> None:
+    """Repeated and space-separated scopes; what is not allowed is left out, never an error."""
+    public.allow("pull", "push", repository="team/*")
+    query = "&scope=repository:team/a:pull,push&scope=repository:x:pull%20repository:team/b:pull,delete&scope=nonsense"
+    status, body, _ = await ask(public, query)
+    assert (status, access_of(body)) == (200, ["repository:team/a:pull,push", "repository:team/b:pull"])
+
+
+async def test_the_token_opens_what_it_carries(public: PublicBench) -> None:
+    """A token of the endpoint is taken at /v2/."""
+    public.allow("pull", repository="team/app")
+    public.reader.add_manifest("team/app", b"{}", "latest")
+    _, body, _ = await ask(public, "&scope=repository:team/app:pull")
+    headers = {"Authorization": f"Bearer {body['token']}"}
+    for path in ("/v2/", "/v2/team/app/manifests/latest"):
+        async with public.session.get(path, headers=headers) as response:
+            assert response.status == 200
+
+
+async def test_anonymous_gets_a_token_of_its_own(public: PublicBench) -> None:
+    """Without Authorization: 200, with what everybody may do; /v2/ without a token stays 401."""
+    public.allow("pull", subject="anonymous", repository="open/*")
+    public.reader.add_manifest("open/app", b"{}", "latest")
+    status, body, _ = await ask(public, "&scope=repository:open/app:pull,push", auth={})
+    assert (status, access_of(body)) == (200, ["repository:open/app:pull"])
+    headers = {"Authorization": f"Bearer {body['token']}"}
+    async with public.session.get("/v2/open/app/manifests/latest", headers=headers) as response:
+        assert response.status == 200
+    for path in ("/v2/", "/v2/open/app/manifests/latest"):
+        async with public.session.get(path) as response:
+            assert response.status == 401
+
+
+async def test_a_wrong_password_is_a_401_that_people_can_read(public: PublicBench) -> None:
+    """Docker prints the message; unreadable credentials are refused too, and never taken for anonymous."""
+    status, body, headers = await ask(public, auth={"Authorization": aiohttp.encode_basic_auth("ann", "guess")})
+    assert (status, body["errors"][0]["code"]) == (401, "UNAUTHORIZED")
+    assert body["errors"][0]["message"] == "incorrect username or password"
+    assert headers["WWW-Authenticate"].startswith("Basic")
+    for value in ("Basic !!!", "Basic YW5u", "Bearer x", "Basic", ""):
+        async with public.session.get("/auth/token", headers={"Authorization": value}) as response:
+            assert response.status == 401, value
+    assert public.observer.counts["login", "refused"] == 1
+
+
+async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
+    """429 with Retry-After."""
+    public.control.is_limited = True
+    status, body, headers = await ask(public)
+    assert (status, headers["Retry-After"], body["errors"][0]["code"]) == (429, "7", "TOOMANYREQUESTS")
+
+
+async def test_post_sends_clients_back_to_get(public: PublicBench) -> None:
+    """405: containerd falls back to GET; a 403 or 5xx would end it."""
+    form = {"grant_type": "password", "username": "ann", "password": "ann-password", "service": "registry-proxy"}
+    async with public.session.post("/auth/token", data=form) as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET")
+        assert (await response.json())["errors"][0]["code"] == "UNSUPPORTED"
+
+
+async def test_a_store_that_is_away_is_a_503(public: PublicBench) -> None:
+    """No token is made up while the subject cannot be looked up."""
+    public.control.is_away = True
+    status, body, headers = await ask(public)
+    assert (status, body["errors"][0]["code"], "Retry-After" in headers) == (503, "UNAVAILABLE", True)
+
+
+async def test_keys_and_health(public: PublicBench) -> None:
+    """JWKS and liveness are for everybody, by GET and HEAD."""
+    async with public.session.get("/auth/keys") as response:
+        assert (response.status, "keys" in await response.json()) == (200, True)
+    async with public.session.head("/healthz") as response:
+        assert response.status == 200
+    async with public.session.post("/healthz") as response:
+        assert response.status == 405
+    for path in ("/metrics", "/admin/v1/users", "/"):
+        async with public.session.get(path) as response:
+            assert response.status == 404
+
+
+async def test_trap_28_no_secret_reaches_the_log(public: PublicBench, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither passwords, nor tokens, nor the signed state of an upload."""
+    caplog.set_level("DEBUG", logger="registry_proxy")
+    await ask(public, auth={"Authorization": aiohttp.encode_basic_auth("ann", "guess-what")})
+    public.allow("push")
+    headers = public.bearer()
+    path = "/v2/team/app/blobs/uploads/session-0?_state=signed-state"
+    async with public.session.patch(path, data=b"x", headers=headers) as response:
+        assert response.status == 404
+    text = "".join(json.dumps(record.__dict__, default=str) for record in caplog.records)
+    assert "/v2/team/app/blobs/uploads/session-0" in text
+    for secret in ("guess-what", "signed-state", headers["Authorization"][7:], "Z3Vlc3M"):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/auth/token"])
+async def test_each_answer_has_a_request_id(public: PublicBench, path: str) -> None:
+    """Two requests, two IDs; one that a stranger brings is not taken over."""
+    seen = set()
+    for _ in range(2):
+        async with public.session.get(path, headers={"X-Request-ID": "mine"}) as response:
+            seen.add(response.headers["X-Request-ID"])
+    assert len(seen - {"mine"}) == 2
+
+
+async def test_the_address_of_a_login_is_the_peer_s(tmp_path: Path) -> None:
+    """X-Forwarded-For of somebody who is no trusted proxy does not help to get round the limit."""
+    async with PublicBench(tmp_path).serving() as public:
+        headers = {**ANN, "X-Forwarded-For": "203.0.113.9"}
+        async with public.session.get("/auth/token", headers=headers) as response:
+            assert response.status == 200
+        assert public.control.logins == [("ann", "127.0.0.1")]
