@@ -1,10 +1,12 @@
 """The whole product as a test runs it: `registry-proxy serve` as a process of its own, and a client of its contract."""
 
 import hashlib
+import io
 import json
 import secrets
 import signal
 import sys
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +130,9 @@ class Image:
 
 def make_image(*layers: bytes, label: str = "") -> Image:
     """Return an OCI image with these layers; a different label makes a different image."""
-    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Labels": {"label": label}}}).encode()
+    root = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
+    about = {"architecture": "amd64", "os": "linux", "config": {"Labels": {"label": label}}, "rootfs": root}
+    config = json.dumps(about).encode()
     descriptors = [{"mediaType": OCI_LAYER, "digest": digest_of(layer), "size": len(layer)} for layer in layers]
     manifest = {
         "schemaVersion": 2,
@@ -138,6 +142,16 @@ def make_image(*layers: bytes, label: str = "") -> Image:
     }
     blobs = {digest_of(blob): blob for blob in (config, *layers)}
     return Image(json.dumps(manifest).encode(), blobs)
+
+
+def tar_of(content: bytes, name: str = "file") -> bytes:
+    """Return a layer: an archive of one file."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return layer.getvalue()
 
 
 def random_bytes(size_bytes: int) -> bytes:

@@ -2,10 +2,14 @@
 
 import json
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import StartProxy, StartRegistry, require_program
-from tests.product import Proxy, make_image, random_bytes
+from tests.product import Proxy, make_image, random_bytes, tar_of
 
 
 def run(*command: str, stdin: str | None = None) -> str:
@@ -17,10 +21,17 @@ def run(*command: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Make a directory with a short name."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
 def start(start_proxy: StartProxy, start_registry: StartRegistry) -> Proxy:
     """Start a proxy before two registries, with an image at team/app:1 and a user ann who may pull and push there."""
     proxy = start_proxy([start_registry("first"), start_registry("second")])
-    proxy.add_user("ann", pull_push=["team/**"]).push("team/app", "1", make_image(random_bytes(200_000)))
+    proxy.add_user("ann", pull_push=["team/**"]).push("team/app", "1", make_image(tar_of(random_bytes(200_000))))
     return proxy
 
 
@@ -41,13 +52,14 @@ def test_skopeo_copies_out_and_in(start_proxy: StartProxy, start_registry: Start
 
 
 def test_podman_and_buildah_log_in_and_pull(
-    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
+    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path, short_path: Path
 ) -> None:
     """Podman and buildah log in with a password on standard input and pull."""
     proxy = start(start_proxy, start_registry)
     for program in ("podman", "buildah"):
         require_program(program)
-        storage = ["--root", str(tmp_path / program), "--runroot", str(tmp_path / f"{program}-run")]
+        runroot = short_path / program  # podman takes none of more than 50 characters
+        storage = ["--root", str(tmp_path / program), "--runroot", str(runroot)]
         storage += ["--storage-driver", "vfs"]
         authfile = str(tmp_path / f"{program}.json")
         login = ["login", "--tls-verify=false", "--authfile", authfile, "-u", "ann", "--password-stdin", proxy.host]
