@@ -37,8 +37,12 @@ class _RecordQueue(QueueHandler):
 class _RecordWriter(QueueListener):
     """The writing thread; it is told to end even when the queue is full."""
 
+    def __init__(self, records: "queue.Queue[logging.LogRecord | None]", writer: logging.Handler) -> None:
+        super().__init__(records, writer)
+        self._records = records
+
     def enqueue_sentinel(self) -> None:
-        self.queue.put(None)
+        self._records.put(None)
 
 
 @contextmanager
