@@ -35,7 +35,7 @@ class UpstreamConfig:
     """What an upstream is made of; ``write_quorum`` counts over the configured replicas."""
 
     name: str
-    replicas: tuple[ReplicaAddress, ...]
+    replicas: Sequence[ReplicaAddress]
     storage: StorageKind = StorageKind.INDEPENDENT
     read_only: bool = False
     write_quorum: int = 1

@@ -1,6 +1,7 @@
 """The connections to replicas: data, probes and tokens never wait for one another (trap 64)."""
 
 import asyncio
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import aiohttp
 _READ_BUFFER_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 32 * 1024
 """Signed redirect locations are long."""
+
+_DEAD_PEER_MILLISECONDS = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,16 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     )
 
 
+def _make_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket that the kernel gives up when its peer takes nothing for long.
+
+    A transport that is closed with bytes still to send waits for them to go: without this, for ever.
+    """
+    made = socket.socket(address[0], address[1], address[2])
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MILLISECONDS)
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class Sessions:
     """Connection pools of an upstream."""
@@ -124,7 +137,7 @@ class Sessions:
     def open(cls) -> Self:
         """Make them; needs the running loop."""
         return cls(
-            data=_session(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10)),
+            data=_session(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, socket_factory=_make_socket)),
             # A probe that reused a connection would not notice that nobody listens any more.
             probes=_session(aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False)),
             tokens=_session(aiohttp.TCPConnector(limit=20, ttl_dns_cache=10)),

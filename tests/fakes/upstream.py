@@ -1,0 +1,93 @@
+"""What tests of the upstream side start with: clients and replica sets on given servers, marks that are told."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry_proxy.ports import Marks, RoutedRepository, StorageKind
+from registry_proxy.spec.reference import Digest, Repository, Tag
+from registry_proxy.upstream.client import HttpReplicaClient
+from registry_proxy.upstream.failover import FailoverReader
+from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
+from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
+from tests.fakes.memory import CountingObserver
+
+REPOSITORY = Repository("team/app")
+PATIENT = Timeouts(connect=5, first_byte=10, stall=10, probe=10, commit=10)
+HASTY = Timeouts(connect=0.3, first_byte=0.3, stall=0.3, probe=0.3, commit=0.3)
+
+
+@asynccontextmanager
+async def open_client(
+    url: str, *, timeouts: Timeouts = PATIENT, observer: CountingObserver | None = None, **address: Any
+) -> AsyncIterator[HttpReplicaClient]:
+    """Open a client of the replica ``a`` at a URL; ``address`` are further fields of ReplicaAddress."""
+    sessions = Sessions.open()
+    try:
+        replica = ReplicaAddress("main", "a", url, **address)
+        yield HttpReplicaClient(replica, timeouts, sessions, observer or CountingObserver())
+    finally:
+        await sessions.aclose()
+
+
+@dataclass
+class ToldMarks:
+    """``Marks``, and the source of them, as a test tells: sets of (replica, tag), (replica, digest), replicas."""
+
+    tags: set[tuple[str, str]] = field(default_factory=set)
+    tombstones: set[tuple[str, Digest]] = field(default_factory=set)
+    behind: set[str] = field(default_factory=set)
+
+    async def marks(self) -> Marks:
+        return self
+
+    def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:  # noqa: ARG002 - told of one repository
+        return (replica, tag) in self.tags
+
+    def misses_any(self, replica: str, routed: RoutedRepository) -> bool:  # noqa: ARG002 - told of one repository
+        """Tell whether it misses anything."""
+        named = {replica for replica, _ in self.tags} | {replica for replica, _ in self.tombstones}
+        return replica in self.behind | named
+
+    def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:  # noqa: ARG002 - told of one repository
+        return (replica, digest) in self.tombstones
+
+    def pending(self, replica: str, upstream: str) -> int:
+        return int(self.misses_any(replica, RoutedRepository(upstream, REPOSITORY)))
+
+
+@asynccontextmanager
+async def open_replicas(
+    urls: Sequence[str],
+    *,
+    marks: ToldMarks | None = None,
+    storage: StorageKind = StorageKind.INDEPENDENT,
+    timeouts: Timeouts = PATIENT,
+    observer: CountingObserver | None = None,
+    **address: Any,
+) -> AsyncIterator[UpstreamReplicas]:
+    """Start the replicas ``a``, ``b``, ... of upstream ``main`` at these URLs."""
+    addresses = [ReplicaAddress("main", "abcdefgh"[i], url, **address) for i, url in enumerate(urls)]
+    config = UpstreamConfig("main", addresses, storage=storage, timeouts=timeouts)
+    replicas = UpstreamReplicas(config, marks or ToldMarks(), observer or CountingObserver())
+    await replicas.start()
+    try:
+        yield replicas
+    finally:
+        await replicas.aclose()
+
+
+@asynccontextmanager
+async def open_reader(
+    urls: Sequence[str], *, marks: ToldMarks | None = None, patience_seconds: float = 0, **options: Any
+) -> AsyncIterator[FailoverReader]:
+    """Open a reader over replicas started as by ``open_replicas``."""
+    told = marks or ToldMarks()
+    async with open_replicas(urls, marks=told, **options) as replicas:
+        yield FailoverReader(replicas, told, patience_seconds)
+
+
+async def read_all(stream: Any) -> bytes:
+    """Return the bytes of a stream."""
+    return b"".join([chunk async for chunk in stream])
