@@ -1,4 +1,4 @@
-"""How much is committed: two counters in a page that all workers of the node map."""
+"""How much is committed: counters in a page that all workers of the node map."""
 
 import fcntl
 import mmap
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-_COUNTERS = struct.Struct("=qq")
+_COUNTERS = struct.Struct("=qqq")
 
 
 class Accounts:
@@ -28,13 +28,16 @@ class Accounts:
 
     @property
     def committed_bytes(self) -> int:
-        counters: tuple[int, int] = _COUNTERS.unpack_from(self._page)
-        return counters[0]
+        return self._counters()[0]
 
     @property
     def entries(self) -> int:
-        counters: tuple[int, int] = _COUNTERS.unpack_from(self._page)
-        return counters[1]
+        return self._counters()[1]
+
+    @property
+    def changes(self) -> int:
+        """Rises with every write, so that a recount can tell whether something came between."""
+        return self._counters()[2]
 
     @contextmanager
     def locked(self) -> Iterator[Self]:
@@ -49,11 +52,15 @@ class Accounts:
 
     def write(self, committed_bytes: int, entries: int) -> None:
         """Set both counters; the caller holds the lock."""
-        _COUNTERS.pack_into(self._page, 0, committed_bytes, entries)
+        _COUNTERS.pack_into(self._page, 0, committed_bytes, entries, (self.changes + 1) % (1 << 62))
 
     def add(self, size_bytes: int, entries: int) -> None:
         """Change both counters; the caller holds the lock. A crash may have left them low: never below zero."""
         self.write(max(0, self.committed_bytes + size_bytes), max(0, self.entries + entries))
+
+    def _counters(self) -> tuple[int, int, int]:
+        counters: tuple[int, int, int] = _COUNTERS.unpack_from(self._page)
+        return counters
 
     def close(self) -> None:
         """Unmap the page; twice is fine."""

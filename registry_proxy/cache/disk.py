@@ -169,6 +169,8 @@ class DiskCache:
         for digest in bad:
             self.observer.cache_error("mismatch")
             self.drop(digest)
+        await self.tools.in_thread(self.space.recount)
+        self.report_size()
         return bad
 
     def report_size(self) -> None:

@@ -111,6 +111,15 @@ class Space:
         """Remove a committed content; tell whether it was there."""
         return self._remove(self._paths.blob(digest)) is not None
 
+    def recount(self) -> list[CommittedBlob]:
+        """Return what is committed, and correct the counters by it: a killed worker may have left them wrong."""
+        changes = self._accounts.changes
+        blobs = scan_blobs(self._paths)
+        with self._accounts.locked():
+            if self._accounts.changes == changes:
+                self._accounts.write(_total(blobs), len(blobs))
+        return blobs
+
     def _make_directory(self, path: str) -> None:
         parent = os.path.dirname(path)
         for directory in (parent, path):
@@ -162,24 +171,25 @@ class Space:
                 if shortage == _Shortage(0, 0):
                     yield
                     return
-            if not self._evict(max(shortage.soft, shortage.hard), size_bytes):
+            if not self._evict(shortage, size_bytes, in_vain=over_max_size):
                 break
         if not over_max_size or self._shortage(size_bytes).hard:
             raise CacheUnavailableError(f"no room for {size_bytes} bytes more, and nothing left to evict")
         yield
 
-    def _evict(self, wanted_bytes: int, size_bytes: int) -> bool:
-        """Remove the least recently used until ``wanted_bytes`` are free; False, removing nothing, if that cannot be.
+    def _evict(self, shortage: _Shortage, size_bytes: int, *, in_vain: bool) -> bool:
+        """Remove the least recently used until the shortage is gone; tell whether that was possible.
 
-        One worker at a time: the one that waited may find that the other's work was enough.
+        One worker at a time: the one that waited may find that the other's work was enough. Unless ``in_vain``, nothing
+        is removed when all that may go would not be enough.
         """
         with _exclusive(f"{self._paths.root}/evict.lock"):
-            shortage = self._shortage(size_bytes)
-            wanted_bytes = min(wanted_bytes, max(shortage.soft, shortage.hard))
+            now = self._shortage(size_bytes)
+            wanted_bytes = min(max(shortage.soft, shortage.hard), max(now.soft, now.hard))
             wanted_bytes -= self._sweep_dead_fills()
             if wanted_bytes > _total(self._victims):
                 self._victims = deque(self._by_least_use())
-                if wanted_bytes > _total(self._victims):
+                if wanted_bytes > _total(self._victims) and not in_vain:
                     return False
             while wanted_bytes > 0:
                 if not self._victims:  # the list was old, and most of it was used since
@@ -191,7 +201,7 @@ class Space:
 
     def _by_least_use(self) -> list[CommittedBlob]:
         pinned = set(os.listdir(self._paths.pins))
-        blobs = [blob for blob in scan_blobs(self._paths) if f"{blob.digest.algorithm}-{blob.digest.hex}" not in pinned]
+        blobs = [blob for blob in self.recount() if f"{blob.digest.algorithm}-{blob.digest.hex}" not in pinned]
         return sorted(blobs, key=lambda blob: blob.used_at_ns)
 
     def _evict_one(self, blob: CommittedBlob) -> int:

@@ -1,0 +1,44 @@
+"""The directory at start."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.cache.layout import CacheSchemaError, prepare_cache
+from registry_proxy.cache.spool import DiskSpool
+from tests.cache.conftest import MakeCache
+from tests.cache.test_disk import blob_file, put
+
+
+async def test_leftovers_go_and_content_stays(make_cache: MakeCache, cache_path: Path) -> None:
+    """A start sweeps unfinished work, keeps content and pins, and counts what is on disk."""
+    cache = make_cache()
+    _, one = await put(cache, 1000, 1)
+    _, two = await put(cache, 2000, 2)
+    DiskSpool(cache).pin(one)
+    await cache.close()
+    for name in ("fills/sha256-aa.part", "fills/sha256-aa.size", "uploads/s.part", "temp/1-2"):
+        (cache_path / name).write_bytes(b"x")
+    blob_file(cache_path, two).unlink()
+    (cache_path / "page").write_bytes(b"\xff" * 4096)
+    prepare_cache(cache_path)
+    assert [os.listdir(cache_path / name) for name in ("fills", "uploads", "temp")] == [[], [], []]
+    stats = make_cache().stats()
+    assert (stats["committed_bytes"], stats["entries"], stats["pinned_bytes"]) == (1000, 1, 1000)
+
+
+def test_preparing_twice_is_fine(cache_path: Path) -> None:
+    """A second start finds everything as it was."""
+    prepare_cache(cache_path)
+    assert (cache_path / "schema").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("schema", ["2\n", "photos\n", ""])
+def test_a_newer_or_strange_directory_is_refused_untouched(cache_path: Path, schema: str) -> None:
+    """What a newer release wrote is not swept, and the message says what to do."""
+    (cache_path / "schema").write_text(schema)
+    (cache_path / "fills" / "x.part").write_bytes(b"x")
+    with pytest.raises(CacheSchemaError, match=str(cache_path)):
+        prepare_cache(cache_path)
+    assert os.listdir(cache_path / "fills") == ["x.part"]
