@@ -106,7 +106,7 @@ def build_stage(stack: ExitStack, root: Path) -> Stage:
     return Stage(backend, distribution, nginx, proxy, token, image, html)
 
 
-def measure_hot(stage: Stage, path: str, *, connections: int, seconds: float, rounds: int) -> dict[str, list[Load]]:
+def measure_hot(stage: Stage, path: str, *, connections: int, seconds: int, rounds: int) -> dict[str, list[Load]]:
     """Return the loads by target, rounds interleaved, after one request that makes each of them hot."""
     targets = stage.targets(path)
     for target in targets:
@@ -194,7 +194,7 @@ def main() -> None:
     """Measure and print; the exit status is 0 whatever the figures are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--seconds", type=float, default=2, help="length of a run of small requests (default 2)")
+    parser.add_argument("--seconds", type=int, default=2, help="length of a run of small requests (default 2)")
     options = parser.parse_args()
     for program in ("nginx", "docker-registry", "wrk"):
         if shutil.which(program) is None:

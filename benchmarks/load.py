@@ -84,11 +84,11 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
-def run_wrk(target: Target, *, connections: int, seconds: float, script: Path) -> Load:
+def run_wrk(target: Target, *, connections: int, seconds: int, script: Path) -> Load:
     """Run wrk with one thread against a target; raise when any request failed."""
     script.write_text(WRK_REPORT)
     headers = [option for header in target.headers for option in ("-H", header)]
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script)]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
     before = cpu_seconds(target.pid)
     output = subprocess.run([*command, *headers, target.url], check=True, capture_output=True, text=True).stdout
     spent = cpu_seconds(target.pid) - before

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
+from registry_proxy.telemetry.access_log import AccessLog
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.failover import FailoverReader
@@ -77,9 +79,11 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
     """Serve one worker's listeners until it is told to drain, and then until its requests have ended."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(json_logging(worker=str(context.slot)))
+        access_log = AccessLog(sys.stderr.fileno(), str(context.slot))
+        stack.enter_context(access_log.running())
         observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), str(context.slot))
         node = await stack.enter_async_context(_open_node(settings, observer))
-        public = await run_public(_public_app(settings, node, observer).handle, context.public_socket)
+        public = await run_public(_public_app(settings, node, observer, access_log).handle, context.public_socket)
         if context.admin_socket is not None:
             await stack.enter_async_context(_admin_site(node, observer, context))
         context.ready()
@@ -200,7 +204,7 @@ def _failover_readers(
 # ---------------------------------------------------------------- what it serves
 
 
-def _public_app(settings: Settings, node: _Node, observer: Observer) -> PublicApp:
+def _public_app(settings: Settings, node: _Node, observer: Observer, access_log: AccessLog) -> PublicApp:
     pull = Pull(
         readers=node.readers,
         impatient_readers=node.impatient_readers,
@@ -238,6 +242,7 @@ def _public_app(settings: Settings, node: _Node, observer: Observer) -> PublicAp
         control=node.control,
         signer=node.signer,
         observer=observer,
+        log_request=access_log,
         options=PublicOptions(settings.auth.service, settings.public_url, settings.trusted_proxies),
     )
 

@@ -1,9 +1,10 @@
 """What happens around every request, in this order: its ID, its measure, its errors."""
 
 import itertools
-import logging
 import secrets
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from aiohttp.web import StreamResponse
 
@@ -13,7 +14,8 @@ from registry_proxy.web.exchange import Exchange, Handler, as_registry_error, dr
 from registry_proxy.web.origin import Origins
 from registry_proxy.web.server import expect_no_body
 
-_access_log = logging.getLogger("registry_proxy.access")
+LogRequest = Callable[[Mapping[str, Any]], None]
+"""Takes the fields of a request that has ended, and returns at once."""
 
 CLIENT_LEFT = 499
 """The status, in log and metrics, of a request whose answer was cut; nginx's number for a client that left."""
@@ -35,7 +37,7 @@ def with_request_id(handler: Handler, origins: Origins) -> Handler:
     return handle
 
 
-def with_measure(handler: Handler, observer: Observer) -> Handler:
+def with_measure(handler: Handler, observer: Observer, log_request: LogRequest) -> Handler:
     """Count and log each request; never its query, which may hold an upload's signed state."""
 
     async def handle(exchange: Exchange) -> StreamResponse:
@@ -49,8 +51,8 @@ def with_measure(handler: Handler, observer: Observer) -> Handler:
             seconds = time.perf_counter() - started
             method = exchange.request.method
             observer.request(exchange.route, method, status, seconds)
-            if _access_log.isEnabledFor(logging.INFO):
-                fields = {
+            log_request(
+                {
                     "method": method,
                     "path": exchange.path[:1000],
                     "route": exchange.route,
@@ -60,7 +62,7 @@ def with_measure(handler: Handler, observer: Observer) -> Handler:
                     "address": exchange.address,
                     "subject": exchange.subject,
                 }
-                _access_log.info("request", extra=fields)
+            )
 
     return handle
 

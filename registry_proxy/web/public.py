@@ -15,7 +15,7 @@ from registry_proxy.proxy.push import Push
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.web.authenticate import Authenticator
 from registry_proxy.web.exchange import Exchange, json_response, make_exchange
-from registry_proxy.web.middleware import with_errors, with_measure, with_request_id
+from registry_proxy.web.middleware import LogRequest, with_errors, with_measure, with_request_id
 from registry_proxy.web.origin import Network, Origins
 from registry_proxy.web.registry import Registry
 from registry_proxy.web.token import TokenEndpoint
@@ -48,6 +48,7 @@ class PublicApp:
         control: logins, tokens and the policy.
         signer: signs tokens.
         observer: is told what happens.
+        log_request: is given each request that has ended.
         options: names and addresses.
     """
 
@@ -62,6 +63,7 @@ class PublicApp:
         control: AccessControl,
         signer: TokenSigner,
         observer: Observer,
+        log_request: LogRequest,
         options: PublicOptions,
     ) -> None:
         self._origins = Origins(options.public_url, options.trusted_proxies)
@@ -79,7 +81,7 @@ class PublicApp:
             observer=observer,
         )
         self._token = TokenEndpoint(control, signer, observer)
-        self._handler = with_request_id(with_measure(with_errors(self._dispatch), observer), self._origins)
+        self._handler = with_request_id(with_measure(with_errors(self._dispatch), observer, log_request), self._origins)
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer a request. Raises ConnectionError when there is nobody to answer."""

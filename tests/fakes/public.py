@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,6 +254,7 @@ class PublicBench:
         verifier.set_keys({self.signer.key_id: public_key_of(self.signer.public_jwk)})
         self.control = FakeControl(verifier)
         self.server: PublicServer | None = None
+        self.logged: list[Mapping[str, Any]] = []
 
     def make_app(self) -> PublicApp:
         readers = {"main": self.reader}
@@ -274,6 +275,7 @@ class PublicBench:
             control=cast(AccessControl, self.control),
             signer=self.signer,
             observer=self.observer,
+            log_request=self.logged.append,
             options=self.options,
         )
 
