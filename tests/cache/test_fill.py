@@ -101,6 +101,34 @@ async def test_the_fill_outlives_its_cancelled_client(cache: DiskCache) -> None:
     assert source.offsets == [0]
 
 
+async def test_a_cancelled_reader_takes_nobody_along(cache: DiskCache) -> None:
+    """Of many who wait for the same bytes one leaves; the others go on waiting and get them."""
+    body, digest = content(2 * MIB)
+    answer = Answer(body, pause_at=MIB)
+    source = Source(answer)
+    readers = [(await cache.open_or_fill(digest, source))[0] for _ in range(3)]
+    await answer.reached.wait()
+    waiting = [asyncio.ensure_future(reader.wait_beyond(2 * MIB - 1)) for reader in readers]  # noqa: TID251 - awaited
+    await asyncio.sleep(0)  # each runs up to its wait
+    waiting[0].cancel()
+    answer.resume.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, type(None), type(None)]
+    readers[0].close()
+    assert [await read_all(reader) for reader in readers[1:]] == [body, body]
+
+
+async def test_a_sender_without_an_end_is_stopped_at_the_length(cache: DiskCache) -> None:
+    """Past the announced length not another chunk is written, however much the sender would send."""
+    body, digest = content(2 * MIB)
+    answer = Answer(body * 10, size_bytes=len(body))
+    reader, _ = await cache.open_or_fill(digest, Source(answer))
+    with pytest.raises(FillFailedError):
+        await read_all(reader)
+    await until(lambda: not cache.is_filling(digest))
+    assert answer.sent_bytes <= 2 * (len(body) + answer.chunk_bytes)
+
+
 async def test_a_reader_that_closes_early_changes_nothing(cache: DiskCache) -> None:
     """The fill goes on to the commit when nobody reads any more."""
     body, digest = content(2 * MIB)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from registry_proxy.cache.layout import prepare_cache
@@ -158,6 +158,7 @@ _STEPS = st.lists(st.tuples(st.sampled_from(["read", "remember", "move", "forget
 
 
 @settings(max_examples=60, deadline=None)
+@example(steps=[("remember", ONE), ("stale", ONE), ("read", ONE), ("stale", ONE), ("remember", ONE)])
 @given(steps=_STEPS)
 def test_compare_and_set_against_a_model(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Digest]]

@@ -12,6 +12,7 @@ from registry_proxy.spec.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
 from tests.fakes.cache import MIB, Answer, Source, content, read_all
+from tests.waiting import until
 
 
 def used_at(path: Path, digest: Digest, seconds: int) -> None:
@@ -121,6 +122,7 @@ async def test_a_fill_in_progress_keeps_its_promise(make_cache: MakeCache) -> No
         await cache.open_or_fill(other_digest, Source(Answer(other)))
     answer.resume.set()
     assert await read_all(reader) == body
+    await until(lambda: not cache.is_filling(digest))  # until its rename it cannot be evicted
     await put(cache, 2 * MIB, 1)
 
 

@@ -66,6 +66,7 @@ class Answer:
     pause_at: int | None = None  # wait for ``resume`` after this many bytes of this answer
     error: Exception | None = None  # raised instead of an answer
     chunk_bytes: int = 64 * 1024
+    sent_bytes: int = 0  # counted here
     reached: asyncio.Event = field(default_factory=asyncio.Event)  # set at the pause
     resume: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -95,6 +96,7 @@ class _Stream:
                 raise UpstreamUnavailableError("cut")
             chunk = answer.body[self.offset + sent : self.offset + end]
             sent += len(chunk)
+            answer.sent_bytes += len(chunk)
             yield chunk
             await asyncio.sleep(0)
         if sent == answer.cut_after:
