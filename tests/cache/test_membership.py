@@ -188,3 +188,15 @@ def test_compare_and_set_against_a_model(
         else:
             memberships.forget_repository_tags("main")
             writes += expected is not None
+
+
+def test_every_staling_is_a_change(memberships: FileMemberships) -> None:
+    """However fast they follow each other, each one makes the versions read before it worthless."""
+    memberships.move_tag(APP, LATEST, ONE)
+    versions = []
+    for _ in range(200):
+        memberships.forget_repository_tags("main")
+        cached = memberships.find_tag(APP, LATEST)
+        assert cached is not None
+        versions.append(cached.version)
+    assert len(set(versions)) == 200
