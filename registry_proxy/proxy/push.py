@@ -344,14 +344,21 @@ class Push:
         try:
             missing = await self._blobs.commit(routed, descriptor, file, locations)
             if missing:
-                self._spool.pin(digest)
+                self._pin(digest)
             await self._keep(file, digest, must=bool(missing))
         except BaseException:
             file.discard()
             raise
+        file.close()
         await self._blobs.record_missing(routed, digest, missing)
         self._memberships.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor
+
+    def _pin(self, digest: Digest) -> None:
+        try:
+            self._spool.pin(digest)
+        except CacheUnavailableError as error:
+            raise _no_space(error) from error
 
     @staticmethod
     async def _keep(file: SpoolFile, digest: Digest, *, must: bool) -> None:
@@ -370,6 +377,8 @@ class Push:
         if mounted is None:
             return None
         descriptor, missing = mounted
+        if missing:
+            self._pin(digest)
         await self._blobs.record_missing(routed, digest, missing)
         self._memberships.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor

@@ -213,9 +213,7 @@ class UploadReplication:
         return require_quorum(replica_set, await fan_out(replica_set, lanes, commit_at))
 
     async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
-        """Make the journal say who misses a blob that is being acknowledged; our copy is pinned while anybody does."""
-        if missing:
-            self._pins.pin(digest)
+        """Make the journal say who misses a blob that is being acknowledged; unpin our copy when nobody does."""
         if await self._journal.record_blob(routed, digest, missing) and not missing:
             await self._unpin(digest)
 

@@ -13,6 +13,7 @@ from registry_proxy.ports import (
     CacheUnavailableError,
     Memberships,
     ReplicaClient,
+    ReplicaSet,
     RoutedRepository,
     Spool,
     StorageKind,
@@ -205,7 +206,7 @@ class MemorySpoolFile:
         if self._spool.is_full:
             raise CacheUnavailableError("no space left on device")
         content = os.pread(self.fd, self.size_bytes, 0)
-        self.discard()
+        Path(self._path).unlink()
         await self._spool.cache.store(digest, content)
 
     def close(self) -> None:
@@ -284,7 +285,7 @@ class Pushing:
 
 @asynccontextmanager
 async def pushing(
-    directory: Path, replicas: MemoryReplicaSet, spool: Spool, cache: BlobCache, memberships: Memberships
+    directory: Path, replicas: ReplicaSet, spool: Spool, cache: BlobCache, memberships: Memberships
 ) -> AsyncIterator[Pushing]:
     """Assemble the package under test over a store of its own, as the application does."""
     async with AsyncExitStack() as stack:

@@ -1,0 +1,145 @@
+"""The journal: what counts against which replica, and when."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.ports import Change, RoutedRepository, Store, StoreUnavailableError, Table
+from registry_proxy.replication.journal import WRITING_SECONDS, IntentKey, IntentKind, Journal
+from registry_proxy.spec.reference import Repository, Tag, digest_of
+from registry_proxy.store.open import open_store
+from tests.fakes.memory import CountingObserver
+from tests.fakes.replicas import ROUTED
+
+LATEST = Tag("latest")
+OLD, NEW = digest_of(b"old"), digest_of(b"new")
+TAG_KEY = IntentKey(ROUTED, IntentKind.TAG, LATEST)
+NAMES = ["a", "b"]
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def open_journal(directory: Path, clock: Clock | None = None) -> AsyncIterator[tuple[Journal, Store]]:
+    """Open a journal over a store of its own."""
+    async with open_store(f"sqlite:///{directory / 'store.db'}", str(directory / "page")) as (store, changes):
+        yield Journal(store, changes, CountingObserver(), {"main": NAMES}, clock or Clock()), store
+
+
+async def test_marks_are_those_who_did_not_confirm(tmp_path: Path) -> None:
+    """One confirms, one does not: only the other misses the tag, counts as behind, and only in that repository."""
+    async with open_journal(tmp_path) as (journal, _):
+        write = await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
+        await journal.conclude(write, {"a"})
+        marks = await journal.marks()
+        assert marks.misses_tag("b", ROUTED, LATEST)
+        assert not marks.misses_tag("a", ROUTED, LATEST)
+        assert not marks.misses_tag("b", ROUTED, Tag("other"))
+        assert not marks.misses_any("b", RoutedRepository("main", Repository("other")))
+        assert (marks.pending("a", "main"), marks.pending("b", "main"), marks.pending("b", "hub")) == (0, 1, 0)
+
+
+async def test_a_write_under_way_counts_against_nobody_and_an_abandoned_one_against_all(tmp_path: Path) -> None:
+    """A node that died in mid-fan-out leaves an intent: a minute later nobody is sure to have it."""
+    clock = Clock()
+    async with open_journal(tmp_path, clock) as (journal, _):
+        await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
+        assert not (await journal.marks()).misses_any("a", ROUTED)
+        clock.now += WRITING_SECONDS
+        marks = await journal.marks()
+        assert marks.misses_tag("a", ROUTED, LATEST)
+        assert marks.misses_tag("b", ROUTED, LATEST)
+
+
+async def test_who_was_behind_stays_behind_while_a_newer_write_is_under_way(tmp_path: Path) -> None:
+    """A replica that missed the last move of a tag is not asked for it during the next one."""
+    async with open_journal(tmp_path) as (journal, _):
+        await journal.conclude(await journal.begin({TAG_KEY: (OLD, "type")}, NAMES), {"a"})
+        write = await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
+        marks = await journal.marks()
+        assert marks.misses_tag("b", ROUTED, LATEST)
+        assert not marks.misses_tag("a", ROUTED, LATEST)
+        await journal.conclude(write, {"a", "b"})
+        assert not (await journal.marks()).misses_any("b", ROUTED)
+
+
+async def test_withdrawing_puts_back_what_was(tmp_path: Path) -> None:
+    """Intents and records are as before the write; what did not exist does not exist."""
+    async with open_journal(tmp_path) as (journal, store):
+        await journal.conclude(await journal.begin({TAG_KEY: (OLD, "type")}, NAMES), {"a"})
+        before = {record.key: record.value for record in await store.list(Table.INTENTS)}
+        manifest = IntentKey(ROUTED, IntentKind.MANIFEST, str(NEW))
+        record = Change(Table.TAGS, "main/team/app|latest", {"digest": str(NEW)})
+        write = await journal.begin({TAG_KEY: (NEW, "type"), manifest: (NEW, "type")}, NAMES, [record])
+        assert len(await store.list(Table.INTENTS)) == 2
+        await journal.withdraw(write)
+        assert {record.key: record.value for record in await store.list(Table.INTENTS)} == before
+        assert await store.list(Table.TAGS) == []
+
+
+async def test_a_confirmation_between_begin_and_conclude_is_not_lost(tmp_path: Path) -> None:
+    """Another push heals one of the keys meanwhile: the end of the write still counts, for every key of it."""
+    async with open_journal(tmp_path) as (journal, store):
+        manifest = IntentKey(ROUTED, IntentKind.MANIFEST, str(NEW))
+        write = await journal.begin({TAG_KEY: (NEW, "type"), manifest: (NEW, "type")}, NAMES)
+        assert not await journal.confirm(manifest, NEW, "b")
+        assert not (await journal.marks()).misses_any("a", ROUTED)
+        await journal.conclude(write, {"a"})
+        assert {record.key: record.value["missing"] for record in await store.list(Table.INTENTS)} == {
+            str(TAG_KEY): ["b"]
+        }
+
+
+async def test_a_newer_write_of_a_key_is_the_truth(tmp_path: Path) -> None:
+    """The end of an overtaken write changes nothing of the newer one; nor does a confirmation of other content."""
+    async with open_journal(tmp_path) as (journal, _):
+        overtaken = await journal.begin({TAG_KEY: (OLD, "type")}, NAMES)
+        newer = await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
+        await journal.conclude(overtaken, {"a", "b"})
+        await journal.withdraw(overtaken)
+        assert not await journal.confirm(TAG_KEY, OLD, "a")
+        await journal.conclude(newer, {"a"})
+        found = await journal.find(TAG_KEY)
+        assert found is not None
+        assert (found.digest, found.missing) == (NEW, ("b",))
+
+
+async def test_another_worker_sees_marks_at_once(tmp_path: Path) -> None:
+    """Two journals over one store and page: what one records the other answers by."""
+    async with open_journal(tmp_path) as (one, _), open_journal(tmp_path) as (other, _):
+        assert not (await other.marks()).misses_any("b", ROUTED)
+        await one.conclude(await one.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
+        assert (await other.marks()).misses_tag("b", ROUTED, LATEST)
+
+
+async def test_over_shared_storage_nothing_is_recorded(tmp_path: Path) -> None:
+    """Replicas over one store cannot diverge: no intent, only the records."""
+    async with open_journal(tmp_path) as (journal, store):
+        record = Change(Table.TAGS, "main/team/app|latest", {"digest": str(NEW)})
+        write = await journal.begin({TAG_KEY: (NEW, "type")}, [], [record])
+        await journal.conclude(write, {"a"})
+        assert await store.list(Table.INTENTS) == []
+        assert len(await store.list(Table.TAGS)) == 1
+
+
+async def test_without_the_store_the_last_marks_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage of the store does not make a replica that was behind current, nor stop reading."""
+    async with open_journal(tmp_path) as (journal, store):
+        await journal.conclude(await journal.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
+        await journal.marks()
+        await store.commit([Change(Table.INTENTS, "main/x|tag|y", None)])
+
+        async def unavailable(table: Table, prefix: str = "") -> list[object]:
+            raise StoreUnavailableError(f"{table} {prefix}")
+
+        monkeypatch.setattr(store, "list", unavailable)
+        assert (await journal.marks()).misses_tag("b", ROUTED, LATEST)

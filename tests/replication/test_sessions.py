@@ -1,0 +1,101 @@
+"""The signed state of upload Locations."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from registry_proxy.ports import RoutedRepository, Store, Table
+from registry_proxy.proxy.push import UploadSession
+from registry_proxy.replication.sessions import LIFETIME_SECONDS, SignedSessions
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Repository
+from registry_proxy.store.open import open_store
+from tests.fakes.replicas import ANN, ROUTED
+
+WEEK = 7 * 24 * 3600
+SESSION = UploadSession("id", 5, "ab" * 32, {"a": "/v2/team/app/blobs/uploads/1?_state=x%3D%3D"})
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """Open a store."""
+    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
+        yield store
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def is_refused(sessions: SignedSessions, state: str | None) -> bool:
+    """Tell whether a state is answered as if there were no such upload."""
+    with pytest.raises(RegistryError) as caught:
+        await sessions.verify(ROUTED, ANN, "id", state)
+    return caught.value.code is ErrorCode.BLOB_UPLOAD_UNKNOWN and caught.value.status == 404
+
+
+async def test_any_node_reads_what_another_wrote(store: Store) -> None:
+    """Two nodes over one store share the key, whoever made it; nothing else is needed."""
+    state = await SignedSessions(store).sign(ROUTED, ANN, SESSION)
+    assert await SignedSessions(store).verify(ROUTED, ANN, "id", state) == SESSION
+
+
+async def test_every_changed_character_is_refused(store: Store) -> None:
+    """Tampering anywhere, cutting and nonsense: 404, and never another error."""
+    sessions = SignedSessions(store)
+    state = await sessions.sign(ROUTED, ANN, SESSION)
+    for position, character in enumerate(state[:-1]):  # the last one carries bits that base64 does not use
+        other = "B" if character != "B" else "C"
+        assert await is_refused(sessions, state[:position] + other + state[position + 1 :])
+    for nonsense in (None, "", ".", "..", "...", "1.2.3", "x.y.z", "٣.a.b", "9" * 9000, "\ud800.a.b", state + "A"):
+        assert await is_refused(sessions, nonsense)
+
+
+async def test_it_expires(store: Store) -> None:
+    """A session rests six hours at most; each request makes a new state."""
+    clock = Clock()
+    sessions = SignedSessions(store, clock)
+    state = await sessions.sign(ROUTED, ANN, SESSION)
+    clock.now += LIFETIME_SECONDS - 1
+    assert await sessions.verify(ROUTED, ANN, "id", state) == SESSION
+    clock.now += 2
+    assert await is_refused(sessions, state)
+
+
+async def test_keys_change_every_week_and_uploads_go_on(store: Store) -> None:
+    """A state from before the change is still good; keys that nobody can need are removed."""
+    clock = Clock()
+    sessions = SignedSessions(store, clock)
+    await sessions.sign(ROUTED, ANN, SESSION)
+    clock.now = (clock.now // WEEK + 1) * WEEK - 60
+    state = await sessions.sign(ROUTED, ANN, SESSION)
+    clock.now += 120
+    assert (await sessions.sign(ROUTED, ANN, SESSION)).partition(".")[0] != state.partition(".")[0]
+    assert await SignedSessions(store, clock).verify(ROUTED, ANN, "id", state) == SESSION
+    assert len(await store.list(Table.LOCATION_KEYS)) == 2
+    clock.now += 3 * WEEK
+    await sessions.sign(ROUTED, ANN, SESSION)
+    assert len(await store.list(Table.LOCATION_KEYS)) == 1
+
+
+async def test_five_replicas_fit_into_a_location(store: Store) -> None:
+    """With five Locations of docker-registry's length the state stays below 4 KiB and needs no escaping."""
+    locations = {f"replica-{number}.example.com:5000": "/v2/" + "x" * 290 for number in range(5)}
+    state = await SignedSessions(store).sign(ROUTED, ANN, UploadSession("id", 1 << 40, "ab" * 32, locations))
+    assert len(state) < 4096
+    assert set(state) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+async def test_names_cannot_be_shifted_into_each_other(store: Store) -> None:
+    """Upstream and repository are signed apart: ``a`` + ``b/c`` is not ``a/b`` + ``c``."""
+    sessions = SignedSessions(store)
+    state = await sessions.sign(RoutedRepository("a", Repository("b/c")), ANN, SESSION)
+    with pytest.raises(RegistryError):
+        await sessions.verify(RoutedRepository("a/b", Repository("c")), ANN, "id", state)
