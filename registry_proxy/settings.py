@@ -81,8 +81,8 @@ def _parse_size(value: Any) -> int:
 
 def _parse_address(value: Any) -> Address:
     """Return the address of ``127.0.0.1:5000``, ``[::1]:5000`` or ``localhost:5000``."""
-    if isinstance(value, list | tuple) and len(value) == len(Address._fields):  # as the supervisor sends it to a worker
-        value = str(Address(*value))
+    if isinstance(value, list | tuple) and [type(part) for part in value] == [str, int]:
+        value = str(Address(*value))  # as the supervisor sends it to a worker
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -1,5 +1,6 @@
 """A real admin listener, with a real SQLite store and cache, and upstreams in the states that a test wants."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Replica:
     state: ReplicaState = ReplicaState.UP
     latency_seconds: float | None = 0.0015
     pending: int = 0
+    reason: str = ""
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Node:
     cache: DiskCache
     observer: PrometheusObserver
     upstreams: dict[str, Upstream]
-    draining: list[bool] = field(default_factory=lambda: [False])
+    draining: list[bool]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
 @asynccontextmanager

@@ -28,12 +28,18 @@ _COLUMNS = {
     "state": "STATE",
     "latency": "LATENCY",
     "pending": "PENDING",
+    "reason": "REASON",
 }
 
 
 def _replica_row(upstream: str, replica: dict[str, Any]) -> dict[str, Any]:
     latency = replica["latency_seconds"]
-    return {**replica, "upstream": upstream, "latency": None if latency is None else f"{latency * 1000:.1f} ms"}
+    return {
+        **replica,
+        "upstream": upstream,
+        "reason": replica["reason"] or None,
+        "latency": None if latency is None else f"{latency * 1000:.1f} ms",
+    }
 
 
 def _spinner(text: str) -> AbstractContextManager[object]:

@@ -18,7 +18,10 @@ _CACHE_REQUESTS = "registry_proxy_cache_requests_total"
 
 
 class ReplicaStatus(Protocol):
-    """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first."""
+    """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first.
+
+    ``reason`` says why it is not up, "" when it is.
+    """
 
     @property
     def name(self) -> str: ...
@@ -26,6 +29,8 @@ class ReplicaStatus(Protocol):
     def url(self) -> str: ...
     @property
     def state(self) -> ReplicaState: ...
+    @property
+    def reason(self) -> str: ...
     @property
     def latency_seconds(self) -> float | None: ...
     @property
@@ -56,6 +61,7 @@ def _replica_document(replica: ReplicaStatus) -> dict[str, Any]:
         "name": replica.name,
         "url": _without_credentials(replica.url),
         "state": replica.state,
+        "reason": replica.reason,
         "latency_seconds": replica.latency_seconds,
         "pending": replica.pending,
     }

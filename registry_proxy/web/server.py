@@ -195,6 +195,11 @@ class PublicServer:
         self._server = server
         self._listener = listener
 
+    @property
+    def connection_count(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.connections)
+
     async def drain(self, timeout_seconds: float = 10.0) -> None:
         """Take no new connections, let running requests end within the time, close all."""
         self._listener.close()

@@ -16,7 +16,7 @@ from aiohttp.test_utils import RawTestServer
 from yarl import URL
 
 from tests.conftest import StartProxy, StartRegistry, require_program
-from tests.proxy import make_image, random_bytes
+from tests.product import make_image, random_bytes
 from tests.servers import Server, free_port, running
 
 CONFIGURATION = Path(__file__).parents[2] / "nginx" / "tls.conf"

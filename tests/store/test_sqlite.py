@@ -46,7 +46,7 @@ async def test_a_held_lease_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_a_lock_on_a_removed_file_is_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A holder removes its file when it leaves: who locks it between gets nothing, as another may lock its successor."""
+    """A holder removes its file when it leaves: whoever locks it then has no lease."""
     path = str(tmp_path / "lease")
     flock = fcntl.flock
 

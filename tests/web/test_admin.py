@@ -460,6 +460,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "name": "a",
                         "url": "http://127.0.0.1:5001",
                         "state": "up",
+                        "reason": "",
                         "latency_seconds": 0.0015,
                         "pending": 0,
                     },

@@ -62,6 +62,32 @@ async def test_slow_headers_are_not_waited_for(tmp_path: Path, sent: bytes) -> N
         assert (await public.raw(sent)).data == b""
 
 
+async def test_a_slow_header_of_a_later_request_is_not_waited_for_either(tmp_path: Path) -> None:
+    """The deadline begins again with the first byte of each request."""
+    async with PublicBench(tmp_path, limits=ServerLimits(header_seconds=0.1)).serving() as public:
+        reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET /healthz HT")
+        async with asyncio.timeout(5):
+            assert b"HTTP" not in await read_to_end(reader)
+        writer.close()
+
+
+async def test_a_client_that_leaves_between_requests_is_let_go(tmp_path: Path) -> None:
+    """The end of an idle connection ends it here too."""
+    async with PublicBench(tmp_path).serving() as public:
+        assert public.server is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        assert public.server.connection_count == 1
+        writer.write_eof()
+        server = public.server
+        await until(lambda: server.connection_count == 0)
+        writer.close()
+
+
 async def test_the_deadline_is_of_the_header_alone(tmp_path: Path) -> None:
     """A body may take longer, and so may the pause between two requests."""
     async with PublicBench(tmp_path, limits=ServerLimits(header_seconds=0.2)).serving() as public:

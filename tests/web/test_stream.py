@@ -94,6 +94,27 @@ def test_every_size_on_a_connection_that_is_kept(play: Callable[[Scenario], None
     play(scenario)
 
 
+def test_the_kernel_does_not_overtake_what_is_still_in_memory(play: Callable[[Scenario], None]) -> None:
+    """Answers from memory that a slow client has not taken yet come before the file that follows them."""
+    small, large = os.urandom(SMALL_BYTES), os.urandom(1 << 20)
+
+    async def scenario(public: PublicBench) -> None:
+        requests = [
+            public.request(f"GET /v2/team/app/blobs/{hold(public, content)}").replace(b"Connection: close\r\n", b"")
+            for content in (small, large)
+        ]
+        reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+        writer.write((requests[0] * 30 + requests[1]) * 6)
+        # Nothing is taken until the server has more to send than the kernel takes.
+        await until(lambda: public.observer.counts["request", "get_blob", "GET", 200] > 20)
+        for content in ([small] * 30 + [large]) * 6:
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(content)) == content
+        writer.close()
+
+    play(scenario)
+
+
 def test_a_range_of_a_large_file(play: Callable[[Scenario], None]) -> None:
     """The kernel starts and ends where the range does."""
     content = os.urandom(1 << 20)
