@@ -201,13 +201,15 @@ class Transport:
             response = await self._follow(request, authorization)
             is_here = str(response.url.origin()) == str(URL(self._origin).origin())
         try:
-            await self._check_status(response, is_here=is_here, is_logged_in=authorization is not None)
+            await self._check_status(response, authorization, is_here=is_here)
         except BaseException:
             response.close()
             raise
         return response
 
-    async def _check_status(self, response: aiohttp.ClientResponse, *, is_here: bool, is_logged_in: bool) -> None:
+    async def _check_status(
+        self, response: aiohttp.ClientResponse, authorization: str | None, *, is_here: bool
+    ) -> None:
         status = response.status
         if status < 400:
             return
@@ -215,8 +217,9 @@ class Transport:
             # The registry has it; the storage that it points to does not give it: nothing is known.
             raise ReplicaFailedError(f"{self.name}: the storage it redirects to answers {status}", f"{status // 100}xx")
         if status in {401, 403}:
-            whose = "the configured credentials" if is_logged_in else "a request without credentials"
-            raise AccessRefusedError(self.name, f"it answers {status} to {whose}", is_login=False)
+            whose = "a request without credentials" if authorization is None else "the configured credentials"
+            is_login = status == 401 and (authorization or "").startswith("Basic ")
+            raise AccessRefusedError(self.name, f"it answers {status} to {whose}", is_login=is_login)
         if status == 429:
             wait = _parse_retry_after(response.headers.get("Retry-After"))
             raise ReplicaFailedError(f"{self.name}: it answers 429 (too many requests)", "4xx", wait)
