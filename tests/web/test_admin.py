@@ -464,7 +464,14 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "latency_seconds": 0.0015,
                         "pending": 0,
                     },
-                    {"name": "b", "url": "http://[::1]:5002/", "state": "up", "latency_seconds": 0.0015, "pending": 0},
+                    {
+                        "name": "b",
+                        "url": "http://[::1]:5002/",
+                        "state": "up",
+                        "reason": "",
+                        "latency_seconds": 0.0015,
+                        "pending": 0,
+                    },
                 ],
             }
         ],

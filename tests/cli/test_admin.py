@@ -1,0 +1,323 @@
+"""The admin commands against a real admin listener: what they do, print, and say when they cannot."""
+
+import asyncio
+import json
+import os
+import pty
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from registry_proxy.cli.main import app
+from registry_proxy.ports import ReplicaState
+from registry_proxy.spec.reference import digest_of
+from tests.admin import ADMIN, BOB, Node
+from tests.cli.conftest import Run
+from tests.servers import free_port
+
+SECRET = "a secret that must not be seen"
+
+
+def _json(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def _fails(result: Result, *texts: str, status: int = 1) -> None:
+    assert result.exit_code == status, (result.stdout, result.stderr)
+    assert not result.stdout
+    for text in texts:
+        assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
+    """Each command changes what its options name and nothing else; --json prints the object."""
+    made = _json(run("user", "add", "ann", "--group", "dev", "--password-stdin", "--json", stdin=f"{SECRET}\n"))
+    assert made == {"name": "ann", "admin": False, "disabled": False, "groups": ["dev"]}
+    assert _json(run("user", "show", "ann", "--json")) == made
+    changed = _json(run("user", "set", "ann", "--admin", "--add-group", "ops", "--json"))
+    assert changed == {**made, "admin": True, "groups": ["dev", "ops"]}
+    changed = _json(run("user", "set", "ann", "--remove-group", "dev", "--json"))
+    assert changed == {**made, "admin": True, "groups": ["ops"]}
+    assert [user["name"] for user in _json(run("user", "list", "--json"))] == ["admin", "ann", "bob"]
+    table = run("user", "list").stdout.splitlines()
+    assert table[0].split() == ["NAME", "ADMIN", "GROUPS"]
+    assert table[2].split() == ["ann", "yes", "ops"]
+    password_file = tmp_path / "password"
+    password_file.write_text("another secret\nignored\n")
+    assert run("user", "set", "ann", "--password-file", str(password_file)).exit_code == 0
+    assert run("user", "rm", "ann").exit_code == 0
+    _fails(run("user", "show", "ann"), "there is no user ann")
+
+
+def test_adding_what_exists_changes_nothing(run: Run) -> None:
+    """`add` never replaces: a mistyped name must not reset somebody's password."""
+    _fails(run("user", "add", "bob", "--admin", "--password-stdin", stdin=SECRET), "exists already")
+    assert not _json(run("user", "show", "bob", "--json"))["admin"]
+    assert run("group", "add", "dev").exit_code == 0
+    _fails(run("group", "add", "dev"), "exists already")
+
+
+def test_a_group_is_made_changed_and_removed(run: Run) -> None:
+    """Members are added and taken out by name; one who is not in it is a mistake that is told."""
+    assert _json(run("group", "add", "dev", "--member", "bob", "--json")) == {"name": "dev", "members": ["bob"]}
+    changed = _json(run("group", "set", "dev", "--add", "admin", "--remove", "bob", "--json"))
+    assert changed["members"] == ["admin"]
+    _fails(run("group", "set", "dev", "--remove", "bob"), "Not in group dev: bob", "group show dev")
+    _fails(run("group", "set", "dev", "--add", "nobody"), "there is no user 'nobody'")
+    assert _json(run("group", "list", "--json")) == [{"name": "dev", "members": ["admin"]}]
+    assert "admin" in run("group", "show", "dev").stdout
+    assert run("group", "rm", "dev").exit_code == 0
+    assert "There are no groups." in run("group", "list").stderr
+
+
+def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
+    """The id that `add` prints is the one that `explain` names and `rm` takes."""
+    grant = _json(
+        run("grant", "add", "user:bob", "team/**", "pull,push", "--expires-at", "2100-01-01T00:00:00Z", "--json")
+    )
+    assert (grant["actions"], grant["expires_at"]) == (["pull", "push"], "2100-01-01T00:00:00Z")
+    decision = _json(run("explain", "user:bob", "team/app", "push", "--tag", "v1", "--json"))
+    assert (decision["allowed"], decision["grant"]) == (True, grant["id"])
+    shown = run("explain", "user:bob", "other", "pull")
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[0].split() == ["allowed", "no"]
+    assert _json(run("grant", "list", "--repository", "team/app", "--json")) == [grant]
+    assert _json(run("grant", "list", "--subject", "user:ann", "--json")) == []
+    assert grant["id"] in run("grant", "list").stdout
+    assert run("grant", "rm", grant["id"]).exit_code == 0
+    _fails(run("grant", "rm", grant["id"]), f"there is no grant {grant['id']}")
+
+
+def test_faults_are_told_one_a_line(run: Run) -> None:
+    """Everything that is wrong is told at once, each with where it is."""
+    result = run("grant", "add", "bob", "TEAM", "fly", "--mode", "maybe")
+    _fails(result, "subject: expected user:NAME", "repository: expected", "actions: expected", "mode: expected")
+    assert len(result.stderr.splitlines()) == 5
+    _fails(run("user", "add", "a:b", "--password-stdin", stdin="short"), "password: expected", "name: expected")
+
+
+def test_tokens_are_revoked(run: Run) -> None:
+    """The new generation is told to machines."""
+    assert _json(run("token", "revoke", "user:bob", "--json"))["generation"] == 1
+    assert "All tokens of user:bob are revoked." in run("token", "revoke", "user:bob").stderr
+    _fails(run("token", "revoke", "bob"), "subject: expected")
+
+
+def test_replicas_are_listed(run: Run, listener: tuple[str, Node]) -> None:
+    """One line for each, with state and latency, and no password."""
+    replica = listener[1].upstreams["main"].replicas[1]
+    replica.state, replica.reason, replica.latency_seconds, replica.pending = ReplicaState.DOWN, "refused", None, 3
+    lines = [line.split() for line in run("replica", "list").stdout.splitlines()]
+    assert lines[0] == ["UPSTREAM", "REPLICA", "URL", "STATE", "LATENCY", "PENDING", "REASON"]
+    assert lines[1] == ["main", "a", "http://127.0.0.1:5001", "up", "1.5", "ms", "0", "-"]
+    assert lines[2] == ["main", "b", "http://[::1]:5002/", "down", "-", "3", "refused"]
+    assert _json(run("replica", "list", "--json"))[0]["name"] == "main"
+
+
+def test_the_cache_is_looked_at_verified_and_purged(run: Run, listener: tuple[str, Node], tmp_path: Path) -> None:
+    """Sizes and ratios for people and machines; what rotted is named; a digest or all is removed."""
+    good, bad = digest_of(b"good"), digest_of(b"bad")
+    cache = listener[1].cache
+    for digest, content in ((good, b"good"), (bad, b"bad")):
+        _store(listener, digest, content)
+    assert cache.stats()["entries"] == 2
+    shown = run("cache", "stats").stdout
+    assert "7 B of 1.0 MiB" in shown
+    assert _json(run("cache", "stats", "--json"))["entries"] == 2
+    (file,) = (tmp_path / "cache" / "blobs").rglob(bad.hex)
+    file.chmod(0o600)
+    file.write_bytes(b"BAD")
+    file.chmod(0o444)
+    verified = run("cache", "verify")
+    assert (verified.exit_code, verified.stdout.strip()) == (0, str(bad))
+    assert _json(run("cache", "verify", "--json")) == {"bad": []}
+    assert _json(run("cache", "purge", str(good), "--json")) == {"removed": 1}
+    assert "0 entries removed." in run("cache", "purge").stderr
+    _fails(run("cache", "purge", "sha256:1"), "digest: ")
+
+
+def _store(listener: tuple[str, Node], digest: Any, content: bytes) -> None:
+    url, node = listener
+    httpx.get(f"{url}/healthz").raise_for_status()
+    asyncio.run_coroutine_threadsafe(node.cache.store(digest, content), node.loop).result(10)
+
+
+def test_login_keeps_the_credentials_for_its_owner_only(
+    environment: pytest.MonkeyPatch, listener: tuple[str, Node], tmp_path: Path
+) -> None:
+    """A login that was checked is kept under its URL, in a file that nobody else can read; logout forgets it."""
+    environment.setenv("REGISTRY_PROXY_ADMIN_URL", listener[0])
+    runner = CliRunner()
+    _fails(runner.invoke(app, ["user", "list"]), f"Not logged in at {listener[0]}", "registry-proxy login")
+    _fails(runner.invoke(app, ["login", "--password-stdin"], input="wrong password"), "refused the login of admin")
+    _fails(runner.invoke(app, ["login", "-u", "bob", "--password-stdin"], input=BOB[1]), "bob is not an admin")
+    kept = tmp_path / "config" / "registry-proxy" / "credentials.json"
+    assert not kept.exists()
+    result = runner.invoke(app, ["login", "--password-stdin"], input=ADMIN[1])
+    assert result.exit_code == 0
+    assert ADMIN[1] not in result.output
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert runner.invoke(app, ["user", "list"]).exit_code == 0
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", "the environment wins")
+    _fails(runner.invoke(app, ["user", "list"]), "refused the login of admin")
+    environment.delenv("REGISTRY_PROXY_ADMIN_PASSWORD")
+    assert runner.invoke(app, ["logout"]).exit_code == 0
+    _fails(runner.invoke(app, ["user", "list"]), "Not logged in")
+    assert ADMIN[1] not in kept.read_text()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"http://127.0.0.1:5080": 7}', "[" * 100_000, "\x00"])
+def test_a_broken_credentials_file_is_told(environment: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    """Never a traceback: which file, and what to do."""
+    kept = tmp_path / "config" / "registry-proxy" / "credentials.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(content)
+    result = CliRunner().invoke(app, ["user", "list"])
+    _fails(result, "log")
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        (f"http://127.0.0.1:{free_port()}", "Cannot connect to"),
+        ("http://ann:" + SECRET.replace(" ", "") + "@127.0.0.1:1", "holds credentials"),
+        ("ftp://127.0.0.1", "not an http"),
+        ("http://", "not an http"),
+        ("http://[::1", "not a URL"),
+        ("http://127.0.0.1:99999", "not a URL"),
+    ],
+    ids=["nobody", "credentials", "scheme", "empty", "bracket", "port"],
+)
+def test_an_unusable_url_is_told(environment: pytest.MonkeyPatch, url: str, text: str) -> None:
+    """Which URL, how to set it, and never a secret that stands in it."""
+    environment.setenv("REGISTRY_PROXY_ADMIN_URL", url)
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", SECRET)
+    result = CliRunner().invoke(app, ["user", "list"])
+    _fails(result, text, "REGISTRY_PROXY_ADMIN_URL")
+    assert SECRET.replace(" ", "") not in result.output
+
+
+def test_a_url_without_scheme_is_http(run: Run, environment: pytest.MonkeyPatch, listener: tuple[str, Node]) -> None:
+    """`127.0.0.1:5080` is what people write."""
+    environment.setenv("REGISTRY_PROXY_ADMIN_URL", listener[0].removeprefix("http://") + "/")
+    assert run("user", "list").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["user", "add", "ann"],
+        ["user", "add"],
+        ["user", "set", "bob"],
+        ["group", "set", "dev"],
+        ["grant", "add", "user:bob"],
+        ["user", "add", "ann", "--password", SECRET],
+        ["user", "add", "ann", "--password-stdin", "--password-file", "x"],
+        ["explain", "user:bob"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
+    """A command line that cannot be meant changes nothing; a password is never taken from it."""
+    result = run(*arguments, stdin=SECRET)
+    _fails(result, status=2)
+    assert [user["name"] for user in _json(run("user", "list", "--json"))] == ["admin", "bob"]
+
+
+def test_a_password_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
+    """An absent, empty, huge or binary source is an error with its name, and no part of what it holds."""
+    _fails(run("user", "add", "ann", "--password-file", str(tmp_path / "none")), "cannot be read", "none")
+    _fails(run("user", "add", "ann", "--password-stdin", stdin=""), "holds no password")
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
+    _fails(run("user", "add", "ann", "--password-file", str(binary)), "not UTF-8")
+    binary.write_bytes(b"x" * 100_000)
+    _fails(run("user", "add", "ann", "--password-file", str(binary)), "too long")
+
+
+def test_no_output_holds_a_password(run: Run) -> None:
+    """Neither tables nor JSON nor errors show what was given as password."""
+    for arguments in (["--json"], [], ["--group", "$"]):
+        result = run("user", "add", "ann", "--password-stdin", *arguments, stdin=SECRET)
+        assert SECRET not in result.output
+        run("user", "rm", "ann")
+
+
+def test_the_password_is_asked_for_on_a_terminal(run: Run) -> None:
+    """With a terminal the password is prompted for twice, is not echoed, and is not in the arguments."""
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "registry_proxy", "user", "add", "ann"]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True) as process:
+        os.close(terminal)
+        try:
+            shown = _answer_prompts(controller, [SECRET, SECRET])
+            assert process.wait(30) == 0, shown
+        finally:
+            process.kill()
+            os.close(controller)
+    assert SECRET not in shown
+    assert "User ann made." in shown
+
+
+def _answer_prompts(controller: int, answers: list[str]) -> str:
+    shown = ""
+    while True:
+        try:
+            chunk = os.read(controller, 4096).decode()
+        except OSError:  # the program closed the terminal
+            return shown
+        shown += chunk
+        # The space comes after the echo was turned off; what is typed before that is thrown away.
+        if answers and shown.endswith(": "):
+            os.write(controller, f"{answers.pop(0)}\n".encode())
+
+
+def test_something_else_at_the_url_is_told(environment: pytest.MonkeyPatch) -> None:
+    """An answer that is no admin API's never ends in a traceback."""
+    bodies = [
+        (200, b"<html>"),
+        (200, b"[]"),
+        (200, b"[" * 100_000),
+        (200, b'{"items": 7, "next": null}'),
+        (404, b"no"),
+        (302, b""),
+        (500, b"{}"),
+        (200, b""),
+    ]
+    for status, body in bodies:
+        with _answering(status, body) as url:
+            environment.setenv("REGISTRY_PROXY_ADMIN_URL", url)
+            environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", SECRET)
+            _fails(CliRunner().invoke(app, ["user", "list"]), "error: ", "REGISTRY_PROXY_ADMIN_URL")
+
+
+@contextmanager
+def _answering(status: int, body: bytes) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

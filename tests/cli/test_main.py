@@ -1,0 +1,75 @@
+"""The program as it is called: `registry-proxy check-config` and `python -m registry_proxy serve`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from registry_proxy.cli.main import app
+from tests.conftest import StartProxy
+
+ROOT = Path(__file__).parent.parent.parent
+GOOD = str(ROOT / "config" / "example.yaml")
+
+
+def test_check_config_says_ok() -> None:
+    """A good file: OK, exit status 0."""
+    result = CliRunner().invoke(app, ["check-config", GOOD])
+    assert (result.exit_code, result.stdout) == (0, "OK\n")
+
+
+def test_check_config_tells_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad file: each fault on a line of standard error, exit status 1."""
+    file = tmp_path / "bad.yaml"
+    file.write_text(Path(GOOD).read_text().replace("workers: 1", "workers: many\nworker: 1"))
+    monkeypatch.setenv("REGISTRY_PROXY__LISTEN", "nowhere")
+    result = CliRunner().invoke(app, ["check-config", str(file)])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ["workers", "worker", "listen"]
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["check-config"], ["no-such-command"], ["serve", "--password", "x"]])
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    """What the program does not understand has the exit status of the shell's custom."""
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_the_module_and_the_command_are_one_program() -> None:
+    """`python -m registry_proxy` lists the same commands."""
+    command = [sys.executable, "-m", "registry_proxy", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert all(name in text for name in ("serve", "check-config", "user", "grant", "explain"))
+
+
+def test_serve_refuses_a_bad_configuration(tmp_path: Path) -> None:
+    """Nothing starts: the faults on standard error, status 1, no file made."""
+    file = tmp_path / "bad.yaml"
+    file.write_text("workers: many\n")
+    command = [sys.executable, "-m", "registry_proxy", "serve", "--config", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert ended.returncode == 1
+    assert f"{file}:1: workers: expected a whole number" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_serve_says_why_it_cannot_start(start_proxy: StartProxy) -> None:
+    """A second service on the cache of a running one: status 1 and a sentence, the first goes on."""
+    running = start_proxy([_Nowhere()])
+    other = running.root / "other.yaml"
+    text = running.config.read_text()
+    other.write_text(text.replace(f":{running.port}", ":1025").replace(f":{running.admin_port}", ":1026"))
+    command = [sys.executable, "-m", "registry_proxy", "serve", "--config", str(other)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert ended.returncode == 1
+    assert f"belongs to a registry-proxy that is running (process {running.pid})" in ended.stderr
+    assert running.workers()
+
+
+class _Nowhere:
+    """A registry that is not there."""
+
+    url = "http://127.0.0.1:1"
