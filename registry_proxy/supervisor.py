@@ -27,6 +27,7 @@ from registry_proxy.node import (
 )
 from registry_proxy.settings import Settings
 from registry_proxy.tasks import spawn
+from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.worker import DRAIN_SECONDS, send_order
 
 _PREPARING = -1
@@ -314,4 +315,5 @@ async def run(settings: Settings, command: Sequence[str] | None = None, timing: 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
-    await supervisor.run()
+    with json_logging(worker="supervisor"):
+        await supervisor.run()

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "web": _BASE | {"access", "proxy", "telemetry"},  # never cache or upstream: bytes come through proxy
     "node": frozenset({"listeners", "settings", "tasks"}),
     "worker": frozenset({"listeners", "node", "settings", "tasks"}),
-    "supervisor": _PROCESSES,
+    "supervisor": _PROCESSES | {"telemetry"},  # its log is part of the service's
     "app": _BASE | _PROCESSES | {"access", "cache", "upstream", "store", "telemetry", "proxy", "replication", "web"},
     "cli": _PROCESSES | {"spec", "app", "supervisor"},
     "__main__": frozenset({"app", "cli", "worker"}),

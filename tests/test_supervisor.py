@@ -166,7 +166,7 @@ def test_a_killed_worker_is_replaced_while_connections_wait(service: StartServic
     psutil.Process(first).kill()
     assert int(running.ask("pid")) != first
     assert int(running.ask("pid", running.admin_port)) != first, "slot 0 has the admin listener again"
-    assert f"worker 0 (process {first}) killed by signal 9" in running.text()
+    wait_until(lambda: f"worker 0 (process {first}) killed by signal 9" in running.text(), "told in the log")
 
 
 def test_a_hung_worker_is_killed_and_replaced(service: StartService) -> None:
@@ -177,7 +177,7 @@ def test_a_hung_worker_is_killed_and_replaced(service: StartService) -> None:
     wait_until(lambda: not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE, "killed")
     wait_until(lambda: len(running.workers()) == 2, "replaced")
     assert workers[1].is_running()
-    assert "is silent" in running.text()
+    wait_until(lambda: "is silent" in running.text(), "told in the log")
     for _ in range(20):
         assert running.ask("pid")
 

@@ -11,7 +11,6 @@ from registry_proxy.node import StartError
 from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError, load_settings
 from registry_proxy.supervisor import run
-from registry_proxy.telemetry.logs import json_logging
 
 app = typer.Typer(
     name="registry-proxy",
@@ -38,8 +37,7 @@ def serve(
     """Run the service until SIGINT or SIGTERM: the first drains for at most 10 s, a second one ends at once."""
     settings = _load(config)
     try:
-        with json_logging(worker="supervisor"):
-            asyncio.run(run(settings))
+        asyncio.run(run(settings))
     except StartError as error:
         typer.echo(f"registry-proxy cannot start: {error}", err=True)
         raise typer.Exit(1) from None
