@@ -197,9 +197,11 @@ def test_workers_die_with_a_killed_supervisor_and_the_next_start_succeeds(servic
 def test_a_worker_ignores_sigint(service: StartService) -> None:
     """A terminal sends SIGINT to the whole group: the worker leaves the decision to the supervisor."""
     running = service().started()
-    worker = int(running.ask("pid"))
-    psutil.Process(worker).send_signal(signal.SIGINT)
-    assert int(running.ask("pid")) == worker
+    with Connection(running.port) as connection:
+        worker = connection.ask("pid")
+        psutil.Process(int(worker)).send_signal(signal.SIGINT)
+        assert {connection.ask("pid") for _ in range(500)} == {worker}
+    assert running.ask("pid") == worker
 
 
 def test_draining_lets_a_running_request_end(service: StartService) -> None:
