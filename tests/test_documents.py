@@ -1,0 +1,84 @@
+"""The documents say what the code says: keys, defaults, metrics, commands, and links that lead somewhere."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from pydantic import BaseModel
+from typer.main import get_command
+
+from registry_proxy.cli.main import app
+from registry_proxy.settings import ReplicaSettings, RouteSettings, Settings, UpstreamSettings
+from registry_proxy.telemetry.metrics import PrometheusObserver
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Give the dotted names of all keys of a part of the configuration, as the README writes them."""
+    nested: dict[str, tuple[str, type[BaseModel]]] = {
+        "upstreams": ("upstreams.NAME.", UpstreamSettings),
+        "replicas": (f"{prefix}replicas[].", ReplicaSettings),
+        "routes": ("routes[].", RouteSettings),
+    }
+    for field, info in model.model_fields.items():
+        name = info.alias or field
+        if name in nested:
+            yield from keys(nested[name][1], nested[name][0])
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from keys(info.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the cells of the rows of the last table below a heading of the README, without the header."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows if not set("".join(row)) <= set("-|")][1:]
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    """The table of the configuration has exactly the keys that are read, in their order."""
+    assert [row[0].strip("`") for row in table("Configuration")] == list(keys(Settings))
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    """The table of metrics has exactly the series that are exposed."""
+    exposed = {metric.name for metric in PrometheusObserver()._registry.collect()}
+    documented = {f"registry_proxy_{row[0].strip('`').removesuffix('_total')}" for row in table("Metrics")}
+    assert documented == exposed
+
+
+def test_every_command_is_documented_and_no_other() -> None:
+    """The table of the admin API names exactly the commands there are below each noun."""
+    documented: dict[str, set[str]] = {}
+    for row in table("Admin API and command line"):
+        noun, *verbs = re.findall(r"[a-z]+", row[1].split("`")[1])
+        documented[noun] = set(verbs)
+    root = get_command(app)
+    assert isinstance(root, typer.core.TyperGroup)
+    for name, command in root.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            assert documented[name] == set(command.commands), name
+        else:
+            assert re.search(rf"\b{name}\b", README), name
+    assert set(documented) <= set(root.commands)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every link inside the repository is to a file that exists."""
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    """What the documents tell to type is there."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        assert set(re.findall(r"`(?:\S+ )?make ([a-z]+)", document.read_text())) <= targets, document.name
