@@ -45,13 +45,6 @@ async def refused(attempt: Awaitable[object]) -> RegistryError:
     return caught.value
 
 
-async def failing_body(*pieces: bytes) -> AsyncIterator[bytes]:
-    """Give the pieces, then break as the body of a client that left does."""
-    for piece in pieces:
-        yield piece
-    raise ConnectionResetError("the client left")
-
-
 async def test_chunked_upload_reaches_all_replicas_and_the_cache(setting: Bench) -> None:
     """POST, one PATCH without length, PUT: both replicas and the cache hold the blob, nothing is pending."""
     descriptor = await setting.under_test.upload(LAYER)
@@ -201,8 +194,17 @@ async def test_a_client_that_leaves_ends_the_upload(setting: Bench) -> None:
     """A body that breaks leaves no file, no open request and no session at the replicas."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
+
+    async def broken_body() -> AsyncIterator[bytes]:
+        yield LAYER
+        await setting.a.wait_received(len(LAYER))
+        await setting.b.wait_received(len(LAYER))
+        raise ConnectionResetError("the client left")
+
     with pytest.raises(ConnectionResetError):
-        await push.append_upload(ROUTED, ANN, start.session_id, start.state, failing_body(LAYER), None, None)
+        await push.append_upload(ROUTED, ANN, start.session_id, start.state, broken_body(), None, None)
+    assert setting.a.uploads == setting.b.uploads == {}
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("upload to")]
     assert setting.spool.sessions == []
     assert setting.a.blobs == {}
     assert setting.replicas.down == set()

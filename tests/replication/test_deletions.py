@@ -8,10 +8,12 @@ import pytest
 import pytest_asyncio
 
 from registry_proxy.ports import ContentKind, StorageKind, Table, UpstreamUnavailableError
+from registry_proxy.replication.journal import IntentKey, IntentKind
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
+from tests.waiting import until
 
 LATEST = Tag("latest")
 
@@ -75,6 +77,9 @@ async def test_a_deleted_tag_does_not_come_back_older(setting: Bench) -> None:
     await setting.under_test.manage.delete_manifest(ROUTED, new.digest)
     assert setting.b.tags == {(REPOSITORY, LATEST): old.digest}
     assert (await setting.under_test.journal.marks()).misses_tag("b", ROUTED, LATEST)
+    intent = await setting.under_test.journal.find(IntentKey(ROUTED, IntentKind.TAG, LATEST))
+    assert intent is not None
+    assert intent.digest is None  # not the deleted digest: nobody may bring that back
 
 
 async def test_a_tag_cannot_be_deleted(setting: Bench) -> None:
@@ -157,6 +162,25 @@ async def test_read_only_and_no_quorum(setting: Bench) -> None:
     setting.replicas.down |= {"a", "b"}
     assert (await refused(setting.under_test.manage.delete_manifest(ROUTED, digest_of(b"x")))).status == 503
     assert setting.a.requests == []
+
+
+async def test_a_delete_waits_for_the_push_of_its_digest(setting: Bench) -> None:
+    """While a manifest is being pushed no replica is asked to delete it."""
+    app = await push(setting, image(b"1"), LATEST)
+    setting.b.gates["put_manifest"] = gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(setting.under_test.put("other", app.manifest, app.media_type))
+        await until(lambda: setting.b.requests[-1][0] == "put_manifest")
+        group.create_task(setting.under_test.manage.delete_manifest(ROUTED, app.digest))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        # A store that is asked now has also seen what the delete asked it for before.
+        await setting.under_test.intents()
+        await setting.under_test.intents()
+        assert setting.a.count("delete_manifest") == 0
+        gate.set()
+    assert setting.a.tags == setting.b.tags == {}
+    assert await setting.under_test.intents() == {}
 
 
 async def test_deletes_and_pushes_of_a_digest_take_turns(setting: Bench) -> None:

@@ -219,6 +219,9 @@ async def test_a_manifest_does_not_fetch_what_its_repository_does_not_hold(setti
     error = await refused(setting.under_test.put(LATEST, app.manifest, app.media_type))
     assert error.code is ErrorCode.MANIFEST_BLOB_UNKNOWN
     assert setting.a.blobs == {}
+
+    # The same for a child of an index, also where its blobs may lie here.
+    await upload(setting, app)
     private = index(app)
     setting.cache.add(app.manifest)
     error = await refused(setting.under_test.put(LATEST, private.manifest, private.media_type))
