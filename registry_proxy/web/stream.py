@@ -110,15 +110,18 @@ class _FileSending:
 
     async def _flush_transport(self) -> None:
         """Wait until the header, and what an earlier answer left, is out of the transport's own buffer."""
-        pause = 0.0
-        deadline = self._loop.time() + STALL_SECONDS
+        await asyncio.sleep(0)  # uvloop hands writes to the kernel at the end of a turn
         self._check_client()
-        while (transport := self._request.transport) is not None and transport.get_write_buffer_size():
-            if self._loop.time() > deadline:
-                raise _BrokenError("the client takes nothing")
-            await asyncio.sleep(pause)
-            pause = min(pause + 0.001, 0.05)
-            self._check_client()
+        transport = self._request.transport
+        if transport is None or not transport.get_write_buffer_size():
+            return
+        transport.set_write_buffer_limits(high=0)
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self._request.writer.drain()
+        finally:
+            transport.set_write_buffer_limits()
+        self._check_client()
 
     async def _wait_for_bytes(self, position: int) -> None:
         self._check_client()
