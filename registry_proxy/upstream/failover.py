@@ -324,7 +324,8 @@ class FailoverReader:
             elif health[one.name].state is ReplicaState.NOT_A_REGISTRY:
                 problems[one.name] = BadUpstreamError(one.name, health[one.name].reason)
             else:
-                problems[one.name] = UpstreamUnavailableError(health[one.name].reason or "it asked us to wait")
+                reason = "it asked us to wait" if health[one.name].is_up else health[one.name].reason
+                problems[one.name] = UpstreamUnavailableError(reason)
         return problems
 
     @staticmethod

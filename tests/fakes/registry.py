@@ -277,11 +277,10 @@ class FakeRegistry:
     # ------------------------------------------------------------ contents
 
     def _manifest(self, request: web.Request, name: str, slot: str, body: bytes) -> _Answer:
-        contents = self.of(name)
+        contents = self.repositories.get(name, _Contents())
         if request.method == "PUT":
-            digest = self.add_manifest(name, body, media_type=request.headers["Content-Type"])
-            if ":" not in slot:
-                contents.tags[slot] = digest
+            tags = () if ":" in slot else (slot,)
+            digest = self.add_manifest(name, body, *tags, media_type=request.headers["Content-Type"])
             return _Answer(201, b"", {"Docker-Content-Digest": str(digest), "Location": request.path})
         wanted = parse_digest(slot) if ":" in slot else contents.tags.get(slot)
         if wanted is None or wanted not in contents.manifests:
@@ -294,7 +293,7 @@ class FakeRegistry:
         return _Answer(200, content, {"Content-Type": media_type, "Docker-Content-Digest": str(wanted)})
 
     def _blob(self, request: web.Request, name: str, slot: str, *, ignore_range: bool) -> _Answer:
-        blobs, digest = self.of(name).blobs, parse_digest(slot)
+        blobs, digest = self.repositories.get(name, _Contents()).blobs, parse_digest(slot)
         if digest not in blobs:
             return _error(404, "BLOB_UNKNOWN")
         if request.method == "DELETE":
@@ -314,7 +313,7 @@ class FakeRegistry:
     def _upload(self, request: web.Request, name: str, session_id: str, body: bytes) -> _Answer:
         if request.method == "POST":
             mount, source = request.query.get("mount"), request.query.get("from", "")
-            if mount and parse_digest(mount) in self.of(source).blobs:
+            if mount and source in self.repositories and parse_digest(mount) in self.of(source).blobs:
                 self.add_blob(name, self.of(source).blobs[parse_digest(mount)])
                 return _Answer(201, b"", {"Location": f"/v2/{name}/blobs/{mount}"})
             session_id = uuid.uuid4().hex

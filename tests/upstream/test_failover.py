@@ -1,0 +1,387 @@
+"""Reading over several replicas: who is asked, who is believed, and how long a failure costs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import pytest
+
+from registry_proxy.ports import (
+    AbsenceUnknownError,
+    FillFailedError,
+    StorageKind,
+    UpstreamUnavailableError,
+)
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Tag, digest_of
+from registry_proxy.tasks import spawn
+from registry_proxy.upstream.failover import FailoverReader
+from registry_proxy.upstream.selection import Standing, order_for_read
+from registry_proxy.upstream.sessions import Timeouts
+from tests.conftest import StartRegistry
+from tests.fakes.registry import FakeRegistry, Fault
+from tests.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas, read_all
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+TAG = Tag("1")
+QUICK = Timeouts(connect=1, first_byte=0.3, stall=0.3, probe=1, commit=1)
+
+
+@dataclass
+class Pair:
+    """Two registries, replicas ``a`` and ``b`` of one upstream."""
+
+    a: FakeRegistry
+    b: FakeRegistry
+
+    @property
+    def urls(self) -> list[str]:
+        return [self.a.url, self.b.url]
+
+    def first_for(self, key: object) -> FakeRegistry:
+        """Return the one that is asked first for a key."""
+        return getattr(self, order_for_read([Standing("a"), Standing("b")], str(key))[0])  # type: ignore[no-any-return]  # a or b
+
+    def other_than(self, one: FakeRegistry) -> FakeRegistry:
+        return self.b if one is self.a else self.a
+
+    def name_of(self, one: FakeRegistry) -> str:
+        return "a" if one is self.a else "b"
+
+    def add_blob(self, content: bytes) -> Digest:
+        """Put a blob into both."""
+        self.a.add_blob(REPOSITORY, content)
+        return self.b.add_blob(REPOSITORY, content)
+
+    def asked(self, method: str, target: str) -> list[int]:
+        """Return how often each was asked."""
+        return [self.a.count(method, target), self.b.count(method, target)]
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    """Start two registries."""
+    async with FakeRegistry() as a, FakeRegistry() as b:
+        yield Pair(a, b)
+
+
+async def stop(registry: FakeRegistry) -> None:
+    """Stop a registry before anyone has asked it."""
+    await registry.stop()
+
+
+async def read(reader: FailoverReader, digest: Digest, offset: int = 0) -> bytes:
+    """Read a blob to its end."""
+    async with reader.open_blob(REPOSITORY, digest, offset) as stream:
+        assert stream.offset == offset
+        return await read_all(stream)
+
+
+# ---------------------------------------------------------------- one answers for the other
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=500), Fault(status=429), Fault(status=403), Fault(stall=True), Fault(html=True), Fault(gzip=True)],
+    ids=["500", "429", "403", "stall", "html", "gzip"],
+)
+async def test_the_next_replica_answers_before_the_first_byte(pair: Pair, fault: Fault) -> None:
+    """Whatever the first one does, each kind of read is answered by the other."""
+    digest = pair.add_blob(CONTENT)
+    manifest = digest_of(b"{}")
+    for registry in (pair.a, pair.b):
+        registry.add_manifest(REPOSITORY, b"{}", "1")
+    asks: dict[object, Callable[[FailoverReader], Awaitable[object]]] = {
+        digest: lambda reader: read(reader, digest),
+        manifest: lambda reader: reader.fetch_manifest(REPOSITORY, manifest),
+        f"main/{REPOSITORY}:1": lambda reader: reader.resolve_tag(REPOSITORY, TAG),
+    }
+    for key, ask in asks.items():
+        async with open_reader(pair.urls, timeouts=QUICK) as reader:
+            injected = pair.first_for(key).inject(replace(fault, target="blobs|manifests"))
+            assert await ask(reader)
+            pair.first_for(key).faults.remove(injected)
+
+
+async def test_real_registries_stand_in_for_each_other(start_registry: StartRegistry) -> None:
+    """With either of two docker-registries stopped every blob is still read."""
+    first, second = start_registry("first"), start_registry("second")
+    blobs = [bytes([i]) * 1000 for i in range(8)]
+    async with open_replicas([first.url, second.url]) as replicas:
+        for client in replicas.replicas:
+            for blob in blobs:
+                location = await client.start_upload(REPOSITORY)
+
+                async def body(blob: bytes = blob) -> AsyncIterator[bytes]:
+                    yield blob
+
+                location = await client.append_upload(location, body(), len(blob))
+                await client.commit_upload(location, digest_of(blob))
+        reader = FailoverReader(replicas, ToldMarks(), 10)
+        for registry in (first, second):
+            registry.stop()
+            for blob in blobs:
+                assert await read(reader, digest_of(blob)) == blob
+            registry.start()
+
+
+async def test_blobs_are_spread_over_the_replicas(pair: Pair) -> None:
+    """Many blobs come from both, each asked for once."""
+    digests = [pair.add_blob(bytes([i])) for i in range(40)]
+    async with open_reader(pair.urls) as reader:
+        await asyncio.gather(*(read(reader, digest) for digest in digests))
+    asked = pair.asked("GET", "blobs")
+    assert sum(asked) == 40
+    assert min(asked) > 5
+
+
+async def test_a_black_hole_costs_its_deadline_once(pair: Pair) -> None:
+    """A replica that accepts and never answers is paid for by the first request only (trap 58)."""
+    digests = [pair.add_blob(bytes([i])) for i in range(20)]
+    mine = [digest for digest in digests if pair.first_for(digest) is pair.a]
+    async with open_reader(pair.urls, timeouts=QUICK) as reader:
+        pair.a.inject(Fault(stall=True))
+        for digest in mine:
+            await reader.stat_blob(REPOSITORY, digest)
+    assert pair.a.count("HEAD") == 1
+    assert pair.b.count("HEAD") == len(mine)
+
+
+async def test_a_liar_is_asked_last_for_what_it_lied_about(pair: Pair) -> None:
+    """When the caller finds the bytes wrong, the next attempt for this digest goes to the other replica."""
+    digest = pair.add_blob(CONTENT)
+    liar = pair.first_for(digest)
+    liar.inject(Fault("blobs", body=b"lie" + CONTENT[3:], omit=("Docker-Content-Digest",)))
+    async with open_reader(pair.urls) as reader:
+
+        async def fill() -> None:
+            async with reader.open_blob(REPOSITORY, digest) as stream:
+                if not digest.matches(await read_all(stream)):
+                    raise FillFailedError("wrong bytes")
+
+        with pytest.raises(FillFailedError):
+            await fill()
+        await fill()
+    assert sorted(pair.asked("GET", "blobs")) == [1, 1]
+
+
+@pytest.mark.parametrize("fault", [Fault("blobs", cut_after=300_000), Fault("blobs", stall_after=300_000)])
+async def test_a_broken_read_goes_on_at_the_other_replica(pair: Pair, fault: Fault) -> None:
+    """After a cut or a stall, opening at the offset reached gives the rest, from the other one (trap 57)."""
+    digest = pair.add_blob(CONTENT)
+    pair.first_for(digest).inject(fault)
+    got = bytearray()
+
+    async def go_on(reader: FailoverReader) -> None:
+        async with reader.open_blob(REPOSITORY, digest, len(got)) as stream:
+            assert stream.offset == len(got)
+            async for chunk in stream:
+                got.extend(chunk)
+
+    async with open_reader(pair.urls, timeouts=QUICK) as reader:
+        with pytest.raises(UpstreamUnavailableError):
+            await go_on(reader)
+        assert 0 < len(got) < len(CONTENT)
+        await go_on(reader)
+    assert bytes(got) == CONTENT
+    assert sorted(pair.asked("GET", "blobs")) == [1, 1]
+
+
+# ---------------------------------------------------------------- what is absent
+
+
+async def test_what_one_replica_lacks_the_other_gives(pair: Pair) -> None:
+    """A 404 of one replica is no answer while the other holds it (traps 52, 53)."""
+    for registry in (pair.a, pair.b):
+        digest = registry.add_blob(REPOSITORY, b"only in " + registry.url.encode())
+        registry.add_manifest(REPOSITORY, b"{}", pair.name_of(registry))
+        async with open_reader(pair.urls) as reader:
+            await reader.stat_blob(REPOSITORY, digest)
+            await reader.resolve_tag(REPOSITORY, Tag(pair.name_of(registry)))
+
+
+async def test_absent_everywhere_is_a_404(pair: Pair) -> None:
+    """When every replica says so, the spec's code comes out."""
+    absent = digest_of(b"absent")
+    async with open_reader(pair.urls, patience_seconds=60) as reader:
+        for ask, code in (
+            (lambda: reader.stat_blob(REPOSITORY, absent), ErrorCode.BLOB_UNKNOWN),
+            (lambda: read(reader, absent), ErrorCode.BLOB_UNKNOWN),
+            (lambda: reader.fetch_manifest(REPOSITORY, absent), ErrorCode.MANIFEST_UNKNOWN),
+            (lambda: reader.resolve_tag(REPOSITORY, TAG), ErrorCode.MANIFEST_UNKNOWN),
+            (lambda: reader.list_tags(REPOSITORY), ErrorCode.NAME_UNKNOWN),
+        ):
+            with pytest.raises(RegistryError) as error:
+                await ask()
+            assert (error.value.code, error.value.status) == (code, 404)
+
+
+async def test_absent_at_one_with_the_other_down_cannot_be_known(pair: Pair) -> None:
+    """No 404, and no wait for a replica that is long dead: the error names both and their reasons."""
+    await stop(pair.b)
+    async with open_reader(pair.urls) as reader:
+        for ask in (
+            lambda: reader.stat_blob(REPOSITORY, digest_of(b"absent")),
+            lambda: reader.resolve_tag(REPOSITORY, TAG),
+            lambda: reader.list_tags(REPOSITORY),
+        ):
+            with pytest.raises(AbsenceUnknownError, match=r"a: .*; b: .*no connection"):
+                await ask()
+
+
+async def test_over_shared_storage_one_404_is_the_truth(pair: Pair) -> None:
+    """With one store behind them, the first 404 is the answer, also with the other replica down."""
+    async with open_reader(pair.urls, storage=StorageKind.SHARED) as reader:
+        with pytest.raises(RegistryError) as error:
+            await reader.stat_blob(REPOSITORY, digest_of(b"absent"))
+        assert error.value.status == 404
+        assert sum(pair.asked("HEAD", "blobs")) == 1
+
+
+# ---------------------------------------------------------------- what a replica misses
+
+
+async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair) -> None:
+    """One with an open mark on the tag is not asked for it; alone, it makes a 503 (DECISIONS 13)."""
+    pair.a.add_manifest(REPOSITORY, b'{"old":1}', "1")
+    new = pair.b.add_manifest(REPOSITORY, b'{"new":1}', "1")
+    marks = ToldMarks(tags={("a", "1")})
+    async with open_reader(pair.urls, marks=marks) as reader:
+        assert (await reader.resolve_tag(REPOSITORY, TAG)).digest == new
+        assert pair.a.count("HEAD") == 0
+        pair.b.inject(Fault("manifests", status=500))
+        with pytest.raises(UpstreamUnavailableError, match="a: it has not yet got the last write"):
+            await reader.resolve_tag(REPOSITORY, TAG)
+    assert pair.a.count("HEAD") == 0
+
+
+async def test_a_404_of_one_that_is_behind_proves_nothing(pair: Pair) -> None:
+    """Behind in the repository and alone: 503. Digests it holds are still read from it."""
+    held = pair.a.add_blob(REPOSITORY, b"held")
+    await stop(pair.b)
+    async with open_reader(pair.urls, marks=ToldMarks(behind={"a"})) as reader:
+        assert await read(reader, held) == b"held"
+        with pytest.raises(UpstreamUnavailableError):
+            await reader.stat_blob(REPOSITORY, digest_of(b"absent"))
+
+
+async def test_what_was_deleted_through_us_does_not_come_back(pair: Pair) -> None:
+    """A manifest that one replica has not deleted yet is not served from it, by digest or by tag (trap 56)."""
+    digest = pair.a.add_manifest(REPOSITORY, b"{}", "1")
+    async with open_reader(pair.urls, marks=ToldMarks(tombstones={("a", digest)})) as reader:
+        with pytest.raises(RegistryError) as by_digest:
+            await reader.fetch_manifest(REPOSITORY, digest)
+        with pytest.raises(RegistryError) as by_tag:
+            await reader.resolve_tag(REPOSITORY, TAG)
+    assert (by_digest.value.status, by_tag.value.status) == (404, 404)
+    assert pair.a.count("GET", "manifests") == 0
+
+
+# ---------------------------------------------------------------- lists
+
+
+async def test_lists_are_unions(pair: Pair) -> None:
+    """Tags and repositories of both come out once each, sorted."""
+    pair.a.add_manifest(REPOSITORY, b"{}", "b", "c")
+    pair.b.add_manifest(REPOSITORY, b"{}", "a", "b")
+    pair.b.add_manifest("another", b"{}", "1")
+    async with open_reader(pair.urls) as reader:
+        assert await reader.list_tags(REPOSITORY) == ["a", "b", "c"]
+        assert await reader.list_repositories() == ["another", REPOSITORY]
+
+
+async def test_lists_come_from_current_replicas(pair: Pair) -> None:
+    """One that is behind is not heard beside a current one; alone it is, less the tags it misses."""
+    pair.a.add_manifest(REPOSITORY, b"{}", "deleted", "kept")
+    pair.b.add_manifest(REPOSITORY, b"{}", "kept")
+    async with open_reader(pair.urls, marks=ToldMarks(tags={("a", "deleted")})) as reader:
+        assert await reader.list_tags(REPOSITORY) == ["kept"]
+        pair.b.inject(Fault("tags", status=500))
+        assert await reader.list_tags(REPOSITORY) == ["kept"]
+        assert await reader.list_repositories() == [REPOSITORY]
+
+
+# ---------------------------------------------------------------- patience
+
+
+async def test_a_patient_reader_waits_for_a_replica_to_return(pair: Pair) -> None:
+    """With all down a request waits, and is answered when one comes back; an impatient one fails at once."""
+    digest = pair.add_blob(b"x")
+    async with open_replicas(pair.urls) as replicas:
+        await stop(pair.a)
+        await stop(pair.b)
+        impatient = FailoverReader(replicas, ToldMarks(), 0)
+        with pytest.raises(UpstreamUnavailableError, match=r"no replica of upstream main can answer: a: .*; b: "):
+            await impatient.stat_blob(REPOSITORY, digest)
+        changes = replicas.changes
+        waiting = spawn(FailoverReader(replicas, ToldMarks(), 30).stat_blob(REPOSITORY, digest), "wait")
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await pair.a.start()
+        assert (await waiting).size_bytes == 1
+        assert replicas.changes > changes
+
+
+async def test_a_patient_reader_gives_up_after_its_patience(pair: Pair) -> None:
+    """The wait is bounded, and the error is the 503's."""
+    await stop(pair.a)
+    await stop(pair.b)
+    async with open_reader(pair.urls, patience_seconds=0.7) as reader:
+        started_at = time.monotonic()
+        with pytest.raises(UpstreamUnavailableError):
+            await reader.stat_blob(REPOSITORY, digest_of(b"x"))
+        assert time.monotonic() - started_at >= 0.7
+
+
+async def test_a_mark_that_is_cleared_ends_the_wait(pair: Pair) -> None:
+    """A tag that every replica misses for a moment is answered as soon as one has it."""
+    pair.a.add_manifest(REPOSITORY, b"{}", "1")
+    digest = pair.b.add_manifest(REPOSITORY, b"{}", "1")
+    marks = ToldMarks(tags={("a", "1"), ("b", "1")})
+    async with open_reader(pair.urls, marks=marks, patience_seconds=30) as reader:
+        waiting = spawn(reader.resolve_tag(REPOSITORY, TAG), "wait")
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        marks.tags.clear()
+        assert (await waiting).digest == digest
+
+
+async def test_refused_credentials_are_told_at_once() -> None:
+    """When every replica refuses us there is nothing to wait for: 502 with the reason."""
+    async with AsyncExitStack() as stack:
+        registries = [await stack.enter_async_context(FakeRegistry(basic=("ann", "right"))) for _ in range(2)]
+        urls = [registry.url for registry in registries]
+        reader = await stack.enter_async_context(
+            open_reader(urls, patience_seconds=60, username="ann", password="wrong")
+        )
+        with pytest.raises(RegistryError) as error:
+            await reader.stat_blob(REPOSITORY, digest_of(b"x"))
+    assert error.value.status == 502
+    assert "refuses the configured user name and password" in str(error.value.detail)
+
+
+async def test_a_cancelled_read_leaves_nothing_open(pair: Pair) -> None:
+    """Cancelling while a replica stalls closes its connection."""
+    digest = pair.add_blob(CONTENT)
+    for registry in (pair.a, pair.b):
+        registry.inject(Fault("blobs", stall_after=1000))
+    async with open_replicas(pair.urls) as replicas:
+        reader = FailoverReader(replicas, ToldMarks(), 0)
+        opened = asyncio.Event()
+
+        async def hold() -> None:
+            async with reader.open_blob(REPOSITORY, digest) as stream:
+                opened.set()
+                await read_all(stream)
+
+        task = spawn(hold(), "hold")
+        await opened.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        sessions = replicas._sessions
+        assert sessions is not None
+        assert sessions.data.connector is not None
+        assert not sessions.data.connector._acquired

@@ -1,0 +1,137 @@
+"""The state table of a replica, on a clock of the test's own."""
+
+import pytest
+
+from registry_proxy.ports import ReplicaState, UpstreamUnavailableError
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
+from registry_proxy.upstream.health import FAILURES_TO_GO_DOWN, ReplicaHealth
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def healthy(clock: Clock | None = None) -> ReplicaHealth:
+    """Return the health of a replica that was found up."""
+    health = ReplicaHealth(clock or Clock())
+    assert health.probe_succeeded(0.001)
+    return health
+
+
+def test_it_is_down_until_the_first_probe() -> None:
+    """Nothing is asked of a replica that was never probed."""
+    health = ReplicaHealth(Clock())
+    assert (health.state, health.is_askable, health.reason) == (ReplicaState.DOWN, False, "not probed yet")
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ReplicaFailedError("a: gone", "connect"), ReplicaState.DOWN),
+        (ReplicaFailedError("a: 500", "5xx"), ReplicaState.DOWN),
+        (AccessRefusedError("a", "wrong password", is_login=True), ReplicaState.CREDENTIALS_REFUSED),
+        (BadUpstreamError("a", "HTML"), ReplicaState.NOT_A_REGISTRY),
+    ],
+)
+def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> None:
+    """A failed probe says what is wrong, a good one brings it back at once (trap 27)."""
+    health = healthy()
+    assert health.probe_failed(error)
+    assert (health.state, health.is_askable) == (state, False)
+    assert health.reason
+    assert health.probe_succeeded(0.5)
+    assert (health.is_askable, health.reason, health.latency_seconds) == (True, "", 0.5)
+
+
+@pytest.mark.parametrize("outcome", ["connect", "timeout", "stall"])
+def test_no_answer_takes_it_down_at_once(outcome: str) -> None:
+    """One failed connection or missed deadline is enough; only a probe brings it back (trap 58)."""
+    health = healthy()
+    assert health.request_failed(ReplicaFailedError("a: gone", outcome))
+    health.request_succeeded()
+    assert health.state is ReplicaState.DOWN
+
+
+def test_failures_of_others_kinds_take_it_down() -> None:
+    """What a writer reports without an outcome counts like a lost connection."""
+    for error in (UpstreamUnavailableError("gone"), OSError("gone")):
+        health = healthy()
+        health.request_failed(error)
+        assert not health.is_up
+
+
+def test_only_failures_in_a_row_count() -> None:
+    """Three 5xx with no answer between them take it down; two never do."""
+    health = healthy()
+    error = ReplicaFailedError("a: 500", "5xx")
+    for _ in range(5):
+        for _ in range(FAILURES_TO_GO_DOWN - 1):
+            health.request_failed(error)
+        assert health.is_up
+        health.request_succeeded()
+    for _ in range(FAILURES_TO_GO_DOWN):
+        health.request_failed(error)
+    assert health.state is ReplicaState.DOWN
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RegistryError(ErrorCode.BLOB_UNKNOWN, "absent"),
+        RegistryError(ErrorCode.MANIFEST_INVALID, "wrong"),
+        AccessRefusedError("a", "403 for one repository", is_login=False),
+        BadUpstreamError("a", "odd"),
+        ReplicaFailedError("a: lied", "mismatch"),
+        ReplicaFailedError("a: cut", "cut"),
+    ],
+)
+def test_what_concerns_one_content_does_not_take_it_down(error: Exception) -> None:
+    """4xx, one refused repository, a lie and a cut body leave the replica up, however often."""
+    health = healthy()
+    for _ in range(10):
+        health.request_failed(error)
+    assert health.is_askable
+
+
+def test_suspicion_is_worth_a_probe() -> None:
+    """A cut body or an odd answer asks for a probe, a 404 does not."""
+    health = healthy()
+    assert health.request_failed(ReplicaFailedError("a: cut", "cut"))
+    assert health.request_failed(BadUpstreamError("a", "odd"))
+    assert not health.request_failed(RegistryError(ErrorCode.BLOB_UNKNOWN, "absent"))
+    assert not health.request_failed(ReplicaFailedError("a: lied", "mismatch"))
+
+
+def test_a_refused_login_is_a_state_of_its_own() -> None:
+    """Credentials refused by a request are told as such, not as down."""
+    health = healthy()
+    health.request_failed(AccessRefusedError("a", "wrong password", is_login=True))
+    assert (health.state, health.reason) == (ReplicaState.CREDENTIALS_REFUSED, "wrong password")
+
+
+def test_429_is_a_pause_of_the_length_asked_for() -> None:
+    """It stays up, is not asked for so long, and is asked again after."""
+    clock = Clock()
+    health = healthy(clock)
+    assert not health.request_failed(ReplicaFailedError("a: 429", "4xx", 5))
+    assert (health.is_up, health.is_askable) == (True, False)
+    clock.now += 5
+    assert health.is_askable
+
+
+def test_the_time_of_the_last_change_is_kept() -> None:
+    """The same state again is no change."""
+    clock = Clock()
+    health = healthy(clock)
+    clock.now += 10
+    assert not health.probe_succeeded(0.1)
+    assert health.changed_at == 1000
+    health.probe_failed(ReplicaFailedError("a: gone", "connect"))
+    assert health.changed_at == 1010

@@ -1,0 +1,130 @@
+"""Probing: how soon a replica is known to be up, down, or something else."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.ports import ReplicaState
+from registry_proxy.spec.reference import digest_of
+from registry_proxy.upstream.failure import ReplicaFailedError
+from registry_proxy.upstream.replicas import UpstreamReplicas
+from tests.conftest import StartRegistry
+from tests.fakes.memory import CountingObserver
+from tests.fakes.registry import FakeRegistry, Fault
+from tests.fakes.upstream import HASTY, REPOSITORY, ToldMarks, open_replicas
+from tests.waiting import until
+
+
+def states(replicas: UpstreamReplicas) -> dict[str, ReplicaState]:
+    """Return the state of each replica."""
+    return {one.name: one.state for one in replicas.status()}
+
+
+async def test_every_state_is_known_after_the_start() -> None:
+    """Each replica was probed once when ``start`` returns; a slow one holds it up by one deadline only."""
+    async with (
+        FakeRegistry() as up,
+        FakeRegistry(basic=("ann", "right")) as refused,
+        FakeRegistry() as html,
+        FakeRegistry() as black_hole,
+    ):
+        html.inject(Fault(html=True))
+        black_hole.inject(Fault(stall=True))
+        gone = FakeRegistry()
+        await gone.start()
+        await gone.stop()
+        urls = [one.url for one in (up, refused, html, black_hole, gone)]
+        observer = CountingObserver()
+        async with open_replicas(urls, timeouts=HASTY, observer=observer, username="ann", password="wrong") as replicas:
+            assert states(replicas) == {
+                "a": ReplicaState.UP,
+                "b": ReplicaState.CREDENTIALS_REFUSED,
+                "c": ReplicaState.NOT_A_REGISTRY,
+                "d": ReplicaState.DOWN,
+                "e": ReplicaState.DOWN,
+            }
+            assert [replicas.is_writable(name) for name in "abcde"] == [True, False, False, False, False]
+            assert all(one.reason for one in replicas.status()[1:])
+            assert replicas.status()[0].latency_seconds is not None
+            assert "wrong" not in repr(replicas.status())
+            assert observer.counts["state", "main", "c", "not_a_registry"] > 0
+
+
+async def test_a_real_registry_that_dies_and_returns(start_registry: StartRegistry) -> None:
+    """A failed request marks it down at once; a probe soon after its return brings it back, and wakes who waits."""
+    registry = start_registry()
+    async with open_replicas([registry.url]) as replicas:
+        registry.stop()
+        with pytest.raises(ReplicaFailedError) as failed:
+            await replicas.client("a").stat_blob(REPOSITORY, digest_of(b"x"))
+        replicas.report_failure("a", failed.value)
+        assert states(replicas) == {"a": ReplicaState.DOWN}
+        changes = replicas.changes
+        registry.start()
+        assert await replicas.wait_for_change(10, changes)
+        assert states(replicas) == {"a": ReplicaState.UP}
+
+
+async def test_a_suspicion_is_probed_at_once() -> None:
+    """A cut body does not mark it down; the probe that follows does when it is gone."""
+    async with FakeRegistry() as registry, open_replicas([registry.url], timeouts=HASTY) as replicas:
+        replicas.report_failure("a", ReplicaFailedError("a: cut", "cut"))
+        assert states(replicas) == {"a": ReplicaState.UP}
+        await registry.wait_for("GET", "^/v2/$", count=2)
+        registry.inject(Fault(status=500))
+        replicas.report_failure("a", ReplicaFailedError("a: cut", "cut"))
+        await until(lambda: states(replicas) == {"a": ReplicaState.DOWN})
+
+
+async def test_credentials_that_are_put_right_are_noticed() -> None:
+    """A replica that refused us is probed on, and is up once it takes them."""
+    async with FakeRegistry() as registry:
+        refusal = registry.inject(Fault(status=403))
+        async with open_replicas([registry.url]) as replicas:
+            assert states(replicas) == {"a": ReplicaState.CREDENTIALS_REFUSED}
+            registry.faults.remove(refusal)
+            await replicas.wait_for_change(10)
+            assert states(replicas) == {"a": ReplicaState.UP}
+
+
+async def test_waiting_for_a_change_ends_with_the_time() -> None:
+    """Without a change the wait returns False; one that came before ``since`` is asked about is not missed."""
+    async with FakeRegistry() as registry, open_replicas([registry.url]) as replicas:
+        assert not await replicas.wait_for_change(0.01)
+        before = replicas.changes
+        replicas.report_failure("a", ReplicaFailedError("a: gone", "connect"))
+        assert await replicas.wait_for_change(0, before)
+
+
+async def test_behind_is_up_with_marks() -> None:
+    """A replica that misses something is told as behind, with how much; it can be written to."""
+    marks = ToldMarks(behind={"a"})
+    observer = CountingObserver()
+    async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
+        [status] = replicas.status()
+        assert (status.state, status.pending) == (ReplicaState.BEHIND, 1)
+        assert replicas.is_writable("a")
+        assert observer.counts["pending", "main", "a"] == 1
+        marks.behind.clear()
+        await until(lambda: states(replicas) == {"a": ReplicaState.UP})
+        assert observer.counts["pending", "main", "a"] == 0
+
+
+async def test_a_ca_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
+    """A bad ``ca_file`` is told at the start, and nothing is left open."""
+    with pytest.raises(OSError, match=r"ca\.pem|No such file"):
+        async with open_replicas(["https://127.0.0.1:1"], ca_file=tmp_path / "ca.pem"):
+            raise AssertionError("started")
+
+
+async def test_closing_ends_every_probe() -> None:
+    """After ``aclose`` no task is left, also when a probe is on its way."""
+    async with FakeRegistry() as registry:
+        before = asyncio.all_tasks()
+        async with open_replicas([registry.url]) as replicas:
+            registry.inject(Fault(stall=True))
+            replicas.report_failure("a", ReplicaFailedError("a: cut", "cut"))
+            await registry.wait_for("GET", "^/v2/$", count=2)
+        left = {task.get_name() for task in asyncio.all_tasks() - before}
+        assert not {name for name in left if name.startswith(("probe", "report"))}
