@@ -1,12 +1,14 @@
 """The composition root: the only file that imports every package. Each resource is born and dies in one place."""
 
+import asyncio
 import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -17,7 +19,7 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports import MarkSource, Observer, RegistryReader, StorageKind
+from registry_proxy.ports import MarkSource, Observer, RegistryReader, StorageKind, Table
 from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
@@ -28,10 +30,11 @@ from registry_proxy.replication.manifests import ManifestReplication
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.settings import Settings, UpstreamSettings
-from registry_proxy.store.changes import StoreWatch
+from registry_proxy.store.changes import POLL_INTERVAL_SECONDS, StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
+from registry_proxy.tasks import spawn
 from registry_proxy.telemetry.access_log import AccessLog
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.metrics import PrometheusObserver
@@ -44,6 +47,9 @@ from registry_proxy.web.ops import Readiness
 from registry_proxy.web.public import PublicApp, PublicOptions
 from registry_proxy.web.server import run_public
 from registry_proxy.worker import WorkerContext
+
+SWEEP_SECONDS = 3600.0
+"""How often uploads that nobody goes on with are looked for."""
 
 REPLICA_PATIENCE_SECONDS = 5.0
 """How long a request waits for a replica to come back: docker gives up a pull at its first 503."""
@@ -100,6 +106,7 @@ class _Node:
     control: AccessControl
     signer: TokenSigner
     cache: DiskCache
+    spool: DiskSpool
     memberships: FileMemberships
     journal: Journal
     replicas: Mapping[str, UpstreamReplicas]
@@ -120,6 +127,11 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         limits = settings.cache
         cache = DiskCache(limits.path, limits.max_size_bytes, limits.min_free_bytes, observer)
         stack.push_async_callback(cache.close)
+        spool, memberships = DiskSpool(cache), FileMemberships(limits.path)
+        await stack.enter_async_context(_in_background(_sweep(spool), "sweep of uploads"))
+        if isinstance(store, RedisStore):
+            following = _follow_tags(changes, memberships, tuple(settings.upstreams))
+            await stack.enter_async_context(_in_background(following, "tags of other nodes"))
         names = {name: [r.name for r in upstream.replicas] for name, upstream in settings.upstreams.items()}
         journal = Journal(store, changes, observer, names)
         replicas: dict[str, UpstreamReplicas] = {}
@@ -131,13 +143,41 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             control=control,
             signer=signer,
             cache=cache,
-            memberships=FileMemberships(limits.path),
+            spool=spool,
+            memberships=memberships,
             journal=journal,
             replicas=replicas,
             readers=_failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS),
             impatient_readers=_failover_readers(replicas, journal, 0),
             router=PrefixRouter([Route(r.prefix, r.upstream, r.strip_prefix, r.namespaces) for r in settings.routes]),
         )
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    task = spawn(work, name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _sweep(spool: DiskSpool) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        spool.sweep()
+
+
+async def _follow_tags(changes: StoreWatch, memberships: FileMemberships, upstreams: Sequence[str]) -> None:
+    """Have tags asked for anew when any was moved: another node may have moved it, and its push says so only here."""
+    known = changes.version(Table.TAGS)
+    while True:
+        await asyncio.sleep(POLL_INTERVAL_SECONDS)
+        if (version := changes.version(Table.TAGS)) != known:
+            known = version
+            for upstream in upstreams:
+                memberships.forget_repository_tags(upstream)
 
 
 @contextlib.asynccontextmanager
@@ -172,6 +212,7 @@ async def _upstream_replicas(
             username=replica.username,
             password=replica.read_password(),
             ca_file=None if replica.ca_file is None else Path(replica.ca_file),
+            realm_hosts=replica.realm_hosts,
             allow_plain_credentials=replica.insecure_credentials,
         )
         for replica in upstream.replicas
@@ -213,8 +254,7 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
         observer=observer,
         tag_ttl_seconds={name: upstream.tag_ttl_seconds for name, upstream in settings.upstreams.items()},
     )
-    spool = DiskSpool(node.cache)
-    uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=spool)
+    uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=node.spool)
     manifests = ManifestReplication(
         replica_sets=node.replicas,
         store=node.store,
@@ -226,7 +266,7 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
     return PublicApp(
         pull=pull,
         push=Push(
-            spool=spool,
+            spool=node.spool,
             cache=node.cache,
             memberships=node.memberships,
             sessions=SignedSessions(node.store),
