@@ -111,7 +111,7 @@ class ByteStream(Protocol):
 
 
 class BlobReader(Protocol):
-    """A file with a watermark: bytes below ``available_bytes`` may be sent from ``fd`` (DECISIONS: the byte port).
+    """A file with a watermark: bytes below ``available_bytes`` may be sent from ``fd``.
 
     The descriptor belongs to the reader, is read with an explicit offset (sendfile, pread), and stays good when the
     blob is evicted. ``verified`` is True once the digest of the whole was right; until then the tail is held back.
@@ -305,7 +305,7 @@ class RegistryWriter(Protocol):
 
     async def start_upload(self, repository: Repository) -> str: ...
     async def append_upload(self, location: str, body: AsyncIterator[bytes], size_bytes: int | None) -> str:
-        """PATCH; returns the next location. Never repeated into the same session (trap 49)."""
+        """PATCH; returns the next location. Never repeated into the same session: what arrived of it is not known."""
 
     async def commit_upload(self, location: str, digest: Digest) -> None: ...
     async def cancel_upload(self, location: str) -> None: ...
@@ -374,7 +374,7 @@ class ReplicaSet(Protocol):
 
 
 class Marks(Protocol):
-    """What each replica is known to miss: an immutable snapshot of the open intents (DECISIONS: behind is per key)."""
+    """What each replica is known to miss: an immutable snapshot of the open intents."""
 
     def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool: ...
     def misses_any(self, replica: str, routed: RoutedRepository) -> bool:

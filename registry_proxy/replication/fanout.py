@@ -1,4 +1,4 @@
-"""Run one write at several replicas: who is asked, when it is enough, what became of it (PRODUCT, "Quorum")."""
+"""Run one write at several replicas: who is asked, when it is enough, what became of it."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""Upload sessions that live in their Location: signed, so that any node can go on with them (DECISIONS: the Location).
+"""Upload sessions that live in their Location: signed, so that any node can go on with them.
 
 The state carries only what the request does not: repository, subject and session ID go into the signature alone, so a
 state is worth nothing in another repository or to another subject.

@@ -1,4 +1,4 @@
-"""Blobs to the replicas: senders that follow the spool, the commit at each, mounts (DECISIONS: "A push is a fill")."""
+"""Blobs to the replicas: senders that follow the spool, the commit at each, mounts."""
 
 import asyncio
 import contextlib

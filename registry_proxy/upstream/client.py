@@ -152,7 +152,7 @@ class HttpReplicaClient:
             )
 
     def _extent(self, response: aiohttp.ClientResponse, offset: int) -> tuple[int, int | None]:
-        """Return (offset, size of the whole) of the bytes in an answer; trap 31: a part is never taken for a whole."""
+        """Return (offset, size of the whole) of the bytes in an answer; a part is never taken for a whole."""
         if response.status == 200:
             return 0, response.content_length
         part = parse_content_range(response.headers.get("Content-Range"))

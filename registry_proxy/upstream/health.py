@@ -12,7 +12,7 @@ _FATAL_OUTCOMES = frozenset({"connect", "timeout", "stall"})
 
 
 class ReplicaHealth:
-    """The state of one replica. Requests can only make it worse; only a probe makes it up again (trap 58).
+    """The state of one replica. Requests can only make it worse; only a probe makes it up again.
 
     Args:
         clock: monotonic, in seconds.

@@ -1,4 +1,4 @@
-"""Which replica is asked, and when "it is not here" is the truth: pure decisions (DECISIONS 13; traps 52, 53)."""
+"""Which replica is asked, and when "it is not here" is the truth: pure decisions."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence

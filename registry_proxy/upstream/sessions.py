@@ -1,4 +1,4 @@
-"""The connections to replicas: data, probes and tokens never wait for one another (trap 64)."""
+"""The connections to replicas: data, probes and tokens never wait for one another."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ class ReplicaAddress:
         username: for Basic or the token endpoint; None for anonymous.
         password: belongs to it.
         ca_file: PEM file of certificates trusted besides the system's.
-        realm_hosts: hosts besides its own at which its tokens may be fetched, with the password (trap 24).
+        realm_hosts: hosts besides its own at which its tokens may be fetched, with the password.
         allow_plain_credentials: send the password over plain HTTP beyond loopback.
     """
 

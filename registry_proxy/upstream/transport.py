@@ -227,7 +227,7 @@ class Transport:
             raise ReplicaFailedError(f"{self.name}: it answers {status}", "5xx")
 
     async def _follow(self, request: Request, authorization: str | None) -> aiohttp.ClientResponse:
-        """Send it, and follow redirects of GET and HEAD to where the bytes are (trap 22)."""
+        """Send it, and follow redirects of GET and HEAD to where the bytes are."""
         url = self._origin + request.target
         for _ in range(_REDIRECTS_MAX + 1):
             headers = dict(request.headers)
@@ -331,7 +331,7 @@ class Transport:
 
 
 def _is_link_local(host: str) -> bool:
-    """Tell whether a host is an address such as that of a cloud's metadata service (trap 24)."""
+    """Tell whether a host is an address such as that of a cloud's metadata service."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_link_local
     except ValueError:

@@ -147,7 +147,7 @@ async def test_groups_and_users_show_one_relation(directory: Directory) -> None:
 
 
 async def test_a_group_is_replaced_never_added_to(directory: Directory) -> None:
-    """Who is not named any more is out (CVE-2025-23208, trap 17)."""
+    """Who is not named any more is out (as in CVE-2025-23208)."""
     for name in ("ann", "bob"):
         await directory.put_user(name, UserInput(password=SECRET))
     _, created = await directory.put_group("dev", ["ann"])

@@ -1,4 +1,4 @@
-"""Policy: deny by default, and every rule of PRODUCT.md about grants."""
+"""Policy: deny by default, and every rule about grants."""
 
 import time
 
@@ -99,7 +99,7 @@ def test_what_anonymous_may_everyone_may() -> None:
 
 
 def test_groups_give_their_grants_to_their_members() -> None:
-    """A member has the group's grants; who was removed has them no more (trap 17)."""
+    """A member has the group's grants; who was removed has them no more."""
     groups = (Group("dev", ("ann",)), Group("ops", ("ann", "bob")))
     given_to_groups = (grant("group:dev", "dev/*"), grant("group:ops", "ops/*", id="2"))
     judge = policy(*given_to_groups, groups=groups)

@@ -30,7 +30,7 @@ def _wild(pattern: str, text: str) -> bool:
 
 
 def _model(pattern: list[str], name: list[str]) -> bool:
-    """Tell whether components match: the words of PRODUCT.md, tried in every way."""
+    """Tell whether components match: the definition of `*` and `**`, tried in every way."""
     if not pattern:
         return not name
     first, rest = pattern[0], pattern[1:]
@@ -72,7 +72,7 @@ PATTERNS = st.lists(st.one_of(GLOBS, st.just("**"), COMPONENTS), min_size=1, max
     ],
 )
 def test_examples(pattern: str, yes: str, no: str) -> None:
-    """The cases of PRODUCT.md and their neighbours."""
+    """The promised cases and their neighbours."""
     compiled = compile_repository_pattern(pattern)
     assert repository_pattern_fault(pattern) is None
     assert [name for name in yes.split() if not compiled.fullmatch(name)] == []

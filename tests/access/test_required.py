@@ -19,7 +19,7 @@ EXPECTED = {
     Operation.APPEND_UPLOAD: "push",
     Operation.COMMIT_UPLOAD: "push",
     Operation.UPLOAD_STATUS: "push",
-    Operation.CANCEL_UPLOAD: "push",  # trap 20: one's own upload
+    Operation.CANCEL_UPLOAD: "push",  # one's own upload
     Operation.PUT_MANIFEST: "push",
     Operation.DELETE_MANIFEST: "delete",
     Operation.DELETE_BLOB: "delete",

@@ -1,4 +1,4 @@
-"""Tokens: only what this registry signed, for itself, now (traps 13, 14). Each attack by its name."""
+"""Tokens: only what this registry signed, for itself, now. Each attack by its name."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The verbs of pulling over ports in memory; the names of the traps are those of registries that fell into them."""
+"""The verbs of pulling over ports in memory."""
 
 import asyncio
 import os
@@ -112,7 +112,7 @@ async def refused(bench: Bench, routed: RoutedRepository, digest: Digest) -> Reg
 # ---------------------------------------------------------------- membership
 
 
-async def test_trap_1_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench: Bench) -> None:
+async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench: Bench) -> None:
     """A digest cached from b is a 404 in a, by GET and HEAD, as long as no replica says that a has it."""
     digest = bench.reader.add_blob("b", SECRET)
     assert await bench.get(B, digest) == SECRET
@@ -122,7 +122,7 @@ async def test_trap_1_bytes_of_a_private_repository_do_not_leak_through_the_cach
     assert bench.reader.count("open_blob") == 1
 
 
-async def test_trap_1_a_shared_layer_is_asked_for_once_and_not_fetched_again(bench: Bench) -> None:
+async def test_a_shared_layer_is_asked_for_once_and_not_fetched_again(bench: Bench) -> None:
     """A digest that is here for b costs one HEAD in a when a replica says that a has it too."""
     digest = bench.reader.add_blob("b", SECRET)
     bench.reader.add_blob("a", SECRET)
@@ -133,7 +133,7 @@ async def test_trap_1_a_shared_layer_is_asked_for_once_and_not_fetched_again(ben
     assert bench.reader.requests == [("open_blob", "b", "0"), ("stat_blob", "a", str(digest))]
 
 
-async def test_trap_1_joining_the_fill_of_another_repository_needs_its_own_membership(bench: Bench) -> None:
+async def test_joining_the_fill_of_another_repository_needs_its_own_membership(bench: Bench) -> None:
     """While b's blob is on its way, a is asked for by a HEAD, and refused when that says no."""
     big = SECRET * 100
     digest = bench.reader.add_blob("b", big)
@@ -144,7 +144,7 @@ async def test_trap_1_joining_the_fill_of_another_repository_needs_its_own_membe
     assert await read(answer) == big
 
 
-async def test_trap_1_a_fill_won_by_another_repository_in_between_teaches_nothing(bench: Bench) -> None:
+async def test_a_fill_won_by_another_repository_in_between_teaches_nothing(bench: Bench) -> None:
     """Whoever joins a fill that it did not start, without having seen it begin, asks for itself."""
     digest = bench.reader.add_blob("b", SECRET)
     bench.reader.gate = asyncio.Event()
@@ -160,7 +160,7 @@ async def test_trap_1_a_fill_won_by_another_repository_in_between_teaches_nothin
     assert caught.value.code is ErrorCode.BLOB_UNKNOWN
 
 
-async def test_trap_1_another_repository_s_404_is_not_mine(bench: Bench) -> None:
+async def test_another_repository_s_404_is_not_mine(bench: Bench) -> None:
     """A fill that b started and that ends in b's 404 is started anew for a, which has the blob."""
     digest = bench.reader.add_blob("a", SECRET)
     bench.remember_blob(A, SECRET)
@@ -175,7 +175,7 @@ async def test_trap_1_another_repository_s_404_is_not_mine(bench: Bench) -> None
         await of_b
 
 
-async def test_trap_2_a_miss_of_membership_counts_as_nothing(bench: Bench) -> None:
+async def test_a_miss_of_membership_counts_as_nothing(bench: Bench) -> None:
     """A refused request is no hit: nothing tells that the bytes are here."""
     digest = bench.reader.add_blob("b", SECRET)
     await bench.get(B, digest)
@@ -250,7 +250,7 @@ async def test_a_member_whose_bytes_were_evicted_is_fetched_or_forgotten(bench: 
 # ---------------------------------------------------------------- herds
 
 
-async def test_trap_32_fifty_cold_clients_cost_one_get_and_no_head(bench: Bench) -> None:
+async def test_fifty_cold_clients_cost_one_get_and_no_head(bench: Bench) -> None:
     """One is a miss, the others follow it."""
     big = SECRET * 100
     digest = bench.reader.add_blob("a", big)
@@ -261,7 +261,7 @@ async def test_trap_32_fifty_cold_clients_cost_one_get_and_no_head(bench: Bench)
     assert set(await asyncio.gather(*map(read, answers))) == {big}
 
 
-async def test_trap_32_the_first_of_a_herd_may_leave(bench: Bench) -> None:
+async def test_the_first_of_a_herd_may_leave(bench: Bench) -> None:
     """Cancelling the client that started the fetch hurts none of those that wait for it."""
     digest = bench.reader.add_blob("a", SECRET)
     bench.reader.gate = asyncio.Event()
@@ -276,7 +276,7 @@ async def test_trap_32_the_first_of_a_herd_may_leave(bench: Bench) -> None:
     assert bench.reader.count("open_blob") == 1
 
 
-async def test_trap_32_the_failure_of_the_first_reaches_all(bench: Bench) -> None:
+async def test_the_failure_of_the_first_reaches_all(bench: Bench) -> None:
     """Each of a herd gets the upstream's 404, none hangs, none gets an empty success."""
     digest = digest_of(SECRET)
     results = await asyncio.gather(*(refused(bench, A, digest) for _ in range(20)))
@@ -376,7 +376,7 @@ async def test_manifest_by_digest_keeps_bytes_and_media_type(bench: Bench) -> No
     assert bench.reader.count("fetch_manifest") == 1
 
 
-async def test_trap_1_a_manifest_of_a_private_repository_does_not_leak(bench: Bench) -> None:
+async def test_a_manifest_of_a_private_repository_does_not_leak(bench: Bench) -> None:
     """Manifests have memberships too."""
     digest = bench.reader.add_manifest("b", BODY)
     await bench.pull.get_manifest(B, digest)
@@ -436,7 +436,7 @@ async def test_head_of_a_cold_tag_costs_one_head_and_is_remembered(bench: Bench)
     assert (await bench.pull.head_manifest(A, LATEST)).descriptor.digest == digest
 
 
-async def test_trap_52_what_a_head_announced_is_served_after_the_tag_moved(bench: Bench) -> None:
+async def test_what_a_head_announced_is_served_after_the_tag_moved(bench: Bench) -> None:
     """HEAD tag, the tag moves, GET of the announced digest."""
     digest = bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.head_manifest(A, LATEST)
@@ -444,7 +444,7 @@ async def test_trap_52_what_a_head_announced_is_served_after_the_tag_moved(bench
     assert (await bench.pull.get_manifest(A, digest)).manifest.body == BODY
 
 
-async def test_trap_39_a_stale_tag_is_served_with_a_warning(bench: Bench) -> None:
+async def test_a_stale_tag_is_served_with_a_warning(bench: Bench) -> None:
     """Past its TTL and nobody to ask: what it was, said to be old. Never pulled before: it cannot be known."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)

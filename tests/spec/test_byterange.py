@@ -1,4 +1,4 @@
-"""Byte ranges: whatever is asked for, the bytes answered are the right ones (trap 34)."""
+"""Byte ranges: whatever is asked for, the bytes answered are the right ones."""
 
 import pytest
 from hypothesis import example, given
@@ -109,7 +109,7 @@ def test_content_range_round_trips(first: int, length: int, rest: int) -> None:
     [None, "", "bytes */10", "bytes 0-9/*", "bytes 5-4/10", "bytes 0-10/10", "bytes 0-9", "0-9/10", "bytes ٣-٤/9"],
 )
 def test_content_ranges_that_say_nothing(header: str | None) -> None:
-    """A Content-Range without range or total, or that contradicts itself, is not believed (trap 31)."""
+    """A Content-Range without range or total, or that contradicts itself, is not believed."""
     assert parse_content_range(header) is None
 
 

@@ -1,4 +1,4 @@
-"""Manifests: what they refer to, and that no body confuses image and index (trap 37)."""
+"""Manifests: what they refer to, and that no body confuses image and index."""
 
 import json
 from typing import Any

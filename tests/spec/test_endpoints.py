@@ -1,4 +1,4 @@
-"""Endpoints: the table of the spec, and that the authorized name is the one in the path (traps 4, 5, 18, 19)."""
+"""Endpoints: the table of the spec, and that the authorized name is the one in the path."""
 
 import dataclasses
 import string
@@ -172,7 +172,7 @@ def test_bad_names_are_name_invalid(name: str, rest: str) -> None:
      "/v2/a\n/tags/list"],
 )  # fmt: skip
 def test_what_is_no_endpoint_is_unknown(path: str) -> None:
-    """A path outside the table is refused, whatever the method: it is never forwarded (trap 18)."""
+    """A path outside the table is refused, whatever the method: it is never forwarded."""
     for method in METHODS:
         with pytest.raises(RegistryError) as caught:
             parse_request(method, path, "")
@@ -207,14 +207,14 @@ def test_a_parameter_given_twice_is_refused(parameter: str, second: str) -> None
     "source", ["%2e%2e", "a/../b", "A", "a%252Fb", "a//b", "a" * 256, "host:5000/a", "a%00", "%20a"]
 )
 def test_a_bad_mount_source_is_refused(source: str) -> None:
-    """What is mounted from is a valid name after decoding once, or NAME_INVALID (trap 4)."""
+    """What is mounted from is a valid name after decoding once, or NAME_INVALID."""
     with pytest.raises(RegistryError) as caught:
         parse_request("POST", "/v2/a/blobs/uploads/", f"mount={DIGEST}&from={source}")
     assert caught.value.code is ErrorCode.NAME_INVALID
 
 
 def test_a_mount_without_source_names_none() -> None:
-    """An absent or empty source stays absent: the registry must not look for one itself (trap 5)."""
+    """An absent or empty source stays absent: the registry must not look for one itself."""
     for query in (f"mount={DIGEST}", f"mount={DIGEST}&from="):
         assert parse_request("POST", "/v2/a/blobs/uploads/", query).from_repository is None
 

@@ -1,4 +1,4 @@
-"""Scopes as clients write them (trap 10)."""
+"""Scopes as clients write them."""
 
 import pytest
 from hypothesis import given

@@ -196,7 +196,7 @@ async def test_every_request_asks_for_plain_bytes_and_carries_the_request_id() -
 
 
 async def test_path_and_query_of_a_location_survive_byte_for_byte() -> None:
-    """What the registry wrote into its Location comes back unchanged; its host does not count (traps 47, 48)."""
+    """What the registry wrote into its Location comes back unchanged; its host does not count."""
     query = "_state=a%2Fb%3D%3d+c%20~'()&x=%C3%A4&y"
     path = f"/v2/{REPOSITORY}/blobs/uploads/1234"
     async with FakeRegistry() as registry, open_client(registry.url) as client:
@@ -284,7 +284,7 @@ async def test_a_page_of_html_is_neither_blob_nor_manifest_nor_absence() -> None
 
 
 async def test_a_blob_from_an_offset_is_taken_only_from_exactly_there() -> None:
-    """206 must begin where it was asked to; 200 to a Range is the whole, told by offset 0 (trap 31)."""
+    """206 must begin where it was asked to; 200 to a Range is the whole, told by offset 0."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digest = registry.add_blob(REPOSITORY, CONTENT)
         registry.inject(Fault("blobs", ignore_range=True, times=1))
@@ -445,7 +445,7 @@ async def test_a_source_that_fails_is_not_held_against_the_replica() -> None:
 
 
 async def test_a_replica_that_stops_reading_fails_by_its_deadline() -> None:
-    """An upload whose registry takes no more bytes ends as a time-out, and is not sent a second time (trap 49)."""
+    """An upload whose registry takes no more bytes ends as a time-out, and is not sent a second time."""
     writers: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(lambda _reader, writer: writers.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

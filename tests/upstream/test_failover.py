@@ -44,9 +44,6 @@ class Pair:
         """Return the one that is asked first for a key."""
         return getattr(self, order_for_read([Standing("a"), Standing("b")], str(key))[0])  # type: ignore[no-any-return]  # a or b
 
-    def other_than(self, one: FakeRegistry) -> FakeRegistry:
-        return self.b if one is self.a else self.a
-
     def name_of(self, one: FakeRegistry) -> str:
         return "a" if one is self.a else "b"
 
@@ -138,7 +135,7 @@ async def test_blobs_are_spread_over_the_replicas(pair: Pair) -> None:
 
 
 async def test_a_black_hole_costs_its_deadline_once(pair: Pair) -> None:
-    """A replica that accepts and never answers is paid for by the first request only (trap 58)."""
+    """A replica that accepts and never answers is paid for by the first request only."""
     digests = [pair.add_blob(bytes([i])) for i in range(20)]
     mine = [digest for digest in digests if pair.first_for(digest) is pair.a]
     async with open_reader(pair.urls, timeouts=QUICK) as reader:
@@ -169,7 +166,7 @@ async def test_a_liar_is_asked_last_for_what_it_lied_about(pair: Pair) -> None:
 
 @pytest.mark.parametrize("fault", [Fault("blobs", cut_after=300_000), Fault("blobs", stall_after=300_000)])
 async def test_a_broken_read_goes_on_at_the_other_replica(pair: Pair, fault: Fault) -> None:
-    """After a cut or a stall, opening at the offset reached gives the rest, from the other one (trap 57)."""
+    """After a cut or a stall, opening at the offset reached gives the rest, from the other one."""
     digest = pair.add_blob(CONTENT)
     pair.first_for(digest).inject(fault)
     got = bytearray()
@@ -193,7 +190,7 @@ async def test_a_broken_read_goes_on_at_the_other_replica(pair: Pair, fault: Fau
 
 
 async def test_what_one_replica_lacks_the_other_gives(pair: Pair) -> None:
-    """A 404 of one replica is no answer while the other holds it (traps 52, 53)."""
+    """A 404 of one replica is no answer while the other holds it."""
     for registry in (pair.a, pair.b):
         digest = registry.add_blob(REPOSITORY, b"only in " + registry.url.encode())
         registry.add_manifest(REPOSITORY, b"{}", pair.name_of(registry))
@@ -244,7 +241,7 @@ async def test_over_shared_storage_one_404_is_the_truth(pair: Pair) -> None:
 
 
 async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair) -> None:
-    """One with an open mark on the tag is not asked for it; alone, it makes a 503 (DECISIONS 13)."""
+    """One with an open mark on the tag is not asked for it; alone, it makes a 503."""
     pair.a.add_manifest(REPOSITORY, b'{"old":1}', "1")
     new = pair.b.add_manifest(REPOSITORY, b'{"new":1}', "1")
     marks = ToldMarks(tags={("a", "1")})
@@ -268,7 +265,7 @@ async def test_a_404_of_one_that_is_behind_proves_nothing(pair: Pair) -> None:
 
 
 async def test_what_was_deleted_through_us_does_not_come_back(pair: Pair) -> None:
-    """A manifest that one replica has not deleted yet is not served from it, by digest or by tag (trap 56)."""
+    """A manifest that one replica has not deleted yet is not served from it, by digest or by tag."""
     digest = pair.a.add_manifest(REPOSITORY, b"{}", "1")
     async with open_reader(pair.urls, marks=ToldMarks(tombstones={("a", digest)})) as reader:
         with pytest.raises(RegistryError) as by_digest:

@@ -41,7 +41,7 @@ def test_it_is_down_until_the_first_probe() -> None:
     ],
 )
 def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> None:
-    """A failed probe says what is wrong, a good one brings it back at once (trap 27)."""
+    """A failed probe says what is wrong, a good one brings it back at once."""
     health = healthy()
     assert health.probe_failed(error)
     assert (health.state, health.is_askable) == (state, False)
@@ -52,7 +52,7 @@ def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> Non
 
 @pytest.mark.parametrize("outcome", ["connect", "timeout", "stall"])
 def test_no_answer_takes_it_down_at_once(outcome: str) -> None:
-    """One failed connection or missed deadline is enough; only a probe brings it back (trap 58)."""
+    """One failed connection or missed deadline is enough; only a probe brings it back."""
     health = healthy()
     assert health.request_failed(ReplicaFailedError("a: gone", outcome))
     health.request_succeeded()

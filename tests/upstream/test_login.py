@@ -96,7 +96,7 @@ async def test_refused_credentials_are_a_502_and_not_in_the_error(kind: str) -> 
 
 
 async def test_the_password_goes_to_no_other_host() -> None:
-    """A realm on another host is refused; one that is listed is used (trap 24)."""
+    """A realm on another host is refused; one that is listed is used."""
     async with FakeRegistry(bearer=ANN) as registry, FakeRegistry(bearer=ANN) as thief:
         registry.realm = f"http://localhost:{thief.port}/token"
         async with open_client(registry.url, **CREDENTIALS) as client:

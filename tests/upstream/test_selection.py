@@ -63,7 +63,7 @@ def test_keys_are_spread_and_stay() -> None:
     ],
 )
 def test_when_independent_replicas_prove_absence(standings: list[Standing], absent: set[str], expected: bool) -> None:  # noqa: FBT001 - table
-    """404 only when every one that matters said so, and one of them is current (trap 53)."""
+    """404 only when every one that matters said so, and one of them is current."""
     assert is_absent(standings, absent, StorageKind.INDEPENDENT) is expected
 
 

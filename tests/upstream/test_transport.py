@@ -24,7 +24,7 @@ ANN: dict[str, Any] = {"username": "ann", "password": "secret"}
 
 
 async def test_bytes_on_another_host_are_fetched_without_our_credentials() -> None:
-    """The storage gets neither Authorization nor our request id, but the Range (traps 22, 23)."""
+    """The storage gets neither Authorization nor our request id, but the Range."""
     async with FakeRegistry(basic=("ann", "secret")) as registry, FakeRegistry() as storage:
         digest = storage.add_blob(REPOSITORY, b"0123456789")
         registry.inject(Fault("blobs", redirect_to=storage.url))
@@ -62,7 +62,7 @@ async def test_a_signed_location_is_asked_for_byte_for_byte() -> None:
     ["", "ftp://127.0.0.1/x", "file:///etc/passwd", "http://169.254.169.254/latest", "http://[fe80::1]/x", "http:///x"],
 )
 async def test_a_redirect_to_nowhere_good_is_a_502(location: str) -> None:
-    """Other schemes, no host, and link-local addresses are not followed (trap 24)."""
+    """Other schemes, no host, and link-local addresses are not followed."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault(status=307, headers={"Location": location}))
         with pytest.raises(BadUpstreamError):
@@ -144,7 +144,7 @@ async def test_a_private_authority_is_trusted_by_its_file(certificate: tuple[ssl
 
 
 async def test_no_way_back_from_https_to_http(certificate: tuple[ssl.SSLContext, Path]) -> None:
-    """A redirect from https to http is a 502 (trap 22)."""
+    """A redirect from https to http is a 502."""
     context, ca_file = certificate
     async with FakeRegistry(tls=context) as registry, FakeRegistry() as storage:
         registry.inject(Fault(redirect_to=storage.url))
@@ -177,7 +177,7 @@ async def test_a_real_registry_is_one(start_registry: StartRegistry) -> None:
     ids=["html", "404", "redirect", "401", "403", "500", "stall"],
 )
 async def test_what_is_no_good_probe(fault: Fault, error: type[Exception]) -> None:
-    """Anything but a registry's 200 is told apart: no registry, credentials refused, not answering (trap 27)."""
+    """Anything but a registry's 200 is told apart: no registry, credentials refused, not answering."""
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
         registry.inject(fault)
         with pytest.raises(error):

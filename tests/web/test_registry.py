@@ -81,7 +81,7 @@ def headers_of(public: PublicBench, caller: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-async def test_trap_18_every_route_against_every_caller(public: PublicBench, caller: str) -> None:
+async def test_every_route_against_every_caller(public: PublicBench, caller: str) -> None:
     """Without a valid token all is 401; without the right all is 401 DENIED; nothing else is let through or denied."""
     fill(public)
     headers = headers_of(public, caller)
@@ -119,7 +119,7 @@ async def test_trap_18_every_route_against_every_caller(public: PublicBench, cal
         assert public.push.calls == []
 
 
-async def test_trap_8_hidden_and_absent_repositories_answer_alike(public: PublicBench) -> None:
+async def test_hidden_and_absent_repositories_answer_alike(public: PublicBench) -> None:
     """The refusal is made of subject and name alone, before any look-up."""
     fill(public)
     for path in ("/v2/team/app/manifests/latest", "/v2/team/none/manifests/latest"):
@@ -158,7 +158,7 @@ async def test_an_upload_goes_on_with_the_right_it_was_opened_with(public: Publi
 
 
 @pytest.mark.parametrize("path", [f"blobs/{D}", "manifests/latest", f"manifests/{M}"])
-async def test_trap_35_head_tells_what_get_tells(public: PublicBench, path: str) -> None:
+async def test_head_tells_what_get_tells(public: PublicBench, path: str) -> None:
     """Length, type, digest and ETag are equal, the ETag is the digest, and HEAD has no body."""
     fill(public)
     public.allow("pull")
@@ -197,7 +197,7 @@ async def test_ranges_of_a_blob(public: PublicBench) -> None:
             assert ("X-Cache" in response.headers) == (status < 400)
 
 
-async def test_trap_36_not_modified_only_after_authorization(public: PublicBench) -> None:
+async def test_not_modified_only_after_authorization(public: PublicBench) -> None:
     """If-None-Match gives 304 to who may pull what exists, and nothing to others."""
     fill(public)
     conditional = {"If-None-Match": f'"other", W/"{D}"'}
@@ -280,7 +280,7 @@ async def test_hot_content_is_counted_and_costs_no_upstream(public: PublicBench)
 # ---------------------------------------------------------------- lists
 
 
-async def test_trap_9_the_catalogue_shows_what_the_caller_may_pull_in_full_pages(public: PublicBench) -> None:
+async def test_the_catalogue_shows_what_the_caller_may_pull_in_full_pages(public: PublicBench) -> None:
     """Hidden names are taken out before paging, and no Link names one; n=0 is empty; n is clamped."""
     for name in ("a/1", "a/2", "b/hidden", "c/3", "c/4", "z/hidden"):
         public.reader.add_manifest(name, BODY, "latest")
@@ -371,7 +371,7 @@ async def _pieces() -> AsyncIterator[bytes]:
         ("mount={D}", ("pull",), ("pull",), False),
     ],
 )
-async def test_traps_3_to_6_mount_only_from_where_the_caller_may_read(
+async def test_mount_only_from_where_the_caller_may_read(
     public: PublicBench, query: str, scopes: tuple[str, ...], grants: tuple[str, ...], *, is_mounted: bool
 ) -> None:
     """With the right in token and grants 201; without it, or without a source, 202 as if nothing were there."""
@@ -388,7 +388,7 @@ async def test_traps_3_to_6_mount_only_from_where_the_caller_may_read(
 
 
 @pytest.mark.parametrize("query", ["mount={D}&from=team/base&from=team/app", "mount={D}&mount={D}&from=team/base"])
-async def test_trap_4_two_values_are_refused(public: PublicBench, query: str) -> None:
+async def test_a_mount_with_two_values_of_a_parameter_is_refused(public: PublicBench, query: str) -> None:
     """A parameter that is given twice could be judged by one value and acted on by the other."""
     public.allow("push")
     path = f"/v2/team/app/blobs/uploads/?{query.format(D=D)}"
@@ -396,7 +396,7 @@ async def test_trap_4_two_values_are_refused(public: PublicBench, query: str) ->
         assert response.status == 400
 
 
-async def test_trap_7_create_pushes_without_moving_tags(public: PublicBench) -> None:
+async def test_the_create_action_pushes_without_moving_tags(public: PublicBench) -> None:
     """With the right to create the verb is told that tags may not be moved; tag patterns bind tags."""
     public.allow("create", tags="v*")
     headers = {**public.bearer(), "Content-Type": f"{OCI_MANIFEST}; charset=utf-8"}
@@ -415,7 +415,7 @@ async def test_trap_7_create_pushes_without_moving_tags(public: PublicBench) -> 
     assert manifests == [("v1", OCI_MANIFEST, False), ("latest", OCI_MANIFEST, True)]
 
 
-async def test_trap_64_a_large_manifest_passes_and_a_huge_one_is_not_read(public: PublicBench) -> None:
+async def test_a_large_manifest_passes_and_a_huge_one_is_not_read(public: PublicBench) -> None:
     """4 MiB are taken; more is refused by its announced length, and by count where none is announced."""
     public.allow("push")
     headers = {**public.bearer(), "Content-Type": OCI_MANIFEST}
@@ -457,7 +457,7 @@ async def test_encoded_bodies_are_refused(public: PublicBench) -> None:
 
 
 async def test_membership_is_learned_from_pull_only_for_its_repository(public: PublicBench) -> None:
-    """Trap 1 once more, over HTTP: the same subject, the same digest, two repositories."""
+    """A cached blob does not leak over HTTP: the same subject, the same digest, two repositories."""
     fill(public)
     public.allow("pull", repository="**")
     headers = public.bearer("user:ann", "repository:team/app:pull", "repository:team/b:pull")

@@ -145,7 +145,7 @@ async def test_absolute_form_is_understood(public: PublicBench) -> None:
 # ---------------------------------------------------------------- bodies
 
 
-async def test_trap_68_the_body_is_asked_for_after_authorization(public: PublicBench) -> None:
+async def test_the_body_is_asked_for_after_authorization(public: PublicBench) -> None:
     """Expect: 100-continue: a refusal comes instead of the 100; with the right the 100 comes, then the answer."""
     line, expect = f"POST /v2/team/app/blobs/uploads/?digest={D}", ["Expect: 100-continue", "Content-Length: 4"]
     refused = await public.raw(public.request(line, expect), timeout_seconds=3)

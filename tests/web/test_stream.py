@@ -150,7 +150,7 @@ def test_a_filling_file_is_followed(play: Callable[[Scenario], None]) -> None:
     play(scenario)
 
 
-def test_trap_30_a_failed_fill_is_never_a_complete_body(play: Callable[[Scenario], None]) -> None:
+def test_a_failed_fill_is_never_a_complete_body(play: Callable[[Scenario], None]) -> None:
     """The connection is broken short of Content-Length; before the first byte it is a 502."""
     content = os.urandom(1 << 20)
 
@@ -173,7 +173,7 @@ def test_trap_30_a_failed_fill_is_never_a_complete_body(play: Callable[[Scenario
     play(scenario)
 
 
-def test_trap_66_clients_that_leave_let_go_of_everything(play: Callable[[Scenario], None]) -> None:
+def test_clients_that_leave_let_go_of_everything(play: Callable[[Scenario], None]) -> None:
     """Fifty aborted pulls leave no descriptor and no task."""
     content = os.urandom(1 << 20) * 16
 
@@ -225,7 +225,7 @@ def test_a_slow_client_does_not_slow_another(play: Callable[[Scenario], None]) -
 
 
 @pytest.mark.parametrize("is_lie", [False, True])
-def test_trap_43_a_full_disk_passes_through(play: Callable[[Scenario], None], *, is_lie: bool) -> None:
+def test_a_full_disk_passes_through(play: Callable[[Scenario], None], *, is_lie: bool) -> None:
     """Content that the cache cannot take arrives whole, or is cut when its digest is wrong; small lies are a 502."""
     content = os.urandom(1 << 20)
 

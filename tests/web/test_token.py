@@ -27,7 +27,7 @@ def access_of(body: Any) -> list[str]:
     return sorted(f"{a['type']}:{a['name']}:{','.join(sorted(a['actions']))}" for a in claims["access"])
 
 
-async def test_trap_11_fields_of_the_answer(public: PublicBench) -> None:
+async def test_fields_of_the_answer(public: PublicBench) -> None:
     """Both names of the token, a lifetime of at least 60 s, a true issued_at, no refresh token, not cacheable."""
     status, body, headers = await ask(public, "&account=ann&client_id=docker&offline_token=true")
     assert (status, headers["Cache-Control"]) == (200, "no-store")
@@ -39,7 +39,7 @@ async def test_trap_11_fields_of_the_answer(public: PublicBench) -> None:
     assert access_of(body) == []
 
 
-async def test_trap_10_a_token_carries_what_is_asked_and_allowed(public: PublicBench) -> None:
+async def test_a_token_carries_what_is_asked_and_allowed(public: PublicBench) -> None:
     """Repeated and space-separated scopes; what is not allowed is left out, never an error."""
     public.allow("pull", "push", repository="team/*")
     query = "&scope=repository:team/a:pull,push&scope=repository:x:pull%20repository:team/b:pull,delete&scope=nonsense"
@@ -119,7 +119,7 @@ async def test_keys_and_health(public: PublicBench) -> None:
             assert response.status == 404
 
 
-async def test_trap_28_no_secret_reaches_the_log(public: PublicBench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_secret_reaches_the_log(public: PublicBench, caplog: pytest.LogCaptureFixture) -> None:
     """Neither passwords, nor tokens, nor the signed state of an upload."""
     caplog.set_level("DEBUG", logger="registry_proxy")
     await ask(public, auth={"Authorization": aiohttp.encode_basic_auth("ann", "guess-what")})
