@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,3 +165,11 @@ def terminated(process: "subprocess.Popen[bytes]", timeout_seconds: float = 20) 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 20) -> None:
+    """Return when something holds; fail when it does not within the time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"still not so after {timeout_seconds} s: {what}"
+        time.sleep(0.05)

@@ -1,11 +1,16 @@
 """A real Docker engine logs in, pushes and pulls; what it prints when refused is what a person can act on."""
 
+import concurrent.futures
+import shutil
+from functools import partial
+from pathlib import Path
+
 import pytest
 
 from tests.clients.conftest import Docker
 from tests.conftest import StartProxy, StartRegistry
 from tests.product import Proxy, random_bytes
-from tests.servers import Server
+from tests.servers import Server, wait_until
 
 
 @pytest.fixture
@@ -124,3 +129,35 @@ def test_anonymous_pulls_what_everyone_may(docker: Docker, proxy: Proxy) -> None
     docker.forget(public, private)
     docker.run("pull", public)
     assert docker.run("pull", private, check=False).returncode != 0
+
+
+def test_docker_gets_over_a_kill_in_mid_push_and_in_mid_pull(
+    docker: Docker, proxy: Proxy, registries: list[Server]
+) -> None:
+    """Kill -9 of the whole service while docker pushes, and while it pulls: docker's own retries get to the end."""
+    proxy.add_user("ann", pull_push=["team/**"])
+    name = f"{proxy.host}/team/app:1"
+    docker.build_image(name, random_bytes(192 << 20))
+    image_id = docker.image_id(name)
+    docker.login(proxy.host, "ann", "password of a user")
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for verb, folder in (("push", "uploads"), ("pull", "fills")):
+            if verb == "pull":
+                docker.forget(name)
+                proxy.stop()
+                shutil.rmtree(proxy.cache)
+                proxy.start()
+            running = pool.submit(docker.run, verb, name)
+            # Files of some MiB: docker is in the middle of the layer.
+            wait_until(partial(holds_bytes, proxy.cache / folder, 8 << 20), f"the {verb} has begun")
+            assert not running.done()
+            proxy.kill_everything()
+            proxy.start()
+            running.result(timeout=90)
+    assert docker.image_id(name) == image_id
+
+
+def holds_bytes(folder: Path, size_bytes: int) -> bool:
+    """Tell whether a directory holds a file of at least that size."""
+    return any(file.stat().st_size >= size_bytes for file in folder.glob("*.part"))

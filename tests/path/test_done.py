@@ -5,8 +5,7 @@ import hashlib
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,17 +13,9 @@ import pytest
 
 from tests.conftest import StartProxy, StartRegistry
 from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, random_bytes
-from tests.servers import Server
+from tests.servers import Server, wait_until
 
 MIB = 1024 * 1024
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 20) -> None:
-    """Return when something holds; fail when it does not within the time."""
-    deadline = time.monotonic() + timeout_seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"still not so after {timeout_seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def push_directly(registry: Server, repository: str, tag: str, image: Image) -> None:
@@ -371,6 +362,9 @@ def test_two_nodes_on_one_redis_see_each_others_changes(
     elsewhere = User(other, user.name, user.password)
     user.push("team/app", "1", image)
     wait_until(lambda: elsewhere.get("team/app", "manifests/1").status_code == 200, "the grant is known", 2)
+    moved = make_image(random_bytes(1000), label="moved")
+    user.push("team/app", "1", moved)
+    wait_until(lambda: elsewhere.get("team/app", "manifests/1").content == moved.manifest, "the moved tag is known", 2)
     with one.admin() as admin:
         for grant in admin.get("/grants").json()["items"]:
             admin.delete(f"/grants/{grant['id']}").raise_for_status()
