@@ -33,17 +33,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 # The libraries of others that a part may use; a part that is not named uses none.
 LIBRARIES: dict[str, frozenset[str]] = {
     "access": frozenset({"argon2", "cryptography", "jwt"}),
-    "cache": frozenset({"aiofiles", "inotify_simple"}),
+    "cache": frozenset({"inotify_simple"}),
     "upstream": frozenset({"aiohttp", "multidict", "yarl"}),
     "store": frozenset({"redis"}),
     "telemetry": frozenset({"prometheus_client", "pythonjsonlogger"}),
-    "settings": frozenset({"pydantic", "pydantic_core", "pydantic_settings", "yaml"}),
+    "settings": frozenset({"pydantic", "pydantic_core", "yaml"}),
     "web": frozenset(
         {"aiohttp", "multidict", "prometheus_client", "pydantic", "yarl"}
     ),  # reads the scrape of all workers
     "app": frozenset({"aiohttp"}),
     "worker": frozenset({"uvloop"}),
-    "cli": frozenset({"click", "httpx", "rich", "typer"}),
+    "cli": frozenset({"httpx", "rich", "typer"}),
 }
 BESIDE_THE_PACKAGE = {"chaos", "clients", "contract", "fakes", "nginx", "path"}
 """Folders of tests that look at several modules, or at the whole from outside."""
