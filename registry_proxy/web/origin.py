@@ -47,7 +47,10 @@ class Origins:
         address = request.remote or ""
         if not self.is_trusted(address):
             return address
-        for forwarded in reversed(",".join(request.headers.getall("X-Forwarded-For", [])).split(",")):
+        chain = request.headers.getall("X-Forwarded-For", None)
+        if chain is None:
+            return address
+        for forwarded in reversed(",".join(chain).split(",")):
             candidate = forwarded.strip()
             try:
                 ipaddress.ip_address(candidate)
