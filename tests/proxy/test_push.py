@@ -1,7 +1,7 @@
 """Uploads as clients make them, over replicas in memory that fail when told to."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,10 @@ import pytest_asyncio
 from registry_proxy.ports import ContentKind, RoutedRepository, StorageKind, UpstreamUnavailableError
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.errors import ErrorCode
 from registry_proxy.spec.reference import Digest, Repository, digest_of
 from tests.fakes.replicas import ANN, REPOSITORY, ROUTED, Bench, bench, body_of
+from tests.refusal import refused
 from tests.waiting import until
 
 LAYER = bytes(range(256)) * 4000
@@ -36,13 +37,6 @@ def assert_acknowledged(setting: Bench, content: bytes = LAYER, routed: RoutedRe
     reader = setting.cache.open_committed(digest)
     assert reader is not None
     reader.close()
-
-
-async def refused(attempt: Awaitable[object]) -> RegistryError:
-    """Return the error of the protocol that a call ends in."""
-    with pytest.raises(RegistryError) as caught:
-        await attempt
-    return caught.value
 
 
 async def test_chunked_upload_reaches_all_replicas_and_the_cache(setting: Bench) -> None:

@@ -1,35 +1,19 @@
 """Deletes at several replicas: tombstones, what cannot be deleted, what comes after."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from registry_proxy.ports import ContentKind, StorageKind, Table, UpstreamUnavailableError
 from registry_proxy.replication.journal import IntentKey, IntentKind
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
+from tests.refusal import refused
 from tests.waiting import until
 
 LATEST = Tag("latest")
-
-
-@pytest_asyncio.fixture
-async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
-    """Give two replicas and the package over them."""
-    async with bench(tmp_path) as made:
-        yield made
-
-
-async def refused(attempt: Awaitable[object]) -> RegistryError:
-    """Return the error of the protocol that a call ends in."""
-    with pytest.raises(RegistryError) as caught:
-        await attempt
-    return caught.value
 
 
 async def push(setting: Bench, parts: Parts, *tags: str) -> Parts:

@@ -1,35 +1,19 @@
 """Manifests and tags at several replicas: intents, healing, what is taken back and what is rolled forward."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from registry_proxy.ports import ContentKind, Table, UpstreamUnavailableError
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, DOCKER_SCHEMA1_SIGNED, OCI_MANIFEST, Descriptor
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.errors import ErrorCode
 from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image, index
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
+from tests.refusal import refused
 from tests.waiting import until
 
 LATEST = Tag("latest")
-
-
-@pytest_asyncio.fixture
-async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
-    """Give two replicas and the package over them."""
-    async with bench(tmp_path) as made:
-        yield made
-
-
-async def refused(attempt: Awaitable[object]) -> RegistryError:
-    """Return the error of the protocol that a call ends in."""
-    with pytest.raises(RegistryError) as caught:
-        await attempt
-    return caught.value
 
 
 async def upload(setting: Bench, parts: Parts) -> Parts:

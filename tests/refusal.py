@@ -1,0 +1,14 @@
+"""What a call is refused with."""
+
+from collections.abc import Awaitable
+
+import pytest
+
+from registry_proxy.spec.errors import RegistryError
+
+
+async def refused(attempt: Awaitable[object]) -> RegistryError:
+    """Return the error of the protocol that a call ends in."""
+    with pytest.raises(RegistryError) as caught:
+        await attempt
+    return caught.value

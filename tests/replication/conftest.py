@@ -1,0 +1,15 @@
+"""Two replicas in memory, and the package over them."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from tests.fakes.replicas import Bench, bench
+
+
+@pytest_asyncio.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
+    """Give two replicas and the package over them."""
+    async with bench(tmp_path) as made:
+        yield made
