@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from registry_proxy.access.subject import parse_subject
+from registry_proxy.durable import sync_directory
 from registry_proxy.spec.scope import Access
 
 LEEWAY_SECONDS = 60
@@ -82,7 +83,7 @@ def create_key_file(path: str) -> None:
             os.link(temporary, path)
     finally:
         os.unlink(temporary)
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
 class TokenSigner:
@@ -280,11 +281,3 @@ def _jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
 
 def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

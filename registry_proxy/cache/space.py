@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from registry_proxy.cache.accounts import Accounts
 from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_blobs, write_small_file
+from registry_proxy.durable import sync_directory
 from registry_proxy.ports import CacheUnavailableError
 from registry_proxy.spec.reference import Digest
 
@@ -105,7 +106,7 @@ class Space:
                     return
                 os.rename(source, target)
                 self._accounts.add(size_bytes - status.st_size, 0)
-        _sync_directory(directory)
+        sync_directory(directory)
 
     def remove(self, digest: Digest) -> bool:
         """Remove a committed content; tell whether it was there."""
@@ -127,7 +128,7 @@ class Space:
                 os.mkdir(directory)
             except FileExistsError:
                 continue
-            _sync_directory(os.path.dirname(directory))
+            sync_directory(os.path.dirname(directory))
 
     def _remove(self, path: str) -> int | None:
         with self._accounts.locked():
@@ -248,13 +249,5 @@ def _exclusive(path: str) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
