@@ -15,7 +15,7 @@ from tests.fakes.memory import CountingObserver
 
 REPOSITORY = Repository("team/app")
 PATIENT = Timeouts(connect=5, first_byte=10, stall=10, probe=10, commit=10)
-HASTY = Timeouts(connect=0.3, first_byte=0.3, stall=0.3, probe=0.3, commit=0.3)
+HASTY = Timeouts(connect=0.5, first_byte=0.5, stall=0.5, probe=1.5, commit=0.5)
 
 
 @asynccontextmanager

@@ -292,7 +292,7 @@ async def test_a_blob_from_an_offset_is_taken_only_from_exactly_there() -> None:
             assert (stream.offset, stream.size_bytes) == (0, len(CONTENT))
             assert await read_all(stream) == CONTENT
         size = len(CONTENT)
-        for content_range in (f"bytes 999-{size - 1}/{size}", f"bytes 1000-{size - 2}/{size}", "bytes */5", "none"):
+        for content_range in (f"bytes 999-{size - 1}/{size}", f"bytes 999-{size - 2}/{size}", "bytes */5", "none"):
             registry.inject(Fault("blobs", headers={"Content-Range": content_range}, times=1))
             with pytest.raises(ReplicaFailedError):
                 async with client.open_blob(REPOSITORY, digest, 1000):
@@ -411,13 +411,11 @@ async def test_a_reader_that_leaves_takes_its_connection_along() -> None:
 
 async def test_a_slow_client_is_not_taken_for_a_dead_replica() -> None:
     """A body whose source pauses for longer than every deadline is sent whole."""
-    waited = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
-        yield b"one "
-        asyncio.get_running_loop().call_later(HASTY.first_byte + HASTY.connect + 0.3, waited.set)
-        await waited.wait()
-        yield b"two"
+        for piece in (b"one ", b"two"):
+            await asyncio.sleep(HASTY.first_byte + HASTY.connect + 0.2)
+            yield piece
 
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
         location = await client.start_upload(REPOSITORY)

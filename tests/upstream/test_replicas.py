@@ -68,7 +68,7 @@ async def test_a_real_registry_that_dies_and_returns(start_registry: StartRegist
 
 async def test_a_suspicion_is_probed_at_once() -> None:
     """A cut body does not mark it down; the probe that follows does when it is gone."""
-    async with FakeRegistry() as registry, open_replicas([registry.url], timeouts=HASTY) as replicas:
+    async with FakeRegistry() as registry, open_replicas([registry.url]) as replicas:
         replicas.report_failure("a", ReplicaFailedError("a: cut", "cut"))
         assert states(replicas) == {"a": ReplicaState.UP}
         await registry.wait_for("GET", "^/v2/$", count=2)
