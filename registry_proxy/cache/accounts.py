@@ -21,8 +21,7 @@ class Accounts:
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < mmap.PAGESIZE:
-            os.ftruncate(self._fd, mmap.PAGESIZE)
+        os.posix_fallocate(self._fd, 0, mmap.PAGESIZE)  # a hole written to on a full disk is a SIGBUS, not an ENOSPC
         self._page = mmap.mmap(self._fd, mmap.PAGESIZE)
         self._thread_lock = threading.Lock()
 

@@ -37,8 +37,8 @@ class ChangePage:
             os.makedirs(directory, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(self._fd).st_size < _PAGE_BYTES:
-                os.ftruncate(self._fd, _PAGE_BYTES)
+            # A hole written to on a full disk is a SIGBUS, not an ENOSPC.
+            os.posix_fallocate(self._fd, 0, _PAGE_BYTES)
             self._page = mmap.mmap(self._fd, _PAGE_BYTES)
         except BaseException:
             os.close(self._fd)

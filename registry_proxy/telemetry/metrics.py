@@ -1,5 +1,6 @@
 """Every Prometheus series of the service; labels come from closed sets, never from a client."""
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -10,9 +11,28 @@ from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_log = logging.getLogger(__name__)
+_FILE_BYTES = 1024 * 1024
+"""Of a file of values: more than all series need. Beyond it the library goes on in a sparse file."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _UPSTREAM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60)
+
+
+def _allocate(directory: str, process: str) -> bool:
+    """Take the room of a worker's files; the library leaves holes, and writing to one on a full disk is a SIGBUS."""
+    try:
+        for kind in ("counter", "gauge_mostrecent", "histogram"):
+            fd = os.open(f"{directory}/{kind}_{process}.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _FILE_BYTES)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        _log.warning("no room for shared metrics, worker %s keeps its own to itself: %s", process, error.strerror)
+        return False
+    return True
 
 
 class PrometheusObserver:
@@ -25,6 +45,8 @@ class PrometheusObserver:
     """
 
     def __init__(self, directory: str | None = None, process: str = "0") -> None:
+        if directory is not None and not _allocate(directory, process):
+            directory = None
         self._directory = directory
         if directory is not None:
             # Read by prometheus_client each time it opens a value's file.

@@ -142,3 +142,10 @@ async def test_an_upload_may_exceed_the_limit_but_not_min_free(make_cache: MakeC
     with pytest.raises(CacheUnavailableError):
         await strict.write(b"x")
     strict.discard()
+
+
+def test_the_counters_have_no_holes(make_cache: MakeCache, cache_path: Path) -> None:
+    """Counting on a full disk kills no worker: the page's room is taken when it is opened."""
+    make_cache()
+    status = (cache_path / "page").stat()
+    assert status.st_blocks * 512 >= status.st_size > 0

@@ -103,3 +103,10 @@ async def test_the_watch_starts_while_the_store_is_away(redis: Server, tmp_path:
         redis.start()
         await until(lambda: watch.seconds_since_contact() < 5)
         assert await store.versions()
+
+
+def test_the_page_has_no_holes(tmp_path: Path) -> None:
+    """A change on a full disk kills no worker: the page's room is taken when it is opened."""
+    path = tmp_path / "page"
+    with contextlib.closing(ChangePage(str(path))):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size > 0

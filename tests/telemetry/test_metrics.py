@@ -99,3 +99,18 @@ def test_a_scrape_shows_all_workers(tmp_path: Path, order: tuple[str, str]) -> N
         assert found[key] == (state == order[1])
     count = ("registry_proxy_request_duration_seconds_count", frozenset({("route", "get_blob"), ("method", "GET")}))
     assert found[count] == 3
+
+
+def test_the_files_of_values_have_no_holes(tmp_path: Path) -> None:
+    """Counting on a full disk kills no worker: the room of its files is taken when it starts."""
+    subprocess.run([sys.executable, "-c", WORKER, str(tmp_path), "0", "1", "up"], check=True)
+    files = [path.stat() for path in tmp_path.iterdir()]
+    assert len(files) == 3
+    assert all(status.st_blocks * 512 >= status.st_size for status in files)
+
+
+def test_without_room_a_worker_counts_for_itself(tmp_path: Path) -> None:
+    """A directory that takes no files keeps no worker from serving."""
+    observer = PrometheusObserver(str(tmp_path / "absent"), "0")
+    exercise(observer)
+    assert b"registry_proxy_sent_bytes_total" in observer.render()
