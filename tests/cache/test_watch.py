@@ -13,7 +13,7 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import is_sealed, prepare_cache
-from registry_proxy.ports import CacheResult, UpstreamUnavailableError
+from registry_proxy.ports import BlobReader, CacheResult, UpstreamUnavailableError
 from registry_proxy.spec.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.fakes.cache import MIB, Answer, Source, content, read_all
@@ -64,16 +64,23 @@ def blobs_on_disk(path: Path) -> list[os.stat_result]:
     return statuses
 
 
-async def test_workers_latch_on_to_each_others_fill(
-    cache: DiskCache, cache_path: Path, start_worker: StartWorker
-) -> None:
-    """A reader in another process follows the one fetch, sees its bytes before the end, and its commit."""
+async def latched_on(cache: DiskCache, start_worker: StartWorker) -> tuple[Process, BlobReader, Source]:
+    """Return a process that stops half-way through a fill, our reader that follows it, and the source that we have."""
     owner = await start_worker("fill_and_stop", SIZE, 4 * MIB)
     assert await line(owner) == "stopped miss"
     body, digest = content(SIZE)
     source = Source(Answer(body))
     reader, result = await cache.open_or_fill(digest, source)
     assert result is CacheResult.LATCH
+    return owner, reader, source
+
+
+async def test_workers_latch_on_to_each_others_fill(
+    cache: DiskCache, cache_path: Path, start_worker: StartWorker
+) -> None:
+    """A reader in another process follows the one fetch, sees its bytes before the end, and its commit."""
+    owner, reader, source = await latched_on(cache, start_worker)
+    body, digest = content(SIZE)
     await reader.wait_beyond(MIB)
     assert os.pread(reader.fd, MIB, 0) == body[:MIB]
     assert not reader.verified
@@ -89,12 +96,8 @@ async def test_the_fill_of_a_killed_worker_goes_on(
     cache: DiskCache, cache_path: Path, start_worker: StartWorker
 ) -> None:
     """After kill -9 of the owner one follower goes on where it stopped; the others follow that one."""
-    owner = await start_worker("fill_and_stop", SIZE, 4 * MIB)
-    assert await line(owner) == "stopped miss"
+    owner, reader, source = await latched_on(cache, start_worker)
     body, digest = content(SIZE)
-    source = Source(Answer(body))
-    reader, result = await cache.open_or_fill(digest, source)
-    assert result is CacheResult.LATCH
     follower = await start_worker("follow", SIZE)
     assert await line(follower) == "opened latch"
     owner.kill()
