@@ -104,6 +104,14 @@ class Authenticator:
             return False
         return authorized.policy.decide(authorized.subject, source, Action.PULL).allowed
 
+    def may_push(self, authorized: Authorized, wanted: RegistryRequest) -> bool:
+        """Tell whether the caller of a read may push there as well, by token and grants; nothing is counted."""
+        repository = self._canonical(wanted)
+        if repository is None or not authorized.token.allows("repository", repository, Action.PUSH):
+            return False
+        decision, _ = _decide(authorized.policy, authorized.subject, wanted, repository, Action.PUSH)
+        return decision.allowed
+
     def _canonical(self, wanted: RegistryRequest) -> Repository | None:
         if wanted.repository is None:
             return None

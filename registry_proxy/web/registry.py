@@ -5,7 +5,7 @@ from urllib.parse import quote, urlencode
 
 from aiohttp.web import Response, StreamResponse
 
-from registry_proxy.ports import BlobReader, CacheResult, Observer, RoutedRepository, Router
+from registry_proxy.ports import AbsenceUnknownError, BlobReader, CacheResult, Observer, RoutedRepository, Router
 from registry_proxy.proxy.discover import Discover, Page
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.passthrough import PassThrough
@@ -20,6 +20,11 @@ from registry_proxy.spec.scope import Action
 from registry_proxy.web.authenticate import Authenticator, Authorized
 from registry_proxy.web.exchange import Exchange, json_response, read_body, read_small_body
 from registry_proxy.web.stream import send_file, send_stream
+
+_ASKED_BEFORE_PUSH = {
+    Operation.HEAD_BLOB: ErrorCode.BLOB_UNKNOWN,
+    Operation.HEAD_MANIFEST: ErrorCode.MANIFEST_UNKNOWN,
+}
 
 
 class Registry:
@@ -95,7 +100,13 @@ class Registry:
         if wanted.source_host is not None and authorized.routed is not None:
             # spec, "Registry Proxying": names the source that answers.
             exchange.answer_headers["OCI-Namespace"] = wanted.source_host
-        return await self._methods[wanted.operation](call)
+        try:
+            return await self._methods[wanted.operation](call)
+        except AbsenceUnknownError as error:
+            if wanted.operation not in _ASKED_BEFORE_PUSH or not self._authenticator.may_push(authorized, wanted):
+                raise
+            # Whoever is about to push asks first. A false "absent" costs him an upload, a 503 would cost him the push.
+            raise RegistryError(_ASKED_BEFORE_PUSH[wanted.operation], str(error)) from error
 
     async def _check_session(self, call: "_Call", refusal: RegistryError) -> None:
         try:

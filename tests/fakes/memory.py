@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 from registry_proxy.ports import (
+    AbsenceUnknownError,
     BlobReader,
     ByteStream,
     CachedTag,
@@ -61,6 +62,7 @@ class MemoryReader:
     blobs: dict[tuple[str, Digest], bytes] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     is_down: bool = False
+    is_in_doubt: bool = False
     refuses_credentials: bool = False
     ignores_offset: bool = False
     cuts: list[int] = field(default_factory=list)
@@ -90,6 +92,8 @@ class MemoryReader:
             await self.gate.wait()
         if self.is_down:
             raise UpstreamUnavailableError("down")
+        if self.is_in_doubt:
+            raise AbsenceUnknownError("a: does not hold it; b: down")
         if self.refuses_credentials:
             raise RegistryError(ErrorCode.UNAVAILABLE, "credentials refused", status=502)
 
@@ -221,7 +225,7 @@ class MemoryCache:
         file = self.files.get(digest)
         return None if file is None else MemoryFile(file)
 
-    def read_small(self, digest: Digest) -> bytes | None:
+    def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:  # noqa: ARG002 - all is "on disk"
         file = self.files.get(digest)
         return None if file is None or file.size_bytes > 1024 * 1024 else os.pread(file.fd, file.size_bytes, 0)
 

@@ -234,6 +234,25 @@ async def test_unknown_and_unavailable_are_told_apart(public: PublicBench) -> No
         assert (response.status, (await response.json())["errors"][0]["code"]) == (503, "UNAVAILABLE")
 
 
+async def test_a_doubtful_absence_is_a_404_only_for_who_is_about_to_push(public: PublicBench) -> None:
+    """One replica lacks it, another is down: a push must go on (it asks by HEAD first), a pull must not be told 404."""
+    public.allow("pull", "push")
+    public.reader.is_in_doubt = True
+    pull_only = public.bearer("user:ann", "repository:team/app:pull")
+    for path in (f"blobs/{D}", "manifests/x", f"manifests/{M}"):
+        for method, headers, status in (
+            ("HEAD", public.bearer(), 404),
+            ("HEAD", pull_only, 503),
+            ("GET", public.bearer(), 503),
+        ):
+            async with public.session.request(method, f"/v2/team/app/{path}", headers=headers) as response:
+                assert (method, path, response.status) == (method, path, status)
+    public.control.grants.clear()
+    public.allow("pull")
+    async with public.session.head(f"/v2/team/app/blobs/{D}", headers=public.bearer()) as response:
+        assert response.status == 503
+
+
 async def test_a_stale_tag_carries_its_warning(public: PublicBench) -> None:
     """What is served although nobody could be asked says so."""
     fill(public)
