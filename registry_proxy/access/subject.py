@@ -46,7 +46,7 @@ def parse_subject(text: str) -> Subject:
         return Subject(SubjectKind.ANONYMOUS, "")
     kind, _, name = text.partition(":")
     if kind not in {SubjectKind.USER, SubjectKind.ROBOT, SubjectKind.GROUP} or not is_name(name):
-        raise ValueError("expected user:NAME, group:NAME, robot:NAME or anonymous")
+        raise ValueError("expected user:NAME, group:NAME or anonymous")
     return Subject(SubjectKind(kind), name)
 
 
