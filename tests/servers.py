@@ -167,7 +167,7 @@ def terminated(process: "subprocess.Popen[bytes]", timeout_seconds: float = 20) 
             process.wait()
 
 
-def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 20) -> None:
+def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 30) -> None:
     """Return when something holds; fail when it does not within the time."""
     deadline = time.monotonic() + timeout_seconds
     while not holds():
