@@ -65,7 +65,8 @@ def validate(source: Source) -> Settings:
     try:
         settings = Settings.model_validate(source.tree)
     except ValidationError as error:
-        faults.extend(_explain(source, detail) for detail in error.errors(include_url=False))
+        details = error.errors(include_url=False)
+        faults.extend(_explain(source, detail) for detail in details if not _is_echo(detail, details))
     faults.extend(check_across(source))
     if settings is None or faults:
         raise SettingsError(faults)
@@ -73,6 +74,14 @@ def validate(source: Source) -> Settings:
 
 
 # ---------------------------------------------------------------- faults of single values
+
+
+def _is_echo(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    """Tell whether a list is called too short only because its entries have faults, which are told themselves."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in details
+    )
 
 
 def _explain(source: Source, detail: ErrorDetails) -> Fault:

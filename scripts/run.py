@@ -119,6 +119,8 @@ def tell(proxy: "subprocess.Popen[str]") -> None:
         if ready:
             address = ready[1].replace("0.0.0.0", "127.0.0.1")
             print(f"  log in:   docker login {address} -u admin")
+            if not ready[2].endswith("//127.0.0.1:5080"):
+                print(f"  commands: export REGISTRY_PROXY_ADMIN_URL={ready[2].replace('0.0.0.0', '127.0.0.1')}")
             print(f"  metrics:  {ready[2]}/metrics")
             print("  stop:     Ctrl-C", flush=True)
 

@@ -33,6 +33,13 @@ def replicas(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"main": {"replicas": list(items), **more}}
 
 
+def test_a_list_of_wrong_entries_is_not_called_empty(tmp_path: Path) -> None:
+    """Only the fault of the entry is told, and that of a list that is empty."""
+    found = faults(tmp_path, upstreams=replicas({"url": "ftp://127.0.0.1"}))
+    assert [line.partition(":")[0] for line in found] == ["upstreams.main.replicas[0].url"]
+    assert any("at least one entry" in line for line in faults(tmp_path, upstreams=replicas()))
+
+
 def test_a_good_configuration_has_no_fault(tmp_path: Path) -> None:
     """The base of the tests below is fine."""
     assert faults(tmp_path) == []

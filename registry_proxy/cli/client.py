@@ -72,7 +72,10 @@ def _to_error(response: httpx.Response, url: str, username: str) -> CommandError
     if retry_after := response.headers.get("Retry-After"):
         hint = f"Try again in {retry_after} s."
     elif status == httpx.codes.PRECONDITION_FAILED:
-        hint = "Look at it as it is now, then run the command again."
+        if "If-None-Match" in response.request.headers:
+            hint = "Change it with the command `set`, or choose another name."
+        else:
+            hint = "Look at it as it is now, then run the command again."
     faults = problem.get("errors")
     lines = [_fault_line(fault) for fault in faults] if isinstance(faults, list) else []
     return CommandError(str(problem.get("detail") or problem["title"]), faults=lines, hint=hint)

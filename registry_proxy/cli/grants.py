@@ -101,6 +101,9 @@ def explain(
 def revoke_tokens(subject: _Subject, as_json: JsonOption = False) -> None:
     """Make every token that a subject holds worthless at once; it can log in anew."""
     with admin_client() as admin:
+        kind, _, name = subject.partition(":")
+        if kind == "user":
+            admin.call("GET", "users", name)  # a name mistyped must not be reported as revoked
         revocation = admin.call("POST", "revocations", body={"subject": subject}).document
         print_note(f"All tokens of {subject} are revoked.")
         if as_json:
