@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -369,3 +370,32 @@ def test_two_nodes_on_one_redis_see_each_others_changes(
         for grant in admin.get("/grants").json()["items"]:
             admin.delete(f"/grants/{grant['id']}").raise_for_status()
     wait_until(lambda: elsewhere.get("team/app", "manifests/1").status_code == 401, "the removal is known", 2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a real file system of 24 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "registry-proxy-test", str(path)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_full_disk_kills_no_worker(start_proxy: StartProxy, registries: list[Server], small_disk: Path) -> None:
+    """A blob larger than the disk is pulled past it, its push is a 503, and every worker lives on."""
+    settings = {"workers": 2, "cache": {"path": str(small_disk / "cache"), "min_free": "0"}}
+    proxy = start_proxy(registries, settings)
+    workers = {worker.pid for worker in proxy.workers()}
+    image = make_image(random_bytes(32 * MIB))
+    for registry in registries:
+        push_directly(registry, "team/app", "1", image)
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    user.pull("team/app", "1")
+    assert user.push_blob("team/app", random_bytes(32 * MIB)).status_code == 503
+    user.push("team/app", "2", make_image(random_bytes(1000)))
+    assert {worker.pid for worker in proxy.workers()} == workers
