@@ -1,11 +1,11 @@
 """The supervisor with real processes: what it keeps alive, what it ends, and what it says."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,18 +16,10 @@ import pytest
 import yaml
 
 from registry_proxy.listeners import PortTakenError, bind_listeners
-from tests.servers import free_port, wait_for_port
+from tests.servers import free_port, wait_for_port, wait_until
 
 SERVICE = Path(__file__).parent / "fakes" / "service.py"
 PATIENCE_SECONDS = 30.0
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Return when something holds; fail when it does not in time."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"still not so: {what}"
-        time.sleep(0.02)
 
 
 class Service:
@@ -56,7 +48,8 @@ class Service:
     def start(self) -> "Service":
         """Start it without waiting."""
         repository = str(SERVICE.parents[2])
-        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": repository, **self.environment}
+        measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": repository, **measured, **self.environment}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
         return self
