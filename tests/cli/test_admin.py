@@ -113,6 +113,7 @@ def test_tokens_are_revoked(run: Run) -> None:
     assert _json(run("token", "revoke", "user:bob", "--json"))["generation"] == 1
     assert "All tokens of user:bob are revoked." in run("token", "revoke", "user:bob").stderr
     _fails(run("token", "revoke", "bob"), "subject: expected")
+    _fails(run("token", "revoke", "user:bbo"), "there is no user bbo")
 
 
 def test_replicas_are_listed(run: Run, listener: tuple[str, Node]) -> None:
