@@ -89,7 +89,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         stack.enter_context(access_log.running())
         observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), str(context.slot))
         node = await stack.enter_async_context(_open_node(settings, observer))
-        public = await run_public(_public_app(settings, node, observer, access_log).handle, context.public_socket)
+        app = _public_app(settings, node, observer, access_log)
+        public = await run_public(app.handle, context.public_socket, answer_now=app.hot.answer)
         if context.admin_socket is not None:
             await stack.enter_async_context(_admin_site(node, observer, context))
         context.ready()

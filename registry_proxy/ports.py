@@ -149,8 +149,11 @@ class BlobCache(Protocol):
     def open_committed(self, digest: Digest) -> BlobReader | None:
         """Open what is complete and verified; None when it is not here. Counts as a use for eviction."""
 
-    def read_small(self, digest: Digest) -> bytes | None:
-        """Return a committed content of at most 1 MiB from memory or disk; None when absent or larger."""
+    def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
+        """Return a committed content of at most 1 MiB from memory or disk; None when absent or larger.
+
+        With ``only_on_disk`` it must be on disk, untouched, at this moment, though its bytes may come from memory.
+        """
 
     async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
         """Open a content, starting or joining the one fetch of it.

@@ -69,9 +69,9 @@ class DiskCache:
         opened = self._open(digest)
         return None if opened is None else CommittedReader(*opened)
 
-    def read_small(self, digest: Digest) -> bytes | None:
+    def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
         content = self._memory.get(digest)
-        if content is not None:
+        if content is not None and (not only_on_disk or self._is_on_disk(digest)):
             self._touch(digest, self.paths.blob(digest))
             return content
         opened = self._open(digest)
@@ -203,6 +203,12 @@ class DiskCache:
             return None
         self._touch(digest, fd)
         return fd, status.st_size
+
+    def _is_on_disk(self, digest: Digest) -> bool:
+        try:
+            return is_sealed(os.stat(self.paths.blob(digest)))
+        except OSError:
+            return False
 
     def _touch(self, digest: Digest, file: int | str) -> None:
         """Record a use for eviction, at most once a minute."""

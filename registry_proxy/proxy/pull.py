@@ -153,6 +153,30 @@ class Pull:
         self._observer.cache_request(ContentKind.MANIFEST, result)
         return ManifestAnswer(manifest, result, warning)
 
+    def describe_now(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Descriptor | None:
+        """Return what a HEAD tells where it is a hit that nobody has to be asked for, else None."""
+        membership = self._fresh(routed, digest, kind)
+        return None if membership is None else membership.descriptor
+
+    def read_now(
+        self, routed: RoutedRepository, kind: ContentKind, digest: Digest, max_bytes: int
+    ) -> tuple[Descriptor, bytes] | None:
+        """Return a content that is a hit and small enough to be sent from memory, else None; counts nothing.
+
+        Args:
+            routed: the repository.
+            kind: what it is asked for as.
+            digest: of the content.
+            max_bytes: how large it may be.
+        """
+        membership = self._fresh(routed, digest, kind)
+        if membership is None or membership.descriptor.size_bytes > max_bytes:
+            return None
+        body = self._cache.read_small(digest, only_on_disk=kind is ContentKind.BLOB)
+        if body is None or len(body) != membership.descriptor.size_bytes:
+            return None
+        return membership.descriptor, body
+
     async def head_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestHead:
         """Return the manifest's descriptor; a tag costs the upstream at most one HEAD."""
         if isinstance(tag_or_digest, Digest):
@@ -210,8 +234,10 @@ class Pull:
         self._memberships.remember(routed, ContentKind.MANIFEST, manifest.descriptor)
         return _Fetched(manifest, was_here=False)
 
-    def _fresh(self, routed: RoutedRepository, digest: Digest) -> Membership | None:
-        membership = self._memberships.find(routed, ContentKind.MANIFEST, digest)
+    def _fresh(
+        self, routed: RoutedRepository, digest: Digest, kind: ContentKind = ContentKind.MANIFEST
+    ) -> Membership | None:
+        membership = self._memberships.find(routed, kind, digest)
         return membership if membership is not None and membership.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
 
     def _read_manifest(self, digest: Digest) -> bytes | None:

@@ -1,6 +1,7 @@
 """Who asks, and whether they may: only Bearer tokens, denied unless token and grants both allow it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from registry_proxy.access.control import AccessControl
@@ -71,12 +72,12 @@ class Authenticator:
         headers = exchange.request.headers.getall("Authorization", [])
         if not headers:
             raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, "log in first: this registry needs a token")
-        scheme, _, token = headers[0].strip().partition(" ")
-        if len(headers) > 1 or scheme.lower() != "bearer":
+        token = _bearer_token(headers)
+        if token is None:
             message = "only one Bearer token, of the token endpoint, is taken here"
             raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, message)
         try:
-            verified, policy = await self._control.authenticate(token.strip(), time.time())
+            verified, policy = await self._control.authenticate(token, time.time())
         except InvalidTokenError as error:
             message = f"the token is not accepted: {error}"
             raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, message, error="invalid_token") from error
@@ -97,6 +98,36 @@ class Authenticator:
             # /v2/ and the catalogue are for any valid token; the catalogue shows only what its caller may pull.
             return Authorized(token.subject, policy, token, None)
         return self._judge(exchange, wanted, token, policy, access)
+
+    def authorize_now(self, headers: Sequence[str], wanted: RegistryRequest) -> tuple[Authorized, Decision] | None:
+        """Do what ``authorize`` does for a pull that is allowed, and without waiting; None for all else.
+
+        The decision is not counted yet: ``allowed`` does that once the request is sure to be answered.
+
+        Args:
+            headers: the values of Authorization.
+            wanted: what is asked for; it names a repository.
+        """
+        bearer = _bearer_token(headers)
+        known = None if bearer is None else self._control.authenticate_now(bearer, time.time())
+        if known is None:
+            return None
+        token, policy = known
+        try:
+            access = required_access(wanted, self._canonical(wanted))
+            if access is None:
+                return None
+            decision, may_move_tags, is_allowed = _weigh(policy, token, wanted, access)
+            if not is_allowed:
+                return None
+            routed = self._router.route(Repository(access.name))
+        except RegistryError:
+            return None
+        return Authorized(token.subject, policy, token, routed, may_move_tags), decision
+
+    def allowed(self, action: Action, decision: Decision) -> None:
+        """Count a permission."""
+        self._observer.decision(action, "would_deny" if decision.would_deny else "allow")
 
     def may_read_source(self, authorized: Authorized, source: Repository) -> bool:
         """Tell whether the source of a mount may be pulled, by token and grants; a no is no error there."""
@@ -122,10 +153,9 @@ class Authenticator:
     ) -> Authorized:
         repository = Repository(access.name)
         action = Action(next(iter(access.actions)))
-        decision, may_move_tags = _decide(policy, token.subject, wanted, repository, action)
-        is_in_token = token.allows(access.type, access.name, action)
-        if decision.allowed and is_in_token:
-            self._observer.decision(action, "would_deny" if decision.would_deny else "allow")
+        decision, may_move_tags, is_allowed = _weigh(policy, token, wanted, access)
+        if is_allowed:
+            self.allowed(action, decision)
             routed = self._router.route(repository)
             return Authorized(token.subject, policy, token, routed, may_move_tags)
         reason = decision.reason if not decision.allowed else f"the token does not carry {action} on {repository}"
@@ -173,6 +203,20 @@ class Authenticator:
             # A push reads before it writes; clients ask for both, and some only for what they are told.
             access = Access(access.type, access.name, access.actions | {Action.PULL})
         return format_scope(access)
+
+
+def _bearer_token(headers: Sequence[str]) -> str | None:
+    scheme, _, token = headers[0].strip().partition(" ")
+    return None if len(headers) > 1 or scheme.lower() != "bearer" else token.strip()
+
+
+def _weigh(
+    policy: Policy, token: VerifiedToken, wanted: RegistryRequest, access: Access
+) -> tuple[Decision, bool, bool]:
+    """Return the decision, whether existing tags may be moved, and whether grants and token both allow it."""
+    repository, action = Repository(access.name), Action(next(iter(access.actions)))
+    decision, may_move_tags = _decide(policy, token.subject, wanted, repository, action)
+    return decision, may_move_tags, decision.allowed and token.allows(access.type, access.name, action)
 
 
 def _decide(

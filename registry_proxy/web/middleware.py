@@ -4,6 +4,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp.web import StreamResponse
@@ -11,7 +12,7 @@ from aiohttp.web import StreamResponse
 from registry_proxy.ports import Observer
 from registry_proxy.tasks import request_id
 from registry_proxy.web.exchange import Exchange, Handler, as_registry_error, drain_body, error_response
-from registry_proxy.web.origin import Origins
+from registry_proxy.web.origin import Caller, Origins
 from registry_proxy.web.server import expect_no_body
 
 LogRequest = Callable[[Mapping[str, Any]], None]
@@ -21,14 +22,34 @@ CLIENT_LEFT = 499
 """The status, in log and metrics, of a request whose answer was cut; nginx's number for a client that left."""
 
 
-def with_request_id(handler: Handler, origins: Origins) -> Handler:
+class RequestIds:
+    """Names requests: as a trusted proxy named them, else by a number of this process.
+
+    Args:
+        origins: knows whom to trust.
+    """
+
+    def __init__(self, origins: Origins) -> None:
+        self._origins = origins
+        self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
+
+    def name(self, request: Caller) -> str:
+        """Return the ID of a new request."""
+        return self._origins.request_id(request) or f"{self._prefix}-{next(self._numbers):x}"
+
+
+def answer_headers(identifier: str) -> dict[str, str]:
+    """Return the headers that every answer has, whatever it is about."""
+    return {"X-Request-ID": identifier, "Server": "registry-proxy"}
+
+
+def with_request_id(handler: Handler, ids: RequestIds) -> Handler:
     """Give each request an ID: in the answer, in every log line, and sent upstream."""
-    prefix, numbers = secrets.token_hex(4), itertools.count(1)
 
     async def handle(exchange: Exchange) -> StreamResponse:
-        identifier = origins.request_id(exchange.request) or f"{prefix}-{next(numbers):x}"
+        identifier = ids.name(exchange.request)
         request_id.set(identifier)
-        exchange.answer_headers.update({"X-Request-ID": identifier, "Server": "registry-proxy"})
+        exchange.answer_headers.update(answer_headers(identifier))
         response = await handler(exchange)
         if not response.prepared:
             response.headers.update(exchange.answer_headers)
@@ -37,8 +58,50 @@ def with_request_id(handler: Handler, origins: Origins) -> Handler:
     return handle
 
 
-def with_measure(handler: Handler, observer: Observer, log_request: LogRequest) -> Handler:
-    """Count and log each request; never its query, which may hold an upload's signed state."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that has ended; fields as in ``Exchange``."""
+
+    method: str
+    path: str
+    route: str
+    status: int
+    sent_bytes: int
+    address: str
+    subject: str
+
+
+class Measure:
+    """Counts and logs each request; never its query, which may hold an upload's signed state.
+
+    Args:
+        observer: counts.
+        log_request: logs.
+    """
+
+    def __init__(self, observer: Observer, log_request: LogRequest) -> None:
+        self._observer = observer
+        self._log_request = log_request
+
+    def take(self, ended: Ended, seconds: float) -> None:
+        """Count and log a request that took so long."""
+        self._observer.request(ended.route, ended.method, ended.status, seconds)
+        self._log_request(
+            {
+                "method": ended.method,
+                "path": ended.path[:1000],
+                "route": ended.route,
+                "status": ended.status,
+                "seconds": round(seconds, 6),
+                "bytes": ended.sent_bytes,
+                "address": ended.address,
+                "subject": ended.subject,
+            }
+        )
+
+
+def with_measure(handler: Handler, measure: Measure) -> Handler:
+    """Measure each request, however it ends."""
 
     async def handle(exchange: Exchange) -> StreamResponse:
         started = time.perf_counter()
@@ -48,21 +111,16 @@ def with_measure(handler: Handler, observer: Observer, log_request: LogRequest) 
             status = response.status
             return response
         finally:
-            seconds = time.perf_counter() - started
-            method = exchange.request.method
-            observer.request(exchange.route, method, status, seconds)
-            log_request(
-                {
-                    "method": method,
-                    "path": exchange.path[:1000],
-                    "route": exchange.route,
-                    "status": status,
-                    "seconds": round(seconds, 6),
-                    "bytes": exchange.sent_bytes,
-                    "address": exchange.address,
-                    "subject": exchange.subject,
-                }
+            ended = Ended(
+                exchange.request.method,
+                exchange.path,
+                exchange.route,
+                status,
+                exchange.sent_bytes,
+                exchange.address,
+                exchange.subject,
             )
+            measure.take(ended, time.perf_counter() - started)
 
     return handle
 

@@ -3,13 +3,24 @@
 import ipaddress
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 from aiohttp.web import BaseRequest
+from multidict import CIMultiDictProxy
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Caller(Protocol):
+    """The part of a request that tells who calls; aiohttp's BaseRequest is one."""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+    @property
+    def remote(self) -> str | None: ...
 
 
 class Origins:
@@ -42,7 +53,7 @@ class Origins:
         mapped = getattr(parsed, "ipv4_mapped", None)
         return any((mapped or parsed) in network for network in self._trusted)
 
-    def client_address(self, request: BaseRequest) -> str:
+    def client_address(self, request: Caller) -> str:
         """Return the client's address: the last one of X-Forwarded-For that is no trusted proxy."""
         address = request.remote or ""
         if not self.is_trusted(address):
@@ -75,7 +86,7 @@ class Origins:
             host = _local_host(request)
         return f"{scheme}://{host}"
 
-    def request_id(self, request: BaseRequest) -> str | None:
+    def request_id(self, request: Caller) -> str | None:
         """Return the request's ID where a trusted proxy gave one."""
         given = request.headers.get("X-Request-ID")
         if given is None or not self.is_trusted(request.remote or "") or _REQUEST_ID.fullmatch(given) is None:

@@ -15,9 +15,10 @@ from registry_proxy.proxy.push import Push
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.web.authenticate import Authenticator
 from registry_proxy.web.exchange import Exchange, json_response, make_exchange
-from registry_proxy.web.middleware import LogRequest, with_errors, with_measure, with_request_id
+from registry_proxy.web.hot import HotPulls
+from registry_proxy.web.middleware import LogRequest, Measure, RequestIds, with_errors, with_measure, with_request_id
 from registry_proxy.web.origin import Network, Origins
-from registry_proxy.web.registry import Registry
+from registry_proxy.web.registry import API_VERSION, Registry
 from registry_proxy.web.token import TokenEndpoint
 
 
@@ -81,7 +82,11 @@ class PublicApp:
             observer=observer,
         )
         self._token = TokenEndpoint(control, signer, observer)
-        self._handler = with_request_id(with_measure(with_errors(self._dispatch), observer, log_request), self._origins)
+        ids, measure = RequestIds(self._origins), Measure(observer, log_request)
+        self._handler = with_request_id(with_measure(with_errors(self._dispatch), measure), ids)
+        self.hot = HotPulls(
+            authenticator=authenticator, pull=pull, observer=observer, origins=self._origins, ids=ids, measure=measure
+        )
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer a request. Raises ConnectionError when there is nobody to answer."""
@@ -90,7 +95,7 @@ class PublicApp:
     async def _dispatch(self, exchange: Exchange) -> StreamResponse:
         path = exchange.path
         if path == "/v2" or path.startswith("/v2/"):
-            exchange.answer_headers["Docker-Distribution-API-Version"] = "registry/2.0"
+            exchange.answer_headers.update(API_VERSION)
             return await self._registry.handle(exchange)
         if path == "/auth/token":
             exchange.route = "token"

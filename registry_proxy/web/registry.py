@@ -26,6 +26,9 @@ _ASKED_BEFORE_PUSH = {
     Operation.HEAD_MANIFEST: ErrorCode.MANIFEST_UNKNOWN,
 }
 
+RANGES_TAKEN = {"Accept-Ranges": "bytes"}
+API_VERSION = {"Docker-Distribution-API-Version": "registry/2.0"}
+
 
 class Registry:
     """Answers requests to /v2/: parses, authorizes, hands to the verb, and puts what it says into headers.
@@ -123,7 +126,7 @@ class Registry:
     async def _get_manifest(self, call: "_Call") -> StreamResponse:
         answer = await self._pull.get_manifest(call.routed, call.tag_or_digest)
         descriptor, body = answer.manifest.descriptor, answer.manifest.body
-        headers = _content_headers(descriptor, answer.result, answer.warning)
+        headers = content_headers(descriptor, answer.result, answer.warning)
         if call.has_already(descriptor.digest):
             return _not_modified(descriptor)
         self._count_sent(answer.result, len(body))
@@ -134,14 +137,14 @@ class Registry:
         head = await self._pull.head_manifest(call.routed, call.tag_or_digest)
         if call.has_already(head.descriptor.digest):
             return _not_modified(head.descriptor)
-        headers = _content_headers(head.descriptor, head.result, head.warning)
+        headers = content_headers(head.descriptor, head.result, head.warning)
         return Response(headers={**headers, "Content-Length": str(head.descriptor.size_bytes)})
 
     async def _head_blob(self, call: "_Call") -> StreamResponse:
         descriptor, result = await self._pull.head_blob(call.routed, call.digest)
         if call.has_already(descriptor.digest):
             return _not_modified(descriptor)
-        headers = _content_headers(descriptor, result) | {"Accept-Ranges": "bytes"}
+        headers = content_headers(descriptor, result) | RANGES_TAKEN
         return Response(headers={**headers, "Content-Length": str(descriptor.size_bytes)})
 
     async def _get_blob(self, call: "_Call") -> StreamResponse:
@@ -346,7 +349,8 @@ def _strip_weak(tag: str) -> str:
     return tag.strip().removeprefix("W/")
 
 
-def _content_headers(descriptor: Descriptor, result: CacheResult, warning: str | None = None) -> dict[str, str]:
+def content_headers(descriptor: Descriptor, result: CacheResult, warning: str | None = None) -> dict[str, str]:
+    """Return the headers of a content."""
     digest = str(descriptor.digest)
     headers = {
         "Content-Type": descriptor.media_type,
@@ -370,7 +374,7 @@ def _created(location: str, descriptor: Descriptor) -> Response:
 
 async def _send_blob(exchange: Exchange, answer: BlobAnswer) -> StreamResponse:
     size_bytes = answer.descriptor.size_bytes
-    headers = _content_headers(answer.descriptor, answer.result) | {"Accept-Ranges": "bytes"}
+    headers = content_headers(answer.descriptor, answer.result) | RANGES_TAKEN
     part, status = answer.byte_range, 206
     if part is None:
         part, status = ByteRange(0, size_bytes - 1), 200

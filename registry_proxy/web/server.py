@@ -22,6 +22,10 @@ _LAST_BYTES_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
+AnswerNow = Callable[[bytes, asyncio.Transport], bytes | None]
+"""Takes what came on an idle connection; returns a whole answer, or None without having done anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Bounds on what a client may hold.
@@ -66,12 +70,39 @@ class _Protocol(RequestHandler):
                 # docker tries TLS first and waits 10 s for an answer on a port that keeps silent.
                 self._abort()
                 return
+        if self._server.answer_now is not None and self._answer_now(data, self._server.answer_now):
+            return
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
             self._stop_header_timer()
         elif self._waiter is not None and self._header_timer is None:
             self._start_header_timer()
+
+    def _answer_now(self, data: bytes, answer_now: AnswerNow) -> bool:
+        """Answer a whole request on an idle connection in place of aiohttp, which then never sees it."""
+        transport = self.transport
+        if (
+            self._header_timer is not None  # it is new, or aiohttp holds the beginning of a header
+            or self._waiter is None
+            or self._waiter.done()
+            or self._messages
+            or self._payload_parser is not None
+            or self._upgraded
+            or self._force_close
+            or self._close
+            or transport is None
+            or transport.is_closing()
+            or transport.get_write_buffer_size()
+            or self._server.is_draining
+        ):
+            return False
+        answer = answer_now(data, transport)
+        if answer is None:
+            return False
+        transport.write(answer)
+        self._next_keepalive_close_time = self._loop.time() + self._limits.keep_alive_seconds
+        return True
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own type; aiohttp narrows it to None
         """Keep a half-closed connection for its answer; a body that ended too early has no answer."""
@@ -141,12 +172,18 @@ def expect_no_body(request: BaseRequest) -> None:
 class _Server(web.Server):
     """Makes our connections."""
 
-    def __init__(self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]], limits: ServerLimits) -> None:
+    def __init__(
+        self,
+        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+        limits: ServerLimits,
+        answer_now: AnswerNow | None,
+    ) -> None:
         super().__init__(self._handle)
+        self.answer_now = answer_now
+        self.is_draining = False
         self._handler = handler
         self._limits = limits
         self._running = 0
-        self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -171,13 +208,13 @@ class _Server(web.Server):
             self._running -= 1
             if self._running == 0:
                 self._idle.set()
-        if self._is_draining:
+        if self.is_draining:
             response.force_close()
         return response
 
     async def drain(self, timeout_seconds: float) -> None:
         """Let running requests end; aiohttp's own shutdown would stop reading their bodies at once."""
-        self._is_draining = True
+        self.is_draining = True
         for connection in self.connections:
             if isinstance(connection, _Protocol):
                 connection.close_if_idle()
@@ -211,8 +248,9 @@ async def run_public(
     handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
     listening: socket.socket,
     limits: ServerLimits | None = None,
+    answer_now: AnswerNow | None = None,
 ) -> PublicServer:
-    """Serve the handler on a bound socket until ``drain``."""
-    server = _Server(handler, limits or ServerLimits())
+    """Serve the handler on a bound socket until ``drain``; requests that ``answer_now`` answers never reach it."""
+    server = _Server(handler, limits or ServerLimits(), answer_now)
     listener = await asyncio.get_running_loop().create_server(server, sock=listening, backlog=_BACKLOG)
     return PublicServer(server, listener)

@@ -62,6 +62,9 @@ class FakeControl:
     async def policy(self) -> Policy:
         if self.is_away:
             raise StoreUnavailableError("away")
+        return self._policy()
+
+    def _policy(self) -> Policy:
         users = [User(name, "", is_admin=name == "admin") for name in ("ann", "bob", "admin")]
         return Policy(users, [], self.grants, self.generations)
 
@@ -71,6 +74,13 @@ class FakeControl:
         if verified.generation != policy.generation(verified.subject):
             raise InvalidTokenError("the token was revoked")
         return verified, policy
+
+    def authenticate_now(self, token: str, now: float) -> tuple[VerifiedToken, Policy] | None:
+        if self.is_away or not self._verifier.remembers(token):
+            return None
+        policy = self._policy()
+        verified = self._verifier.verify(token, now)
+        return (verified, policy) if verified.generation == policy.generation(verified.subject) else None
 
     async def login(self, username: str, password: str, address: str) -> str:
         self.logins.append((username, address))
@@ -284,7 +294,8 @@ class PublicBench:
         """Serve for the length of a with block."""
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
-        self.server = await run_public(self.make_app().handle, listening, self.limits)
+        app = self.make_app()
+        self.server = await run_public(app.handle, listening, self.limits, app.hot.answer)
         try:
             async with aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", auto_decompress=False) as self.session:
                 yield self
