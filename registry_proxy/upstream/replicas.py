@@ -108,6 +108,9 @@ class UpstreamReplicas:
                 client = HttpReplicaClient(address, self._config.timeouts, self._sessions, self._observer)
                 self._members[address.name] = _Member(address, client, ReplicaHealth(self._clock))
             await asyncio.gather(*(self._probe(member) for member in self._members.values()))
+            for member in self._members.values():
+                if member.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
+                    self._log_state(member)
             await self._report()
         except BaseException:
             await self._sessions.aclose()
@@ -226,12 +229,17 @@ class UpstreamReplicas:
             member.health.probe_succeeded(self._clock() - started_at)
         self._note_change(member, was)
 
+    def _log_state(self, member: _Member) -> None:
+        health = member.health
+        told = f"{health.state} ({health.reason})" if health.reason else health.state
+        level = logging.INFO if health.is_up else logging.WARNING
+        _log.log(level, "replica %s/%s: %s", self.upstream, member.client.name, told)
+
     def _note_change(self, member: _Member, was: ReplicaState) -> None:
         health = member.health
         if health.state is was:
             return
-        level = logging.INFO if health.is_up else logging.WARNING
-        _log.log(level, "replica %s/%s: %s %s", self.upstream, member.client.name, health.state, health.reason)
+        self._log_state(member)
         self._observer.replica_state(self.upstream, member.client.name, member.state)
         self._changes += 1
         self._changed.set()
