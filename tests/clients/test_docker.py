@@ -131,6 +131,19 @@ def test_anonymous_pulls_what_everyone_may(docker: Docker, proxy: Proxy) -> None
     assert docker.run("pull", private, check=False).returncode != 0
 
 
+def test_a_new_image_is_pushed_while_a_registry_is_down(docker: Docker, proxy: Proxy, registries: list[Server]) -> None:
+    """With one of two registries gone, docker pushes what nobody has yet, and pulls it."""
+    proxy.add_user("ann", pull_push=["team/**"])
+    name = f"{proxy.host}/team/new:1"
+    docker.build_image(name, random_bytes(100_000))
+    docker.login(proxy.host, "ann", "password of a user")
+    registries[1].stop()
+    pushed = docker.run("push", name).stdout
+    assert "Retrying" not in pushed
+    docker.forget(name)
+    docker.run("pull", name)
+
+
 def test_docker_gets_over_a_kill_in_mid_push_and_in_mid_pull(
     docker: Docker, proxy: Proxy, registries: list[Server]
 ) -> None:

@@ -66,3 +66,21 @@ def test_podman_and_buildah_log_in_and_pull(
         run(program, *storage, *login, stdin="password of a user")
         pull = ["pull", "--tls-verify=false", "--authfile", authfile, f"{proxy.host}/team/app:1"]
         run(program, *storage, *pull)
+
+
+def test_skopeo_pushes_while_a_registry_is_down(
+    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
+) -> None:
+    """With one of two registries gone, skopeo, which gives up at any 5xx, pushes what nobody has yet."""
+    require_program("skopeo")
+    registries = [start_registry("first"), start_registry("second")]
+    proxy = start_proxy(registries)
+    proxy.add_user("ann", pull_push=["team/**"]).push("team/app", "1", make_image(tar_of(random_bytes(200_000))))
+    credentials = "ann:password of a user"
+    out = f"dir:{tmp_path / 'image'}"
+    run(
+        "skopeo", "copy", "--src-tls-verify=false", "--src-creds", credentials, f"docker://{proxy.host}/team/app:1", out
+    )
+    registries[0].stop()
+    target = f"docker://{proxy.host}/team/elsewhere:1"
+    run("skopeo", "copy", "--dest-tls-verify=false", "--dest-creds", credentials, out, target)
