@@ -52,6 +52,23 @@ def test_forgotten_membership_is_gone_for_every_worker(memberships: FileMembersh
     assert other.find(APP, ContentKind.BLOB, ONE) is None
 
 
+def test_what_is_remembered_follows_the_file(memberships: FileMemberships, cache_path: Path) -> None:
+    """A membership that was read before is seen anew when another worker writes it, removes it, and writes it again."""
+    other_worker = FileMemberships(cache_path)
+    for size_bytes in (7, 8, 9):
+        other_worker.remember(APP, ContentKind.MANIFEST, Descriptor(OCI_MANIFEST, ONE, size_bytes))
+        for _ in range(2):
+            found = memberships.find(APP, ContentKind.MANIFEST, ONE)
+            assert found is not None
+            assert found.descriptor.size_bytes == size_bytes
+    other_worker.forget(APP, ContentKind.MANIFEST, ONE)
+    assert memberships.find(APP, ContentKind.MANIFEST, ONE) is None
+    other_worker.remember(APP, ContentKind.MANIFEST, Descriptor(OCI_MANIFEST, ONE, 7))
+    found = memberships.find(APP, ContentKind.MANIFEST, ONE)
+    assert found is not None
+    assert found.descriptor.size_bytes == 7
+
+
 def test_membership_survives_a_restart_and_ages(memberships: FileMemberships, cache_path: Path) -> None:
     """The age counts from the last confirmation, also after the directory was prepared again."""
     memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))

@@ -154,6 +154,7 @@ async def test_what_is_no_longer_allowed_or_held_ends_at_the_next_request(public
         "Content-Encoding: gzip",
         "Expect: 100-continue",
         "Authorization: Bearer another",
+        "Host: y",
         "Host : x",
         " folded: 1",
         "Accept: \tx",
@@ -186,10 +187,14 @@ async def test_the_end_of_a_header_is_no_request_of_its_own(public: PublicBench)
 async def test_a_hot_request_waits_for_those_before_it(public: PublicBench) -> None:
     """Requests behind one another are answered in their order, whichever way each takes."""
     async with public.serving(), connected(public) as connection:
-        hot = connection.bytes_of(f"GET {PATHS[0]}")
-        connection.writer.write(connection.bytes_of(f"GET {PATHS[1]}", FOR_THE_SERVER) + hot)
-        connection.writer.write(hot)
-        assert [(await connection.read())[2] for _ in range(3)] == [CONTENT, BODY, BODY]
+        public.reader.gate = asyncio.Event()
+        public.reader.add_blob("team/app", b"cold")
+        connection.writer.write(connection.bytes_of(f"GET /v2/team/app/blobs/{digest_of(b'cold')}"))
+        await _until_seen(public)
+        connection.writer.write(connection.bytes_of(f"GET {PATHS[0]}"))
+        await _until_seen(public)
+        public.reader.gate.set()
+        assert [(await connection.read())[2] for _ in range(2)] == [b"cold", BODY]
 
 
 async def _until_seen(public: PublicBench) -> None:
