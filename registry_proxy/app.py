@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory import Directory, InvalidError
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.layout import prepare_cache
+from registry_proxy.cache.layout import CacheSchemaError, prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports import MarkSource, Observer, RegistryReader, StorageKind, Table
+from registry_proxy.node import ADMIN_PASSWORD_VARIABLE, StartError
+from registry_proxy.ports import MarkSource, Observer, RegistryReader, StorageKind, StoreUnavailableError, Table
 from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
@@ -33,6 +34,7 @@ from registry_proxy.settings import Settings, UpstreamSettings
 from registry_proxy.store.changes import POLL_INTERVAL_SECONDS, StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
+from registry_proxy.store.schema import SchemaTooNewError
 from registry_proxy.store.sqlite import SqliteStore
 from registry_proxy.tasks import spawn
 from registry_proxy.telemetry.access_log import AccessLog
@@ -67,7 +69,7 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
     Returns:
         The generated password of the first admin, if one was made with one.
     """
-    with json_logging():
+    with json_logging(), _start_errors():
         prepare_cache(settings.cache.path)
         create_key_file(settings.auth.signing_key_file)
         async with open_store(settings.store_url, _change_page(settings)) as (store, _):
@@ -77,8 +79,21 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
             directory = Directory(store)
             try:
                 return await directory.ensure_first_admin(admin_password)
+            except InvalidError as error:
+                raise StartError(
+                    f"{ADMIN_PASSWORD_VARIABLE} cannot be the password of the first admin: {error}"
+                ) from None
             finally:
                 await directory.aclose()
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
+    """Tell what an operator can mend in his words, without a traceback."""
+    try:
+        yield
+    except (CacheSchemaError, SchemaTooNewError, StoreUnavailableError) as error:
+        raise StartError(str(error)) from error
 
 
 async def run_worker(settings: Settings, context: WorkerContext) -> None:

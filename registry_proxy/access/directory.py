@@ -129,11 +129,11 @@ class Directory:
         Raises:
             InvalidError: the password is too short or too long.
         """
-        if password is not None and (faults := _password_faults(password)):
-            raise InvalidError(faults)
         records = await self._store.list(Table.USERS)
         if any(user_of(record).is_admin for record in records):
             return None
+        if password is not None and (faults := _password_faults(password)):
+            raise InvalidError(faults)
         chosen = secrets.token_urlsafe(18) if password is None else password
         password_hash = await self._passwords.hash(chosen)
         present = next((record.revision for record in records if record.key == FIRST_ADMIN), 0)

@@ -174,7 +174,7 @@ class HttpReplicaClient:
         await self._check_found(response, ErrorCode.BLOB_UNKNOWN, {"digest": str(digest)})
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise self._mismatch(response.method, "it sends a blob compressed", time.monotonic())
-        if response.headers.get("Docker-Content-Digest", str(digest)) != str(digest):
+        if _is_another(response.headers.get("Docker-Content-Digest"), digest):
             raise self._mismatch(response.method, "it names another digest", time.monotonic())
         if response.content_type == "text/html" and "Docker-Content-Digest" not in response.headers:
             raise BadUpstreamError(self._name, "it sends a page of HTML as a blob")
@@ -262,7 +262,7 @@ class HttpReplicaClient:
         async with self._transport.request(request) as response:
             if response.status in {201, 204}:
                 stored = response.headers.get("Docker-Content-Digest")
-                if stored is not None and stored != str(digest):
+                if _is_another(stored, digest):
                     raise self._mismatch("PUT", "it stored the blob under another digest", started_at)
                 return
             if response.status >= 500:
@@ -327,3 +327,8 @@ class HttpReplicaClient:
             return parse_digest(text)
         except RegistryError as error:
             raise BadUpstreamError(self._name, "it names a digest that is none") from error
+
+
+def _is_another(stated: str | None, digest: Digest) -> bool:
+    """Tell whether a registry names other content; distribution names what was pushed as sha512 by its sha256."""
+    return stated is not None and stated.partition(":")[0] == digest.algorithm and stated != str(digest)

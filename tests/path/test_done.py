@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import hashlib
+import os
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, random_bytes
+from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
 from tests.servers import Server, wait_until
 
 MIB = 1024 * 1024
@@ -399,3 +400,33 @@ def test_a_full_disk_kills_no_worker(start_proxy: StartProxy, registries: list[S
     assert user.push_blob("team/app", random_bytes(32 * MIB)).status_code == 503
     user.push("team/app", "2", make_image(random_bytes(1000)))
     assert {worker.pid for worker in proxy.workers()} == workers
+
+
+def test_a_blob_named_by_sha512_is_pushed_and_pulled(proxy: Proxy) -> None:
+    """A registry that answers with the sha256 of what was pushed by its sha512 has not stored something else."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    blob = random_bytes(100_000)
+    digest = "sha512:" + hashlib.sha512(blob).hexdigest()
+    answer = user.push_blob("team/app", blob, digest)
+    assert answer.status_code == 201, answer.text
+    assert user.get("team/app", f"blobs/{digest}").content == blob
+
+
+@pytest.mark.parametrize(
+    ("extra", "password", "text"),
+    [
+        ({}, "short", "REGISTRY_PROXY_ADMIN_PASSWORD cannot be the password of the first admin"),
+        ({"store": "redis://127.0.0.1:1/0"}, "long enough to be one", "Redis at 127.0.0.1:1 cannot be used"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_told_without_a_traceback(
+    tmp_path: Path, extra: dict[str, str], password: str, text: str
+) -> None:
+    """A password that is too short and a store that is away are named; nobody is told of a defect."""
+    proxy = proxy_server(tmp_path / "proxy", [Server([], 1, tmp_path / "none")], extra)
+    environment = {**os.environ, "REGISTRY_PROXY_ADMIN_PASSWORD": password}
+    ended = subprocess.run(proxy.arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert text in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert password not in ended.stderr
