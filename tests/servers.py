@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -19,12 +20,22 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_PORTS_OF_A_WORKER = 3000
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw3").removeprefix("gw"))
+# Below the range from which the kernel gives ports to clients, and apart for each of up to four test processes: a port
+# that was free a moment ago is then not taken by a connection or by another test.
+_ports = itertools.cycle(
+    range(20_000 + _worker % 4 * _PORTS_OF_A_WORKER, 20_000 + (_worker % 4 + 1) * _PORTS_OF_A_WORKER)
+)
+
+
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in itertools.islice(_ports, _PORTS_OF_A_WORKER):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("every port of this test process is taken")
 
 
 def wait_for_port(port: int, process: "subprocess.Popen[bytes] | None" = None, timeout_seconds: float = 20) -> None:
