@@ -40,7 +40,7 @@ soak: ## the long sweeps: chaos, faults, fuzz
 
 PIP_COMPILE = env -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS .venv/bin/pip-compile -q --no-config \
 	--upgrade --generate-hashes --strip-extras --allow-unsafe --build-deps-for editable --no-header \
-	--no-emit-options --no-emit-index-url --no-emit-trusted-host --no-emit-find-links pyproject.toml
+	--no-emit-options --no-emit-trusted-host --no-emit-find-links pyproject.toml --no-emit-index-url
 
 .PHONY: lock
 lock: ## pin the newest dependencies that pyproject.toml allows
