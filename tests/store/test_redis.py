@@ -124,8 +124,8 @@ async def test_keeps_to_its_prefix(redis: Server, store: RedisStore, page: Chang
 
 async def test_a_long_lease_is_extended(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder keeps its lease for longer than one lease lasts."""
-    monkeypatch.setattr(store_redis, "LEASE_SECONDS", 0.3)
-    monkeypatch.setattr(store_redis, "LEASE_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(store_redis, "LEASE_SECONDS", 1.5)
+    monkeypatch.setattr(store_redis, "LEASE_PATIENCE_SECONDS", 3.0)
     async with store.lease("k"):
         with pytest.raises(StoreUnavailableError, match="not obtained"):
             async with store.lease("k"):
