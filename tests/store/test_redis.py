@@ -24,8 +24,8 @@ def page(tmp_path: Path) -> Iterator[ChangePage]:
 
 @pytest.fixture
 async def store(redis: Server, page: ChangePage) -> AsyncIterator[RedisStore]:
-    """A store on a running Redis that is impatient."""
-    store = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page, timeout_seconds=0.5)
+    """A store on a running Redis, patient enough for the fsync of a busy disk."""
+    store = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page, timeout_seconds=4.0)
     yield store
     await store.aclose()
 
