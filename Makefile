@@ -32,6 +32,7 @@ format: ## rewrite the code in its format
 bench: ## measure beside nginx and docker-registry
 	@scripts/setup test
 	.venv/bin/python -m benchmarks.first
+	.venv/bin/python -m benchmarks.cache
 
 .PHONY: soak
 soak: ## the long sweeps: chaos, faults, fuzz

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,21 @@ from aiohttp import web
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, InvalidError
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CacheSchemaError, prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.node import ADMIN_PASSWORD_VARIABLE, StartError
-from registry_proxy.ports import MarkSource, Observer, RegistryReader, StorageKind, StoreUnavailableError, Table
+from registry_proxy.ports import (
+    MarkSource,
+    Observer,
+    RegistryReader,
+    RoutedRepository,
+    StorageKind,
+    StoreUnavailableError,
+    Table,
+)
 from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
@@ -31,6 +41,8 @@ from registry_proxy.replication.manifests import ManifestReplication
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.settings import Settings, UpstreamSettings
+from registry_proxy.spec.patterns import compile_repository_pattern
+from registry_proxy.spec.reference import Digest
 from registry_proxy.store.changes import POLL_INTERVAL_SECONDS, StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
@@ -141,9 +153,20 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         store, changes = await stack.enter_async_context(open_store(settings.store_url, _change_page(settings)))
         control, signer = await stack.enter_async_context(_open_access(settings, store, changes))
         limits = settings.cache
-        cache = DiskCache(limits.path, limits.max_size_bytes, limits.min_free_bytes, observer)
+        router = PrefixRouter([Route(r.prefix, r.upstream, r.strip_prefix, r.namespaces) for r in settings.routes])
+        memberships = FileMemberships(limits.path)
+        cache = DiskCache(
+            limits.path,
+            limits.max_size_bytes,
+            limits.min_free_bytes,
+            observer,
+            find_kept=_find_kept(limits.pinned, router, memberships),
+            check_share=limits.scrub.check_share,
+        )
         stack.push_async_callback(cache.close)
-        spool, memberships = DiskSpool(cache), FileMemberships(limits.path)
+        caretaker = Caretaker(cache, limits.scrub.bytes_per_second, limits.scrub.interval_seconds)
+        await stack.enter_async_context(_in_background(caretaker.run(), "care of the cache"))
+        spool = DiskSpool(cache)
         await stack.enter_async_context(_in_background(_sweep(spool), "sweep of uploads"))
         if isinstance(store, RedisStore):
             following = _follow_tags(changes, memberships, tuple(settings.upstreams))
@@ -165,7 +188,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             replicas=replicas,
             readers=_failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS),
             impatient_readers=_failover_readers(replicas, journal, 0),
-            router=PrefixRouter([Route(r.prefix, r.upstream, r.strip_prefix, r.namespaces) for r in settings.routes]),
+            router=router,
         )
 
 
@@ -177,6 +200,21 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+def _find_kept(
+    patterns: Sequence[str], router: PrefixRouter, memberships: FileMemberships
+) -> Callable[[], Collection[Digest]]:
+    """Return what finds the content of the pinned repositories."""
+    if not patterns:
+        return frozenset
+    pinned = re.compile("|".join(compile_repository_pattern(pattern).pattern for pattern in patterns))
+
+    def is_pinned(routed: RoutedRepository) -> bool:
+        name = router.local_name(routed)
+        return name is not None and pinned.fullmatch(name) is not None
+
+    return lambda: memberships.digests_of(is_pinned)
 
 
 async def _sweep(spool: DiskSpool) -> None:
@@ -312,6 +350,7 @@ async def _admin_site(node: _Node, observer: PrometheusObserver, context: Worker
         control=node.control,
         replicas=node.replicas,
         cache=node.cache,
+        purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=observer.render,
         readiness=Readiness(node.replicas, node.control, context.draining.is_set),
     )

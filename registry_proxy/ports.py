@@ -149,6 +149,9 @@ class BlobCache(Protocol):
     def open_committed(self, digest: Digest) -> BlobReader | None:
         """Open what is complete and verified; None when it is not here. Counts as a use for eviction."""
 
+    async def open_checked(self, digest: Digest) -> BlobReader | None:
+        """As ``open_committed``, for sending: a sample of these is read and compared with its digest first."""
+
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
         """Return a committed content of at most 1 MiB from memory or disk; None when absent or larger.
 
@@ -496,7 +499,9 @@ class Observer(Protocol):
         """``state`` is committed, filling or pinned."""
 
     def cache_error(self, reason: str) -> None:
-        """``reason`` is write, mismatch or evict."""
+        """``reason`` is write, mismatch, evict or full."""
+
+    def cache_evicted(self, size_bytes: int) -> None: ...
 
     def login(self, outcome: str) -> None:
         """``outcome`` is ok, refused or limited."""

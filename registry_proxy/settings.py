@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from registry_proxy.spec.patterns import repository_pattern_fault
 from registry_proxy.spec.reference import is_repository
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -156,6 +157,12 @@ def _check_prefix(value: str) -> str:
     return value
 
 
+def _check_pattern(value: str) -> str:
+    if (fault := repository_pattern_fault(value)) is not None:
+        raise PydanticCustomError("pattern", "{fault}", {"fault": fault})
+    return value
+
+
 def _check_host(value: str) -> str:
     if split_url(f"//{value}") is None or "/" in value or "@" in value:
         raise expected("a host name, such as docker.io")
@@ -214,6 +221,7 @@ UpstreamName = Annotated[
         partial(_check_name, pattern=_UPSTREAM_NAME, what="a name of lower-case letters, digits, single - or _")
     ),
 ]
+RepositoryPattern = Annotated[str, AfterValidator(_check_pattern)]
 HostName = Annotated[str, AfterValidator(_check_host)]
 ReplicaName = Annotated[
     str,
@@ -236,12 +244,22 @@ class StoreOutageSettings(Section):
     max_age_seconds: Duration = Field(default=86400.0, alias="max_age")
 
 
+class ScrubSettings(Section):
+    """How committed content is read again, to find what rotted on disk."""
+
+    bytes_per_second: Size = Field(default=10_000_000, alias="rate")  # 0: never
+    interval_seconds: Timeout = Field(default=7 * 86400.0, alias="interval")
+    check_share: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, alias="sample")
+
+
 class CacheSettings(Section):
-    """Where blobs are kept and how much disk they may take."""
+    """Where blobs are kept, how much disk they may take, and which of them stay."""
 
     path: Path = Field(default="var/cache", validate_default=True)
     max_size_bytes: Size = Field(default=10 << 30, alias="max_size")
     min_free_bytes: Size = Field(default=1 << 30, alias="min_free")
+    pinned: tuple[RepositoryPattern, ...] = ()
+    scrub: ScrubSettings = ScrubSettings()
 
 
 class TimeoutSettings(Section):

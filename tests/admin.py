@@ -13,7 +13,8 @@ from registry_proxy.access.directory import Directory, UserInput
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
-from registry_proxy.ports import ReplicaState
+from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.ports import ReplicaState, RoutedRepository
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.web.admin import AdminServices, make_admin_app
@@ -74,6 +75,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     observer, upstreams, draining = PrometheusObserver(), _two_replicas(), [False]
     prepare_cache(str(root / "cache"))
     cache = DiskCache(str(root / "cache"), CACHE_MAX_BYTES, 0, observer)
+    memberships = FileMemberships(str(root / "cache"))
     async with open_store(f"sqlite:///{root / 'store.db'}", str(root / "page")) as (store, changes):
         directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
         async with control.publishing(signer):
@@ -84,6 +86,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 control=control,
                 replicas=upstreams,
                 cache=cache,
+                purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
                 readiness=Readiness(upstreams, control, lambda: draining[0]),
             )

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from registry_proxy.access.credentials import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH, Passwords
-from registry_proxy.access.patterns import repository_pattern_fault, tag_pattern_fault
 from registry_proxy.access.records import Grant, GrantMode, Group, User, grant_of, group_of, user_of
 from registry_proxy.access.subject import group_subject, is_name, parse_subject, user_subject
 from registry_proxy.ports import Change, ConflictError, Record, Store, StoreUnavailableError, Table
+from registry_proxy.spec.patterns import repository_pattern_fault, tag_pattern_fault
 from registry_proxy.spec.scope import Action
 
 FIRST_ADMIN = "admin"

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from registry_proxy.access.patterns import compile_repository_pattern, compile_tag_pattern, literal_prefix
 from registry_proxy.access.records import Grant, GrantMode, Group, User
 from registry_proxy.access.subject import ANONYMOUS, Subject, SubjectKind, group_subject, parse_subject, user_subject
+from registry_proxy.spec.patterns import compile_repository_pattern, compile_tag_pattern, literal_prefix
 from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
 
 _REMEMBERED_DECISIONS = 50_000

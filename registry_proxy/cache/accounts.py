@@ -1,65 +1,142 @@
-"""How much is committed: counters in a page that all workers of the node map."""
+"""How much is committed, and where eviction stands: a page that all workers of the node map.
 
+What is in the page is true at every instant, whoever is killed: a change of the disk is announced in the page, done,
+and closed in the page, all under one lock. Whoever gets the lock next and finds a change announced looks at the disk
+and closes it. The page itself changes by one byte that says which of its two copies counts.
+"""
+
+import contextlib
 import fcntl
 import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Self
 
-_COUNTERS = struct.Struct("=qqq")
+from registry_proxy.spec.reference import Digest
+
+_MAGIC = b"rp-page2"
+_SELECTOR_AT = len(_MAGIC)
+_COPIES_AT = (1024, 2560)
+_STATE = struct.Struct("=36s8q136sqqB")
+_SHARDS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a rename or an unlink does to the counters; ``present`` tells how to see that it happened."""
+
+    digest: Digest
+    size_bytes: int
+    entries: int
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the page says.
+
+    ``committed_bytes`` and ``entries`` are what lies under ``blobs/``. ``records`` of the order file number
+    ``generation`` count, and ``hand`` is the next of them that eviction looks at. During a recount the shards below
+    ``recount_shard`` are in ``recount_bytes`` and ``recount_entries``; it is -1 when there is none. ``boot`` is the
+    boot of the machine in which all this was written: after another one the page may be older than the disk.
+    """
+
+    boot: str
+    committed_bytes: int = 0
+    entries: int = 0
+    generation: int = 0
+    records: int = 0
+    hand: int = 0
+    recount_shard: int = -1
+    recount_bytes: int = 0
+    recount_entries: int = 0
+    change: Change | None = None
+
+    def settled(self, *, happened: bool) -> "State":
+        """Return the state after the announced change, which happened or did not."""
+        change = self.change
+        if change is None or not happened:
+            return replace(self, change=None)
+        counted = shard_of(change.digest) < self.recount_shard
+        return replace(
+            self,
+            committed_bytes=self.committed_bytes + change.size_bytes,
+            entries=self.entries + change.entries,
+            recount_bytes=self.recount_bytes + change.size_bytes * counted,
+            recount_entries=self.recount_entries + change.entries * counted,
+            change=None,
+        )
+
+
+def shard_of(digest: Digest) -> int:
+    """Return the number of the directory that a committed content lies in, 0 to 255."""
+    return int(digest.hex[:2], 16)
+
+
+def shards() -> range:
+    """Return the numbers of all shards."""
+    return range(_SHARDS)
 
 
 class Accounts:
-    """Committed bytes and entries. Read by anyone at any time, written only under ``locked``.
+    """The page. Read by anyone at any time, written only under ``locked``.
 
     Only committed content is counted here. What is being filled is read from the directory instead, so that a worker
     that was killed leaves nothing behind in a counter.
+
+    Args:
+        path: the file of the page; what is not a page of ours is begun anew, as a recount that is still to be made.
+        is_present: tells whether a committed content lies on disk, to close the change of a worker that was killed.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_present: Callable[[Digest], bool]) -> None:
+        self._is_present = is_present
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.posix_fallocate(self._fd, 0, mmap.PAGESIZE)  # a hole written to on a full disk is a SIGBUS, not an ENOSPC
         self._page = mmap.mmap(self._fd, mmap.PAGESIZE)
         self._thread_lock = threading.Lock()
+        if self._page[:_SELECTOR_AT] != _MAGIC:
+            with self._flock():
+                if self._page[:_SELECTOR_AT] != _MAGIC:
+                    self._write(State(boot="", recount_shard=0))
+                    self._page[:_SELECTOR_AT] = _MAGIC
 
     @property
-    def committed_bytes(self) -> int:
-        return self._counters()[0]
-
-    @property
-    def entries(self) -> int:
-        return self._counters()[1]
-
-    @property
-    def changes(self) -> int:
-        """Rises with every write, so that a recount can tell whether something came between."""
-        return self._counters()[2]
+    def state(self) -> State:
+        """What the page says now; without the lock it may change at once."""
+        while True:
+            selector = self._page[_SELECTOR_AT]
+            state = self._read(_COPIES_AT[selector & 1])
+            if self._page[_SELECTOR_AT] == selector:
+                return state
 
     @contextmanager
     def locked(self) -> Iterator[Self]:
-        """Exclude every other worker and thread; what is inside takes microseconds."""
-        # The threads of one process share the descriptor, and flock knows only descriptors.
-        with self._thread_lock:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            try:
-                yield self
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        """Exclude every other worker and thread; what is inside takes microseconds, milliseconds in a recount."""
+        with self._flock():
+            change = self.state.change
+            if change is not None:  # its worker was killed
+                self.write(self.state.settled(happened=self._is_present(change.digest) == change.present))
+            yield self
 
-    def write(self, committed_bytes: int, entries: int) -> None:
-        """Set both counters; the caller holds the lock."""
-        _COUNTERS.pack_into(self._page, 0, committed_bytes, entries, (self.changes + 1) % (1 << 62))
+    @contextmanager
+    def changing(self, change: Change) -> Iterator[None]:
+        """Rename or unlink inside: it is counted if, and only if, it happens. The caller holds the lock."""
+        self.write(replace(self.state, change=change))
+        try:
+            yield
+        except BaseException:
+            self.write(self.state.settled(happened=self._is_present(change.digest) == change.present))
+            raise
+        self.write(self.state.settled(happened=True))
 
-    def add(self, size_bytes: int, entries: int) -> None:
-        """Change both counters; the caller holds the lock. A crash may have left them low: never below zero."""
-        self.write(max(0, self.committed_bytes + size_bytes), max(0, self.entries + entries))
-
-    def _counters(self) -> tuple[int, int, int]:
-        counters: tuple[int, int, int] = _COUNTERS.unpack_from(self._page)
-        return counters
+    def write(self, state: State) -> None:
+        """Replace the state; the caller holds the lock."""
+        self._write(state)
 
     def close(self) -> None:
         """Unmap the page; twice is fine."""
@@ -67,3 +144,48 @@ class Accounts:
             self._page.close()
             os.close(self._fd)
             self._fd = -1
+
+    @contextmanager
+    def _flock(self) -> Iterator[None]:
+        # The threads of one process share the descriptor, and flock knows only descriptors.
+        with self._thread_lock:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _write(self, state: State) -> None:
+        selector = (self._page[_SELECTOR_AT] + 1) % 256
+        change = state.change
+        _STATE.pack_into(
+            self._page,
+            _COPIES_AT[selector & 1],
+            state.boot.encode(),
+            state.committed_bytes,
+            state.entries,
+            state.generation,
+            state.records,
+            state.hand,
+            state.recount_shard,
+            state.recount_bytes,
+            state.recount_entries,
+            b"" if change is None else str(change.digest).encode(),
+            0 if change is None else change.size_bytes,
+            0 if change is None else change.entries,
+            change is not None and change.present,
+        )
+        self._page[_SELECTOR_AT] = selector
+
+    def _read(self, offset: int) -> State:
+        boot, a, b, c, d, e, f, g, h, digest, size_bytes, entries, present = _STATE.unpack_from(self._page, offset)
+        algorithm, _, encoded = digest.rstrip(b"\0").decode().partition(":")
+        change = Change(Digest(algorithm, encoded), size_bytes, entries, bool(present)) if algorithm else None
+        return State(boot.rstrip(b"\0").decode(), a, b, c, d, e, f, g, h, change)
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine, "" where the system does not tell."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+    return ""

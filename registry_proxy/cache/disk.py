@@ -2,13 +2,19 @@
 
 import asyncio
 import contextlib
+import logging
 import os
+import random
 import time
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from registry_proxy import tasks
+from registry_proxy.cache.accounts import shard_of, shards
 from registry_proxy.cache.fill import Fill, FillTools
-from registry_proxy.cache.layout import CachePaths, is_sealed, scan_blobs, seal
+from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, seal
 from registry_proxy.cache.memory import SmallContents
 from registry_proxy.cache.progress import CommittedReader
 from registry_proxy.cache.space import Space
@@ -17,6 +23,9 @@ from registry_proxy.ports import BlobReader, CacheResult, CacheUnavailableError,
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 _SMALL_BYTES = 1024 * 1024
 _MEMORY_ENTRY_BYTES = 256 * 1024
 _MEMORY_BYTES = 32 * 1024 * 1024
@@ -24,6 +33,22 @@ _TOUCH_SECONDS = 60
 _MAX_TOUCHES = 100_000
 _THREADS = 16
 _READ_BYTES = 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBlob:
+    """One committed content as an administrator sees it.
+
+    ``used_at`` is when it was used last, in seconds since the epoch, exact to a minute; ``protected`` tells that
+    eviction leaves it: some replica does not have it yet, or its repository is pinned.
+    """
+
+    digest: Digest
+    size_bytes: int
+    used_at: float
+    protected: bool
 
 
 class DiskCache:
@@ -34,13 +59,28 @@ class DiskCache:
         max_size_bytes: what committed content and fills together may take.
         min_free_bytes: what they leave free on the file system.
         observer: is told of cache errors and sizes.
+        find_kept: returns what must not be evicted; called in a thread, before each eviction.
+        check_share: which part of the openings, 0 to 1, reads the whole content and compares its digest first.
     """
 
     def __init__(
-        self, path: "str | os.PathLike[str]", max_size_bytes: int, min_free_bytes: int, observer: Observer
+        self,
+        path: "str | os.PathLike[str]",
+        max_size_bytes: int,
+        min_free_bytes: int,
+        observer: Observer,
+        *,
+        find_kept: Callable[[], Collection[Digest]] = frozenset,
+        check_share: float = 0.0,
     ) -> None:
         self.paths = CachePaths(os.fspath(path))
-        self.space = Space(self.paths, max_size_bytes=max_size_bytes, min_free_bytes=min_free_bytes)
+        self.space = Space(
+            self.paths,
+            max_size_bytes=max_size_bytes,
+            min_free_bytes=min_free_bytes,
+            observer=observer,
+            find_kept=find_kept,
+        )
         self.observer = observer
         self.tools = FillTools(
             paths=self.paths,
@@ -50,6 +90,7 @@ class DiskCache:
             observer=observer,
             open_committed=self._open,
         )
+        self._check_share = check_share
         self._memory = SmallContents(_MEMORY_BYTES)
         self._fills: dict[Digest, Fill] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -68,6 +109,16 @@ class DiskCache:
     def open_committed(self, digest: Digest) -> BlobReader | None:
         opened = self._open(digest)
         return None if opened is None else CommittedReader(*opened)
+
+    async def open_checked(self, digest: Digest) -> BlobReader | None:
+        reader = self.open_committed(digest)
+        if reader is None or random.random() >= self._check_share:  # noqa: S311 - a sample, no secret
+            return reader
+        reader.close()
+        if await self._is_right(CommittedBlob(digest, self.paths.blob(digest), reader.size_bytes, 0), 0):
+            return self.open_committed(digest)
+        await self.reject(digest, "an opening")
+        return None
 
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
         content = self._memory.get(digest)
@@ -153,29 +204,75 @@ class DiskCache:
             "max_size_bytes": self.space.max_size_bytes,
         }
 
-    async def purge(self, digest: Digest | None) -> int:
-        """Remove one content, or all; return how many. What is pinned stays: it may be the only copy of a push."""
-        if digest is None:
-            self._memory.clear()
-        else:
+    async def list_blobs(self, after: Digest | None, limit: int) -> list[CachedBlob]:
+        """Return committed contents in the order of their digests' hexadecimal digits.
+
+        Args:
+            after: where to go on, None to begin.
+            limit: how many at most.
+        """
+        return await self.tools.in_thread(self._list_blobs, after, limit)
+
+    async def purge(self, digests: Collection[Digest] | None) -> int:
+        """Remove some contents, or all; return how many. What is pinned stays: it may be the only copy of a push."""
+        for digest in digests or ():
             self._memory.drop(digest)
-        removed = await self.tools.in_thread(self._purge, digest)
+        if digests is None:
+            self._memory.clear()
+        removed = await self.tools.in_thread(self._purge, digests)
         self.report_size()
         return removed
 
+    async def reject(self, digest: Digest, found_by: str) -> None:
+        """Put a committed content that is not what its digest says into quarantine, where nobody is served from."""
+        _log.error("the cached content of %s is not what its digest says: quarantined", digest, extra={"by": found_by})
+        self.observer.cache_error("mismatch")
+        self._memory.drop(digest)
+        with contextlib.suppress(OSError):
+            await self.tools.in_thread(self.space.quarantine, digest)
+        self.report_size()
+
     async def verify(self) -> list[Digest]:
-        """Read every committed content, drop those that are not what their name says, and return them."""
-        bad = await self.tools.in_thread(self._verify)
-        for digest in bad:
-            self.observer.cache_error("mismatch")
-            self.drop(digest)
+        """Read every committed content; return what was not what its name says, and is in quarantine now."""
+        bad = [digest for shard in shards() for digest in await self.check_shard(shard)]
+        await self.recount()
+        return bad
+
+    async def check_shard(self, shard: int, bytes_per_second: int = 0) -> list[Digest]:
+        """Read the committed contents of one shard, as ``verify`` does; no faster than said, where it is said."""
+        bad = []
+        for blob in await self.tools.in_thread(scan_shard, self.paths, shard):
+            if not await self._is_right(blob, bytes_per_second):
+                await self.reject(blob.digest, "a scrub")
+                bad.append(blob.digest)
+        return bad
+
+    async def recount(self) -> None:
+        """Count what is committed, so that the counters equal the disk whatever was done to it."""
         await self.tools.in_thread(self.space.recount)
         self.report_size()
-        return bad
 
     def report_size(self) -> None:
         """Tell the observer how much is committed on the node."""
         self.observer.cache_bytes("committed", self.space.committed_bytes)
+
+    async def _is_right(self, blob: CommittedBlob, bytes_per_second: int) -> bool:
+        """Compare a content with its digest; what vanished meanwhile is right."""
+        try:
+            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            if not is_sealed(os.fstat(fd)):
+                return False
+            hasher, offset = blob.digest.hasher(), 0
+            while read_bytes := await self.tools.in_thread(_hash_piece, fd, offset, hasher):
+                offset += read_bytes
+                if bytes_per_second:
+                    await asyncio.sleep(read_bytes / bytes_per_second)
+            return hasher.hexdigest() == blob.digest.hex
+        finally:
+            os.close(fd)
 
     def _start(self, digest: Digest, source: OpenSource) -> Fill:
         fill = self._fills[digest] = Fill(digest, source, self.tools)
@@ -211,7 +308,7 @@ class DiskCache:
             return False
 
     def _touch(self, digest: Digest, file: int | str) -> None:
-        """Record a use for eviction, at most once a minute."""
+        """Record a use for eviction, at most once a minute; what follows the first within a minute is one with it."""
         now = time.monotonic()
         if now - self._touched.get(digest, -_TOUCH_SECONDS) < _TOUCH_SECONDS:
             return
@@ -219,7 +316,9 @@ class DiskCache:
             self._touched.clear()
         self._touched[digest] = now
         with contextlib.suppress(OSError):
-            if is_sealed(os.stat(file)):  # setting the times of a file that was tampered with would hide it
+            status = os.stat(file)
+            # Setting the times of a file that was tampered with would hide it.
+            if is_sealed(status) and time.time() - status.st_atime > _TOUCH_SECONDS:
                 os.utime(file, ns=(time.time_ns(), 0))
 
     def _store(self, digest: Digest, content: bytes) -> None:
@@ -239,30 +338,39 @@ class DiskCache:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def _purge(self, digest: Digest | None) -> int:
-        pinned = set(os.listdir(self.paths.pins))
-        digests = [blob.digest for blob in scan_blobs(self.paths)] if digest is None else [digest]
-        removed = 0
-        for each in digests:
-            if f"{each.algorithm}-{each.hex}" not in pinned:
-                removed += self.space.remove(each)
-        return removed
+    def _list_blobs(self, after: Digest | None, limit: int) -> list[CachedBlob]:
+        found: list[CachedBlob] = []
+        kept = self.space.find_protected()
+        for shard in shards()[0 if after is None else shard_of(after) :]:
+            blobs = sorted(scan_shard(self.paths, shard), key=lambda each: _by_hex(each.digest))
+            found += [
+                CachedBlob(blob.digest, blob.size_bytes, blob.used_at_ns / 1e9, blob.digest in kept)
+                for blob in blobs
+                if after is None or _by_hex(blob.digest) > _by_hex(after)
+            ]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def _purge(self, digests: Collection[Digest] | None) -> int:
+        def committed() -> Iterator[Digest]:
+            for shard in shards():
+                for blob in scan_shard(self.paths, shard):
+                    yield blob.digest
+
+        pinned = self.space.find_pinned()
+        chosen = committed() if digests is None else digests
+        return sum(self.space.remove(each) for each in chosen if each not in pinned)
 
     def _pinned_bytes(self) -> int:
-        total = 0
-        for name in os.listdir(self.paths.pins):
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(self.paths.blob(Digest(*name.split("-", 1)))).st_size
-        return total
+        return self.space.size_of(self.space.find_pinned())
 
-    def _verify(self) -> list[Digest]:
-        bad = []
-        for blob in scan_blobs(self.paths):
-            hasher = blob.digest.hasher()
-            with contextlib.suppress(FileNotFoundError), open(blob.path, "rb", buffering=0) as file:
-                sealed = is_sealed(os.fstat(file.fileno()))
-                while chunk := file.read(_READ_BYTES):
-                    hasher.update(chunk)
-                if not sealed or hasher.hexdigest() != blob.digest.hex:
-                    bad.append(blob.digest)
-        return bad
+
+def _hash_piece(fd: int, offset: int, hasher: "_Hash") -> int:
+    content = os.pread(fd, _READ_BYTES, offset)
+    hasher.update(content)
+    return len(content)
+
+
+def _by_hex(digest: Digest) -> tuple[str, str]:
+    return digest.hex, digest.algorithm

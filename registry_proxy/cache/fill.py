@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
 from registry_proxy.cache.layout import CachePaths, is_sealed
-from registry_proxy.cache.part import OwnedPart, is_current, open_part, read_size, try_lock
+from registry_proxy.cache.part import ABANDONED_MODE, OwnedPart, is_current, open_part, read_size, try_lock
 from registry_proxy.cache.progress import FillProgress
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
@@ -28,7 +29,7 @@ from registry_proxy.spec.reference import Digest
 _T = TypeVar("_T")
 _MAX_ROUNDS = 4
 _MAX_IDLE_ATTEMPTS = 3
-_MAX_MISMATCHES = 2
+_MAX_MISMATCHES = 3
 _IDLE_PAUSE_SECONDS = 0.05
 _SPACE_CHECK_BYTES = 16 * 1024 * 1024
 
@@ -38,6 +39,10 @@ class ContentMismatchError(FillFailedError):
 
     It is raised inside the source's context, so that the source can hold it against the replica that answered.
     """
+
+
+class WrongDigestError(ContentMismatchError):
+    """All of it came, and it is something else."""
 
 
 class _LostError(Exception):
@@ -170,7 +175,7 @@ class Fill:
                 if is_sealed(status):
                     progress.verify(status.st_size)
                     return
-                if status.st_nlink == 0:
+                if status.st_nlink == 0 or stat.S_IMODE(status.st_mode) == ABANDONED_MODE:
                     raise _LostError
                 progress.size_bytes = progress.size_bytes if size_bytes is None else size_bytes
                 progress.advance(status.st_size)
@@ -185,6 +190,10 @@ class Fill:
             await self._fetch(progress, part)
         except asyncio.CancelledError:
             raise  # this worker stops: the file stays for the next one
+        except WrongDigestError:
+            part.quarantine()
+            self._tools.space.trim_quarantine()
+            raise
         except BaseException:
             part.remove()
             raise
@@ -264,7 +273,7 @@ class Fill:
     def _check(self, progress: FillProgress, part: OwnedPart) -> None:
         """Compare the digest; if right release the tail at once: fsync of a large file takes seconds."""
         if not part.matches():
-            raise ContentMismatchError("the content does not have its digest")
+            raise WrongDigestError("the content does not have its digest")
         part.seal()
         progress.verify(part.written_bytes)
 

@@ -4,6 +4,8 @@ blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtim
 fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be
 uploads/<session>.part                        a push in progress
 pins/<algorithm>-<hex>                        content that some replica does not have yet
+quarantine/<algorithm>-<hex>.<time>           content that was not what its digest says, for a look at it
+order/<generation>                            the order in which committed content came in, for eviction
 repositories/<upstream>/<repository>/_blobs | _manifests | _tags
 temp/                                         small files before their rename
 page, evict.lock, locks/<stripe>, schema
@@ -13,15 +15,15 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from dataclasses import dataclass
 
-from registry_proxy.cache.accounts import Accounts
 from registry_proxy.spec.reference import Digest
 
 SCHEMA_VERSION = 1
 SEALED_MODE = 0o444
 LOCK_STRIPES = 64
-_DIRECTORIES = ("blobs", "fills", "uploads", "pins", "repositories", "temp", "locks")
+_DIRECTORIES = ("blobs", "fills", "uploads", "pins", "quarantine", "order", "repositories", "temp", "locks")
 
 
 class CacheSchemaError(Exception):
@@ -69,6 +71,21 @@ class CachePaths:
     def pins(self) -> str:
         return f"{self.root}/pins"
 
+    @property
+    def quarantine(self) -> str:
+        return f"{self.root}/quarantine"
+
+    def quarantined(self, digest: Digest) -> str:
+        """Return a new name for a content that is not what its digest says."""
+        return f"{self.quarantine}/{digest.algorithm}-{digest.hex}.{time.time_ns()}"
+
+    @property
+    def orders(self) -> str:
+        return f"{self.root}/order"
+
+    def order(self, generation: int) -> str:
+        return f"{self.root}/order/{generation}"
+
 
 @dataclass(frozen=True, slots=True)
 class CommittedBlob:
@@ -95,17 +112,16 @@ def seal(fd: int) -> None:
     os.fchmod(fd, SEALED_MODE)
 
 
-def scan_blobs(paths: CachePaths) -> list[CommittedBlob]:
-    """Return every committed content, in no order; what vanishes meanwhile is left out."""
+def scan_shard(paths: CachePaths, shard: int) -> list[CommittedBlob]:
+    """Return the committed contents of one of the 256 shards, in no order; what vanishes meanwhile is left out."""
     blobs: list[CommittedBlob] = []
     for algorithm in os.listdir(f"{paths.root}/blobs"):
-        for shard in os.listdir(f"{paths.root}/blobs/{algorithm}"):
-            with os.scandir(f"{paths.root}/blobs/{algorithm}/{shard}") as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        digest = Digest(algorithm, entry.name)
-                        blobs.append(CommittedBlob(digest, entry.path, status.st_size, status.st_atime_ns))
+        with contextlib.suppress(FileNotFoundError), os.scandir(f"{paths.root}/blobs/{algorithm}/{shard:02x}") as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    digest = Digest(algorithm, entry.name)
+                    blobs.append(CommittedBlob(digest, entry.path, status.st_size, status.st_atime_ns))
     return blobs
 
 
@@ -148,7 +164,7 @@ def _check_schema(paths: CachePaths) -> None:
 
 
 def prepare_cache(path: "str | os.PathLike[str]") -> None:
-    """Make the directory ready: layout, schema, no leftovers of a crash, counters equal to the disk.
+    """Make the directory ready: layout, schema, no leftovers of a crash. What is committed is not looked at.
 
     Called once by the supervisor, before it starts a worker and while it holds the node's lock.
 
@@ -167,7 +183,3 @@ def prepare_cache(path: "str | os.PathLike[str]") -> None:
                 os.unlink(entry.path)
     for stripe in range(LOCK_STRIPES):  # a full or read-only disk must not keep anyone from locking
         os.close(os.open(paths.lock(stripe), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    blobs = scan_blobs(paths)
-    accounts = Accounts(f"{paths.root}/page")
-    with contextlib.closing(accounts), accounts.locked():
-        accounts.write(sum(blob.size_bytes for blob in blobs), len(blobs))

@@ -12,7 +12,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, write_small_fi
 from registry_proxy.ports import CachedTag, ContentKind, Membership, RoutedRepository
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, Tag, parse_digest
+from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
 _log = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 4096
@@ -51,6 +51,7 @@ class FileMemberships:
         self._paths = CachePaths(os.fspath(path))
         self._repositories = f"{self._paths.root}/repositories"
         self._members: dict[tuple[str, str, ContentKind, Digest], _Member] = {}
+        self._refused: set[str] = set()
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
         key = (routed.upstream, routed.repository, kind, digest)
@@ -65,7 +66,8 @@ class FileMemberships:
                 return None
             if _stamp(status) == member.stamp:
                 return Membership(member.descriptor, _age_seconds(status.st_mtime_ns))
-        member = _read_member(self._member(routed, kind, digest), digest)
+        path = self._member(routed, kind, digest)
+        member = None if path in self._refused else _read_member(path, digest)
         if member is None:
             self._members.pop(key, None)
             return None
@@ -79,11 +81,11 @@ class FileMemberships:
         self._write(self._member(routed, kind, descriptor.digest), document)
 
     def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._member(routed, kind, digest))
+        self._unlink(self._member(routed, kind, digest))
 
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
-        found = _read(self._tag(routed, tag))
+        path = self._tag(routed, tag)
+        found = None if path in self._refused else _read(path)
         if found is None:
             return None
         document, changed_at_ns = found[0], found[1].st_mtime_ns
@@ -108,8 +110,8 @@ class FileMemberships:
             self._write_tag(routed, tag, digest)
 
     def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None:
-        with self._locked(routed), contextlib.suppress(FileNotFoundError):
-            os.unlink(self._tag(routed, tag))
+        with self._locked(routed):
+            self._unlink(self._tag(routed, tag))
 
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         forgotten: list[Tag] = []
@@ -117,7 +119,7 @@ class FileMemberships:
             for name in sorted(os.listdir(f"{self._repositories}/{routed}/_tags")):
                 cached = self.find_tag(routed, Tag(name))
                 if cached is not None and cached.digest == digest:
-                    os.unlink(self._tag(routed, Tag(name)))
+                    self._unlink(self._tag(routed, Tag(name)))
                     forgotten.append(Tag(name))
         return forgotten
 
@@ -133,6 +135,41 @@ class FileMemberships:
                 os.close(fd)
         except OSError as error:
             _log.warning("cannot make the cached tags of %s stale: %s", upstream, error)
+
+    def digests_of(self, is_meant: Callable[[RoutedRepository], bool]) -> set[Digest]:
+        """Return everything that the repositories meant hold, as far as it is known here; in a thread."""
+        digests: set[Digest] = set()
+        for routed in self._known_repositories():
+            if is_meant(routed):
+                for kind in _DIRECTORIES:
+                    digests |= self._digests(routed, kind)
+        return digests
+
+    def purge(self, routed: RoutedRepository) -> set[Digest]:
+        """Forget all that is known of a repository; return what it held."""
+        digests = set()
+        for kind in _DIRECTORIES:
+            for digest in self._digests(routed, kind):
+                self.forget(routed, kind, digest)
+                digests.add(digest)
+        with self._locked(routed), contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(f"{self._repositories}/{routed}/_tags"):
+                self._unlink(self._tag(routed, Tag(name)))
+        return digests
+
+    def _known_repositories(self) -> Iterator[RoutedRepository]:
+        for directory, names, _ in os.walk(self._repositories):
+            if any(name in names for name in _DIRECTORIES.values()):
+                upstream, _, repository = os.path.relpath(directory, self._repositories).partition("/")
+                yield RoutedRepository(upstream, Repository(repository))
+            names[:] = [name for name in names if not name.startswith("_")]
+
+    def _digests(self, routed: RoutedRepository, kind: ContentKind) -> set[Digest]:
+        try:
+            names = os.listdir(f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}")
+        except FileNotFoundError:
+            return set()
+        return {Digest(*name.split("-", 1)) for name in names}
 
     def _member(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> str:
         return f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}/{digest.algorithm}-{digest.hex}"
@@ -154,12 +191,24 @@ class FileMemberships:
             with contextlib.suppress(OSError):
                 os.unlink(self._tag(routed, tag))
 
+    def _unlink(self, path: str) -> None:
+        """Remove a file. On a disk that refuses, this worker at least takes it for gone: it must not be served."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log.error("cannot forget what a repository held: %s", error)
+            self._refused.add(path)
+            self._members.clear()
+
     def _write(self, path: str, document: dict[str, Any]) -> bool:
         try:
             write_small_file(self._paths, path, json.dumps(document).encode())
         except OSError as error:
             _log.warning("cannot remember what a repository holds: %s", error)
             return False
+        self._refused.discard(path)
         return True
 
     @contextmanager

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from registry_proxy.cache.layout import CachePaths, is_sealed, seal
 from registry_proxy.spec.reference import Digest
 
+ABANDONED_MODE = 0o400
+"""Of a part that was complete and wrong: no owner, and no follower, goes on with it."""
+
 _READ_BYTES = 1024 * 1024
 
 
@@ -116,6 +119,12 @@ class OwnedPart:
         self.forget_size()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._paths.part(self.digest))
+
+    def quarantine(self) -> None:
+        """Take it out of use, and keep the bytes for a look at them: every follower sees that this one failed."""
+        self.forget_size()
+        os.fchmod(self._fd, ABANDONED_MODE)
+        os.rename(self._paths.part(self.digest), self._paths.quarantined(self.digest))
 
     def release(self) -> None:
         """Close it, and let go of the lock: whoever wins it next goes on from here."""

@@ -1,21 +1,36 @@
-"""Room for what comes in: reservations against ``max_size`` and ``min_free``, and eviction by least recent use."""
+"""Room for what comes in: reservations against ``max_size`` and ``min_free``, and eviction by SIEVE.
+
+SIEVE keeps contents in the order in which they came. A hand moves from the oldest to the newest and begins again: what
+was used since it last passed stays where it is, the first that was not goes. So what is asked for once, however much of
+it, pushes out nothing that is asked for again and again. "Used" is the file's atime, which every worker writes.
+"""
 
 import contextlib
 import fcntl
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from registry_proxy.cache.accounts import Accounts
-from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_blobs, write_small_file
+from registry_proxy.cache.accounts import Accounts, Change, State, boot_id, shard_of, shards
+from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, write_small_file
+from registry_proxy.cache.order import OrderFile, Record
 from registry_proxy.durable import sync_directory
-from registry_proxy.ports import CacheUnavailableError
+from registry_proxy.ports import CacheUnavailableError, Observer
 from registry_proxy.spec.reference import Digest
 
 _ATTEMPTS = 20
 """What one evicts, another worker may take: try again, but not for ever."""
+
+_LAPS = 2
+"""In the first lap everything may have been used since the last; what is left after the second cannot go."""
+
+_MAX_QUARANTINED = 8
+_QUARANTINE_PART = 20
+_REWRITE_SLACK = 4096
+_RECENT_NS = 24 * 3600 * 10**9
+"""After a recount, what was used in this time before it counts as used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +53,41 @@ class Space:
     """Decides whether content may come in, evicts for it, and counts what was committed or removed.
 
     Every method may wait for the disk or for another worker: they are called in threads, but for the properties.
+
+    Args:
+        paths: the cache.
+        max_size_bytes: what committed content, fills and uploads together may take.
+        min_free_bytes: what they leave free on the file system.
+        observer: is told of evictions.
+        find_kept: returns the digests that must not be evicted, besides those that are pinned.
     """
 
-    def __init__(self, paths: CachePaths, *, max_size_bytes: int, min_free_bytes: int) -> None:
+    def __init__(
+        self,
+        paths: CachePaths,
+        *,
+        max_size_bytes: int,
+        min_free_bytes: int,
+        observer: Observer,
+        find_kept: Callable[[], Collection[Digest]] = frozenset,
+    ) -> None:
         self._paths = paths
         self.max_size_bytes = max_size_bytes
         self._min_free_bytes = min_free_bytes
-        self._accounts = Accounts(f"{paths.root}/page")
-        self._victims: deque[CommittedBlob] = deque()
+        self._observer = observer
+        self._find_kept = find_kept
+        self._accounts = open_accounts(paths)
 
     def close(self) -> None:
         self._accounts.close()
 
     @property
     def committed_bytes(self) -> int:
-        return self._accounts.committed_bytes
+        return self._accounts.state.committed_bytes
 
     @property
     def entries(self) -> int:
-        return self._accounts.entries
+        return self._accounts.state.entries
 
     @property
     def incoming_bytes(self) -> int:
@@ -98,28 +129,118 @@ class Space:
             try:
                 status = os.stat(target)
             except FileNotFoundError:
-                os.rename(source, target)
-                self._accounts.add(size_bytes, 1)
+                old_bytes = None
             else:
                 if is_sealed(status):
                     os.unlink(source)
                     return
+                os.unlink(target)  # a rename over it could not be told from one that did not happen
+                old_bytes = status.st_size
+            with self._accounts.changing(
+                Change(digest, size_bytes - (old_bytes or 0), 1 if old_bytes is None else 0, present=True)
+            ):
+                if not self._is_yet_to_be_ordered(digest):
+                    self._append(CommittedBlob(digest, target, size_bytes, os.stat(source).st_atime_ns))
                 os.rename(source, target)
-                self._accounts.add(size_bytes - status.st_size, 0)
         sync_directory(directory)
 
     def remove(self, digest: Digest) -> bool:
         """Remove a committed content; tell whether it was there."""
-        return self._remove(self._paths.blob(digest)) is not None
+        return self._remove(digest) is not None
 
-    def recount(self) -> list[CommittedBlob]:
-        """Return what is committed, and correct the counters by it: a killed worker may have left them wrong."""
-        changes = self._accounts.changes
-        blobs = scan_blobs(self._paths)
-        with self._accounts.locked():
-            if self._accounts.changes == changes:
-                self._accounts.write(_total(blobs), len(blobs))
-        return blobs
+    def quarantine(self, digest: Digest) -> None:
+        """Take a committed content out of use, and keep its bytes while there is room for a look at them."""
+        with contextlib.suppress(FileNotFoundError):
+            self._remove(digest, into=self._paths.quarantined(digest))
+        self.trim_quarantine()
+
+    def trim_quarantine(self) -> None:
+        """Keep the last few contents of the quarantine, in a small part of the room."""
+        room_bytes = self.max_size_bytes // _QUARANTINE_PART
+        names = sorted(os.listdir(self._paths.quarantine), key=lambda name: name.rpartition(".")[2], reverse=True)
+        for place, name in enumerate(names):
+            with contextlib.suppress(FileNotFoundError):
+                path = f"{self._paths.quarantine}/{name}"
+                room_bytes -= os.stat(path).st_size
+                if place >= _MAX_QUARANTINED or room_bytes < 0:
+                    os.unlink(path)
+
+    def find_pinned(self) -> set[Digest]:
+        """Return what some replica does not have yet."""
+        return {Digest(*name.split("-", 1)) for name in os.listdir(self._paths.pins)}
+
+    def find_protected(self) -> set[Digest]:
+        """Return what is not evicted."""
+        return {*self.find_pinned(), *self._find_kept()}
+
+    def size_of(self, digests: Collection[Digest]) -> int:
+        """Return the bytes of those that are committed."""
+        total = 0
+        for digest in digests:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(self._paths.blob(digest)).st_size
+        return total
+
+    @property
+    def must_recount(self) -> bool:
+        """Whether the counters may be wrong: after a crash of the machine, or in a directory made by another hand."""
+        state = self._accounts.state
+        return state.recount_shard >= 0 or state.boot != boot_id()
+
+    def recount(self) -> None:
+        """Count what is committed, while everything else goes on; the order is kept where there is one."""
+        with self._exclusive():
+            with self._accounts.locked() as accounts:
+                state = accounts.state
+                reorders = state.boot != boot_id()
+                if reorders:
+                    state = replace(state, generation=state.generation + 1, records=0, hand=0)
+                accounts.write(replace(state, recount_shard=0, recount_bytes=0, recount_entries=0))
+            for shard in shards():
+                with self._accounts.locked() as accounts:
+                    blobs = scan_shard(self._paths, shard)
+                    if reorders:
+                        self._append(*(replace(blob, used_at_ns=time.time_ns() - _RECENT_NS) for blob in blobs))
+                    state = accounts.state
+                    accounts.write(
+                        replace(
+                            state,
+                            recount_shard=shard + 1,
+                            recount_bytes=state.recount_bytes + sum(blob.size_bytes for blob in blobs),
+                            recount_entries=state.recount_entries + len(blobs),
+                        )
+                    )
+            with self._accounts.locked() as accounts:
+                state = accounts.state
+                accounts.write(
+                    replace(
+                        state,
+                        boot=boot_id(),
+                        committed_bytes=state.recount_bytes,
+                        entries=state.recount_entries,
+                        recount_shard=-1,
+                    )
+                )
+            self._remove_old_orders()
+
+    # ------------------------------------------------------------ committed content
+
+    def _append(self, *blobs: CommittedBlob) -> None:
+        """Put them at the end of the order; the caller holds the lock of the page."""
+        state = self._accounts.state
+        with OrderFile(self._paths.order(state.generation)) as order:
+            order.write(
+                *(
+                    Record(number, blob.digest, blob.size_bytes, blob.used_at_ns)
+                    for number, blob in enumerate(blobs, state.records)
+                )
+            )
+        self._accounts.write(replace(self._accounts.state, records=state.records + len(blobs)))
+
+    def _is_yet_to_be_ordered(self, digest: Digest) -> bool:
+        """Tell whether a recount that makes the order anew will come by it."""
+        state = self._accounts.state
+        return state.boot != boot_id() and shard_of(digest) >= state.recount_shard >= 0
 
     def _make_directory(self, path: str) -> None:
         parent = os.path.dirname(path)
@@ -130,20 +251,26 @@ class Space:
                 continue
             sync_directory(os.path.dirname(directory))
 
-    def _remove(self, path: str) -> int | None:
+    def _remove(self, digest: Digest, into: str | None = None) -> int | None:
+        path = self._paths.blob(digest)
         with self._accounts.locked():
             try:
                 size_bytes = os.stat(path).st_size
-                os.unlink(path)
+                with self._accounts.changing(Change(digest, -size_bytes, -1, present=False)):
+                    if into is None:
+                        os.unlink(path)
+                    else:
+                        os.rename(path, into)
             except FileNotFoundError:
                 return None
-            self._accounts.add(-size_bytes, -1)
             return size_bytes
+
+    # ------------------------------------------------------------ room
 
     def _incoming(self) -> _Incoming:
         written: dict[str, int] = {}
         promised: dict[str, int] = {}
-        for directory in (self._paths.fills, self._paths.uploads):
+        for directory in (self._paths.fills, self._paths.uploads, self._paths.quarantine):
             with os.scandir(directory) as entries:
                 for entry in entries:
                     name, _, kind = entry.name.rpartition(".")
@@ -152,7 +279,7 @@ class Space:
                             with open(entry.path, encoding="ascii") as file:
                                 promised[name] = int(file.read())
                         else:
-                            written[name] = entry.stat().st_size
+                            written[name if kind == "part" else entry.name] = entry.stat().st_size
         total = sum(max(written.get(name, 0), promised.get(name, 0)) for name in written.keys() | promised.keys())
         return _Incoming(total, total - sum(written.values()))
 
@@ -160,7 +287,7 @@ class Space:
         incoming = self._incoming()
         disk = os.statvfs(self._paths.root)
         free_bytes = disk.f_bavail * disk.f_frsize - incoming.unwritten_bytes
-        soft = self._accounts.committed_bytes + incoming.size_bytes + size_bytes - self.max_size_bytes
+        soft = self.committed_bytes + incoming.size_bytes + size_bytes - self.max_size_bytes
         hard = self._min_free_bytes + size_bytes - free_bytes
         return _Shortage(max(0, soft), max(0, hard))
 
@@ -175,57 +302,136 @@ class Space:
             if not self._evict(shortage, size_bytes, in_vain=over_max_size):
                 break
         if not over_max_size or self._shortage(size_bytes).hard:
+            self._observer.cache_error("full")
             raise CacheUnavailableError(f"no room for {size_bytes} bytes more, and nothing left to evict")
         yield
 
+    # ------------------------------------------------------------ eviction
+
     def _evict(self, shortage: _Shortage, size_bytes: int, *, in_vain: bool) -> bool:
-        """Remove the least recently used until the shortage is gone; tell whether that was possible.
+        """Remove contents until the shortage is gone; tell whether that was possible.
 
         One worker at a time: the one that waited may find that the other's work was enough. Unless ``in_vain``, nothing
         is removed when all that may go would not be enough.
         """
-        with _exclusive(f"{self._paths.root}/evict.lock"):
+        with self._exclusive():
             now = self._shortage(size_bytes)
             wanted_bytes = min(max(shortage.soft, shortage.hard), max(now.soft, now.hard))
             wanted_bytes -= self._sweep_dead_fills()
-            if wanted_bytes > _total(self._victims):
-                self._victims = deque(self._by_least_use())
-                if wanted_bytes > _total(self._victims) and not in_vain:
-                    return False
-            while wanted_bytes > 0:
-                if not self._victims:  # the list was old, and most of it was used since
-                    self._victims = deque(self._by_least_use())
-                    if wanted_bytes > _total(self._victims):
-                        return False
-                wanted_bytes -= self._evict_one(self._victims.popleft())
+            if wanted_bytes <= 0:
+                return True
+            started_at_ns = time.time_ns()
+            kept = self.find_protected()
+            if not in_vain and wanted_bytes > self.committed_bytes - self.size_of(kept):
+                return False
+            path = self._paths.order(self._accounts.state.generation)
+            with OrderFile(path) as order, contextlib.closing(self._circle(order)) as circle:
+                for record in circle:
+                    wanted_bytes -= self._pass(order, record, kept, started_at_ns)
+                    if wanted_bytes <= 0:
+                        break
+            self._shorten_order()
+            return wanted_bytes <= 0
+
+    def _circle(self, order: OrderFile) -> Generator[Record]:
+        """Move the hand over the records, round and round for two laps; it stays where the caller stops."""
+        passed, lap = 0, self._accounts.state.records
+        while passed < _LAPS * lap:
+            state = self._accounts.state
+            hand = state.hand if state.hand < state.records else 0
+            end = min(state.records, hand + _LAPS * lap - passed)
+            at = hand
+            try:
+                for record in order.read(hand, end):
+                    at = record.number + 1
+                    yield record
+                at = end
+            finally:
+                with self._accounts.locked() as accounts:
+                    accounts.write(replace(accounts.state, hand=at))
+            passed += max(1, end - hand)
+
+    def _pass(self, order: OrderFile, record: Record, kept: Collection[Digest], kept_since_ns: int) -> int:
+        """Evict one content, or let it be; return the bytes freed."""
+        try:
+            used_at_ns = os.stat(self._paths.blob(record.digest)).st_atime_ns
+        except FileNotFoundError:
+            with self._accounts.locked():  # it may be about to get its name
+                if not os.path.exists(self._paths.blob(record.digest)):
+                    order.erase(record.number)
+            return 0
+        # What came or was used after ``kept`` was made may have become one of them.
+        if record.digest in kept or used_at_ns > kept_since_ns or os.path.exists(self._paths.pin(record.digest)):
+            return 0
+        if used_at_ns > record.used_at_ns:
+            order.write(replace(record, used_at_ns=used_at_ns))
+            return 0
+        freed_bytes = self._remove(record.digest)
+        order.erase(record.number)
+        if freed_bytes is None:
+            return 0
+        self._observer.cache_evicted(freed_bytes)
+        return freed_bytes
+
+    def _shorten_order(self) -> None:
+        """Drop the records without content once they are the most."""
+        state = self._accounts.state
+        if state.records <= 2 * state.entries + _REWRITE_SLACK:
+            return
+        seen: set[int] = set()  # a content that went and came again has two records: the first one stands
+
+        def is_wanted(record: Record) -> bool:
+            short = hash(record.digest)
+            if short in seen or not os.path.exists(self._paths.blob(record.digest)):
+                return False
+            seen.add(short)
             return True
 
-    def _by_least_use(self) -> list[CommittedBlob]:
-        pinned = set(os.listdir(self._paths.pins))
-        blobs = [blob for blob in self.recount() if f"{blob.digest.algorithm}-{blob.digest.hex}" not in pinned]
-        return sorted(blobs, key=lambda blob: blob.used_at_ns)
+        with self._accounts.locked() as accounts:
+            state = accounts.state
+            with OrderFile(self._paths.order(state.generation)) as order:
+                path = self._paths.order(state.generation + 1)
+                records, hand = order.rewrite(path, state.records, is_wanted, state.hand)
+            accounts.write(replace(state, generation=state.generation + 1, records=records, hand=hand))
+        self._remove_old_orders()
 
-    def _evict_one(self, blob: CommittedBlob) -> int:
-        """Remove it unless it was used or pinned since it was listed; return the bytes freed."""
-        try:
-            if os.stat(blob.path).st_atime_ns > blob.used_at_ns or os.path.exists(self._paths.pin(blob.digest)):
-                return 0
-        except FileNotFoundError:
-            return 0
-        return self._remove(blob.path) or 0
+    def _remove_old_orders(self) -> None:
+        current = os.path.basename(self._paths.order(self._accounts.state.generation))
+        for name in os.listdir(self._paths.orders):
+            if name != current:
+                os.unlink(f"{self._paths.orders}/{name}")
 
     def _sweep_dead_fills(self) -> int:
         """Remove the fills whose worker died and that nobody took over; return the bytes that were promised to them."""
         before = self._incoming().size_bytes
-        names = [name.removesuffix(".part") for name in os.listdir(self._paths.fills) if name.endswith(".part")]
         removed = False
+        names = [name.removesuffix(".part") for name in os.listdir(self._paths.fills) if name.endswith(".part")]
         for name in names:
             removed |= _remove_if_dead(f"{self._paths.fills}/{name}.part", f"{self._paths.fills}/{name}.size")
         return max(0, before - self._incoming().size_bytes) if removed else 0
 
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Exclude the evictions and recounts of every other worker and thread."""
+        fd = os.open(f"{self._paths.root}/evict.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
-def _total(blobs: Iterable[CommittedBlob]) -> int:
-    return sum(blob.size_bytes for blob in blobs)
+
+def open_accounts(paths: CachePaths) -> Accounts:
+    """Open the page of a cache."""
+
+    def is_present(digest: Digest) -> bool:
+        return os.path.exists(paths.blob(digest))
+
+    accounts = Accounts(f"{paths.root}/page", is_present)
+    with accounts.locked():
+        if not accounts.state.boot and not os.listdir(f"{paths.root}/blobs"):
+            accounts.write(State(boot_id()))
+    return accounts
 
 
 def _remove_if_dead(part: str, size: str) -> bool:
@@ -241,13 +447,3 @@ def _remove_if_dead(part: str, size: str) -> bool:
         finally:
             os.close(fd)
     return False
-
-
-@contextmanager
-def _exclusive(path: str) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

@@ -10,7 +10,7 @@ from inotify_simple import INotify, flags  # type: ignore[import-untyped]  # it 
 
 _log = logging.getLogger(__name__)
 _MASK = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE | flags.MOVE_SELF
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
 _CHECK_SECONDS = 0.25
 
 

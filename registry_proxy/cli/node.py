@@ -31,6 +31,9 @@ _COLUMNS = {
     "reason": "REASON",
 }
 
+_BLOB_COLUMNS = {"digest": "DIGEST", "size": "SIZE", "used_at": "LAST USED", "protected": "PROTECTED"}
+_PAGE_SIZE = 1000
+
 
 def _replica_row(upstream: str, replica: dict[str, Any]) -> dict[str, Any]:
     latency = replica["latency_seconds"]
@@ -91,14 +94,46 @@ def verify_cache(as_json: JsonOption = False) -> None:
     print_note(f"{len(result['bad'])} bad entries dropped." if result["bad"] else "Every entry is right.")
 
 
-@cache_app.command("purge")
-def purge_cache(
-    digest: Annotated[str | None, typer.Argument(help="Only this one; without it, everything.")] = None,
+@cache_app.command("ls")
+def list_cache(
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    after: Annotated[str | None, typer.Option(help="Go on after this digest.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove one entry, or all; pushes that some replica does not have yet stay."""
+    """List what is cached, by digest."""
     with admin_client() as admin:
-        result = admin.call("POST", "cache", "purge", body={"digest": digest}, patient=True).document
+        query = {"limit": str(min(limit, _PAGE_SIZE))} | ({"after": after} if after else {})
+        blobs: list[dict[str, Any]] = []
+        while len(blobs) < limit:
+            page = admin.call("GET", "cache", "blobs", query=query).document
+            blobs += page["items"]
+            if page["next"] is None:
+                break
+            query["after"] = page["next"]
+        blobs = blobs[:limit]
+    if as_json:
+        print_json(blobs)
+        return
+    rows = [{**blob, "size": format_size(blob["size_bytes"])} for blob in blobs]
+    print_table(_BLOB_COLUMNS, rows, empty="Nothing is cached.")
+
+
+@cache_app.command("purge")
+def purge_cache(
+    digest: Annotated[str | None, typer.Argument(help="Only this content.")] = None,
+    repository: Annotated[str | None, typer.Option(help="What this repository holds.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="The whole cache of the node.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove content from the cache; pushes that some replica does not have yet stay."""
+    if [digest is not None, repository is not None, everything].count(True) != 1:
+        raise typer.BadParameter("name one of: a digest, --repository REPOSITORY, --all")
+    if everything and not yes:
+        typer.confirm("Remove everything from the cache of this node?", abort=True, err=True)
+    body = {"digest": digest, "repository": repository}
+    with admin_client() as admin:
+        result = admin.call("POST", "cache", "purge", body=body, patient=True).document
         if as_json:
             print_json(result)
         else:

@@ -105,7 +105,9 @@ class PassThrough:
                     yield held[:-HOLD_BACK_BYTES]
                     held = held[-HOLD_BACK_BYTES:]
         if hasher.hexdigest() != self._digest.hex:
-            raise FillFailedError(f"the upstream's content is not {self._digest}")
+            error = FillFailedError(f"the upstream's content is not {self._digest}")
+            await self._stack.__aexit__(FillFailedError, error, None)  # raises it; the source is to know
+            raise error
         if held:
             yield held
 

@@ -331,7 +331,7 @@ class Pull:
         self, routed: RoutedRepository, known: Descriptor, range_header: str | None, learned_by: CacheResult | None
     ) -> BlobAnswer:
         digest = known.digest
-        reader, result = self._cache.open_committed(digest), CacheResult.HIT
+        reader, result = await self._cache.open_checked(digest), CacheResult.HIT
         if reader is None:
             try:
                 reader, result = await self._fill(self._source(routed, digest))

@@ -63,6 +63,8 @@ class PrometheusObserver:
         self._decisions = self._counter("decisions", "Decisions about rights.", "action", "result")
         self._responses = self._counter("responses", "Answers to clients.", "route", "method", "status")
         self._cache_errors = self._counter("cache_errors", "Failures of the cache.", "reason")
+        self._cache_evicted = self._counter("cache_evicted", "Contents evicted from the cache.")
+        self._cache_evicted_bytes = self._counter("cache_evicted_bytes", "Bytes evicted from the cache.")
         self._logins = self._counter("logins", "Logins with a password.", "outcome")
         self._request_durations = Histogram(
             "registry_proxy_request_duration_seconds",
@@ -100,7 +102,7 @@ class PrometheusObserver:
         key = (counter, *labels)
         bound = self._bound.get(key)
         if bound is None:
-            bound = self._bound[key] = counter.labels(*labels).inc
+            bound = self._bound[key] = (counter.labels(*labels) if labels else counter).inc
         bound(amount)
 
     def _observe(self, histogram: Histogram, seconds: float, *labels: str) -> None:
@@ -140,6 +142,10 @@ class PrometheusObserver:
 
     def cache_error(self, reason: str) -> None:
         self._add(self._cache_errors, 1, reason)
+
+    def cache_evicted(self, size_bytes: int) -> None:
+        self._add(self._cache_evicted, 1)
+        self._add(self._cache_evicted_bytes, size_bytes)
 
     def login(self, outcome: str) -> None:
         self._add(self._logins, 1, outcome)

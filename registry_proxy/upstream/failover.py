@@ -1,6 +1,7 @@
 """Reading from whichever replica can answer: the next one before the first byte, 404 only when it is certain."""
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,13 +28,14 @@ from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _RETRY_PAUSE_SECONDS = 0.5
 """How soon a patient reader looks again when no replica changed its state: marks are cleared without a word."""
 
 _DOUBT_SECONDS = 60.0
 _DOUBTS_MAX = 1000
-_CONTENT_OUTCOMES = frozenset({"cut", "stall", "mismatch"})
+_DOUBTFUL_OUTCOMES = frozenset({"cut", "stall", "mismatch"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,14 @@ class FailoverReader:
             name, stream = await self._ask(question, ask)
             try:
                 yield _ReportedStream(stream, lambda error: self._failed(name, question, error))
-            except FillFailedError:
-                self._doubt(name, question)
+            except FillFailedError as error:
+                _log.error(
+                    "replica %s/%s sent something else than %s: %s", self._replicas.upstream, name, digest, error
+                )
+                if stream.offset == 0:
+                    self._replicas.lies.note(name, digest)
+                else:  # or the one that sent the bytes before lied
+                    self._doubt(name, question)
                 raise
 
     async def list_tags(self, repository: Repository) -> list[Tag]:
@@ -264,12 +272,15 @@ class FailoverReader:
             question.standing(
                 name,
                 marks,
-                is_askable=health.is_askable,
-                is_doubted=self._doubts.get((name, question.key), now) > now,
+                is_askable=health.is_askable and not self._has_lied(name, question),
+                is_doubted=self._doubts.get((name, question.key), now) > now or self._replicas.lies.is_liar(name),
             )
             for name, health in self._replicas.health().items()
         ]
         return _Round(question, standings)
+
+    def _has_lied(self, name: str, question: _Question) -> bool:
+        return question.digest is not None and self._replicas.lies.has_lied(name, question.digest)
 
     def _note(self, turn: _Round, name: str, error: RegistryError | UpstreamUnavailableError) -> None:
         if isinstance(error, RegistryError) and error.status == 404:
@@ -280,7 +291,10 @@ class FailoverReader:
             self._failed(name, turn.question, error)
 
     def _failed(self, name: str, question: _Question, error: Exception) -> None:
-        if isinstance(error, ReplicaFailedError) and error.outcome in _CONTENT_OUTCOMES:
+        outcome = error.outcome if isinstance(error, ReplicaFailedError) else None
+        if outcome == "mismatch" and question.digest is not None:
+            self._replicas.lies.note(name, question.digest)
+        elif outcome in _DOUBTFUL_OUTCOMES:
             self._doubt(name, question)
         self._replicas.report_failure(name, error)
 
@@ -315,7 +329,9 @@ class FailoverReader:
         for one in turn.standings:
             if one.name in turn.absent:
                 continue
-            if one.name in turn.failures:
+            if self._has_lied(one.name, turn.question):
+                problems[one.name] = UpstreamUnavailableError("it sent other bytes than those of this digest")
+            elif one.name in turn.failures:
                 problems[one.name] = turn.failures[one.name]
             elif one.is_exempt or one.is_deleted:
                 problems[one.name] = UpstreamUnavailableError("it has not yet got the last write")

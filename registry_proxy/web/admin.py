@@ -1,11 +1,12 @@
 """The admin listener: the admin API below /admin/v1 (administrators only), and what monitoring reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from registry_proxy.access.directory import Directory
+from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_node import Cache, NodeResources, Upstream
@@ -25,6 +26,7 @@ class AdminServices:
         control: logins, tokens and the current policy.
         replicas: the replicas of each upstream, by its name.
         cache: the node's cache.
+        purge_repository: forgets what a repository holds and returns it; waits for the disk.
         render_metrics: gives the exposition of all workers of the node.
         readiness: gives why the node is not ready; ``ops.Readiness``.
     """
@@ -33,6 +35,7 @@ class AdminServices:
     control: Control
     replicas: Mapping[str, Upstream]
     cache: Cache
+    purge_repository: Callable[[Repository], Collection[Digest]]
     render_metrics: Callable[[], bytes]
     readiness: Reasons
 
@@ -44,7 +47,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES
     )
     access = AccessResources(services.directory, services.control)
-    node = NodeResources(services.replicas, services.cache, services.render_metrics)
+    node = NodeResources(services.replicas, services.cache, services.purge_repository, services.render_metrics)
     for route in [*access.routes(), *node.routes()]:
         app.router.add_route(route.method, _PREFIX + route.path, route.handler)
     add_ops_routes(app, services.render_metrics, services.readiness)

@@ -15,9 +15,9 @@ from registry_proxy.access.directory import (
     RevisionConflictError,
     UserInput,
 )
-from registry_proxy.access.patterns import compile_repository_pattern
 from registry_proxy.access.records import Grant, Group, User
 from registry_proxy.access.subject import is_name, parse_subject
+from registry_proxy.spec.patterns import compile_repository_pattern
 from registry_proxy.spec.reference import is_repository, is_tag
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.admin_auth import Control, too_many_logins

@@ -1,7 +1,8 @@
 """Upstreams and the cache of the admin API: what stands behind this node, and what lies on its disk."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
 from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, parse_digest
+from registry_proxy.spec.reference import Digest, Repository, parse_digest, parse_repository
 from registry_proxy.web.admin_requests import PurgeBody, read_body, read_page, read_query
 from registry_proxy.web.problems import Fault, ProblemError
 
@@ -43,12 +44,26 @@ class Upstream(Protocol):
     def status(self) -> Sequence[ReplicaStatus]: ...
 
 
+class CachedBlob(Protocol):
+    """One content of the cache; ``used_at`` in seconds since the epoch, ``protected`` from eviction."""
+
+    @property
+    def digest(self) -> Digest: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def used_at(self) -> float: ...
+    @property
+    def protected(self) -> bool: ...
+
+
 class Cache(Protocol):
     """The blob cache as an administrator sees it; what is pinned is not purged."""
 
     def stats(self) -> Mapping[str, int]: ...
+    async def list_blobs(self, after: Digest | None, limit: int) -> Sequence[CachedBlob]: ...
     async def verify(self) -> Sequence[Digest]: ...
-    async def purge(self, digest: Digest | None) -> int: ...
+    async def purge(self, digests: Collection[Digest] | None) -> int: ...
 
 
 def _without_credentials(url: str) -> str:
@@ -85,9 +100,16 @@ def _hit_ratio(counts: Mapping[str, int]) -> float | None:
 class NodeResources:
     """The handlers over what this node stands on."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], cache: Cache, render_metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        cache: Cache,
+        purge_repository: Callable[[Repository], Collection[Digest]],
+        render_metrics: Callable[[], bytes],
+    ) -> None:
         self._upstreams = upstreams
         self._cache = cache
+        self._purge_repository = purge_repository
         self._render_metrics = render_metrics
         self._verifying = asyncio.Lock()
 
@@ -96,6 +118,7 @@ class NodeResources:
         return [
             web.get("/upstreams", self.list_upstreams),
             web.get("/cache", self.get_cache),
+            web.get("/cache/blobs", self.list_blobs),
             web.post("/cache/verify", self.verify_cache),
             web.post("/cache/purge", self.purge_cache),
         ]
@@ -124,6 +147,24 @@ class NodeResources:
         }
         return web.json_response(document)
 
+    async def list_blobs(self, request: web.Request) -> web.Response:
+        page = read_page(read_query(request, ("limit", "after")))
+        after = _read_digest(page.after, "?after") if page.after else None
+        blobs = await self._cache.list_blobs(after, page.limit + 1)
+        items = [
+            {
+                "digest": str(blob.digest),
+                "size_bytes": blob.size_bytes,
+                "used_at": datetime.fromtimestamp(blob.used_at, UTC)
+                .isoformat(timespec="seconds")
+                .replace("+00:00", "Z"),
+                "protected": blob.protected,
+            }
+            for blob in blobs[: page.limit]
+        ]
+        more = len(blobs) > page.limit
+        return web.json_response({"items": items, "next": items[-1]["digest"] if more else None})
+
     async def verify_cache(self, _: web.Request) -> web.Response:
         if self._verifying.locked():
             raise ProblemError(409, "the cache is being verified already")
@@ -133,8 +174,26 @@ class NodeResources:
 
     async def purge_cache(self, request: web.Request) -> web.Response:
         body = await read_body(request, PurgeBody)
-        try:
-            digest = None if body.digest is None else parse_digest(body.digest)
-        except RegistryError as error:
-            raise ProblemError(400, "some values are not valid", faults=[Fault("#/digest", error.message)]) from None
-        return web.json_response({"removed": await self._cache.purge(digest)})
+        digests: Collection[Digest] | None = None
+        if body.digest is not None and body.repository is not None:
+            raise ProblemError(400, "expected a digest or a repository, or neither for everything")
+        if body.digest is not None:
+            digests = [_read_digest(body.digest, "#/digest")]
+        elif body.repository is not None:
+            try:
+                repository = parse_repository(body.repository)
+                digests = await asyncio.to_thread(self._purge_repository, repository)
+            except RegistryError as error:
+                raise _invalid("#/repository", error) from None
+        return web.json_response({"removed": await self._cache.purge(digests)})
+
+
+def _read_digest(text: str, pointer: str) -> Digest:
+    try:
+        return parse_digest(text)
+    except RegistryError as error:
+        raise _invalid(pointer, error) from None
+
+
+def _invalid(pointer: str, error: RegistryError) -> ProblemError:
+    return ProblemError(400, "some values are not valid", faults=[Fault(pointer, error.message)])

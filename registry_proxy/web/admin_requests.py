@@ -84,9 +84,10 @@ class RevocationBody(Body):
 
 
 class PurgeBody(Body):
-    """What to remove from the cache: one digest, or everything."""
+    """What to remove from the cache: one digest, what one repository holds, or everything."""
 
     digest: str | None = None
+    repository: str | None = None
 
 
 _B = TypeVar("_B", bound=Body)

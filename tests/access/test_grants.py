@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from registry_proxy.access import grants as module
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.patterns import compile_repository_pattern
 from registry_proxy.access.records import Grant, GrantMode, Group, User
+from registry_proxy.spec.patterns import compile_repository_pattern
 from registry_proxy.spec.scope import CATALOG, Access, Action, repository_access
 
 ANN, BOB, ROOT = User("ann", "h"), User("bob", "h"), User("root", "h", is_admin=True)

@@ -145,9 +145,9 @@ async def test_purge_spares_what_is_pinned(cache: DiskCache) -> None:
     DiskSpool(cache).pin(pinned)
     for digest in (one, two, pinned):
         assert cache.read_small(digest) is not None
-    assert await cache.purge(one) == 1
-    assert await cache.purge(one) == 0
-    assert await cache.purge(pinned) == 0
+    assert await cache.purge([one]) == 1
+    assert await cache.purge([one]) == 0
+    assert await cache.purge([pinned]) == 0
     assert cache.read_small(one) is None
     assert await cache.purge(None) == 1
     assert cache.read_small(two) is None

@@ -126,7 +126,7 @@ async def test_a_sender_without_an_end_is_stopped_at_the_length(cache: DiskCache
     with pytest.raises(FillFailedError):
         await read_all(reader)
     await until(lambda: not cache.is_filling(digest))
-    assert answer.sent_bytes <= 2 * (len(body) + answer.chunk_bytes)
+    assert answer.sent_bytes <= 3 * (len(body) + answer.chunk_bytes)
 
 
 async def test_a_reader_that_closes_early_changes_nothing(cache: DiskCache) -> None:
@@ -189,11 +189,11 @@ async def test_a_lie_never_enters_and_is_never_served_whole(
     with pytest.raises(FillFailedError):
         await read_all((await cache.open_or_fill(digest, source))[0])
     await until(lambda: not cache.is_filling(digest))
-    assert source.offsets == [0, 0]  # once more, from the start
+    assert source.offsets == [0, 0, 0]  # from the start, at whichever replica is right
     assert all(isinstance(error, FillFailedError) for error in source.raised)
     assert cache.open_committed(digest) is None
     assert cache.read_small(digest) is None
-    assert events.errors == {"mismatch": 2}
+    assert events.errors == {"mismatch": 3}
     assert leftovers(cache_path) == []
 
 

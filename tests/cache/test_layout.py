@@ -12,7 +12,7 @@ from tests.cache.test_disk import blob_file, put
 
 
 async def test_leftovers_go_and_content_stays(make_cache: MakeCache, cache_path: Path) -> None:
-    """A start sweeps unfinished work, keeps content and pins, and counts what is on disk."""
+    """A start sweeps unfinished work, keeps content and pins; a page that is none makes it count what is on disk."""
     cache = make_cache()
     _, one = await put(cache, 1000, 1)
     _, two = await put(cache, 2000, 2)
@@ -24,7 +24,11 @@ async def test_leftovers_go_and_content_stays(make_cache: MakeCache, cache_path:
     (cache_path / "page").write_bytes(b"\xff" * 4096)
     prepare_cache(cache_path)
     assert [os.listdir(cache_path / name) for name in ("fills", "uploads", "temp")] == [[], [], []]
-    stats = make_cache().stats()
+    again = make_cache()
+    assert again.space.must_recount
+    await again.recount()
+    assert not again.space.must_recount
+    stats = again.stats()
     assert (stats["committed_bytes"], stats["entries"], stats["pinned_bytes"]) == (1000, 1, 1000)
 
 

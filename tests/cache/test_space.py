@@ -1,23 +1,30 @@
-"""Room: least recent use, pins, limits."""
+"""Room: who goes first, pins, limits, and counters that survive everything."""
 
+import asyncio
 import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from registry_proxy.cache.accounts import Change
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports import CacheUnavailableError
 from registry_proxy.spec.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
-from tests.fakes.cache import MIB, Answer, Source, content, read_all
+from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.waiting import until
 
+NOW = time.time()
 
-def used_at(path: Path, digest: Digest, seconds: int) -> None:
-    """Say when a content was used last."""
-    os.utime(blob_file(path, digest), ns=(seconds * 10**9, 0))
+
+def use(path: Path, digest: Digest, seconds_ahead: int = 100) -> None:
+    """Use a content, later than all that went before."""
+    os.utime(blob_file(path, digest), ns=(round((NOW + seconds_ahead) * 1e9), 0))
 
 
 def is_there(path: Path, digest: Digest) -> bool:
@@ -25,16 +32,15 @@ def is_there(path: Path, digest: Digest) -> bool:
     return blob_file(path, digest).exists()
 
 
-async def test_the_least_recently_used_goes_first(make_cache: MakeCache, cache_path: Path) -> None:
-    """Under max_size, by use and not by age; a reader that has the victim open reads to its end."""
+async def test_the_oldest_that_was_not_used_since_it_came_goes_first(make_cache: MakeCache, cache_path: Path) -> None:
+    """Under max_size, a use saves from one visit of the hand; a reader that has the victim open reads to its end."""
     cache = make_cache(max_size_bytes=4 * MIB)
     contents = [await put(cache, MIB, seed) for seed in range(4)]
-    for seconds, (_, digest) in enumerate(contents):
-        used_at(cache_path, digest, 1000 + seconds)
-    used_at(cache_path, contents[0][1], 2000)  # the oldest is used again
+    age(cache_path, contents)
+    use(cache_path, contents[0][1])
     reader = make_cache().open_committed(contents[1][1])
     assert reader is not None
-    used_at(cache_path, contents[1][1], 1001)
+    age(cache_path, [contents[1]])
     await put(cache, MIB, 4)
     assert [is_there(cache_path, digest) for _, digest in contents] == [True, False, True, True]
     await put(cache, 2 * MIB, 5)
@@ -43,12 +49,17 @@ async def test_the_least_recently_used_goes_first(make_cache: MakeCache, cache_p
     assert cache.stats()["committed_bytes"] == 4 * MIB
 
 
+def age(path: Path, contents: Sequence[tuple[bytes, Digest]]) -> None:
+    """Let the last use of contents lie hours back, at or before what eviction has noted."""
+    for _, digest in contents:
+        os.utime(blob_file(path, digest), ns=(round((NOW - 10_000) * 1e9), 0))
+
+
 async def test_opening_is_a_use(make_cache: MakeCache, cache_path: Path) -> None:
     """What another worker opened, or read small, is kept before what nobody did."""
     cache = make_cache(max_size_bytes=3 * MIB)
     contents = [await put(cache, MIB, seed) for seed in range(3)]
-    for seconds, (_, digest) in enumerate(contents):
-        used_at(cache_path, digest, 1000 + seconds)
+    age(cache_path, contents)
     other = make_cache()
     reader = other.open_committed(contents[0][1])
     assert reader is not None
@@ -58,17 +69,98 @@ async def test_opening_is_a_use(make_cache: MakeCache, cache_path: Path) -> None
     assert [is_there(cache_path, digest) for _, digest in contents] == [True, True, False]
 
 
-async def test_a_use_after_the_list_was_made_counts(make_cache: MakeCache, cache_path: Path) -> None:
-    """The leftover of an earlier scan does not make a victim of what was used or pinned since."""
+async def test_what_comes_once_pushes_nothing_out_that_is_used(make_cache: MakeCache, cache_path: Path) -> None:
+    """A scan of ten times the cache leaves what is used again and again."""
+    cache = make_cache(max_size_bytes=8 * MIB)
+    popular = [await put(cache, MIB, seed) for seed in range(4)]
+    for number in range(80):
+        for _, digest in popular:
+            use(cache_path, digest, 100 + number)
+        await put(cache, MIB, 1000 + number)
+    assert all(is_there(cache_path, digest) for _, digest in popular)
+    assert cache.stats()["committed_bytes"] <= 8 * MIB
+
+
+async def test_the_order_outlives_the_worker_and_stays_short(make_cache: MakeCache, cache_path: Path) -> None:
+    """A new worker evicts in the old order, and a cache that turns over a thousand times keeps a short list."""
     cache = make_cache(max_size_bytes=4 * MIB)
     contents = [await put(cache, MIB, seed) for seed in range(4)]
-    for seconds, (_, digest) in enumerate(contents):
-        used_at(cache_path, digest, 1000 + seconds)
-    await put(cache, MIB, 4)  # lists all, evicts the first
-    used_at(cache_path, contents[1][1], 5000)
-    DiskSpool(cache).pin(contents[2][1])
-    await put(cache, MIB, 5)
-    assert [is_there(cache_path, digest) for _, digest in contents] == [False, True, True, False]
+    await cache.close()
+    again = make_cache(max_size_bytes=4 * MIB)
+    await put(again, MIB, 4)
+    assert [is_there(cache_path, digest) for _, digest in contents] == [False, True, True, True]
+    small = make_cache(max_size_bytes=10_000)
+    for seed in range(6000):
+        body, digest = content(1000, seed)
+        await small.store(digest, body)
+    (order,) = (cache_path / "order").iterdir()
+    assert order.stat().st_size < 6000 * 88
+    assert small.stats()["committed_bytes"] <= 10_000
+
+
+async def test_what_is_kept_is_not_evicted(cache_path: Path, make_cache: MakeCache) -> None:
+    """Content of pinned repositories stays; when there is nothing else, content passes through and that is counted."""
+    kept: set[Digest] = set()
+    events = Events()
+    cache = DiskCache(cache_path, 3 * MIB, 0, events, find_kept=lambda: kept)
+    contents = [await put(cache, MIB, seed) for seed in range(3)]
+    age(cache_path, contents)
+    kept |= {contents[0][1], contents[1][1]}
+    await put(cache, MIB, 3)
+    assert [is_there(cache_path, digest) for _, digest in contents] == [True, True, False]
+    assert events.evicted_bytes == MIB
+    body, digest = content(2 * MIB, 4)
+    with pytest.raises(CacheUnavailableError):
+        await cache.open_or_fill(digest, Source(Answer(body)))
+    assert events.errors["full"] == 1
+    listed = await cache.list_blobs(None, 10)
+    assert {blob.digest for blob in listed if blob.protected} == kept
+    await cache.close()
+
+
+async def test_a_recount_is_right_while_content_comes_and_goes(make_cache: MakeCache, cache_path: Path) -> None:
+    """After another boot everything is counted and put in order again, under load."""
+    cache = make_cache()
+    for seed in range(50):
+        body, digest = content(1000 + seed, seed)
+        await cache.store(digest, body)
+    with cache.space._accounts.locked() as accounts:
+        accounts.write(replace(accounts.state, boot="another", committed_bytes=7, entries=1))
+    assert cache.space.must_recount
+    other = make_cache()
+
+    async def churn() -> None:
+        for seed in range(50, 200):
+            body, digest = content(1000 + seed, seed)
+            await other.store(digest, body)
+            if seed % 3 == 0:
+                other.drop(content(1000 + seed - 50, seed - 50)[1])
+
+    await asyncio.gather(churn(), cache.recount())
+    sizes = [path.stat().st_size for path in (cache_path / "blobs").rglob("*") if path.is_file()]
+    assert (cache.stats()["committed_bytes"], cache.stats()["entries"]) == (sum(sizes), len(sizes))
+    tight = make_cache(max_size_bytes=1)
+    tight.space.make_room(1, over_max_size=False)
+    assert tight.stats()["entries"] == 0, "what was not in the order could not go"
+
+
+@pytest.mark.parametrize("happened", [True, False])
+async def test_a_worker_killed_in_mid_change_leaves_the_counters_right(
+    make_cache: MakeCache, cache_path: Path, *, happened: bool
+) -> None:
+    """What was announced is counted by the next one if, and only if, it is on disk."""
+    cache = make_cache()
+    body, digest = content(1000)
+    await cache.store(digest, body)
+    gone = Change(digest, -1000, -1, present=False)
+    with cache.space._accounts.locked() as accounts:  # as of one that was killed before, or after, its unlink
+        accounts.write(replace(accounts.state, change=gone))
+        if happened:
+            blob_file(cache_path, digest).unlink()
+    other = make_cache()
+    with other.space._accounts.locked():
+        pass
+    assert (other.stats()["committed_bytes"], other.stats()["entries"]) == ((0, 0) if happened else (1000, 1))
 
 
 async def test_what_is_pinned_is_never_evicted(make_cache: MakeCache, cache_path: Path) -> None:

@@ -145,7 +145,16 @@ def test_the_cache_is_looked_at_verified_and_purged(run: Run, listener: tuple[st
     assert (verified.exit_code, verified.stdout.strip()) == (0, str(bad))
     assert _json(run("cache", "verify", "--json")) == {"bad": []}
     assert _json(run("cache", "purge", str(good), "--json")) == {"removed": 1}
-    assert "0 entries removed." in run("cache", "purge").stderr
+    _store(listener, good, b"good")
+    listed = _json(run("cache", "ls", "--json"))
+    assert [(blob["digest"], blob["size_bytes"], blob["protected"]) for blob in listed] == [(str(good), 4, False)]
+    assert str(good) in run("cache", "ls").stdout
+    assert "0 entries removed." in run("cache", "purge", "--repository", "team/app").stderr
+    for wrong in ([], ["--all", "--repository", "team/app"]):
+        assert run("cache", "purge", *wrong).exit_code == 2
+    assert run("cache", "purge", "--all").exit_code == 1  # nobody says yes
+    assert cache.stats()["entries"] == 1
+    assert "1 entries removed." in run("cache", "purge", "--all", "--yes").stderr
     _fails(run("cache", "purge", "sha256:1"), "digest: ")
 
 

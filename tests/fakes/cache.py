@@ -22,6 +22,7 @@ class Events:
 
     errors: Counter[str] = field(default_factory=Counter)
     bytes: dict[str, int] = field(default_factory=dict)
+    evicted_bytes: int = 0
 
     def cache_error(self, reason: str) -> None:
         self.errors[reason] += 1
@@ -49,6 +50,9 @@ class Events:
 
     def request(self, route: str, method: str, status: int, duration_seconds: float) -> None:
         raise AssertionError("not for the cache to say")
+
+    def cache_evicted(self, size_bytes: int) -> None:
+        self.evicted_bytes += size_bytes
 
     def login(self, outcome: str) -> None:
         raise AssertionError("not for the cache to say")

@@ -225,6 +225,9 @@ class MemoryCache:
         file = self.files.get(digest)
         return None if file is None else MemoryFile(file)
 
+    async def open_checked(self, digest: Digest) -> BlobReader | None:
+        return self.open_committed(digest)
+
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:  # noqa: ARG002 - all is "on disk"
         file = self.files.get(digest)
         return None if file is None or file.size_bytes > 1024 * 1024 else os.pread(file.fd, file.size_bytes, 0)
@@ -366,6 +369,9 @@ class CountingObserver:
 
     def cache_error(self, reason: str) -> None:
         self.counts["error", reason] += 1
+
+    def cache_evicted(self, size_bytes: int) -> None:
+        self.counts["evicted",] += size_bytes
 
     def login(self, outcome: str) -> None:
         self.counts["login", outcome] += 1

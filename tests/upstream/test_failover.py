@@ -146,8 +146,8 @@ async def test_a_black_hole_costs_its_deadline_once(pair: Pair) -> None:
     assert pair.b.count("HEAD") == len(mine)
 
 
-async def test_a_liar_is_asked_last_for_what_it_lied_about(pair: Pair) -> None:
-    """When the caller finds the bytes wrong, the next attempt for this digest goes to the other replica."""
+async def test_a_liar_is_not_asked_again_for_what_it_lied_about(pair: Pair) -> None:
+    """Wrong bytes: the other replica is asked for ten minutes, alone, and for a minute first for everything."""
     digest = pair.add_blob(CONTENT)
     liar = pair.first_for(digest)
     liar.inject(Fault("blobs", body=b"lie" + CONTENT[3:], omit=("Docker-Content-Digest",)))
@@ -161,7 +161,14 @@ async def test_a_liar_is_asked_last_for_what_it_lied_about(pair: Pair) -> None:
         with pytest.raises(FillFailedError):
             await fill()
         await fill()
-    assert sorted(pair.asked("GET", "blobs")) == [1, 1]
+        assert sorted(pair.asked("GET", "blobs")) == [1, 1]
+        others = [pair.add_blob(bytes([i])) for i in range(8)]
+        for other in others:
+            await read(reader, other)
+        assert sorted(pair.asked("GET", "blobs")) == [1, 9]
+        (pair.b if liar is pair.a else pair.a).inject(Fault("blobs", status=500))
+        with pytest.raises(UpstreamUnavailableError, match="it sent other bytes than those of this digest"):
+            await fill()
 
 
 @pytest.mark.parametrize("fault", [Fault("blobs", cut_after=300_000), Fault("blobs", stall_after=300_000)])

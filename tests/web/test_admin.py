@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
-from registry_proxy.spec.reference import Digest, digest_of
+from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState, RoutedRepository
+from registry_proxy.spec.descriptor import Descriptor
+from registry_proxy.spec.reference import Digest, Repository, digest_of
 from registry_proxy.tasks import spawn
 from tests.admin import ADMIN, BOB, CACHE_MAX_BYTES, Node, admin_node
 
@@ -83,6 +85,7 @@ ROUTES = [
     ("GET", "/upstreams"),
     ("GET", "/cache"),
     ("POST", "/cache/verify"),
+    ("GET", "/cache/blobs"),
     ("POST", "/cache/purge"),
     ("GET", "/there/is/no/such/path"),
     ("PATCH", "/users/bob"),
@@ -499,6 +502,42 @@ async def test_the_cache_is_purged_by_digest_or_whole(admin: Admin) -> None:
     assert [admin.node.cache.read_small(digest_of(content)) for content in contents] == [b"one", None, b"three"]
     assert (await admin.call("POST", "/cache/purge"))[:2] == (200, {"removed": 2})
     assert (await admin.call("GET", "/cache"))[1]["size_bytes"] == 0
+
+
+async def test_the_cache_is_listed_page_by_page(admin: Admin) -> None:
+    """Every entry once, in the order of digests, with its size; a digest that is none is refused."""
+    contents = {str(digest_of(content)): len(content) for content in (b"a", b"bb", b"ccc", b"dddd", b"eeeee")}
+    for content in (b"a", b"bb", b"ccc", b"dddd", b"eeeee"):
+        await admin.node.cache.store(digest_of(content), content)
+    found: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        status, page, _ = await admin.call("GET", f"/cache/blobs?limit=2{after}")
+        assert status == 200
+        assert len(page["items"]) <= 2
+        found += page["items"]
+        if page["next"] is None:
+            break
+        after = f"&after={page['next']}"
+    assert [item["digest"] for item in found] == sorted(contents)
+    assert {item["digest"]: item["size_bytes"] for item in found} == contents
+    assert (await admin.call("GET", "/cache/blobs?after=x"))[0] == 400
+
+
+async def test_a_repository_is_purged_alone(admin: Admin, tmp_path: Path) -> None:
+    """What it held goes, the rest stays; one that holds nothing removes nothing; both at once is refused."""
+    memberships = FileMemberships(tmp_path / "cache")
+    for content in (b"mine", b"other"):
+        await admin.node.cache.store(digest_of(content), content)
+    routed = RoutedRepository("main", Repository("team/app"))
+    memberships.remember(routed, ContentKind.BLOB, Descriptor("x/y", digest_of(b"mine"), 4))
+    assert (await admin.call("POST", "/cache/purge", {"repository": "none"}))[:2] == (200, {"removed": 0})
+    assert (await admin.call("POST", "/cache/purge", {"repository": "team/app"}))[:2] == (200, {"removed": 1})
+    assert admin.node.cache.read_small(digest_of(b"other")) == b"other"
+    assert memberships.find(routed, ContentKind.BLOB, digest_of(b"mine")) is None
+    both = {"repository": "team/app", "digest": str(digest_of(b"other"))}
+    for body in (both, {"repository": "NO"}):
+        assert (await admin.call("POST", "/cache/purge", body))[0] == 400
 
 
 async def test_verify_tells_what_rotted_and_drops_it(admin: Admin, tmp_path: Path) -> None:

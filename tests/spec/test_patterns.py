@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from registry_proxy.access.patterns import (
+from registry_proxy.spec.patterns import (
     compile_repository_pattern,
     compile_tag_pattern,
     literal_prefix,

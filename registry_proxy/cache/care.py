@@ -1,0 +1,97 @@
+"""What the cache of a node does for itself, one worker at a time: count what must be counted, and look for rot."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from registry_proxy.cache.accounts import shards
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.layout import write_small_file
+
+_log = logging.getLogger(__name__)
+_DUTY_SECONDS = 5.0
+"""How soon a worker sees that the one on duty has died."""
+
+_PAUSE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubRound:
+    """How far the scrub is: the shards below ``shard`` of the round that began at ``started_at`` (epoch) were read."""
+
+    shard: int
+    started_at: float
+
+
+class Caretaker:
+    """Runs in every worker; the one that holds the duty works, the others wait for its end.
+
+    Args:
+        cache: of this worker.
+        scrub_bytes_per_second: how fast committed content is read again; 0 for never.
+        scrub_interval_seconds: how long after the begin of one round the next one begins.
+    """
+
+    def __init__(self, cache: DiskCache, scrub_bytes_per_second: int, scrub_interval_seconds: float) -> None:
+        self._cache = cache
+        self._rate = scrub_bytes_per_second
+        self._interval_seconds = scrub_interval_seconds
+        self._note = f"{cache.paths.root}/scrub"
+
+    async def run(self) -> None:
+        """Go on until cancelled; a disk that fails is tried again later."""
+        while True:
+            with self._duty() as is_ours:
+                while is_ours:
+                    try:
+                        await self._work()
+                    except OSError as error:
+                        _log.warning("the cache cannot be looked after: %s", error.strerror)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(_DUTY_SECONDS)
+
+    async def _work(self) -> None:
+        if self._cache.space.must_recount:
+            await self._cache.recount()
+        done = self._read_note()
+        if self._rate and (done.shard < len(shards()) or time.time() - done.started_at >= self._interval_seconds):
+            await self._scrub(done)
+
+    async def _scrub(self, done: ScrubRound) -> None:
+        """Read what is committed, from where the last one on duty stopped; what is bad goes into quarantine."""
+        began_anew = done.shard >= len(shards())
+        started_at = time.time() if began_anew else done.started_at
+        for shard in shards()[0 if began_anew else done.shard :]:
+            await self._cache.check_shard(shard, self._rate)
+            self._write_note(ScrubRound(shard + 1, started_at))
+
+    def _read_note(self) -> ScrubRound:
+        try:
+            with open(self._note, encoding="ascii") as file:
+                document = json.load(file)
+                return ScrubRound(int(document["shard"]), float(document["started_at"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return ScrubRound(0, time.time())
+
+    def _write_note(self, done: ScrubRound) -> None:
+        document = {"shard": done.shard, "started_at": done.started_at}
+        write_small_file(self._cache.paths, self._note, json.dumps(document).encode())
+
+    @contextmanager
+    def _duty(self) -> Iterator[bool]:
+        fd = os.open(f"{self._cache.paths.root}/duty.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)

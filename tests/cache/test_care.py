@@ -1,0 +1,117 @@
+"""The scrub: what rots on disk is found, and never served after."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.cache.care import Caretaker
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.spec.reference import Digest
+from registry_proxy.tasks import spawn
+from tests.cache.conftest import MakeCache
+from tests.cache.test_disk import blob_file, put
+from tests.fakes.cache import Answer, Events, Source, read_all
+from tests.waiting import until
+
+
+def rot(path: Path, digest: Digest, offset: int = 7) -> None:
+    """Flip a byte as a bad disk does: nothing else of the file changes."""
+    file = blob_file(path, digest)
+    before = file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(offset)
+        byte = opened.read(1)
+        opened.seek(offset)
+        opened.write(bytes([byte[0] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def noted(path: Path) -> int:
+    """Return how many shards the last scrub has done."""
+    try:
+        return int(json.loads((path / "scrub").read_text())["shard"])
+    except FileNotFoundError:
+        return 0
+
+
+async def run_until_done(caretaker: Caretaker, path: Path) -> None:
+    """Let a caretaker work until its round is over."""
+    task = spawn(caretaker.run(), "care")
+    await until(lambda: noted(path) == 256)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path: Path, events: Events) -> None:
+    """What rotted goes to quarantine, is counted, and the next reader gets it from upstream."""
+    contents = [await put(cache, 200_000, seed) for seed in range(20)]
+    bad = contents[::5]
+    for _, digest in bad:
+        rot(cache_path, digest)
+    await run_until_done(Caretaker(cache, 1 << 40, 3600), cache_path)
+    assert events.errors == {"mismatch": 4}
+    assert len(os.listdir(cache_path / "quarantine")) == 4
+    for body, digest in contents:
+        assert (cache.open_committed(digest) is None) == ((body, digest) in bad)
+    body, digest = bad[0]
+    reader, _ = await cache.open_or_fill(digest, Source(Answer(body)))
+    assert await read_all(reader) == body
+
+
+async def test_one_worker_scrubs_and_another_takes_over(make_cache: MakeCache, cache_path: Path) -> None:
+    """A round goes on where the one that died stopped; a round that is done is not begun again before its time."""
+    cache = make_cache()
+    (_, digest) = await put(cache, 1000)
+    (cache_path / "scrub").write_text(json.dumps({"shard": int(digest.hex[:2], 16) + 1, "started_at": 1.0}))
+    rot(cache_path, digest)
+    first, second = Caretaker(make_cache(), 1 << 40, 1e12), Caretaker(make_cache(), 1 << 40, 1e12)
+    await asyncio.gather(run_until_done(first, cache_path), run_until_done(second, cache_path))
+    assert blob_file(cache_path, digest).exists(), "its shard was done already"
+    task = spawn(Caretaker(make_cache(), 1 << 40, 0.001).run(), "care")
+    await until(lambda: not blob_file(cache_path, digest).exists())
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_checked_opening_serves_no_rot(cache_path: Path, events: Events) -> None:
+    """With a sample of all, rot with its times put back is found before the first byte."""
+    cache = DiskCache(cache_path, 1 << 40, 0, events, check_share=1.0)
+    _, digest = await put(cache, 200_000, 1)
+    body, good = await put(cache, 200_000, 2)
+    rot(cache_path, digest)
+    assert await cache.open_checked(digest) is None
+    reader = await cache.open_checked(good)
+    assert reader is not None
+    assert await read_all(reader) == body
+    assert events.errors == {"mismatch": 1}
+    await cache.close()
+
+
+async def test_the_quarantine_is_bounded(cache: DiskCache, cache_path: Path) -> None:
+    """A disk that rots wholly does not fill itself with what is bad."""
+    for seed in range(20):
+        _, digest = await put(cache, 1000, seed)
+        await cache.reject(digest, "a test")
+    assert len(os.listdir(cache_path / "quarantine")) == 8
+    assert cache.stats()["entries"] == 0
+
+
+async def test_a_lie_is_quarantined(cache: DiskCache, cache_path: Path) -> None:
+    """Bytes that came whole and are something else can be looked at afterwards; nobody is served from them."""
+    body, digest = await put(cache, 1000)
+    cache.drop(digest)
+    source = Source(Answer(b"x" * 1000), Answer(body))
+    reader, _ = await cache.open_or_fill(digest, source)
+    assert await read_all(reader) == body
+    (name,) = os.listdir(cache_path / "quarantine")
+    assert name.startswith(f"sha256-{digest.hex}.")
+    assert (cache_path / "quarantine" / name).read_bytes() == b"x" * 1000
+
+
+def test_a_strange_note_begins_anew(cache: DiskCache, cache_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A note that cannot be read costs a round, and nothing else."""
+    (cache_path / "scrub").write_text("[]")
+    assert Caretaker(cache, 1, 1)._read_note().shard == 0
