@@ -34,6 +34,22 @@ class FillFailedError(Exception):
     """A fill ended without its content. The cause is the ``__cause__``; readers of it must not complete their body."""
 
 
+class WrongContentError(FillFailedError):
+    """What a source sent is not the content asked for: other length, or other digest.
+
+    It is raised inside the source's context, where ``sender`` ("upstream/replica") is filled in.
+
+    Args:
+        reason: for the log and the detail of a 502.
+        is_proven: all of it came from this one source, complete as announced: nobody else can be to blame.
+    """
+
+    def __init__(self, reason: str, *, is_proven: bool) -> None:
+        super().__init__(reason)
+        self.is_proven = is_proven
+        self.sender: str | None = None
+
+
 class StoreUnavailableError(Exception):
     """The store (Redis) cannot be reached. Becomes a 503 wherever the store is needed."""
 
@@ -499,7 +515,16 @@ class Observer(Protocol):
         """``state`` is committed, filling or pinned."""
 
     def cache_error(self, reason: str) -> None:
-        """``reason`` is write, mismatch, evict or full."""
+        """``reason`` is write, mismatch (a replica sent wrong content), rot (it went wrong here), evict or full."""
+
+    def wrong_content(self, upstream: str, replica: str) -> None:
+        """Note that a replica sent something else than the digest it was asked for."""
+
+    def scrubbed(self, size_bytes: int) -> None:
+        """Note how much committed content was read and compared."""
+
+    def scrub_ended(self, ended_at: float) -> None:
+        """Note when the scrub's last round ended, in seconds since the epoch."""
 
     def cache_evicted(self, size_bytes: int) -> None: ...
 

@@ -70,6 +70,7 @@ class Caretaker:
         for shard in shards()[0 if began_anew else done.shard :]:
             await self._cache.check_shard(shard, self._rate)
             self._write_note(ScrubRound(shard + 1, started_at))
+        self._cache.observer.scrub_ended(time.time())
 
     def _read_note(self) -> ScrubRound:
         try:

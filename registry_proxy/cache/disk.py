@@ -117,7 +117,7 @@ class DiskCache:
         reader.close()
         if await self._is_right(CommittedBlob(digest, self.paths.blob(digest), reader.size_bytes, 0), 0):
             return self.open_committed(digest)
-        await self.reject(digest, "an opening")
+        self.reject(digest, "an opening")
         return None
 
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
@@ -138,8 +138,7 @@ class DiskCache:
         finally:
             os.close(fd)
         if not digest.matches(content):  # the whole is in hand: a bit that rotted on disk is found here for little
-            self.observer.cache_error("mismatch")
-            self.drop(digest)
+            self.reject(digest, "a reading")
             return None
         if size_bytes <= _MEMORY_ENTRY_BYTES:
             self._memory.put(digest, content)
@@ -223,13 +222,13 @@ class DiskCache:
         self.report_size()
         return removed
 
-    async def reject(self, digest: Digest, found_by: str) -> None:
+    def reject(self, digest: Digest, found_by: str) -> None:
         """Put a committed content that is not what its digest says into quarantine, where nobody is served from."""
         _log.error("the cached content of %s is not what its digest says: quarantined", digest, extra={"by": found_by})
-        self.observer.cache_error("mismatch")
+        self.observer.cache_error("rot")
         self._memory.drop(digest)
         with contextlib.suppress(OSError):
-            await self.tools.in_thread(self.space.quarantine, digest)
+            self.space.quarantine(digest)
         self.report_size()
 
     async def verify(self) -> list[Digest]:
@@ -243,7 +242,7 @@ class DiskCache:
         bad = []
         for blob in await self.tools.in_thread(scan_shard, self.paths, shard):
             if not await self._is_right(blob, bytes_per_second):
-                await self.reject(blob.digest, "a scrub")
+                self.reject(blob.digest, "a scrub")
                 bad.append(blob.digest)
         return bad
 
@@ -259,7 +258,7 @@ class DiskCache:
     async def _is_right(self, blob: CommittedBlob, bytes_per_second: int) -> bool:
         """Compare a content with its digest; what vanished meanwhile is right."""
         try:
-            fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = _open_unnoticed(blob.path)
         except FileNotFoundError:
             return True
         try:
@@ -268,9 +267,13 @@ class DiskCache:
             hasher, offset = blob.digest.hasher(), 0
             while read_bytes := await self.tools.in_thread(_hash_piece, fd, offset, hasher):
                 offset += read_bytes
+                self.observer.scrubbed(read_bytes)
                 if bytes_per_second:
                     await asyncio.sleep(read_bytes / bytes_per_second)
             return hasher.hexdigest() == blob.digest.hex
+        except OSError as error:
+            _log.warning("the cached content of %s cannot be read: %s", blob.digest, error.strerror)
+            return False
         finally:
             os.close(fd)
 
@@ -295,8 +298,7 @@ class DiskCache:
         status = os.fstat(fd)
         if not is_sealed(status):
             os.close(fd)
-            self.observer.cache_error("mismatch")
-            self.drop(digest)
+            self.reject(digest, "its times or mode")
             return None
         self._touch(digest, fd)
         return fd, status.st_size
@@ -364,6 +366,16 @@ class DiskCache:
 
     def _pinned_bytes(self) -> int:
         return self.space.size_of(self.space.find_pinned())
+
+
+def _open_unnoticed(path: str) -> int:
+    """Open a file so that reading it counts as no use of it, and does not push others out of the page cache."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+    except PermissionError:  # not our file: somebody copied the cache
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
+    return fd
 
 
 def _hash_piece(fd: int, offset: int, hasher: "_Hash") -> int:

@@ -22,6 +22,7 @@ from registry_proxy.ports import (
     Observer,
     OpenSource,
     UpstreamUnavailableError,
+    WrongContentError,
 )
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest
@@ -32,17 +33,6 @@ _MAX_IDLE_ATTEMPTS = 3
 _MAX_MISMATCHES = 3
 _IDLE_PAUSE_SECONDS = 0.05
 _SPACE_CHECK_BYTES = 16 * 1024 * 1024
-
-
-class ContentMismatchError(FillFailedError):
-    """What a source sent is not the content asked for: other length, or other digest.
-
-    It is raised inside the source's context, so that the source can hold it against the replica that answered.
-    """
-
-
-class WrongDigestError(ContentMismatchError):
-    """All of it came, and it is something else."""
 
 
 class _LostError(Exception):
@@ -124,7 +114,7 @@ class Fill:
                     return
                 except _LostError:
                     self._renew(FillFailedError("the worker that fetched it gave up"))
-                except ContentMismatchError as error:
+                except WrongContentError as error:
                     self._tools.observer.cache_error("mismatch")
                     self._mismatches += 1
                     if self._mismatches >= _MAX_MISMATCHES:
@@ -190,8 +180,8 @@ class Fill:
             await self._fetch(progress, part)
         except asyncio.CancelledError:
             raise  # this worker stops: the file stays for the next one
-        except WrongDigestError:
-            part.quarantine()
+        except WrongContentError as error:
+            part.quarantine(error.sender or "unknown")
             self._tools.space.trim_quarantine()
             raise
         except BaseException:
@@ -216,7 +206,7 @@ class Fill:
     async def _fetch(self, progress: FillProgress, part: OwnedPart) -> None:
         """Fetch what is missing and compare the digest; goes on with another stream while there is progress."""
         if part.found_bytes and part.written_bytes == progress.size_bytes:
-            self._check(progress, part)
+            self._check(progress, part, is_proven=False)
             return
         idle = 0
         while True:
@@ -224,7 +214,7 @@ class Fill:
             try:
                 async with self._source(before) as stream:
                     await self._copy(stream, progress, part)
-                    self._check(progress, part)
+                    self._check(progress, part, is_proven=before == 0 and stream.size_bytes is not None)
                 return
             except UpstreamUnavailableError as error:
                 if part.written_bytes == 0:
@@ -238,7 +228,7 @@ class Fill:
         await self._accept_size(stream.size_bytes, progress)
         skip = part.written_bytes - stream.offset
         if skip < 0:
-            raise ContentMismatchError("the stream starts after the offset asked for")
+            raise WrongContentError("the stream starts after the offset asked for", is_proven=False)
         received, checked = part.written_bytes, part.written_bytes
         writer = PartWriter(part, self._tools.executor, progress.advance)
         try:
@@ -251,7 +241,7 @@ class Fill:
                         await self._tools.in_thread(self._make_room)
                         checked = received
                 elif received > progress.size_bytes:
-                    raise ContentMismatchError("more bytes came than were announced")
+                    raise WrongContentError("more bytes came than were announced", is_proven=False)
                 if fresh:
                     await writer.write(fresh)
         finally:
@@ -262,7 +252,7 @@ class Fill:
     async def _accept_size(self, size_bytes: int | None, progress: FillProgress) -> None:
         if progress.size_bytes is not None:
             if size_bytes not in {None, progress.size_bytes}:
-                raise ContentMismatchError("replicas announce different lengths")
+                raise WrongContentError("replicas announce different lengths", is_proven=False)
         elif size_bytes is not None:
             await self._tools.in_thread(self._tools.space.reserve, self.digest, size_bytes)
             progress.size_bytes = size_bytes
@@ -270,10 +260,10 @@ class Fill:
     def _make_room(self) -> None:
         self._tools.space.make_room(0, over_max_size=False)
 
-    def _check(self, progress: FillProgress, part: OwnedPart) -> None:
+    def _check(self, progress: FillProgress, part: OwnedPart, *, is_proven: bool) -> None:
         """Compare the digest; if right release the tail at once: fsync of a large file takes seconds."""
         if not part.matches():
-            raise WrongDigestError("the content does not have its digest")
+            raise WrongContentError("the content does not have its digest", is_proven=is_proven)
         part.seal()
         progress.verify(part.written_bytes)
 

@@ -4,7 +4,7 @@ blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtim
 fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be
 uploads/<session>.part                        a push in progress
 pins/<algorithm>-<hex>                        content that some replica does not have yet
-quarantine/<algorithm>-<hex>.<time>           content that was not what its digest says, for a look at it
+quarantine/<algorithm>-<hex>.<source>.<time>  content that was not what its digest says, for a look at it
 order/<generation>                            the order in which committed content came in, for eviction
 repositories/<upstream>/<repository>/_blobs | _manifests | _tags
 temp/                                         small files before their rename
@@ -14,6 +14,7 @@ page, evict.lock, locks/<stripe>, schema
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 from dataclasses import dataclass
@@ -75,9 +76,10 @@ class CachePaths:
     def quarantine(self) -> str:
         return f"{self.root}/quarantine"
 
-    def quarantined(self, digest: Digest) -> str:
-        """Return a new name for a content that is not what its digest says."""
-        return f"{self.quarantine}/{digest.algorithm}-{digest.hex}.{time.time_ns()}"
+    def quarantined(self, digest: Digest, source: str) -> str:
+        """Return a new name for a content that is not what its digest says; ``source`` tells where it came from."""
+        plain = re.sub(r"[^A-Za-z0-9-]+", "_", source)[:100]
+        return f"{self.quarantine}/{digest.algorithm}-{digest.hex}.{plain}.{time.time_ns()}"
 
     @property
     def orders(self) -> str:

@@ -120,11 +120,11 @@ class OwnedPart:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._paths.part(self.digest))
 
-    def quarantine(self) -> None:
+    def quarantine(self, source: str) -> None:
         """Take it out of use, and keep the bytes for a look at them: every follower sees that this one failed."""
         self.forget_size()
         os.fchmod(self._fd, ABANDONED_MODE)
-        os.rename(self._paths.part(self.digest), self._paths.quarantined(self.digest))
+        os.rename(self._paths.part(self.digest), self._paths.quarantined(self.digest, source))
 
     def release(self) -> None:
         """Close it, and let go of the lock: whoever wins it next goes on from here."""

@@ -151,7 +151,7 @@ class Space:
     def quarantine(self, digest: Digest) -> None:
         """Take a committed content out of use, and keep its bytes while there is room for a look at them."""
         with contextlib.suppress(FileNotFoundError):
-            self._remove(digest, into=self._paths.quarantined(digest))
+            self._remove(digest, into=self._paths.quarantined(digest, "disk"))
         self.trim_quarantine()
 
     def trim_quarantine(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 
-from registry_proxy.ports import ByteStream, FillFailedError, OpenSource, UpstreamUnavailableError
+from registry_proxy.ports import ByteStream, FillFailedError, OpenSource, UpstreamUnavailableError, WrongContentError
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.reference import Digest
 
@@ -37,6 +37,7 @@ class PassThrough:
         self._offset = self._position
         self._stack = AsyncExitStack()
         self._stream: ByteStream | None = None
+        self._opened = 0
 
     @property
     def offset(self) -> int:
@@ -57,6 +58,7 @@ class PassThrough:
         """
         await self._stack.aclose()
         self._stack = AsyncExitStack()
+        self._opened += 1
         self._stream = await self._stack.enter_async_context(self._source(self._position))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -105,8 +107,8 @@ class PassThrough:
                     yield held[:-HOLD_BACK_BYTES]
                     held = held[-HOLD_BACK_BYTES:]
         if hasher.hexdigest() != self._digest.hex:
-            error = FillFailedError(f"the upstream's content is not {self._digest}")
-            await self._stack.__aexit__(FillFailedError, error, None)  # raises it; the source is to know
+            error = WrongContentError(f"the upstream's content is not {self._digest}", is_proven=self._opened == 1)
+            await self._stack.__aexit__(WrongContentError, error, None)  # raises it; the source is to know
             raise error
         if held:
             yield held

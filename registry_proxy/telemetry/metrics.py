@@ -65,6 +65,10 @@ class PrometheusObserver:
         self._cache_errors = self._counter("cache_errors", "Failures of the cache.", "reason")
         self._cache_evicted = self._counter("cache_evicted", "Contents evicted from the cache.")
         self._cache_evicted_bytes = self._counter("cache_evicted_bytes", "Bytes evicted from the cache.")
+        self._wrong_contents = self._counter(
+            "wrong_content", "Contents that a replica sent and that were not what was asked for.", "upstream", "replica"
+        )
+        self._scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes of cached content read and compared.")
         self._logins = self._counter("logins", "Logins with a password.", "outcome")
         self._request_durations = Histogram(
             "registry_proxy_request_duration_seconds",
@@ -83,6 +87,7 @@ class PrometheusObserver:
         self._replica_state = self._gauge("replica_state", "1 for the state it is in.", "upstream", "replica", "state")
         self._replica_pending = self._gauge("replica_pending", "Keys it is behind in.", "upstream", "replica")
         self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
+        self._scrub_ended = self._gauge("scrub_last_end_timestamp_seconds", "When the scrub's last round ended.")
         # labels() costs more than all the rest of counting: the bound series are kept.
         self._bound: dict[tuple[object, ...], Callable[[float], None]] = {}
         for kind in ContentKind:
@@ -146,6 +151,15 @@ class PrometheusObserver:
     def cache_evicted(self, size_bytes: int) -> None:
         self._add(self._cache_evicted, 1)
         self._add(self._cache_evicted_bytes, size_bytes)
+
+    def wrong_content(self, upstream: str, replica: str) -> None:
+        self._add(self._wrong_contents, 1, upstream, replica)
+
+    def scrubbed(self, size_bytes: int) -> None:
+        self._add(self._scrubbed_bytes, size_bytes)
+
+    def scrub_ended(self, ended_at: float) -> None:
+        self._scrub_ended.set(ended_at)
 
     def login(self, outcome: str) -> None:
         self._add(self._logins, 1, outcome)

@@ -19,7 +19,7 @@ from registry_proxy.spec.descriptor import (
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of, is_repository, is_tag, parse_digest
 from registry_proxy.spec.scope import CATALOG, Action, format_scope, repository_access
-from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError, parse_errors, refusal
+from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError, WrongBytesError, parse_errors, refusal
 from registry_proxy.upstream.listing import list_names
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.upstream.streams import BlobStream
@@ -89,7 +89,8 @@ class HttpReplicaClient:
             raise BadUpstreamError(self._name, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
         digest = tag_or_digest if isinstance(tag_or_digest, Digest) else digest_of(body)
         if not digest.matches(body):
-            raise self._mismatch("GET", "the manifest's bytes are not those of its digest", started_at)
+            self._transport.count("GET", "mismatch", started_at)
+            raise WrongBytesError(f"{self._name}: the manifest's bytes are not those of its digest")
         return Manifest(Descriptor(media_type, digest, len(body)), body)
 
     def _manifest_request(self, method: str, repository: Repository, tag_or_digest: Tag | Digest) -> Request:
@@ -175,7 +176,8 @@ class HttpReplicaClient:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise self._mismatch(response.method, "it sends a blob compressed", time.monotonic())
         if _is_another(response.headers.get("Docker-Content-Digest"), digest):
-            raise self._mismatch(response.method, "it names another digest", time.monotonic())
+            self._transport.count(response.method, "mismatch", time.monotonic())
+            raise WrongBytesError(f"{self._name}: it names another digest")
         if response.content_type == "text/html" and "Docker-Content-Digest" not in response.headers:
             raise BadUpstreamError(self._name, "it sends a page of HTML as a blob")
 

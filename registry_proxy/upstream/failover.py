@@ -1,9 +1,7 @@
 """Reading from whichever replica can answer: the next one before the first byte, 404 only when it is certain."""
 
 import asyncio
-import logging
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,29 +10,27 @@ from typing import TypeVar
 from registry_proxy.ports import (
     AbsenceUnknownError,
     ByteStream,
-    FillFailedError,
     Marks,
     MarkSource,
     ReplicaState,
     RoutedRepository,
     StorageKind,
     UpstreamUnavailableError,
+    WrongContentError,
 )
 from registry_proxy.spec.descriptor import Descriptor, Manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag
 from registry_proxy.upstream.client import HttpReplicaClient
-from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
+from registry_proxy.upstream.doubts import Doubts
+from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, WrongBytesError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _RETRY_PAUSE_SECONDS = 0.5
 """How soon a patient reader looks again when no replica changed its state: marks are cleared without a word."""
 
-_DOUBT_SECONDS = 60.0
-_DOUBTS_MAX = 1000
 _DOUBTFUL_OUTCOMES = frozenset({"cut", "stall", "mismatch"})
 
 
@@ -56,7 +52,7 @@ class _Question:
         fields = {"tag": self.tag, "digest": self.digest and str(self.digest)}
         return {key: value for key, value in fields.items() if value}
 
-    def standing(self, name: str, marks: Marks, *, is_askable: bool, is_doubted: bool) -> Standing:
+    def standing(self, name: str, marks: Marks, *, is_askable: bool, doubts: Doubts) -> Standing:
         """Return what is known of a replica for this question."""
         return Standing(
             name,
@@ -64,7 +60,8 @@ class _Question:
             is_current=not marks.misses_any(name, self.routed),
             is_exempt=self.tag is not None and marks.misses_tag(name, self.routed, self.tag),
             is_deleted=self.digest is not None and marks.has_tombstone(name, self.routed, self.digest),
-            is_doubted=is_doubted,
+            is_doubted=doubts.is_doubted(name, self.key),
+            has_lied=doubts.has_lied(name, self.key),
         )
 
 
@@ -121,7 +118,6 @@ class FailoverReader:
         self._replicas = replicas
         self._marks = marks
         self._patience_seconds = patience_seconds
-        self._doubts: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     # ------------------------------------------------------------ RegistryReader
 
@@ -141,7 +137,8 @@ class FailoverReader:
     async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> AsyncIterator[ByteStream]:
         """Open a blob at the first replica whose headers arrive; a failure after them is for the caller to go on from.
 
-        An error of the caller that says the content was wrong (FillFailedError) counts against the replica.
+        An error of the caller that says the content was wrong (WrongContentError) counts against the replica, and
+        leaves with the replica's name.
         """
         question = _Question(self._routed(repository), ErrorCode.BLOB_UNKNOWN, digest=digest)
         async with AsyncExitStack() as stack:
@@ -152,14 +149,12 @@ class FailoverReader:
             name, stream = await self._ask(question, ask)
             try:
                 yield _ReportedStream(stream, lambda error: self._failed(name, question, error))
-            except FillFailedError as error:
-                _log.error(
-                    "replica %s/%s sent something else than %s: %s", self._replicas.upstream, name, digest, error
-                )
-                if stream.offset == 0:
-                    self._replicas.lies.note(name, digest)
+            except WrongContentError as error:
+                error.sender = f"{self._replicas.upstream}/{name}"
+                if error.is_proven:
+                    self._replicas.report_lie(name, question.key)
                 else:  # or the one that sent the bytes before lied
-                    self._doubt(name, question)
+                    self._replicas.doubts.cut(name, question.key)
                 raise
 
     async def list_tags(self, repository: Repository) -> list[Tag]:
@@ -267,20 +262,11 @@ class FailoverReader:
     # ------------------------------------------------------------ judging
 
     def _round(self, question: _Question, marks: Marks) -> _Round:
-        now = time.monotonic()
         standings = [
-            question.standing(
-                name,
-                marks,
-                is_askable=health.is_askable and not self._has_lied(name, question),
-                is_doubted=self._doubts.get((name, question.key), now) > now or self._replicas.lies.is_liar(name),
-            )
+            question.standing(name, marks, is_askable=health.is_askable, doubts=self._replicas.doubts)
             for name, health in self._replicas.health().items()
         ]
         return _Round(question, standings)
-
-    def _has_lied(self, name: str, question: _Question) -> bool:
-        return question.digest is not None and self._replicas.lies.has_lied(name, question.digest)
 
     def _note(self, turn: _Round, name: str, error: RegistryError | UpstreamUnavailableError) -> None:
         if isinstance(error, RegistryError) and error.status == 404:
@@ -291,17 +277,11 @@ class FailoverReader:
             self._failed(name, turn.question, error)
 
     def _failed(self, name: str, question: _Question, error: Exception) -> None:
-        outcome = error.outcome if isinstance(error, ReplicaFailedError) else None
-        if outcome == "mismatch" and question.digest is not None:
-            self._replicas.lies.note(name, question.digest)
-        elif outcome in _DOUBTFUL_OUTCOMES:
-            self._doubt(name, question)
+        if isinstance(error, WrongBytesError):
+            self._replicas.report_lie(name, question.key)
+        elif isinstance(error, ReplicaFailedError) and error.outcome in _DOUBTFUL_OUTCOMES:
+            self._replicas.doubts.cut(name, question.key)
         self._replicas.report_failure(name, error)
-
-    def _doubt(self, name: str, question: _Question) -> None:
-        self._doubts[name, question.key] = time.monotonic() + _DOUBT_SECONDS
-        while len(self._doubts) > _DOUBTS_MAX:
-            self._doubts.popitem(last=False)
 
     def _verdict(self, turn: _Round) -> Exception:
         if is_absent(turn.standings, turn.absent, self._replicas.storage):
@@ -329,8 +309,8 @@ class FailoverReader:
         for one in turn.standings:
             if one.name in turn.absent:
                 continue
-            if self._has_lied(one.name, turn.question):
-                problems[one.name] = UpstreamUnavailableError("it sent other bytes than those of this digest")
+            if one.has_lied:
+                problems[one.name] = BadUpstreamError(one.name, "it sent other bytes than those of this digest")
             elif one.name in turn.failures:
                 problems[one.name] = turn.failures[one.name]
             elif one.is_exempt or one.is_deleted:

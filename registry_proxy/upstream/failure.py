@@ -28,6 +28,13 @@ class ReplicaFailedError(UpstreamUnavailableError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class WrongBytesError(ReplicaFailedError):
+    """A replica sent something else than the digest it was asked for."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, "mismatch")
+
+
 class BadUpstreamError(RegistryError):
     """A 502: the replica answers, and wrongly."""
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from registry_proxy.ports import (
     UpstreamUnavailableError,
 )
 from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
+from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 
@@ -28,9 +27,6 @@ PROBE_SECONDS = 10.0
 PROBE_SECONDS_WHILE_NOT_UP = 1.0
 _REPORT_SECONDS = 1.0
 _JITTER = 0.1
-LIE_SECONDS = 600.0
-LIAR_SECONDS = 60.0
-_MAX_LIES = 10_000
 
 _log = logging.getLogger(__name__)
 
@@ -72,35 +68,6 @@ class _Member:
         return ReplicaState.BEHIND if self.health.is_up and self.pending else self.health.state
 
 
-class Lies:
-    """Which replica sent something else than what a digest names: it is not asked for that again for a while.
-
-    For a shorter while it is not asked first for anything: a disk that falsifies one content falsifies others.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._contents: OrderedDict[tuple[str, Digest], float] = OrderedDict()
-        self._replicas: dict[str, float] = {}
-
-    def note(self, replica: str, digest: Digest) -> None:
-        """Hold it against the replica."""
-        now = self._clock()
-        self._replicas[replica] = now + LIAR_SECONDS
-        self._contents[replica, digest] = now + LIE_SECONDS
-        self._contents.move_to_end((replica, digest))
-        while len(self._contents) > _MAX_LIES:
-            self._contents.popitem(last=False)
-
-    def has_lied(self, replica: str, digest: Digest) -> bool:
-        """Tell whether it must not be asked for this content."""
-        return self._contents.get((replica, digest), 0.0) > self._clock()
-
-    def is_liar(self, replica: str) -> bool:
-        """Tell whether it lied about anything a short while ago."""
-        return self._replicas.get(replica, 0.0) > self._clock()
-
-
 class UpstreamReplicas:
     """A ``ReplicaSet`` that probes its replicas between ``start`` and ``aclose``.
 
@@ -122,7 +89,7 @@ class UpstreamReplicas:
         self._marks = marks
         self._observer = observer
         self._clock = clock
-        self.lies = Lies(clock)
+        self.doubts = Doubts(clock)
         self._members: dict[str, _Member] = {}
         self._sessions: Sessions | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -196,6 +163,18 @@ class UpstreamReplicas:
         self._note_change(member, was)
 
     # ------------------------------------------------------------ for reading
+
+    def report_lie(self, replica: str, key: str) -> None:
+        """Hold it against a replica that it sent something else than ``key``, the digest it was asked for."""
+        self.doubts.lied(replica, key)
+        self._observer.wrong_content(self._config.name, replica)
+        _log.error(
+            "replica %s/%s sent something else than %s; it is not asked for it for %.0f s",
+            self._config.name,
+            replica,
+            key,
+            LIE_SECONDS,
+        )
 
     def report_success(self, replica: str) -> None:
         """Tell health that a request was answered, with a 404 maybe."""

@@ -18,7 +18,8 @@ class Standing:
         is_exempt: an open mark on this very key says that what it answers is the past: it is not asked, and
             the others decide without it.
         is_deleted: what is asked for was deleted through us, and the replica does not know yet: a 404 unasked.
-        is_doubted: it cut or falsified this content a short while ago.
+        is_doubted: it cut this content, or falsified any, a short while ago: it is asked last.
+        has_lied: it falsified this very content: it is not asked, and its silence proves nothing.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Standing:
     is_exempt: bool = False
     is_deleted: bool = False
     is_doubted: bool = False
+    has_lied: bool = False
 
 
 def _weight(replica: str, key: str) -> bytes:
@@ -39,7 +41,9 @@ def order_for_read(standings: Iterable[Standing], key: str) -> list[str]:
     The spread (rendezvous hashing) sends different contents to different replicas, and the same content to the same
     one, whose page cache has it.
     """
-    askable = [one for one in standings if one.is_askable and not one.is_exempt and not one.is_deleted]
+    askable = [
+        one for one in standings if one.is_askable and not one.is_exempt and not one.is_deleted and not one.has_lied
+    ]
     askable.sort(key=lambda one: (one.is_doubted, not one.is_current, _weight(one.name, key)))
     return [one.name for one in askable]
 

@@ -49,11 +49,17 @@ async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path
     """What rotted goes to quarantine, is counted, and the next reader gets it from upstream."""
     contents = [await put(cache, 200_000, seed) for seed in range(20)]
     bad = contents[::5]
+    used = {digest: blob_file(cache_path, digest).stat().st_atime_ns for _, digest in contents}
     for _, digest in bad:
         rot(cache_path, digest)
     await run_until_done(Caretaker(cache, 1 << 40, 3600), cache_path)
-    assert events.errors == {"mismatch": 4}
-    assert len(os.listdir(cache_path / "quarantine")) == 4
+    assert events.errors == {"rot": 4}
+    assert len(list((cache_path / "quarantine").glob("*.disk.*"))) == 4
+    assert events.bytes["scrubbed"] == 20 * 200_000
+    assert len(events.rounds) == 1
+    for body, digest in contents:
+        if (body, digest) not in bad:
+            assert blob_file(cache_path, digest).stat().st_atime_ns == used[digest], "a scrub is no use of a content"
     for body, digest in contents:
         assert (cache.open_committed(digest) is None) == ((body, digest) in bad)
     body, digest = bad[0]
@@ -86,7 +92,7 @@ async def test_a_checked_opening_serves_no_rot(cache_path: Path, events: Events)
     reader = await cache.open_checked(good)
     assert reader is not None
     assert await read_all(reader) == body
-    assert events.errors == {"mismatch": 1}
+    assert events.errors == {"rot": 1}
     await cache.close()
 
 
@@ -94,7 +100,7 @@ async def test_the_quarantine_is_bounded(cache: DiskCache, cache_path: Path) -> 
     """A disk that rots wholly does not fill itself with what is bad."""
     for seed in range(20):
         _, digest = await put(cache, 1000, seed)
-        await cache.reject(digest, "a test")
+        cache.reject(digest, "a test")
     assert len(os.listdir(cache_path / "quarantine")) == 8
     assert cache.stats()["entries"] == 0
 
@@ -107,7 +113,7 @@ async def test_a_lie_is_quarantined(cache: DiskCache, cache_path: Path) -> None:
     reader, _ = await cache.open_or_fill(digest, source)
     assert await read_all(reader) == body
     (name,) = os.listdir(cache_path / "quarantine")
-    assert name.startswith(f"sha256-{digest.hex}.")
+    assert name.startswith(f"sha256-{digest.hex}.unknown.")
     assert (cache_path / "quarantine" / name).read_bytes() == b"x" * 1000
 
 

@@ -110,7 +110,7 @@ async def test_content_that_was_tampered_with_is_fetched_again(
     if damage != "mode":
         file.chmod(0o444)
     assert cache.open_committed(digest) is None
-    assert events.errors["mismatch"] == 1
+    assert events.errors["rot"] == 1
     assert await put(cache, 200_000) == (body, digest)
     assert await cache.verify() == []
     assert cache.stats()["committed_bytes"] == 200_000
@@ -133,7 +133,7 @@ async def test_a_rotten_bit_is_found_by_verify_and_by_small_reads(
             file.chmod(0o444)
     assert make_cache().read_small(digests[0]) is None
     assert await cache.verify() == [digests[1]]
-    assert events.errors == {"mismatch": 2}
+    assert events.errors == {"rot": 2}
     assert cache.stats()["entries"] == 1
 
 

@@ -14,6 +14,7 @@ from registry_proxy.ports import (
     CacheUnavailableError,
     FillFailedError,
     UpstreamUnavailableError,
+    WrongContentError,
 )
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest
@@ -195,6 +196,21 @@ async def test_a_lie_never_enters_and_is_never_served_whole(
     assert cache.read_small(digest) is None
     assert events.errors == {"mismatch": 3}
     assert leftovers(cache_path) == []
+
+
+async def test_a_lie_is_blamed_on_who_alone_sent_it(cache: DiskCache, cache_path: Path) -> None:
+    """What was wrong is kept aside; a sender is proven wrong only when all of it came from him as announced."""
+    body, digest = content(300_000)
+    wrong = bytes([body[0] ^ 1]) + body[1:]
+    source = Source(Answer(wrong, cut_after=100_000), Answer(body), Answer(wrong), Answer(body))
+    reader, _ = await cache.open_or_fill(digest, source)
+    with pytest.raises(FillFailedError):
+        await read_all(reader)
+    await committed(cache, digest)
+    assert source.offsets == [0, 100_000, 0, 0]
+    lies = [error for error in source.raised if isinstance(error, WrongContentError)]
+    assert [error.is_proven for error in lies] == [False, True]
+    assert [file.read_bytes() for file in (cache_path / "quarantine").iterdir()] == [wrong, wrong]
 
 
 async def test_small_content_is_right_at_the_second_try(cache: DiskCache, events: Events) -> None:

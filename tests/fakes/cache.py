@@ -23,6 +23,7 @@ class Events:
     errors: Counter[str] = field(default_factory=Counter)
     bytes: dict[str, int] = field(default_factory=dict)
     evicted_bytes: int = 0
+    rounds: list[float] = field(default_factory=list)
 
     def cache_error(self, reason: str) -> None:
         self.errors[reason] += 1
@@ -53,6 +54,15 @@ class Events:
 
     def cache_evicted(self, size_bytes: int) -> None:
         self.evicted_bytes += size_bytes
+
+    def wrong_content(self, upstream: str, replica: str) -> None:
+        raise AssertionError("not for the cache to say")
+
+    def scrubbed(self, size_bytes: int) -> None:
+        self.bytes["scrubbed"] = self.bytes.get("scrubbed", 0) + size_bytes
+
+    def scrub_ended(self, ended_at: float) -> None:
+        self.rounds.append(ended_at)
 
     def login(self, outcome: str) -> None:
         raise AssertionError("not for the cache to say")

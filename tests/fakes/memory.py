@@ -373,5 +373,14 @@ class CountingObserver:
     def cache_evicted(self, size_bytes: int) -> None:
         self.counts["evicted",] += size_bytes
 
+    def wrong_content(self, upstream: str, replica: str) -> None:
+        self.counts["wrong_content", upstream, replica] += 1
+
+    def scrubbed(self, size_bytes: int) -> None:
+        self.counts["scrubbed",] += size_bytes
+
+    def scrub_ended(self, ended_at: float) -> None:
+        self.counts["scrub_ended", ended_at] += 1
+
     def login(self, outcome: str) -> None:
         self.counts["login", outcome] += 1

@@ -10,9 +10,9 @@ import pytest
 
 from registry_proxy.ports import (
     AbsenceUnknownError,
-    FillFailedError,
     StorageKind,
     UpstreamUnavailableError,
+    WrongContentError,
 )
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Tag, digest_of
@@ -21,6 +21,7 @@ from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.selection import Standing, order_for_read
 from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
+from tests.fakes.memory import CountingObserver
 from tests.fakes.registry import FakeRegistry, Fault
 from tests.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas, read_all
 
@@ -156,19 +157,56 @@ async def test_a_liar_is_not_asked_again_for_what_it_lied_about(pair: Pair) -> N
         async def fill() -> None:
             async with reader.open_blob(REPOSITORY, digest) as stream:
                 if not digest.matches(await read_all(stream)):
-                    raise FillFailedError("wrong bytes")
+                    raise WrongContentError("wrong bytes", is_proven=True)
 
-        with pytest.raises(FillFailedError):
+        with pytest.raises(WrongContentError) as raised:
             await fill()
+        assert raised.value.sender in {"main/a", "main/b"}
         await fill()
         assert sorted(pair.asked("GET", "blobs")) == [1, 1]
         others = [pair.add_blob(bytes([i])) for i in range(8)]
         for other in others:
             await read(reader, other)
         assert sorted(pair.asked("GET", "blobs")) == [1, 9]
-        (pair.b if liar is pair.a else pair.a).inject(Fault("blobs", status=500))
+        honest = pair.b if liar is pair.a else pair.a
+        fault = honest.inject(Fault("blobs", status=500))
         with pytest.raises(UpstreamUnavailableError, match="it sent other bytes than those of this digest"):
             await fill()
+        honest.faults.remove(fault)
+        honest.inject(Fault("blobs", body=b"lie" + CONTENT[3:], omit=("Docker-Content-Digest",)))
+        with pytest.raises(WrongContentError):
+            await fill()
+        asked = pair.asked("GET", "blobs")
+        with pytest.raises(RegistryError) as refused:
+            await fill()
+        assert refused.value.status == 502
+        assert "it sent other bytes" in str(refused.value.detail)
+        assert pair.asked("GET", "blobs") == asked
+
+
+async def test_a_mixed_body_proves_nothing(pair: Pair) -> None:
+    """When two replicas sent the parts of what turned out wrong, both are still asked."""
+    digest = pair.add_blob(CONTENT)
+    async with open_reader(pair.urls) as reader:
+        with pytest.raises(WrongContentError):
+            async with reader.open_blob(REPOSITORY, digest, 1000):
+                raise WrongContentError("wrong bytes", is_proven=False)
+        pair.first_for(digest).inject(Fault("blobs", status=500))
+        assert await read(reader, digest) == CONTENT
+
+
+async def test_a_false_manifest_is_a_lie_too(pair: Pair) -> None:
+    """It is not asked for again where it came from, and counted under the replica's name."""
+    manifest, observer = b'{"schemaVersion": 2}', CountingObserver()
+    digest = pair.a.add_manifest(REPOSITORY, manifest)
+    pair.b.add_manifest(REPOSITORY, manifest)
+    liar = pair.first_for(digest)
+    liar.inject(Fault("manifests", body=b"a lie"))
+    async with open_reader(pair.urls, observer=observer) as reader:
+        for _ in range(3):
+            assert (await reader.fetch_manifest(REPOSITORY, digest)).body == manifest
+    assert sorted(pair.asked("GET", "manifests")) == [1, 3]
+    assert observer.counts["wrong_content", "main", pair.name_of(liar)] == 1
 
 
 @pytest.mark.parametrize("fault", [Fault("blobs", cut_after=300_000), Fault("blobs", stall_after=300_000)])
