@@ -132,6 +132,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
 class _Node:
     store: SqliteStore | RedisStore
     control: AccessControl
+    directory: Directory
     signer: TokenSigner
     cache: DiskCache
     spool: DiskSpool
@@ -152,6 +153,8 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
     async with contextlib.AsyncExitStack() as stack:
         store, changes = await stack.enter_async_context(open_store(settings.store_url, _change_page(settings)))
         control, signer = await stack.enter_async_context(_open_access(settings, store, changes))
+        directory = Directory(store)
+        stack.push_async_callback(directory.aclose)
         limits = settings.cache
         router = PrefixRouter([Route(r.prefix, r.upstream, r.strip_prefix, r.namespaces) for r in settings.routes])
         memberships = FileMemberships(limits.path)
@@ -180,6 +183,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         yield _Node(
             store=store,
             control=control,
+            directory=directory,
             signer=signer,
             cache=cache,
             spool=spool,
@@ -334,19 +338,25 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
         ),
         router=node.router,
         control=node.control,
+        directory=node.directory,
         signer=node.signer,
         observer=observer,
         log_request=access_log,
-        options=PublicOptions(settings.auth.service, settings.public_url, settings.trusted_proxies),
+        options=PublicOptions(
+            settings.auth.service,
+            settings.public_url,
+            settings.trusted_proxies,
+            settings.auth.refresh_token_lifetime_seconds,
+        ),
     )
 
 
 @contextlib.asynccontextmanager
 async def _admin_site(node: _Node, observer: PrometheusObserver, context: WorkerContext) -> AsyncIterator[None]:
     assert context.admin_socket is not None  # noqa: S101 - the caller has looked
-    directory = Directory(node.store)
     services = AdminServices(
-        directory=directory,
+        directory=node.directory,
+        signer=node.signer,
         control=node.control,
         replicas=node.replicas,
         cache=node.cache,
@@ -361,4 +371,3 @@ async def _admin_site(node: _Node, observer: PrometheusObserver, context: Worker
         yield
     finally:
         await runner.cleanup()
-        await directory.aclose()

@@ -431,6 +431,9 @@ class Table(StrEnum):
     INTENTS = "intents"  # open writes: the journal
     MANIFESTS = "manifests"  # every manifest acknowledged through us
     TAGS = "tags"  # what each tag was last made through us
+    ROBOTS = "robots"
+    SECRETS = "secrets"  # of robots, personal and refresh tokens: hashes only
+    REVOKED_TOKENS = "revoked_tokens"  # by token id, until they would have expired
 
 
 @dataclass(frozen=True, slots=True)

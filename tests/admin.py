@@ -84,6 +84,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
             services = AdminServices(
                 directory=directory,
                 control=control,
+                signer=signer,
                 replicas=upstreams,
                 cache=cache,
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),

@@ -5,36 +5,59 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords
+from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords, TooManyLoginsError
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.records import User, grant_of, group_of, user_of
-from registry_proxy.access.subject import is_name, user_subject
+from registry_proxy.access.records import User, grant_of, group_of, robot_of, user_of
+from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of
+from registry_proxy.access.subject import is_name, login_name, user_subject
 from registry_proxy.access.tokens import (
     InvalidTokenError,
+    NextKey,
     TokenSigner,
     TokenVerifier,
     UnknownKeyError,
     VerifiedToken,
     public_key_of,
 )
-from registry_proxy.ports import Change, Record, Store, StoreChanges, StoreUnavailableError, Table
+from registry_proxy.ports import Change, ConflictError, Record, Store, StoreChanges, StoreUnavailableError, Table
+from registry_proxy.spec.scope import Action
 from registry_proxy.tasks import spawn
 
 KEY_LIFETIME_SECONDS = 30 * 86_400
 KEY_RENEWAL_SECONDS = 86_400
+KEY_SPREAD_SECONDS = 1.0
+"""How long a new key is known before it signs: a node that asks the store every half second knows it by then."""
 
 _log = logging.getLogger(__name__)
-_TABLES = (Table.USERS, Table.GROUPS, Table.GRANTS, Table.SUBJECTS, Table.KEYS)
+_TABLES = (
+    Table.USERS,
+    Table.GROUPS,
+    Table.GRANTS,
+    Table.SUBJECTS,
+    Table.KEYS,
+    Table.ROBOTS,
+    Table.SECRETS,
+    Table.REVOKED_TOKENS,
+)
 _CLOSED_AFTER_SECONDS = 5.0  # an outage begins here: a restart of Redis is no reason to refuse everybody
 _PAUSE_AFTER_FAILURE_SECONDS = 1.0
 _SNAPSHOT_MAX_AGE_SECONDS = 600.0  # keys expire without any commit
 _READS_UNTIL_STABLE = 3
 _CHECK_PAUSE_SECONDS = 0.02  # anybody can send tokens with unknown keys: they cost the store no more than this
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What credentials prove. ``secret_id`` None: the user's own password was given. ``actions`` None: all it may."""
+
+    subject: str
+    secret_id: str | None = None
+    actions: frozenset[Action] | None = None
 
 
 class WatchedChanges(StoreChanges, Protocol):
@@ -137,8 +160,8 @@ class AccessControl:
         except InvalidTokenError:
             return None
 
-    async def login(self, username: str, password: str, address: str) -> str:
-        """Return the subject that a name and a password prove.
+    async def login(self, username: str, password: str, address: str) -> Login:
+        """Return what a name and a password, or a secret of a robot or of the user's making, prove.
 
         The store itself is read, so who was made on another node can log in at once.
 
@@ -153,12 +176,35 @@ class AccessControl:
             StoreUnavailableError: nobody can be looked up.
         """
         async with self._limiter.attempt(username[:200], address):
+            if (secret_id := secret_id_of(password)) is not None:
+                return await self._login_by_secret(username, secret_id, password, address)
             user = await self._find_user(username) if is_name(username) else None
             right = await self._passwords.verify(password, None if user is None else user.password_hash)
             if not right or user is None or user.is_disabled:
                 raise LoginRefusedError("the user name or the password is wrong")
+        if self._passwords.is_outdated(user.password_hash):
+            await self._rehash(user, password)
         await self._know(user)
-        return user_subject(user.name)
+        return Login(user_subject(user.name))
+
+    async def refresh(self, refresh_token: str, address: str) -> Login:
+        """Return what a refresh token proves (RFC 6749 section 6). It is not replaced: docker keeps the one it has.
+
+        Raises:
+            LoginRefusedError: it is none, was revoked, or has expired; its user was disabled or has a new password.
+            TooManyLoginsError: too many failures.
+            StoreUnavailableError: nobody can be looked up.
+        """
+        async with self._limiter.attempt("", address):
+            secret_id = secret_id_of(refresh_token)
+            secret = None if secret_id is None else await self._find_secret(secret_id)
+            if secret is None or secret.kind is not SecretKind.REFRESH or not secret.matches(refresh_token):
+                raise LoginRefusedError("the refresh token is not valid")
+            await self._know_secret(secret)
+            generation = (await self.policy()).generation(secret.subject)
+            if generation is None or generation != secret.generation or not secret.is_valid(time.time()):
+                raise LoginRefusedError("the refresh token is not valid any more")
+        return Login(secret.subject, secret.id, secret.actions)
 
     async def public_keys(self) -> dict[str, Any]:
         """Return the accepted keys as a JSON Web Key Set (RFC 7517 section 5). Raises StoreUnavailableError."""
@@ -171,13 +217,29 @@ class AccessControl:
         self._own_jwk = signer.public_jwk
         self._snapshot = None
         published = await self._try_publish(signer.public_jwk)
-        task = spawn(self._keep_published(signer.public_jwk, published=published), "key publication")
+        task = spawn(self._keep_published(signer, published=published), "key publication")
         try:
             yield
         finally:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    async def rotate_key(self, signer: TokenSigner) -> str:
+        """Have this node sign with a new key; what the old one signed stays good to its end. Return the new ``kid``.
+
+        Every node accepts the new key before any token is signed with it.
+
+        Raises:
+            StoreUnavailableError: it cannot be published; nothing was changed.
+            OSError: it cannot be written; nothing was changed.
+        """
+        following = NextKey()
+        value = {"jwk": dict(following.public_jwk), "expires_at": time.time() + KEY_LIFETIME_SECONDS}
+        await self._store.commit([Change(Table.KEYS, following.public_jwk["kid"], value)])
+        await asyncio.sleep(KEY_SPREAD_SECONDS)
+        await asyncio.to_thread(following.replace, signer.key_file)
+        return following.public_jwk["kid"]
 
     async def aclose(self) -> None:
         """End the threads that hash passwords."""
@@ -230,9 +292,17 @@ class AccessControl:
         grants = [grant_of(record) for record in tables[Table.GRANTS]]
         generations = {record.key: int(record.value["generation"]) for record in tables[Table.SUBJECTS]}
         jwks = self._accept_keys(tables[Table.KEYS])
-        return _Snapshot(
-            Policy(users, groups, grants, generations), {user.name: user for user in users}, jwks, versions
+        now = time.time()
+        policy = Policy(
+            users,
+            groups,
+            grants,
+            generations,
+            robots=[robot_of(record) for record in tables[Table.ROBOTS]],
+            secrets=[secret_of(record) for record in tables[Table.SECRETS]],
+            revoked_tokens=[r.key for r in tables[Table.REVOKED_TOKENS] if r.value["expires_at"] > now],
         )
+        return _Snapshot(policy, {user.name: user for user in users}, jwks, versions)
 
     async def _read(self) -> tuple[tuple[int, ...], dict[Table, list[Record]]]:
         versions = self._versions()
@@ -260,8 +330,12 @@ class AccessControl:
         generation = policy.generation(verified.subject)
         if generation is None or verified.generation > generation:
             raise _PerhapsTooNewError("the token's subject is not known")
-        if verified.generation < generation:
+        if verified.generation < generation or policy.is_revoked(verified.token_id):
             raise InvalidTokenError("the token was revoked")
+        if verified.secret_id is not None:
+            secret = policy.find_secret(verified.secret_id)
+            if secret is None or not secret.is_valid(now):
+                raise _PerhapsTooNewError("the secret that the token was given for is no more")
         return verified
 
     async def _check_store(self) -> None:
@@ -270,6 +344,41 @@ class AccessControl:
             await self._changes.check()
 
     # ------------------------------------------------------------ logins and keys
+
+    async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> Login:
+        secret = await self._find_secret(secret_id)
+        if (
+            secret is None
+            or secret.kind is SecretKind.REFRESH
+            or not secret.matches(text)
+            or not secret.is_valid(time.time())
+            or username != login_name(secret.subject)
+        ):
+            raise LoginRefusedError("the user name or the secret is wrong")
+        await self._know_secret(secret)
+        policy = await self.policy()
+        robot = policy.find_robot(secret.subject)
+        if policy.generation(secret.subject) is None or (robot is not None and not robot.may_come_from(address)):
+            raise LoginRefusedError("its holder is no more, was disabled, has expired, or may not come from there")
+        return Login(secret.subject, secret.id, secret.actions)
+
+    async def _find_secret(self, secret_id: str) -> Secret | None:
+        try:
+            record = await self._store.get(Table.SECRETS, secret_id)
+        except StoreUnavailableError:
+            return (await self.policy()).find_secret(secret_id)
+        return None if record is None else secret_of(record)
+
+    async def _know_secret(self, secret: Secret) -> None:
+        """Have the snapshot know a secret of another node, and what it came with."""
+        if (await self.policy()).find_secret(secret.id) is None:
+            await self._check_store()
+
+    async def _rehash(self, user: User, password: str) -> None:
+        """Store the password's hash with the parameters of today; whoever changed the user meanwhile wins."""
+        with contextlib.suppress(StoreUnavailableError, ConflictError, TooManyLoginsError):
+            renewed = replace(user, password_hash=await self._passwords.hash(password))
+            await self._store.commit([Change(Table.USERS, user.name, renewed.stored(), user.revision)])
 
     async def _find_user(self, username: str) -> User | None:
         try:
@@ -293,7 +402,7 @@ class AccessControl:
             return False
         return True
 
-    async def _keep_published(self, jwk: Mapping[str, str], *, published: bool) -> None:
+    async def _keep_published(self, signer: TokenSigner, *, published: bool) -> None:
         while True:
             await asyncio.sleep(KEY_RENEWAL_SECONDS if published else _PAUSE_AFTER_FAILURE_SECONDS)
-            published = await self._try_publish(jwk)
+            published = await self._try_publish(signer.public_jwk)

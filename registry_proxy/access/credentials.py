@@ -92,6 +92,10 @@ class Passwords:
                 self._remembered.popitem(last=False)
         return right
 
+    def is_outdated(self, stored_hash: str) -> bool:
+        """Tell whether a hash was made with weaker parameters than those of today."""
+        return self._hasher.check_needs_rehash(stored_hash)
+
     def close(self) -> None:
         """End the threads once they are idle."""
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -4,14 +4,26 @@ A user's groups and a group's members are one relation. The group's record owns 
 is written along, so that its revision rises with every change of what it shows.
 """
 
+import ipaddress
+import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from registry_proxy.access.credentials import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH, Passwords
-from registry_proxy.access.records import Grant, GrantMode, Group, User, grant_of, group_of, user_of
-from registry_proxy.access.subject import group_subject, is_name, parse_subject, user_subject
+from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User, grant_of, group_of, robot_of, user_of
+from registry_proxy.access.secrets import Secret, SecretKind, make_secret_text, secret_of
+from registry_proxy.access.subject import (
+    SubjectKind,
+    group_subject,
+    is_name,
+    parse_subject,
+    robot_subject,
+    user_subject,
+)
+from registry_proxy.access.tokens import LEEWAY_SECONDS
 from registry_proxy.ports import Change, ConflictError, Record, Store, StoreUnavailableError, Table
 from registry_proxy.spec.patterns import repository_pattern_fault, tag_pattern_fault
 from registry_proxy.spec.scope import Action
@@ -20,6 +32,13 @@ FIRST_ADMIN = "admin"
 
 _T = TypeVar("_T")
 _ATTEMPTS = 20
+_SECRETS_MAX = 100
+_LABEL_MAX_LENGTH = 200
+_SECRET_ACTIONS = frozenset({Action.PULL.value, Action.PUSH.value, Action.DELETE.value})  # as scopes name them
+_TOKEN_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+TOKEN_LIFETIME_MAX_SECONDS = 86_400
+"""The longest that the configuration allows."""
+
 _NAME_FAULT = (
     "expected a letter, digit or '_', then letters, digits and any of '._@+-', at most 128 characters, and not 'oidc'"
 )
@@ -35,6 +54,10 @@ class InvalidError(Exception):
     def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{name}: {fault}" for name, fault in faults))
         self.faults = tuple(faults)
+
+
+class LastAdminError(Exception):
+    """Nobody would be left who may manage the proxy."""
 
 
 class RevisionConflictError(Exception):
@@ -61,6 +84,15 @@ class GrantInput:
     tags: str = "*"
     mode: str = GrantMode.ENFORCE.value
     expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretInput:
+    """What a POST of a secret says; ``actions`` None leaves its holder all its rights, times in Unix seconds."""
+
+    label: str = ""
+    expires_at: float | None = None
+    actions: Sequence[str] | None = None
 
 
 class Directory:
@@ -178,6 +210,124 @@ class Directory:
         """Delete a group and its grants. Raises NotFoundError, RevisionConflictError."""
         await _retried(lambda: self._delete_group(name, expect))
 
+    # ------------------------------------------------------------ robots
+
+    async def list_robots(self) -> list[Robot]:
+        return [robot_of(record) for record in await self._store.list(Table.ROBOTS)]
+
+    async def get_robot(self, name: str) -> Robot:
+        """Return a robot. Raises NotFoundError."""
+        record = await self._store.get(Table.ROBOTS, name)
+        if record is None:
+            raise NotFoundError(f"there is no robot {name}")
+        return robot_of(record)
+
+    async def put_robot(
+        self, name: str, expires_at: float | None, networks: Sequence[str], *, expect: int | None = None
+    ) -> tuple[Robot, bool]:
+        """Make or replace a robot; return it, and whether it is new. Its secrets stay.
+
+        Args:
+            name: without the ``robot$`` of its login.
+            expires_at: Unix seconds; None for never.
+            networks: addresses or networks its logins may come from; none for any.
+            expect: see the class.
+
+        Raises:
+            InvalidError: with every fault of the input.
+            RevisionConflictError: see the class.
+        """
+        faults = [] if is_name(name) else [("name", _NAME_FAULT)]
+        faults += _time_faults(expires_at)
+        faults += [("networks", fault) for network in networks if (fault := _network_fault(network)) is not None]
+        if faults:
+            raise InvalidError(faults)
+        robot = Robot(name, expires_at, tuple(networks))
+
+        async def put() -> tuple[Robot, bool]:
+            record = await self._store.get(Table.ROBOTS, name)
+            current = 0 if record is None else record.revision
+            _check_revision(current, expect)
+            revision = await self._store.commit([Change(Table.ROBOTS, name, robot.stored(), current)])
+            return replace(robot, revision=revision), record is None
+
+        return await _retried(put)
+
+    async def delete_robot(self, name: str, *, expect: int | None = None) -> None:
+        """Delete a robot with its secrets and grants, and void its tokens.
+
+        Raises:
+            NotFoundError, RevisionConflictError.
+        """
+
+        async def delete() -> None:
+            robot = await self.get_robot(name)
+            _check_revision(robot.revision, expect)
+            subject = robot_subject(name)
+            generation, _ = await self._next_generation(subject)
+            changes = [
+                Change(Table.ROBOTS, name, None, robot.revision),
+                generation,
+                *await self._secret_removals(subject),
+                *await self._grant_removals(subject),
+            ]
+            await self._store.commit(changes)
+
+        await _retried(delete)
+
+    # ------------------------------------------------------------ secrets
+
+    async def list_secrets(self, subject: str) -> list[Secret]:
+        """Return the secrets of a user or robot, oldest first; also those that have expired."""
+        secrets_ = [secret_of(record) for record in await self._store.list(Table.SECRETS)]
+        return sorted((each for each in secrets_ if each.subject == subject), key=lambda each: each.created_at)
+
+    async def add_secret(self, subject: str, kind: SecretKind, given: SecretInput) -> tuple[Secret, str]:
+        """Make a secret of a user or robot that is there; return it and its text, which is never to be had again.
+
+        Raises:
+            InvalidError: with every fault of the input, or there are too many.
+            NotFoundError: there is no such subject.
+        """
+        faults = _time_faults(given.expires_at)
+        if len(given.label) > _LABEL_MAX_LENGTH or not given.label.isprintable():
+            faults.append(("label", f"expected at most {_LABEL_MAX_LENGTH} printable characters"))
+        if given.actions is not None and (not given.actions or not _SECRET_ACTIONS.issuperset(given.actions)):
+            faults.append(("actions", f"expected at least one of {', '.join(sorted(_SECRET_ACTIONS))}"))
+        if faults:
+            raise InvalidError(faults)
+        await self._check_holder(subject)
+        record = await self._store.get(Table.SUBJECTS, subject)
+        secret_id, text, hashed = make_secret_text(kind)
+        secret = Secret(
+            id=secret_id,
+            subject=subject,
+            kind=kind,
+            hash=hashed,
+            label=given.label,
+            created_at=time.time(),
+            expires_at=given.expires_at,
+            actions=None if given.actions is None else frozenset(Action(action) for action in given.actions),
+            generation=0 if record is None else int(record.value["generation"]),
+        )
+        present = [each for each in await self.list_secrets(subject) if each.kind is kind]
+        dead = [each for each in present if not each.is_valid(secret.created_at)]
+        alive = [each for each in present if each not in dead]
+        if len(alive) >= _SECRETS_MAX:
+            if kind is not SecretKind.REFRESH:
+                raise InvalidError([("", f"{subject} has {_SECRETS_MAX} secrets: remove some first")])
+            dead += alive[: len(alive) - _SECRETS_MAX + 1]  # nobody logs out: the oldest was most likely forgotten
+        removals = [Change(Table.SECRETS, each.id, None) for each in dead]
+        revision = await self._store.commit([Change(Table.SECRETS, secret_id, secret.stored(), expect=0), *removals])
+        return replace(secret, revision=revision), text
+
+    async def delete_secret(self, subject: str, secret_id: str) -> None:
+        """Delete a secret, which voids the tokens that were given for it. Raises NotFoundError."""
+        record = await self._store.get(Table.SECRETS, secret_id)
+        if record is None or secret_of(record).subject != subject:
+            raise NotFoundError(f"{subject} has no secret {secret_id}")
+        await self._store.commit([Change(Table.SECRETS, secret_id, None)])
+
     # ------------------------------------------------------------ grants
 
     async def list_grants(self) -> list[Grant]:
@@ -238,6 +388,20 @@ class Directory:
 
         return await _retried(bump)
 
+    async def revoke_token(self, token_id: str) -> None:
+        """Void one token, by its ``jti``; those long expired are forgotten with it.
+
+        Raises:
+            InvalidError: no token of ours has such an id.
+        """
+        if _TOKEN_ID.fullmatch(token_id) is None:
+            raise InvalidError([("token_id", "expected the jti of a token")])
+        now = time.time()
+        records = await self._store.list(Table.REVOKED_TOKENS)
+        forgotten = [Change(Table.REVOKED_TOKENS, r.key, None) for r in records if r.value["expires_at"] <= now]
+        until = {"expires_at": now + TOKEN_LIFETIME_MAX_SECONDS + LEEWAY_SECONDS}
+        await self._store.commit([Change(Table.REVOKED_TOKENS, token_id, until), *forgotten])
+
     # ------------------------------------------------------------ one attempt each
 
     async def _put_user(
@@ -255,6 +419,8 @@ class Directory:
             is_disabled=given.is_disabled,
             groups=tuple(sorted(set(given.groups))),
         )
+        if before is not None and before.is_admin and (user.is_disabled or not user.is_admin):
+            await self._check_other_admin(name)
         changes = [Change(Table.USERS, name, user.stored(), 0 if record is None else record.revision)]
         if before is not None and (password_hash is not None or (user.is_disabled and not before.is_disabled)):
             changes.append((await self._next_generation(user_subject(name)))[0])
@@ -267,10 +433,13 @@ class Directory:
         if record is None:
             raise NotFoundError(f"there is no user {name}")
         _check_revision(record.revision, expect)
+        if user_of(record).is_admin:
+            await self._check_other_admin(name)
         generation, _ = await self._next_generation(user_subject(name))
         changes = [
             Change(Table.USERS, name, None, record.revision),
             generation,
+            *await self._secret_removals(user_subject(name)),
             *_membership_changes(name, (), await self._groups()),
             *await self._grant_removals(user_subject(name)),
         ]
@@ -308,6 +477,22 @@ class Directory:
         """Return the changes that end a subject's grants: a later subject of that name must not inherit them."""
         grants = [grant for grant in await self.list_grants() if grant.subject == subject]
         return [Change(Table.GRANTS, grant.id, None) for grant in grants]
+
+    async def _secret_removals(self, subject: str) -> list[Change]:
+        return [Change(Table.SECRETS, secret.id, None) for secret in await self.list_secrets(subject)]
+
+    async def _check_holder(self, subject: str) -> None:
+        parsed = parse_subject(subject)
+        if parsed.kind is SubjectKind.ROBOT:
+            await self.get_robot(parsed.name)
+        else:
+            await self.get_user(parsed.name)
+
+    async def _check_other_admin(self, name: str) -> None:
+        """Keep the last administrator. Two that go at the same moment both leave: the next start makes a new one."""
+        users = [user_of(record) for record in await self._store.list(Table.USERS)]
+        if not any(user.is_admin and not user.is_disabled for user in users if user.name != name):
+            raise LastAdminError(f"{name} is the last administrator: make another one first")
 
     async def _next_generation(self, subject: str) -> tuple[Change, int]:
         record = await self._store.get(Table.SUBJECTS, subject)
@@ -374,6 +559,16 @@ def _grant_faults(given: GrantInput) -> list[tuple[str, str]]:
         faults.append(("actions", f"expected at least one of {', '.join(sorted(actions))}"))
     if given.mode not in {mode.value for mode in GrantMode}:
         faults.append(("mode", "expected enforce or warn"))
-    if given.expires_at is not None and not 0 < given.expires_at < 2**53:
-        faults.append(("expires_at", "expected a time"))
-    return faults
+    return faults + _time_faults(given.expires_at)
+
+
+def _time_faults(expires_at: float | None) -> list[tuple[str, str]]:
+    return [] if expires_at is None or 0 < expires_at < 2**53 else [("expires_at", "expected a time")]
+
+
+def _network_fault(text: str) -> str | None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return f"{text[:100]!r}: expected an address or network without host bits, such as 10.0.0.0/8"
+    return None

@@ -5,8 +5,17 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from registry_proxy.access.records import Grant, GrantMode, Group, User
-from registry_proxy.access.subject import ANONYMOUS, Subject, SubjectKind, group_subject, parse_subject, user_subject
+from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
+from registry_proxy.access.secrets import Secret
+from registry_proxy.access.subject import (
+    ANONYMOUS,
+    Subject,
+    SubjectKind,
+    group_subject,
+    parse_subject,
+    robot_subject,
+    user_subject,
+)
 from registry_proxy.spec.patterns import compile_repository_pattern, compile_tag_pattern, literal_prefix
 from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
 
@@ -51,12 +60,26 @@ class Policy:
         groups: all groups.
         grants: all grants; an expired one counts for nothing.
         generations: by subject; tokens of an older generation are void.
+        robots: all robots.
+        secrets: all secrets; a token that came from one is void without it.
+        revoked_tokens: ids of tokens that are void.
     """
 
     def __init__(
-        self, users: Iterable[User], groups: Iterable[Group], grants: Iterable[Grant], generations: Mapping[str, int]
+        self,
+        users: Iterable[User],
+        groups: Iterable[Group],
+        grants: Iterable[Grant],
+        generations: Mapping[str, int],
+        *,
+        robots: Iterable[Robot] = (),
+        secrets: Iterable[Secret] = (),
+        revoked_tokens: Iterable[str] = (),
     ) -> None:
         self._users = {user_subject(user.name): user for user in users}
+        self._robots = {robot_subject(robot.name): robot for robot in robots}
+        self._secrets = {secret.id: secret for secret in secrets}
+        self._revoked_tokens = frozenset(revoked_tokens)
         self._generations = dict(generations)
         memberships: dict[str, list[str]] = {}
         for group in groups:
@@ -74,9 +97,29 @@ class Policy:
         """Return the generation that a token of the subject must have; None when it may have none at all."""
         if subject != ANONYMOUS:
             user = self._users.get(subject)
-            if user is None or user.is_disabled:
+            if user is None:
+                robot = self._robots.get(subject)
+                if robot is None or not robot.is_valid(time.time()):
+                    return None
+            elif user.is_disabled:
                 return None
         return self._generations.get(subject, 0)
+
+    def find_user(self, name: str) -> User | None:
+        """Return a user."""
+        return self._users.get(user_subject(name))
+
+    def find_robot(self, subject: str) -> Robot | None:
+        """Return a robot."""
+        return self._robots.get(subject)
+
+    def find_secret(self, secret_id: str) -> Secret | None:
+        """Return a secret, which may have expired."""
+        return self._secrets.get(secret_id)
+
+    def is_revoked(self, token_id: str) -> bool:
+        """Tell whether this one token is void."""
+        return token_id in self._revoked_tokens
 
     def is_admin(self, subject: str) -> bool:
         """Tell whether the subject is an administrator."""
@@ -144,7 +187,8 @@ class Policy:
             reason = f"{subject} is an administrator, who may do everything"
             return Decision(allowed=True, would_deny=False, grant=None, reason=reason), None
         trial: Grant | None = None
-        until: float | None = None
+        robot = self._robots.get(subject)
+        until = None if robot is None else robot.expires_at
         for compiled in self._candidates(subject, repository):
             grant = compiled.grant
             if not grant.actions & _SATISFIED_BY[action] or not compiled.matches(repository, tag):
@@ -168,6 +212,9 @@ class Policy:
         user = self._users.get(subject)
         if user is not None:
             return f"{subject} is disabled" if user.is_disabled else None
+        robot = self._robots.get(subject)
+        if robot is not None:
+            return None if robot.is_valid(time.time()) else f"{subject} has expired"
         try:
             parsed = parse_subject(subject)
         except ValueError:

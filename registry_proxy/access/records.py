@@ -1,5 +1,6 @@
 """Users, groups and grants as values, and their stored form."""
 
+import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -48,6 +49,37 @@ class Group:
         return {"members": list(self.members)}
 
 
+@dataclass(frozen=True, slots=True)
+class Robot:
+    """A machine that logs in as ``robot$NAME`` with one of its secrets.
+
+    ``expires_at`` in Unix seconds. ``networks`` are those its logins may come from, as text; empty for any.
+    """
+
+    name: str
+    expires_at: float | None = None
+    networks: tuple[str, ...] = ()
+    revision: int = 0
+
+    def is_valid(self, now: float) -> bool:
+        """Tell whether it has not expired."""
+        return self.expires_at is None or now < self.expires_at
+
+    def may_come_from(self, address: str) -> bool:
+        """Tell whether its login may come from an IP address."""
+        if not self.networks:
+            return True
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in ipaddress.ip_network(network) for network in self.networks)
+
+    def stored(self) -> dict[str, Any]:
+        """Return what is stored under the name."""
+        return {"expires_at": self.expires_at, "networks": list(self.networks)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """That a subject may do some actions in repositories and on tags that match patterns; in Unix seconds until."""
@@ -82,6 +114,11 @@ def user_of(record: Record, groups: tuple[str, ...] = ()) -> User:
 def group_of(record: Record) -> Group:
     """Return the group of a record."""
     return Group(record.key, tuple(record.value["members"]), record.revision)
+
+
+def robot_of(record: Record) -> Robot:
+    """Return the robot of a record."""
+    return Robot(record.key, record.value["expires_at"], tuple(record.value["networks"]), record.revision)
 
 
 def grant_of(record: Record) -> Grant:

@@ -46,13 +46,24 @@ def parse_subject(text: str) -> Subject:
         return Subject(SubjectKind.ANONYMOUS, "")
     kind, _, name = text.partition(":")
     if kind not in {SubjectKind.USER, SubjectKind.ROBOT, SubjectKind.GROUP} or not is_name(name):
-        raise ValueError("expected user:NAME, group:NAME or anonymous")
+        raise ValueError("expected user:NAME, group:NAME, robot:NAME or anonymous")
     return Subject(SubjectKind(kind), name)
 
 
 def user_subject(name: str) -> str:
     """Return the subject text of a user."""
     return f"{SubjectKind.USER}:{name}"
+
+
+def robot_subject(name: str) -> str:
+    """Return the subject text of a robot."""
+    return f"{SubjectKind.ROBOT}:{name}"
+
+
+def login_name(subject: str) -> str:
+    """Return the name that a user or robot logs in with: ``ann``, ``robot$ci``."""
+    kind, _, name = subject.partition(":")
+    return f"{kind}${name}" if kind == SubjectKind.ROBOT else name
 
 
 def group_subject(name: str) -> str:

@@ -4,9 +4,11 @@ import base64
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +27,9 @@ _ALGORITHM = "ES256"
 _TOKEN_MAX_LENGTH = 16_384
 _HEADERS_THAT_CHOOSE_A_KEY = frozenset({"jwk", "jku", "x5c", "x5u", "x5t", "x5t#S256", "crit"})
 _REMEMBERED_TOKENS = 10_000
+_KEY_CHECK_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
 
 
 class InvalidTokenError(Exception):
@@ -37,13 +42,17 @@ class UnknownKeyError(InvalidTokenError):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """What a token says whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds."""
+    """What a token says whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds.
+
+    ``secret_id`` names the secret that it was given for, without which it is void; None for one given for a password.
+    """
 
     subject: str
     token_id: str
     generation: int
     expires_at: float
     access: tuple[Access, ...]
+    secret_id: str | None = None
 
     def allows(self, type: str, name: str, action: str) -> bool:  # noqa: A002 - the claim's name in the specification
         """Tell whether the ``access`` claim holds the action; the grants decide as well."""
@@ -65,9 +74,11 @@ def create_key_file(path: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    if os.path.exists(path):
-        return
-    key = ec.generate_private_key(ec.SECP256R1())
+    if not os.path.exists(path):
+        _write_key(path, ec.generate_private_key(ec.SECP256R1()), link=os.link)
+
+
+def _write_key(path: str, key: ec.EllipticCurvePrivateKey, link: Callable[[str, str], None]) -> None:
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     directory = os.path.dirname(path) or "."
     os.makedirs(directory, exist_ok=True)
@@ -80,10 +91,23 @@ def create_key_file(path: str) -> None:
             os.fsync(file.fileno())
         # A link appears with all its content, and fails when another was faster.
         with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+            link(temporary, path)
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
     sync_directory(directory)
+
+
+class NextKey:
+    """A key that is to follow the one in a file: published first, then put in its place."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.public_jwk: Mapping[str, str] = _jwk(self._key.public_key())
+
+    def replace(self, path: str) -> None:
+        """Put it into the file, at once and whole; every worker signs with it soon after. Raises OSError."""
+        _write_key(path, self._key, link=os.replace)
 
 
 class TokenSigner:
@@ -100,16 +124,41 @@ class TokenSigner:
     """
 
     def __init__(self, key_file: str, service: str, lifetime_seconds: int) -> None:
-        with open(key_file, "rb") as file:
+        self._key_file = key_file
+        self._service = service
+        self._lifetime_seconds = lifetime_seconds
+        self._checked_at = time.monotonic()
+        self._load()
+
+    def _load(self) -> None:
+        with open(self._key_file, "rb") as file:
             pem = file.read()
+            status = os.fstat(file.fileno())
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{key_file} holds no private key in PEM without a password") from error
-        self._key = _private_key_on_p256(key, key_file)
-        self._service = service
-        self._lifetime_seconds = lifetime_seconds
+            raise ValueError(f"{self._key_file} holds no private key in PEM without a password") from error
+        self._key = _private_key_on_p256(key, self._key_file)
+        self._stamp = (status.st_ino, status.st_mtime_ns)
         self._public_jwk = _jwk(self._key.public_key())
+
+    def _reload_if_changed(self) -> None:
+        """Sign with the key that another worker has put into the file; a file that is no good changes nothing."""
+        now = time.monotonic()
+        if now - self._checked_at < _KEY_CHECK_SECONDS:
+            return
+        self._checked_at = now
+        try:
+            status = os.stat(self._key_file)
+            if (status.st_ino, status.st_mtime_ns) != self._stamp:
+                self._load()
+        except (OSError, ValueError) as error:
+            _log.warning("the signing key is kept as it was: %s", error)
+
+    @property
+    def key_file(self) -> str:
+        """Where the private key lies."""
+        return self._key_file
 
     @property
     def key_id(self) -> str:
@@ -121,7 +170,9 @@ class TokenSigner:
         """The public half as a JSON Web Key (RFC 7517)."""
         return self._public_jwk
 
-    def issue(self, subject: str, generation: int, access: Iterable[Access], now: float) -> IssuedToken:
+    def issue(
+        self, subject: str, generation: int, access: Iterable[Access], now: float, *, secret_id: str | None = None
+    ) -> IssuedToken:
         """Return a token.
 
         Args:
@@ -129,7 +180,9 @@ class TokenSigner:
             generation: the subject's current one; a later one voids the token.
             access: what it carries; the grants are asked again at each request.
             now: Unix seconds.
+            secret_id: of the secret that was presented, None for a password.
         """
+        self._reload_if_changed()
         issued_at = int(now)
         token_id = secrets.token_urlsafe(16)
         claims = {
@@ -143,6 +196,8 @@ class TokenSigner:
             "generation": generation,
             "access": [{"type": a.type, "name": a.name, "actions": sorted(a.actions)} for a in access],
         }
+        if secret_id is not None:
+            claims["secret"] = secret_id
         token = jwt.encode(claims, self._key, algorithm=_ALGORITHM, headers={"kid": self.key_id})
         return IssuedToken(token, token_id, issued_at, issued_at + self._lifetime_seconds)
 
@@ -253,6 +308,9 @@ def _read_claims(claims: Mapping[str, Any], service: str) -> tuple[VerifiedToken
     if not issued_at <= expires_at:
         raise InvalidTokenError("the token expired before it was issued")
     subject, token_id, generation = claims.get("sub"), claims.get("jti"), claims.get("generation")
+    secret_id = claims.get("secret")
+    if secret_id is not None and not isinstance(secret_id, str):
+        raise InvalidTokenError("the token has no proper secret")
     if not isinstance(subject, str) or not isinstance(token_id, str) or not token_id or type(generation) is not int:
         raise InvalidTokenError("the token lacks sub, jti or generation")
     try:
@@ -263,7 +321,7 @@ def _read_claims(claims: Mapping[str, Any], service: str) -> tuple[VerifiedToken
         )
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidTokenError("the token has no proper sub or access") from error
-    return VerifiedToken(subject, token_id, generation, expires_at, access), not_before
+    return VerifiedToken(subject, token_id, generation, expires_at, access, secret_id), not_before
 
 
 def _number(claims: Mapping[str, Any], name: str) -> float:

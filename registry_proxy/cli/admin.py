@@ -2,10 +2,11 @@
 
 import typer
 
-from registry_proxy.cli.grants import explain, grant_app, token_app
+from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
 from registry_proxy.cli.login import login, logout
 from registry_proxy.cli.node import cache_app, replica_app
+from registry_proxy.cli.robots import key_app, robot_app, token_app
 
 
 def register(app: typer.Typer) -> None:
@@ -14,8 +15,10 @@ def register(app: typer.Typer) -> None:
     app.command("logout")(logout)
     app.add_typer(user_app, name="user")
     app.add_typer(group_app, name="group")
+    app.add_typer(robot_app, name="robot")
     app.add_typer(grant_app, name="grant")
     app.command("explain")(explain)
     app.add_typer(token_app, name="token")
+    app.add_typer(key_app, name="key")
     app.add_typer(replica_app, name="replica")
     app.add_typer(cache_app, name="cache")

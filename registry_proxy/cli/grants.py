@@ -1,4 +1,4 @@
-"""`registry-proxy grant`, `explain` and `token`: who may do what, why, and no longer."""
+"""`registry-proxy grant` and `explain`: who may do what, and why."""
 
 from typing import Annotated, Any
 
@@ -8,9 +8,8 @@ from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, print_facts, print_json, print_note, print_table
 
 grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
-token_app = typer.Typer(help="Tokens that were given out.", no_args_is_help=True)
 
-_Subject = Annotated[str, typer.Argument(help="user:NAME, group:NAME or anonymous.", show_default=False)]
+_Subject = Annotated[str, typer.Argument(help="user:NAME, group:NAME, robot:NAME or anonymous.", show_default=False)]
 _COLUMNS = {
     "id": "ID",
     "subject": "SUBJECT",
@@ -95,16 +94,3 @@ def explain(
             print_json(decision)
         else:
             print_facts(decision)
-
-
-@token_app.command("revoke")
-def revoke_tokens(subject: _Subject, as_json: JsonOption = False) -> None:
-    """Make every token that a subject holds worthless at once; it can log in anew."""
-    with admin_client() as admin:
-        kind, _, name = subject.partition(":")
-        if kind == "user":
-            admin.call("GET", "users", name)  # a name mistyped must not be reported as revoked
-        revocation = admin.call("POST", "revocations", body={"subject": subject}).document
-        print_note(f"All tokens of {subject} are revoked.")
-        if as_json:
-            print_json(revocation)

@@ -2,19 +2,28 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from aiohttp import web
 
 from registry_proxy.access.directory import Directory
+from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_auth import AdminGuard, Control
+from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_node import Cache, NodeResources, Upstream
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
 from registry_proxy.web.ops import OPS_PATHS, Reasons, add_ops_routes
 from registry_proxy.web.problems import answer_problems
 
 _PREFIX = "/admin/v1"
+
+
+class AdminControl(Control, Protocol):
+    """``Control``, and what it does to keys."""
+
+    async def rotate_key(self, signer: TokenSigner) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class AdminServices:
     Args:
         directory: users, groups, grants.
         control: logins, tokens and the current policy.
+        signer: whose key can be rotated.
         replicas: the replicas of each upstream, by its name.
         cache: the node's cache.
         purge_repository: forgets what a repository holds and returns it; waits for the disk.
@@ -32,7 +42,8 @@ class AdminServices:
     """
 
     directory: Directory
-    control: Control
+    control: AdminControl
+    signer: TokenSigner
     replicas: Mapping[str, Upstream]
     cache: Cache
     purge_repository: Callable[[Repository], Collection[Digest]]
@@ -42,13 +53,14 @@ class AdminServices:
 
 def make_admin_app(services: AdminServices) -> web.Application:
     """Return the application of the admin listener; its runner needs no settings of its own."""
-    guard = AdminGuard(services.control, OPS_PATHS)
+    guard = AdminGuard(services.control, OPS_PATHS, _PREFIX)
     app = web.Application(
         middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES
     )
     access = AccessResources(services.directory, services.control)
     node = NodeResources(services.replicas, services.cache, services.purge_repository, services.render_metrics)
-    for route in [*access.routes(), *node.routes()]:
+    identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
+    for route in [*access.routes(), *identities.routes(), *node.routes()]:
         app.router.add_route(route.method, _PREFIX + route.path, route.handler)
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app

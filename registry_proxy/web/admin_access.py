@@ -1,7 +1,6 @@
 """Users, groups, grants, explain and revocations of the admin API."""
 
 from collections.abc import Awaitable
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -11,6 +10,7 @@ from registry_proxy.access.directory import (
     Directory,
     GrantInput,
     InvalidError,
+    LastAdminError,
     NotFoundError,
     RevisionConflictError,
     UserInput,
@@ -30,6 +30,7 @@ from registry_proxy.web.admin_requests import (
     changed_meanwhile,
     expected_revision,
     format_etag,
+    format_time,
     read_body,
     read_page,
     read_query,
@@ -49,9 +50,6 @@ def _group_document(group: Group) -> dict[str, Any]:
 
 
 def _grant_document(grant: Grant) -> dict[str, Any]:
-    expires_at = None
-    if grant.expires_at is not None:
-        expires_at = datetime.fromtimestamp(grant.expires_at, UTC).isoformat().replace("+00:00", "Z")
     return {
         "id": grant.id,
         "subject": grant.subject,
@@ -59,7 +57,7 @@ def _grant_document(grant: Grant) -> dict[str, Any]:
         "tags": grant.tags,
         "actions": sorted(grant.actions, key=_ACTION_ORDER.index),
         "mode": grant.mode,
-        "expires_at": expires_at,
+        "expires_at": format_time(grant.expires_at),
     }
 
 
@@ -96,6 +94,8 @@ async def answer_directory_errors(request: web.Request, handler: Handler) -> web
             for field, text in error.faults
         ]
         raise ProblemError(400, "some values are not valid", faults=faults) from None
+    except LastAdminError as error:
+        raise ProblemError(409, str(error)) from None
     except RevisionConflictError:
         raise changed_meanwhile() from None
     except TooManyLoginsError as error:
@@ -243,7 +243,8 @@ class AccessResources:
     async def revoke(self, request: web.Request) -> web.Response:
         body = await read_body(request, RevocationBody)
         if body.token_id is not None and body.subject is None:
-            raise ProblemError(501, "revoking a single token is not available yet: revoke its subject")
+            await self._directory.revoke_token(body.token_id)
+            return web.json_response({"id": body.token_id, "token_id": body.token_id}, status=201)
         if body.subject is None or body.token_id is not None:
             raise ProblemError(400, "expected either subject or token_id")
         generation = await self._directory.revoke(body.subject)

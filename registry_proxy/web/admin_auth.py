@@ -13,12 +13,19 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from registry_proxy.access.control import Login
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.web.problems import Handler, ProblemError
 
 _log = logging.getLogger(__name__)
+SELF_PREFIX = "/me"
+"""Below it a user asks about itself, and needs no right for that."""
+
+CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
+"""Who sends a request that was let through."""
+
 _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
@@ -28,7 +35,7 @@ class Control(Protocol):
     """What the admin listener asks of ``access.control.AccessControl``, which says what each raises."""
 
     async def policy(self) -> Policy: ...
-    async def login(self, username: str, password: str, address: str) -> str: ...
+    async def login(self, username: str, password: str, address: str) -> Login: ...
     async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]: ...
 
 
@@ -52,10 +59,12 @@ class AdminGuard:
     Args:
         control: knows logins, tokens and who is an administrator.
         open_paths: routes that ask for nothing.
+        prefix: of the API.
     """
 
-    def __init__(self, control: Control, open_paths: Collection[str]) -> None:
+    def __init__(self, control: Control, open_paths: Collection[str], prefix: str) -> None:
         self._control = control
+        self._self_prefix = f"{prefix}{SELF_PREFIX}/"
         self._open_paths = frozenset(open_paths)
 
     def middleware(self) -> Middleware:
@@ -67,17 +76,20 @@ class AdminGuard:
             if resource is not None and resource.canonical in self._open_paths:
                 return await handler(request)
             _refuse_other_sites(request)
-            subject = await self._subject(request)
-            if not (await self._control.policy()).is_admin(subject):
+            caller = request[CALLER] = await self._caller(request)
+            is_own = resource is not None and resource.canonical.startswith(self._self_prefix)
+            if not is_own and (
+                not (await self._control.policy()).is_admin(caller.subject) or caller.actions is not None
+            ):
                 raise ProblemError(403, "this needs a user with the admin's right")
             response = await handler(request)
             if request.method not in _SAFE_METHODS:
-                _log.info("%s %s by %s: %d", request.method, request.path, subject, response.status)
+                _log.info("%s %s by %s: %d", request.method, request.path, caller.subject, response.status)
             return response
 
         return guard
 
-    async def _subject(self, request: web.Request) -> str:
+    async def _caller(self, request: web.Request) -> Login:
         """Return who sends the request. Raises ProblemError 401, 429."""
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
         match scheme.lower():
@@ -86,14 +98,15 @@ class AdminGuard:
                 return await self._login(username, password, request.remote or "")
             case "bearer":
                 try:
-                    token, _ = await self._control.authenticate(credentials.strip(), time.time())
+                    token, policy = await self._control.authenticate(credentials.strip(), time.time())
                 except InvalidTokenError:
                     raise _unauthorized("the token is not valid, or not any more") from None
-                return token.subject
+                secret = None if token.secret_id is None else policy.find_secret(token.secret_id)
+                return Login(token.subject, token.secret_id, None if secret is None else secret.actions)
             case _:
                 raise _unauthorized("this needs the name and password, or a token, of an administrator")
 
-    async def _login(self, username: str, password: str, address: str) -> str:
+    async def _login(self, username: str, password: str, address: str) -> Login:
         try:
             return await self._control.login(username, password, address)
         except LoginRefusedError:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, parse_digest, parse_repository
-from registry_proxy.web.admin_requests import PurgeBody, read_body, read_page, read_query
+from registry_proxy.web.admin_requests import PurgeBody, format_time, read_body, read_page, read_query
 from registry_proxy.web.problems import Fault, ProblemError
 
 _CACHE_REQUESTS = "registry_proxy_cache_requests_total"
@@ -155,9 +154,7 @@ class NodeResources:
             {
                 "digest": str(blob.digest),
                 "size_bytes": blob.size_bytes,
-                "used_at": datetime.fromtimestamp(blob.used_at, UTC)
-                .isoformat(timespec="seconds")
-                .replace("+00:00", "Z"),
+                "used_at": format_time(int(blob.used_at)),
                 "protected": blob.protected,
             }
             for blob in blobs[: page.limit]

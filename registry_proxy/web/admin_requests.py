@@ -4,7 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from aiohttp import web
@@ -65,6 +65,26 @@ class GrantBody(Body):
     actions: list[str]
     mode: str = "enforce"
     expires_at: Annotated[float | None, BeforeValidator(_parse_time)] = None
+
+
+class RobotBody(Body):
+    """PUT of a robot."""
+
+    expires_at: Annotated[float | None, BeforeValidator(_parse_time)] = None
+    networks: list[str] = []
+
+
+class SecretBody(Body):
+    """POST of a robot's secret."""
+
+    label: str = ""
+    expires_at: Annotated[float | None, BeforeValidator(_parse_time)] = None
+
+
+class TokenBody(SecretBody):
+    """POST of a personal access token; without ``actions`` it may do what its user may."""
+
+    actions: list[str] | None = None
 
 
 class ExplainBody(Body):
@@ -149,6 +169,11 @@ def read_page(query: Mapping[str, str]) -> PageRequest:
     if _PAGE_SIZE.fullmatch(limit) is None or int(limit) == 0:
         raise ProblemError(400, "limit is not a whole number from 1")
     return PageRequest(min(int(limit), _PAGE_SIZE_MAX), query.get("after", ""))
+
+
+def format_time(moment: float | None) -> str | None:
+    """Return Unix seconds as a text of RFC 3339."""
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
 
 
 def format_etag(revision: int) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from aiohttp.web import BaseRequest, StreamResponse
 
 from registry_proxy.access.control import AccessControl
+from registry_proxy.access.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.ports import Observer, Router
 from registry_proxy.proxy.discover import Discover
@@ -30,11 +31,13 @@ class PublicOptions:
         service: the name of this registry in tokens.
         public_url: how clients reach it; None takes it from each request.
         trusted_proxies: networks whose X-Forwarded-* headers are believed.
+        refresh_lifetime_seconds: how long a refresh token is good.
     """
 
     service: str
     public_url: str | None = None
     trusted_proxies: Sequence[Network] = ()
+    refresh_lifetime_seconds: float = 90 * 86_400.0
 
 
 class PublicApp:
@@ -47,6 +50,7 @@ class PublicApp:
         manage: deletes.
         router: names and upstreams.
         control: logins, tokens and the policy.
+        directory: makes refresh tokens.
         signer: signs tokens.
         observer: is told what happens.
         log_request: is given each request that has ended.
@@ -62,6 +66,7 @@ class PublicApp:
         manage: Manage,
         router: Router,
         control: AccessControl,
+        directory: Directory,
         signer: TokenSigner,
         observer: Observer,
         log_request: LogRequest,
@@ -81,7 +86,7 @@ class PublicApp:
             manage=manage,
             observer=observer,
         )
-        self._token = TokenEndpoint(control, signer, observer)
+        self._token = TokenEndpoint(control, directory, signer, observer, options.refresh_lifetime_seconds)
         ids, measure = RequestIds(self._origins), Measure(observer, log_request)
         self._handler = with_request_id(with_measure(with_errors(self._dispatch), measure), ids)
         self.hot = HotPulls(

@@ -3,57 +3,91 @@
 import base64
 import binascii
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
 from aiohttp.web import StreamResponse
 
-from registry_proxy.access.control import AccessControl
+from registry_proxy.access.control import AccessControl, Login
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, SecretInput
+from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import TokenSigner
-from registry_proxy.ports import Observer
+from registry_proxy.ports import Observer, StoreUnavailableError
 from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.scope import parse_scopes
-from registry_proxy.web.exchange import Exchange, json_response
+from registry_proxy.spec.scope import Access, format_scope, parse_scopes
+from registry_proxy.web.exchange import Exchange, json_response, read_small_body
 
 _ANONYMOUS = "anonymous"
-_SCOPES_MAX = 100
+_FIELDS_MAX = 100
+_FORM_MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked for; ``wants_refresh_token`` as ``offline_token`` of GET and ``access_type`` of POST say it."""
+
+    login: Login
+    scopes: list[str]
+    wants_refresh_token: bool
+    client: str
 
 
 class TokenEndpoint:
-    """Gives tokens for a name and a password, or to nobody in particular.
+    """Gives tokens for a name and a password or secret, for a refresh token, or to nobody in particular.
 
     Args:
         control: logins and the policy.
+        directory: makes refresh tokens.
         signer: signs the tokens.
         observer: is told the outcome of logins.
+        refresh_lifetime_seconds: how long a refresh token is good.
     """
 
-    def __init__(self, control: AccessControl, signer: TokenSigner, observer: Observer) -> None:
+    def __init__(
+        self,
+        control: AccessControl,
+        directory: Directory,
+        signer: TokenSigner,
+        observer: Observer,
+        refresh_lifetime_seconds: float,
+    ) -> None:
         self._control = control
+        self._directory = directory
         self._signer = signer
         self._observer = observer
+        self._refresh_lifetime_seconds = refresh_lifetime_seconds
 
     async def handle(self, exchange: Exchange) -> StreamResponse:
-        """Answer GET /auth/token; what the subject may not do is left out of the token, never an error.
+        """Answer GET and POST /auth/token; what the subject may not do is left out of the token, never an error.
 
         Raises:
-            RegistryError: UNAUTHORIZED for a wrong password, TOOMANYREQUESTS, UNSUPPORTED for other methods.
+            RegistryError: UNAUTHORIZED for wrong credentials, TOOMANYREQUESTS, UNSUPPORTED for what is no such request.
             StoreUnavailableError: the subject cannot be looked up.
         """
-        if exchange.request.method != "GET":
-            # Clients that try POST first go on with GET after a 405.
-            message = "tokens are given by GET, with the user name and the password as Basic credentials"
-            raise RegistryError(ErrorCode.UNSUPPORTED, message, headers={"Allow": "GET"})
-        subject = await self._subject(exchange)
-        exchange.subject = subject
+        match exchange.request.method:
+            case "GET":
+                asked = await self._read_get(exchange)
+            case "POST":
+                asked = await self._read_post(exchange)
+            case _:
+                message = "tokens are given by GET, or by POST of a form (OAuth2)"
+                raise RegistryError(ErrorCode.UNSUPPORTED, message, headers={"Allow": "GET, POST"})
+        login = asked.login
+        exchange.subject = login.subject
         policy = await self._control.policy()
-        generation = policy.generation(subject)
+        generation = policy.generation(login.subject)
         if generation is None:
             raise _refused("the user is no more, or was disabled")
-        asked = parse_scopes(_scopes(exchange.raw_query))
-        access = [allowed for each in asked if (allowed := policy.allowed_access(subject, each)) is not None]
-        issued = self._signer.issue(subject, generation, access, time.time())
+        access = [
+            allowed
+            for each in parse_scopes(asked.scopes)
+            if (allowed := policy.allowed_access(login.subject, each)) is not None
+            and (allowed := _narrowed(allowed, login)) is not None
+        ]
+        issued = self._signer.issue(login.subject, generation, access, time.time(), secret_id=login.secret_id)
         issued_at = datetime.fromtimestamp(issued.issued_at, UTC)
         answer = {
             "token": issued.token,
@@ -61,15 +95,58 @@ class TokenEndpoint:
             "expires_in": issued.expires_at - issued.issued_at,
             "issued_at": issued_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+        if exchange.request.method == "POST":
+            answer |= {"token_type": "Bearer", "scope": " ".join(format_scope(each) for each in access)}
+        if asked.wants_refresh_token and (refresh_token := await self._make_refresh_token(asked)) is not None:
+            answer["refresh_token"] = refresh_token
         return json_response(answer, {"Cache-Control": "no-store"})
 
-    async def _subject(self, exchange: Exchange) -> str:
+    async def _read_get(self, exchange: Exchange) -> _Request:
+        pairs = _pairs(exchange.raw_query)
         headers = exchange.request.headers.getall("Authorization", [])
-        if not headers:
-            return _ANONYMOUS
-        username, password = _basic_credentials(headers)
+        login = Login(_ANONYMOUS)
+        if headers:
+            username, password = _basic_credentials(headers)
+            login = await self._counted(lambda: self._control.login(username, password, exchange.address))
+        wants = ("offline_token", "true") in pairs
+        client = next((value for key, value in pairs if key == "client_id"), "")
+        return _Request(login, [value for key, value in pairs if key == "scope"], wants, client)
+
+    async def _read_post(self, exchange: Exchange) -> _Request:
+        """Read the form of RFC 6749 sections 4.3 and 6; nothing of it is repeated in an error."""
+        content_type = exchange.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        body = await read_small_body(exchange, _FORM_MAX_BYTES)
+        if content_type != "application/x-www-form-urlencoded":
+            raise _bad_request("a form is expected: Content-Type application/x-www-form-urlencoded")
+        pairs = _pairs(body.decode(errors="replace"))
+        form = dict(pairs)
+        match form.get("grant_type"):
+            case "password":
+                username, password = form.get("username", ""), form.get("password", "")
+                login = await self._counted(lambda: self._control.login(username, password, exchange.address))
+            case "refresh_token":
+                token = form.get("refresh_token", "")
+                login = await self._counted(lambda: self._control.refresh(token, exchange.address))
+            case _:
+                raise _bad_request("grant_type is expected to be password or refresh_token")
+        wants = form.get("access_type") == "offline" and form["grant_type"] == "password"
+        return _Request(login, [value for key, value in pairs if key == "scope"], wants, form.get("client_id", ""))
+
+    async def _make_refresh_token(self, asked: _Request) -> str | None:
+        """Return a refresh token for whoever gave a password; a robot keeps its secret, a personal token is one."""
+        if asked.login.secret_id is not None or asked.login.subject == _ANONYMOUS:
+            return None
+        label = "".join(character for character in asked.client if character.isprintable())[:100]
+        given = SecretInput(label=label, expires_at=time.time() + self._refresh_lifetime_seconds)
         try:
-            subject = await self._control.login(username, password, exchange.address)
+            _, text = await self._directory.add_secret(asked.login.subject, SecretKind.REFRESH, given)
+        except (InvalidError, NotFoundError, StoreUnavailableError):
+            return None  # the token itself is good: the client goes on with the password
+        return text
+
+    async def _counted(self, login: Callable[[], Awaitable[Login]]) -> Login:
+        try:
+            proved = await login()
         except LoginRefusedError as error:
             self._observer.login("refused")
             raise _refused("incorrect username or password") from error
@@ -82,7 +159,15 @@ class TokenEndpoint:
                 headers={"Retry-After": str(error.retry_after_seconds)},
             ) from error
         self._observer.login("ok")
-        return subject
+        return proved
+
+
+def _narrowed(access: Access, login: Login) -> Access | None:
+    """Return what is left under a secret that was made for some actions; to push new tags is less than to push."""
+    if login.actions is None or access.type != "repository":
+        return access
+    kept = {action for action in access.actions if action in login.actions}
+    return Access(access.type, access.name, frozenset(kept)) if kept else None
 
 
 def _refused(message: str) -> RegistryError:
@@ -103,9 +188,12 @@ def _basic_credentials(headers: list[str]) -> tuple[str, str]:
     return username, password
 
 
-def _scopes(raw_query: str) -> list[str]:
+def _bad_request(message: str) -> RegistryError:
+    return RegistryError(ErrorCode.UNSUPPORTED, message, status=400)
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
     try:
-        pairs = parse_qsl(raw_query, keep_blank_values=True, max_num_fields=_SCOPES_MAX, errors="replace")
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="replace")
     except ValueError as error:
-        raise RegistryError(ErrorCode.UNSUPPORTED, "the query holds too many parameters", status=400) from error
-    return [value for key, value in pairs if key == "scope"]
+        raise _bad_request("there are too many parameters") from error

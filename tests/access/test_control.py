@@ -140,7 +140,7 @@ async def test_a_cancelled_reader_does_not_stop_the_others(node: Node) -> None:
 
 async def test_logins(node: Node) -> None:
     """A right password gives the subject; everything else is refused in the same words."""
-    assert await node.control.login("ann", SECRET, HOME) == "user:ann"
+    assert (await node.control.login("ann", SECRET, HOME)).subject == "user:ann"
     messages = set()
     for name, password in [
         ("ann", "wrong"),
@@ -167,7 +167,7 @@ async def test_guessing_is_limited_by_user_and_address(node: Node) -> None:
             await node.control.login("ann", "wrong", HOME)
     with pytest.raises(TooManyLoginsError):
         await node.control.login("ann", SECRET, HOME)
-    assert await node.control.login("ann", SECRET, "192.0.2.2") == "user:ann"
+    assert (await node.control.login("ann", SECRET, "192.0.2.2")).subject == "user:ann"
 
 
 async def test_a_changed_password_counts_at_once(node: Node) -> None:
@@ -232,10 +232,10 @@ async def test_a_new_user_can_log_in_on_every_node_at_once(redis: Server, start_
     for each in (two, three):
         await each.control.policy()
     await one.directory.put_user("ann", UserInput(password=SECRET))
-    assert await two.control.login("ann", SECRET, HOME) == "user:ann"
+    assert (await two.control.login("ann", SECRET, HOME)).subject == "user:ann"
     await three.control.authenticate(await two.token("user:ann"), time.time())
     await one.directory.put_user("ann", UserInput(password="another password"))
-    assert await two.control.login("ann", "another password", HOME) == "user:ann"
+    assert (await two.control.login("ann", "another password", HOME)).subject == "user:ann"
     await three.control.authenticate(await two.token("user:ann"), time.time())
 
 
@@ -304,7 +304,7 @@ async def test_an_outage_in_open_mode(redis: Server, start_node: StartNode) -> N
     await until(lambda: node.watch.seconds_since_contact() > 1)
     _, policy = await node.control.authenticate(token, time.time())
     assert policy.decide("user:ann", "team/a", Action.PULL).allowed
-    assert await node.control.login("ann", SECRET, HOME) == "user:ann"
+    assert (await node.control.login("ann", SECRET, HOME)).subject == "user:ann"
     with pytest.raises(LoginRefusedError):
         await node.control.login("ann", "wrong", HOME)
     with pytest.raises(LoginRefusedError):

@@ -10,12 +10,13 @@ from registry_proxy.access.directory import (
     Directory,
     GrantInput,
     InvalidError,
+    LastAdminError,
     NotFoundError,
     RevisionConflictError,
     UserInput,
 )
 from registry_proxy.access.records import GrantMode
-from registry_proxy.ports import Store, Table
+from registry_proxy.ports import Change, Store, Table
 from registry_proxy.spec.scope import Action
 from registry_proxy.store.open import open_store
 
@@ -53,6 +54,13 @@ async def test_users_come_and_go(directory: Directory, store: Store) -> None:
     record = await store.get(Table.USERS, "ann")
     assert record is not None
     assert SECRET not in str(record)
+    with pytest.raises(LastAdminError):
+        await directory.put_user("ann", UserInput(is_admin=False))
+    with pytest.raises(LastAdminError):
+        await directory.put_user("ann", UserInput(is_admin=True, is_disabled=True))
+    with pytest.raises(LastAdminError):
+        await directory.delete_user("ann")
+    await directory.put_user("root", UserInput(password=SECRET, is_admin=True))
     replaced, created = await directory.put_user("ann", UserInput(password="another password"))
     assert not created
     assert not replaced.is_admin
@@ -254,13 +262,15 @@ async def test_the_first_admin_is_made_once(directory: Directory, store: Store) 
         await each.aclose()
 
 
-async def test_the_first_admin_with_a_given_password(directory: Directory) -> None:
+async def test_the_first_admin_with_a_given_password(directory: Directory, store: Store) -> None:
     """A given password is used and not repeated; a bad one is refused; another administrator is enough."""
     with pytest.raises(InvalidError):
         await directory.ensure_first_admin("short")
     await directory.put_user("root", UserInput(password=SECRET, is_admin=True))
     assert await directory.ensure_first_admin("given password") is None
-    await directory.put_user("root", UserInput(is_admin=False))
+    root = await store.get(Table.USERS, "root")
+    assert root is not None
+    await store.commit([Change(Table.USERS, "root", {**root.value, "admin": False})])
     await directory.put_user("admin", UserInput(password=SECRET))
     assert await directory.ensure_first_admin("given password") is None
     admin = await directory.get_user("admin")

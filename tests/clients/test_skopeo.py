@@ -6,8 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.clients.conftest import Docker
 from tests.conftest import StartProxy, StartRegistry, require_program
 from tests.product import Proxy, make_image, random_bytes, tar_of
 
@@ -84,3 +86,40 @@ def test_skopeo_pushes_while_a_registry_is_down(
     registries[0].stop()
     target = f"docker://{proxy.host}/team/elsewhere:1"
     run("skopeo", "copy", "--dest-tls-verify=false", "--dest-creds", credentials, out, target)
+
+
+@pytest.mark.parametrize("kind", ["robot", "personal"])
+def test_every_client_logs_in_with_a_secret(
+    docker: Docker, start_proxy: StartProxy, start_registry: StartRegistry, short_path: Path, kind: str
+) -> None:
+    """Docker, skopeo, podman and buildah take a robot's secret and a personal token, and no wrong one."""
+    proxy = start(start_proxy, start_registry)
+    if kind == "robot":
+        with proxy.admin() as admin:
+            admin.put("/robots/ci", json={}).raise_for_status()
+            secret = admin.post("/robots/ci/secrets", json={}).json()["secret"]
+            grant = {"subject": "robot:ci", "repository": "team/**", "actions": ["pull"]}
+            admin.post("/grants", json=grant).raise_for_status()
+        name = "robot$ci"
+    else:
+        url = f"{proxy.admin_url}/admin/v1/me/tokens"
+        secret = httpx.post(url, json={}, auth=("ann", "password of a user"), timeout=30).json()["secret"]
+        name = "ann"
+    wrong = secret[:-4] + "AAAA"
+    assert "Login Succeeded" in docker.login(proxy.host, name, secret).stdout
+    docker.run("pull", "-q", f"{proxy.host}/team/app:1")
+    assert docker.login(proxy.host, name, wrong, check=False).returncode != 0
+    auth_file = str(short_path / "auth.json")
+    storage = ("--root", str(short_path / "r"), "--runroot", str(short_path / "rr"), "--storage-driver", "vfs")
+    logins = {
+        "skopeo": ["skopeo", "login", "--tls-verify=false", "--authfile", auth_file],
+        "podman": ["podman", *storage, "login", "--tls-verify=false", "--authfile", auth_file],
+        "buildah": ["buildah", *storage, "login", "--tls-verify=false", "--authfile", auth_file],
+    }
+    for program, login in logins.items():
+        require_program(program)
+        command = [*login, "-u", name, "--password-stdin", proxy.host]
+        assert "Login Succeeded" in run(*command, stdin=secret), program
+        with pytest.raises(AssertionError):
+            run(*command, stdin=wrong)
+    run("skopeo", "inspect", "--tls-verify=false", "--authfile", auth_file, f"docker://{proxy.host}/team/app:1")

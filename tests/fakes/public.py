@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import aiohttp
 
-from registry_proxy.access.control import AccessControl
+from registry_proxy.access.control import AccessControl, Login
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.directory import Directory
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.records import Grant, GrantMode, User
 from registry_proxy.access.tokens import (
@@ -82,13 +83,13 @@ class FakeControl:
         verified = self._verifier.verify(token, now)
         return (verified, policy) if verified.generation == policy.generation(verified.subject) else None
 
-    async def login(self, username: str, password: str, address: str) -> str:
+    async def login(self, username: str, password: str, address: str) -> Login:
         self.logins.append((username, address))
         if self.is_limited:
             raise TooManyLoginsError(7)
         if password != f"{username}-password":
             raise LoginRefusedError("no")
-        return f"user:{username}"
+        return Login(f"user:{username}")
 
     async def public_keys(self) -> dict[str, Any]:
         return {"keys": [{"kty": "EC"}]}
@@ -283,6 +284,7 @@ class PublicBench:
             manage=cast(Manage, self.manage),
             router=OneUpstream(),
             control=cast(AccessControl, self.control),
+            directory=cast(Directory, None),
             signer=self.signer,
             observer=self.observer,
             log_request=self.logged.append,

@@ -29,7 +29,7 @@ def access_of(body: Any) -> list[str]:
 
 async def test_fields_of_the_answer(public: PublicBench) -> None:
     """Both names of the token, a lifetime of at least 60 s, a true issued_at, no refresh token, not cacheable."""
-    status, body, headers = await ask(public, "&account=ann&client_id=docker&offline_token=true")
+    status, body, headers = await ask(public, "&account=ann&client_id=docker")
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert body["token"] == body["access_token"]
     assert body["expires_in"] >= 60
@@ -91,12 +91,39 @@ async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
     assert (status, headers["Retry-After"], body["errors"][0]["code"]) == (429, "7", "TOOMANYREQUESTS")
 
 
-async def test_post_sends_clients_back_to_get(public: PublicBench) -> None:
-    """405: containerd falls back to GET; a 403 or 5xx would end it."""
-    form = {"grant_type": "password", "username": "ann", "password": "ann-password", "service": "registry-proxy"}
-    async with public.session.post("/auth/token", data=form) as response:
-        assert (response.status, response.headers["Allow"]) == (405, "GET")
-        assert (await response.json())["errors"][0]["code"] == "UNSUPPORTED"
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        ({"grant_type": "password", "username": "ann", "password": "ann-password"}, 200),
+        ({"grant_type": "password", "username": "ann", "password": "wrong"}, 401),
+        ({"grant_type": "password"}, 401),
+        ({"grant_type": "authorization_code"}, 400),
+        ({}, 400),
+    ],
+)
+async def test_post_takes_the_form_of_oauth2(public: PublicBench, form: dict[str, str], status: int) -> None:
+    """The password grant; what is no such request is a 4xx from which containerd falls back to GET."""
+    public.allow("pull", repository="team/app")
+    scope = {"service": "registry-proxy", "client_id": "x", "scope": "repository:team/app:pull,push registry:x:y"}
+    async with public.session.post("/auth/token", data={**form, **scope}) as response:
+        assert response.status == status
+        body = await response.json()
+    if status == 200:
+        assert (access_of(body), body["scope"]) == (["repository:team/app:pull"], "repository:team/app:pull")
+        assert body["token_type"] == "Bearer"
+        assert "refresh_token" not in body
+    else:
+        assert "wrong" not in body["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"x" * 70_000, b"a=1&" * 1000])
+async def test_a_body_that_is_no_form_is_refused(public: PublicBench, body: bytes) -> None:
+    """Never a 5xx."""
+    headers = {"Content-Type": "application/json" if body == b"{" else "application/x-www-form-urlencoded"}
+    async with public.session.post("/auth/token", data=body, headers=headers) as response:
+        assert response.status in {400, 413}
+    async with public.session.put("/auth/token", data=b"") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET, POST")
 
 
 async def test_a_store_that_is_away_is_a_503(public: PublicBench) -> None:

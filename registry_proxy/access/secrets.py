@@ -1,0 +1,102 @@
+"""Secrets that are made, not chosen: those of robots, personal access tokens, refresh tokens.
+
+Each holds 256 random bits, so a plain hash of it is as good as a slow one, and its text names the record it belongs to:
+checking one costs one look-up, whoever presents it.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from registry_proxy.ports import Record
+from registry_proxy.spec.scope import Action
+
+_TEXT = re.compile(r"rp_(robot|personal|refresh)_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+
+
+class SecretKind(StrEnum):
+    """What a secret is for; stands in its text, so that a scanner of leaked secrets can tell."""
+
+    ROBOT = "robot"
+    PERSONAL = "personal"
+    REFRESH = "refresh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A secret as it is stored, which cannot be turned back into its text.
+
+    ``actions`` None leaves its holder all its rights. ``generation`` is that of the subject when a refresh token was
+    made: a later one voids it. Times are Unix seconds.
+    """
+
+    id: str
+    subject: str
+    kind: SecretKind
+    hash: str = field(repr=False)
+    label: str = ""
+    created_at: float = 0.0
+    expires_at: float | None = None
+    actions: frozenset[Action] | None = None
+    generation: int = 0
+    revision: int = 0
+
+    def is_valid(self, now: float) -> bool:
+        """Tell whether it has not expired."""
+        return self.expires_at is None or now < self.expires_at
+
+    def matches(self, text: str) -> bool:
+        """Tell whether this is the secret with that text."""
+        return hmac.compare_digest(self.hash, _hash(text))
+
+    def stored(self) -> dict[str, Any]:
+        """Return what is stored under the id."""
+        return {
+            "subject": self.subject,
+            "kind": self.kind.value,
+            "hash": self.hash,
+            "label": self.label,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "actions": None if self.actions is None else sorted(self.actions),
+            "generation": self.generation,
+        }
+
+
+def make_secret_text(kind: SecretKind) -> tuple[str, str, str]:
+    """Return the id, the text and the hash of a new secret."""
+    secret_id = secrets.token_hex(8)
+    text = f"rp_{kind}_{secret_id}_{secrets.token_urlsafe(32)}"
+    return secret_id, text, _hash(text)
+
+
+def secret_id_of(text: str) -> str | None:
+    """Return the id that a text names; None when it is no secret that was made here."""
+    match = _TEXT.fullmatch(text)
+    return None if match is None else match[2]
+
+
+def secret_of(record: Record) -> Secret:
+    """Return the secret of a record."""
+    value = record.value
+    actions = value["actions"]
+    return Secret(
+        id=record.key,
+        subject=value["subject"],
+        kind=SecretKind(value["kind"]),
+        hash=value["hash"],
+        label=value["label"],
+        created_at=value["created_at"],
+        expires_at=value["expires_at"],
+        actions=None if actions is None else frozenset(Action(action) for action in actions),
+        generation=value["generation"],
+        revision=record.revision,
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,167 @@
+"""Robots, secrets, keys, and what users do for themselves, of the admin API."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from registry_proxy.access.directory import Directory, NotFoundError, SecretInput
+from registry_proxy.access.records import Robot
+from registry_proxy.access.secrets import Secret, SecretKind
+from registry_proxy.access.subject import is_name, robot_subject, user_subject
+from registry_proxy.web.admin_auth import CALLER, SELF_PREFIX
+from registry_proxy.web.admin_requests import (
+    RobotBody,
+    SecretBody,
+    TokenBody,
+    expected_revision,
+    format_etag,
+    format_time,
+    read_body,
+    read_page,
+    read_query,
+)
+from registry_proxy.web.problems import ProblemError
+
+
+def _robot_document(robot: Robot) -> dict[str, Any]:
+    return {"name": robot.name, "expires_at": format_time(robot.expires_at), "networks": list(robot.networks)}
+
+
+def _secret_document(secret: Secret) -> dict[str, Any]:
+    return {
+        "id": secret.id,
+        "kind": secret.kind,
+        "label": secret.label,
+        "created_at": format_time(secret.created_at),
+        "expires_at": format_time(secret.expires_at),
+        "actions": None if secret.actions is None else sorted(secret.actions),
+    }
+
+
+def _robot_answer(robot: Robot, status: int = 200) -> web.Response:
+    return web.json_response(_robot_document(robot), status=status, headers={"ETag": format_etag(robot.revision)})
+
+
+def _name_of(request: web.Request, kind: str) -> str:
+    name = request.match_info["name"]
+    if not is_name(name):
+        raise ProblemError(404, f"there is no such {kind}")
+    return name
+
+
+class IdentityResources:
+    """The handlers over robots and secrets.
+
+    Args:
+        directory: where they are kept.
+        rotate_key: has the node sign with a new key; returns its ``kid``.
+    """
+
+    def __init__(self, directory: Directory, rotate_key: Callable[[], Awaitable[str]]) -> None:
+        self._directory = directory
+        self._rotate_key = rotate_key
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, below /admin/v1; those under ``/me`` are for every user, about itself."""
+        return [
+            web.get("/robots", self.list_robots),
+            web.get("/robots/{name}", self.get_robot),
+            web.put("/robots/{name}", self.put_robot),
+            web.delete("/robots/{name}", self.delete_robot),
+            web.get("/robots/{name}/secrets", self.list_robot_secrets),
+            web.post("/robots/{name}/secrets", self.add_robot_secret),
+            web.delete("/robots/{name}/secrets/{id}", self.delete_robot_secret),
+            web.get("/users/{name}/tokens", self.list_user_tokens),
+            web.delete("/users/{name}/tokens/{id}", self.delete_user_token),
+            web.get(f"{SELF_PREFIX}/tokens", self.list_own_tokens),
+            web.post(f"{SELF_PREFIX}/tokens", self.add_own_token),
+            web.delete(f"{SELF_PREFIX}/tokens/{{id}}", self.delete_own_token),
+            web.post("/keys/rotate", self.rotate_key),
+        ]
+
+    # ------------------------------------------------------------ robots
+
+    async def list_robots(self, request: web.Request) -> web.Response:
+        page = read_page(read_query(request, ("limit", "after")))
+        robots = await self._directory.list_robots()
+        return web.json_response(page.cut({robot.name: _robot_document(robot) for robot in robots}))
+
+    async def get_robot(self, request: web.Request) -> web.Response:
+        return _robot_answer(await self._directory.get_robot(_name_of(request, "robot")))
+
+    async def put_robot(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        body = await read_body(request, RobotBody)
+        try:
+            current = (await self._directory.get_robot(name)).revision if is_name(name) else None
+        except NotFoundError:
+            current = None
+        expect = expected_revision(request, current)
+        robot, is_new = await self._directory.put_robot(name, body.expires_at, body.networks, expect=expect)
+        return _robot_answer(robot, 201 if is_new else 200)
+
+    async def delete_robot(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "robot")
+        current = await self._directory.get_robot(name)
+        await self._directory.delete_robot(name, expect=expected_revision(request, current.revision))
+        return web.Response(status=204)
+
+    async def list_robot_secrets(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "robot")
+        await self._directory.get_robot(name)
+        return await self._list(request, robot_subject(name))
+
+    async def add_robot_secret(self, request: web.Request) -> web.Response:
+        body = await read_body(request, SecretBody)
+        given = SecretInput(label=body.label, expires_at=body.expires_at)
+        return await self._add(robot_subject(_name_of(request, "robot")), SecretKind.ROBOT, given)
+
+    async def delete_robot_secret(self, request: web.Request) -> web.Response:
+        return await self._delete(request, robot_subject(_name_of(request, "robot")))
+
+    # ------------------------------------------------------------ tokens of users
+
+    async def list_user_tokens(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "user")
+        await self._directory.get_user(name)
+        return await self._list(request, user_subject(name))
+
+    async def delete_user_token(self, request: web.Request) -> web.Response:
+        return await self._delete(request, user_subject(_name_of(request, "user")))
+
+    async def list_own_tokens(self, request: web.Request) -> web.Response:
+        return await self._list(request, request[CALLER].subject)
+
+    async def add_own_token(self, request: web.Request) -> web.Response:
+        caller = request[CALLER]
+        if caller.secret_id is not None or not caller.subject.startswith("user:"):
+            raise ProblemError(403, "a personal token is made with a user's password, not with another secret")
+        body = await read_body(request, TokenBody)
+        given = SecretInput(label=body.label, expires_at=body.expires_at, actions=body.actions)
+        return await self._add(caller.subject, SecretKind.PERSONAL, given)
+
+    async def delete_own_token(self, request: web.Request) -> web.Response:
+        return await self._delete(request, request[CALLER].subject)
+
+    # ------------------------------------------------------------ keys
+
+    async def rotate_key(self, request: web.Request) -> web.Response:
+        read_query(request)
+        return web.json_response({"kid": await self._rotate_key()}, status=201)
+
+    # ------------------------------------------------------------ one of each
+
+    async def _list(self, request: web.Request, subject: str) -> web.Response:
+        page = read_page(read_query(request, ("limit", "after")))
+        secrets = await self._directory.list_secrets(subject)
+        return web.json_response(page.cut({secret.id: _secret_document(secret) for secret in secrets}))
+
+    async def _add(self, subject: str, kind: SecretKind, given: SecretInput) -> web.Response:
+        secret, text = await self._directory.add_secret(subject, kind, given)
+        document = {**_secret_document(secret), "secret": text}
+        return web.json_response(document, status=201, headers={"Cache-Control": "no-store"})
+
+    async def _delete(self, request: web.Request, subject: str) -> web.Response:
+        await self._directory.delete_secret(subject, request.match_info["id"][:100])
+        return web.Response(status=204)

@@ -1,0 +1,243 @@
+"""Who one can be, seen from outside: refresh tokens, robots, personal tokens, keys, and the end of each."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import StartProxy, StartRegistry
+from tests.product import Proxy, User, make_image, random_bytes
+from tests.servers import Server, wait_until
+
+SCOPE = "repository:team/app:pull,push"
+
+
+@pytest.fixture
+def registry(start_registry: StartRegistry) -> Server:
+    """Start a registry."""
+    return start_registry("only")
+
+
+@pytest.fixture
+def proxy(start_proxy: StartProxy, registry: Server) -> Proxy:
+    """Start a proxy with two workers."""
+    return start_proxy([registry], {"workers": 2})
+
+
+def post(proxy: Proxy, **form: str) -> httpx.Response:
+    """Send a form to the token endpoint."""
+    return httpx.post(f"{proxy.url}/auth/token", data={"service": "registry-proxy", **form}, timeout=30)
+
+
+def claims(token: str) -> dict[str, Any]:
+    """Return what a token says."""
+    part = token.split(".")[1]
+    document: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return document
+
+
+def opens(proxy: Proxy, token: str, path: str = "/v2/") -> int:
+    """Return the status of a request with a token."""
+    return httpx.get(f"{proxy.url}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code
+
+
+@pytest.fixture
+def log_in(proxy: Proxy) -> Iterator[Callable[[str, str], httpx.Client]]:
+    """Return a function that gives a client of the admin API."""
+    with ExitStack() as stack:
+
+        def client(name: str, password: str) -> httpx.Client:
+            url = f"{proxy.admin_url}/admin/v1"
+            return stack.enter_context(httpx.Client(base_url=url, auth=(name, password), timeout=30))
+
+        yield client
+
+
+def add_robot(proxy: Proxy, **body: Any) -> User:
+    """Make robot:ci with a secret and rights on team/**."""
+    with proxy.admin() as admin:
+        admin.put("/robots/ci", json=body).raise_for_status()
+        made = admin.post("/robots/ci/secrets", json={"label": "first"}).raise_for_status().json()
+        grant = {"subject": "robot:ci", "repository": "team/**", "actions": ["pull", "push"]}
+        admin.post("/grants", json=grant).raise_for_status()
+    return User(proxy, "robot$ci", made["secret"])
+
+
+def test_a_refresh_token_stands_for_the_password_until_it_is_removed(proxy: Proxy) -> None:
+    """Given only when asked for; good for many tokens; worth nothing once removed, on every worker, with its tokens."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    plain = post(proxy, grant_type="password", username="ann", password=user.password or "", scope=SCOPE).json()
+    assert "refresh_token" not in plain
+    first = post(
+        proxy, grant_type="password", username="ann", password=user.password or "", access_type="offline"
+    ).json()
+    refresh_token = first["refresh_token"]
+    query = {"offline_token": "true", "client_id": "docker", "service": "registry-proxy"}
+    by_get = httpx.get(f"{proxy.url}/auth/token", params=query, auth=("ann", user.password or ""), timeout=30).json()
+    assert by_get["refresh_token"] != refresh_token
+    tokens = []
+    for _ in range(4):
+        answer = post(proxy, grant_type="refresh_token", refresh_token=refresh_token, scope=SCOPE)
+        assert answer.status_code == 200
+        assert "refresh_token" not in answer.json()
+        tokens.append(answer.json()["access_token"])
+        assert claims(tokens[-1])["access"] == [{"type": "repository", "name": "team/app", "actions": ["pull", "push"]}]
+    assert [opens(proxy, token) for token in tokens] == [200] * 4
+    with proxy.admin() as admin:
+        listed = admin.get("/users/ann/tokens").json()["items"]
+        assert sorted((each["kind"], each["label"]) for each in listed) == [("refresh", ""), ("refresh", "docker")]
+        assert refresh_token not in json.dumps(listed)
+        (mine,) = [each["id"] for each in listed if each["id"] in refresh_token]
+        assert admin.delete(f"/users/ann/tokens/{mine}").status_code == 204
+        assert admin.delete(f"/users/ann/tokens/{mine}").status_code == 404
+    assert [opens(proxy, token) for token in tokens for _ in range(3)] == [401] * 12
+    assert post(proxy, grant_type="refresh_token", refresh_token=refresh_token).status_code == 401
+    other = post(proxy, grant_type="refresh_token", refresh_token=by_get["refresh_token"])
+    assert other.status_code == 200
+    proxy.add_user("ann", password="a new password")
+    assert post(proxy, grant_type="refresh_token", refresh_token=by_get["refresh_token"]).status_code == 401
+    assert httpx.get(f"{proxy.url}/auth/token", auth=("ann", by_get["refresh_token"]), timeout=30).status_code == 401
+
+
+def test_a_robot_lives_by_its_secrets(proxy: Proxy) -> None:
+    """Two secrets overlap; each goes alone and takes its tokens along; no secret gives a refresh token."""
+    robot = add_robot(proxy)
+    image = make_image(random_bytes(1000))
+    robot.push("team/app", "1", image)
+    assert robot.pull("team/app", "1") == image
+    with proxy.admin() as admin:
+        second = admin.post("/robots/ci/secrets", json={}).json()
+        listed = admin.get("/robots/ci/secrets").json()["items"]
+        assert len(listed) == 2
+        assert not any("secret" in each for each in listed)
+        new = User(proxy, "robot$ci", second["secret"])
+        old_token, new_token = robot.token(SCOPE), new.token(SCOPE)
+        assert (opens(proxy, old_token), opens(proxy, new_token)) == (200, 200)
+        first_id = next(each["id"] for each in listed if each["id"] != second["id"])
+        admin.delete(f"/robots/ci/secrets/{first_id}").raise_for_status()
+    assert [opens(proxy, old_token) for _ in range(6)] == [401] * 6
+    assert opens(proxy, new_token) == 200
+    robot.tokens.clear()
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        robot.token(SCOPE)
+    form = {"grant_type": "password", "username": "robot$ci", "password": second["secret"], "access_type": "offline"}
+    assert "refresh_token" not in post(proxy, **form).json()
+    for name in ("ci", "robot$other", "ann", "admin"):
+        assert post(proxy, **{**form, "username": name}).status_code == 401
+    with proxy.admin() as admin:
+        admin.delete("/robots/ci").raise_for_status()
+        assert admin.get("/grants").json()["items"] == []
+        assert admin.get("/robots/ci/secrets").status_code == 404
+    assert [opens(proxy, new_token) for _ in range(6)] == [401] * 6
+    assert post(proxy, **form).status_code == 401
+
+
+def test_a_robot_ends_with_its_time_and_at_its_networks(proxy: Proxy) -> None:
+    """An expired robot, and one that calls from elsewhere, is refused at the login."""
+    robot = add_robot(proxy, networks=["127.0.0.0/8"])
+    assert opens(proxy, robot.token(SCOPE)) == 200
+    token = robot.token(SCOPE)
+    with proxy.admin() as admin:
+        admin.put("/robots/ci", json={"networks": ["10.0.0.0/8", "2001:db8::/32"]}).raise_for_status()
+        robot.tokens.clear()
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            robot.token(SCOPE)
+        admin.put("/robots/ci", json={"expires_at": "2020-01-01T00:00:00Z"}).raise_for_status()
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            robot.token(SCOPE)
+        assert opens(proxy, token) == 401
+        for wrong in ({"networks": ["10.0.0.1/8"]}, {"networks": ["x"]}, {"expires_at": "soon"}, {"secret": "x"}):
+            assert admin.put("/robots/ci", json=wrong).status_code == 400
+        for name in ("a:b", "a$b", "oidc"):
+            assert admin.put(f"/robots/{name}", json={}).status_code == 400
+
+
+def test_a_user_makes_and_removes_tokens_of_its_own(proxy: Proxy, log_in: Callable[[str, str], httpx.Client]) -> None:
+    """Without being admin; read-only ones cannot push, nor manage; nobody sees, or removes, another's."""
+    ann, bob = proxy.add_user("ann", pull_push=["team/**"]), proxy.add_user("bob")
+    image = make_image(random_bytes(1000))
+    ann.push("team/app", "1", image)
+    api = log_in("ann", ann.password or "")
+    full = api.post("/me/tokens", json={"label": "laptop"}).raise_for_status().json()
+    reading = api.post("/me/tokens", json={"actions": ["pull"]}).raise_for_status().json()
+    assert api.post("/me/tokens", json={"actions": ["create"]}).status_code == 400
+    assert len(api.get("/me/tokens").json()["items"]) == 2
+    assert api.get("/users").status_code == 403
+    User(proxy, "ann", full["secret"]).push("team/app", "2", image)
+    reader = User(proxy, "ann", reading["secret"])
+    assert reader.pull("team/app", "2") == image
+    assert reader.push_manifest("team/app", "3", image).status_code == 401
+    by_token = log_in("ann", full["secret"])
+    assert by_token.post("/me/tokens", json={}).status_code == 403
+    other = log_in("bob", bob.password or "")
+    assert other.get("/me/tokens").json()["items"] == []
+    assert other.delete(f"/me/tokens/{full['id']}").status_code == 404
+    token = reader.token("repository:team/app:pull")
+    assert api.delete(f"/me/tokens/{reading['id']}").status_code == 204
+    assert [opens(proxy, token) for _ in range(6)] == [401] * 6
+    with proxy.admin() as admin:
+        admin.put("/users/boss", json={"password": "password of boss", "admin": True}).raise_for_status()
+    boss = log_in("boss", "password of boss")
+    weak = boss.post("/me/tokens", json={"actions": ["pull"]}).json()["secret"]
+    strong = boss.post("/me/tokens", json={}).json()["secret"]
+    for secret, status in ((weak, 403), (strong, 200)):
+        assert httpx.get(f"{proxy.admin_url}/admin/v1/users", auth=("boss", secret), timeout=30).status_code == status
+        bearer = {"Authorization": f"Bearer {User(proxy, 'boss', secret).token()}"}
+        assert httpx.get(f"{proxy.admin_url}/admin/v1/users", headers=bearer, timeout=30).status_code == status
+
+
+def test_one_token_is_revoked_alone(proxy: Proxy) -> None:
+    """By its id, on every worker at once; the subject's other tokens stay."""
+    user = proxy.add_user("ann", pull=["team/**"])
+    one = user.token(SCOPE)
+    other = user.token("repository:team/other:pull")
+    with proxy.admin() as admin:
+        admin.post("/revocations", json={"token_id": claims(one)["jti"]}).raise_for_status()
+    assert [opens(proxy, one) for _ in range(6)] == [401] * 6
+    assert opens(proxy, other) == 200
+
+
+def test_the_key_is_rotated_without_a_restart(proxy: Proxy) -> None:
+    """New tokens name the new key, on every worker; the old ones stay good; both keys are published."""
+    user = proxy.add_user("ann", pull=["team/**"])
+
+    def key_of(token: str) -> str:
+        part = token.split(".", maxsplit=1)[0]
+        return str(json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))["kid"])
+
+    def fresh() -> str:
+        user.tokens.clear()
+        return user.token(SCOPE)
+
+    old = fresh()
+    with proxy.admin() as admin:
+        new_key = admin.post("/keys/rotate").raise_for_status().json()["kid"]
+    assert new_key != key_of(old)
+    wait_until(lambda: all(key_of(fresh()) == new_key for _ in range(8)), "every worker signs with the new key")
+    assert opens(proxy, old) == 200
+    published = httpx.get(f"{proxy.url}/auth/keys", timeout=30).json()["keys"]
+    assert {key_of(old), new_key} <= {key["kid"] for key in published}
+    proxy.stop()
+    proxy.start()
+    assert (opens(proxy, old), key_of(fresh())) == (200, new_key)
+
+
+def test_no_secret_is_in_a_log_or_a_metric(proxy: Proxy) -> None:
+    """Passwords, secrets and tokens stay with whoever they belong to."""
+    user = proxy.add_user("ann", password="correct horse of ann", pull_push=["team/**"])
+    robot = add_robot(proxy)
+    form = {"grant_type": "password", "username": "ann", "password": "correct horse of ann", "access_type": "offline"}
+    refresh_token = post(proxy, **form).json()["refresh_token"]
+    bearer = post(proxy, grant_type="refresh_token", refresh_token=refresh_token).json()["token"]
+    post(proxy, grant_type="refresh_token", refresh_token=refresh_token[:-1] + "!")
+    robot.push("team/app", "1", make_image(b"x"))
+    secrets = [user.password, robot.password, refresh_token, bearer, robot.token("repository:team/app:pull,push")]
+    told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30).text
+    for secret in secrets:
+        assert secret is not None
+        assert secret not in told
+        assert secret[-20:] not in told
