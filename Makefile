@@ -33,6 +33,7 @@ bench: ## measure beside nginx and docker-registry
 	@scripts/setup test
 	.venv/bin/python -m benchmarks.first
 	.venv/bin/python -m benchmarks.cache
+	.venv/bin/python -m benchmarks.herd
 
 .PHONY: soak
 soak: ## the long sweeps: chaos, faults, fuzz
