@@ -16,7 +16,7 @@ class Relay:
     Args:
         target_port: where to.
         bytes_per_second: of all answers together; 0 for no limit.
-        pause_after: after so many bytes of answers the relay passes none until ``resume``; 0 for never.
+        pause_after: a connection that passed so many bytes of answers passes none until ``resume``; 0 for never.
     """
 
     def __init__(self, target_port: int, *, bytes_per_second: int = 0, pause_after: int = 0) -> None:
@@ -25,7 +25,6 @@ class Relay:
         self._target_port = target_port
         self._bytes_per_second = bytes_per_second
         self._pause_after = pause_after
-        self._passed_bytes = 0
         self._next_at = 0.0
         self._loop = asyncio.new_event_loop()
         self._resumed: asyncio.Event | None = None
@@ -91,19 +90,20 @@ class Relay:
             writer.close()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_answer: bool) -> None:
+        passed_bytes = 0
         with contextlib.suppress(OSError):
             while chunk := await source.read(_CHUNK_BYTES):
                 if is_answer:
-                    await self._hold(len(chunk))
+                    passed_bytes += len(chunk)
+                    await self._hold(len(chunk), passed_bytes)
                 target.write(chunk)
                 await target.drain()
 
-    async def _hold(self, size_bytes: int) -> None:
-        self._passed_bytes += size_bytes
+    async def _hold(self, size_bytes: int, passed_bytes: int) -> None:
         if self._bytes_per_second:
             now = self._loop.time()
             self._next_at = max(self._next_at, now) + size_bytes / self._bytes_per_second
             await asyncio.sleep(self._next_at - now)
-        if self._resumed is not None and 0 < self._pause_after < self._passed_bytes:
+        if self._resumed is not None and 0 < self._pause_after < passed_bytes:
             self.paused.set()
             await self._resumed.wait()
