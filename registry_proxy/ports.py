@@ -199,11 +199,14 @@ class BlobCache(Protocol):
 class SpoolFile(Protocol):
     """The bytes of one upload as they come in; the senders to the replicas read it behind the writer.
 
-    One writer at a time. ``size_bytes`` is what was written and may be read from ``fd``.
+    One writer at a time. ``size_bytes`` is how far the upload is. What may be read from ``fd`` up to there begins at
+    ``start_offset``: 0, unless another node received what comes before; only a whole upload has a digest here.
     """
 
     @property
     def fd(self) -> int: ...
+    @property
+    def start_offset(self) -> int: ...
     @property
     def size_bytes(self) -> int: ...
     async def write(self, chunk: bytes) -> None: ...
@@ -227,10 +230,21 @@ class SpoolFile(Protocol):
 
 
 class Spool(Protocol):
-    """The uploads of this node."""
+    """The uploads of a node. ``node_id`` tells it from all other nodes, for as long as its uploads are kept."""
 
+    @property
+    def node_id(self) -> str: ...
     def create(self, session_id: str) -> SpoolFile:
         """Start an upload. Raises CacheUnavailableError when there is no space."""
+
+    def create_tail(self, offset: int) -> SpoolFile:
+        """Give room to one request of an upload whose first ``offset`` bytes another node received.
+
+        Its bytes lie in ``fd`` where they lie in the upload. It has no name, and is gone when it is closed.
+
+        Raises:
+            CacheUnavailableError: there is no space.
+        """
 
     def reopen(self, session_id: str) -> SpoolFile | None:
         """Open an upload for its next request; None when this node does not have it.

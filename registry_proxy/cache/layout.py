@@ -69,6 +69,11 @@ class CachePaths:
         return f"{self.root}/uploads"
 
     @property
+    def node_id(self) -> str:
+        """The file that tells this cache from those of the other nodes."""
+        return f"{self.root}/node-id"
+
+    @property
     def pins(self) -> str:
         return f"{self.root}/pins"
 

@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import os
 import re
+import tempfile
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ class DiskSpool:
 
     def __init__(self, cache: DiskCache) -> None:
         self.cache = cache
+        self.node_id = _node_id(cache.paths.node_id)
         self._running: OrderedDict[str, _RunningHash] = OrderedDict()
 
     def create(self, session_id: str) -> SpoolFile:
@@ -54,6 +57,16 @@ class DiskSpool:
             raise CacheUnavailableError(f"no upload can be started: {error.strerror}") from error
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return UploadFile(self, session_id, fd, _RunningHash(hashlib.new(_RUNNING_ALGORITHM, usedforsecurity=False), 0))
+
+    def create_tail(self, offset: int) -> SpoolFile:
+        try:
+            with tempfile.TemporaryFile(dir=self.cache.paths.uploads) as nameless:
+                fd = os.dup(nameless.fileno())
+            os.ftruncate(fd, offset)  # a hole takes no room, and the senders find each byte where it is in the upload
+        except OSError as error:
+            self.cache.observer.cache_error("write")
+            raise CacheUnavailableError(f"no upload can be gone on with: {error.strerror}") from error
+        return UploadFile(self, None, fd, None)
 
     def reopen(self, session_id: str) -> SpoolFile | None:
         path = self._path(session_id)
@@ -117,6 +130,21 @@ class DiskSpool:
         return self.cache.paths.upload(session_id)
 
 
+def _node_id(path: str) -> str:
+    """Return what is written in a file; the first worker that asks writes it."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except FileNotFoundError:
+        written = f"{path}.{uuid.uuid4()}"
+        with open(written, "x", encoding="ascii") as file:
+            file.write(str(uuid.uuid4()))
+        with contextlib.suppress(FileExistsError):  # another worker was first: its one counts
+            os.link(written, path)
+        os.unlink(written)
+        return _node_id(path)
+
+
 def _remove_if_unused(path: str) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -128,15 +156,18 @@ def _remove_if_unused(path: str) -> bool:
 
 
 class UploadFile:
-    """Implements ``ports.SpoolFile``. Made by ``DiskSpool``, with the lock of the file held on ``fd``."""
+    """Implements ``ports.SpoolFile``. Made by ``DiskSpool``, with the lock of the file held on ``fd``.
 
-    def __init__(self, spool: DiskSpool, session_id: str, fd: int, running: _RunningHash | None) -> None:
+    Without a session ID it is a tail: a file without a name, whose bytes begin where it ends now.
+    """
+
+    def __init__(self, spool: DiskSpool, session_id: str | None, fd: int, running: _RunningHash | None) -> None:
         self._spool = spool
         self._tools = spool.cache.tools
         self._session_id = session_id
-        self._path = spool.cache.paths.upload(session_id)
         self._fd = fd
         self._size_bytes = os.fstat(fd).st_size
+        self.start_offset = self._size_bytes if session_id is None else 0
         self._room_until = self._size_bytes
         self._hasher = None if running is None else running.hasher
         self._finished = False
@@ -189,8 +220,9 @@ class UploadFile:
 
     async def commit(self, digest: Digest) -> None:
         """Make it the committed content. Raises CacheUnavailableError when the disk fails."""
+        assert self._session_id is not None  # noqa: S101 - a tail is not the content of any digest
         try:
-            await self._in_thread(self._commit, digest)
+            await self._in_thread(self._commit, self._spool.cache.paths.upload(self._session_id), digest)
         except OSError as error:
             self._spool.cache.observer.cache_error("write")
             raise CacheUnavailableError(f"the upload cannot be committed: {error.strerror}") from error
@@ -201,7 +233,7 @@ class UploadFile:
         """Release it; twice is fine. The descriptor outlives a write that is still under way in a thread."""
         if not self._closing:
             self._closing = True
-            if self._hasher is not None and not self._ended:
+            if self._hasher is not None and self._session_id is not None and not self._ended:
                 self._spool.keep_hash(self._session_id, _RunningHash(self._hasher, self._size_bytes))
             self.finish_request()
             self._close_when_idle()
@@ -209,9 +241,10 @@ class UploadFile:
     def discard(self) -> None:
         if not self._ended:
             self._ended = True
-            self._spool.forget_hash(self._session_id)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            if self._session_id is not None:
+                self._spool.forget_hash(self._session_id)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._spool.cache.paths.upload(self._session_id))
         self.close()
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
@@ -247,10 +280,10 @@ class UploadFile:
             offset += len(chunk)
         return hasher
 
-    def _commit(self, digest: Digest) -> None:
+    def _commit(self, path: str, digest: Digest) -> None:
         seal(self._fd)
         os.fsync(self._fd)
-        self._tools.space.commit(self._path, digest, self._size_bytes)
+        self._tools.space.commit(path, digest, self._size_bytes)
         # What came in over max_size goes out again now; what is pinned may exceed it for a while.
         self._tools.space.make_room(0, over_max_size=True)
 

@@ -7,7 +7,7 @@ to the replicas follow it, and nothing is committed anywhere before the digest h
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from registry_proxy.ports import (
@@ -36,13 +36,15 @@ class UploadSession:
     """An upload between two requests.
 
     ``offset`` is how many bytes it has, ``sha256`` their hash in hexadecimal, ``locations`` where each replica that
-    has the same bytes goes on with it.
+    has the same bytes goes on with it, ``node_id`` the node that spooled them all. Once a request came to a node that
+    lacks what came before, no node has them all: ``node_id`` is empty, and with the next byte so is ``sha256``.
     """
 
     session_id: str
     offset: int
     sha256: str
     locations: Mapping[str, str]
+    node_id: str = ""
 
 
 class Sessions(Protocol):
@@ -73,6 +75,11 @@ class BlobReplicas(Protocol):
         self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
     ) -> Sequence[str]:
         """Commit at a quorum; return the names of the replicas that miss it."""
+
+    async def commit_sessions(
+        self, routed: RoutedRepository, descriptor: Descriptor, locations: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Do as ``commit`` with what only the replicas have; what one of them misses is then pinned here."""
 
     async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None: ...
     async def mount(
@@ -178,6 +185,8 @@ class Push:
     ) -> Descriptor:
         """Take the PUT that ends an upload, with its last bytes or none (spec end-6).
 
+        Where no node has all the bytes, the replicas compare the digest, and this node's cache takes none of them.
+
         Raises:
             RegistryError: as ``append_upload``, and DIGEST_INVALID: nothing was committed then, the upload is over.
         """
@@ -203,15 +212,15 @@ class Push:
     ) -> UploadAnswer:
         """Return how far an upload is (spec end-13), also when the answer to its last request was lost."""
         session = await self._sessions.verify(routed, subject, session_id, state)
-        file = self._spool.reopen(session_id)
+        file = self._reopen(session)
         if file is None:
-            if session.offset:
+            if session.offset and (session.node_id == self._spool.node_id or not session.locations):
                 raise _lost()
             return await self._answer(routed, subject, session)
         try:
             if file.size_bytes != session.offset:
                 sha256 = (await file.digest("sha256")).hex
-                session = UploadSession(session_id, file.size_bytes, sha256, {})
+                session = UploadSession(session_id, file.size_bytes, sha256, {}, self._spool.node_id)
         finally:
             file.close()
         return await self._answer(routed, subject, session)
@@ -266,13 +275,26 @@ class Push:
         state = await self._sessions.sign(routed, subject, session)
         return UploadAnswer(session.session_id, state, session.offset)
 
-    def _open_spool(self, session: UploadSession) -> SpoolFile:
-        """Open the file of an upload where its state says it is."""
+    def _reopen(self, session: UploadSession) -> SpoolFile | None:
+        """Open the file of an upload that this node received from its beginning.
+
+        Else what this node may have is an older part of it, of which nobody knows that it is the same: it goes.
+        """
         file = self._spool.reopen(session.session_id)
+        if file is not None and session.offset and session.node_id != self._spool.node_id:
+            file.discard()
+            return None
+        return file
+
+    def _open_spool(self, session: UploadSession) -> SpoolFile:
+        """Open the file of an upload where its state says it is, or a tail to go on with at the replicas."""
+        file = self._reopen(session)
         if file is None:
-            if session.offset:
+            if session.offset and (session.node_id == self._spool.node_id or not session.locations):
                 raise _lost()
             try:
+                if session.offset:
+                    return self._spool.create_tail(session.offset)
                 return self._spool.create(session.session_id)
             except CacheUnavailableError as error:
                 raise _no_space(error) from error
@@ -307,13 +329,21 @@ class Push:
             except BaseException:
                 await stream.abort()
                 raise
-            sha256 = session.sha256
-            if file.size_bytes != session.offset:
-                sha256 = (await file.digest("sha256")).hex
+            return file, await self._after(session, file, locations)
         except BaseException:
             file.discard()
             raise
-        return file, replace(session, offset=file.size_bytes, sha256=sha256, locations=dict(locations))
+
+    async def _after(self, session: UploadSession, file: SpoolFile, locations: Mapping[str, str]) -> UploadSession:
+        """Return the session after a request whose body is in ``file`` and at ``locations``."""
+        sha256, node_id = session.sha256, self._spool.node_id
+        if file.start_offset:
+            if not locations:
+                raise _lost()
+            node_id = ""
+        if file.size_bytes != session.offset:
+            sha256 = "" if file.start_offset else (await file.digest("sha256")).hex
+        return UploadSession(session.session_id, file.size_bytes, sha256, dict(locations), node_id)
 
     async def _commit(
         self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession
@@ -329,8 +359,11 @@ class Push:
     async def _check_digest(
         self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession
     ) -> None:
-        actual = Digest("sha256", session.sha256)
-        if digest.algorithm != "sha256":
+        if digest.algorithm == "sha256" and session.sha256:
+            actual = Digest("sha256", session.sha256)
+        elif file.start_offset:
+            return  # the replicas compare
+        else:
             actual = await file.digest(digest.algorithm)
         if actual != digest:
             await self._blobs.cancel(routed, session.locations)
@@ -341,6 +374,13 @@ class Push:
     ) -> Descriptor:
         """Commit at the replicas and in the cache; what some replica misses is on record before this returns."""
         digest = descriptor.digest
+        if file.start_offset:
+            file.discard()
+            try:
+                missing = await self._blobs.commit_sessions(routed, descriptor, locations)
+            except CacheUnavailableError as error:
+                raise _no_space(error) from error
+            return await self._recorded(routed, descriptor, missing)
         try:
             missing = await self._blobs.commit(routed, descriptor, file, locations)
             if missing:
@@ -350,7 +390,10 @@ class Push:
             file.discard()
             raise
         file.close()
-        await self._blobs.record_missing(routed, digest, missing)
+        return await self._recorded(routed, descriptor, missing)
+
+    async def _recorded(self, routed: RoutedRepository, descriptor: Descriptor, missing: Sequence[str]) -> Descriptor:
+        await self._blobs.record_missing(routed, descriptor.digest, missing)
         self._memberships.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor
 
@@ -379,9 +422,7 @@ class Push:
         descriptor, missing = mounted
         if missing:
             self._pin(digest)
-        await self._blobs.record_missing(routed, digest, missing)
-        self._memberships.remember(routed, ContentKind.BLOB, descriptor)
-        return descriptor
+        return await self._recorded(routed, descriptor, missing)
 
     async def _put_manifest(
         self,
@@ -423,7 +464,7 @@ def _lost() -> RegistryError:
     return RegistryError(
         ErrorCode.BLOB_UPLOAD_UNKNOWN,
         "the bytes of this upload are not here any more: start a new one",
-        detail={"reason": "the upload was ended, or went through another node"},
+        detail={"reason": "the upload was ended, or no replica that has its beginning can be reached"},
     )
 
 

@@ -56,7 +56,13 @@ class SignedSessions:
         """Return the state, made of ``A-Z a-z 0-9 - _ .``; it is good for six hours."""
         now = self._clock()
         period = int(now // _PERIOD_SECONDS)
-        content = [int(now) + LIFETIME_SECONDS, session.offset, session.sha256, dict(session.locations)]
+        content = [
+            int(now) + LIFETIME_SECONDS,
+            session.offset,
+            session.sha256,
+            dict(session.locations),
+            session.node_id,
+        ]
         payload = _encode(json.dumps(content, separators=(",", ":")).encode())
         key = await self._key(period, create=True)
         mac = _mac(key, period, payload, routed.upstream, routed.repository, subject, session.session_id)
@@ -80,12 +86,12 @@ class SignedSessions:
                 mac, _mac(key, period, payload, routed.upstream, routed.repository, subject, session_id)
             ):
                 raise _unknown()
-            expires_at, offset, sha256, locations = json.loads(_decode(payload))
+            expires_at, offset, sha256, locations, node_id = json.loads(_decode(payload))
         except (ValueError, binascii.Error) as error:
             raise _unknown() from error
         if expires_at < now:
             raise _unknown()
-        return UploadSession(session_id, offset, sha256, locations)
+        return UploadSession(session_id, offset, sha256, locations, node_id)
 
     async def _key(self, period: int, *, create: bool) -> bytes:
         key = self._keys.get(period)

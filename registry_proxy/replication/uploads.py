@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from registry_proxy.ports import (
     BlobCache,
+    FillFailedError,
     ReplicaClient,
     ReplicaSet,
     RoutedRepository,
@@ -32,7 +33,7 @@ from registry_proxy.replication.fanout import (
 )
 from registry_proxy.replication.journal import IntentKey, IntentKind, Journal
 from registry_proxy.spec.descriptor import Descriptor
-from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.errors import RegistryError, unavailable
 from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.tasks import spawn
 
@@ -102,7 +103,7 @@ class ReplicaStream:
         self._next: dict[str, str] = {}
         self._tasks = [
             spawn(self._send(lane), f"upload to {lane[0].name}")
-            for lane in lanes_of(replica_set, session.session_id, session.locations)
+            for lane in _lanes_with(file, session, lanes_of(replica_set, session.session_id, session.locations))
             if session.offset == 0 or replica_set.storage is StorageKind.SHARED or lane[0].name in session.locations
         ]
 
@@ -140,6 +141,14 @@ class ReplicaStream:
         """End the senders and, as far as they answer, the sessions at the replicas."""
         await cancel_all(self._tasks)
         await cancel_sessions(self._replica_set, {**self._locations, **self._next})
+
+
+def _lanes_with(file: SpoolFile, session: UploadSession, lanes: Sequence[Lane]) -> Sequence[Lane]:
+    """Leave out the replicas that lack what the file lacks: nobody can send it to them."""
+    if not file.start_offset:
+        return lanes
+    able = [[client for client in lane if client.name in session.locations] for lane in lanes]
+    return [lane for lane in able if lane]
 
 
 async def cancel_sessions(replica_set: ReplicaSet, locations: Mapping[str, str]) -> None:
@@ -211,6 +220,65 @@ class UploadReplication:
         replica_set = self._replica_sets[routed.upstream]
         lanes = lanes_of(replica_set, str(descriptor.digest), locations)
         return require_quorum(replica_set, await fan_out(replica_set, lanes, commit_at))
+
+    async def commit_sessions(
+        self, routed: RoutedRepository, descriptor: Descriptor, locations: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Commit an upload that no node has whole; return the configured replicas that miss the blob.
+
+        The replicas compare the digest. When one of them misses the blob, it is fetched from one that took it, sent to
+        who can take it now, and kept in the cache, pinned: the copy of this node counts as always.
+
+        Raises:
+            RegistryError: UNAVAILABLE without a quorum, or what all replicas answered.
+            CacheUnavailableError: the cache cannot keep what a replica misses.
+        """
+        digest, replica_set = descriptor.digest, self._replica_sets[routed.upstream]
+        lanes = lanes_of(replica_set, str(digest), locations)
+        able = [[client for client in lane if client.name in locations] for lane in lanes]
+
+        async def commit_at(client: ReplicaClient) -> None:
+            await client.commit_upload(locations[client.name], digest)
+
+        outcome = await fan_out(replica_set, [lane for lane in able if lane], commit_at)
+        holders = [client for client in replica_set.replicas if client.name in outcome.confirmed]
+        lacking = [lane for lane in lanes if not any(client in holders for client in lane)]
+        everybody = 1 if replica_set.storage is StorageKind.SHARED else len(replica_set.replicas)
+        if not holders or len(holders) >= everybody:
+            return require_quorum(replica_set, outcome)
+        self._pins.pin(digest)
+        try:
+            await self._fetch_back(holders[0], routed.repository, descriptor)
+            confirmed = set(outcome.confirmed)
+
+            async def copy(client: ReplicaClient) -> None:
+                if await self.copy_blob(client, routed.repository, descriptor):
+                    confirmed.add(client.name)
+
+            failures = {**outcome.failures, **(await fan_out(replica_set, lacking, copy)).failures}
+            missing = require_quorum(replica_set, Outcome(frozenset(confirmed), failures))
+        except BaseException:
+            await self._unpin(digest)
+            raise
+        if not missing:
+            await self._unpin(digest)
+        return missing
+
+    async def _fetch_back(self, client: ReplicaClient, repository: Repository, descriptor: Descriptor) -> None:
+        """Have a blob that a replica took in the cache. Raises CacheUnavailableError, or UNAVAILABLE (503)."""
+        try:
+            reader, _ = await self._cache.open_or_fill(
+                descriptor.digest, lambda offset: client.open_blob(repository, descriptor.digest, offset)
+            )
+            try:
+                while not reader.verified:
+                    await reader.wait_beyond(reader.available_bytes)
+            finally:
+                reader.close()
+        except (UpstreamUnavailableError, FillFailedError) as error:
+            raise unavailable(
+                "a replica took the blob and could not give it to the others; try again", detail={"reason": str(error)}
+            ) from error
 
     async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
         """Make the journal say who misses a blob that is being acknowledged; unpin our copy when nobody does."""

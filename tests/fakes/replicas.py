@@ -170,10 +170,11 @@ class MemoryReplicaSet:
 class MemorySpoolFile:
     """An upload of ``MemorySpool``."""
 
-    def __init__(self, spool: "MemorySpool", session_id: str, path: str) -> None:
+    def __init__(self, spool: "MemorySpool", session_id: str, path: str, start_offset: int = 0) -> None:
         self._spool, self._session_id, self._path = spool, session_id, path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
-        self.size_bytes = os.fstat(self.fd).st_size
+        self.size_bytes = os.fstat(self.fd).st_size + start_offset
+        self.start_offset = start_offset
         self._is_over = False
         self._moved = asyncio.Event()
 
@@ -210,6 +211,8 @@ class MemorySpoolFile:
         await self._spool.cache.store(digest, content)
 
     def close(self) -> None:
+        if self.start_offset:
+            Path(self._path).unlink(missing_ok=True)
         if self._spool.open.pop(self._session_id, None) is not None:
             os.close(self.fd)
 
@@ -221,8 +224,8 @@ class MemorySpoolFile:
 class MemorySpool:
     """A ``Spool`` in a directory; ``is_full`` makes it refuse; ``open`` must be empty at the end of a test."""
 
-    def __init__(self, directory: str, cache: MemoryCache) -> None:
-        self._directory, self.cache = directory, cache
+    def __init__(self, directory: str, cache: MemoryCache, node_id: str = "node") -> None:
+        self._directory, self.cache, self.node_id = directory, cache, node_id
         self.open: dict[str, MemorySpoolFile] = {}
         self.pinned: set[Digest] = set()
         self.is_full = False
@@ -239,6 +242,12 @@ class MemorySpool:
         if self.is_full:
             raise CacheUnavailableError("no space left on device")
         return self._open(session_id)
+
+    def create_tail(self, offset: int) -> MemorySpoolFile:
+        if self.is_full:
+            raise CacheUnavailableError("no space left on device")
+        self.open["tail"] = MemorySpoolFile(self, "tail", self._path("tail"), offset)
+        return self.open["tail"]
 
     def _open(self, session_id: str) -> MemorySpoolFile:
         self.open[session_id] = MemorySpoolFile(self, session_id, self._path(session_id))

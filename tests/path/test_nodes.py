@@ -1,0 +1,99 @@
+"""Two nodes of the product on one Redis before two real registries."""
+
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from tests.conftest import StartProxy, StartRegistry
+from tests.product import Proxy, User, digest_of, random_bytes
+from tests.servers import Server
+
+LAYER = random_bytes(3 * 1024 * 1024 + 17)
+
+
+@dataclass
+class Pair:
+    """Two nodes, what they stand on, and a user who may pull and push at team."""
+
+    one: Proxy
+    two: Proxy
+    redis: Server
+    registries: tuple[Server, Server]
+    ann: User
+
+    def client(self, node: Proxy, user: User | None = None) -> httpx.Client:
+        """Return a client of a node; tokens of either are good at both."""
+        user = user or self.ann
+        token = user.token("repository:team/app:pull,push")
+        return httpx.Client(base_url=node.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+
+    def send(self, node: Proxy, method: str, location: str, content: bytes = b"", **query: str) -> httpx.Response:
+        """Send a request of an upload to a node, wherever its Location says to go."""
+        url = httpx.URL(location)
+        path = httpx.URL(url.raw_path.decode()).copy_merge_params(query)
+        with self.client(node) as client:
+            return client.request(method, path, content=content)
+
+    def start(self, node: Proxy) -> str:
+        """Start an upload, return its Location."""
+        answer = self.send(node, "POST", "/v2/team/app/blobs/uploads/")
+        assert answer.status_code == 202, answer.text
+        return answer.headers["Location"]
+
+
+@pytest.fixture
+def pair(start_registry: StartRegistry, start_proxy: StartProxy, redis: Server) -> Pair:
+    """Start everything."""
+    registries = start_registry("first"), start_registry("second")
+    extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
+    one, two = start_proxy(registries, extra, name="one"), start_proxy(registries, extra, name="two")
+    return Pair(one, two, redis, registries, one.add_user("ann", pull_push=["team/**"]))
+
+
+def test_an_upload_goes_on_at_any_node(pair: Pair) -> None:
+    """POST, PATCH, GET, PATCH and PUT through alternating nodes; a Location of somebody else or changed is a 404."""
+    location = pair.start(pair.one)
+    answer = pair.send(pair.two, "PATCH", location, LAYER[:1_000_000])
+    assert answer.status_code == 202, answer.text
+    answer = pair.send(pair.one, "GET", answer.headers["Location"])
+    assert (answer.status_code, answer.headers["Range"]) == (204, "0-999999")
+    answer = pair.send(pair.one, "PATCH", answer.headers["Location"], LAYER[1_000_000:])
+    assert answer.status_code == 202, answer.text
+    location = answer.headers["Location"]
+    forged = location.replace("_state=", "_state=1")
+    assert pair.send(pair.two, "PUT", forged, digest=digest_of(LAYER)).status_code == 404
+    eve = pair.two.add_user("eve", pull_push=["team/**"])
+    with pair.client(pair.two, eve) as client:
+        assert client.put(httpx.URL(location).raw_path.decode(), params={"digest": digest_of(LAYER)}).status_code == 404
+    answer = pair.send(pair.two, "PUT", location, digest=digest_of(LAYER))
+    assert answer.status_code == 201, answer.text
+    for server in pair.registries:
+        assert httpx.get(f"{server.url}/v2/team/app/blobs/{digest_of(LAYER)}").content == LAYER
+    for node in (pair.one, pair.two):
+        with pair.client(node) as client:
+            assert client.get(f"/v2/team/app/blobs/{digest_of(LAYER)}").content == LAYER
+
+
+def test_a_node_killed_between_patch_and_put(pair: Pair) -> None:
+    """The other node ends the upload at both registries, from where the dead one left it."""
+    answer = pair.send(pair.one, "PATCH", pair.start(pair.one), LAYER)
+    pair.one.kill_everything()
+    answer = pair.send(pair.two, "PUT", answer.headers["Location"], digest=digest_of(LAYER))
+    assert answer.status_code == 201, answer.text
+    for server in pair.registries:
+        assert httpx.get(f"{server.url}/v2/team/app/blobs/{digest_of(LAYER)}").content == LAYER
+    assert all(server.log_text().count('"POST ') == 1 for server in pair.registries)
+
+
+def test_a_registry_and_a_node_die_in_one_upload(pair: Pair) -> None:
+    """The push is acknowledged with the copy of the living node as the second one, and what is missed is on record."""
+    answer = pair.send(pair.one, "PATCH", pair.start(pair.one), LAYER)
+    pair.one.kill_everything()
+    pair.registries[1].stop(9)
+    answer = pair.send(pair.two, "PUT", answer.headers["Location"], digest=digest_of(LAYER))
+    assert answer.status_code == 201, answer.text
+    pair.registries[0].stop(9)
+    with pair.client(pair.two) as client:
+        assert client.get(f"/v2/team/app/blobs/{digest_of(LAYER)}").content == LAYER
+    assert len(list((pair.two.cache / "pins").iterdir())) == 1
