@@ -21,6 +21,7 @@ class Client:
     received_bytes: int = 0
     status: int = 0
     is_right: bool = True
+    reads_nothing: bool = False  # it asks, and leaves when all others are done
     first_byte_at: float = 0.0
     done_at: float = 0.0
 
@@ -56,26 +57,35 @@ class Crowd:
             connection.setblocking(False)  # noqa: FBT003 - the name of the method says what it is
             self.clients.append(Client(connection, connection.getsockname()[1]))
 
-    def run(self, timeout_seconds: float = 300) -> None:
-        """Ask, and return when every client has its body or a broken connection."""
+    def run(self, timeout_seconds: float = 300, leave_after: Sequence[int] = ()) -> None:
+        """Ask, and return when every client has its body or a broken connection.
+
+        Args:
+            timeout_seconds: for all of it.
+            leave_after: for each client how many bytes of the body it takes before it leaves.
+        """
+        enough = leave_after or [len(self.body)] * len(self.clients)
         parts = urlsplit(self.url)
         lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Connection: close", *self.headers, "", ""]
         request = "\r\n".join(lines).encode()
         buffer = bytearray(_READ_BYTES)
         began = time.monotonic()
         with selectors.DefaultSelector() as selector:
-            for client in self.clients:
-                selector.register(client.connection, selectors.EVENT_READ, client)
+            for client, bytes_wanted in zip(self.clients, enough, strict=True):
                 client.connection.send(request)
+                if not client.reads_nothing:
+                    selector.register(client.connection, selectors.EVENT_READ, (client, bytes_wanted))
             while selector.get_map():
                 if time.monotonic() - began > timeout_seconds:
                     raise TimeoutError(f"{len(selector.get_map())} clients wait for their bodies")
                 for key, _ in selector.select(1):
-                    client = key.data
-                    if not self._read(client, buffer, began):
+                    client, bytes_wanted = key.data
+                    if not self._read(client, buffer, began) or client.received_bytes >= bytes_wanted:
                         selector.unregister(client.connection)
                         client.connection.close()
                         client.done_at = time.monotonic() - began
+        for client in self.clients:
+            client.connection.close()
 
     def _read(self, client: Client, buffer: bytearray, began: float) -> bool:
         """Take what has come; return False at the end."""
@@ -99,7 +109,7 @@ class Crowd:
                         self._take(client, rest, len(rest), flags=0)
             if client.received_bytes and not client.first_byte_at:
                 client.first_byte_at = time.monotonic() - began
-        return client.received_bytes < len(self.body) or not client.status
+        return True
 
     def _take(self, client: Client, content: bytes | bytearray, count: int, *, flags: int) -> None:
         begin = client.received_bytes

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import yaml
 
-from tests.servers import Server, free_port
+from tests.servers import Server, free_port, wait_for_port
 
 ADMIN_PASSWORD = "correct horse battery"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -64,6 +64,7 @@ class Proxy(Server):
     def start(self) -> None:
         """Start it and wait until it is healthy."""
         super().start()
+        wait_for_port(self.admin_port, self.process)
         httpx.get(f"{self.admin_url}/healthz", timeout=30).raise_for_status()
 
     def processes(self) -> list[psutil.Process]:
@@ -112,6 +113,12 @@ class Proxy(Server):
             if series.partition("{")[0] == name and all(f'{key}="{text}"' in series for key, text in labels.items()):
                 total += float(value)
         return total
+
+
+def own_descriptors(worker: psutil.Process, ports: set[int]) -> int:
+    """Return how many descriptors a worker has, less the connections to the registries, which it keeps for later."""
+    connections = [one for one in worker.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED]
+    return worker.num_fds() - sum(1 for one in connections if one.raddr.port in ports)
 
 
 @dataclass(frozen=True)

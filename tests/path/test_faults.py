@@ -9,12 +9,13 @@ import random
 from pathlib import Path
 
 import aiohttp
+import httpx
 import psutil
 import pytest
 
 from tests.conftest import StartProxy
 from tests.fakes.registry import FakeRegistry, Fault
-from tests.product import Proxy, User, digest_of
+from tests.product import Proxy, User, digest_of, own_descriptors
 from tests.servers import Server
 from tests.waiting import until
 
@@ -133,12 +134,6 @@ def wrong_files(cache: Path) -> list[Path]:
     return [file for file in files if hashlib.sha256(file.read_bytes()).hexdigest() != file.name]
 
 
-def own_descriptors(worker: psutil.Process, ports: set[int]) -> int:
-    """Return how many descriptors a worker has, less the connections to the registries, which it keeps for later."""
-    connections = [one for one in worker.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED]
-    return worker.num_fds() - sum(1 for one in connections if one.raddr.port in ports)
-
-
 def held_locks(workers: list[psutil.Process], cache: Path) -> int:
     """Return how many locks on files of fills and uploads the workers hold."""
     inodes = {os.stat(file).st_ino for folder in ("fills", "uploads") for file in (cache / folder).iterdir()}
@@ -200,6 +195,44 @@ async def test_no_fault_of_the_upstream_becomes_a_wrong_body(
         other.add_blob(REPOSITORY, b"good" * 100_000)
         answer = await asyncio.to_thread(pull_when_up, user, f"blobs/{good}")
         assert answer == b"good" * 100_000
+
+
+async def test_a_registry_that_lies_is_named_and_left_alone(start_proxy: StartProxy, tmp_path: Path) -> None:
+    """One lies: clients get it from the other. Both: 502 with the reason, and nobody is asked again."""
+    async with FakeRegistry() as one, FakeRegistry() as other:
+        servers = [Server([], registry.port, tmp_path / "none") for registry in (one, other)]
+        proxy = await asyncio.to_thread(start_proxy, servers, {"workers": 1})
+        user = await asyncio.to_thread(lambda: proxy.add_user("ann", pull=["team/**"]))
+
+        def pull(path: str) -> tuple[int, bytes]:
+            try:
+                answer = user.get(REPOSITORY, path)
+            except httpx.TransportError:
+                return 0, b""  # the body was cut: its bytes were on their way when they turned out wrong
+            return answer.status_code, answer.content
+
+        content = os.urandom(300_000)
+        digest = one.add_blob(REPOSITORY, content)
+        other.add_blob(REPOSITORY, content)
+        lies = [registry.inject(Fault("blobs", body=content[:-1] + b"?")) for registry in (one, other)]
+        answers = [await asyncio.to_thread(pull, f"blobs/{digest}") for _ in range(3)]
+        assert all(status in {0, 502} for status, _ in answers)
+        status, body = answers[-1]
+        assert status == 502
+        assert b"it sent other bytes than those of this digest" in body
+        assert [registry.count("GET", "/blobs/") for registry in (one, other)] == [1, 1]
+        assert proxy.metric("registry_proxy_wrong_content_total") == 2
+        assert proxy.metric("registry_proxy_wrong_content_total", replica=f"127.0.0.1:{one.port}") == 1
+        names = [file.name for file in (proxy.cache / "quarantine").iterdir()]
+        assert sum(f".main_127_0_0_1_{one.port}." in name for name in names) == 1
+        assert len(names) == 2
+        assert all(str(digest).replace(":", "-") in name for name in names)
+        one.faults.remove(lies[0])
+        good = os.urandom(300_000)
+        path = f"blobs/{one.add_blob(REPOSITORY, good)}"
+        other.add_blob(REPOSITORY, good)
+        assert {await asyncio.to_thread(pull, path) for _ in range(3)} <= {(0, b""), (200, good)}
+        assert await asyncio.to_thread(pull, path) == (200, good)
 
 
 def pull_when_up(user: User, path: str) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import StartProxy, StartRegistry
 from tests.crowd import Crowd
 from tests.path.test_done import push_directly
-from tests.product import Proxy, digest_of, make_image, random_bytes
+from tests.product import Proxy, digest_of, make_image, own_descriptors, random_bytes
 from tests.relay import Relay
 from tests.servers import Server, wait_until
 
@@ -26,11 +26,14 @@ def blob_requests(registry: Server, digest: str) -> list[int]:
     return [int(line.split('HTTP/1.1" ')[1].split(" ")[0]) for line in lines]
 
 
-def crowd_of(proxy: Proxy, blob: bytes) -> Crowd:
-    """Return two hundred clients of a blob, connected."""
-    user = proxy.add_user("ann", pull=["team/**"])
-    token = user.token("repository:team/app:pull")
-    crowd = Crowd(f"{proxy.url}/v2/team/app/blobs/{digest_of(blob)}", blob, [f"Authorization: Bearer {token}"], CLIENTS)
+def token_of(proxy: Proxy) -> str:
+    """Return a token that lets a new user pull."""
+    return proxy.add_user("ann", pull=["team/**"]).token("repository:team/app:pull")
+
+
+def crowd_of(proxy: Proxy, token: str, blob: bytes, count: int = CLIENTS) -> Crowd:
+    """Return clients of a blob, connected."""
+    crowd = Crowd(f"{proxy.url}/v2/team/app/blobs/{digest_of(blob)}", blob, [f"Authorization: Bearer {token}"], count)
     crowd.connect()
     return crowd
 
@@ -63,7 +66,7 @@ def test_two_hundred_clients_over_two_workers_cost_one_upstream_get(
     blob = random_bytes(size_bytes)
     push_directly(registry, "team/app", "1", make_image(blob))
     proxy = start_proxy([registry], {"workers": 2})
-    crowd = crowd_of(proxy, blob)
+    crowd = crowd_of(proxy, token_of(proxy), blob)
     with watching_memory(proxy) as peak:
         crowd.run()
     assert [client.is_complete(size_bytes) and client.is_right for client in crowd.clients] == [True] * CLIENTS
@@ -93,7 +96,7 @@ def test_the_death_of_the_worker_that_fetches_harms_no_client_of_the_other(
     with Relay(registry.port, pause_after=size_bytes // 2).running() as relay:
         timeouts = {"upstreams": {"main": {"timeouts": {"stall": "60s", "probe": "30s"}}}}
         proxy = start_proxy([Server([], relay.port, tmp_path / "none")], {"workers": 2, **timeouts})
-        crowd = crowd_of(proxy, blob)
+        crowd = crowd_of(proxy, token_of(proxy), blob)
         herd = threading.Thread(target=crowd.run)
         herd.start()
         try:
@@ -112,3 +115,35 @@ def test_the_death_of_the_worker_that_fetches_harms_no_client_of_the_other(
     assert all(client.is_right for client in crowd.clients)
     wait_until(lambda: len(blob_requests(registry, digest_of(blob))) == 2, "the cut request is logged")
     assert sorted(blob_requests(registry, digest_of(blob))) == [200, 206]
+
+
+def test_clients_that_leave_or_dawdle_harm_nobody(
+    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
+) -> None:
+    """A hundred clients leave a fetch at any moment, one reads nothing: the others get all, and nothing is left."""
+    registry = start_registry()
+    blob = random_bytes(16 * MIB)
+    push_directly(registry, "team/app", "1", make_image(blob))
+    with Relay(registry.port, pause_after=len(blob) // 2).running() as relay:
+        proxy = start_proxy([Server([], relay.port, tmp_path / "none")], {"workers": 2})
+        token = token_of(proxy)
+        workers = proxy.workers()
+        before = [own_descriptors(worker, {relay.port}) for worker in workers]
+        leaving, staying = crowd_of(proxy, token, blob, 100), crowd_of(proxy, token, blob, 20)
+        staying.clients[0].reads_nothing = True
+        herd = threading.Thread(target=staying.run)
+        herd.start()
+        try:
+            leaving.run(leave_after=[i * len(blob) // 220 for i in range(100)])
+            assert relay.paused.wait(60)
+        finally:
+            relay.resume()
+            herd.join()
+    others = staying.clients[1:]
+    assert [client.is_complete(len(blob)) and client.is_right for client in others] == [True] * len(others)
+    assert [client.is_right and client.status == 200 for client in leaving.clients] == [True] * 100
+    assert blob_requests(registry, digest_of(blob)) == [200]
+    wait_until(lambda: not list((proxy.cache / "fills").iterdir()), "the fill has ended")
+    allowed = [count + 4 for count in before]  # opened at their first use, such as the watch of other workers' fills
+    for worker, most in zip(workers, allowed, strict=True):
+        wait_until(lambda: own_descriptors(worker, {relay.port}) <= most, "all is closed")  # noqa: B023 - called at once
