@@ -21,6 +21,7 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CacheSchemaError, prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
+from registry_proxy.listeners import refuse_new_connections
 from registry_proxy.node import ADMIN_PASSWORD_VARIABLE, StartError
 from registry_proxy.ports import (
     MarkSource,
@@ -58,6 +59,7 @@ from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
 from registry_proxy.web.admin import AdminServices, make_admin_app
 from registry_proxy.web.ops import Readiness
+from registry_proxy.web.origin import Origins
 from registry_proxy.web.public import PublicApp, PublicOptions
 from registry_proxy.web.server import run_public
 from registry_proxy.worker import WorkerContext
@@ -67,6 +69,12 @@ SWEEP_SECONDS = 3600.0
 
 REPLICA_PATIENCE_SECONDS = 5.0
 """How long a request waits for a replica to come back: docker gives up a pull at its first 503."""
+
+_HANDSHAKE_SECONDS = 0.05
+"""What connections that are under way are given to arrive before the address is closed."""
+
+_IDLE_SECONDS_STOPPING, _IDLE_SECONDS_REPLACED = 1.0, 5.0
+"""How long a connection may rest that was not told yet to close: its next request may be on its way."""
 
 _log = logging.getLogger(__name__)
 
@@ -114,15 +122,27 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         stack.enter_context(json_logging(worker=str(context.slot)))
         access_log = AccessLog(sys.stderr.fileno(), str(context.slot))
         stack.enter_context(access_log.running())
-        observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), str(context.slot))
+        observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), context.process)
         node = await stack.enter_async_context(_open_node(settings, observer))
+        duties = await stack.enter_async_context(_on_duty(node))
         app = _public_app(settings, node, observer, access_log)
-        public = await run_public(app.handle, context.public_socket, answer_now=app.hot.answer)
+        public = await run_public(app.handle, context.public_sockets, answer_now=app.hot.answer)
+        admin = None
         if context.admin_socket is not None:
-            await stack.enter_async_context(_admin_site(node, observer, context))
+            admin = await stack.enter_async_context(_admin_site(settings, node, observer, context))
         context.ready()
-        await context.draining.wait()
-        await public.drain(context.drain_seconds)
+        await context.ending.wait()
+        await duties.aclose()  # for the workers that come after, or the other nodes
+        if context.ending.is_replaced:
+            if admin is not None:
+                await admin.stop()
+            await public.drain(settings.drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED)
+        else:
+            await asyncio.sleep(settings.drain.delay_seconds)
+            for listener in context.public_sockets:
+                refuse_new_connections(listener)
+            await asyncio.sleep(_HANDSHAKE_SECONDS)
+            await public.drain(settings.drain.timeout_seconds, _IDLE_SECONDS_STOPPING)
 
 
 # ---------------------------------------------------------------- what a worker stands on
@@ -135,6 +155,7 @@ class _Node:
     directory: Directory
     signer: TokenSigner
     cache: DiskCache
+    caretaker: Caretaker
     spool: DiskSpool
     memberships: FileMemberships
     journal: Journal
@@ -168,9 +189,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         )
         stack.push_async_callback(cache.close)
         caretaker = Caretaker(cache, limits.scrub.bytes_per_second, limits.scrub.interval_seconds)
-        await stack.enter_async_context(_in_background(caretaker.run(), "care of the cache"))
         spool = DiskSpool(cache)
-        await stack.enter_async_context(_in_background(_sweep(spool), "sweep of uploads"))
         if isinstance(store, RedisStore):
             following = _follow_tags(changes, memberships, tuple(settings.upstreams))
             await stack.enter_async_context(_in_background(following, "tags of other nodes"))
@@ -186,6 +205,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             directory=directory,
             signer=signer,
             cache=cache,
+            caretaker=caretaker,
             spool=spool,
             memberships=memberships,
             journal=journal,
@@ -194,6 +214,15 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             impatient_readers=_failover_readers(replicas, journal, 0),
             router=router,
         )
+
+
+@contextlib.asynccontextmanager
+async def _on_duty(node: _Node) -> AsyncIterator[contextlib.AsyncExitStack]:
+    """Run what one worker of the node does for all; closing the stack leaves it to others."""
+    async with contextlib.AsyncExitStack() as duties:
+        await duties.enter_async_context(_in_background(node.caretaker.run(), "care of the cache"))
+        await duties.enter_async_context(_in_background(_sweep(node.spool), "sweep of uploads"))
+        yield duties
 
 
 @contextlib.asynccontextmanager
@@ -352,7 +381,9 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
 
 
 @contextlib.asynccontextmanager
-async def _admin_site(node: _Node, observer: PrometheusObserver, context: WorkerContext) -> AsyncIterator[None]:
+async def _admin_site(
+    settings: Settings, node: _Node, observer: PrometheusObserver, context: WorkerContext
+) -> AsyncIterator[web.SockSite]:
     assert context.admin_socket is not None  # noqa: S101 - the caller has looked
     services = AdminServices(
         directory=node.directory,
@@ -362,12 +393,15 @@ async def _admin_site(node: _Node, observer: PrometheusObserver, context: Worker
         cache=node.cache,
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=observer.render,
-        readiness=Readiness(node.replicas, node.control, context.draining.is_set),
+        readiness=Readiness(node.replicas, node.control, context.ending.is_set),
+        reload=context.reload,
+        client_address=Origins(settings.public_url, settings.trusted_proxies).client_address,
     )
-    runner = web.AppRunner(make_admin_app(services), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(make_admin_app(services), access_log=None, shutdown_timeout=settings.drain.timeout_seconds)
     try:
         await runner.setup()
-        await web.SockSite(runner, context.admin_socket).start()
-        yield
+        site = web.SockSite(runner, context.admin_socket)
+        await site.start()
+        yield site
     finally:
         await runner.cleanup()

@@ -1,10 +1,16 @@
 """Listening sockets, and who holds a port when it is taken. The standard library only: `make run` uses it too."""
 
+import contextlib
+import ctypes
 import errno
 import glob
 import os
 import socket
+import struct
 
+_SO_ATTACH_FILTER = 26
+# Classic BPF: ldb [13] (the flags of the TCP header); jset #2 (SYN) -> ret 0 (drop), else ret all.
+_DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 _LISTEN_STATE = "0A"
 _BACKLOG = 4096
 
@@ -13,8 +19,14 @@ class PortTakenError(Exception):
     """Somebody else listens on the address; the text says who."""
 
 
-def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
+def bind_listeners(host: str, port: int, count: int, *, beside_own: bool = False) -> list[socket.socket]:
     """Return ``count`` sockets that listen on one address: the kernel spreads connections over them.
+
+    Args:
+        host: an IP address.
+        port: of TCP.
+        count: how many.
+        beside_own: this process listens there already. The sockets do not listen until who serves them says so.
 
     Raises:
         PortTakenError: the port is taken.
@@ -23,20 +35,34 @@ def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sockets: list[socket.socket] = []
     try:
-        _refuse_taken(family, host, port)
+        if not beside_own:
+            _refuse_taken(family, host, port)
         for _ in range(count):
             listener = socket.socket(family, socket.SOCK_STREAM)
             sockets.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((host, port))
-            listener.listen(_BACKLOG)
+            if not beside_own:
+                listener.listen(_BACKLOG)
             listener.settimeout(0)
     except BaseException:
         for listener in sockets:
             listener.close()
         raise
     return sockets
+
+
+def refuse_new_connections(listener: socket.socket) -> None:
+    """Take no further connection on a socket that is about to be closed; those that are under way arrive.
+
+    Closing alone would reset the connections that the kernel has accepted and this process has not. Who comes now hears
+    nothing and tries again after a second: by then the socket is closed, or another one has the address.
+    """
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_SYN))
+    with contextlib.suppress(OSError):  # it is a courtesy
+        program = struct.pack("HL", len(_DROP_SYN), ctypes.addressof(code))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _refuse_taken(family: int, host: str, port: int) -> None:

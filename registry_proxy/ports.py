@@ -547,3 +547,16 @@ class Observer(Protocol):
 
     def login(self, outcome: str) -> None:
         """``outcome`` is ok, refused or limited."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadOutcome:
+    """What became of reading the configuration again.
+
+    ``generation`` is that of the workers that serve now, from 1. ``faults`` are those of the configuration, each with
+    its place; ``failure`` is why workers did not start with it. With either the old workers serve on, with the old one.
+    """
+
+    generation: int
+    faults: tuple[str, ...] = ()
+    failure: str = ""

@@ -352,6 +352,14 @@ class AuthSettings(Section):
     signing_key_file: Path = Field(default="var/token-key.pem", validate_default=True)
 
 
+class DrainSettings(Section):
+    """How a node, or a worker that is replaced at a reload, takes its leave."""
+
+    delay_seconds: Duration = Field(default=0.0, alias="delay")  # not ready, but still accepting
+    timeout_seconds: Duration = Field(default=10.0, alias="timeout")
+    reload_timeout_seconds: Duration = Field(default=600.0, alias="reload_timeout")
+
+
 class Settings(Section):
     """The whole configuration. Two checks need several keys at once: see ``settings_load``."""
 
@@ -366,6 +374,7 @@ class Settings(Section):
     upstreams: Mapping[UpstreamName, UpstreamSettings] = Field(min_length=1)
     routes: tuple[RouteSettings, ...] = Field(min_length=1)
     auth: AuthSettings = Field(default_factory=AuthSettings)
+    drain: DrainSettings = DrainSettings()
 
     @field_serializer("store", when_used="json")
     @staticmethod

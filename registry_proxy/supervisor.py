@@ -1,20 +1,23 @@
-"""Keeps the workers alive: binds the sockets, prepares the node once, replaces whoever crashes or hangs.
+"""Keeps the workers alive: binds the sockets, prepares the node once, replaces whoever crashes, hangs or is outdated.
 
-Each worker slot has a listening socket of its own, which stays open here while its worker is replaced, so that
-connections wait instead of being reset. The settings travel over a socket pair: no secret is in argv or environment.
+The listening sockets stay open here while workers come and go, so that connections wait instead of being reset. The
+settings travel over a socket pair: no secret is in argv or environment.
+
+The workers that run with the same settings are a generation. A reload starts the next one on the same sockets, and when
+all of it is ready the one before is told to hand over: it takes nothing new and ends when it has finished.
 """
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
 
 from registry_proxy.listeners import PortTakenError, bind_listeners
 from registry_proxy.node import (
@@ -25,12 +28,17 @@ from registry_proxy.node import (
     raise_file_limit,
     worker_environment,
 )
+from registry_proxy.ports import ReloadOutcome
+from registry_proxy.processes import Launcher, Process, first_of
 from registry_proxy.settings import Settings
+from registry_proxy.settings_load import SettingsError
 from registry_proxy.tasks import spawn
 from registry_proxy.telemetry.logs import json_logging
-from registry_proxy.worker import DRAIN_SECONDS, send_order
+from registry_proxy.telemetry.samples import forget_gauges
 
-_PREPARING = -1
+MAX_OLD_GENERATIONS = 4
+"""How many may finish what they do at the same time: each takes the memory of its workers."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -40,77 +48,66 @@ class Timing:
 
     silence: float = 15.0  # a worker that has not said "alive" for so long is hung
     start: float = 60.0  # a worker that is not ready after this is not going to be
-    drain: float = DRAIN_SECONDS + 1.0  # after this, what is left is killed
+    grace: float = 1.0  # so long after the time a worker has to finish, it is killed
     first_back_off: float = 0.1
     longest_back_off: float = 5.0
     healthy: float = 30.0  # a worker that lived so long is restarted without back-off
 
 
-@dataclass
-class Worker:
-    """One process and the channel to it."""
+@dataclass(eq=False)
+class _Worker:
+    """A process of a slot; ``end`` gives why it ended."""
 
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
-    result: str | None = None
-    reason: str = ""
-    listening: asyncio.Task[None] = field(init=False)
+    process: Process
+    end: asyncio.Task[str]
 
-    def __post_init__(self) -> None:
-        self.listening = spawn(self._listen(), f"messages of process {self.process.pid}")
 
-    async def _listen(self) -> None:
-        """Take its messages until it closes the channel."""
-        with contextlib.suppress(ConnectionError):
-            async for line in self.reader:
-                self.heard.set()
-                word, _, rest = line.decode(errors="replace").strip().partition(" ")
-                if word == "ready":
-                    self.ready.set()
-                elif word == "failed":
-                    self.reason = rest
-                elif word == "done":
-                    self.result = rest
+@dataclass(eq=False)
+class _Generation:
+    """The workers that run with the same settings; ``over`` is set when none of them is replaced any more."""
+
+    number: int
+    settings: Settings
+    workers: dict[int, _Worker] = field(default_factory=dict)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    keepers: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def running(self) -> list[_Worker]:
+        return [worker for worker in self.workers.values() if not worker.end.done()]
 
     def kill(self) -> None:
-        """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-
-    def drain(self) -> None:
-        """Ask it to finish what it does and end; one that does not serve yet has nothing to finish."""
-        if self.ready.is_set():
-            self.writer.write(b"drain\n")
-        else:
-            self.kill()
-
-    async def ended(self) -> str:
-        """Wait until it has ended; return why, as far as it said so."""
-        status = await self.process.wait()
-        await self.listening
-        self.writer.close()
-        with contextlib.suppress(OSError):
-            await self.writer.wait_closed()
-        how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        return self.reason or how
+        for worker in self.running():
+            worker.process.kill()
 
 
 class Supervisor:
-    """Runs one node until it is told to stop."""
+    """Runs one node until it is told to stop.
 
-    def __init__(self, settings: Settings, command: Sequence[str], timing: Timing) -> None:
-        self._settings = settings
+    Args:
+        load: reads the configuration; raises SettingsError.
+        command: starts a process.
+        timing: its patience.
+
+    Raises:
+        SettingsError: the configuration cannot be used.
+    """
+
+    def __init__(self, load: Callable[[], Settings], command: Sequence[str], timing: Timing) -> None:
+        self._load = load
+        self._settings = load()  # those of the first generation; what needs a restart stays as it is here
         self._command = command
         self._timing = timing
+        self._metrics_directory = os.path.join(self._settings.cache.path, "metrics")
         self._stopping = asyncio.Event()
-        self._workers: dict[int, Worker] = {}
-        self._metrics_directory = os.path.join(settings.cache.path, "metrics")
-        self._inherited: list[IO[str]] = []
+        self._processes: set[Process] = set()
         self._public: list[socket.socket] = []
         self._admin: socket.socket | None = None
+        self._current = _Generation(1, self._settings)
+        self._old: list[_Generation] = []
+        self._reload_wanted = asyncio.Event()
+        self._reload_askers: list[Process] = []
+
+    # ------------------------------------------------------------ what it can be told
 
     def stop(self) -> None:
         """Let the workers finish what they do; when called a second time, or when they take too long, end at once."""
@@ -118,18 +115,29 @@ class Supervisor:
             self._kill_all()
             return
         self._stopping.set()
+        self._current.over.set()
         for listener in self._listeners():  # the workers close theirs: from then on connections are refused
             listener.close()
-        for worker in self._workers.values():
-            worker.drain()
-        asyncio.get_running_loop().call_later(self._timing.drain, self._kill_all)
+        for process in self._processes:
+            process.stop()
+        drain = self._current.settings.drain
+        patience = drain.delay_seconds + drain.timeout_seconds + self._timing.grace
+        asyncio.get_running_loop().call_later(patience, self._kill_all)
+
+    def reload(self, asker: Process | None = None) -> None:
+        """Read the configuration again, soon; all who ask before that are given the same answer."""
+        if asker is not None:
+            self._reload_askers.append(asker)
+        self._reload_wanted.set()
 
     def _listeners(self) -> list[socket.socket]:
         return [*self._public, *([self._admin] if self._admin else [])]
 
     def _kill_all(self) -> None:
-        for worker in self._workers.values():
-            worker.kill()
+        for process in self._processes:
+            process.kill()
+
+    # ------------------------------------------------------------ its life
 
     async def run(self) -> None:
         """Serve until ``stop``.
@@ -139,60 +147,70 @@ class Supervisor:
         """
         async with locked_cache(self._settings.cache.path) as lock:
             with contextlib.ExitStack() as stack:
-                self._inherited = [lock]
-                self._bind(stack)
+                environment = worker_environment(self._metrics_directory)
+                self._launcher = Launcher(self._command, environment, [lock.fileno()], self.reload)
+                stack.callback(self._close_listeners)
+                self._bind()
                 raise_file_limit()
                 empty_directory(self._metrics_directory)
                 try:
                     await self._serve()
                 finally:
                     self._kill_all()
-                    await asyncio.gather(*(worker.ended() for worker in self._workers.values()))
+                    await asyncio.gather(*(process.process.wait() for process in self._processes))
 
     async def _serve(self) -> None:
         try:
-            await self._start()
+            password = await self._prepare()
+            if password is not None:
+                print(f"The first admin is made: user admin, password {password} (it is shown only now)", flush=True)  # noqa: T201 - for the person who starts it
+            await self._start(self._current)
         except StartError:
             if self._stopping.is_set():  # it was our order that ended the process
                 return
             raise
         self._announce()
-        async with asyncio.TaskGroup() as group:
-            for slot in range(self._settings.workers):
-                group.create_task(self._keep(slot), name=f"keep worker {slot}")
+        self._keep_all(self._current)
+        while not self._stopping.is_set():
+            await first_of(None, self._stopping.wait(), self._reload_wanted.wait())
+            if self._reload_wanted.is_set():
+                self._reload_wanted.clear()
+                askers, self._reload_askers = self._reload_askers, []
+                outcome = await self._reload()
+                for asker in askers:
+                    asker.answer_reload(outcome)
+        generations = [self._current, *self._old]
+        await asyncio.gather(*(worker.end for each in generations for worker in each.workers.values()))
 
-    def _bind(self, stack: contextlib.ExitStack) -> None:
+    def _bind(self) -> None:
         settings = self._settings
         try:
-            for socket_ in bind_listeners(settings.listen.host, settings.listen.port, settings.workers):
-                self._public.append(stack.enter_context(socket_))
+            self._public = bind_listeners(settings.listen.host, settings.listen.port, settings.workers)
             (self._admin,) = bind_listeners(settings.admin_listen.host, settings.admin_listen.port, 1)
-            stack.enter_context(self._admin)
         except PortTakenError as error:
             raise StartError(f"{error}: end it, or choose another address (listen, admin_listen)") from None
         except OSError as error:
             message = f"cannot listen on {settings.listen} and {settings.admin_listen}: {error.strerror}"
             raise StartError(message) from None
 
-    async def _start(self) -> None:
-        """Prepare the node, then start all workers and wait until each is ready."""
-        password = await self._prepare()
-        if password is not None:
-            print(f"The first admin is made: user admin, password {password} (it is shown only now)", flush=True)  # noqa: T201 - for the person who starts it
-        workers = [await self._spawn(slot) for slot in range(self._settings.workers)]
-        await asyncio.gather(*(self._wait_ready(slot, worker) for slot, worker in enumerate(workers)))
+    def _close_listeners(self) -> None:
+        for listener in self._listeners():
+            listener.close()
 
     async def _prepare(self) -> str | None:
         """Run the preparation in a process of its own, so that its libraries do not stay in this one."""
-        order = {"admin_password": os.environ.get(ADMIN_PASSWORD_VARIABLE) or None}
-        worker = self._workers[_PREPARING] = await self._spawn_process("prepare", order, [])
-        timer = asyncio.get_running_loop().call_later(self._timing.start, worker.kill)
-        reason = await worker.ended()
+        order = {
+            "admin_password": os.environ.get(ADMIN_PASSWORD_VARIABLE) or None,
+            "settings": self._settings.to_json(),
+        }
+        process = await self._launcher.launch("prepare", "the preparation", self._free_identity(), order)
+        worker = self._admit(process)
+        timer = asyncio.get_running_loop().call_later(self._timing.start, process.kill)
+        reason = await worker.end
         timer.cancel()
-        del self._workers[_PREPARING]
-        if worker.result is None:
+        if process.result is None:
             raise StartError(f"the node cannot be prepared: {reason}")
-        password: str | None = json.loads(worker.result)
+        password: str | None = json.loads(process.result)
         return password
 
     def _announce(self) -> None:
@@ -200,120 +218,175 @@ class Supervisor:
         line = f"registry-proxy is ready: http://{settings.listen} (admin: http://{settings.admin_listen})"
         print(line, flush=True)  # noqa: T201 - for the person or the script that waits for it
 
+    # ------------------------------------------------------------ reload
+
+    async def _reload(self) -> ReloadOutcome:
+        """Replace the generation by one with the configuration as it is now; on any fault change nothing."""
+        number = self._current.number
+        try:
+            settings = self._load()
+        except SettingsError as error:
+            return self._refused(ReloadOutcome(number, faults=tuple(map(str, error.faults))))
+        if faults := tuple(needs_restart(self._settings, settings)):
+            return self._refused(ReloadOutcome(number, faults=faults))
+        generation = _Generation(number + 1, settings)
+        sockets = len(self._public)
+        try:
+            self._bind_more(settings.workers)
+            await self._start(generation)
+        except StartError as error:
+            generation.kill()
+            for unused in self._public[sockets:]:
+                unused.close()
+            del self._public[sockets:]
+            return self._refused(ReloadOutcome(number, failure=str(error)))
+        outdated, self._current = self._current, generation
+        if self._stopping.is_set():
+            generation.over.set()
+        self._keep_all(generation)
+        self._retire(outdated)
+        _log.info("the configuration is reloaded: generation %d serves", generation.number)
+        return ReloadOutcome(generation.number)
+
+    def _refused(self, outcome: ReloadOutcome) -> ReloadOutcome:
+        reason = "; ".join(outcome.faults) or outcome.failure
+        _log.error("the configuration is not reloaded, the old one stays in force: %s", reason)
+        return outcome
+
+    def _bind_more(self, workers: int) -> None:
+        """Have a socket for each worker; with fewer workers than sockets, each serves some: none is ever closed."""
+        missing = workers - len(self._public)
+        if missing > 0:
+            listen = self._settings.listen
+            try:
+                self._public += bind_listeners(listen.host, listen.port, missing, beside_own=True)
+            except OSError as error:
+                raise StartError(f"cannot listen once more on {listen}: {error.strerror}") from None
+
+    def _retire(self, generation: _Generation) -> None:
+        generation.over.set()
+        for worker in generation.running():
+            worker.process.hand_over()
+        loop, drain = asyncio.get_running_loop(), self._current.settings.drain
+        loop.call_later(generation.settings.drain.reload_timeout_seconds + self._timing.grace, generation.kill)
+        self._old = [old for old in [*self._old, generation] if old.running()]
+        for surplus in self._old[:-MAX_OLD_GENERATIONS]:
+            loop.call_later(drain.timeout_seconds + self._timing.grace, surplus.kill)
+
     # ------------------------------------------------------------ processes
 
-    async def _spawn(self, slot: int) -> Worker:
-        """Start the worker of a slot on the socket of that slot."""
+    def _free_identity(self) -> int:
+        taken = {process.identity for process in self._processes}
+        return next(number for number in itertools.count() if number not in taken)
+
+    def _admit(self, process: Process) -> _Worker:
+        self._processes.add(process)
+        if self._stopping.is_set():
+            process.kill()
+        return _Worker(process, spawn(self._follow(process), f"life of {process.name}"))
+
+    async def _follow(self, process: Process) -> str:
+        reason = await process.run(self._timing.silence, self._timing.start)
+        self._processes.discard(process)
+        forget_gauges(self._metrics_directory, str(process.identity))
+        return reason
+
+    async def _start(self, generation: _Generation) -> None:
+        """Start all workers of a generation and wait until each is ready; raise StartError when one does not get so."""
+        for slot in range(generation.settings.workers):
+            await self._launch(generation, slot)
+        await asyncio.gather(*(self._wait_ready(slot, worker) for slot, worker in generation.workers.items()))
+
+    async def _launch(self, generation: _Generation, slot: int) -> None:
+        """Start the worker of a slot on the sockets of that slot."""
         if self._stopping.is_set():
             raise StartError("the service is stopping")
-        public, admin = self._public[slot], self._admin if slot == 0 else None
-        order = {"slot": slot, "public_fd": public.fileno(), "admin_fd": admin.fileno() if admin else None}
-        worker = await self._spawn_process("worker", order, [public, admin] if admin else [public])
-        self._workers[slot] = worker
-        return worker
+        public = self._public[slot :: generation.settings.workers]
+        admin = self._admin if slot == 0 else None
+        identity = self._free_identity()
+        order = {
+            "slot": slot,
+            "process": str(identity),
+            "public_fds": [listener.fileno() for listener in public],
+            "admin_fd": admin.fileno() if admin else None,
+            "settings": generation.settings.to_json(),
+        }
+        sockets = [*public, admin] if admin else public
+        process = await self._launcher.launch("worker", f"worker {slot}", identity, order, sockets)
+        generation.workers[slot] = self._admit(process)
+        if generation.over.is_set():
+            process.kill()
 
-    async def _spawn_process(self, role: str, order: dict[str, Any], sockets: Sequence[socket.socket]) -> Worker:
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    role,
-                    str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=[
-                        *(item.fileno() for item in (theirs, *sockets)),
-                        *(lock.fileno() for lock in self._inherited),
-                    ],
-                    env=worker_environment(self._metrics_directory),
-                )
-            send_order(ours, {**order, "supervisor": os.getpid(), "settings": self._settings.to_json()})
-        except OSError as error:
-            ours.close()
-            raise StartError(f"cannot start a {role} process: {error}") from None
-        worker = Worker(process, *await asyncio.open_connection(sock=ours))
-        if self._stopping.is_set():
-            worker.kill()
-        return worker
-
-    async def _wait_ready(self, slot: int, worker: Worker) -> None:
+    async def _wait_ready(self, slot: int, worker: _Worker) -> None:
         """Wait until a worker is ready; raise StartError, with its reason, when it ends or takes too long."""
-        ready, ended = (
-            spawn(worker.ready.wait(), f"worker {slot} ready"),
-            spawn(worker.process.wait(), f"worker {slot}"),
-        )
-        try:
-            await asyncio.wait({ready, ended}, timeout=self._timing.start, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
-            ended.cancel()
-        if worker.ready.is_set():
+        await first_of(self._timing.start, worker.process.ready.wait(), asyncio.wait([worker.end]))
+        if worker.process.ready.is_set():
             return
-        reason = f"not ready within {self._timing.start:g} s"
-        if worker.process.returncode is not None:
-            reason = await worker.ended()
+        reason = worker.end.result() if worker.end.done() else f"not ready within {self._timing.start:g} s"
         raise StartError(f"worker {slot} did not start: {reason}")
 
-    async def _keep(self, slot: int) -> None:
-        """Replace the worker of a slot whenever it ends, until the service stops."""
+    def _keep_all(self, generation: _Generation) -> None:
+        generation.keepers = [
+            spawn(self._keep(generation, slot), f"keep worker {slot} of generation {generation.number}")
+            for slot in generation.workers
+        ]
+
+    async def _keep(self, generation: _Generation, slot: int) -> None:
+        """Replace the worker of a slot whenever it ends, until the generation is over."""
         loop, back_off = asyncio.get_running_loop(), 0.0
         while True:
-            started = loop.time()
-            worker = self._workers[slot]
-            watching = spawn(self._watch(slot, worker), f"watchdog of worker {slot}")
-            reason = await worker.ended()
-            watching.cancel()
-            if self._stopping.is_set():
+            started, worker = loop.time(), generation.workers[slot]
+            await asyncio.wait([worker.end])
+            if generation.over.is_set():
                 return
             lived = loop.time() - started
             back_off = 0.0 if lived > self._timing.healthy else self._next_back_off(back_off)
-            _log.error("worker %d (process %d) %s; replaced in %.1f s", slot, worker.process.pid, reason, back_off)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), back_off)
-                return
-            await self._respawn(slot)
+            pid, reason = worker.process.process.pid, worker.end.result()
+            _log.error("worker %d (process %d) %s; replaced in %.1f s", slot, pid, reason, back_off)
+            await first_of(back_off, generation.over.wait())
+            while not generation.over.is_set():
+                try:
+                    await self._launch(generation, slot)
+                except StartError as error:  # no memory or no process left: it may come back
+                    _log.error("worker %d: %s", slot, error)
+                    await first_of(self._timing.longest_back_off, generation.over.wait())
+                else:
+                    break
 
     def _next_back_off(self, back_off: float) -> float:
         return min(back_off * 2, self._timing.longest_back_off) if back_off else self._timing.first_back_off
 
-    async def _respawn(self, slot: int) -> None:
-        while not self._stopping.is_set():
-            try:
-                await self._spawn(slot)
-            except StartError as error:  # no memory or no process left: it may come back
-                _log.error("worker %d: %s", slot, error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), self._timing.longest_back_off)
-            else:
-                return
 
-    async def _watch(self, slot: int, worker: Worker) -> None:
-        """Kill a worker that does not say that it is alive: its slot swallows connections."""
-        while True:
-            patience = self._timing.silence if worker.ready.is_set() else self._timing.start
-            silent_for = 0.0
-            while silent_for < patience and not worker.heard.is_set():  # sleeps are counted, not the clock: this
-                await asyncio.sleep(min(1.0, patience))  # process may itself have been stopped
-                silent_for += min(1.0, patience)
-            if not worker.heard.is_set():
-                _log.error("worker %d (process %d) is silent for %.0f s: killed", slot, worker.process.pid, silent_for)
-                worker.kill()
-                return
-            worker.heard.clear()
+def needs_restart(old: Settings, new: Settings) -> list[str]:
+    """Return what a reload cannot change, in words: addresses, and where a running node keeps what it writes."""
+    changed = {
+        "listen": (str(old.listen), str(new.listen)),
+        "admin_listen": (str(old.admin_listen), str(new.admin_listen)),
+        "store": (old.store_url, new.store_url),
+        "cache.path": (old.cache.path, new.cache.path),
+        "auth.signing_key_file": (old.auth.signing_key_file, new.auth.signing_key_file),
+    }
+    return [
+        f"{key}: needs a restart" + ("" if key == "store" else f" to become {value[1]} in place of {value[0]}")
+        for key, value in changed.items()
+        if value[0] != value[1]
+    ]
 
 
-async def run(settings: Settings, command: Sequence[str] | None = None, timing: Timing | None = None) -> None:
-    """Run the node until SIGINT or SIGTERM: the first drains, the second ends at once.
+async def run(load: Callable[[], Settings], command: Sequence[str] | None = None, timing: Timing | None = None) -> None:
+    """Run the node until SIGINT or SIGTERM: the first drains, the second ends at once. SIGHUP reloads.
 
     ``command`` starts a worker when ``worker FD`` or ``prepare FD`` is added to it.
 
     Raises:
+        SettingsError: what ``load`` gives cannot be used.
         StartError: it cannot start.
     """
     own = (sys.executable, "-P", "-m", "registry_proxy")
-    supervisor = Supervisor(settings, command or own, timing or Timing())
+    supervisor = Supervisor(load, command or own, timing or Timing())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
     with json_logging(worker="supervisor"):
         await supervisor.run()

@@ -1,7 +1,8 @@
 """The worker's side of the supervisor: takes settings and sockets from it, says that it lives, ends when told to.
 
-Both talk over a socket pair. The supervisor sends one frame (4 bytes of length, then JSON) and later the line
-``drain``; the worker sends lines: ``ready``, ``alive`` every second, ``failed REASON``, ``done RESULT``.
+Both talk over a socket pair. The supervisor sends one frame (4 bytes of length, then JSON) and later lines: ``stop`` or
+``hand over``, and ``reloaded OUTCOME``. The worker sends lines: ``ready``, ``alive`` every second, ``failed REASON``,
+``done RESULT``, and ``reload``, each of which is answered.
 """
 
 import asyncio
@@ -14,40 +15,67 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import uvloop
 
 from registry_proxy.node import StartError
+from registry_proxy.ports import ReloadOutcome
 from registry_proxy.settings import Settings
 from registry_proxy.tasks import spawn
 
 HEARTBEAT_SECONDS: Final = 1.0
-DRAIN_SECONDS: Final = 10.0
+STOP: Final = "stop"
+HAND_OVER: Final = "hand over"
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger(__name__)
+
+
+class Ending:
+    """The order to end; wait for it."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.is_replaced = False
+        """Whether other workers serve the same sockets from now on; else they are to be closed."""
+
+    def give(self, *, is_replaced: bool) -> None:
+        """Give the order; a second one changes nothing."""
+        if not self._event.is_set():
+            self.is_replaced = is_replaced
+            self._event.set()
+
+    def is_set(self) -> bool:
+        """Tell whether it was given."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Return when it is given."""
+        await self._event.wait()
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
     """What the supervisor gives to one worker.
 
-    The sockets listen already; ``admin_socket`` is there in slot 0 only. ``ready()`` is called once requests are
-    answered. When ``draining`` is set, running requests have ``drain_seconds`` to end.
+    ``process`` is an identity that no other process of the node has now. ``admin_socket`` is there in slot 0 only.
+    ``ready()`` is called once requests are answered. ``reload()`` has the supervisor read the configuration again.
     """
 
     slot: int
-    public_socket: socket.socket
+    process: str
+    public_sockets: Sequence[socket.socket]
     admin_socket: socket.socket | None
-    draining: asyncio.Event
+    ending: Ending
     ready: Callable[[], None]
-    drain_seconds: float = DRAIN_SECONDS
+    reload: Callable[[], Awaitable[ReloadOutcome]]
 
 
 RunWorker = Callable[[Settings, WorkerContext], Awaitable[None]]
-"""Serves until ``draining`` is set and the requests have ended; raises when it cannot start."""
+"""Serves until ``ending`` is set and the requests have ended; raises when it cannot start."""
 
 Prepare = Callable[[Settings, str | None], Awaitable[str | None]]
 """Makes store, key and cache ready, once, before any worker; given REGISTRY_PROXY_ADMIN_PASSWORD, returns the
@@ -58,7 +86,8 @@ def main(arguments: list[str], run_worker: RunWorker, prepare: Prepare) -> int:
     """Run one process that the supervisor started with ``worker FD`` or ``prepare FD``; return its exit status."""
     role, descriptor = arguments
     channel = socket.socket(fileno=int(descriptor))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group: the supervisor decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group: the supervisor decides
+        signal.signal(number, signal.SIG_IGN)
     order = _receive_order(channel)
     _die_with(order["supervisor"])
     settings = Settings.from_json(order["settings"])
@@ -112,17 +141,19 @@ async def _prepare(channel: socket.socket, preparation: Awaitable[str | None]) -
 
 
 async def _serve(channel: socket.socket, settings: Settings, order: dict[str, Any], run_worker: RunWorker) -> int:
-    reader, writer = await asyncio.open_connection(sock=channel)
-    draining = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, draining.set)
+    orders = _Orders(*await asyncio.open_connection(sock=channel))
+    writer, ending = orders.writer, orders.ending
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: ending.give(is_replaced=False))
     context = WorkerContext(
         slot=order["slot"],
-        public_socket=socket.socket(fileno=order["public_fd"]),
+        process=order["process"],
+        public_sockets=[socket.socket(fileno=descriptor) for descriptor in order["public_fds"]],
         admin_socket=None if order["admin_fd"] is None else socket.socket(fileno=order["admin_fd"]),
-        draining=draining,
+        ending=ending,
         ready=lambda: writer.write(b"ready\n"),
+        reload=orders.reload,
     )
-    tasks = [spawn(_beat(writer), "heartbeat"), spawn(_obey(reader, draining), "orders of the supervisor")]
+    tasks = [spawn(_beat(writer), "heartbeat"), spawn(orders.obey(), "orders of the supervisor")]
     try:
         await run_worker(settings, context)
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor tells it
@@ -143,11 +174,32 @@ async def _beat(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
-async def _obey(reader: asyncio.StreamReader, draining: asyncio.Event) -> None:
-    while line := await reader.readline():
-        if line == b"drain\n":
-            draining.set()
-    os._exit(1)  # the supervisor is gone, and there is nobody left to serve for
+class _Orders:
+    """What the supervisor says after the first frame, and what it is asked."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+        self.ending = Ending()
+        self._reloads: deque[asyncio.Future[ReloadOutcome]] = deque()
+
+    async def reload(self) -> ReloadOutcome:
+        """Ask for a reload and wait for what becomes of it; the answers come in the order of the questions."""
+        outcome: asyncio.Future[ReloadOutcome] = asyncio.get_running_loop().create_future()
+        self._reloads.append(outcome)
+        self.writer.write(b"reload\n")
+        return await outcome
+
+    async def obey(self) -> None:
+        """Take orders until this process ends, with the supervisor at the latest."""
+        while line := (await self._reader.readline()).decode().rstrip("\n"):
+            if line in {STOP, HAND_OVER}:
+                self.ending.give(is_replaced=line == HAND_OVER)
+            elif line.startswith("reloaded "):
+                outcome, document = self._reloads.popleft(), json.loads(line.removeprefix("reloaded "))
+                if not outcome.done():  # the one who asked may have gone
+                    outcome.set_result(ReloadOutcome(**{**document, "faults": tuple(document["faults"])}))
+        os._exit(1)  # the supervisor is gone, and there is nobody left to serve for
 
 
 def _tell_failure(writer: asyncio.StreamWriter, error: Exception) -> None:

@@ -1,6 +1,7 @@
 """A real admin listener, with a real SQLite store and cache, and upstreams in the states that a test wants."""
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
-from registry_proxy.ports import ReplicaState, RoutedRepository
+from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.web.admin import AdminServices, make_admin_app
 from registry_proxy.web.ops import Readiness
+from registry_proxy.web.origin import Origins
 
 ADMIN = ("admin", "correct horse battery")
 BOB = ("bob", "the password of bob")
@@ -63,6 +65,7 @@ class Node:
     observer: PrometheusObserver
     upstreams: dict[str, Upstream]
     draining: list[bool]
+    reloads: list[ReloadOutcome] = field(default_factory=list)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
@@ -76,6 +79,11 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     prepare_cache(str(root / "cache"))
     cache = DiskCache(str(root / "cache"), CACHE_MAX_BYTES, 0, observer)
     memberships = FileMemberships(str(root / "cache"))
+    reloads: list[ReloadOutcome] = []
+
+    async def reload() -> ReloadOutcome:
+        return reloads.pop(0) if reloads else ReloadOutcome(2)
+
     async with open_store(f"sqlite:///{root / 'store.db'}", str(root / "page")) as (store, changes):
         directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
         async with control.publishing(signer):
@@ -90,9 +98,11 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
                 readiness=Readiness(upstreams, control, lambda: draining[0]),
+                reload=reload,
+                client_address=Origins(None, [ipaddress.ip_network("127.0.0.1/32")]).client_address,
             )
             app = make_admin_app(services)
-            yield Node(app, directory, control, signer, cache, observer, upstreams, draining)
+            yield Node(app, directory, control, signer, cache, observer, upstreams, draining, reloads)
         await directory.aclose()
         await control.aclose()
     await cache.close()

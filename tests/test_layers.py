@@ -13,7 +13,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 # What each part may import of the others. Those in the middle stand side by side and never see each other.
 _BASE = frozenset({"spec", "ports", "tasks", "durable"})
-_PROCESSES = frozenset({"listeners", "node", "settings", "tasks", "worker"})
+_PROCESSES = frozenset({"listeners", "node", "ports", "processes", "settings", "tasks", "worker"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "spec": frozenset(),
     "tasks": frozenset(),
@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "replication": _BASE | {"upstream", "proxy"},  # writes to the replicas what proxy.push asks its port for
     "web": _BASE | {"access", "proxy", "telemetry"},  # never cache or upstream: bytes come through proxy
     "node": frozenset({"listeners", "settings", "tasks"}),
-    "worker": frozenset({"listeners", "node", "settings", "tasks"}),
+    "worker": frozenset({"listeners", "node", "ports", "settings", "tasks"}),
+    "processes": frozenset({"node", "ports", "tasks", "worker"}),
     "supervisor": _PROCESSES | {"telemetry"},  # its log is part of the service's
     "app": _BASE | _PROCESSES | {"access", "cache", "upstream", "store", "telemetry", "proxy", "replication", "web"},
     "cli": _PROCESSES | {"spec", "app", "supervisor"},

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from registry_proxy import supervisor
 from registry_proxy.listeners import PortTakenError, bind_listeners
 from tests.servers import free_port, wait_for_port, wait_until
 
@@ -36,14 +37,20 @@ class Service:
             "upstreams": {"main": {"replicas": [{"url": "http://127.0.0.1:1"}]}},
             "routes": [{"prefix": "", "upstream": "main"}],
             "auth": {"signing_key_file": f"{root}/key.pem"},
+            "drain": {"timeout": drain, "reload_timeout": drain},
             **extra,
         }
-        config = root / f"{self.port}.yaml"
-        config.write_text(yaml.safe_dump(settings))
+        self.settings, self.config = settings, root / f"{self.port}.yaml"
+        self.configure()
         self.log = root / f"{self.port}.log"
-        self._command = [sys.executable, str(SERVICE), str(config), str(silence), str(drain)]
+        self._command = [sys.executable, str(SERVICE), str(self.config), str(silence)]
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}
+
+    def configure(self, **changes: Any) -> None:
+        """Write its configuration, with changes."""
+        self.settings.update(changes)
+        self.config.write_text(yaml.safe_dump(self.settings))
 
     def start(self) -> "Service":
         """Start it without waiting."""
@@ -108,8 +115,16 @@ class Connection:
 
     def ask(self, line: str) -> str:
         """Send a line and return the next one."""
+        self.send(line)
+        return self.receive()
+
+    def send(self, line: str) -> None:
+        """Send a line."""
         self._file.write(line + "\n")
         self._file.flush()
+
+    def receive(self) -> str:
+        """Return the next line."""
         return self._file.readline().strip()
 
 
@@ -348,3 +363,147 @@ def test_a_cache_that_cannot_be_made_is_told(service: StartService, tmp_path: Pa
     failing.environment["REGISTRY_PROXY__CACHE__PATH"] = str(tmp_path / "file" / "cache")
     assert failing.start().wait() == 1
     assert "cannot use the cache directory" in failing.text()
+
+
+# ---------------------------------------------------------------- reload
+
+
+def reloaded(running: Service) -> dict[str, Any]:
+    """Have it reload, as the admin API does, and return what became of it."""
+    outcome: dict[str, Any] = json.loads(running.ask("reload", running.admin_port))
+    return outcome
+
+
+def test_sighup_replaces_every_worker_and_lets_the_old_ones_finish(service: StartService) -> None:
+    """The next connection is served by a new process; a request that runs in an old one is answered by it."""
+    running = service(workers=2).started()
+    old = {worker.pid for worker in running.workers()}
+    with Connection(running.port) as connection:
+        assert connection.ask("slow") == "started"
+        running.send_signal(signal.SIGHUP)
+        wait_until(lambda: "generation 2 serves" in running.text(), "reloaded")
+        assert {int(running.ask("pid")) for _ in range(20)}.isdisjoint(old)
+        assert int(running.ask("pid", running.admin_port)) not in old
+        wait_until(lambda: len(old & {worker.pid for worker in running.workers()}) == 1, "the idle one has gone")
+        assert int(connection.ask("go")) in old
+    wait_until(lambda: old.isdisjoint(worker.pid for worker in running.workers()), "the other one has gone too")
+    assert len(running.workers()) == 2
+
+
+def test_a_bad_configuration_is_refused_and_the_old_one_stays(service: StartService) -> None:
+    """A fault of the file, or of what needs a restart, is told with its place; no process is replaced."""
+    running = service().started()
+    before = running.ask("pid")
+    running.configure(workers="many", tag="x")
+    outcome = reloaded(running)
+    assert outcome["generation"] == 1
+    assert any("workers: expected a whole number" in fault for fault in outcome["faults"])
+    assert any("tag: unknown key" in fault for fault in outcome["faults"])
+    del running.settings["tag"]
+    secret = "redis://:hidden@127.0.0.1:1/0"
+    running.configure(workers=1, listen="127.0.0.1:3", admin_listen="127.0.0.1:4", store=secret)
+    faults = reloaded(running)["faults"]
+    assert [fault.partition(":")[0] for fault in faults] == ["listen", "admin_listen", "store"]
+    assert all("needs a restart" in fault for fault in faults)
+    running.config.unlink()
+    assert "cannot be read" in reloaded(running)["faults"][0]
+    assert running.ask("pid") == before
+    assert "the old one stays in force" in running.text()
+    assert "hidden" not in running.text()
+
+
+@pytest.mark.parametrize("behaviour", ["broken/", "never-ready/"])
+def test_workers_that_do_not_start_leave_the_old_ones(service: StartService, behaviour: str) -> None:
+    """The reason is told, what was started is gone, and the old workers serve on, replaced when they crash."""
+    running = service(silence=1 if behaviour == "never-ready/" else 20).started()
+    before = running.ask("pid")
+    running.configure(routes=[{"prefix": behaviour, "upstream": "main"}], workers=3)
+    outcome = reloaded(running)
+    assert outcome["failure"].startswith("worker ")
+    assert "did not start" in outcome["failure"]
+    wait_until(lambda: [str(worker.pid) for worker in running.workers()] == [before], "no other process is left")
+    assert {running.ask("pid") for _ in range(20)} == {before}, "no socket is left without a worker"
+    psutil.Process(int(before)).kill()
+    assert running.ask("pid") != before
+
+
+def test_the_number_of_workers_changes(service: StartService) -> None:
+    """More and fewer workers: as many processes as configured, and every connection is answered."""
+    running = service(workers=2).started()
+    for number, workers in enumerate((5, 1, 3), 2):
+        running.configure(workers=workers)
+        assert reloaded(running) == {"generation": number, "faults": [], "failure": ""}
+        wait_until(lambda expected=workers: len(running.workers()) == expected, f"{workers} workers")  # type: ignore[misc]  # mypy has no type for a lambda's default
+        assert len({running.ask("pid") for _ in range(50)}) <= workers
+
+
+def test_every_request_for_a_reload_is_answered(service: StartService) -> None:
+    """Many at once, through the old workers too: one after the other or together, and in the end one generation."""
+    running = service().started()
+    with ExitStack() as stack:
+        connections = [stack.enter_context(Connection(running.admin_port)) for _ in range(8)]
+        for connection in connections:
+            connection.send("reload")
+            running.send_signal(signal.SIGHUP)
+        outcomes = [json.loads(connection.receive()) for connection in connections]
+    assert all(outcome["generation"] > 1 and not outcome["failure"] for outcome in outcomes)
+    wait_until(lambda: len(running.workers()) == 1, "one worker")
+    assert running.status() is None
+
+
+def test_identities_are_used_again(service: StartService) -> None:
+    """After many reloads the number of files for metrics is that of the processes that ran at once."""
+    running = service().started()
+    seen = set()
+    for _ in range(8):
+        reloaded(running)
+        seen.add(json.loads(running.ask("inside"))["id"])
+        wait_until(lambda: len(running.workers()) == 1, "the old one has gone")
+    assert seen <= {"0", "1"}
+
+
+def test_a_hung_worker_is_no_obstacle_to_a_reload(service: StartService) -> None:
+    """A stopped worker is replaced with the others, and killed."""
+    running = service(workers=2, silence=3).started()
+    hung = running.workers()[0]
+    hung.suspend()
+    running.send_signal(signal.SIGHUP)
+    wait_until(lambda: "generation 2 serves" in running.text(), "reloaded")
+    wait_until(lambda: not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE, "killed")
+    wait_until(lambda: len(running.workers()) == 2, "two workers")
+    assert running.ask("pid")
+
+
+def test_a_worker_that_crashes_during_a_reload_is_replaced(service: StartService) -> None:
+    """Old workers that die while the new ones start: in the end there is one of each slot, and all are answered."""
+    running = service(workers=2).started()
+    for _ in range(3):
+        running.send_signal(signal.SIGHUP)
+        for worker in running.workers():
+            worker.kill()
+        assert running.ask("pid")
+    wait_until(lambda: len(running.workers()) == 2, "two workers")
+    assert {json.loads(running.ask("inside"))["slot"] for _ in range(60)} == {0, 1}
+
+
+def test_an_old_worker_that_does_not_end_is_killed(service: StartService) -> None:
+    """The time of an old generation is bounded."""
+    running = service("undrainable/", drain=0.2).started()
+    old = running.workers()[0]
+    running.configure(routes=[{"prefix": "", "upstream": "main"}])
+    reloaded(running)
+    wait_until(lambda: [worker.pid for worker in running.workers()].count(old.pid) == 0, "killed")
+    assert running.ask("pid")
+
+
+def test_old_generations_do_not_pile_up(service: StartService) -> None:
+    """Reloads while old workers have work: only some generations may finish it, the oldest are ended."""
+    running = service().started()
+    running.configure(drain={"timeout": 0.2, "reload_timeout": 60})
+    with ExitStack() as stack:
+        for _ in range(7):
+            reloaded(running)
+            assert stack.enter_context(Connection(running.port)).ask("slow") == "started"
+        wait_until(lambda: len(running.workers()) == 1 + supervisor.MAX_OLD_GENERATIONS, "as many as may")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait() == 0

@@ -5,7 +5,7 @@ import typer
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
 from registry_proxy.cli.login import login, logout
-from registry_proxy.cli.node import cache_app, replica_app
+from registry_proxy.cli.node import cache_app, reload_configuration, replica_app
 from registry_proxy.cli.robots import key_app, robot_app, token_app
 
 
@@ -22,3 +22,4 @@ def register(app: typer.Typer) -> None:
     app.add_typer(key_app, name="key")
     app.add_typer(replica_app, name="replica")
     app.add_typer(cache_app, name="cache")
+    app.command("reload")(reload_configuration)

@@ -1,6 +1,7 @@
 """The program `registry-proxy`: the service itself, and the admin API as commands."""
 
 import asyncio
+import functools
 import os
 from typing import Annotated
 
@@ -8,7 +9,6 @@ import typer
 
 from registry_proxy.cli.admin import register
 from registry_proxy.node import StartError
-from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError, load_settings
 from registry_proxy.supervisor import run
 
@@ -22,22 +22,17 @@ app = typer.Typer(
 register(app)
 
 
-def _load(file: str) -> Settings:
-    try:
-        return load_settings(file, os.environ)
-    except SettingsError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-
-
 @app.command()
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration, a YAML file.")],
 ) -> None:
-    """Run the service until SIGINT or SIGTERM: the first drains for at most 10 s, a second one ends at once."""
-    settings = _load(config)
+    """Run the service until SIGINT or SIGTERM: the first drains, a second one ends at once. SIGHUP reloads FILE."""
+    load = functools.partial(load_settings, os.path.abspath(config), os.environ)
     try:
-        asyncio.run(run(settings))
+        asyncio.run(run(load))
+    except SettingsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
     except StartError as error:
         typer.echo(f"registry-proxy cannot start: {error}", err=True)
         raise typer.Exit(1) from None
@@ -46,5 +41,9 @@ def serve(
 @app.command()
 def check_config(file: Annotated[str, typer.Argument(metavar="FILE", help="The configuration, a YAML file.")]) -> None:
     """Check a configuration, with the environment laid over it: OK, or every fault with its line."""
-    _load(file)
+    try:
+        load_settings(file, os.environ)
+    except SettingsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
     typer.echo("OK")

@@ -138,3 +138,13 @@ def purge_cache(
             print_json(result)
         else:
             print_note(f"{result['removed']} entries removed.")
+
+
+def reload_configuration(as_json: JsonOption = False) -> None:
+    """Have the node read its configuration again; refused with every fault, and then nothing changes."""
+    with admin_client() as admin, _spinner("Starting workers with the new configuration"):
+        result = admin.call("POST", "reload", patient=True).document
+    if as_json:
+        print_json(result)
+    else:
+        print_note(f"Reloaded: generation {result['generation']} serves.")

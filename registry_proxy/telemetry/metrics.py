@@ -1,5 +1,6 @@
 """Every Prometheus series of the service; labels come from closed sets, never from a client."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.telemetry.samples import KINDS, sample_file
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -15,6 +17,7 @@ _log = logging.getLogger(__name__)
 _FILE_BYTES = 1024 * 1024
 """Of a file of values: more than all series need. Beyond it the library goes on in a sparse file."""
 
+_READ_ATTEMPTS = 5
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _UPSTREAM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60)
@@ -23,8 +26,8 @@ _UPSTREAM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,
 def _allocate(directory: str, process: str) -> bool:
     """Take the room of a worker's files; the library leaves holes, and writing to one on a full disk is a SIGBUS."""
     try:
-        for kind in ("counter", "gauge_mostrecent", "histogram"):
-            fd = os.open(f"{directory}/{kind}_{process}.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for kind in KINDS:
+            fd = os.open(sample_file(directory, kind, process), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(fd, 0, _FILE_BYTES)
             finally:
@@ -41,7 +44,8 @@ class PrometheusObserver:
     Args:
         directory: where the workers of this node share their values, one file for each kind and worker; None keeps
             them in this process. It must be empty when the node starts.
-        process: distinguishes this worker from those that run beside it; the worker's slot. No underscore.
+        process: distinguishes this worker from those that run beside it, of whatever generation; a worker that was
+            given the one of a worker that has ended counts on from there. No underscore.
     """
 
     def __init__(self, directory: str | None = None, process: str = "0") -> None:
@@ -168,6 +172,12 @@ class PrometheusObserver:
         """Return the text of a scrape: this process, or all workers of the node summed."""
         if self._directory is None:
             return generate_latest(self._registry)
+        for _ in range(_READ_ATTEMPTS - 1):
+            with contextlib.suppress(FileNotFoundError):  # a worker ended between the list of files and its turn
+                return self._render_all(self._directory)
+        return self._render_all(self._directory)
+
+    def _render_all(self, directory: str) -> bytes:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, self._directory)  # type: ignore[no-untyped-call]  # the library has no types here
+        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]  # the library has no types here
         return generate_latest(registry)

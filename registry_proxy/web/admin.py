@@ -1,6 +1,6 @@
 """The admin listener: the admin API below /admin/v1 (administrators only), and what monitoring reads."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,13 +8,14 @@ from aiohttp import web
 
 from registry_proxy.access.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
+from registry_proxy.ports import ReloadOutcome
 from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_node import Cache, NodeResources, Upstream
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
-from registry_proxy.web.ops import OPS_PATHS, Reasons, add_ops_routes
+from registry_proxy.web.ops import OPS_PATHS, StateSource, add_ops_routes
 from registry_proxy.web.problems import answer_problems
 
 _PREFIX = "/admin/v1"
@@ -38,7 +39,9 @@ class AdminServices:
         cache: the node's cache.
         purge_repository: forgets what a repository holds and returns it; waits for the disk.
         render_metrics: gives the exposition of all workers of the node.
-        readiness: gives why the node is not ready; ``ops.Readiness``.
+        readiness: tells whether the node is ready; ``ops.Readiness``.
+        reload: reads the configuration again; the workers that serve then are others.
+        client_address: tells who sent a request, also behind a trusted proxy.
     """
 
     directory: Directory
@@ -48,19 +51,28 @@ class AdminServices:
     cache: Cache
     purge_repository: Callable[[Repository], Collection[Digest]]
     render_metrics: Callable[[], bytes]
-    readiness: Reasons
+    readiness: StateSource
+    reload: Callable[[], Awaitable[ReloadOutcome]]
+    client_address: Callable[[web.BaseRequest], str]
 
 
 def make_admin_app(services: AdminServices) -> web.Application:
     """Return the application of the admin listener; its runner needs no settings of its own."""
-    guard = AdminGuard(services.control, OPS_PATHS, _PREFIX)
+    guard = AdminGuard(services.control, OPS_PATHS, _PREFIX, services.client_address)
     app = web.Application(
         middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES
     )
+    app.on_response_prepare.append(_say_nothing_of_the_server)
     access = AccessResources(services.directory, services.control)
-    node = NodeResources(services.replicas, services.cache, services.purge_repository, services.render_metrics)
+    node = NodeResources(
+        services.replicas, services.cache, services.purge_repository, services.render_metrics, services.reload
+    )
     identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
     for route in [*access.routes(), *identities.routes(), *node.routes()]:
         app.router.add_route(route.method, _PREFIX + route.path, route.handler)
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app
+
+
+async def _say_nothing_of_the_server(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.popall("Server", None)

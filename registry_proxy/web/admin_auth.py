@@ -7,7 +7,7 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from aiohttp import web
@@ -60,10 +60,18 @@ class AdminGuard:
         control: knows logins, tokens and who is an administrator.
         open_paths: routes that ask for nothing.
         prefix: of the API.
+        client_address: tells who sent a request; failed logins are counted under it.
     """
 
-    def __init__(self, control: Control, open_paths: Collection[str], prefix: str) -> None:
+    def __init__(
+        self,
+        control: Control,
+        open_paths: Collection[str],
+        prefix: str,
+        client_address: Callable[[web.BaseRequest], str],
+    ) -> None:
         self._control = control
+        self._client_address = client_address
         self._self_prefix = f"{prefix}{SELF_PREFIX}/"
         self._open_paths = frozenset(open_paths)
 
@@ -95,7 +103,7 @@ class AdminGuard:
         match scheme.lower():
             case "basic":
                 username, password = _parse_basic(credentials.strip())
-                return await self._login(username, password, request.remote or "")
+                return await self._login(username, password, self._client_address(request))
             case "bearer":
                 try:
                     token, policy = await self._control.authenticate(credentials.strip(), time.time())

@@ -1,14 +1,14 @@
 """Upstreams and the cache of the admin API: what stands behind this node, and what lies on its disk."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, parse_digest, parse_repository
 from registry_proxy.web.admin_requests import PurgeBody, format_time, read_body, read_page, read_query
@@ -105,11 +105,13 @@ class NodeResources:
         cache: Cache,
         purge_repository: Callable[[Repository], Collection[Digest]],
         render_metrics: Callable[[], bytes],
+        reload: Callable[[], Awaitable[ReloadOutcome]],
     ) -> None:
         self._upstreams = upstreams
         self._cache = cache
         self._purge_repository = purge_repository
         self._render_metrics = render_metrics
+        self._reload = reload
         self._verifying = asyncio.Lock()
 
     def routes(self) -> list[web.RouteDef]:
@@ -120,7 +122,17 @@ class NodeResources:
             web.get("/cache/blobs", self.list_blobs),
             web.post("/cache/verify", self.verify_cache),
             web.post("/cache/purge", self.purge_cache),
+            web.post("/reload", self.reload_configuration),
         ]
+
+    async def reload_configuration(self, _: web.Request) -> web.Response:
+        outcome = await self._reload()
+        if outcome.faults:
+            faults = [Fault("", fault) for fault in outcome.faults]
+            raise ProblemError(422, "the configuration is not reloaded, the old one stays in force", faults=faults)
+        if outcome.failure:
+            raise ProblemError(503, f"the configuration is not reloaded, the old one stays in force: {outcome.failure}")
+        return web.json_response({"generation": outcome.generation})
 
     async def list_upstreams(self, request: web.Request) -> web.Response:
         page = read_page(read_query(request, ("limit", "after")))

@@ -13,8 +13,19 @@ from registry_proxy.telemetry.metrics import CONTENT_TYPE
 OPS_PATHS = ("/metrics", "/healthz", "/readyz")
 """Open to everyone who reaches the listener."""
 
-Reasons = Callable[[], Awaitable[Sequence[str]]]
-"""Gives why this node should get no requests, in words; nothing when it should."""
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the node is doing, in words.
+
+    ``reasons`` say why it should get no requests; ``warnings`` what it cannot do, and no other node could either.
+    """
+
+    reasons: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+StateSource = Callable[[], Awaitable[State]]
 
 
 class ReplicaStatus(Protocol):
@@ -36,7 +47,10 @@ class _PolicySource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Tells why the node is not ready; call it.
+    """Tells whether the node is ready; call it.
+
+    Replicas that are down are no reason: they are the same for all nodes, which a load balancer would take out all at
+    once, with what is in their caches.
 
     Args:
         upstreams: by name.
@@ -48,26 +62,28 @@ class Readiness:
     control: _PolicySource
     is_draining: Callable[[], bool]
 
-    async def __call__(self) -> list[str]:
+    async def __call__(self) -> State:
         reasons = ["this node is draining"] if self.is_draining() else []
         try:
             await self.control.policy()
         except StoreUnavailableError:
             reasons.append("the store cannot be reached, and permissions are not known")
-        for name, upstream in self.upstreams.items():
-            # One that is behind in some keys still serves all others.
-            if not any(replica.state in {ReplicaState.UP, ReplicaState.BEHIND} for replica in upstream.status()):
-                reasons.append(f"no replica of upstream {name} is up")
-        return reasons
+        # One that is behind in some keys still serves all others.
+        warnings = [
+            f"no replica of upstream {name} is up"
+            for name, upstream in self.upstreams.items()
+            if not any(replica.state in {ReplicaState.UP, ReplicaState.BEHIND} for replica in upstream.status())
+        ]
+        return State(reasons, warnings)
 
 
-def add_ops_routes(app: web.Application, render_metrics: Callable[[], bytes], readiness: Reasons) -> None:
+def add_ops_routes(app: web.Application, render_metrics: Callable[[], bytes], readiness: StateSource) -> None:
     """Add the paths to the admin listener.
 
     Args:
         app: where.
         render_metrics: gives the exposition of all workers of the node; called in a thread, for it reads files.
-        readiness: gives why the node is not ready.
+        readiness: tells whether the node is ready.
     """
 
     async def metrics(_: web.Request) -> web.Response:
@@ -78,8 +94,9 @@ def add_ops_routes(app: web.Application, render_metrics: Callable[[], bytes], re
         return web.json_response({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
-        reasons = await readiness()
-        return web.json_response({"ready": not reasons, "reasons": list(reasons)}, status=503 if reasons else 200)
+        state = await readiness()
+        document = {"ready": not state.reasons, "reasons": list(state.reasons), "warnings": list(state.warnings)}
+        return web.json_response(document, status=503 if state.reasons else 200)
 
     for path, handler in zip(OPS_PATHS, (metrics, healthz, readyz), strict=True):
         app.router.add_get(path, handler)

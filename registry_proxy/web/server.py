@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from registry_proxy.spec.errors import ErrorCode, RegistryError
@@ -50,6 +52,11 @@ class _Protocol(RequestHandler):
         self._server = manager
         self._has_data = False
         self._header_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the listener is being closed."""
+        return self._server.is_draining
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -141,7 +148,7 @@ class _Protocol(RequestHandler):
 
     def close_if_idle(self) -> None:
         """Close the connection unless a request is being answered on it."""
-        if self._current_request is None:
+        if self._current_request is None and not self._messages:
             self.force_close()
 
     def _start_header_timer(self) -> None:
@@ -169,6 +176,16 @@ def expect_no_body(request: BaseRequest) -> None:
         request.protocol.expect_no_body()
 
 
+class _Request(BaseRequest):
+    """A request whose answer says that the connection closes once the listener does."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection stays open behind the answer."""
+        is_draining = isinstance(self.protocol, _Protocol) and self.protocol.is_draining
+        return not is_draining and not self._message.should_close
+
+
 class _Server(web.Server):
     """Makes our connections."""
 
@@ -178,14 +195,38 @@ class _Server(web.Server):
         limits: ServerLimits,
         answer_now: AnswerNow | None,
     ) -> None:
-        super().__init__(self._handle)
+        super().__init__(self._handle, request_factory=self._make_our_request)
         self.answer_now = answer_now
         self.is_draining = False
         self._handler = handler
         self._limits = limits
+        self._idle_seconds = 0.0
+        self._open: set[RequestHandler] = set()
         self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._ended = asyncio.Event()
+
+    def _make_our_request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> BaseRequest:
+        return _Request(message, payload, protocol, writer, task, self._loop)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Count it."""
+        super().connection_made(handler, transport)
+        self._open.add(handler)
+        if self.is_draining:
+            self._close_soon(handler)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Count it."""
+        super().connection_lost(handler, exc)
+        self._open.discard(handler)
+        self._look_for_end()
 
     def __call__(self) -> RequestHandler:
         return _Protocol(
@@ -201,56 +242,73 @@ class _Server(web.Server):
 
     async def _handle(self, request: BaseRequest) -> StreamResponse:
         self._running += 1
-        self._idle.clear()
         try:
-            response = await self._handler(request)
+            return await self._handler(request)
         finally:
             self._running -= 1
-            if self._running == 0:
-                self._idle.set()
-        if self.is_draining:
-            response.force_close()
-        return response
+            if self.is_draining:
+                self._close_soon(request.protocol)  # a long answer may have begun before it could say so
+                self._look_for_end()
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Let running requests end; aiohttp's own shutdown would stop reading their bodies at once."""
-        self.is_draining = True
-        for connection in self.connections:
-            if isinstance(connection, _Protocol):
-                connection.close_if_idle()
+    def _close_soon(self, connection: RequestHandler) -> None:
+        if isinstance(connection, _Protocol):
+            self._loop.call_later(self._idle_seconds, connection.close_if_idle)
+
+    def _look_for_end(self) -> None:
+        if self.is_draining and not self._open and not self._running:
+            self._ended.set()
+
+    async def drain(self, timeout_seconds: float, idle_seconds: float) -> None:
+        """Let running requests end; aiohttp's own shutdown would stop reading their bodies at once.
+
+        A connection at rest stays for ``idle_seconds``: a request that is on its way is answered, and told that it was
+        the last. To close at once would leave clients without an answer, and few repeat a POST.
+        """
+        self.is_draining, self._idle_seconds = True, idle_seconds
+        for connection in self._open:
+            self._close_soon(connection)
+        self._look_for_end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
+                await self._ended.wait()
         # What is left gets a moment for the end of its answer, then it is cut.
         await self.shutdown(_LAST_BYTES_SECONDS)
 
 
 class PublicServer:
-    """A listener that is being served; see ``run_public``."""
+    """Listeners that are being served; see ``run_public``."""
 
-    def __init__(self, server: _Server, listener: asyncio.Server) -> None:
+    def __init__(self, server: _Server, listeners: Sequence[asyncio.Server]) -> None:
         self._server = server
-        self._listener = listener
+        self._listeners = listeners
 
     @property
     def connection_count(self) -> int:
         """How many clients are connected."""
         return len(self._server.connections)
 
-    async def drain(self, timeout_seconds: float = 10.0) -> None:
-        """Take no new connections, let running requests end within the time, close all."""
-        self._listener.close()
-        await self._server.drain(timeout_seconds)
-        await self._listener.wait_closed()
+    async def drain(self, timeout_seconds: float, idle_seconds: float) -> None:
+        """Take no new connections, let running requests end within the time, close all.
+
+        Args:
+            timeout_seconds: what then still runs is cut.
+            idle_seconds: how long a connection may rest that was not told yet that it closes.
+        """
+        for listener in self._listeners:
+            listener.close()
+        await self._server.drain(timeout_seconds, idle_seconds)
+        for listener in self._listeners:
+            await listener.wait_closed()
 
 
 async def run_public(
     handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
-    listening: socket.socket,
+    listening: Sequence[socket.socket],
     limits: ServerLimits | None = None,
     answer_now: AnswerNow | None = None,
 ) -> PublicServer:
-    """Serve the handler on a bound socket until ``drain``; requests that ``answer_now`` answers never reach it."""
+    """Serve the handler on bound sockets until ``drain``; requests that ``answer_now`` answers never reach it."""
     server = _Server(handler, limits or ServerLimits(), answer_now)
-    listener = await asyncio.get_running_loop().create_server(server, sock=listening, backlog=_BACKLOG)
-    return PublicServer(server, listener)
+    loop = asyncio.get_running_loop()
+    listeners = [await loop.create_server(server, sock=each, backlog=_BACKLOG) for each in listening]
+    return PublicServer(server, listeners)

@@ -297,12 +297,12 @@ class PublicBench:
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         app = self.make_app()
-        self.server = await run_public(app.handle, listening, self.limits, app.hot.answer)
+        self.server = await run_public(app.handle, [listening], self.limits, app.hot.answer)
         try:
             async with aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", auto_decompress=False) as self.session:
                 yield self
         finally:
-            await self.server.drain(2)
+            await self.server.drain(2, 0)
             await self.cache.aclose()
 
     def token(self, subject: str = "user:ann", *scopes: str, generation: int | None = None) -> str:

@@ -1,6 +1,7 @@
-"""Runs the real supervisor over the fake worker: ``service.py CONFIG SILENCE_SECONDS DRAIN_SECONDS``."""
+"""Runs the real supervisor over the fake worker: ``service.py CONFIG SILENCE_SECONDS``."""
 
 import asyncio
+import functools
 import os
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from registry_proxy.settings_load import load_settings
 
 def main() -> None:
     """Run it as ``serve`` does."""
-    config, silence, drain = sys.argv[1:]
-    timing = supervisor.Timing(silence=float(silence), start=float(silence) * 4, drain=float(drain))
+    config, silence = sys.argv[1:]
+    timing = supervisor.Timing(silence=float(silence), start=float(silence) * 4)
     command = [sys.executable, str(Path(__file__).with_name("worker.py"))]
     try:
-        asyncio.run(supervisor.run(load_settings(config, os.environ), command, timing))
+        asyncio.run(supervisor.run(functools.partial(load_settings, config, os.environ), command, timing))
     except StartError as error:
         sys.exit(f"cannot start: {error}")
 

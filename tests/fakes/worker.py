@@ -1,6 +1,7 @@
 """A worker that the supervisor can start instead of ours, and that misbehaves on demand.
 
-It answers one line for one line: ``pid``, ``slow`` (answers after ``go`` came on the same connection), ``environment``.
+It answers one line for one line: ``pid``, ``slow`` (answers after ``go`` came on the same connection), ``inside``,
+``reload``.
 How it starts is told by the first route's prefix: ``broken/``, ``never-ready/``, ``unprepared/`` or ``made-up/``.
 """
 
@@ -10,13 +11,17 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 
 from registry_proxy import worker
 from registry_proxy.settings import Settings
 
 
 async def _answer(
-    running: set[asyncio.Task[None] | None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    running: set[asyncio.Task[None] | None],
+    context: worker.WorkerContext,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
     running.add(asyncio.current_task())
     try:
@@ -24,9 +29,13 @@ async def _answer(
             if line == "slow":
                 writer.write(b"started\n")
                 await reader.readline()
-            answer = (
-                json.dumps({"environment": sorted(os.environ), "argv": sys.argv}) if line == "inside" else os.getpid()
-            )
+            answer: object = os.getpid()
+            if line == "inside":
+                answer = json.dumps(
+                    {"environment": sorted(os.environ), "argv": sys.argv, "slot": context.slot, "id": context.process}
+                )
+            elif line == "reload":
+                answer = json.dumps(asdict(await context.reload()))
             writer.write(f"{answer}\n".encode())
             if line == "slow":
                 break
@@ -44,18 +53,20 @@ async def run_worker(settings: Settings, context: worker.WorkerContext) -> None:
         raise OSError("the disk is on fire")
     running: set[asyncio.Task[None] | None] = set()
     servers = [
-        await asyncio.start_server(functools.partial(_answer, running), sock=listener)
-        for listener in (context.public_socket, context.admin_socket)
+        await asyncio.start_server(functools.partial(_answer, running, context), sock=listener)
+        for listener in (*context.public_sockets, context.admin_socket)
         if listener is not None
     ]
     if behaviour != "never-ready/":
         context.ready()
-    await context.draining.wait()
+    await context.ending.wait()
     for server in servers:
         server.close()
     if behaviour == "undrainable/":
         await asyncio.Event().wait()
-    await asyncio.wait_for(asyncio.gather(*(task for task in running if task)), context.drain_seconds)
+    drain = settings.drain
+    seconds = drain.reload_timeout_seconds if context.ending.is_replaced else drain.timeout_seconds
+    await asyncio.wait_for(asyncio.gather(*(task for task in running if task)), seconds)
 
 
 async def prepare(settings: Settings, admin_password: str | None) -> str | None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from registry_proxy.cache.membership import FileMemberships
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState, RoutedRepository
+from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.reference import Digest, Repository, digest_of
 from registry_proxy.tasks import spawn
@@ -101,6 +101,7 @@ ROUTES = [
     ("POST", "/cache/verify"),
     ("GET", "/cache/blobs"),
     ("POST", "/cache/purge"),
+    ("POST", "/reload"),
     ("GET", "/there/is/no/such/path"),
     ("PATCH", "/users/bob"),
 ]
@@ -355,9 +356,8 @@ async def test_a_revocation_names_one_thing(admin: Admin) -> None:
         assert (await admin.call("POST", "/revocations", body))[0] == 400
 
 
-ROUTES_WITH_BODY = [
-    route for route in ROUTES if route[0] in {"PUT", "POST"} and route[1] not in {"/cache/verify", "/keys/rotate"}
-]
+_WITHOUT_BODY = {"/cache/verify", "/keys/rotate", "/reload"}
+ROUTES_WITH_BODY = [route for route in ROUTES if route[0] in {"PUT", "POST"} and route[1] not in _WITHOUT_BODY]
 BODIES = [
     b"[" * 100_000,
     b'{"groups":' * 100_000,
@@ -603,16 +603,43 @@ async def test_monitoring_needs_no_credentials(admin: Admin) -> None:
 
 
 async def test_readyz_gives_every_reason(admin: Admin) -> None:
-    """200 while a replica of each upstream is up or behind; else 503 with all the reasons."""
+    """200 also when no replica is up, with a warning: what is cached is served; 503 when draining, with all reasons."""
     async with admin.http.get("/readyz") as response:
-        assert (response.status, await response.json()) == (200, {"ready": True, "reasons": []})
+        assert (response.status, await response.json()) == (200, {"ready": True, "reasons": [], "warnings": []})
+        assert "Server" not in response.headers
     first, second = admin.node.upstreams["main"].replicas
     first.state, second.state = ReplicaState.BEHIND, ReplicaState.DOWN
     async with admin.http.get("/readyz") as response:
-        assert response.status == 200
+        assert (response.status, (await response.json())["warnings"]) == (200, [])
     first.state = ReplicaState.CREDENTIALS_REFUSED
+    warnings = ["no replica of upstream main is up"]
+    async with admin.http.get("/readyz") as response:
+        assert (response.status, await response.json()) == (200, {"ready": True, "reasons": [], "warnings": warnings})
     admin.node.draining[0] = True
     async with admin.http.get("/readyz") as response:
         assert response.status == 503
-        reasons = (await response.json())["reasons"]
-    assert reasons == ["this node is draining", "no replica of upstream main is up"]
+        reasons = ["this node is draining"]
+        assert await response.json() == {"ready": False, "reasons": reasons, "warnings": warnings}
+
+
+async def test_reload_tells_what_became_of_it(admin: Admin) -> None:
+    """200 with the generation; 422 with every fault of the configuration; 503 when its workers did not start."""
+    admin.node.reloads += [
+        ReloadOutcome(2),
+        ReloadOutcome(2, ("a.yaml:1: x", "b")),
+        ReloadOutcome(2, failure="no room"),
+    ]
+    status, document, _ = await admin.call("POST", "/reload")
+    assert (status, document) == (200, {"generation": 2})
+    status, document, _ = await admin.call("POST", "/reload")
+    assert (status, [fault["detail"] for fault in document["errors"]]) == (422, ["a.yaml:1: x", "b"])
+    status, document, _ = await admin.call("POST", "/reload")
+    assert (status, document["detail"].endswith(": no room")) == (503, True)
+
+
+async def test_failed_logins_are_counted_for_the_client_behind_a_trusted_proxy(admin: Admin) -> None:
+    """Behind a proxy, one client that fails does not keep the others of the same name out."""
+    wrong = (ADMIN[0], "wrong password")
+    addresses = ["192.0.2.1"] * 12 + ["192.0.2.2"]
+    answers = [await admin.call("GET", "/users", auth=wrong, headers={"X-Forwarded-For": each}) for each in addresses]
+    assert [status for status, _, _ in answers[-2:]] == [429, 401]

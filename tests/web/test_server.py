@@ -225,7 +225,7 @@ async def test_drain_lets_a_running_upload_end(tmp_path: Path) -> None:
         writer.write(f"{head}Authorization: Bearer {public.token()}\r\n\r\nab".encode())
         await until(lambda: bool(public.push.calls))
         assert public.server is not None
-        draining = asyncio.get_running_loop().create_task(public.server.drain(5))
+        draining = asyncio.get_running_loop().create_task(public.server.drain(5, 0.1))
         assert await idle[0].read() == b""
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", public.port)
@@ -245,7 +245,7 @@ async def test_drain_cuts_what_does_not_end(tmp_path: Path) -> None:
         await until(lambda: bool(public.push.calls))
         assert public.server is not None
         async with asyncio.timeout(5):
-            await public.server.drain(0.1)
+            await public.server.drain(0.1, 0)
             assert b"201" not in await read_to_end(reader)
         writer.close()
 
