@@ -14,12 +14,14 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.tasks import spawn
 from registry_proxy.web.exchange import error_response
 
 _TLS_HANDSHAKE = 0x16
 _READ_BUFFER_BYTES = 256 * 1024
 _BACKLOG = 1024
 _LAST_BYTES_SECONDS = 0.5
+_LOOK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class _Protocol(RequestHandler):
         self._server = manager
         self._has_data = False
         self._header_timer: asyncio.TimerHandle | None = None
+        self.answered_at = 0.0
+        """When the last request on it was answered, by the loop's clock."""
 
     @property
     def is_draining(self) -> bool:
@@ -113,7 +117,7 @@ class _Protocol(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own type; aiohttp narrows it to None
         """Keep a half-closed connection for its answer; a body that ended too early has no answer."""
-        if self._waiter is not None and not self._waiter.done():
+        if self._is_at_rest():
             return None
         bodies = [body for _, body in self._messages]
         if self._current_request is not None:
@@ -146,10 +150,14 @@ class _Protocol(RequestHandler):
         """Do not wait for the rest of a body that the client was never asked for."""
         self._lingering_time = 0.0
 
-    def close_if_idle(self) -> None:
-        """Close the connection unless a request is being answered on it."""
-        if self._current_request is None and not self._messages:
+    def close_if_idle(self, seconds: float) -> None:
+        """Close the connection if no request has been answered on it for so long."""
+        if self._is_at_rest() and self._loop.time() >= self.answered_at + seconds:
             self.force_close()
+
+    def _is_at_rest(self) -> bool:
+        is_waiting = self._waiter is not None and not self._waiter.done()
+        return not self._messages and (is_waiting or self._request_count == 0)
 
     def _start_header_timer(self) -> None:
         self._header_timer = self._loop.call_later(self._limits.header_seconds, self._header_too_slow)
@@ -200,8 +208,7 @@ class _Server(web.Server):
         self.is_draining = False
         self._handler = handler
         self._limits = limits
-        self._idle_seconds = 0.0
-        self._open: set[RequestHandler] = set()
+        self._open: set[_Protocol] = set()
         self._running = 0
         self._ended = asyncio.Event()
 
@@ -218,14 +225,15 @@ class _Server(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Count it."""
         super().connection_made(handler, transport)
-        self._open.add(handler)
-        if self.is_draining:
-            self._close_soon(handler)
+        if isinstance(handler, _Protocol):
+            handler.answered_at = self._loop.time()
+            self._open.add(handler)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Count it."""
         super().connection_lost(handler, exc)
-        self._open.discard(handler)
+        if isinstance(handler, _Protocol):
+            self._open.discard(handler)
         self._look_for_end()
 
     def __call__(self) -> RequestHandler:
@@ -246,13 +254,9 @@ class _Server(web.Server):
             return await self._handler(request)
         finally:
             self._running -= 1
-            if self.is_draining:
-                self._close_soon(request.protocol)  # a long answer may have begun before it could say so
-                self._look_for_end()
-
-    def _close_soon(self, connection: RequestHandler) -> None:
-        if isinstance(connection, _Protocol):
-            self._loop.call_later(self._idle_seconds, connection.close_if_idle)
+            if isinstance(request.protocol, _Protocol):
+                request.protocol.answered_at = self._loop.time()
+            self._look_for_end()
 
     def _look_for_end(self) -> None:
         if self.is_draining and not self._open and not self._running:
@@ -264,15 +268,24 @@ class _Server(web.Server):
         A connection at rest stays for ``idle_seconds``: a request that is on its way is answered, and told that it was
         the last. To close at once would leave clients without an answer, and few repeat a POST.
         """
-        self.is_draining, self._idle_seconds = True, idle_seconds
+        self.is_draining = True
+        started_at = self._loop.time()
         for connection in self._open:
-            self._close_soon(connection)
+            connection.answered_at = max(connection.answered_at, started_at)
+        closing = spawn(self._close_idle(idle_seconds), "closing of connections at rest")
         self._look_for_end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._ended.wait()
+        closing.cancel()
         # What is left gets a moment for the end of its answer, then it is cut.
         await self.shutdown(_LAST_BYTES_SECONDS)
+
+    async def _close_idle(self, idle_seconds: float) -> None:
+        while True:
+            for connection in [*self._open]:
+                connection.close_if_idle(idle_seconds)
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 class PublicServer:

@@ -236,6 +236,41 @@ async def test_drain_lets_a_running_upload_end(tmp_path: Path) -> None:
             each.close()
 
 
+async def test_a_connection_at_rest_is_told_that_its_next_answer_is_the_last(tmp_path: Path) -> None:
+    """A request that comes on a kept connection after the drain began is answered, with Connection: close."""
+    async with PublicBench(tmp_path).serving() as public:
+        reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+        request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        writer.write(request)
+        assert b"connection: close" not in (await reader.readuntil(b"}")).lower()
+        assert public.server is not None
+        draining = asyncio.get_running_loop().create_task(public.server.drain(30, 30))
+        await until(lambda: refuses(public.port))
+        writer.write(request)
+        answer = await read_to_end(reader)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer.lower()
+        await draining
+        writer.close()
+
+
+def refuses(port: int) -> bool:
+    """Tell whether nobody takes connections on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_a_client_that_left_before_it_was_looked_at_is_not_kept(tmp_path: Path) -> None:
+    """A connection that was closed while it waited to be accepted does not hold up the end."""
+    async with PublicBench(tmp_path).serving() as public:
+        assert public.server is not None
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", public.port)):
+                pass
+        async with asyncio.timeout(10):
+            await public.server.drain(30, 30)
+
+
 async def test_drain_cuts_what_does_not_end(tmp_path: Path) -> None:
     """A client that never finishes does not hold the process."""
     async with PublicBench(tmp_path).serving() as public:

@@ -1,0 +1,420 @@
+"""Reload, stop and rolling restart of the whole product under load: what clients see is that nothing happened."""
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.product import ADMIN_PASSWORD, Image, Proxy, User, digest_of, make_image, random_bytes
+from tests.servers import Server, free_port, running, wait_until
+
+MIB = 1024 * 1024
+
+
+def push_blob(registry: Server, repository: str, content: bytes) -> str:
+    """Put a blob into a registry past the proxy; return its digest."""
+    digest = digest_of(content)
+    with httpx.Client(base_url=f"{registry.url}/v2/{repository}", timeout=60) as client:
+        location = httpx.URL(client.post("/blobs/uploads/").headers["Location"])
+        assert client.put(location.copy_merge_params({"digest": digest}), content=content).status_code == 201
+    return digest
+
+
+def blob_gets(registry: Server, digest: str) -> int:
+    """Return how often a registry was asked for the bytes of a blob."""
+    return sum(1 for line in registry.log_text().splitlines() if f"/blobs/{digest} HTTP" in line and '"GET ' in line)
+
+
+def reload(proxy: Proxy, **changes: Any) -> httpx.Response:
+    """Write the configuration anew, with changes, and have it read."""
+    settings = yaml.safe_load(proxy.config.read_text())
+    for key, value in changes.items():
+        settings[key] = {**settings[key], **value} if isinstance(value, Mapping) and key in settings else value
+    proxy.config.write_text(yaml.safe_dump(settings))
+    with proxy.admin() as admin:
+        return admin.post("/reload")
+
+
+@dataclass
+class Load:
+    """Clients that pull and push without a pause and repeat nothing, each on a connection that it keeps."""
+
+    user: User
+    image: Image
+    cold: list[str]
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def check(self, what: str, right: bool, answer: httpx.Response) -> None:  # noqa: FBT001 - an assertion
+        """Count an answer."""
+        self.counts[what] += 1
+        if not right:
+            self.failures.append(f"{what}: {answer.status_code} {answer.text[:200]}")
+
+    def pull_hot(self, client: httpx.Client, _: int) -> None:
+        """Pull what is in the cache."""
+        answer = client.get("/manifests/hot", headers={"Accept": self.image.media_type})
+        self.check("manifest", answer.content == self.image.manifest, answer)
+        for digest, blob in self.image.blobs.items():
+            answer = client.get(f"/blobs/{digest}")
+            self.check("hot", answer.content == blob, answer)
+
+    def pull_cold(self, client: httpx.Client, turn: int) -> None:
+        """Pull what is in a registry only."""
+        digest = self.cold[turn % len(self.cold)]
+        answer = client.get(f"/blobs/{digest}")
+        self.check("cold", digest_of(answer.content) == digest, answer)
+
+    def push(self, client: httpx.Client, turn: int) -> None:
+        """Push a blob as docker does, on one connection."""
+        content = turn.to_bytes(8) + os.urandom(50_000)
+        answer = client.post("/blobs/uploads/")
+        self.check("post", answer.status_code == 202, answer)
+        base = client.base_url
+        answer = client.patch(base.join(answer.headers.get("Location", "/")), content=iter([content]))
+        self.check("patch", answer.status_code == 202, answer)
+        location = httpx.URL(base.join(answer.headers.get("Location", "/")))
+        answer = client.put(location.copy_merge_params({"digest": digest_of(content)}))
+        self.check("put", answer.status_code == 201, answer)
+
+    def _work(self, task: Callable[[httpx.Client, int], None], pause_seconds: float) -> None:
+        with self.user.client("team/app", "pull,push") as client:
+            for turn in itertools.count():
+                if self._stop.wait(pause_seconds):
+                    return
+                try:
+                    task(client, turn)
+                except httpx.HTTPError as error:
+                    self.failures.append(f"{task.__name__}: {error!r}")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep it up for the length of a with block."""
+        self.user.token("repository:team/app:pull,push")
+        tasks = [
+            (self.pull_hot, 0.0),
+            (self.pull_hot, 1.01),
+            (self.pull_cold, 0.01),
+            (self.push, 0.0),
+            (self.push, 0.3),
+        ]
+        threads = [threading.Thread(target=self._work, args=task) for task in tasks]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def verdict(self) -> None:
+        """Fail where any request did."""
+        print(dict(self.counts))
+        assert self.failures == []
+        assert all(self.counts[what] > 5 for what in ("manifest", "hot", "cold", "post", "patch", "put")), self.counts
+
+
+def make_load(proxy: Proxy, registry: Server, url: str | None = None) -> Load:
+    """Return a load on a proxy; nothing cold is in any cache."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    image = make_image(random_bytes(300_000), random_bytes(2 * MIB))
+    user.push("team/app", "hot", image)
+    cold = [push_blob(registry, "team/app", random_bytes(100_000)) for _ in range(60)]
+    user.url = url
+    return Load(user, image, cold)
+
+
+def test_twenty_reloads_fail_no_request(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
+    """Pulls of hot and cold blobs, pushes, connections that are kept: 20 reloads, no failure, one generation left."""
+    registry = start_registry()
+    proxy = start_proxy([registry])
+    load = make_load(proxy, registry)
+    with load.running():
+        for number in range(20):
+            answer = reload(proxy, workers=number % 2 + 1)
+            assert answer.json() == {"generation": number + 2}
+    load.verdict()
+    with proxy.admin() as admin:  # all generations summed, none counted twice
+        blobs = admin.get("/cache").json()["requests"]["blob"]
+    served = load.counts["hot"] + load.counts["cold"]
+    assert served == blobs["hit"] + blobs["miss"] + blobs["latch"]
+    assert len(list((proxy.cache / "metrics").glob("counter_*.db"))) <= 12
+    wait_until(lambda: len(proxy.workers()) == 2, "the old generations are gone")
+
+
+def test_a_reload_changes_what_is_configured(
+    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
+) -> None:
+    """Replicas, routes, token lifetime and password files are the new ones; a bad file changes nothing."""
+    first, second = start_registry("first"), start_registry("second")
+    proxy = start_proxy([first])
+    user = proxy.add_user("ann", pull_push=["**"])
+    blob = random_bytes(10_000)
+    digest = push_blob(second, "app", blob)
+    assert user.get("mirror/app", f"blobs/{digest}").status_code == 404
+    password = tmp_path / "password"
+    password.write_text("of a replica")
+    replica = {"name": "late", "url": second.url, "username": "u", "password_file": str(password)}
+    routes = [{"prefix": "", "upstream": "main"}, {"prefix": "mirror/", "upstream": "late", "strip_prefix": True}]
+    auth = {"token_lifetime": 77}
+    assert reload(proxy, upstreams={"late": {"replicas": [replica]}}, routes=routes, auth=auth).status_code == 200
+    assert user.get("mirror/app", f"blobs/{digest}").content == blob
+    query = {"service": "registry-proxy"}
+    assert httpx.get(f"{proxy.url}/auth/token", params=query).json()["expires_in"] == 77
+    password.unlink()
+    refused = reload(proxy, auth={"token_lifetime": 1}, store="sqlite:////elsewhere")
+    assert refused.status_code == 422
+    faults = [fault["detail"] for fault in refused.json()["errors"]]
+    assert any("password_file" in fault for fault in faults)
+    assert any("token_lifetime" in fault for fault in faults)
+    assert httpx.get(f"{proxy.url}/auth/token", params=query).json()["expires_in"] == 77
+    gone = reload(
+        proxy,
+        upstreams={"late": {"replicas": [{"url": second.url}]}},
+        auth=auth,
+        store=f"sqlite:///{proxy.root}/store.db",
+    )
+    assert gone.status_code == 200, gone.text
+    wait_until(lambda: len(proxy.workers()) == 1, "the old worker is gone")
+    metrics = httpx.get(f"{proxy.admin_url}/metrics").text
+    assert f'replica="127.0.0.1:{second.port}"' in metrics
+    assert 'state="up",upstream="late"' in metrics
+    assert 'registry_proxy_replica_state{replica="late"' not in metrics, (
+        "nothing is said of what is no replica any more"
+    )
+
+
+def test_the_command_reloads_and_tells_every_fault(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
+    """`registry-proxy reload`: 0 and the generation; 1 and the faults with their lines."""
+    proxy = start_proxy([start_registry()])
+    environment = {
+        **os.environ,
+        "REGISTRY_PROXY_ADMIN_URL": proxy.admin_url,
+        "REGISTRY_PROXY_ADMIN_USER": "admin",
+        "REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD,
+    }
+    command = [*proxy.arguments[:3], "reload"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "generation 2" in done.stdout + done.stderr) == (0, True), done
+    proxy.config.write_text(proxy.config.read_text() + "tag_ttl: 3\nworkers: 0\n")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "config.yaml:" in done.stderr
+    assert "tag_ttl: unknown key" in done.stderr
+
+
+@dataclass
+class SlowRegistry:
+    """A way to a registry that passes bytes on only as long as the gate is open."""
+
+    target: int
+    gate: threading.Event = field(default_factory=threading.Event)
+    port: int = field(default_factory=free_port)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def running(self) -> Iterator["SlowRegistry"]:
+        """Listen for the length of a with block."""
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", self.port)))
+            thread = threading.Thread(target=self._accept, args=(listener,), daemon=True)
+            thread.start()
+            self.gate.set()
+            yield self
+            self.gate.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with ExitStack() as stack:
+            while True:
+                try:
+                    client = stack.enter_context(listener.accept()[0])
+                except OSError:
+                    return
+                server = stack.enter_context(socket.create_connection(("127.0.0.1", self.target)))
+                for source, sink, is_gated in ((client, server, False), (server, client, True)):
+                    thread = threading.Thread(target=self._copy, args=(source, sink, is_gated))
+                    thread.start()
+                    stack.callback(thread.join)
+                    stack.callback(_hang_up, source)
+
+    def _copy(self, source: socket.socket, sink: socket.socket, is_gated: bool) -> None:  # noqa: FBT001 - one caller
+        sent = 0
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                if is_gated and sent > 2 * MIB:
+                    self.gate.wait()
+                sink.sendall(piece)
+                sent += len(piece)
+        _hang_up(sink)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("patience", ["60s", "200ms"])
+def test_a_fetch_outlives_the_generation_that_began_it(
+    start_proxy: StartProxy, start_registry: StartRegistry, patience: str
+) -> None:
+    """A client in the old worker gets its body while that may go on; a fetch that is cut is taken over by Range."""
+    registry = start_registry()
+    with SlowRegistry(registry.port).running() as slow:
+        timeouts = {"stall": "60s", "first_byte": "20s"}
+        upstreams = {"main": {"replicas": [{"url": slow.url}], "timeouts": timeouts}}
+        proxy = start_proxy([], {"upstreams": upstreams, "drain": {"reload_timeout": patience}})
+        user = proxy.add_user("ann", pull=["team/**"])
+        blob = random_bytes(16 * MIB)
+        digest = push_blob(registry, "team/app", blob)
+        slow.gate.clear()
+        bodies: dict[str, bytes] = {}
+
+        def pull(name: str) -> None:
+            try:
+                bodies[name] = user.get("team/app", f"blobs/{digest}").content
+            except httpx.HTTPError:
+                bodies[name] = b""
+
+        user.token("repository:team/app:pull")
+        old = proxy.workers()[0]
+        threads = [threading.Thread(target=pull, args=("old",))]
+        threads[0].start()
+        part = proxy.cache / "fills" / f"{digest.replace(':', '-')}.part"
+        wait_until(lambda: part.exists() and part.stat().st_size > MIB, "the fetch is half done")
+        assert reload(proxy).status_code == 200
+        threads.append(threading.Thread(target=pull, args=("new",)))
+        threads[1].start()
+        if patience == "200ms":
+            wait_until(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE, "the old worker is gone")
+        slow.gate.set()
+        for thread in threads:
+            thread.join()
+        assert bodies["new"] == blob
+        if patience == "60s":
+            assert bodies["old"] == blob
+            assert blob_gets(registry, digest) == 1
+        else:
+            wait_until(lambda: blob_gets(registry, digest) == 2, "the one that was cut, and one Range")
+        wait_until(lambda: not part.exists(), "committed")
+
+
+def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
+    """For ``drain.delay`` a node is not ready and still answers; then connections are refused; then it has gone."""
+    proxy = start_proxy([start_registry()], {"drain": {"delay": "2s"}})
+    assert proxy.process is not None
+    with httpx.Client(base_url=proxy.url) as kept:
+        assert kept.get("/healthz").status_code == 200
+        proxy.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{proxy.admin_url}/readyz").status_code == 503, "not ready")
+        assert httpx.get(f"{proxy.admin_url}/readyz").json()["reasons"] == ["this node is draining"]
+        assert httpx.get(f"{proxy.url}/healthz").status_code == 200
+        wait_until(lambda: refuses(proxy.port), "refused")
+        answer = kept.get("/healthz")
+        assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+    assert proxy.process.wait(20) == 0
+
+
+def refuses(port: int) -> bool:
+    """Tell whether nobody takes connections on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_stop_answers_every_connection_that_it_took(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
+    """Clients that connect and ask all the time: each is answered or refused, none is reset."""
+    proxy = start_proxy([start_registry()], {"workers": 2})
+    outcomes: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                answer = httpx.get(f"{proxy.url}/healthz", timeout=30)
+                outcomes[str(answer.status_code)] += 1
+            except httpx.ConnectError:
+                outcomes["refused"] += 1
+                return
+            except httpx.HTTPError as error:
+                outcomes[repr(error)] += 1
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: outcomes["200"] > 100, "under load")
+    proxy.stop()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(outcomes) == {"200", "refused"}, outcomes
+
+
+NGINX = """
+worker_processes 1; pid {root}/pid; error_log {root}/error.log; daemon off;
+events {{ worker_connections 1024; }}
+http {{
+    access_log {root}/access.log;
+    client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;
+    uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
+    upstream nodes {{
+        server 127.0.0.1:{one} max_fails=0; server 127.0.0.1:{two} max_fails=0;
+        keepalive 16; keepalive_timeout 60s;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        client_max_body_size 0;
+        location / {{
+            proxy_pass http://nodes; proxy_http_version 1.1; proxy_set_header Connection "";
+            proxy_request_buffering off; proxy_buffering off; proxy_connect_timeout 5s;
+            proxy_next_upstream error timeout;
+            proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $remote_addr;
+        }}
+    }}
+}}
+"""
+
+
+def test_a_rolling_restart_of_two_nodes_fails_no_request(
+    start_proxy: StartProxy, start_registry: StartRegistry, redis: Server, tmp_path: Path
+) -> None:
+    """Two nodes on one Redis behind nginx: SIGTERM and start of one, then of the other, under pulls and pushes."""
+    registries = start_registry("first"), start_registry("second")
+    extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
+    nodes = [start_proxy(registries, extra, name=name) for name in ("one", "two")]
+    root = tmp_path / "nginx"
+    root.mkdir()
+    port = free_port()
+    (root / "nginx.conf").write_text(NGINX.format(root=root, port=port, one=nodes[0].port, two=nodes[1].port))
+    nginx = Server([require_program("nginx"), "-e", "stderr", "-c", str(root / "nginx.conf")], port, root / "log")
+    with running(nginx):
+        load = make_load(nodes[0], registries[0], nginx.url)
+        with load.running():
+            for node in nodes:
+                time.sleep(1)  # load on both
+                node.stop()
+                node.start()
+            time.sleep(1)
+    load.verdict()
