@@ -34,6 +34,7 @@ bench: ## measure beside nginx and docker-registry
 	.venv/bin/python -m benchmarks.first
 	.venv/bin/python -m benchmarks.cache
 	.venv/bin/python -m benchmarks.herd
+	.venv/bin/python -m benchmarks.failover
 
 .PHONY: soak
 soak: ## the long sweeps: chaos, faults, fuzz

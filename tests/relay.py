@@ -22,6 +22,7 @@ class Relay:
     def __init__(self, target_port: int, *, bytes_per_second: int = 0, pause_after: int = 0) -> None:
         self.port = 0
         self.paused = threading.Event()
+        self._armed = 0
         self._target_port = target_port
         self._bytes_per_second = bytes_per_second
         self._pause_after = pause_after
@@ -36,6 +37,17 @@ class Relay:
         resumed = self._resumed
         if resumed is not None:
             self._loop.call_soon_threadsafe(resumed.set)
+
+    def pause_next(self, after_bytes: int) -> None:
+        """Pause the connection that passes so many bytes of answers from now on."""
+        self.paused.clear()
+
+        def arm() -> None:
+            self._armed += 1
+            self._pause_after = after_bytes
+            self._resumed = asyncio.Event()
+
+        self._loop.call_soon_threadsafe(arm)
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Relay"]:
@@ -75,7 +87,11 @@ class Relay:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, forth = await asyncio.open_connection("127.0.0.1", self._target_port)
+        try:
+            back, forth = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            writer.close()
+            return
         try:
             pumps = [self._pump(reader, forth, is_answer=False), self._pump(back, writer, is_answer=True)]
             tasks = [spawn(pump, "pump") for pump in pumps]
@@ -90,10 +106,11 @@ class Relay:
             writer.close()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_answer: bool) -> None:
-        passed_bytes = 0
+        passed_bytes, armed = 0, self._armed
         with contextlib.suppress(OSError):
             while chunk := await source.read(_CHUNK_BYTES):
                 if is_answer:
+                    passed_bytes, armed = (passed_bytes if armed == self._armed else 0), self._armed
                     passed_bytes += len(chunk)
                     await self._hold(len(chunk), passed_bytes)
                 target.write(chunk)

@@ -210,15 +210,16 @@ class Fill:
             return
         idle = 0
         while True:
-            before = part.written_bytes
+            before, has_begun = part.written_bytes, False
             try:
                 async with self._source(before) as stream:
+                    has_begun = True
                     await self._copy(stream, progress, part)
                     self._check(progress, part, is_proven=before == 0 and stream.size_bytes is not None)
                 return
             except UpstreamUnavailableError as error:
-                if part.written_bytes == 0:
-                    raise
+                if part.written_bytes == 0 and not has_begun:
+                    raise  # nobody can answer; one that broke off may have told the size already
                 idle = 0 if part.written_bytes > before else idle + 1
                 if idle >= _MAX_IDLE_ATTEMPTS:
                     raise FillFailedError(f"no replica could go on: {error}") from error

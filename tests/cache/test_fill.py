@@ -273,6 +273,15 @@ async def test_a_replica_that_dies_in_mid_fill_is_not_noticed(
     await committed(cache, digest)
 
 
+async def test_a_replica_that_dies_before_its_first_byte_is_not_noticed(cache: DiskCache) -> None:
+    """Its headers told the size, so that the client has its status line; the bytes come from the next one."""
+    body, digest = content(MIB)
+    source = Source(Answer(body, cut_after=0), Answer(body))
+    reader, _ = await cache.open_or_fill(digest, source)
+    assert await read_all(reader) == body
+    assert source.offsets == [0, 0]
+
+
 async def test_a_body_cut_short_of_its_length_is_gone_on_with(cache: DiskCache) -> None:
     """A stream that ends before the announced length counts as cut, not as the end."""
     body, digest = content(MIB)
