@@ -34,6 +34,10 @@ class FillFailedError(Exception):
     """A fill ended without its content. The cause is the ``__cause__``; readers of it must not complete their body."""
 
 
+class FillLostError(FillFailedError):
+    """A fill ended, or a file cannot be read, for a reason of this node's disk: the rest may be had from upstream."""
+
+
 class WrongContentError(FillFailedError):
     """What a source sent is not the content asked for: other length, or other digest.
 
@@ -147,6 +151,7 @@ class BlobReader(Protocol):
 
         Raises:
             FillFailedError: the content will never be complete here.
+            FillLostError: as above, and only the disk is to blame.
         """
 
     def close(self) -> None:

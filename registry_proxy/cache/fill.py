@@ -19,6 +19,7 @@ from registry_proxy.ports import (
     CacheResult,
     CacheUnavailableError,
     FillFailedError,
+    FillLostError,
     Observer,
     OpenSource,
     UpstreamUnavailableError,
@@ -36,7 +37,15 @@ _SPACE_CHECK_BYTES = 16 * 1024 * 1024
 
 
 class _LostError(Exception):
-    """The file went away under a follower, or under an owner that had not served it yet: begin anew."""
+    """The file went away under a follower, or under an owner that had not served it yet: begin anew.
+
+    Args:
+        is_wrong: what was in it is known to be wrong, so that nobody may complete a body that began with it.
+    """
+
+    def __init__(self, *, is_wrong: bool = False) -> None:
+        super().__init__()
+        self.is_wrong = is_wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,9 @@ class Fill:
         except OSError as error:
             self._tools.observer.cache_error("write")
             on_end()
-            self.progress.fail(_with_cause(f"the cache cannot take it: {error.strerror}", error))
+            lost = FillLostError(f"the cache cannot take it: {error.strerror}")
+            lost.__cause__ = error
+            self.progress.fail(lost)
         except Exception as error:
             on_end()
             self.progress.fail(error)
@@ -112,8 +123,9 @@ class Fill:
                 try:
                     await self._run_round(progress)
                     return
-                except _LostError:
-                    self._renew(FillFailedError("the worker that fetched it gave up"))
+                except _LostError as error:
+                    kind = FillFailedError if error.is_wrong else FillLostError
+                    self._renew(kind("the worker that fetched it gave up"))
                 except WrongContentError as error:
                     self._tools.observer.cache_error("mismatch")
                     self._mismatches += 1
@@ -165,8 +177,9 @@ class Fill:
                 if is_sealed(status):
                     progress.verify(status.st_size)
                     return
-                if status.st_nlink == 0 or stat.S_IMODE(status.st_mode) == ABANDONED_MODE:
-                    raise _LostError
+                is_wrong = stat.S_IMODE(status.st_mode) == ABANDONED_MODE
+                if is_wrong or status.st_nlink == 0:
+                    raise _LostError(is_wrong=is_wrong)
                 progress.size_bytes = progress.size_bytes if size_bytes is None else size_bytes
                 progress.advance(status.st_size)
                 if locked:
@@ -284,9 +297,3 @@ class Fill:
 
 
 _EXPECTED = (RegistryError, FillFailedError, UpstreamUnavailableError, CacheUnavailableError)
-
-
-def _with_cause(message: str, cause: BaseException) -> FillFailedError:
-    error = FillFailedError(message)
-    error.__cause__ = cause
-    return error

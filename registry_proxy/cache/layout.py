@@ -8,7 +8,7 @@ quarantine/<algorithm>-<hex>.<source>.<time>  content that was not what its dige
 order/<generation>                            the order in which committed content came in, for eviction
 repositories/<upstream>/<repository>/_blobs | _manifests | _tags
 temp/                                         small files before their rename
-page, evict.lock, locks/<stripe>, schema
+page, unknown, evict.lock, locks/<stripe>, schema
 """
 
 import contextlib

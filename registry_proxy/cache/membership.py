@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import math
+import mmap
 import os
 import time
 import zlib
@@ -44,14 +45,15 @@ _Stamp = tuple[int, int, int, int]
 class FileMemberships:
     """Implements ``ports.Memberships`` under ``repositories/`` of the cache directory.
 
-    A disk that takes no more is no error here: what is not remembered is asked again.
+    A disk that takes no more is no error here: what is not remembered is asked again. On one that keeps what must be
+    forgotten, every worker of the node takes all that was remembered until then for unknown.
     """
 
     def __init__(self, path: "str | os.PathLike[str]") -> None:
         self._paths = CachePaths(os.fspath(path))
         self._repositories = f"{self._paths.root}/repositories"
         self._members: dict[tuple[str, str, ContentKind, Digest], _Member] = {}
-        self._refused: set[str] = set()
+        self._unknown_until_ns = _open_shared_number(f"{self._paths.root}/unknown")  # one item; 0 when all is well
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
         key = (routed.upstream, routed.repository, kind, digest)
@@ -64,11 +66,10 @@ class FileMemberships:
             except OSError:
                 del self._members[key]
                 return None
-            if _stamp(status) == member.stamp:
+            if _stamp(status) == member.stamp and status.st_mtime_ns > self._unknown_until_ns[0]:
                 return Membership(member.descriptor, _age_seconds(status.st_mtime_ns))
-        path = self._member(routed, kind, digest)
-        member = None if path in self._refused else _read_member(path, digest)
-        if member is None:
+        member = _read_member(self._member(routed, kind, digest), digest)
+        if member is None or member.stamp[0] <= self._unknown_until_ns[0]:
             self._members.pop(key, None)
             return None
         if len(self._members) >= _REMEMBERED_MEMBERS:
@@ -84,9 +85,8 @@ class FileMemberships:
         self._unlink(self._member(routed, kind, digest))
 
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
-        path = self._tag(routed, tag)
-        found = None if path in self._refused else _read(path)
-        if found is None:
+        found = _read(self._tag(routed, tag))
+        if found is None or found[1].st_mtime_ns <= self._unknown_until_ns[0]:
             return None
         document, changed_at_ns = found[0], found[1].st_mtime_ns
         try:
@@ -115,8 +115,8 @@ class FileMemberships:
 
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         forgotten: list[Tag] = []
-        with self._locked(routed), contextlib.suppress(FileNotFoundError):
-            for name in sorted(os.listdir(f"{self._repositories}/{routed}/_tags")):
+        with self._locked(routed), self._forgetting():
+            for name in _names(f"{self._repositories}/{routed}/_tags"):
                 cached = self.find_tag(routed, Tag(name))
                 if cached is not None and cached.digest == digest:
                     self._unlink(self._tag(routed, Tag(name)))
@@ -125,7 +125,7 @@ class FileMemberships:
 
     def forget_repository_tags(self, upstream: str) -> None:
         directory = f"{self._repositories}/{upstream}"
-        try:
+        with self._forgetting():
             os.makedirs(directory, exist_ok=True)
             fd = os.open(f"{directory}/_stale_before", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -133,8 +133,6 @@ class FileMemberships:
                 os.utime(fd, ns=(time.time_ns(), time.time_ns()))
             finally:
                 os.close(fd)
-        except OSError as error:
-            _log.warning("cannot make the cached tags of %s stale: %s", upstream, error)
 
     def digests_of(self, is_meant: Callable[[RoutedRepository], bool]) -> set[Digest]:
         """Return everything that the repositories meant hold, as far as it is known here; in a thread."""
@@ -148,12 +146,13 @@ class FileMemberships:
     def purge(self, routed: RoutedRepository) -> set[Digest]:
         """Forget all that is known of a repository; return what it held."""
         digests = set()
-        for kind in _DIRECTORIES:
-            for digest in self._digests(routed, kind):
-                self.forget(routed, kind, digest)
-                digests.add(digest)
-        with self._locked(routed), contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(f"{self._repositories}/{routed}/_tags"):
+        with self._forgetting():
+            for kind in _DIRECTORIES:
+                for digest in self._digests(routed, kind):
+                    self.forget(routed, kind, digest)
+                    digests.add(digest)
+        with self._locked(routed), self._forgetting():
+            for name in _names(f"{self._repositories}/{routed}/_tags"):
                 self._unlink(self._tag(routed, Tag(name)))
         return digests
 
@@ -165,10 +164,7 @@ class FileMemberships:
             names[:] = [name for name in names if not name.startswith("_")]
 
     def _digests(self, routed: RoutedRepository, kind: ContentKind) -> set[Digest]:
-        try:
-            names = os.listdir(f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}")
-        except FileNotFoundError:
-            return set()
+        names = _names(f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}")
         return {Digest(*name.split("-", 1)) for name in names}
 
     def _member(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> str:
@@ -187,20 +183,20 @@ class FileMemberships:
         # Inode and mtime do not tell two writes apart: a freed inode is used again within one tick of the clock.
         document = {"digest": str(digest), "nonce": os.urandom(8).hex()}
         if not self._write(self._tag(routed, tag), document):
-            # A disk that is full still unlinks: an old value must not outlive a push.
-            with contextlib.suppress(OSError):
-                os.unlink(self._tag(routed, tag))
+            self._unlink(self._tag(routed, tag))  # a disk that is full still does: an old value must not outlive a push
 
     def _unlink(self, path: str) -> None:
-        """Remove a file. On a disk that refuses, this worker at least takes it for gone: it must not be served."""
-        try:
+        with self._forgetting(), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        except FileNotFoundError:
-            pass
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Where the disk refuses to forget something, have all asked for again that was remembered until then."""
+        try:
+            yield
         except OSError as error:
-            _log.error("cannot forget what a repository held: %s", error)
-            self._refused.add(path)
-            self._members.clear()
+            _log.error("cannot forget what a repository held, all of it is asked for again: %s", error.strerror)
+            self._unknown_until_ns[0] = time.time_ns()
 
     def _write(self, path: str, document: dict[str, Any]) -> bool:
         try:
@@ -208,19 +204,43 @@ class FileMemberships:
         except OSError as error:
             _log.warning("cannot remember what a repository holds: %s", error)
             return False
-        self._refused.discard(path)
         return True
 
     @contextmanager
     def _locked(self, routed: RoutedRepository) -> Iterator[None]:
         """Exclude the other writers of the repository's tags on this node; what is inside takes microseconds."""
         stripe = zlib.crc32(str(routed).encode()) % LOCK_STRIPES
-        fd = os.open(self._paths.lock(stripe), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self._paths.lock(stripe), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:  # nor can anyone write what it protects
+            yield
+            return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _open_shared_number(path: str) -> "memoryview[int]":
+    """Map a number that all workers of the node share; one of this worker's own where the disk does not take it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, mmap.PAGESIZE)  # a hole written to on a full disk is a SIGBUS, not an ENOSPC
+            page = mmap.mmap(fd, mmap.PAGESIZE)
+        finally:
+            os.close(fd)
+    except OSError:
+        page = mmap.mmap(-1, mmap.PAGESIZE)
+    return memoryview(page).cast("Q")
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

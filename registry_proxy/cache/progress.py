@@ -9,6 +9,7 @@ from registry_proxy.ports import (
     CacheResult,
     CacheUnavailableError,
     FillFailedError,
+    FillLostError,
     UpstreamUnavailableError,
 )
 from registry_proxy.spec.errors import RegistryError
@@ -101,16 +102,18 @@ class FillProgress:
         """Return when ``available_bytes > offset``, or all is there; raise FillFailedError when it will not be."""
         while self.available_bytes <= offset and not self.verified:
             if self._error is not None:
-                raise FillFailedError(f"the fill ended without its content: {self._error}") from self._error
+                is_lost = isinstance(self._error, FillLostError | CacheUnavailableError)
+                kind = FillLostError if is_lost else FillFailedError
+                raise kind(f"the fill ended without its content: {self._error}") from self._error
             await self._change()
 
     def _can_be_served(self) -> bool:
         error = self._error
         if isinstance(error, RegistryError | UpstreamUnavailableError | CacheUnavailableError):
             raise error
+        if isinstance(error, FillLostError):
+            raise CacheUnavailableError(str(error)) from error
         if error is not None:
-            if isinstance(error.__cause__, OSError):
-                raise CacheUnavailableError(str(error)) from error.__cause__
             raise FillFailedError(str(error)) from error
         return self.verified or (self.size_bytes is not None and self.size_bytes > HOLD_BACK_BYTES)
 

@@ -2,10 +2,14 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from typing import TYPE_CHECKING
 
 from registry_proxy.ports import ByteStream, FillFailedError, OpenSource, UpstreamUnavailableError, WrongContentError
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.reference import Digest
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 HOLD_BACK_BYTES = 64 * 1024
 """How much of the end of a whole content is kept back until its digest was right."""
@@ -25,13 +29,22 @@ class PassThrough:
         digest: of the whole content.
         size_bytes: of the whole content.
         byte_range: the part that is wanted; None for the whole.
+        hasher: of what comes before the part, where that was sent already and the whole is to be right.
     """
 
-    def __init__(self, source: OpenSource, digest: Digest, size_bytes: int, byte_range: ByteRange | None) -> None:
+    def __init__(
+        self,
+        source: OpenSource,
+        digest: Digest,
+        size_bytes: int,
+        byte_range: ByteRange | None,
+        hasher: "_Hash | None" = None,
+    ) -> None:
         self._source = source
         self._digest = digest
         self._size_bytes = size_bytes
-        self._is_whole = byte_range is None
+        self._hasher = digest.hasher() if byte_range is None else hasher
+        self._is_proof = byte_range is None  # all that is hashed comes from the upstream
         self._position = 0 if byte_range is None else byte_range.first
         self._end = size_bytes if byte_range is None else byte_range.last + 1
         self._offset = self._position
@@ -62,7 +75,7 @@ class PassThrough:
         self._stream = await self._stack.enter_async_context(self._source(self._position))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._verified() if self._is_whole else self._wanted()
+        return self._wanted() if self._hasher is None else self._verified(self._hasher)
 
     async def _wanted(self) -> AsyncGenerator[bytes, None]:
         fruitless = 0
@@ -96,8 +109,7 @@ class PassThrough:
             if self._position >= self._end:
                 return
 
-    async def _verified(self) -> AsyncGenerator[bytes, None]:
-        hasher = self._digest.hasher()
+    async def _verified(self, hasher: "_Hash") -> AsyncGenerator[bytes, None]:
         held = b""
         async with aclosing(self._wanted()) as wanted:
             async for chunk in wanted:
@@ -107,7 +119,8 @@ class PassThrough:
                     yield held[:-HOLD_BACK_BYTES]
                     held = held[-HOLD_BACK_BYTES:]
         if hasher.hexdigest() != self._digest.hex:
-            error = WrongContentError(f"the upstream's content is not {self._digest}", is_proven=self._opened == 1)
+            is_proven = self._is_proof and self._opened == 1
+            error = WrongContentError(f"the upstream's content is not {self._digest}", is_proven=is_proven)
             await self._stack.__aexit__(WrongContentError, error, None)  # raises it; the source is to know
             raise error
         if held:

@@ -4,10 +4,13 @@ A digest is global, the right to read it is not: bytes leave only when a replica
 repository holds them (its membership). A tag is asked for, a digest is cached for ever.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from registry_proxy.ports import (
     BlobCache,
@@ -17,9 +20,11 @@ from registry_proxy.ports import (
     CacheUnavailableError,
     ContentKind,
     FillFailedError,
+    FillLostError,
     Membership,
     Memberships,
     Observer,
+    OpenSource,
     RegistryReader,
     RoutedRepository,
     UpstreamUnavailableError,
@@ -32,6 +37,9 @@ from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, MANIFEST_MAX_BYTES, 
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Tag
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 MEMBERSHIP_FRESH_SECONDS = 24 * 3600.0
 """Past this age a membership is asked for again; it stands when nobody answers."""
 
@@ -39,6 +47,7 @@ FAR_RANGE_BYTES = 32 * 1024 * 1024
 """A range that starts further than this beyond the bytes at hand is fetched by itself."""
 
 _FOREIGN_FAILURES_MAX = 3
+_HASH_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +70,17 @@ class ManifestHead:
 
 @dataclass(frozen=True, slots=True)
 class BlobAnswer:
-    """A blob to serve: ``content`` is closed by whoever got the answer; ``byte_range`` None means the whole."""
+    """A blob to serve: ``content`` is closed by whoever got the answer; ``byte_range`` None means the whole.
+
+    ``rest`` opens, at an offset of the content, what a ``BlobReader`` could not give because the disk failed. Entering
+    raises as ``Pull``, and FillLostError where it could not be told any more whether the whole would be right.
+    """
 
     descriptor: Descriptor
     result: CacheResult
     content: BlobReader | PassThrough
     byte_range: ByteRange | None
+    rest: OpenSource
 
 
 class _RepositorySource:
@@ -249,6 +263,8 @@ class Pull:
             return None
         try:
             return os.pread(reader.fd, reader.size_bytes, 0) if reader.size_bytes <= MANIFEST_MAX_BYTES else None
+        except OSError:
+            return None
         finally:
             reader.close()
 
@@ -351,7 +367,35 @@ class Pull:
         if byte_range is not None and byte_range.first > reader.available_bytes + FAR_RANGE_BYTES:
             reader.close()
             return await self._pass_through(routed, known, byte_range)
-        return BlobAnswer(known, learned_by or result, reader, byte_range)
+        rest = partial(self._rest, routed, known, reader, byte_range)
+        return BlobAnswer(known, learned_by or result, reader, byte_range, rest)
+
+    @asynccontextmanager
+    async def _rest(
+        self,
+        routed: RoutedRepository,
+        known: Descriptor,
+        reader: BlobReader,
+        byte_range: ByteRange | None,
+        offset: int,
+    ) -> AsyncIterator[ByteStream]:
+        self._observer.cache_error("read")
+        if reader.verified:  # a file that cannot be read stands in the way of one that can
+            self._cache.drop(known.digest)
+        hasher = None
+        if byte_range is None:
+            try:
+                hasher = await asyncio.to_thread(_hash_beginning, reader.fd, offset, known.digest)
+            except OSError as error:
+                raise FillLostError("what was sent cannot be read any more") from error
+        last = known.size_bytes - 1 if byte_range is None else byte_range.last
+        source = self._source(routed, known.digest)
+        stream = PassThrough(source, known.digest, known.size_bytes, ByteRange(offset, last), hasher)
+        try:
+            await stream.open()
+            yield stream
+        finally:
+            await stream.aclose()
 
     async def _fill(self, source: _RepositorySource) -> tuple[BlobReader, CacheResult]:
         for _ in range(_FOREIGN_FAILURES_MAX):
@@ -374,7 +418,7 @@ class Pull:
             if error.status == 404:
                 self._memberships.forget(routed, ContentKind.BLOB, known.digest)
             raise
-        return BlobAnswer(known, CacheResult.MISS, stream, byte_range)
+        return BlobAnswer(known, CacheResult.MISS, stream, byte_range, _no_rest)
 
     def _source(self, routed: RoutedRepository, digest: Digest) -> _RepositorySource:
         return _RepositorySource(self._readers[routed.upstream], routed, digest)
@@ -390,6 +434,21 @@ class Pull:
             return False
         reader.close()
         return True
+
+
+def _no_rest(_: int) -> AbstractAsyncContextManager[ByteStream]:
+    raise AssertionError("a stream goes on by itself")
+
+
+def _hash_beginning(fd: int, size_bytes: int, digest: Digest) -> "_Hash":
+    hasher, offset = digest.hasher(), 0
+    while offset < size_bytes:
+        content = os.pread(fd, min(_HASH_BYTES, size_bytes - offset), offset)
+        if not content:
+            raise OSError("the file is shorter than it was")
+        hasher.update(content)
+        offset += len(content)
+    return hasher
 
 
 def _stale_warning(stale_seconds: float | None) -> str | None:

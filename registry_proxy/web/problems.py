@@ -107,6 +107,9 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
         return _from_http(error).response()
     except StoreUnavailableError:
         return store_unavailable().response()
+    except OSError as error:
+        _log.error("%s %s failed: %s", request.method, request.path, error)
+        return ProblemError(503, f"a disk or a connection of the node failed: {error.strerror or error}").response()
     except Exception:  # noqa: BLE001 -- the border: nobody above would answer
         _log.exception("%s %s failed", request.method, request.path)
         return ProblemError(500, "registry-proxy failed at this request; its log says why").response()

@@ -382,7 +382,7 @@ async def _send_blob(exchange: Exchange, answer: BlobAnswer) -> StreamResponse:
         headers["Content-Range"] = format_content_range(part, size_bytes)
     if isinstance(answer.content, PassThrough):
         return await send_stream(exchange, status, headers, answer.content, part.size_bytes)
-    return await send_file(exchange, status, headers, answer.content, part)
+    return await send_file(exchange, status, headers, answer.content, part, rest=answer.rest)
 
 
 async def _close(content: BlobReader | PassThrough) -> None:

@@ -1,14 +1,23 @@
 """Bodies on their way out: from memory, from a file by the kernel, or chunk by chunk."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from registry_proxy.ports import BlobReader, ByteStream, FillFailedError, UpstreamUnavailableError
+from registry_proxy.ports import (
+    BlobReader,
+    ByteStream,
+    FillFailedError,
+    FillLostError,
+    OpenSource,
+    UpstreamUnavailableError,
+)
 from registry_proxy.spec.byterange import ByteRange
+from registry_proxy.spec.errors import RegistryError
 from registry_proxy.web.exchange import STALL_SECONDS, Exchange
 
 SMALL_BYTES = 64 * 1024
@@ -23,11 +32,18 @@ class _BrokenError(ConnectionResetError):
 
 
 async def send_file(
-    exchange: Exchange, status: int, headers: Mapping[str, str], reader: BlobReader, part: ByteRange
+    exchange: Exchange,
+    status: int,
+    headers: Mapping[str, str],
+    reader: BlobReader,
+    part: ByteRange,
+    *,
+    rest: OpenSource,
 ) -> StreamResponse:
     """Send a part of a file that may still be growing.
 
-    What can no longer be completed ends in a broken connection, never in a complete body.
+    When the disk fails, what is missing comes from ``rest``. What can no longer be completed ends in a broken
+    connection, never in a complete body.
 
     Args:
         exchange: the request.
@@ -35,41 +51,68 @@ async def send_file(
         headers: of the answer, without Content-Length.
         reader: the file; stays open.
         part: which bytes of it; of an empty file, ``ByteRange(0, -1)``.
+        rest: opens the same content, at an offset, from where it comes.
 
     Raises:
         ConnectionError: the client left, or the body had to be cut.
-        FillFailedError: before anything was sent.
+        FillFailedError, UpstreamUnavailableError, RegistryError: before anything was sent.
     """
     first, size_bytes = part.first, part.size_bytes
-    if size_bytes <= SMALL_BYTES:
-        await reader.wait_beyond(part.last)
-        body = os.pread(reader.fd, size_bytes, first)
-        if len(body) != size_bytes:
-            raise FillFailedError("the file is shorter than it was")
-        exchange.sent_bytes += size_bytes
-        return Response(status=status, headers=headers, body=body)
-    await reader.wait_beyond(first)
+    try:
+        await reader.wait_beyond(part.last if size_bytes <= SMALL_BYTES else first)
+        if size_bytes <= SMALL_BYTES:
+            body = _read_part(reader, part)
+            exchange.sent_bytes += size_bytes
+            return Response(status=status, headers=headers, body=body)
+    except FillLostError:
+        async with rest(first) as stream:
+            return await send_stream(exchange, status, headers, stream, size_bytes)
     response = _start(exchange, status, headers, size_bytes)
     await response.prepare(exchange.request)
-    sending = _FileSending(exchange, reader)
+    sending = _FileSending(exchange, reader, first)
+    with _cutting(exchange):
+        try:
+            await sending.send(first + size_bytes)
+        except FillLostError:
+            async with rest(sending.position) as stream, aclosing(_chunks_of(stream)) as chunks:
+                await _write(exchange, response, chunks, first + size_bytes - sending.position)
+        finally:
+            sending.close()
+    await response.write_eof()
+    return response
+
+
+def _read_part(reader: BlobReader, part: ByteRange) -> bytes:
     try:
-        await sending.send(first, first + size_bytes)
-    except (OSError, FillFailedError, TimeoutError) as error:
+        body = os.pread(reader.fd, part.size_bytes, part.first)
+    except OSError as error:
+        raise FillLostError(f"the file cannot be read: {error.strerror}") from error
+    if len(body) != part.size_bytes:
+        raise FillLostError("the file is shorter than it was")
+    return body
+
+
+@contextlib.contextmanager
+def _cutting(exchange: Exchange) -> Iterator[None]:
+    """End the connection, and so the body, with whatever goes wrong inside."""
+    try:
+        yield
+    except (OSError, FillFailedError, UpstreamUnavailableError, RegistryError, TimeoutError) as error:
         _cut(exchange.request)
         raise _BrokenError("the body was cut") from error
     except BaseException:
         _cut(exchange.request)
         raise
-    finally:
-        sending.close()
-    await response.write_eof()
-    return response
 
 
 class _FileSending:
-    """Sends by ``os.sendfile`` on a duplicate of the socket: uvloop has no sendfile, and the loop guards its own."""
+    """Sends by ``os.sendfile`` on a duplicate of the socket: uvloop has no sendfile, and the loop guards its own.
 
-    def __init__(self, exchange: Exchange, reader: BlobReader) -> None:
+    ``position`` is up to where the file was sent.
+    """
+
+    def __init__(self, exchange: Exchange, reader: BlobReader, position: int) -> None:
+        self.position = position
         self._exchange = exchange
         self._request = exchange.request
         self._reader = reader
@@ -84,9 +127,9 @@ class _FileSending:
             os.close(self._fd)
             self._fd = -1
 
-    async def send(self, position: int, end: int) -> None:
+    async def send(self, end: int) -> None:
         await self._flush_transport()
-        while position < end:
+        while (position := self.position) < end:
             available = min(self._reader.available_bytes, end)
             if available <= position:
                 await self._wait_for_bytes(position)
@@ -96,9 +139,13 @@ class _FileSending:
             except BlockingIOError:
                 await self._wait_writable()
                 continue
+            except ConnectionError:
+                raise
+            except OSError as error:
+                raise FillLostError(f"the file cannot be read: {error.strerror}") from error
             if sent == 0:
-                raise FillFailedError("the file is shorter than it was")
-            position += sent
+                raise FillLostError("the file is shorter than it was")
+            self.position += sent
             self._exchange.sent_bytes += sent
             # A client as fast as the disk never blocks: the others get their turn here.
             await asyncio.sleep(0)
@@ -164,25 +211,28 @@ async def send_stream(
             raise FillFailedError("the upstream sent nothing")
         response = _start(exchange, status, headers, size_bytes)
         await response.prepare(exchange.request)
-        sent = 0
-        try:
-            while chunk is not None:
-                sent += len(chunk)
-                async with asyncio.timeout(STALL_SECONDS):
-                    await response.write(chunk)
-                exchange.sent_bytes += len(chunk)
-                chunk = await anext(chunks, None)
-        except (OSError, FillFailedError, UpstreamUnavailableError, TimeoutError) as error:
-            _cut(exchange.request)
-            raise _BrokenError("the body was cut") from error
-        except BaseException:
-            _cut(exchange.request)
-            raise
-        if sent != size_bytes:
-            _cut(exchange.request)
-            raise _BrokenError("the upstream sent less or more than it announced")
+        with _cutting(exchange):
+            await _write_chunk(exchange, response, chunk)
+            await _write(exchange, response, chunks, size_bytes - len(chunk))
         await response.write_eof()
     return response
+
+
+async def _write(
+    exchange: Exchange, response: StreamResponse, chunks: AsyncGenerator[bytes, None], size_bytes: int
+) -> None:
+    """Send what comes. Raises FillFailedError when it is not ``size_bytes``."""
+    async for chunk in chunks:
+        size_bytes -= len(chunk)
+        await _write_chunk(exchange, response, chunk)
+    if size_bytes:
+        raise FillFailedError("the upstream sent less or more than it announced")
+
+
+async def _write_chunk(exchange: Exchange, response: StreamResponse, chunk: bytes) -> None:
+    async with asyncio.timeout(STALL_SECONDS):
+        await response.write(chunk)
+    exchange.sent_bytes += len(chunk)
 
 
 def _start(exchange: Exchange, status: int, headers: Mapping[str, str], size_bytes: int) -> StreamResponse:
