@@ -250,15 +250,23 @@ class SlowRegistry:
         with ExitStack() as stack:
             while True:
                 try:
-                    client = stack.enter_context(listener.accept()[0])
+                    client = listener.accept()[0]
                 except OSError:
                     return
-                server = stack.enter_context(socket.create_connection(("127.0.0.1", self.target)))
-                for source, sink, is_gated in ((client, server, False), (server, client, True)):
-                    thread = threading.Thread(target=self._copy, args=(source, sink, is_gated))
-                    thread.start()
-                    stack.callback(thread.join)
-                    stack.callback(_hang_up, source)
+                server = socket.create_connection(("127.0.0.1", self.target))
+                thread = threading.Thread(target=self._relay, args=(client, server))
+                thread.start()
+                stack.callback(thread.join)
+                stack.callback(_hang_up, client)
+                stack.callback(_hang_up, server)
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        # Closing both resets the registry's connection: it writes no line about a request that it can still answer.
+        with client, server:
+            asking = threading.Thread(target=self._copy, args=(client, server, False))
+            asking.start()
+            self._copy(server, client, is_gated=True)
+            asking.join()
 
     def _copy(self, source: socket.socket, sink: socket.socket, is_gated: bool) -> None:  # noqa: FBT001 - one caller
         sent = 0
