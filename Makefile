@@ -13,7 +13,7 @@ run: ## start two registries and the proxy; CONFIG=file.yaml: the proxy alone, w
 .PHONY: test
 test: ## install what the tests need, and run them; PYTEST_ARGS adds arguments
 	@scripts/setup test
-	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: check
 check: ## format, lint, types, structure and tests, with coverage
@@ -21,7 +21,7 @@ check: ## format, lint, types, structure and tests, with coverage
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 .PHONY: format
 format: ## rewrite the code in its format
