@@ -28,15 +28,16 @@ from registry_proxy.ports import (
     Observer,
     RegistryReader,
     RoutedRepository,
+    StaleReason,
     StorageKind,
     StoreUnavailableError,
-    Table,
 )
 from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.push import Push
-from registry_proxy.replication.deletions import DeletionReplication
+from registry_proxy.proxy.tags import TagRules
+from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import ManifestReplication
 from registry_proxy.replication.sessions import SignedSessions
@@ -44,7 +45,7 @@ from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.settings import Settings, UpstreamSettings
 from registry_proxy.spec.patterns import compile_repository_pattern
 from registry_proxy.spec.reference import Digest
-from registry_proxy.store.changes import POLL_INTERVAL_SECONDS, StoreWatch
+from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.schema import SchemaTooNewError
@@ -191,8 +192,8 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         caretaker = Caretaker(cache, limits.scrub.bytes_per_second, limits.scrub.interval_seconds)
         spool = DiskSpool(cache)
         if isinstance(store, RedisStore):
-            following = _follow_tags(changes, memberships, tuple(settings.upstreams))
-            await stack.enter_async_context(_in_background(following, "tags of other nodes"))
+            following = DeletionsElsewhere(store, changes, memberships).run()
+            await stack.enter_async_context(_in_background(following, "deletions through other nodes"))
         names = {name: [r.name for r in upstream.replicas] for name, upstream in settings.upstreams.items()}
         journal = Journal(store, changes, observer, names)
         replicas: dict[str, UpstreamReplicas] = {}
@@ -254,17 +255,6 @@ async def _sweep(spool: DiskSpool) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         spool.sweep()
-
-
-async def _follow_tags(changes: StoreWatch, memberships: FileMemberships, upstreams: Sequence[str]) -> None:
-    """Have tags asked for anew when any was moved: another node may have moved it, and its push says so only here."""
-    known = changes.version(Table.TAGS)
-    while True:
-        await asyncio.sleep(POLL_INTERVAL_SECONDS)
-        if (version := changes.version(Table.TAGS)) != known:
-            known = version
-            for upstream in upstreams:
-                memberships.forget_repository_tags(upstream)
 
 
 @contextlib.asynccontextmanager
@@ -333,14 +323,6 @@ def _failover_readers(
 
 
 def _public_app(settings: Settings, node: _Node, observer: Observer, access_log: AccessLog) -> PublicApp:
-    pull = Pull(
-        readers=node.readers,
-        impatient_readers=node.impatient_readers,
-        cache=node.cache,
-        memberships=node.memberships,
-        observer=observer,
-        tag_ttl_seconds={name: upstream.tag_ttl_seconds for name, upstream in settings.upstreams.items()},
-    )
     uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=node.spool)
     manifests = ManifestReplication(
         replica_sets=node.replicas,
@@ -349,6 +331,19 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
         cache=node.cache,
         memberships=node.memberships,
         uploads=uploads,
+    )
+    pull = Pull(
+        readers=node.readers,
+        impatient_readers=node.impatient_readers,
+        cache=node.cache,
+        memberships=node.memberships,
+        observer=observer,
+        tag_rules={
+            name: TagRules(upstream.tag_ttl_seconds, frozenset(map(StaleReason, upstream.stale_on)))
+            for name, upstream in settings.upstreams.items()
+        },
+        # With SQLite there is one node, whose workers share what they know of tags.
+        tag_revision=manifests.tag_revision if isinstance(node.store, RedisStore) else None,
     )
     return PublicApp(
         pull=pull,

@@ -91,6 +91,14 @@ class CacheResult(StrEnum):
     LATCH = "latch"
 
 
+class StaleReason(StrEnum):
+    """Why a tag could not be asked for, and is answered as it was: a label, and a word of the configuration."""
+
+    UNAVAILABLE = "unavailable"  # no answer, 5xx, 429
+    REFUSED = "refused"  # 401, 403, or no answer of a registry
+    ABSENT = "absent"  # 404
+
+
 class Router(Protocol):
     """Which upstream a repository lies in, by the longest prefix of whole components."""
 
@@ -278,42 +286,74 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class CachedTag:
-    """What a tag was when a replica last said so. ``version`` changes whenever the entry is written."""
+    """What a tag was when a replica last said so, or a push through us made it.
 
-    digest: Digest
+    ``recorded`` is the revision that the tag's record in the store had before that was asked, 0 without a record; None
+    when it could not be known. ``version`` changes whenever the entry is written.
+    """
+
+    descriptor: Descriptor
     age_seconds: float
+    recorded: int | None
     version: object = field(compare=False)
+
+    @property
+    def digest(self) -> Digest:
+        """What the tag was."""
+        return self.descriptor.digest
 
 
 class Memberships(Protocol):
     """What each repository holds and what its tags were: small files, seen by every worker of the node at once."""
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None: ...
-    def remember(self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor) -> None: ...
+    def moment(self) -> int:
+        """Return what ``remember`` is given as ``asked_at``, to be taken before a replica is asked."""
+
+    def remember(
+        self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
+    ) -> None:
+        """Note that a repository holds it: for an answer of a replica, unless anything was deleted meanwhile.
+
+        Args:
+            routed: repository as named at the upstream.
+            kind: what the digest was asked for as.
+            descriptor: what it holds.
+            asked_at: the ``moment`` before the replica was asked; None for what a push through us made true.
+        """
+
     def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None: ...
+    def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
+        """Forget what was deleted, also as far as somebody learns it at this moment."""
 
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None: ...
 
-    def remember_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest, *, unless_changed_from: object) -> bool:
+    def remember_tag(
+        self,
+        routed: RoutedRepository,
+        tag: Tag,
+        descriptor: Descriptor,
+        *,
+        recorded: int | None,
+        unless_changed_from: object,
+    ) -> bool:
         """Write what a replica said, unless a push or another answer came between: then change nothing, return False.
 
         Args:
             routed: repository as named at the upstream.
             tag: the tag.
-            digest: what it is.
+            descriptor: what it is.
+            recorded: as in ``CachedTag``.
             unless_changed_from: ``CachedTag.version`` read before the replica was asked, None when there was none.
         """
 
-    def move_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
+    def move_tag(self, routed: RoutedRepository, tag: Tag, descriptor: Descriptor, *, recorded: int) -> None:
         """Write what a push through us made it: wins over every answer that was asked for before."""
 
     def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None: ...
 
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         """Remove every cached tag that is ``digest``; return them."""
-
-    def forget_repository_tags(self, upstream: str) -> None:
-        """Make every cached tag of the upstream stale: another node moved some."""
 
 
 # ---------------------------------------------------------------- replicas
@@ -431,7 +471,8 @@ class Marks(Protocol):
 class MarkSource(Protocol):
     """Gives the marks as they are now, including every write acknowledged on this node."""
 
-    async def marks(self) -> Marks: ...
+    async def marks(self, *, of_all_nodes: bool = False) -> Marks:
+        """Return the marks; with ``of_all_nodes`` what any node acknowledged until now counts, if the store answers."""
 
 
 # ---------------------------------------------------------------- store
@@ -453,6 +494,7 @@ class Table(StrEnum):
     ROBOTS = "robots"
     SECRETS = "secrets"  # of robots, personal and refresh tokens: hashes only
     REVOKED_TOKENS = "revoked_tokens"  # by token id, until they would have expired
+    DELETIONS = "deletions"  # of content: until every node has surely forgotten that a repository held it
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,6 +555,9 @@ class StoreChanges(Protocol):
     def version(self, table: Table) -> int:
         """Return a number that differs from an earlier one whenever the table may have changed; costs under 1 us."""
 
+    async def check(self) -> None:
+        """Have ``version`` know what every node committed until now. Raises StoreUnavailableError."""
+
 
 # ---------------------------------------------------------------- events
 
@@ -549,6 +594,8 @@ class Observer(Protocol):
         """Note when the scrub's last round ended, in seconds since the epoch."""
 
     def cache_evicted(self, size_bytes: int) -> None: ...
+    def stale_answer(self, reason: StaleReason) -> None:
+        """Note that a tag was answered as it was, because it could not be asked for."""
 
     def login(self, outcome: str) -> None:
         """``outcome`` is ok, refused or limited."""

@@ -323,6 +323,7 @@ class UpstreamSettings(Section):
     read_only: bool = False
     write_quorum: Annotated[int, Field(ge=1)] | Literal["majority"] = 1
     tag_ttl_seconds: Duration = Field(default=10.0, alias="tag_ttl")
+    stale_on: tuple[Literal["unavailable", "refused", "absent"], ...] = ("unavailable",)  # then a tag is as it was
     timeouts: TimeoutSettings = TimeoutSettings()
     replicas: tuple[ReplicaSettings, ...] = Field(min_length=1)
 

@@ -64,8 +64,6 @@ class WatchedChanges(StoreChanges, Protocol):
     """Changes that also know when the store last answered."""
 
     def seconds_since_contact(self) -> float: ...
-    async def check(self) -> None:
-        """Compare with the store now. Raises StoreUnavailableError."""
 
 
 class _PerhapsTooNewError(InvalidTokenError):

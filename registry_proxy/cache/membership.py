@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import math
 import mmap
 import os
 import time
@@ -27,6 +26,7 @@ from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 _log = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 4096
 _REMEMBERED_MEMBERS = 4096
+_UNKNOWN_UNTIL_NS, _DELETED = range(2)
 _DIRECTORIES = {ContentKind.BLOB: "_blobs", ContentKind.MANIFEST: "_manifests"}
 
 
@@ -53,7 +53,8 @@ class FileMemberships:
         self._paths = CachePaths(os.fspath(path))
         self._repositories = f"{self._paths.root}/repositories"
         self._members: dict[tuple[str, str, ContentKind, Digest], _Member] = {}
-        self._unknown_until_ns = _open_shared_number(f"{self._paths.root}/unknown")  # one item; 0 when all is well
+        # Two numbers: what was remembered until then is unknown, 0 when all is well; how much was ever deleted.
+        self._shared = _open_shared_numbers(f"{self._paths.root}/unknown")
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
         key = (routed.upstream, routed.repository, kind, digest)
@@ -66,10 +67,10 @@ class FileMemberships:
             except OSError:
                 del self._members[key]
                 return None
-            if _stamp(status) == member.stamp and status.st_mtime_ns > self._unknown_until_ns[0]:
+            if _stamp(status) == member.stamp and status.st_mtime_ns > self._shared[_UNKNOWN_UNTIL_NS]:
                 return Membership(member.descriptor, _age_seconds(status.st_mtime_ns))
         member = _read_member(self._member(routed, kind, digest), digest)
-        if member is None or member.stamp[0] <= self._unknown_until_ns[0]:
+        if member is None or member.stamp[0] <= self._shared[_UNKNOWN_UNTIL_NS]:
             self._members.pop(key, None)
             return None
         if len(self._members) >= _REMEMBERED_MEMBERS:
@@ -77,37 +78,58 @@ class FileMemberships:
         self._members[key] = member
         return Membership(member.descriptor, _age_seconds(member.stamp[0]))
 
-    def remember(self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor) -> None:
+    def moment(self) -> int:
+        return self._shared[_DELETED]
+
+    def remember(
+        self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
+    ) -> None:
         document = {"media_type": descriptor.media_type, "size": descriptor.size_bytes}
         self._write(self._member(routed, kind, descriptor.digest), document)
+        if asked_at is not None and asked_at != self._shared[_DELETED]:
+            # Looked at after writing: who deletes counts first and removes then, so one of the two sees the other.
+            self.forget(routed, kind, descriptor.digest)
 
     def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         self._unlink(self._member(routed, kind, digest))
 
+    def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
+        with self._locked(routed):
+            self._shared[_DELETED] += 1
+        self.forget(routed, kind, digest)
+
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
         found = _read(self._tag(routed, tag))
-        if found is None or found[1].st_mtime_ns <= self._unknown_until_ns[0]:
+        if found is None or found[1].st_mtime_ns <= self._shared[_UNKNOWN_UNTIL_NS]:
             return None
         document, changed_at_ns = found[0], found[1].st_mtime_ns
         try:
             digest = parse_digest(str(document.get("digest")))
-        except RegistryError:
+            descriptor = Descriptor(str(document["media_type"]), digest, int(document["size"]))
+        except (RegistryError, KeyError, TypeError, ValueError):
             return None
-        stale_before_ns = self._stale_before_ns(routed.upstream)
-        age_seconds = math.inf if changed_at_ns <= stale_before_ns else _age_seconds(changed_at_ns)
-        return CachedTag(digest, age_seconds, (document.get("nonce"), stale_before_ns))
+        recorded = document.get("recorded")
+        return CachedTag(descriptor, _age_seconds(changed_at_ns), recorded, document.get("nonce"))
 
-    def remember_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest, *, unless_changed_from: object) -> bool:
+    def remember_tag(
+        self,
+        routed: RoutedRepository,
+        tag: Tag,
+        descriptor: Descriptor,
+        *,
+        recorded: int | None,
+        unless_changed_from: object,
+    ) -> bool:
         with self._locked(routed):
             current = self.find_tag(routed, tag)
             if (None if current is None else current.version) != unless_changed_from:
                 return False
-            self._write_tag(routed, tag, digest)
+            self._write_tag(routed, tag, descriptor, recorded)
             return True
 
-    def move_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
+    def move_tag(self, routed: RoutedRepository, tag: Tag, descriptor: Descriptor, *, recorded: int) -> None:
         with self._locked(routed):
-            self._write_tag(routed, tag, digest)
+            self._write_tag(routed, tag, descriptor, recorded)
 
     def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None:
         with self._locked(routed):
@@ -122,17 +144,6 @@ class FileMemberships:
                     self._unlink(self._tag(routed, Tag(name)))
                     forgotten.append(Tag(name))
         return forgotten
-
-    def forget_repository_tags(self, upstream: str) -> None:
-        directory = f"{self._repositories}/{upstream}"
-        with self._forgetting():
-            os.makedirs(directory, exist_ok=True)
-            fd = os.open(f"{directory}/_stale_before", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                # The kernel's own stamps stand still for 4 ms: two of these must differ.
-                os.utime(fd, ns=(time.time_ns(), time.time_ns()))
-            finally:
-                os.close(fd)
 
     def digests_of(self, is_meant: Callable[[RoutedRepository], bool]) -> set[Digest]:
         """Return everything that the repositories meant hold, as far as it is known here; in a thread."""
@@ -173,15 +184,15 @@ class FileMemberships:
     def _tag(self, routed: RoutedRepository, tag: Tag) -> str:
         return f"{self._repositories}/{routed}/_tags/{tag}"
 
-    def _stale_before_ns(self, upstream: str) -> int:
-        try:
-            return os.stat(f"{self._repositories}/{upstream}/_stale_before").st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    def _write_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
-        # Inode and mtime do not tell two writes apart: a freed inode is used again within one tick of the clock.
-        document = {"digest": str(digest), "nonce": os.urandom(8).hex()}
+    def _write_tag(self, routed: RoutedRepository, tag: Tag, descriptor: Descriptor, recorded: int | None) -> None:
+        document = {
+            "digest": str(descriptor.digest),
+            "media_type": descriptor.media_type,
+            "size": descriptor.size_bytes,
+            "recorded": recorded,
+            # Inode and mtime do not tell two writes apart: a freed inode is used again within one tick of the clock.
+            "nonce": os.urandom(8).hex(),
+        }
         if not self._write(self._tag(routed, tag), document):
             self._unlink(self._tag(routed, tag))  # a disk that is full still does: an old value must not outlive a push
 
@@ -196,7 +207,7 @@ class FileMemberships:
             yield
         except OSError as error:
             _log.error("cannot forget what a repository held, all of it is asked for again: %s", error.strerror)
-            self._unknown_until_ns[0] = time.time_ns()
+            self._shared[_UNKNOWN_UNTIL_NS] = time.time_ns()
 
     def _write(self, path: str, document: dict[str, Any]) -> bool:
         try:
@@ -229,8 +240,8 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _open_shared_number(path: str) -> "memoryview[int]":
-    """Map a number that all workers of the node share; one of this worker's own where the disk does not take it."""
+def _open_shared_numbers(path: str) -> "memoryview[int]":
+    """Map numbers that all workers of the node share; of this worker's own where the disk does not take them."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

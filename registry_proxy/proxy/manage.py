@@ -55,11 +55,11 @@ class Manage:
         async with self._deletions.lease(routed, digest):
             is_known = self._memberships.find(routed, ContentKind.MANIFEST, digest) is not None
             await self._deletions.delete_manifest(routed, digest, is_known=is_known)
-            self._memberships.forget(routed, ContentKind.MANIFEST, digest)
+            self._memberships.end(routed, ContentKind.MANIFEST, digest)
             self._memberships.forget_tags_of(routed, digest)
 
     async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
         async with self._deletions.lease(routed, digest):
             is_known = self._memberships.find(routed, ContentKind.BLOB, digest) is not None
             await self._deletions.delete_blob(routed, digest, is_known=is_known)
-            self._memberships.forget(routed, ContentKind.BLOB, digest)
+            self._memberships.end(routed, ContentKind.BLOB, digest)

@@ -31,7 +31,7 @@ from registry_proxy.ports import (
 )
 from registry_proxy.proxy.flight import SingleFlight
 from registry_proxy.proxy.passthrough import PassThrough
-from registry_proxy.proxy.tags import TagResolver
+from registry_proxy.proxy.tags import TagResolver, TagRevision, TagRules
 from registry_proxy.spec.byterange import ByteRange, parse_range
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, MANIFEST_MAX_BYTES, Descriptor, Manifest
 from registry_proxy.spec.errors import RegistryError
@@ -127,7 +127,8 @@ class Pull:
         cache: bytes on local disk.
         memberships: which repository holds what.
         observer: is told hits and misses.
-        tag_ttl_seconds: by upstream, how long a tag is answered without asking.
+        tag_rules: by upstream, how long a tag is answered without asking, and what it is answered in spite of.
+        tag_revision: as for ``TagResolver``.
     """
 
     def __init__(
@@ -138,7 +139,8 @@ class Pull:
         cache: BlobCache,
         memberships: Memberships,
         observer: Observer,
-        tag_ttl_seconds: Mapping[str, float],
+        tag_rules: Mapping[str, TagRules],
+        tag_revision: TagRevision | None = None,
     ) -> None:
         self._readers = readers
         self._impatient_readers = impatient_readers
@@ -149,7 +151,9 @@ class Pull:
             readers=readers,
             impatient_readers=impatient_readers,
             memberships=memberships,
-            ttl_seconds=tag_ttl_seconds,
+            observer=observer,
+            rules=tag_rules,
+            revision=tag_revision,
         )
         self._fetches: SingleFlight[_Fetched] = SingleFlight()
         self._learning: SingleFlight[_Learned] = SingleFlight()
@@ -202,11 +206,8 @@ class Pull:
         resolved = await self._tags.resolve(routed, tag_or_digest)
         membership = self._fresh(routed, resolved.digest)
         descriptor = resolved.descriptor if membership is None else membership.descriptor
-        if descriptor is None:
-            manifest, result, warning = await self._tagged_manifest(routed, tag_or_digest)
-            return ManifestHead(manifest.descriptor, result, warning)
         result = CacheResult.MISS if resolved.was_asked else CacheResult.HIT
-        return ManifestHead(descriptor, result, _stale_warning(resolved.stale_seconds))
+        return ManifestHead(descriptor, result, resolved.warning)
 
     async def _tagged_manifest(self, routed: RoutedRepository, tag: Tag) -> tuple[Manifest, CacheResult, str | None]:
         resolved = await self._tags.resolve(routed, tag)
@@ -219,7 +220,7 @@ class Pull:
             self._memberships.forget_tag(routed, tag)
             resolved = await self._tags.resolve(routed, tag)
             manifest, result = await self._manifest(routed, resolved.digest)
-        return manifest, result, _stale_warning(resolved.stale_seconds)
+        return manifest, result, resolved.warning
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> tuple[Manifest, CacheResult]:
         membership = self._fresh(routed, digest)
@@ -234,6 +235,7 @@ class Pull:
         """Fetch it, which learns the membership; where a membership has only aged, what is here can stand in."""
         known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
         body = None if known is None else self._read_manifest(digest)
+        asked_at = self._memberships.moment()
         readers = self._readers if body is None else self._impatient_readers
         try:
             manifest = await readers[routed.upstream].fetch_manifest(routed.repository, digest)
@@ -245,7 +247,7 @@ class Pull:
                 raise
             return _Fetched(Manifest(known.descriptor, body), was_here=True)
         await self._cache.store(digest, manifest.body)
-        self._memberships.remember(routed, ContentKind.MANIFEST, manifest.descriptor)
+        self._memberships.remember(routed, ContentKind.MANIFEST, manifest.descriptor, asked_at=asked_at)
         return _Fetched(manifest, was_here=False)
 
     def _fresh(
@@ -313,6 +315,7 @@ class Pull:
     async def _ask(self, routed: RoutedRepository, digest: Digest, old: Descriptor | None = None) -> Descriptor:
         """Learn the membership by one HEAD; what was known before stands when nobody answers."""
         readers = self._readers if old is None else self._impatient_readers
+        asked_at = self._memberships.moment()
         try:
             descriptor = await readers[routed.upstream].stat_blob(routed.repository, digest)
         except (RegistryError, UpstreamUnavailableError) as error:
@@ -322,13 +325,13 @@ class Pull:
             if old is None:
                 raise
             return old
-        return self._remember(routed, digest, descriptor.size_bytes)
+        return self._remember(routed, digest, descriptor.size_bytes, asked_at)
 
     async def _learn(self, routed: RoutedRepository, digest: Digest) -> _Learned:
         """Learn the membership: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
         if self._cache.is_filling(digest) or self._is_committed(digest):
             return _Learned(await self._ask(routed, digest), was_fetched=False)
-        source = self._source(routed, digest)
+        source, asked_at = self._source(routed, digest), self._memberships.moment()
         size_bytes: int | None
         try:
             reader, _ = await self._fill(source)
@@ -339,14 +342,14 @@ class Pull:
             # The fill goes on without it; each client opens a reader of its own.
             reader.close()
         if source.has_answered and size_bytes is not None:
-            return _Learned(self._remember(routed, digest, size_bytes), was_fetched=True)
+            return _Learned(self._remember(routed, digest, size_bytes, asked_at), was_fetched=True)
         # Another worker, for another repository, was quicker: what its replica said counts only there.
         return _Learned(await self._ask(routed, digest), was_fetched=False)
 
     async def _open(
         self, routed: RoutedRepository, known: Descriptor, range_header: str | None, learned_by: CacheResult | None
     ) -> BlobAnswer:
-        digest = known.digest
+        digest, asked_at = known.digest, self._memberships.moment()
         reader, result = await self._cache.open_checked(digest), CacheResult.HIT
         if reader is None:
             try:
@@ -359,7 +362,7 @@ class Pull:
                 raise
         try:
             if known.size_bytes != reader.size_bytes:
-                known = self._remember(routed, digest, reader.size_bytes)
+                known = self._remember(routed, digest, reader.size_bytes, asked_at)
             byte_range = parse_range(range_header, reader.size_bytes)
         except BaseException:
             reader.close()
@@ -423,9 +426,9 @@ class Pull:
     def _source(self, routed: RoutedRepository, digest: Digest) -> _RepositorySource:
         return _RepositorySource(self._readers[routed.upstream], routed, digest)
 
-    def _remember(self, routed: RoutedRepository, digest: Digest, size_bytes: int) -> Descriptor:
+    def _remember(self, routed: RoutedRepository, digest: Digest, size_bytes: int, asked_at: int) -> Descriptor:
         descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes)
-        self._memberships.remember(routed, ContentKind.BLOB, descriptor)
+        self._memberships.remember(routed, ContentKind.BLOB, descriptor, asked_at=asked_at)
         return descriptor
 
     def _is_committed(self, digest: Digest) -> bool:
@@ -449,11 +452,3 @@ def _hash_beginning(fd: int, size_bytes: int, digest: Digest) -> "_Hash":
         hasher.update(content)
         offset += len(content)
     return hasher
-
-
-def _stale_warning(stale_seconds: float | None) -> str | None:
-    """Return a Warning as the spec has it ("Warnings"): code 299, agent "-"; None for a current answer."""
-    if stale_seconds is None:
-        return None
-    since = "earlier" if stale_seconds == float("inf") else f"{stale_seconds:.0f} s ago"
-    return f'299 - "no replica of the upstream could be asked; this is what the tag was {since}"'

@@ -97,8 +97,8 @@ class ManifestReplicas(Protocol):
 
     async def put(
         self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
-    ) -> None:
-        """Write at a quorum, and record what misses it, under the lease."""
+    ) -> int:
+        """Write at a quorum, and record what misses it, under the lease; return the revision of what is recorded."""
 
 
 # ---------------------------------------------------------------- the verbs
@@ -435,11 +435,11 @@ class Push:
     ) -> Descriptor:
         descriptor = manifest.descriptor
         async with self._manifests.lease(routed, descriptor.digest, tag):
-            await self._manifests.put(routed, tag, manifest, links, may_move=may_move_tags)
+            recorded = await self._manifests.put(routed, tag, manifest, links, may_move=may_move_tags)
             await self._cache.store(descriptor.digest, manifest.body)
             self._memberships.remember(routed, ContentKind.MANIFEST, descriptor)
             if tag is not None:
-                self._memberships.move_tag(routed, tag, descriptor.digest)
+                self._memberships.move_tag(routed, tag, descriptor, recorded=recorded)
         return descriptor
 
 

@@ -1,31 +1,57 @@
 """What a tag is now: asked of the upstream, remembered for the upstream's TTL."""
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from registry_proxy.ports import CachedTag, Memberships, RegistryReader, RoutedRepository, UpstreamUnavailableError
+from registry_proxy.ports import (
+    CachedTag,
+    Memberships,
+    Observer,
+    RegistryReader,
+    RoutedRepository,
+    StaleReason,
+    StoreUnavailableError,
+    UpstreamUnavailableError,
+)
 from registry_proxy.proxy.flight import SingleFlight
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Tag
 
-_ANNOUNCED_MAX = 4096
 _RACES_MAX = 3
+_REASONS = {
+    StaleReason.UNAVAILABLE: "no replica of the upstream could be asked",
+    StaleReason.REFUSED: "the upstream refuses to say what the tag is",
+    StaleReason.ABSENT: "the upstream does not have the tag any more",
+}
+
+TagRevision = Callable[[RoutedRepository, Tag], Awaitable[int]]
+"""Returns the revision of a tag's record in the store, 0 without one. Raises StoreUnavailableError."""
+
+
+@dataclass(frozen=True, slots=True)
+class TagRules:
+    """How tags of an upstream are answered: for ``ttl_seconds`` without asking, in spite of ``stale_on`` as before."""
+
+    ttl_seconds: float
+    stale_on: frozenset[StaleReason] = frozenset({StaleReason.UNAVAILABLE})
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTag:
-    """What a tag is.
+    """What a tag is; ``was_asked`` tells whether a replica said it for this request.
 
-    ``descriptor`` is None when only the digest is known here; ``was_asked`` tells whether a replica said it for this
-    request; ``stale_seconds`` is how old the answer is when no replica could be asked, else None.
+    ``warning`` is the value of a Warning header (spec, "Warnings") where the answer may be older than the TTL.
     """
 
-    digest: Digest
-    descriptor: Descriptor | None
+    descriptor: Descriptor
     was_asked: bool
-    stale_seconds: float | None = None
+    warning: str | None = None
+
+    @property
+    def digest(self) -> Digest:
+        """What identifies it."""
+        return self.descriptor.digest
 
 
 class TagResolver:
@@ -35,7 +61,9 @@ class TagResolver:
         readers: by upstream; wait for a replica to come back.
         impatient_readers: by upstream; used where an older answer could stand in.
         memberships: where tags are remembered.
-        ttl_seconds: by upstream, how long a tag is answered without asking.
+        observer: is told of stale answers.
+        rules: by upstream.
+        revision: where other nodes move tags, too: tells whether one did. None where ``memberships`` knows every move.
     """
 
     def __init__(
@@ -44,15 +72,17 @@ class TagResolver:
         readers: Mapping[str, RegistryReader],
         impatient_readers: Mapping[str, RegistryReader],
         memberships: Memberships,
-        ttl_seconds: Mapping[str, float],
+        observer: Observer,
+        rules: Mapping[str, TagRules],
+        revision: TagRevision | None = None,
     ) -> None:
         self._readers = readers
         self._impatient_readers = impatient_readers
         self._memberships = memberships
-        self._ttl_seconds = ttl_seconds
+        self._observer = observer
+        self._rules = rules
+        self._revision = revision
         self._flights: SingleFlight[ResolvedTag] = SingleFlight()
-        # Media type and size as a HEAD told them: a second HEAD within the TTL then needs no upstream.
-        self._announced: OrderedDict[tuple[RoutedRepository, Digest], Descriptor] = OrderedDict()
 
     async def resolve(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag:
         """Return what the tag is.
@@ -61,43 +91,69 @@ class TagResolver:
             RegistryError: MANIFEST_UNKNOWN, NAME_UNKNOWN when every current replica said so.
             UpstreamUnavailableError: it cannot be known, and never was.
         """
+        recorded = await self._recorded(routed, tag)
         cached = self._memberships.find_tag(routed, tag)
-        if cached is not None and cached.age_seconds < self._ttl_seconds[routed.upstream]:
-            return ResolvedTag(cached.digest, self._announced.get((routed, cached.digest)), was_asked=False)
-        resolved, _ = await self._flights.run((routed, tag), lambda: self._ask(routed, tag))
+        if cached is not None and self._is_current(routed, cached, recorded):
+            return ResolvedTag(cached.descriptor, was_asked=False)
+        # Whoever comes after a push at another node must not join a question that was asked before it.
+        resolved, _ = await self._flights.run((routed, tag, recorded), lambda: self._ask(routed, tag, recorded))
         return resolved
 
-    async def _ask(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag:
+    async def _recorded(self, routed: RoutedRepository, tag: Tag) -> int | None:
+        """Return the revision of the tag's record; None where it cannot be known now, or nobody else moves tags."""
+        if self._revision is None:
+            return None
+        try:
+            return await self._revision(routed, tag)
+        except StoreUnavailableError:
+            return None
+
+    def _is_current(self, routed: RoutedRepository, cached: CachedTag, recorded: int | None) -> bool:
+        if cached.age_seconds >= self._rules[routed.upstream].ttl_seconds:
+            return False
+        return self._revision is None or (recorded is not None and cached.recorded == recorded)
+
+    async def _ask(self, routed: RoutedRepository, tag: Tag, recorded: int | None) -> ResolvedTag:
         for _ in range(_RACES_MAX):
             before = self._memberships.find_tag(routed, tag)
             readers = self._readers if before is None else self._impatient_readers
             try:
                 descriptor = await readers[routed.upstream].resolve_tag(routed.repository, tag)
-            except UpstreamUnavailableError:
-                now = self._memberships.find_tag(routed, tag)
-                if now is None:
-                    raise
-                return ResolvedTag(now.digest, None, was_asked=False, stale_seconds=now.age_seconds)
-            except RegistryError as error:
-                if error.status != 404 or self._moved(routed, tag, before):
-                    raise
-                self._memberships.forget_tag(routed, tag)
-                raise
+            except (RegistryError, UpstreamUnavailableError) as error:
+                return self._stand_in(routed, tag, before, error)
             version = None if before is None else before.version
-            if self._memberships.remember_tag(routed, tag, descriptor.digest, unless_changed_from=version):
-                self._announce(routed, descriptor)
-                return ResolvedTag(descriptor.digest, descriptor, was_asked=True)
+            if self._memberships.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
+                return ResolvedTag(descriptor, was_asked=True)
             # A push through us came between: it is right, this answer may be of before it.
             now = self._memberships.find_tag(routed, tag)
             if now is not None:
-                return ResolvedTag(now.digest, None, was_asked=True)
+                return ResolvedTag(now.descriptor, was_asked=True)
         raise UpstreamUnavailableError(f"{routed}:{tag} is moved faster than it can be read")
 
-    def _moved(self, routed: RoutedRepository, tag: Tag, before: CachedTag | None) -> bool:
+    def _stand_in(
+        self,
+        routed: RoutedRepository,
+        tag: Tag,
+        before: CachedTag | None,
+        error: RegistryError | UpstreamUnavailableError,
+    ) -> ResolvedTag:
+        """Return what the tag was where the upstream's rules allow it in spite of this error, else raise the error."""
+        reason = _reason(error)
         now = self._memberships.find_tag(routed, tag)
-        return now is not None and (before is None or now.version != before.version)
+        if now is not None and reason in self._rules[routed.upstream].stale_on:
+            self._observer.stale_answer(reason)
+            return ResolvedTag(now.descriptor, was_asked=False, warning=_warning(reason, now.age_seconds))
+        was_moved = now is not None and (before is None or now.version != before.version)
+        if reason is StaleReason.ABSENT and not was_moved:
+            self._memberships.forget_tag(routed, tag)
+        raise error
 
-    def _announce(self, routed: RoutedRepository, descriptor: Descriptor) -> None:
-        self._announced[routed, descriptor.digest] = descriptor
-        while len(self._announced) > _ANNOUNCED_MAX:
-            self._announced.popitem(last=False)
+
+def _reason(error: RegistryError | UpstreamUnavailableError) -> StaleReason:
+    if isinstance(error, UpstreamUnavailableError):
+        return StaleReason.UNAVAILABLE
+    return StaleReason.ABSENT if error.status == 404 else StaleReason.REFUSED
+
+
+def _warning(reason: StaleReason, age_seconds: float) -> str:
+    return f'299 - "{_REASONS[reason]}; this is what it was {age_seconds:.0f} s ago"'

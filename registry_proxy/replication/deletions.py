@@ -1,24 +1,35 @@
 """Deletes at the replicas: a tombstone first, so that a replica that is down does not bring back what was deleted."""
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from registry_proxy.ports import (
     Change,
     ConflictError,
+    ContentKind,
+    Memberships,
     ReplicaClient,
     ReplicaSet,
     RoutedRepository,
     Store,
+    StoreChanges,
+    StoreUnavailableError,
     Table,
     UpstreamUnavailableError,
 )
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
-from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal
+from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
 from registry_proxy.replication.manifests import configured_names, manifest_record_key, write_lease
 from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
-from registry_proxy.spec.reference import Digest
+from registry_proxy.spec.reference import Digest, parse_digest
+
+_KEPT_SECONDS = 7 * 86_400.0
+"""How long a deletion stays on record: a node that was off for longer asks the replicas anew for all that it knew."""
+
+_LOOK_SECONDS = 0.5
 
 
 class DeletionReplication:
@@ -70,7 +81,8 @@ class DeletionReplication:
 
     async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
         replica_set = self._replica_sets[key.routed.upstream]
-        write = await self._journal.begin({key: (None, "")}, configured_names(replica_set))
+        deletion = Change(Table.DELETIONS, str(key), {"deleted_at": time.time()})
+        write = await self._journal.begin({key: (None, "")}, configured_names(replica_set), [deletion])
         outcome = await fan_out(replica_set, lanes_of(replica_set, key.name), operation)
         if unsupported := _unsupported(outcome):
             await self._journal.withdraw(write)
@@ -139,3 +151,61 @@ def _unsupported(outcome: Outcome) -> RegistryError | None:
         ),
         None,
     )
+
+
+class DeletionsElsewhere:
+    """Forgets on this node what was deleted through another one: what repositories hold is known by each for itself.
+
+    Args:
+        store: shared by the nodes.
+        changes: tells when another node may have deleted something.
+        memberships: of this node.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        changes: StoreChanges,
+        memberships: Memberships,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._changes = changes
+        self._memberships = memberships
+        self._clock = clock
+        self._version = -1
+        self._done = 0
+
+    async def run(self) -> None:
+        """Go on until cancelled. Forgetting once too often costs a question, so a start begins with all on record."""
+        while True:
+            with contextlib.suppress(StoreUnavailableError, ConflictError):
+                await self.follow()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def follow(self) -> None:
+        """Forget what was deleted since the last call. Raises StoreUnavailableError."""
+        version = self._changes.version(Table.DELETIONS)
+        if version == self._version:
+            return
+        records = await self._store.list(Table.DELETIONS)
+        for record in records:
+            if record.revision > self._done:
+                self._forget(parse_key(record.key))
+        self._version = version
+        self._done = max((record.revision for record in records), default=self._done)
+        oldest = self._clock() - _KEPT_SECONDS
+        expired = [
+            Change(Table.DELETIONS, record.key, None, expect=record.revision)
+            for record in records
+            if record.value["deleted_at"] < oldest
+        ]
+        if expired:
+            await self._store.commit(expired)
+
+    def _forget(self, key: IntentKey) -> None:
+        digest = parse_digest(key.name)
+        self._memberships.end(key.routed, ContentKind(key.kind), digest)
+        if key.kind is IntentKind.MANIFEST:
+            self._memberships.forget_tags_of(key.routed, digest)

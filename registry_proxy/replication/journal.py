@@ -188,7 +188,7 @@ class Journal:
         self._version = -1
         self._loading = asyncio.Lock()
 
-    async def marks(self) -> Marks:
+    async def marks(self, *, of_all_nodes: bool = False) -> Marks:
         """Return the snapshot, read again when an intent may have changed.
 
         While the store is away the last snapshot stands.
@@ -196,6 +196,9 @@ class Journal:
         Raises:
             StoreUnavailableError: there never was one.
         """
+        if of_all_nodes:
+            with contextlib.suppress(StoreUnavailableError):
+                await self._changes.check()
         return await self.snapshot()
 
     async def snapshot(self) -> JournalMarks:

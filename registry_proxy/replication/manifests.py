@@ -105,8 +105,8 @@ class ManifestReplication:
 
     async def put(
         self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
-    ) -> None:
-        """Write a manifest, and its tag when given, under the lease.
+    ) -> int:
+        """Write a manifest, and its tag when given, under the lease; return the revision of their records.
 
         A write that every replica refused is taken back; one that lost its quorum midway stays on record, because a
         replica may have it: it is rolled forward.
@@ -130,6 +130,16 @@ class ManifestReplication:
             self._memberships.forget(routed, ContentKind.MANIFEST, digest)
         await self._finish(write, outcome)
         require_quorum(replica_set, outcome)
+        return write.revision
+
+    async def tag_revision(self, routed: RoutedRepository, tag: Tag) -> int:
+        """Return the revision of a tag's record, 0 when there is none: it changes before any replica's tag does.
+
+        Raises:
+            StoreUnavailableError: it cannot be known.
+        """
+        record = await self._store.get(Table.TAGS, tag_record_key(routed, tag))
+        return 0 if record is None else record.revision
 
     async def _finish(self, write: OpenWrite, outcome: Outcome) -> None:
         if outcome.is_refused:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState, StaleReason
 from registry_proxy.telemetry.samples import KINDS, sample_file
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,6 +69,7 @@ class PrometheusObserver:
         self._cache_errors = self._counter("cache_errors", "Failures of the cache.", "reason")
         self._cache_evicted = self._counter("cache_evicted", "Contents evicted from the cache.")
         self._cache_evicted_bytes = self._counter("cache_evicted_bytes", "Bytes evicted from the cache.")
+        self._stale_answers = self._counter("stale_answers", "Tags answered as they were, by why.", "reason")
         self._wrong_contents = self._counter(
             "wrong_content", "Contents that a replica sent and that were not what was asked for.", "upstream", "replica"
         )
@@ -155,6 +156,9 @@ class PrometheusObserver:
     def cache_evicted(self, size_bytes: int) -> None:
         self._add(self._cache_evicted, 1)
         self._add(self._cache_evicted_bytes, size_bytes)
+
+    def stale_answer(self, reason: StaleReason) -> None:
+        self._add(self._stale_answers, 1, reason.value)
 
     def wrong_content(self, upstream: str, replica: str) -> None:
         self._add(self._wrong_contents, 1, upstream, replica)

@@ -161,7 +161,7 @@ class FailoverReader:
         question = _Question(self._routed(repository), ErrorCode.NAME_UNKNOWN)
 
         async def attempt() -> list[Tag]:
-            marks = await self._marks.marks()
+            marks = await self._marks.marks(of_all_nodes=True)
             turn = self._round(question, marks)
             lists = await self._ask_all(turn, lambda client: client.list_tags(repository))
             current = {one.name for one in turn.standings if one.is_current}
@@ -196,7 +196,8 @@ class FailoverReader:
 
     async def _ask(self, question: _Question, ask: Callable[[HttpReplicaClient], Awaitable[_T]]) -> _T:
         async def attempt() -> _T:
-            marks = await self._marks.marks()
+            # A tag means what was last acknowledged by whatever node. A digest means the same for ever.
+            marks = await self._marks.marks(of_all_nodes=question.digest is None)
             return await self._ask_in_order(self._round(question, marks), ask, marks)
 
         return await self._patiently(attempt)
@@ -216,7 +217,7 @@ class FailoverReader:
                 turn.absent[name] = self._not_found(turn.question)
                 continue
             return answer
-        raise self._verdict(turn)
+        raise await self._final_verdict(turn)
 
     async def _ask_all(self, turn: _Round, ask: Callable[[HttpReplicaClient], Awaitable[_T]]) -> Mapping[str, _T]:
         """Ask every replica at once; return what those that answered said, at least one."""
@@ -262,11 +263,13 @@ class FailoverReader:
     # ------------------------------------------------------------ judging
 
     def _round(self, question: _Question, marks: Marks) -> _Round:
-        standings = [
+        return _Round(question, self._standings(question, marks))
+
+    def _standings(self, question: _Question, marks: Marks) -> list[Standing]:
+        return [
             question.standing(name, marks, is_askable=health.is_askable, doubts=self._replicas.doubts)
             for name, health in self._replicas.health().items()
         ]
-        return _Round(question, standings)
 
     def _note(self, turn: _Round, name: str, error: RegistryError | UpstreamUnavailableError) -> None:
         if isinstance(error, RegistryError) and error.status == 404:
@@ -282,6 +285,14 @@ class FailoverReader:
         elif isinstance(error, ReplicaFailedError) and error.outcome in _DOUBTFUL_OUTCOMES:
             self._replicas.doubts.cut(name, question.key)
         self._replicas.report_failure(name, error)
+
+    async def _final_verdict(self, turn: _Round) -> Exception:
+        """Return the verdict; "absent" only by marks that know every write that any node acknowledged until now."""
+        verdict = self._verdict(turn)
+        if turn.question.digest is None or not (isinstance(verdict, RegistryError) and verdict.status == 404):
+            return verdict
+        turn.standings = self._standings(turn.question, await self._marks.marks(of_all_nodes=True))
+        return self._verdict(turn)
 
     def _verdict(self, turn: _Round) -> Exception:
         if is_absent(turn.standings, turn.absent, self._replicas.storage):

@@ -10,7 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from registry_proxy.ports import BlobReader, CacheResult, ContentKind, ReplicaState, UpstreamUnavailableError
+from registry_proxy.ports import (
+    BlobReader,
+    CacheResult,
+    ContentKind,
+    ReplicaState,
+    StaleReason,
+    UpstreamUnavailableError,
+)
 from registry_proxy.spec.reference import Digest
 
 MIB = 1024 * 1024
@@ -54,6 +61,9 @@ class Events:
 
     def cache_evicted(self, size_bytes: int) -> None:
         self.evicted_bytes += size_bytes
+
+    def stale_answer(self, reason: StaleReason) -> None:
+        raise AssertionError("not for the cache to say")
 
     def wrong_content(self, upstream: str, replica: str) -> None:
         raise AssertionError("not for the cache to say")

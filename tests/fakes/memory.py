@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from registry_proxy.ports import (
     AbsenceUnknownError,
@@ -20,6 +20,7 @@ from registry_proxy.ports import (
     OpenSource,
     ReplicaState,
     RoutedRepository,
+    StaleReason,
     UpstreamUnavailableError,
 )
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
@@ -293,32 +294,54 @@ class MemoryMemberships:
         self.entries: dict[tuple[RoutedRepository, ContentKind, Digest], Descriptor] = {}
         self.tags: dict[tuple[RoutedRepository, Tag], CachedTag] = {}
         self.ages: dict[Digest, float] = {}
+        self.deleted = 0
         self.tag_age_seconds = 0.0
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
         descriptor = self.entries.get((routed, kind, digest))
         return None if descriptor is None else Membership(descriptor, self.ages.get(digest, 0.0))
 
-    def remember(self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor) -> None:
-        self.entries[routed, kind, descriptor.digest] = descriptor
-        self.ages.pop(descriptor.digest, None)
+    def moment(self) -> int:
+        return self.deleted
+
+    def remember(
+        self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
+    ) -> None:
+        if asked_at in {None, self.deleted}:
+            self.entries[routed, kind, descriptor.digest] = descriptor
+            self.ages.pop(descriptor.digest, None)
 
     def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         self.entries.pop((routed, kind, digest), None)
 
+    def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
+        self.deleted += 1
+        self.forget(routed, kind, digest)
+
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
         entry = self.tags.get((routed, tag))
-        return None if entry is None else CachedTag(entry.digest, self.tag_age_seconds, entry.version)
+        return None if entry is None else replace(entry, age_seconds=self.tag_age_seconds)
 
-    def remember_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest, *, unless_changed_from: object) -> bool:
+    def remember_tag(
+        self,
+        routed: RoutedRepository,
+        tag: Tag,
+        descriptor: Descriptor,
+        *,
+        recorded: int | None,
+        unless_changed_from: object,
+    ) -> bool:
         entry = self.tags.get((routed, tag))
         if (None if entry is None else entry.version) is not unless_changed_from:
             return False
-        self.move_tag(routed, tag, digest)
+        self._write_tag(routed, tag, descriptor, recorded)
         return True
 
-    def move_tag(self, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
-        self.tags[routed, tag] = CachedTag(digest, 0.0, object())
+    def move_tag(self, routed: RoutedRepository, tag: Tag, descriptor: Descriptor, *, recorded: int) -> None:
+        self._write_tag(routed, tag, descriptor, recorded)
+
+    def _write_tag(self, routed: RoutedRepository, tag: Tag, descriptor: Descriptor, recorded: int | None) -> None:
+        self.tags[routed, tag] = CachedTag(descriptor, 0.0, recorded, object())
         self.tag_age_seconds = 0.0
 
     def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None:
@@ -329,9 +352,6 @@ class MemoryMemberships:
         for tag in found:
             self.forget_tag(routed, tag)
         return found
-
-    def forget_repository_tags(self, upstream: str) -> None:
-        self.tag_age_seconds = float("inf") if upstream else 0.0
 
 
 class CountingObserver:
@@ -372,6 +392,9 @@ class CountingObserver:
 
     def cache_evicted(self, size_bytes: int) -> None:
         self.counts["evicted",] += size_bytes
+
+    def stale_answer(self, reason: StaleReason) -> None:
+        self.counts["stale", reason.value] += 1
 
     def wrong_content(self, upstream: str, replica: str) -> None:
         self.counts["wrong_content", upstream, replica] += 1

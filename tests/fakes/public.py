@@ -30,6 +30,7 @@ from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.push import Push, UploadAnswer
+from registry_proxy.proxy.tags import TagRules
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.spec.errors import ErrorCode, RegistryError
@@ -275,7 +276,7 @@ class PublicBench:
             cache=self.cache,
             memberships=self.memberships,
             observer=self.observer,
-            tag_ttl_seconds={"main": 10},
+            tag_rules={"main": TagRules(10)},
         )
         return PublicApp(
             pull=pull,

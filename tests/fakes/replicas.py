@@ -30,6 +30,7 @@ from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.spec.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
@@ -273,6 +274,7 @@ class Pushing:
     manage: Manage
     journal: Journal
     store: SqliteStore | RedisStore
+    changes: StoreWatch
 
     async def upload(self, content: bytes, *, routed: RoutedRepository = ROUTED) -> Descriptor:
         """Push a blob as docker does: POST, one PATCH, PUT."""
@@ -317,7 +319,7 @@ async def pushing(
             manifests=manifests,
         )
         deletions = DeletionReplication(replica_sets=sets, store=store, journal=journal)
-        yield Pushing(push, Manage(memberships=memberships, deletions=deletions), journal, store)
+        yield Pushing(push, Manage(memberships=memberships, deletions=deletions), journal, store, changes)
 
 
 async def body_of(*pieces: bytes) -> AsyncIterator[bytes]:

@@ -39,7 +39,7 @@ class ToldMarks:
     tombstones: set[tuple[str, Digest]] = field(default_factory=set)
     behind: set[str] = field(default_factory=set)
 
-    async def marks(self) -> Marks:
+    async def marks(self, *, of_all_nodes: bool = False) -> Marks:  # noqa: ARG002 - there is one node
         return self
 
     def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:  # noqa: ARG002 - told of one repository

@@ -1,13 +1,14 @@
 """Two nodes of the product on one Redis before two real registries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import Proxy, User, digest_of, random_bytes
-from tests.servers import Server
+from tests.product import OCI_MANIFEST, Proxy, User, digest_of, make_image, random_bytes
+from tests.servers import Server, wait_until
 
 LAYER = random_bytes(3 * 1024 * 1024 + 17)
 
@@ -27,6 +28,10 @@ class Pair:
         user = user or self.ann
         token = user.token("repository:team/app:pull,push")
         return httpx.Client(base_url=node.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+
+    def user(self, node: Proxy) -> User:
+        """Return ann at a node."""
+        return replace(self.ann, url=node.url)
 
     def send(self, node: Proxy, method: str, location: str, content: bytes = b"", **query: str) -> httpx.Response:
         """Send a request of an upload to a node, wherever its Location says to go."""
@@ -97,3 +102,47 @@ def test_a_registry_and_a_node_die_in_one_upload(pair: Pair) -> None:
     with pair.client(pair.two) as client:
         assert client.get(f"/v2/team/app/blobs/{digest_of(LAYER)}").content == LAYER
     assert len(list((pair.two.cache / "pins").iterdir())) == 1
+
+
+def test_no_older_tag_after_a_push_through_another_node(pair: Pair) -> None:
+    """Whatever a node has cached of a tag, from the answer to a push through the other on it tells the new one."""
+    for number in range(20):
+        pusher, reader = (pair.one, pair.two) if number % 2 else (pair.two, pair.one)
+        image = make_image(f"{number}".encode())
+        pair.user(pusher).push("team/app", "latest", image)
+        with pair.client(reader) as client:
+            head = client.head("/v2/team/app/manifests/latest", headers={"Accept": OCI_MANIFEST})
+            got = client.get("/v2/team/app/manifests/latest", headers={"Accept": OCI_MANIFEST})
+        assert head.headers["Docker-Content-Digest"] == image.digest
+        assert got.content == image.manifest
+    with pair.client(pair.one) as client:  # within the TTL, and nobody moved it: not asked for again
+        before = sum(server.log_text().count('"HEAD /v2/team/app/manifests/latest') for server in pair.registries)
+        for _ in range(5):
+            assert client.head("/v2/team/app/manifests/latest").headers["X-Cache"] == "HIT"
+    after = sum(server.log_text().count('"HEAD /v2/team/app/manifests/latest') for server in pair.registries)
+    assert after == before
+
+
+def is_gone(client: httpx.Client, path: str) -> bool:
+    """Tell whether a node knows it no more."""
+    return client.get(path).status_code == 404
+
+
+def test_what_is_deleted_through_one_node_is_gone_at_the_other(pair: Pair) -> None:
+    """The tag at once, manifest and blob within two seconds, though the other has both cached and the right to know."""
+    image = make_image(LAYER)
+    pair.user(pair.one).push("team/app", "latest", image)
+    blob = f"/v2/team/app/blobs/{digest_of(LAYER)}"
+    manifest = f"/v2/team/app/manifests/{image.digest}"
+    with pair.client(pair.two) as client:
+        assert client.get("/v2/team/app/manifests/latest").status_code == 200
+        assert client.get(blob).status_code == 200
+        with pair.one.admin() as admin:
+            admin.post("/grants", json={"subject": "user:ann", "repository": "**", "actions": ["delete"]})
+        token = pair.ann.token("repository:team/app:delete")
+        headers = {"Authorization": f"Bearer {token}"}
+        for path in (manifest, blob):
+            assert httpx.delete(pair.one.url + path, headers=headers).status_code == 202
+        assert client.get("/v2/team/app/manifests/latest").status_code == 404
+        for path in (manifest, blob):
+            wait_until(partial(is_gone, client, path), f"{path} is gone", 2)

@@ -12,15 +12,19 @@ from registry_proxy.ports import (
     ContentKind,
     FillFailedError,
     RoutedRepository,
+    StaleReason,
+    StoreUnavailableError,
     UpstreamUnavailableError,
 )
 from registry_proxy.proxy.passthrough import HOLD_BACK_BYTES, PassThrough
 from registry_proxy.proxy.pull import FAR_RANGE_BYTES, MEMBERSHIP_FRESH_SECONDS, BlobAnswer, Pull
+from registry_proxy.proxy.tags import TagRules
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
 from tests.fakes.memory import CountingObserver, MemoryCache, MemoryFile, MemoryMemberships, MemoryReader
+from tests.waiting import until
 
 A = RoutedRepository("main", Repository("a"))
 B = RoutedRepository("main", Repository("b"))
@@ -38,7 +42,8 @@ class Bench:
     cache: MemoryCache = field(default_factory=MemoryCache)
     memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
     observer: CountingObserver = field(default_factory=CountingObserver)
-    ttl: dict[str, float] = field(default_factory=lambda: {"main": 10.0})
+    rules: dict[str, TagRules] = field(default_factory=lambda: {"main": TagRules(10)})
+    revision: int | StoreUnavailableError | None = None
 
     def __post_init__(self) -> None:
         self.impatient.blobs, self.impatient.tags = self.reader.blobs, self.reader.tags
@@ -53,8 +58,15 @@ class Bench:
             cache=self.cache,
             memberships=self.memberships,
             observer=self.observer,
-            tag_ttl_seconds=self.ttl,
+            tag_rules=self.rules,
+            tag_revision=None if self.revision is None else self.tell_revision,
         )
+
+    async def tell_revision(self, _: RoutedRepository, __: Tag) -> int:
+        """Tell what the store says of every tag."""
+        if isinstance(self.revision, int):
+            return self.revision
+        raise self.revision or AssertionError("nobody else moves tags")
 
     def go_down(self) -> None:
         self.reader.is_down = self.impatient.is_down = True
@@ -432,8 +444,9 @@ async def test_head_of_a_cold_tag_costs_one_head_and_is_remembered(bench: Bench)
     assert {head.descriptor for head in heads} == {Descriptor(OCI_MANIFEST, digest, len(BODY))}
     assert [head.result for head in heads] == [CacheResult.MISS, CacheResult.HIT]
     assert [request[0] for request in bench.reader.requests] == ["resolve_tag"]
-    bench.restart()
-    assert (await bench.pull.head_manifest(A, LATEST)).descriptor.digest == digest
+    bench.restart()  # as in another worker
+    assert (await bench.pull.head_manifest(A, LATEST)).descriptor == heads[0].descriptor
+    assert bench.reader.count("resolve_tag") == 1
 
 
 async def test_what_a_head_announced_is_served_after_the_tag_moved(bench: Bench) -> None:
@@ -484,6 +497,87 @@ async def test_a_deleted_tag_is_forgotten_and_not_served_stale(bench: Bench) -> 
         await bench.pull.get_manifest(A, LATEST)
 
 
+@pytest.mark.parametrize("reason", list(StaleReason))
+async def test_a_rule_says_in_spite_of_what_a_stale_tag_is_served(bench: Bench, reason: StaleReason) -> None:
+    """By default only where nobody answers; where a rule names 401 and 403, or 404, then too, told and counted."""
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    bench.memberships.tag_age_seconds = 42
+    bench.impatient.is_down = reason is StaleReason.UNAVAILABLE
+    bench.impatient.refuses_credentials = reason is StaleReason.REFUSED
+    if reason is StaleReason.ABSENT:
+        bench.reader.tags.clear()
+    bench.rules["main"] = TagRules(10, frozenset({reason}))
+    answer = await bench.pull.get_manifest(A, LATEST)
+    assert answer.manifest.body == BODY
+    assert answer.warning is not None
+    assert bench.observer.counts["stale", reason.value] == 1
+    bench.rules["main"] = TagRules(10, frozenset())
+    with pytest.raises((RegistryError, UpstreamUnavailableError)):
+        await bench.pull.get_manifest(A, LATEST)
+    assert bench.observer.counts["stale", reason.value] == 1
+
+
+async def test_a_tag_that_another_node_moved_is_asked_for_within_its_ttl(bench: Bench) -> None:
+    """The record's revision is not the one the tag was learned under: the replicas are asked; the same one: not."""
+    bench.revision = 7
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    await bench.pull.get_manifest(A, LATEST)
+    assert bench.reader.count("resolve_tag") == 1
+    new = bench.reader.add_manifest("a", BODY + b" ", "latest")
+    bench.revision = 8
+    assert (await bench.pull.head_manifest(A, LATEST)).descriptor.digest == new
+    assert (await bench.pull.get_manifest(A, LATEST)).manifest.descriptor.digest == new
+    assert bench.reader.count("resolve_tag") == 2
+
+
+async def test_who_comes_after_a_push_elsewhere_does_not_join_an_older_question(bench: Bench) -> None:
+    """A question asked before the push may be answered with what was before it; a request after it asks anew."""
+    bench.revision = 7
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    bench.reader.gate = asyncio.Event()
+    before = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
+    await bench.reader.was_asked.wait()
+    bench.revision = 8
+    after = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
+    await until(lambda: bench.reader.count("resolve_tag") == 2)
+    bench.reader.gate.set()
+    await asyncio.gather(before, after)
+
+
+async def test_without_the_store_a_replica_is_asked_for_every_tag(bench: Bench) -> None:
+    """Nobody can tell then whether another node moved it. Where no replica answers either, it is what it was."""
+    bench.revision = 7
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    bench.revision = StoreUnavailableError("away")
+    new = bench.reader.add_manifest("a", BODY + b" ", "latest")
+    for _ in range(2):
+        assert (await bench.pull.head_manifest(A, LATEST)).descriptor.digest == new
+    assert bench.reader.count("resolve_tag") == 3
+    bench.go_down()
+    answer = await bench.pull.head_manifest(A, LATEST)
+    assert (answer.descriptor.digest, answer.warning is not None) == (new, True)
+
+
+async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Bench) -> None:
+    """A manifest and a blob that a replica gave before a delete, to a question that ends after it."""
+    manifest, blob = bench.reader.add_manifest("a", BODY), bench.reader.add_blob("a", SECRET)
+    bench.reader.gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    asking = [loop.create_task(bench.pull.get_manifest(A, manifest)), loop.create_task(bench.pull.head_blob(A, blob))]
+    await until(lambda: len(bench.reader.requests) == 2)
+    bench.memberships.end(A, ContentKind.MANIFEST, manifest)
+    bench.memberships.end(A, ContentKind.BLOB, blob)
+    bench.reader.gate.set()
+    await asyncio.gather(*asking)
+    assert bench.memberships.entries == {}
+
+
 async def test_a_push_during_the_question_wins_over_its_answer(bench: Bench) -> None:
     """An answer that was asked for before the push does not bring the old tag back."""
     bench.reader.add_manifest("a", BODY, "latest")
@@ -491,7 +585,7 @@ async def test_a_push_during_the_question_wins_over_its_answer(bench: Bench) -> 
     asking = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
     await bench.reader.was_asked.wait()
     pushed = bench.reader.add_manifest("a", BODY + b" pushed")
-    bench.memberships.move_tag(A, LATEST, pushed)
+    bench.memberships.move_tag(A, LATEST, Descriptor(OCI_MANIFEST, pushed, 1), recorded=0)
     bench.reader.gate.set()
     assert (await asking).descriptor.digest == pushed
 

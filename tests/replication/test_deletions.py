@@ -1,14 +1,18 @@
 """Deletes at several replicas: tombstones, what cannot be deleted, what comes after."""
 
 import asyncio
+import time
 
 import pytest
 
 from registry_proxy.ports import ContentKind, StorageKind, Table, UpstreamUnavailableError
+from registry_proxy.replication.deletions import DeletionsElsewhere
 from registry_proxy.replication.journal import IntentKey, IntentKind
+from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image
+from tests.fakes.memory import MemoryMemberships
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.refusal import refused
 from tests.waiting import until
@@ -177,3 +181,37 @@ async def test_deletes_and_pushes_of_a_digest_take_turns(setting: Bench) -> None
     assert setting.a.tags == setting.b.tags
     assert setting.a.manifests.keys() == setting.b.manifests.keys()
     assert await setting.under_test.intents() == {}
+
+
+async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> None:
+    """Memberships and tags of the digest go there, of manifests and blobs; what is learned again afterwards stays."""
+    app = await push(setting, image(b"1"), "v1")
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    blob = digest_of(app.blobs[0])
+    await setting.under_test.manage.delete_blob(ROUTED, blob)
+    theirs = MemoryMemberships()
+    manifest = Descriptor(app.media_type, app.digest, len(app.manifest))
+
+    def learn() -> None:
+        theirs.remember(ROUTED, ContentKind.MANIFEST, manifest)
+        theirs.remember(ROUTED, ContentKind.BLOB, Descriptor("application/octet-stream", blob, 1))
+        theirs.move_tag(ROUTED, Tag("v1"), manifest, recorded=1)
+
+    learn()
+    elsewhere = DeletionsElsewhere(setting.under_test.store, setting.under_test.changes, theirs)
+    await elsewhere.follow()
+    assert (theirs.entries, theirs.tags) == ({}, {})
+    learn()
+    await elsewhere.follow()
+    assert len(theirs.entries) == 2
+
+
+async def test_old_deletions_leave_the_record(setting: Bench) -> None:
+    """After a week a deletion is not on record any more."""
+    app = await push(setting, image(b"1"), "v1")
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    store, changes = setting.under_test.store, setting.under_test.changes
+    await DeletionsElsewhere(store, changes, MemoryMemberships()).follow()
+    assert len(await store.list(Table.DELETIONS)) == 1
+    await DeletionsElsewhere(store, changes, MemoryMemberships(), lambda: time.time() + 8 * 86_400).follow()
+    assert await setting.under_test.store.list(Table.DELETIONS) == []
