@@ -37,9 +37,11 @@ from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.push import Push
 from registry_proxy.proxy.tags import TagRules
+from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import ManifestReplication
+from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.settings import Settings, UpstreamSettings
@@ -125,12 +127,14 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         stack.enter_context(access_log.running())
         observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), context.process)
         node = await stack.enter_async_context(_open_node(settings, observer))
-        duties = await stack.enter_async_context(_on_duty(node))
+        # One worker of a node repairs: the one that can tell how it goes.
+        repairers = _repairers(settings, node, observer) if context.admin_socket is not None else {}
+        duties = await stack.enter_async_context(_on_duty(node, repairers))
         app = _public_app(settings, node, observer, access_log)
         public = await run_public(app.handle, context.public_sockets, answer_now=app.hot.answer)
         admin = None
         if context.admin_socket is not None:
-            admin = await stack.enter_async_context(_admin_site(settings, node, observer, context))
+            admin = await stack.enter_async_context(_admin_site(settings, node, observer, context, repairers))
         context.ready()
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
@@ -218,12 +222,34 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
 
 
 @contextlib.asynccontextmanager
-async def _on_duty(node: _Node) -> AsyncIterator[contextlib.AsyncExitStack]:
+async def _on_duty(node: _Node, repairers: Mapping[str, Repairer]) -> AsyncIterator[contextlib.AsyncExitStack]:
     """Run what one worker of the node does for all; closing the stack leaves it to others."""
     async with contextlib.AsyncExitStack() as duties:
         await duties.enter_async_context(_in_background(node.caretaker.run(), "care of the cache"))
         await duties.enter_async_context(_in_background(_sweep(node.spool), "sweep of uploads"))
+        for name, repairer in repairers.items():
+            await duties.enter_async_context(_in_background(repairer.run(), f"repair of {name}"))
         yield duties
+
+
+def _repairers(settings: Settings, node: _Node, observer: Observer) -> Mapping[str, Repairer]:
+    return {
+        name: Repairer(
+            replica_set=node.replicas[name],
+            store=node.store,
+            journal=node.journal,
+            copies=Copies(
+                readers=node.impatient_readers,
+                cache=node.cache,
+                memberships=node.memberships,
+                pace=Pace(upstream.repair_bytes_per_second),
+                copied=observer.repaired_bytes,
+            ),
+            pins=node.spool,
+            observer=observer,
+        )
+        for name, upstream in settings.upstreams.items()
+    }
 
 
 @contextlib.asynccontextmanager
@@ -377,7 +403,11 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
 
 @contextlib.asynccontextmanager
 async def _admin_site(
-    settings: Settings, node: _Node, observer: PrometheusObserver, context: WorkerContext
+    settings: Settings,
+    node: _Node,
+    observer: PrometheusObserver,
+    context: WorkerContext,
+    repairers: Mapping[str, Repairer],
 ) -> AsyncIterator[web.SockSite]:
     assert context.admin_socket is not None  # noqa: S101 - the caller has looked
     services = AdminServices(
@@ -385,6 +415,7 @@ async def _admin_site(
         signer=node.signer,
         control=node.control,
         replicas=node.replicas,
+        repairers=repairers,
         cache=node.cache,
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=observer.render,

@@ -270,6 +270,8 @@ class Spool(Protocol):
         """Keep a committed content from eviction until ``unpin``: some replica does not have it yet."""
 
     def unpin(self, digest: Digest) -> None: ...
+    def pinned(self, min_age_seconds: float) -> Sequence[Digest]:
+        """Return what was pinned at least so long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,6 +594,12 @@ class Observer(Protocol):
 
     def scrub_ended(self, ended_at: float) -> None:
         """Note when the scrub's last round ended, in seconds since the epoch."""
+
+    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
+        """Note a key that a replica missed. ``outcome`` is copied, deleted, given_up or failed."""
+
+    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
+        """Note the size of a blob that was sent to a replica that missed it."""
 
     def cache_evicted(self, size_bytes: int) -> None: ...
     def stale_answer(self, reason: StaleReason) -> None:

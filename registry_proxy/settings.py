@@ -324,6 +324,7 @@ class UpstreamSettings(Section):
     write_quorum: Annotated[int, Field(ge=1)] | Literal["majority"] = 1
     tag_ttl_seconds: Duration = Field(default=10.0, alias="tag_ttl")
     stale_on: tuple[Literal["unavailable", "refused", "absent"], ...] = ("unavailable",)  # then a tag is as it was
+    repair_bytes_per_second: Size = Field(default=100_000_000, alias="repair_rate")  # 0: as fast as it goes
     timeouts: TimeoutSettings = TimeoutSettings()
     replicas: tuple[ReplicaSettings, ...] = Field(min_length=1)
 

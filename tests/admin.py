@@ -16,6 +16,7 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository
+from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.web.admin import AdminServices, make_admin_app
@@ -45,8 +46,25 @@ class Upstream:
 
     replicas: list[Replica]
 
+    async def refresh(self) -> None:
+        """Nothing changes behind the test's back."""
+
     def status(self) -> Sequence[Replica]:
         return self.replicas
+
+
+@dataclass
+class Repairs:
+    """What repairs them: counts how often it was woken."""
+
+    woken: int = 0
+    now: RepairStatus = field(default_factory=RepairStatus)
+
+    def status(self, _: str) -> RepairStatus:
+        return self.now
+
+    def wake(self) -> None:
+        self.woken += 1
 
 
 def _two_replicas() -> dict[str, Upstream]:
@@ -64,6 +82,7 @@ class Node:
     cache: DiskCache
     observer: PrometheusObserver
     upstreams: dict[str, Upstream]
+    repairs: dict[str, "Repairs"]
     draining: list[bool]
     reloads: list[ReloadOutcome] = field(default_factory=list)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -80,6 +99,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     cache = DiskCache(str(root / "cache"), CACHE_MAX_BYTES, 0, observer)
     memberships = FileMemberships(str(root / "cache"))
     reloads: list[ReloadOutcome] = []
+    repairs = {"main": Repairs()}
 
     async def reload() -> ReloadOutcome:
         return reloads.pop(0) if reloads else ReloadOutcome(2)
@@ -94,6 +114,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 control=control,
                 signer=signer,
                 replicas=upstreams,
+                repairers=repairs,
                 cache=cache,
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
@@ -102,7 +123,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 client_address=Origins(None, [ipaddress.ip_network("127.0.0.1/32")]).client_address,
             )
             app = make_admin_app(services)
-            yield Node(app, directory, control, signer, cache, observer, upstreams, draining, reloads)
+            yield Node(app, directory, control, signer, cache, observer, upstreams, repairs, draining, reloads)
         await directory.aclose()
         await control.aclose()
     await cache.close()

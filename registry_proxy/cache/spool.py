@@ -105,6 +105,15 @@ class DiskSpool:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.cache.paths.pin(digest))
 
+    def pinned(self, min_age_seconds: float) -> list[Digest]:
+        oldest, found = time.time() - min_age_seconds, []
+        with os.scandir(self.cache.paths.pins) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # unpinned meanwhile
+                    if entry.stat().st_mtime <= oldest:
+                        found.append(Digest(*entry.name.split("-", 1)))
+        return found
+
     def sweep(self) -> int:
         """Remove the uploads that nobody writes to and nobody wrote to for six hours; return how many."""
         removed = 0

@@ -17,6 +17,7 @@ from registry_proxy.cli.output import (
     print_note,
     print_table,
 )
+from registry_proxy.cli.repair import repair_replicas
 
 replica_app = typer.Typer(help="The registries behind the proxy.", no_args_is_help=True)
 cache_app = typer.Typer(help="The cache on the node's disk.", no_args_is_help=True)
@@ -59,6 +60,9 @@ def list_replicas(as_json: JsonOption = False) -> None:
             return
         rows = [_replica_row(upstream["name"], replica) for upstream in upstreams for replica in upstream["replicas"]]
         print_table(_COLUMNS, rows, empty="No upstream is configured.")
+
+
+replica_app.command("repair")(repair_replicas)
 
 
 @cache_app.command("stats")

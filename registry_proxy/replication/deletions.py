@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from registry_proxy.ports import (
@@ -64,11 +64,11 @@ class DeletionReplication:
         """
         if not is_known and await self._store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
             await self._check_exists(routed, lambda client: client.fetch_manifest(routed.repository, digest))
-        await self._delete(
+        missing = await self._delete(
             IntentKey(routed, IntentKind.MANIFEST, str(digest)),
             lambda client: client.delete_manifest(routed.repository, digest),
         )
-        await self._forget(routed, digest)
+        await self._forget(routed, digest, missing)
 
     async def delete_blob(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
         """Delete a blob from a repository; errors as for a manifest, BLOB_UNKNOWN for MANIFEST_UNKNOWN."""
@@ -79,7 +79,8 @@ class DeletionReplication:
             lambda client: client.delete_blob(routed.repository, digest),
         )
 
-    async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
+    async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> Sequence[str]:
+        """Delete at a quorum; return the replicas that miss it."""
         replica_set = self._replica_sets[key.routed.upstream]
         deletion = Change(Table.DELETIONS, str(key), {"deleted_at": time.time()})
         write = await self._journal.begin({key: (None, "")}, configured_names(replica_set), [deletion])
@@ -91,7 +92,7 @@ class DeletionReplication:
             await self._journal.withdraw(write)
         else:
             await self._journal.conclude(write, outcome.confirmed)
-        require_quorum(replica_set, outcome)
+        return require_quorum(replica_set, outcome)
 
     async def _check_exists(
         self, routed: RoutedRepository, question: Callable[[ReplicaClient], Awaitable[object]]
@@ -114,29 +115,38 @@ class DeletionReplication:
                 return
         raise unknown or unavailable("no replica can tell now whether this exists; try again")
 
-    async def _forget(self, routed: RoutedRepository, digest: Digest) -> None:
-        """Remove the records of a deleted manifest and of the tags that were on it.
+    async def _forget(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
+        """Remove the records of a deleted manifest and of the tags that were on it; each tag leaves a tombstone.
 
-        A replica that missed such a tag may hold an older one: the tag's intent becomes a tombstone, so that the
-        replica is not asked for it.
+        A replica that missed such a tag may hold an older one, and one that missed the delete still has the tag, also
+        when the same manifest is pushed again under another.
         """
         while True:
             with contextlib.suppress(ConflictError):  # one of the tags was moved away meanwhile: look again
-                await self._store.commit(await self._changes_that_forget(routed, digest))
+                await self._store.commit(await self._changes_that_forget(routed, digest, missing))
                 return
 
-    async def _changes_that_forget(self, routed: RoutedRepository, digest: Digest) -> list[Change]:
-        tags = [
-            Change(Table.TAGS, record.key, None, expect=record.revision)
-            for record in await self._store.list(Table.TAGS, f"{routed}|")
-            if record.value["digest"] == str(digest)
+    async def _changes_that_forget(
+        self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]
+    ) -> list[Change]:
+        changes = [Change(Table.MANIFESTS, manifest_record_key(routed, digest), None)]
+        lacking: dict[str, tuple[set[str], int]] = {}  # key of a tag's intent -> replicas, revision
+        for record in await self._store.list(Table.TAGS, f"{routed}|"):
+            if record.value["digest"] == str(digest):
+                changes.append(Change(Table.TAGS, record.key, None, expect=record.revision))
+                tag = record.key.removeprefix(f"{routed}|")
+                lacking[str(IntentKey(routed, IntentKind.TAG, tag))] = (set(missing), 0)
+        for record in await self._store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|"):
+            intent = Intent.from_value(record.value)
+            if intent.digest == digest:
+                replicas, _ = lacking.get(record.key, (set(), 0))
+                lacking[record.key] = (replicas | set(intent.missing), record.revision)
+        changes += [
+            Change(Table.INTENTS, key, Intent(None, "", tuple(sorted(replicas))).to_value(), expect=revision)
+            for key, (replicas, revision) in lacking.items()
+            if replicas
         ]
-        intents = [
-            Change(Table.INTENTS, record.key, Intent(None, "", intent.missing).to_value(), expect=record.revision)
-            for record in await self._store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|")
-            if (intent := Intent.from_value(record.value)).digest == digest
-        ]
-        return [Change(Table.MANIFESTS, manifest_record_key(routed, digest), None), *tags, *intents]
+        return changes
 
 
 def _unsupported(outcome: Outcome) -> RegistryError | None:

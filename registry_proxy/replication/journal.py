@@ -331,8 +331,8 @@ class Journal:
         await self._store.commit([Change(Table.INTENTS, str(key), value)])
         return True
 
-    async def confirm(self, key: IntentKey, digest: Digest, replica: str) -> bool:
-        """Take one replica out of the open intent of a key; return whether that closed it.
+    async def confirm(self, key: IntentKey, digest: Digest | None, replica: str) -> bool:
+        """Take one replica out of the open intent of a key, None for deleted; return whether that closed it.
 
         Nothing happens when the key shall be something else by now.
         """

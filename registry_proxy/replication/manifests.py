@@ -1,6 +1,6 @@
 """Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from registry_proxy.ports import (
@@ -16,6 +16,7 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
+from registry_proxy.replication.copies import has
 from registry_proxy.replication.fanout import (
     Outcome,
     check_writable,
@@ -221,7 +222,7 @@ class ManifestReplication:
     async def _heal_blob(
         self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]
     ) -> bool:
-        if await _has(client.stat_blob(routed.repository, descriptor.digest)):
+        if await has(client.stat_blob(routed.repository, descriptor.digest)):
             return False
         # Only what this repository is known to hold: else a manifest that names a digest would be enough to get any
         # blob of the cache copied into one's own repository.
@@ -235,7 +236,7 @@ class ManifestReplication:
         self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]
     ) -> bool:
         digest = descriptor.digest
-        if await _has(client.fetch_manifest(routed.repository, digest)):
+        if await has(client.fetch_manifest(routed.repository, digest)):
             return False
         known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
         body = None if known is None else self._cache.read_small(digest)
@@ -247,16 +248,6 @@ class ManifestReplication:
         await self._put_at(client, routed, digest, manifest, links, lost)
         await self._journal.confirm(IntentKey(routed, IntentKind.MANIFEST, str(digest)), digest, client.name)
         return True
-
-
-async def _has(question: Awaitable[object]) -> bool:
-    try:
-        await question
-    except RegistryError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
 
 
 def _tag_exists(tag: Tag) -> RegistryError:

@@ -70,6 +70,8 @@ class PrometheusObserver:
         self._cache_evicted = self._counter("cache_evicted", "Contents evicted from the cache.")
         self._cache_evicted_bytes = self._counter("cache_evicted_bytes", "Bytes evicted from the cache.")
         self._stale_answers = self._counter("stale_answers", "Tags answered as they were, by why.", "reason")
+        self._repairs = self._counter("repairs", "Keys that a replica missed.", "upstream", "replica", "outcome")
+        self._repaired_bytes = self._counter("repaired_bytes", "Bytes sent to repair a replica.", "upstream", "replica")
         self._wrong_contents = self._counter(
             "wrong_content", "Contents that a replica sent and that were not what was asked for.", "upstream", "replica"
         )
@@ -159,6 +161,12 @@ class PrometheusObserver:
 
     def stale_answer(self, reason: StaleReason) -> None:
         self._add(self._stale_answers, 1, reason.value)
+
+    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
+        self._add(self._repairs, 1, upstream, replica, outcome)
+
+    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
+        self._add(self._repaired_bytes, size_bytes, upstream, replica)
 
     def wrong_content(self, upstream: str, replica: str) -> None:
         self._add(self._wrong_contents, 1, upstream, replica)

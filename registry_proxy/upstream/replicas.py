@@ -113,7 +113,7 @@ class UpstreamReplicas:
             for member in self._members.values():
                 if member.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
                     self._log_state(member)
-            await self._report()
+            await self.refresh()
         except BaseException:
             await self._sessions.aclose()
             raise
@@ -208,7 +208,7 @@ class UpstreamReplicas:
         return self._changes != known
 
     def status(self) -> list[ReplicaStatus]:
-        """Return every replica, in configured order; ``pending`` is at most a second old."""
+        """Return every replica, in configured order; ``pending`` is of the last ``refresh``, or a second old."""
         return [
             ReplicaStatus(
                 name=name,
@@ -262,9 +262,10 @@ class UpstreamReplicas:
     async def _keep_reporting(self) -> None:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
-            await self._report()
+            await self.refresh()
 
-    async def _report(self) -> None:
+    async def refresh(self) -> None:
+        """Have ``status`` know what is pending at this moment, and tell the observer."""
         try:
             marks = await self._marks.marks()
         except StoreUnavailableError:

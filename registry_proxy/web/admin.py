@@ -13,7 +13,7 @@ from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_identities import IdentityResources
-from registry_proxy.web.admin_node import Cache, NodeResources, Upstream
+from registry_proxy.web.admin_node import Cache, NodeResources, Repairs, Upstream
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
 from registry_proxy.web.ops import OPS_PATHS, StateSource, add_ops_routes
 from registry_proxy.web.problems import answer_problems
@@ -36,6 +36,7 @@ class AdminServices:
         control: logins, tokens and the current policy.
         signer: whose key can be rotated.
         replicas: the replicas of each upstream, by its name.
+        repairers: what repairs them, by the upstream's name.
         cache: the node's cache.
         purge_repository: forgets what a repository holds and returns it; waits for the disk.
         render_metrics: gives the exposition of all workers of the node.
@@ -48,6 +49,7 @@ class AdminServices:
     control: AdminControl
     signer: TokenSigner
     replicas: Mapping[str, Upstream]
+    repairers: Mapping[str, Repairs]
     cache: Cache
     purge_repository: Callable[[Repository], Collection[Digest]]
     render_metrics: Callable[[], bytes]
@@ -65,7 +67,12 @@ def make_admin_app(services: AdminServices) -> web.Application:
     app.on_response_prepare.append(_say_nothing_of_the_server)
     access = AccessResources(services.directory, services.control)
     node = NodeResources(
-        services.replicas, services.cache, services.purge_repository, services.render_metrics, services.reload
+        upstreams=services.replicas,
+        repairers=services.repairers,
+        cache=services.cache,
+        purge_repository=services.purge_repository,
+        render_metrics=services.render_metrics,
+        reload=services.reload,
     )
     identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
     for route in [*access.routes(), *identities.routes(), *node.routes()]:

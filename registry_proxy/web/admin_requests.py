@@ -103,6 +103,10 @@ class RevocationBody(Body):
     token_id: str | None = None
 
 
+class EmptyBody(Body):
+    """Nothing, or ``{}``."""
+
+
 class PurgeBody(Body):
     """What to remove from the cache: one digest, what one repository holds, or everything."""
 

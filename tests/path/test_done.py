@@ -169,9 +169,13 @@ def test_cached_images_are_served_without_any_registry_also_after_a_restart(
     assert "Retry-After" in missing.headers
 
 
-def test_a_replica_that_missed_a_push_is_never_the_source_of_the_past(proxy: Proxy, registries: list[Server]) -> None:
-    """A replica that was down during a push and came back gives neither the older tag nor a 404."""
+def test_a_replica_that_missed_a_push_is_never_the_source_of_the_past(
+    registries: list[Server], start_proxy: StartProxy
+) -> None:
+    """A replica that was down during a push, and is not repaired yet, gives neither the older tag nor a 404."""
     first, second = registries
+    replicas = [{"url": server.url} for server in registries]
+    proxy = start_proxy([], {"upstreams": {"main": {"replicas": replicas, "repair_rate": 1}}})
     user = proxy.add_user("ann", pull_push=["team/**"])
     old, new = make_image(random_bytes(1000), label="old"), make_image(random_bytes(1000), label="new")
     user.push("team/app", "1", old)

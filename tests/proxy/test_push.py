@@ -46,7 +46,7 @@ async def test_chunked_upload_reaches_all_replicas_and_the_cache(setting: Bench)
     assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
     assert_acknowledged(setting)
     assert await setting.under_test.intents() == {}
-    assert setting.spool.pinned == set()
+    assert setting.spool.pins == set()
 
 
 async def test_an_upload_of_several_chunks_goes_on_where_it_was(setting: Bench) -> None:
@@ -227,7 +227,7 @@ async def test_a_replica_dies_in_mid_patch_unnoticed(setting: Bench) -> None:
     await setting.under_test.upload(LAYER)
     assert setting.a.blobs == {(REPOSITORY, DIGEST): LAYER}
     assert await setting.under_test.intents() == {f"{ROUTED}|blob|{DIGEST}": ["b"]}
-    assert setting.spool.pinned == {DIGEST}
+    assert setting.spool.pins == {DIGEST}
     assert_acknowledged(setting)
     marks = await setting.under_test.journal.marks()
     assert marks.misses_any("b", ROUTED)
@@ -250,12 +250,12 @@ async def test_a_later_push_clears_the_mark(setting: Bench) -> None:
     """The same blob pushed again when the replica is back closes its intent and releases our copy."""
     setting.replicas.down.add("b")
     await setting.under_test.upload(LAYER)
-    assert setting.spool.pinned == {DIGEST}
+    assert setting.spool.pins == {DIGEST}
     setting.replicas.down.clear()
     await setting.under_test.upload(LAYER)
     assert setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
     assert await setting.under_test.intents() == {}
-    assert setting.spool.pinned == set()
+    assert setting.spool.pins == set()
 
 
 async def test_a_copy_stays_pinned_while_another_repository_misses_it(setting: Bench) -> None:
@@ -266,7 +266,7 @@ async def test_a_copy_stays_pinned_while_another_repository_misses_it(setting: B
     await setting.under_test.upload(LAYER, routed=other)
     setting.replicas.down.clear()
     await setting.under_test.upload(LAYER)
-    assert setting.spool.pinned == {DIGEST}
+    assert setting.spool.pins == {DIGEST}
     assert await setting.under_test.intents() == {f"{other}|blob|{DIGEST}": ["b"]}
 
 

@@ -63,7 +63,7 @@ class Nodes:
     def assert_at_both(self) -> None:
         """The layer is at both replicas, nothing is missed, and no node keeps anything for a replica."""
         assert self.a.blobs == self.b.blobs == {(REPOSITORY, DIGEST): LAYER}
-        assert self.one.spool.pinned == self.two.spool.pinned == set()
+        assert self.one.spool.pins == self.two.spool.pins == set()
 
 
 @pytest_asyncio.fixture
@@ -132,7 +132,7 @@ async def test_a_replica_that_is_down_at_the_commit_is_recorded(nodes: Nodes) ->
     nodes.replicas.down.add("b")
     await nodes.two.commit(at)
     assert nodes.two.cache.read_small(DIGEST) == LAYER
-    assert nodes.two.spool.pinned == {DIGEST}
+    assert nodes.two.spool.pins == {DIGEST}
     assert list((await nodes.one.under_test.intents()).values()) == [["b"]]
 
 
@@ -175,7 +175,7 @@ async def test_a_wrong_digest_is_refused_by_whoever_knows(nodes: Nodes, last: by
     error = await refused(nodes.two.commit(at, last, digest_of(b"other")))
     assert (error.status, error.code) == (400, ErrorCode.DIGEST_INVALID)
     assert nodes.a.blobs == nodes.b.blobs == {}
-    assert nodes.two.spool.pinned == set()
+    assert nodes.two.spool.pins == set()
 
 
 async def test_status_and_cancel_through_another_node(nodes: Nodes) -> None:

@@ -110,7 +110,7 @@ async def test_a_replica_that_is_down_is_marked_and_a_later_push_clears_it(setti
     assert setting.b.blobs == setting.a.blobs
     assert setting.b.tags == setting.a.tags
     assert await setting.under_test.intents() == {}
-    assert setting.spool.pinned == set()
+    assert setting.spool.pins == set()
 
 
 async def test_a_replica_that_dies_in_the_put_is_marked(setting: Bench) -> None:

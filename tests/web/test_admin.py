@@ -21,6 +21,7 @@ from yarl import URL
 
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
+from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.reference import Digest, Repository, digest_of
 from registry_proxy.tasks import spawn
@@ -97,6 +98,8 @@ ROUTES = [
     ("DELETE", "/me/tokens/1"),
     ("POST", "/keys/rotate"),
     ("GET", "/upstreams"),
+    ("GET", "/upstreams/main"),
+    ("POST", "/upstreams/main/repair"),
     ("GET", "/cache"),
     ("POST", "/cache/verify"),
     ("GET", "/cache/blobs"),
@@ -117,7 +120,7 @@ def _registered(app: Application) -> set[tuple[str, str]]:
 
 async def test_the_table_of_routes_is_complete(admin: Admin) -> None:
     """A route that is added is put into the table of who may use it."""
-    known = {(method, re.sub("/(bob|dev|ci|1)(?=/|$)", "/x", path)) for method, path in ROUTES}
+    known = {(method, re.sub("/(bob|dev|ci|main|1)(?=/|$)", "/x", path)) for method, path in ROUTES}
     assert _registered(admin.node.app) - known == {("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz")}
 
 
@@ -470,6 +473,23 @@ async def test_raw_bytes_in_a_path_are_no_500(admin: Admin) -> None:
     assert status_line.split()[1] in {b"400", b"404"}
 
 
+IDLE = {"running": False, "started_at": None, "done": 0, "failed": 0, "error": ""}
+
+
+async def test_a_repair_is_asked_for(admin: Admin) -> None:
+    """202 with the upstream as it is now, and the repairer is woken; an unknown name is told with those that are."""
+    admin.node.repairs["main"].now = RepairStatus(is_running=True, started_at=1.5e9, done=3, failed=1, error="a: down")
+    status, document, _ = await admin.call("POST", "/upstreams/main/repair")
+    assert (status, admin.node.repairs["main"].woken) == (202, 1)
+    repair = {"running": True, "started_at": "2017-07-14T02:40:00Z", "done": 3, "failed": 1, "error": "a: down"}
+    assert [replica["repair"] for replica in document["replicas"]] == [repair, repair]
+    assert (await admin.call("GET", "/upstreams/main"))[1] == document
+    for method, path in (("GET", "/upstreams/none"), ("POST", "/upstreams/none/repair")):
+        status, problem, _ = await admin.call(method, path)
+        assert (status, "main" in problem["detail"]) == (404, True)
+    assert (await admin.call("POST", "/upstreams/main/repair", {"all": True}))[0] == 400
+
+
 async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -> None:
     """State, latency and pending of each; a password in a URL is not shown."""
     _, page, _ = await admin.call("GET", "/upstreams")
@@ -485,6 +505,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "reason": "",
                         "latency_seconds": 0.0015,
                         "pending": 0,
+                        "repair": IDLE,
                     },
                     {
                         "name": "b",
@@ -493,6 +514,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "reason": "",
                         "latency_seconds": 0.0015,
                         "pending": 0,
+                        "repair": IDLE,
                     },
                 ],
             }

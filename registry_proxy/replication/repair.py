@@ -1,0 +1,314 @@
+"""Repair: a replica that missed writes is made equal to the newest intent of each key (docs/decisions.md, 8 and 19).
+
+The journal is all the state there is: whoever repairs may die at any byte, and another node goes on.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from registry_proxy.ports import (
+    Change,
+    ConflictError,
+    Observer,
+    ReplicaClient,
+    ReplicaSet,
+    Spool,
+    StorageKind,
+    Store,
+    StoreUnavailableError,
+    Table,
+    UpstreamUnavailableError,
+)
+from registry_proxy.replication.copies import Copies, has
+from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
+from registry_proxy.replication.manifests import manifest_record_key, tag_record_key, write_lease
+from registry_proxy.spec.descriptor import OCI_INDEX, Descriptor, Manifest
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Digest, Tag, digest_of
+from registry_proxy.tasks import spawn
+
+_LOOK_SECONDS = 1.0
+_PAUSE_AFTER_FAILURE_SECONDS = 5.0
+_PIN_SETTLED_SECONDS = 600.0
+"""A pin this old belongs to a push whose intents are stored by now, if it needed any."""
+
+_ORDER = {  # blobs before what refers to them, tags last; deletes then, and what a manifest leaves behind after it
+    (IntentKind.BLOB, False): 0,
+    (IntentKind.MANIFEST, False): 1,
+    (IntentKind.TAG, False): 2,
+    (IntentKind.MANIFEST, True): 3,
+    (IntentKind.TAG, True): 4,
+    (IntentKind.BLOB, True): 5,
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RepairStatus:
+    """How the repair of one replica goes, as far as this process does it.
+
+    ``done`` and ``failed`` count keys since ``started_at`` (seconds since the epoch); ``error`` is the last failure.
+    """
+
+    is_running: bool = False
+    started_at: float | None = None
+    done: int = 0
+    failed: int = 0
+    error: str = ""
+
+
+class Repairer:
+    """Repairs the replicas of one upstream, each as soon as it is up and misses something.
+
+    One process repairs a replica at a time, over all nodes. A key is repaired under the lease of its writers.
+
+    Args:
+        replica_set: the replicas.
+        store: leases, and the records of manifests and tags.
+        journal: what each replica misses.
+        copies: sends contents.
+        pins: releases what every replica has.
+        observer: is told of each key.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica_set: ReplicaSet,
+        store: Store,
+        journal: Journal,
+        copies: Copies,
+        pins: Spool,
+        observer: Observer,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._replica_set = replica_set
+        self._store = store
+        self._journal = journal
+        self._copies = copies
+        self._pins = pins
+        self._observer = observer
+        self._clock = clock
+        self._status = {client.name: RepairStatus() for client in replica_set.replicas}
+        self._woken = asyncio.Event()
+
+    def status(self, replica: str) -> RepairStatus:
+        """Return how the repair of a replica goes."""
+        return self._status[replica]
+
+    def wake(self) -> None:
+        """Look at once, instead of after the pause that follows a failure."""
+        self._woken.set()
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        if self._replica_set.read_only or self._replica_set.storage is StorageKind.SHARED:
+            return  # what we do not write, or what cannot diverge
+        tasks = [spawn(self._tend(client), f"repair of {client.name}") for client in self._replica_set.replicas]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tend(self, client: ReplicaClient) -> None:
+        pause = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._woken.wait()
+            try:
+                is_well = await self.repair(client)
+            except StoreUnavailableError:
+                is_well = True  # the journal cannot be read now, or another node is at it
+            pause = _LOOK_SECONDS if is_well else _PAUSE_AFTER_FAILURE_SECONDS
+
+    async def repair(self, client: ReplicaClient) -> bool:
+        """Repair one replica once; return False when something could not be.
+
+        Raises:
+            StoreUnavailableError: the store is away, or another process repairs it.
+        """
+        upstream = self._replica_set.upstream
+        marks = await self._journal.snapshot()
+        if not marks.pending(client.name, upstream) or not self._replica_set.is_writable(client.name):
+            return True
+        status = self._status[client.name]
+        async with self._store.lease(f"repair {upstream}/{client.name}"):
+            open_keys = await self._open_keys(client.name)
+            if not open_keys:
+                return True
+            status.is_running, status.started_at = True, self._clock()
+            status.done = status.failed = 0
+            status.error = ""
+            _log.info("replica %s/%s: repair of %d keys begins", upstream, client.name, len(open_keys))
+            try:
+                for key in open_keys:
+                    await self._repair_key(client, key, status)
+                    if not self._replica_set.is_writable(client.name):
+                        break
+            finally:
+                status.is_running = False
+        await self._release_pins()
+        outcome = f"{status.done} keys repaired, {status.failed} not"
+        _log.info("replica %s/%s: %s %s", upstream, client.name, outcome, status.error)
+        return not status.failed
+
+    async def _open_keys(self, replica: str) -> list[IntentKey]:
+        now = self._clock()
+        found = []
+        for record in await self._store.list(Table.INTENTS, f"{self._replica_set.upstream}/"):
+            key, intent = parse_key(record.key), Intent.from_value(record.value)
+            if replica in intent.missing and now >= intent.writing_until:
+                found.append((_ORDER[key.kind, intent.digest is None], record.revision, key))
+        return [key for _, _, key in sorted(found, key=lambda each: each[:2])]
+
+    async def _repair_key(self, client: ReplicaClient, key: IntentKey, status: RepairStatus) -> None:
+        try:
+            async with self._lease(key):
+                intent = await self._journal.find(key)
+                if intent is None or client.name not in intent.missing or self._clock() < intent.writing_until:
+                    return  # somebody else was here, or is
+                outcome = await self._make_equal(client, key, intent)
+                await self._confirm(client, key, intent)
+        except (RegistryError, UpstreamUnavailableError, OSError) as error:
+            status.failed += 1
+            status.error = f"{key}: {error}"
+            outcome = "failed"
+            _log.warning("replica %s/%s is not repaired: %s", self._replica_set.upstream, client.name, status.error)
+        else:
+            status.done += 1
+        self._observer.repaired(self._replica_set.upstream, client.name, outcome)
+
+    @contextlib.asynccontextmanager
+    async def _lease(self, key: IntentKey) -> AsyncIterator[None]:
+        """Exclude the writers of the key. Raises StoreUnavailableError."""
+        if key.kind is IntentKind.TAG:
+            intent = await self._journal.find(key)
+            if intent is not None and intent.digest is not None:
+                async with write_lease(self._store, key.routed, intent.digest, Tag(key.name)):
+                    yield
+            else:
+                async with self._store.lease(f"{key.routed}:{key.name}"):
+                    yield
+        else:
+            async with self._store.lease(f"{key.routed}@{key.name}"):
+                yield
+
+    async def _make_equal(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> str:
+        """Write to the replica what the key shall be; return the outcome for the metrics."""
+        if intent.digest is None:
+            await self._delete(client, key)
+            return "deleted"
+        try:
+            if key.kind is IntentKind.BLOB:
+                if not await has(client.stat_blob(key.routed.repository, intent.digest)):
+                    await self._copies.copy_blob(client, key.routed, intent.digest)
+            else:
+                tag = Tag(key.name) if key.kind is IntentKind.TAG else None
+                await self._copies.copy_manifest(client, key.routed, intent.digest, tag)
+        except (RegistryError, UpstreamUnavailableError):
+            if key.kind is IntentKind.BLOB or not await self._is_nowhere(key, intent.digest):
+                raise
+            await self._give_up(key, intent)
+            return "given_up"
+        return "copied"
+
+    async def _delete(self, client: ReplicaClient, key: IntentKey) -> None:
+        repository = key.routed.repository
+        if key.kind is IntentKind.BLOB:
+            await client.delete_blob(repository, _digest(key))
+        elif key.kind is IntentKind.MANIFEST:
+            await client.delete_manifest(repository, _digest(key))
+        elif await has(client.resolve_tag(repository, Tag(key.name))):
+            # Registries such as distribution 2.8 delete no tag alone, but every tag of a manifest: move it to one of
+            # its own first. Nobody is told of it meanwhile: the mark is still open.
+            own = _unique_manifest()
+            await client.put_manifest(repository, Tag(key.name), own)
+            await client.delete_manifest(repository, own.descriptor.digest)
+
+    async def _confirm(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> None:
+        is_closed = await self._journal.confirm(key, intent.digest, client.name)
+        if is_closed and key.kind is IntentKind.BLOB:
+            digest = _digest(key)
+            if not (await self._journal.snapshot()).is_missed(digest):
+                self._pins.unpin(digest)
+
+    # ------------------------------------------------------------ a push that left nothing
+
+    async def _is_nowhere(self, key: IntentKey, digest: Digest) -> bool:
+        """Tell whether every configured replica says that it does not have the manifest.
+
+        Then its push was never acknowledged: the node that began it died before the first replica had it.
+        """
+        for client in self._replica_set.replicas:
+            if not self._replica_set.is_writable(client.name):
+                return False
+            if await has(client.fetch_manifest(key.routed.repository, digest)):
+                return False
+        return True
+
+    async def _give_up(self, key: IntentKey, intent: Intent) -> None:
+        """Take back a write that left nothing; a tag is again what the replicas say that were not behind in it."""
+        assert intent.digest is not None  # noqa: S101 - a delete needs no source
+        _log.warning("%s: its push was begun and never reached a replica; it is taken back", key)
+        before: Intent | None = None
+        if key.kind is IntentKind.MANIFEST:
+            forgotten = Change(Table.MANIFESTS, manifest_record_key(key.routed, intent.digest), None)
+        else:
+            truth = await self._agreed_tag(key, [c for c in self._replica_set.replicas if c.name not in intent.behind])
+            value = None if truth is None else {"digest": str(truth.digest)}
+            forgotten = Change(Table.TAGS, tag_record_key(key.routed, Tag(key.name)), value)
+            if intent.behind:
+                digest, media_type = (None, "") if truth is None else (truth.digest, truth.media_type)
+                before = Intent(digest, media_type, intent.behind)
+        record = await self._store.get(Table.INTENTS, str(key))
+        if record is not None:
+            restored = None if before is None else before.to_value()
+            with contextlib.suppress(ConflictError):  # a newer write has taken it over
+                await self._store.commit([Change(Table.INTENTS, str(key), restored, expect=record.revision), forgotten])
+
+    async def _agreed_tag(self, key: IntentKey, clients: Sequence[ReplicaClient]) -> Descriptor | None:
+        for client in clients:
+            try:
+                return await client.resolve_tag(key.routed.repository, Tag(key.name))
+            except RegistryError as error:
+                if error.status != 404:
+                    raise
+        return None
+
+    # ------------------------------------------------------------ pins
+
+    async def _release_pins(self) -> None:
+        """Unpin what some other node has brought to the last replica that missed it."""
+        marks = await self._journal.snapshot()
+        for digest in self._pins.pinned(_PIN_SETTLED_SECONDS):
+            if not marks.is_missed(digest):
+                self._pins.unpin(digest)
+
+
+def _digest(key: IntentKey) -> Digest:
+    algorithm, _, hexadecimal = key.name.partition(":")
+    return Digest(algorithm, hexadecimal)
+
+
+def _unique_manifest() -> Manifest:
+    """Return an index of nothing that no registry has yet."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [],
+        "annotations": {"registry-proxy.unique": os.urandom(16).hex()},
+    }
+    body = json.dumps(document).encode()
+    return Manifest(Descriptor(OCI_INDEX, digest_of(body), len(body)), body)

@@ -1,0 +1,128 @@
+"""A registry that was away is brought up to date by the running product: real registries, nobody gives a command."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import httpx
+import pytest
+
+from tests.conftest import StartProxy, StartRegistry
+from tests.product import ADMIN_PASSWORD, OCI_MANIFEST, Image, Proxy, make_image, random_bytes
+from tests.servers import Server, wait_until
+
+MIB = 2**20
+REPOSITORY = "team/app"
+
+
+@pytest.fixture
+def registries(start_registry: StartRegistry) -> list[Server]:
+    """Start two registries with stores of their own."""
+    return [start_registry("first"), start_registry("second")]
+
+
+def start(start_proxy: StartProxy, registries: Sequence[Server], **upstream: object) -> Proxy:
+    """Start a proxy before both, with further settings of their upstream."""
+    replicas = [{"url": server.url} for server in registries]
+    return start_proxy([], {"upstreams": {"main": {"replicas": replicas, **upstream}}})
+
+
+def contents(server: Server) -> dict[str, str | None]:
+    """Return every tag of a registry and the digest it is, asked past the proxy."""
+    tags = httpx.get(f"{server.url}/v2/{REPOSITORY}/tags/list").json().get("tags") or []
+    accept = {"Accept": OCI_MANIFEST}
+    heads = {tag: httpx.head(f"{server.url}/v2/{REPOSITORY}/manifests/{tag}", headers=accept) for tag in tags}
+    return {tag: head.headers["Docker-Content-Digest"] for tag, head in heads.items()}
+
+
+def has_image(server: Server, image: Image) -> bool:
+    """Tell whether a registry has every blob of an image and its manifest, asked past the proxy."""
+    paths = [f"blobs/{digest}" for digest in image.blobs] + [f"manifests/{image.digest}"]
+    accept = {"Accept": OCI_MANIFEST}
+    return all(httpx.head(f"{server.url}/v2/{REPOSITORY}/{path}", headers=accept).status_code == 200 for path in paths)
+
+
+def pending(proxy: Proxy, server: Server) -> float:
+    """Return in how many keys a registry is behind."""
+    return proxy.metric("registry_proxy_replica_pending", replica=f"127.0.0.1:{server.port}")
+
+
+def is_up(proxy: Proxy, server: Server) -> bool:
+    """Tell whether a registry is up and misses nothing."""
+    return proxy.metric("registry_proxy_replica_state", state="up", replica=f"127.0.0.1:{server.port}") == 1
+
+
+def test_a_registry_that_was_away_becomes_equal_by_itself(registries: list[Server], start_proxy: StartProxy) -> None:
+    """Pushed, moved and deleted while it was down: it has all of it after its return, and nothing older was told."""
+    first, second = registries
+    proxy = start(start_proxy, registries)
+    user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
+    images = [make_image(random_bytes(MIB), label=str(number)) for number in range(4)]
+    user.push(REPOSITORY, "moved", images[0])
+    user.push(REPOSITORY, "gone", images[1])
+    user.push(REPOSITORY, "kept", images[2])
+    second.stop(9)
+    user.push(REPOSITORY, "moved", images[3])
+    user.push(REPOSITORY, "new", images[3])
+    with user.client(REPOSITORY, "delete") as client:
+        assert client.delete(f"/manifests/{images[1].digest}").status_code == 202
+    second.start()
+    for _ in range(50):  # from its return on, repaired or not
+        assert user.head(REPOSITORY, "manifests/moved").headers["Docker-Content-Digest"] == images[3].digest
+        assert user.get(REPOSITORY, "manifests/gone").status_code == 404
+    wait_until(lambda: is_up(proxy, second) and pending(proxy, second) == 0, "the registry is repaired")
+    wanted = {"moved": images[3].digest, "new": images[3].digest, "kept": images[2].digest}
+    assert contents(first) == contents(second) == wanted
+    assert has_image(second, images[3])
+    first.stop(9)
+    for entry in ("blobs", "repositories"):  # from the repaired one alone
+        (proxy.cache / entry).rename(proxy.root / f"lost-{entry}")
+    proxy.stop()
+    proxy.start()
+    assert user.pull(REPOSITORY, "moved") == images[3]
+    assert not list((proxy.cache / "pins").iterdir())
+
+
+def test_a_repair_outlives_the_proxy(registries: list[Server], start_proxy: StartProxy) -> None:
+    """Kill -9 of everything in the middle of a slow repair: after the restart it goes on to its end."""
+    _, second = registries
+    proxy = start(start_proxy, registries, repair_rate="4MiB")
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    images = [make_image(random_bytes(MIB), label=str(number)) for number in range(6)]
+    second.stop(9)
+    for number, image in enumerate(images):
+        user.push(REPOSITORY, str(number), image)
+    second.start()
+    wait_until(lambda: 0 < proxy.metric("registry_proxy_repairs_total", outcome="copied") < 20, "it is under way")
+    proxy.kill_everything()
+    assert contents(second) == {}
+    proxy.start()
+    wait_until(lambda: is_up(proxy, second) and pending(proxy, second) == 0, "the registry is repaired")
+    assert contents(second) == {str(number): image.digest for number, image in enumerate(images)}
+    assert all(has_image(second, image) for image in images)
+
+
+def test_the_command_follows_a_repair(registries: list[Server], start_proxy: StartProxy) -> None:
+    """`replica repair` returns when nothing is pending, with 0; with what keeps a replica from it and 1 when not."""
+    _, second = registries
+    proxy = start(start_proxy, registries)
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    second.stop(9)
+    user.push(REPOSITORY, "1", make_image(random_bytes(1000)))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "registry_proxy", "replica", "repair", *arguments]
+        account = {"REGISTRY_PROXY_ADMIN_USER": "admin", "REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD}
+        environment = {**os.environ, **account, "REGISTRY_PROXY_ADMIN_URL": proxy.admin_url}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    away = run()
+    assert (away.returncode, f"127.0.0.1:{second.port}" in away.stderr, "down" in away.stderr) == (1, True, True)
+    second.start()
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be up")
+    done = run("main", "--json")
+    assert done.returncode == 0, done
+    assert [replica["pending"] for replica in json.loads(done.stdout)[0]["replicas"]] == [0, 0]
+    assert run("none").returncode == 1

@@ -1,0 +1,62 @@
+"""Bringing to one replica what another, or the cache, has."""
+
+import pytest
+
+from registry_proxy.ports import ContentKind
+from registry_proxy.replication.copies import Copies, Pace
+from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Tag, digest_of
+from tests.fakes.images import Parts, image, index
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
+
+
+def copies(setting: Bench, sent: list[tuple[str, str, int]] | None = None) -> Copies:
+    """Return copies that read from replica a."""
+    return Copies(
+        readers={"main": setting.a},
+        cache=setting.cache,
+        memberships=setting.memberships,
+        pace=Pace(0),
+        copied=lambda *what: None if sent is None else sent.append(what),
+    )
+
+
+async def test_a_whole_index_goes_where_nothing_is(setting: Bench) -> None:
+    """Blobs, children and index, each before what refers to it; the tag with the last."""
+    child = image(b"layer")
+    whole = index(child)
+    for blob in child.blobs:
+        setting.a.add_blob(REPOSITORY, blob)
+    for part in (child, whole):
+        await setting.a.put_manifest(REPOSITORY, part.digest, _manifest(part))
+    sent: list[tuple[str, str, int]] = []
+    await copies(setting, sent).copy_manifest(setting.b, ROUTED, whole.digest, Tag("v1"))
+    assert setting.b.tags == {(REPOSITORY, "v1"): whole.digest}
+    assert set(setting.b.manifests) == {(REPOSITORY, child.digest), (REPOSITORY, whole.digest)}
+    assert sorted(sent) == sorted(("main", "b", len(blob)) for blob in child.blobs)
+
+
+async def test_the_cache_is_a_source_only_of_what_the_repository_holds(setting: Bench) -> None:
+    """Its bytes go where no replica has them, if the repository is known to hold them; those of others never."""
+    digest = digest_of(b"ours")
+    await setting.cache.store(digest, b"ours")
+    with pytest.raises(RegistryError):
+        await copies(setting).copy_blob(setting.b, ROUTED, digest)
+    setting.memberships.remember(ROUTED, ContentKind.BLOB, Descriptor(BLOB_MEDIA_TYPE, digest, 4))
+    await copies(setting).copy_blob(setting.b, ROUTED, digest)
+    assert setting.b.blobs == {(REPOSITORY, digest): b"ours"}
+
+
+def test_pace() -> None:
+    """Bytes go at the rate on average, a pause saves nothing up, and 0 is no bound."""
+    now = [100.0]
+    pace = Pace(10, lambda: now[0])
+    assert [pace.delay_seconds(size) for size in (10, 20)] == [1, 3]
+    now[0] += 50
+    assert pace.delay_seconds(10) == 1
+    assert Pace(0, lambda: now[0]).delay_seconds(10**12) == 0
+
+
+def _manifest(part: Parts) -> Manifest:
+    return Manifest(Descriptor(part.media_type, part.digest, len(part.manifest)), part.manifest)

@@ -1,0 +1,280 @@
+"""Repair by the journal: what a replica missed, in which order, from where, and what cannot be repaired."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from registry_proxy.ports import Change, StoreUnavailableError, Table, UpstreamUnavailableError
+from registry_proxy.replication.copies import Copies, Pace
+from registry_proxy.replication.journal import WRITING_SECONDS, IntentKey, IntentKind, parse_key
+from registry_proxy.replication.repair import Repairer
+from registry_proxy.spec.descriptor import Descriptor, Manifest
+from registry_proxy.spec.reference import Tag, digest_of
+from tests.fakes.images import Parts, image, index
+from tests.fakes.memory import CountingObserver
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
+from tests.waiting import until
+
+LATEST = Tag("latest")
+
+
+class Workshop:
+    """A repairer over the two replicas of a bench."""
+
+    def __init__(self, setting: Bench) -> None:
+        self.observer = CountingObserver()
+        self.now = 0.0
+        copies = Copies(
+            readers={"main": setting.a},
+            cache=setting.cache,
+            memberships=setting.memberships,
+            pace=Pace(0),
+            copied=self.observer.repaired_bytes,
+        )
+        self.repairer = Repairer(
+            replica_set=setting.replicas,
+            store=setting.under_test.store,
+            journal=setting.under_test.journal,
+            copies=copies,
+            pins=setting.spool,
+            observer=self.observer,
+        )
+        self._setting = setting
+
+    async def repair(self) -> bool:
+        """Repair b once."""
+        self._setting.replicas.down.clear()
+        return await self.repairer.repair(self._setting.b)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many keys came to which outcome."""
+        return {str(key[3]): count for key, count in self.observer.counts.items() if key[0] == "repaired"}
+
+
+@pytest_asyncio.fixture
+async def workshop(setting: Bench) -> AsyncIterator[Workshop]:
+    """Give a repairer over the bench."""
+    yield Workshop(setting)
+
+
+async def push(setting: Bench, parts: Parts, *tags: str) -> Parts:
+    """Push a whole image under its tags, or by digest alone."""
+    for blob in parts.blobs:
+        await setting.under_test.upload(blob)
+    for tag in tags or (parts.digest,):
+        await setting.under_test.put(tag, parts.manifest, parts.media_type)
+    return parts
+
+
+def same(setting: Bench) -> bool:
+    """Tell whether both replicas hold the same."""
+    a, b = setting.a, setting.b
+    return (a.tags, a.manifests, a.blobs) == (b.tags, b.manifests, b.blobs)
+
+
+async def test_what_was_pushed_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
+    """Blobs, children, index and tags reach it, each after what it refers to; nothing stays open or pinned."""
+    await push(setting, image(b"before"), "latest")
+    setting.replicas.down.add("b")
+    children = [await push(setting, image(layer)) for layer in (b"1", b"2")]
+    await push(setting, index(*children), "latest", "v2")
+    assert setting.spool.pins
+    setting.b.requests.clear()
+    assert await workshop.repair()
+    assert same(setting)
+    assert await setting.under_test.intents() == {}
+    assert setting.spool.pins == set()
+    assert workshop.counts() == {"copied": 8}  # 3 blobs (the config is the same), 3 manifests, 2 tags
+    puts = [what for method, _, what in setting.b.requests if method == "put_manifest"]
+    assert puts[-2:] == ["latest", "v2"] or puts[-2:] == ["v2", "latest"]
+    assert await workshop.repair()
+    assert workshop.counts() == {"copied": 8}
+
+
+async def test_what_was_deleted_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
+    """Manifest, its tags and a blob go there, too; a tag that it had older goes without the manifest it was on."""
+    old = await push(setting, image(b"old"), "moved", "kept")
+    gone = await push(setting, image(b"gone"), "v1")
+    setting.replicas.down.add("b")
+    new = await push(setting, image(b"new"), "moved")
+    await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
+    await setting.under_test.manage.delete_manifest(ROUTED, new.digest)
+    await setting.under_test.manage.delete_blob(ROUTED, digest_of(gone.blobs[1]))
+    assert setting.b.tags[REPOSITORY, "moved"] == old.digest
+    assert await workshop.repair()
+    assert setting.b.tags == setting.a.tags == {(REPOSITORY, "kept"): old.digest}
+    assert same(setting)
+    assert await setting.under_test.intents() == {}
+
+
+async def test_a_tag_of_a_deleted_manifest_stays_deleted_when_it_is_pushed_again(
+    setting: Bench, workshop: Workshop
+) -> None:
+    """The replica that missed the delete still has the old tag: neither answered nor left there."""
+    app = await push(setting, image(b"app"), "v1")
+    setting.replicas.down.add("b")
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    setting.replicas.down.clear()
+    await push(setting, app, "v2")
+    assert setting.b.tags[REPOSITORY, "v1"] == app.digest
+    assert (await setting.under_test.journal.marks()).misses_tag("b", ROUTED, Tag("v1"))
+    assert await workshop.repair()
+    assert setting.b.tags == setting.a.tags == {(REPOSITORY, "v2"): app.digest}
+
+
+async def test_a_repair_that_died_goes_on(setting: Bench, workshop: Workshop) -> None:
+    """Killed between two keys: the next one does the rest; done keys are not done again."""
+    setting.replicas.down.add("b")
+    await push(setting, image(b"1", b"2"), "latest")
+    setting.b.gates["put_manifest"] = asyncio.Event()
+    task = asyncio.get_running_loop().create_task(workshop.repair())
+    await until(lambda: ("put_manifest", REPOSITORY) in [request[:2] for request in setting.b.requests])
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert sum("|blob|" in key for key in await setting.under_test.intents()) == 0
+    del setting.b.gates["put_manifest"]
+    setting.b.requests.clear()
+    again = Workshop(setting)
+    assert await again.repair()
+    assert setting.b.count("push_blob") == 0
+    assert same(setting)
+
+
+async def test_two_do_not_repair_a_replica_at_once(
+    setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is at it the other waits, and gives up its turn after a while."""
+    monkeypatch.setattr("registry_proxy.store.sqlite.LEASE_PATIENCE_SECONDS", 0.1)
+    setting.replicas.down.add("b")
+    await push(setting, image(b"1"), "latest")
+    setting.b.gates["push_blob"] = asyncio.Event()
+    first = asyncio.get_running_loop().create_task(workshop.repair())
+    await until(lambda: setting.b.count("push_blob") == 1)
+    with pytest.raises(StoreUnavailableError):
+        await Workshop(setting).repair()
+    setting.b.gates["push_blob"].set()
+    assert await first
+    assert setting.b.count("push_blob") == 2
+
+
+async def test_a_push_that_comes_between_wins(setting: Bench, workshop: Workshop) -> None:
+    """A tag is moved while its repair waits for the lease: what is repaired is what it is then."""
+    setting.replicas.down.add("b")
+    await push(setting, image(b"1"), "latest")
+    setting.replicas.down.clear()
+    newer = await push(setting, image(b"2"), "latest")
+    assert await workshop.repair()
+    assert setting.b.tags == {(REPOSITORY, "latest"): newer.digest}
+    assert same(setting)
+
+
+async def test_what_fails_is_told_and_tried_again(setting: Bench, workshop: Workshop) -> None:
+    """One key that cannot be repaired holds up none of the others, and stays open until it can be."""
+    setting.replicas.down.add("b")
+    await push(setting, image(b"1"), "latest")
+    setting.b.errors["push_blob"] = UpstreamUnavailableError("no space left on its device")
+    assert not await workshop.repair()
+    status = workshop.repairer.status("b")
+    assert (status.is_running, status.failed > 0, "no space left" in status.error) == (False, True, True)
+    assert "failed" in workshop.counts()
+    setting.b.errors.clear()
+    assert await workshop.repair()
+    assert same(setting)
+    assert workshop.repairer.status("b").error == ""
+
+
+async def begin_and_die(setting: Bench, parts: Parts, tag: str) -> None:
+    """Store the intents of a push as a node does that dies before it reaches any replica."""
+    content = (parts.digest, parts.media_type)
+    changes = [
+        Change(Table.MANIFESTS, f"{ROUTED}|{parts.digest}", {"media_type": parts.media_type, "size_bytes": 1}),
+        Change(Table.TAGS, f"{ROUTED}|{tag}", {"digest": str(parts.digest)}),
+    ]
+    keys = [IntentKey(ROUTED, IntentKind.MANIFEST, str(parts.digest)), IntentKey(ROUTED, IntentKind.TAG, tag)]
+    await setting.under_test.journal.begin(dict.fromkeys(keys, content), ["a", "b"], changes)
+    for record in await setting.under_test.store.list(Table.INTENTS):
+        if parse_key(record.key) in keys:  # a minute later
+            assert record.value["writing_until"] > WRITING_SECONDS
+            abandoned = {**record.value, "writing_until": 1}
+            await setting.under_test.store.commit([Change(Table.INTENTS, record.key, abandoned)])
+
+
+async def test_a_push_whose_node_died_midway_is_rolled_forward(setting: Bench, workshop: Workshop) -> None:
+    """One replica has it: the other gets it, and the tag is told again."""
+    await push(setting, image(b"old"), "latest")
+    new = image(b"new")
+    for blob in new.blobs:
+        await setting.under_test.upload(blob)
+    await begin_and_die(setting, new, "latest")
+    setting.a.manifests[REPOSITORY, new.digest] = _manifest(new)
+    setting.a.tags[REPOSITORY, "latest"] = new.digest
+    for client in (setting.a, setting.b):
+        assert await workshop.repairer.repair(client)
+    assert same(setting)
+    assert setting.b.tags == {(REPOSITORY, "latest"): new.digest}
+    assert await setting.under_test.intents() == {}
+
+
+async def test_a_push_whose_node_died_before_any_replica_is_taken_back(setting: Bench, workshop: Workshop) -> None:
+    """Nobody has its manifest: its intents and records go, and the tag is what it was; who was behind still is."""
+    setting.replicas.down.add("b")
+    old = await push(setting, image(b"old"), "latest")
+    await begin_and_die(setting, image(b"new"), "latest")
+    assert await workshop.repair()
+    tags = {record.key: record.value["digest"] for record in await setting.under_test.store.list(Table.TAGS)}
+    assert tags == {f"{ROUTED}|latest": str(old.digest)}
+    assert await workshop.repair()
+    assert setting.b.tags == {(REPOSITORY, "latest"): old.digest}
+    assert same(setting)
+    assert await setting.under_test.intents() == {}
+    assert workshop.counts()["given_up"] == 2
+
+
+async def test_while_a_replica_is_away_nothing_is_taken_back(setting: Bench, workshop: Workshop) -> None:
+    """It may be the one that has the manifest."""
+    await begin_and_die(setting, image(b"new"), "latest")
+    setting.replicas.down.add("a")
+    assert not await workshop.repairer.repair(setting.b)
+    assert len(await setting.under_test.intents()) == 2
+
+
+async def test_a_write_that_is_under_way_is_left_alone(setting: Bench, workshop: Workshop) -> None:
+    """Its intents name every replica, and it is its own business until its time is over."""
+    new = image(b"new")
+    await setting.under_test.journal.begin(
+        {IntentKey(ROUTED, IntentKind.TAG, "latest"): (new.digest, new.media_type)}, ["a", "b"]
+    )
+    assert await workshop.repair()
+    assert workshop.counts() == {}
+    ((_, missing),) = (await setting.under_test.intents()).items()
+    assert missing == ["a", "b"]
+
+
+async def test_pins_that_another_node_made_needless_go(setting: Bench, workshop: Workshop) -> None:
+    """A pin of content that no open intent speaks of is released with the next repair."""
+    stray = digest_of(b"stray")
+    setting.spool.pin(stray)
+    setting.replicas.down.add("b")
+    await push(setting, image(b"1"), "latest")
+    assert await workshop.repair()
+    assert setting.spool.pins == set()
+
+
+async def test_a_replica_is_repaired_as_soon_as_it_is_up(setting: Bench, workshop: Workshop) -> None:
+    """Without anybody's command."""
+    setting.replicas.down.add("b")
+    await push(setting, image(b"1"), "latest")
+    running = asyncio.get_running_loop().create_task(workshop.repairer.run())
+    setting.replicas.down.clear()
+    await until(lambda: same(setting))
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def _manifest(part: Parts) -> Manifest:
+    return Manifest(Descriptor(part.media_type, part.digest, len(part.manifest)), part.manifest)
