@@ -18,6 +18,7 @@ from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import LockError, RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
 from registry_proxy.store.changes import ChangePage
@@ -96,6 +97,8 @@ class RedisStore:
             socket_timeout=timeout_seconds,
             # A commit whose answer was lost may have happened: repeating it would meet its own revisions.
             retry=Retry(NoBackoff(), 0),
+            # With them redis-py hands out connections that Redis has closed: after its restart each fails a request.
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
             decode_responses=True,
         )
         self._redis = Redis.from_pool(pool)

@@ -55,6 +55,17 @@ async def test_a_killed_redis_is_unavailable_and_comes_back(redis: Server, store
     await store.commit([Change(Table.USERS, "ann", {"v": 2}, expect=found.revision)])
 
 
+async def test_after_a_restart_no_request_meets_a_connection_of_before(redis: Server, store: RedisStore) -> None:
+    """Every connection that rested while Redis restarted is made anew: none fails the first request that gets it."""
+    await asyncio.gather(*(store.get(Table.USERS, str(number)) for number in range(8)))
+    redis.stop(signal.SIGKILL)
+    redis.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", redis.port)  # gives the loop the time to see the ends
+    await asyncio.gather(*(store.get(Table.USERS, str(number)) for number in range(8)))
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_a_redis_that_hangs_is_unavailable(redis: Server, store: RedisStore) -> None:
     """A Redis that takes connections and never answers costs no more than the time-out."""
     await store.versions()
