@@ -39,7 +39,7 @@ bench: ## measure beside nginx and docker-registry
 .PHONY: soak
 soak: ## the long sweeps: chaos, faults, fuzz
 	@scripts/setup test
-	.venv/bin/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m soak --timeout 3600 -rP $(PYTEST_ARGS)
 
 PIP_COMPILE = env -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS .venv/bin/pip-compile -q --no-config \
 	--upgrade --generate-hashes --strip-extras --allow-unsafe --build-deps-for editable --no-header \

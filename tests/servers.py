@@ -74,8 +74,8 @@ class Server:
             raise RuntimeError("not running")
         return self.process.pid
 
-    def start(self) -> None:
-        """Start it and wait until it accepts connections."""
+    def launch(self) -> None:
+        """Start it and return at once."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.arguments,
@@ -85,6 +85,10 @@ class Server:
                 env={**os.environ, **self.environment},
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, made before exec
             )
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        self.launch()
         wait_for_port(self.port, self.process)
 
     def send_signal(self, number: int) -> None:

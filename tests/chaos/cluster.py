@@ -1,0 +1,178 @@
+"""Two registries, two nodes, a Redis and an nginx, as real processes, and what can be done to them."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import redis
+
+from tests.chaos.plan import Fault, Harm
+from tests.conftest import require_program
+from tests.product import Proxy, User, proxy_server
+from tests.servers import Server, docker_registry, free_port, redis_server, running
+
+NGINX = """
+worker_processes 1; pid {root}/pid; error_log {root}/error.log; daemon off;
+events {{ worker_connections 1024; }}
+http {{
+    access_log {root}/access.log;
+    client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;
+    uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
+    upstream nodes {{
+        server 127.0.0.1:{one} max_fails=0; server 127.0.0.1:{two} max_fails=0;
+        keepalive 16; keepalive_timeout 60s;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        client_max_body_size 0;
+        proxy_http_version 1.1; proxy_set_header Connection "";
+        proxy_connect_timeout 5s; proxy_read_timeout 900s;
+        proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $remote_addr;
+        proxy_next_upstream error timeout;
+        location / {{ proxy_pass http://nodes; proxy_request_buffering off; proxy_buffering off; }}
+        location ~ /manifests/ {{ proxy_pass http://nodes; }}
+    }}
+}}
+"""
+
+USER = "ann"
+PASSWORD = "password of a user"
+
+
+@dataclass
+class Cluster:
+    """Everything that is started."""
+
+    replicas: dict[str, Server]
+    nodes: dict[str, Proxy]
+    redis: Server
+    nginx: Server
+    harmed: set[str] = field(default_factory=set)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what can fail."""
+        return (*self.replicas, *self.nodes, "redis")
+
+    def user(self) -> User:
+        """Return somebody who may do everything in team, by way of nginx."""
+        node = next(iter(self.nodes.values()))
+        return User(node, USER, PASSWORD, self.nginx.url)
+
+    def _server(self, target: str) -> Server:
+        return self.replicas.get(target) or self.nodes.get(target) or self.redis
+
+    def do_harm(self, fault: Fault) -> None:
+        """Let a fault happen."""
+        server = self._server(fault.target)
+        if fault.harm is Harm.STOP:
+            for process in _processes(server):
+                process.send_signal(signal.SIGSTOP)
+        elif fault.harm is Harm.RESTART:
+            server.stop()
+        elif isinstance(server, Proxy):
+            server.kill_everything()
+        else:
+            server.stop(signal.SIGKILL)
+        self.harmed.add(fault.target)
+
+    def end_harm(self, fault: Fault) -> None:
+        """Let a server go on, or start it again."""
+        self.harmed.remove(fault.target)
+        server = self._server(fault.target)
+        if fault.harm is not Harm.STOP:
+            server.launch()
+            return
+        for process in _processes(server):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+
+    def tend(self) -> None:
+        """Start again what ended by itself, as a service manager does: a node cannot start without Redis."""
+        for target in self.targets:
+            process = self._server(target).process
+            if target not in self.harmed and process is not None and process.poll() is not None:
+                self._server(target).launch()
+
+    # ------------------------------------------------------------ looking
+
+    def ailments(self, *, mind_pending: bool = True) -> list[str]:
+        """Return what has not healed; ``mind_pending`` asks that no replica lacks anything."""
+        found = []
+        try:
+            with redis.Redis(port=self.redis.port, socket_timeout=2, socket_connect_timeout=2) as client:
+                client.ping()
+        except (redis.RedisError, OSError) as error:
+            found.append(f"redis: {error!r}")
+        states = {"up"} if mind_pending else {"up", "behind"}
+        for name, node in self.nodes.items():
+            try:
+                if (answer := httpx.get(f"{node.admin_url}/readyz", timeout=5)).status_code != 200:
+                    found.append(f"{name}: {answer.text}")
+                up = sum(node.metric("registry_proxy_replica_state", state=state) for state in states)
+                if up != len(self.replicas):
+                    found.append(f"{name}: {up:g} replicas are up")
+                if mind_pending and (pending := node.metric("registry_proxy_replica_pending")):
+                    found.append(f"{name}: {pending:g} keys are pending")
+            except (httpx.HTTPError, OSError) as error:
+                found.append(f"{name}: {error!r}")
+        return found
+
+    def wait_until_healed(self, timeout_seconds: float = 60, *, mind_pending: bool = True) -> list[str]:
+        """Return [] when all is well, or what is not after the time-out."""
+        deadline = time.monotonic() + timeout_seconds
+        while ailments := self.ailments(mind_pending=mind_pending):
+            self.tend()
+            if time.monotonic() > deadline:
+                return ailments
+            time.sleep(0.2)
+        return []
+
+    def logs(self) -> str:
+        """Return what the nodes said that was not an answer to a request: errors and warnings, with tracebacks."""
+        lines = [
+            f"{name}: {line[:2000]}"
+            for name, node in self.nodes.items()
+            for line in node.log_text().splitlines()
+            if '"level": "ERROR"' in line or "Traceback" in line
+        ]
+        return "\n".join(lines[-20:])
+
+
+def _processes(server: Server) -> list[psutil.Process]:
+    return server.processes() if isinstance(server, Proxy) else [psutil.Process(server.pid)]
+
+
+@contextmanager
+def cluster(root: Path, workers: int = 1) -> Iterator[Cluster]:
+    """Start all of it, with a user who may pull, push and delete in team."""
+    for program in ("docker-registry", "redis-server", "nginx"):
+        require_program(program)
+    with ExitStack() as stack:
+        replicas = {name: docker_registry(root / name) for name in ("replica-1", "replica-2")}
+        store = redis_server(root / "redis")
+        for server in (*replicas.values(), store):
+            stack.enter_context(running(server))
+        extra = {
+            "store": f"redis://127.0.0.1:{store.port}/0",
+            "workers": workers,
+            "cache": {"max_size": "64MiB"},
+            "upstreams": {"main": {"replicas": [{"name": name, "url": one.url} for name, one in replicas.items()]}},
+        }
+        nodes = {name: proxy_server(root / name, [], extra) for name in ("node-1", "node-2")}
+        for node in nodes.values():
+            stack.enter_context(running(node))
+        folder = root / "nginx"
+        folder.mkdir()
+        port = free_port()
+        ports = [node.port for node in nodes.values()]
+        (folder / "nginx.conf").write_text(NGINX.format(root=folder, port=port, one=ports[0], two=ports[1]))
+        command = ["nginx", "-e", "stderr", "-c", str(folder / "nginx.conf")]
+        nginx = stack.enter_context(running(Server(command, port, folder / "log")))
+        nodes["node-1"].add_user(USER, PASSWORD, pull_push_delete=["team/**"])
+        yield Cluster(replicas, nodes, store, nginx)

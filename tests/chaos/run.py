@@ -1,0 +1,321 @@
+"""A run: clients in a thread of their own, faults in this one, and the verdict."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from tests.chaos.cluster import PASSWORD, USER, Cluster
+from tests.chaos.docker import BrokenError, Docker, RefusedError
+from tests.chaos.history import History, Kind, Operation, Outcome, Window
+from tests.chaos.plan import REPOSITORIES, Fault, Step, Verb, faults, steps
+from tests.product import OCI_MANIFEST, digest_of
+
+_SCOPES = {
+    Verb.PUSH: "repository:{}:pull,push",
+    Verb.PULL: "repository:{}:pull",
+    Verb.PULL_OLD: "repository:{}:pull",
+    Verb.DELETE: "repository:{}:delete",
+    Verb.LIST: "repository:{}:pull",
+    Verb.CATALOG: "registry:catalog:*",
+}
+_KINDS = {
+    Verb.PUSH: Kind.PUSH,
+    Verb.PULL: Kind.READ,
+    Verb.PULL_OLD: Kind.PULL,
+    Verb.DELETE: Kind.DELETE,
+    Verb.LIST: Kind.LIST,
+    Verb.CATALOG: Kind.CATALOG,
+}
+FORGETTING_SECONDS = 2.0
+"""Within what all nodes forget what was deleted (docs/operations.md)."""
+
+_GATEWAY_ERRORS = frozenset({502, 504})
+
+
+@dataclass
+class _Harmed:
+    """A fault that has not ended."""
+
+    fault: Fault
+    began: float
+    ends_at: float
+
+
+@dataclass
+class Run:
+    """One run of the plan of a seed against a cluster.
+
+    Args:
+        cluster: running.
+        seed: of clients and faults.
+        seconds: how long faults and traffic go on.
+        clients: how many.
+        pace_seconds: between two steps of a client, on average.
+        heals: each fault waits until the last one has healed.
+        repairs: replicas get what they missed by themselves; without, only one of them fails.
+    """
+
+    cluster: Cluster
+    seed: int
+    seconds: float
+    clients: int = 4
+    pace_seconds: float = 0.2
+    heals: bool = True
+    repairs: bool = True
+    history: History = field(default_factory=lambda: History(forgetting_seconds=FORGETTING_SECONDS))
+    failures: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _began: float = field(default_factory=time.monotonic)
+
+    def now(self) -> float:
+        """Return the seconds since the run began."""
+        return time.monotonic() - self._began
+
+    def execute(self) -> None:
+        """Run it to its end; everything is up and healed on return, or ``failures`` says what is not."""
+        self.history.may_be_unavailable = not self.heals
+        with self._traffic():
+            if self.heals:
+                self._one_by_one()
+            else:
+                self._overlapping()
+        ailments = self.cluster.wait_until_healed(mind_pending=self.repairs)
+        self.failures += [f"60 s after the end: {one}" for one in ailments]
+
+    # ------------------------------------------------------------ faults
+
+    @property
+    def _targets(self) -> tuple[str, ...]:
+        return self.cluster.targets if self.repairs else self.cluster.targets[1:]
+
+    def _one_by_one(self) -> None:
+        for fault in faults(self.seed, self._targets):
+            if self.now() + fault.after_seconds + fault.for_seconds > self.seconds:
+                break
+            time.sleep(fault.after_seconds)
+            began = self.now()
+            self.cluster.do_harm(fault)
+            time.sleep(fault.for_seconds)
+            self.cluster.end_harm(fault)
+            ailments = self.cluster.wait_until_healed(mind_pending=self.repairs)
+            self._note(fault, began)
+            if ailments:
+                self.failures.append(f"not healed 60 s after {fault}: {'; '.join(ailments)}")
+                break
+        time.sleep(max(0.0, self.seconds - self.now()))
+
+    def _overlapping(self) -> None:
+        harmed: list[_Harmed] = []
+        for fault in faults(self.seed, self._targets):
+            self._let_pass(harmed, min(self.seconds, self.now() + fault.after_seconds))
+            if self.now() >= self.seconds:
+                break
+            if all(one.fault.target != fault.target for one in harmed):
+                began = self.now()
+                self.cluster.do_harm(fault)
+                harmed.append(_Harmed(fault, began, began + fault.for_seconds))
+        self._let_pass(harmed, max([self.now(), *(one.ends_at for one in harmed)]))
+
+    def _let_pass(self, harmed: list[_Harmed], until: float) -> None:
+        """Sleep, and end the faults that are over meanwhile."""
+        while harmed and (first := min(harmed, key=lambda one: one.ends_at)).ends_at <= until:
+            time.sleep(max(0.0, first.ends_at - self.now()))
+            self.cluster.end_harm(first.fault)
+            self._note(first.fault, first.began)
+            harmed.remove(first)
+        time.sleep(max(0.0, until - self.now()))
+        self.cluster.tend()
+
+    def _note(self, fault: Fault, began: float) -> None:
+        self.history.windows.append(Window(str(fault), began, self.now(), stops_writes=fault.target == "redis"))
+
+    # ------------------------------------------------------------ traffic
+
+    @contextmanager
+    def _traffic(self) -> Iterator[None]:
+        """Have clients work while the block runs; they finish the step that they are in."""
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(lambda: asyncio.run(self._work()))
+            try:
+                yield
+            finally:
+                self._stop.set()
+            work.result()
+
+    async def _work(self) -> None:
+        await asyncio.gather(*(self._client(number) for number in range(self.clients)))
+
+    async def _client(self, number: int) -> None:
+        docker = Docker(self.cluster.nginx.url, USER, PASSWORD)
+        try:
+            for step in steps(self.seed, number, self.pace_seconds):
+                await asyncio.sleep(step.pause_seconds)
+                if self._stop.is_set():
+                    return
+                await self.perform(docker, f"client-{number}", step)
+        finally:
+            await docker.aclose()
+
+    def _begin(self, kind: Kind, client: str, repository: str, tag: str = "", digest: str = "") -> Operation:
+        operation = Operation(kind, client, repository, self.now(), tag, digest)
+        self.history.operations.append(operation)
+        return operation
+
+    async def perform(self, docker: Docker, client: str, step: Step) -> None:
+        """Do one step and record what came of it."""
+        kind = _KINDS[step.verb]
+        repository = "" if kind is Kind.CATALOG else step.repository
+        tag = step.tag if kind in {Kind.PUSH, Kind.READ} else ""
+        digest = "" if step.image is None else step.image.digest
+        operation = self._begin(kind, client, repository, tag, digest)
+        if not await self._end(operation, self._attempt(docker, step, operation)):
+            return
+        if step.verb is Verb.PULL:
+            pull = self._begin(Kind.PULL, client, step.repository, digest=operation.digest)
+            await self._end(pull, self._pull(docker, pull))
+
+    async def _end(self, operation: Operation, work: Awaitable[bool]) -> bool:
+        """Do the work of an operation; return whether there was what it asked for."""
+        try:
+            found = await work
+            operation.outcome = Outcome.DONE if found else Outcome.ABSENT
+        except RefusedError as error:
+            operation.outcome = Outcome.BROKEN if error.status in _GATEWAY_ERRORS else Outcome.REFUSED
+            operation.says = str(error)
+        except BrokenError as error:
+            operation.outcome, operation.says = Outcome.BROKEN, str(error)
+        operation.ended_at = self.now()
+        return operation.outcome is Outcome.DONE
+
+    async def _attempt(self, docker: Docker, step: Step, operation: Operation) -> bool:
+        await docker.login(_SCOPES[step.verb].format(step.repository))
+        match step.verb:
+            case Verb.PUSH:
+                assert step.image is not None
+                await docker.push(step.repository, step.tag, step.image)
+            case Verb.PULL:
+                found = await docker.resolve(step.repository, step.tag)
+                operation.digest = found or ""
+                return found is not None
+            case Verb.PULL_OLD:
+                return await self._pull(docker, operation)
+            case Verb.DELETE:
+                return await docker.delete(step.repository, operation.digest)
+            case Verb.LIST:
+                operation.names = frozenset(await docker.tags(step.repository))
+            case Verb.CATALOG:
+                operation.names = frozenset(await docker.catalog())
+        return True
+
+    @staticmethod
+    async def _pull(docker: Docker, operation: Operation) -> bool:
+        try:
+            await docker.pull(operation.repository, operation.digest)
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            operation.says = str(error)
+            return False
+        return True
+
+    # ------------------------------------------------------------ verdict
+
+    def pull_everything(self) -> None:
+        """Read every tag and every image that was ever pushed once more, with everything up, through nginx."""
+        known = {(one.repository, one.digest) for one in self.history.operations if one.kind is Kind.PUSH}
+
+        async def pull() -> None:
+            docker = Docker(self.cluster.nginx.url, USER, PASSWORD)
+            try:
+                for repository in REPOSITORIES:
+                    for tag in sorted(self.history.tags(repository)):
+                        step = Step(Verb.PULL, 0, repository, tag)
+                        await self.perform(docker, "verifier", step)
+                for repository, digest in sorted(known):
+                    await docker.login(_SCOPES[Verb.PULL].format(repository))
+                    operation = self._begin(Kind.PULL, "verifier", repository, digest=digest)
+                    await self._end(operation, self._pull(docker, operation))
+            finally:
+                await docker.aclose()
+
+        asyncio.run(pull())
+
+    def differences(self) -> list[str]:
+        """Return in what the replicas differ, or lack what was acknowledged; asked past the proxy."""
+        found = []
+        operations = self.history.operations
+        at = Operation(Kind.PULL, "verifier", "", self.now(), ended_at=self.now())
+        for repository in REPOSITORIES:
+            tags = {name: _tags_at(one.url, repository) for name, one in self.cluster.replicas.items()}
+            first, second = tags.values()
+            found += [
+                f"{repository}:{tag} is {first.get(tag)} and {second.get(tag)}"
+                for tag in sorted(first.keys() | second.keys())
+                if first.get(tag) != second.get(tag)
+            ]
+            for digest in sorted({one.digest for one in operations if one.repository == repository and one.digest}):
+                for name, server in self.cluster.replicas.items():
+                    problem = _look_for(server.url, repository, digest)
+                    if problem and self.history.must_hold(repository, digest, at):
+                        found.append(f"{name} lacks {problem} of {repository}@{digest}")
+                    if not problem and not self.history.may_hold(repository, digest, at):
+                        found.append(f"{name} still has {repository}@{digest}, which was deleted")
+        return found
+
+    def _failed_pushes(self) -> list[Operation]:
+        return [one for one in self.history.operations if one.kind is Kind.PUSH and one.outcome is not Outcome.DONE]
+
+    def pushes_and_unexcused(self) -> tuple[int, int]:
+        """Return how many pushes there were, and how many failed while Redis and the quorum were there."""
+        pushes = sum(one.kind is Kind.PUSH for one in self.history.operations)
+        return pushes, sum(not self.history.in_write_window(one) for one in self._failed_pushes())
+
+    def report(self) -> str:
+        """Return what a person needs to follow the run: seed, table, faults, and each violation with its story."""
+        violations, failed = self.history.violations(), self._failed_pushes()
+        pushes, unexcused = self.pushes_and_unexcused()
+        parts = [
+            f"seed {self.seed}, {self.seconds:g} s, {self.clients} clients, {len(self.history.windows)} faults, "
+            + ("each after the last has healed" if self.heals else "one over the other"),
+            self.history.summary(),
+            f"pushes: {pushes}, failed {len(failed)}, of these while Redis and the quorum were there {unexcused}",
+            *(f"  {one}" for one in failed),
+            f"violations: {len(violations)}",
+            *(self.history.timeline(one) for one in violations[:10]),
+            *(f"*** {failure}" for failure in self.failures),
+        ]
+        if violations or self.failures:
+            parts += ["all faults:", *(str(window) for window in self.history.windows), self.cluster.logs()]
+        return "\n".join(parts)
+
+
+def _tags_at(url: str, repository: str) -> dict[str, str]:
+    """Return the tags of a repository at one registry with what they are."""
+    answer = httpx.get(f"{url}/v2/{repository}/tags/list", timeout=30)
+    names = answer.json().get("tags") or [] if answer.status_code == 200 else []
+    tags = {}
+    for name in names:
+        head = httpx.head(f"{url}/v2/{repository}/manifests/{name}", headers={"Accept": OCI_MANIFEST}, timeout=30)
+        if head.status_code == 200:
+            tags[name] = head.headers["Docker-Content-Digest"]
+    return tags
+
+
+def _look_for(url: str, repository: str, digest: str) -> str:
+    """Return what a registry lacks of an image; "" when it has all of it, with the right bytes."""
+    with httpx.Client(base_url=f"{url}/v2/{repository}", timeout=30) as client:
+        answer = client.get(f"/manifests/{digest}", headers={"Accept": OCI_MANIFEST})
+        if answer.status_code != 200 or digest_of(answer.content) != digest:
+            return "the manifest"
+        manifest = answer.json()
+        for blob in (manifest["config"], *manifest["layers"]):
+            answer = client.get(f"/blobs/{blob['digest']}")
+            if answer.status_code != 200 or digest_of(answer.content) != blob["digest"]:
+                return f"the blob {blob['digest']}"
+    return ""
