@@ -35,6 +35,7 @@ bench: ## measure beside nginx and docker-registry
 	.venv/bin/python -m benchmarks.cache
 	.venv/bin/python -m benchmarks.herd
 	.venv/bin/python -m benchmarks.failover
+	.venv/bin/python -m benchmarks.distant
 
 .PHONY: soak
 soak: ## the long sweeps: chaos, faults, fuzz

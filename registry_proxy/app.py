@@ -5,9 +5,11 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,11 @@ from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.push import Push
 from registry_proxy.proxy.tags import TagRules
+from registry_proxy.proxy.warm import Prefetch, Warmer
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import ManifestReplication
+from registry_proxy.replication.manifests import ManifestReplication, tag_revision
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
@@ -130,11 +133,13 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         # One worker of a node repairs: the one that can tell how it goes.
         repairers = _repairers(settings, node, observer) if context.admin_socket is not None else {}
         duties = await stack.enter_async_context(_on_duty(node, repairers))
-        app = _public_app(settings, node, observer, access_log)
+        pull = _pull(settings, node, observer)
+        app = _public_app(settings, node, pull, observer, access_log)
         public = await run_public(app.handle, context.public_sockets, answer_now=app.hot.answer)
         admin = None
         if context.admin_socket is not None:
-            admin = await stack.enter_async_context(_admin_site(settings, node, observer, context, repairers))
+            services = _admin_services(settings, node, pull, repairers, observer, context)
+            admin = await stack.enter_async_context(_admin_site(settings, services, context.admin_socket))
         context.ready()
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
@@ -348,17 +353,8 @@ def _failover_readers(
 # ---------------------------------------------------------------- what it serves
 
 
-def _public_app(settings: Settings, node: _Node, observer: Observer, access_log: AccessLog) -> PublicApp:
-    uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=node.spool)
-    manifests = ManifestReplication(
-        replica_sets=node.replicas,
-        store=node.store,
-        journal=node.journal,
-        cache=node.cache,
-        memberships=node.memberships,
-        uploads=uploads,
-    )
-    pull = Pull(
+def _pull(settings: Settings, node: _Node, observer: Observer) -> Pull:
+    return Pull(
         readers=node.readers,
         impatient_readers=node.impatient_readers,
         cache=node.cache,
@@ -369,7 +365,19 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
             for name, upstream in settings.upstreams.items()
         },
         # With SQLite there is one node, whose workers share what they know of tags.
-        tag_revision=manifests.tag_revision if isinstance(node.store, RedisStore) else None,
+        tag_revision=partial(tag_revision, node.store) if isinstance(node.store, RedisStore) else None,
+    )
+
+
+def _public_app(settings: Settings, node: _Node, pull: Pull, observer: Observer, access_log: AccessLog) -> PublicApp:
+    uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=node.spool)
+    manifests = ManifestReplication(
+        replica_sets=node.replicas,
+        store=node.store,
+        journal=node.journal,
+        cache=node.cache,
+        memberships=node.memberships,
+        uploads=uploads,
     )
     return PublicApp(
         pull=pull,
@@ -398,35 +406,43 @@ def _public_app(settings: Settings, node: _Node, observer: Observer, access_log:
             settings.trusted_proxies,
             settings.auth.refresh_token_lifetime_seconds,
         ),
+        prefetch=Prefetch(pull) if settings.cache.prefetch else None,
     )
 
 
-@contextlib.asynccontextmanager
-async def _admin_site(
+def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in which it is made
     settings: Settings,
     node: _Node,
+    pull: Pull,
+    repairers: Mapping[str, Repairer],
     observer: PrometheusObserver,
     context: WorkerContext,
-    repairers: Mapping[str, Repairer],
-) -> AsyncIterator[web.SockSite]:
-    assert context.admin_socket is not None  # noqa: S101 - the caller has looked
-    services = AdminServices(
+) -> AdminServices:
+    return AdminServices(
         directory=node.directory,
         signer=node.signer,
         control=node.control,
         replicas=node.replicas,
         repairers=repairers,
         cache=node.cache,
+        warmer=Warmer(pull),
+        route=node.router.route,
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=observer.render,
         readiness=Readiness(node.replicas, node.control, context.ending.is_set),
         reload=context.reload,
         client_address=Origins(settings.public_url, settings.trusted_proxies).client_address,
     )
+
+
+@contextlib.asynccontextmanager
+async def _admin_site(
+    settings: Settings, services: AdminServices, listener: socket.socket
+) -> AsyncIterator[web.SockSite]:
     runner = web.AppRunner(make_admin_app(services), access_log=None, shutdown_timeout=settings.drain.timeout_seconds)
     try:
         await runner.setup()
-        site = web.SockSite(runner, context.admin_socket)
+        site = web.SockSite(runner, listener)
         await site.start()
         yield site
     finally:

@@ -259,6 +259,7 @@ class CacheSettings(Section):
     max_size_bytes: Size = Field(default=10 << 30, alias="max_size")
     min_free_bytes: Size = Field(default=1 << 30, alias="min_free")
     pinned: tuple[RepositoryPattern, ...] = ()
+    prefetch: bool = False
     scrub: ScrubSettings = ScrubSettings()
 
 

@@ -16,12 +16,17 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository
+from registry_proxy.proxy.pull import Pull
+from registry_proxy.proxy.tags import TagRules
+from registry_proxy.proxy.warm import Warmer
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
+from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.web.admin import AdminServices, make_admin_app
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
+from tests.fakes.memory import MemoryReader
 
 ADMIN = ("admin", "correct horse battery")
 BOB = ("bob", "the password of bob")
@@ -83,6 +88,7 @@ class Node:
     observer: PrometheusObserver
     upstreams: dict[str, Upstream]
     repairs: dict[str, "Repairs"]
+    reader: MemoryReader
     draining: list[bool]
     reloads: list[ReloadOutcome] = field(default_factory=list)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -100,6 +106,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     memberships = FileMemberships(str(root / "cache"))
     reloads: list[ReloadOutcome] = []
     repairs = {"main": Repairs()}
+    reader = MemoryReader()
 
     async def reload() -> ReloadOutcome:
         return reloads.pop(0) if reloads else ReloadOutcome(2)
@@ -116,6 +123,17 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 replicas=upstreams,
                 repairers=repairs,
                 cache=cache,
+                warmer=Warmer(
+                    Pull(
+                        readers={"main": reader},
+                        impatient_readers={"main": reader},
+                        cache=cache,
+                        memberships=memberships,
+                        observer=observer,
+                        tag_rules={"main": TagRules(10)},
+                    )
+                ),
+                route=PrefixRouter([Route("", "main")]).route,
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
                 readiness=Readiness(upstreams, control, lambda: draining[0]),
@@ -123,7 +141,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 client_address=Origins(None, [ipaddress.ip_network("127.0.0.1/32")]).client_address,
             )
             app = make_admin_app(services)
-            yield Node(app, directory, control, signer, cache, observer, upstreams, repairs, draining, reloads)
+            yield Node(app, directory, control, signer, cache, observer, upstreams, repairs, reader, draining, reloads)
         await directory.aclose()
         await control.aclose()
     await cache.close()

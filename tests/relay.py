@@ -16,15 +16,19 @@ class Relay:
     Args:
         target_port: where to.
         bytes_per_second: of all answers together; 0 for no limit.
+        delay_seconds: before each piece of a request goes on: the round trip of a distant server.
         pause_after: a connection that passed so many bytes of answers passes none until ``resume``; 0 for never.
     """
 
-    def __init__(self, target_port: int, *, bytes_per_second: int = 0, pause_after: int = 0) -> None:
+    def __init__(
+        self, target_port: int, *, bytes_per_second: int = 0, delay_seconds: float = 0, pause_after: int = 0
+    ) -> None:
         self.port = 0
         self.paused = threading.Event()
         self._armed = 0
         self._target_port = target_port
         self._bytes_per_second = bytes_per_second
+        self._delay_seconds = delay_seconds
         self._pause_after = pause_after
         self._next_at = 0.0
         self._loop = asyncio.new_event_loop()
@@ -113,6 +117,8 @@ class Relay:
                     passed_bytes, armed = (passed_bytes if armed == self._armed else 0), self._armed
                     passed_bytes += len(chunk)
                     await self._hold(len(chunk), passed_bytes)
+                else:
+                    await asyncio.sleep(self._delay_seconds)
                 target.write(chunk)
                 await target.drain()
 

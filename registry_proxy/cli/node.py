@@ -18,6 +18,7 @@ from registry_proxy.cli.output import (
     print_table,
 )
 from registry_proxy.cli.repair import repair_replicas
+from registry_proxy.cli.warm import warm_cache
 
 replica_app = typer.Typer(help="The registries behind the proxy.", no_args_is_help=True)
 cache_app = typer.Typer(help="The cache on the node's disk.", no_args_is_help=True)
@@ -83,6 +84,9 @@ def cache_stats(as_json: JsonOption = False) -> None:
                 **{f"{kind} hit ratio": format_ratio(ratio) for kind, ratio in stats["hit_ratios"].items()},
             }
         )
+
+
+cache_app.command("warm")(warm_cache)
 
 
 @cache_app.command("verify")

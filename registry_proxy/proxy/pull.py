@@ -195,6 +195,12 @@ class Pull:
             return None
         return membership.descriptor, body
 
+    def read_cached_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:
+        """Return a manifest that the repository is known to hold and that is here, else None; counts nothing."""
+        membership = self._fresh(routed, digest)
+        body = None if membership is None else self._read_manifest(digest)
+        return None if membership is None or body is None else Manifest(membership.descriptor, body)
+
     async def head_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestHead:
         """Return the manifest's descriptor; a tag costs the upstream at most one HEAD."""
         if isinstance(tag_or_digest, Digest):
@@ -302,6 +308,17 @@ class Pull:
         answer = await self._open(routed, known, range_header, learned_by)
         self._observer.cache_request(ContentKind.BLOB, answer.result)
         return answer
+
+    async def fill_blob(self, routed: RoutedRepository, digest: Digest) -> BlobReader:
+        """Have a blob that the repository holds filled, without a client; the reader follows, and the caller closes it.
+
+        Raises:
+            CacheUnavailableError: the cache cannot take it.
+        """
+        if await self._known(routed, digest) is None:
+            await self._learning.run((routed, digest), lambda: self._learn(routed, digest))
+        reader = self._cache.open_committed(digest)
+        return reader or (await self._fill(self._source(routed, digest)))[0]
 
     async def _known(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
         """Return what the membership says, asked for again when it is old; None when there is none."""

@@ -41,6 +41,16 @@ def tag_record_key(routed: RoutedRepository, tag: Tag) -> str:
     return f"{routed}|{tag}"
 
 
+async def tag_revision(store: Store, routed: RoutedRepository, tag: Tag) -> int:
+    """Return the revision of a tag's record, 0 when there is none: it changes before any replica's tag does.
+
+    Raises:
+        StoreUnavailableError: it cannot be known.
+    """
+    record = await store.get(Table.TAGS, tag_record_key(routed, tag))
+    return 0 if record is None else record.revision
+
+
 @asynccontextmanager
 async def write_lease(
     store: Store, routed: RoutedRepository, digest: Digest, tag: Tag | None = None
@@ -132,15 +142,6 @@ class ManifestReplication:
         await self._finish(write, outcome)
         require_quorum(replica_set, outcome)
         return write.revision
-
-    async def tag_revision(self, routed: RoutedRepository, tag: Tag) -> int:
-        """Return the revision of a tag's record, 0 when there is none: it changes before any replica's tag does.
-
-        Raises:
-            StoreUnavailableError: it cannot be known.
-        """
-        record = await self._store.get(Table.TAGS, tag_record_key(routed, tag))
-        return 0 if record is None else record.revision
 
     async def _finish(self, write: OpenWrite, outcome: Outcome) -> None:
         if outcome.is_refused:

@@ -8,13 +8,15 @@ from aiohttp import web
 
 from registry_proxy.access.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
-from registry_proxy.ports import ReloadOutcome
+from registry_proxy.ports import ReloadOutcome, RoutedRepository
+from registry_proxy.proxy.warm import Warmer
 from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_node import Cache, NodeResources, Repairs, Upstream
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
+from registry_proxy.web.admin_warm import WarmResources
 from registry_proxy.web.ops import OPS_PATHS, StateSource, add_ops_routes
 from registry_proxy.web.problems import answer_problems
 
@@ -38,6 +40,8 @@ class AdminServices:
         replicas: the replicas of each upstream, by its name.
         repairers: what repairs them, by the upstream's name.
         cache: the node's cache.
+        warmer: brings images into it.
+        route: says where a repository lies.
         purge_repository: forgets what a repository holds and returns it; waits for the disk.
         render_metrics: gives the exposition of all workers of the node.
         readiness: tells whether the node is ready; ``ops.Readiness``.
@@ -51,6 +55,8 @@ class AdminServices:
     replicas: Mapping[str, Upstream]
     repairers: Mapping[str, Repairs]
     cache: Cache
+    warmer: Warmer
+    route: Callable[[Repository], RoutedRepository]
     purge_repository: Callable[[Repository], Collection[Digest]]
     render_metrics: Callable[[], bytes]
     readiness: StateSource
@@ -75,7 +81,8 @@ def make_admin_app(services: AdminServices) -> web.Application:
         reload=services.reload,
     )
     identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
-    for route in [*access.routes(), *identities.routes(), *node.routes()]:
+    warming = WarmResources(services.warmer, services.route)
+    for route in [*access.routes(), *identities.routes(), *node.routes(), *warming.routes()]:
         app.router.add_route(route.method, _PREFIX + route.path, route.handler)
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app

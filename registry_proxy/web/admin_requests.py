@@ -107,6 +107,14 @@ class EmptyBody(Body):
     """Nothing, or ``{}``."""
 
 
+class WarmBody(Body):
+    """What to bring into the cache: an image, of an index only the platforms named, such as linux/amd64."""
+
+    repository: str
+    reference: str = "latest"
+    platforms: list[str] = []
+
+
 class PurgeBody(Body):
     """What to remove from the cache: one digest, what one repository holds, or everything."""
 

@@ -14,6 +14,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from registry_proxy.ports import CacheResult, ContentKind, Observer, RoutedRepository
 from registry_proxy.proxy.pull import Pull
+from registry_proxy.proxy.warm import Prefetch
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.endpoints import Operation, RegistryRequest, parse_request
 from registry_proxy.spec.errors import RegistryError
@@ -89,6 +90,7 @@ class HotPulls:
         origins: knows who calls.
         ids: names requests.
         measure: counts and logs them.
+        prefetch: is told who got which manifest; None where nothing is fetched ahead.
     """
 
     def __init__(
@@ -100,7 +102,9 @@ class HotPulls:
         origins: Origins,
         ids: RequestIds,
         measure: Measure,
+        prefetch: Prefetch | None = None,
     ) -> None:
+        self._prefetch = prefetch
         self._authenticator = authenticator
         self._pull = pull
         self._observer = observer
@@ -130,6 +134,8 @@ class HotPulls:
         if head.method == "GET":
             self._observer.cache_request(head.kind, CacheResult.HIT)
             self._observer.sent_bytes("cache", len(body))
+            if self._prefetch is not None and head.kind is ContentKind.MANIFEST and authorized.routed is not None:
+                self._prefetch.manifest_sent(authorized.subject, authorized.routed, head.digest)
         caller = _Caller(head.headers, _peer_address(transport))
         identifier = self._ids.name(caller)
         headers = content_headers(descriptor, CacheResult.HIT) | API_VERSION | answer_headers(identifier)

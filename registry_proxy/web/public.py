@@ -13,6 +13,7 @@ from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.push import Push
+from registry_proxy.proxy.warm import Prefetch
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.web.authenticate import Authenticator
 from registry_proxy.web.exchange import Exchange, json_response, make_exchange
@@ -55,6 +56,7 @@ class PublicApp:
         observer: is told what happens.
         log_request: is given each request that has ended.
         options: names and addresses.
+        prefetch: fetches ahead; None for not at all.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class PublicApp:
         observer: Observer,
         log_request: LogRequest,
         options: PublicOptions,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self._origins = Origins(options.public_url, options.trusted_proxies)
         self._control = control
@@ -85,12 +88,19 @@ class PublicApp:
             discover=discover,
             manage=manage,
             observer=observer,
+            prefetch=prefetch,
         )
         self._token = TokenEndpoint(control, directory, signer, observer, options.refresh_lifetime_seconds)
         ids, measure = RequestIds(self._origins), Measure(observer, log_request)
         self._handler = with_request_id(with_measure(with_errors(self._dispatch), measure), ids)
         self.hot = HotPulls(
-            authenticator=authenticator, pull=pull, observer=observer, origins=self._origins, ids=ids, measure=measure
+            authenticator=authenticator,
+            pull=pull,
+            observer=observer,
+            origins=self._origins,
+            ids=ids,
+            measure=measure,
+            prefetch=prefetch,
         )
 
     async def handle(self, request: BaseRequest) -> StreamResponse:

@@ -11,6 +11,7 @@ from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.passthrough import PassThrough
 from registry_proxy.proxy.pull import BlobAnswer, Pull
 from registry_proxy.proxy.push import Push, UploadAnswer
+from registry_proxy.proxy.warm import Prefetch
 from registry_proxy.spec.byterange import ByteRange, format_content_range, parse_chunk_range
 from registry_proxy.spec.descriptor import MANIFEST_MAX_BYTES, Descriptor
 from registry_proxy.spec.endpoints import PAGE_SIZE_MAX, Operation, RegistryRequest, parse_request
@@ -53,6 +54,7 @@ class Registry:
         discover: Discover,
         manage: Manage,
         observer: Observer,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._router = router
@@ -61,6 +63,7 @@ class Registry:
         self._discover = discover
         self._manage = manage
         self._observer = observer
+        self._prefetch = prefetch
         self._methods: Mapping[Operation, Callable[[_Call], Awaitable[StreamResponse]]] = {
             Operation.PING: self._ping,
             Operation.GET_BLOB: self._get_blob,
@@ -129,6 +132,8 @@ class Registry:
         headers = content_headers(descriptor, answer.result, answer.warning)
         if call.has_already(descriptor.digest):
             return _not_modified(descriptor)
+        if self._prefetch is not None:
+            self._prefetch.manifest_sent(call.subject, call.routed, descriptor.digest)
         self._count_sent(answer.result, len(body))
         call.exchange.sent_bytes += len(body)
         return Response(body=body, headers=headers)
@@ -151,6 +156,8 @@ class Registry:
         if call.has_already(call.digest):
             descriptor, _ = await self._pull.head_blob(call.routed, call.digest)
             return _not_modified(descriptor)
+        if self._prefetch is not None:
+            self._prefetch.blob_asked(call.subject, call.routed, call.digest)
         answer = await self._pull.open_blob(call.routed, call.digest, call.range_header())
         before = call.exchange.sent_bytes
         try:

@@ -104,6 +104,8 @@ ROUTES = [
     ("POST", "/cache/verify"),
     ("GET", "/cache/blobs"),
     ("POST", "/cache/purge"),
+    ("POST", "/cache/warm"),
+    ("GET", "/cache/warm/1"),
     ("POST", "/reload"),
     ("GET", "/there/is/no/such/path"),
     ("PATCH", "/users/bob"),
