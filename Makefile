@@ -36,6 +36,7 @@ bench: ## measure beside nginx and docker-registry
 	.venv/bin/python -m benchmarks.herd
 	.venv/bin/python -m benchmarks.failover
 	.venv/bin/python -m benchmarks.distant
+	.venv/bin/python -m benchmarks.repair
 
 .PHONY: soak
 soak: ## the long sweeps: chaos, faults, fuzz
