@@ -47,6 +47,7 @@ from registry_proxy.replication.manifests import ManifestReplication, tag_revisi
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
+from registry_proxy.replication.verify import Verifier
 from registry_proxy.settings import Settings, UpstreamSettings
 from registry_proxy.spec.patterns import compile_repository_pattern
 from registry_proxy.spec.reference import Digest
@@ -131,14 +132,18 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), context.process)
         node = await stack.enter_async_context(_open_node(settings, observer))
         # One worker of a node repairs: the one that can tell how it goes.
-        repairers = _repairers(settings, node, observer) if context.admin_socket is not None else {}
+        verifiers = {
+            name: Verifier(replica_set=replicas, store=node.store, journal=node.journal)
+            for name, replicas in node.replicas.items()
+        }
+        repairers = _repairers(settings, node, verifiers, observer) if context.admin_socket is not None else {}
         duties = await stack.enter_async_context(_on_duty(node, repairers))
         pull = _pull(settings, node, observer)
         app = _public_app(settings, node, pull, observer, access_log)
         public = await run_public(app.handle, context.public_sockets, answer_now=app.hot.answer)
         admin = None
         if context.admin_socket is not None:
-            services = _admin_services(settings, node, pull, repairers, observer, context)
+            services = _admin_services(settings, node, pull, repairers, verifiers, observer, context)
             admin = await stack.enter_async_context(_admin_site(settings, services, context.admin_socket))
         context.ready()
         await context.ending.wait()
@@ -204,7 +209,10 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             following = DeletionsElsewhere(store, changes, memberships).run()
             await stack.enter_async_context(_in_background(following, "deletions through other nodes"))
         names = {name: [r.name for r in upstream.replicas] for name, upstream in settings.upstreams.items()}
-        journal = Journal(store, changes, observer, names)
+        guarded = [name for name, upstream in settings.upstreams.items() if upstream.can_differ]
+        journal = Journal(store, changes, observer, names, guarded=guarded)
+        with contextlib.suppress(StoreUnavailableError):  # a worker that takes another one's place while it is away
+            await journal.note_members()
         replicas: dict[str, UpstreamReplicas] = {}
         for name, upstream in settings.upstreams.items():
             opened = _upstream_replicas(name, upstream, journal, observer)
@@ -237,7 +245,9 @@ async def _on_duty(node: _Node, repairers: Mapping[str, Repairer]) -> AsyncItera
         yield duties
 
 
-def _repairers(settings: Settings, node: _Node, observer: Observer) -> Mapping[str, Repairer]:
+def _repairers(
+    settings: Settings, node: _Node, verifiers: Mapping[str, Verifier], observer: Observer
+) -> Mapping[str, Repairer]:
     return {
         name: Repairer(
             replica_set=node.replicas[name],
@@ -250,6 +260,7 @@ def _repairers(settings: Settings, node: _Node, observer: Observer) -> Mapping[s
                 pace=Pace(upstream.repair_bytes_per_second),
                 copied=observer.repaired_bytes,
             ),
+            verifier=verifiers[name],
             pins=node.spool,
             observer=observer,
         )
@@ -415,6 +426,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
     node: _Node,
     pull: Pull,
     repairers: Mapping[str, Repairer],
+    verifiers: Mapping[str, Verifier],
     observer: PrometheusObserver,
     context: WorkerContext,
 ) -> AdminServices:
@@ -424,6 +436,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         control=node.control,
         replicas=node.replicas,
         repairers=repairers,
+        verifiers=verifiers,
         cache=node.cache,
         warmer=Warmer(pull),
         route=node.router.route,

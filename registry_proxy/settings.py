@@ -330,6 +330,11 @@ class UpstreamSettings(Section):
     replicas: tuple[ReplicaSettings, ...] = Field(min_length=1)
 
     @property
+    def can_differ(self) -> bool:
+        """Whether its replicas may come to hold different things by what we do."""
+        return self.storage == "independent" and not self.read_only
+
+    @property
     def quorum(self) -> int:
         """The fewest replicas that must hold a push before it is acknowledged."""
         return len(self.replicas) // 2 + 1 if self.write_quorum == "majority" else self.write_quorum

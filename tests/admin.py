@@ -20,6 +20,7 @@ from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.tags import TagRules
 from registry_proxy.proxy.warm import Warmer
 from registry_proxy.replication.repair import RepairStatus
+from registry_proxy.replication.verify import Comparison, Difference
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
@@ -72,6 +73,25 @@ class Repairs:
         self.woken += 1
 
 
+@dataclass
+class Verifies:
+    """What compares them: finds what a test has put into ``finds``, once ``gate`` is open."""
+
+    finds: list[Difference] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: list[tuple[bool, str | None]] = field(default_factory=list)
+
+    def new(self) -> Comparison:
+        return Comparison(1.5e9)
+
+    async def compare(self, comparison: Comparison, *, mend: bool = False, prefer: str | None = None) -> None:
+        self.asked.append((mend, prefer))
+        await self.gate.wait()
+        for difference in self.finds:
+            comparison.note(difference)
+        comparison.is_done = True
+
+
 def _two_replicas() -> dict[str, Upstream]:
     return {"main": Upstream([Replica("a", "http://ann:secret@127.0.0.1:5001"), Replica("b", "http://[::1]:5002/")])}
 
@@ -88,6 +108,7 @@ class Node:
     observer: PrometheusObserver
     upstreams: dict[str, Upstream]
     repairs: dict[str, "Repairs"]
+    verifier: "Verifies"
     reader: MemoryReader
     draining: list[bool]
     reloads: list[ReloadOutcome] = field(default_factory=list)
@@ -106,7 +127,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     memberships = FileMemberships(str(root / "cache"))
     reloads: list[ReloadOutcome] = []
     repairs = {"main": Repairs()}
-    reader = MemoryReader()
+    reader, compares = MemoryReader(), Verifies()
 
     async def reload() -> ReloadOutcome:
         return reloads.pop(0) if reloads else ReloadOutcome(2)
@@ -122,6 +143,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 signer=signer,
                 replicas=upstreams,
                 repairers=repairs,
+                verifiers={"main": compares},
                 cache=cache,
                 warmer=Warmer(
                     Pull(
@@ -141,7 +163,20 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 client_address=Origins(None, [ipaddress.ip_network("127.0.0.1/32")]).client_address,
             )
             app = make_admin_app(services)
-            yield Node(app, directory, control, signer, cache, observer, upstreams, repairs, reader, draining, reloads)
+            yield Node(
+                app=app,
+                directory=directory,
+                control=control,
+                signer=signer,
+                cache=cache,
+                observer=observer,
+                upstreams=upstreams,
+                repairs=repairs,
+                verifier=compares,
+                reader=reader,
+                draining=draining,
+                reloads=reloads,
+            )
         await directory.aclose()
         await control.aclose()
     await cache.close()

@@ -17,7 +17,7 @@ from registry_proxy.cli.output import (
     print_note,
     print_table,
 )
-from registry_proxy.cli.repair import repair_replicas
+from registry_proxy.cli.repair import repair_replicas, verify_replicas
 from registry_proxy.cli.warm import warm_cache
 
 replica_app = typer.Typer(help="The registries behind the proxy.", no_args_is_help=True)
@@ -63,6 +63,7 @@ def list_replicas(as_json: JsonOption = False) -> None:
         print_table(_COLUMNS, rows, empty="No upstream is configured.")
 
 
+replica_app.command("verify")(verify_replicas)
 replica_app.command("repair")(repair_replicas)
 
 

@@ -1,4 +1,4 @@
-"""`registry-proxy replica repair`: have replicas that missed writes brought up to date, and watch it."""
+"""`registry-proxy replica verify` and `repair`: compare replicas, have them brought up to date, and watch it."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_json, print_note
+from registry_proxy.cli.output import JsonOption, print_json, print_note, print_table
 
 _POLL_SECONDS = 0.5
 _STUCK_SECONDS = 15.0
@@ -19,19 +19,90 @@ _STUCK_SECONDS = 15.0
 _ABLE = frozenset({"up", "behind"})
 
 
-def repair_replicas(
-    upstream: Annotated[str | None, typer.Argument(help="Only this upstream.")] = None, as_json: JsonOption = False
-) -> None:
-    """Try at once what replicas miss, and wait until they miss nothing; they are repaired without this command, too."""
+_COLUMNS = {
+    "repository": "REPOSITORY",
+    "kind": "KIND",
+    "name": "NAME",
+    "replica": "REPLICA",
+    "found": "FOUND",
+    "wanted": "WANTED",
+    "holders": "HELD BY",
+}
+_Upstream = Annotated[str | None, typer.Argument(help="Only this upstream.")]
+_Prefer = Annotated[str | None, typer.Option(help="The replica that decides what a tag is where nothing else does.")]
+
+
+def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> None:
+    """Compare the replicas: their tags, the manifests on record, and all that these refer to. Changes nothing."""
     with admin_client() as admin:
-        names = [upstream] if upstream else [document["name"] for document in admin.list_all("upstreams")]
+        comparisons = [_compare(admin, name, {}) for name in _names(admin, upstream)]
+        _print_comparisons(comparisons, as_json=as_json)
+        _fail_for(comparisons, "what is decided is mended by `registry-proxy replica repair`")
+
+
+def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json: JsonOption = False) -> None:
+    """Compare the replicas, and wait until each has what it lacks. Nothing is ever deleted.
+
+    What a replica missed by being away is repaired without this command, too.
+    """
+    with admin_client() as admin:
+        names = _names(admin, upstream)
         for name in names:
             admin.call("POST", "upstreams", name, "repair")
+        comparisons = [_compare(admin, name, {"mend": True, "prefer": prefer}) for name in names]
         documents = _follow(admin, names)
+        if as_json:
+            print_json(documents)
+        _fail_for(
+            [{**one, "differing": one["undecided"] + one["lost"]} for one in comparisons],
+            "see `registry-proxy replica verify`; --prefer REPLICA decides about tags",
+        )
+        if not as_json:
+            print_note("Every replica has everything.")
+
+
+def _names(admin: AdminClient, upstream: str | None) -> list[str]:
+    return [upstream] if upstream else [document["name"] for document in admin.list_all("upstreams")]
+
+
+def _compare(admin: AdminClient, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Have the replicas of an upstream compared; return the comparison when it has ended."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task(f"{name}: repositories", total=None)
+        comparison: dict[str, Any] = admin.call("POST", "upstreams", name, "verify", body=body).document
+        while not comparison["done"]:
+            time.sleep(_POLL_SECONDS)
+            comparison = admin.call("GET", "upstreams", name, "verify").document
+            progress.update(bar, total=comparison["repositories"], completed=comparison["repositories_done"])
+    return {"upstream": name, **comparison}
+
+
+def _print_comparisons(comparisons: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        print_json(documents)
-    else:
-        print_note("Every replica has everything.")
+        print_json(comparisons)
+        return
+    for comparison in comparisons:
+        counts = f"{comparison['manifests']} manifests and {comparison['blobs']} blobs compared"
+        rows = [{**row, "wanted": row["wanted"] or "undecided"} for row in comparison["differences"]]
+        print_table(_COLUMNS, rows, empty=f"{comparison['upstream']}: {counts}, no difference found.")
+        if comparison["differing"] > len(rows):
+            print_note(f"{comparison['differing'] - len(rows)} more are not shown.")
+
+
+def _fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
+    """Raise CommandError for what differs, or could not be compared."""
+    faults = [f"{one['upstream']}: {one['error']}" for one in comparisons if one["error"]]
+    faults += [f"{one['upstream']}: {_told(one)}" for one in comparisons if one["differing"]]
+    if faults:
+        raise CommandError("the replicas are not equal, or could not be compared", faults=faults, hint=hint)
+
+
+def _told(comparison: dict[str, Any]) -> str:
+    return (
+        f"{comparison['differing']} differences; {comparison['undecided']} of them undecided (tags that the replicas "
+        f"disagree about), {comparison['lost']} lost (on record, and no replica has it)"
+    )
 
 
 def _follow(admin: AdminClient, names: list[str]) -> list[dict[str, Any]]:

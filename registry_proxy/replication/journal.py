@@ -107,11 +107,14 @@ class Intent:
 class JournalMarks:
     """The open intents as a snapshot, indexed for the questions of ``ports.Marks``."""
 
-    def __init__(self, intents: Iterable[tuple[IntentKey, Intent]], now: float) -> None:
+    def __init__(
+        self, intents: Iterable[tuple[IntentKey, Intent]], now: float, newcomers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self._newcomers = frozenset(newcomers)
         self._tags: set[tuple[str, RoutedRepository, str]] = set()
         self._tombstones: set[tuple[str, RoutedRepository, str]] = set()
         self._repositories: set[tuple[str, RoutedRepository]] = set()
-        self._pending: dict[tuple[str, str], int] = {}
+        self._pending: dict[tuple[str, str], int] = dict.fromkeys(self._newcomers, 1)
         self._missed_blobs: set[str] = set()
         self.valid_until = float("inf")
         for key, intent in intents:
@@ -132,11 +135,19 @@ class JournalMarks:
             self._tombstones.add((replica, key.routed, key.name))
 
     def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:
-        return (replica, routed, tag) in self._tags
+        return (replica, routed, tag) in self._tags or self.is_newcomer(routed.upstream, replica)
 
     def misses_any(self, replica: str, routed: RoutedRepository) -> bool:
         """Tell whether it misses anything in the repository."""
-        return (replica, routed) in self._repositories
+        return (replica, routed) in self._repositories or self.is_newcomer(routed.upstream, replica)
+
+    def is_newcomer(self, upstream: str, replica: str) -> bool:
+        """Tell whether the replica was not compared with the others yet: it may miss anything."""
+        return bool(self._newcomers) and (upstream, replica) in self._newcomers
+
+    def has_tag_intent(self, replica: str, routed: RoutedRepository, tag: str) -> bool:
+        """Tell whether it is on record that it misses a move or the end of this tag."""
+        return (replica, routed, tag) in self._tags
 
     def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:
         """Tell whether it still holds what was deleted."""
@@ -168,6 +179,7 @@ class Journal:
         changes: tells when another worker or node may have written some.
         observer: is told how many keys each replica is behind in.
         replicas: for each upstream the names of its configured replicas, so that a zero is told too.
+        guarded: the upstreams whose members are on record, because their replicas can differ.
         clock: seconds since the epoch.
     """
 
@@ -177,15 +189,18 @@ class Journal:
         changes: StoreChanges,
         observer: Observer,
         replicas: Mapping[str, Sequence[str]],
+        *,
+        guarded: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._changes = changes
         self._observer = observer
         self._replicas = replicas
+        self._guarded = guarded
         self._clock = clock
         self._marks: JournalMarks | None = None
-        self._version = -1
+        self._version = (-1, -1)
         self._loading = asyncio.Lock()
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:
@@ -208,28 +223,84 @@ class Journal:
         async with self._loading:
             if (marks := self._current()) is not None:
                 return marks
-            version, now = self._changes.version(Table.INTENTS), self._clock()
+            version, now = self._versions(), self._clock()
             try:
                 records = await self._store.list(Table.INTENTS)
+                newcomers = await self._newcomers()
             except StoreUnavailableError:
                 if self._marks is None:
                     raise
                 return self._marks
             intents = [(parse_key(record.key), Intent.from_value(record.value)) for record in records]
-            self._marks, self._version = JournalMarks(intents, now), version
+            self._marks, self._version = JournalMarks(intents, now, newcomers), version
             self._report(self._marks)
             return self._marks
 
     def _current(self) -> JournalMarks | None:
         marks = self._marks
-        if marks is None or self._changes.version(Table.INTENTS) != self._version or self._clock() >= marks.valid_until:
+        if marks is None or self._versions() != self._version or self._clock() >= marks.valid_until:
             return None
         return marks
+
+    def _versions(self) -> tuple[int, int]:
+        return self._changes.version(Table.INTENTS), self._changes.version(Table.META)
 
     def _report(self, marks: JournalMarks) -> None:
         for upstream, names in self._replicas.items():
             for name in names:
                 self._observer.replica_pending(upstream, name, marks.pending(name, upstream))
+
+    # ------------------------------------------------------------ members
+
+    async def note_members(self) -> None:
+        """Put on record who the replicas of an upstream are, the first time, and who is none any more.
+
+        One that comes later, or comes back, may hold anything and lack anything: see ``JournalMarks.is_newcomer``.
+        Where none of those on record is left there is nothing to compare with, and all are taken as they are.
+        """
+        for upstream in self._guarded:
+            record = await self._store.get(Table.META, _members_key(upstream))
+            configured = list(self._replicas[upstream])
+            names = configured if record is None else [name for name in record.value["names"] if name in configured]
+            if record is None or names != record.value["names"]:
+                with contextlib.suppress(ConflictError):  # another worker or node did so
+                    await self._store.commit([_members_change(upstream, record, names or configured)])
+
+    async def admit(self, upstream: str, replica: str) -> None:
+        """Make a newcomer one of the members: it holds what they hold."""
+        record = await self._store.get(Table.META, _members_key(upstream))
+        names = [] if record is None else record.value["names"]
+        if replica not in names:
+            await self._store.commit([_members_change(upstream, record, [*names, replica])])
+
+    async def _newcomers(self) -> set[tuple[str, str]]:
+        found: set[tuple[str, str]] = set()
+        for upstream in self._guarded:
+            record = await self._store.get(Table.META, _members_key(upstream))
+            if record is not None:
+                found |= {(upstream, name) for name in self._replicas[upstream] if name not in record.value["names"]}
+        return found
+
+    # ------------------------------------------------------------ intents
+
+    async def miss(self, key: IntentKey, digest: Digest, media_type: str, replica: str) -> bool:
+        """Note that a replica was found to lack what a key shall be; return whether the journal says so now.
+
+        Nothing happens when the key shall be something else.
+        """
+        record = await self._store.get(Table.INTENTS, str(key))
+        intent = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
+        if intent.digest != digest:
+            return False
+        if replica in intent.missing:
+            return True
+        value = replace(intent, missing=(*intent.missing, replica)).to_value()
+        try:
+            expect = 0 if record is None else record.revision
+            await self._store.commit([Change(Table.INTENTS, str(key), value, expect=expect)])
+        except ConflictError:
+            return False
+        return True
 
     async def find(self, key: IntentKey) -> Intent | None:
         """Return the open intent of a key, from the store itself."""
@@ -347,6 +418,15 @@ class Journal:
         except ConflictError:
             return False
         return set(intent.missing) == {replica}
+
+
+def _members_key(upstream: str) -> str:
+    return f"members/{upstream}"
+
+
+def _members_change(upstream: str, record: Record | None, names: Sequence[str]) -> Change:
+    expect = 0 if record is None else record.revision
+    return Change(Table.META, _members_key(upstream), {"names": list(names)}, expect=expect)
 
 
 def _without(key: IntentKey, intent: Intent, confirmed: Collection[str], *, expect: int) -> Change:

@@ -28,6 +28,7 @@ from registry_proxy.ports import (
 from registry_proxy.replication.copies import Copies, has
 from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
 from registry_proxy.replication.manifests import manifest_record_key, tag_record_key, write_lease
+from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.descriptor import OCI_INDEX, Descriptor, Manifest
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Tag, digest_of
@@ -35,6 +36,7 @@ from registry_proxy.tasks import spawn
 
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
+_PAUSE_BEFORE_NEXT_COMPARISON_SECONDS = 60.0
 _PIN_SETTLED_SECONDS = 600.0
 """A pin this old belongs to a push whose intents are stored by now, if it needed any."""
 
@@ -74,6 +76,7 @@ class Repairer:
         store: leases, and the records of manifests and tags.
         journal: what each replica misses.
         copies: sends contents.
+        verifier: compares a newcomer with the others.
         pins: releases what every replica has.
         observer: is told of each key.
         clock: seconds since the epoch.
@@ -86,6 +89,7 @@ class Repairer:
         store: Store,
         journal: Journal,
         copies: Copies,
+        verifier: Verifier,
         pins: Spool,
         observer: Observer,
         clock: Callable[[], float] = time.time,
@@ -94,6 +98,7 @@ class Repairer:
         self._store = store
         self._journal = journal
         self._copies = copies
+        self._verifier = verifier
         self._pins = pins
         self._observer = observer
         self._clock = clock
@@ -129,9 +134,12 @@ class Repairer:
                     await self._woken.wait()
             try:
                 is_well = await self.repair(client)
+                is_new = (await self._journal.snapshot()).is_newcomer(self._replica_set.upstream, client.name)
             except StoreUnavailableError:
-                is_well = True  # the journal cannot be read now, or another node is at it
+                is_well, is_new = True, False  # the journal cannot be read now, or another node is at it
             pause = _LOOK_SECONDS if is_well else _PAUSE_AFTER_FAILURE_SECONDS
+            if is_new and not is_well:
+                pause = _PAUSE_BEFORE_NEXT_COMPARISON_SECONDS
 
     async def repair(self, client: ReplicaClient) -> bool:
         """Repair one replica once; return False when something could not be.
@@ -145,24 +153,45 @@ class Repairer:
             return True
         status = self._status[client.name]
         async with self._store.lease(f"repair {upstream}/{client.name}"):
-            open_keys = await self._open_keys(client.name)
-            if not open_keys:
+            is_newcomer = marks.is_newcomer(upstream, client.name)
+            if not is_newcomer and not await self._open_keys(client.name):
                 return True
             status.is_running, status.started_at = True, self._clock()
             status.done = status.failed = 0
             status.error = ""
-            _log.info("replica %s/%s: repair of %d keys begins", upstream, client.name, len(open_keys))
             try:
-                for key in open_keys:
-                    await self._repair_key(client, key, status)
-                    if not self._replica_set.is_writable(client.name):
-                        break
+                await (self._take_in(client, status) if is_newcomer else self._repair_all(client, status))
             finally:
                 status.is_running = False
         await self._release_pins()
         outcome = f"{status.done} keys repaired, {status.failed} not"
         _log.info("replica %s/%s: %s %s", upstream, client.name, outcome, status.error)
-        return not status.failed
+        return not status.error
+
+    async def _repair_all(self, client: ReplicaClient, status: RepairStatus) -> None:
+        for key in await self._open_keys(client.name):
+            await self._repair_key(client, key, status)
+            if not self._replica_set.is_writable(client.name):
+                break
+
+    async def _take_in(self, client: ReplicaClient, status: RepairStatus) -> None:
+        """Bring to a new replica what the others have; it becomes one of them when it differs in nothing any more."""
+        upstream = self._replica_set.upstream
+        _log.info("replica %s/%s is new: it is compared with the others", upstream, client.name)
+        before, after = self._verifier.new(), self._verifier.new()
+        await self._verifier.compare(before, mend=True, only_at=client.name)
+        await self._repair_all(client, status)
+        if not before.error and not status.error:
+            await self._verifier.compare(after)
+        status.error = status.error or before.error or after.error
+        if not status.error and after.differing:
+            status.failed += 1
+            status.error = (
+                f"it differs from the others in {after.differing} contents that it alone has, or that nobody can "
+                f"decide about: see `registry-proxy replica verify {upstream}`"
+            )
+        if not status.error:
+            await self._journal.admit(upstream, client.name)
 
     async def _open_keys(self, replica: str) -> list[IntentKey]:
         now = self._clock()

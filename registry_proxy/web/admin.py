@@ -14,7 +14,8 @@ from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_identities import IdentityResources
-from registry_proxy.web.admin_node import Cache, NodeResources, Repairs, Upstream
+from registry_proxy.web.admin_node import Cache, NodeResources
+from registry_proxy.web.admin_replicas import Repairs, ReplicaResources, Upstream, Verifies
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
 from registry_proxy.web.admin_warm import WarmResources
 from registry_proxy.web.ops import OPS_PATHS, StateSource, add_ops_routes
@@ -39,6 +40,7 @@ class AdminServices:
         signer: whose key can be rotated.
         replicas: the replicas of each upstream, by its name.
         repairers: what repairs them, by the upstream's name.
+        verifiers: what compares them, by the upstream's name.
         cache: the node's cache.
         warmer: brings images into it.
         route: says where a repository lies.
@@ -54,6 +56,7 @@ class AdminServices:
     signer: TokenSigner
     replicas: Mapping[str, Upstream]
     repairers: Mapping[str, Repairs]
+    verifiers: Mapping[str, Verifies]
     cache: Cache
     warmer: Warmer
     route: Callable[[Repository], RoutedRepository]
@@ -73,16 +76,15 @@ def make_admin_app(services: AdminServices) -> web.Application:
     app.on_response_prepare.append(_say_nothing_of_the_server)
     access = AccessResources(services.directory, services.control)
     node = NodeResources(
-        upstreams=services.replicas,
-        repairers=services.repairers,
         cache=services.cache,
         purge_repository=services.purge_repository,
         render_metrics=services.render_metrics,
         reload=services.reload,
     )
     identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
+    replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers)
     warming = WarmResources(services.warmer, services.route)
-    for route in [*access.routes(), *identities.routes(), *node.routes(), *warming.routes()]:
+    for route in [*access.routes(), *identities.routes(), *node.routes(), *replicas.routes(), *warming.routes()]:
         app.router.add_route(route.method, _PREFIX + route.path, route.handler)
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app

@@ -1,69 +1,19 @@
-"""Upstreams and the cache of the admin API: what stands behind this node, and what lies on its disk."""
+"""The cache of the admin API, what lies on this node's disk, and its configuration."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState
+from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, parse_digest, parse_repository
-from registry_proxy.web.admin_requests import EmptyBody, PurgeBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.admin_requests import PurgeBody, format_time, read_body, read_page, read_query
 from registry_proxy.web.problems import Fault, ProblemError
 
 _CACHE_REQUESTS = "registry_proxy_cache_requests_total"
-
-
-class ReplicaStatus(Protocol):
-    """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first.
-
-    ``reason`` says why it is not up, "" when it is.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def state(self) -> ReplicaState: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def latency_seconds(self) -> float | None: ...
-    @property
-    def pending(self) -> int: ...
-
-
-class Upstream(Protocol):
-    """The replicas of one upstream; ``refresh`` brings what ``status`` says is pending up to date."""
-
-    async def refresh(self) -> None: ...
-    def status(self) -> Sequence[ReplicaStatus]: ...
-
-
-class RepairStatus(Protocol):
-    """How the repair of one replica goes, as far as this node does it: keys, and seconds since the epoch."""
-
-    @property
-    def is_running(self) -> bool: ...
-    @property
-    def started_at(self) -> float | None: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def error(self) -> str: ...
-
-
-class Repairs(Protocol):
-    """Repairs the replicas of one upstream."""
-
-    def status(self, replica: str) -> RepairStatus: ...
-    def wake(self) -> None: ...
 
 
 class CachedBlob(Protocol):
@@ -88,30 +38,6 @@ class Cache(Protocol):
     async def purge(self, digests: Collection[Digest] | None) -> int: ...
 
 
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> dict[str, Any]:
-    started_at = None if repair.started_at is None else int(repair.started_at)
-    return {
-        "name": replica.name,
-        "url": _without_credentials(replica.url),
-        "state": replica.state,
-        "reason": replica.reason,
-        "latency_seconds": replica.latency_seconds,
-        "pending": replica.pending,
-        "repair": {
-            "running": repair.is_running,
-            "started_at": format_time(started_at),
-            "done": repair.done,
-            "failed": repair.failed,
-            "error": repair.error,
-        },
-    }
-
-
 def count_cache_requests(exposition: bytes) -> dict[str, dict[str, int]]:
     """Return how many requests the cache had, by kind and result, out of the metrics of all workers."""
     counts = {kind.value: {result.value: 0 for result in CacheResult} for kind in ContentKind}
@@ -128,20 +54,16 @@ def _hit_ratio(counts: Mapping[str, int]) -> float | None:
 
 
 class NodeResources:
-    """The handlers over what this node stands on."""
+    """The handlers over this node itself."""
 
     def __init__(
         self,
         *,
-        upstreams: Mapping[str, Upstream],
-        repairers: Mapping[str, Repairs],
         cache: Cache,
         purge_repository: Callable[[Repository], Collection[Digest]],
         render_metrics: Callable[[], bytes],
         reload: Callable[[], Awaitable[ReloadOutcome]],
     ) -> None:
-        self._upstreams = upstreams
-        self._repairers = repairers
         self._cache = cache
         self._purge_repository = purge_repository
         self._render_metrics = render_metrics
@@ -151,9 +73,6 @@ class NodeResources:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, below /admin/v1."""
         return [
-            web.get("/upstreams", self.list_upstreams),
-            web.get("/upstreams/{name}", self.get_upstream),
-            web.post("/upstreams/{name}/repair", self.repair_upstream),
             web.get("/cache", self.get_cache),
             web.get("/cache/blobs", self.list_blobs),
             web.post("/cache/verify", self.verify_cache),
@@ -169,33 +88,6 @@ class NodeResources:
         if outcome.failure:
             raise ProblemError(503, f"the configuration is not reloaded, the old one stays in force: {outcome.failure}")
         return web.json_response({"generation": outcome.generation})
-
-    async def list_upstreams(self, request: web.Request) -> web.Response:
-        page = read_page(read_query(request, ("limit", "after")))
-        return web.json_response(page.cut({name: await self._upstream_document(name) for name in self._upstreams}))
-
-    async def get_upstream(self, request: web.Request) -> web.Response:
-        read_query(request)
-        return web.json_response(await self._upstream_document(self._upstream_name(request)))
-
-    async def repair_upstream(self, request: web.Request) -> web.Response:
-        """Have what is pending tried at once; how it goes is in the upstream's document."""
-        name = self._upstream_name(request)
-        await read_body(request, EmptyBody)
-        self._repairers[name].wake()
-        return web.json_response(await self._upstream_document(name), status=202)
-
-    def _upstream_name(self, request: web.Request) -> str:
-        name = request.match_info["name"]
-        if name not in self._upstreams:
-            raise ProblemError(404, f"there is no upstream {name[:100]!r}; there are: {', '.join(self._upstreams)}")
-        return name
-
-    async def _upstream_document(self, name: str) -> dict[str, Any]:
-        await self._upstreams[name].refresh()
-        repairs = self._repairers[name]
-        replicas = self._upstreams[name].status()
-        return {"name": name, "replicas": [_replica_document(one, repairs.status(one.name)) for one in replicas]}
 
     async def get_cache(self, request: web.Request) -> web.Response:
         read_query(request)

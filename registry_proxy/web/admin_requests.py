@@ -107,6 +107,13 @@ class EmptyBody(Body):
     """Nothing, or ``{}``."""
 
 
+class VerifyBody(Body):
+    """POST of a comparison: whether what differs is mended, and which replica decides where nothing else does."""
+
+    mend: bool = False
+    prefer: str | None = None
+
+
 class WarmBody(Body):
     """What to bring into the cache: an image, of an index only the platforms named, such as linux/amd64."""
 

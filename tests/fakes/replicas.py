@@ -308,7 +308,7 @@ async def pushing(
         )
         sets = {replicas.upstream: replicas}
         names = {replicas.upstream: [client.name for client in replicas.replicas]}
-        journal = Journal(store, changes, CountingObserver(), names)
+        journal = Journal(store, changes, CountingObserver(), names, guarded=[replicas.upstream])
         uploads = UploadReplication(replica_sets=sets, journal=journal, cache=cache, pins=spool)
         manifests = ManifestReplication(
             replica_sets=sets, store=store, journal=journal, cache=cache, memberships=memberships, uploads=uploads

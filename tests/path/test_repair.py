@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import httpx
 import pytest
+import yaml
 
 from tests.conftest import StartProxy, StartRegistry
+from tests.path.test_warm import push_past
 from tests.product import ADMIN_PASSWORD, OCI_MANIFEST, Image, Proxy, make_image, random_bytes
 from tests.servers import Server, wait_until
 
@@ -104,6 +106,14 @@ def test_a_repair_outlives_the_proxy(registries: list[Server], start_proxy: Star
     assert all(has_image(second, image) for image in images)
 
 
+def run(proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `registry-proxy replica ...`."""
+    command = [sys.executable, "-m", "registry_proxy", "replica", *arguments]
+    account = {"REGISTRY_PROXY_ADMIN_USER": "admin", "REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD}
+    environment = {**os.environ, **account, "REGISTRY_PROXY_ADMIN_URL": proxy.admin_url}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
 def test_the_command_follows_a_repair(registries: list[Server], start_proxy: StartProxy) -> None:
     """`replica repair` returns when nothing is pending, with 0; with what keeps a replica from it and 1 when not."""
     _, second = registries
@@ -111,18 +121,60 @@ def test_the_command_follows_a_repair(registries: list[Server], start_proxy: Sta
     user = proxy.add_user("ann", pull_push=["team/**"])
     second.stop(9)
     user.push(REPOSITORY, "1", make_image(random_bytes(1000)))
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "registry_proxy", "replica", "repair", *arguments]
-        account = {"REGISTRY_PROXY_ADMIN_USER": "admin", "REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD}
-        environment = {**os.environ, **account, "REGISTRY_PROXY_ADMIN_URL": proxy.admin_url}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-
-    away = run()
+    away = run(proxy, "repair")
     assert (away.returncode, f"127.0.0.1:{second.port}" in away.stderr, "down" in away.stderr) == (1, True, True)
     second.start()
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be up")
-    done = run("main", "--json")
+    done = run(proxy, "repair", "main", "--json")
     assert done.returncode == 0, done
     assert [replica["pending"] for replica in json.loads(done.stdout)[0]["replicas"]] == [0, 0]
-    assert run("none").returncode == 1
+    equal = run(proxy, "verify")
+    assert (equal.returncode, "no difference" in equal.stderr) == (0, True), equal
+    assert run(proxy, "repair", "none").returncode == 1
+
+
+def test_an_empty_registry_is_added_and_filled(
+    registries: list[Server], start_registry: StartRegistry, start_proxy: StartProxy
+) -> None:
+    """A third replica comes with a reload: never asked while it lacks anything, filled by itself, good alone then."""
+    proxy = start(start_proxy, registries)
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    images = [make_image(random_bytes(MIB), label=str(number)) for number in range(3)]
+    for number, image in enumerate(images):
+        user.push(REPOSITORY, str(number), image)
+    third = start_registry("third")
+    settings = yaml.safe_load(proxy.config.read_text())
+    settings["upstreams"]["main"]["replicas"].append({"url": third.url})
+    proxy.config.write_text(yaml.safe_dump(settings))
+    with proxy.admin() as admin:
+        assert admin.post("/reload").status_code == 200
+    for _ in range(20):
+        for number, image in enumerate(images):
+            head = user.head(REPOSITORY, f"manifests/{number}")
+            assert head.headers["Docker-Content-Digest"] == image.digest
+    wait_until(lambda: is_up(proxy, third) and pending(proxy, third) == 0, "it is filled")
+    assert contents(third) == {str(number): image.digest for number, image in enumerate(images)}
+    assert all(has_image(third, image) for image in images)
+
+
+def test_two_registries_that_diverged_are_adopted(registries: list[Server], start_proxy: StartProxy) -> None:
+    """`verify` lists what differs and ends with 1; `repair` brings each what it lacks, and asks about one tag."""
+    first, second = registries
+    alone, other = make_image(random_bytes(1000), label="alone"), make_image(random_bytes(1000), label="other")
+    one, two = make_image(random_bytes(1000), label="1"), make_image(random_bytes(1000), label="2")
+    for server, tag, image in ((first, "a", alone), (second, "b", other), (first, "both", one), (second, "both", two)):
+        push_past(server, image, tag)
+    proxy = start(start_proxy, registries)
+    told = run(proxy, "verify", "--json")
+    assert told.returncode == 1
+    (comparison,) = json.loads(told.stdout)
+    assert {row["name"] for row in comparison["differences"] if row["kind"] == "tag"} == {"a", "b", "both"}
+    assert comparison["undecided"] == 2
+    asked = run(proxy, "repair")
+    assert (asked.returncode, "--prefer" in asked.stderr) == (1, True), asked
+    assert contents(first) == {"a": alone.digest, "b": other.digest, "both": one.digest}
+    assert contents(second) == {"a": alone.digest, "b": other.digest, "both": two.digest}
+    decided = run(proxy, "repair", "--prefer", f"127.0.0.1:{second.port}")
+    assert decided.returncode == 0, decided
+    assert contents(first) == contents(second) == {"a": alone.digest, "b": other.digest, "both": two.digest}
+    assert run(proxy, "verify").returncode == 0

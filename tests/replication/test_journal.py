@@ -32,7 +32,7 @@ class Clock:
 async def open_journal(directory: Path, clock: Clock | None = None) -> AsyncIterator[tuple[Journal, Store]]:
     """Open a journal over a store of its own."""
     async with open_store(f"sqlite:///{directory / 'store.db'}", str(directory / "page")) as (store, changes):
-        yield Journal(store, changes, CountingObserver(), {"main": NAMES}, clock or Clock()), store
+        yield Journal(store, changes, CountingObserver(), {"main": NAMES}, clock=clock or Clock()), store
 
 
 async def test_marks_are_those_who_did_not_confirm(tmp_path: Path) -> None:

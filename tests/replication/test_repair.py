@@ -11,6 +11,7 @@ from registry_proxy.ports import Change, StoreUnavailableError, Table, UpstreamU
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.journal import WRITING_SECONDS, IntentKey, IntentKind, parse_key
 from registry_proxy.replication.repair import Repairer
+from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.descriptor import Descriptor, Manifest
 from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image, index
@@ -39,6 +40,9 @@ class Workshop:
             store=setting.under_test.store,
             journal=setting.under_test.journal,
             copies=copies,
+            verifier=Verifier(
+                replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
+            ),
             pins=setting.spool,
             observer=self.observer,
         )

@@ -21,7 +21,9 @@ from yarl import URL
 
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
+from registry_proxy.replication.journal import IntentKey, IntentKind
 from registry_proxy.replication.repair import RepairStatus
+from registry_proxy.replication.verify import Difference
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.reference import Digest, Repository, digest_of
 from registry_proxy.tasks import spawn
@@ -100,6 +102,8 @@ ROUTES = [
     ("GET", "/upstreams"),
     ("GET", "/upstreams/main"),
     ("POST", "/upstreams/main/repair"),
+    ("POST", "/upstreams/main/verify"),
+    ("GET", "/upstreams/main/verify"),
     ("GET", "/cache"),
     ("POST", "/cache/verify"),
     ("GET", "/cache/blobs"),
@@ -490,6 +494,34 @@ async def test_a_repair_is_asked_for(admin: Admin) -> None:
         status, problem, _ = await admin.call(method, path)
         assert (status, "main" in problem["detail"]) == (404, True)
     assert (await admin.call("POST", "/upstreams/main/repair", {"all": True}))[0] == 400
+
+
+async def test_replicas_are_compared_in_the_background(admin: Admin) -> None:
+    """202 at once, its progress by GET, one at a time; what is found is told with who holds it."""
+    path, verifier = "/upstreams/main/verify", admin.node.verifier
+    assert (await admin.call("GET", path))[0] == 404
+    wanted, found = digest_of(b"1"), digest_of(b"2")
+    key = IntentKey(RoutedRepository("main", Repository("team/app")), IntentKind.TAG, "latest")
+    verifier.finds = [Difference(key, "b", wanted, found, "", ("a",)), Difference(key, "b", None, found, "", ())]
+    status, document, _ = await admin.call("POST", path, {"mend": True, "prefer": "a"})
+    assert (status, document["done"], document["started_at"]) == (202, False, "2017-07-14T02:40:00Z")
+    assert (await admin.call("POST", path, {}))[0] == 409
+    verifier.gate.set()
+    while not document["done"]:
+        _, document, _ = await admin.call("GET", path)
+    assert verifier.asked == [(True, "a")]
+    assert (document["differing"], document["undecided"], document["lost"]) == (2, 1, 0)
+    assert document["differences"][0] == {
+        "repository": "team/app",
+        "kind": "tag",
+        "name": "latest",
+        "replica": "b",
+        "wanted": str(wanted),
+        "found": str(found),
+        "holders": ["a"],
+    }
+    status, problem, _ = await admin.call("POST", path, {"prefer": "c"})
+    assert (status, problem["errors"][0]["pointer"]) == (400, "#/prefer")
 
 
 async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -> None:

@@ -1,0 +1,247 @@
+"""Upstreams of the admin API: how their replicas are, their repair, and comparing them."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from aiohttp import web
+
+from registry_proxy.ports import ReplicaState
+from registry_proxy.spec.reference import Digest
+from registry_proxy.tasks import spawn
+from registry_proxy.web.admin_requests import EmptyBody, VerifyBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.problems import Fault, ProblemError
+
+
+class ReplicaStatus(Protocol):
+    """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first.
+
+    ``reason`` says why it is not up, "" when it is.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def state(self) -> ReplicaState: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def latency_seconds(self) -> float | None: ...
+    @property
+    def pending(self) -> int: ...
+
+
+class Upstream(Protocol):
+    """The replicas of one upstream; ``refresh`` brings what ``status`` says is pending up to date."""
+
+    async def refresh(self) -> None: ...
+    def status(self) -> Sequence[ReplicaStatus]: ...
+
+
+class RepairStatus(Protocol):
+    """How the repair of one replica goes, as far as this node does it: keys, and seconds since the epoch."""
+
+    @property
+    def is_running(self) -> bool: ...
+    @property
+    def started_at(self) -> float | None: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def error(self) -> str: ...
+
+
+class Repairs(Protocol):
+    """Repairs the replicas of one upstream."""
+
+    def status(self, replica: str) -> RepairStatus: ...
+    def wake(self) -> None: ...
+
+
+class Difference(Protocol):
+    """A replica does not hold what it shall; see ``replication.verify``."""
+
+    @property
+    def key(self) -> Any: ...
+    @property
+    def replica(self) -> str: ...
+    @property
+    def wanted(self) -> Digest | None: ...
+    @property
+    def found(self) -> Digest | None: ...
+    @property
+    def holders(self) -> Sequence[str]: ...
+
+
+class Comparison(Protocol):
+    """How far a comparison of replicas is, and what it found."""
+
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def is_done(self) -> bool: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def repositories(self) -> int: ...
+    @property
+    def repositories_done(self) -> int: ...
+    @property
+    def manifests(self) -> int: ...
+    @property
+    def blobs(self) -> int: ...
+    @property
+    def differing(self) -> int: ...
+    @property
+    def undecided(self) -> int: ...
+    @property
+    def lost(self) -> int: ...
+    @property
+    def mended(self) -> int: ...
+    @property
+    def differences(self) -> Sequence[Difference]: ...
+
+
+class Verifies(Protocol):
+    """Compares the replicas of one upstream."""
+
+    def new(self) -> Any: ...
+    async def compare(self, comparison: Any, *, mend: bool = False, prefer: str | None = None) -> None: ...
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> dict[str, Any]:
+    started_at = None if repair.started_at is None else int(repair.started_at)
+    return {
+        "name": replica.name,
+        "url": _without_credentials(replica.url),
+        "state": replica.state,
+        "reason": replica.reason,
+        "latency_seconds": replica.latency_seconds,
+        "pending": replica.pending,
+        "repair": {
+            "running": repair.is_running,
+            "started_at": format_time(started_at),
+            "done": repair.done,
+            "failed": repair.failed,
+            "error": repair.error,
+        },
+    }
+
+
+def _difference_document(difference: Difference) -> dict[str, Any]:
+    key = difference.key
+    return {
+        "repository": str(key.routed.repository),
+        "kind": str(key.kind),
+        "name": key.name,
+        "replica": difference.replica,
+        "wanted": None if difference.wanted is None else str(difference.wanted),
+        "found": None if difference.found is None else str(difference.found),
+        "holders": list(difference.holders),
+    }
+
+
+def _comparison_document(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "started_at": format_time(int(comparison.started_at)),
+        "done": comparison.is_done,
+        "error": comparison.error,
+        "repositories": comparison.repositories,
+        "repositories_done": comparison.repositories_done,
+        "manifests": comparison.manifests,
+        "blobs": comparison.blobs,
+        "differing": comparison.differing,
+        "undecided": comparison.undecided,
+        "lost": comparison.lost,
+        "mended": comparison.mended,
+        "differences": [_difference_document(difference) for difference in comparison.differences],
+    }
+
+
+class ReplicaResources:
+    """The handlers; a comparison is remembered until the next one of its upstream, by this process."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        repairers: Mapping[str, Repairs],
+        verifiers: Mapping[str, Verifies],
+    ) -> None:
+        self._upstreams = upstreams
+        self._repairers = repairers
+        self._verifiers = verifiers
+        self._comparisons: dict[str, Comparison] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, below /admin/v1."""
+        return [
+            web.get("/upstreams", self.list_upstreams),
+            web.get("/upstreams/{name}", self.get_upstream),
+            web.post("/upstreams/{name}/repair", self.repair_upstream),
+            web.post("/upstreams/{name}/verify", self.verify_upstream),
+            web.get("/upstreams/{name}/verify", self.get_comparison),
+        ]
+
+    async def list_upstreams(self, request: web.Request) -> web.Response:
+        page = read_page(read_query(request, ("limit", "after")))
+        return web.json_response(page.cut({name: await self._upstream_document(name) for name in self._upstreams}))
+
+    async def get_upstream(self, request: web.Request) -> web.Response:
+        read_query(request)
+        return web.json_response(await self._upstream_document(self._upstream_name(request)))
+
+    async def repair_upstream(self, request: web.Request) -> web.Response:
+        """Have what is pending tried at once; how it goes is in the upstream's document."""
+        name = self._upstream_name(request)
+        await read_body(request, EmptyBody)
+        self._repairers[name].wake()
+        return web.json_response(await self._upstream_document(name), status=202)
+
+    def _upstream_name(self, request: web.Request) -> str:
+        name = request.match_info["name"]
+        if name not in self._upstreams:
+            raise ProblemError(404, f"there is no upstream {name[:100]!r}; there are: {', '.join(self._upstreams)}")
+        return name
+
+    async def _upstream_document(self, name: str) -> dict[str, Any]:
+        await self._upstreams[name].refresh()
+        repairs = self._repairers[name]
+        replicas = self._upstreams[name].status()
+        return {"name": name, "replicas": [_replica_document(one, repairs.status(one.name)) for one in replicas]}
+
+    async def verify_upstream(self, request: web.Request) -> web.Response:
+        """Begin to compare; 202, and GET tells how far it is."""
+        name = self._upstream_name(request)
+        body = await read_body(request, VerifyBody)
+        replicas = [replica.name for replica in self._upstreams[name].status()]
+        if body.prefer is not None and body.prefer not in replicas:
+            fault = Fault("#/prefer", f"expected one of its replicas: {', '.join(replicas)}")
+            raise ProblemError(400, "some values are not valid", faults=[fault])
+        current = self._comparisons.get(name)
+        if current is not None and not current.is_done:
+            raise ProblemError(409, f"the replicas of {name} are being compared already")
+        verifier = self._verifiers[name]
+        comparison = self._comparisons[name] = verifier.new()
+        task = spawn(verifier.compare(comparison, mend=body.mend, prefer=body.prefer), f"comparison of {name}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return web.json_response(_comparison_document(comparison), status=202)
+
+    async def get_comparison(self, request: web.Request) -> web.Response:
+        """Return the last comparison, or the one that runs."""
+        read_query(request)
+        name = self._upstream_name(request)
+        if (comparison := self._comparisons.get(name)) is None:
+            raise ProblemError(404, f"the replicas of {name} were not compared since this node was started")
+        return web.json_response(_comparison_document(comparison))

@@ -1,0 +1,218 @@
+"""Comparing replicas without the journal, and what is entered into it."""
+
+import pytest
+
+from registry_proxy.ports import Change, StorageKind, Table
+from registry_proxy.replication.journal import IntentKind
+from registry_proxy.replication.verify import Comparison, Verifier
+from registry_proxy.spec.reference import Tag
+from tests.fakes.images import Parts, image, index
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
+from tests.replication.test_repair import Workshop, push, same
+
+LATEST = Tag("latest")
+
+
+async def compare(
+    setting: Bench, *, mend: bool = False, prefer: str | None = None, only_at: str | None = None
+) -> Comparison:
+    """Compare the two replicas."""
+    verifier = Verifier(
+        replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
+    )
+    comparison = verifier.new()
+    await verifier.compare(comparison, mend=mend, prefer=prefer, only_at=only_at)
+    assert comparison.is_done
+    return comparison
+
+
+def put_past(replica: MemoryReplica, parts: Parts, *tags: str) -> Parts:
+    """Put an image into one replica past us."""
+    for blob in parts.blobs:
+        replica.add_blob(REPOSITORY, blob)
+    replica.add_manifest(REPOSITORY, parts.manifest)
+    for tag in tags:
+        replica.tags[REPOSITORY, tag] = parts.digest
+    return parts
+
+
+def found(comparison: Comparison) -> set[tuple[IntentKind, str, str]]:
+    """Return what differs: kind, name, replica."""
+    return {(one.key.kind, one.key.name, one.replica) for one in comparison.differences}
+
+
+async def test_equal_replicas_do_not_differ(setting: Bench) -> None:
+    """An image with a tag, one by digest alone and an index: all is compared, nothing found."""
+    await push(setting, image(b"1"), "latest")
+    await push(setting, index(await push(setting, image(b"2"))))
+    comparison = await compare(setting)
+    assert comparison.is_equal
+    assert (comparison.repositories_done, comparison.manifests, comparison.blobs) == (1, 3, 3)
+
+
+async def test_an_empty_replica_is_filled(setting: Bench) -> None:
+    """Of what is tagged, and of what was pushed through us by digest, nothing is missing after the repair."""
+    child = await push(setting, image(b"1"))
+    await push(setting, index(child), "latest")
+    put_past(setting.a, image(b"past us"), "old")
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    comparison = await compare(setting)
+    assert (comparison.differing, comparison.mended) == (8, 0)  # 2 tags, 3 manifests, 3 blobs
+    assert {replica for _, _, replica in found(comparison)} == {"b"}
+    assert await setting.under_test.intents() == {}
+    comparison = await compare(setting, mend=True)
+    assert comparison.mended == comparison.differing
+    workshop = Workshop(setting)
+    assert await workshop.repair()
+    assert same(setting)
+    assert (await compare(setting)).is_equal
+
+
+async def test_the_journal_decides_about_a_tag_where_it_knows(setting: Bench) -> None:
+    """One replica has the tag as it was pushed through us, the other was changed past us."""
+    ours = await push(setting, image(b"ours"), "latest")
+    put_past(setting.b, image(b"theirs"), "latest")
+    comparison = await compare(setting, mend=True)
+    assert (IntentKind.TAG, "latest", "b") in found(comparison)
+    assert comparison.undecided == 0
+    assert await Workshop(setting).repair()
+    assert setting.b.tags[REPOSITORY, "latest"] == ours.digest
+
+
+async def test_a_tag_that_only_the_replicas_know_is_asked_about(setting: Bench) -> None:
+    """They disagree: nothing is done, both digests are told; with a preferred replica it is as that one says."""
+    one, two = put_past(setting.a, image(b"1"), "latest"), put_past(setting.b, image(b"2"), "latest")
+    comparison = await compare(setting, mend=True)
+    assert comparison.undecided == 2
+    undecided = {(d.replica, d.found) for d in comparison.differences if d.wanted is None}
+    assert undecided == {("a", one.digest), ("b", two.digest)}
+    await Workshop(setting).repair()
+    assert setting.b.tags[REPOSITORY, "latest"] == two.digest
+    comparison = await compare(setting, mend=True, prefer="a")
+    assert comparison.undecided == 0
+    assert await Workshop(setting).repair()
+    assert setting.b.tags[REPOSITORY, "latest"] == one.digest
+
+
+async def test_nothing_is_deleted(setting: Bench) -> None:
+    """What only one replica has goes to the other."""
+    put_past(setting.a, image(b"1"), "a")
+    put_past(setting.b, image(b"2"), "b")
+    await compare(setting, mend=True)
+    workshop = Workshop(setting)
+    workshop.repairer._copies._readers["main"] = setting.b  # type: ignore[index]  # what a lacks is at b
+    setting.replicas.down.clear()
+    assert await workshop.repairer.repair(setting.a)
+    workshop.repairer._copies._readers["main"] = setting.a  # type: ignore[index]  # and the other way round
+    assert await workshop.repairer.repair(setting.b)
+    assert same(setting)
+    assert len(setting.a.tags) == 2
+
+
+async def test_what_is_lost_is_told(setting: Bench) -> None:
+    """On record, and no replica has it: named, and nothing is entered for it."""
+    gone = await push(setting, image(b"1"), "latest")
+    for replica in (setting.a, setting.b):
+        replica.manifests.clear()
+        replica.tags.clear()
+    comparison = await compare(setting, mend=True)
+    assert (IntentKind.MANIFEST, str(gone.digest), "a") in found(comparison)
+    assert comparison.lost == 2
+    assert comparison.mended == 0
+
+
+async def test_what_was_deleted_is_no_difference(setting: Bench) -> None:
+    """A replica that missed a delete still has manifest and tag: neither goes back to the others."""
+    gone = await push(setting, image(b"1"), "v1")
+    setting.replicas.down.add("b")
+    await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
+    setting.replicas.down.clear()
+    comparison = await compare(setting, mend=True)
+    assert not [d for d in comparison.differences if d.key.kind is not IntentKind.BLOB]
+    assert (REPOSITORY, gone.digest) not in setting.a.manifests
+
+
+async def test_a_push_between_finding_and_entering_wins(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found of a tag is not entered when a push has moved it since."""
+    old = put_past(setting.a, image(b"old"), "latest")
+    new = image(b"new")
+    verifier = Verifier(
+        replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
+    )
+    enter = verifier._enter
+
+    async def push_first(difference: object) -> bool:
+        monkeypatch.undo()
+        await push(setting, new, "latest")
+        return await enter(difference)  # type: ignore[arg-type]  # handed on
+
+    monkeypatch.setattr(verifier, "_enter", push_first)
+    await verifier.compare(verifier.new(), mend=True)
+    await Workshop(setting).repair()
+    assert setting.b.tags[REPOSITORY, "latest"] == new.digest != old.digest
+
+
+async def test_a_replica_that_is_away_cannot_be_compared(setting: Bench) -> None:
+    """It is named; nothing is found, nothing is equal."""
+    setting.replicas.down.add("b")
+    comparison = await compare(setting)
+    assert (comparison.is_equal, "b" in comparison.error) == (False, True)
+
+
+async def test_replicas_over_one_store_are_equal(setting: Bench) -> None:
+    """There is nothing to compare."""
+    setting.replicas.storage = StorageKind.SHARED
+    assert (await compare(setting)).is_equal
+    assert setting.a.requests == []
+
+
+# ---------------------------------------------------------------- newcomers
+
+
+async def make_newcomer(setting: Bench) -> None:
+    """Have b configured anew beside a, which was there before."""
+    await setting.under_test.journal.note_members()
+    store = setting.under_test.store
+    await store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
+
+
+async def test_a_newcomer_is_behind_in_everything_until_it_was_compared(setting: Bench) -> None:
+    """It is asked for no tag, its 404 does not count; empty, it is filled and taken in without any command."""
+    app = await push(setting, image(b"1"), "latest")
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await make_newcomer(setting)
+    marks = await setting.under_test.journal.snapshot()
+    assert marks.is_newcomer("main", "b")
+    assert marks.misses_tag("b", ROUTED, LATEST)
+    assert marks.misses_any("b", ROUTED)
+    assert marks.pending("b", "main") == 1
+    assert not marks.misses_any("a", ROUTED)
+    assert await Workshop(setting).repair()
+    assert setting.b.tags == {(REPOSITORY, "latest"): app.digest}
+    marks = await setting.under_test.journal.snapshot()
+    assert (marks.is_newcomer("main", "b"), marks.pending("b", "main")) == (False, 0)
+
+
+async def test_a_newcomer_with_contents_of_its_own_waits_for_a_person(setting: Bench) -> None:
+    """What it alone has is neither spread nor deleted by itself, and it stays behind, with the reason."""
+    await push(setting, image(b"1"), "latest")
+    put_past(setting.b, image(b"its own"), "own")
+    await make_newcomer(setting)
+    workshop = Workshop(setting)
+    assert not await workshop.repair()
+    assert "replica verify" in workshop.repairer.status("b").error
+    assert (REPOSITORY, "own") not in setting.a.tags
+    assert (await setting.under_test.journal.snapshot()).is_newcomer("main", "b")
+
+
+async def test_members_are_noted_once_and_leave_with_the_configuration(setting: Bench) -> None:
+    """The first start takes all as they are; who is not configured any more comes back as a newcomer."""
+    journal, store = setting.under_test.journal, setting.under_test.store
+    await journal.note_members()
+    assert (await store.list(Table.META, "members/"))[0].value == {"names": ["a", "b"]}
+    await store.commit([Change(Table.META, "members/main", {"names": ["a", "b", "gone"]})])
+    await journal.note_members()
+    assert (await store.list(Table.META, "members/"))[0].value == {"names": ["a", "b"]}
+    await store.commit([Change(Table.META, "members/main", {"names": ["others"]})])
+    await journal.note_members()
+    assert not (await journal.snapshot()).is_newcomer("main", "a")
