@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -19,7 +20,9 @@ from tests.conftest import StartProxy, StartRegistry, require_program
 from tests.product import make_image, random_bytes
 from tests.servers import Server, free_port, running
 
-CONFIGURATION = Path(__file__).parents[2] / "nginx" / "tls.conf"
+CONFIGURATIONS = Path(__file__).parents[2] / "nginx"
+CONFIGURATION = CONFIGURATIONS / "tls.conf"
+TWO_NODES = CONFIGURATIONS / "two-nodes.conf"
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return made
 
 
-def nginx_server(root: Path, certificate: Certificate, backend_port: int) -> Server:
-    """Describe an nginx that runs the shipped configuration; only places on this machine are changed."""
+def nginx_server(root: Path, certificate: Certificate, *backend_ports: int) -> Server:
+    """Describe an nginx with the shipped configuration for so many nodes; only places on this machine are changed."""
     root.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    text = CONFIGURATION.read_text()
+    text = (CONFIGURATION if len(backend_ports) == 1 else TWO_NODES).read_text()
+    addresses = ["127.0.0.1:5000"] if len(backend_ports) == 1 else ["10.0.0.11:5000", "10.0.0.12:5000"]
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = " ".join(f"{kind}_temp_path {root}/{kind};" for kind in kinds)
     for shipped, here in (
@@ -67,7 +71,7 @@ def nginx_server(root: Path, certificate: Certificate, backend_port: int) -> Ser
         ("/var/log/nginx/error.log", f"{root}/error.log"),
         ("/var/log/nginx/registry.log", f"{root}/access.log"),
         ("http {", f"http {{ {temporary}"),
-        ("server 127.0.0.1:5000;", f"server 127.0.0.1:{backend_port};"),
+        *((f"server {old}", f"server 127.0.0.1:{new}") for old, new in zip(addresses, backend_ports, strict=True)),
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
         ("/etc/ssl/certs/registry.pem", str(certificate.certificate)),
         ("/etc/ssl/private/registry.key", str(certificate.key)),
@@ -81,14 +85,14 @@ def nginx_server(root: Path, certificate: Certificate, backend_port: int) -> Ser
     )
 
 
-StartNginx = Callable[[int], Server]
+StartNginx = Callable[..., Server]
 
 
 @pytest.fixture
 def start_nginx(tmp_path: Path, certificate: Certificate) -> Iterator[StartNginx]:
-    """Return a function that starts nginx in front of a port of 127.0.0.1."""
+    """Return a function that starts nginx in front of one port of 127.0.0.1, or of two."""
     with ExitStack() as stack:
-        yield lambda port: stack.enter_context(running(nginx_server(tmp_path / "nginx", certificate, port)))
+        yield lambda *ports: stack.enter_context(running(nginx_server(tmp_path / "nginx", certificate, *ports)))
 
 
 @pytest.fixture
@@ -104,17 +108,21 @@ def https(nginx: Server, path: str = "/v2/") -> URL:
     return URL(f"https://127.0.0.1:{nginx.port}{path}", encoded=True)
 
 
-def test_nginx_takes_the_shipped_configuration(tmp_path: Path, certificate: Certificate) -> None:
+@pytest.mark.parametrize("ports", [(5000,), (5000, 5001)], ids=["one node", "two nodes"])
+def test_nginx_takes_the_shipped_configuration(
+    tmp_path: Path, certificate: Certificate, ports: tuple[int, ...]
+) -> None:
     """`nginx -t` finds nothing wrong, not even a warning."""
-    server = nginx_server(tmp_path / "nginx", certificate, 5000)
+    server = nginx_server(tmp_path / "nginx", certificate, *ports)
     checked = subprocess.run([*server.arguments, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "warn" not in checked.stderr, checked.stderr
 
 
-def test_the_admin_listener_is_not_named() -> None:
+@pytest.mark.parametrize("configuration", [CONFIGURATION, TWO_NODES], ids=lambda path: path.name)
+def test_the_admin_listener_is_not_named(configuration: Path) -> None:
     """No address of the admin listener appears outside comments."""
-    active = [line.partition("#")[0] for line in CONFIGURATION.read_text().splitlines()]
+    active = [line.partition("#")[0] for line in configuration.read_text().splitlines()]
     assert not any("5080" in line or "admin" in line for line in active)
 
 
@@ -216,3 +224,96 @@ def test_an_image_is_pushed_and_pulled_through_nginx(
     inspect = [skopeo, "inspect", "--cert-dir", str(certificate.folder), "--creds", "ann:password of a user"]
     inspected = subprocess.run([*inspect, f"{name}/copy:2"], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(inspected.stdout)["Digest"] == image.digest
+
+
+@dataclass
+class Backends:
+    """Two backends behind nginx: ``asked`` is who got which method and how much of its body."""
+
+    asked: list[tuple[int, str, int]]
+    nginx: Server
+
+
+@pytest.fixture
+async def backends(start_nginx: StartNginx) -> AsyncIterator[Backends]:
+    """Start two backends of which the first to be asked hangs up after the body, and the other answers."""
+    asked: list[tuple[int, str, int]] = []
+
+    async def answer(number: int, request: web.BaseRequest) -> web.Response:
+        asked.append((number, request.method, len(await request.read())))
+        if len(asked) == 1:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(text=str(number))
+
+    async with RawTestServer(partial(answer, 1)) as one, RawTestServer(partial(answer, 2)) as two:
+        yield Backends(asked, start_nginx(one.port, two.port))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_read_is_asked_of_the_other_node(
+    backends: Backends, session: aiohttp.ClientSession, method: str
+) -> None:
+    """The first one dies over it: the client gets the answer of the second."""
+    async with session.request(method, https(backends.nginx)) as answer:
+        assert answer.status == 200
+    assert {number for number, _, _ in backends.asked} == {1, 2}
+
+
+@pytest.mark.parametrize(("method", "body"), [("POST", b""), ("PATCH", b"x" * 100_000), ("PUT", b"x" * 100_000)])
+async def test_what_a_node_got_of_a_write_is_not_sent_to_the_other(
+    backends: Backends, session: aiohttp.ClientSession, method: str, body: bytes
+) -> None:
+    """The first one dies over it, and may have done it: the client is told, and decides."""
+    async with session.request(method, https(backends.nginx, "/v2/a/blobs/uploads/s"), data=body) as answer:
+        assert answer.status == 502
+    assert [(asked[1], asked[2]) for asked in backends.asked] == [(method, len(body))]
+
+
+async def test_a_write_goes_to_the_node_that_lives(start_nginx: StartNginx, session: aiohttp.ClientSession) -> None:
+    """Nobody listens at the first one: each write reaches the second, once."""
+    seen: list[int] = []
+
+    async def backend(request: web.BaseRequest) -> web.Response:
+        seen.append(len(await request.read()))
+        return web.Response(status=202)
+
+    async with RawTestServer(backend) as server:
+        nginx = start_nginx(free_port(), server.port)
+        for number in range(6):
+            async with session.patch(https(nginx, f"/v2/a/blobs/uploads/{number}"), data=b"x" * 70_000) as answer:
+                assert answer.status == 202
+    assert seen == [70_000] * 6
+
+
+def test_two_nodes_behind_nginx_of_which_one_is_killed(
+    start_nginx: StartNginx,
+    start_proxy: StartProxy,
+    start_registry: StartRegistry,
+    redis: Server,
+    certificate: Certificate,
+    tmp_path: Path,
+) -> None:
+    """Skopeo pushes and pulls through nginx, before and after one of the nodes dies."""
+    skopeo = require_program("skopeo")
+    registries = start_registry("first"), start_registry("second")
+    store = {"store": f"redis://127.0.0.1:{redis.port}/0"}
+    nodes = [start_proxy(registries, store, name=name) for name in ("one", "two")]
+    nodes[0].add_user("ann", pull_push=["team/**"]).push("team/app", "1", make_image(random_bytes(1_000_000)))
+    nginx = start_nginx(nodes[0].port, nodes[1].port)
+    name = f"docker://127.0.0.1:{nginx.port}/team"
+
+    def copy(direction: str, source: str, target: str) -> None:
+        command = [skopeo, "copy", f"--{direction}-cert-dir", str(certificate.folder)]
+        command += [f"--{direction}-creds", "ann:password of a user", source, target]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+
+    for number, kill in enumerate((None, nodes[0], None)):
+        if kill is not None:
+            kill.kill_everything()
+        folder = f"dir:{tmp_path / f'image{number}'}"
+        copy("src", f"{name}/app:1", folder)
+        copy("dest", folder, f"{name}/copy:{number}")
+        if kill is not None:
+            kill.start()
