@@ -82,3 +82,13 @@ def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
         assert set(re.findall(r"`(?:\S+ )?make ([a-z]+)", document.read_text())) <= targets, document.name
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    """What the promise of availability names as its proof is there."""
+    text = (ROOT / "docs" / "availability.md").read_text()
+    existing = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"`(?:tests/(?:\w+/)*)?(test_\w+\.py)`", text))
+    assert len(named) > 10
+    assert named <= existing
+    assert all((ROOT / path).exists() for path in re.findall(r"`(tests/[\w/.]+)`", text))
