@@ -88,6 +88,14 @@ class BlobReplicas(Protocol):
     async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenManifest:
+    """An acknowledged manifest: the ``revision`` of what is recorded of it, and the names of replicas that miss it."""
+
+    revision: int
+    missing: Sequence[str]
+
+
 class ManifestReplicas(Protocol):
     """Writes manifests and tags to the replicas of an upstream."""
 
@@ -97,8 +105,8 @@ class ManifestReplicas(Protocol):
 
     async def put(
         self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
-    ) -> int:
-        """Write at a quorum, and record what misses it, under the lease; return the revision of what is recorded."""
+    ) -> WrittenManifest:
+        """Write at a quorum, and record what misses it, under the lease."""
 
 
 # ---------------------------------------------------------------- the verbs
@@ -413,6 +421,22 @@ class Push:
                 raise _no_space(error) from error
             file.discard()
 
+    async def _keep_manifest(self, manifest: Manifest, *, must: bool) -> None:
+        """Do the same with a manifest: the lease that is held keeps a repair from unpinning it before it is there."""
+        digest = manifest.descriptor.digest
+        if must:
+            self._pin(digest)
+        await self._cache.store(digest, manifest.body)
+        if must and not self._is_committed(digest):
+            raise _no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
+
+    def _is_committed(self, digest: Digest) -> bool:
+        reader = self._cache.open_committed(digest)
+        if reader is None:
+            return False
+        reader.close()
+        return True
+
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         known = self._memberships.find(source, ContentKind.BLOB, digest)
         held = known.descriptor if known is not None and known.age_seconds < _MEMBERSHIP_GOOD_SECONDS else None
@@ -435,11 +459,11 @@ class Push:
     ) -> Descriptor:
         descriptor = manifest.descriptor
         async with self._manifests.lease(routed, descriptor.digest, tag):
-            recorded = await self._manifests.put(routed, tag, manifest, links, may_move=may_move_tags)
-            await self._cache.store(descriptor.digest, manifest.body)
+            written = await self._manifests.put(routed, tag, manifest, links, may_move=may_move_tags)
+            await self._keep_manifest(manifest, must=bool(written.missing))
             self._memberships.remember(routed, ContentKind.MANIFEST, descriptor)
             if tag is not None:
-                self._memberships.move_tag(routed, tag, descriptor, recorded=recorded)
+                self._memberships.move_tag(routed, tag, descriptor, recorded=written.revision)
         return descriptor
 
 

@@ -115,13 +115,13 @@ class JournalMarks:
         self._tombstones: set[tuple[str, RoutedRepository, str]] = set()
         self._repositories: set[tuple[str, RoutedRepository]] = set()
         self._pending: dict[tuple[str, str], int] = dict.fromkeys(self._newcomers, 1)
-        self._missed_blobs: set[str] = set()
+        self._missed_contents: set[str] = set()
         self.valid_until = float("inf")
         for key, intent in intents:
             if now < intent.writing_until:
                 self.valid_until = min(self.valid_until, intent.writing_until)
-            if key.kind is IntentKind.BLOB and intent.digest is not None:
-                self._missed_blobs.add(key.name)
+            if key.kind is not IntentKind.TAG and intent.digest is not None:
+                self._missed_contents.add(key.name)
             for replica in intent.replicas_behind(now):
                 self._add(replica, key, intent)
 
@@ -158,8 +158,8 @@ class JournalMarks:
         return self._pending.get((upstream, replica), 0)
 
     def is_missed(self, digest: Digest) -> bool:
-        """Tell whether some replica lacks this blob, in any repository: then our copy of it must stay."""
-        return str(digest) in self._missed_blobs
+        """Tell whether some replica lacks this content, in any repository: then our copy of it must stay."""
+        return str(digest) in self._missed_contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,11 @@ class OpenWrite:
     intents: Mapping[IntentKey, Intent]
     previous: Sequence[tuple[Table, str, Record | None]]
     revision: int
+
+    @property
+    def was_open(self) -> bool:
+        """Tell whether a replica may have missed one of the keys before."""
+        return any(table is Table.INTENTS and record is not None for table, _, record in self.previous)
 
 
 class Journal:
@@ -200,6 +205,7 @@ class Journal:
         self._guarded = guarded
         self._clock = clock
         self._marks: JournalMarks | None = None
+        self._read: dict[str, tuple[int, IntentKey, Intent]] = {}
         self._version = (-1, -1)
         self._loading = asyncio.Lock()
 
@@ -231,10 +237,18 @@ class Journal:
                 if self._marks is None:
                     raise
                 return self._marks
-            intents = [(parse_key(record.key), Intent.from_value(record.value)) for record in records]
+            self._read = {record.key: self._read_again(record) for record in records}
+            intents = [(key, intent) for _, key, intent in self._read.values()]
             self._marks, self._version = JournalMarks(intents, now, newcomers), version
             self._report(self._marks)
             return self._marks
+
+    def _read_again(self, record: Record) -> tuple[int, IntentKey, Intent]:
+        """Return what a record says, with its revision; with many open intents to read most are as they were."""
+        known = self._read.get(record.key)
+        if known is not None and known[0] == record.revision:
+            return known
+        return record.revision, parse_key(record.key), Intent.from_value(record.value)
 
     def _current(self) -> JournalMarks | None:
         marks = self._marks

@@ -16,6 +16,7 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.push import WrittenManifest
 from registry_proxy.replication.copies import has
 from registry_proxy.replication.fanout import (
     Outcome,
@@ -116,8 +117,8 @@ class ManifestReplication:
 
     async def put(
         self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
-    ) -> int:
-        """Write a manifest, and its tag when given, under the lease; return the revision of their records.
+    ) -> WrittenManifest:
+        """Write a manifest, and its tag when given, under the lease.
 
         A write that every replica refused is taken back; one that lost its quorum midway stays on record, because a
         replica may have it: it is rolled forward.
@@ -140,8 +141,10 @@ class ManifestReplication:
             self._memberships.forget(routed, ContentKind.BLOB, digest)
             self._memberships.forget(routed, ContentKind.MANIFEST, digest)
         await self._finish(write, outcome)
-        require_quorum(replica_set, outcome)
-        return write.revision
+        missing = require_quorum(replica_set, outcome)
+        if not missing and write.was_open:
+            await self._uploads.release(manifest.descriptor.digest)
+        return WrittenManifest(write.revision, missing)
 
     async def _finish(self, write: OpenWrite, outcome: Outcome) -> None:
         if outcome.is_refused:
@@ -247,7 +250,9 @@ class ManifestReplication:
         manifest = Manifest(known.descriptor, body)
         links = parse_manifest(body, known.descriptor.media_type)
         await self._put_at(client, routed, digest, manifest, links, lost)
-        await self._journal.confirm(IntentKey(routed, IntentKind.MANIFEST, str(digest)), digest, client.name)
+        key = IntentKey(routed, IntentKind.MANIFEST, str(digest))
+        if await self._journal.confirm(key, digest, client.name):
+            await self._uploads.release(digest)
         return True
 
 

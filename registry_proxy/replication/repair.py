@@ -104,6 +104,7 @@ class Repairer:
         self._clock = clock
         self._status = {client.name: RepairStatus() for client in replica_set.replicas}
         self._woken = asyncio.Event()
+        self._closed: set[Digest] = set()
 
     def status(self, replica: str) -> RepairStatus:
         """Return how the repair of a replica goes."""
@@ -119,6 +120,7 @@ class Repairer:
         if self._replica_set.read_only or self._replica_set.storage is StorageKind.SHARED:
             return  # what we do not write, or what cannot diverge
         tasks = [spawn(self._tend(client), f"repair of {client.name}") for client in self._replica_set.replicas]
+        tasks.append(spawn(self._tend_pins(), "release of pins"))
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -268,10 +270,8 @@ class Repairer:
 
     async def _confirm(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> None:
         is_closed = await self._journal.confirm(key, intent.digest, client.name)
-        if is_closed and key.kind is IntentKind.BLOB:
-            digest = _digest(key)
-            if not (await self._journal.snapshot()).is_missed(digest):
-                self._pins.unpin(digest)
+        if is_closed and key.kind is not IntentKind.TAG:
+            self._closed.add(_digest(key))
 
     # ------------------------------------------------------------ a push that left nothing
 
@@ -318,10 +318,18 @@ class Repairer:
 
     # ------------------------------------------------------------ pins
 
+    async def _tend_pins(self) -> None:
+        """Release pins also where other nodes do all repairs."""
+        while True:
+            await asyncio.sleep(_PIN_SETTLED_SECONDS)
+            with contextlib.suppress(StoreUnavailableError):
+                await self._release_pins()
+
     async def _release_pins(self) -> None:
-        """Unpin what some other node has brought to the last replica that missed it."""
+        """Unpin what nobody misses any more: what we brought to the last replica that did, or some other node."""
         marks = await self._journal.snapshot()
-        for digest in self._pins.pinned(_PIN_SETTLED_SECONDS):
+        closed, self._closed = self._closed, set()
+        for digest in {*closed, *self._pins.pinned(_PIN_SETTLED_SECONDS)}:
             if not marks.is_missed(digest):
                 self._pins.unpin(digest)
 

@@ -258,10 +258,10 @@ class UploadReplication:
             failures = {**outcome.failures, **(await fan_out(replica_set, lacking, copy)).failures}
             missing = require_quorum(replica_set, Outcome(frozenset(confirmed), failures))
         except BaseException:
-            await self._unpin(digest)
+            await self.release(digest)
             raise
         if not missing:
-            await self._unpin(digest)
+            await self.release(digest)
         return missing
 
     async def _fetch_back(self, client: ReplicaClient, repository: Repository, descriptor: Descriptor) -> None:
@@ -283,9 +283,10 @@ class UploadReplication:
     async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
         """Make the journal say who misses a blob that is being acknowledged; unpin our copy when nobody does."""
         if await self._journal.record_blob(routed, digest, missing) and not missing:
-            await self._unpin(digest)
+            await self.release(digest)
 
-    async def _unpin(self, digest: Digest) -> None:
+    async def release(self, digest: Digest) -> None:
+        """Unpin our copy of a content, unless a replica still misses it in some repository."""
         if not (await self._journal.snapshot()).is_missed(digest):
             self._pins.unpin(digest)
 
@@ -349,7 +350,7 @@ class UploadReplication:
             return False
         key = IntentKey(routed, IntentKind.BLOB, str(descriptor.digest))
         if await self._journal.confirm(key, descriptor.digest, client.name):
-            await self._unpin(descriptor.digest)
+            await self.release(descriptor.digest)
         return True
 
 

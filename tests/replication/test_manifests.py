@@ -293,3 +293,17 @@ async def test_a_put_goes_on_when_its_client_leaves(setting: Bench) -> None:
     assert setting.b.tags == {(REPOSITORY, LATEST): app.digest}
     assert await setting.under_test.intents() == {}
     assert Descriptor(BLOB_MEDIA_TYPE, digest_of(b"layer"), 5) in setting.memberships.entries.values()
+
+
+async def test_a_manifest_that_a_replica_misses_is_kept(setting: Bench) -> None:
+    """Our copy of it is pinned until all have it; where it cannot be kept the push is not acknowledged."""
+    setting.replicas.down.add("b")
+    app = await push(setting, image(b"layer"))
+    assert app.digest in setting.spool.pins
+    assert setting.cache.read_small(app.digest) == app.manifest
+    setting.cache.is_full = True
+    other = image(b"layer", b"other")
+    for blob in other.blobs:
+        setting.a.blobs[REPOSITORY, digest_of(blob)] = blob
+    error = await refused(setting.under_test.put("other", other.manifest, other.media_type))
+    assert error.status == 503

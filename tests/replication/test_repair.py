@@ -98,6 +98,18 @@ async def test_what_was_pushed_while_a_replica_was_down(setting: Bench, workshop
     assert workshop.counts() == {"copied": 8}
 
 
+async def test_the_cache_alone_is_enough(setting: Bench, workshop: Workshop) -> None:
+    """The only replica that took a push is lost: our pinned copies of blobs and manifest are what the other gets."""
+    setting.replicas.down.add("b")
+    app = await push(setting, image(b"layer"), "latest")
+    assert setting.spool.pins == {app.digest, *map(digest_of, app.blobs)}
+    setting.a.is_down = True
+    assert await workshop.repair()
+    assert setting.b.tags == {(REPOSITORY, LATEST): app.digest}
+    assert await setting.under_test.intents() == {}
+    assert setting.spool.pins == set()
+
+
 async def test_what_was_deleted_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
     """Manifest, its tags and a blob go there, too; a tag that it had older goes without the manifest it was on."""
     old = await push(setting, image(b"old"), "moved", "kept")

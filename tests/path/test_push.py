@@ -1,0 +1,115 @@
+"""Registries that die while the running product pushes to them: what the client hears, and what is left."""
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.conftest import StartProxy, StartRegistry
+from tests.product import OCI_MANIFEST, Proxy, digest_of, make_image, random_bytes
+from tests.servers import Server, wait_until
+
+MIB = 2**20
+REPOSITORY = "team/app"
+
+
+@pytest.fixture
+def registries(start_registry: StartRegistry) -> list[Server]:
+    """Start two registries with stores of their own."""
+    return [start_registry("first"), start_registry("second")]
+
+
+def start(start_proxy: StartProxy, registries: list[Server], write_quorum: int) -> Proxy:
+    """Start a proxy before both."""
+    replicas = [{"url": server.url} for server in registries]
+    return start_proxy([], {"upstreams": {"main": {"replicas": replicas, "write_quorum": write_quorum}}})
+
+
+def head(server: Server, path: str) -> httpx.Response:
+    """Ask a registry past the proxy."""
+    return httpx.head(f"{server.url}/v2/{REPOSITORY}/{path}", headers={"Accept": OCI_MANIFEST})
+
+
+def digest_at(server: Server, tag: str) -> str | None:
+    """Return what a tag is at a registry, asked past the proxy."""
+    digest: str | None = head(server, f"manifests/{tag}").headers.get("Docker-Content-Digest")
+    return digest
+
+
+def state(proxy: Proxy, server: Server) -> str:
+    """Return what the proxy holds of a registry."""
+    with proxy.admin() as admin:
+        replicas = admin.get("/upstreams/main").raise_for_status().json()["replicas"]
+    return next(str(each["state"]) for each in replicas if each["url"] == server.url)
+
+
+def is_equal(proxy: Proxy) -> bool:
+    """Tell whether both registries are up and miss nothing."""
+    return proxy.metric("registry_proxy_replica_state", state="up") == 2
+
+
+def test_a_registry_that_dies_in_mid_push_is_not_noticed(registries: list[Server], start_proxy: StartProxy) -> None:
+    """Killed in the middle of a layer: the client gets its 201s, and the registry gets the image when it is back."""
+    _, second = registries
+    proxy = start(start_proxy, registries, 1)
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    image = make_image(random_bytes(4 * MIB))
+    layer = max(image.blobs.values(), key=len)
+
+    def body() -> Iterator[bytes]:
+        yield layer[:MIB]
+        wait_until(lambda: "POST" in second.log_text(), "the second registry takes part")
+        second.stop(signal.SIGKILL)
+        yield layer[MIB:]
+
+    assert user.push_blob(REPOSITORY, body(), digest_of(layer)).status_code == 201
+    user.push(REPOSITORY, "1", image)
+    assert user.pull(REPOSITORY, "1") == image
+    assert {path.name for path in (proxy.cache / "pins").iterdir()} == {
+        digest.replace(":", "-") for digest in (*image.blobs, image.digest)
+    }
+    second.start()
+    wait_until(lambda: is_equal(proxy), "the registry is repaired")
+    assert digest_at(second, "1") == image.digest
+    assert all(head(second, f"blobs/{digest}").status_code == 200 for digest in image.blobs)
+    assert not list((proxy.cache / "pins").iterdir())
+
+
+def test_a_quorum_that_is_known_to_be_missing_is_told_first(registries: list[Server], start_proxy: StartProxy) -> None:
+    """503 with Retry-After to the POST and to the manifest, and the registry that is up was asked for nothing."""
+    first, second = registries
+    proxy = start(start_proxy, registries, 2)
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    image = make_image(random_bytes(1000))
+    second.stop(signal.SIGKILL)
+    wait_until(lambda: state(proxy, second) == "down", "the registry is known to be down")
+    for answer in (
+        user.push_blob(REPOSITORY, next(iter(image.blobs.values()))),
+        user.push_manifest(REPOSITORY, "1", image),
+    ):
+        assert (answer.status_code, "Retry-After" in answer.headers) == (503, True), answer.text
+    assert f"/v2/{REPOSITORY}" not in first.log_text()
+
+
+def test_a_quorum_lost_midway_rolls_forward(registries: list[Server], start_proxy: StartProxy) -> None:
+    """One registry takes a moved tag, the other dies before: 503, and then both have the new one, never the old."""
+    first, second = registries
+    proxy = start(start_proxy, registries, 2)
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    old, new = make_image(random_bytes(1000), label="old"), make_image(random_bytes(1000), label="new")
+    user.push(REPOSITORY, "1", old)
+    for blob in new.blobs.values():
+        assert user.push_blob(REPOSITORY, blob).status_code == 201
+    second.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(user.push_manifest, REPOSITORY, "1", new)
+        wait_until(lambda: digest_at(first, "1") == new.digest, "the first registry has taken it")
+        second.stop(signal.SIGKILL)
+        assert answer.result().status_code == 503
+    second.start()
+    wait_until(lambda: is_equal(proxy), "the registry is repaired")
+    assert digest_at(first, "1") == digest_at(second, "1") == new.digest
+    assert user.push_manifest(REPOSITORY, "1", new).status_code == 201
+    assert user.pull(REPOSITORY, "1") == new
