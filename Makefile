@@ -28,6 +28,11 @@ format: ## rewrite the code in its format
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+.PHONY: schema
+schema: ## write config/schema.json anew, from the settings that the code knows
+	@scripts/setup test
+	.venv/bin/registry-proxy check-config --schema >config/schema.json
+
 .PHONY: bench
 bench: ## measure beside nginx and docker-registry
 	@scripts/setup test

@@ -5,9 +5,10 @@ validators are read by people: each says what was expected.
 """
 
 import ipaddress
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import SplitResult, urlsplit
@@ -19,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    WithJsonSchema,
     field_serializer,
     model_validator,
 )
@@ -203,11 +205,24 @@ def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
 
-Duration = Annotated[float, BeforeValidator(_parse_duration)]
-Timeout = Annotated[float, BeforeValidator(_parse_duration), AfterValidator(_positive)]
-Size = Annotated[int, BeforeValidator(_parse_size)]
-ListenAddress = Annotated[Address, BeforeValidator(_parse_address)]
-Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_parse_network)]
+def _told_as(*examples: str, kinds: Sequence[str] = ("string",), pattern: str = "") -> WithJsonSchema:
+    """Return how the JSON schema tells what a file may hold, which is not what it becomes."""
+    schema: dict[str, Any] = {"type": kinds[0] if len(kinds) == 1 else list(kinds), "examples": list(examples)}
+    return WithJsonSchema(schema | ({"pattern": f"^(?:{pattern})$"} if pattern else {}))
+
+
+_DURATION_TOLD = _told_as(
+    "500ms", "10s", "5m", "24h", kinds=("string", "number"), pattern=_DURATION.pattern + "|[0-9]+"
+)
+Duration = Annotated[float, BeforeValidator(_parse_duration), _DURATION_TOLD]
+Timeout = Annotated[float, BeforeValidator(_parse_duration), AfterValidator(_positive), _DURATION_TOLD]
+Size = Annotated[int, BeforeValidator(_parse_size), _told_as("10GiB", "500MB", kinds=("string", "integer"))]
+ListenAddress = Annotated[Address, BeforeValidator(_parse_address), _told_as("127.0.0.1:5000", "[::1]:5000")]
+Network = Annotated[
+    ipaddress.IPv4Network | ipaddress.IPv6Network,
+    BeforeValidator(_parse_network),
+    _told_as("127.0.0.1/32", "10.0.0.0/8", "::1/128"),
+]
 Path = Annotated[str, AfterValidator(_check_path)]
 PublicUrl = Annotated[
     str | None,
@@ -399,6 +414,12 @@ class Settings(Section):
         """The absolute path of the embedded store; None with Redis."""
         scheme, _, path = self.store_url.partition(":///")
         return os.path.abspath(path) if scheme == "sqlite" else None
+
+    @classmethod
+    def schema_for_editors(cls) -> str:
+        """Return the JSON schema of a configuration file (draft 2020-12), as text."""
+        told = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "registry-proxy"}
+        return json.dumps({**cls.model_json_schema(by_alias=True), **told}, indent=2) + "\n"
 
     def to_json(self) -> str:
         """Return it, secrets included, for ``from_json`` in a worker."""

@@ -1,11 +1,14 @@
 """The documents say what the code says: keys, defaults, metrics, commands, and links that lead somewhere."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 import typer
+import yaml
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -92,3 +95,17 @@ def test_the_tests_that_are_named_exist() -> None:
     assert len(named) > 10
     assert named <= existing
     assert all((ROOT / path).exists() for path in re.findall(r"`(tests/[\w/.]+)`", text))
+
+
+def test_the_schema_of_the_configuration_is_current() -> None:
+    """`make schema` would change nothing, and the examples are what it describes; a misspelt key is not."""
+    text = (ROOT / "config" / "schema.json").read_text()
+    assert text == Settings.schema_for_editors()
+    validator = jsonschema_rs.validator_for(json.loads(text))
+    for example in (ROOT / "config").glob("*.yaml"):
+        document = yaml.safe_load(example.read_text())
+        assert [error.message for error in validator.iter_errors(document)] == [], example.name
+        assert example.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
+        assert not validator.is_valid({**document, "tag_tll": "10s"})
+        assert not validator.is_valid({**document, "listen": 5000})
+        assert not validator.is_valid({**document, "drain": {"delay": "10 parsecs"}})

@@ -9,6 +9,7 @@ import typer
 
 from registry_proxy.cli.admin import register
 from registry_proxy.node import StartError
+from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError, load_settings
 from registry_proxy.supervisor import run
 
@@ -39,8 +40,18 @@ def serve(
 
 
 @app.command()
-def check_config(file: Annotated[str, typer.Argument(metavar="FILE", help="The configuration, a YAML file.")]) -> None:
+def check_config(
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="The configuration, a YAML file.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of such a file, for editors.")
+    ] = False,
+) -> None:
     """Check a configuration, with the environment laid over it: OK, or every fault with its line."""
+    if schema:
+        typer.echo(Settings.schema_for_editors(), nl=False)
+        return
+    if file is None:
+        raise typer.BadParameter("name a file, or --schema", param_hint="FILE")
     try:
         load_settings(file, os.environ)
     except SettingsError as error:
