@@ -550,7 +550,7 @@ def _grant_faults(given: GrantInput) -> list[tuple[str, str]]:
         parse_subject(given.subject)
     except ValueError as error:
         faults.append(("subject", str(error)))
-    if (fault := repository_pattern_fault(given.repository)) is not None:
+    if (fault := repository_pattern_fault(given.repository, takes_subject=True)) is not None:
         faults.append(("repository", fault))
     if (fault := tag_pattern_fault(given.tags)) is not None:
         faults.append(("tags", fault))

@@ -1,5 +1,6 @@
 """Who may do what: pure decisions on an immutable snapshot. What nobody granted is denied."""
 
+import functools
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,13 @@ from registry_proxy.access.subject import (
     robot_subject,
     user_subject,
 )
-from registry_proxy.spec.patterns import compile_repository_pattern, compile_tag_pattern, literal_prefix
+from registry_proxy.spec.patterns import (
+    SUBJECT,
+    compile_repository_pattern,
+    compile_tag_pattern,
+    for_subject,
+    literal_prefix,
+)
 from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
 
 _REMEMBERED_DECISIONS = 50_000
@@ -43,11 +50,14 @@ class Decision:
 @dataclass(frozen=True, slots=True)
 class _Compiled:
     grant: Grant
-    repository: re.Pattern[str]
+    repository: re.Pattern[str] | None
+    """None where the pattern holds ``{subject}``."""
+
     tags: re.Pattern[str] | None
 
-    def matches(self, repository: str, tag: str | None) -> bool:
-        if self.repository.fullmatch(repository) is None:
+    def matches(self, subject: str, repository: str, tag: str | None) -> bool:
+        pattern = self.repository or _pattern_of(self.grant.repository, subject)
+        if pattern is None or pattern.fullmatch(repository) is None:
             return False
         return tag is None or self.tags is None or self.tags.fullmatch(tag) is not None
 
@@ -191,7 +201,7 @@ class Policy:
         until = None if robot is None else robot.expires_at
         for compiled in self._candidates(subject, repository):
             grant = compiled.grant
-            if not grant.actions & _SATISFIED_BY[action] or not compiled.matches(repository, tag):
+            if not grant.actions & _SATISFIED_BY[action] or not compiled.matches(subject, repository, tag):
                 continue
             if needs_all_tags and compiled.tags is not None:
                 continue
@@ -237,7 +247,19 @@ class Policy:
 
 def _compile(grant: Grant) -> _Compiled:
     tags = None if grant.tags.strip("*") == "" else compile_tag_pattern(grant.tags)
-    return _Compiled(grant, compile_repository_pattern(grant.repository), tags)
+    repository = None if SUBJECT in grant.repository else compile_repository_pattern(grant.repository)
+    return _Compiled(grant, repository, tags)
+
+
+@functools.lru_cache(maxsize=4096)
+def _pattern_of(pattern: str, subject: str) -> re.Pattern[str] | None:
+    """Return a pattern that holds ``{subject}`` as it is for one user; None for whoever is none.
+
+    A robot may have the name of a user: it has no part in what is his.
+    """
+    kind, _, name = subject.partition(":")
+    own = for_subject(pattern, name) if kind == SubjectKind.USER else None
+    return None if own is None else compile_repository_pattern(own)
 
 
 def _allows(grant: Grant) -> str:

@@ -1,7 +1,8 @@
 r"""Patterns of repositories and tags, compiled to regular expressions that cannot run away.
 
 Repository: ``*`` is one component or a part of one, ``**`` any number of components; at the end, at least one
-(``team/**`` is not ``team``). Tag: ``*`` is any text.
+(``team/**`` is not ``team``). In grants ``{subject}`` is one component, the name of the user who asks. Tag: ``*`` is
+any text.
 
 A name comes from whoever calls, so matching must stay linear in it. Each wildcard takes the shortest text after which
 the next fixed piece fits, and never tries again: ``(?>...)``. For wildcards that is enough, because a later place
@@ -11,14 +12,21 @@ can only leave less for the rest.
 import re
 from itertools import pairwise
 
-from registry_proxy.spec.reference import REPOSITORY_MAX_LENGTH
+from registry_proxy.spec.reference import REPOSITORY_MAX_LENGTH, is_repository
 
 _REPOSITORY_PATTERN = re.compile(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*")
 _TAG_PATTERN = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
 
 
-def repository_pattern_fault(pattern: str) -> str | None:
+SUBJECT = "{subject}"
+
+
+def repository_pattern_fault(pattern: str, *, takes_subject: bool = False) -> str | None:
     """Return what is wrong with a repository pattern, in words for whoever wrote it; None when it is right."""
+    if takes_subject:
+        pattern = "/".join("subject" if component == SUBJECT else component for component in pattern.split("/"))
+        if SUBJECT in pattern:
+            return f"'{SUBJECT}' stands for a whole component: write 'home/{SUBJECT}/**'"
     if len(pattern) > REPOSITORY_MAX_LENGTH or _REPOSITORY_PATTERN.fullmatch(pattern) is None:
         return (
             "expected components of lower-case letters, digits, '.', '_', '-' and '*', separated by single '/', "
@@ -37,10 +45,10 @@ def tag_pattern_fault(pattern: str) -> str | None:
 
 
 def literal_prefix(pattern: str) -> str:
-    """Return the leading components of a repository pattern that hold no wildcard, ``""`` when there are none."""
+    """Return the leading components of a repository pattern that are the same in all names; ``""`` for none."""
     literal = []
     for component in pattern.split("/"):
-        if "*" in component:
+        if "*" in component or component == SUBJECT:
             break
         literal.append(component)
     return "/".join(literal)
@@ -68,6 +76,11 @@ def compile_repository_pattern(pattern: str) -> re.Pattern[str]:
         parts[-1] = last if len(segments) == 1 else f"(?:.*/)?{last}"
         return re.compile("".join(parts))
     return re.compile("".join(parts) + ".+")
+
+
+def for_subject(pattern: str, name: str) -> str | None:
+    """Return a pattern with a user's name in the place of ``{subject}``; None when no component can be so named."""
+    return pattern.replace(SUBJECT, name) if is_repository(name) and "/" not in name else None
 
 
 def compile_tag_pattern(pattern: str) -> re.Pattern[str]:

@@ -17,7 +17,7 @@ from registry_proxy.access.directory import (
 )
 from registry_proxy.access.records import Grant, Group, User
 from registry_proxy.access.subject import is_name, parse_subject
-from registry_proxy.spec.patterns import compile_repository_pattern
+from registry_proxy.spec.patterns import SUBJECT, compile_repository_pattern
 from registry_proxy.spec.reference import is_repository, is_tag
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.admin_auth import Control, too_many_logins
@@ -253,9 +253,8 @@ class AccessResources:
 
 
 def _covers(grant: Grant, repository: str) -> bool:
-    return (
-        repository == grant.repository or compile_repository_pattern(grant.repository).fullmatch(repository) is not None
-    )
+    pattern = grant.repository.replace(SUBJECT, "*")
+    return repository == grant.repository or compile_repository_pattern(pattern).fullmatch(repository) is not None
 
 
 def _subject_fault(text: str) -> str | None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.access import grants as module
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.records import Grant, GrantMode, Group, User
+from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
 from registry_proxy.spec.patterns import compile_repository_pattern
 from registry_proxy.spec.scope import CATALOG, Access, Action, repository_access
 
@@ -222,6 +222,30 @@ def test_everyone_may_list_the_catalogue() -> None:
 NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("/".join)
 PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "**", "a*"]), min_size=1, max_size=4).map("/".join)
 SUBJECTS = st.sampled_from(["user:ann", "user:bob", "group:dev", "anonymous"])
+
+
+def test_everyone_has_a_home_of_his_own() -> None:
+    """One grant to a group or to all: each user pushes below his name, nobody below another's, a robot nowhere."""
+    home = grant("anonymous", "home/{subject}/**", PULL, PUSH)
+    robot = Robot("ann")
+    judge = Policy([ANN, BOB], [], [home], {}, robots=[robot])
+    assert judge.decide("user:ann", "home/ann/app", PUSH).allowed
+    assert judge.decide("user:bob", "home/bob/a/b", PULL).allowed
+    for subject, name in (
+        ("user:ann", "home/bob/app"),
+        ("user:ann", "home/ann"),
+        ("user:bob", "home/annx/app"),
+        ("robot:ann", "home/ann/app"),
+        ("anonymous", "home/ann/app"),
+        ("group:ann", "home/ann/app"),
+        ("user:ann", "home/{subject}/app"),
+    ):
+        assert not judge.decide(subject, name, PULL).allowed, (subject, name)
+    token = judge.allowed_access("user:ann", Access("repository", "home/ann/app", frozenset({"pull", "push"})))
+    assert token is not None
+    assert token.actions == {"pull", "push"}
+
+
 GRANTS = st.builds(
     grant,
     SUBJECTS,

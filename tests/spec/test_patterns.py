@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from registry_proxy.spec.patterns import (
     compile_repository_pattern,
     compile_tag_pattern,
+    for_subject,
     literal_prefix,
     repository_pattern_fault,
     tag_pattern_fault,
@@ -148,3 +149,39 @@ def test_faulty_tag_patterns_are_named(pattern: str) -> None:
 def test_right_tag_patterns_have_no_fault() -> None:
     """Tags themselves are patterns."""
     assert [p for p in ["*", "latest", "v*", "v1.*-rc", "_x", "A"] if tag_pattern_fault(p) is not None] == []
+
+
+@pytest.mark.parametrize("pattern", ["{subject}", "home/{subject}/**", "{subject}/{subject}"])
+def test_a_pattern_of_a_grant_may_name_its_subject(pattern: str) -> None:
+    """Where it is allowed, as a whole component; nowhere else."""
+    assert repository_pattern_fault(pattern, takes_subject=True) is None
+    assert repository_pattern_fault(pattern) is not None
+    assert "{" not in literal_prefix(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["home/x{subject}", "{subject}x/**", "{Subject}", "{}", "{subject}/**x", "{subject"]
+)
+def test_a_subject_is_a_whole_component(pattern: str) -> None:
+    """Two names in one component could be read in two ways."""
+    assert repository_pattern_fault(pattern, takes_subject=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ann", "home/ann/**"),
+        ("a.b-c_d", "home/a.b-c_d/**"),
+        ("Ann", None),
+        ("ann@x", None),
+        ("..", None),
+        ("a/b", None),
+        ("*", None),
+        ("**", None),
+        ("", None),
+        ("a" * 256, None),
+    ],
+)
+def test_a_name_that_is_no_component_has_no_pattern(name: str, expected: str | None) -> None:
+    """Names come from people: none makes a pattern match more than its own component."""
+    assert for_subject("home/{subject}/**", name) == expected
