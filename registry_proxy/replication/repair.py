@@ -5,11 +5,12 @@ The journal is all the state there is: whoever repairs may die at any byte, and 
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.ports import (
@@ -37,6 +38,9 @@ from registry_proxy.tasks import spawn
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
 _PAUSE_BEFORE_NEXT_COMPARISON_SECONDS = 60.0
+_BLOBS_AT_ONCE = 4
+"""A registry far away is mostly waited for. Blobs depend on nothing; what refers to them goes one by one, in order."""
+
 _PIN_SETTLED_SECONDS = 600.0
 """A pin this old belongs to a push whose intents are stored by now, if it needed any."""
 
@@ -171,10 +175,20 @@ class Repairer:
         return not status.error
 
     async def _repair_all(self, client: ReplicaClient, status: RepairStatus) -> None:
-        for key in await self._open_keys(client.name):
+        keys = await self._open_keys(client.name)
+        blobs = list(itertools.takewhile(lambda key: key.kind is IntentKind.BLOB, keys))
+        try:
+            async with asyncio.TaskGroup() as group:
+                shared = iter(blobs)
+                for _ in range(_BLOBS_AT_ONCE):
+                    group.create_task(self._repair_keys(client, shared, status))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        await self._repair_keys(client, iter(keys[len(blobs) :]), status)
+
+    async def _repair_keys(self, client: ReplicaClient, keys: Iterator[IntentKey], status: RepairStatus) -> None:
+        while self._replica_set.is_writable(client.name) and (key := next(keys, None)) is not None:
             await self._repair_key(client, key, status)
-            if not self._replica_set.is_writable(client.name):
-                break
 
     async def _take_in(self, client: ReplicaClient, status: RepairStatus) -> None:
         """Bring to a new replica what the others have; it becomes one of them when it differs in nothing any more."""

@@ -161,6 +161,36 @@ async def test_a_repair_that_died_goes_on(setting: Bench, workshop: Workshop) ->
     assert same(setting)
 
 
+async def test_blobs_are_sent_several_at_a_time(setting: Bench, workshop: Workshop) -> None:
+    """A far registry is not waited for blob by blob; no manifest goes before the last of them."""
+    setting.replicas.down.add("b")
+    await push(setting, image(*(b"%d" % number for number in range(9))), "latest")
+    setting.b.gates["push_blob"] = asyncio.Event()
+    repairing = asyncio.get_running_loop().create_task(workshop.repair())
+    await until(lambda: setting.b.count("push_blob") > 1)
+    assert setting.b.count("put_manifest") == 0
+    setting.b.gates["push_blob"].set()
+    assert await repairing
+    assert same(setting)
+
+
+async def test_without_the_store_a_repair_ends(
+    setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first key that cannot be confirmed ends it, as the store's failure; nothing is left running."""
+    setting.replicas.down.add("b")
+    await push(setting, image(b"1", b"2"), "latest")
+
+    async def confirm(*_: object) -> bool:
+        raise StoreUnavailableError("away")
+
+    monkeypatch.setattr(setting.under_test.journal, "confirm", confirm)
+    before = asyncio.all_tasks()
+    with pytest.raises(StoreUnavailableError):
+        await workshop.repair()
+    assert asyncio.all_tasks() == before
+
+
 async def test_two_do_not_repair_a_replica_at_once(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +200,7 @@ async def test_two_do_not_repair_a_replica_at_once(
     await push(setting, image(b"1"), "latest")
     setting.b.gates["push_blob"] = asyncio.Event()
     first = asyncio.get_running_loop().create_task(workshop.repair())
-    await until(lambda: setting.b.count("push_blob") == 1)
+    await until(lambda: setting.b.count("push_blob") > 0)
     with pytest.raises(StoreUnavailableError):
         await Workshop(setting).repair()
     setting.b.gates["push_blob"].set()
