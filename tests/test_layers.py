@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "processes": frozenset({"node", "ports", "tasks", "worker"}),
     "supervisor": _PROCESSES | {"telemetry"},  # its log is part of the service's
     "app": _BASE | _PROCESSES | {"access", "cache", "upstream", "store", "telemetry", "proxy", "replication", "web"},
-    "cli": _PROCESSES | {"spec", "app", "supervisor"},
+    "backup": _BASE | {"store"},
+    "cli": _PROCESSES | {"spec", "app", "backup", "supervisor"},
     "__main__": frozenset({"app", "cli", "worker"}),
 }
 # The libraries of others that a part may use; a part that is not named uses none.

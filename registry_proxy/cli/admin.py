@@ -2,6 +2,7 @@
 
 import typer
 
+from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
 from registry_proxy.cli.login import login, logout
@@ -23,3 +24,5 @@ def register(app: typer.Typer) -> None:
     app.add_typer(replica_app, name="replica")
     app.add_typer(cache_app, name="cache")
     app.command("reload")(reload_configuration)
+    app.command("backup")(backup)
+    app.command("restore")(restore)

@@ -1,5 +1,6 @@
 """The program as it is called: `registry-proxy check-config` and `python -m registry_proxy serve`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,26 @@ class _Nowhere:
     """A registry that is not there."""
 
     url = "http://127.0.0.1:1"
+
+
+def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
+    """Without a running node; what goes wrong is told in a sentence, with 1, and without a traceback."""
+    config = tmp_path / "config.yaml"
+    store = {"store": f"sqlite:///{tmp_path / 'store.db'}", "cache": {"path": str(tmp_path / "cache")}}
+    upstreams = {"main": {"replicas": [{"url": "http://127.0.0.1:1"}]}}
+    key = {"signing_key_file": str(tmp_path / "key.pem")}
+    routes = [{"prefix": "", "upstream": "main"}]
+    config.write_text(json.dumps({**store, "upstreams": upstreams, "routes": routes, "auth": key}))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "registry_proxy", *arguments, "--config", str(config)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    file = str(tmp_path / "backup")
+    made = run("backup", file)
+    assert (made.returncode, "0 records" in made.stderr) == (0, True), made
+    restored = run("restore", file)
+    assert (restored.returncode, "replica verify" in restored.stderr) == (0, True), restored
+    for wrong in (["restore", str(config)], ["restore", "/nowhere"], ["backup", "/nowhere/backup"]):
+        refused = run(*wrong)
+        assert (refused.returncode, "Traceback" in refused.stderr, "error:" in refused.stderr) == (1, False, True)

@@ -1,0 +1,79 @@
+"""`registry-proxy backup` and `restore`: the store as one file. They need no running node, only its configuration."""
+
+import asyncio
+import datetime as dt
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from registry_proxy.backup import BackupError, backup_store, restore_store
+from registry_proxy.cli.client import told_to_the_user
+from registry_proxy.cli.errors import CommandError
+from registry_proxy.cli.output import print_note
+from registry_proxy.ports import StoreUnavailableError
+from registry_proxy.settings import Settings
+from registry_proxy.settings_load import SettingsError, load_settings
+
+_Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration of a node.")]
+
+
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to. Hold it as you hold passwords.")],
+    config: _Config,
+) -> None:
+    """Write users, groups, robots, secrets (hashes), grants, and what is on record of pushes, to one file.
+
+    Nodes may run meanwhile. Images, caches and private keys are not in it.
+    """
+    with _told():
+        settings = load_settings(config, os.environ)
+        made = asyncio.run(backup_store(settings.store_url, _page(settings), file))
+        print_note(f"{made.count} records are in {file}.")
+        if made.pending:
+            print_note(f"{made.pending} writes were pending at some replica: wait for the repair before a move.")
+
+
+def restore(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What `registry-proxy backup` wrote.")],
+    config: _Config,
+    replace: Annotated[bool, typer.Option("--replace", help="What the store holds now may go.")] = False,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The journal, too: nothing was pushed or deleted since the backup.")
+    ] = False,
+) -> None:
+    """Bring a backup into the store, all of it or nothing; stop the nodes before, and start them after.
+
+    Everybody logs in anew: bearer and refresh tokens given before are void. Without --moved the journal is left as it
+    is, because an old one would bring older tags back: run `registry-proxy replica verify` afterwards.
+    """
+    with _told():
+        settings = load_settings(config, os.environ)
+        work = restore_store(settings.store_url, _page(settings), file, moves=moved, replaces=replace)
+        held, written = asyncio.run(work)
+        made_at = dt.datetime.fromtimestamp(held.made_at, dt.UTC).isoformat(timespec="seconds")
+        print_note(f"{written} records of {made_at} are restored.")
+        if not moved:
+            print_note("Start the nodes, then compare the registries: `registry-proxy replica verify`.")
+
+
+def _page(settings: Settings) -> str:
+    return os.path.join(settings.cache.path, "changes")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell what went wrong, and end with 1."""
+    with told_to_the_user():
+        try:
+            yield
+        except BackupError as error:
+            raise CommandError(str(error)) from error
+        except SettingsError as error:
+            raise CommandError(str(error), hint="`registry-proxy check-config FILE` checks a configuration.") from error
+        except StoreUnavailableError as error:
+            raise CommandError(str(error), hint="Is the store running, and `store` right?") from error
+        except OSError as error:
+            raise CommandError(f"{error.filename or 'the file'}: {error.strerror}") from error
