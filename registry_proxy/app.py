@@ -17,7 +17,7 @@ from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, InvalidError
-from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CacheSchemaError, prepare_cache
@@ -26,6 +26,7 @@ from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.listeners import refuse_new_connections
 from registry_proxy.node import ADMIN_PASSWORD_VARIABLE, StartError
 from registry_proxy.ports import (
+    AuditEvent,
     MarkSource,
     Observer,
     RegistryReader,
@@ -58,6 +59,9 @@ from registry_proxy.store.schema import SchemaTooNewError
 from registry_proxy.store.sqlite import SqliteStore
 from registry_proxy.tasks import spawn
 from registry_proxy.telemetry.access_log import AccessLog
+from registry_proxy.telemetry.audit import AuditTrail, ChainWriter, Retention, SinkThread
+from registry_proxy.telemetry.audit_signing import AuditVerifier, HeadSigner
+from registry_proxy.telemetry.audit_sinks import DecisionSink, StreamSink, SyslogSink
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.failover import FailoverReader
@@ -65,6 +69,8 @@ from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
 from registry_proxy.web.admin import AdminServices, make_admin_app
+from registry_proxy.web.admin_audit import AuditFiles
+from registry_proxy.web.middleware import RequestIds
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
 from registry_proxy.web.public import PublicApp, PublicOptions
@@ -76,6 +82,9 @@ SWEEP_SECONDS = 3600.0
 
 REPLICA_PATIENCE_SECONDS = 5.0
 """How long a request waits for a replica to come back: docker gives up a pull at its first 503."""
+
+_ASKED_SECONDS = 30.0
+"""How often what was asked of the policy is written down: often enough for whoever tries another policy."""
 
 _HANDSHAKE_SECONDS = 0.05
 """What connections that are under way are given to arrive before the address is closed."""
@@ -138,12 +147,13 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         }
         repairers = _repairers(settings, node, verifiers, observer) if context.admin_socket is not None else {}
         duties = await stack.enter_async_context(_on_duty(node, repairers))
+        trail = await stack.enter_async_context(_auditing(settings, node, observer, context))
         pull = _pull(settings, node, observer)
-        app = _public_app(settings, node, pull, observer, access_log)
+        app = _public_app(settings, node, pull, observer, trail, access_log)
         public = await run_public(app.handle, context.public_sockets, answer_now=app.hot.answer)
         admin = None
         if context.admin_socket is not None:
-            services = _admin_services(settings, node, pull, repairers, verifiers, observer, context)
+            services = _admin_services(settings, node, pull, repairers, verifiers, observer, trail, context)
             admin = await stack.enter_async_context(_admin_site(settings, services, context.admin_socket))
         context.ready()
         await context.ending.wait()
@@ -243,6 +253,52 @@ async def _on_duty(node: _Node, repairers: Mapping[str, Repairer]) -> AsyncItera
         for name, repairer in repairers.items():
             await duties.enter_async_context(_in_background(repairer.run(), f"repair of {name}"))
         yield duties
+
+
+@contextlib.asynccontextmanager
+async def _auditing(
+    settings: Settings, node: _Node, observer: Observer, context: WorkerContext
+) -> AsyncIterator[AuditTrail]:
+    """Keep this worker's audit log, signed, for the length of a with block."""
+    limits, directory = settings.audit, settings.audit_path
+    name, process = node.spool.node_id, context.process
+    retention = Retention(limits.file_bytes, limits.file_seconds, limits.total_bytes, limits.total_seconds)
+    writer = ChainWriter(directory, name, process, retention)
+    file = SinkThread("file", writer, observer.audit_dropped)
+    sinks = [file]
+    if limits.stdout:
+        sinks.append(SinkThread("stdout", StreamSink(sys.stdout.fileno(), name, process), observer.audit_dropped))
+    if limits.syslog is not None:
+        sinks.append(SinkThread("syslog", SyslogSink(limits.syslog, name, process), observer.audit_dropped))
+    decisions = SinkThread("decisions", DecisionSink(directory, process), observer.audit_dropped)
+    trail = AuditTrail(sinks, decisions, records_pulls=limits.pulls)
+    signer = HeadSigner(
+        store=node.store,
+        node=name,
+        process=process,
+        directory=directory,
+        writer=writer,
+        file=file,
+        trail=trail,
+        sign=node.signer.sign,
+        open_signed=open_signed,
+    )
+    with trail.running():
+        trail.record(AuditEvent("worker.start", "ok"))
+        async with (
+            _in_background(signer.run(), "signatures of the audit log"),
+            _in_background(_flush_asked(trail), "recorded decisions"),
+        ):
+            yield trail
+        trail.record(AuditEvent("worker.end", "ok"))
+    with contextlib.suppress(StoreUnavailableError):
+        await signer.sign_now()
+
+
+async def _flush_asked(trail: AuditTrail) -> None:
+    while True:
+        await asyncio.sleep(_ASKED_SECONDS)
+        trail.flush_asked()
 
 
 def _repairers(
@@ -380,7 +436,9 @@ def _pull(settings: Settings, node: _Node, observer: Observer) -> Pull:
     )
 
 
-def _public_app(settings: Settings, node: _Node, pull: Pull, observer: Observer, access_log: AccessLog) -> PublicApp:
+def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which it is made
+    settings: Settings, node: _Node, pull: Pull, observer: Observer, trail: AuditTrail, access_log: AccessLog
+) -> PublicApp:
     uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=node.spool)
     manifests = ManifestReplication(
         replica_sets=node.replicas,
@@ -410,6 +468,7 @@ def _public_app(settings: Settings, node: _Node, pull: Pull, observer: Observer,
         directory=node.directory,
         signer=node.signer,
         observer=observer,
+        audit=trail,
         log_request=access_log,
         options=PublicOptions(
             settings.auth.service,
@@ -428,8 +487,11 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
     repairers: Mapping[str, Repairer],
     verifiers: Mapping[str, Verifier],
     observer: PrometheusObserver,
+    trail: AuditTrail,
     context: WorkerContext,
 ) -> AdminServices:
+    origins = Origins(settings.public_url, settings.trusted_proxies)
+    directory = settings.audit_path
     return AdminServices(
         directory=node.directory,
         signer=node.signer,
@@ -444,7 +506,14 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         render_metrics=observer.render,
         readiness=Readiness(node.replicas, node.control, context.ending.is_set),
         reload=context.reload,
-        client_address=Origins(settings.public_url, settings.trusted_proxies).client_address,
+        client_address=origins.client_address,
+        name_request=RequestIds(origins).name,
+        audit=trail,
+        audit_files=AuditFiles(
+            directory,
+            AuditVerifier(node.store, node.spool.node_id, directory, settings.audit.total_seconds, open_signed),
+            trail.flush_asked,
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from registry_proxy.spec.descriptor import Descriptor, Manifest
 from registry_proxy.spec.reference import Digest, Repository, Tag
+from registry_proxy.spec.scope import Action
 
 # ---------------------------------------------------------------- errors
 
@@ -496,6 +497,7 @@ class Table(StrEnum):
     ROBOTS = "robots"
     SECRETS = "secrets"  # of robots, personal and refresh tokens: hashes only
     REVOKED_TOKENS = "revoked_tokens"  # by token id, until they would have expired
+    AUDIT_HEADS = "audit_heads"  # the signed ends of the audit logs, by node and process
     DELETIONS = "deletions"  # of content: until every node has surely forgotten that a repository held it
 
 
@@ -607,6 +609,54 @@ class Observer(Protocol):
 
     def login(self, outcome: str) -> None:
         """``outcome`` is ok, refused or limited."""
+
+    def audit_dropped(self, sink: str, count: int) -> None:
+        """Note that events did not reach the audit log; ``sink`` is file, stdout, syslog or decisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Something that shall be known later: who did, or was refused, what. No field may hold a secret.
+
+    Args:
+        action: what it is: login, pull, push, delete, or a resource of the admin API and its method (``users.put``).
+        outcome: ok, refused (credentials), limited, denied (a right) or failed.
+        subject: typed, such as ``user:ann``; of a login that was refused, whom it claimed to be.
+        address: the client's.
+        repository: the canonical name.
+        tag: where one is named.
+        digest: where one is named or made.
+        rule: the id of the grant that decided, or the reason.
+        detail: what else there is, as JSON has it.
+    """
+
+    action: str
+    outcome: str
+    subject: str = ""
+    address: str = ""
+    repository: str = ""
+    tag: str = ""
+    digest: str = ""
+    rule: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+AskedRight = tuple[str, str, Action, str | None]
+"""A question that was decided: subject, canonical repository, action, tag."""
+
+
+class AuditLog(Protocol):
+    """Remembers events; neither method waits or fails."""
+
+    @property
+    def records_pulls(self) -> bool:
+        """Whether it wants to be told of each pull that was allowed."""
+
+    def record(self, event: AuditEvent) -> None:
+        """Take an event of the request that is being answered."""
+
+    def asked(self, right: AskedRight) -> None:
+        """Take a question that was decided, so that another policy can be asked it as well."""
 
 
 @dataclass(frozen=True, slots=True)

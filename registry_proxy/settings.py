@@ -39,6 +39,7 @@ _HOST_NAME = re.compile(
 _UPSTREAM_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
 _MAX_NUMBER_LENGTH = 20
+_AUDIT_FILE_MIN_BYTES = 4096
 _REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry that everybody puts behind a proxy
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 STORE_SCHEMES = ("sqlite", "redis", "rediss")
@@ -181,6 +182,25 @@ def _check_store(value: SecretStr) -> SecretStr:
     if scheme in STORE_SCHEMES[1:] and split_url(url) is not None:
         return value
     raise expected("sqlite:///relative/path.db, sqlite:////absolute/path.db, redis://host:6379/0 or rediss://…")
+
+
+def _check_syslog(value: str | None) -> str | None:
+    if value is None:
+        return None
+    scheme, _, rest = value.partition("://")
+    if (scheme == "unix" and rest.startswith("/")) or (scheme in {"udp", "tcp"} and _is_bare(split_url(value))):
+        return value
+    raise expected("unix:///dev/log, udp://host:514 or tcp://host:514")
+
+
+def _is_bare(parts: SplitResult | None) -> bool:
+    return parts is not None and "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
+
+
+def _some_bytes(value: int) -> int:
+    if value < _AUDIT_FILE_MIN_BYTES:
+        raise expected("a size of at least 4KiB")
+    return value
 
 
 def _check_name(value: str, *, pattern: re.Pattern[str], what: str) -> str:
@@ -375,6 +395,19 @@ class AuthSettings(Section):
     signing_key_file: Path = Field(default="var/token-key.pem", validate_default=True)
 
 
+class AuditSettings(Section):
+    """The log of who did what: how much of it each worker keeps, and where it goes besides."""
+
+    path: Path | None = None  # below the cache when absent
+    file_bytes: Annotated[Size, AfterValidator(_some_bytes)] = Field(default=64 << 20, alias="file_size")
+    file_seconds: Timeout = Field(default=86400.0, alias="file_age")
+    total_bytes: Size = Field(default=1 << 30, alias="max_size")
+    total_seconds: Timeout = Field(default=90 * 86400.0, alias="max_age")
+    pulls: bool = False
+    stdout: bool = False
+    syslog: Annotated[str | None, AfterValidator(_check_syslog), BeforeValidator(_empty_is_none)] = None
+
+
 class DrainSettings(Section):
     """How a node, or a worker that is replaced at a reload, takes its leave."""
 
@@ -397,6 +430,7 @@ class Settings(Section):
     upstreams: Mapping[UpstreamName, UpstreamSettings] = Field(min_length=1)
     routes: tuple[RouteSettings, ...] = Field(min_length=1)
     auth: AuthSettings = Field(default_factory=AuthSettings)
+    audit: AuditSettings = AuditSettings()
     drain: DrainSettings = DrainSettings()
 
     @field_serializer("store", when_used="json")
@@ -408,6 +442,11 @@ class Settings(Section):
     def store_url(self) -> str:
         """The URL of the store, with its password: never to be logged."""
         return self.store.get_secret_value()
+
+    @property
+    def audit_path(self) -> str:
+        """Where the audit log of this node lies."""
+        return self.audit.path or os.path.join(self.cache.path, "audit")
 
     @property
     def sqlite_path(self) -> str | None:

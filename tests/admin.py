@@ -11,7 +11,7 @@ from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, UserInput
-from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
@@ -22,12 +22,15 @@ from registry_proxy.proxy.warm import Warmer
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.replication.verify import Comparison, Difference
 from registry_proxy.store.open import open_store
+from registry_proxy.telemetry.audit_signing import AuditVerifier
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.web.admin import AdminServices, make_admin_app
+from registry_proxy.web.admin_audit import AuditFiles
+from registry_proxy.web.middleware import RequestIds
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
-from tests.fakes.memory import MemoryReader
+from tests.fakes.memory import MemoryAudit, MemoryReader
 
 ADMIN = ("admin", "correct horse battery")
 BOB = ("bob", "the password of bob")
@@ -111,6 +114,7 @@ class Node:
     verifier: "Verifies"
     reader: MemoryReader
     draining: list[bool]
+    audit: MemoryAudit
     reloads: list[ReloadOutcome] = field(default_factory=list)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
@@ -128,6 +132,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     reloads: list[ReloadOutcome] = []
     repairs = {"main": Repairs()}
     reader, compares = MemoryReader(), Verifies()
+    audit, origins = MemoryAudit(), Origins(None, [ipaddress.ip_network("127.0.0.1/32")])
 
     async def reload() -> ReloadOutcome:
         return reloads.pop(0) if reloads else ReloadOutcome(2)
@@ -160,7 +165,14 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 render_metrics=observer.render,
                 readiness=Readiness(upstreams, control, lambda: draining[0]),
                 reload=reload,
-                client_address=Origins(None, [ipaddress.ip_network("127.0.0.1/32")]).client_address,
+                client_address=origins.client_address,
+                name_request=RequestIds(origins).name,
+                audit=audit,
+                audit_files=AuditFiles(
+                    str(root / "audit"),
+                    AuditVerifier(store, "node", str(root / "audit"), 3600, open_signed),
+                    lambda: None,
+                ),
             )
             app = make_admin_app(services)
             yield Node(
@@ -175,6 +187,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 verifier=compares,
                 reader=reader,
                 draining=draining,
+                audit=audit,
                 reloads=reloads,
             )
         await directory.aclose()

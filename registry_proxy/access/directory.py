@@ -342,18 +342,7 @@ class Directory:
 
     async def add_grant(self, given: GrantInput) -> Grant:
         """Make a grant under a new id. The subject need not exist yet. Raises InvalidError with every fault."""
-        faults = _grant_faults(given)
-        if faults:
-            raise InvalidError(faults)
-        grant = Grant(
-            id=secrets.token_hex(8),
-            subject=given.subject,
-            repository=given.repository,
-            actions=frozenset(Action(action) for action in given.actions),
-            tags=given.tags,
-            mode=GrantMode(given.mode),
-            expires_at=given.expires_at,
-        )
+        grant = grant_from(given, secrets.token_hex(8))
         revision = await self._store.commit([Change(Table.GRANTS, grant.id, grant.stored(), expect=0)])
         return replace(grant, revision=revision)
 
@@ -542,6 +531,22 @@ def _password_faults(password: str) -> list[tuple[str, str]]:
     if PASSWORD_MIN_LENGTH <= len(password) <= PASSWORD_MAX_LENGTH:
         return []
     return [("password", f"expected {PASSWORD_MIN_LENGTH} to {PASSWORD_MAX_LENGTH} characters")]
+
+
+def grant_from(given: GrantInput, grant_id: str) -> Grant:
+    """Return the grant that is described. Raises InvalidError with every fault."""
+    faults = _grant_faults(given)
+    if faults:
+        raise InvalidError(faults)
+    return Grant(
+        id=grant_id,
+        subject=given.subject,
+        repository=given.repository,
+        actions=frozenset(Action(action) for action in given.actions),
+        tags=given.tags,
+        mode=GrantMode(given.mode),
+        expires_at=given.expires_at,
+    )
 
 
 def _grant_faults(given: GrantInput) -> list[tuple[str, str]]:

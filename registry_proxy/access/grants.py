@@ -3,7 +3,7 @@
 import functools
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
@@ -77,15 +77,16 @@ class Policy:
 
     def __init__(
         self,
-        users: Iterable[User],
-        groups: Iterable[Group],
+        users: Collection[User],
+        groups: Collection[Group],
         grants: Iterable[Grant],
         generations: Mapping[str, int],
         *,
-        robots: Iterable[Robot] = (),
-        secrets: Iterable[Secret] = (),
-        revoked_tokens: Iterable[str] = (),
+        robots: Collection[Robot] = (),
+        secrets: Collection[Secret] = (),
+        revoked_tokens: Collection[str] = (),
     ) -> None:
+        self._parts = (users, groups, generations, robots, secrets, revoked_tokens)
         self._users = {user_subject(user.name): user for user in users}
         self._robots = {robot_subject(robot.name): robot for robot in robots}
         self._secrets = {secret.id: secret for secret in secrets}
@@ -102,6 +103,11 @@ class Policy:
             index.setdefault(literal_prefix(grant.repository), []).append(_compile(grant))
         # (subject, repository, action, tag) -> the decision, and until when it holds
         self._decided: dict[tuple[str, str, Action, str | None], tuple[Decision, float | None]] = {}
+
+    def with_grants(self, grants: Iterable[Grant]) -> "Policy":
+        """Return the same policy with these grants instead of its own."""
+        users, groups, generations, robots, secrets, revoked_tokens = self._parts
+        return Policy(users, groups, grants, generations, robots=robots, secrets=secrets, revoked_tokens=revoked_tokens)
 
     def generation(self, subject: str) -> int | None:
         """Return the generation that a token of the subject must have; None when it may have none at all."""
@@ -164,6 +170,19 @@ class Policy:
             self._decided.clear()  # names come from callers: memory must stay bounded
         self._decided[key] = (decision, until)
         return decision
+
+    def decide_request(
+        self, subject: str, repository: str, action: Action, tag: str | None = None
+    ) -> tuple[Decision, bool]:
+        """Decide what a request asks for; return with it whether a push may move tags that exist.
+
+        The right to create is enough for a push of blobs, and of tags that do not exist yet.
+        """
+        decision = self.decide(subject, repository, action, tag)
+        if action is not Action.PUSH or decision.allowed:
+            return decision, True
+        created = self.decide(subject, repository, Action.CREATE, tag)
+        return (created, False) if created.allowed else (decision, False)
 
     def allowed_access(self, subject: str, access: Access, now: float | None = None) -> Access | None:
         """Return the part of ``access`` that a token of the subject may carry; None when it is empty.

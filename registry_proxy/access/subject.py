@@ -66,6 +66,17 @@ def login_name(subject: str) -> str:
     return f"{kind}${name}" if kind == SubjectKind.ROBOT else name
 
 
+def claimed_subject(username: str) -> str:
+    """Return the subject that a login name stands for, whether or not there is one; "" for what can be no name.
+
+    What can be none is often a password in the wrong field.
+    """
+    kind, separator, name = username.partition("$")
+    if separator and kind == SubjectKind.ROBOT:
+        return robot_subject(name) if is_name(name) else ""
+    return user_subject(username) if is_name(username) else ""
+
+
 def group_subject(name: str) -> str:
     """Return the subject text of a group."""
     return f"{SubjectKind.GROUP}:{name}"

@@ -170,6 +170,12 @@ class TokenSigner:
         """The public half as a JSON Web Key (RFC 7517)."""
         return self._public_jwk
 
+    def sign(self, payload: bytes, kind: str) -> str:
+        """Return a JWS in its compact form (RFC 7515) over something that is no token; ``kind`` is its ``typ``."""
+        self._reload_if_changed()
+        headers = {"kid": self.key_id, "typ": kind}
+        return jwt.PyJWS().encode(payload, self._key, algorithm=_ALGORITHM, headers=headers)
+
     def issue(
         self, subject: str, generation: int, access: Iterable[Access], now: float, *, secret_id: str | None = None
     ) -> IssuedToken:
@@ -270,6 +276,28 @@ class TokenVerifier:
         if key is None:
             raise UnknownKeyError("the token is signed with a key that is not ours")
         return key
+
+
+def open_signed(text: str, kind: str, jwks: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Return what ``TokenSigner.sign`` signed.
+
+    Args:
+        text: the JWS.
+        kind: its ``typ``.
+        jwks: the keys that may have signed it, by ``kid``.
+
+    Raises:
+        ValueError: it is no such thing, or not signed by one of the keys.
+    """
+    try:
+        header = jwt.get_unverified_header(text)
+        jwk = jwks.get(str(header.get("kid")))
+        if header.get("typ") != kind or jwk is None:
+            raise ValueError("it is not signed with a key of this registry")
+        payload: bytes = jwt.PyJWS().decode(text, public_key_of(jwk), algorithms=[_ALGORITHM])
+    except jwt.PyJWTError as error:
+        raise ValueError("the signature is not right") from error
+    return payload
 
 
 def public_key_of(jwk: Mapping[str, Any]) -> ec.EllipticCurvePublicKey:

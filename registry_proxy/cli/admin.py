@@ -2,6 +2,7 @@
 
 import typer
 
+from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(key_app, name="key")
     app.add_typer(replica_app, name="replica")
     app.add_typer(cache_app, name="cache")
+    app.add_typer(audit_app, name="audit")
     app.command("reload")(reload_configuration)
     app.command("backup")(backup)
     app.command("restore")(restore)

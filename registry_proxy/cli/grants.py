@@ -20,6 +20,16 @@ _COLUMNS = {
     "expires_at": "EXPIRES",
 }
 
+_REPLAY_COLUMNS = {
+    "subject": "SUBJECT",
+    "repository": "REPOSITORY",
+    "tag": "TAG",
+    "action": "ACTION",
+    "count": "ASKED",
+    "last_at": "LAST",
+    "reason": "REASON",
+}
+
 
 @grant_app.command("add")
 def add_grant(
@@ -77,6 +87,41 @@ def remove_grant(
     with admin_client() as admin:
         admin.call("DELETE", "grants", grant_id)
         print_note(f"Grant {grant_id} removed.")
+
+
+@grant_app.command("replay")
+def replay_grants(
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="'SUBJECT REPOSITORY ACTIONS [TAGS]', such as 'group:dev team/** pull,push'; several times."),
+    ] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="The id of a grant of today; several times.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Without all grants of today.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many different questions, the latest.")] = 10_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Try other grants on what this node was asked lately: who would newly be refused, who newly allowed."""
+    body = {"add": [_proposed(text) for text in add or []], "remove": remove or [], "replace": replace, "limit": limit}
+    with admin_client() as admin:
+        result = admin.call("POST", "policy", "replay", body=body, patient=True).document
+        if as_json:
+            print_json(result)
+            return
+        for name, title in (("newly_denied", "Newly denied"), ("newly_allowed", "Newly allowed")):
+            subjects = result[f"subjects_{name}"]
+            print_note(f"{title}: {len(subjects)} subjects{', ' if subjects else ''}{', '.join(subjects)}")
+            if result[name]:
+                print_table(_REPLAY_COLUMNS, result[name], empty="")
+        print_note(f"Tried on {result['decisions']} different questions since {result['since'] or 'never'}.")
+
+
+def _proposed(text: str) -> dict[str, Any]:
+    words = text.split()
+    if not 3 <= len(words) <= 4:
+        raise typer.BadParameter(f"expected 'SUBJECT REPOSITORY ACTIONS [TAGS]', got {text!r}", param_hint="--add")
+    subject, repository, actions, *tags = words
+    proposed = {"subject": subject, "repository": repository, "actions": actions.split(",")}
+    return proposed | ({"tags": tags[0]} if tags else {})
 
 
 def explain(

@@ -30,6 +30,12 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
+def print_json_line(document: Any) -> None:
+    """Print a document as JSON on a line of its own, at once: somebody may follow."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
 def print_note(text: str) -> None:
     """Tell that something was done, on standard error: standard output is for data."""
     _console(stderr=True).print(Text(text))

@@ -77,6 +77,7 @@ class PrometheusObserver:
         )
         self._scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes of cached content read and compared.")
         self._logins = self._counter("logins", "Logins with a password.", "outcome")
+        self._audit_dropped = self._counter("audit_dropped", "Events that did not reach the audit log.", "sink")
         self._request_durations = Histogram(
             "registry_proxy_request_duration_seconds",
             "Time from a request's header to the end of its answer.",
@@ -179,6 +180,9 @@ class PrometheusObserver:
 
     def login(self, outcome: str) -> None:
         self._add(self._logins, 1, outcome)
+
+    def audit_dropped(self, sink: str, count: int) -> None:
+        self._add(self._audit_dropped, count, sink)
 
     def render(self) -> bytes:
         """Return the text of a scrape: this process, or all workers of the node summed."""

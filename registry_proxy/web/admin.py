@@ -8,10 +8,11 @@ from aiohttp import web
 
 from registry_proxy.access.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
-from registry_proxy.ports import ReloadOutcome, RoutedRepository
+from registry_proxy.ports import AuditLog, ReloadOutcome, RoutedRepository
 from registry_proxy.proxy.warm import Warmer
 from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
+from registry_proxy.web.admin_audit import AuditFiles, AuditResources
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_node import Cache, NodeResources
@@ -49,6 +50,9 @@ class AdminServices:
         readiness: tells whether the node is ready; ``ops.Readiness``.
         reload: reads the configuration again; the workers that serve then are others.
         client_address: tells who sent a request, also behind a trusted proxy.
+        name_request: gives a request its ID.
+        audit: is told of logins, refusals and changes.
+        audit_files: the audit log of the node.
     """
 
     directory: Directory
@@ -65,11 +69,21 @@ class AdminServices:
     readiness: StateSource
     reload: Callable[[], Awaitable[ReloadOutcome]]
     client_address: Callable[[web.BaseRequest], str]
+    name_request: Callable[[web.BaseRequest], str]
+    audit: AuditLog
+    audit_files: AuditFiles
 
 
 def make_admin_app(services: AdminServices) -> web.Application:
     """Return the application of the admin listener; its runner needs no settings of its own."""
-    guard = AdminGuard(services.control, OPS_PATHS, _PREFIX, services.client_address)
+    guard = AdminGuard(
+        control=services.control,
+        open_paths=OPS_PATHS,
+        prefix=_PREFIX,
+        client_address=services.client_address,
+        name_request=services.name_request,
+        audit=services.audit,
+    )
     app = web.Application(
         middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES
     )
@@ -84,7 +98,9 @@ def make_admin_app(services: AdminServices) -> web.Application:
     identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
     replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers)
     warming = WarmResources(services.warmer, services.route)
-    for route in [*access.routes(), *identities.routes(), *node.routes(), *replicas.routes(), *warming.routes()]:
+    audit = AuditResources(services.audit_files, services.directory, services.control)
+    resources = (access, identities, node, replicas, warming, audit)
+    for route in [route for each in resources for route in each.routes()]:
         app.router.add_route(route.method, _PREFIX + route.path, route.handler)
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app

@@ -5,6 +5,7 @@ Whatever is not named as open asks first, paths that do not exist too: nobody le
 
 import base64
 import binascii
+import json
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -16,7 +17,11 @@ from aiohttp.typedefs import Middleware
 from registry_proxy.access.control import Login
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.grants import Policy
+from registry_proxy.access.subject import claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
+from registry_proxy.ports import AuditEvent, AuditLog
+from registry_proxy.tasks import request_id
+from registry_proxy.web.admin_requests import ASKED_FOR
 from registry_proxy.web.problems import Handler, ProblemError
 
 _log = logging.getLogger(__name__)
@@ -27,6 +32,10 @@ CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
 """Who sends a request that was let through."""
 
 _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
+_QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay"})
+"""What is sent by POST and changes nothing."""
+
+_DETAIL_MAX_BYTES = 4096
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
 
@@ -61,16 +70,24 @@ class AdminGuard:
         open_paths: routes that ask for nothing.
         prefix: of the API.
         client_address: tells who sent a request; failed logins are counted under it.
+        name_request: gives it its ID.
+        audit: is told of logins, refusals and changes.
     """
 
     def __init__(
         self,
+        *,
         control: Control,
         open_paths: Collection[str],
         prefix: str,
         client_address: Callable[[web.BaseRequest], str],
+        name_request: Callable[[web.BaseRequest], str],
+        audit: AuditLog,
     ) -> None:
         self._control = control
+        self._prefix = prefix
+        self._name_request = name_request
+        self._audit = audit
         self._client_address = client_address
         self._self_prefix = f"{prefix}{SELF_PREFIX}/"
         self._open_paths = frozenset(open_paths)
@@ -83,19 +100,61 @@ class AdminGuard:
             resource = request.match_info.route.resource
             if resource is not None and resource.canonical in self._open_paths:
                 return await handler(request)
+            request_id.set(self._name_request(request))
             _refuse_other_sites(request)
             caller = request[CALLER] = await self._caller(request)
             is_own = resource is not None and resource.canonical.startswith(self._self_prefix)
             if not is_own and (
                 not (await self._control.policy()).is_admin(caller.subject) or caller.actions is not None
             ):
+                self._record(request, caller, "denied", 403)
                 raise ProblemError(403, "this needs a user with the admin's right")
-            response = await handler(request)
-            if request.method not in _SAFE_METHODS:
-                _log.info("%s %s by %s: %d", request.method, request.path, caller.subject, response.status)
+            if request.method in _SAFE_METHODS or self._path(request) in _QUESTIONS:
+                return await handler(request)
+            status, response = 500, None
+            try:
+                response = await handler(request)
+                status = response.status
+            except (ProblemError, web.HTTPException) as error:
+                status = error.status
+                raise
+            finally:
+                _log.info("%s %s by %s: %d", request.method, request.path, caller.subject, status)
+                self._record(request, caller, "ok" if status < 400 else "failed", status, response)
             return response
 
         return guard
+
+    def _path(self, request: web.Request) -> str:
+        resource = request.match_info.route.resource
+        return "" if resource is None else resource.canonical.removeprefix(self._prefix)
+
+    def _record(
+        self,
+        request: web.Request,
+        caller: Login,
+        outcome: str,
+        status: int,
+        response: web.StreamResponse | None = None,
+    ) -> None:
+        """Tell the audit log of a change, or of an attempt; the action is named after the route."""
+        words = [word for word in self._path(request).split("/") if word and not word.startswith("{")]
+        detail = {"path": request.path[:500], "status": status, "asked": request.get(ASKED_FOR)}
+        if status == 201 and isinstance(response, web.Response) and response.content_type == "application/json":
+            made = json.loads(response.body if isinstance(response.body, bytes) else b"{}")
+            detail |= {name: made[name] for name in ("id", "kid") if name in made}
+        if len(json.dumps(detail)) > _DETAIL_MAX_BYTES:
+            detail["asked"] = "more than fits here"
+        asked = request.get(ASKED_FOR) or {}
+        event = AuditEvent(
+            ".".join([*words, request.method.lower()]),
+            outcome,
+            subject=caller.subject,
+            address=self._client_address(request),
+            repository=asked["repository"] if isinstance(asked.get("repository"), str) else "",
+            detail={name: value for name, value in detail.items() if value is not None},
+        )
+        self._audit.record(event)
 
     async def _caller(self, request: web.Request) -> Login:
         """Return who sends the request. Raises ProblemError 401, 429."""
@@ -115,12 +174,21 @@ class AdminGuard:
                 raise _unauthorized("this needs the name and password, or a token, of an administrator")
 
     async def _login(self, username: str, password: str, address: str) -> Login:
+        outcome, subject = "failed", claimed_subject(username)
         try:
-            return await self._control.login(username, password, address)
+            login = await self._control.login(username, password, address)
+            outcome, subject = "ok", login.subject
+            return login
         except LoginRefusedError:
+            outcome = "refused"
             raise _unauthorized("the name or the password is wrong") from None
         except TooManyLoginsError as error:
+            outcome = "limited"
             raise too_many_logins(error) from None
+        finally:
+            if outcome != "failed":
+                event = AuditEvent("login", outcome, subject=subject, address=address, detail={"listener": "admin"})
+                self._audit.record(event)
 
 
 def too_many_logins(error: TooManyLoginsError) -> ProblemError:

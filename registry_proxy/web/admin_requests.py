@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
@@ -17,6 +17,10 @@ _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 1000
 _YEAR_10000 = 253_402_300_800
 _PAGE_SIZE = re.compile(r"[0-9]{1,9}")
+_SECRET = re.compile(r"password|secret(?!_id)|token(?!_id)|hash|credential|private", re.IGNORECASE)
+
+ASKED_FOR: web.RequestKey[dict[str, Any]] = web.RequestKey("asked_for", dict)
+"""The body that was read, without its secrets: for the audit log."""
 _ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
 
 
@@ -96,6 +100,15 @@ class ExplainBody(Body):
     action: Literal["pull", "push", "create", "delete"]
 
 
+class ReplayBody(Body):
+    """A proposed policy: the grants of today, without some, and with others; with ``replace`` none of today's."""
+
+    add: list[GrantBody] = []
+    remove: list[str] = []
+    replace: bool = False
+    limit: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+
+
 class RevocationBody(Body):
     """What is to be worth nothing any more: one of the two."""
 
@@ -143,10 +156,24 @@ async def read_body(request: web.Request, model: type[_B]) -> _B:
         raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
     content = await request.read()
     try:
-        return model.model_validate_json(content or b"{}")
+        body = model.model_validate_json(content or b"{}")
     except ValidationError as error:
         faults = [Fault(pointer_to(fault["loc"]), fault["msg"]) for fault in error.errors(include_url=False)]
         raise ProblemError(400, "the body is not what is expected here", faults=faults) from None
+    request[ASKED_FOR] = without_secrets(body.model_dump(exclude_unset=True))
+    return body
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a value as JSON has it, with "***" in the place of every field whose name speaks of a secret."""
+    if isinstance(value, Mapping):
+        return {
+            str(name): "***" if inner is not None and _SECRET.search(str(name)) else without_secrets(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner) for inner in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def read_query(request: web.Request, known: Sequence[str] = ()) -> Mapping[str, str]:

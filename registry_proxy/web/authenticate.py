@@ -8,7 +8,7 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.grants import Decision, Policy
 from registry_proxy.access.required import required_access
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
-from registry_proxy.ports import Observer, RoutedRepository, Router
+from registry_proxy.ports import AskedRight, AuditEvent, AuditLog, Observer, RoutedRepository, Router
 from registry_proxy.spec.challenge import format_challenge
 from registry_proxy.spec.endpoints import Operation, RegistryRequest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
@@ -28,6 +28,7 @@ class Authorized:
 
     ``routed`` is None where the request names no repository. ``may_move_tags`` is False where only new tags may be
     made. ``refusal`` is set for a request of an upload that would be refused unless its session carries the right.
+    ``asked`` is what was decided, ``rule`` by which grant or for which reason; both are for the audit log.
     """
 
     subject: str
@@ -36,6 +37,8 @@ class Authorized:
     routed: RoutedRepository | None
     may_move_tags: bool = True
     refusal: RegistryError | None = None
+    asked: AskedRight | None = None
+    rule: str = ""
 
 
 class Authenticator:
@@ -45,16 +48,25 @@ class Authenticator:
         control: verifies tokens and knows the policy.
         router: gives the names under which rights are judged.
         observer: is told each decision.
+        audit: is told what was refused, and what was asked.
         origins: by which address the client called: its token endpoint lies there.
         service: the audience of our tokens.
     """
 
     def __init__(
-        self, *, control: AccessControl, router: Router, observer: Observer, origins: Origins, service: str
+        self,
+        *,
+        control: AccessControl,
+        router: Router,
+        observer: Observer,
+        audit: AuditLog,
+        origins: Origins,
+        service: str,
     ) -> None:
         self._control = control
         self._router = router
         self._observer = observer
+        self._audit = audit
         self._origins = origins
         self._service = service
 
@@ -79,6 +91,7 @@ class Authenticator:
         try:
             verified, policy = await self._control.authenticate(token, time.time())
         except InvalidTokenError as error:
+            self._audit.record(AuditEvent("token", "refused", address=exchange.address, rule=str(error)))
             message = f"the token is not accepted: {error}"
             raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, message, error="invalid_token") from error
         exchange.subject = verified.subject
@@ -117,17 +130,23 @@ class Authenticator:
             access = required_access(wanted, self._canonical(wanted))
             if access is None:
                 return None
-            decision, may_move_tags, is_allowed = _weigh(policy, token, wanted, access)
+            asked = _question(token, wanted, access)
+            decision, may_move_tags, is_allowed = _weigh(policy, token, asked)
             if not is_allowed:
                 return None
             routed = self._router.route(Repository(access.name))
         except RegistryError:
             return None
-        return Authorized(token.subject, policy, token, routed, may_move_tags), decision
+        rule = decision.grant or decision.reason
+        return Authorized(token.subject, policy, token, routed, may_move_tags, asked=asked, rule=rule), decision
 
-    def allowed(self, action: Action, decision: Decision) -> None:
-        """Count a permission."""
+    def allowed(self, asked: AskedRight, decision: Decision, wanted: RegistryRequest, address: str) -> None:
+        """Count a permission, and tell the audit log what it wants to know of it."""
+        action = asked[2]
         self._observer.decision(action, "would_deny" if decision.would_deny else "allow")
+        self._audit.asked(asked)
+        if action is Action.PULL and self._audit.records_pulls:
+            self._audit.record(_event(asked, wanted, address, "ok", decision.grant or decision.reason))
 
     def may_read_source(self, authorized: Authorized, source: Repository) -> bool:
         """Tell whether the source of a mount may be pulled, by token and grants; a no is no error there."""
@@ -140,7 +159,7 @@ class Authenticator:
         repository = self._canonical(wanted)
         if repository is None or not authorized.token.allows("repository", repository, Action.PUSH):
             return False
-        decision, _ = _decide(authorized.policy, authorized.subject, wanted, repository, Action.PUSH)
+        decision, _ = authorized.policy.decide_request(authorized.subject, repository, Action.PUSH, _tag(wanted))
         return decision.allowed
 
     def _canonical(self, wanted: RegistryRequest) -> Repository | None:
@@ -153,11 +172,13 @@ class Authenticator:
     ) -> Authorized:
         repository = Repository(access.name)
         action = Action(next(iter(access.actions)))
-        decision, may_move_tags, is_allowed = _weigh(policy, token, wanted, access)
+        asked = _question(token, wanted, access)
+        decision, may_move_tags, is_allowed = _weigh(policy, token, asked)
         if is_allowed:
-            self.allowed(action, decision)
+            self.allowed(asked, decision, wanted, exchange.address)
             routed = self._router.route(repository)
-            return Authorized(token.subject, policy, token, routed, may_move_tags)
+            rule = decision.grant or decision.reason
+            return Authorized(token.subject, policy, token, routed, may_move_tags, asked=asked, rule=rule)
         reason = decision.reason if not decision.allowed else f"the token does not carry {action} on {repository}"
         refusal = self._challenge(
             exchange,
@@ -169,13 +190,16 @@ class Authenticator:
         )
         if wanted.operation in SESSION_OPERATIONS and wanted.state is not None:
             # An upload carries the right it was opened with: whether this is one is known where it is opened.
-            return Authorized(token.subject, policy, token, self._router.route(repository), refusal=refusal)
-        self.refused(action)
+            routed = self._router.route(repository)
+            return Authorized(token.subject, policy, token, routed, refusal=refusal, asked=asked, rule=reason)
+        self.refused(asked, wanted, exchange.address, reason)
         raise refusal
 
-    def refused(self, action: Action) -> None:
-        """Count a refusal."""
-        self._observer.decision(action, "deny")
+    def refused(self, asked: AskedRight, wanted: RegistryRequest, address: str, reason: str) -> None:
+        """Count a refusal, and tell the audit log."""
+        self._observer.decision(asked[2], "deny")
+        self._audit.asked(asked)
+        self._audit.record(_event(asked, wanted, address, "denied", reason))
 
     def _challenge(
         self,
@@ -210,23 +234,31 @@ def _bearer_token(headers: Sequence[str]) -> str | None:
     return None if len(headers) > 1 or scheme.lower() != "bearer" else token.strip()
 
 
-def _weigh(
-    policy: Policy, token: VerifiedToken, wanted: RegistryRequest, access: Access
-) -> tuple[Decision, bool, bool]:
+def _tag(wanted: RegistryRequest) -> str | None:
+    return None if isinstance(wanted.tag_or_digest, Digest) else wanted.tag_or_digest
+
+
+def _question(token: VerifiedToken, wanted: RegistryRequest, access: Access) -> AskedRight:
+    return token.subject, access.name, Action(next(iter(access.actions))), _tag(wanted)
+
+
+def _weigh(policy: Policy, token: VerifiedToken, asked: AskedRight) -> tuple[Decision, bool, bool]:
     """Return the decision, whether existing tags may be moved, and whether grants and token both allow it."""
-    repository, action = Repository(access.name), Action(next(iter(access.actions)))
-    decision, may_move_tags = _decide(policy, token.subject, wanted, repository, action)
-    return decision, may_move_tags, decision.allowed and token.allows(access.type, access.name, action)
+    decision, may_move_tags = policy.decide_request(*asked)
+    return decision, may_move_tags, decision.allowed and token.allows("repository", asked[1], asked[2])
 
 
-def _decide(
-    policy: Policy, subject: str, wanted: RegistryRequest, repository: Repository, action: Action
-) -> tuple[Decision, bool]:
-    """Return the decision, and whether existing tags may be moved."""
-    tag = None if isinstance(wanted.tag_or_digest, Digest) else wanted.tag_or_digest
-    decision = policy.decide(subject, repository, action, tag)
-    if action is not Action.PUSH or decision.allowed:
-        return decision, True
-    # The right to create only is enough for blobs, and for tags that do not exist yet.
-    created = policy.decide(subject, repository, Action.CREATE, tag)
-    return (created, False) if created.allowed else (decision, False)
+def _event(asked: AskedRight, wanted: RegistryRequest, address: str, outcome: str, rule: str) -> AuditEvent:
+    subject, repository, action, tag = asked
+    digest = wanted.digest or (wanted.tag_or_digest if isinstance(wanted.tag_or_digest, Digest) else None)
+    return AuditEvent(
+        action.value,
+        outcome,
+        subject=subject,
+        address=address,
+        repository=repository,
+        tag=tag or "",
+        digest="" if digest is None else str(digest),
+        rule=rule,
+        detail={"operation": wanted.operation.name.lower()},
+    )

@@ -19,7 +19,6 @@ from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.endpoints import Operation, RegistryRequest, parse_request
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest
-from registry_proxy.spec.scope import Action
 from registry_proxy.tasks import request_id
 from registry_proxy.web.authenticate import Authenticator
 from registry_proxy.web.middleware import Ended, Measure, RequestIds, answer_headers
@@ -130,7 +129,6 @@ class HotPulls:
             return None
         # Nothing can fail from here on: now it is counted.
         descriptor, body = found
-        self._authenticator.allowed(Action.PULL, decision)
         if head.method == "GET":
             self._observer.cache_request(head.kind, CacheResult.HIT)
             self._observer.sent_bytes("cache", len(body))
@@ -147,6 +145,8 @@ class HotPulls:
         route = head.wanted.operation.name.lower()
         ended = Ended(head.method, head.path, route, 200, len(body), address, authorized.subject)
         reset_to = request_id.set(identifier)
+        if authorized.asked is not None:
+            self._authenticator.allowed(authorized.asked, decision, head.wanted, address)
         self._measure.take(ended, time.perf_counter() - started)
         request_id.reset(reset_to)
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])

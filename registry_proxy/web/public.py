@@ -8,7 +8,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
-from registry_proxy.ports import Observer, Router
+from registry_proxy.ports import AuditLog, Observer, Router
 from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
@@ -54,6 +54,7 @@ class PublicApp:
         directory: makes refresh tokens.
         signer: signs tokens.
         observer: is told what happens.
+        audit: is told what shall be known later.
         log_request: is given each request that has ended.
         options: names and addresses.
         prefetch: fetches ahead; None for not at all.
@@ -71,6 +72,7 @@ class PublicApp:
         directory: Directory,
         signer: TokenSigner,
         observer: Observer,
+        audit: AuditLog,
         log_request: LogRequest,
         options: PublicOptions,
         prefetch: Prefetch | None = None,
@@ -78,7 +80,12 @@ class PublicApp:
         self._origins = Origins(options.public_url, options.trusted_proxies)
         self._control = control
         authenticator = Authenticator(
-            control=control, router=router, observer=observer, origins=self._origins, service=options.service
+            control=control,
+            router=router,
+            observer=observer,
+            audit=audit,
+            origins=self._origins,
+            service=options.service,
         )
         self._registry = Registry(
             authenticator=authenticator,
@@ -88,9 +95,17 @@ class PublicApp:
             discover=discover,
             manage=manage,
             observer=observer,
+            audit=audit,
             prefetch=prefetch,
         )
-        self._token = TokenEndpoint(control, directory, signer, observer, options.refresh_lifetime_seconds)
+        self._token = TokenEndpoint(
+            control=control,
+            directory=directory,
+            signer=signer,
+            observer=observer,
+            audit=audit,
+            refresh_lifetime_seconds=options.refresh_lifetime_seconds,
+        )
         ids, measure = RequestIds(self._origins), Measure(observer, log_request)
         self._handler = with_request_id(with_measure(with_errors(self._dispatch), measure), ids)
         self.hot = HotPulls(

@@ -1,11 +1,21 @@
 """The registry API: one table from operation to method, one method for each (spec, "Endpoints")."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from urllib.parse import quote, urlencode
 
 from aiohttp.web import Response, StreamResponse
 
-from registry_proxy.ports import AbsenceUnknownError, BlobReader, CacheResult, Observer, RoutedRepository, Router
+from registry_proxy.ports import (
+    AbsenceUnknownError,
+    AuditEvent,
+    AuditLog,
+    BlobReader,
+    CacheResult,
+    Observer,
+    RoutedRepository,
+    Router,
+)
 from registry_proxy.proxy.discover import Discover, Page
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.passthrough import PassThrough
@@ -42,6 +52,8 @@ class Registry:
         discover: the lists.
         manage: deletes.
         observer: is told what was sent.
+        audit: is told what was pushed and deleted, or could not be.
+        prefetch: fetches ahead; None for not at all.
     """
 
     def __init__(
@@ -54,6 +66,7 @@ class Registry:
         discover: Discover,
         manage: Manage,
         observer: Observer,
+        audit: AuditLog,
         prefetch: Prefetch | None = None,
     ) -> None:
         self._authenticator = authenticator
@@ -63,6 +76,7 @@ class Registry:
         self._discover = discover
         self._manage = manage
         self._observer = observer
+        self._audit = audit
         self._prefetch = prefetch
         self._methods: Mapping[Operation, Callable[[_Call], Awaitable[StreamResponse]]] = {
             Operation.PING: self._ping,
@@ -118,8 +132,38 @@ class Registry:
         try:
             await self._push.upload_status(call.routed, call.subject, call.session_id, call.wanted.state)
         except RegistryError:
-            self._authenticator.refused(Action.PUSH)
+            asked, wanted = call.authorized.asked, call.wanted
+            if asked is not None:
+                self._authenticator.refused(asked, wanted, call.exchange.address, call.authorized.rule)
             raise refusal from None
+
+    @contextmanager
+    def _audited(self, call: "_Call", action: Action) -> Iterator[None]:
+        """Tell the audit log how a push or delete ended; what it names is in the call by then."""
+        outcome, rule = "failed", call.authorized.rule
+        try:
+            yield
+            outcome = "ok"
+        except RegistryError as error:
+            outcome, rule = "denied" if error.code is ErrorCode.DENIED else "failed", error.message
+            raise
+        finally:
+            tag_or_digest, digest = call.wanted.tag_or_digest, call.made or call.wanted.digest
+            if isinstance(tag_or_digest, Digest):
+                digest = digest or tag_or_digest
+            repository = call.wanted.repository if call.authorized.asked is None else call.authorized.asked[1]
+            event = AuditEvent(
+                action.value,
+                outcome,
+                subject=call.subject,
+                address=call.exchange.address,
+                repository=repository or "",
+                tag=tag_or_digest if tag_or_digest is not None and not isinstance(tag_or_digest, Digest) else "",
+                digest="" if digest is None else str(digest),
+                rule=rule,
+                detail={"operation": call.wanted.operation.name.lower()},
+            )
+            self._audit.record(event)
 
     # ------------------------------------------------------------ pull
 
@@ -233,19 +277,23 @@ class Registry:
     async def _put_manifest(self, call: "_Call") -> StreamResponse:
         body = await read_small_body(call.exchange, MANIFEST_MAX_BYTES)
         media_type = call.exchange.request.headers.get("Content-Type", "").partition(";")[0].strip()
-        descriptor = await self._push.put_manifest(
-            call.routed, call.tag_or_digest, media_type, body, may_move_tags=call.authorized.may_move_tags
-        )
+        with self._audited(call, Action.PUSH):
+            descriptor = await self._push.put_manifest(
+                call.routed, call.tag_or_digest, media_type, body, may_move_tags=call.authorized.may_move_tags
+            )
+            call.made = descriptor.digest
         return _created(f"{call.base}/manifests/{descriptor.digest}", descriptor)
 
     # ------------------------------------------------------------ management and lists
 
     async def _delete_manifest(self, call: "_Call") -> StreamResponse:
-        await self._manage.delete_manifest(call.routed, call.tag_or_digest)
+        with self._audited(call, Action.DELETE):
+            await self._manage.delete_manifest(call.routed, call.tag_or_digest)
         return Response(status=202)
 
     async def _delete_blob(self, call: "_Call") -> StreamResponse:
-        await self._manage.delete_blob(call.routed, call.digest)
+        with self._audited(call, Action.DELETE):
+            await self._manage.delete_blob(call.routed, call.digest)
         return Response(status=202)
 
     async def _list_tags(self, call: "_Call") -> StreamResponse:
@@ -270,13 +318,14 @@ class Registry:
 class _Call:
     """An authorized request with its fields as the operation needs them."""
 
-    __slots__ = ("authorized", "exchange", "subject", "wanted")
+    __slots__ = ("authorized", "exchange", "made", "subject", "wanted")
 
     def __init__(self, exchange: Exchange, wanted: RegistryRequest, authorized: Authorized) -> None:
         self.exchange = exchange
         self.wanted = wanted
         self.authorized = authorized
         self.subject = authorized.subject
+        self.made: Digest | None = None
 
     @property
     def routed(self) -> RoutedRepository:

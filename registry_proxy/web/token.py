@@ -14,8 +14,9 @@ from registry_proxy.access.control import AccessControl, Login
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, SecretInput
 from registry_proxy.access.secrets import SecretKind
+from registry_proxy.access.subject import claimed_subject
 from registry_proxy.access.tokens import TokenSigner
-from registry_proxy.ports import Observer, StoreUnavailableError
+from registry_proxy.ports import AuditEvent, AuditLog, Observer, StoreUnavailableError
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.scope import Access, format_scope, parse_scopes
 from registry_proxy.web.exchange import Exchange, json_response, read_small_body
@@ -43,21 +44,25 @@ class TokenEndpoint:
         directory: makes refresh tokens.
         signer: signs the tokens.
         observer: is told the outcome of logins.
+        audit: is told who logged in, or could not.
         refresh_lifetime_seconds: how long a refresh token is good.
     """
 
     def __init__(
         self,
+        *,
         control: AccessControl,
         directory: Directory,
         signer: TokenSigner,
         observer: Observer,
+        audit: AuditLog,
         refresh_lifetime_seconds: float,
     ) -> None:
         self._control = control
         self._directory = directory
         self._signer = signer
         self._observer = observer
+        self._audit = audit
         self._refresh_lifetime_seconds = refresh_lifetime_seconds
 
     async def handle(self, exchange: Exchange) -> StreamResponse:
@@ -107,7 +112,9 @@ class TokenEndpoint:
         login = Login(_ANONYMOUS)
         if headers:
             username, password = _basic_credentials(headers)
-            login = await self._counted(lambda: self._control.login(username, password, exchange.address))
+            login = await self._counted(
+                exchange, username, lambda: self._control.login(username, password, exchange.address)
+            )
         wants = ("offline_token", "true") in pairs
         client = next((value for key, value in pairs if key == "client_id"), "")
         return _Request(login, [value for key, value in pairs if key == "scope"], wants, client)
@@ -123,10 +130,12 @@ class TokenEndpoint:
         match form.get("grant_type"):
             case "password":
                 username, password = form.get("username", ""), form.get("password", "")
-                login = await self._counted(lambda: self._control.login(username, password, exchange.address))
+                login = await self._counted(
+                    exchange, username, lambda: self._control.login(username, password, exchange.address)
+                )
             case "refresh_token":
                 token = form.get("refresh_token", "")
-                login = await self._counted(lambda: self._control.refresh(token, exchange.address))
+                login = await self._counted(exchange, "", lambda: self._control.refresh(token, exchange.address))
             case _:
                 raise _bad_request("grant_type is expected to be password or refresh_token")
         wants = form.get("access_type") == "offline" and form["grant_type"] == "password"
@@ -144,22 +153,28 @@ class TokenEndpoint:
             return None  # the token itself is good: the client goes on with the password
         return text
 
-    async def _counted(self, login: Callable[[], Awaitable[Login]]) -> Login:
+    async def _counted(self, exchange: Exchange, username: str, login: Callable[[], Awaitable[Login]]) -> Login:
         try:
             proved = await login()
         except LoginRefusedError as error:
-            self._observer.login("refused")
+            self._record(exchange, "refused", claimed_subject(username))
             raise _refused("incorrect username or password") from error
         except TooManyLoginsError as error:
-            self._observer.login("limited")
+            self._record(exchange, "limited", claimed_subject(username))
             raise RegistryError(
                 ErrorCode.TOOMANYREQUESTS,
                 "too many failed logins: wait and try again",
                 detail={"retry_after_seconds": error.retry_after_seconds},
                 headers={"Retry-After": str(error.retry_after_seconds)},
             ) from error
-        self._observer.login("ok")
+        self._record(exchange, "ok", proved.subject, proved.secret_id)
         return proved
+
+    def _record(self, exchange: Exchange, outcome: str, subject: str, secret_id: str | None = None) -> None:
+        self._observer.login(outcome)
+        detail = {} if secret_id is None else {"secret_id": secret_id}
+        event = AuditEvent("login", outcome, subject=subject, address=exchange.address, detail=detail)
+        self._audit.record(event)
 
 
 def _narrowed(access: Access, login: Login) -> Access | None:

@@ -80,6 +80,8 @@ class Events:
     def scrub_ended(self, ended_at: float) -> None:
         self.rounds.append(ended_at)
 
+    def audit_dropped(self, sink: str, count: int) -> None: ...
+
     def login(self, outcome: str) -> None:
         raise AssertionError("not for the cache to say")
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from registry_proxy.ports import (
     AbsenceUnknownError,
+    AskedRight,
+    AuditEvent,
     BlobReader,
     ByteStream,
     CachedTag,
@@ -354,6 +356,21 @@ class MemoryMemberships:
         return found
 
 
+class MemoryAudit:
+    """An ``AuditLog`` that keeps what it is told."""
+
+    def __init__(self, *, records_pulls: bool = False) -> None:
+        self.events: list[AuditEvent] = []
+        self.questions: list[AskedRight] = []
+        self.records_pulls = records_pulls
+
+    def record(self, event: AuditEvent) -> None:
+        self.events.append(event)
+
+    def asked(self, right: AskedRight) -> None:
+        self.questions.append(right)
+
+
 class CountingObserver:
     """An ``Observer`` that counts what it is told, by its labels."""
 
@@ -395,6 +412,9 @@ class CountingObserver:
 
     def stale_answer(self, reason: StaleReason) -> None:
         self.counts["stale", reason.value] += 1
+
+    def audit_dropped(self, sink: str, count: int) -> None:
+        self.counts["audit dropped", sink] += count
 
     def repaired(self, upstream: str, replica: str, outcome: str) -> None:
         self.counts["repaired", upstream, replica, outcome] += 1

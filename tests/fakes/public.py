@@ -38,7 +38,7 @@ from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.spec.scope import Action, parse_scopes
 from registry_proxy.web.public import PublicApp, PublicOptions
 from registry_proxy.web.server import PublicServer, ServerLimits, run_public
-from tests.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader
+from tests.fakes.memory import CountingObserver, MemoryAudit, MemoryCache, MemoryMemberships, MemoryReader
 
 SERVICE = "registry-proxy"
 
@@ -253,6 +253,7 @@ class PublicBench:
     cache: MemoryCache = field(default_factory=MemoryCache)
     memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
     observer: CountingObserver = field(default_factory=CountingObserver)
+    audit: MemoryAudit = field(default_factory=MemoryAudit)
     push: FakePush = field(default_factory=FakePush)
     manage: FakeManage = field(default_factory=FakeManage)
     port: int = 0
@@ -288,6 +289,7 @@ class PublicBench:
             directory=cast(Directory, None),
             signer=self.signer,
             observer=self.observer,
+            audit=self.audit,
             log_request=self.logged.append,
             options=self.options,
         )

@@ -339,13 +339,20 @@ def test_garbage_is_answered_with_the_specs_errors(proxy: Proxy) -> None:
 
 
 def test_no_secret_is_logged(proxy: Proxy) -> None:
-    """Neither a password nor a token nor an upload's state appears in the log or the metrics."""
+    """Neither a password nor a token nor an upload's state appears in the log, the audit log or the metrics."""
     user = proxy.add_user("ann", "a very secret password", pull_push=["**"])
     user.push("team/app", "1", make_image(random_bytes(1000)))
     user.pull("team/app", "1")
     httpx.get(f"{proxy.url}/auth/token", auth=("ann", "another secret word"))
-    text = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics").text
-    for secret in ("a very secret password", "another secret word", "_state=", *user.tokens.values()):
+    with proxy.admin() as admin:
+        admin.put("/robots/ci", json={}).raise_for_status()
+        robot_secret = admin.post("/robots/ci/secrets", json={}).json()["secret"]
+    metrics = httpx.get(f"{proxy.admin_url}/metrics").text
+    proxy.stop()
+    audit = "".join(path.read_text() for path in (proxy.cache / "audit").iterdir())
+    assert "robots.secrets.post" in audit
+    text = proxy.log_text() + metrics + audit
+    for secret in ("a very secret password", "another secret word", robot_secret, "_state=", *user.tokens.values()):
         assert secret not in text
 
 

@@ -111,6 +111,9 @@ ROUTES = [
     ("POST", "/cache/warm"),
     ("GET", "/cache/warm/1"),
     ("POST", "/reload"),
+    ("GET", "/audit"),
+    ("POST", "/audit/verify"),
+    ("POST", "/policy/replay"),
     ("GET", "/there/is/no/such/path"),
     ("PATCH", "/users/bob"),
 ]

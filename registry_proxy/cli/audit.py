@@ -1,0 +1,133 @@
+"""`registry-proxy audit`: who did what on a node, and whether its log is what was written."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from registry_proxy.cli.client import AdminClient, admin_client
+from registry_proxy.cli.output import JsonOption, print_json, print_json_line, print_note, print_table
+
+audit_app = typer.Typer(help="The audit log of a node: who did what, by which rule, from where.", no_args_is_help=True)
+
+_COLUMNS = {
+    "time": "TIME",
+    "action": "ACTION",
+    "outcome": "OUTCOME",
+    "subject": "SUBJECT",
+    "what": "WHAT",
+    "address": "ADDRESS",
+    "rule": "RULE",
+}
+_CHAIN_COLUMNS = {
+    "process": "PROCESS",
+    "lines": "LINES",
+    "signed_at": "SIGNED",
+    "unsigned": "NOT YET SIGNED",
+    "state": "STATE",
+}
+_FOLLOW_SECONDS = 1.0
+
+_Subject = Annotated[str | None, typer.Option(help="Only what this subject did, such as user:ann.")]
+_Repository = Annotated[str | None, typer.Option(help="Only in this repository.")]
+_Action = Annotated[str | None, typer.Option(help="Only this, such as login, push, grants.post; or grants for all.")]
+_Outcome = Annotated[str | None, typer.Option(help="ok, refused, limited, denied or failed.")]
+
+
+def _filters(subject: str | None, repository: str | None, action: str | None, outcome: str | None) -> dict[str, str]:
+    given = {"subject": subject, "repository": repository, "action": action, "outcome": outcome}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _row(event: Mapping[str, Any]) -> dict[str, Any]:
+    what = str(event.get("repository", ""))
+    if event.get("tag"):
+        what += f":{event['tag']}"
+    if event.get("digest"):
+        what += f"@{event['digest'][:19]}"
+    return {**event, "time": event["time"][:19] + "Z", "what": what or event.get("detail", {}).get("path")}
+
+
+def _print(events: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        for event in events:
+            print_json_line(event)
+    else:
+        print_table(_COLUMNS, [_row(event) for event in events], empty="Nothing of that is in the audit log.")
+
+
+def _follow(admin: AdminClient, query: Mapping[str, str], after: str, *, as_json: bool) -> None:
+    while True:
+        time.sleep(_FOLLOW_SECONDS)
+        events = admin.list_all("audit", query={**query, "after": after} if after else query)
+        if events:
+            _print(events, as_json=as_json)
+            last = events[-1]
+            after = f"{last['time']}/{last['process']}/{last['seq']:012d}"
+
+
+@audit_app.command("tail")
+def tail_audit(
+    *,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    subject: _Subject = None,
+    repository: _Repository = None,
+    action: _Action = None,
+    outcome: _Outcome = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the newest events, oldest first; as JSON a line each."""
+    query = _filters(subject, repository, action, outcome)
+    with admin_client() as admin:
+        page = admin.call("GET", "audit", query={**query, "last": str(lines)}).document
+        _print(page["items"], as_json=as_json)
+        if follow:
+            _follow(admin, query, page["next"] or "", as_json=as_json)
+
+
+@audit_app.command("search")
+def search_audit(
+    *,
+    since: Annotated[str | None, typer.Option(help="From this time, such as 2030-01-31T00:00:00Z.")] = None,
+    until: Annotated[str | None, typer.Option(help="Before this time.")] = None,
+    subject: _Subject = None,
+    repository: _Repository = None,
+    action: _Action = None,
+    outcome: _Outcome = None,
+    request_id: Annotated[str | None, typer.Option(help="Only this request, as X-Request-ID named it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find events, oldest first; as JSON a line each."""
+    given = {"since": since, "until": until, "request_id": request_id}
+    query = _filters(subject, repository, action, outcome)
+    query |= {name: value for name, value in given.items() if value is not None}
+    with admin_client() as admin:
+        _print(admin.list_all("audit", query=query), as_json=as_json)
+
+
+@audit_app.command("verify")
+def verify_audit(as_json: JsonOption = False) -> None:
+    """Compare the whole log with its hashes and signatures; exit status 1 when somebody changed it."""
+    with admin_client() as admin:
+        result = admin.call("POST", "audit", "verify", patient=True).document
+    if as_json:
+        print_json(result)
+    else:
+        rows = [
+            {**chain, "lines": f"{chain['first']} to {chain['last']}", "state": _state(chain)}
+            for chain in result["processes"]
+        ]
+        print_table(_CHAIN_COLUMNS, rows, empty="The audit log is empty.")
+        for chain in result["processes"]:
+            for fault in chain["faults"]:
+                place = f"{fault['file']}:{fault['line']}" if fault["file"] else f"process {chain['process']}"
+                print_note(f"{place}: {fault['text']}")
+    if not result["intact"]:
+        print_note("The log is not what was written: keep a copy of it, and of what the other sinks have.")
+        raise typer.Exit(1)
+
+
+def _state(chain: Mapping[str, Any]) -> str:
+    return f"{len(chain['faults'])} faults" if chain["faults"] else "as written"

@@ -1,0 +1,185 @@
+"""The audit log of the admin API, and what another policy would have said to what was asked."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from registry_proxy.access.directory import Directory, GrantInput, InvalidError, grant_from
+from registry_proxy.access.grants import Policy
+from registry_proxy.spec.scope import Action
+from registry_proxy.telemetry.audit import format_moment
+from registry_proxy.telemetry.audit_chain import ChainReport
+from registry_proxy.telemetry.audit_search import AuditQuery, place_of, search, search_last
+from registry_proxy.telemetry.audit_sinks import RecordedDecision, read_decisions
+from registry_proxy.web.admin_auth import Control
+from registry_proxy.web.admin_requests import EmptyBody, ReplayBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.problems import Fault, ProblemError, pointer_to
+
+_FIELDS = ("subject", "repository", "action", "outcome", "request_id")
+_QUERY = ("since", "until", "limit", "after", "last", *_FIELDS)
+_CHUNK = 500
+
+
+class Verifier(Protocol):
+    """``telemetry.audit_signing.AuditVerifier``, which says what it raises."""
+
+    async def verify(self) -> list[ChainReport]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFiles:
+    """The audit log of this node: where it lies, what verifies it, and what hands out what was asked just now."""
+
+    directory: str
+    verifier: Verifier
+    flush: Callable[[], None]
+
+
+def _chain_document(report: ChainReport) -> dict[str, Any]:
+    return {
+        "process": report.process,
+        "first": report.first,
+        "last": report.last,
+        "signed_at": format_time(report.signed_at),
+        "unsigned": report.unsigned,
+        "faults": [{"file": fault.file, "line": fault.line, "text": fault.text} for fault in report.faults],
+    }
+
+
+def _question_document(decision: RecordedDecision, grant: str | None, reason: str) -> dict[str, Any]:
+    return {
+        "subject": decision.subject,
+        "repository": decision.repository,
+        "tag": decision.tag,
+        "action": decision.action,
+        "count": decision.count,
+        "first_at": decision.first_at,
+        "last_at": decision.last_at,
+        "grant": grant,
+        "reason": reason,
+    }
+
+
+class AuditResources:
+    """The handlers over the audit log and the recorded decisions of this node."""
+
+    def __init__(self, files: AuditFiles, directory: Directory, control: Control) -> None:
+        self._files = files
+        self._directory = directory
+        self._control = control
+        self._verifying = asyncio.Lock()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, below /admin/v1."""
+        return [
+            web.get("/audit", self.list_events),
+            web.post("/audit/verify", self.verify),
+            web.post("/policy/replay", self.replay),
+        ]
+
+    async def list_events(self, request: web.Request) -> web.Response:
+        """List events, oldest first; with ``last`` only that many of the newest."""
+        query = read_query(request, _QUERY)
+        page = read_page(query)
+        wanted = AuditQuery(
+            since=_read_time(query.get("since"), "since"),
+            until=_read_time(query.get("until"), "until"),
+            after=_read_place(page.after),
+            fields={name: query[name] for name in _FIELDS if name in query},
+        )
+        if "last" in query:
+            count = read_page({"limit": query["last"]}).limit
+            events = await asyncio.to_thread(search_last, self._files.directory, wanted, count)
+            # There are no older ones to go on with: ``next`` is where new ones will come.
+            return web.json_response({"items": events, "next": place_of(events[-1]) if events else None})
+        events = await asyncio.to_thread(search, self._files.directory, wanted, page.limit + 1)
+        more, events = len(events) > page.limit, events[: page.limit]
+        return web.json_response({"items": events, "next": place_of(events[-1]) if more else None})
+
+    async def verify(self, request: web.Request) -> web.Response:
+        """Read the whole log and compare it with its hashes and signatures."""
+        await read_body(request, EmptyBody)
+        if self._verifying.locked():
+            raise ProblemError(409, "the audit log is being verified already")
+        async with self._verifying:
+            reports = await self._files.verifier.verify()
+        intact = not any(report.faults for report in reports)
+        return web.json_response({"intact": intact, "processes": [_chain_document(report) for report in reports]})
+
+    async def replay(self, request: web.Request) -> web.Response:
+        """Ask a proposed policy what was asked lately, and tell where its answers differ from those of today."""
+        body = await read_body(request, ReplayBody)
+        faults = []
+        added = []
+        for index, given in enumerate(body.add):
+            grant = GrantInput(
+                subject=given.subject,
+                repository=given.repository,
+                actions=tuple(given.actions),
+                tags=given.tags,
+                mode=given.mode,
+                expires_at=given.expires_at,
+            )
+            try:
+                added.append(grant_from(grant, f"proposed-{index + 1}"))
+            except InvalidError as error:
+                faults += [Fault(pointer_to(["add", index, field]), text) for field, text in error.faults]
+        grants = await self._directory.list_grants()
+        unknown = set(body.remove) - {grant.id for grant in grants}
+        faults += [
+            Fault(pointer_to(["remove", index]), "there is no grant with this id")
+            for index, grant_id in enumerate(body.remove)
+            if grant_id in unknown
+        ]
+        if faults:
+            raise ProblemError(400, "some values are not valid", faults=faults)
+        self._files.flush()
+        decisions = await asyncio.to_thread(read_decisions, self._files.directory, body.limit)
+        policy = await self._control.policy()
+        kept = [] if body.replace else [grant for grant in grants if grant.id not in set(body.remove)]
+        return web.json_response(await _compare(policy, policy.with_grants([*kept, *added]), decisions))
+
+
+async def _compare(today: Policy, proposed: Policy, decisions: Sequence[RecordedDecision]) -> dict[str, Any]:
+    """Return what the proposed policy newly denies and newly allows; others are served meanwhile."""
+    denied, allowed = [], []
+    for index, each in enumerate(decisions):
+        if index % _CHUNK == _CHUNK - 1:
+            await asyncio.sleep(0)
+        question = (each.subject, each.repository, Action(each.action), each.tag)
+        (before, _), (after, _) = today.decide_request(*question), proposed.decide_request(*question)
+        if before.allowed and not after.allowed:
+            denied.append(_question_document(each, before.grant, after.reason))
+        elif after.allowed and not before.allowed:
+            allowed.append(_question_document(each, after.grant, after.reason))
+    return {
+        "decisions": len(decisions),
+        "since": min((each.first_at for each in decisions), default=None),
+        "newly_denied": denied,
+        "newly_allowed": allowed,
+        "subjects_newly_denied": sorted({question["subject"] for question in denied}),
+        "subjects_newly_allowed": sorted({question["subject"] for question in allowed}),
+    }
+
+
+def _read_time(text: str | None, name: str) -> str:
+    """Return a time as the log has it; "" for none."""
+    if text is None:
+        return ""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return format_moment(moment.timestamp())
+    expected = "expected a time with its zone (RFC 3339), such as 2030-01-31T00:00:00Z; write + as %2B"
+    raise ProblemError(400, f"{name}: {expected}")
+
+
+def _read_place(text: str) -> str:
+    if text:
+        _read_time(text.partition("/")[0], "after")
+    return text

@@ -1,0 +1,122 @@
+"""The threads of the audit log: what a sink does not take waits, is bounded, and is told."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.ports import AuditEvent
+from registry_proxy.spec.scope import Action
+from registry_proxy.telemetry import audit
+from registry_proxy.telemetry.audit import AuditTrail, ChainWriter, Retention, SinkThread, Taken
+from registry_proxy.telemetry.audit_chain import list_chains, verify_chain
+from registry_proxy.telemetry.audit_sinks import DecisionSink, StreamSink, SyslogSink, read_decisions
+from tests.disks import mounted_disk
+from tests.servers import wait_until
+
+
+class Stuck:
+    """A sink that takes nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+        self.taken: list[Taken] = []
+
+    def write(self, batch: Sequence[Taken]) -> None:
+        self.may_go.wait()
+        self.taken += batch
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound events are dropped and counted at once; how many stands in the log when the sink goes on."""
+    monkeypatch.setattr(audit, "QUEUE_MAX", 10)
+    sink, dropped = Stuck(), list[str]()
+    thread = SinkThread("file", sink, lambda name, count: dropped.extend([name] * count))
+    with thread.running():
+        for i in range(15):
+            thread.put(Taken(float(i), "", AuditEvent("login", "ok")))
+        assert dropped == ["file"] * 5
+        sink.may_go.set()
+        wait_until(lambda: any(taken.event.action == "audit.dropped" for taken in sink.taken), "what was dropped")
+    assert [taken.event.action for taken in sink.taken].count("login") == 10
+    (told,) = [taken.event for taken in sink.taken if taken.event.action == "audit.dropped"]
+    assert told.detail == {"count": 5, "sink": "file"}
+
+
+def test_a_full_disk_loses_nothing_that_fits_the_queue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the disk is full events wait; with room again they are all there, and the chain is whole."""
+    with mounted_disk(tmp_path, 4) as disk:
+        directory = disk.path / "audit"
+        thread = SinkThread(
+            "file", ChainWriter(str(directory), "n", "0", Retention(1 << 20, 1e12, 1 << 30, 1e12)), _never
+        )
+        with thread.running():
+            thread.put(Taken(1.0, "", AuditEvent("login", "ok")))
+            wait_until(lambda: thread.waiting_seconds() == 0, "the first event")
+            disk.fill()
+            for i in range(200):
+                thread.put(Taken(2.0 + i, "", AuditEvent("login", "ok", subject="user:" + "a" * 100)))
+            wait_until(lambda: "takes nothing" in caplog.text, "a write that failed")
+            (disk.path / "ballast").unlink()
+            wait_until(lambda: thread.waiting_seconds() == 0, "all events")
+        report = verify_chain(list_chains(str(directory))["0"], None)
+        assert (report.last, list(report.faults)) == (202, [])
+
+
+def _never(name: str, count: int) -> None:
+    raise AssertionError(f"{name} dropped {count}")
+
+
+def test_questions_are_counted_and_read_back(tmp_path: Path) -> None:
+    """Questions that were decided are kept by what was asked, with their number, newest first, over all processes."""
+    for process in ("0", "1"):
+        thread = SinkThread("decisions", DecisionSink(str(tmp_path), process), _never)
+        trail = AuditTrail([], thread, records_pulls=False)
+        with trail.running():
+            for _ in range(3):
+                trail.asked(("user:ann", "team/app", Action.PULL, "v1"))
+            trail.asked(("user:bob", "team/app", Action.PUSH, None))
+    found = {(each.subject, each.action, each.tag): each.count for each in read_decisions(str(tmp_path), 10)}
+    assert found == {("user:ann", "pull", "v1"): 6, ("user:bob", "push", None): 2}
+    assert len(read_decisions(str(tmp_path), 1)) == 1
+
+
+def test_standard_output_and_syslog_get_each_event_as_json(tmp_path: Path) -> None:
+    """The further sinks write the event as one line of JSON; syslog by a socket, with facility authpriv."""
+    batch = [Taken(1_800_000_000.0, "r-1", AuditEvent("push", "ok", subject="user:ann", repository="team/app"))]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening, socket.create_server(("127.0.0.1", 0)) as tcp:
+        listening.bind(str(tmp_path / "log"))
+        local, remote = (
+            SyslogSink(url, "n", "0")
+            for url in (f"unix://{tmp_path / 'log'}", f"tcp://127.0.0.1:{tcp.getsockname()[1]}")
+        )
+        local.write(batch)
+        sent = listening.recv(10_000).decode()
+        remote.write(batch)
+        connection, _ = tcp.accept()
+        with connection:
+            streamed = connection.recv(10_000).decode()
+        local.close()
+        remote.close()
+    reading, writing = os.pipe()
+    StreamSink(writing, "n", "0").write(batch)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        printed = pipe.read()
+    assert sent.startswith("<86>registry-proxy[")
+    assert streamed.endswith("}\n")
+    for text in (sent, streamed, printed):
+        event = json.loads(text[text.index("{") :])
+        assert (event["action"], event["subject"], event["request_id"]) == ("push", "user:ann", "r-1")
+    with pytest.raises(OSError, match=r".*"):
+        SyslogSink(f"unix://{tmp_path / 'nothing'}", "n", "0").write(batch)
