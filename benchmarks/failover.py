@@ -1,20 +1,28 @@
-"""What a failing registry costs a client: killed in the middle of a blob, and a black hole that never answers.
+"""What failures cost a client: a registry that is killed, is silent or slow; and how soon rights count elsewhere.
 
-Part of `make bench`. Two real registries, each behind a relay that stops at the byte where it is to be killed.
+Part of `make bench`. Two real registries, each behind a relay that delays its answers, or stops at the byte where it is
+to be killed. For the delay of revocations and grants: two nodes of the product on one real Redis.
 """
 
 import argparse
 import random
+import signal
 import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
+
 from benchmarks.load import describe_machine
-from tests.product import digest_of
-from tests.relayed import Relayed, relayed
+from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
+from tests.relayed import REPOSITORY, Relayed, push_blob, relayed
+from tests.servers import Server, docker_registry, redis_server, running
 
 MIB = 2**20
+_POLL_SECONDS = 0.005
 
 
 def p99(values: Sequence[float]) -> float:
@@ -22,9 +30,30 @@ def p99(values: Sequence[float]) -> float:
     return sorted(values)[max(0, round(len(values) * 0.99) - 1)]
 
 
+def row(name: str, values: Sequence[float]) -> str:
+    """Return a line of a table: median, p99 and worst in milliseconds."""
+    figures = (statistics.median(values), p99(values), max(values))
+    return f"| {name} | {' | '.join(f'{seconds * 1e3:.1f}' for seconds in figures)} |"
+
+
+HEADING = "| ms | median | p99 | worst |\n|---|---|---|---|"
+
+
+def timed(client: httpx.Client, method: str, path: str) -> float:
+    """Return the seconds that a request took, which has to be answered with 200."""
+    begun_at = time.perf_counter()
+    answer = client.request(method, path, headers={"Accept": OCI_MANIFEST})
+    seconds = time.perf_counter() - begun_at
+    assert answer.status_code == 200, answer.text
+    return seconds
+
+
+# ---------------------------------------------------------------- killed
+
+
 def kills(pair: Relayed, count: int, chance: random.Random) -> None:
     """Print how much later a download ends when the registry that serves it is killed."""
-    undisturbed, added, wrong = [], [], 0
+    undisturbed, wrong = [], 0
     blobs = []
     for _ in range(count):
         pair.wait_for_both()
@@ -38,12 +67,142 @@ def kills(pair: Relayed, count: int, chance: random.Random) -> None:
     added = [seconds - usual for seconds in blobs]
     print(
         f"\n### The serving registry is killed (SIGKILL) at a random byte of a cold 64 MiB blob, {count} times\n\n"
-        "| | ms |\n|---|---|\n"
-        f"| undisturbed, median | {usual * 1e3:.0f} |\n"
-        f"| undisturbed, worst, over the median | {(max(undisturbed) - usual) * 1e3:.0f} |\n"
-        f"| added by a kill, median | {statistics.median(added) * 1e3:.0f} |\n"
-        f"| added by a kill, p99 | {p99(added) * 1e3:.0f} |\n"
-        f"\nwrong bodies: {wrong}"
+        f"{HEADING}\n{row('undisturbed', undisturbed)}\n{row('added by a kill', added)}\n\nwrong bodies: {wrong}"
+    )
+
+
+# ---------------------------------------------------------------- silent and slow
+
+
+def push_image(registry: Server, tag: str, image: Image) -> None:
+    """Push an image to a registry past the proxy."""
+    for blob in image.blobs.values():
+        push_blob(registry, blob)
+    url = f"{registry.url}/v2/{REPOSITORY}/manifests/{tag}"
+    httpx.put(url, content=image.manifest, headers={"Content-Type": image.media_type}).raise_for_status()
+
+
+def add_images(pair: Relayed, prefix: str, count: int) -> list[Image]:
+    """Put images, each with a tag of its own, into both registries."""
+    images = [make_image(random_bytes(20_000), label=f"{prefix} {number}") for number in range(count)]
+    for number, image in enumerate(images):
+        for registry in pair.registries:
+            push_image(registry, f"{prefix}-{number}", image)
+    return images
+
+
+def head_tags(client: httpx.Client, prefix: str, images: Sequence[Image]) -> list[float]:
+    """Return the seconds of a HEAD of each tag, none of which is in the cache."""
+    return [timed(client, "HEAD", f"/manifests/{prefix}-{number}") for number in range(len(images))]
+
+
+def get_layers(client: httpx.Client, _prefix: str, images: Sequence[Image]) -> list[float]:
+    """Return the seconds of a GET of each layer, none of which is in the cache."""
+    layers = [list(image.blobs)[1] for image in images]
+    return [timed(client, "GET", f"/blobs/{digest}") for digest in layers]
+
+
+def black_hole(pair: Relayed, count: int) -> None:
+    """Print what a registry costs that accepts connections and never answers."""
+    print(f"\n### One of two registries stands still (SIGSTOP): {count} requests of each kind, one after the other")
+    for kind, ask in (("HEAD of a cold tag", head_tags), ("GET of a cold 20 KB layer", get_layers)):
+        pair.wait_for_both()
+        prefix = ask.__name__
+        usual_images, images = add_images(pair, f"usual-{prefix}", count), add_images(pair, prefix, count)
+        with pair.user.client(REPOSITORY) as client:
+            usual = ask(client, f"usual-{prefix}", usual_images)
+            pair.registries[0].send_signal(signal.SIGSTOP)
+            times = ask(client, prefix, images)
+            pair.registries[0].send_signal(signal.SIGCONT)
+        waits = [seconds for seconds in times if seconds > 1]
+        rest = [seconds for seconds in times if seconds <= 1]
+        passed = pair.proxy.metric("registry_proxy_upstream_requests_total", outcome="timeout")
+        print(
+            f"\n{kind}; waited more than 1 s: {', '.join(f'{s * 1e3:.0f} ms' for s in waits) or 'never'}; "
+            f"deadlines that passed until now: {passed:g}\n\n{HEADING}\n{row('undisturbed', usual)}\n"
+            f"{row('beside the black hole, the others', rest)}"
+        )
+
+
+def slow_replica(pair: Relayed, count: int, delay_seconds: float) -> None:
+    """Print what a registry costs that answers late."""
+    pair.wait_for_both()
+    usual_images, images = add_images(pair, "quick", count), add_images(pair, "slow", count)
+    with pair.user.client(REPOSITORY) as client:
+        usual = head_tags(client, "quick", usual_images)
+        before = pair.proxy.metric("registry_proxy_upstream_requests_total", method="HEAD")
+        pair.relays[0].delay_seconds = delay_seconds
+        heads = head_tags(client, "slow", images)
+        asked = pair.proxy.metric("registry_proxy_upstream_requests_total", method="HEAD") - before
+        manifests = [timed(client, "GET", f"/manifests/{image.digest}") for image in images]
+        pair.relays[0].delay_seconds = 0
+    print(
+        f"\n### One of two registries answers {delay_seconds * 1e3:.0f} ms late: {count} cold requests of each kind\n\n"
+        f"{HEADING}\n{row('HEAD of a tag, undisturbed', usual)}\n{row('HEAD of a tag', heads)}\n"
+        f"{row('GET of a manifest', manifests)}\n\nanswered HEADs for {count} requests: {asked:g}"
+    )
+
+
+# ---------------------------------------------------------------- rights on two nodes
+
+
+@contextmanager
+def two_nodes(root: Path) -> Iterator[list[Proxy]]:
+    """Start two nodes on one Redis before one registry."""
+    with ExitStack() as stack:
+        registry = stack.enter_context(running(docker_registry(root / "registry")))
+        store = stack.enter_context(running(redis_server(root / "redis")))
+        extra = {"store": f"redis://127.0.0.1:{store.port}/0"}
+        nodes = [proxy_server(root / name, [registry], extra) for name in ("one", "two")]
+        for node in nodes:
+            stack.enter_context(running(node))
+        yield nodes
+
+
+def seconds_until(client: httpx.Client, path: str, statuses: set[int]) -> float:
+    """Return the seconds until a node answers so."""
+    begun_at = time.perf_counter()
+    while client.get(path).status_code not in statuses:
+        time.sleep(_POLL_SECONDS)
+    return time.perf_counter() - begun_at
+
+
+def rights(root: Path, trials: int) -> None:
+    """Print how long after it was acknowledged by one node a change of rights counts on both."""
+    delays: dict[str, list[float]] = {}
+    with two_nodes(root) as nodes, nodes[0].admin() as admin:
+        user = nodes[0].add_user("ann", pull_push=[REPOSITORY])
+        image = make_image(random_bytes(1000))
+        user.push(REPOSITORY, "1", image)
+        path = f"/manifests/{image.digest}"
+        users = [User(node, user.name, user.password) for node in nodes]
+        for _ in range(trials):
+            for one in users:
+                one.tokens.clear()
+            with ExitStack() as stack:
+                clients = [stack.enter_context(one.client(REPOSITORY)) for one in users]
+                for client in clients:
+                    seconds_until(client, path, {200})
+                admin.post("/revocations", json={"subject": "user:ann"}).raise_for_status()
+                for name, client in zip(("this node", "the other node"), clients, strict=True):
+                    delays.setdefault(f"revocation, {name}", []).append(seconds_until(client, path, {401}))
+        subject = {"subject": "user:ann", "repository": REPOSITORY, "actions": ["pull", "push"]}
+        for one in users:
+            one.tokens.clear()
+        with ExitStack() as stack:
+            clients = [stack.enter_context(one.client(REPOSITORY)) for one in users]
+            for _ in range(trials):
+                (grant,) = [g["id"] for g in admin.get("/grants").json()["items"] if g["subject"] == "user:ann"]
+                admin.delete(f"/grants/{grant}").raise_for_status()
+                for name, client in zip(("this node", "the other node"), clients, strict=True):
+                    delays.setdefault(f"grant removed, {name}", []).append(seconds_until(client, path, {401}))
+                admin.post("/grants", json=subject).raise_for_status()
+                for name, client in zip(("this node", "the other node"), clients, strict=True):
+                    delays.setdefault(f"grant added, {name}", []).append(seconds_until(client, path, {200}))
+    rows = "\n".join(row(name, values) for name, values in delays.items())
+    print(
+        f"\n### Two nodes on one Redis: from the answer to a change of rights until it counts, {trials} trials\n\n"
+        f"{HEADING}\n{rows}"
     )
 
 
@@ -51,11 +210,21 @@ def main() -> None:
     """Measure and print; the exit status is 0 whatever the figures are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="downloads that are disturbed (default 20)")
+    parser.add_argument("--requests", type=int, default=100, help="beside a silent or slow registry (default 100)")
+    parser.add_argument("--delay", type=float, default=0.3, help="seconds by which the slow one is late (default 0.3)")
+    parser.add_argument("--trials", type=int, default=100, help="of each change of rights (default 100)")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the offsets")
     options = parser.parse_args()
     print(f"{describe_machine()}; seed {options.seed}; the client on the same cores")
     with tempfile.TemporaryDirectory(prefix="bench-") as root, relayed(Path(root)) as pair:
-        kills(pair, options.kills, random.Random(options.seed))
+        if options.kills:
+            kills(pair, options.kills, random.Random(options.seed))
+        if options.requests:
+            black_hole(pair, options.requests)
+            slow_replica(pair, options.requests, options.delay)
+    with tempfile.TemporaryDirectory(prefix="bench-") as root:
+        if options.trials:
+            rights(Path(root), options.trials)
 
 
 if __name__ == "__main__":

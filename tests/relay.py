@@ -16,7 +16,7 @@ class Relay:
     Args:
         target_port: where to.
         bytes_per_second: of all answers together; 0 for no limit.
-        delay_seconds: before each piece of a request goes on: the round trip of a distant server.
+        delay_seconds: before each piece of a request goes on: the round trip of a distant server; may be changed.
         pause_after: a connection that passed so many bytes of answers passes none until ``resume``; 0 for never.
     """
 
@@ -28,7 +28,7 @@ class Relay:
         self._armed = 0
         self._target_port = target_port
         self._bytes_per_second = bytes_per_second
-        self._delay_seconds = delay_seconds
+        self.delay_seconds = delay_seconds
         self._pause_after = pause_after
         self._next_at = 0.0
         self._loop = asyncio.new_event_loop()
@@ -118,7 +118,7 @@ class Relay:
                     passed_bytes += len(chunk)
                     await self._hold(len(chunk), passed_bytes)
                 else:
-                    await asyncio.sleep(self._delay_seconds)
+                    await asyncio.sleep(self.delay_seconds)
                 target.write(chunk)
                 await target.drain()
 

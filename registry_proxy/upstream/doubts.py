@@ -9,6 +9,9 @@ DOUBT_SECONDS = 60.0
 LIE_SECONDS = 600.0
 """How long a replica is not asked at all for a content that it falsified."""
 
+SLOW_SECONDS = 10.0
+"""How long a replica that another one overtook is asked last for anything."""
+
 _ENTRIES_MAX = 1000
 
 
@@ -23,7 +26,7 @@ class Doubts:
         self._clock = clock
         self._cuts: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._lies: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._last_lie: dict[str, float] = {}
+        self._asked_last: dict[str, float] = {}
 
     def cut(self, replica: str, key: str) -> None:
         """Note that it broke off, or that what it sent was a part of what turned out wrong."""
@@ -33,17 +36,24 @@ class Doubts:
         """Note that what it sent, all of it, is not what was asked for."""
         now = self._clock()
         _note(self._lies, (replica, key), now + LIE_SECONDS)
-        self._last_lie[replica] = now + DOUBT_SECONDS
+        self._ask_last(replica, now + DOUBT_SECONDS)
+
+    def slow(self, replica: str) -> None:
+        """Note that it had not answered when another one, asked later, had."""
+        self._ask_last(replica, self._clock() + SLOW_SECONDS)
 
     def is_doubted(self, replica: str, key: str) -> bool:
         """Tell whether to ask it last."""
         now = self._clock()
-        return self._cuts.get((replica, key), now) > now or self._last_lie.get(replica, now) > now
+        return self._cuts.get((replica, key), now) > now or self._asked_last.get(replica, now) > now
 
     def has_lied(self, replica: str, key: str) -> bool:
         """Tell whether not to ask it."""
         now = self._clock()
         return self._lies.get((replica, key), now) > now
+
+    def _ask_last(self, replica: str, until: float) -> None:
+        self._asked_last[replica] = max(until, self._asked_last.get(replica, until))
 
 
 def _note(entries: OrderedDict[tuple[str, str], float], key: tuple[str, str], until: float) -> None:

@@ -21,6 +21,7 @@ from registry_proxy.ports import (
 from registry_proxy.spec.descriptor import Descriptor, Manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag
+from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import Doubts
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, WrongBytesError
@@ -28,6 +29,7 @@ from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
 
 _T = TypeVar("_T")
+_Ask = Callable[[HttpReplicaClient], Awaitable[_T]]
 _RETRY_PAUSE_SECONDS = 0.5
 """How soon a patient reader looks again when no replica changed its state: marks are cleared without a word."""
 
@@ -123,15 +125,15 @@ class FailoverReader:
 
     async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
         question = _Question(self._routed(repository), ErrorCode.MANIFEST_UNKNOWN, tag=tag)
-        return await self._ask(question, lambda client: client.resolve_tag(repository, tag))
+        return await self._ask_hedged(question, lambda client: client.resolve_tag(repository, tag))
 
     async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
         question = _Question(self._routed(repository), ErrorCode.MANIFEST_UNKNOWN, digest=digest)
-        return await self._ask(question, lambda client: client.fetch_manifest(repository, digest))
+        return await self._ask_hedged(question, lambda client: client.fetch_manifest(repository, digest))
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         question = _Question(self._routed(repository), ErrorCode.BLOB_UNKNOWN, digest=digest)
-        return await self._ask(question, lambda client: client.stat_blob(repository, digest))
+        return await self._ask_hedged(question, lambda client: client.stat_blob(repository, digest))
 
     @asynccontextmanager
     async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> AsyncIterator[ByteStream]:
@@ -194,30 +196,86 @@ class FailoverReader:
     def _routed(self, repository: Repository) -> RoutedRepository:
         return RoutedRepository(self._replicas.upstream, repository)
 
-    async def _ask(self, question: _Question, ask: Callable[[HttpReplicaClient], Awaitable[_T]]) -> _T:
-        async def attempt() -> _T:
-            # A tag means what was last acknowledged by whatever node. A digest means the same for ever.
-            marks = await self._marks.marks(of_all_nodes=question.digest is None)
-            return await self._ask_in_order(self._round(question, marks), ask, marks)
+    async def _ask(self, question: _Question, ask: _Ask[_T]) -> _T:
+        return await self._patiently(lambda: self._attempt(question, ask, self._ask_in_order))
 
-        return await self._patiently(attempt)
+    async def _ask_hedged(self, question: _Question, ask: _Ask[_T]) -> _T:
+        """Do as ``_ask``; where an answer takes unusually long, the next replica is asked as well."""
+        return await self._patiently(lambda: self._attempt(question, ask, self._ask_overlapping))
 
-    async def _ask_in_order(self, turn: _Round, ask: Callable[[HttpReplicaClient], Awaitable[_T]], marks: Marks) -> _T:
+    async def _attempt(
+        self, question: _Question, ask: _Ask[_T], ask_some: Callable[[_Round, _Ask[_T], Marks], Awaitable[_T | None]]
+    ) -> _T:
+        # A tag means what was last acknowledged by whatever node. A digest means the same for ever.
+        marks = await self._marks.marks(of_all_nodes=question.digest is None)
+        turn = self._round(question, marks)
+        answer = await ask_some(turn, ask, marks)
+        if answer is None:
+            raise await self._final_verdict(turn)
+        return answer
+
+    async def _ask_in_order(self, turn: _Round, ask: _Ask[_T], marks: Marks) -> _T | None:
         for name in order_for_read(turn.standings, turn.question.key):
-            try:
-                answer = await ask(self._replicas.client(name))
-            except (RegistryError, UpstreamUnavailableError) as error:
-                self._note(turn, name, error)
-                if turn.absent and self._replicas.storage is StorageKind.SHARED:
+            if (answer := await self._ask_one(turn, name, ask, marks)) is not None:
+                return answer
+            if self._is_settled(turn):
+                break
+        return None
+
+    async def _ask_overlapping(self, turn: _Round, ask: _Ask[_T], marks: Marks) -> _T | None:
+        """Ask in order, and the next one already when an answer takes longer than usual; the first answer wins.
+
+        Whoever lost to one that was asked later is asked last for a while, and probed.
+        """
+        names, hedging = order_for_read(turn.standings, turn.question.key), self._replicas.hedging
+        running: dict[asyncio.Task[_T | None], str] = {}
+        patience: float | None = hedging.begin()
+        try:
+            for name in names:
+                latest = spawn(self._ask_timed(turn, name, ask, marks), f"ask {name}")
+                running[latest] = name
+                answer = await _first_answer(running, None if name == names[-1] else patience)
+                if running and answer is None and not hedging.take():
+                    answer = await _first_answer(running, None)
+                if answer is not None:
+                    for task, slow in running.items():
+                        if task is not latest:
+                            self._replicas.report_slow(slow)
+                    return answer
+                if self._is_settled(turn):
                     break
-                continue
-            self._replicas.report_success(name)
-            if isinstance(answer, Descriptor) and marks.has_tombstone(name, turn.question.routed, answer.digest):
-                # A tag on a manifest that was deleted through us: it went with it.
-                turn.absent[name] = self._not_found(turn.question)
-                continue
-            return answer
-        raise await self._final_verdict(turn)
+                if running:  # two at a time are enough
+                    patience = None
+            return None
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _ask_timed(self, turn: _Round, name: str, ask: _Ask[_T], marks: Marks) -> _T | None:
+        began = time.monotonic()
+        answer = await self._ask_one(turn, name, ask, marks)
+        if answer is not None or name in turn.absent:
+            self._replicas.hedging.answered(name, time.monotonic() - began)
+        return answer
+
+    async def _ask_one(self, turn: _Round, name: str, ask: _Ask[_T], marks: Marks) -> _T | None:
+        """Return what a replica answers; None when it has none, which is noted in ``turn``."""
+        try:
+            answer = await ask(self._replicas.client(name))
+        except (RegistryError, UpstreamUnavailableError) as error:
+            self._note(turn, name, error)
+            return None
+        self._replicas.report_success(name)
+        if isinstance(answer, Descriptor) and marks.has_tombstone(name, turn.question.routed, answer.digest):
+            # A tag on a manifest that was deleted through us: it went with it.
+            turn.absent[name] = self._not_found(turn.question)
+            return None
+        return answer
+
+    def _is_settled(self, turn: _Round) -> bool:
+        """Tell whether nobody else has to be asked: over shared storage one 404 is the truth."""
+        return bool(turn.absent) and self._replicas.storage is StorageKind.SHARED
 
     async def _ask_all(self, turn: _Round, ask: Callable[[HttpReplicaClient], Awaitable[_T]]) -> Mapping[str, _T]:
         """Ask every replica at once; return what those that answered said, at least one."""
@@ -338,3 +396,19 @@ class FailoverReader:
     @staticmethod
     def _not_found(question: _Question) -> RegistryError:
         return RegistryError(question.unknown, "no such content in the upstream registry", detail=question.detail)
+
+
+async def _first_answer(running: "dict[asyncio.Task[_T | None], str]", timeout: float | None) -> _T | None:
+    """Return the first answer of some tasks; None when none of them has one, or the time is over.
+
+    Tasks without an answer are removed.
+    """
+    while running:
+        done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return None
+        for task in done:
+            del running[task]
+            if (answer := task.result()) is not None:
+                return answer
+    return None

@@ -21,6 +21,7 @@ from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
+from registry_proxy.upstream.hedging import Hedging
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 
 PROBE_SECONDS = 10.0
@@ -90,6 +91,7 @@ class UpstreamReplicas:
         self._observer = observer
         self._clock = clock
         self.doubts = Doubts(clock)
+        self.hedging = Hedging()
         self._members: dict[str, _Member] = {}
         self._sessions: Sessions | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -175,6 +177,11 @@ class UpstreamReplicas:
             key,
             LIE_SECONDS,
         )
+
+    def report_slow(self, replica: str) -> None:
+        """Ask it last for a while, and look at once whether it is there at all."""
+        self.doubts.slow(replica)
+        self._members[replica].suspicion.set()
 
     def report_success(self, replica: str) -> None:
         """Tell health that a request was answered, with a 404 maybe."""

@@ -18,6 +18,7 @@ from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Tag, digest_of
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.failover import FailoverReader
+from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, order_for_read
 from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
@@ -63,6 +64,13 @@ async def pair() -> AsyncIterator[Pair]:
     """Start two registries."""
     async with FakeRegistry() as a, FakeRegistry() as b:
         yield Pair(a, b)
+
+
+def assert_nothing_is_asked(replicas: UpstreamReplicas) -> None:
+    """Fail where a connection was not given back."""
+    assert replicas._sessions is not None
+    assert replicas._sessions.data.connector is not None
+    assert not replicas._sessions.data.connector._acquired
 
 
 async def stop(registry: FakeRegistry) -> None:
@@ -423,7 +431,73 @@ async def test_a_cancelled_read_leaves_nothing_open(pair: Pair) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        sessions = replicas._sessions
-        assert sessions is not None
-        assert sessions.data.connector is not None
-        assert not sessions.data.connector._acquired
+        assert_nothing_is_asked(replicas)
+
+
+# ---------------------------------------------------------------- slow replicas
+
+UNHURRIED = Timeouts(connect=600, first_byte=600, stall=600, probe=600, commit=600)
+
+
+async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
+    """What a replica sits on, HEAD or manifest, the other one answers; the slow one is let go, and asked last then."""
+    blob, manifest = pair.add_blob(CONTENT), digest_of(b"{}")
+    for registry in (pair.a, pair.b):
+        registry.add_manifest(REPOSITORY, b"{}", "1")
+    asks: list[Callable[[FailoverReader], Awaitable[object]]] = [
+        lambda reader: reader.stat_blob(REPOSITORY, blob),
+        lambda reader: reader.fetch_manifest(REPOSITORY, manifest),
+        lambda reader: reader.resolve_tag(REPOSITORY, TAG),
+    ]
+    keys = (blob, manifest, f"main/{REPOSITORY}:1")
+    for ask, key in zip(asks, keys, strict=True):
+        first = pair.first_for(key)
+        first.faults = [Fault("/(blobs|manifests)/", stall=True)]
+        told = ToldMarks()
+        async with open_replicas(pair.urls, marks=told, timeouts=UNHURRIED) as replicas, asyncio.timeout(60):
+            reader = FailoverReader(replicas, told, 0)
+            before = len(first.requests)
+            for _ in range(3):
+                await ask(reader)
+            assert len([one for one in first.requests[before:] if one.target != "/v2/"]) == 1
+            assert_nothing_is_asked(replicas)
+            assert replicas.health()[pair.name_of(first)].is_up
+        first.faults = []
+
+
+async def test_only_one_that_may_answer_is_waited_for(pair: Pair) -> None:
+    """A tag that the other replica has in an older state is not asked of it, however long the answer takes."""
+    for registry in (pair.a, pair.b):
+        registry.add_manifest(REPOSITORY, b"{}", "1")
+    pair.a.faults = [Fault("manifests", delay_seconds=1)]
+    async with open_reader(pair.urls, marks=ToldMarks(tags={("b", TAG)})) as reader:
+        assert (await reader.resolve_tag(REPOSITORY, TAG)).digest == digest_of(b"{}")
+    assert pair.asked("HEAD", f"/v2/{REPOSITORY}/manifests/1") == [1, 0]
+
+
+async def test_a_404_does_not_overtake(pair: Pair) -> None:
+    """That the other one lacks it is no answer while the slow one may have it; both are needed for a 404."""
+    digest = digest_of(CONTENT)
+    slow = pair.first_for(digest)
+    slow.faults = [Fault("blobs", delay_seconds=1)]
+    async with open_reader(pair.urls) as reader:
+        with pytest.raises(RegistryError) as absent:
+            await reader.stat_blob(REPOSITORY, digest)
+        assert absent.value.code is ErrorCode.BLOB_UNKNOWN
+        slow.add_blob(REPOSITORY, CONTENT)
+        assert (await reader.stat_blob(REPOSITORY, digest)).digest == digest
+
+
+async def test_who_leaves_cancels_both(pair: Pair) -> None:
+    """A caller that goes away while two replicas are asked leaves no request behind."""
+    digest = pair.add_blob(CONTENT)
+    for registry in (pair.a, pair.b):
+        registry.faults = [Fault("blobs", stall=True)]
+    told = ToldMarks()
+    async with open_replicas(pair.urls, marks=told, timeouts=UNHURRIED) as replicas, asyncio.timeout(60):
+        question = spawn(FailoverReader(replicas, told, 0).stat_blob(REPOSITORY, digest), "question")
+        for registry in (pair.a, pair.b):
+            await registry.wait_for("HEAD", f"/v2/{REPOSITORY}/blobs/{digest}")
+        question.cancel()
+        await asyncio.wait([question])
+        assert_nothing_is_asked(replicas)
