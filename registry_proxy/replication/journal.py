@@ -164,11 +164,15 @@ class JournalMarks:
 
 @dataclass(frozen=True, slots=True)
 class OpenWrite:
-    """A write whose intents are stored and which waits for ``conclude`` or ``withdraw``."""
+    """A write whose intents are stored and which waits for ``conclude`` or ``withdraw``.
+
+    ``tags`` are the records of tags that it made.
+    """
 
     intents: Mapping[IntentKey, Intent]
     previous: Sequence[tuple[Table, str, Record | None]]
     revision: int
+    tags: Sequence[Change] = ()
 
     @property
     def was_open(self) -> bool:
@@ -362,21 +366,30 @@ class Journal:
             replace(change, expect=0 if record is None else record.revision)
             for change, (_, _, record) in zip([*stored, *changes], previous, strict=True)
         ]
-        return OpenWrite(intents, previous, await self._store.commit(expecting) if expecting else 0)
+        revision = await self._store.commit(expecting) if expecting else 0
+        tags = [replace(change, expect=revision) for change in changes if change.table is Table.TAGS]
+        return OpenWrite(intents, previous, revision, tags)
 
-    async def conclude(self, write: OpenWrite, confirmed: Collection[str]) -> None:
-        """Take the replicas that confirmed it out of its intents; with the last one the intent goes."""
-        if not write.intents:
-            return
+    async def conclude(self, write: OpenWrite, confirmed: Collection[str]) -> int:
+        """Take the replicas that confirmed it out of its intents; with the last one the intent goes.
+
+        The records of its tags are written once more: whoever asked a replica while the write was under way may have
+        heard what the tag was before, and remembers that with the earlier revision. Returns the new one.
+        """
         concluded = [
             _without(key, replace(intent, behind=(), writing_until=0), confirmed, expect=write.revision)
             for key, intent in write.intents.items()
         ]
+        if not concluded and not write.tags:
+            return write.revision
         try:
-            await self._store.commit(concluded)
+            return await self._store.commit([*concluded, *write.tags])
         except ConflictError:  # somebody confirmed one of the keys, or a newer write has taken it over
             for key, intent in write.intents.items():
                 await self._conclude_changed(key, intent.digest, confirmed)
+        with contextlib.suppress(ConflictError):  # a newer write has the last word
+            return await self._store.commit(write.tags)
+        return write.revision
 
     async def _conclude_changed(self, key: IntentKey, digest: Digest | None, confirmed: Collection[str]) -> None:
         while True:

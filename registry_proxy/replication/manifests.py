@@ -140,17 +140,17 @@ class ManifestReplication:
             # The client's retry asks again and uploads it, where our memory would answer that it is there.
             self._memberships.forget(routed, ContentKind.BLOB, digest)
             self._memberships.forget(routed, ContentKind.MANIFEST, digest)
-        await self._finish(write, outcome)
+        revision = await self._finish(write, outcome)
         missing = require_quorum(replica_set, outcome)
         if not missing and write.was_open:
             await self._uploads.release(manifest.descriptor.digest)
-        return WrittenManifest(write.revision, missing)
+        return WrittenManifest(revision, missing)
 
-    async def _finish(self, write: OpenWrite, outcome: Outcome) -> None:
+    async def _finish(self, write: OpenWrite, outcome: Outcome) -> int:
         if outcome.is_refused:
             await self._journal.withdraw(write)
-        else:
-            await self._journal.conclude(write, outcome.confirmed)
+            return write.revision
+        return await self._journal.conclude(write, outcome.confirmed)
 
     async def _begin(
         self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor

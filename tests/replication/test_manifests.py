@@ -96,6 +96,28 @@ async def test_the_intent_is_stored_before_a_replica_is_touched(setting: Bench) 
     assert await setting.under_test.intents() == {}
 
 
+async def test_a_tag_has_another_revision_when_its_push_is_acknowledged(setting: Bench) -> None:
+    """What a replica said of a tag during a push is not taken for what it is afterwards, by the revision of its record.
+
+    Another node that asks while the push is under way may be told of before it.
+    """
+    app, store, key = await upload(setting, image(b"layer")), setting.under_test.store, f"{ROUTED}|latest"
+    setting.a.gates["put_manifest"] = setting.b.gates["put_manifest"] = gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        put = group.create_task(setting.under_test.put(LATEST, app.manifest, app.media_type))
+        await until(lambda: setting.a.count("put_manifest") == 1)
+        during = await store.get(Table.TAGS, key)
+        gate.set()
+    assert put.result().digest == app.digest
+    after = await store.get(Table.TAGS, key)
+    assert during is not None
+    assert after is not None
+    assert after.revision > during.revision
+    found = setting.memberships.find_tag(ROUTED, LATEST)
+    assert found is not None
+    assert found.recorded == after.revision, "this node knows what it is now"
+
+
 async def test_a_replica_that_is_down_is_marked_and_a_later_push_clears_it(setting: Bench) -> None:
     """What it misses is on record before the answer; the same image pushed again when it is back leaves no mark."""
     setting.replicas.down.add("b")
