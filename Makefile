@@ -41,6 +41,7 @@ bench: ## measure beside nginx and docker-registry
 	.venv/bin/python -m benchmarks.herd
 	.venv/bin/python -m benchmarks.failover
 	.venv/bin/python -m benchmarks.distant
+	.venv/bin/python -m benchmarks.decide
 	.venv/bin/python -m benchmarks.repair
 
 .PHONY: soak

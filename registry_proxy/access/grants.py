@@ -27,6 +27,7 @@ from registry_proxy.spec.patterns import (
 from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
 
 _REMEMBERED_DECISIONS = 50_000
+_REMEMBERED_SUBJECTS = 10_000
 _SATISFIED_BY = {action: frozenset({action}) for action in Action} | {
     Action.CREATE: frozenset({Action.CREATE, Action.PUSH})
 }
@@ -103,6 +104,8 @@ class Policy:
             index.setdefault(literal_prefix(grant.repository), []).append(_compile(grant))
         # (subject, repository, action, tag) -> the decision, and until when it holds
         self._decided: dict[tuple[str, str, Action, str | None], tuple[Decision, float | None]] = {}
+        # (subject, action) -> all grants of the action that the subject has part in, by literal beginning
+        self._held: dict[tuple[str, Action], dict[str, list[_Compiled]]] = {}
 
     def with_grants(self, grants: Iterable[Grant]) -> "Policy":
         """Return the same policy with these grants instead of its own."""
@@ -218,9 +221,9 @@ class Policy:
         trial: Grant | None = None
         robot = self._robots.get(subject)
         until = None if robot is None else robot.expires_at
-        for compiled in self._candidates(subject, repository):
+        for compiled in self._candidates(subject, repository, action):
             grant = compiled.grant
-            if not grant.actions & _SATISFIED_BY[action] or not compiled.matches(subject, repository, tag):
+            if not compiled.matches(subject, repository, tag):
                 continue
             if needs_all_tags and compiled.tags is not None:
                 continue
@@ -252,16 +255,29 @@ class Policy:
             return None
         return f"there is no {parsed}" if parsed.name else "this is not a subject"
 
-    def _candidates(self, subject: str, repository: str) -> Iterable[_Compiled]:
-        """Yield the grants of the subject, its groups and everyone whose literal beginning is that of the name."""
-        prefixes = [""]
-        prefixes += [repository[: match.start()] for match in re.finditer("/", repository)]
-        prefixes.append(repository)
+    def _candidates(self, subject: str, repository: str, action: Action) -> Iterable[_Compiled]:
+        """Yield the grants of the action to the subject, its groups and everyone that begin as the name does."""
+        held = self._held.get((subject, action))
+        if held is None:
+            held = self._hold(subject, action)
+        yield from held.get("", ())
+        end = repository.find("/")
+        while end != -1:
+            yield from held.get(repository[:end], ())
+            end = repository.find("/", end + 1)
+        yield from held.get(repository, ())
+
+    def _hold(self, subject: str, action: Action) -> dict[str, list[_Compiled]]:
+        held: dict[str, list[_Compiled]] = {}
         for holder in dict.fromkeys((subject, *self._memberships.get(subject, ()), ANONYMOUS)):
-            index = self._grants.get(holder)
-            if index is not None:
-                for prefix in prefixes:
-                    yield from index.get(prefix, ())
+            for prefix, grants in self._grants.get(holder, {}).items():
+                fitting = [compiled for compiled in grants if compiled.grant.actions & _SATISFIED_BY[action]]
+                if fitting:
+                    held.setdefault(prefix, []).extend(fitting)
+        if len(self._held) >= _REMEMBERED_SUBJECTS:
+            self._held.clear()  # names come from callers: memory must stay bounded
+        self._held[subject, action] = held
+        return held
 
 
 def _compile(grant: Grant) -> _Compiled:
