@@ -103,14 +103,16 @@ class ReplicaStream:
         self._next: dict[str, str] = {}
         self._tasks = [
             spawn(self._send(lane), f"upload to {lane[0].name}")
-            for lane in _lanes_with(file, session, lanes_of(replica_set, session.session_id, session.locations))
+            for lane in _lanes_with(
+                replica_set, file, session, lanes_of(replica_set, session.session_id, session.locations)
+            )
             if session.offset == 0 or replica_set.storage is StorageKind.SHARED or lane[0].name in session.locations
         ]
 
     async def _send(self, lane: Lane) -> bool:
         for client in lane:
             try:
-                await self._send_to(client)
+                await self._send_to(client, takes_over=client is lane[0])
             except UpstreamUnavailableError as error:
                 self._replica_set.report_failure(client.name, error)
                 _log.warning("replica %s left an upload: %s", client.name, error)
@@ -120,8 +122,11 @@ class ReplicaStream:
                 return True
         return False
 
-    async def _send_to(self, client: ReplicaClient) -> None:
+    async def _send_to(self, client: ReplicaClient, *, takes_over: bool) -> None:
+        """Send to one replica; ``takes_over`` tells that nobody has written to the session in this request."""
         location = self._session.locations.get(client.name)
+        if takes_over:
+            location = _session_at(self._replica_set, client.name, self._session.locations)
         offset = 0 if location is None else self._session.offset
         if not await self._file.wait_beyond(offset):
             if location is not None:
@@ -143,10 +148,24 @@ class ReplicaStream:
         await cancel_sessions(self._replica_set, {**self._locations, **self._next})
 
 
-def _lanes_with(file: SpoolFile, session: UploadSession, lanes: Sequence[Lane]) -> Sequence[Lane]:
+def _session_at(replica_set: ReplicaSet, replica: str, locations: Mapping[str, str]) -> str | None:
+    """Return where an upload goes on at a replica, None where it has to be begun.
+
+    Over shared storage any replica goes on with the session of another one, if they have the same ``http.secret``.
+    """
+    if replica in locations or replica_set.storage is StorageKind.INDEPENDENT:
+        return locations.get(replica)
+    return next(iter(locations.values()), None)
+
+
+def _lanes_with(
+    replica_set: ReplicaSet, file: SpoolFile, session: UploadSession, lanes: Sequence[Lane]
+) -> Sequence[Lane]:
     """Leave out the replicas that lack what the file lacks: nobody can send it to them."""
     if not file.start_offset:
         return lanes
+    if replica_set.storage is StorageKind.SHARED:
+        return [lane[:1] for lane in lanes]
     able = [[client for client in lane if client.name in session.locations] for lane in lanes]
     return [lane for lane in able if lane]
 
@@ -207,7 +226,7 @@ class UploadReplication:
         """
 
         async def commit_at(client: ReplicaClient) -> None:
-            location = locations.get(client.name)
+            location = _session_at(replica_set, client.name, locations)
             if location is not None:
                 try:
                     await client.commit_upload(location, descriptor.digest)
@@ -235,10 +254,10 @@ class UploadReplication:
         """
         digest, replica_set = descriptor.digest, self._replica_sets[routed.upstream]
         lanes = lanes_of(replica_set, str(digest), locations)
-        able = [[client for client in lane if client.name in locations] for lane in lanes]
+        able = [[client for client in lane if _session_at(replica_set, client.name, locations)] for lane in lanes]
 
         async def commit_at(client: ReplicaClient) -> None:
-            await client.commit_upload(locations[client.name], digest)
+            await client.commit_upload(_session_at(replica_set, client.name, locations) or "", digest)
 
         outcome = await fan_out(replica_set, [lane for lane in able if lane], commit_at)
         holders = [client for client in replica_set.replicas if client.name in outcome.confirmed]
