@@ -339,7 +339,7 @@ class AuditTrail:
         self._sinks = tuple(sinks)
         self._decisions = decisions
         self._records_pulls = records_pulls
-        self._asked: dict[AskedRight, int] = {}
+        self._asked: dict[AskedRight, list[int]] = {}  # the count, where one look-up finds it
 
     @property
     def records_pulls(self) -> bool:
@@ -354,17 +354,16 @@ class AuditTrail:
 
     def asked(self, right: AskedRight) -> None:
         """Count a question that was decided; beyond a bound of different ones, others wait for the next interval."""
-        asked = self._asked
-        count = asked.get(right)
-        if count is not None:
-            asked[right] = count + 1
-        elif len(asked) < _ASKED_MAX:
-            asked[right] = 1
+        counted = self._asked.get(right)
+        if counted is not None:
+            counted[0] += 1
+        elif len(self._asked) < _ASKED_MAX:
+            self._asked[right] = [1]
 
     def flush_asked(self) -> None:
         """Hand the questions of this interval on."""
         asked, self._asked = self._asked, {}
-        for (subject, repository, action, tag), count in asked.items():
+        for (subject, repository, action, tag), (count,) in asked.items():
             detail: Mapping[str, Any] = {"count": count}
             event = AuditEvent(str(action), "", subject=subject, repository=repository, tag=tag or "", detail=detail)
             self._decisions.put(Taken(time.time(), "", event))

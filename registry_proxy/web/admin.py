@@ -11,6 +11,7 @@ from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.ports import AuditLog, ReloadOutcome, RoutedRepository
 from registry_proxy.proxy.warm import Warmer
 from registry_proxy.spec.reference import Digest, Repository
+from registry_proxy.tasks import request_id
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_audit import AuditFiles, AuditResources
 from registry_proxy.web.admin_auth import AdminGuard, Control
@@ -87,7 +88,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
     app = web.Application(
         middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES
     )
-    app.on_response_prepare.append(_say_nothing_of_the_server)
+    app.on_response_prepare.append(_name_the_request)
     access = AccessResources(services.directory, services.control)
     node = NodeResources(
         cache=services.cache,
@@ -106,5 +107,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
     return app
 
 
-async def _say_nothing_of_the_server(_: web.Request, response: web.StreamResponse) -> None:
+async def _name_the_request(_: web.Request, response: web.StreamResponse) -> None:
+    """Give the answer the ID that is in the audit log; say nothing of the server."""
     response.headers.popall("Server", None)
+    response.headers["X-Request-ID"] = request_id.get()

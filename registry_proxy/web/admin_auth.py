@@ -97,10 +97,10 @@ class AdminGuard:
 
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            request_id.set(self._name_request(request))
             resource = request.match_info.route.resource
             if resource is not None and resource.canonical in self._open_paths:
                 return await handler(request)
-            request_id.set(self._name_request(request))
             _refuse_other_sites(request)
             caller = request[CALLER] = await self._caller(request)
             is_own = resource is not None and resource.canonical.startswith(self._self_prefix)

@@ -101,7 +101,7 @@ def test_each_event_says_who_did_what_by_which_rule_from_where(proxy: Proxy) -> 
         with user.client("team/app", "delete") as client:
             deleted = client.delete(f"/manifests/{image.digest}")
         assert deleted.status_code in {202, 405}
-        admin.put("/groups/dev", json={"members": ["ann"]}).raise_for_status()
+        grouped = admin.put("/groups/dev", json={"members": ["ann"]}).raise_for_status()
         admin.put("/robots/ci", json={}).raise_for_status()
         secret = admin.post("/robots/ci/secrets", json={"label": "one"}).json()
         admin.post("/keys/rotate").raise_for_status()
@@ -127,6 +127,7 @@ def test_each_event_says_who_did_what_by_which_rule_from_where(proxy: Proxy) -> 
         event = the_one(proxy, action=action)
         assert (event["subject"], event["outcome"], event["address"]) == ("user:admin", "ok", "127.0.0.1")
         assert event["request_id"]
+    assert the_one(proxy, action="groups.put")["request_id"] == grouped.headers["X-Request-ID"]
     assert the_one(proxy, action="robots.secrets.post")["detail"]["id"] == secret["id"]
     assert the_one(proxy, action="grants.delete")["detail"]["path"].endswith(deletes)
     assert the_one(proxy, action="grants.post", outcome="failed")["detail"]["status"] == 400
