@@ -1,0 +1,48 @@
+"""A real registry that stands still: it accepts connections, and never answers."""
+
+import signal
+
+import httpx
+
+from tests.conftest import StartProxy, StartRegistry
+from tests.product import digest_of, random_bytes
+from tests.servers import Server, wait_until
+
+REPOSITORY = "team/app"
+QUICK = {"upstreams": {"main": {"timeouts": {"first_byte": "1s", "probe": "1s"}}}}
+
+
+def push_blob(registry: Server, blob: bytes) -> None:
+    """Push a blob to a registry past the proxy."""
+    with httpx.Client(base_url=f"{registry.url}/v2/{REPOSITORY}", timeout=60) as client:
+        location = httpx.URL(client.post("/blobs/uploads/").headers["Location"])
+        assert client.put(location.copy_merge_params({"digest": digest_of(blob)}), content=blob).status_code == 201
+
+
+def test_one_that_never_answers_is_waited_for_once(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
+    """Of many pulls one passes its deadline at the black hole; nobody asks it again until a probe was answered."""
+    registries = [start_registry(name) for name in ("first", "second")]
+    proxy = start_proxy(registries, QUICK)
+    user = proxy.add_user("ann", pull=["team/**"])
+    blobs = [random_bytes(1000 + number) for number in range(50)]
+    for blob in blobs:
+        for registry in registries:
+            push_blob(registry, blob)
+    hole = registries[0]
+    name = f"127.0.0.1:{hole.port}"
+
+    def asked(**labels: str) -> float:
+        return proxy.metric("registry_proxy_upstream_requests_total", replica=name, method="GET", **labels)
+
+    def pull(some: list[bytes]) -> None:
+        for blob in some:
+            assert user.get(REPOSITORY, f"blobs/{digest_of(blob)}").content == blob
+
+    hole.send_signal(signal.SIGSTOP)
+    pull(blobs[:30])
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="up") == 1, "it is known not to answer")
+    assert asked() == asked(outcome="timeout") <= 1
+    hole.send_signal(signal.SIGCONT)
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="up") == 2, "a probe was answered")
+    pull(blobs[30:])
+    assert asked(outcome="2xx") >= 1, "it is asked again"
