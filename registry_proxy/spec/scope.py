@@ -16,6 +16,8 @@ class Action(StrEnum):
     CREATE = "create"
     """Push that makes tags and never moves them; only in grants, a token says push."""
 
+    __hash__ = str.__hash__  # that of Enum is written in Python, and every request looks up a decision
+
 
 @dataclass(frozen=True, slots=True)
 class Access:

@@ -67,6 +67,7 @@ class Authenticator:
         self._router = router
         self._observer = observer
         self._audit = audit
+        self._records_pulls = audit.records_pulls
         self._origins = origins
         self._service = service
 
@@ -145,7 +146,7 @@ class Authenticator:
         action = asked[2]
         self._observer.decision(action, "would_deny" if decision.would_deny else "allow")
         self._audit.asked(asked)
-        if action is Action.PULL and self._audit.records_pulls:
+        if self._records_pulls and action is Action.PULL:
             self._audit.record(_event(asked, wanted, address, "ok", decision.grant or decision.reason))
 
     def may_read_source(self, authorized: Authorized, source: Repository) -> bool:
