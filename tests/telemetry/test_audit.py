@@ -1,5 +1,6 @@
 """The threads of the audit log: what a sink does not take waits, is bounded, and is told."""
 
+import errno
 import json
 import os
 import socket
@@ -71,6 +72,29 @@ def test_a_full_disk_loses_nothing_that_fits_the_queue(tmp_path: Path, caplog: p
             wait_until(lambda: thread.waiting_seconds() == 0, "all events")
         report = verify_chain(list_chains(str(directory))["0"], None)
         assert (report.last, list(report.faults)) == (202, [])
+
+
+def test_a_batch_that_is_written_by_half_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk is full in the middle of a batch, nothing of it stays; tried again, the chain is whole."""
+    writer = ChainWriter(str(tmp_path), "n", "0", Retention(1 << 20, 1e12, 1 << 30, 1e12))
+    batch = [Taken(1.0 + i, "", AuditEvent("login", "ok")) for i in range(3)]
+    writer.write(batch)
+    true_write, calls = os.write, list[int]()
+
+    def by_half(fd: int, data: bytes) -> int:
+        calls.append(fd)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return true_write(fd, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", by_half)
+        with pytest.raises(OSError, match="No space"):
+            writer.write(batch)
+    writer.write(batch)
+    writer.close()
+    report = verify_chain(list_chains(str(tmp_path))["0"], None)
+    assert (report.last, list(report.faults)) == (7, [])
 
 
 def _never(name: str, count: int) -> None:
