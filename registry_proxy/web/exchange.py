@@ -141,7 +141,8 @@ def as_registry_error(error: Exception) -> RegistryError:
         case CacheUnavailableError():
             return unavailable("this node has no room for the content now", detail={"reason": str(error)})
         case StoreUnavailableError():
-            return unavailable("permissions cannot be looked up now", detail={"reason": "the store is away"})
+            text = "the store of rights and of pending writes cannot be reached now; try again"
+            return unavailable(text, detail={"reason": "the store is away"})
         case _:
             _log.error("a request failed", exc_info=error)
             return RegistryError(ErrorCode.UNKNOWN, "the proxy made a mistake; its log tells which")
