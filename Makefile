@@ -16,11 +16,16 @@ test: ## install what the tests need, and run them; PYTEST_ARGS adds arguments
 	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: check
-check: ## format, lint, types, structure and tests, with coverage
+check: ## format, lint, types, structure and tests
 	@scripts/setup test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: coverage
+coverage: ## run the tests and tell which lines they reach, in the service's own processes too
+	@scripts/setup test
 	.venv/bin/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 .PHONY: format

@@ -57,7 +57,7 @@ from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.schema import SchemaTooNewError
 from registry_proxy.store.sqlite import SqliteStore
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.access_log import AccessLog
 from registry_proxy.telemetry.audit import AuditTrail, ChainWriter, Retention, SinkThread
 from registry_proxy.telemetry.audit_signing import AuditVerifier, HeadSigner
@@ -330,8 +330,7 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end(task)
 
 
 def _find_kept(

@@ -32,6 +32,16 @@ def spawn(coroutine: Coroutine[Any, Any, _T], name: str) -> "asyncio.Task[_T]":
     return task
 
 
+async def end(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task and wait for its end, whatever that is.
+
+    Again after a second: a cancellation that meets the end of a timeout inside a library may be taken for it.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+
+
 async def _outcome(coroutine: Coroutine[Any, Any, _T]) -> "_T | _Failure":
     try:
         return await coroutine

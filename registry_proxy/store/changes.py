@@ -1,7 +1,6 @@
 """How a change in the store becomes known: at once on the node that made it, within a second on the others."""
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import mmap
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from registry_proxy.ports import Store, StoreUnavailableError, Table
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import end, spawn
 
 POLL_INTERVAL_SECONDS = 0.5
 
@@ -114,9 +113,7 @@ class StoreWatch:
     async def aclose(self) -> None:
         """Stop watching."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
             self._task = None
 
     async def _watch(self, *, reachable: bool) -> None:
