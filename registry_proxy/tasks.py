@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -30,6 +30,22 @@ def spawn(coroutine: Coroutine[Any, Any, _T], name: str) -> "asyncio.Task[_T]":
     _running.add(task)
     task.add_done_callback(_finished)
     return task
+
+
+async def obeying_cancellation(awaitable: Awaitable[_T]) -> _T:
+    """Await an awaitable of a library that may lose the cancellation of its task, and obey that all the same.
+
+    ``asyncio.wait_for`` of Python 3.11 does so when what it waits for is done at the same moment.
+
+    Raises:
+        asyncio.CancelledError: the task was cancelled meanwhile, whatever the awaitable made of it.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    outcome = await awaitable
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return outcome
 
 
 async def end(task: "asyncio.Task[Any]") -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from registry_proxy.tasks import end, spawn
+from registry_proxy.tasks import end, obeying_cancellation, spawn
 
 
 async def test_a_task_that_loses_a_cancellation_ends_all_the_same() -> None:
@@ -32,3 +32,34 @@ async def test_a_task_that_has_ended_is_no_error() -> None:
     task = spawn(work(), "work")
     await task
     await end(task)
+
+
+async def test_a_lost_cancellation_is_obeyed_when_the_answer_is_there() -> None:
+    """What a library returns after it swallowed a cancellation is dropped, and the task is cancelled."""
+
+    async def swallow() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return "answer"
+
+    task = spawn(obeying_cancellation(swallow()), "work")
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_a_cancellation_of_before_does_not_count() -> None:
+    """A task that was cancelled cleans up with the same library, and gets its answers."""
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return await obeying_cancellation(asyncio.sleep(0, "answer"))
+        return ""
+
+    task = spawn(work(), "work")
+    await asyncio.sleep(0)
+    task.cancel()
+    assert await task == "answer"

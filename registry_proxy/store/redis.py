@@ -9,6 +9,7 @@ import builtins
 import contextlib
 import json
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,13 +18,13 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError, LockNotOwnedError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import obeying_cancellation, spawn
 
 LEASE_PATIENCE_SECONDS = 30.0
 LEASE_SECONDS = 10.0
@@ -134,7 +135,14 @@ class RedisStore:
         may get it: what is written under a lease is therefore committed with an ``expect``.
         """
         lock = Lock(self._redis, f"{self._prefix}lease:{key}", timeout=LEASE_SECONDS, sleep=0.02, thread_local=False)
-        if not await self._ask(lock.acquire(blocking_timeout=LEASE_PATIENCE_SECONDS)):
+        token = uuid.uuid4().hex
+        try:
+            obtained = await self._ask(lock.acquire(blocking_timeout=LEASE_PATIENCE_SECONDS, token=token))
+        except asyncio.CancelledError:
+            # Redis may have given it all the same: then nobody would hold it, and all would wait for its end.
+            await asyncio.shield(spawn(self._release(lock, token), "lease release"))
+            raise
+        if not obtained:
             raise StoreUnavailableError(f"the lease on {key} was not obtained within {LEASE_PATIENCE_SECONDS:g} s")
         extending = spawn(self._extend(lock, key), "lease extension")
         try:
@@ -142,7 +150,7 @@ class RedisStore:
         finally:
             extending.cancel()
             # In a task of its own: a caller that is cancelled twice must not leave the others waiting for the expiry.
-            await asyncio.shield(spawn(self._release(lock), "lease release"))
+            await asyncio.shield(spawn(self._release(lock, token), "lease release"))
 
     async def check_durability(self) -> builtins.list[str]:
         """Return warnings, in words for the operator, where Redis may lose what it acknowledged; [] when it keeps all.
@@ -171,9 +179,9 @@ class RedisStore:
 
     # ------------------------------------------------------------ inside
 
-    async def _ask(self, answer: Awaitable[_T]) -> _T:
+    async def _ask(self, awaitable: Awaitable[_T]) -> _T:
         try:
-            return await answer
+            return await obeying_cancellation(awaitable)
         except (RedisError, OSError) as error:
             raise StoreUnavailableError(f"{self._where} cannot be used: {_reason(error)}") from error
 
@@ -226,9 +234,11 @@ class RedisStore:
             except (RedisError, OSError):
                 continue  # there is time for another try before it ends
 
-    async def _release(self, lock: Lock) -> None:
+    async def _release(self, lock: Lock, token: str) -> None:
         try:
-            await lock.release()
+            await lock.do_release(token.encode())
+        except LockNotOwnedError:
+            pass  # it was never obtained, or has ended: its extension has said so
         except (RedisError, OSError) as error:
             _log.warning("a lease could not be given back and ends by itself: %s", _reason(error))
 
