@@ -18,7 +18,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import LockError, LockNotOwnedError, RedisError
+from redis.exceptions import LockError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
@@ -140,7 +140,7 @@ class RedisStore:
             obtained = await self._ask(lock.acquire(blocking_timeout=LEASE_PATIENCE_SECONDS, token=token))
         except asyncio.CancelledError:
             # Redis may have given it all the same: then nobody would hold it, and all would wait for its end.
-            await asyncio.shield(spawn(self._release(lock, token), "lease release"))
+            await asyncio.shield(spawn(self._release(lock, token, held=False), "lease release"))
             raise
         if not obtained:
             raise StoreUnavailableError(f"the lease on {key} was not obtained within {LEASE_PATIENCE_SECONDS:g} s")
@@ -150,7 +150,7 @@ class RedisStore:
         finally:
             extending.cancel()
             # In a task of its own: a caller that is cancelled twice must not leave the others waiting for the expiry.
-            await asyncio.shield(spawn(self._release(lock, token), "lease release"))
+            await asyncio.shield(spawn(self._release(lock, token, held=True), "lease release"))
 
     async def check_durability(self) -> builtins.list[str]:
         """Return warnings, in words for the operator, where Redis may lose what it acknowledged; [] when it keeps all.
@@ -234,13 +234,12 @@ class RedisStore:
             except (RedisError, OSError):
                 continue  # there is time for another try before it ends
 
-    async def _release(self, lock: Lock, token: str) -> None:
+    async def _release(self, lock: Lock, token: str, *, held: bool) -> None:
         try:
             await lock.do_release(token.encode())
-        except LockNotOwnedError:
-            pass  # it was never obtained, or has ended: its extension has said so
         except (RedisError, OSError) as error:
-            _log.warning("a lease could not be given back and ends by itself: %s", _reason(error))
+            if held:
+                _log.warning("a lease could not be given back and ends by itself: %s", _reason(error))
 
 
 def _record(key: str, stored: str) -> Record:
