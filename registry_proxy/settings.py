@@ -42,7 +42,6 @@ _MAX_NUMBER_LENGTH = 20
 _AUDIT_FILE_MIN_BYTES = 4096
 _REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry that everybody puts behind a proxy
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-STORE_SCHEMES = ("sqlite", "redis", "rediss")
 
 
 def expected(what: str) -> PydanticCustomError:
@@ -174,14 +173,23 @@ def _check_host(value: str) -> str:
 
 def _check_store(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
-    scheme, separator, rest = url.partition("://")
-    if scheme == "redis+sentinel" and separator:
-        raise PydanticCustomError("later", "redis+sentinel:// is not available yet: use redis:// or rediss://")
+    scheme, _, rest = url.partition("://")
     if scheme == "sqlite" and rest.startswith("/") and rest.strip("/") and not rest.endswith("/") and "\0" not in rest:
         return value
-    if scheme in STORE_SCHEMES[1:] and split_url(url) is not None:
+    if scheme in {"redis", "rediss"} and split_url(url) is not None:
         return value
-    raise expected("sqlite:///relative/path.db, sqlite:////absolute/path.db, redis://host:6379/0 or rediss://…")
+    if scheme in {"redis+sentinel", "rediss+sentinel"} and _names_sentinels(rest):
+        return value
+    raise expected(
+        "sqlite:///relative/path.db, sqlite:////absolute/path.db, redis://host:6379/0 or "
+        "redis+sentinel://host:26379,host:26379/name/0; rediss for TLS"
+    )
+
+
+def _names_sentinels(rest: str) -> bool:
+    hosts, slash, path = rest.rpartition("@")[2].partition("/")
+    name = path.partition("?")[0].partition("/")[0]
+    return bool(slash and name) and all(split_url(f"redis://{host}") is not None for host in hosts.split(","))
 
 
 def _check_syslog(value: str | None) -> str | None:

@@ -5,10 +5,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from registry_proxy.store.changes import ChangePage, StoreWatch
 from registry_proxy.store.redis import RedisStore
+from registry_proxy.store.redis_connection import REDIS_SCHEMES
 from registry_proxy.store.sqlite import SqliteStore
 
 _SQLITE = "sqlite:///"
-_REDIS = ("redis://", "rediss://")
 
 
 @asynccontextmanager
@@ -18,7 +18,7 @@ async def open_store(url: str, page_path: str) -> AsyncIterator[tuple[SqliteStor
     An unreachable Redis is no error here: each use of the store says so until it is back.
 
     Args:
-        url: ``sqlite:///relative``, ``sqlite:////absolute``, ``redis://`` or ``rediss://``.
+        url: ``sqlite:///relative``, ``sqlite:////absolute``, or of a Redis (``redis_connection.parse_redis_url``).
         page_path: a file of the node, shared by its workers, for ``ChangePage``.
 
     Raises:
@@ -34,11 +34,11 @@ async def open_store(url: str, page_path: str) -> AsyncIterator[tuple[SqliteStor
             store = SqliteStore(url.removeprefix(_SQLITE), page)
             stack.push_async_callback(store.aclose)
             await store.versions()
-        elif url.startswith(_REDIS):
+        elif url.partition("://")[0] in REDIS_SCHEMES:
             store = RedisStore(url, page)
             stack.push_async_callback(store.aclose)
         else:
-            raise ValueError("a store is sqlite:///path, redis://host:port/number or rediss://host:port/number")
+            raise ValueError(f"a store is sqlite:///path, or one of {', '.join(REDIS_SCHEMES)}://")
         watch = StoreWatch(store, page)
         stack.push_async_callback(watch.aclose)
         await watch.start()

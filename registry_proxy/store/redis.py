@@ -10,19 +10,16 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.lock import Lock
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import LockError, RedisError
-from redis.maint_notifications import MaintNotificationsConfig
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
 from registry_proxy.store.changes import ChangePage
+from registry_proxy.store.redis_connection import connect, parse_redis_url
 from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
 from registry_proxy.tasks import obeying_cancellation, spawn
 
@@ -31,8 +28,10 @@ LEASE_SECONDS = 10.0
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+_COPY_MS = 500
 _SEQUENCE_FIELD = "sequence"
-_CONNECTIONS_MAX = 32
+_SILENCE_SECONDS = 0.5
+"""How long a Redis that did not answer in time is not asked again, so that not every request waits for it."""
 
 # ARGV: prefix, then table, key, expected revision ("" for none), "1" to write or "0" to delete, value.
 _COMMIT = """
@@ -77,7 +76,7 @@ class RedisStore:
     """Records in a Redis; nothing is sent before the first use, so that a node starts while Redis is away.
 
     Args:
-        url: ``redis://`` or ``rediss://``; its query takes what redis-py takes, such as ``ssl_ca_certs``.
+        url: as ``redis_connection.parse_redis_url`` takes it.
         page: told of every commit before ``commit`` returns.
         prefix: starts the name of every key.
         timeout_seconds: how long one answer may take.
@@ -86,23 +85,15 @@ class RedisStore:
     def __init__(
         self, url: str, page: ChangePage, prefix: str = "registry-proxy:", *, timeout_seconds: float = 2.0
     ) -> None:
-        parts = urlsplit(url)
-        self._where = f"Redis at {parts.hostname}:{parts.port or 6379}"  # the URL may hold a password
+        address = parse_redis_url(url)
+        self._where = str(address)  # the URL may hold a password
         self._page = page
         self._prefix = prefix
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS_MAX,
-            timeout=timeout_seconds,
-            socket_connect_timeout=min(timeout_seconds, 1.0),
-            socket_timeout=timeout_seconds,
-            # A commit whose answer was lost may have happened: repeating it would meet its own revisions.
-            retry=Retry(NoBackoff(), 0),
-            # With them redis-py hands out connections that Redis has closed: after its restart each fails a request.
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            decode_responses=True,
-        )
-        self._redis = Redis.from_pool(pool)
+        self._timeout_seconds = timeout_seconds
+        self._redis, self._sentinel = connect(address, timeout_seconds)
+        self._silent = False
+        self._asked_again_at = 0.0
+        self._copied = True
         self._commit_script = self._redis.register_script(_COMMIT)
         self._list_script = self._redis.register_script(_LIST)
         self._schema_checked = False
@@ -115,7 +106,7 @@ class RedisStore:
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         await self._check_schema()
-        found = await self._ask(self._list_script(args=[self._prefix, table.value, prefix]))
+        found = await self._ask(lambda: self._list_script(args=[self._prefix, table.value, prefix]))
         return [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
 
     async def commit(self, changes: Sequence[Change]) -> int:
@@ -137,7 +128,7 @@ class RedisStore:
         lock = Lock(self._redis, f"{self._prefix}lease:{key}", timeout=LEASE_SECONDS, sleep=0.02, thread_local=False)
         token = uuid.uuid4().hex
         try:
-            obtained = await self._ask(lock.acquire(blocking_timeout=LEASE_PATIENCE_SECONDS, token=token))
+            obtained = await self._ask(lambda: lock.acquire(blocking_timeout=LEASE_PATIENCE_SECONDS, token=token))
         except asyncio.CancelledError:
             # Redis may have given it all the same: then nobody would hold it, and all would wait for its end.
             await asyncio.shield(spawn(self._release(lock, token, held=False), "lease release"))
@@ -161,7 +152,7 @@ class RedisStore:
         try:
             found = await self._redis.config_get("appendonly", "appendfsync")
         except (RedisError, OSError) as error:
-            await self._ask(self._redis.ping())
+            await self._ask(self._redis.ping)
             return [
                 f"{self._where} does not show its settings ({_reason(error)}): make sure of appendonly and appendfsync"
             ]
@@ -176,14 +167,25 @@ class RedisStore:
         """Close all connections; twice is fine."""
         await self._redis.aclose()
         await self._redis.connection_pool.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
 
     # ------------------------------------------------------------ inside
 
-    async def _ask(self, awaitable: Awaitable[_T]) -> _T:
+    async def _ask(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        loop = asyncio.get_running_loop()
+        if self._silent:
+            if loop.time() < self._asked_again_at:
+                raise StoreUnavailableError(f"{self._where} cannot be used: it did not answer in time a moment ago")
+            self._asked_again_at = loop.time() + self._timeout_seconds  # the others do not wait with this one
         try:
-            return await obeying_cancellation(awaitable)
+            answer = await obeying_cancellation(ask())
         except (RedisError, OSError) as error:
+            self._silent = isinstance(error, RedisTimeoutError | TimeoutError)
+            self._asked_again_at = loop.time() + _SILENCE_SECONDS
             raise StoreUnavailableError(f"{self._where} cannot be used: {_reason(error)}") from error
+        self._silent = False
+        return answer
 
     async def _commit(self, changes: Sequence[Change]) -> int:
         arguments = [self._prefix]
@@ -193,7 +195,7 @@ class RedisStore:
             arguments += [change.table.value, change.key, expect, write, value]
         if not changes:
             return int((await self._stored_versions()).get(_SEQUENCE_FIELD, 0))
-        outcome, *details = await self._ask(self._commit_script(args=arguments))
+        outcome, *details = await self._ask(lambda: self._run_commit(arguments))
         if outcome == "conflict":
             table, key, revision, expect = details
             raise ConflictError(f"{table} {key} has revision {revision}, expected {expect}")
@@ -201,12 +203,28 @@ class RedisStore:
         self._page.note_commit({change.table for change in changes}, sequence)
         return sequence
 
+    async def _run_commit(self, arguments: builtins.list[str]) -> builtins.list[str]:
+        """Commit; with Sentinels also wait until a Redis replica has it, which a fail-over may make the primary."""
+        committed: builtins.list[str]
+        if self._sentinel is None:
+            committed = await self._commit_script(args=arguments)
+            return committed
+        patience_ms = _COPY_MS if self._copied else 1
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            await self._commit_script(args=arguments, client=pipeline)
+            await pipeline.wait(1, patience_ms)
+            committed, copies = await pipeline.execute()
+        if self._copied and not copies:
+            _log.warning("no Redis replica has the last write within %d ms: a fail-over now may lose it", _COPY_MS)
+        self._copied = copies > 0
+        return committed
+
     async def _stored(self, table: Table, key: str) -> str | None:
-        stored = await self._ask(self._redis.hget(f"{self._prefix}table:{table}", key))
+        stored = await self._ask(lambda: self._redis.hget(f"{self._prefix}table:{table}", key))
         return stored.decode() if isinstance(stored, bytes) else stored
 
     async def _stored_versions(self) -> Mapping[str, str]:
-        stored = await self._ask(self._redis.hgetall(f"{self._prefix}versions"))
+        stored = await self._ask(lambda: self._redis.hgetall(f"{self._prefix}versions"))
         return {str(table): str(version) for table, version in stored.items()}
 
     async def _check_schema(self) -> None:

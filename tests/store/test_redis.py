@@ -1,6 +1,7 @@
 """RedisStore: what is its own beside the contract, above all how it bears a Redis that goes away."""
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from registry_proxy.ports import Change, StoreUnavailableError, Table
 from registry_proxy.store import redis as store_redis
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.redis import RedisStore
+from registry_proxy.store.redis_connection import CONNECTIONS_MAX
 from tests.servers import Server, free_port, redis_server, running
 
 
@@ -67,16 +69,23 @@ async def test_after_a_restart_no_request_meets_a_connection_of_before(redis: Se
 
 
 async def test_a_redis_that_hangs_is_unavailable(redis: Server, store: RedisStore) -> None:
-    """A Redis that takes connections and never answers costs no more than the time-out."""
+    """A Redis that takes connections and never answers costs one time-out and no more, and is found when it is back."""
     await store.versions()
     redis.send_signal(signal.SIGSTOP)
     try:
         async with asyncio.timeout(5):
             with pytest.raises(StoreUnavailableError):
                 await store.get(Table.USERS, "ann")
+            with pytest.raises(StoreUnavailableError, match="a moment ago"):
+                await store.get(Table.USERS, "ann")
     finally:
         redis.send_signal(signal.SIGCONT)
-    assert await store.get(Table.USERS, "ann") is None
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(StoreUnavailableError):
+                assert await store.get(Table.USERS, "ann") is None
+                return
+            await asyncio.sleep(0.05)
 
 
 async def test_starts_while_redis_is_away(tmp_path: Path, page: ChangePage) -> None:
@@ -160,7 +169,7 @@ async def test_many_at_once_share_few_connections(redis: Server, page: ChangePag
     await asyncio.gather(*(store.get(Table.USERS, str(number)) for number in range(300)))
     information = await store._redis.info("clients")
     await store.aclose()
-    assert information["connected_clients"] <= store_redis._CONNECTIONS_MAX + 1
+    assert information["connected_clients"] <= CONNECTIONS_MAX + 1
 
 
 async def test_counts_past_what_lua_prints_exactly(store: RedisStore) -> None:
