@@ -36,6 +36,68 @@ ADMIN = ("admin", "correct horse battery")
 BOB = ("bob", "the password of bob")
 CACHE_MAX_BYTES = 2**20
 
+CALLERS = ("no token", "anonymous", "none", "pull", "create", "push", "delete", "admin")
+"""Who may ask: with no token, with one of nobody, and users with no right, with one everywhere, or with the admin's."""
+
+_OPEN, _USERS, _ADMINS = frozenset(CALLERS), frozenset(CALLERS) - {"no token", "anonymous"}, frozenset({"admin"})
+
+ADMIN_ROUTES = {
+    "GET /users": _ADMINS,
+    "GET /users/{name}": _ADMINS,
+    "PUT /users/{name}": _ADMINS,
+    "DELETE /users/{name}": _ADMINS,
+    "GET /users/{name}/tokens": _ADMINS,
+    "DELETE /users/{name}/tokens/{id}": _ADMINS,
+    "GET /groups": _ADMINS,
+    "GET /groups/{name}": _ADMINS,
+    "PUT /groups/{name}": _ADMINS,
+    "DELETE /groups/{name}": _ADMINS,
+    "GET /grants": _ADMINS,
+    "POST /grants": _ADMINS,
+    "GET /grants/{name}": _ADMINS,
+    "DELETE /grants/{name}": _ADMINS,
+    "POST /explain": _ADMINS,
+    "POST /revocations": _ADMINS,
+    "GET /robots": _ADMINS,
+    "GET /robots/{name}": _ADMINS,
+    "PUT /robots/{name}": _ADMINS,
+    "DELETE /robots/{name}": _ADMINS,
+    "GET /robots/{name}/secrets": _ADMINS,
+    "POST /robots/{name}/secrets": _ADMINS,
+    "DELETE /robots/{name}/secrets/{id}": _ADMINS,
+    "GET /me/tokens": _USERS,
+    "POST /me/tokens": _USERS,
+    "DELETE /me/tokens/{id}": _USERS,
+    "POST /keys/rotate": _ADMINS,
+    "GET /upstreams": _ADMINS,
+    "GET /upstreams/{name}": _ADMINS,
+    "POST /upstreams/{name}/repair": _ADMINS,
+    "GET /upstreams/{name}/verify": _ADMINS,
+    "POST /upstreams/{name}/verify": _ADMINS,
+    "GET /cache": _ADMINS,
+    "GET /cache/blobs": _ADMINS,
+    "POST /cache/verify": _ADMINS,
+    "POST /cache/purge": _ADMINS,
+    "POST /cache/warm": _ADMINS,
+    "GET /cache/warm/{id}": _ADMINS,
+    "POST /reload": _ADMINS,
+    "GET /audit": _ADMINS,
+    "POST /audit/verify": _ADMINS,
+    "POST /policy/replay": _ADMINS,
+    "GET /metrics": _OPEN,
+    "GET /healthz": _OPEN,
+    "GET /readyz": _OPEN,
+}
+"""Every route of the admin listener, below /admin/v1 where it lies there, and who may use it."""
+
+_NAMES = {"users": "bob", "groups": "dev", "robots": "ci", "grants": "1", "upstreams": "main"}
+
+
+def filled(path: str, *, name: str | None = None) -> str:
+    """Return the path of a route with names in their slots; ``name`` in place of those that may be there."""
+    kind = path.split("/")[1]
+    return path.replace("{name}", name or _NAMES.get(kind, "x")).replace("{id}", name or "1")
+
 
 @dataclass
 class Replica:

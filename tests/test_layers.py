@@ -50,7 +50,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
 }
 BESIDE_THE_PACKAGE = {"chaos", "clients", "contract", "fakes", "nginx", "path"}
 """Folders of tests that look at several modules, or at the whole from outside."""
-WITHOUT_MODULE = {"tests/test_layers.py", "tests/test_documents.py"}
+WITHOUT_MODULE = {"tests/test_layers.py", "tests/test_documents.py", "tests/web/test_matrix.py"}
 
 
 def part_of(name: str) -> str:

@@ -17,7 +17,7 @@ from aiohttp.typedefs import Middleware
 from registry_proxy.access.control import Login
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.subject import claimed_subject
+from registry_proxy.access.subject import ANONYMOUS, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.ports import AuditEvent, AuditLog
 from registry_proxy.tasks import request_id
@@ -168,6 +168,8 @@ class AdminGuard:
                     token, policy = await self._control.authenticate(credentials.strip(), time.time())
                 except InvalidTokenError:
                     raise _unauthorized("the token is not valid, or not any more") from None
+                if token.subject == ANONYMOUS:
+                    raise _unauthorized("a token of nobody is not taken here")
                 secret = None if token.secret_id is None else policy.find_secret(token.secret_id)
                 return Login(token.subject, token.secret_id, None if secret is None else secret.actions)
             case _:

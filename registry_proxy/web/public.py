@@ -1,6 +1,6 @@
 """The public listener: /v2/, the token endpoint, the keys and the health check."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp.web import BaseRequest, StreamResponse
@@ -16,7 +16,7 @@ from registry_proxy.proxy.push import Push
 from registry_proxy.proxy.warm import Prefetch
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.web.authenticate import Authenticator
-from registry_proxy.web.exchange import Exchange, json_response, make_exchange
+from registry_proxy.web.exchange import Exchange, Handler, json_response, make_exchange
 from registry_proxy.web.hot import HotPulls
 from registry_proxy.web.middleware import LogRequest, Measure, RequestIds, with_errors, with_measure, with_request_id
 from registry_proxy.web.origin import Network, Origins
@@ -98,7 +98,7 @@ class PublicApp:
             audit=audit,
             prefetch=prefetch,
         )
-        self._token = TokenEndpoint(
+        token = TokenEndpoint(
             control=control,
             directory=directory,
             signer=signer,
@@ -106,6 +106,11 @@ class PublicApp:
             audit=audit,
             refresh_lifetime_seconds=options.refresh_lifetime_seconds,
         )
+        self.beside_registry: Mapping[str, Handler] = {
+            "/auth/token": token.handle,
+            "/auth/keys": self._keys,
+            "/healthz": self._healthz,
+        }
         ids, measure = RequestIds(self._origins), Measure(observer, log_request)
         self._handler = with_request_id(with_measure(with_errors(self._dispatch), measure), ids)
         self.hot = HotPulls(
@@ -127,12 +132,21 @@ class PublicApp:
         if path == "/v2" or path.startswith("/v2/"):
             exchange.answer_headers.update(API_VERSION)
             return await self._registry.handle(exchange)
-        if path == "/auth/token":
-            exchange.route = "token"
-            return await self._token.handle(exchange)
-        if path in {"/auth/keys", "/healthz"}:
+        handler = self.beside_registry.get(path)
+        if handler is not None:
             exchange.route = path.rpartition("/")[2]
-            if exchange.request.method not in {"GET", "HEAD"}:
-                raise RegistryError(ErrorCode.UNSUPPORTED, "this takes GET", headers={"Allow": "GET, HEAD"})
-            return json_response({"status": "ok"} if path == "/healthz" else await self._control.public_keys())
+            return await handler(exchange)
         raise RegistryError(ErrorCode.NAME_UNKNOWN, "there is nothing here: the registry API is under /v2/")
+
+    async def _keys(self, exchange: Exchange) -> StreamResponse:
+        _only_read(exchange)
+        return json_response(await self._control.public_keys())
+
+    async def _healthz(self, exchange: Exchange) -> StreamResponse:
+        _only_read(exchange)
+        return json_response({"status": "ok"})
+
+
+def _only_read(exchange: Exchange) -> None:
+    if exchange.request.method not in {"GET", "HEAD"}:
+        raise RegistryError(ErrorCode.UNSUPPORTED, "this takes GET", headers={"Allow": "GET, HEAD"})

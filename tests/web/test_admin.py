@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from registry_proxy.replication.verify import Difference
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.reference import Digest, Repository, digest_of
 from registry_proxy.tasks import spawn
-from tests.admin import ADMIN, BOB, CACHE_MAX_BYTES, Node, admin_node
+from registry_proxy.web.ops import OPS_PATHS
+from tests.admin import ADMIN, ADMIN_ROUTES, BOB, CACHE_MAX_BYTES, Node, admin_node, filled
 
 API = "/admin/v1"
 
@@ -72,93 +72,39 @@ async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
 
 
 ROUTES = [
-    ("GET", "/users"),
-    ("GET", "/users/bob"),
-    ("PUT", "/users/bob"),
-    ("DELETE", "/users/bob"),
-    ("GET", "/groups"),
-    ("GET", "/groups/dev"),
-    ("PUT", "/groups/dev"),
-    ("DELETE", "/groups/dev"),
-    ("GET", "/grants"),
-    ("POST", "/grants"),
-    ("GET", "/grants/1"),
-    ("DELETE", "/grants/1"),
-    ("POST", "/explain"),
-    ("POST", "/revocations"),
-    ("GET", "/robots"),
-    ("GET", "/robots/ci"),
-    ("PUT", "/robots/ci"),
-    ("DELETE", "/robots/ci"),
-    ("GET", "/robots/ci/secrets"),
-    ("POST", "/robots/ci/secrets"),
-    ("DELETE", "/robots/ci/secrets/1"),
-    ("GET", "/users/bob/tokens"),
-    ("DELETE", "/users/bob/tokens/1"),
-    ("GET", "/me/tokens"),
-    ("POST", "/me/tokens"),
-    ("DELETE", "/me/tokens/1"),
-    ("POST", "/keys/rotate"),
-    ("GET", "/upstreams"),
-    ("GET", "/upstreams/main"),
-    ("POST", "/upstreams/main/repair"),
-    ("POST", "/upstreams/main/verify"),
-    ("GET", "/upstreams/main/verify"),
-    ("GET", "/cache"),
-    ("POST", "/cache/verify"),
-    ("GET", "/cache/blobs"),
-    ("POST", "/cache/purge"),
-    ("POST", "/cache/warm"),
-    ("GET", "/cache/warm/1"),
-    ("POST", "/reload"),
-    ("GET", "/audit"),
-    ("POST", "/audit/verify"),
-    ("POST", "/policy/replay"),
+    *((method, filled(path)) for method, path in (route.split() for route in ADMIN_ROUTES) if path not in OPS_PATHS),
     ("GET", "/there/is/no/such/path"),
     ("PATCH", "/users/bob"),
 ]
 
 
-def _registered(app: Application) -> set[tuple[str, str]]:
-    return {
-        (route.method, route.resource.canonical.removeprefix(API).replace("{name}", "x").replace("{id}", "x"))
-        for route in app.router.routes()
-        if route.resource is not None and route.method != "HEAD"
-    }
+BAD_CREDENTIALS = [
+    {},
+    {"Authorization": "Basic"},
+    {"Authorization": "Basic !!!"},
+    {"Authorization": "Basic " + base64.b64encode(b"\xff:x").decode()},
+    {"Authorization": "Bearer"},
+    {"Authorization": "Bearer x.y.z"},
+    {"Authorization": "Digest a"},
+]
 
 
-async def test_the_table_of_routes_is_complete(admin: Admin) -> None:
-    """A route that is added is put into the table of who may use it."""
-    known = {(method, re.sub("/(bob|dev|ci|main|1)(?=/|$)", "/x", path)) for method, path in ROUTES}
-    assert _registered(admin.node.app) - known == {("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz")}
-
-
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_only_an_administrator_gets_in(admin: Admin, method: str, path: str) -> None:
+async def test_only_an_administrator_gets_in(admin: Admin) -> None:
     """Every route answers 401 without or with wrong credentials, 403 to others, alike for what exists and what not."""
-    for auth in (None, ("admin", "wrong password"), ("nobody", ADMIN[1]), ("", "")):
-        status, problem, headers = await admin.call(method, path, {}, auth=auth)
-        assert (status, problem["status"]) == (401, 401)
-        assert headers.getall("WWW-Authenticate") == ['Basic realm="registry-proxy admin", charset="UTF-8"']  # type: ignore[attr-defined]  # a multi-dict
-        assert headers["Content-Type"] == "application/problem+json"
-    for header in (
-        "Basic",
-        "Basic !!!",
-        "Basic " + base64.b64encode(b"\xff:x").decode(),
-        "Bearer",
-        "Bearer x.y.z",
-        "Digest a",
-    ):
-        status, _, _ = await admin.call(method, path, {}, auth=None, headers={"Authorization": header})
-        assert status == 401, header
-    refusals = [await admin.call(method, path, {}, auth=BOB)]
     bearer = {"Authorization": f"Bearer {admin.token('user:bob')}"}
-    refusals.append(await admin.call(method, path, {}, auth=None, headers=bearer))
-    for status, problem, _ in refusals:
+    for method, path in ROUTES:
+        for sent in BAD_CREDENTIALS:
+            status, problem, headers = await admin.call(method, path, {}, auth=None, headers=sent)
+            assert (status, problem["status"]) == (401, 401), (path, sent)
+            assert headers.getall("WWW-Authenticate") == ['Basic realm="registry-proxy admin", charset="UTF-8"']  # type: ignore[attr-defined]  # a multi-dict
+            assert headers["Content-Type"] == "application/problem+json"
+        status, problem, _ = await admin.call(method, path, {}, auth=None, headers=bearer)
         if path.startswith("/me/"):
             assert status in {200, 201, 404}
         else:
             assert (status, problem["detail"]) == (403, "this needs a user with the admin's right")
+    for auth, status in ((("admin", "wrong password"), 401), (("nobody", ADMIN[1]), 401), (("", ""), 401), (BOB, 403)):
+        assert (await admin.call("PUT", "/users/bob", {"groups": ["dev"]}, auth=auth))[0] == status
     assert (await admin.node.directory.get_user("bob")).groups == ()
 
 
