@@ -4,7 +4,7 @@ import functools
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
 from registry_proxy.access.secrets import Secret
@@ -187,6 +187,18 @@ class Policy:
         created = self.decide(subject, repository, Action.CREATE, tag)
         return (created, False) if created.allowed else (decision, False)
 
+    def explain(self, subject: str, repository: str, action: Action, tag: str | None = None) -> Decision:
+        """Return what ``decide_request`` says, for whoever asks why.
+
+        ``PUSH`` is asked as grants mean it: with the right to move tags. Where only new ones may be made, the answer is
+        no, and names the grant that lets them be made.
+        """
+        decision, may_move_tags = self.decide_request(subject, repository, action, tag)
+        if may_move_tags or not decision.allowed:
+            return decision
+        refused = self.decide(subject, repository, action, tag)
+        return replace(refused, reason=f"{refused.reason}; new tags it may make, because {decision.reason}")
+
     def allowed_access(self, subject: str, access: Access, now: float | None = None) -> Access | None:
         """Return the part of ``access`` that a token of the subject may carry; None when it is empty.
 
@@ -212,7 +224,7 @@ class Policy:
         self, subject: str, repository: str, action: Action, tag: str | None, now: float, *, needs_all_tags: bool
     ) -> tuple[Decision, float | None]:
         """Return a decision, and until when it holds: the first expiry of any grant it rests on."""
-        fault = self._subject_fault(subject)
+        fault = self._subject_fault(subject, now)
         if fault is not None:
             return Decision(allowed=False, would_deny=False, grant=None, reason=fault), None
         if self.is_admin(subject):
@@ -240,13 +252,13 @@ class Policy:
         reason = _refuses(subject, repository, action, tag, needs_all_tags=needs_all_tags)
         return Decision(allowed=False, would_deny=False, grant=None, reason=reason), None
 
-    def _subject_fault(self, subject: str) -> str | None:
+    def _subject_fault(self, subject: str, now: float) -> str | None:
         user = self._users.get(subject)
         if user is not None:
             return f"{subject} is disabled" if user.is_disabled else None
         robot = self._robots.get(subject)
         if robot is not None:
-            return None if robot.is_valid(time.time()) else f"{subject} has expired"
+            return None if robot.is_valid(now) else f"{subject} has expired"
         try:
             parsed = parse_subject(subject)
         except ValueError:

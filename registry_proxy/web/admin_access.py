@@ -231,7 +231,7 @@ class AccessResources:
         if faults:
             raise ProblemError(400, "some values are not valid", faults=faults)
         policy = await self._control.policy()
-        decision = policy.decide(body.subject, body.repository, Action(body.action), body.tag)
+        decision = policy.explain(body.subject, body.repository, Action(body.action), body.tag)
         document = {
             "allowed": decision.allowed,
             "would_deny": decision.would_deny,

@@ -122,6 +122,17 @@ def test_tag_patterns_limit_tags() -> None:
     assert "tag latest" in judge.decide("user:ann", "team/a", PUSH, "latest").reason
 
 
+def test_explain_tells_a_push_of_new_tags_from_one_that_moves_them() -> None:
+    """With the right to create alone the answer to push is no, and it names what may be pushed all the same."""
+    judge = policy(grant("user:ann", "team/*", CREATE))
+    told = judge.explain("user:ann", "team/a", PUSH, "v1")
+    assert (told.allowed, told.grant) == (False, None)
+    assert "no grant lets user:ann push team/a, tag v1" in told.reason
+    assert told.reason.endswith("new tags it may make, because grant 1 lets user:ann create team/*")
+    assert judge.explain("user:ann", "team/a", CREATE, "v1").grant == "1"
+    assert judge.explain("user:ann", "other", PUSH, "v1") == judge.decide("user:ann", "other", PUSH, "v1")
+
+
 def test_deleting_a_digest_takes_a_grant_for_all_tags() -> None:
     """A digest takes all its tags with it, so the right to delete some of them is not enough."""
     some = policy(grant("user:ann", "team/*", DELETE, tags="v*"))
