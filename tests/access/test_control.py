@@ -13,7 +13,8 @@ import pytest
 from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.directory import Directory, GrantInput, UserInput
+from registry_proxy.access.directory import Directory, GrantInput, SecretInput, UserInput
+from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
 from registry_proxy.spec.scope import Action
@@ -198,6 +199,27 @@ async def test_a_token_ends_with_its_subject(node: Node) -> None:
     verified, policy = await node.control.authenticate(token, time.time())
     assert verified.subject == "user:ann"
     assert not policy.decide("user:ann", "team/a", Action.PULL).allowed  # the grants went with the first ann
+
+
+@pytest.mark.parametrize("revocation", ["of itself", "of the subject", "by a new password"])
+async def test_attack_refresh_token_reused_after_its_revocation(node: Node, revocation: str) -> None:
+    """A refresh token that was revoked in any way is refused, and so are the tokens that were given for it."""
+    secret, text = await node.directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput())
+    login = await node.control.refresh(text, HOME)
+    token = node.signer.issue(login.subject, 0, [], time.time(), secret_id=login.secret_id).token
+    await node.control.authenticate(token, time.time())
+    match revocation:
+        case "of itself":
+            await node.directory.delete_secret("user:ann", secret.id)
+        case "of the subject":
+            await node.directory.revoke("user:ann")
+        case _:
+            await node.directory.put_user("ann", UserInput(password="another password"))
+    for _ in range(2):
+        with pytest.raises(LoginRefusedError):
+            await node.control.refresh(text, HOME)
+        with pytest.raises(InvalidTokenError):
+            await node.control.authenticate(token, time.time())
 
 
 async def test_anonymous_tokens(node: Node) -> None:
