@@ -2,12 +2,17 @@
 
 import asyncio
 import ipaddress
+import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import jsonschema_rs
 from aiohttp import web
+from aiohttp.test_utils import TestClient
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, UserInput
@@ -84,6 +89,7 @@ ADMIN_ROUTES = {
     "GET /audit": _ADMINS,
     "POST /audit/verify": _ADMINS,
     "POST /policy/replay": _ADMINS,
+    "GET /openapi.json": _ADMINS,
     "GET /metrics": _OPEN,
     "GET /healthz": _OPEN,
     "GET /readyz": _OPEN,
@@ -255,3 +261,43 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
         await directory.aclose()
         await control.aclose()
     await cache.close()
+
+
+class Contract:
+    """The OpenAPI document of an admin listener: what it may answer."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self._operations = [
+            (method.upper(), re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))), operation)
+            for path, operations in document["paths"].items()
+            for method, operation in operations.items()
+        ]
+        self._validators: dict[str, jsonschema_rs.Validator] = {}
+
+    def check(self, method: str, path: str, status: int, media_type: str, answer: Any) -> None:
+        """Fail unless the document has this answer; what is no operation of it is answered with problems only."""
+        found = (each for verb, pattern, each in self._operations if verb == method and pattern.fullmatch(path))
+        operation: dict[str, Any] = next(found, {})
+        answers = operation.get("responses", {"4XX": {"$ref": "#/components/responses/problem"}})
+        where = f"{method} {path}: {status} {answer}"
+        described = answers.get(str(status)) or answers.get(f"{status // 100}XX")
+        assert described is not None, where
+        if described == {"$ref": "#/components/responses/problem"}:
+            described = self.document["components"]["responses"]["problem"]
+        if answer is None:
+            assert "content" not in described, where
+            return
+        schema = described["content"][media_type]["schema"]
+        if schema["$ref"] not in self._validators:
+            whole = {**schema, "components": self.document["components"]}
+            self._validators[schema["$ref"]] = jsonschema_rs.validator_for(whole)
+        errors = [error.message for error in self._validators[schema["$ref"]].iter_errors(answer)]
+        assert errors == [], where
+
+
+async def contract_of(node: Node, http: TestClient[web.Request, web.Application]) -> Contract:
+    """Return the contract that a listener gives."""
+    token = node.signer.issue(f"user:{ADMIN[0]}", 0, (), time.time()).token
+    async with http.get("/admin/v1/openapi.json", headers={"Authorization": f"Bearer {token}"}) as response:
+        return Contract(await response.json())

@@ -7,7 +7,7 @@ from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
 from registry_proxy.cli.login import login, logout
-from registry_proxy.cli.node import cache_app, reload_configuration, replica_app
+from registry_proxy.cli.node import cache_app, reload_configuration, replica_app, show_openapi
 from registry_proxy.cli.robots import key_app, robot_app, token_app
 
 
@@ -26,5 +26,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(cache_app, name="cache")
     app.add_typer(audit_app, name="audit")
     app.command("reload")(reload_configuration)
+    app.command("openapi")(show_openapi)
     app.command("backup")(backup)
     app.command("restore")(restore)

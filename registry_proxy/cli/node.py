@@ -157,3 +157,9 @@ def reload_configuration(as_json: JsonOption = False) -> None:
         print_json(result)
     else:
         print_note(f"Reloaded: generation {result['generation']} serves.")
+
+
+def show_openapi() -> None:
+    """Print the OpenAPI 3.1 document of the admin API, as the node has it."""
+    with admin_client() as admin:
+        print_json(admin.call("GET", "openapi.json").document)

@@ -20,6 +20,7 @@ from registry_proxy.web.admin_node import Cache, NodeResources
 from registry_proxy.web.admin_replicas import Repairs, ReplicaResources, Upstream, Verifies
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
 from registry_proxy.web.admin_warm import WarmResources
+from registry_proxy.web.openapi import OpenApiResource
 from registry_proxy.web.ops import OPS_PATHS, StateSource, add_ops_routes
 from registry_proxy.web.problems import answer_problems
 
@@ -101,8 +102,10 @@ def make_admin_app(services: AdminServices) -> web.Application:
     warming = WarmResources(services.warmer, services.route)
     audit = AuditResources(services.audit_files, services.directory, services.control)
     resources = (access, identities, node, replicas, warming, audit)
-    for route in [route for each in resources for route in each.routes()]:
-        app.router.add_route(route.method, _PREFIX + route.path, route.handler)
+    endpoints = [endpoint for each in resources for endpoint in each.routes()]
+    openapi = OpenApiResource(endpoints, _PREFIX)
+    for endpoint in [*endpoints, *openapi.routes()]:
+        app.router.add_route(endpoint.method, _PREFIX + endpoint.path, endpoint.handler)
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app
 

@@ -21,6 +21,16 @@ from registry_proxy.spec.patterns import SUBJECT, compile_repository_pattern
 from registry_proxy.spec.reference import is_repository, is_tag
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.admin_auth import Control, too_many_logins
+from registry_proxy.web.admin_documents import (
+    DecisionDocument,
+    GrantDocument,
+    GroupDocument,
+    Page,
+    RevocationDocument,
+    SubjectRevocationDocument,
+    TokenRevocationDocument,
+    UserDocument,
+)
 from registry_proxy.web.admin_requests import (
     ExplainBody,
     GrantBody,
@@ -35,6 +45,7 @@ from registry_proxy.web.admin_requests import (
     read_page,
     read_query,
 )
+from registry_proxy.web.openapi import PAGE, Endpoint
 from registry_proxy.web.problems import Fault, Handler, ProblemError, pointer_to
 
 _T = TypeVar("_T")
@@ -42,23 +53,25 @@ _ACTION_ORDER = list(Action)
 
 
 def _user_document(user: User) -> dict[str, Any]:
-    return {"name": user.name, "admin": user.is_admin, "disabled": user.is_disabled, "groups": list(user.groups)}
+    return UserDocument(
+        name=user.name, admin=user.is_admin, disabled=user.is_disabled, groups=list(user.groups)
+    ).as_json()
 
 
 def _group_document(group: Group) -> dict[str, Any]:
-    return {"name": group.name, "members": list(group.members)}
+    return GroupDocument(name=group.name, members=list(group.members)).as_json()
 
 
 def _grant_document(grant: Grant) -> dict[str, Any]:
-    return {
-        "id": grant.id,
-        "subject": grant.subject,
-        "repository": grant.repository,
-        "tags": grant.tags,
-        "actions": sorted(grant.actions, key=_ACTION_ORDER.index),
-        "mode": grant.mode,
-        "expires_at": format_time(grant.expires_at),
-    }
+    return GrantDocument(
+        id=grant.id,
+        subject=grant.subject,
+        repository=grant.repository,
+        tags=grant.tags,
+        actions=sorted(grant.actions, key=_ACTION_ORDER.index),
+        mode=grant.mode,
+        expires_at=format_time(grant.expires_at),
+    ).as_json()
 
 
 def _answer(document: dict[str, Any], revision: int, status: int = 200) -> web.Response:
@@ -109,23 +122,74 @@ class AccessResources:
         self._directory = directory
         self._control = control
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1."""
         return [
-            web.get("/users", self.list_users),
-            web.get("/users/{name}", self.get_user),
-            web.put("/users/{name}", self.put_user),
-            web.delete("/users/{name}", self.delete_user),
-            web.get("/groups", self.list_groups),
-            web.get("/groups/{name}", self.get_group),
-            web.put("/groups/{name}", self.put_group),
-            web.delete("/groups/{name}", self.delete_group),
-            web.get("/grants", self.list_grants),
-            web.post("/grants", self.add_grant),
-            web.get("/grants/{name}", self.get_grant),
-            web.delete("/grants/{name}", self.delete_grant),
-            web.post("/explain", self.explain),
-            web.post("/revocations", self.revoke),
+            Endpoint("GET", "/users", self.list_users, "List users", {200: Page[UserDocument]}, query=PAGE),
+            Endpoint("GET", "/users/{name}", self.get_user, "Show a user", {200: UserDocument}),
+            Endpoint(
+                "PUT",
+                "/users/{name}",
+                self.put_user,
+                "Make or replace a user",
+                {200: UserDocument, 201: UserDocument},
+                body=UserBody,
+                conditional=True,
+            ),
+            Endpoint(
+                "DELETE",
+                "/users/{name}",
+                self.delete_user,
+                "Remove a user, its grants and its tokens",
+                {204: None},
+                conditional=True,
+            ),
+            Endpoint("GET", "/groups", self.list_groups, "List groups", {200: Page[GroupDocument]}, query=PAGE),
+            Endpoint("GET", "/groups/{name}", self.get_group, "Show a group", {200: GroupDocument}),
+            Endpoint(
+                "PUT",
+                "/groups/{name}",
+                self.put_group,
+                "Make or replace a group",
+                {200: GroupDocument, 201: GroupDocument},
+                body=GroupBody,
+                conditional=True,
+            ),
+            Endpoint(
+                "DELETE",
+                "/groups/{name}",
+                self.delete_group,
+                "Remove a group and its grants",
+                {204: None},
+                conditional=True,
+            ),
+            Endpoint(
+                "GET",
+                "/grants",
+                self.list_grants,
+                "List grants",
+                {200: Page[GrantDocument]},
+                query=(*PAGE, "subject", "repository"),
+            ),
+            Endpoint("POST", "/grants", self.add_grant, "Give a right", {201: GrantDocument}, body=GrantBody),
+            Endpoint("GET", "/grants/{name}", self.get_grant, "Show a grant", {200: GrantDocument}),
+            Endpoint("DELETE", "/grants/{name}", self.delete_grant, "Take a right away", {204: None}, conditional=True),
+            Endpoint(
+                "POST",
+                "/explain",
+                self.explain,
+                "Tell whether something is allowed, and why",
+                {200: DecisionDocument},
+                body=ExplainBody,
+            ),
+            Endpoint(
+                "POST",
+                "/revocations",
+                self.revoke,
+                "Void one token, or all of a subject",
+                {201: RevocationDocument},
+                body=RevocationBody,
+            ),
         ]
 
     # ------------------------------------------------------------ users
@@ -232,24 +296,24 @@ class AccessResources:
             raise ProblemError(400, "some values are not valid", faults=faults)
         policy = await self._control.policy()
         decision = policy.explain(body.subject, body.repository, Action(body.action), body.tag)
-        document = {
-            "allowed": decision.allowed,
-            "would_deny": decision.would_deny,
-            "grant": decision.grant,
-            "reason": decision.reason,
-        }
-        return web.json_response(document)
+        document = DecisionDocument(
+            allowed=decision.allowed, would_deny=decision.would_deny, grant=decision.grant, reason=decision.reason
+        )
+        return web.json_response(document.as_json())
 
     async def revoke(self, request: web.Request) -> web.Response:
         body = await read_body(request, RevocationBody)
         if body.token_id is not None and body.subject is None:
             await self._directory.revoke_token(body.token_id)
-            return web.json_response({"id": body.token_id, "token_id": body.token_id}, status=201)
+            token = TokenRevocationDocument(id=body.token_id, token_id=body.token_id)
+            return web.json_response(token.as_json(), status=201)
         if body.subject is None or body.token_id is not None:
             raise ProblemError(400, "expected either subject or token_id")
         generation = await self._directory.revoke(body.subject)
-        document = {"id": f"{body.subject}@{generation}", "subject": body.subject, "generation": generation}
-        return web.json_response(document, status=201)
+        document = SubjectRevocationDocument(
+            id=f"{body.subject}@{generation}", subject=body.subject, generation=generation
+        )
+        return web.json_response(document.as_json(), status=201)
 
 
 def _covers(grant: Grant, repository: str) -> bool:

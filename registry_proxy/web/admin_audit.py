@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
@@ -17,7 +17,16 @@ from registry_proxy.telemetry.audit_chain import ChainReport
 from registry_proxy.telemetry.audit_search import AuditQuery, place_of, search, search_last
 from registry_proxy.telemetry.audit_sinks import RecordedDecision, read_decisions
 from registry_proxy.web.admin_auth import Control
+from registry_proxy.web.admin_documents import (
+    AuditPage,
+    AuditVerificationDocument,
+    ChainDocument,
+    ChainFaultDocument,
+    QuestionDocument,
+    ReplayDocument,
+)
 from registry_proxy.web.admin_requests import EmptyBody, ReplayBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.openapi import Endpoint
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
 _FIELDS = ("subject", "repository", "action", "outcome", "request_id")
@@ -40,29 +49,29 @@ class AuditFiles:
     flush: Callable[[], None]
 
 
-def _chain_document(report: ChainReport) -> dict[str, Any]:
-    return {
-        "process": report.process,
-        "first": report.first,
-        "last": report.last,
-        "signed_at": format_time(report.signed_at),
-        "unsigned": report.unsigned,
-        "faults": [{"file": fault.file, "line": fault.line, "text": fault.text} for fault in report.faults],
-    }
+def _chain_document(report: ChainReport) -> ChainDocument:
+    return ChainDocument(
+        process=report.process,
+        first=report.first,
+        last=report.last,
+        signed_at=format_time(report.signed_at),
+        unsigned=report.unsigned,
+        faults=[ChainFaultDocument(file=fault.file, line=fault.line, text=fault.text) for fault in report.faults],
+    )
 
 
-def _question_document(decision: RecordedDecision, grant: str | None, reason: str) -> dict[str, Any]:
-    return {
-        "subject": decision.subject,
-        "repository": decision.repository,
-        "tag": decision.tag,
-        "action": decision.action,
-        "count": decision.count,
-        "first_at": decision.first_at,
-        "last_at": decision.last_at,
-        "grant": grant,
-        "reason": reason,
-    }
+def _question_document(decision: RecordedDecision, grant: str | None, reason: str) -> QuestionDocument:
+    return QuestionDocument(
+        subject=decision.subject,
+        repository=decision.repository,
+        tag=decision.tag,
+        action=Action(decision.action),
+        count=decision.count,
+        first_at=decision.first_at,
+        last_at=decision.last_at,
+        grant=grant,
+        reason=reason,
+    )
 
 
 class AuditResources:
@@ -74,12 +83,33 @@ class AuditResources:
         self._control = control
         self._verifying = asyncio.Lock()
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1."""
         return [
-            web.get("/audit", self.list_events),
-            web.post("/audit/verify", self.verify),
-            web.post("/policy/replay", self.replay),
+            Endpoint(
+                "GET",
+                "/audit",
+                self.list_events,
+                "List events of the audit log of this node",
+                {200: AuditPage},
+                query=_QUERY,
+            ),
+            Endpoint(
+                "POST",
+                "/audit/verify",
+                self.verify,
+                "Compare the audit log with its hashes and signatures",
+                {200: AuditVerificationDocument},
+                body=EmptyBody,
+            ),
+            Endpoint(
+                "POST",
+                "/policy/replay",
+                self.replay,
+                "Try another policy on what was asked lately",
+                {200: ReplayDocument},
+                body=ReplayBody,
+            ),
         ]
 
     async def list_events(self, request: web.Request) -> web.Response:
@@ -109,7 +139,8 @@ class AuditResources:
         async with self._verifying:
             reports = await self._files.verifier.verify()
         intact = not any(report.faults for report in reports)
-        return web.json_response({"intact": intact, "processes": [_chain_document(report) for report in reports]})
+        document = AuditVerificationDocument(intact=intact, processes=[_chain_document(report) for report in reports])
+        return web.json_response(document.as_json())
 
     async def replay(self, request: web.Request) -> web.Response:
         """Ask a proposed policy what was asked lately, and tell where its answers differ from those of today."""
@@ -142,10 +173,11 @@ class AuditResources:
         decisions = await asyncio.to_thread(read_decisions, self._files.directory, body.limit)
         policy = await self._control.policy()
         kept = [] if body.replace else [grant for grant in grants if grant.id not in set(body.remove)]
-        return web.json_response(await _compare(policy, policy.with_grants([*kept, *added]), decisions))
+        document = await _compare(policy, policy.with_grants([*kept, *added]), decisions)
+        return web.json_response(document.as_json())
 
 
-async def _compare(today: Policy, proposed: Policy, decisions: Sequence[RecordedDecision]) -> dict[str, Any]:
+async def _compare(today: Policy, proposed: Policy, decisions: Sequence[RecordedDecision]) -> ReplayDocument:
     """Return what the proposed policy newly denies and newly allows; others are served meanwhile."""
     denied, allowed = [], []
     for index, each in enumerate(decisions):
@@ -157,14 +189,14 @@ async def _compare(today: Policy, proposed: Policy, decisions: Sequence[Recorded
             denied.append(_question_document(each, before.grant, after.reason))
         elif after.allowed and not before.allowed:
             allowed.append(_question_document(each, after.grant, after.reason))
-    return {
-        "decisions": len(decisions),
-        "since": min((each.first_at for each in decisions), default=None),
-        "newly_denied": denied,
-        "newly_allowed": allowed,
-        "subjects_newly_denied": sorted({question["subject"] for question in denied}),
-        "subjects_newly_allowed": sorted({question["subject"] for question in allowed}),
-    }
+    return ReplayDocument(
+        decisions=len(decisions),
+        since=min((each.first_at for each in decisions), default=None),
+        newly_denied=denied,
+        newly_allowed=allowed,
+        subjects_newly_denied=sorted({question.subject for question in denied}),
+        subjects_newly_allowed=sorted({question.subject for question in allowed}),
+    )
 
 
 def _read_time(text: str | None, name: str) -> str:

@@ -10,6 +10,7 @@ from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import Secret, SecretKind
 from registry_proxy.access.subject import is_name, robot_subject, user_subject
 from registry_proxy.web.admin_auth import CALLER, SELF_PREFIX
+from registry_proxy.web.admin_documents import KeyDocument, NewSecretDocument, Page, RobotDocument, SecretDocument
 from registry_proxy.web.admin_requests import (
     RobotBody,
     SecretBody,
@@ -21,22 +22,25 @@ from registry_proxy.web.admin_requests import (
     read_page,
     read_query,
 )
+from registry_proxy.web.openapi import PAGE, Endpoint
 from registry_proxy.web.problems import ProblemError
 
 
 def _robot_document(robot: Robot) -> dict[str, Any]:
-    return {"name": robot.name, "expires_at": format_time(robot.expires_at), "networks": list(robot.networks)}
+    return RobotDocument(
+        name=robot.name, expires_at=format_time(robot.expires_at), networks=list(robot.networks)
+    ).as_json()
 
 
 def _secret_document(secret: Secret) -> dict[str, Any]:
-    return {
-        "id": secret.id,
-        "kind": secret.kind,
-        "label": secret.label,
-        "created_at": format_time(secret.created_at),
-        "expires_at": format_time(secret.expires_at),
-        "actions": None if secret.actions is None else sorted(secret.actions),
-    }
+    return SecretDocument(
+        id=secret.id,
+        kind=secret.kind,
+        label=secret.label,
+        created_at=format_time(secret.created_at),
+        expires_at=format_time(secret.expires_at),
+        actions=None if secret.actions is None else sorted(secret.actions),
+    ).as_json()
 
 
 def _robot_answer(robot: Robot, status: int = 200) -> web.Response:
@@ -62,22 +66,86 @@ class IdentityResources:
         self._directory = directory
         self._rotate_key = rotate_key
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1; those under ``/me`` are for every user, about itself."""
         return [
-            web.get("/robots", self.list_robots),
-            web.get("/robots/{name}", self.get_robot),
-            web.put("/robots/{name}", self.put_robot),
-            web.delete("/robots/{name}", self.delete_robot),
-            web.get("/robots/{name}/secrets", self.list_robot_secrets),
-            web.post("/robots/{name}/secrets", self.add_robot_secret),
-            web.delete("/robots/{name}/secrets/{id}", self.delete_robot_secret),
-            web.get("/users/{name}/tokens", self.list_user_tokens),
-            web.delete("/users/{name}/tokens/{id}", self.delete_user_token),
-            web.get(f"{SELF_PREFIX}/tokens", self.list_own_tokens),
-            web.post(f"{SELF_PREFIX}/tokens", self.add_own_token),
-            web.delete(f"{SELF_PREFIX}/tokens/{{id}}", self.delete_own_token),
-            web.post("/keys/rotate", self.rotate_key),
+            Endpoint("GET", "/robots", self.list_robots, "List robots", {200: Page[RobotDocument]}, query=PAGE),
+            Endpoint("GET", "/robots/{name}", self.get_robot, "Show a robot", {200: RobotDocument}),
+            Endpoint(
+                "PUT",
+                "/robots/{name}",
+                self.put_robot,
+                "Make or replace a robot",
+                {200: RobotDocument, 201: RobotDocument},
+                body=RobotBody,
+                conditional=True,
+            ),
+            Endpoint(
+                "DELETE",
+                "/robots/{name}",
+                self.delete_robot,
+                "Remove a robot, its secrets and its grants",
+                {204: None},
+                conditional=True,
+            ),
+            Endpoint(
+                "GET",
+                "/robots/{name}/secrets",
+                self.list_robot_secrets,
+                "List the secrets of a robot",
+                {200: Page[SecretDocument]},
+                query=PAGE,
+            ),
+            Endpoint(
+                "POST",
+                "/robots/{name}/secrets",
+                self.add_robot_secret,
+                "Make a secret of a robot",
+                {201: NewSecretDocument},
+                body=SecretBody,
+            ),
+            Endpoint(
+                "DELETE",
+                "/robots/{name}/secrets/{id}",
+                self.delete_robot_secret,
+                "Remove a secret of a robot",
+                {204: None},
+            ),
+            Endpoint(
+                "GET",
+                "/users/{name}/tokens",
+                self.list_user_tokens,
+                "List the tokens of a user",
+                {200: Page[SecretDocument]},
+                query=PAGE,
+            ),
+            Endpoint(
+                "DELETE", "/users/{name}/tokens/{id}", self.delete_user_token, "Remove a token of a user", {204: None}
+            ),
+            Endpoint(
+                "GET",
+                f"{SELF_PREFIX}/tokens",
+                self.list_own_tokens,
+                "List your own tokens",
+                {200: Page[SecretDocument]},
+                query=PAGE,
+            ),
+            Endpoint(
+                "POST",
+                f"{SELF_PREFIX}/tokens",
+                self.add_own_token,
+                "Make a token of your own",
+                {201: NewSecretDocument},
+                body=TokenBody,
+            ),
+            Endpoint(
+                "DELETE",
+                f"{SELF_PREFIX}/tokens/{{id}}",
+                self.delete_own_token,
+                "Remove a token of your own",
+                {204: None},
+            ),
+            Endpoint("POST", "/keys/rotate", self.rotate_key, "Sign tokens with a new key", {201: KeyDocument}),
         ]
 
     # ------------------------------------------------------------ robots
@@ -148,7 +216,7 @@ class IdentityResources:
 
     async def rotate_key(self, request: web.Request) -> web.Response:
         read_query(request)
-        return web.json_response({"kid": await self._rotate_key()}, status=201)
+        return web.json_response(KeyDocument(kid=await self._rotate_key()).as_json(), status=201)
 
     # ------------------------------------------------------------ one of each
 
@@ -159,7 +227,7 @@ class IdentityResources:
 
     async def _add(self, subject: str, kind: SecretKind, given: SecretInput) -> web.Response:
         secret, text = await self._directory.add_secret(subject, kind, given)
-        document = {**_secret_document(secret), "secret": text}
+        document = NewSecretDocument(**_secret_document(secret), secret=text).as_json()
         return web.json_response(document, status=201, headers={"Cache-Control": "no-store"})
 
     async def _delete(self, request: web.Request, subject: str) -> web.Response:

@@ -10,7 +10,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, parse_digest, parse_repository
+from registry_proxy.web.admin_documents import (
+    CachedBlobDocument,
+    CacheDocument,
+    CacheVerificationDocument,
+    Page,
+    PurgeDocument,
+    ReloadDocument,
+)
 from registry_proxy.web.admin_requests import PurgeBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.openapi import PAGE, Endpoint
 from registry_proxy.web.problems import Fault, ProblemError
 
 _CACHE_REQUESTS = "registry_proxy_cache_requests_total"
@@ -70,14 +79,42 @@ class NodeResources:
         self._reload = reload
         self._verifying = asyncio.Lock()
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1."""
         return [
-            web.get("/cache", self.get_cache),
-            web.get("/cache/blobs", self.list_blobs),
-            web.post("/cache/verify", self.verify_cache),
-            web.post("/cache/purge", self.purge_cache),
-            web.post("/reload", self.reload_configuration),
+            Endpoint(
+                "GET",
+                "/cache",
+                self.get_cache,
+                "Show size and hit ratios of the cache of this node",
+                {200: CacheDocument},
+            ),
+            Endpoint(
+                "GET",
+                "/cache/blobs",
+                self.list_blobs,
+                "List what is cached",
+                {200: Page[CachedBlobDocument]},
+                query=PAGE,
+            ),
+            Endpoint(
+                "POST",
+                "/cache/verify",
+                self.verify_cache,
+                "Read the cache, and drop what rotted",
+                {200: CacheVerificationDocument},
+            ),
+            Endpoint(
+                "POST",
+                "/cache/purge",
+                self.purge_cache,
+                "Remove something, or all, from the cache",
+                {200: PurgeDocument},
+                body=PurgeBody,
+            ),
+            Endpoint(
+                "POST", "/reload", self.reload_configuration, "Read the configuration again", {200: ReloadDocument}
+            ),
         ]
 
     async def reload_configuration(self, _: web.Request) -> web.Response:
@@ -87,46 +124,47 @@ class NodeResources:
             raise ProblemError(422, "the configuration is not reloaded, the old one stays in force", faults=faults)
         if outcome.failure:
             raise ProblemError(503, f"the configuration is not reloaded, the old one stays in force: {outcome.failure}")
-        return web.json_response({"generation": outcome.generation})
+        return web.json_response(ReloadDocument(generation=outcome.generation).as_json())
 
     async def get_cache(self, request: web.Request) -> web.Response:
         read_query(request)
         stats = self._cache.stats()
         requests = count_cache_requests(await asyncio.to_thread(self._render_metrics))
         ratios = {kind: _hit_ratio(counts) for kind, counts in requests.items()}
-        document = {
-            "size_bytes": stats["committed_bytes"],
-            "max_size_bytes": stats["max_size_bytes"],
-            "entries": stats["entries"],
-            "filling_bytes": stats["filling_bytes"],
-            "pinned_bytes": stats["pinned_bytes"],
-            "requests": requests,
-            "hit_ratios": ratios,
-        }
-        return web.json_response(document)
+        document = CacheDocument(
+            size_bytes=stats["committed_bytes"],
+            max_size_bytes=stats["max_size_bytes"],
+            entries=stats["entries"],
+            filling_bytes=stats["filling_bytes"],
+            pinned_bytes=stats["pinned_bytes"],
+            requests=requests,
+            hit_ratios=ratios,
+        )
+        return web.json_response(document.as_json())
 
     async def list_blobs(self, request: web.Request) -> web.Response:
         page = read_page(read_query(request, ("limit", "after")))
         after = _read_digest(page.after, "?after") if page.after else None
         blobs = await self._cache.list_blobs(after, page.limit + 1)
         items = [
-            {
-                "digest": str(blob.digest),
-                "size_bytes": blob.size_bytes,
-                "used_at": format_time(int(blob.used_at)),
-                "protected": blob.protected,
-            }
+            CachedBlobDocument(
+                digest=str(blob.digest),
+                size_bytes=blob.size_bytes,
+                used_at=format_time(int(blob.used_at)),
+                protected=blob.protected,
+            )
             for blob in blobs[: page.limit]
         ]
         more = len(blobs) > page.limit
-        return web.json_response({"items": items, "next": items[-1]["digest"] if more else None})
+        document = Page[CachedBlobDocument](items=items, next=items[-1].digest if more else None)
+        return web.json_response(document.as_json())
 
     async def verify_cache(self, _: web.Request) -> web.Response:
         if self._verifying.locked():
             raise ProblemError(409, "the cache is being verified already")
         async with self._verifying:
             bad = await self._cache.verify()
-        return web.json_response({"bad": [str(digest) for digest in bad]})
+        return web.json_response(CacheVerificationDocument(bad=[str(digest) for digest in bad]).as_json())
 
     async def purge_cache(self, request: web.Request) -> web.Response:
         body = await read_body(request, PurgeBody)
@@ -141,7 +179,7 @@ class NodeResources:
                 digests = await asyncio.to_thread(self._purge_repository, repository)
             except RegistryError as error:
                 raise _invalid("#/repository", error) from None
-        return web.json_response({"removed": await self._cache.purge(digests)})
+        return web.json_response(PurgeDocument(removed=await self._cache.purge(digests)).as_json())
 
 
 def _read_digest(text: str, pointer: str) -> Digest:

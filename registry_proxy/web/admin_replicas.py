@@ -10,7 +10,16 @@ from aiohttp import web
 from registry_proxy.ports import ReplicaState
 from registry_proxy.spec.reference import Digest
 from registry_proxy.tasks import spawn
+from registry_proxy.web.admin_documents import (
+    ComparisonDocument,
+    DifferenceDocument,
+    Page,
+    RepairDocument,
+    ReplicaDocument,
+    UpstreamDocument,
+)
 from registry_proxy.web.admin_requests import EmptyBody, VerifyBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.openapi import PAGE, Endpoint
 from registry_proxy.web.problems import Fault, ProblemError
 
 
@@ -119,53 +128,53 @@ def _without_credentials(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> dict[str, Any]:
+def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> ReplicaDocument:
     started_at = None if repair.started_at is None else int(repair.started_at)
-    return {
-        "name": replica.name,
-        "url": _without_credentials(replica.url),
-        "state": replica.state,
-        "reason": replica.reason,
-        "latency_seconds": replica.latency_seconds,
-        "pending": replica.pending,
-        "repair": {
-            "running": repair.is_running,
-            "started_at": format_time(started_at),
-            "done": repair.done,
-            "failed": repair.failed,
-            "error": repair.error,
-        },
-    }
+    return ReplicaDocument(
+        name=replica.name,
+        url=_without_credentials(replica.url),
+        state=replica.state,
+        reason=replica.reason,
+        latency_seconds=replica.latency_seconds,
+        pending=replica.pending,
+        repair=RepairDocument(
+            running=repair.is_running,
+            started_at=format_time(started_at),
+            done=repair.done,
+            failed=repair.failed,
+            error=repair.error,
+        ),
+    )
 
 
-def _difference_document(difference: Difference) -> dict[str, Any]:
+def _difference_document(difference: Difference) -> DifferenceDocument:
     key = difference.key
-    return {
-        "repository": str(key.routed.repository),
-        "kind": str(key.kind),
-        "name": key.name,
-        "replica": difference.replica,
-        "wanted": None if difference.wanted is None else str(difference.wanted),
-        "found": None if difference.found is None else str(difference.found),
-        "holders": list(difference.holders),
-    }
+    return DifferenceDocument(
+        repository=str(key.routed.repository),
+        kind=str(key.kind),
+        name=key.name,
+        replica=difference.replica,
+        wanted=None if difference.wanted is None else str(difference.wanted),
+        found=None if difference.found is None else str(difference.found),
+        holders=list(difference.holders),
+    )
 
 
 def _comparison_document(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "started_at": format_time(int(comparison.started_at)),
-        "done": comparison.is_done,
-        "error": comparison.error,
-        "repositories": comparison.repositories,
-        "repositories_done": comparison.repositories_done,
-        "manifests": comparison.manifests,
-        "blobs": comparison.blobs,
-        "differing": comparison.differing,
-        "undecided": comparison.undecided,
-        "lost": comparison.lost,
-        "mended": comparison.mended,
-        "differences": [_difference_document(difference) for difference in comparison.differences],
-    }
+    return ComparisonDocument(
+        started_at=format_time(int(comparison.started_at)),
+        done=comparison.is_done,
+        error=comparison.error,
+        repositories=comparison.repositories,
+        repositories_done=comparison.repositories_done,
+        manifests=comparison.manifests,
+        blobs=comparison.blobs,
+        differing=comparison.differing,
+        undecided=comparison.undecided,
+        lost=comparison.lost,
+        mended=comparison.mended,
+        differences=[_difference_document(difference) for difference in comparison.differences],
+    ).as_json()
 
 
 class ReplicaResources:
@@ -183,14 +192,41 @@ class ReplicaResources:
         self._comparisons: dict[str, Comparison] = {}
         self._running: set[asyncio.Task[None]] = set()
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1."""
         return [
-            web.get("/upstreams", self.list_upstreams),
-            web.get("/upstreams/{name}", self.get_upstream),
-            web.post("/upstreams/{name}/repair", self.repair_upstream),
-            web.post("/upstreams/{name}/verify", self.verify_upstream),
-            web.get("/upstreams/{name}/verify", self.get_comparison),
+            Endpoint(
+                "GET",
+                "/upstreams",
+                self.list_upstreams,
+                "List upstreams and how their replicas are",
+                {200: Page[UpstreamDocument]},
+                query=PAGE,
+            ),
+            Endpoint("GET", "/upstreams/{name}", self.get_upstream, "Show an upstream", {200: UpstreamDocument}),
+            Endpoint(
+                "POST",
+                "/upstreams/{name}/repair",
+                self.repair_upstream,
+                "Have what is pending tried at once",
+                {202: UpstreamDocument},
+                body=EmptyBody,
+            ),
+            Endpoint(
+                "POST",
+                "/upstreams/{name}/verify",
+                self.verify_upstream,
+                "Begin to compare the replicas",
+                {202: ComparisonDocument},
+                body=VerifyBody,
+            ),
+            Endpoint(
+                "GET",
+                "/upstreams/{name}/verify",
+                self.get_comparison,
+                "Show the last comparison, or the one that runs",
+                {200: ComparisonDocument},
+            ),
         ]
 
     async def list_upstreams(self, request: web.Request) -> web.Response:
@@ -218,7 +254,8 @@ class ReplicaResources:
         await self._upstreams[name].refresh()
         repairs = self._repairers[name]
         replicas = self._upstreams[name].status()
-        return {"name": name, "replicas": [_replica_document(one, repairs.status(one.name)) for one in replicas]}
+        documents = [_replica_document(one, repairs.status(one.name)) for one in replicas]
+        return UpstreamDocument(name=name, replicas=documents).as_json()
 
     async def verify_upstream(self, request: web.Request) -> web.Response:
         """Begin to compare; 202, and GET tells how far it is."""

@@ -5,11 +5,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from registry_proxy.access.records import GrantMode
+from registry_proxy.spec.scope import Action
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
 BODY_MAX_BYTES = 1024 * 1024
@@ -45,6 +47,9 @@ class GroupBody(Body):
     members: list[str] = []
 
 
+_TimeInput = Annotated[str, Field(json_schema_extra={"format": "date-time"})] | float | None
+
+
 def _parse_time(value: Any) -> Any:
     """Return Unix seconds for a text of RFC 3339; leave what is no text to the next check."""
     if isinstance(value, str):
@@ -60,21 +65,29 @@ def _parse_time(value: Any) -> Any:
     return value
 
 
+_Time = Annotated[float | None, BeforeValidator(_parse_time, json_schema_input_type=_TimeInput)]
+
+
+# Judged where they are used, together with what else is wrong there; the description of the API has them here.
+_ActionName = Annotated[str, WithJsonSchema({"type": "string", "enum": [action.value for action in Action]})]
+_ModeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [mode.value for mode in GrantMode]})]
+
+
 class GrantBody(Body):
     """POST of a grant."""
 
     subject: str
     repository: str
     tags: str = "*"
-    actions: list[str]
-    mode: str = "enforce"
-    expires_at: Annotated[float | None, BeforeValidator(_parse_time)] = None
+    actions: list[_ActionName]
+    mode: _ModeName = "enforce"
+    expires_at: _Time = None
 
 
 class RobotBody(Body):
     """PUT of a robot."""
 
-    expires_at: Annotated[float | None, BeforeValidator(_parse_time)] = None
+    expires_at: _Time = None
     networks: list[str] = []
 
 
@@ -82,13 +95,13 @@ class SecretBody(Body):
     """POST of a robot's secret."""
 
     label: str = ""
-    expires_at: Annotated[float | None, BeforeValidator(_parse_time)] = None
+    expires_at: _Time = None
 
 
 class TokenBody(SecretBody):
     """POST of a personal access token; without ``actions`` it may do what its user may."""
 
-    actions: list[str] | None = None
+    actions: list[_ActionName] | None = None
 
 
 class ExplainBody(Body):
@@ -217,6 +230,12 @@ def read_page(query: Mapping[str, str]) -> PageRequest:
     return PageRequest(min(int(limit), _PAGE_SIZE_MAX), query.get("after", ""))
 
 
+@overload
+def format_time(moment: float) -> str: ...
+@overload
+def format_time(moment: None) -> None: ...
+@overload
+def format_time(moment: float | None) -> str | None: ...
 def format_time(moment: float | None) -> str | None:
     """Return Unix seconds as a text of RFC 3339."""
     return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")

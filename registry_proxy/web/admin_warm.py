@@ -14,7 +14,9 @@ from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.platform import Platform, parse_platform
 from registry_proxy.spec.reference import Digest, Repository, Tag, parse_repository, parse_tag_or_digest
 from registry_proxy.tasks import spawn
+from registry_proxy.web.admin_documents import WarmingDocument
 from registry_proxy.web.admin_requests import WarmBody, read_body, read_query
+from registry_proxy.web.openapi import Endpoint
 from registry_proxy.web.problems import Fault, ProblemError
 
 _REMEMBERED = 1000
@@ -31,9 +33,19 @@ class WarmResources:
         self._running: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1."""
-        return [web.post("/cache/warm", self.warm), web.get("/cache/warm/{id}", self.get_progress)]
+        return [
+            Endpoint(
+                "POST",
+                "/cache/warm",
+                self.warm,
+                "Begin to bring an image into the cache",
+                {202: WarmingDocument},
+                body=WarmBody,
+            ),
+            Endpoint("GET", "/cache/warm/{id}", self.get_progress, "Show how far a warming is", {200: WarmingDocument}),
+        ]
 
     async def warm(self, request: web.Request) -> web.Response:
         """Begin; 202 with the id to ask for its progress by."""
@@ -92,14 +104,14 @@ class WarmResources:
 
 
 def _document(job: str, progress: WarmProgress) -> dict[str, Any]:
-    return {
-        "id": job,
-        "image": progress.image,
-        "digest": None if progress.digest is None else str(progress.digest),
-        "blobs_total": progress.blobs_total,
-        "blobs_done": progress.blobs_done,
-        "bytes_total": progress.bytes_total,
-        "bytes_done": progress.bytes_done,
-        "done": progress.is_done,
-        "error": progress.error,
-    }
+    return WarmingDocument(
+        id=job,
+        image=progress.image,
+        digest=None if progress.digest is None else str(progress.digest),
+        blobs_total=progress.blobs_total,
+        blobs_done=progress.blobs_done,
+        bytes_total=progress.bytes_total,
+        bytes_done=progress.bytes_done,
+        done=progress.is_done,
+        error=progress.error,
+    ).as_json()

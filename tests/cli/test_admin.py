@@ -331,3 +331,10 @@ def _answering(status: int, body: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+def test_the_description_of_the_api_is_printed(run: Run) -> None:
+    """`openapi` prints the document of the node, as JSON."""
+    document = _json(run("openapi"))
+    assert document["openapi"].startswith("3.1.")
+    assert "/admin/v1/users/{name}" in document["paths"]

@@ -27,7 +27,7 @@ from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.reference import Digest, Repository, digest_of
 from registry_proxy.tasks import spawn
 from registry_proxy.web.ops import OPS_PATHS
-from tests.admin import ADMIN, ADMIN_ROUTES, BOB, CACHE_MAX_BYTES, Node, admin_node, filled
+from tests.admin import ADMIN, ADMIN_ROUTES, BOB, CACHE_MAX_BYTES, Contract, Node, admin_node, contract_of, filled
 
 API = "/admin/v1"
 
@@ -42,6 +42,7 @@ class Admin:
 
     http: TestClient[Request, Application]
     node: Node
+    contract: Contract
 
     async def call(
         self,
@@ -52,12 +53,16 @@ class Admin:
         auth: tuple[str, str] | None = ADMIN,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any, Mapping[str, str]]:
-        """Send a request below /admin/v1; return status, document and headers."""
+        """Send a request below /admin/v1; return status, document and headers, as the OpenAPI document has them."""
         sent = {**(headers or {}), **(_basic(*auth) if auth is not None else {})}
         json_body = {} if body is None else {"json": body}
         async with self.http.request(method, API + path, headers=sent, **json_body) as response:
             content = await response.read()
-            return response.status, json.loads(content) if content else None, response.headers
+            document = json.loads(content) if content else None
+            self.contract.check(
+                method, (API + path).partition("?")[0], response.status, response.content_type, document
+            )
+            return response.status, document, response.headers
 
     def token(self, subject: str, generation: int = 0) -> str:
         """Issue a token."""
@@ -68,7 +73,7 @@ class Admin:
 async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
     """Start an admin listener with the users admin (an administrator) and bob."""
     async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
-        yield Admin(http, node)
+        yield Admin(http, node, await contract_of(node, http))
 
 
 ROUTES = [

@@ -1,0 +1,307 @@
+"""What the admin API answers: every document, as the handlers make it and as the OpenAPI document describes it."""
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from registry_proxy.access.records import GrantMode
+from registry_proxy.access.secrets import SecretKind
+from registry_proxy.ports import ReplicaState
+from registry_proxy.spec.scope import Action
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+"""RFC 3339."""
+
+
+class Document(BaseModel):
+    """A JSON object with exactly these fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as ``json.dumps`` takes it."""
+        return self.model_dump(mode="json")
+
+
+_Item = TypeVar("_Item")
+
+
+class Page(Document, Generic[_Item]):
+    """A part of a list; ``next`` is the ``after`` of the part behind it, null at the end."""
+
+    items: list[_Item]
+    next: str | None
+
+
+class UserDocument(Document):
+    """A user; its password is never answered."""
+
+    name: str
+    admin: bool
+    disabled: bool
+    groups: list[str]
+
+
+class GroupDocument(Document):
+    """A group of users."""
+
+    name: str
+    members: list[str]
+
+
+class GrantDocument(Document):
+    """What a subject may do."""
+
+    id: str
+    subject: str
+    repository: str
+    tags: str
+    actions: list[Action]
+    mode: GrantMode
+    expires_at: Time | None
+
+
+class DecisionDocument(Document):
+    """Whether something is allowed, and by which grant or for which reason."""
+
+    allowed: bool
+    would_deny: bool
+    grant: str | None
+    reason: str
+
+
+class SubjectRevocationDocument(Document):
+    """All tokens of a subject that were given before are void."""
+
+    id: str
+    subject: str
+    generation: int
+
+
+class TokenRevocationDocument(Document):
+    """One token is void."""
+
+    id: str
+    token_id: str
+
+
+class RevocationDocument(RootModel[SubjectRevocationDocument | TokenRevocationDocument]):
+    """What was revoked."""
+
+
+class RobotDocument(Document):
+    """A robot: an account of a program."""
+
+    name: str
+    expires_at: Time | None
+    networks: list[str]
+
+
+class SecretDocument(Document):
+    """A secret of a robot or user, without its text; with ``actions`` null it may do all that its holder may."""
+
+    id: str
+    kind: SecretKind
+    label: str
+    created_at: Time
+    expires_at: Time | None
+    actions: list[Action] | None
+
+
+class NewSecretDocument(SecretDocument):
+    """A secret that was just made: its text is never to be had again."""
+
+    secret: str
+
+
+class KeyDocument(Document):
+    """The key that signs tokens from now on."""
+
+    kid: str
+
+
+class RepairDocument(Document):
+    """How the repair of one replica goes; ``done`` and ``failed`` count keys."""
+
+    running: bool
+    started_at: Time | None
+    done: int
+    failed: int
+    error: str
+
+
+class ReplicaDocument(Document):
+    """How one replica is doing; ``reason`` says why it is not up, "" when it is."""
+
+    name: str
+    url: str
+    state: ReplicaState
+    reason: str
+    latency_seconds: float | None
+    pending: int
+    repair: RepairDocument
+
+
+class UpstreamDocument(Document):
+    """An upstream and its replicas."""
+
+    name: str
+    replicas: list[ReplicaDocument]
+
+
+class DifferenceDocument(Document):
+    """A replica does not hold what it shall."""
+
+    repository: str
+    kind: str
+    name: str
+    replica: str
+    wanted: str | None
+    found: str | None
+    holders: list[str]
+
+
+class ComparisonDocument(Document):
+    """How far a comparison of replicas is, and what it found."""
+
+    started_at: Time
+    done: bool
+    error: str
+    repositories: int
+    repositories_done: int
+    manifests: int
+    blobs: int
+    differing: int
+    undecided: int
+    lost: int
+    mended: int
+    differences: list[DifferenceDocument]
+
+
+class CacheDocument(Document):
+    """The cache of this node; requests and hit ratios by kind of content, a ratio null before the first request."""
+
+    size_bytes: int
+    max_size_bytes: int
+    entries: int
+    filling_bytes: int
+    pinned_bytes: int
+    requests: dict[str, dict[str, int]]
+    hit_ratios: dict[str, float | None]
+
+
+class CachedBlobDocument(Document):
+    """One content of the cache."""
+
+    digest: str
+    size_bytes: int
+    used_at: Time
+    protected: bool
+
+
+class CacheVerificationDocument(Document):
+    """The digests of what was not what its digest says, and was dropped."""
+
+    bad: list[str]
+
+
+class PurgeDocument(Document):
+    """How many entries were removed."""
+
+    removed: int
+
+
+class WarmingDocument(Document):
+    """How far the warming of an image is; ``error`` is why it ended early, "" when it did not."""
+
+    id: str
+    image: str
+    digest: str | None
+    blobs_total: int
+    blobs_done: int
+    bytes_total: int
+    bytes_done: int
+    done: bool
+    error: str
+
+
+class ReloadDocument(Document):
+    """The generation of the workers that serve with the configuration as it is now."""
+
+    generation: int
+
+
+class ChainFaultDocument(Document):
+    """A place where the audit log is not what was written."""
+
+    file: str
+    line: int
+    text: str
+
+
+class ChainDocument(Document):
+    """What verifying the audit log of one process found; ``unsigned`` counts the lines after the last signature."""
+
+    process: str
+    first: int
+    last: int
+    signed_at: Time | None
+    unsigned: int
+    faults: list[ChainFaultDocument]
+
+
+class AuditVerificationDocument(Document):
+    """Whether the audit log of this node is as it was written."""
+
+    intact: bool
+    processes: list[ChainDocument]
+
+
+class QuestionDocument(Document):
+    """A question that another policy would answer otherwise; the grant is the one that allows it, today or then."""
+
+    subject: str
+    repository: str
+    tag: str | None
+    action: Action
+    count: int
+    first_at: Time
+    last_at: Time
+    grant: str | None
+    reason: str
+
+
+class ReplayDocument(Document):
+    """What a proposed policy would say to what was asked lately."""
+
+    decisions: int
+    since: Time | None
+    newly_denied: list[QuestionDocument]
+    newly_allowed: list[QuestionDocument]
+    subjects_newly_denied: list[str]
+    subjects_newly_allowed: list[str]
+
+
+class OpenApiDocument(RootModel[dict[str, Any]]):
+    """An OpenAPI 3.1 document."""
+
+
+class AuditPage(Page[dict[str, Any]]):
+    """Events of the audit log, oldest first; fields that say nothing are absent."""
+
+
+class FaultDocument(Document):
+    """One thing that is wrong; ``pointer`` leads into the body (RFC 6901, section 6), "" when it is elsewhere."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemDocument(Document):
+    """Why a request was not done (RFC 9457); ``errors`` has everything that is wrong with it."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    detail: str
+    errors: Annotated[list[FaultDocument], Field(min_length=1)] = []
