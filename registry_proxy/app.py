@@ -17,6 +17,8 @@ from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, InvalidError
+from registry_proxy.access.id_tokens import ClaimRule, IdTokenVerifier, TrustedIssuer
+from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
@@ -49,8 +51,8 @@ from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.settings import Settings, UpstreamSettings
-from registry_proxy.spec.patterns import compile_repository_pattern
+from registry_proxy.settings import OidcSettings, Settings, UpstreamSettings
+from registry_proxy.spec.patterns import compile_claim_pattern, compile_repository_pattern
 from registry_proxy.spec.reference import Digest
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
@@ -364,6 +366,7 @@ async def _open_access(
         changes,
         TokenVerifier(auth.service),
         outage_max_age_seconds=outage.max_age_seconds if outage.mode == "open" else None,
+        id_tokens=IdTokenVerifier(map(_trusted_issuer, auth.oidc, auth.oidc.values())) if auth.oidc else None,
     )
     signer = TokenSigner(auth.signing_key_file, auth.service, round(auth.token_lifetime_seconds))
     try:
@@ -372,6 +375,20 @@ async def _open_access(
             yield control, signer
     finally:
         await control.aclose()
+
+
+def _trusted_issuer(name: str, configured: OidcSettings) -> TrustedIssuer:
+    rules = [
+        ClaimRule(
+            name=rule.name,
+            claims={claim: tuple(map(compile_claim_pattern, each)) for claim, each in rule.claims.items()},
+            subject=rule.subject,
+            groups=rule.groups,
+        )
+        for rule in configured.rules
+    ]
+    keys = IssuerKeys(configured.issuer, configured.jwks_url, configured.ca_file)
+    return TrustedIssuer(name, configured.issuer, configured.audience, rules, keys)
 
 
 @contextlib.asynccontextmanager

@@ -41,6 +41,10 @@ _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
 _MAX_NUMBER_LENGTH = 20
 _AUDIT_FILE_MIN_BYTES = 4096
 _REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry that everybody puts behind a proxy
+_LOOPBACK_NAMES = frozenset({"127.0.0.1", "::1", "localhost"})
+_CLAIM_PATTERN_MAX_LENGTH = 500
+_GROUP_NAME = re.compile(r"(?!oidc\Z)[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")  # as access.subject has it
+_OIDC_SUBJECT = re.compile(r"(?:\{[A-Za-z0-9._:/-]+\}|[A-Za-z0-9._@+:/-])+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -229,6 +233,22 @@ def _bounded_lifetime(value: float) -> float:
     return value
 
 
+def _check_issuer(value: str) -> str:
+    """Keep a URL as it is, because tokens hold it so; what it says about keys must not be forged on the way."""
+    parts = split_url(value)
+    if parts is None or not {"@", "?", "#"}.isdisjoint(value):
+        raise expected("an https:// URL, such as https://token.actions.githubusercontent.com")
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK_NAMES):
+        raise expected("an https:// URL (http:// only for this machine), since its keys decide who may log in")
+    return value
+
+
+def _check_claim_pattern(value: str) -> str:
+    if not value or not value.isprintable() or len(value) > _CLAIM_PATTERN_MAX_LENGTH:
+        raise expected("text of at most 500 characters, in which * is any text")
+    return value
+
+
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
@@ -262,6 +282,27 @@ UpstreamName = Annotated[
     str,
     AfterValidator(
         partial(_check_name, pattern=_UPSTREAM_NAME, what="a name of lower-case letters, digits, single - or _")
+    ),
+]
+IssuerUrl = Annotated[str, AfterValidator(_check_issuer)]
+ClaimPattern = Annotated[str, AfterValidator(_check_claim_pattern)]
+ClaimPatterns = Annotated[
+    tuple[ClaimPattern, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+GroupName = Annotated[
+    str, AfterValidator(partial(_check_name, pattern=_GROUP_NAME, what="the name of a group, such as deployers"))
+]
+OidcSubject = Annotated[
+    str,
+    AfterValidator(
+        partial(
+            _check_name,
+            pattern=_OIDC_SUBJECT,
+            what="letters, digits, any of . _ @ + : / - and names of claims in braces",
+        )
     ),
 ]
 RepositoryPattern = Annotated[str, AfterValidator(_check_pattern)]
@@ -392,8 +433,27 @@ class RouteSettings(Section):
     namespaces: tuple[HostName, ...] = ()
 
 
+class OidcRuleSettings(Section):
+    """Who is taken: each claim is what one of its patterns says; and what he is called then."""
+
+    name: UpstreamName
+    claims: Mapping[str, ClaimPatterns] = Field(min_length=1)
+    subject: OidcSubject = "{sub}"
+    groups: tuple[GroupName, ...] = ()
+
+
+class OidcSettings(Section):
+    """An issuer whose ID tokens stand for a password, with the login name ``oidc``."""
+
+    issuer: IssuerUrl
+    audience: Annotated[str, Field(min_length=1, max_length=500)]
+    jwks_url: IssuerUrl | None = None  # else by discovery
+    ca_file: Path | None = None
+    rules: tuple[OidcRuleSettings, ...] = Field(min_length=1)  # the first that fits
+
+
 class AuthSettings(Section):
-    """The tokens we issue."""
+    """The tokens we issue, and the ID tokens of others that they are given for."""
 
     service: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")] = "registry-proxy"
     token_lifetime_seconds: Annotated[Duration, AfterValidator(_bounded_lifetime)] = Field(
@@ -401,6 +461,7 @@ class AuthSettings(Section):
     )
     refresh_token_lifetime_seconds: Timeout = Field(default=90 * 86400.0, alias="refresh_token_lifetime")
     signing_key_file: Path = Field(default="var/token-key.pem", validate_default=True)
+    oidc: Mapping[UpstreamName, OidcSettings] = Field(default_factory=dict)
 
 
 class AuditSettings(Section):

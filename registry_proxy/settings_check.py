@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from registry_proxy.settings import Address, AuthSettings, CacheSettings, ListenAddress, ReplicaSettings, Settings
+from registry_proxy.settings import (
+    Address,
+    AuthSettings,
+    CacheSettings,
+    ListenAddress,
+    OidcSettings,
+    ReplicaSettings,
+    Settings,
+)
 from registry_proxy.settings_source import Fault, KeyPath, Source, describe
 
 _T = TypeVar("_T")
@@ -29,6 +37,7 @@ def check_across(source: Source) -> Iterator[Fault]:
     yield from _check_routes(source)
     for name, upstream in _maps(source.tree, "upstreams"):
         yield from _check_upstream(source, ("upstreams", name), upstream, listeners)
+    yield from _check_issuers(source)
     yield from _check_places(source)
 
 
@@ -132,7 +141,7 @@ def _check_replica(
     if replica.password_file is not None:
         yield from _check_password_file(source, (*path, "password_file"), replica)
     if replica.ca_file is not None:
-        yield from _check_ca_file(source, (*path, "ca_file"), replica)
+        yield from _check_ca_file(source, (*path, "ca_file"), replica.ca_file, is_used=replica.url.startswith("https:"))
 
 
 def _check_password_file(source: Source, path: KeyPath, replica: ReplicaSettings) -> Iterator[Fault]:
@@ -145,15 +154,35 @@ def _check_password_file(source: Source, path: KeyPath, replica: ReplicaSettings
         yield source.fault(path, f"expected UTF-8 text in {replica.password_file}")
 
 
-def _check_ca_file(source: Source, path: KeyPath, replica: ReplicaSettings) -> Iterator[Fault]:
-    if not replica.url.startswith("https:"):
+def _check_ca_file(source: Source, path: KeyPath, ca_file: str, *, is_used: bool) -> Iterator[Fault]:
+    if not is_used:
         yield source.fault(path, "expected an https:// url beside ca_file")
     try:
-        ssl.create_default_context(cafile=replica.ca_file)
+        ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError:
-        yield source.fault(path, f"expected certificates in PEM format in {replica.ca_file}")
+        yield source.fault(path, f"expected certificates in PEM format in {ca_file}")
     except OSError as error:
-        yield source.fault(path, f"{replica.ca_file} cannot be read: {error.strerror}")
+        yield source.fault(path, f"{ca_file} cannot be read: {error.strerror}")
+
+
+def _check_issuers(source: Source) -> Iterator[Fault]:
+    auth, urls = source.tree.get("auth"), set()
+    for name, item in _maps(auth, "oidc") if isinstance(auth, dict) else ():
+        path: KeyPath = ("auth", "oidc", name)
+        issuer = _valid(TypeAdapter(OidcSettings), item)
+        if issuer is None:
+            continue
+        if issuer.issuer in urls:
+            yield source.fault((*path, "issuer"), f"expected an issuer of its own, found a second {issuer.issuer}")
+        urls.add(issuer.issuer)
+        names = [rule.name for rule in issuer.rules]
+        for index, rule_name in enumerate(names):
+            if rule_name in names[:index]:
+                place = (*path, "rules", index, "name")
+                yield source.fault(place, f"expected a name of its own, found a second {describe(rule_name)}")
+        if issuer.ca_file is not None:
+            is_used = (issuer.jwks_url or issuer.issuer).startswith("https:")
+            yield from _check_ca_file(source, (*path, "ca_file"), issuer.ca_file, is_used=is_used)
 
 
 # ---------------------------------------------------------------- addresses and paths of this machine

@@ -13,7 +13,14 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from registry_proxy.cli.main import app
-from registry_proxy.settings import ReplicaSettings, RouteSettings, Settings, UpstreamSettings
+from registry_proxy.settings import (
+    OidcRuleSettings,
+    OidcSettings,
+    ReplicaSettings,
+    RouteSettings,
+    Settings,
+    UpstreamSettings,
+)
 from registry_proxy.telemetry.metrics import PrometheusObserver
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +34,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         "upstreams": ("upstreams.NAME.", UpstreamSettings),
         "replicas": (f"{prefix}replicas[].", ReplicaSettings),
         "routes": ("routes[].", RouteSettings),
+        "oidc": ("auth.oidc.NAME.", OidcSettings),
+        "rules": (f"{prefix}rules[].", OidcRuleSettings),
     }
     for field, info in model.model_fields.items():
         name = info.alias or field

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 # The libraries of others that a part may use; a part that is not named uses none.
 LIBRARIES: dict[str, frozenset[str]] = {
-    "access": frozenset({"argon2", "cryptography", "jwt"}),
+    "access": frozenset({"aiohttp", "argon2", "cryptography", "jwt"}),
     "cache": frozenset({"inotify_simple"}),
     "upstream": frozenset({"aiohttp", "multidict", "yarl"}),
     "store": frozenset({"redis"}),

@@ -253,6 +253,47 @@ def test_bad_values_are_refused_with_what_was_expected(tmp_path: Path, key: str,
         assert "u:p@" not in text
 
 
+RULE = {"name": "any", "claims": {"sub": "*"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        *(
+            ({"issuer": issuer}, "issuer")
+            for issuer in ("http://x", "x", "", "https://u:p@x", "https://x?a", "https://x#", 7)
+        ),
+        ({"jwks_url": "http://x/keys"}, "jwks_url"),
+        ({"audience": ""}, "audience"),
+        ({"audience": ["x"]}, "audience"),
+        ({"rules": []}, "rules"),
+        ({"rules": {"any": RULE}}, "rules"),
+        *(
+            ({"rules": [{**RULE, **changes}]}, key)
+            for changes, key in (
+                ({"name": "A b"}, "rules[0].name"),
+                ({"claims": {}}, "rules[0].claims"),
+                ({"claims": {"sub": []}}, "rules[0].claims.sub"),
+                ({"claims": {"sub": ""}}, "rules[0].claims.sub"),
+                ({"claims": {"sub": True}}, "rules[0].claims.sub"),
+                ({"subject": "{a b}"}, "rules[0].subject"),
+                ({"subject": ""}, "rules[0].subject"),
+                ({"groups": ["a:b"]}, "rules[0].groups[0]"),
+                ({"groups": ["oidc"]}, "rules[0].groups[0]"),
+            )
+        ),
+    ],
+)
+def test_issuers_that_are_not_well_described_are_refused(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    """Whatever would take more than was meant, or nobody, is a fault at its key."""
+    good = {"issuer": "https://ci.example.com/a", "audience": "x", "rules": [RULE]}
+    load(tmp_path, {**SMALLEST, "auth": {"oidc": {"ci": good}}})
+    with pytest.raises(SettingsError) as refusal:
+        load(tmp_path, {**SMALLEST, "auth": {"oidc": {"ci": {**good, **changes}}}})
+    assert [fault.key for fault in refusal.value.faults] == [f"auth.oidc.ci.{key}"]
+    assert "u:p@" not in str(refusal.value)
+
+
 def test_what_comes_later_is_refused_as_not_available_yet(tmp_path: Path) -> None:
     """A feature that is not there is neither accepted nor taken for a misspelling."""
     main = {**SMALLEST["upstreams"]["main"], "discovery": "srv"}

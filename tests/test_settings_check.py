@@ -151,3 +151,34 @@ def test_places(tmp_path: Path) -> None:
     assert "store: expected a file" in faults(tmp_path, store=f"sqlite:///{tmp_path}")[0]
     same = {"signing_key_file": str(tmp_path / "store.db")}
     assert "expected another file" in faults(tmp_path, auth=same)[0]
+
+
+def oidc(**issuers: Any) -> dict[str, Any]:
+    """Return an ``auth`` section with issuers, each as changes of a good one."""
+    good = {"issuer": "https://ci.example.com", "audience": "x", "rules": [{"name": "any", "claims": {"sub": "*"}}]}
+    return {"oidc": {name: {**good, **changes} for name, changes in issuers.items()}}
+
+
+def test_issuers(tmp_path: Path) -> None:
+    """Two of one URL, and files that are no certificates, are faults at their key."""
+    key_file = {"signing_key_file": str(tmp_path / "key.pem")}
+    assert faults(tmp_path, auth={**key_file, **oidc(a={})}) == []
+    bad = tmp_path / "ca.pem"
+    bad.write_text("no certificate")
+    found = faults(
+        tmp_path,
+        auth={
+            **key_file,
+            **oidc(a={"ca_file": str(tmp_path / "none")}, b={}, c={"issuer": "https://x", "ca_file": str(bad)}),
+        },
+    )
+    assert [line.partition(":")[0] for line in found] == [
+        "auth.oidc.a.ca_file",
+        "auth.oidc.b.issuer",
+        "auth.oidc.c.ca_file",
+    ]
+    twice = [{"name": "any", "claims": {"sub": claim}} for claim in ("a", "b")]
+    found = faults(tmp_path, auth={**key_file, **oidc(a={"rules": twice})})
+    assert found == ['auth.oidc.a.rules[1].name: expected a name of its own, found a second "any"']
+    local = {"issuer": "http://127.0.0.1:1", "ca_file": str(bad)}
+    assert any("beside ca_file" in line for line in faults(tmp_path, auth={**key_file, **oidc(a=local)}))

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords, TooManyLoginsError
 from registry_proxy.access.grants import Policy
+from registry_proxy.access.id_tokens import IdTokenRefusedError, IdTokenVerifier
 from registry_proxy.access.records import User, grant_of, group_of, robot_of, user_of
 from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of
-from registry_proxy.access.subject import is_name, login_name, user_subject
+from registry_proxy.access.subject import OIDC_LOGIN_NAME, is_name, login_name, user_subject
 from registry_proxy.access.tokens import (
     InvalidTokenError,
     NextKey,
@@ -53,11 +54,17 @@ _CHECK_PAUSE_SECONDS = 0.02  # anybody can send tokens with unknown keys: they c
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What credentials prove. ``secret_id`` None: the user's own password was given. ``actions`` None: all it may."""
+    """What credentials prove. ``secret_id`` None: none of the secrets made here. ``actions`` None: all it may.
+
+    ``expires_at`` is when an ID token ends that was given, in Unix seconds, None for all else; ``evidence`` is what it
+    says of itself, for the audit log.
+    """
 
     subject: str
     secret_id: str | None = None
     actions: frozenset[Action] | None = None
+    expires_at: float | None = None
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
 class WatchedChanges(StoreChanges, Protocol):
@@ -88,6 +95,7 @@ class AccessControl:
         verifier: is given the accepted keys.
         outage_max_age_seconds: how long the last snapshot serves while the store is away; None ends it with the
             outage, after a few seconds.
+        id_tokens: knows the issuers whose ID tokens are taken; None for none.
     """
 
     def __init__(
@@ -97,11 +105,13 @@ class AccessControl:
         verifier: TokenVerifier,
         *,
         outage_max_age_seconds: float | None,
+        id_tokens: IdTokenVerifier | None = None,
     ) -> None:
         self._store = store
         self._changes = changes
         self._verifier = verifier
         self._max_age_seconds = _CLOSED_AFTER_SECONDS if outage_max_age_seconds is None else outage_max_age_seconds
+        self._id_tokens = id_tokens
         self._passwords = Passwords()
         self._limiter = LoginLimiter()
         self._snapshot: _Snapshot | None = None
@@ -161,7 +171,8 @@ class AccessControl:
     async def login(self, username: str, password: str, address: str) -> Login:
         """Return what a name and a password, or a secret of a robot or of the user's making, prove.
 
-        The store itself is read, so who was made on another node can log in at once.
+        The store itself is read, so who was made on another node can log in at once. With the name ``oidc`` the
+        password is an ID token.
 
         Args:
             username: as given.
@@ -169,10 +180,13 @@ class AccessControl:
             address: where the attempt comes from; failures are counted by (username, address).
 
         Raises:
-            LoginRefusedError: wrong, or disabled.
+            LoginRefusedError: wrong, or disabled; IdTokenRefusedError, which tells why, for an ID token.
             TooManyLoginsError: too many failures, or too many at once.
             StoreUnavailableError: nobody can be looked up.
+            IssuerUnavailableError: the keys of the ID token's issuer cannot be known.
         """
+        if username == OIDC_LOGIN_NAME:
+            return await self._login_by_id_token(password)
         async with self._limiter.attempt(username[:200], address):
             if (secret_id := secret_id_of(password)) is not None:
                 return await self._login_by_secret(username, secret_id, password, address)
@@ -299,6 +313,7 @@ class AccessControl:
             robots=[robot_of(record) for record in tables[Table.ROBOTS]],
             secrets=[secret_of(record) for record in tables[Table.SECRETS]],
             revoked_tokens=[r.key for r in tables[Table.REVOKED_TOKENS] if r.value["expires_at"] > now],
+            oidc_groups={} if self._id_tokens is None else self._id_tokens.groups,
         )
         return _Snapshot(policy, {user.name: user for user in users}, jwks, versions)
 
@@ -342,6 +357,13 @@ class AccessControl:
             await self._changes.check()
 
     # ------------------------------------------------------------ logins and keys
+
+    async def _login_by_id_token(self, id_token: str) -> Login:
+        # Failures are not counted: a signature is not guessed, and the runners of a company share an address.
+        if self._id_tokens is None:
+            raise IdTokenRefusedError("no issuer of ID tokens is configured here (auth.oidc)")
+        proved = await self._id_tokens.verify(id_token)
+        return Login(proved.subject, expires_at=proved.expires_at, evidence=proved.evidence)
 
     async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> Login:
         secret = await self._find_secret(secret_id)

@@ -474,6 +474,8 @@ class Directory:
         parsed = parse_subject(subject)
         if parsed.kind is SubjectKind.ROBOT:
             await self.get_robot(parsed.name)
+        elif parsed.kind is SubjectKind.OIDC:
+            raise InvalidError([("", f"{subject} has no secrets: it logs in with its ID token")])
         else:
             await self.get_user(parsed.name)
 

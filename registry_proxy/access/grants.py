@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
 from registry_proxy.access.secrets import Secret
@@ -13,6 +14,7 @@ from registry_proxy.access.subject import (
     Subject,
     SubjectKind,
     group_subject,
+    oidc_rule,
     parse_subject,
     robot_subject,
     user_subject,
@@ -74,6 +76,7 @@ class Policy:
         robots: all robots.
         secrets: all secrets; a token that came from one is void without it.
         revoked_tokens: ids of tokens that are void.
+        oidc_groups: by rule of the configuration, as ``ISSUER/RULE``: the groups of all whom it names.
     """
 
     def __init__(
@@ -86,8 +89,10 @@ class Policy:
         robots: Collection[Robot] = (),
         secrets: Collection[Secret] = (),
         revoked_tokens: Collection[str] = (),
+        oidc_groups: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> None:
-        self._parts = (users, groups, generations, robots, secrets, revoked_tokens)
+        self._parts = (users, groups, generations, robots, secrets, revoked_tokens, oidc_groups)
+        self._oidc_groups = oidc_groups
         self._users = {user_subject(user.name): user for user in users}
         self._robots = {robot_subject(robot.name): robot for robot in robots}
         self._secrets = {secret.id: secret for secret in secrets}
@@ -109,12 +114,21 @@ class Policy:
 
     def with_grants(self, grants: Iterable[Grant]) -> "Policy":
         """Return the same policy with these grants instead of its own."""
-        users, groups, generations, robots, secrets, revoked_tokens = self._parts
-        return Policy(users, groups, grants, generations, robots=robots, secrets=secrets, revoked_tokens=revoked_tokens)
+        users, groups, generations, robots, secrets, revoked_tokens, oidc_groups = self._parts
+        return Policy(
+            users,
+            groups,
+            grants,
+            generations,
+            robots=robots,
+            secrets=secrets,
+            revoked_tokens=revoked_tokens,
+            oidc_groups=oidc_groups,
+        )
 
     def generation(self, subject: str) -> int | None:
         """Return the generation that a token of the subject must have; None when it may have none at all."""
-        if subject != ANONYMOUS:
+        if subject != ANONYMOUS and oidc_rule(subject) not in self._oidc_groups:
             user = self._users.get(subject)
             if user is None:
                 robot = self._robots.get(subject)
@@ -265,6 +279,8 @@ class Policy:
             parsed = Subject(SubjectKind.USER, "")
         if parsed.kind in {SubjectKind.ANONYMOUS, SubjectKind.GROUP}:
             return None
+        if parsed.kind is SubjectKind.OIDC:
+            return None if oidc_rule(subject) in self._oidc_groups else f"no rule of auth.oidc makes {subject}"
         return f"there is no {parsed}" if parsed.name else "this is not a subject"
 
     def _candidates(self, subject: str, repository: str, action: Action) -> Iterable[_Compiled]:
@@ -281,7 +297,11 @@ class Policy:
 
     def _hold(self, subject: str, action: Action) -> dict[str, list[_Compiled]]:
         held: dict[str, list[_Compiled]] = {}
-        for holder in dict.fromkeys((subject, *self._memberships.get(subject, ()), ANONYMOUS)):
+        rule = oidc_rule(subject)
+        groups = self._memberships.get(subject, ())
+        if rule is not None:
+            groups = [group_subject(group) for group in self._oidc_groups.get(rule, ())]
+        for holder in dict.fromkeys((subject, *groups, ANONYMOUS)):
             for prefix, grants in self._grants.get(holder, {}).items():
                 fitting = [compiled for compiled in grants if compiled.grant.actions & _SATISFIED_BY[action]]
                 if fitting:

@@ -8,7 +8,11 @@ ANONYMOUS = "anonymous"
 """The subject of a caller without credentials; what it may do, everyone may do."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")
-_RESERVED = frozenset({"oidc"})  # the login name that goes with a token of an identity provider
+_OIDC_NAME = re.compile(
+    r"([a-z0-9]+(?:[_-][a-z0-9]+)*/[a-z0-9]+(?:[_-][a-z0-9]+)*)/[A-Za-z0-9_][A-Za-z0-9._@+:/-]{0,199}"
+)
+OIDC_LOGIN_NAME = "oidc"
+"""The user name that goes with an ID token as password."""
 
 
 class SubjectKind(StrEnum):
@@ -17,6 +21,7 @@ class SubjectKind(StrEnum):
     USER = "user"
     ROBOT = "robot"
     GROUP = "group"
+    OIDC = "oidc"
     ANONYMOUS = "anonymous"
 
 
@@ -33,7 +38,7 @@ class Subject:
 
 def is_name(text: str) -> bool:
     """Tell whether a user, group or robot may have this name: never with the ``:`` and ``$`` of Basic and robots."""
-    return _NAME.fullmatch(text) is not None and text not in _RESERVED
+    return _NAME.fullmatch(text) is not None and text != OIDC_LOGIN_NAME
 
 
 def parse_subject(text: str) -> Subject:
@@ -45,8 +50,10 @@ def parse_subject(text: str) -> Subject:
     if text == ANONYMOUS:
         return Subject(SubjectKind.ANONYMOUS, "")
     kind, _, name = text.partition(":")
+    if kind == SubjectKind.OIDC and _OIDC_NAME.fullmatch(name) is not None:
+        return Subject(SubjectKind.OIDC, name)
     if kind not in {SubjectKind.USER, SubjectKind.ROBOT, SubjectKind.GROUP} or not is_name(name):
-        raise ValueError("expected user:NAME, group:NAME, robot:NAME or anonymous")
+        raise ValueError("expected user:NAME, group:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous")
     return Subject(SubjectKind(kind), name)
 
 
@@ -58,6 +65,18 @@ def user_subject(name: str) -> str:
 def robot_subject(name: str) -> str:
     """Return the subject text of a robot."""
     return f"{SubjectKind.ROBOT}:{name}"
+
+
+def oidc_subject(rule: str, name: str) -> str:
+    """Return the subject text of whoever a rule (``ISSUER/RULE``) names so. Raises ValueError for an unfit name."""
+    return str(parse_subject(f"{SubjectKind.OIDC}:{rule}/{name}"))
+
+
+def oidc_rule(subject: str) -> str | None:
+    """Return the rule (``ISSUER/RULE``) that makes a subject; None for one that no ID token stands for."""
+    kind, _, name = subject.partition(":")
+    match = _OIDC_NAME.fullmatch(name) if kind == SubjectKind.OIDC else None
+    return None if match is None else match[1]
 
 
 def login_name(subject: str) -> str:

@@ -177,7 +177,14 @@ class TokenSigner:
         return jwt.PyJWS().encode(payload, self._key, algorithm=_ALGORITHM, headers=headers)
 
     def issue(
-        self, subject: str, generation: int, access: Iterable[Access], now: float, *, secret_id: str | None = None
+        self,
+        subject: str,
+        generation: int,
+        access: Iterable[Access],
+        now: float,
+        *,
+        secret_id: str | None = None,
+        not_after: float | None = None,
     ) -> IssuedToken:
         """Return a token.
 
@@ -187,9 +194,13 @@ class TokenSigner:
             access: what it carries; the grants are asked again at each request.
             now: Unix seconds.
             secret_id: of the secret that was presented, None for a password.
+            not_after: when it expires at the latest, Unix seconds: what it is given for is good no longer.
         """
         self._reload_if_changed()
         issued_at = int(now)
+        expires_at = issued_at + self._lifetime_seconds
+        if not_after is not None:
+            expires_at = max(issued_at, min(expires_at, int(not_after)))
         token_id = secrets.token_urlsafe(16)
         claims = {
             "iss": self._service,
@@ -197,7 +208,7 @@ class TokenSigner:
             "sub": subject,
             "iat": issued_at,
             "nbf": issued_at,
-            "exp": issued_at + self._lifetime_seconds,
+            "exp": expires_at,
             "jti": token_id,
             "generation": generation,
             "access": [{"type": a.type, "name": a.name, "actions": sorted(a.actions)} for a in access],
@@ -205,7 +216,7 @@ class TokenSigner:
         if secret_id is not None:
             claims["secret"] = secret_id
         token = jwt.encode(claims, self._key, algorithm=_ALGORITHM, headers={"kid": self.key_id})
-        return IssuedToken(token, token_id, issued_at, issued_at + self._lifetime_seconds)
+        return IssuedToken(token, token_id, issued_at, expires_at)
 
 
 class TokenVerifier:

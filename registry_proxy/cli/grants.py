@@ -9,7 +9,10 @@ from registry_proxy.cli.output import JsonOption, print_facts, print_json, print
 
 grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
 
-_Subject = Annotated[str, typer.Argument(help="user:NAME, group:NAME, robot:NAME or anonymous.", show_default=False)]
+_Subject = Annotated[
+    str,
+    typer.Argument(help="user:NAME, group:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous.", show_default=False),
+]
 _COLUMNS = {
     "id": "ID",
     "subject": "SUBJECT",

@@ -178,7 +178,8 @@ def remove_token(token_id: _SecretId, user: _User = None) -> None:
 @token_app.command("revoke")
 def revoke_tokens(
     subject: Annotated[
-        str | None, typer.Argument(help="user:NAME, robot:NAME or anonymous.", show_default=False)
+        str | None,
+        typer.Argument(help="user:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous.", show_default=False),
     ] = None,
     token_id: Annotated[str | None, typer.Option("--id", help="Only the token with this jti.")] = None,
     as_json: JsonOption = False,

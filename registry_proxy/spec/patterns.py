@@ -88,6 +88,11 @@ def compile_tag_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(_wildcards(pattern, "."))
 
 
+def compile_claim_pattern(pattern: str) -> re.Pattern[str]:
+    """Return an expression whose ``fullmatch`` tells whether a claim of an ID token matches; ``*`` is any text."""
+    return re.compile(_wildcards(pattern, "."))
+
+
 def _component(pattern: str) -> str:
     return r"[^/]+" if pattern == "*" else _wildcards(pattern, r"[^/]")
 

@@ -3,9 +3,10 @@
 import base64
 import binascii
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from urllib.parse import parse_qsl
 
 from aiohttp.web import StreamResponse
@@ -13,15 +14,18 @@ from aiohttp.web import StreamResponse
 from registry_proxy.access.control import AccessControl, Login
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, SecretInput
+from registry_proxy.access.id_tokens import IdTokenRefusedError
+from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.secrets import SecretKind
-from registry_proxy.access.subject import claimed_subject
+from registry_proxy.access.subject import OIDC_LOGIN_NAME, claimed_subject
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.ports import AuditEvent, AuditLog, Observer, StoreUnavailableError
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.spec.scope import Access, format_scope, parse_scopes
 from registry_proxy.web.exchange import Exchange, json_response, read_small_body
 
 _ANONYMOUS = "anonymous"
+_EXPIRES_IN_MIN = 60  # docker takes anything less for this; the leeway covers it where an ID token ends sooner
 _FIELDS_MAX = 100
 _FORM_MAX_BYTES = 64 * 1024
 
@@ -37,7 +41,7 @@ class _Request:
 
 
 class TokenEndpoint:
-    """Gives tokens for a name and a password or secret, for a refresh token, or to nobody in particular.
+    """Gives tokens for a name and a password or secret, an ID token, a refresh token, or to nobody in particular.
 
     Args:
         control: logins and the policy.
@@ -70,6 +74,7 @@ class TokenEndpoint:
 
         Raises:
             RegistryError: UNAUTHORIZED for wrong credentials, TOOMANYREQUESTS, UNSUPPORTED for what is no such request.
+                UNAVAILABLE while the keys of an ID token's issuer cannot be known.
             StoreUnavailableError: the subject cannot be looked up.
         """
         match exchange.request.method:
@@ -92,12 +97,14 @@ class TokenEndpoint:
             if (allowed := policy.allowed_access(login.subject, each)) is not None
             and (allowed := _narrowed(allowed, login)) is not None
         ]
-        issued = self._signer.issue(login.subject, generation, access, time.time(), secret_id=login.secret_id)
+        issued = self._signer.issue(
+            login.subject, generation, access, time.time(), secret_id=login.secret_id, not_after=login.expires_at
+        )
         issued_at = datetime.fromtimestamp(issued.issued_at, UTC)
         answer = {
             "token": issued.token,
             "access_token": issued.token,
-            "expires_in": issued.expires_at - issued.issued_at,
+            "expires_in": max(_EXPIRES_IN_MIN, issued.expires_at - issued.issued_at),
             "issued_at": issued_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         if exchange.request.method == "POST":
@@ -111,7 +118,7 @@ class TokenEndpoint:
         headers = exchange.request.headers.getall("Authorization", [])
         login = Login(_ANONYMOUS)
         if headers:
-            username, password = _basic_credentials(headers)
+            username, password = _credentials(headers)
             login = await self._counted(
                 exchange, username, lambda: self._control.login(username, password, exchange.address)
             )
@@ -142,8 +149,12 @@ class TokenEndpoint:
         return _Request(login, [value for key, value in pairs if key == "scope"], wants, form.get("client_id", ""))
 
     async def _make_refresh_token(self, asked: _Request) -> str | None:
-        """Return a refresh token for whoever gave a password; a robot keeps its secret, a personal token is one."""
-        if asked.login.secret_id is not None or asked.login.subject == _ANONYMOUS:
+        """Return a refresh token for whoever gave a password; a robot keeps its secret, a personal token is one.
+
+        One for an ID token would outlive it.
+        """
+        login = asked.login
+        if login.secret_id is not None or login.expires_at is not None or login.subject == _ANONYMOUS:
             return None
         label = "".join(character for character in asked.client if character.isprintable())[:100]
         given = SecretInput(label=label, expires_at=time.time() + self._refresh_lifetime_seconds)
@@ -156,6 +167,12 @@ class TokenEndpoint:
     async def _counted(self, exchange: Exchange, username: str, login: Callable[[], Awaitable[Login]]) -> Login:
         try:
             proved = await login()
+        except IdTokenRefusedError as error:
+            self._record(exchange, "refused", "", rule=str(error))
+            raise _refused(f"the ID token is refused: {error}") from error
+        except IssuerUnavailableError as error:
+            self._observer.login("unavailable")
+            raise unavailable(f"the ID token cannot be checked now: {error}", detail={"reason": str(error)}) from error
         except LoginRefusedError as error:
             self._record(exchange, "refused", claimed_subject(username))
             raise _refused("incorrect username or password") from error
@@ -167,13 +184,23 @@ class TokenEndpoint:
                 detail={"retry_after_seconds": error.retry_after_seconds},
                 headers={"Retry-After": str(error.retry_after_seconds)},
             ) from error
-        self._record(exchange, "ok", proved.subject, proved.secret_id)
+        detail = dict(proved.evidence)
+        if proved.secret_id is not None:
+            detail["secret_id"] = proved.secret_id
+        self._record(exchange, "ok", proved.subject, detail=detail)
         return proved
 
-    def _record(self, exchange: Exchange, outcome: str, subject: str, secret_id: str | None = None) -> None:
+    def _record(
+        self,
+        exchange: Exchange,
+        outcome: str,
+        subject: str,
+        *,
+        rule: str = "",
+        detail: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._observer.login(outcome)
-        detail = {} if secret_id is None else {"secret_id": secret_id}
-        event = AuditEvent("login", outcome, subject=subject, address=exchange.address, detail=detail)
+        event = AuditEvent("login", outcome, subject=subject, address=exchange.address, rule=rule, detail=detail)
         self._audit.record(event)
 
 
@@ -191,8 +218,11 @@ def _refused(message: str) -> RegistryError:
     return RegistryError(ErrorCode.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})
 
 
-def _basic_credentials(headers: list[str]) -> tuple[str, str]:
+def _credentials(headers: list[str]) -> tuple[str, str]:
+    """Return name and password; whoever has no place for a name may send an ID token as Bearer."""
     scheme, _, encoded = headers[0].strip().partition(" ")
+    if len(headers) == 1 and scheme.lower() == "bearer":
+        return OIDC_LOGIN_NAME, encoded.strip()
     try:
         text = base64.b64decode(encoded.strip(), validate=True).decode()
     except (binascii.Error, ValueError):

@@ -14,12 +14,16 @@ from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.directory import Directory, GrantInput, SecretInput, UserInput
+from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
+from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
+from registry_proxy.spec.patterns import compile_claim_pattern
 from registry_proxy.spec.scope import Action
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
+from tests.fakes.issuer import AUDIENCE, running_issuer
 from tests.servers import Server, free_port
 from tests.waiting import until
 
@@ -52,13 +56,20 @@ async def start_node(tmp_path: Path) -> AsyncIterator[StartNode]:
     """Return a function that starts a node; without a URL on one SQLite file."""
     async with AsyncExitStack() as stack:
 
-        async def start(name: str = "one", url: str | None = None, outage_max_age_seconds: float | None = 3600) -> Node:
+        async def start(
+            name: str = "one",
+            url: str | None = None,
+            outage_max_age_seconds: float | None = 3600,
+            id_tokens: IdTokenVerifier | None = None,
+        ) -> Node:
             url = url or f"sqlite:///{tmp_path / 'store.db'}"
             store, watch = await stack.enter_async_context(open_store(url, str(tmp_path / f"{name}.page")))
             create_key_file(str(tmp_path / f"{name}.pem"))
             signer = TokenSigner(str(tmp_path / f"{name}.pem"), "registry-proxy", 300)
             verifier = TokenVerifier("registry-proxy")
-            control = AccessControl(store, watch, verifier, outage_max_age_seconds=outage_max_age_seconds)
+            control = AccessControl(
+                store, watch, verifier, outage_max_age_seconds=outage_max_age_seconds, id_tokens=id_tokens
+            )
             stack.push_async_callback(control.aclose)
             await stack.enter_async_context(control.publishing(signer))
             directory = Directory(store)
@@ -169,6 +180,36 @@ async def test_guessing_is_limited_by_user_and_address(node: Node) -> None:
     with pytest.raises(TooManyLoginsError):
         await node.control.login("ann", SECRET, HOME)
     assert (await node.control.login("ann", SECRET, "192.0.2.2")).subject == "user:ann"
+
+
+async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, node: Node) -> None:
+    """With the name oidc alone; bad ones do not lock the address out; its tokens are revoked as others are."""
+    with running_issuer() as issuer:
+        claims = {"repository": (compile_claim_pattern("acme/*"),)}
+        rules = [ClaimRule("main", claims, "{repository}", ("deployers",))]
+        trusted = TrustedIssuer("ci", issuer.url, AUDIENCE, rules, IssuerKeys(issuer.url))
+        ci = await start_node(id_tokens=IdTokenVerifier([trusted]))
+        await ci.directory.add_grant(GrantInput(subject="group:deployers", repository="prod/*", actions=["push"]))
+        for _ in range(100):
+            with pytest.raises(IdTokenRefusedError):
+                await ci.control.login("oidc", issuer.token(aud="other"), HOME)
+        id_token = issuer.token()
+        login = await ci.control.login("oidc", id_token, HOME)
+        assert (login.subject, login.expires_at) == ("oidc:ci/main/acme/app", issuer.claims()["exp"])
+        for name in ("ann", "robot$ci", "OIDC", ""):
+            with pytest.raises(LoginRefusedError):
+                await ci.control.login(name, id_token, HOME)
+    policy = await ci.control.policy()
+    assert policy.decide(login.subject, "prod/app", Action.PUSH).allowed
+    token = await ci.token(login.subject)
+    assert (await ci.control.authenticate(token, time.time()))[0].subject == login.subject
+    with pytest.raises(InvalidTokenError):  # another worker whose configuration has no such rule any more
+        await node.control.authenticate(token, time.time())
+    await ci.directory.revoke(login.subject)
+    with pytest.raises(InvalidTokenError, match="revoked"):
+        await ci.control.authenticate(token, time.time())
+    with pytest.raises(IdTokenRefusedError, match="no issuer of ID tokens is configured"):
+        await node.control.login("oidc", id_token, HOME)
 
 
 async def test_a_changed_password_counts_at_once(node: Node) -> None:

@@ -257,6 +257,33 @@ def test_everyone_has_a_home_of_his_own() -> None:
     assert token.actions == {"pull", "push"}
 
 
+def test_whom_an_id_token_names_has_its_own_grants_and_the_groups_of_its_rule() -> None:
+    """Nothing of a user, robot or group of that name, no home, no administration, and nothing once the rule is gone."""
+    job, other = "oidc:github/main/acme/app", "oidc:github/any/acme/app"
+    grants = [
+        grant(job, "acme/app", PUSH, id="own"),
+        grant("group:deployers", "prod/**", PULL, id="group"),
+        grant("anonymous", "base/*", PULL, id="all"),
+        grant("anonymous", "home/{subject}/**", PULL, id="home"),
+        grant("user:ann", "team/**", PULL, id="ann"),
+    ]
+    groups = {"github/main": ("deployers",), "github/any": ()}
+    judge = Policy([ANN, ROOT], [Group("deployers", ("ann",))], grants, {job: 3}, oidc_groups=groups)
+    asked = [("acme/app", PUSH), ("prod/x", PULL), ("base/x", PULL), ("home/app/x", PULL), ("team/x", PULL)]
+    assert [judge.decide(job, *each).grant for each in asked] == ["own", "group", "all", None, None]
+    assert [judge.decide(other, *each).grant for each in asked] == [None, None, "all", None, None]
+    assert (judge.generation(job), judge.generation(other)) == (3, 0)
+    for subject in ("oidc:github/main/root", "oidc:github/main/user:root"):
+        assert not judge.is_admin(subject)
+        assert not judge.decide(subject, "team/x", PULL).allowed
+    without = Policy([ANN], [], grants, {job: 3}, oidc_groups={"github/any": ("deployers",)})
+    decision = without.decide(job, "acme/app", PUSH)
+    assert (decision.allowed, decision.reason) == (False, f"no rule of auth.oidc makes {job}")
+    assert without.generation(job) is None
+    assert not without.decide(job, "base/x", PULL).allowed
+    assert judge.with_grants([]).decide(job, "acme/app", PUSH).reason.startswith(f"no grant lets {job} push")
+
+
 GRANTS = st.builds(
     grant,
     SUBJECTS,

@@ -6,10 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_proxy.access.subject import Subject, SubjectKind, group_subject, is_name, parse_subject, user_subject
+from registry_proxy.access.subject import (
+    Subject,
+    SubjectKind,
+    group_subject,
+    is_name,
+    oidc_rule,
+    oidc_subject,
+    parse_subject,
+    user_subject,
+)
+
+IDENTITIES = ["oidc:github/main/acme/app", "oidc:k8s/any/system:serviceaccount:ci:builder"]
 
 
-@pytest.mark.parametrize("text", ["user:ann", "robot:ci", "group:dev", "anonymous", "user:a.b@c.org", "user:A-1+x_"])
+@pytest.mark.parametrize(
+    "text", ["user:ann", "robot:ci", "group:dev", "anonymous", "user:a.b@c.org", "user:A-1+x_", *IDENTITIES]
+)
 def test_text_and_value_are_one(text: str) -> None:
     """Parsing and formatting give the text back."""
     assert str(parse_subject(text)) == text
@@ -44,6 +57,14 @@ def test_parses_kind_and_name() -> None:
         "user:" + "a" * 129,
         "user:oidc",
         "user:a/b",
+        "oidc:acme",
+        "oidc:github/acme",
+        "oidc:github/main/",
+        "oidc:github//acme",
+        "oidc:GitHub/main/acme",
+        "oidc:github/main/-acme",
+        "oidc:github/main/a b",
+        "oidc:github/main/" + "a" * 201,
     ],
 )
 def test_refuses_what_is_no_subject(text: str) -> None:
@@ -64,3 +85,14 @@ def test_names_hold_no_separator(text: str) -> None:
     """A name never has what Basic, robots, paths or header lines give a meaning."""
     if is_name(text):
         assert not set(text) & set(":$/ \r\n\t\0%,;\"'\\")
+
+
+def test_whom_a_rule_names_is_told_from_everybody_else() -> None:
+    """The rule can be read from the subject; a user, or a name without a rule, has none."""
+    assert oidc_subject("github/main", "acme/app") == "oidc:github/main/acme/app"
+    assert oidc_rule("oidc:github/main/acme/app") == "github/main"
+    assert [oidc_rule(text) for text in ("user:github/main/x", "oidc:github/main", "user:ann", "anonymous", "")] == (
+        [None] * 5
+    )
+    with pytest.raises(ValueError, match="expected"):
+        oidc_subject("github/main", "a\nb")

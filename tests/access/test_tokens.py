@@ -405,3 +405,15 @@ def test_tokens_of_access_survive_any_names(signer: TokenSigner, verifier: Token
     """What a client asked for comes back as it wrote it."""
     access = Access("repository", "host:5000/\u00e4 b", frozenset({"pull"}))
     assert verifier.verify(signer.issue("anonymous", 0, [access], NOW).token, NOW).access == (access,)
+
+
+@pytest.mark.parametrize(("left", "lifetime"), [(1000, 300), (300, 300), (299.9, 299), (7, 7), (0, 0), (-5, 0)])
+def test_a_token_ends_with_what_it_is_given_for(
+    signer: TokenSigner, verifier: TokenVerifier, left: float, lifetime: int
+) -> None:
+    """Never later than ``not_after``, and never before it was issued."""
+    issued = signer.issue("user:ann", 0, [], NOW, not_after=NOW + left)
+    assert issued.expires_at - issued.issued_at == lifetime
+    assert verifier.verify(issued.token, NOW).expires_at == NOW + lifetime
+    with pytest.raises(InvalidTokenError, match="expired"):
+        verifier.verify(issued.token, NOW + lifetime + module.LEEWAY_SECONDS + 1)

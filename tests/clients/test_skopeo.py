@@ -3,14 +3,16 @@
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.clients.conftest import Docker
 from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 from tests.product import Proxy, make_image, random_bytes, tar_of
 
 
@@ -30,9 +32,9 @@ def short_path() -> Iterator[Path]:
         yield Path(path)
 
 
-def start(start_proxy: StartProxy, start_registry: StartRegistry) -> Proxy:
+def start(start_proxy: StartProxy, start_registry: StartRegistry, extra: Mapping[str, Any] | None = None) -> Proxy:
     """Start a proxy before two registries, with an image at team/app:1 and a user ann who may pull and push there."""
-    proxy = start_proxy([start_registry("first"), start_registry("second")])
+    proxy = start_proxy([start_registry("first"), start_registry("second")], extra)
     proxy.add_user("ann", pull_push=["team/**"]).push("team/app", "1", make_image(tar_of(random_bytes(200_000))))
     return proxy
 
@@ -88,38 +90,57 @@ def test_skopeo_pushes_while_a_registry_is_down(
     run("skopeo", "copy", "--dest-tls-verify=false", "--dest-creds", credentials, out, target)
 
 
-@pytest.mark.parametrize("kind", ["robot", "personal"])
-def test_every_client_logs_in_with_a_secret(
-    docker: Docker, start_proxy: StartProxy, start_registry: StartRegistry, short_path: Path, kind: str
-) -> None:
-    """Docker, skopeo, podman and buildah take a robot's secret and a personal token, and no wrong one."""
-    proxy = start(start_proxy, start_registry)
-    if kind == "robot":
-        with proxy.admin() as admin:
+@pytest.fixture
+def issuer() -> Iterator[FakeIssuer]:
+    """Serve an issuer of ID tokens."""
+    with running_issuer() as issuer:
+        yield issuer
+
+
+def credentials(proxy: Proxy, issuer: FakeIssuer, kind: str) -> tuple[str, str, str]:
+    """Return the name and the secret of somebody who may pull below team/, and a wrong secret."""
+    with proxy.admin() as admin:
+        if kind == "robot":
             admin.put("/robots/ci", json={}).raise_for_status()
             secret = admin.post("/robots/ci/secrets", json={}).json()["secret"]
             grant = {"subject": "robot:ci", "repository": "team/**", "actions": ["pull"]}
             admin.post("/grants", json=grant).raise_for_status()
-        name = "robot$ci"
-    else:
-        url = f"{proxy.admin_url}/admin/v1/me/tokens"
-        secret = httpx.post(url, json={}, auth=("ann", "password of a user"), timeout=30).json()["secret"]
-        name = "ann"
-    wrong = secret[:-4] + "AAAA"
-    assert "Login Succeeded" in docker.login(proxy.host, name, secret).stdout
-    docker.run("pull", "-q", f"{proxy.host}/team/app:1")
-    assert docker.login(proxy.host, name, wrong, check=False).returncode != 0
-    auth_file = str(short_path / "auth.json")
+            return "robot$ci", secret, secret[:-4] + "AAAA"
+        if kind == "oidc":
+            grant = {"subject": "oidc:ci/any/acme/app", "repository": "team/**", "actions": ["pull"]}
+            admin.post("/grants", json=grant).raise_for_status()
+            return "oidc", issuer.token(), issuer.token(aud="https://other.example.com")
+    url = f"{proxy.admin_url}/admin/v1/me/tokens"
+    secret = httpx.post(url, json={}, auth=("ann", "password of a user"), timeout=30).json()["secret"]
+    return "ann", secret, secret[:-4] + "AAAA"
+
+
+def test_every_client_logs_in_with_a_secret(
+    docker: Docker, start_proxy: StartProxy, start_registry: StartRegistry, short_path: Path, issuer: FakeIssuer
+) -> None:
+    """Docker, skopeo, podman and buildah take a robot's secret, a personal token and an ID token, and no wrong one."""
+    rules = [{"name": "any", "claims": {"repository": "acme/*"}, "subject": "{repository}"}]
+    oidc = {"ci": {"issuer": issuer.url, "audience": AUDIENCE, "rules": rules}}
+    proxy = start(start_proxy, start_registry, {"auth": {"oidc": oidc}})
     storage = ("--root", str(short_path / "r"), "--runroot", str(short_path / "rr"), "--storage-driver", "vfs")
+    auth_file = str(short_path / "auth.json")
     logins = {
         "skopeo": ["skopeo", "login", "--tls-verify=false", "--authfile", auth_file],
         "podman": ["podman", *storage, "login", "--tls-verify=false", "--authfile", auth_file],
         "buildah": ["buildah", *storage, "login", "--tls-verify=false", "--authfile", auth_file],
     }
-    for program, login in logins.items():
-        require_program(program)
-        command = [*login, "-u", name, "--password-stdin", proxy.host]
-        assert "Login Succeeded" in run(*command, stdin=secret), program
-        with pytest.raises(AssertionError):
-            run(*command, stdin=wrong)
-    run("skopeo", "inspect", "--tls-verify=false", "--authfile", auth_file, f"docker://{proxy.host}/team/app:1")
+    for kind in ("robot", "personal", "oidc"):
+        name, secret, wrong = credentials(proxy, issuer, kind)
+        assert "Login Succeeded" in docker.login(proxy.host, name, secret).stdout
+        docker.run("pull", "-q", f"{proxy.host}/team/app:1")
+        docker.forget(f"{proxy.host}/team/app:1")
+        refused = docker.login(proxy.host, name, wrong, check=False)
+        assert refused.returncode != 0
+        assert ("its audience is not" in refused.stdout) is (kind == "oidc"), refused.stdout
+        for program, login in logins.items():
+            require_program(program)
+            command = [*login, "-u", name, "--password-stdin", proxy.host]
+            assert "Login Succeeded" in run(*command, stdin=secret), program
+            with pytest.raises(AssertionError):
+                run(*command, stdin=wrong)
+        run("skopeo", "inspect", "--tls-verify=false", "--authfile", auth_file, f"docker://{proxy.host}/team/app:1")

@@ -60,6 +60,8 @@ class FakeControl:
         self.is_limited = False
         self._verifier = verifier
         self.logins: list[tuple[str, str]] = []
+        self.id_tokens: dict[str, Login | Exception] = {}
+        self.oidc_groups: dict[str, tuple[str, ...]] = {}
 
     async def policy(self) -> Policy:
         if self.is_away:
@@ -68,7 +70,7 @@ class FakeControl:
 
     def _policy(self) -> Policy:
         users = [User(name, "", is_admin=name == "admin") for name in ("ann", "bob", "admin")]
-        return Policy(users, [], self.grants, self.generations)
+        return Policy(users, [], self.grants, self.generations, oidc_groups=self.oidc_groups)
 
     async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]:
         policy = await self.policy()
@@ -88,6 +90,11 @@ class FakeControl:
         self.logins.append((username, address))
         if self.is_limited:
             raise TooManyLoginsError(7)
+        if username == "oidc" and password in self.id_tokens:
+            outcome = self.id_tokens[password]
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
         if password != f"{username}-password":
             raise LoginRefusedError("no")
         return Login(f"user:{username}")

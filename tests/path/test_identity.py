@@ -8,8 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.conftest import StartProxy, StartRegistry
+from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 from tests.product import Proxy, User, make_image, random_bytes
 from tests.servers import Server, wait_until
 
@@ -224,6 +226,74 @@ def test_the_key_is_rotated_without_a_restart(proxy: Proxy) -> None:
     proxy.stop()
     proxy.start()
     assert (opens(proxy, old), key_of(fresh())) == (200, new_key)
+
+
+def trust(issuer: FakeIssuer) -> dict[str, Any]:
+    """Return settings that take the jobs of acme's main branches as deployers, its others for no more than a name."""
+    rules = [
+        {
+            "name": "main",
+            "claims": {"repository": "acme/*", "ref": "refs/heads/main"},
+            "subject": "{repository}",
+            "groups": ["deployers"],
+        },
+        {"name": "any", "claims": {"repository": ["acme/*"]}, "subject": "{repository}"},
+    ]
+    return {"auth": {"oidc": {"ci": {"issuer": issuer.url, "audience": AUDIENCE, "rules": rules}}}}
+
+
+def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy, registry: Server) -> None:
+    """By its rule's group; another branch may not; explain and audit know it; it has no secrets and ends by reload."""
+    with running_issuer() as issuer:
+        proxy = start_proxy([registry], trust(issuer))
+        with proxy.admin() as admin:
+            grant = {"subject": "group:deployers", "repository": "prod/**", "actions": ["pull", "push"]}
+            admin.post("/grants", json=grant).raise_for_status()
+            of_all = {"subject": "oidc:ci/any/acme/app", "repository": "prod/app", "actions": ["pull"]}
+            admin.post("/grants", json=of_all).raise_for_status()
+        image = make_image(random_bytes(1000))
+        job, branch = User(proxy, "oidc", issuer.token()), User(proxy, "oidc", issuer.token(ref="refs/heads/x"))
+        job.push("prod/app", "1", image)
+        assert branch.pull("prod/app", "1") == image
+        assert branch.push_manifest("prod/app", "2", image).status_code == 401
+        subject = "oidc:ci/main/acme/app"
+        token = job.token("repository:prod/app:pull,push")
+        assert claims(token)["sub"] == subject
+        assert claims(token)["exp"] <= claims(job.password or "")["exp"]
+        bearer = {"Authorization": f"Bearer {issuer.token()}"}
+        assert httpx.get(f"{proxy.url}/auth/token", headers=bearer, timeout=30).status_code == 200
+        assert opens(proxy, issuer.token()) == 401
+        assert httpx.post(f"{proxy.admin_url}/admin/v1/me/tokens", json={}, auth=("oidc", issuer.token())).is_error
+        assert httpx.get(f"{proxy.admin_url}/admin/v1/users", auth=("oidc", issuer.token())).status_code == 403
+        expired = issuer.token(exp=issuer.claims()["iat"] - 100)
+        answer = post(proxy, grant_type="password", username="oidc", password=expired)
+        assert (answer.status_code, "it has expired" in answer.text, expired[-20:] in answer.text) == (401, True, False)
+        with proxy.admin() as admin:
+            question = {"subject": subject, "repository": "prod/app", "tag": "1", "action": "push"}
+            explained = admin.post("/explain", json=question).json()
+            assert (explained["allowed"], "group:deployers" in explained["reason"]) == (True, True)
+            question["subject"] = "oidc:ci/none/acme/app"
+            assert "no rule of auth.oidc makes" in admin.post("/explain", json=question).json()["reason"]
+
+            def audited(**search: str) -> list[dict[str, Any]]:
+                found: list[dict[str, Any]] = admin.get("/audit", params={"action": "login", **search}).json()["items"]
+                return found
+
+            wait_until(lambda: bool(audited(outcome="refused")), "the refused login is in the audit log")
+            assert audited(outcome="refused")[-1]["rule"] == "it has expired"
+            assert audited(subject=subject)[0]["detail"]["jti"] == "job-1"
+            admin.post("/revocations", json={"subject": subject}).raise_for_status()
+            assert [opens(proxy, token) for _ in range(6)] == [401] * 6
+            told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30).text
+            assert (job.password or "")[-20:] not in told
+            job.tokens.clear()
+            token = job.token("repository:prod/app:pull")
+            assert opens(proxy, token) == 200
+            settings = yaml.safe_load(proxy.config.read_text())
+            del settings["auth"]["oidc"]["ci"]["rules"][0]
+            proxy.config.write_text(yaml.safe_dump(settings))
+            admin.post("/reload").raise_for_status()
+        assert [opens(proxy, token) for _ in range(6)] == [401] * 6
 
 
 def test_no_secret_is_in_a_log_or_a_metric(proxy: Proxy) -> None:

@@ -1,6 +1,7 @@
 """The token endpoint, the keys and the health check."""
 
 import json
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,9 @@ import aiohttp
 import jwt
 import pytest
 
+from registry_proxy.access.control import Login
+from registry_proxy.access.id_tokens import IdTokenRefusedError
+from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from tests.fakes.public import PublicBench
 
 ANN = {"Authorization": aiohttp.encode_basic_auth("ann", "ann-password")}
@@ -81,7 +85,66 @@ async def test_a_wrong_password_is_a_401_that_people_can_read(public: PublicBenc
     for value in ("Basic !!!", "Basic YW5u", "Bearer x", "Basic", ""):
         async with public.session.get("/auth/token", headers={"Authorization": value}) as response:
             assert response.status == 401, value
-    assert public.observer.counts["login", "refused"] == 1
+    assert public.observer.counts["login", "refused"] == 2  # the name's, and that of what could be an ID token
+
+
+JOB = "oidc:ci/main/acme/app"
+
+
+@pytest.fixture
+def ci(public: PublicBench) -> PublicBench:
+    """Have one ID token taken, ``good``, which is good for half a minute."""
+    evidence = {"iss": "https://ci.example.com", "sub": "repo:acme/app", "jti": "job-1"}
+    public.control.id_tokens["good"] = Login(JOB, expires_at=time.time() + 30, evidence=evidence)
+    public.control.id_tokens["bad"] = IdTokenRefusedError("it has expired")
+    public.control.id_tokens["unknown"] = IssuerUnavailableError("the keys of https://ci.example.com cannot be fetched")
+    public.control.oidc_groups["ci/main"] = ("deployers",)
+    public.allow("pull", "push", subject="group:deployers", repository="acme/*")
+    return public
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Authorization": aiohttp.encode_basic_auth("oidc", "good")}, {"Authorization": "Bearer good"}],
+    ids=["password", "bearer"],
+)
+async def test_an_id_token_is_taken_as_password_and_as_bearer(ci: PublicBench, headers: dict[str, str]) -> None:
+    """The token that is given for it ends with it, is never renewed, and the audit log knows which job it was."""
+    query = "&scope=repository:acme/app:pull,push&offline_token=true"
+    status, body, _ = await ask(ci, query, auth=headers)
+    assert (status, access_of(body), "refresh_token" in body) == (200, ["repository:acme/app:pull,push"], False)
+    claims = jwt.decode(body["token"], options={"verify_signature": False})
+    assert (claims["sub"], claims["exp"] - claims["iat"] <= 30, body["expires_in"]) == (JOB, True, 60)
+    login = ci.audit.events[-1]
+    assert (login.action, login.outcome, login.subject, login.detail["jti"]) == ("login", "ok", JOB, "job-1")
+    ci.reader.add_manifest("acme/app", b"{}", "latest")
+    bearer = {"Authorization": f"Bearer {body['token']}"}
+    async with ci.session.get("/v2/acme/app/manifests/latest", headers=bearer) as response:
+        assert response.status == 200
+
+
+async def test_an_id_token_by_post(ci: PublicBench) -> None:
+    """The password grant takes it too, and gives no refresh token for it."""
+    form = {"grant_type": "password", "username": "oidc", "password": "good", "access_type": "offline"}
+    async with ci.session.post("/auth/token", data=form) as response:
+        body = await response.json()
+    assert (response.status, "refresh_token" in body) == (200, False)
+
+
+async def test_why_an_id_token_is_refused_is_told(ci: PublicBench) -> None:
+    """To whoever runs the job, and in the audit log; it is a 401."""
+    status, body, _ = await ask(ci, auth={"Authorization": "Bearer bad"})
+    assert (status, body["errors"][0]["message"]) == (401, "the ID token is refused: it has expired")
+    event = ci.audit.events[-1]
+    assert (event.action, event.outcome, event.subject, event.rule) == ("login", "refused", "", "it has expired")
+
+
+async def test_an_issuer_that_is_away_is_a_503_that_says_so(ci: PublicBench) -> None:
+    """Nobody is let in, the error names the issuer, and a metric counts it."""
+    status, body, headers = await ask(ci, auth={"Authorization": "Bearer unknown"})
+    assert (status, body["errors"][0]["code"], "Retry-After" in headers) == (503, "UNAVAILABLE", True)
+    assert "the keys of https://ci.example.com cannot be fetched" in body["errors"][0]["message"]
+    assert ci.observer.counts["login", "unavailable"] == 1
 
 
 async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
