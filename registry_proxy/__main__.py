@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     """Run what the arguments say; the process ends with its exit status."""
-    if sys.argv[1:2] in (["worker"], ["prepare"]):  # the command line and its libraries stay out of the workers
+    if sys.argv[1:2] == ["worker"]:  # the command line and its libraries stay out of the workers
         from registry_proxy import worker  # noqa: PLC0415 - only a worker needs it
         from registry_proxy.app import prepare, run_worker  # noqa: PLC0415 - and all that it serves
 

@@ -35,6 +35,7 @@ from registry_proxy.ports import (
     RoutedRepository,
     StaleReason,
     StorageKind,
+    Store,
     StoreUnavailableError,
 )
 from registry_proxy.proxy.discover import Discover
@@ -56,9 +57,7 @@ from registry_proxy.spec.patterns import compile_claim_pattern, compile_reposito
 from registry_proxy.spec.reference import Digest
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
-from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.schema import SchemaTooNewError
-from registry_proxy.store.sqlite import SqliteStore
 from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.access_log import AccessLog
 from registry_proxy.telemetry.audit import AuditTrail, ChainWriter, Retention, SinkThread
@@ -111,9 +110,8 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
         prepare_cache(settings.cache.path)
         create_key_file(settings.auth.signing_key_file)
         async with open_store(settings.store_url, _change_page(settings)) as (store, _):
-            if isinstance(store, RedisStore):
-                for warning in await store.check_durability():
-                    _log.warning("%s", warning)
+            for warning in await store.check_durability():
+                _log.warning("%s", warning)
             directory = Directory(store)
             try:
                 return await directory.ensure_first_admin(admin_password)
@@ -177,7 +175,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    store: SqliteStore | RedisStore
+    store: Store
     control: AccessControl
     directory: Directory
     signer: TokenSigner
@@ -217,7 +215,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         stack.push_async_callback(cache.close)
         caretaker = Caretaker(cache, limits.scrub.bytes_per_second, limits.scrub.interval_seconds)
         spool = DiskSpool(cache)
-        if isinstance(store, RedisStore):
+        if settings.sqlite_path is None:
             following = DeletionsElsewhere(store, changes, memberships).run()
             await stack.enter_async_context(_in_background(following, "deletions through other nodes"))
         names = {name: [r.name for r in upstream.replicas] for name, upstream in settings.upstreams.items()}
@@ -358,7 +356,7 @@ async def _sweep(spool: DiskSpool) -> None:
 
 @contextlib.asynccontextmanager
 async def _open_access(
-    settings: Settings, store: SqliteStore | RedisStore, changes: StoreWatch
+    settings: Settings, store: Store, changes: StoreWatch
 ) -> AsyncIterator[tuple[AccessControl, TokenSigner]]:
     auth, outage = settings.auth, settings.store_outage
     control = AccessControl(
@@ -448,7 +446,7 @@ def _pull(settings: Settings, node: _Node, observer: Observer) -> Pull:
             for name, upstream in settings.upstreams.items()
         },
         # With SQLite there is one node, whose workers share what they know of tags.
-        tag_revision=partial(tag_revision, node.store) if isinstance(node.store, RedisStore) else None,
+        tag_revision=partial(tag_revision, node.store) if settings.sqlite_path is None else None,
     )
 
 

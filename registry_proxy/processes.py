@@ -30,6 +30,10 @@ class Process:
         reader: what it says.
         writer: what it is told.
         ask_reload: called when it asks for a reload; what was made of it goes to ``answer_reload``.
+
+    Attributes:
+        ready: set once it serves.
+        prepared: what its preparation of the node returned, as JSON; only the first worker of all prepares.
     """
 
     name: str
@@ -39,7 +43,7 @@ class Process:
     writer: asyncio.StreamWriter
     ask_reload: "Callable[[Process], None]"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    result: str | None = None
+    prepared: "asyncio.Future[str]" = field(default_factory=asyncio.Future)
     _heard: bool = False
     _reason: str = ""
 
@@ -69,8 +73,8 @@ class Process:
             self.ready.set()
         elif word == "failed":
             self._reason = rest
-        elif word == "done":
-            self.result = rest
+        elif word == "prepared":
+            self.prepared.set_result(rest)
         elif word == "reload":
             self.ask_reload(self)
 
@@ -120,7 +124,7 @@ class Launcher:
     """Starts processes.
 
     Args:
-        command: to which the role and the descriptor of the channel are added.
+        command: to which ``worker`` and the descriptor of the channel are added.
         environment: of the processes.
         inherited: descriptors that every one of them keeps open.
         ask_reload: see ``Process``.
@@ -132,7 +136,7 @@ class Launcher:
     ask_reload: Callable[[Process], None]
 
     async def launch(
-        self, role: str, name: str, identity: int, order: dict[str, Any], sockets: Sequence[socket.socket] = ()
+        self, name: str, identity: int, order: dict[str, Any], sockets: Sequence[socket.socket] = ()
     ) -> Process:
         """Start a process, give it its order and the sockets. Raises StartError when the machine cannot."""
         ours, theirs = socket.socketpair()
@@ -141,7 +145,7 @@ class Launcher:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     *self.command,
-                    role,
+                    "worker",
                     str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=descriptors,

@@ -1,4 +1,4 @@
-"""Keeps the workers alive: binds the sockets, prepares the node once, replaces whoever crashes, hangs or is outdated.
+"""Keeps the workers alive: binds the sockets, has the node prepared, replaces whoever crashes, hangs or is outdated.
 
 The listening sockets stay open here while workers come and go, so that connections wait instead of being reset. The
 settings travel over a socket pair: no secret is in argv or environment.
@@ -198,19 +198,14 @@ class Supervisor:
             listener.close()
 
     async def _prepare(self) -> str | None:
-        """Run the preparation in a process of its own, so that its libraries do not stay in this one."""
-        order = {
-            "admin_password": os.environ.get(ADMIN_PASSWORD_VARIABLE) or None,
-            "settings": self._settings.to_json(),
-        }
-        process = await self._launcher.launch("prepare", "the preparation", self._free_identity(), order)
-        worker = self._admit(process)
-        timer = asyncio.get_running_loop().call_later(self._timing.start, process.kill)
-        reason = await worker.end
-        timer.cancel()
-        if process.result is None:
+        """Start the first worker, wait until it has made the node ready for all; return a password that it made up."""
+        await self._launch(self._current, 0, is_first=True)
+        worker = self._current.workers[0]
+        await first_of(self._timing.start, asyncio.wait([worker.process.prepared]), asyncio.wait([worker.end]))
+        if not worker.process.prepared.done():
+            reason = worker.end.result() if worker.end.done() else f"not done within {self._timing.start:g} s"
             raise StartError(f"the node cannot be prepared: {reason}")
-        password: str | None = json.loads(process.result)
+        password: str | None = json.loads(worker.process.prepared.result())
         return password
 
     def _announce(self) -> None:
@@ -292,13 +287,18 @@ class Supervisor:
         return reason
 
     async def _start(self, generation: _Generation) -> None:
-        """Start all workers of a generation and wait until each is ready; raise StartError when one does not get so."""
+        """Start all workers of a generation that are not there and wait until each is ready.
+
+        Raises:
+            StartError: one does not get so.
+        """
         for slot in range(generation.settings.workers):
-            await self._launch(generation, slot)
+            if slot not in generation.workers:
+                await self._launch(generation, slot)
         await asyncio.gather(*(self._wait_ready(slot, worker) for slot, worker in generation.workers.items()))
 
-    async def _launch(self, generation: _Generation, slot: int) -> None:
-        """Start the worker of a slot on the sockets of that slot."""
+    async def _launch(self, generation: _Generation, slot: int, *, is_first: bool = False) -> None:
+        """Start the worker of a slot on the sockets of that slot; the first of all prepares the node before."""
         if self._stopping.is_set():
             raise StartError("the service is stopping")
         public = self._public[slot :: generation.settings.workers]
@@ -306,13 +306,15 @@ class Supervisor:
         identity = self._free_identity()
         order = {
             "slot": slot,
+            "is_first": is_first,
+            "admin_password": (os.environ.get(ADMIN_PASSWORD_VARIABLE) or None) if is_first else None,
             "process": str(identity),
             "public_fds": [listener.fileno() for listener in public],
             "admin_fd": admin.fileno() if admin else None,
             "settings": generation.settings.to_json(),
         }
         sockets = [*public, admin] if admin else public
-        process = await self._launcher.launch("worker", f"worker {slot}", identity, order, sockets)
+        process = await self._launcher.launch(f"worker {slot}", identity, order, sockets)
         generation.workers[slot] = self._admit(process)
         if generation.over.is_set():
             process.kill()
@@ -376,7 +378,7 @@ def needs_restart(old: Settings, new: Settings) -> list[str]:
 async def run(load: Callable[[], Settings], command: Sequence[str] | None = None, timing: Timing | None = None) -> None:
     """Run the node until SIGINT or SIGTERM: the first drains, the second ends at once. SIGHUP reloads.
 
-    ``command`` starts a worker when ``worker FD`` or ``prepare FD`` is added to it.
+    ``command`` starts a worker when ``worker FD`` is added to it.
 
     Raises:
         SettingsError: what ``load`` gives cannot be used.

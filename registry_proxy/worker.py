@@ -2,7 +2,7 @@
 
 Both talk over a socket pair. The supervisor sends one frame (4 bytes of length, then JSON) and later lines: ``stop`` or
 ``hand over``, and ``reloaded OUTCOME``. The worker sends lines: ``ready``, ``alive`` every second, ``failed REASON``,
-``done RESULT``, and ``reload``, each of which is answered.
+``prepared RESULT``, and ``reload``, each of which is answered.
 """
 
 import asyncio
@@ -78,13 +78,13 @@ RunWorker = Callable[[Settings, WorkerContext], Awaitable[None]]
 """Serves until ``ending`` is set and the requests have ended; raises when it cannot start."""
 
 Prepare = Callable[[Settings, str | None], Awaitable[str | None]]
-"""Makes store, key and cache ready, once, before any worker; given REGISTRY_PROXY_ADMIN_PASSWORD, returns the
+"""Makes store, key and cache ready, once, before any worker serves; given REGISTRY_PROXY_ADMIN_PASSWORD, returns the
 password that it made up for the first admin, or None."""
 
 
 def main(arguments: list[str], run_worker: RunWorker, prepare: Prepare) -> int:
-    """Run one process that the supervisor started with ``worker FD`` or ``prepare FD``; return its exit status."""
-    role, descriptor = arguments
+    """Run one worker that the supervisor started with ``worker FD``; return its exit status."""
+    _, descriptor = arguments
     channel = socket.socket(fileno=int(descriptor))
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group: the supervisor decides
         signal.signal(number, signal.SIG_IGN)
@@ -92,9 +92,7 @@ def main(arguments: list[str], run_worker: RunWorker, prepare: Prepare) -> int:
     _die_with(order["supervisor"])
     settings = Settings.from_json(order["settings"])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if role == "prepare":
-            return runner.run(_prepare(channel, prepare(settings, order["admin_password"])))
-        return runner.run(_serve(channel, settings, order, run_worker))
+        return runner.run(_serve(channel, settings, order, run_worker, prepare))
 
 
 def send_order(channel: socket.socket, order: dict[str, Any]) -> None:
@@ -126,21 +124,9 @@ def _die_with(supervisor: int) -> None:
         raise SystemExit(1)
 
 
-async def _prepare(channel: socket.socket, preparation: Awaitable[str | None]) -> int:
-    _, writer = await asyncio.open_connection(sock=channel)
-    try:
-        result = await preparation
-    except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor tells it
-        _tell_failure(writer, error)
-        return 1
-    else:
-        writer.write(f"done {json.dumps(result)}\n".encode())
-        return 0
-    finally:
-        await _close(writer)
-
-
-async def _serve(channel: socket.socket, settings: Settings, order: dict[str, Any], run_worker: RunWorker) -> int:
+async def _serve(
+    channel: socket.socket, settings: Settings, order: dict[str, Any], run_worker: RunWorker, prepare: Prepare
+) -> int:
     orders = _Orders(*await asyncio.open_connection(sock=channel))
     writer, ending = orders.writer, orders.ending
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: ending.give(is_replaced=False))
@@ -155,6 +141,9 @@ async def _serve(channel: socket.socket, settings: Settings, order: dict[str, An
     )
     tasks = [spawn(_beat(writer), "heartbeat"), spawn(orders.obey(), "orders of the supervisor")]
     try:
+        if order["is_first"]:
+            result = await prepare(settings, order["admin_password"])
+            writer.write(f"prepared {json.dumps(result)}\n".encode())
         await run_worker(settings, context)
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor tells it
         _tell_failure(writer, error)

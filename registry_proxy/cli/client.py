@@ -4,18 +4,22 @@ import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-import httpx
 import typer
 
 from registry_proxy.cli.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.output import print_error
 
+if TYPE_CHECKING:
+    import httpx
+
 _PAGE_SIZE = 500
-_TIMEOUT = httpx.Timeout(30, connect=5)
+_CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _read_document(response: httpx.Response, url: str) -> Any:
+def _read_document(response: "httpx.Response", url: str) -> Any:
     try:
         return response.json() if response.content else None
     except (ValueError, RecursionError):
@@ -51,15 +55,15 @@ def _fault_line(fault: Any) -> str:
     return f"{pointer}: {fault.get('detail')}" if pointer else str(fault.get("detail"))
 
 
-def _to_error(response: httpx.Response, url: str, username: str) -> CommandError:
+def _to_error(response: "httpx.Response", url: str, username: str) -> CommandError:
     """Tell what an error answer means; its text is the server's where the server knows best."""
     status = response.status_code
-    if status == httpx.codes.UNAUTHORIZED:
+    if status == HTTPStatus.UNAUTHORIZED:
         return CommandError(
             f"{url} refused the login of {username}: wrong name or password",
             hint="Run `registry-proxy login` again, or correct REGISTRY_PROXY_ADMIN_USER and _PASSWORD.",
         )
-    if status == httpx.codes.FORBIDDEN:
+    if status == HTTPStatus.FORBIDDEN:
         return CommandError(
             f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
         )
@@ -71,7 +75,7 @@ def _to_error(response: httpx.Response, url: str, username: str) -> CommandError
     hint = None
     if retry_after := response.headers.get("Retry-After"):
         hint = f"Try again in {retry_after} s."
-    elif status == httpx.codes.PRECONDITION_FAILED:
+    elif status == HTTPStatus.PRECONDITION_FAILED:
         if "If-None-Match" in response.request.headers:
             hint = "Change it with the command `set`, or choose another name."
         else:
@@ -85,12 +89,14 @@ class AdminClient:
     """A logged-in client of the admin API. Use it as a context manager."""
 
     def __init__(self, url: str, credentials: Credentials) -> None:
+        import httpx  # noqa: PLC0415 - a third of the start of `serve`, which does without
+
         self._url = url
         self._username = credentials.username
         self._http = httpx.Client(
             base_url=f"{url}/admin/v1",
             auth=httpx.BasicAuth(credentials.username, credentials.password),
-            timeout=_TIMEOUT,
+            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
             # Another machine's HTTP proxy cannot reach our loopback, and must not see the password.
             trust_env=not _is_loopback(url),
         )
@@ -123,8 +129,10 @@ class AdminClient:
         Raises:
             CommandError: it could not be sent, or the answer is an error.
         """
+        import httpx  # noqa: PLC0415 - as above
+
         target = "/" + "/".join(quote(component, safe="") for component in path)
-        timeout = httpx.Timeout(None, connect=5) if patient else _TIMEOUT
+        timeout = httpx.Timeout(None if patient else _ANSWER_SECONDS, connect=_CONNECT_SECONDS)
         try:
             response = self._http.request(method, target, json=body, params=query, headers=headers, timeout=timeout)
         except httpx.ConnectError as error:

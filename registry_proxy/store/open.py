@@ -2,17 +2,20 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from registry_proxy.store.changes import ChangePage, StoreWatch
-from registry_proxy.store.redis import RedisStore
-from registry_proxy.store.redis_connection import REDIS_SCHEMES
 from registry_proxy.store.sqlite import SqliteStore
 
+if TYPE_CHECKING:
+    from registry_proxy.store.redis import RedisStore
+
+_REDIS_SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
 _SQLITE = "sqlite:///"
 
 
 @asynccontextmanager
-async def open_store(url: str, page_path: str) -> AsyncIterator[tuple[SqliteStore | RedisStore, StoreWatch]]:
+async def open_store(url: str, page_path: str) -> AsyncIterator[tuple["SqliteStore | RedisStore", StoreWatch]]:
     """Open the store of a worker, and the watch that tells what changed in it, for the length of a with block.
 
     An unreachable Redis is no error here: each use of the store says so until it is back.
@@ -34,12 +37,18 @@ async def open_store(url: str, page_path: str) -> AsyncIterator[tuple[SqliteStor
             store = SqliteStore(url.removeprefix(_SQLITE), page)
             stack.push_async_callback(store.aclose)
             await store.versions()
-        elif url.partition("://")[0] in REDIS_SCHEMES:
-            store = RedisStore(url, page)
+        elif url.partition("://")[0] in _REDIS_SCHEMES:
+            store = _redis_store(url, page)
             stack.push_async_callback(store.aclose)
         else:
-            raise ValueError(f"a store is sqlite:///path, or one of {', '.join(REDIS_SCHEMES)}://")
+            raise ValueError(f"a store is sqlite:///path, or one of {', '.join(_REDIS_SCHEMES)}://")
         watch = StoreWatch(store, page)
         stack.push_async_callback(watch.aclose)
         await watch.start()
         yield store, watch
+
+
+def _redis_store(url: str, page: ChangePage) -> "RedisStore":
+    from registry_proxy.store.redis import RedisStore  # noqa: PLC0415 - a fifth of a worker's start that SQLite is spared
+
+    return RedisStore(url, page)

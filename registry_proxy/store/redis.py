@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, TypeVar
 
 from redis.asyncio.lock import Lock
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import LockError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -267,4 +268,6 @@ def _record(key: str, stored: str) -> Record:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MasterNotFoundError):  # whose text shows the insides of the client
+        return "no Sentinel that answers knows a primary that is up"
     return f"{type(error).__name__} {error}".rstrip()

@@ -11,7 +11,6 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-REDIS_SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
 CONNECTIONS_MAX = 32
 _REDIS_PORT = 6379
 _SENTINEL_PORT = 26379

@@ -19,7 +19,7 @@ async def test_three_slashes_are_relative(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "other.db").is_file()
 
 
-@pytest.mark.parametrize("url", ["", "sqlite:", "sqlite:///", "sqlite://x", "postgres://x", "redis+sentinel://a/b"])
+@pytest.mark.parametrize("url", ["", "sqlite:", "sqlite:///", "sqlite://x", "postgres://x", "rediss+other://a/b"])
 async def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
     """What is no store that we have is refused in words, and leaves nothing open."""
     with pytest.raises(ValueError, match="a store is"):
