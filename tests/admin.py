@@ -101,8 +101,12 @@ _NAMES = {"users": "bob", "groups": "dev", "robots": "ci", "grants": "1", "upstr
 
 def filled(path: str, *, name: str | None = None) -> str:
     """Return the path of a route with names in their slots; ``name`` in place of those that may be there."""
-    kind = path.split("/")[1]
-    return path.replace("{name}", name or _NAMES.get(kind, "x")).replace("{id}", name or "1")
+    return path.replace("{name}", name or name_below(path)).replace("{id}", name or "1")
+
+
+def name_below(path: str) -> str:
+    """Return a name for the slot in the path of a route; that of a user or upstream is there."""
+    return _NAMES.get(path.split("/")[1], "x")
 
 
 @dataclass
