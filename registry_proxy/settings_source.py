@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 ENVIRONMENT_PREFIX = "REGISTRY_PROXY__"
-_MAX_FILE_BYTES = 1 << 20
-_MAX_VALUES = 100_000  # a few aliases of aliases make billions
+_MAX_VALUES = 100_000  # for each MiB: a few aliases of aliases make billions
 _CREDENTIALS = re.compile(r"(://)[^/\s@]*@")
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null")}
 
@@ -80,8 +79,9 @@ def describe(value: Any) -> str:
 class _Reader:
     """Turns the nodes of one YAML document into plain values."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, max_values: int) -> None:
         self._source = source
+        self._max_values = max_values
         self._constructor = yaml.constructor.SafeConstructor()
         self._open: set[int] = set()
         self._count = 0
@@ -90,8 +90,8 @@ class _Reader:
         line = node.start_mark.line + 1
         self._source.places[path] = (self._source.file, line)
         self._count += 1
-        if id(node) in self._open or self._count > _MAX_VALUES:
-            if self._count <= _MAX_VALUES + 1:
+        if id(node) in self._open or self._count > self._max_values:
+            if self._count <= self._max_values + 1:
                 self._source.faults.append(
                     self._source.fault(path, "an alias that contains itself, or too many values")
                 )
@@ -161,15 +161,15 @@ def _text_faults(source: Source) -> Iterator[None]:
         source.faults.append(Fault(source.file, 0, "", "not YAML that anybody wrote: nested too deeply"))
 
 
-def read_yaml(file: str, text: bytes) -> Source:
-    """Return the tree of a YAML document; what is wrong with the text is in its ``faults``."""
+def read_yaml(file: str, text: bytes, *, max_mib: int = 1) -> Source:
+    """Return the tree of a YAML document; what is wrong with the text, or larger than that, is in its ``faults``."""
     source = Source(file)
-    if len(text) > _MAX_FILE_BYTES:
-        source.faults.append(Fault(file, 0, "", f"expected at most 1 MiB, found {len(text)} bytes"))
+    if len(text) > max_mib << 20:
+        source.faults.append(Fault(file, 0, "", f"expected at most {max_mib} MiB, found {len(text)} bytes"))
         return source
     with _text_faults(source):
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = _Reader(source).read(node, ()) if node is not None else {}
+        tree = _Reader(source, max_mib * _MAX_VALUES).read(node, ()) if node is not None else {}
         if isinstance(tree, dict):
             source.tree = tree
         elif tree is not None:

@@ -46,7 +46,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     ),  # reads the scrape of all workers
     "app": frozenset({"aiohttp"}),
     "worker": frozenset({"uvloop"}),
-    "cli": frozenset({"httpx", "rich", "typer"}),
+    "cli": frozenset({"httpx", "rich", "typer", "yaml"}),  # writes policies as files
 }
 BESIDE_THE_PACKAGE = {"chaos", "clients", "contract", "fakes", "nginx", "path"}
 """Folders of tests that look at several modules, or at the whole from outside."""

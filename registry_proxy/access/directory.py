@@ -8,11 +8,12 @@ import ipaddress
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from registry_proxy.access.credentials import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH, Passwords
+from registry_proxy.access.policy_document import PolicyDifference, compare, sorted_grants
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User, grant_of, group_of, robot_of, user_of
 from registry_proxy.access.secrets import Secret, SecretKind, make_secret_text, secret_of
 from registry_proxy.access.subject import (
@@ -354,6 +355,73 @@ class Directory:
             await self._store.commit([Change(Table.GRANTS, grant_id, None, expect=grant.revision)])
         except ConflictError as error:  # a grant is never changed, so it can only be gone
             raise NotFoundError(f"there is no grant {grant_id}") from error
+
+    # ------------------------------------------------------------ the policy as one document
+
+    async def read_policy(self) -> tuple[list[Group], list[Grant], int]:
+        """Return all groups, each different grant once, and a revision that rises with every change of any of them."""
+        versions = await self._store.versions()
+        revision = max(versions.get(Table.GROUPS, 0), versions.get(Table.GRANTS, 0))
+        return await self._groups(), sorted_grants(await self.list_grants()), revision
+
+    async def compare_policy(
+        self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]
+    ) -> PolicyDifference:
+        """Return what ``replace_policy`` would do.
+
+        Args:
+            groups: the members of each group, users as ``ann`` or ``user:ann``.
+            grants: as given; those that say the same count once.
+
+        Raises:
+            InvalidError: with every fault of the input, each as ``grants/0/subject``; there is no such user.
+        """
+        return (await self._compare_policy(groups, grants))[0]
+
+    async def replace_policy(
+        self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput], *, expect: int | None = None
+    ) -> tuple[PolicyDifference, int]:
+        """Put a policy in the place of the stored one, whole and in one commit; return what changed, and the revision.
+
+        What is not named is no more: groups that are not there are removed, and so are grants. Users, robots and their
+        secrets stay.
+
+        Raises:
+            InvalidError: as ``compare_policy``.
+            RevisionConflictError: see the class.
+        """
+
+        async def attempt() -> tuple[PolicyDifference, int]:
+            *_, revision = await self.read_policy()
+            _check_revision(revision, expect)
+            difference, users = await self._compare_policy(groups, grants)
+            return difference, await self._store.commit(difference.changes(users)) if difference else revision
+
+        return await _retried(attempt)
+
+    async def _compare_policy(
+        self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]
+    ) -> tuple[PolicyDifference, Mapping[str, Record]]:
+        users = {user.key: user for user in await self._store.list(Table.USERS)}
+        faults: list[tuple[str, str]] = []
+        wanted_groups = []
+        for name, given in groups.items():
+            if not is_name(name):
+                faults.append(("groups", f"{name[:100]!r}: {_NAME_FAULT}"))
+                continue
+            members = [member.removeprefix("user:") for member in given]
+            unknown = [(index, member) for index, member in enumerate(members) if member not in users]
+            faults += [(f"groups/{name}/{index}", f"there is no user {member!r}") for index, member in unknown]
+            wanted_groups.append(Group(name, tuple(sorted(set(members)))))
+        wanted_grants = []
+        for index, each in enumerate(grants):
+            try:
+                wanted_grants.append(grant_from(each, secrets.token_hex(8)))
+            except InvalidError as error:
+                faults += [(f"grants/{index}/{field}", text) for field, text in error.faults]
+        if faults:
+            raise InvalidError(faults)
+        return compare(await self._groups(), await self.list_grants(), wanted_groups, wanted_grants), users
 
     # ------------------------------------------------------------ revocations
 

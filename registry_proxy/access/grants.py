@@ -3,7 +3,7 @@
 import functools
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -112,9 +112,12 @@ class Policy:
         # (subject, action) -> all grants of the action that the subject has part in, by literal beginning
         self._held: dict[tuple[str, Action], dict[str, list[_Compiled]]] = {}
 
-    def with_grants(self, grants: Iterable[Grant]) -> "Policy":
-        """Return the same policy with these grants instead of its own."""
+    def with_grants(self, grants: Iterable[Grant], members: Mapping[str, Sequence[str]] | None = None) -> "Policy":
+        """Return the same policy with these grants instead of its own, and other members of groups that are named."""
         users, groups, generations, robots, secrets, revoked_tokens, oidc_groups = self._parts
+        if members:
+            others = [group for group in groups if group.name not in members]
+            groups = [*others, *(Group(name, tuple(inside)) for name, inside in members.items())]
         return Policy(
             users,
             groups,

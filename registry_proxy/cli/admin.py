@@ -2,6 +2,7 @@
 
 import typer
 
+from registry_proxy.cli.access import access_app
 from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.grants import explain, grant_app
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(robot_app, name="robot")
     app.add_typer(grant_app, name="grant")
     app.command("explain")(explain)
+    app.add_typer(access_app, name="access")
     app.add_typer(token_app, name="token")
     app.add_typer(key_app, name="key")
     app.add_typer(replica_app, name="replica")

@@ -1,7 +1,7 @@
 """The admin API as the commands call it: one HTTP client, every failure a CommandError that says what to do next."""
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _PAGE_SIZE = 500
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 30
+
+
+Locate = Callable[[Sequence[str]], str]
+"""Says where in what the user wrote a place in the body is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,19 @@ def _read_document(response: "httpx.Response", url: str) -> Any:
         ) from None
 
 
-def _fault_line(fault: Any) -> str:
+def _dotted(pointer: Sequence[str]) -> str:
+    return ".".join(pointer)
+
+
+def _fault_line(fault: Any, locate: Locate) -> str:
     if not isinstance(fault, dict):
         return str(fault)
-    pointer = str(fault.get("pointer", "")).removeprefix("#").removeprefix("/").replace("/", ".")
-    return f"{pointer}: {fault.get('detail')}" if pointer else str(fault.get("detail"))
+    pointer = str(fault.get("pointer", "")).removeprefix("#").removeprefix("/")
+    place = locate(pointer.split("/")) if pointer else ""
+    return f"{place}: {fault.get('detail')}" if place else str(fault.get("detail"))
 
 
-def _to_error(response: "httpx.Response", url: str, username: str) -> CommandError:
+def _to_error(response: "httpx.Response", url: str, username: str, locate: Locate) -> CommandError:
     """Tell what an error answer means; its text is the server's where the server knows best."""
     status = response.status_code
     if status == HTTPStatus.UNAUTHORIZED:
@@ -81,7 +90,7 @@ def _to_error(response: "httpx.Response", url: str, username: str) -> CommandErr
         else:
             hint = "Look at it as it is now, then run the command again."
     faults = problem.get("errors")
-    lines = [_fault_line(fault) for fault in faults] if isinstance(faults, list) else []
+    lines = [_fault_line(fault, locate) for fault in faults] if isinstance(faults, list) else []
     return CommandError(str(problem.get("detail") or problem["title"]), faults=lines, hint=hint)
 
 
@@ -115,6 +124,7 @@ class AdminClient:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         patient: bool = False,
+        locate: Locate = _dotted,
     ) -> Answer:
         """Send a request and return its answer.
 
@@ -125,6 +135,7 @@ class AdminClient:
             query: parameters.
             headers: such as If-Match.
             patient: wait as long as it takes; for work that reads the whole disk.
+            locate: names the place of each fault of the body.
 
         Raises:
             CommandError: it could not be sent, or the answer is an error.
@@ -149,7 +160,7 @@ class AdminClient:
                 f"Talking to {self._url} failed: {error}", hint=f"{URL_VARIABLE} sets the URL of the admin listener."
             ) from error
         if not response.is_success:
-            raise _to_error(response, self._url, self._username)
+            raise _to_error(response, self._url, self._username, locate)
         return Answer(_read_document(response, self._url), response.headers.get("ETag"))
 
     def list_all(self, *path: str, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

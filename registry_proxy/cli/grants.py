@@ -1,5 +1,6 @@
 """`registry-proxy grant` and `explain`: who may do what, and why."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -110,12 +111,17 @@ def replay_grants(
         if as_json:
             print_json(result)
             return
-        for name, title in (("newly_denied", "Newly denied"), ("newly_allowed", "Newly allowed")):
-            subjects = result[f"subjects_{name}"]
-            print_note(f"{title}: {len(subjects)} subjects{', ' if subjects else ''}{', '.join(subjects)}")
-            if result[name]:
-                print_table(_REPLAY_COLUMNS, result[name], empty="")
-        print_note(f"Tried on {result['decisions']} different questions since {result['since'] or 'never'}.")
+        print_replay(result)
+
+
+def print_replay(result: Mapping[str, Any]) -> None:
+    """Tell what a proposed policy newly denies and allows."""
+    for name, title in (("newly_denied", "Newly denied"), ("newly_allowed", "Newly allowed")):
+        subjects = result[f"subjects_{name}"]
+        print_note(f"{title}: {len(subjects)} subjects{', ' if subjects else ''}{', '.join(subjects)}")
+        if result[name]:
+            print_table(_REPLAY_COLUMNS, result[name], empty="")
+    print_note(f"Tried on {result['decisions']} different questions since {result['since'] or 'never'}.")
 
 
 def _proposed(text: str) -> dict[str, Any]:

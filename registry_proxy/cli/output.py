@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +34,11 @@ def print_json_line(document: Any) -> None:
     """Print a document as JSON on a line of its own, at once: somebody may follow."""
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are, whole."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def print_note(text: str) -> None:

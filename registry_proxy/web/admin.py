@@ -17,6 +17,7 @@ from registry_proxy.web.admin_audit import AuditFiles, AuditResources
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_node import Cache, NodeResources
+from registry_proxy.web.admin_policy import PolicyResources
 from registry_proxy.web.admin_replicas import Repairs, ReplicaResources, Upstream, Verifies
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
 from registry_proxy.web.admin_warm import WarmResources
@@ -101,7 +102,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
     replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers)
     warming = WarmResources(services.warmer, services.route)
     audit = AuditResources(services.audit_files, services.directory, services.control)
-    resources = (access, identities, node, replicas, warming, audit)
+    resources = (access, PolicyResources(services.directory), identities, node, replicas, warming, audit)
     endpoints = [endpoint for each in resources for endpoint in each.routes()]
     openapi = OpenApiResource(endpoints, _PREFIX)
     for endpoint in [*endpoints, *openapi.routes()]:

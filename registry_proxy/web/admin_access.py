@@ -8,7 +8,6 @@ from aiohttp import web
 from registry_proxy.access.credentials import TooManyLoginsError
 from registry_proxy.access.directory import (
     Directory,
-    GrantInput,
     InvalidError,
     LastAdminError,
     NotFoundError,
@@ -27,6 +26,7 @@ from registry_proxy.web.admin_documents import (
     GroupDocument,
     Page,
     RevocationDocument,
+    StatedGrantDocument,
     SubjectRevocationDocument,
     TokenRevocationDocument,
     UserDocument,
@@ -41,6 +41,7 @@ from registry_proxy.web.admin_requests import (
     expected_revision,
     format_etag,
     format_time,
+    grant_input,
     read_body,
     read_page,
     read_query,
@@ -62,16 +63,21 @@ def _group_document(group: Group) -> dict[str, Any]:
     return GroupDocument(name=group.name, members=list(group.members)).as_json()
 
 
-def _grant_document(grant: Grant) -> dict[str, Any]:
-    return GrantDocument(
-        id=grant.id,
+def stated_grant(grant: Grant) -> StatedGrantDocument:
+    """Return what a grant says."""
+    return StatedGrantDocument(
         subject=grant.subject,
         repository=grant.repository,
         tags=grant.tags,
         actions=sorted(grant.actions, key=_ACTION_ORDER.index),
         mode=grant.mode,
         expires_at=format_time(grant.expires_at),
-    ).as_json()
+    )
+
+
+def grant_document(grant: Grant) -> GrantDocument:
+    """Return a grant as the API answers it."""
+    return GrantDocument(id=grant.id, **dict(stated_grant(grant)))
 
 
 def _answer(document: dict[str, Any], revision: int, status: int = 200) -> web.Response:
@@ -256,24 +262,16 @@ class AccessResources:
             for grant in await self._directory.list_grants()
             if (subject is None or grant.subject == subject) and (repository is None or _covers(grant, repository))
         ]
-        return web.json_response(page.cut({grant.id: _grant_document(grant) for grant in grants}))
+        return web.json_response(page.cut({grant.id: grant_document(grant).as_json() for grant in grants}))
 
     async def get_grant(self, request: web.Request) -> web.Response:
         grant = await self._directory.get_grant(_name_of(request, "grant"))
-        return _answer(_grant_document(grant), grant.revision)
+        return _answer(grant_document(grant).as_json(), grant.revision)
 
     async def add_grant(self, request: web.Request) -> web.Response:
         body = await read_body(request, GrantBody)
-        given = GrantInput(
-            subject=body.subject,
-            repository=body.repository,
-            actions=tuple(body.actions),
-            tags=body.tags,
-            mode=body.mode,
-            expires_at=body.expires_at,
-        )
-        grant = await self._directory.add_grant(given)
-        return _answer(_grant_document(grant), grant.revision, 201)
+        grant = await self._directory.add_grant(grant_input(body))
+        return _answer(grant_document(grant).as_json(), grant.revision, 201)
 
     async def delete_grant(self, request: web.Request) -> web.Response:
         grant_id = _name_of(request, "grant")

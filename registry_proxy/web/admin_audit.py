@@ -9,7 +9,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from registry_proxy.access.directory import Directory, GrantInput, InvalidError, grant_from
+from registry_proxy.access.directory import Directory, InvalidError, grant_from
 from registry_proxy.access.grants import Policy
 from registry_proxy.spec.scope import Action
 from registry_proxy.telemetry.audit import format_moment
@@ -25,7 +25,15 @@ from registry_proxy.web.admin_documents import (
     QuestionDocument,
     ReplayDocument,
 )
-from registry_proxy.web.admin_requests import EmptyBody, ReplayBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.admin_requests import (
+    EmptyBody,
+    ReplayBody,
+    format_time,
+    grant_input,
+    read_body,
+    read_page,
+    read_query,
+)
 from registry_proxy.web.openapi import Endpoint
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
@@ -148,16 +156,8 @@ class AuditResources:
         faults = []
         added = []
         for index, given in enumerate(body.add):
-            grant = GrantInput(
-                subject=given.subject,
-                repository=given.repository,
-                actions=tuple(given.actions),
-                tags=given.tags,
-                mode=given.mode,
-                expires_at=given.expires_at,
-            )
             try:
-                added.append(grant_from(grant, f"proposed-{index + 1}"))
+                added.append(grant_from(grant_input(given), f"proposed-{index + 1}"))
             except InvalidError as error:
                 faults += [Fault(pointer_to(["add", index, field]), text) for field, text in error.faults]
         grants = await self._directory.list_grants()
@@ -173,7 +173,8 @@ class AuditResources:
         decisions = await asyncio.to_thread(read_decisions, self._files.directory, body.limit)
         policy = await self._control.policy()
         kept = [] if body.replace else [grant for grant in grants if grant.id not in set(body.remove)]
-        document = await _compare(policy, policy.with_grants([*kept, *added]), decisions)
+        members = {name: [each.removeprefix("user:") for each in inside] for name, inside in body.groups.items()}
+        document = await _compare(policy, policy.with_grants([*kept, *added], members), decisions)
         return web.json_response(document.as_json())
 
 

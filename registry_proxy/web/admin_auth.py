@@ -33,7 +33,7 @@ CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
 """Who sends a request that was let through."""
 
 _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
-_QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay"})
+_QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay", "/policy/diff"})
 """What is sent by POST and changes nothing."""
 
 _DETAIL_MAX_BYTES = 4096

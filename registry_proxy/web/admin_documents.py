@@ -49,16 +49,46 @@ class GroupDocument(Document):
     members: list[str]
 
 
-class GrantDocument(Document):
-    """What a subject may do."""
+class StatedGrantDocument(Document):
+    """What a subject may do, as a whole policy states it."""
 
-    id: str
     subject: str
     repository: str
     tags: str
     actions: list[Action]
     mode: GrantMode
     expires_at: Time | None
+
+
+class GrantDocument(StatedGrantDocument):
+    """What a subject may do."""
+
+    id: str
+
+
+class PolicyDocument(Document):
+    """A whole policy: the members of every group, and every grant."""
+
+    version: Literal[1]
+    groups: dict[str, list[str]]
+    grants: list[StatedGrantDocument]
+
+
+class MembersDocument(Document):
+    """How the members of a group differ."""
+
+    added: list[str]
+    removed: list[str]
+
+
+class PolicyDifferenceDocument(Document):
+    """What another policy changes; all empty where it is the one in force."""
+
+    groups_added: dict[str, list[str]]
+    groups_removed: dict[str, list[str]]
+    groups_changed: dict[str, MembersDocument]
+    grants_added: list[StatedGrantDocument]
+    grants_removed: list[GrantDocument]
 
 
 class DecisionDocument(Document):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, overload
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from registry_proxy.access.directory import GrantInput
 from registry_proxy.access.records import GrantMode
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
@@ -84,6 +85,26 @@ class GrantBody(Body):
     expires_at: _Time = None
 
 
+def grant_input(body: GrantBody) -> GrantInput:
+    """Return the grant that a body describes."""
+    return GrantInput(
+        subject=body.subject,
+        repository=body.repository,
+        actions=tuple(body.actions),
+        tags=body.tags,
+        mode=body.mode,
+        expires_at=body.expires_at,
+    )
+
+
+class PolicyBody(Body):
+    """A whole policy: the members of every group, and every grant. No default: an empty file must remove nothing."""
+
+    version: Literal[1]
+    groups: dict[str, list[str]]
+    grants: list[GrantBody]
+
+
 class RobotBody(Body):
     """PUT of a robot."""
 
@@ -114,11 +135,15 @@ class ExplainBody(Body):
 
 
 class ReplayBody(Body):
-    """A proposed policy: the grants of today, without some, and with others; with ``replace`` none of today's."""
+    """A proposed policy: the grants of today, without some, and with others; with ``replace`` none of today's.
+
+    ``groups`` are those that have other members than today.
+    """
 
     add: list[GrantBody] = []
     remove: list[str] = []
     replace: bool = False
+    groups: dict[str, list[str]] = {}
     limit: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 
 

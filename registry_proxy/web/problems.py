@@ -90,7 +90,7 @@ def _from_http(error: web.HTTPException) -> ProblemError:
         case 405:
             detail = f"this path takes {error.headers.get('Allow', 'no such method')}"
         case 413:
-            detail = "the body is larger than 1 MiB"
+            detail = "the body is larger than this path takes"
         case _:
             detail = error.reason
     return ProblemError(error.status, detail, headers=headers)

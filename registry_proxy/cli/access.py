@@ -1,0 +1,153 @@
+"""`registry-proxy access`: the policy, all groups and grants, as a YAML file for version control."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
+from registry_proxy.cli.errors import CommandError
+from registry_proxy.cli.grants import print_replay
+from registry_proxy.cli.output import JsonOption, print_json, print_lines, print_note
+from registry_proxy.settings_source import Source, format_path, read_yaml
+
+access_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
+
+_POLICY_MAX_MIB = 8
+_HEADER = """\
+# The policy of registry-proxy: every group with its members, and every grant. What is not in here is removed by
+# `registry-proxy access apply`; users, robots and their secrets are not touched by it.
+"""
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="As `access export` writes it; - for standard input.")]
+
+
+def _read_policy(file: Path) -> Source:
+    """Return the policy in a file. Raises CommandError with every fault of the text."""
+    try:
+        text = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{file} cannot be read: {error.strerror or error}") from error
+    source = read_yaml(str(file), text, max_mib=_POLICY_MAX_MIB)
+    faults = [str(fault) for fault in source.faults]
+    try:
+        json.dumps(source.tree, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # .nan, or half a character
+        faults.append(f"{file}: {error}")
+    if faults:
+        raise CommandError(f"{file} is not a policy; nothing was changed", faults=faults)
+    return source
+
+
+def _locate(source: Source) -> Callable[[Sequence[str]], str]:
+    """Return what names the line and the key for a place in the body."""
+
+    def locate(pointer: Sequence[str]) -> str:
+        path = tuple(int(part) if part.isdecimal() else part for part in pointer)
+        where, line = source.place(path)
+        return f"{where}:{line}: {format_path(path)}"
+
+    return locate
+
+
+def _send(admin: AdminClient, method: str, source: Source, *path: str) -> dict[str, Any]:
+    document: dict[str, Any] = admin.call(
+        method, *path, body=source.tree, patient=True, locate=_locate(source)
+    ).document
+    return document
+
+
+def _grant_text(grant: Mapping[str, Any]) -> str:
+    tags = "" if grant["tags"] == "*" else f" tags {grant['tags']}"
+    mode = "" if grant["mode"] == "enforce" else f" ({grant['mode']})"
+    until = "" if grant["expires_at"] is None else f" until {grant['expires_at']}"
+    known = f" [{grant['id']}]" if "id" in grant else ""
+    return f"grant {grant['subject']} {grant['repository']} {','.join(grant['actions'])}{tags}{mode}{until}{known}"
+
+
+def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
+    """Return a line for each thing that differs: + comes, - goes, ~ stays with other members."""
+    lines = []
+    for sign, name in (("+", "groups_added"), ("-", "groups_removed")):
+        lines += [f"{sign} group {group}: {', '.join(members) or '-'}" for group, members in difference[name].items()]
+    for group, change in difference["groups_changed"].items():
+        members = [f"+{member}" for member in change["added"]] + [f"-{member}" for member in change["removed"]]
+        lines.append(f"~ group {group}: {' '.join(members)}")
+    for sign, name in (("-", "grants_removed"), ("+", "grants_added")):
+        lines += [f"{sign} {_grant_text(grant)}" for grant in difference[name]]
+    return lines
+
+
+def _replay(admin: AdminClient, source: Source, difference: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the policy in a file would have said to what the node was asked lately."""
+    wanted = source.tree["groups"]
+    changed = {group: wanted[group] for name in ("groups_added", "groups_changed") for group in difference[name]}
+    body = {
+        "add": difference["grants_added"],
+        "remove": [grant["id"] for grant in difference["grants_removed"]],
+        "groups": changed | {group: [] for group in difference["groups_removed"]},
+    }
+    result: dict[str, Any] = admin.call("POST", "policy", "replay", body=body, patient=True).document
+    return result
+
+
+@access_app.command("export")
+def export_policy(as_json: JsonOption = False) -> None:
+    """Print the policy as YAML; no password, secret or token is in it."""
+    with admin_client() as admin:
+        policy = admin.call("GET", "policy", patient=True).document
+        if as_json:
+            print_json(policy)
+        else:
+            sys.stdout.write(_HEADER + yaml.safe_dump(policy, sort_keys=False, allow_unicode=True, width=120))
+
+
+@access_app.command("diff")
+def diff_policy(
+    file: _File,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also tell what it would newly deny of what this node was asked lately.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what `access apply` would change: + comes, - goes, ~ changes. Ends with 1 when there is anything."""
+    with told_to_the_user():
+        source = _read_policy(file)
+    with admin_client() as admin:
+        difference = _send(admin, "POST", source, "policy", "diff")
+        lines = _difference_lines(difference)
+        replayed = _replay(admin, source, difference) if replay and lines else None
+        if as_json:
+            print_json(difference if replayed is None else {**difference, "replay": replayed})
+        elif lines:
+            print_lines(lines)
+            if replayed is not None:
+                print_replay(replayed)
+        else:
+            print_note("No difference.")
+        if lines:
+            raise typer.Exit(1)
+
+
+@access_app.command("apply")
+def apply_policy(
+    file: _File,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would change, and change nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the policy in FILE in the place of the one in force: all of it or, when anything is wrong, nothing."""
+    with told_to_the_user():
+        source = _read_policy(file)
+    with admin_client() as admin:
+        method, path = ("POST", ("policy", "diff")) if dry_run else ("PUT", ("policy",))
+        difference = _send(admin, method, source, *path)
+        lines = _difference_lines(difference)
+        if as_json:
+            print_json(difference)
+        else:
+            print_lines(lines)
+        done = "would be made; nothing was changed" if dry_run else "made, in force now"
+        print_note(f"{len(lines)} changes {done}." if lines else "No difference: nothing was changed.")

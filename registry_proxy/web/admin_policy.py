@@ -1,0 +1,124 @@
+"""The whole policy as one document of the admin API: read it, compare another one with it, put another in its place."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from aiohttp import web
+
+from registry_proxy.access.directory import Directory, GrantInput, InvalidError
+from registry_proxy.access.policy_document import PolicyDifference
+from registry_proxy.access.records import Grant, Group
+from registry_proxy.web.admin_access import grant_document, stated_grant
+from registry_proxy.web.admin_documents import MembersDocument, PolicyDifferenceDocument, PolicyDocument
+from registry_proxy.web.admin_requests import (
+    ASKED_FOR,
+    PolicyBody,
+    expected_revision,
+    format_etag,
+    grant_input,
+    read_body,
+    read_query,
+)
+from registry_proxy.web.openapi import Endpoint
+from registry_proxy.web.problems import Fault, ProblemError, pointer_to
+
+POLICY_MAX_BYTES = 8 * 1024 * 1024
+"""Room for some 50,000 grants."""
+
+_AUDITED_MAX_BYTES = 3000
+
+
+def _document(groups: Sequence[Group], grants: Sequence[Grant]) -> PolicyDocument:
+    return PolicyDocument(
+        version=1,
+        groups={group.name: list(group.members) for group in groups},
+        grants=[stated_grant(grant) for grant in grants],
+    )
+
+
+def _difference_document(difference: PolicyDifference) -> PolicyDifferenceDocument:
+    return PolicyDifferenceDocument(
+        groups_added={group.name: list(group.members) for group in difference.groups_added},
+        groups_removed={group.name: list(group.members) for group in difference.groups_removed},
+        groups_changed={
+            after.name: MembersDocument(
+                added=sorted({*after.members} - {*before.members}),
+                removed=sorted({*before.members} - {*after.members}),
+            )
+            for before, after in difference.groups_changed
+        },
+        grants_added=[stated_grant(grant) for grant in difference.grants_added],
+        grants_removed=[grant_document(grant) for grant in difference.grants_removed],
+    )
+
+
+class PolicyResources:
+    """The handlers over the policy as one document."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def routes(self) -> list[Endpoint]:
+        """Return the routes, below /admin/v1."""
+        return [
+            Endpoint("GET", "/policy", self.get_policy, "Show the whole policy", {200: PolicyDocument}),
+            Endpoint(
+                "PUT",
+                "/policy",
+                self.put_policy,
+                "Put a policy in the place of the one in force",
+                {200: PolicyDifferenceDocument},
+                body=PolicyBody,
+                conditional=True,
+            ),
+            Endpoint(
+                "POST",
+                "/policy/diff",
+                self.compare_policy,
+                "Tell what another policy would change",
+                {200: PolicyDifferenceDocument},
+                body=PolicyBody,
+            ),
+        ]
+
+    async def get_policy(self, request: web.Request) -> web.Response:
+        """Give all groups and grants, in an order that stays the same, for a file under version control."""
+        read_query(request)
+        groups, grants, revision = await self._directory.read_policy()
+        return web.json_response(_document(groups, grants).as_json(), headers={"ETag": format_etag(revision)})
+
+    async def put_policy(self, request: web.Request) -> web.Response:
+        """Put a policy in the place of the stored one, whole or not at all; tell what changed."""
+        read_query(request)
+        groups, grants = await _read(request)
+        *_, revision = await self._directory.read_policy()
+        expect = expected_revision(request, revision)
+        try:
+            difference, revision = await self._directory.replace_policy(groups, grants, expect=expect)
+        except InvalidError as error:
+            raise _invalid(error) from None
+        document = _difference_document(difference).as_json()
+        # The audit log tells what changed, not the whole file; where that is too much, how much.
+        is_short = len(json.dumps(document)) <= _AUDITED_MAX_BYTES
+        request[ASKED_FOR] = document if is_short else {name: len(part) for name, part in document.items() if part}
+        return web.json_response(document, headers={"ETag": format_etag(revision)})
+
+    async def compare_policy(self, request: web.Request) -> web.Response:
+        """Tell what a PUT of the same body would change, and change nothing."""
+        read_query(request)
+        groups, grants = await _read(request)
+        try:
+            difference = await self._directory.compare_policy(groups, grants)
+        except InvalidError as error:
+            raise _invalid(error) from None
+        return web.json_response(_difference_document(difference).as_json())
+
+
+async def _read(request: web.Request) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
+    body = await read_body(request.clone(client_max_size=POLICY_MAX_BYTES), PolicyBody)
+    return body.groups, [grant_input(given) for given in body.grants]
+
+
+def _invalid(error: InvalidError) -> ProblemError:
+    faults = [Fault(pointer_to(field.split("/")), text) for field, text in error.faults]
+    return ProblemError(400, "the policy is not valid; nothing was changed", faults=faults)

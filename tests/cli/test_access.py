@@ -1,0 +1,152 @@
+"""`registry-proxy access`: the policy as a file, against a real admin listener."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.admin import Node
+from tests.cli.conftest import Run
+
+POLICY = """\
+version: 1
+groups:
+  dev: [bob]
+grants:
+  - {subject: "group:dev", repository: team/**, actions: [pull, push]}
+  - {subject: anonymous, repository: "home/{subject}/**", actions: [pull], mode: warn, expires_at: 2100-01-01T00:00:00Z}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a file with a policy."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+def wait(node: Node, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run something in the loop of the listener."""
+    return asyncio.run_coroutine_threadsafe(work(), node.loop).result(20)
+
+
+def test_a_policy_goes_round_by_a_file(run: Run, file: Path) -> None:
+    """What is applied is exported, and what is exported makes no difference: not to `diff`, not to `apply`."""
+    applied = run("access", "apply", str(file))
+    assert applied.exit_code == 0, applied.output
+    assert "3 changes made" in applied.stderr
+    exported = run("access", "export")
+    assert exported.exit_code == 0
+    document = yaml.safe_load(exported.stdout)
+    assert document["groups"] == {"dev": ["bob"]}
+    assert [grant["subject"] for grant in document["grants"]] == ["anonymous", "group:dev"]
+    assert json.loads(run("access", "export", "--json").stdout) == json.loads(json.dumps(document, default=str)) | {
+        "grants": [
+            {**grant, "expires_at": grant["expires_at"] and "2100-01-01T00:00:00Z"} for grant in document["grants"]
+        ]
+    }
+    again = file.with_name("again.yaml")
+    again.write_text(exported.stdout)
+    for source in (again, file):
+        same = run("access", "diff", str(source))
+        assert (same.exit_code, same.stdout) == (0, "")
+        assert "No difference: nothing was changed." in run("access", "apply", str(source)).stderr
+    assert run("access", "export").stdout == exported.stdout
+    assert (run("access", "diff", "-", stdin=exported.stdout)).exit_code == 0
+
+
+def test_a_difference_is_told_line_by_line(run: Run, file: Path) -> None:
+    """`diff` ends with 1 and tells what comes, goes and changes; it and a dry run change nothing."""
+    run("group", "add", "dev", "--member", "admin")
+    run("group", "add", "old")
+    grant = json.loads(run("grant", "add", "user:bob", "b", "delete", "--tags", "v*", "--json").stdout)["id"]
+    before = run("access", "export").stdout
+    expected = [
+        "- group old: -",
+        "~ group dev: +bob -admin",
+        f"- grant user:bob b delete tags v* [{grant}]",
+        "+ grant anonymous home/{subject}/** pull (warn) until 2100-01-01T00:00:00Z",
+        "+ grant group:dev team/** pull,push",
+    ]
+    told = run("access", "diff", str(file))
+    assert (told.exit_code, told.stdout.splitlines()) == (1, expected)
+    dry = run("access", "apply", "--dry-run", str(file))
+    assert (dry.exit_code, dry.stdout.splitlines()) == (0, expected)
+    assert "5 changes would be made; nothing was changed." in dry.stderr
+    assert run("access", "export").stdout == before
+    machine = run("access", "diff", str(file), "--json")
+    assert machine.exit_code == 1
+    assert json.loads(machine.stdout)["groups_changed"] == {"dev": {"added": ["bob"], "removed": ["admin"]}}
+    assert run("access", "apply", str(file)).stdout.splitlines() == expected
+
+
+def test_a_difference_is_tried_on_what_was_asked(run: Run, file: Path, tmp_path: Path) -> None:
+    """`diff --replay` tells whom the policy in the file would newly refuse, by groups and grants as they are there."""
+    run("access", "apply", str(file))
+    (tmp_path / "audit").mkdir()
+    asked = json.dumps(["2030-01-01T00:00:00Z", "user:bob", "team/app", "push", "v1", 3])
+    (tmp_path / "audit" / "decisions-0.jsonl").write_text(f"{asked}\n")
+    for less in (POLICY.replace("[bob]", "[]"), POLICY.replace("[pull, push]", "[pull]")):
+        file.write_text(less)
+        told = run("access", "diff", "--replay", str(file))
+        assert told.exit_code == 1
+        assert "Newly denied: 1 subjects, user:bob" in told.stderr
+        assert "no grant lets user:bob push team/app, tag v1" in told.stdout
+    assert json.loads(run("access", "diff", "--replay", "--json", str(file)).stdout)["replay"]["decisions"] == 1
+
+
+BAD = {
+    POLICY.replace("bob", "ghost"): ["policy.yaml:3: groups.dev[0]: there is no user 'ghost'"],
+    POLICY.replace("team/**", "Team/**"): ["policy.yaml:5: grants[0].repository: expected components"],
+    POLICY.replace("group:dev", "dev").replace("mode: warn", "mode: maybe"): [
+        "policy.yaml:5: grants[0].subject: expected user:NAME",
+        "policy.yaml:6: grants[1].mode: expected enforce or warn",
+    ],
+    POLICY.replace("version: 1", "version: 2"): ["policy.yaml:1: version: Input should be 1"],
+    POLICY + "grants: []\n": ["policy.yaml:7: grants: the key is there twice, first in line 4"],
+    "": ["version: Field required", "groups: Field required", "grants: Field required"],
+    "groups: {dev: [": ["not YAML"],
+    "- a": ["expected a map of keys"],
+    "version: .nan": ["not JSON compliant"],
+    POLICY.replace("[bob]", "!!python/name:os.system"): ["found the tag"],
+}
+
+
+@pytest.mark.parametrize(("text", "faults"), BAD.items(), ids=range(len(BAD)))
+def test_what_is_wrong_is_told_with_its_line_and_changes_nothing(
+    run: Run, file: Path, text: str, faults: list[str]
+) -> None:
+    """File, line, key and what was expected, every fault at once; the policy stays."""
+    run("access", "apply", str(file))
+    before = run("access", "export").stdout
+    file.write_text(text)
+    for command in ("apply", "diff"):
+        told = run("access", command, str(file))
+        assert told.exit_code == 1
+        for fault in faults:
+            assert fault in " ".join(told.stderr.split()), told.stderr
+    assert run("access", "export").stdout == before
+
+
+def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
+    """Which one, and why; wrong usage is 2."""
+    told = run("access", "apply", str(tmp_path / "none.yaml"))
+    assert (told.exit_code, "none.yaml cannot be read: No such file" in told.stderr) == (1, True)
+    assert run("access", "apply", str(tmp_path)).exit_code == 1
+    assert run("access", "apply").exit_code == 2
+
+
+def test_no_secret_is_exported(run: Run, listener: tuple[str, Node]) -> None:
+    """Neither hashes nor secrets nor who is an administrator: the file can be read by everybody."""
+    run("robot", "add", "ci")
+    run("robot", "secret", "add", "ci")
+    users = wait(listener[1], listener[1].directory.list_users)
+    text = run("access", "export").stdout
+    assert "argon2" not in text
+    assert not any(user.password_hash in text for user in users)
+    assert set(yaml.safe_load(text)) == {"version", "groups", "grants"}
