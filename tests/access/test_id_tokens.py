@@ -167,6 +167,14 @@ async def test_another_algorithm_than_the_keys(issuer: FakeIssuer, algorithm: st
     assert "signature" in await refusal(issuer, token)
 
 
+async def test_another_algorithm_in_the_header(issuer: FakeIssuer) -> None:
+    """What the key signed is not taken when the header calls it something else."""
+    signing_input = f"{part({'alg': 'RS512', 'kid': 'first'})}.{part(issuer.claims())}"
+    algorithm = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
+    signed = algorithm.sign(signing_input.encode(), next(iter(issuer.keys.values())))  # type: ignore[arg-type]  # RSA
+    assert "signature" in await refusal(issuer, f"{signing_input}.{jwt.utils.base64url_encode(signed).decode()}")
+
+
 @pytest.mark.parametrize("header", ["jku", "jwk", "x5u", "x5c", "crit"])
 async def test_jku_and_other_headers_that_bring_a_key(issuer: FakeIssuer, header: str) -> None:
     """A token does not say where its key is; nobody is asked for it."""
