@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, InvalidError
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
+from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
@@ -52,7 +54,7 @@ from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.settings import OidcSettings, Settings, UpstreamSettings
+from registry_proxy.settings import LdapSettings, OidcSettings, Settings, UpstreamSettings
 from registry_proxy.spec.patterns import compile_claim_pattern, compile_repository_pattern
 from registry_proxy.spec.reference import Digest
 from registry_proxy.store.changes import StoreWatch
@@ -365,6 +367,7 @@ async def _open_access(
         TokenVerifier(auth.service),
         outage_max_age_seconds=outage.max_age_seconds if outage.mode == "open" else None,
         id_tokens=IdTokenVerifier(map(_trusted_issuer, auth.oidc, auth.oidc.values())) if auth.oidc else None,
+        ldap=None if auth.ldap is None else _ldap_passwords(auth.ldap),
     )
     signer = TokenSigner(auth.signing_key_file, auth.service, round(auth.token_lifetime_seconds))
     try:
@@ -387,6 +390,11 @@ def _trusted_issuer(name: str, configured: OidcSettings) -> TrustedIssuer:
     ]
     keys = IssuerKeys(configured.issuer, configured.jwks_url, configured.ca_file)
     return TrustedIssuer(name, configured.issuer, configured.audience, rules, keys)
+
+
+def _ldap_passwords(configured: LdapSettings) -> LdapPasswords:
+    tls = ssl.create_default_context(cafile=configured.ca_file) if configured.uses_tls else None
+    return LdapPasswords(configured.host, configured.port, configured.bind_dn, tls)
 
 
 @contextlib.asynccontextmanager

@@ -608,7 +608,7 @@ class Observer(Protocol):
         """Note that a tag was answered as it was, because it could not be asked for."""
 
     def login(self, outcome: str) -> None:
-        """``outcome`` is ok, refused, limited or unavailable (the issuer of an ID token does not answer)."""
+        """``outcome`` is ok, refused, limited or unavailable (an issuer, or LDAP, does not answer)."""
 
     def audit_dropped(self, sink: str, count: int) -> None:
         """Note that events did not reach the audit log; ``sink`` is file, stdout, syslog or decisions."""

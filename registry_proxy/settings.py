@@ -41,6 +41,7 @@ _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
 _MAX_NUMBER_LENGTH = 20
 _AUDIT_FILE_MIN_BYTES = 4096
 _REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry that everybody puts behind a proxy
+_LDAP_PORTS = {"ldap": 389, "ldaps": 636}
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "::1", "localhost"})
 _CLAIM_PATTERN_MAX_LENGTH = 500
 _GROUP_NAME = re.compile(r"(?!oidc\Z)[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")  # as access.subject has it
@@ -240,6 +241,21 @@ def _check_issuer(value: str) -> str:
         raise expected("an https:// URL, such as https://token.actions.githubusercontent.com")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK_NAMES):
         raise expected("an https:// URL (http:// only for this machine), since its keys decide who may log in")
+    return value
+
+
+def _check_ldap(value: str) -> str:
+    parts = split_url(value)
+    if not _is_bare(parts) or parts is None or parts.scheme not in _LDAP_PORTS:
+        raise expected("ldaps://, a host and, if need be, a port, such as ldaps://ldap.example.com")
+    if parts.scheme != "ldaps" and parts.hostname not in _LOOPBACK_NAMES:
+        raise expected("an ldaps:// URL (ldap:// only for this machine), since passwords are sent there")
+    return value
+
+
+def _check_bind_dn(value: str) -> str:
+    if value.count("{name}") != 1 or value == "{name}" or not value.isprintable():
+        raise expected("a DN with the name in braces, such as uid={name},ou=people,dc=example,dc=com")
     return value
 
 
@@ -452,6 +468,30 @@ class OidcSettings(Section):
     rules: tuple[OidcRuleSettings, ...] = Field(min_length=1)  # the first that fits
 
 
+class LdapSettings(Section):
+    """The directory that knows the passwords of users who have none here."""
+
+    url: Annotated[str, AfterValidator(_check_ldap)]
+    bind_dn: Annotated[str, AfterValidator(_check_bind_dn)]
+    ca_file: Path | None = None
+
+    @property
+    def host(self) -> str:
+        """The host of the URL, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port of the URL, or the one its scheme stands for."""
+        parts = urlsplit(self.url)
+        return parts.port or _LDAP_PORTS[parts.scheme]
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether it has a certificate to compare."""
+        return self.url.startswith("ldaps:")
+
+
 class AuthSettings(Section):
     """The tokens we issue, and the ID tokens of others that they are given for."""
 
@@ -462,6 +502,7 @@ class AuthSettings(Section):
     refresh_token_lifetime_seconds: Timeout = Field(default=90 * 86400.0, alias="refresh_token_lifetime")
     signing_key_file: Path = Field(default="var/token-key.pem", validate_default=True)
     oidc: Mapping[UpstreamName, OidcSettings] = Field(default_factory=dict)
+    ldap: LdapSettings | None = None
 
 
 class AuditSettings(Section):

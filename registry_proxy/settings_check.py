@@ -16,6 +16,7 @@ from registry_proxy.settings import (
     Address,
     AuthSettings,
     CacheSettings,
+    LdapSettings,
     ListenAddress,
     OidcSettings,
     ReplicaSettings,
@@ -38,6 +39,7 @@ def check_across(source: Source) -> Iterator[Fault]:
     for name, upstream in _maps(source.tree, "upstreams"):
         yield from _check_upstream(source, ("upstreams", name), upstream, listeners)
     yield from _check_issuers(source)
+    yield from _check_ldap(source)
     yield from _check_places(source)
 
 
@@ -183,6 +185,13 @@ def _check_issuers(source: Source) -> Iterator[Fault]:
         if issuer.ca_file is not None:
             is_used = (issuer.jwks_url or issuer.issuer).startswith("https:")
             yield from _check_ca_file(source, (*path, "ca_file"), issuer.ca_file, is_used=is_used)
+
+
+def _check_ldap(source: Source) -> Iterator[Fault]:
+    auth = source.tree.get("auth")
+    ldap = _valid(TypeAdapter(LdapSettings), auth.get("ldap")) if isinstance(auth, dict) else None
+    if ldap is not None and ldap.ca_file is not None:
+        yield from _check_ca_file(source, ("auth", "ldap", "ca_file"), ldap.ca_file, is_used=ldap.uses_tls)
 
 
 # ---------------------------------------------------------------- addresses and paths of this machine

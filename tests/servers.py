@@ -1,9 +1,11 @@
 """Real servers for tests and benchmarks, on free ports of 127.0.0.1, each ended by the process it started as."""
 
+import base64
 import contextlib
 import ctypes
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -188,3 +190,30 @@ def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 30
     while not holds():
         assert time.monotonic() < deadline, f"still not so after {timeout_seconds} s: {what}"
         time.sleep(0.05)
+
+
+def ldap_server(root: Path, passwords: Mapping[str, str], certificate: Path | None = None) -> Server:
+    """Describe a slapd with people below ou=people,dc=example,dc=com; LDAPS with a certificate beside its key."""
+    (root / "data").mkdir(parents=True)
+    lines = ["include /etc/ldap/schema/core.schema", "modulepath /usr/lib/ldap", "moduleload back_mdb"]
+    if certificate is not None:
+        lines += [f"TLSCertificateFile {certificate}", f"TLSCertificateKeyFile {certificate.with_name('key.pem')}"]
+    lines += ["database mdb", "suffix dc=example,dc=com", f"directory {root}/data", "access to * by * auth"]
+    configuration = root / "slapd.conf"
+    configuration.write_text("\n".join(lines) + "\n")
+    entries = [
+        "dn: dc=example,dc=com\nobjectClass: dcObject\nobjectClass: organization\no: x\ndc: example\n",
+        "dn: ou=people,dc=example,dc=com\nobjectClass: organizationalUnit\nou: people\n",
+    ]
+    person = "objectClass: person\nobjectClass: uidObject\ncn: x\nsn: x"
+    for name, password in passwords.items():
+        dn = f"uid={name},ou=people,dc=example,dc=com".replace("+", "\\+")
+        encoded = base64.b64encode(password.encode()).decode()
+        entries.append(f"dn: {dn}\n{person}\nuid: {name}\nuserPassword:: {encoded}\n")
+    # Ubuntu confines slapd to its own directories, by the path of the program.
+    program = str(shutil.copy("/usr/sbin/slapd", root / "slapd"))
+    add = [program, "-T", "add", "-f", str(configuration)]
+    subprocess.run(add, input="\n".join(entries), text=True, check=True, capture_output=True, timeout=30)
+    port = free_port()
+    address = f"{'ldap' if certificate is None else 'ldaps'}://127.0.0.1:{port}"
+    return Server([program, "-f", str(configuration), "-h", address, "-d", "0"], port, root / "log")

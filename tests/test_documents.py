@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from registry_proxy.cli.main import app
 from registry_proxy.settings import (
+    LdapSettings,
     OidcRuleSettings,
     OidcSettings,
     ReplicaSettings,
@@ -34,6 +35,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         "upstreams": ("upstreams.NAME.", UpstreamSettings),
         "replicas": (f"{prefix}replicas[].", ReplicaSettings),
         "routes": ("routes[].", RouteSettings),
+        "ldap": ("auth.ldap.", LdapSettings),
         "oidc": ("auth.oidc.NAME.", OidcSettings),
         "rules": (f"{prefix}rules[].", OidcRuleSettings),
     }

@@ -294,6 +294,41 @@ def test_issuers_that_are_not_well_described_are_refused(tmp_path: Path, changes
     assert "u:p@" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        *(
+            ({"url": url}, "url")
+            for url in (
+                "ldap://ldap.example.com",
+                "https://x",
+                "x",
+                "",
+                "ldaps://u:p@x",
+                "ldaps://x/dc=x",
+                "ldaps://",
+                7,
+            )
+        ),
+        *(({"bind_dn": dn}, "bind_dn") for dn in ("", "{name}", "uid=x", "{name},{name}", "uid={name}\n", 7)),
+    ],
+)
+def test_an_ldap_that_is_not_well_described_is_refused(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    """Passwords go over TLS, or stay on this machine; everybody has a DN of his own."""
+    for url, address in (
+        ("ldaps://ldap.example.com", ("ldap.example.com", 636, True)),
+        ("ldap://127.0.0.1:3890", ("127.0.0.1", 3890, False)),
+        ("ldap://[::1]", ("::1", 389, False)),
+    ):
+        ldap = load(tmp_path, {**SMALLEST, "auth": {"ldap": {"url": url, "bind_dn": "uid={name},dc=x"}}}).auth.ldap
+        assert ldap is not None
+        assert (ldap.host, ldap.port, ldap.uses_tls) == address
+    with pytest.raises(SettingsError) as refusal:
+        load(tmp_path, {**SMALLEST, "auth": {"ldap": {"url": "ldaps://x", "bind_dn": "uid={name},dc=x", **changes}}})
+    assert [fault.key for fault in refusal.value.faults] == [f"auth.ldap.{key}"]
+    assert "u:p@" not in str(refusal.value)
+
+
 def test_what_comes_later_is_refused_as_not_available_yet(tmp_path: Path) -> None:
     """A feature that is not there is neither accepted nor taken for a misspelling."""
     main = {**SMALLEST["upstreams"]["main"], "discovery": "srv"}

@@ -182,3 +182,18 @@ def test_issuers(tmp_path: Path) -> None:
     assert found == ['auth.oidc.a.rules[1].name: expected a name of its own, found a second "any"']
     local = {"issuer": "http://127.0.0.1:1", "ca_file": str(bad)}
     assert any("beside ca_file" in line for line in faults(tmp_path, auth={**key_file, **oidc(a=local)}))
+
+
+def test_ldap(tmp_path: Path) -> None:
+    """Its certificate authority is looked at."""
+    bad = tmp_path / "ca.pem"
+    bad.write_text("no certificate")
+    good = {"url": "ldaps://ldap.example.com", "bind_dn": "uid={name},dc=example,dc=com"}
+    for ldap, texts in (
+        (good, []),
+        ({**good, "ca_file": str(bad)}, ["expected certificates in PEM format"]),
+        ({**good, "url": "ldap://127.0.0.1", "ca_file": str(bad)}, ["beside ca_file", "expected certificates"]),
+    ):
+        found = faults(tmp_path, auth={"signing_key_file": str(tmp_path / "key.pem"), "ldap": ldap})
+        assert len(found) == len(texts), found
+        assert all(any(text in line for line in found) for text in texts), found

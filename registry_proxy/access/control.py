@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords, TooManyLoginsError
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import IdTokenRefusedError, IdTokenVerifier
+from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.records import User, grant_of, group_of, robot_of, user_of
 from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of
 from registry_proxy.access.subject import OIDC_LOGIN_NAME, is_name, login_name, user_subject
@@ -56,13 +57,14 @@ _CHECK_PAUSE_SECONDS = 0.02  # anybody can send tokens with unknown keys: they c
 class Login:
     """What credentials prove. ``secret_id`` None: none of the secrets made here. ``actions`` None: all it may.
 
-    ``expires_at`` is when an ID token ends that was given, in Unix seconds, None for all else; ``evidence`` is what it
-    says of itself, for the audit log.
+    ``is_own_password``: it is kept here, so that a refresh token can stand for it. ``expires_at`` is when an ID token
+    ends that was given, in Unix seconds, None for all else; ``evidence`` is what it says of itself, for the audit log.
     """
 
     subject: str
     secret_id: str | None = None
     actions: frozenset[Action] | None = None
+    is_own_password: bool = False
     expires_at: float | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
 
@@ -96,6 +98,7 @@ class AccessControl:
         outage_max_age_seconds: how long the last snapshot serves while the store is away; None ends it with the
             outage, after a few seconds.
         id_tokens: knows the issuers whose ID tokens are taken; None for none.
+        ldap: knows the passwords of users who have none here; None for nobody.
     """
 
     def __init__(
@@ -106,12 +109,14 @@ class AccessControl:
         *,
         outage_max_age_seconds: float | None,
         id_tokens: IdTokenVerifier | None = None,
+        ldap: LdapPasswords | None = None,
     ) -> None:
         self._store = store
         self._changes = changes
         self._verifier = verifier
         self._max_age_seconds = _CLOSED_AFTER_SECONDS if outage_max_age_seconds is None else outage_max_age_seconds
         self._id_tokens = id_tokens
+        self._ldap = ldap
         self._passwords = Passwords()
         self._limiter = LoginLimiter()
         self._snapshot: _Snapshot | None = None
@@ -183,7 +188,7 @@ class AccessControl:
             LoginRefusedError: wrong, or disabled; IdTokenRefusedError, which tells why, for an ID token.
             TooManyLoginsError: too many failures, or too many at once.
             StoreUnavailableError: nobody can be looked up.
-            IssuerUnavailableError: the keys of the ID token's issuer cannot be known.
+            LoginUnavailableError: the issuer of the ID token, or LDAP, cannot be asked.
         """
         if username == OIDC_LOGIN_NAME:
             return await self._login_by_id_token(password)
@@ -191,13 +196,16 @@ class AccessControl:
             if (secret_id := secret_id_of(password)) is not None:
                 return await self._login_by_secret(username, secret_id, password, address)
             user = await self._find_user(username) if is_name(username) else None
-            right = await self._passwords.verify(password, None if user is None else user.password_hash)
+            if user is not None and user.is_ldap and not user.is_disabled:
+                right = await self._verify_by_ldap(user.name, password)
+            else:
+                right = await self._passwords.verify(password, (user and user.password_hash) or None)
             if not right or user is None or user.is_disabled:
                 raise LoginRefusedError("the user name or the password is wrong")
-        if self._passwords.is_outdated(user.password_hash):
+        if not user.is_ldap and self._passwords.is_outdated(user.password_hash):
             await self._rehash(user, password)
         await self._know(user)
-        return Login(user_subject(user.name))
+        return Login(user_subject(user.name), is_own_password=not user.is_ldap)
 
     async def refresh(self, refresh_token: str, address: str) -> Login:
         """Return what a refresh token proves (RFC 6749 section 6). It is not replaced: docker keeps the one it has.
@@ -364,6 +372,12 @@ class AccessControl:
             raise IdTokenRefusedError("no issuer of ID tokens is configured here (auth.oidc)")
         proved = await self._id_tokens.verify(id_token)
         return Login(proved.subject, expires_at=proved.expires_at, evidence=proved.evidence)
+
+    async def _verify_by_ldap(self, name: str, password: str) -> bool:
+        if self._ldap is None:
+            _log.warning("%s cannot log in: LDAP knows the password, and auth.ldap is not configured", name)
+            return False
+        return await self._ldap.verify(name, password)
 
     async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> Login:
         secret = await self._find_secret(secret_id)

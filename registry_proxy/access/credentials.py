@@ -32,6 +32,10 @@ class LoginRefusedError(Exception):
     """The name or the password is wrong; which of them is never said."""
 
 
+class LoginUnavailableError(Exception):
+    """Whoever knows whether credentials are right cannot be asked now; the message says who, and why."""
+
+
 class TooManyLoginsError(Exception):
     """Too many failures from this address for this user, or too many logins at once."""
 

@@ -67,9 +67,13 @@ class RevisionConflictError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserInput:
-    """What a PUT of a user says; ``password`` None keeps the one it has."""
+    """What a PUT of a user says; ``password`` None keeps the one it has, ``is_ldap`` None where it is known.
+
+    A password makes LDAP forget about it.
+    """
 
     password: str | None = field(default=None, repr=False)
+    is_ldap: bool | None = None
     is_admin: bool = False
     is_disabled: bool = False
     groups: Sequence[str] = ()
@@ -126,7 +130,7 @@ class Directory:
     async def put_user(self, name: str, given: UserInput, *, expect: int | None = None) -> tuple[User, bool]:
         """Make or replace a user; return it, and whether it is new. Groups that are not there yet are made.
 
-        A new password and disabling void all tokens of the user.
+        A new password, LDAP in place of one, and disabling void all tokens of the user.
 
         Raises:
             InvalidError: with every fault of the input.
@@ -136,6 +140,8 @@ class Directory:
         faults = [] if is_name(name) else [("name", _NAME_FAULT)]
         if given.password is not None:
             faults += _password_faults(given.password)
+            if given.is_ldap:
+                faults.append(("password", "LDAP knows the password of this user: leave it out, or ldap"))
         faults += [("groups", f"{group!r}: {_NAME_FAULT}") for group in given.groups if not is_name(group)]
         if faults:
             raise InvalidError(faults)
@@ -467,19 +473,24 @@ class Directory:
         record = await self._store.get(Table.USERS, name)
         _check_revision(0 if record is None else record.revision, expect)
         before = None if record is None else user_of(record)
-        if password_hash is None and before is None:
-            raise InvalidError([("password", "a new user needs one")])
+        was_ldap = before is not None and before.is_ldap
+        is_ldap = given.is_ldap if given.is_ldap is not None else was_ldap and password_hash is None
+        kept_hash = "" if before is None or is_ldap else before.password_hash
+        if not is_ldap and not (password_hash or kept_hash):
+            raise InvalidError([("password", "a new user needs one, or ldap; so does one whose password LDAP knew")])
         user = User(
             name,
-            password_hash or (before.password_hash if before else ""),
+            password_hash or kept_hash,
             is_admin=given.is_admin,
             is_disabled=given.is_disabled,
             groups=tuple(sorted(set(given.groups))),
+            is_ldap=is_ldap,
         )
         if before is not None and before.is_admin and (user.is_disabled or not user.is_admin):
             await self._check_other_admin(name)
         changes = [Change(Table.USERS, name, user.stored(), 0 if record is None else record.revision)]
-        if before is not None and (password_hash is not None or (user.is_disabled and not before.is_disabled)):
+        is_new_password = password_hash is not None or is_ldap != was_ldap
+        if before is not None and (is_new_password or (user.is_disabled and not before.is_disabled)):
             changes.append((await self._next_generation(user_subject(name)))[0])
         changes += _membership_changes(name, user.groups, await self._groups())
         revision = await self._store.commit(changes)

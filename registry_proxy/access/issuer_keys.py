@@ -13,6 +13,8 @@ import aiohttp
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from registry_proxy.access.credentials import LoginUnavailableError
+
 ALGORITHMS: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
@@ -29,7 +31,7 @@ _DISCOVERY = "/.well-known/openid-configuration"
 _log = logging.getLogger(__name__)
 
 
-class IssuerUnavailableError(Exception):
+class IssuerUnavailableError(LoginUnavailableError):
     """The keys of an issuer cannot be known now; the message says which issuer, and why."""
 
 

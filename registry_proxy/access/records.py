@@ -18,7 +18,7 @@ class GrantMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person or a machine that logs in with a password.
+    """A person or a machine that logs in with a password; ``is_ldap``: LDAP knows it, and ``password_hash`` is empty.
 
     ``groups`` is the view of ``Group.members`` from the other side, sorted. ``revision`` rises with each change of any
     of this; 0 where it comes from no store.
@@ -30,10 +30,16 @@ class User:
     is_disabled: bool = False
     groups: tuple[str, ...] = ()
     revision: int = 0
+    is_ldap: bool = False
 
     def stored(self) -> dict[str, Any]:
         """Return what is stored under the name; the groups are stored in the groups."""
-        return {"password_hash": self.password_hash, "admin": self.is_admin, "disabled": self.is_disabled}
+        return {
+            "password_hash": self.password_hash,
+            "admin": self.is_admin,
+            "disabled": self.is_disabled,
+            "ldap": self.is_ldap,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,15 @@ class Grant:
 def user_of(record: Record, groups: tuple[str, ...] = ()) -> User:
     """Return the user of a record, who is in these groups."""
     value = record.value
-    return User(record.key, value["password_hash"], value["admin"], value["disabled"], groups, record.revision)
+    return User(
+        name=record.key,
+        password_hash=value["password_hash"],
+        is_admin=value["admin"],
+        is_disabled=value["disabled"],
+        groups=groups,
+        revision=record.revision,
+        is_ldap=value.get("ldap", False),  # those of earlier versions have no such key
+    )
 
 
 def group_of(record: Record) -> Group:

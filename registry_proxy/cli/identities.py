@@ -19,6 +19,7 @@ _PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the
 _PasswordFile = Annotated[
     Path | None, typer.Option("--password-file", help="Read the password from the first line of a file.")
 ]
+_Ldap = Annotated[bool, typer.Option("--ldap", help="LDAP knows the password: see auth.ldap.")]
 _ONLY_IF_NEW = {"If-None-Match": "*"}
 
 
@@ -47,6 +48,7 @@ def add_user(
     name: _Name,
     admin: Annotated[bool, typer.Option("--admin", help="May do everything, and manage the proxy.")] = False,
     group: Annotated[list[str] | None, typer.Option(help="Group to be in; may be repeated.")] = None,
+    ldap: _Ldap = False,
     password_stdin: _PasswordStdin = False,
     password_file: _PasswordFile = None,
     as_json: JsonOption = False,
@@ -54,9 +56,9 @@ def add_user(
     """Make a user. The password is asked for, unless an option says where it is."""
     with told_to_the_user():
         password = read_password(from_stdin=password_stdin, file=password_file)
-    if password is None:
+    if password is None and not ldap:
         password = ask_password(f"Password of {name}", twice=True)
-    body = {"password": password, "admin": admin, "groups": group or []}
+    body = {"password": password, "ldap": ldap, "admin": admin, "groups": group or []}
     with admin_client() as client:
         made = client.call("PUT", "users", name, body=body, headers=_ONLY_IF_NEW).document
         print_note(f"User {name} made.")
@@ -70,6 +72,7 @@ def set_user(
     admin: Annotated[bool | None, typer.Option("--admin/--no-admin", help="Give or take the admin's rights.")] = None,
     add_group: Annotated[list[str] | None, typer.Option(help="Group to put the user into; may be repeated.")] = None,
     remove_group: Annotated[list[str] | None, typer.Option(help="Group to take the user out of.")] = None,
+    ldap: _Ldap = False,
     password: Annotated[bool, typer.Option("--password", help="Ask for a new password.")] = False,
     password_stdin: _PasswordStdin = False,
     password_file: _PasswordFile = None,
@@ -80,13 +83,15 @@ def set_user(
         secret = read_password(from_stdin=password_stdin, file=password_file)
     if secret is None and password:
         secret = ask_password(f"New password of {name}", twice=True)
-    if secret is None and admin is None and not add_group and not remove_group:
-        raise typer.BadParameter("nothing to change: give --admin, --add-group, --remove-group or --password")
+    if secret is None and admin is None and not add_group and not remove_group and not ldap:
+        raise typer.BadParameter("nothing to change: give --admin, --add-group, --remove-group, --password or --ldap")
 
     def edit(user: dict[str, Any]) -> dict[str, Any]:
         changes: dict[str, Any] = {"groups": _edited(user["groups"], add_group or [], remove_group or [])}
         if secret is not None:
             changes["password"] = secret
+        if ldap:
+            changes["ldap"] = True
         if admin is not None:
             changes["admin"] = admin
         return changes

@@ -55,7 +55,7 @@ _ACTION_ORDER = list(Action)
 
 def _user_document(user: User) -> dict[str, Any]:
     return UserDocument(
-        name=user.name, admin=user.is_admin, disabled=user.is_disabled, groups=list(user.groups)
+        name=user.name, admin=user.is_admin, disabled=user.is_disabled, ldap=user.is_ldap, groups=list(user.groups)
     ).as_json()
 
 
@@ -213,7 +213,11 @@ class AccessResources:
         name = request.match_info["name"]
         body = await read_body(request, UserBody)
         given = UserInput(
-            password=body.password, is_admin=body.admin, is_disabled=body.disabled, groups=tuple(body.groups)
+            password=body.password,
+            is_ldap=body.ldap,
+            is_admin=body.admin,
+            is_disabled=body.disabled,
+            groups=tuple(body.groups),
         )
         current = await _or_none(self._directory.get_user(name)) if is_name(name) else None
         expect = expected_revision(request, current.revision if current else None)

@@ -15,9 +15,8 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from registry_proxy.access.control import Login
-from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.subject import ANONYMOUS, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.ports import AuditEvent, AuditLog
@@ -185,8 +184,8 @@ class AdminGuard:
         except LoginRefusedError:
             outcome = "refused"
             raise _unauthorized("the name or the password is wrong") from None
-        except IssuerUnavailableError as error:
-            raise ProblemError(503, f"the ID token cannot be checked now: {error}") from None
+        except LoginUnavailableError as error:
+            raise ProblemError(503, f"the login cannot be checked now: {error}") from None
         except TooManyLoginsError as error:
             outcome = "limited"
             raise too_many_logins(error) from None

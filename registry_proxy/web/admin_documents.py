@@ -34,11 +34,12 @@ class Page(Document, Generic[_Item]):
 
 
 class UserDocument(Document):
-    """A user; its password is never answered."""
+    """A user; its password is never answered. With ``ldap`` it is not known here."""
 
     name: str
     admin: bool
     disabled: bool
+    ldap: bool
     groups: list[str]
 
 

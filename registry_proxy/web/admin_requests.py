@@ -34,9 +34,10 @@ class Body(BaseModel):
 
 
 class UserBody(Body):
-    """PUT of a user; without ``password`` the user keeps the one it has."""
+    """PUT of a user; without ``password`` the user keeps the one it has, or LDAP does."""
 
     password: str | None = None
+    ldap: bool | None = None
     admin: bool = False
     disabled: bool = False
     groups: list[str] = []

@@ -12,10 +12,9 @@ from urllib.parse import parse_qsl
 from aiohttp.web import StreamResponse
 
 from registry_proxy.access.control import AccessControl, Login
-from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, SecretInput
 from registry_proxy.access.id_tokens import IdTokenRefusedError
-from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import OIDC_LOGIN_NAME, claimed_subject
 from registry_proxy.access.tokens import TokenSigner
@@ -74,7 +73,7 @@ class TokenEndpoint:
 
         Raises:
             RegistryError: UNAUTHORIZED for wrong credentials, TOOMANYREQUESTS, UNSUPPORTED for what is no such request.
-                UNAVAILABLE while the keys of an ID token's issuer cannot be known.
+                UNAVAILABLE while the issuer of an ID token, or LDAP, cannot be asked.
             StoreUnavailableError: the subject cannot be looked up.
         """
         match exchange.request.method:
@@ -151,10 +150,9 @@ class TokenEndpoint:
     async def _make_refresh_token(self, asked: _Request) -> str | None:
         """Return a refresh token for whoever gave a password; a robot keeps its secret, a personal token is one.
 
-        One for an ID token would outlive it.
+        One for an ID token, or for a password of LDAP, would outlive it.
         """
-        login = asked.login
-        if login.secret_id is not None or login.expires_at is not None or login.subject == _ANONYMOUS:
+        if not asked.login.is_own_password:
             return None
         label = "".join(character for character in asked.client if character.isprintable())[:100]
         given = SecretInput(label=label, expires_at=time.time() + self._refresh_lifetime_seconds)
@@ -170,9 +168,9 @@ class TokenEndpoint:
         except IdTokenRefusedError as error:
             self._record(exchange, "refused", "", rule=str(error))
             raise _refused(f"the ID token is refused: {error}") from error
-        except IssuerUnavailableError as error:
+        except LoginUnavailableError as error:
             self._observer.login("unavailable")
-            raise unavailable(f"the ID token cannot be checked now: {error}", detail={"reason": str(error)}) from error
+            raise unavailable(f"the login cannot be checked now: {error}", detail={"reason": str(error)}) from error
         except LoginRefusedError as error:
             self._record(exchange, "refused", claimed_subject(username))
             raise _refused("incorrect username or password") from error

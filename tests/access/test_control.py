@@ -12,10 +12,11 @@ import pytest
 
 from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.directory import Directory, GrantInput, SecretInput, UserInput
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
+from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
@@ -23,8 +24,9 @@ from registry_proxy.spec.patterns import compile_claim_pattern
 from registry_proxy.spec.scope import Action
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
+from tests.conftest import require_program
 from tests.fakes.issuer import AUDIENCE, running_issuer
-from tests.servers import Server, free_port
+from tests.servers import Server, free_port, ldap_server, running
 from tests.waiting import until
 
 SECRET = "password of ann"
@@ -61,6 +63,7 @@ async def start_node(tmp_path: Path) -> AsyncIterator[StartNode]:
             url: str | None = None,
             outage_max_age_seconds: float | None = 3600,
             id_tokens: IdTokenVerifier | None = None,
+            ldap: LdapPasswords | None = None,
         ) -> Node:
             url = url or f"sqlite:///{tmp_path / 'store.db'}"
             store, watch = await stack.enter_async_context(open_store(url, str(tmp_path / f"{name}.page")))
@@ -68,7 +71,7 @@ async def start_node(tmp_path: Path) -> AsyncIterator[StartNode]:
             signer = TokenSigner(str(tmp_path / f"{name}.pem"), "registry-proxy", 300)
             verifier = TokenVerifier("registry-proxy")
             control = AccessControl(
-                store, watch, verifier, outage_max_age_seconds=outage_max_age_seconds, id_tokens=id_tokens
+                store, watch, verifier, outage_max_age_seconds=outage_max_age_seconds, id_tokens=id_tokens, ldap=ldap
             )
             stack.push_async_callback(control.aclose)
             await stack.enter_async_context(control.publishing(signer))
@@ -210,6 +213,35 @@ async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, n
         await ci.control.authenticate(token, time.time())
     with pytest.raises(IdTokenRefusedError, match="no issuer of ID tokens is configured"):
         await node.control.login("oidc", id_token, HOME)
+
+
+async def test_a_password_that_ldap_knows(start_node: StartNode, node: Node, tmp_path: Path) -> None:
+    """Users whom an administrator made so, and no others; disabled ones are not asked for; failures are counted."""
+    require_program("slapd")
+    passwords = {"ann": "password in LDAP", "eve": "password in LDAP", "off": "password in LDAP"}
+    with running(ldap_server(tmp_path / "slapd", passwords)) as slapd:
+        ldap = LdapPasswords("127.0.0.1", slapd.port, "uid={name},ou=people,dc=example,dc=com", None)
+        worker = await start_node(ldap=ldap)
+        await worker.directory.put_user("eve", UserInput(is_ldap=True))
+        await worker.directory.put_user("off", UserInput(is_ldap=True, is_disabled=True))
+        login = await worker.control.login("eve", "password in LDAP", HOME)
+        assert (login.subject, login.is_own_password) == ("user:eve", False)
+        assert (await worker.control.login("ann", SECRET, HOME)).is_own_password
+        for name, password in [("ann", "password in LDAP"), ("off", "password in LDAP"), ("eve", ""), ("eve", SECRET)]:
+            with pytest.raises(LoginRefusedError):
+                await worker.control.login(name, password, HOME)
+        with pytest.raises(LoginRefusedError):  # a worker whose configuration has no LDAP any more
+            await node.control.login("eve", "password in LDAP", HOME)
+        for _ in range(8):
+            with pytest.raises(LoginRefusedError):
+                await worker.control.login("eve", "wrong", HOME)
+        with pytest.raises(TooManyLoginsError):
+            await worker.control.login("eve", "password in LDAP", HOME)
+    for _ in range(11):  # an outage is nobody's failure
+        with pytest.raises(LoginUnavailableError, match="the LDAP server at"):
+            await worker.control.login("eve", "password in LDAP", "192.0.2.2")
+    await worker.directory.put_user("eve", UserInput(password=SECRET))
+    assert (await worker.control.login("eve", SECRET, "192.0.2.2")).is_own_password
 
 
 async def test_a_changed_password_counts_at_once(node: Node) -> None:

@@ -103,6 +103,27 @@ async def test_what_voids_tokens(directory: Directory, store: Store) -> None:
     assert await directory.revoke("anonymous") == 1
 
 
+async def test_a_password_that_ldap_knows(directory: Directory, store: Store) -> None:
+    """None is kept here meanwhile; each change of who knows it voids all tokens; without either a user is none."""
+    made, _ = await directory.put_user("ann", UserInput(is_ldap=True))
+    assert (made.is_ldap, made.password_hash) == (True, "")
+    steps = [
+        (UserInput(groups=["dev"]), True, 0),
+        (UserInput(is_ldap=True), True, 0),
+        (UserInput(password=SECRET), False, 1),
+        (UserInput(is_ldap=False), False, 1),
+        (UserInput(is_ldap=True), True, 2),
+    ]
+    for given, is_ldap, expected in steps:
+        user, _ = await directory.put_user("ann", given)
+        assert (user.is_ldap, user.password_hash == "") == (is_ldap, is_ldap)
+        assert await generation(store, "user:ann") == expected
+    for wrong in (UserInput(is_ldap=False), UserInput(is_ldap=True, password=SECRET)):
+        with pytest.raises(InvalidError, match="password"):
+            await directory.put_user("ann", wrong)
+    assert (await directory.get_user("ann")).is_ldap
+
+
 async def test_revocations_at_once_all_count(directory: Directory, store: Store) -> None:
     """Ten revocations at once are ten generations."""
     assert sorted(await asyncio.gather(*(directory.revoke("user:ann") for _ in range(10)))) == list(range(1, 11))

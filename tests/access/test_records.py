@@ -15,7 +15,7 @@ def _through_json(value: dict[str, Any]) -> dict[str, Any]:
 
 def test_values_come_back_as_they_were() -> None:
     """Storing and reading gives an equal value, with the revision of the record."""
-    user = User("ann", "hash", is_admin=True, is_disabled=True, groups=("dev",), revision=3)
+    user = User("ann", "hash", is_admin=True, is_disabled=True, groups=("dev",), revision=3, is_ldap=True)
     assert user_of(Record("ann", _through_json(user.stored()), 3), ("dev",)) == user
     group = Group("dev", ("ann", "bob"), revision=4)
     assert group_of(Record("dev", _through_json(group.stored()), 4)) == group
@@ -30,6 +30,12 @@ def test_values_come_back_as_they_were() -> None:
         revision=5,
     )
     assert grant_of(Record("1", _through_json(grant.stored()), 5)) == grant
+
+
+def test_a_user_of_an_earlier_version_is_read() -> None:
+    """What was stored before LDAP was known has its password here."""
+    stored = {"password_hash": "hash", "admin": False, "disabled": False}
+    assert user_of(Record("ann", stored, 3)) == User("ann", "hash", revision=3)
 
 
 def test_a_user_never_shows_its_hash() -> None:

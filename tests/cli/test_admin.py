@@ -44,7 +44,7 @@ def _fails(result: Result, *texts: str, status: int = 1) -> None:
 def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     """Each command changes what its options name and nothing else; --json prints the object."""
     made = _json(run("user", "add", "ann", "--group", "dev", "--password-stdin", "--json", stdin=f"{SECRET}\n"))
-    assert made == {"name": "ann", "admin": False, "disabled": False, "groups": ["dev"]}
+    assert made == {"name": "ann", "admin": False, "disabled": False, "ldap": False, "groups": ["dev"]}
     assert _json(run("user", "show", "ann", "--json")) == made
     changed = _json(run("user", "set", "ann", "--admin", "--add-group", "ops", "--json"))
     assert changed == {**made, "admin": True, "groups": ["dev", "ops"]}
@@ -54,9 +54,14 @@ def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     table = run("user", "list").stdout.splitlines()
     assert table[0].split() == ["NAME", "ADMIN", "GROUPS"]
     assert table[2].split() == ["ann", "yes", "ops"]
+    assert _json(run("user", "set", "ann", "--ldap", "--json"))["ldap"]
+    assert _json(run("user", "set", "ann", "--no-admin", "--json"))["ldap"]
+    assert _json(run("user", "add", "eve", "--ldap", "--json"))["ldap"]
+    _fails(run("user", "set", "ann", "--ldap", "--password-stdin", stdin=SECRET), "password: LDAP knows the password")
     password_file = tmp_path / "password"
     password_file.write_text("another secret\nignored\n")
     assert run("user", "set", "ann", "--password-file", str(password_file)).exit_code == 0
+    assert not _json(run("user", "show", "ann", "--json"))["ldap"]
     assert run("user", "rm", "ann").exit_code == 0
     _fails(run("user", "show", "ann"), "there is no user ann")
 

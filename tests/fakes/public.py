@@ -97,7 +97,7 @@ class FakeControl:
             return outcome
         if password != f"{username}-password":
             raise LoginRefusedError("no")
-        return Login(f"user:{username}")
+        return Login(f"user:{username}", is_own_password=True)
 
     async def public_keys(self) -> dict[str, Any]:
         return {"keys": [{"kty": "EC"}]}

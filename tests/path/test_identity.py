@@ -4,16 +4,17 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from tests.conftest import StartProxy, StartRegistry
+from tests.conftest import StartProxy, StartRegistry, require_program
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 from tests.product import Proxy, User, make_image, random_bytes
-from tests.servers import Server, wait_until
+from tests.servers import Server, ldap_server, running, wait_until
 
 SCOPE = "repository:team/app:pull,push"
 
@@ -294,6 +295,32 @@ def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy
             proxy.config.write_text(yaml.safe_dump(settings))
             admin.post("/reload").raise_for_status()
         assert [opens(proxy, token) for _ in range(6)] == [401] * 6
+
+
+def test_people_log_in_with_the_password_that_ldap_knows(
+    start_proxy: StartProxy, registry: Server, tmp_path: Path
+) -> None:
+    """Until LDAP refuses it; no refresh token outlives that; an outage of LDAP is told, and tokens stay good in it."""
+    require_program("slapd")
+    with running(ldap_server(tmp_path / "slapd", {"ann": "password in LDAP"})) as slapd:
+        dn = "uid={name},ou=people,dc=example,dc=com"
+        ldap = {"url": f"ldap://127.0.0.1:{slapd.port}", "bind_dn": dn}
+        proxy = start_proxy([registry], {"auth": {"ldap": ldap}})
+        with proxy.admin() as admin:
+            assert admin.put("/users/ann", json={"ldap": True}).raise_for_status().json()["ldap"]
+            grant = {"subject": "user:ann", "repository": "team/**", "actions": ["pull", "push"]}
+            admin.post("/grants", json=grant).raise_for_status()
+        ann, image = User(proxy, "ann", "password in LDAP"), make_image(random_bytes(1000))
+        ann.push("team/app", "1", image)
+        assert ann.pull("team/app", "1") == image
+        form = {"grant_type": "password", "username": "ann", "access_type": "offline"}
+        assert "refresh_token" not in post(proxy, **form, password="password in LDAP").json()
+        assert post(proxy, **form, password="wrong").status_code == 401
+    answer = post(proxy, **form, password="password in LDAP")
+    assert (answer.status_code, "the LDAP server at" in answer.text) == (503, True)
+    assert proxy.metric("registry_proxy_logins_total", outcome="unavailable") == 1
+    assert ann.pull("team/app", "1") == image
+    assert "password in LDAP" not in proxy.log_text()
 
 
 def test_no_secret_is_in_a_log_or_a_metric(proxy: Proxy) -> None:

@@ -156,7 +156,7 @@ async def test_a_page_of_another_site_changes_nothing(admin: Admin) -> None:
 async def test_a_user_is_made_changed_and_removed(admin: Admin) -> None:
     """PUT makes (201) or replaces (200) with the defaults for what is absent; no password is ever answered."""
     status, made, _ = await admin.call("PUT", "/users/ann", {"password": "secret of ann", "groups": ["dev"]})
-    assert (status, made) == (201, {"name": "ann", "admin": False, "disabled": False, "groups": ["dev"]})
+    assert (status, made) == (201, {"name": "ann", "admin": False, "disabled": False, "ldap": False, "groups": ["dev"]})
     assert (await admin.call("GET", "/users/ann"))[1] == made
     assert (await admin.call("PUT", "/users/ann", {"admin": True}))[:2] == (200, {**made, "admin": True, "groups": []})
     assert (await admin.call("GET", "/users", auth=("ann", "secret of ann")))[0] == 200, "the password is kept"
