@@ -140,7 +140,7 @@ BAD: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "pointers"), BAD, ids=str)
+@pytest.mark.parametrize(("changes", "pointers"), BAD, ids=range(len(BAD)))
 async def test_what_is_not_valid_changes_nothing(policy: Policy, changes: dict[str, Any], pointers: set[str]) -> None:
     """Every fault is told with its place, and the policy stays as it was to the last group."""
     await policy.call("PUT", body=POLICY)
