@@ -33,7 +33,7 @@ def _show(document: dict[str, Any], *, as_json: bool) -> None:
 def _change(admin: AdminClient, kind: str, name: str, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """Put an object back with the fields that ``edit`` gives, unless another admin changed it in between."""
     before = admin.call("GET", kind, name)
-    kept = {key: value for key, value in before.document.items() if key in {"admin", "groups", "members"}}
+    kept = {key: value for key, value in before.document.items() if key in {"admin", "disabled", "groups", "members"}}
     headers = {"If-Match": before.etag} if before.etag else {}
     return admin.call("PUT", kind, name, body={**kept, **edit(before.document)}, headers=headers).document
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.main import app
 from registry_proxy.ports import ReplicaState
 from registry_proxy.spec.reference import digest_of
@@ -64,6 +65,14 @@ def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     assert not _json(run("user", "show", "ann", "--json"))["ldap"]
     assert run("user", "rm", "ann").exit_code == 0
     _fails(run("user", "show", "ann"), "there is no user ann")
+
+
+def test_a_disabled_user_stays_so(run: Run) -> None:
+    """Whom the API has disabled no other change lets in again."""
+    with admin_client() as client:
+        client.call("PUT", "users", "bob", body={"disabled": True})
+    for change in (["--add-group", "dev"], ["--admin"], ["--ldap"]):
+        assert _json(run("user", "set", "bob", *change, "--json"))["disabled"]
 
 
 def test_adding_what_exists_changes_nothing(run: Run) -> None:
