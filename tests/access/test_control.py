@@ -237,6 +237,8 @@ async def test_a_password_that_ldap_knows(start_node: StartNode, node: Node, tmp
                 await worker.control.login("eve", "wrong", HOME)
         with pytest.raises(TooManyLoginsError):
             await worker.control.login("eve", "password in LDAP", HOME)
+    with pytest.raises(LoginRefusedError):
+        await worker.control.login("off", "password in LDAP", HOME)
     for _ in range(11):  # an outage is nobody's failure
         with pytest.raises(LoginUnavailableError, match="the LDAP server at"):
             await worker.control.login("eve", "password in LDAP", "192.0.2.2")

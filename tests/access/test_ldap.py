@@ -133,6 +133,20 @@ async def test_an_answer_with_long_lengths_is_an_answer() -> None:
         assert await asking(port).verify("ann", "x")
 
 
+@pytest.mark.parametrize("password", ["", LONG * 2])
+async def test_some_passwords_are_not_asked_for(password: str) -> None:
+    """With an empty one many directories let in anybody, as nobody in particular."""
+    async with answering(bound(0)) as port:
+        assert not await asking(port).verify("ann", password)
+
+
+async def test_an_endless_answer_is_not_waited_for() -> None:
+    """What announces more than an answer can be is given up at once."""
+    async with answering(b"\x30\x84\x7f\xff\xff\xff", hold=True) as port:
+        with pytest.raises(LdapUnavailableError, match="did not answer as an LDAP server does"):
+            await asking(port).verify("ann", "x")
+
+
 @pytest.mark.parametrize("code", [49, 32, 34, 48, 50, 53, 19, 99, 255])
 async def test_only_success_lets_in(code: int) -> None:
     """Any other verdict is a refusal."""
