@@ -131,15 +131,14 @@ class Policy:
 
     def generation(self, subject: str) -> int | None:
         """Return the generation that a token of the subject must have; None when it may have none at all."""
-        if subject != ANONYMOUS and oidc_rule(subject) not in self._oidc_groups:
-            user = self._users.get(subject)
-            if user is None:
-                robot = self._robots.get(subject)
-                if robot is None or not robot.is_valid(time.time()):
-                    return None
-            elif user.is_disabled:
-                return None
-        return self._generations.get(subject, 0)
+        user = self._users.get(subject)
+        if user is not None:
+            may_have_one = not user.is_disabled
+        elif (robot := self._robots.get(subject)) is not None:
+            may_have_one = robot.is_valid(time.time())
+        else:
+            may_have_one = subject == ANONYMOUS or oidc_rule(subject) in self._oidc_groups
+        return self._generations.get(subject, 0) if may_have_one else None
 
     def find_user(self, name: str) -> User | None:
         """Return a user."""
