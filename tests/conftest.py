@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for: real registries, a real Redis, and a guard against leaving this machine."""
 
+import compileall
 import ipaddress
 import shutil
 import socket
@@ -17,6 +18,11 @@ from tests.product import Proxy, proxy_server
 # A busy machine is no fault of the code; what failed can be repeated from what is printed.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_configure() -> None:
+    """Compile the package: else, with PYTHONDONTWRITEBYTECODE, each of the many processes that tests start does so."""
+    compileall.compile_dir(Path(__file__).parent.parent / "registry_proxy", quiet=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
