@@ -25,6 +25,15 @@ def pytest_configure() -> None:
     compileall.compile_dir(Path(__file__).parent.parent / "registry_proxy", quiet=1)
 
 
+_LONG = ("chaos", "path", "clients", "nginx")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest: none of them is left over for one process while the others are done."""
+    root = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(root).parts[0] not in _LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _loopback_only() -> Iterator[None]:
     """Fail whatever dials another machine."""

@@ -303,7 +303,7 @@ def under_load(user: User, digests: list[str], seed: int) -> Iterator[None]:
     assert wrong == []
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.soak)])
 def test_after_kill_9_the_accounts_equal_the_disk(
     start_proxy: StartProxy, start_registry: StartRegistry, kills: int
 ) -> None:

@@ -17,7 +17,7 @@ def _programs() -> None:
     require_program("docker-registry")
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_registry_killed_at_any_byte_is_not_noticed(tmp_path: Path, kills: int) -> None:
     """Kill -9 of the serving registry at random offsets of a 64 MiB blob: the whole body comes, and it is right."""
     seed = random.randrange(1 << 32)

@@ -143,7 +143,7 @@ def held_locks(workers: list[psutil.Process], cache: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "faults", [40, pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])], ids=str
+    "faults", [15, pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])], ids=str
 )
 async def test_no_fault_of_the_upstream_becomes_a_wrong_body(
     start_proxy: StartProxy, tmp_path: Path, faults: int
