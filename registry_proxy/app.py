@@ -411,6 +411,7 @@ async def _upstream_replicas(
             ca_file=None if replica.ca_file is None else Path(replica.ca_file),
             realm_hosts=replica.realm_hosts,
             allow_plain_credentials=replica.insecure_credentials,
+            server_name=replica.server_name,
         )
         for replica in upstream.replicas
     ]

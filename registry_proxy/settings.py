@@ -34,7 +34,7 @@ _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.IGNORECASE)
 _SIZE_PREFIXES = "KMGT"
 _HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*"
+    r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*"
 )
 _UPSTREAM_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
@@ -377,6 +377,8 @@ class ReplicaSettings(Section):
 
     url: ReplicaUrl
     name: ReplicaName = ""  # host:port of the URL when absent
+    discover: Literal["addresses", "srv"] | None = None  # the host of the URL stands for all that DNS names so
+    server_name: HostName | None = None  # what it is called by, in TLS and the Host header, when the URL has an address
     username: str | None = None
     password_file: Path | None = None
     ca_file: Path | None = None
@@ -537,6 +539,7 @@ class Settings(Section):
     store: Annotated[SecretStr, AfterValidator(_check_store)] = SecretStr("sqlite:///var/registry-proxy.db")
     store_outage: StoreOutageSettings = StoreOutageSettings()
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    nameservers: tuple[ListenAddress, ...] = ()  # asked for the replicas to discover; else the system's
     upstreams: Mapping[UpstreamName, UpstreamSettings] = Field(min_length=1)
     routes: tuple[RouteSettings, ...] = Field(min_length=1)
     auth: AuthSettings = Field(default_factory=AuthSettings)

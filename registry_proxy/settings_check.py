@@ -108,7 +108,8 @@ def _check_upstream(
     replicas, quorum = upstream.get("replicas"), upstream.get("write_quorum")
     count = len(replicas) if isinstance(replicas, list) else 0
     number = _valid(TypeAdapter(int), quorum)
-    if count and number is not None and number > count:
+    finds_more = any(item.get("discover") for _, item in _maps(upstream, "replicas"))
+    if count and number is not None and number > count and not finds_more:
         limit = f'expected 1 to {count}, the number of replicas, or "majority"'
         yield source.fault((*path, "write_quorum"), f"{limit}, found {describe(quorum)}")
     names: set[str] = set()
@@ -118,6 +119,7 @@ def _check_upstream(
         if replica is None:
             continue
         yield from _check_replica(source, place, replica, listeners)
+        yield from _check_discovery(source, place, replica, item, is_shared=upstream.get("storage") == "shared")
         if replica.name in names:
             yield source.fault(place, f"expected a name of its own, found a second {describe(replica.name)}")
         elif replica.url in urls:
@@ -144,6 +146,29 @@ def _check_replica(
         yield from _check_password_file(source, (*path, "password_file"), replica)
     if replica.ca_file is not None:
         yield from _check_ca_file(source, (*path, "ca_file"), replica.ca_file, is_used=replica.url.startswith("https:"))
+
+
+def _check_discovery(
+    source: Source, path: KeyPath, replica: ReplicaSettings, item: Mapping[str, Any], *, is_shared: bool
+) -> Iterator[Fault]:
+    if replica.discover is None:
+        return
+    if replica.discover == "addresses" and not is_shared:
+        told = "expected storage: shared, or discover: srv: an address does not tell which registry it is"
+        yield source.fault((*path, "discover"), told)
+    for key in ("name", "server_name"):
+        if item.get(key):
+            yield source.fault((*path, key), "expected none beside discover: DNS gives them")
+    if _is_address(replica.host):
+        yield source.fault((*path, "url"), f"expected a name for DNS beside discover, found {replica.host}")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_password_file(source: Source, path: KeyPath, replica: ReplicaSettings) -> Iterator[Fault]:

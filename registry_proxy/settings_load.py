@@ -15,7 +15,7 @@ from registry_proxy.settings_check import check_across
 from registry_proxy.settings_source import Fault, KeyPath, Source, describe, overlay_environment, read_yaml
 
 # Keys of features that come later: refused with a word of their own, so that nobody takes them for a misspelling.
-_LATER = {"discovery", "srv", "dns", "webhooks", "tls", "certificate", "tracing"}
+_LATER = {"webhooks", "tls", "certificate", "tracing"}
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from registry_proxy.discovery import Discovery
 from registry_proxy.listeners import PortTakenError, bind_listeners
 from registry_proxy.node import (
     ADMIN_PASSWORD_VARIABLE,
@@ -104,6 +105,7 @@ class Supervisor:
         self._admin: socket.socket | None = None
         self._current = _Generation(1, self._settings)
         self._old: list[_Generation] = []
+        self._discovery = Discovery(os.path.join(self._settings.cache.path, "discovered.json"))
         self._reload_wanted = asyncio.Event()
         self._reload_askers: list[Process] = []
 
@@ -150,6 +152,7 @@ class Supervisor:
                 environment = worker_environment(self._metrics_directory)
                 self._launcher = Launcher(self._command, environment, [lock.fileno()], self.reload)
                 stack.callback(self._close_listeners)
+                self._current.settings = await self._discovery.expand(self._settings)
                 self._bind()
                 raise_file_limit()
                 empty_directory(self._metrics_directory)
@@ -171,6 +174,7 @@ class Supervisor:
             raise
         self._announce()
         self._keep_all(self._current)
+        following = spawn(self._follow_dns(), "replicas in DNS")
         while not self._stopping.is_set():
             await first_of(None, self._stopping.wait(), self._reload_wanted.wait())
             if self._reload_wanted.is_set():
@@ -179,6 +183,7 @@ class Supervisor:
                 outcome = await self._reload()
                 for asker in askers:
                     asker.answer_reload(outcome)
+        following.cancel()
         generations = [self._current, *self._old]
         await asyncio.gather(*(worker.end for each in generations for worker in each.workers.values()))
 
@@ -219,9 +224,11 @@ class Supervisor:
         """Replace the generation by one with the configuration as it is now; on any fault change nothing."""
         number = self._current.number
         try:
-            settings = self._load()
+            settings = await self._discovery.expand(self._load())
         except SettingsError as error:
             return self._refused(ReloadOutcome(number, faults=tuple(map(str, error.faults))))
+        except StartError as error:
+            return self._refused(ReloadOutcome(number, failure=str(error)))
         if faults := tuple(needs_restart(self._settings, settings)):
             return self._refused(ReloadOutcome(number, faults=faults))
         generation = _Generation(number + 1, settings)
@@ -242,6 +249,13 @@ class Supervisor:
         self._retire(outdated)
         _log.info("the configuration is reloaded: generation %d serves", generation.number)
         return ReloadOutcome(generation.number)
+
+    async def _follow_dns(self) -> None:
+        """Reload whenever DNS names other replicas."""
+        while True:
+            await self._discovery.changed()
+            _log.info("DNS names other replicas")
+            self.reload()
 
     def _refused(self, outcome: ReloadOutcome) -> ReloadOutcome:
         reason = "; ".join(outcome.faults) or outcome.failure

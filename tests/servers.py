@@ -170,6 +170,31 @@ def redis_server(root: Path, port: int | None = None, *extra: str) -> Server:
     return Server(["redis-server", *settings, *durable, *extra], port, root / "log")
 
 
+@dataclass
+class Dns(Server):
+    """A dnsmasq that knows the records of its arguments and nothing else."""
+
+    program: str = "dnsmasq"
+
+    def serve(self, *records: str) -> None:
+        """Start it, or start it again, with these records, such as ``--host-record=a.test,127.0.0.2``."""
+        self.stop()
+        self.arguments = [
+            self.program,
+            *("--keep-in-foreground", "--no-resolv", "--no-hosts", "--local=/test/", "--local-ttl=1", "--user=root"),
+            *("--conf-file=/dev/null", "--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces"),
+            f"--port={self.port}",
+            *records,
+        ]
+        self.start()
+
+
+def dnsmasq(root: Path, program: str) -> Dns:
+    """Describe a DNS server; ``root`` holds its log. It runs from its first ``serve``."""
+    root.mkdir(parents=True, exist_ok=True)
+    return Dns([], free_port(), root / "log", program=program)
+
+
 @contextlib.contextmanager
 def terminated(process: "subprocess.Popen[bytes]", timeout_seconds: float = 20) -> Iterator[None]:
     """End a process with SIGTERM, harder after the time-out, when the with block is left."""

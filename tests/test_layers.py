@@ -13,7 +13,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 # What each part may import of the others. Those in the middle stand side by side and never see each other.
 _BASE = frozenset({"spec", "ports", "tasks", "durable"})
-_PROCESSES = frozenset({"listeners", "node", "ports", "processes", "settings", "tasks", "worker"})
+_PROCESSES = frozenset({"discovery", "listeners", "node", "ports", "processes", "settings", "tasks", "worker"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "spec": frozenset(),
     "tasks": frozenset(),
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "replication": _BASE | {"upstream", "proxy"},  # writes to the replicas what proxy.push asks its port for
     "web": _BASE | {"access", "proxy", "telemetry"},  # never cache or upstream: bytes come through proxy
     "node": frozenset({"listeners", "settings", "tasks"}),
+    "discovery": frozenset({"node", "settings"}),
     "worker": frozenset({"listeners", "node", "ports", "settings", "tasks"}),
     "processes": frozenset({"node", "ports", "tasks", "worker"}),
     "supervisor": _PROCESSES | {"telemetry"},  # its log is part of the service's
@@ -47,6 +48,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "app": frozenset({"aiohttp"}),
     "worker": frozenset({"uvloop"}),
     "cli": frozenset({"httpx", "rich", "typer", "yaml"}),  # writes policies as files
+    "discovery": frozenset({"dns"}),
 }
 BESIDE_THE_PACKAGE = {"chaos", "clients", "contract", "fakes", "nginx", "path"}
 """Folders of tests that look at several modules, or at the whole from outside."""

@@ -331,12 +331,12 @@ def test_an_ldap_that_is_not_well_described_is_refused(tmp_path: Path, changes: 
 
 def test_what_comes_later_is_refused_as_not_available_yet(tmp_path: Path) -> None:
     """A feature that is not there is neither accepted nor taken for a misspelling."""
-    main = {**SMALLEST["upstreams"]["main"], "discovery": "srv"}
+    main = {**SMALLEST["upstreams"]["main"], "webhooks": "x"}
     config = {**SMALLEST, "upstreams": {"main": main}}
     with pytest.raises(SettingsError) as refusal:
         load(tmp_path, config)
     faults = [fault for fault in refusal.value.faults if "not available yet" in fault.message]
-    assert [fault.key for fault in faults] == ["upstreams.main.discovery"]
+    assert [fault.key for fault in faults] == ["upstreams.main.webhooks"]
 
 
 @pytest.mark.parametrize("name", ["example", "ha", "pull-through"])

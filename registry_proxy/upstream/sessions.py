@@ -29,6 +29,7 @@ class ReplicaAddress:
         ca_file: PEM file of certificates trusted besides the system's.
         realm_hosts: hosts besides its own at which its tokens may be fetched, with the password.
         allow_plain_credentials: send the password over plain HTTP beyond loopback.
+        server_name: what it is called by, in TLS and the Host header; None for the host of the URL.
     """
 
     upstream: str
@@ -39,6 +40,7 @@ class ReplicaAddress:
     ca_file: Path | None = None
     realm_hosts: tuple[str, ...] = ()
     allow_plain_credentials: bool = False
+    server_name: str | None = None
 
     def __repr__(self) -> str:
         return f"ReplicaAddress({self.upstream}/{self.name})"

@@ -110,6 +110,9 @@ class Transport:
         parts = urlsplit(address.url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._base_path = parts.path.rstrip("/")
+        self._host = (
+            f"{address.server_name}:{parts.port}" if address.server_name and parts.port else address.server_name
+        )
         self._login = Login(address, sessions.tokens, timeouts, tls=self._tls)
 
     # ------------------------------------------------------------ targets
@@ -231,14 +234,18 @@ class Transport:
         url = self._origin + request.target
         for _ in range(_REDIRECTS_MAX + 1):
             headers = dict(request.headers)
-            if urlsplit(url)[:2] == urlsplit(self._origin)[:2]:
+            is_here = urlsplit(url)[:2] == urlsplit(self._origin)[:2]
+            if is_here:
+                if self._host is not None:
+                    headers["Host"] = self._host
                 if authorization is not None:
                     headers["Authorization"] = authorization
                 if identifier := request_id.get():
                     headers["X-Request-ID"] = identifier
             else:
                 headers = {key: value for key, value in headers.items() if key in _CROSS_ORIGIN_HEADERS}
-            response = await self._exchange(request, url, headers)
+            server_name = self._address.server_name if is_here else None
+            response = await self._exchange(request, url, headers, server_name)
             if response.status not in _REDIRECTS:
                 return response
             location = response.headers.get("Location", "")
@@ -259,7 +266,9 @@ class Transport:
             raise BadUpstreamError(self.name, "it redirects to a link-local address")
         return hop
 
-    async def _exchange(self, request: Request, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _exchange(
+        self, request: Request, url: str, headers: dict[str, str], server_name: str | None
+    ) -> aiohttp.ClientResponse:
         pace = self.timeouts
         wait = pace.commit if request.takes_long else pace.first_byte
         paced: _PacedBody | None = None
@@ -280,6 +289,7 @@ class Transport:
                         data=data,
                         allow_redirects=False,
                         ssl=self._tls,
+                        server_hostname=server_name,
                         timeout=aiohttp.ClientTimeout(total=None, sock_connect=pace.connect),
                         trace_request_ctx=RequestPace(deadline, wait),
                     )
@@ -317,11 +327,14 @@ class Transport:
 
     async def _ask_version(self, authorization: str | None) -> tuple[int, str | None, bool]:
         headers = {} if authorization is None else {"Authorization": authorization}
+        if self._host is not None:
+            headers["Host"] = self._host
         async with self._sessions.probes.get(
             URL(self._origin + self.target("/v2/"), encoded=True),
             headers=headers,
             allow_redirects=False,
             ssl=self._tls,
+            server_hostname=self._address.server_name,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
         ) as response:
             is_registry = (

@@ -102,10 +102,11 @@ async def test_what_the_storage_lacks_is_not_absent(status: int) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
-    """Make a self-signed certificate of 127.0.0.1: what the server uses, and the file that trusts it."""
+    """Make a certificate of 127.0.0.1 and registry.test: what the server uses, and the file that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("registry.test")]
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -114,7 +115,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContex
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -141,6 +142,21 @@ async def test_a_private_authority_is_trusted_by_its_file(certificate: tuple[ssl
             await client.stat_blob(REPOSITORY, digest)
             await client.probe()
     assert refused.value.outcome == "connect"
+
+
+async def test_a_replica_at_an_address_is_called_by_its_name(certificate: tuple[ssl.SSLContext, Path]) -> None:
+    """Where a name is given, the certificate must be of that name, not of the address, and so is the Host header."""
+    context, ca_file = certificate
+    async with FakeRegistry(tls=context) as registry:
+        digest = registry.add_blob(REPOSITORY, b"x")
+        async with open_client(registry.url, ca_file=ca_file, server_name="registry.test") as client:
+            await client.probe()
+            await client.stat_blob(REPOSITORY, digest)
+        port = registry.url.rpartition(":")[2]
+        assert {request.headers["host"] for request in registry.requests} == {f"registry.test:{port}"}
+        async with open_client(registry.url, ca_file=ca_file, server_name="other.test") as client:
+            with pytest.raises(ReplicaFailedError):
+                await client.stat_blob(REPOSITORY, digest)
 
 
 async def test_no_way_back_from_https_to_http(certificate: tuple[ssl.SSLContext, Path]) -> None:
