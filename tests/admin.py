@@ -41,10 +41,11 @@ ADMIN = ("admin", "correct horse battery")
 BOB = ("bob", "the password of bob")
 CACHE_MAX_BYTES = 2**20
 
-CALLERS = ("no token", "anonymous", "none", "pull", "create", "push", "delete", "admin")
-"""Who may ask: with no token, with one of nobody, and users with no right, with one everywhere, or with the admin's."""
+CALLERS = ("no token", "anonymous", "none", "pull", "create", "push", "delete", "owner", "admin")
+"""Who may ask: with no token, one of nobody, users with no right, with one everywhere, with a namespace, the admin."""
 
 _OPEN, _USERS, _ADMINS = frozenset(CALLERS), frozenset(CALLERS) - {"no token", "anonymous"}, frozenset({"admin"})
+_OWNERS = frozenset({"owner", "admin"})
 
 ADMIN_ROUTES = {
     "GET /users": _ADMINS,
@@ -57,11 +58,11 @@ ADMIN_ROUTES = {
     "GET /groups/{name}": _ADMINS,
     "PUT /groups/{name}": _ADMINS,
     "DELETE /groups/{name}": _ADMINS,
-    "GET /grants": _ADMINS,
-    "POST /grants": _ADMINS,
-    "GET /grants/{name}": _ADMINS,
-    "DELETE /grants/{name}": _ADMINS,
-    "POST /explain": _ADMINS,
+    "GET /grants": _OWNERS,
+    "POST /grants": _OWNERS,
+    "GET /grants/{name}": _OWNERS,
+    "DELETE /grants/{name}": _OWNERS,
+    "POST /explain": _OWNERS,
     "POST /revocations": _ADMINS,
     "GET /robots": _ADMINS,
     "GET /robots/{name}": _ADMINS,

@@ -17,6 +17,7 @@ from registry_proxy.access.policy_document import PolicyDifference, compare, sor
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User, grant_of, group_of, robot_of, user_of
 from registry_proxy.access.secrets import Secret, SecretKind, make_secret_text, secret_of
 from registry_proxy.access.subject import (
+    ANONYMOUS,
     SubjectKind,
     group_subject,
     is_name,
@@ -26,7 +27,7 @@ from registry_proxy.access.subject import (
 )
 from registry_proxy.access.tokens import LEEWAY_SECONDS
 from registry_proxy.ports import Change, ConflictError, Record, Store, StoreUnavailableError, Table
-from registry_proxy.spec.patterns import repository_pattern_fault, tag_pattern_fault
+from registry_proxy.spec.patterns import SUBJECT, namespace_fault, repository_pattern_fault, tag_pattern_fault
 from registry_proxy.spec.scope import Action
 
 FIRST_ADMIN = "admin"
@@ -645,7 +646,23 @@ def _grant_faults(given: GrantInput) -> list[tuple[str, str]]:
         faults.append(("actions", f"expected at least one of {', '.join(sorted(actions))}"))
     if given.mode not in {mode.value for mode in GrantMode}:
         faults.append(("mode", "expected enforce or warn"))
+    if Action.MANAGE in given.actions:
+        faults += _manage_faults(given)
     return faults + _time_faults(given.expires_at)
+
+
+def _manage_faults(given: GrantInput) -> list[tuple[str, str]]:
+    """Return what a grant must not be that makes its subject the owner of a namespace."""
+    faults = []
+    if (fault := namespace_fault(given.repository)) is not None:
+        faults.append(("repository", f"for manage, {fault}"))
+    if given.tags != "*":
+        faults.append(("tags", "manage is for all tags: leave this out"))
+    if given.mode != GrantMode.ENFORCE:
+        faults.append(("mode", "manage cannot be on trial: write enforce"))
+    if given.subject == ANONYMOUS and SUBJECT not in given.repository:
+        faults.append(("subject", f"everybody would manage the rights of all: name one, or write '{SUBJECT}'"))
+    return faults
 
 
 def _time_faults(expires_at: float | None) -> list[tuple[str, str]]:

@@ -161,6 +161,16 @@ class Policy:
         user = self._users.get(subject)
         return user is not None and user.is_admin and not user.is_disabled
 
+    def namespaces(self, subject: str) -> tuple[str, ...]:
+        """Return the namespaces in which a subject gives and takes rights, as patterns such as ``team/**``, sorted."""
+        now = time.time()
+        if self._subject_fault(subject, now) is not None:
+            return ()
+        held = self._hold(subject, Action.MANAGE).values()
+        grants = [compiled.grant for compileds in held for compiled in compileds]
+        patterns = [_own_pattern(each.repository, subject) for each in grants if not _has_ended(each, now)]
+        return tuple(sorted({pattern for pattern in patterns if pattern is not None}))
+
     def decide(
         self, subject: str, repository: str, action: Action, tag: str | None = None, now: float | None = None
     ) -> Decision:
@@ -255,9 +265,9 @@ class Policy:
                 continue
             if needs_all_tags and compiled.tags is not None:
                 continue
+            if _has_ended(grant, now):
+                continue
             if grant.expires_at is not None:
-                if grant.expires_at <= now:
-                    continue
                 until = grant.expires_at if until is None else min(until, grant.expires_at)
             if grant.mode is GrantMode.ENFORCE:
                 return Decision(allowed=True, would_deny=False, grant=grant.id, reason=_allows(grant)), until
@@ -322,13 +332,23 @@ def _compile(grant: Grant) -> _Compiled:
 
 @functools.lru_cache(maxsize=4096)
 def _pattern_of(pattern: str, subject: str) -> re.Pattern[str] | None:
-    """Return a pattern that holds ``{subject}`` as it is for one user; None for whoever is none.
+    own = _own_pattern(pattern, subject)
+    return None if own is None else compile_repository_pattern(own)
+
+
+def _own_pattern(pattern: str, subject: str) -> str | None:
+    """Return a pattern as it is for one subject; None where it holds ``{subject}``, and this one is no user.
 
     A robot may have the name of a user: it has no part in what is his.
     """
+    if SUBJECT not in pattern:
+        return pattern
     kind, _, name = subject.partition(":")
-    own = for_subject(pattern, name) if kind == SubjectKind.USER else None
-    return None if own is None else compile_repository_pattern(own)
+    return for_subject(pattern, name) if kind == SubjectKind.USER else None
+
+
+def _has_ended(grant: Grant, now: float) -> bool:
+    return grant.expires_at is not None and grant.expires_at <= now
 
 
 def _allows(grant: Grant) -> str:

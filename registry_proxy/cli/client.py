@@ -72,11 +72,13 @@ def _to_error(response: "httpx.Response", url: str, username: str, locate: Locat
             f"{url} refused the login of {username}: wrong name or password",
             hint="Run `registry-proxy login` again, or correct REGISTRY_PROXY_ADMIN_USER and _PASSWORD.",
         )
-    if status == HTTPStatus.FORBIDDEN:
+    problem = _read_document(response, url)
+    faults = problem.get("errors") if isinstance(problem, dict) else None
+    lines = [_fault_line(fault, locate) for fault in faults] if isinstance(faults, list) else []
+    if status == HTTPStatus.FORBIDDEN and not lines:
         return CommandError(
             f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
         )
-    problem = _read_document(response, url)
     if not isinstance(problem, dict) or not (problem.get("detail") or problem.get("title")):
         return CommandError(
             f"{url} answered {status}", hint=f"Is this the admin listener? {URL_VARIABLE} sets the URL."
@@ -89,8 +91,6 @@ def _to_error(response: "httpx.Response", url: str, username: str, locate: Locat
             hint = "Change it with the command `set`, or choose another name."
         else:
             hint = "Look at it as it is now, then run the command again."
-    faults = problem.get("errors")
-    lines = [_fault_line(fault, locate) for fault in faults] if isinstance(faults, list) else []
     return CommandError(str(problem.get("detail") or problem["title"]), faults=lines, hint=hint)
 
 

@@ -41,7 +41,7 @@ def add_grant(
     subject: _Subject,
     repository: Annotated[str, typer.Argument(help="Pattern, such as 'team/**' (quote it).", show_default=False)],
     actions: Annotated[
-        str, typer.Argument(help="pull, push, create, delete; several with commas.", show_default=False)
+        str, typer.Argument(help="pull, push, create, delete, manage; several with commas.", show_default=False)
     ],
     tags: Annotated[str, typer.Option(help="Pattern of the tags.")] = "*",
     mode: Annotated[str, typer.Option(help="enforce, or warn: allow, and count what would be denied.")] = "enforce",
@@ -136,7 +136,7 @@ def _proposed(text: str) -> dict[str, Any]:
 def explain(
     subject: _Subject,
     repository: Annotated[str, typer.Argument(help="As clients write it, such as team/app.", show_default=False)],
-    action: Annotated[str, typer.Argument(help="pull, push, create or delete.", show_default=False)],
+    action: Annotated[str, typer.Argument(help="pull, push, create, delete or manage.", show_default=False)],
     tag: Annotated[str | None, typer.Option(help="For a particular tag.")] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -44,6 +44,22 @@ def tag_pattern_fault(pattern: str) -> str | None:
     return None
 
 
+def namespace_fault(pattern: str) -> str | None:
+    """Return why a repository pattern is no namespace, which is all below some components, ``team/**``; None if it is.
+
+    One of the components may be ``{subject}``.
+    """
+    *components, last = pattern.split("/")
+    if last != "**" or not components or any("*" in component for component in components):
+        return "expected all below a namespace, without another wildcard: write 'team/**'"
+    return None
+
+
+def is_below(pattern: str, namespace: str) -> bool:
+    """Tell whether a repository pattern matches nothing but what lies in a namespace, such as ``team/**``."""
+    return pattern.startswith(namespace.removesuffix("**"))
+
+
 def literal_prefix(pattern: str) -> str:
     """Return the leading components of a repository pattern that are the same in all names; ``""`` for none."""
     literal = []

@@ -16,6 +16,9 @@ class Action(StrEnum):
     CREATE = "create"
     """Push that makes tags and never moves them; only in grants, a token says push."""
 
+    MANAGE = "manage"
+    """To give and take rights there; only in grants, no token carries it."""
+
     __hash__ = str.__hash__  # that of Enum is written in Python, and every request looks up a decision
 
 

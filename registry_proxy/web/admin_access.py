@@ -16,10 +16,10 @@ from registry_proxy.access.directory import (
 )
 from registry_proxy.access.records import Grant, Group, User
 from registry_proxy.access.subject import is_name, parse_subject
-from registry_proxy.spec.patterns import SUBJECT, compile_repository_pattern
+from registry_proxy.spec.patterns import SUBJECT, compile_repository_pattern, is_below
 from registry_proxy.spec.reference import is_repository, is_tag
 from registry_proxy.spec.scope import Action
-from registry_proxy.web.admin_auth import Control, too_many_logins
+from registry_proxy.web.admin_auth import NAMESPACES, Control, too_many_logins
 from registry_proxy.web.admin_documents import (
     DecisionDocument,
     GrantDocument,
@@ -264,24 +264,39 @@ class AccessResources:
         grants = [
             grant
             for grant in await self._directory.list_grants()
-            if (subject is None or grant.subject == subject) and (repository is None or _covers(grant, repository))
+            if _may_see(request, grant)
+            and (subject is None or grant.subject == subject)
+            and (repository is None or _covers(grant, repository))
         ]
         return web.json_response(page.cut({grant.id: grant_document(grant).as_json() for grant in grants}))
 
     async def get_grant(self, request: web.Request) -> web.Response:
-        grant = await self._directory.get_grant(_name_of(request, "grant"))
+        grant = await self._find_grant(request)
         return _answer(grant_document(grant).as_json(), grant.revision)
 
     async def add_grant(self, request: web.Request) -> web.Response:
         body = await read_body(request, GrantBody)
+        namespaces = request.get(NAMESPACES)
+        if namespaces is not None:
+            _check_inside(namespaces, body)
         grant = await self._directory.add_grant(grant_input(body))
         return _answer(grant_document(grant).as_json(), grant.revision, 201)
 
     async def delete_grant(self, request: web.Request) -> web.Response:
-        grant_id = _name_of(request, "grant")
-        current = await self._directory.get_grant(grant_id)
-        await self._directory.delete_grant(grant_id, expect=expected_revision(request, current.revision))
+        current = await self._find_grant(request)
+        if NAMESPACES in request and Action.MANAGE in current.actions:
+            fault = Fault("", "only an administrator takes the right to manage away")
+            raise ProblemError(403, "this is not yours to take", faults=[fault])
+        await self._directory.delete_grant(current.id, expect=expected_revision(request, current.revision))
         return web.Response(status=204)
+
+    async def _find_grant(self, request: web.Request) -> Grant:
+        """Return the grant in the path; one outside of the caller's namespaces is answered like one that is not."""
+        grant_id = _name_of(request, "grant")
+        grant = await self._directory.get_grant(grant_id)
+        if not _may_see(request, grant):
+            raise NotFoundError(f"there is no grant {grant_id}")
+        return grant
 
     # ------------------------------------------------------------ questions and revocations
 
@@ -297,6 +312,9 @@ class AccessResources:
         if faults:
             raise ProblemError(400, "some values are not valid", faults=faults)
         policy = await self._control.policy()
+        if not _may_ask_about(request, body.repository):
+            outside = Fault("#/repository", f"expected one that lies in {_joined(request[NAMESPACES])}")
+            raise ProblemError(403, "this is not yours to ask", faults=[outside])
         decision = policy.explain(body.subject, body.repository, Action(body.action), body.tag)
         document = DecisionDocument(
             allowed=decision.allowed, would_deny=decision.would_deny, grant=decision.grant, reason=decision.reason
@@ -316,6 +334,32 @@ class AccessResources:
             id=f"{body.subject}@{generation}", subject=body.subject, generation=generation
         )
         return web.json_response(document.as_json(), status=201)
+
+
+def _may_see(request: web.Request, grant: Grant) -> bool:
+    """Tell whether a grant lies in one of the caller's namespaces; an administrator sees all."""
+    namespaces = request.get(NAMESPACES)
+    return namespaces is None or any(is_below(grant.repository, each) for each in namespaces)
+
+
+def _may_ask_about(request: web.Request, repository: str) -> bool:
+    namespaces = request.get(NAMESPACES)
+    return namespaces is None or any(is_below(repository, each) for each in namespaces)
+
+
+def _check_inside(namespaces: tuple[str, ...], body: GrantBody) -> None:
+    """Refuse a grant by the owner of namespaces that reaches outside of them, or makes another owner."""
+    faults = []
+    if not any(is_below(body.repository, each) for each in namespaces):
+        faults.append(Fault("#/repository", f"expected a pattern that lies in {_joined(namespaces)}"))
+    if Action.MANAGE in body.actions:
+        faults.append(Fault("#/actions", "only an administrator gives the right to manage"))
+    if faults:
+        raise ProblemError(403, "this is not yours to give", faults=faults)
+
+
+def _joined(namespaces: tuple[str, ...]) -> str:
+    return " or ".join(namespaces)
 
 
 def _covers(grant: Grant, repository: str) -> bool:

@@ -31,6 +31,15 @@ SELF_PREFIX = "/me"
 CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
 """Who sends a request that was let through."""
 
+NAMESPACES: web.RequestKey[tuple[str, ...]] = web.RequestKey("namespaces", tuple)
+"""The namespaces that the caller owns, as patterns; absent for administrators, who may do everything."""
+
+OWNER_ROUTES = frozenset(
+    {("GET", "/grants"), ("POST", "/grants"), ("GET", "/grants/{name}"), ("DELETE", "/grants/{name}")}
+    | {("POST", "/explain")}
+)
+"""What the owner of a namespace may ask for; the handlers see to it that it stays inside."""
+
 _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
 _QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay", "/policy/diff"})
 """What is sent by POST and changes nothing."""
@@ -63,7 +72,7 @@ def _parse_basic(encoded: str) -> tuple[str, str]:
 
 
 class AdminGuard:
-    """Lets administrators through.
+    """Lets administrators through, and the owners of namespaces to the grants there.
 
     Args:
         control: knows logins, tokens and who is an administrator.
@@ -104,9 +113,7 @@ class AdminGuard:
             _refuse_other_sites(request)
             caller = request[CALLER] = await self._caller(request)
             is_own = resource is not None and resource.canonical.startswith(self._self_prefix)
-            if not is_own and (
-                not (await self._control.policy()).is_admin(caller.subject) or caller.actions is not None
-            ):
+            if not is_own and not await self._may_manage(request, caller):
                 self._record(request, caller, "denied", 403)
                 raise ProblemError(403, "this needs a user with the admin's right")
             if request.method in _SAFE_METHODS or self._path(request) in _QUESTIONS:
@@ -124,6 +131,18 @@ class AdminGuard:
             return response
 
         return guard
+
+    async def _may_manage(self, request: web.Request, caller: Login) -> bool:
+        """Tell whether the caller may ask for this; an owner's namespaces are put into the request."""
+        if caller.actions is not None:
+            return False
+        policy = await self._control.policy()
+        if policy.is_admin(caller.subject):
+            return True
+        method = "GET" if request.method == "HEAD" else request.method
+        namespaces = policy.namespaces(caller.subject) if (method, self._path(request)) in OWNER_ROUTES else ()
+        request[NAMESPACES] = namespaces
+        return bool(namespaces)
 
     def _path(self, request: web.Request) -> str:
         resource = request.match_info.route.resource

@@ -132,7 +132,7 @@ class ExplainBody(Body):
     subject: str
     repository: str
     tag: str | None = None
-    action: Literal["pull", "push", "create", "delete"]
+    action: Literal["pull", "push", "create", "delete", "manage"]
 
 
 class ReplayBody(Body):

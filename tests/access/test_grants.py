@@ -13,7 +13,7 @@ from registry_proxy.spec.patterns import compile_repository_pattern
 from registry_proxy.spec.scope import CATALOG, Access, Action, repository_access
 
 ANN, BOB, ROOT = User("ann", "h"), User("bob", "h"), User("root", "h", is_admin=True)
-PULL, PUSH, CREATE, DELETE = Action.PULL, Action.PUSH, Action.CREATE, Action.DELETE
+PULL, PUSH, CREATE, DELETE, MANAGE = Action.PULL, Action.PUSH, Action.CREATE, Action.DELETE, Action.MANAGE
 
 
 def grant(
@@ -68,7 +68,7 @@ def test_a_grant_allows_its_action_for_its_subject_in_its_repositories() -> None
 
 @pytest.mark.parametrize(
     ("granted", "satisfied"),
-    [(PULL, {PULL}), (PUSH, {PUSH, CREATE}), (CREATE, {CREATE}), (DELETE, {DELETE})],
+    [(PULL, {PULL}), (PUSH, {PUSH, CREATE}), (CREATE, {CREATE}), (DELETE, {DELETE}), (MANAGE, {MANAGE})],
 )
 def test_actions_imply_nothing_but_push_create(granted: Action, satisfied: set[Action]) -> None:
     """Push includes create, which is a push of new tags only; nothing else includes anything, push not even pull."""
@@ -282,6 +282,33 @@ def test_whom_an_id_token_names_has_its_own_grants_and_the_groups_of_its_rule() 
     assert without.generation(job) is None
     assert not without.decide(job, "base/x", PULL).allowed
     assert judge.with_grants([]).decide(job, "acme/app", PUSH).reason.startswith(f"no grant lets {job} push")
+
+
+def test_who_owns_a_namespace() -> None:
+    """Its owners are the subject, members of its group, and each user of his home; until the grant ends."""
+    grants = (
+        grant("user:ann", "team/**", MANAGE, PULL),
+        grant("group:dev", "shared/dev/**", MANAGE, id="2"),
+        grant("anonymous", "home/{subject}/**", MANAGE, id="3"),
+        grant("user:ann", "old/**", MANAGE, id="4", expires_at=1.0),
+        grant("user:ann", "pulled/**", PULL, id="5"),
+        grant("robot:ci", "ci/**", MANAGE, id="6"),
+    )
+    users = (ANN, BOB, User("off", "h", is_disabled=True))
+    judge = Policy(users, [Group("dev", ("bob",))], grants, {}, robots=[Robot("ci"), Robot("gone", 1.0)])
+    assert judge.namespaces("user:ann") == ("home/ann/**", "team/**")
+    assert judge.namespaces("user:bob") == ("home/bob/**", "shared/dev/**")
+    assert judge.namespaces("robot:ci") == ("ci/**",)
+    for subject in ("user:off", "user:ghost", "robot:gone", "anonymous", "robot:ann", ""):
+        assert judge.namespaces(subject) == ()
+    told = judge.explain("user:ann", "team/a", MANAGE)
+    assert (told.allowed, told.grant) == (True, "1")
+    assert not judge.explain("user:bob", "team/a", MANAGE).allowed
+    assert not judge.explain("user:ann", "old/a", MANAGE).allowed
+    everything = Access("repository", "team/a", frozenset({"*", "manage"}))
+    carried = judge.allowed_access("user:ann", everything)
+    assert carried is not None
+    assert carried.actions == {"pull"}
 
 
 GRANTS = st.builds(

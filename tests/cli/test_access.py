@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.admin import Node
+from tests.admin import BOB, Node
 from tests.cli.conftest import Run
 
 POLICY = """\
@@ -139,6 +139,21 @@ def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
     assert (told.exit_code, "none.yaml cannot be read: No such file" in told.stderr) == (1, True)
     assert run("access", "apply", str(tmp_path)).exit_code == 1
     assert run("access", "apply").exit_code == 2
+
+
+def test_an_owner_is_told_what_is_not_his_to_give(
+    run: Run, environment: pytest.MonkeyPatch, listener: tuple[str, Node]
+) -> None:
+    """The owner of a namespace gives rights inside with the same command; outside he is told where his lies."""
+    assert run("grant", "add", "user:bob", "team/**", "manage").exit_code == 0
+    environment.setenv("REGISTRY_PROXY_ADMIN_USER", BOB[0])
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", BOB[1])
+    assert run("grant", "add", "anonymous", "team/public/*", "pull").exit_code == 0
+    told = run("grant", "add", "anonymous", "**", "pull")
+    assert told.exit_code == 1
+    assert "this is not yours to give" in told.stderr
+    assert "repository: expected a pattern that lies in team/**" in told.stderr
+    assert "bob is not an admin" in run("access", "export").stderr
 
 
 def test_no_secret_is_exported(run: Run, listener: tuple[str, Node]) -> None:

@@ -10,7 +10,9 @@ from registry_proxy.spec.patterns import (
     compile_repository_pattern,
     compile_tag_pattern,
     for_subject,
+    is_below,
     literal_prefix,
+    namespace_fault,
     repository_pattern_fault,
     tag_pattern_fault,
 )
@@ -185,3 +187,49 @@ def test_a_subject_is_a_whole_component(pattern: str) -> None:
 def test_a_name_that_is_no_component_has_no_pattern(name: str, expected: str | None) -> None:
     """Names come from people: none makes a pattern match more than its own component."""
     assert for_subject("home/{subject}/**", name) == expected
+
+
+NAMESPACE = st.lists(st.sampled_from(["a", "b", "a-"]), min_size=1, max_size=2)
+
+
+@given(NAMESPACE, PATTERNS, NAMES)
+@example(["a"], ["a"], ["a"])
+@example(["a"], ["a*", "b"], ["aa", "b"])
+@example(["a"], ["a-", "b"], ["a-", "b"])
+@example(["a"], ["**", "b"], ["b"])
+def test_what_lies_in_a_namespace_matches_nothing_outside(
+    namespace: list[str], pattern: list[str], name: list[str]
+) -> None:
+    """Whatever a pattern matches that lies in a namespace is matched by the namespace: an owner gives nothing else."""
+    for inside in (pattern, [*namespace, *pattern]):
+        if (
+            is_below("/".join(inside), "/".join([*namespace, "**"]))
+            and repository_pattern_fault("/".join(inside)) is None
+        ):
+            for text in ("/".join(name), "/".join([*namespace, *name])):
+                if compile_repository_pattern("/".join(inside)).fullmatch(text):
+                    assert compile_repository_pattern("/".join([*namespace, "**"])).fullmatch(text)
+    assert is_below("/".join([*namespace, *pattern]), "/".join([*namespace, "**"]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_namespace"),
+    [
+        ("team/**", True),
+        ("org/team/**", True),
+        ("home/{subject}/**", True),
+        ("{subject}/**", True),
+        ("**", False),
+        ("team", False),
+        ("team/*", False),
+        ("team/a", False),
+        ("*/**", False),
+        ("te*/**", False),
+        ("team/**/**", False),
+        ("team/**/a", False),
+        ("", False),
+    ],
+)
+def test_a_namespace_is_all_below_some_components(pattern: str, *, is_namespace: bool) -> None:
+    """Only such a pattern can have an owner: of everything, or of a wildcard, nobody can tell what lies in it."""
+    assert (namespace_fault(pattern) is None) == is_namespace

@@ -71,7 +71,9 @@ POLICIES = st.builds(
 )
 NAMES = ["/".join(parts) for length in (1, 2, 3) for parts in itertools.product(COMPONENTS, repeat=length)]
 QUESTIONS = st.lists(
-    st.sampled_from(list(itertools.product(CALLERS, NAMES, list(Action), (None, "v1", "x")))), min_size=40, max_size=40
+    st.sampled_from(list(itertools.product(CALLERS, NAMES, list(OPERATIONS), (None, "v1", "x")))),
+    min_size=40,
+    max_size=40,
 )
 
 

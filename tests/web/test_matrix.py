@@ -163,6 +163,8 @@ async def admin(tmp_path: Path) -> AsyncIterator[AdminBench]:
             await node.directory.put_user(name, UserInput(password=f"the password of {name}"))
             if name != "none":
                 await node.directory.add_grant(GrantInput(subject=f"user:{name}", repository="**", actions=(name,)))
+        await node.directory.put_user("owner", UserInput(password="the password of owner"))
+        await node.directory.add_grant(GrantInput(subject="user:owner", repository="own/**", actions=("manage",)))
         yield AdminBench(node, http)
 
 
