@@ -25,6 +25,7 @@ class FakeIssuer:
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self.started_at = int(time.time())
         self.keys: dict[str, PrivateKey] = {"first": _RSA_KEYS[0]}
         self.extra_keys: list[dict[str, Any]] = []
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
@@ -58,7 +59,7 @@ class FakeIssuer:
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         """Return the claims of a job as CI systems give them; a change to None leaves one out."""
-        now = int(time.time())
+        now = self.started_at
         claims = {
             "iss": self.url,
             "aud": AUDIENCE,
