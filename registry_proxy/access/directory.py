@@ -354,14 +354,32 @@ class Directory:
         revision = await self._store.commit([Change(Table.GRANTS, grant.id, grant.stored(), expect=0)])
         return replace(grant, revision=revision)
 
+    async def change_grant(self, grant_id: str, given: GrantInput, *, expect: int | None = None) -> Grant:
+        """Put another grant under an id that is there.
+
+        Raises:
+            InvalidError: with every fault of the input.
+            NotFoundError, RevisionConflictError.
+        """
+        grant = grant_from(given, grant_id)
+
+        async def change() -> Grant:
+            current = await self.get_grant(grant_id)
+            _check_revision(current.revision, expect)
+            revision = await self._store.commit([Change(Table.GRANTS, grant_id, grant.stored(), current.revision)])
+            return replace(grant, revision=revision)
+
+        return await _retried(change)
+
     async def delete_grant(self, grant_id: str, *, expect: int | None = None) -> None:
         """Delete a grant. Raises NotFoundError, RevisionConflictError."""
-        grant = await self.get_grant(grant_id)
-        _check_revision(grant.revision, expect)
-        try:
+
+        async def delete() -> None:
+            grant = await self.get_grant(grant_id)
+            _check_revision(grant.revision, expect)
             await self._store.commit([Change(Table.GRANTS, grant_id, None, expect=grant.revision)])
-        except ConflictError as error:  # a grant is never changed, so it can only be gone
-            raise NotFoundError(f"there is no grant {grant_id}") from error
+
+        await _retried(delete)
 
     # ------------------------------------------------------------ the policy as one document
 

@@ -14,6 +14,7 @@ _Subject = Annotated[
     str,
     typer.Argument(help="user:NAME, group:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous.", show_default=False),
 ]
+_GrantId = Annotated[str, typer.Argument(metavar="ID", help="As `grant list` shows it.", show_default=False)]
 _COLUMNS = {
     "id": "ID",
     "subject": "SUBJECT",
@@ -66,6 +67,39 @@ def add_grant(
             print_table(_COLUMNS, [made], empty="")
 
 
+@grant_app.command("set")
+def set_grant(
+    *,
+    grant_id: _GrantId,
+    actions: Annotated[str | None, typer.Option(help="pull, push, create, delete; several with commas.")] = None,
+    tags: Annotated[str | None, typer.Option(help="Pattern of the tags.")] = None,
+    mode: Annotated[str | None, typer.Option(help="enforce, or warn.")] = None,
+    expires_at: Annotated[
+        str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z, or never.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a right in its place; what no option names stays as it is."""
+    given: dict[str, Any] = {
+        "actions": None if actions is None else [action.strip() for action in actions.split(",")],
+        "tags": tags,
+        "mode": mode,
+        "expires_at": expires_at,
+    }
+    body = {name: value for name, value in given.items() if value is not None}
+    if not body:
+        raise typer.BadParameter("nothing to change: give --actions, --tags, --mode or --expires-at")
+    if expires_at == "never":
+        body["expires_at"] = None
+    with admin_client() as admin:
+        changed = admin.call("PATCH", "grants", grant_id, body=body).document
+        print_note(f"Grant {grant_id} changed.")
+        if as_json:
+            print_json(changed)
+        else:
+            print_table(_COLUMNS, [changed], empty="")
+
+
 @grant_app.command("list")
 def list_grants(
     subject: Annotated[str | None, typer.Option(help="Only those of this subject, such as user:ann.")] = None,
@@ -84,9 +118,7 @@ def list_grants(
 
 
 @grant_app.command("rm")
-def remove_grant(
-    grant_id: Annotated[str, typer.Argument(metavar="ID", help="As `grant list` shows it.", show_default=False)],
-) -> None:
+def remove_grant(grant_id: _GrantId) -> None:
     """Take a right away."""
     with admin_client() as admin:
         admin.call("DELETE", "grants", grant_id)

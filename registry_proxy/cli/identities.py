@@ -31,11 +31,10 @@ def _show(document: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _change(admin: AdminClient, kind: str, name: str, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Put an object back with the fields that ``edit`` gives, unless another admin changed it in between."""
+    """Change the fields that ``edit`` gives, unless another admin changed the object in between."""
     before = admin.call("GET", kind, name)
-    kept = {key: value for key, value in before.document.items() if key in {"admin", "disabled", "groups", "members"}}
     headers = {"If-Match": before.etag} if before.etag else {}
-    return admin.call("PUT", kind, name, body={**kept, **edit(before.document)}, headers=headers).document
+    return admin.call("PATCH", kind, name, body=edit(before.document), headers=headers).document
 
 
 def _edited(current: list[str], add: list[str], remove: list[str]) -> list[str]:
@@ -70,6 +69,9 @@ def set_user(
     *,
     name: _Name,
     admin: Annotated[bool | None, typer.Option("--admin/--no-admin", help="Give or take the admin's rights.")] = None,
+    disable: Annotated[
+        bool | None, typer.Option("--disable/--enable", help="Refuse its logins and tokens, or take them again.")
+    ] = None,
     add_group: Annotated[list[str] | None, typer.Option(help="Group to put the user into; may be repeated.")] = None,
     remove_group: Annotated[list[str] | None, typer.Option(help="Group to take the user out of.")] = None,
     ldap: _Ldap = False,
@@ -83,8 +85,10 @@ def set_user(
         secret = read_password(from_stdin=password_stdin, file=password_file)
     if secret is None and password:
         secret = ask_password(f"New password of {name}", twice=True)
-    if secret is None and admin is None and not add_group and not remove_group and not ldap:
-        raise typer.BadParameter("nothing to change: give --admin, --add-group, --remove-group, --password or --ldap")
+    if secret is None and admin is None and disable is None and not add_group and not remove_group and not ldap:
+        raise typer.BadParameter(
+            "nothing to change: give --admin, --disable, --add-group, --remove-group, --password or --ldap"
+        )
 
     def edit(user: dict[str, Any]) -> dict[str, Any]:
         changes: dict[str, Any] = {"groups": _edited(user["groups"], add_group or [], remove_group or [])}
@@ -94,6 +98,8 @@ def set_user(
             changes["ldap"] = True
         if admin is not None:
             changes["admin"] = admin
+        if disable is not None:
+            changes["disabled"] = disable
         return changes
 
     with admin_client() as client:

@@ -17,7 +17,6 @@ app = typer.Typer(
     name="registry-proxy",
     help="A caching, permission-checking, failing-over proxy in front of Docker and OCI registries.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 register(app)

@@ -60,21 +60,20 @@ def add_robot(
 def set_robot(
     *,
     name: _Name,
-    expires_at: _Expires = None,
+    expires_at: Annotated[
+        str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z, or never.")
+    ] = None,
     network: Annotated[list[str] | None, typer.Option(help="The networks it may log in from.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Change a robot; what no option names stays as it is."""
     if expires_at is None and network is None:
         raise typer.BadParameter("nothing to change: give --expires-at or --network")
+    body: dict[str, Any] = {} if network is None else {"networks": network}
+    if expires_at is not None:
+        body["expires_at"] = None if expires_at == "never" else expires_at
     with admin_client() as admin:
-        before = admin.call("GET", "robots", name)
-        body = {
-            "expires_at": expires_at or before.document["expires_at"],
-            "networks": before.document["networks"] if network is None else network,
-        }
-        headers = {"If-Match": before.etag} if before.etag else {}
-        _show(admin.call("PUT", "robots", name, body=body, headers=headers).document, as_json=as_json)
+        _show(admin.call("PATCH", "robots", name, body=body).document, as_json=as_json)
 
 
 def _show(robot: dict[str, Any], *, as_json: bool) -> None:

@@ -34,14 +34,18 @@ from registry_proxy.web.admin_documents import (
 from registry_proxy.web.admin_requests import (
     ExplainBody,
     GrantBody,
+    GrantPatch,
     GroupBody,
+    GroupPatch,
     RevocationBody,
     UserBody,
+    UserPatch,
     changed_meanwhile,
     expected_revision,
     format_etag,
     format_time,
     grant_input,
+    patched,
     read_body,
     read_page,
     read_query,
@@ -78,6 +82,16 @@ def stated_grant(grant: Grant) -> StatedGrantDocument:
 def grant_document(grant: Grant) -> GrantDocument:
     """Return a grant as the API answers it."""
     return GrantDocument(id=grant.id, **dict(stated_grant(grant)))
+
+
+def _user_input(body: UserBody) -> UserInput:
+    return UserInput(
+        password=body.password,
+        is_ldap=body.ldap,
+        is_admin=body.admin,
+        is_disabled=body.disabled,
+        groups=tuple(body.groups),
+    )
 
 
 def _answer(document: dict[str, Any], revision: int, status: int = 200) -> web.Response:
@@ -143,6 +157,15 @@ class AccessResources:
                 conditional=True,
             ),
             Endpoint(
+                "PATCH",
+                "/users/{name}",
+                self.patch_user,
+                "Change some of a user",
+                {200: UserDocument},
+                body=UserPatch,
+                conditional=True,
+            ),
+            Endpoint(
                 "DELETE",
                 "/users/{name}",
                 self.delete_user,
@@ -159,6 +182,15 @@ class AccessResources:
                 "Make or replace a group",
                 {200: GroupDocument, 201: GroupDocument},
                 body=GroupBody,
+                conditional=True,
+            ),
+            Endpoint(
+                "PATCH",
+                "/groups/{name}",
+                self.patch_group,
+                "Change some of a group",
+                {200: GroupDocument},
+                body=GroupPatch,
                 conditional=True,
             ),
             Endpoint(
@@ -179,6 +211,15 @@ class AccessResources:
             ),
             Endpoint("POST", "/grants", self.add_grant, "Give a right", {201: GrantDocument}, body=GrantBody),
             Endpoint("GET", "/grants/{name}", self.get_grant, "Show a grant", {200: GrantDocument}),
+            Endpoint(
+                "PATCH",
+                "/grants/{name}",
+                self.patch_grant,
+                "Change some of a grant",
+                {200: GrantDocument},
+                body=GrantPatch,
+                conditional=True,
+            ),
             Endpoint("DELETE", "/grants/{name}", self.delete_grant, "Take a right away", {204: None}, conditional=True),
             Endpoint(
                 "POST",
@@ -212,17 +253,22 @@ class AccessResources:
     async def put_user(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         body = await read_body(request, UserBody)
-        given = UserInput(
-            password=body.password,
-            is_ldap=body.ldap,
-            is_admin=body.admin,
-            is_disabled=body.disabled,
-            groups=tuple(body.groups),
-        )
         current = await _or_none(self._directory.get_user(name)) if is_name(name) else None
         expect = expected_revision(request, current.revision if current else None)
-        user, is_new = await self._directory.put_user(name, given, expect=expect)
+        user, is_new = await self._directory.put_user(name, _user_input(body), expect=expect)
         return _answer(_user_document(user), user.revision, 201 if is_new else 200)
+
+    async def patch_user(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "user")
+        patch = await read_body(request, UserPatch)
+
+        async def write(user: User, expect: int) -> User:
+            current = {"admin": user.is_admin, "disabled": user.is_disabled, "groups": list(user.groups)}
+            body = UserBody(**patch.over(current))
+            return (await self._directory.put_user(name, _user_input(body), expect=expect))[0]
+
+        user = await patched(request, lambda: self._directory.get_user(name), write)
+        return _answer(_user_document(user), user.revision)
 
     async def delete_user(self, request: web.Request) -> web.Response:
         name = _name_of(request, "user")
@@ -248,6 +294,17 @@ class AccessResources:
         expect = expected_revision(request, current.revision if current else None)
         group, is_new = await self._directory.put_group(name, body.members, expect=expect)
         return _answer(_group_document(group), group.revision, 201 if is_new else 200)
+
+    async def patch_group(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "group")
+        patch = await read_body(request, GroupPatch)
+
+        async def write(group: Group, expect: int) -> Group:
+            body = GroupBody(**patch.over({"members": list(group.members)}))
+            return (await self._directory.put_group(name, body.members, expect=expect))[0]
+
+        group = await patched(request, lambda: self._directory.get_group(name), write)
+        return _answer(_group_document(group), group.revision)
 
     async def delete_group(self, request: web.Request) -> web.Response:
         name = _name_of(request, "group")
@@ -282,12 +339,27 @@ class AccessResources:
         grant = await self._directory.add_grant(grant_input(body))
         return _answer(grant_document(grant).as_json(), grant.revision, 201)
 
+    async def patch_grant(self, request: web.Request) -> web.Response:
+        patch = await read_body(request, GrantPatch)
+
+        async def write(grant: Grant, expect: int) -> Grant:
+            current = {**stated_grant(grant).as_json(), "expires_at": grant.expires_at}
+            body = GrantBody(**patch.over(current))
+            if NAMESPACES in request:
+                _check_not_of_owner(grant)
+                _check_inside(request[NAMESPACES], body)
+            return await self._directory.change_grant(grant.id, grant_input(body), expect=expect)
+
+        grant = await patched(request, lambda: self._find_grant(request), write)
+        return _answer(grant_document(grant).as_json(), grant.revision)
+
     async def delete_grant(self, request: web.Request) -> web.Response:
-        current = await self._find_grant(request)
-        if NAMESPACES in request and Action.MANAGE in current.actions:
-            fault = Fault("", "only an administrator takes the right to manage away")
-            raise ProblemError(403, "this is not yours to take", faults=[fault])
-        await self._directory.delete_grant(current.id, expect=expected_revision(request, current.revision))
+        async def delete(grant: Grant, expect: int) -> None:
+            if NAMESPACES in request:
+                _check_not_of_owner(grant)
+            await self._directory.delete_grant(grant.id, expect=expect)
+
+        await patched(request, lambda: self._find_grant(request), delete)
         return web.Response(status=204)
 
     async def _find_grant(self, request: web.Request) -> Grant:
@@ -356,6 +428,13 @@ def _check_inside(namespaces: tuple[str, ...], body: GrantBody) -> None:
         faults.append(Fault("#/actions", "only an administrator gives the right to manage"))
     if faults:
         raise ProblemError(403, "this is not yours to give", faults=faults)
+
+
+def _check_not_of_owner(grant: Grant) -> None:
+    """Refuse what an owner does to a grant that makes an owner."""
+    if Action.MANAGE in grant.actions:
+        fault = Fault("", "only an administrator takes the right to manage away")
+        raise ProblemError(403, "this is not yours to take", faults=[fault])
 
 
 def _joined(namespaces: tuple[str, ...]) -> str:

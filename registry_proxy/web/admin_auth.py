@@ -36,7 +36,7 @@ NAMESPACES: web.RequestKey[tuple[str, ...]] = web.RequestKey("namespaces", tuple
 
 OWNER_ROUTES = frozenset(
     {("GET", "/grants"), ("POST", "/grants"), ("GET", "/grants/{name}"), ("DELETE", "/grants/{name}")}
-    | {("POST", "/explain")}
+    | {("PATCH", "/grants/{name}"), ("POST", "/explain")}
 )
 """What the owner of a namespace may ask for; the handlers see to it that it stays inside."""
 

@@ -13,11 +13,13 @@ from registry_proxy.web.admin_auth import CALLER, SELF_PREFIX
 from registry_proxy.web.admin_documents import KeyDocument, NewSecretDocument, Page, RobotDocument, SecretDocument
 from registry_proxy.web.admin_requests import (
     RobotBody,
+    RobotPatch,
     SecretBody,
     TokenBody,
     expected_revision,
     format_etag,
     format_time,
+    patched,
     read_body,
     read_page,
     read_query,
@@ -78,6 +80,15 @@ class IdentityResources:
                 "Make or replace a robot",
                 {200: RobotDocument, 201: RobotDocument},
                 body=RobotBody,
+                conditional=True,
+            ),
+            Endpoint(
+                "PATCH",
+                "/robots/{name}",
+                self.patch_robot,
+                "Change some of a robot",
+                {200: RobotDocument},
+                body=RobotPatch,
                 conditional=True,
             ),
             Endpoint(
@@ -168,6 +179,16 @@ class IdentityResources:
         expect = expected_revision(request, current)
         robot, is_new = await self._directory.put_robot(name, body.expires_at, body.networks, expect=expect)
         return _robot_answer(robot, 201 if is_new else 200)
+
+    async def patch_robot(self, request: web.Request) -> web.Response:
+        name = _name_of(request, "robot")
+        patch = await read_body(request, RobotPatch)
+
+        async def write(robot: Robot, expect: int) -> Robot:
+            body = RobotBody(**patch.over({"expires_at": robot.expires_at, "networks": list(robot.networks)}))
+            return (await self._directory.put_robot(name, body.expires_at, body.networks, expect=expect))[0]
+
+        return _robot_answer(await patched(request, lambda: self._directory.get_robot(name), write))
 
     async def delete_robot(self, request: web.Request) -> web.Response:
         name = _name_of(request, "robot")

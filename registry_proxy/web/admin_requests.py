@@ -2,15 +2,15 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar, overload
+from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
 
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from registry_proxy.access.directory import GrantInput
+from registry_proxy.access.directory import GrantInput, RevisionConflictError
 from registry_proxy.access.records import GrantMode
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
@@ -43,10 +43,35 @@ class UserBody(Body):
     groups: list[str] = []
 
 
+class Patch(Body):
+    """A merge patch (RFC 7396): a field that is absent stays as it is, null gives it its default."""
+
+    def over(self, current: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of what the patch makes of a document; those that a patch has not are kept."""
+        changed = {**current, **self.model_dump(exclude_unset=True)}
+        return {name: value for name, value in changed.items() if value is not None}
+
+
+class UserPatch(Patch):
+    """PATCH of a user."""
+
+    password: str | None = None
+    ldap: bool | None = None
+    admin: bool | None = None
+    disabled: bool | None = None
+    groups: list[str] | None = None
+
+
 class GroupBody(Body):
     """PUT of a group."""
 
     members: list[str] = []
+
+
+class GroupPatch(Patch):
+    """PATCH of a group."""
+
+    members: list[str] | None = None
 
 
 _TimeInput = Annotated[str, Field(json_schema_extra={"format": "date-time"})] | float | None
@@ -106,11 +131,27 @@ class PolicyBody(Body):
     grants: list[GrantBody]
 
 
+class GrantPatch(Patch):
+    """PATCH of a grant: whom it is for and where are what it is, and stay."""
+
+    tags: str | None = None
+    actions: list[_ActionName] = []
+    mode: _ModeName | None = None
+    expires_at: _Time = None
+
+
 class RobotBody(Body):
     """PUT of a robot."""
 
     expires_at: _Time = None
     networks: list[str] = []
+
+
+class RobotPatch(Patch):
+    """PATCH of a robot."""
+
+    expires_at: _Time = None
+    networks: list[str] | None = None
 
 
 class SecretBody(Body):
@@ -297,3 +338,40 @@ def expected_revision(request: web.Request, current: int | None) -> int | None:
 def changed_meanwhile() -> ProblemError:
     """Return the 412 for a write that would undo somebody else's."""
     return ProblemError(412, "it is not, or not any more, as If-Match says")
+
+
+class Revised(Protocol):
+    """What is stored, with its revision."""
+
+    @property
+    def revision(self) -> int: ...
+
+
+_R = TypeVar("_R", bound=Revised)
+_T = TypeVar("_T")
+_ATTEMPTS = 20
+
+
+async def patched(
+    request: web.Request, read: Callable[[], Awaitable[_R]], write: Callable[[_R, int], Awaitable[_T]]
+) -> _T:
+    """Return what ``write`` made of what is there; done anew if that changed in between and If-Match did not forbid it.
+
+    Args:
+        request: with If-Match or without.
+        read: gives what is there.
+        write: judges what was read, and changes it only in the revision that it is given.
+
+    Raises:
+        ProblemError: 412 when the precondition does not hold.
+        RevisionConflictError: it changed too often.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        current = await read()
+        expected_revision(request, current.revision)
+        try:
+            return await write(current, current.revision)
+        except RevisionConflictError:
+            if "If-Match" in request.headers or attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")

@@ -124,7 +124,8 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
     }
     if endpoint.body is not None:
         is_required = any(field.is_required() for field in endpoint.body.model_fields.values())
-        content = {"application/json": {"schema": schemas[endpoint.body, "validation"]}}
+        media_type = "application/merge-patch+json" if endpoint.method == "PATCH" else "application/json"
+        content = {media_type: {"schema": schemas[endpoint.body, "validation"]}}
         operation["requestBody"] = {"required": is_required, "content": content}
     return operation
 

@@ -51,6 +51,9 @@ def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     assert changed == {**made, "admin": True, "groups": ["dev", "ops"]}
     changed = _json(run("user", "set", "ann", "--remove-group", "dev", "--json"))
     assert changed == {**made, "admin": True, "groups": ["ops"]}
+    assert _json(run("user", "set", "ann", "--disable", "--json")) == {**changed, "disabled": True}
+    assert _json(run("user", "set", "ann", "--no-admin", "--json"))["disabled"], "what no option names stays"
+    assert _json(run("user", "set", "ann", "--enable", "--admin", "--json")) == changed
     assert [user["name"] for user in _json(run("user", "list", "--json"))] == ["admin", "ann", "bob"]
     table = run("user", "list").stdout.splitlines()
     assert table[0].split() == ["NAME", "ADMIN", "GROUPS"]
@@ -110,6 +113,11 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     assert _json(run("grant", "list", "--repository", "team/app", "--json")) == [grant]
     assert _json(run("grant", "list", "--subject", "user:ann", "--json")) == []
     assert grant["id"] in run("grant", "list").stdout
+    changed = _json(run("grant", "set", grant["id"], "--actions", "pull", "--expires-at", "never", "--json"))
+    assert changed == {**grant, "actions": ["pull"], "expires_at": None}
+    assert _json(run("grant", "set", grant["id"], "--mode", "warn", "--json")) == {**changed, "mode": "warn"}
+    _fails(run("grant", "set", grant["id"], "--mode", "maybe"), "mode: expected enforce or warn")
+    assert run("grant", "set", grant["id"]).exit_code == 2
     assert run("grant", "rm", grant["id"]).exit_code == 0
     _fails(run("grant", "rm", grant["id"]), f"there is no grant {grant['id']}")
 

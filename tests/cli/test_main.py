@@ -97,3 +97,12 @@ def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
     for wrong in (["restore", str(config)], ["restore", "/nowhere"], ["backup", "/nowhere/backup"]):
         refused = run(*wrong)
         assert (refused.returncode, "Traceback" in refused.stderr, "error:" in refused.stderr) == (1, False, True)
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    """What `--install-completion` puts into the shell asks the program, which knows its commands and options."""
+    asked = {"registry-proxy user ": "add set list show rm", "registry-proxy grant set --m": "--mode"}
+    for words, expected in asked.items():
+        line = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        result = CliRunner().invoke(app, [], env={"_REGISTRY_PROXY_COMPLETE": "complete_bash", **line})
+        assert result.stdout.split() == expected.split()

@@ -79,7 +79,7 @@ async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
 ROUTES = [
     *((method, filled(path)) for method, path in (route.split() for route in ADMIN_ROUTES) if path not in OPS_PATHS),
     ("GET", "/there/is/no/such/path"),
-    ("PATCH", "/users/bob"),
+    ("DELETE", "/users"),
 ]
 
 
@@ -209,6 +209,60 @@ async def test_a_grant_is_made_found_and_removed(admin: Admin) -> None:
     assert (await admin.call("DELETE", f"/grants/{made['id']}"))[0] == 404
 
 
+async def test_a_patch_changes_what_it_names(admin: Admin) -> None:
+    """What is absent stays, null gives the default, and what cannot be is refused as in a PUT."""
+    made = {"password": "the password of ann", "admin": True, "disabled": True, "groups": ["dev", "ops"]}
+    await admin.call("PUT", "/users/ann", made)
+    status, ann, _ = await admin.call("PATCH", "/users/ann", {"groups": ["qa"], "admin": None})
+    assert (status, ann) == (200, {"name": "ann", "admin": False, "disabled": True, "ldap": False, "groups": ["qa"]})
+    assert (await admin.call("PATCH", "/users/ann", {"disabled": False}))[1] == {**ann, "disabled": False}
+    assert (await admin.call("GET", "/me/tokens", auth=("ann", "the password of ann")))[0] == 200, "it is kept"
+    await admin.call("PUT", "/users/eve", {"ldap": True})
+    assert (await admin.call("PATCH", "/users/eve", {"groups": ["dev"]}))[1]["ldap"] is True
+    assert (await admin.call("PATCH", "/groups/qa", {}))[1] == {"name": "qa", "members": ["ann"]}
+    assert (await admin.call("PATCH", "/groups/qa", {"members": None}))[1] == {"name": "qa", "members": []}
+    networks, ends = ["10.0.0.0/8"], "2100-01-01T00:00:00Z"
+    await admin.call("PUT", "/robots/ci", {"networks": networks, "expires_at": ends})
+    status, robot, _ = await admin.call("PATCH", "/robots/ci", {"expires_at": None})
+    assert (status, robot) == (200, {"name": "ci", "expires_at": None, "networks": networks})
+    for path in ("/users/no", "/groups/no", "/robots/no", "/grants/no", "/users/%00"):
+        assert (await admin.call("PATCH", path, {}))[0] == 404, path
+    wrong: dict[str, Any] = {"/users/ann": {"name": "x"}, "/groups/qa": {"members": ["no"]}, "/robots/ci": [1]}
+    for path, body in wrong.items():
+        assert (await admin.call("PATCH", path, body))[0] == 400, path
+
+
+async def test_a_grant_is_changed_in_its_place(admin: Admin) -> None:
+    """A trial becomes a rule without a moment between; whom it is for and where stay, and it keeps its id."""
+    given = {"subject": "user:bob", "repository": "a/**", "tags": "v*", "actions": ["pull"], "mode": "warn"}
+    _, grant, _ = await admin.call("POST", "/grants", {**given, "expires_at": 4_102_444_800.25})
+    path = f"/grants/{grant['id']}"
+    status, changed, headers = await admin.call("PATCH", path, {"mode": "enforce", "tags": None})
+    assert (status, changed) == (200, {**grant, "mode": "enforce", "tags": "*"})
+    assert (await admin.call("PATCH", path, {}, headers={"If-Match": headers["ETag"]}))[1] == changed
+    question = {"subject": "user:bob", "repository": "a/b", "action": "pull"}
+    assert (await admin.call("POST", "/explain", question))[1]["would_deny"] is False
+    wrong: list[dict[str, Any]] = [{"subject": "user:ann"}, {"actions": []}, {"actions": None}, {"expires_at": "soon"}]
+    for body in [*wrong, {"mode": "x"}]:
+        assert (await admin.call("PATCH", path, body))[0] == 400, body
+    assert (await admin.call("GET", path))[1] == changed
+    assert (await admin.call("PATCH", path, {"expires_at": None}))[1] == {**changed, "expires_at": None}
+
+
+async def test_patches_lose_nothing_of_each_other(admin: Admin) -> None:
+    """Of many at once each is in force afterwards; with the ETag of before only one is."""
+    names = ["admin", "disabled", "groups"]
+    bodies: list[dict[str, Any]] = [{"disabled": True}, {"groups": ["a"]}, {"admin": True}]
+    for status, _, _ in await asyncio.gather(*(admin.call("PATCH", "/users/bob", body) for body in bodies)):
+        assert status == 200
+    _, bob, headers = await admin.call("GET", "/users/bob")
+    assert [bob[name] for name in names] == [True, True, ["a"]]
+    condition = {"If-Match": headers["ETag"]}
+    calls = [admin.call("PATCH", "/users/bob", {"groups": [f"g{i}"]}, headers=condition) for i in range(4)]
+    statuses = sorted(status for status, _, _ in await asyncio.gather(*calls))
+    assert statuses == [200] + [412] * 3
+
+
 async def test_explain_names_the_grant_that_decided(admin: Admin) -> None:
     """The answer is that of the policy as it is now."""
     question = {"subject": "user:bob", "repository": "team/app", "tag": "v1", "action": "pull"}
@@ -245,7 +299,7 @@ async def test_if_match_guards_a_change(admin: Admin, path: str) -> None:
     _, _, headers = await admin.call("GET", path)
     etag = headers["ETag"]
     assert (await admin.call("PUT", path, {}, headers={"If-Match": f'"other", {etag}'}))[0] == 200
-    for method in ("PUT", "DELETE"):
+    for method in ("PUT", "PATCH", "DELETE"):
         for stale in (etag, f"W/{etag}", "nonsense", ""):
             status, problem, _ = await admin.call(method, path, {}, headers={"If-Match": stale})
             assert (status, problem["status"]) == (412, 412), stale
@@ -320,7 +374,7 @@ async def test_a_revocation_names_one_thing(admin: Admin) -> None:
 
 
 _WITHOUT_BODY = {"/cache/verify", "/keys/rotate", "/reload"}
-ROUTES_WITH_BODY = [route for route in ROUTES if route[0] in {"PUT", "POST"} and route[1] not in _WITHOUT_BODY]
+ROUTES_WITH_BODY = [route for route in ROUTES if route[0] in {"PUT", "PATCH", "POST"} and route[1] not in _WITHOUT_BODY]
 BODIES = [
     b"[" * 100_000,
     b'{"groups":' * 100_000,

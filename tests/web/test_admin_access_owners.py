@@ -185,3 +185,21 @@ async def test_a_grant_that_makes_no_owner_is_refused(owners: Owners) -> None:
         with pytest.raises(InvalidError) as caught:
             await owners.node.directory.add_grant(bad)
         assert [name for name, _ in caught.value.faults] == [field]
+
+
+async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
+    """What lies outside is not there to a PATCH; no owner is made or unmade by one, and nothing changes then."""
+    _, made = await owners.call("POST", "/grants", GIVEN)
+    path = f"/grants/{made['id']}"
+    assert (await owners.call("PATCH", path, {"actions": ["push"]}))[1] == {**made, "actions": ["push"]}
+    assert (await owners.call("PATCH", path, {"actions": ["manage"]}))[0] == 403
+    assert (await owners.call("PATCH", path, {"repository": "other/**"}))[0] == 400
+    outside, own = (
+        await owners.grant("user:bob", "other/app", "pull"),
+        await owners.grant("user:bob", "team/x/**", "manage"),
+    )
+    assert (await owners.call("PATCH", f"/grants/{outside}", {"actions": ["push"]}))[0] == 404
+    for body in ({"actions": ["pull"]}, {"expires_at": 1}, {}):
+        assert (await owners.call("PATCH", f"/grants/{own}", body))[0] == 403
+    grants = {grant.id: sorted(grant.actions) for grant in await owners.node.directory.list_grants()}
+    assert (grants[made["id"]], grants[outside], grants[own]) == (["push"], ["pull"], ["manage"])
