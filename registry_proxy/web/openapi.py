@@ -33,7 +33,9 @@ _CONDITIONS = {
     "If-Match": "Only if it still has this ETag; else 412.",
     "If-None-Match": "With *: only if it is not there yet; else 412.",
 }
-_DESCRIPTION = "Lists come in parts; errors are problems (RFC 9457); bodies are JSON of at most 1 MiB."
+_DESCRIPTION = (
+    "Lists come in parts; errors are problems (RFC 9457); bodies are JSON of at most 1 MiB, a whole policy 8 MiB."
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Directory: what administrators change, on a real SQLite store."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -297,3 +297,30 @@ async def test_the_first_admin_with_a_given_password(directory: Directory, store
     admin = await directory.get_user("admin")
     assert admin.is_admin
     assert await directory._passwords.verify("given password", admin.password_hash)
+
+
+async def test_a_policy_is_whole_although_another_changes_what_it_replaces(
+    directory: Directory, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who changes a group between the comparison and the commit is not overwritten unseen: it is compared anew."""
+    await directory.put_user("ann", UserInput(password=SECRET))
+    await directory.put_group("dev", [])
+    commit = store.commit
+    lost: list[bool] = []
+
+    async def overtaken(changes: Sequence[Change]) -> int:
+        if not lost:
+            lost.append(True)
+            await commit([Change(Table.GROUPS, "dev", {"members": ["ann"]})])
+        return await commit(changes)
+
+    monkeypatch.setattr(store, "commit", overtaken)
+    grant = GrantInput(subject="group:ops", repository="a", actions=("pull",))
+    difference, revision = await directory.replace_policy({"ops": ["ann"]}, [grant])
+    assert [group.members for group in difference.groups_removed] == [("ann",)]
+    groups, grants, now = await directory.read_policy()
+    assert [(group.name, group.members) for group in groups] == [("ops", ("ann",))]
+    assert ([each.repository for each in grants], now) == (["a"], revision)
+    with pytest.raises(RevisionConflictError):
+        await directory.replace_policy({}, [], expect=revision - 1)
+    assert (await directory.read_policy())[2] == revision
