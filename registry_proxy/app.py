@@ -49,7 +49,7 @@ from registry_proxy.proxy.warm import Prefetch, Warmer
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import ManifestReplication, tag_revision
+from registry_proxy.replication.manifests import ManifestReplication, recorded_repositories, tag_revision
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
@@ -73,6 +73,7 @@ from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
 from registry_proxy.web.admin import AdminServices, make_admin_app
 from registry_proxy.web.admin_audit import AuditFiles
+from registry_proxy.web.admin_repositories import KnownRepositories
 from registry_proxy.web.middleware import RequestIds
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
@@ -525,6 +526,11 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         cache=node.cache,
         warmer=Warmer(pull),
         route=node.router.route,
+        known=KnownRepositories(
+            recorded=partial(recorded_repositories, node.store),
+            cached=node.memberships.repositories,
+            local_name=node.router.local_name,
+        ),
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=observer.render,
         readiness=Readiness(node.replicas, node.control, context.ending.is_set),

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
-from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository
+from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository, Store
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.tags import TagRules
 from registry_proxy.proxy.warm import Warmer
+from registry_proxy.replication.manifests import recorded_repositories
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.replication.verify import Comparison, Difference
 from registry_proxy.store.open import open_store
@@ -32,6 +34,7 @@ from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.web.admin import AdminServices, make_admin_app
 from registry_proxy.web.admin_audit import AuditFiles
+from registry_proxy.web.admin_repositories import KnownRepositories
 from registry_proxy.web.middleware import RequestIds
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
@@ -84,6 +87,7 @@ ADMIN_ROUTES = {
     "POST /upstreams/{name}/repair": _ADMINS,
     "GET /upstreams/{name}/verify": _ADMINS,
     "POST /upstreams/{name}/verify": _ADMINS,
+    "GET /repositories": _ADMINS,
     "GET /cache": _ADMINS,
     "GET /cache/blobs": _ADMINS,
     "POST /cache/verify": _ADMINS,
@@ -187,6 +191,7 @@ class Node:
     directory: Directory
     control: AccessControl
     signer: TokenSigner
+    store: Store
     cache: DiskCache
     observer: PrometheusObserver
     upstreams: dict[str, Upstream]
@@ -210,7 +215,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     cache = DiskCache(str(root / "cache"), CACHE_MAX_BYTES, 0, observer)
     memberships = FileMemberships(str(root / "cache"))
     reloads: list[ReloadOutcome] = []
-    repairs = {"main": Repairs()}
+    repairs, router = {"main": Repairs()}, PrefixRouter([Route("", "main")])
     reader, compares = MemoryReader(), Verifies()
     audit, origins = MemoryAudit(), Origins(None, [ipaddress.ip_network("127.0.0.1/32")])
 
@@ -240,7 +245,10 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                         tag_rules={"main": TagRules(10)},
                     )
                 ),
-                route=PrefixRouter([Route("", "main")]).route,
+                route=router.route,
+                known=KnownRepositories(
+                    partial(recorded_repositories, store), memberships.repositories, router.local_name
+                ),
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
                 readiness=Readiness(upstreams, control, lambda: draining[0]),
@@ -260,6 +268,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 directory=directory,
                 control=control,
                 signer=signer,
+                store=store,
                 cache=cache,
                 observer=observer,
                 upstreams=upstreams,

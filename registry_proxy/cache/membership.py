@@ -148,7 +148,7 @@ class FileMemberships:
     def digests_of(self, is_meant: Callable[[RoutedRepository], bool]) -> set[Digest]:
         """Return everything that the repositories meant hold, as far as it is known here; in a thread."""
         digests: set[Digest] = set()
-        for routed in self._known_repositories():
+        for routed in self.repositories():
             if is_meant(routed):
                 for kind in _DIRECTORIES:
                     digests |= self._digests(routed, kind)
@@ -167,7 +167,8 @@ class FileMemberships:
                 self._unlink(self._tag(routed, Tag(name)))
         return digests
 
-    def _known_repositories(self) -> Iterator[RoutedRepository]:
+    def repositories(self) -> Iterator[RoutedRepository]:
+        """Give the repositories of which anything is known here; in a thread."""
         for directory, names, _ in os.walk(self._repositories):
             if any(name in names for name in _DIRECTORIES.values()):
                 upstream, _, repository = os.path.relpath(directory, self._repositories).partition("/")

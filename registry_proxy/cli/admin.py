@@ -9,6 +9,7 @@ from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
 from registry_proxy.cli.login import login, logout
 from registry_proxy.cli.node import cache_app, reload_configuration, replica_app, show_openapi
+from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.robots import key_app, robot_app, token_app
 
 
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(token_app, name="token")
     app.add_typer(key_app, name="key")
     app.add_typer(replica_app, name="replica")
+    app.add_typer(repository_app, name="repository")
     app.add_typer(cache_app, name="cache")
     app.add_typer(audit_app, name="audit")
     app.command("reload")(reload_configuration)

@@ -1,5 +1,6 @@
 """Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -29,7 +30,7 @@ from registry_proxy.replication.journal import IntentKey, IntentKind, Journal, O
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.spec.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Tag
+from registry_proxy.spec.reference import Digest, Repository, Tag
 
 
 def manifest_record_key(routed: RoutedRepository, digest: Digest) -> str:
@@ -40,6 +41,21 @@ def manifest_record_key(routed: RoutedRepository, digest: Digest) -> str:
 def tag_record_key(routed: RoutedRepository, tag: Tag) -> str:
     """Return the key of a tag in the table TAGS."""
     return f"{routed}|{tag}"
+
+
+async def recorded_repositories(store: Store, prefix: str = "") -> Counter[RoutedRepository]:
+    """Return the repositories with a manifest or tag on record, and how many tags each has.
+
+    Args:
+        store: where they are.
+        prefix: of the keys; ``main/`` for one upstream.
+    """
+    tags: Counter[RoutedRepository] = Counter()
+    for table, count in ((Table.MANIFESTS, 0), (Table.TAGS, 1)):
+        for record in await store.list(table, prefix):
+            upstream, _, repository = record.key.partition("|")[0].partition("/")
+            tags[RoutedRepository(upstream, Repository(repository))] += count
+    return tags
 
 
 async def tag_revision(store: Store, routed: RoutedRepository, tag: Tag) -> int:

@@ -22,7 +22,7 @@ from registry_proxy.ports import (
 )
 from registry_proxy.replication.copies import has
 from registry_proxy.replication.journal import IntentKey, IntentKind, Journal, JournalMarks
-from registry_proxy.replication.manifests import tag_record_key, write_lease
+from registry_proxy.replication.manifests import recorded_repositories, tag_record_key, write_lease
 from registry_proxy.spec.descriptor import Manifest, ManifestLinks, parse_manifest
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
@@ -146,10 +146,8 @@ class Verifier:
         found: set[Repository] = set()
         for client in self._replica_set.replicas:
             found.update(await client.list_repositories())
-        for table in (Table.MANIFESTS, Table.TAGS):
-            for record in await self._store.list(table, f"{self._replica_set.upstream}/"):
-                found.add(Repository(record.key.partition("|")[0].partition("/")[2]))
-        return found
+        recorded = await recorded_repositories(self._store, f"{self._replica_set.upstream}/")
+        return found | {routed.repository for routed in recorded}
 
     async def _compare_repository(
         self, comparison: Comparison, routed: RoutedRepository, marks: JournalMarks, prefer: str | None

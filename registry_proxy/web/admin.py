@@ -19,6 +19,7 @@ from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_node import Cache, NodeResources
 from registry_proxy.web.admin_policy import PolicyResources
 from registry_proxy.web.admin_replicas import Repairs, ReplicaResources, Upstream, Verifies
+from registry_proxy.web.admin_repositories import KnownRepositories, RepositoryResources
 from registry_proxy.web.admin_requests import BODY_MAX_BYTES
 from registry_proxy.web.admin_warm import WarmResources
 from registry_proxy.web.openapi import OpenApiResource
@@ -48,6 +49,7 @@ class AdminServices:
         cache: the node's cache.
         warmer: brings images into it.
         route: says where a repository lies.
+        known: which repositories there are.
         purge_repository: forgets what a repository holds and returns it; waits for the disk.
         render_metrics: gives the exposition of all workers of the node.
         readiness: tells whether the node is ready; ``ops.Readiness``.
@@ -67,6 +69,7 @@ class AdminServices:
     cache: Cache
     warmer: Warmer
     route: Callable[[Repository], RoutedRepository]
+    known: KnownRepositories
     purge_repository: Callable[[Repository], Collection[Digest]]
     render_metrics: Callable[[], bytes]
     readiness: StateSource
@@ -101,8 +104,9 @@ def make_admin_app(services: AdminServices) -> web.Application:
     identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
     replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers)
     warming = WarmResources(services.warmer, services.route)
+    repositories = RepositoryResources(services.known)
     audit = AuditResources(services.audit_files, services.directory, services.control)
-    resources = (access, PolicyResources(services.directory), identities, node, replicas, warming, audit)
+    resources = (access, PolicyResources(services.directory), identities, node, replicas, repositories, warming, audit)
     endpoints = [endpoint for each in resources for endpoint in each.routes()]
     openapi = OpenApiResource(endpoints, _PREFIX)
     for endpoint in [*endpoints, *openapi.routes()]:

@@ -209,6 +209,15 @@ class ComparisonDocument(Document):
     differences: list[DifferenceDocument]
 
 
+class RepositoryDocument(Document):
+    """A repository that is known; ``tags_on_record`` were pushed through the proxy, ``cached`` is of this node."""
+
+    name: str
+    upstream: str
+    tags_on_record: int
+    cached: bool
+
+
 class CacheDocument(Document):
     """The cache of this node; requests and hit ratios by kind of content, a ratio null before the first request."""
 

@@ -22,6 +22,7 @@ _QUERY: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "after": (_TEXT, "What the list goes on after: `next` of the part before."),
     "subject": (_TEXT, "Only of this subject, such as user:ann."),
     "repository": (_TEXT, "Only of this repository."),
+    "prefix": (_TEXT, "Only what begins so."),
     "action": (_TEXT, "Only of this action."),
     "outcome": (_TEXT, "Only with this outcome."),
     "request_id": (_TEXT, "Only of this request."),

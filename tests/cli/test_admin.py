@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.main import app
-from registry_proxy.ports import ReplicaState
+from registry_proxy.ports import Change, ReplicaState, Table
 from registry_proxy.spec.reference import digest_of
 from tests.admin import ADMIN, BOB, Node
 from tests.cli.conftest import Run
@@ -360,3 +360,18 @@ def test_the_description_of_the_api_is_printed(run: Run) -> None:
     document = _json(run("openapi"))
     assert document["openapi"].startswith("3.1.")
     assert "/admin/v1/users/{name}" in document["paths"]
+
+
+def test_repositories_are_listed_by_prefix(run: Run, listener: tuple[str, Node]) -> None:
+    """`repository list` shows what is known, or says that nothing is."""
+    assert "No repository is known." in run("repository", "list").stderr
+    loop, store = listener[1].loop, listener[1].store
+    changes = [Change(Table.TAGS, f"main/{name}|v1", {}) for name in ("team/app", "other")]
+    asyncio.run_coroutine_threadsafe(store.commit(changes), loop).result(20)
+    (app_,) = _json(run("repository", "list", "--prefix", "team/", "--json"))
+    assert (app_["name"], app_["tags_on_record"]) == ("team/app", 1)
+    assert [line.split()[0] for line in run("repository", "list").stdout.splitlines()] == [
+        "REPOSITORY",
+        "other",
+        "team/app",
+    ]

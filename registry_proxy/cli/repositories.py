@@ -1,0 +1,26 @@
+"""`registry-proxy repository`: which repositories there are."""
+
+from typing import Annotated
+
+import typer
+
+from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.output import JsonOption, print_json, print_table
+
+repository_app = typer.Typer(help="Repositories.", no_args_is_help=True)
+
+_COLUMNS = {"name": "REPOSITORY", "upstream": "UPSTREAM", "tags_on_record": "TAGS", "cached": "CACHED"}
+
+
+@repository_app.command("list")
+def list_repositories(
+    prefix: Annotated[str, typer.Option(help="Only those whose name begins so, such as team/.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List what was pushed through the proxy, or is in the cache of this node; no registry is asked."""
+    with admin_client() as admin:
+        repositories = admin.list_all("repositories", query={"prefix": prefix} if prefix else None)
+        if as_json:
+            print_json(repositories)
+        else:
+            print_table(_COLUMNS, repositories, empty="No repository is known.")

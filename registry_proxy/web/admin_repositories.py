@@ -1,0 +1,63 @@
+"""Repositories of the admin API: those that were pushed through the proxy, or are in the cache of this node."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from registry_proxy.ports import RoutedRepository
+from registry_proxy.spec.reference import Repository
+from registry_proxy.web.admin_documents import Page, RepositoryDocument
+from registry_proxy.web.admin_requests import read_page, read_query
+from registry_proxy.web.openapi import PAGE, Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRepositories:
+    """Where repositories are known from, without asking a registry.
+
+    Args:
+        recorded: those that something was pushed to, with the number of their tags on record.
+        cached: those that this node holds something of; waits for the disk.
+        local_name: says under which name one is known here; None when no route leads to it any more.
+    """
+
+    recorded: Callable[[], Awaitable[Mapping[RoutedRepository, int]]]
+    cached: Callable[[], Iterable[RoutedRepository]]
+    local_name: Callable[[RoutedRepository], Repository | None]
+
+
+class RepositoryResources:
+    """The handler over what is known."""
+
+    def __init__(self, known: KnownRepositories) -> None:
+        self._known = known
+
+    def routes(self) -> list[Endpoint]:
+        """Return the routes, below /admin/v1."""
+        return [
+            Endpoint(
+                "GET",
+                "/repositories",
+                self.list_repositories,
+                "List what was pushed through the proxy, or is cached here",
+                {200: Page[RepositoryDocument]},
+                query=(*PAGE, "prefix"),
+            )
+        ]
+
+    async def list_repositories(self, request: web.Request) -> web.Response:
+        query = read_query(request, (*PAGE, "prefix"))
+        page, prefix = read_page(query), query.get("prefix", "")
+        recorded = await self._known.recorded()
+        cached = await asyncio.to_thread(lambda: set(self._known.cached()))
+        items: dict[str, Any] = {}
+        for routed in {*recorded, *cached}:
+            name = self._known.local_name(routed)
+            if name is not None and name.startswith(prefix):
+                items[name] = RepositoryDocument(
+                    name=name, upstream=routed.upstream, tags_on_record=recorded.get(routed, 0), cached=routed in cached
+                ).as_json()
+        return web.json_response(page.cut(items))
