@@ -444,7 +444,7 @@ async def test_no_garbage_is_a_500(admin: Admin) -> None:
         status, _, _ = await admin.call(method, path, body)
         assert status < 500 or status == 501, (path, body)
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         st.sampled_from(ROUTES_WITH_BODY),
         _JSON | st.dictionaries(st.sampled_from(_FIELDS), _JSON | st.lists(st.text()) | st.text(), max_size=4),

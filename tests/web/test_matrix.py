@@ -92,6 +92,8 @@ async def test_the_registry(public: PublicBench, caller: str) -> None:
     subject = {"admin": "user:admin", "anonymous": "anonymous"}.get(caller, "user:ann")
     if caller in {"pull", "create", "push", "delete"}:
         public.allow(caller, repository="team/*")
+    if caller == "owner":
+        public.allow("manage", repository="team/**")  # who gives rights has none by that
     scopes = [f"repository:{repository}:pull,push,delete" for repository in ("team/app", f"team/{ABSENT}")]
     headers = {} if caller == "no token" else public.bearer(subject, *scopes)
     for operation, (method, template, allowed) in REGISTRY.items():
