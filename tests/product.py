@@ -16,7 +16,7 @@ import httpx
 import psutil
 import yaml
 
-from tests.servers import Server, free_port, wait_for_port
+from tests.servers import Server, free_port, wait_until
 
 ADMIN_PASSWORD = "correct horse battery"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -62,10 +62,13 @@ class Proxy(Server):
         return self.root / "cache"
 
     def start(self) -> None:
-        """Start it and wait until it is healthy."""
-        super().start()
-        wait_for_port(self.admin_port, self.process)
-        httpx.get(f"{self.admin_url}/healthz", timeout=30).raise_for_status()
+        """Start it and wait until all its workers are ready."""
+        before = len(self.log_text())
+        self.launch()
+        wait_until(
+            lambda: self.has_ended or "is ready: " in self.log_text()[before:], "it is ready", timeout_seconds=60
+        )
+        assert not self.has_ended, self.log_text()
 
     def processes(self) -> list[psutil.Process]:
         """Return the supervisor and all its children."""

@@ -76,6 +76,11 @@ class Server:
             raise RuntimeError("not running")
         return self.process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was started and has ended by itself."""
+        return self.process is not None and self.process.poll() is not None
+
     def launch(self) -> None:
         """Start it and return at once."""
         with self.log.open("ab") as log:

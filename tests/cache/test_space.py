@@ -19,12 +19,10 @@ from tests.cache.test_disk import blob_file, put
 from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.waiting import until
 
-NOW = time.time()
-
 
 def use(path: Path, digest: Digest, seconds_ahead: int = 100) -> None:
     """Use a content, later than all that went before."""
-    os.utime(blob_file(path, digest), ns=(round((NOW + seconds_ahead) * 1e9), 0))
+    os.utime(blob_file(path, digest), ns=(round((time.time() + seconds_ahead) * 1e9), 0))
 
 
 def is_there(path: Path, digest: Digest) -> bool:
@@ -52,7 +50,7 @@ async def test_the_oldest_that_was_not_used_since_it_came_goes_first(make_cache:
 def age(path: Path, contents: Sequence[tuple[bytes, Digest]]) -> None:
     """Let the last use of contents lie hours back, at or before what eviction has noted."""
     for _, digest in contents:
-        os.utime(blob_file(path, digest), ns=(round((NOW - 10_000) * 1e9), 0))
+        os.utime(blob_file(path, digest), ns=(round((time.time() - 10_000) * 1e9), 0))
 
 
 async def test_opening_is_a_use(make_cache: MakeCache, cache_path: Path) -> None:

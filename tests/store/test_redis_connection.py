@@ -18,6 +18,9 @@ from registry_proxy.store.redis_connection import parse_redis_url
 from tests.conftest import require_program
 from tests.servers import Server, free_port, redis_server, running
 
+PATIENCE_SECONDS = 8.0
+"""For one answer; a Sentinel has a quarter. A busy machine needs it."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -91,7 +94,7 @@ async def test_what_was_committed_outlives_the_primary(group: Group, page: Chang
     await until_copied(group)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = group.url.replace("@", f"@127.0.0.1:{silent.getsockname()[1]},")
-        store = RedisStore(url, page)
+        store = RedisStore(url, page, timeout_seconds=PATIENCE_SECONDS)
         await store.commit([Change(Table.USERS, "ann", {"v": 1})])
         group.primary.send_signal(number)
         await until_it_works(store, Change(Table.USERS, "bob", {"v": 2}))
@@ -109,7 +112,7 @@ async def test_a_write_that_no_replica_has_is_told_of(
 ) -> None:
     """Without a Redis replica writes go on, and the log says once that a fail-over may lose them."""
     await until_copied(group)
-    store = RedisStore(group.url, page)
+    store = RedisStore(group.url, page, timeout_seconds=PATIENCE_SECONDS)
     await store.commit([Change(Table.USERS, "ann", {"v": 1})])
     assert "fail-over" not in caplog.text
     group.replica.stop(signal.SIGKILL)
