@@ -109,8 +109,10 @@ class TagResolver:
             return None
 
     def _is_current(self, routed: RoutedRepository, cached: CachedTag, recorded: int | None) -> bool:
-        if cached.age_seconds >= self._rules[routed.upstream].ttl_seconds:
-            return False
+        return cached.age_seconds < self._rules[routed.upstream].ttl_seconds and self._is_last(cached, recorded)
+
+    def _is_last(self, cached: CachedTag, recorded: int | None) -> bool:
+        """Tell whether no node has moved or deleted the tag since it was learned; no where that cannot be known."""
         return self._revision is None or (recorded is not None and cached.recorded == recorded)
 
     async def _ask(self, routed: RoutedRepository, tag: Tag, recorded: int | None) -> ResolvedTag:
@@ -120,7 +122,12 @@ class TagResolver:
             try:
                 descriptor = await readers[routed.upstream].resolve_tag(routed.repository, tag)
             except (RegistryError, UpstreamUnavailableError) as error:
-                return self._stand_in(routed, tag, before, error)
+                return self._stand_in(routed, tag, before, recorded, error)
+            if (after := await self._recorded(routed, tag)) != recorded:
+                recorded = (
+                    after  # another node came between: the record may be gone again, and be told by nothing later
+                )
+                continue
             version = None if before is None else before.version
             if self._memberships.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
                 return ResolvedTag(descriptor, was_asked=True)
@@ -135,12 +142,14 @@ class TagResolver:
         routed: RoutedRepository,
         tag: Tag,
         before: CachedTag | None,
+        recorded: int | None,
         error: RegistryError | UpstreamUnavailableError,
     ) -> ResolvedTag:
         """Return what the tag was where the upstream's rules allow it in spite of this error, else raise the error."""
         reason = _reason(error)
         now = self._memberships.find_tag(routed, tag)
-        if now is not None and reason in self._rules[routed.upstream].stale_on:
+        is_allowed = reason in self._rules[routed.upstream].stale_on
+        if now is not None and is_allowed and self._is_last(now, recorded):
             self._observer.stale_answer(reason)
             return ResolvedTag(now.descriptor, was_asked=False, warning=_warning(reason, now.age_seconds))
         was_moved = now is not None and (before is None or now.version != before.version)

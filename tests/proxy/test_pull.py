@@ -549,7 +549,7 @@ async def test_who_comes_after_a_push_elsewhere_does_not_join_an_older_question(
 
 
 async def test_without_the_store_a_replica_is_asked_for_every_tag(bench: Bench) -> None:
-    """Nobody can tell then whether another node moved it. Where no replica answers either, it is what it was."""
+    """Nobody can tell then whether another node moved it; where no replica answers either, the tag is not known."""
     bench.revision = 7
     bench.restart()
     bench.reader.add_manifest("a", BODY, "latest")
@@ -560,8 +560,41 @@ async def test_without_the_store_a_replica_is_asked_for_every_tag(bench: Bench) 
         assert (await bench.pull.head_manifest(A, LATEST)).descriptor.digest == new
     assert bench.reader.count("resolve_tag") == 3
     bench.go_down()
+    with pytest.raises(UpstreamUnavailableError):
+        await bench.pull.head_manifest(A, LATEST)
+
+
+async def test_what_another_node_moved_is_no_answer_when_replicas_are_away(bench: Bench) -> None:
+    """A tag stands in for a replica that does not answer only while the record says that nobody has moved it since."""
+    bench.revision = 7
+    bench.restart()
+    known = bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.head_manifest(A, LATEST)
+    bench.go_down()
+    bench.memberships.tag_age_seconds = 42
     answer = await bench.pull.head_manifest(A, LATEST)
-    assert (answer.descriptor.digest, answer.warning is not None) == (new, True)
+    assert (answer.descriptor.digest, answer.warning is not None) == (known, True)
+    for moved in (8, 0):
+        bench.revision = moved
+        with pytest.raises(UpstreamUnavailableError):
+            await bench.pull.head_manifest(A, LATEST)
+
+
+async def test_what_a_replica_says_while_the_record_changes_is_asked_again(bench: Bench) -> None:
+    """What a push in between made it is not kept under the revision of before, which a delete brings back."""
+    bench.revision = 0
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    bench.reader.gate = asyncio.Event()
+    asking = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
+    await until(lambda: bench.reader.count("resolve_tag") == 1)
+    bench.revision = 8
+    bench.reader.gate.set()
+    await asking
+    assert bench.reader.count("resolve_tag") == 2
+    bench.revision = 0
+    await bench.pull.head_manifest(A, LATEST)
+    assert bench.reader.count("resolve_tag") == 3
 
 
 async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Bench) -> None:
