@@ -1,5 +1,6 @@
 """The whole product as a test runs it: `registry-proxy serve` as a process of its own, and a client of its contract."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -87,7 +88,8 @@ class Proxy(Server):
         """End the supervisor and all workers with SIGKILL, as a power cut would."""
         processes = self.processes()
         for process in processes:
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # a worker that was just killed, too
+                process.send_signal(signal.SIGKILL)
         psutil.wait_procs(processes, timeout=10)
         assert self.process is not None
         self.process.wait()
