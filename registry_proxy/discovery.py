@@ -50,6 +50,7 @@ class Discovery:
     def __init__(self, path: str) -> None:
         self._path = path
         self._known: dict[str, list[_Found]] = self._read()
+        self._in_force: dict[str, list[_Found]] = {}
         self._settings: Settings | None = None
         self._expires_seconds = _LONGEST_SECONDS
 
@@ -59,19 +60,23 @@ class Discovery:
         Raises:
             StartError: an upstream would have no replica.
         """
-        self._settings = settings
-        await self._look()
+        await self._look(settings)
         return settings.model_copy(
             update={"upstreams": {name: self._expanded(name, each) for name, each in settings.upstreams.items()}}
         )
 
+    def confirm(self, settings: Settings) -> None:
+        """Take what ``expand`` gave last for settings, as they were configured, for what is in force now."""
+        self._settings = settings
+        self._in_force = {source: list(found) for source, found in self._known.items()}
+
     async def changed(self) -> None:
-        """Return when ``expand`` would give other replicas than it gave."""
+        """Return when DNS names other replicas than those in force; again and again until they are."""
         while True:
             await asyncio.sleep(self._expires_seconds)
-            before = {source: list(found) for source, found in self._known.items()}
-            await self._look()
-            if self._known != before:
+            if self._settings is not None:
+                await self._look(self._settings)
+            if self._known != self._in_force:
                 return
 
     # ------------------------------------------------------------ inside
@@ -89,13 +94,18 @@ class Discovery:
             raise StartError(f"DNS names no replica of upstream {name}: {wanted}; the log says what it answered")
         return upstream.model_copy(update={"replicas": tuple(replicas.values())})
 
-    async def _look(self) -> None:
-        if self._settings is None:
-            return
-        resolver = _resolver(self._settings.nameservers)
+    async def _look(self, settings: Settings) -> None:
         self._expires_seconds = _LONGEST_SECONDS
+        if not any(each.discover for upstream in settings.upstreams.values() for each in upstream.replicas):
+            return
+        try:
+            resolver = _resolver(settings.nameservers)
+        except dns.exception.DNSException as error:
+            _log.warning("there is no DNS server to ask (nameservers, or /etc/resolv.conf): %s", error)
+            self._expires_seconds = _RETRY_SECONDS
+            return
         before = {source: list(found) for source, found in self._known.items()}
-        for upstream in self._settings.upstreams.values():
+        for upstream in settings.upstreams.values():
             for replica in upstream.replicas:
                 if replica.discover is not None:
                     await self._ask(resolver, replica, keeps_all=upstream.storage == "independent")

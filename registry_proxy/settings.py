@@ -192,9 +192,10 @@ def _check_store(value: SecretStr) -> SecretStr:
 
 
 def _names_sentinels(rest: str) -> bool:
-    hosts, slash, path = rest.rpartition("@")[2].partition("/")
+    authority, _, path = rest.partition("/")
+    hosts = authority.rpartition("@")[2]
     name = path.partition("?")[0].partition("/")[0]
-    return bool(slash and name) and all(split_url(f"redis://{host}") is not None for host in hosts.split(","))
+    return bool(name) and all(split_url(f"redis://{host}") is not None for host in hosts.split(","))
 
 
 def _check_syslog(value: str | None) -> str | None:

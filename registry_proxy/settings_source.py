@@ -12,6 +12,7 @@ import yaml
 ENVIRONMENT_PREFIX = "REGISTRY_PROXY__"
 _MAX_VALUES = 100_000  # for each MiB: a few aliases of aliases make billions
 _CREDENTIALS = re.compile(r"(://)[^/\s@]*@")
+_SECRET_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*")
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null")}
 
 KeyPath = tuple[str | int, ...]
@@ -70,7 +71,7 @@ def describe(value: Any) -> str:
         case list() | tuple():
             return "a list"
         case str():
-            text = _CREDENTIALS.sub(r"\1***@", value)
+            text = _SECRET_IN_QUERY.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", value))
             return json.dumps(text if len(text) <= 80 else text[:77] + "...", ensure_ascii=False)
         case _:
             return str(value).lower() if isinstance(value, bool) else f"{value!s:.80}"

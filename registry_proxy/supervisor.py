@@ -40,6 +40,9 @@ from registry_proxy.telemetry.samples import forget_gauges
 MAX_OLD_GENERATIONS = 4
 """How many may finish what they do at the same time: each takes the memory of its workers."""
 
+_PAUSE_AFTER_DNS_SECONDS = 10.0
+"""Until DNS may cause the next reload: one that is refused is not tried again at once."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -174,6 +177,7 @@ class Supervisor:
             raise
         self._announce()
         self._keep_all(self._current)
+        self._discovery.confirm(self._settings)
         following = spawn(self._follow_dns(), "replicas in DNS")
         while not self._stopping.is_set():
             await first_of(None, self._stopping.wait(), self._reload_wanted.wait())
@@ -224,7 +228,8 @@ class Supervisor:
         """Replace the generation by one with the configuration as it is now; on any fault change nothing."""
         number = self._current.number
         try:
-            settings = await self._discovery.expand(self._load())
+            configured = self._load()
+            settings = await self._discovery.expand(configured)
         except SettingsError as error:
             return self._refused(ReloadOutcome(number, faults=tuple(map(str, error.faults))))
         except StartError as error:
@@ -242,6 +247,7 @@ class Supervisor:
                 unused.close()
             del self._public[sockets:]
             return self._refused(ReloadOutcome(number, failure=str(error)))
+        self._discovery.confirm(configured)
         outdated, self._current = self._current, generation
         if self._stopping.is_set():
             generation.over.set()
@@ -256,6 +262,7 @@ class Supervisor:
             await self._discovery.changed()
             _log.info("DNS names other replicas")
             self.reload()
+            await asyncio.sleep(_PAUSE_AFTER_DNS_SECONDS)
 
     def _refused(self, outcome: ReloadOutcome) -> ReloadOutcome:
         reason = "; ".join(outcome.faults) or outcome.failure

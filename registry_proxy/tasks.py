@@ -42,7 +42,12 @@ async def obeying_cancellation(awaitable: Awaitable[_T]) -> _T:
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
-    outcome = await awaitable
+    try:
+        outcome = await awaitable
+    except Exception:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError from None
+        raise
     if task and task.cancelling() > before:
         raise asyncio.CancelledError
     return outcome

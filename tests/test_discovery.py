@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dns.resolver import NoResolverConfiguration
 
 from registry_proxy.discovery import Discovery
 from registry_proxy.node import StartError
@@ -78,10 +79,12 @@ async def test_it_tells_when_dns_names_others(dns: Dns, configured: Callable[...
     dns.serve("--host-record=registry.test,127.0.0.2")
     discovery = Discovery(str(tmp_path / "found"))
     await discovery.expand(settings)
+    discovery.confirm(settings)
     changed = spawn(discovery.changed(), "change")
     dns.serve("--host-record=registry.test,127.0.0.3")
     async with asyncio.timeout(60):
         await changed
+        await discovery.changed()  # as long as nobody has confirmed it
     assert replicas(await discovery.expand(settings)) == [("127.0.0.3:5000", "http://127.0.0.3:5000", "registry.test")]
     dns.stop()
     assert replicas(await discovery.expand(settings)) == [("127.0.0.3:5000", "http://127.0.0.3:5000", "registry.test")]
@@ -102,6 +105,23 @@ async def test_a_replica_of_its_own_store_that_leaves_dns_is_not_forgotten(
     dns.stop()
     assert replicas(await Discovery(path).expand(settings)) == both
     assert len(both) == 2
+
+
+async def test_without_a_dns_server_what_is_configured_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without a resolver starts; an entry for DNS is told to have found nothing, not a traceback."""
+
+    def no_servers(*_: Any, **__: Any) -> None:
+        raise NoResolverConfiguration
+
+    monkeypatch.setattr("dns.asyncresolver.Resolver", no_servers)
+    routes = [{"prefix": "", "upstream": "main"}]
+    main: dict[str, Any] = {"replicas": [{"url": "http://a.test"}]}
+    settings = Settings.model_validate({"upstreams": {"main": main}, "routes": routes})
+    assert await Discovery(str(tmp_path / "found")).expand(settings) == settings
+    main = {"storage": "shared", "replicas": [{"url": "http://a.test", "discover": "addresses"}]}
+    named = Settings.model_validate({"upstreams": {"main": main}, "routes": routes})
+    with pytest.raises(StartError, match="no replica of upstream main"):
+        await Discovery(str(tmp_path / "found")).expand(named)
 
 
 async def test_without_any_replica_it_does_not_start(

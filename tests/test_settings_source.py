@@ -165,6 +165,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_passwords_are_not_repeated() -> None:
     """A fault shows what was found without the credentials in it."""
     assert describe("redis://user:secret@host name/0") == '"redis://***@host name/0"'
+    assert (
+        describe("redis+sentinel://a,b?sentinel_password=secret&x=1")
+        == '"redis+sentinel://a,b?sentinel_password=***&x=1"'
+    )
     texts = [
         b"store: redis://:secret@host name/0\n",
         b'store: "sqlite://:secret@x"\n',

@@ -28,7 +28,7 @@ from registry_proxy.access.tokens import (
 )
 from registry_proxy.ports import Change, ConflictError, Record, Store, StoreChanges, StoreUnavailableError, Table
 from registry_proxy.spec.scope import Action
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import end, spawn
 
 KEY_LIFETIME_SECONDS = 30 * 86_400
 KEY_RENEWAL_SECONDS = 86_400
@@ -241,9 +241,7 @@ class AccessControl:
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     async def rotate_key(self, signer: TokenSigner) -> str:
         """Have this node sign with a new key; what the old one signed stays good to its end. Return the new ``kid``.

@@ -59,7 +59,7 @@ class LdapPasswords:
         if not password or len(password) > PASSWORD_MAX_LENGTH:
             return False
         try:
-            async with self._binds, asyncio.timeout(_TIMEOUT_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS), self._binds:
                 code = await self._bind(self._dn(name), password)
         except TimeoutError:
             raise self._unavailable(f"no answer within {_TIMEOUT_SECONDS:g} s") from None

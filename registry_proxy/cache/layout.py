@@ -173,7 +173,7 @@ def _check_schema(paths: CachePaths) -> None:
 def prepare_cache(path: "str | os.PathLike[str]") -> None:
     """Make the directory ready: layout, schema, no leftovers of a crash. What is committed is not looked at.
 
-    Called once by the supervisor, before it starts a worker and while it holds the node's lock.
+    Called by the first worker, before any of them serves and while it holds the node's lock.
 
     Raises:
         CacheSchemaError: a newer release wrote it.

@@ -73,7 +73,7 @@ def connect(address: RedisAddress, timeout_seconds: float) -> tuple[Redis, Senti
     said: dict[str, Any] = dict(parse_url(address.parts.geturl()))
     sentinel_login = {key: said.pop(f"sentinel_{key}", None) for key in ("username", "password")}
     answering: dict[str, Any] = {
-        "socket_connect_timeout": min(timeout_seconds, 1.0),
+        "socket_connect_timeout": timeout_seconds / 2,
         "socket_timeout": timeout_seconds,
         # A commit whose answer was lost may have happened: repeating it would meet its own revisions.
         "retry": Retry(NoBackoff(), 0),

@@ -165,7 +165,7 @@ async def test_a_lost_lease_is_no_error_of_its_holder(
 
 async def test_many_at_once_share_few_connections(redis: Server, page: ChangePage) -> None:
     """Hundreds of calls at once wait for a connection instead of failing or opening hundreds."""
-    store = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page)
+    store = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page, timeout_seconds=8.0)
     await asyncio.gather(*(store.get(Table.USERS, str(number)) for number in range(300)))
     information = await store._redis.info("clients")
     await store.aclose()
