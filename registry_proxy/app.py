@@ -55,7 +55,7 @@ from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.settings import LdapSettings, OidcSettings, Settings, UpstreamSettings
-from registry_proxy.spec.patterns import compile_claim_pattern, compile_repository_pattern
+from registry_proxy.spec.patterns import compile_repository_pattern, compile_text_pattern
 from registry_proxy.spec.reference import Digest
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
@@ -383,7 +383,7 @@ def _trusted_issuer(name: str, configured: OidcSettings) -> TrustedIssuer:
     rules = [
         ClaimRule(
             name=rule.name,
-            claims={claim: tuple(map(compile_claim_pattern, each)) for claim, each in rule.claims.items()},
+            claims={claim: tuple(map(compile_text_pattern, each)) for claim, each in rule.claims.items()},
             subject=rule.subject,
             groups=rule.groups,
         )

@@ -4,18 +4,13 @@ The workers know nothing of it: their settings list the replicas as if the opera
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 from urllib.parse import urlsplit
-
-import dns.asyncresolver
-import dns.exception
-import dns.nameserver
-import dns.resolver
 
 from registry_proxy.node import StartError
 from registry_proxy.settings import Address, ReplicaSettings, Settings, UpstreamSettings
@@ -68,7 +63,7 @@ class Discovery:
     def confirm(self, settings: Settings) -> None:
         """Take what ``expand`` gave last for settings, as they were configured, for what is in force now."""
         self._settings = settings
-        self._in_force = {source: list(found) for source, found in self._known.items()}
+        self._in_force = dict(self._known)
 
     async def changed(self) -> None:
         """Return when DNS names other replicas than those in force; again and again until they are."""
@@ -96,31 +91,22 @@ class Discovery:
 
     async def _look(self, settings: Settings) -> None:
         self._expires_seconds = _LONGEST_SECONDS
-        if not any(each.discover for upstream in settings.upstreams.values() for each in upstream.replicas):
-            return
-        try:
-            resolver = _resolver(settings.nameservers)
-        except dns.exception.DNSException as error:
-            _log.warning("there is no DNS server to ask (nameservers, or /etc/resolv.conf): %s", error)
-            self._expires_seconds = _RETRY_SECONDS
-            return
-        before = {source: list(found) for source, found in self._known.items()}
+        before = dict(self._known)
         for upstream in settings.upstreams.values():
             for replica in upstream.replicas:
                 if replica.discover is not None:
-                    await self._ask(resolver, replica, keeps_all=upstream.storage == "independent")
+                    await self._ask(settings.nameservers, replica, keeps_all=upstream.storage == "independent")
         if self._known != before:
             self._write()
 
-    async def _ask(self, resolver: dns.asyncresolver.Resolver, replica: ReplicaSettings, *, keeps_all: bool) -> None:
+    async def _ask(self, nameservers: Sequence[Address], replica: ReplicaSettings, *, keeps_all: bool) -> None:
         ask = _find_targets if replica.discover == "srv" else _find_addresses
         source = _source(replica)
         known = self._known.get(source, [])
         try:
-            found, seconds = await ask(resolver, replica)
-        except (dns.exception.DNSException, OSError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            _log.warning("%s is not found in DNS, the replicas stay as they were: %s", replica.host, reason)
+            found, seconds = await ask(nameservers, replica)
+        except OSError as error:
+            _log.warning("%s is not found in DNS, the replicas stay as they were: %s", replica.host, error)
             seconds, found = _RETRY_SECONDS, known
         if keeps_all:
             found = list({each.name: each for each in [*known, *found]}.values())
@@ -153,58 +139,70 @@ def _source(replica: ReplicaSettings) -> str:
 
 
 def _replica(source: ReplicaSettings, found: _Found) -> ReplicaSettings:
-    parts = urlsplit(source.url)
-    host = f"[{found.address}]" if ipaddress.ip_address(found.address).version == 6 else found.address
+    place = Address(found.address, found.port)
     return source.model_copy(
         update={
             "discover": None,
             "name": found.name,
-            "url": parts._replace(netloc=f"{host}:{found.port}").geturl(),
+            "url": urlsplit(source.url)._replace(netloc=str(place)).geturl(),
             "server_name": found.server_name,
             "realm_hosts": (*source.realm_hosts, found.server_name),
         }
     )
 
 
-def _resolver(nameservers: Sequence[Address]) -> dns.asyncresolver.Resolver:
-    resolver = dns.asyncresolver.Resolver(configure=not nameservers)
-    if nameservers:
-        resolver.nameservers = [dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers]
-    resolver.lifetime = _ANSWER_SECONDS
-    return resolver
+async def _records(nameservers: Sequence[Address], name: str, kind: str) -> tuple[list[Any], float]:
+    """Return the records of a kind that a name has, and for how many seconds they hold; [] where it has none.
+
+    Raises:
+        OSError: there is no such name, or DNS does not say.
+    """
+    import dns.asyncresolver  # noqa: PLC0415 - a tenth of the supervisor's start, and few have their replicas from DNS
+    import dns.exception  # noqa: PLC0415 - as above
+    import dns.nameserver  # noqa: PLC0415 - as above
+
+    try:
+        resolver = dns.asyncresolver.Resolver(configure=not nameservers)
+        if nameservers:
+            resolver.nameservers = [dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers]
+        resolver.lifetime = _ANSWER_SECONDS
+        answer = await resolver.resolve(name, kind, raise_on_no_answer=False, search=True)
+    except dns.exception.DNSException as error:
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+    return ([], _LONGEST_SECONDS) if answer.rrset is None else (list(answer), float(answer.rrset.ttl))
 
 
-async def _addresses(resolver: dns.asyncresolver.Resolver, host: str) -> tuple[list[str], float]:
-    """Return the addresses of a host, sorted, at least one, and for how many seconds they hold."""
+async def _addresses(nameservers: Sequence[Address], host: str) -> tuple[list[str], float]:
+    """Return the addresses of a host, sorted, at least one, and for how many seconds they hold. Raises OSError."""
     found: list[str] = []
     seconds = _LONGEST_SECONDS
     for kind in ("A", "AAAA"):
-        answer = await resolver.resolve(host, kind, raise_on_no_answer=False, search=True)
-        if answer.rrset is not None:
-            found += [record.address for record in answer]
-            seconds = min(seconds, answer.rrset.ttl)
+        records, holds = await _records(nameservers, host, kind)
+        found += [record.address for record in records]
+        seconds = min(seconds, holds)
     if not found:
         raise OSError(f"{host} has no address")
     return sorted(found), seconds
 
 
-async def _find_addresses(resolver: dns.asyncresolver.Resolver, replica: ReplicaSettings) -> tuple[list[_Found], float]:
+async def _find_addresses(nameservers: Sequence[Address], replica: ReplicaSettings) -> tuple[list[_Found], float]:
     """Every address of a name is a replica; an address is no identity, but over shared storage none is needed."""
-    addresses, seconds = await _addresses(resolver, replica.host)
-    names = {address: f"[{address}]" if ":" in address else address for address in addresses}
-    port = replica.port
-    return [_Found(f"{name}:{port}", address, port, replica.host) for address, name in names.items()], seconds
+    addresses, seconds = await _addresses(nameservers, replica.host)
+    places = [Address(address, replica.port) for address in addresses]
+    return [_Found(str(place), place.host, place.port, replica.host) for place in places], seconds
 
 
-async def _find_targets(resolver: dns.asyncresolver.Resolver, replica: ReplicaSettings) -> tuple[list[_Found], float]:
+async def _find_targets(nameservers: Sequence[Address], replica: ReplicaSettings) -> tuple[list[_Found], float]:
     """Every target of an SRV record is a replica, by its name and port (RFC 2782; priority and weight are not used)."""
-    answer = await resolver.resolve(replica.host, "SRV", search=True)
-    found, seconds = [], float(answer.rrset.ttl) if answer.rrset is not None else _RETRY_SECONDS
-    for record in answer:
+    records, seconds = await _records(nameservers, replica.host, "SRV")
+    if not records:
+        raise OSError(f"{replica.host} has no SRV record")
+    found = []
+    for record in records:
         target = record.target.to_text(omit_final_dot=True)
         try:
-            addresses, holds = await _addresses(resolver, target)
-        except (dns.exception.DNSException, OSError) as error:
+            addresses, holds = await _addresses(nameservers, target)
+        except OSError as error:
             _log.warning("%s, a target of %s, has no address: %s", target, replica.host, error)
             seconds = min(seconds, _RETRY_SECONDS)
         else:

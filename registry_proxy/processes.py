@@ -33,7 +33,8 @@ class Process:
 
     Attributes:
         ready: set once it serves.
-        prepared: what its preparation of the node returned, as JSON; only the first worker of all prepares.
+        prepared: set once it has prepared the node, as only the first worker of all does.
+        result: what that returned, as JSON.
     """
 
     name: str
@@ -43,7 +44,8 @@ class Process:
     writer: asyncio.StreamWriter
     ask_reload: "Callable[[Process], None]"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    prepared: "asyncio.Future[str]" = field(default_factory=asyncio.Future)
+    prepared: asyncio.Event = field(default_factory=asyncio.Event)
+    result: str = ""
     _heard: bool = False
     _reason: str = ""
 
@@ -74,7 +76,8 @@ class Process:
         elif word == "failed":
             self._reason = rest
         elif word == "prepared":
-            self.prepared.set_result(rest)
+            self.result = rest
+            self.prepared.set()
         elif word == "reload":
             self.ask_reload(self)
 

@@ -41,12 +41,11 @@ _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
 _MAX_NUMBER_LENGTH = 20
 _AUDIT_FILE_MIN_BYTES = 4096
 _REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry that everybody puts behind a proxy
-_LDAP_PORTS = {"ldap": 389, "ldaps": 636}
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "::1", "localhost"})
 _CLAIM_PATTERN_MAX_LENGTH = 500
 _GROUP_NAME = re.compile(r"(?!oidc\Z)[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")  # as access.subject has it
 _OIDC_SUBJECT = re.compile(r"(?:\{[A-Za-z0-9._:/-]+\}|[A-Za-z0-9._@+:/-])+")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ldap": 389, "ldaps": 636}
 
 
 def expected(what: str) -> PydanticCustomError:
@@ -141,7 +140,7 @@ def _parse_origin(value: Any, *, example: str) -> str:
     parts = split_url(value) if isinstance(value, str) else None
     if (
         parts is None
-        or parts.scheme not in _DEFAULT_PORTS
+        or parts.scheme not in {"http", "https"}
         or parts.path not in {"", "/"}
         or parts.query
         or parts.fragment
@@ -247,7 +246,7 @@ def _check_issuer(value: str) -> str:
 
 def _check_ldap(value: str) -> str:
     parts = split_url(value)
-    if not _is_bare(parts) or parts is None or parts.scheme not in _LDAP_PORTS:
+    if not _is_bare(parts) or parts is None or parts.scheme not in {"ldap", "ldaps"}:
         raise expected("ldaps://, a host and, if need be, a port, such as ldaps://ldap.example.com")
     if parts.scheme != "ldaps" and parts.hostname not in _LOOPBACK_NAMES:
         raise expected("an ldaps:// URL (ldap:// only for this machine), since passwords are sent there")
@@ -373,7 +372,24 @@ class TimeoutSettings(Section):
     probe_seconds: Timeout = Field(default=2.0, alias="probe")
 
 
-class ReplicaSettings(Section):
+class ServerSettings(Section):
+    """A server that is named by a URL."""
+
+    url: str
+
+    @property
+    def host(self) -> str:
+        """The host of the URL, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port of the URL, or the one its scheme stands for."""
+        parts = urlsplit(self.url)
+        return parts.port or _DEFAULT_PORTS[parts.scheme]
+
+
+class ReplicaSettings(ServerSettings):
     """One registry that serves an upstream."""
 
     url: ReplicaUrl
@@ -391,21 +407,8 @@ class ReplicaSettings(Section):
         if not self.realm_hosts and self.host in _REALM_HOSTS:
             object.__setattr__(self, "realm_hosts", _REALM_HOSTS[self.host])
         if not self.name:
-            parts = urlsplit(self.url)
-            host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-            object.__setattr__(self, "name", f"{host}:{self.port}")
+            object.__setattr__(self, "name", str(Address(self.host, self.port)))
         return self
-
-    @property
-    def host(self) -> str:
-        """The host of the URL, without brackets."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The port of the URL, or the one its scheme stands for."""
-        parts = urlsplit(self.url)
-        return parts.port or _DEFAULT_PORTS[parts.scheme]
 
     def read_password(self) -> str | None:
         """Return what the password file holds, without the line end; None where there is none.
@@ -471,23 +474,12 @@ class OidcSettings(Section):
     rules: tuple[OidcRuleSettings, ...] = Field(min_length=1)  # the first that fits
 
 
-class LdapSettings(Section):
+class LdapSettings(ServerSettings):
     """The directory that knows the passwords of users who have none here."""
 
     url: Annotated[str, AfterValidator(_check_ldap)]
     bind_dn: Annotated[str, AfterValidator(_check_bind_dn)]
     ca_file: Path | None = None
-
-    @property
-    def host(self) -> str:
-        """The host of the URL, without brackets."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The port of the URL, or the one its scheme stands for."""
-        parts = urlsplit(self.url)
-        return parts.port or _LDAP_PORTS[parts.scheme]
 
     @property
     def uses_tls(self) -> bool:

@@ -92,13 +92,13 @@ def _explain(source: Source, detail: ErrorDetails) -> Fault:
         return source.fault(path, _unknown_key(path))
     if kind == "missing":
         return source.fault(path, "this key is needed, and is not there")
-    if kind in {"expected", "later"}:
+    if kind == "expected":
         message = detail["msg"]
     elif kind in _EXPECTED:
         message = f"expected {_EXPECTED[kind]}"
     else:
         message = detail["msg"].replace("Input should be ", "expected ").replace("String should", "expected it to")
-    return source.fault(path, message if kind == "later" else f"{message}, found {found}")
+    return source.fault(path, f"{message}, found {found}")
 
 
 def _key_path(source: Source, location: tuple[int | str, ...]) -> KeyPath:

@@ -210,11 +210,9 @@ class Supervisor:
         """Start the first worker, wait until it has made the node ready for all; return a password that it made up."""
         await self._launch(self._current, 0, is_first=True)
         worker = self._current.workers[0]
-        await first_of(self._timing.start, asyncio.wait([worker.process.prepared]), asyncio.wait([worker.end]))
-        if not worker.process.prepared.done():
-            reason = worker.end.result() if worker.end.done() else f"not done within {self._timing.start:g} s"
+        if (reason := await self._why_not(worker, worker.process.prepared, "done")) is not None:
             raise StartError(f"the node cannot be prepared: {reason}")
-        password: str | None = json.loads(worker.process.prepared.result())
+        password: str | None = json.loads(worker.process.result)
         return password
 
     def _announce(self) -> None:
@@ -342,11 +340,15 @@ class Supervisor:
 
     async def _wait_ready(self, slot: int, worker: _Worker) -> None:
         """Wait until a worker is ready; raise StartError, with its reason, when it ends or takes too long."""
-        await first_of(self._timing.start, worker.process.ready.wait(), asyncio.wait([worker.end]))
-        if worker.process.ready.is_set():
-            return
-        reason = worker.end.result() if worker.end.done() else f"not ready within {self._timing.start:g} s"
-        raise StartError(f"worker {slot} did not start: {reason}")
+        if (reason := await self._why_not(worker, worker.process.ready, "ready")) is not None:
+            raise StartError(f"worker {slot} did not start: {reason}")
+
+    async def _why_not(self, worker: _Worker, said: asyncio.Event, state: str) -> str | None:
+        """Wait until a worker has said that it is so far; return why it did not when it ends or takes too long."""
+        await first_of(self._timing.start, said.wait(), asyncio.wait([worker.end]))
+        if said.is_set():
+            return None
+        return worker.end.result() if worker.end.done() else f"not {state} within {self._timing.start:g} s"
 
     def _keep_all(self, generation: _Generation) -> None:
         generation.keepers = [

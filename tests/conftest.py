@@ -4,6 +4,7 @@ import compileall
 import ipaddress
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,6 +80,21 @@ def redis(tmp_path: Path) -> Iterator[servers.Server]:
     require_program("redis-server")
     with servers.running(servers.redis_server(tmp_path / "redis")) as server:
         yield server
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Write a certificate of 127.0.0.1, which is its own authority, and its key, with openssl."""
+    command = [require_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Make a certificate of 127.0.0.1; key.pem lies beside it."""
+    path = tmp_path / "cert.pem"
+    make_certificate(path, path.with_name("key.pem"))
+    return path
 
 
 StartProxy = Callable[..., Proxy]

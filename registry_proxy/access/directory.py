@@ -385,9 +385,13 @@ class Directory:
 
     async def read_policy(self) -> tuple[list[Group], list[Grant], int]:
         """Return all groups, each different grant once, and a revision that rises with every change of any of them."""
-        versions = await self._store.versions()
-        revision = max(versions.get(Table.GROUPS, 0), versions.get(Table.GRANTS, 0))
+        revision = await self.policy_revision()
         return await self._groups(), sorted_grants(await self.list_grants()), revision
+
+    async def policy_revision(self) -> int:
+        """Return the revision that rises with every change of any group or grant."""
+        versions = await self._store.versions()
+        return max(versions.get(Table.GROUPS, 0), versions.get(Table.GRANTS, 0))
 
     async def compare_policy(
         self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]
@@ -417,7 +421,7 @@ class Directory:
         """
 
         async def attempt() -> tuple[PolicyDifference, int]:
-            *_, revision = await self.read_policy()
+            revision = await self.policy_revision()
             _check_revision(revision, expect)
             difference, users = await self._compare_policy(groups, grants)
             return difference, await self._store.commit(difference.changes(users)) if difference else revision

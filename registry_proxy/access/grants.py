@@ -22,7 +22,7 @@ from registry_proxy.access.subject import (
 from registry_proxy.spec.patterns import (
     SUBJECT,
     compile_repository_pattern,
-    compile_tag_pattern,
+    compile_text_pattern,
     for_subject,
     literal_prefix,
 )
@@ -325,7 +325,7 @@ class Policy:
 
 
 def _compile(grant: Grant) -> _Compiled:
-    tags = None if grant.tags.strip("*") == "" else compile_tag_pattern(grant.tags)
+    tags = None if grant.tags.strip("*") == "" else compile_text_pattern(grant.tags)
     repository = None if SUBJECT in grant.repository else compile_repository_pattern(grant.repository)
     return _Compiled(grant, repository, tags)
 

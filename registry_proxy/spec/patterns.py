@@ -99,13 +99,8 @@ def for_subject(pattern: str, name: str) -> str | None:
     return pattern.replace(SUBJECT, name) if is_repository(name) and "/" not in name else None
 
 
-def compile_tag_pattern(pattern: str) -> re.Pattern[str]:
-    """Return an expression whose ``fullmatch`` tells whether a tag matches."""
-    return re.compile(_wildcards(pattern, "."))
-
-
-def compile_claim_pattern(pattern: str) -> re.Pattern[str]:
-    """Return an expression whose ``fullmatch`` tells whether a claim of an ID token matches; ``*`` is any text."""
+def compile_text_pattern(pattern: str) -> re.Pattern[str]:
+    """Return an expression whose ``fullmatch`` tells whether a text, such as a tag or claim, matches; ``*`` is any."""
     return re.compile(_wildcards(pattern, "."))
 
 

@@ -45,6 +45,7 @@ from registry_proxy.web.admin_requests import (
     format_etag,
     format_time,
     grant_input,
+    name_of,
     patched,
     read_body,
     read_page,
@@ -103,14 +104,6 @@ async def _or_none(lookup: Awaitable[_T]) -> _T | None:
         return await lookup
     except NotFoundError:
         return None
-
-
-def _name_of(request: web.Request, kind: str) -> str:
-    """Return the name in the path; one that cannot be is not looked up."""
-    name = request.match_info["name"]
-    if not is_name(name):
-        raise ProblemError(404, f"there is no such {kind}")
-    return name
 
 
 @web.middleware
@@ -244,10 +237,10 @@ class AccessResources:
     async def list_users(self, request: web.Request) -> web.Response:
         page = read_page(read_query(request, ("limit", "after")))
         users = await self._directory.list_users()
-        return web.json_response(page.cut({user.name: _user_document(user) for user in users}))
+        return web.json_response(page.cut({user.name: user for user in users}, _user_document))
 
     async def get_user(self, request: web.Request) -> web.Response:
-        user = await self._directory.get_user(_name_of(request, "user"))
+        user = await self._directory.get_user(name_of(request, "user"))
         return _answer(_user_document(user), user.revision)
 
     async def put_user(self, request: web.Request) -> web.Response:
@@ -259,7 +252,7 @@ class AccessResources:
         return _answer(_user_document(user), user.revision, 201 if is_new else 200)
 
     async def patch_user(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "user")
+        name = name_of(request, "user")
         patch = await read_body(request, UserPatch)
 
         async def write(user: User, expect: int) -> User:
@@ -271,7 +264,7 @@ class AccessResources:
         return _answer(_user_document(user), user.revision)
 
     async def delete_user(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "user")
+        name = name_of(request, "user")
         current = await self._directory.get_user(name)
         await self._directory.delete_user(name, expect=expected_revision(request, current.revision))
         return web.Response(status=204)
@@ -281,10 +274,10 @@ class AccessResources:
     async def list_groups(self, request: web.Request) -> web.Response:
         page = read_page(read_query(request, ("limit", "after")))
         groups = await self._directory.list_groups()
-        return web.json_response(page.cut({group.name: _group_document(group) for group in groups}))
+        return web.json_response(page.cut({group.name: group for group in groups}, _group_document))
 
     async def get_group(self, request: web.Request) -> web.Response:
-        group = await self._directory.get_group(_name_of(request, "group"))
+        group = await self._directory.get_group(name_of(request, "group"))
         return _answer(_group_document(group), group.revision)
 
     async def put_group(self, request: web.Request) -> web.Response:
@@ -296,7 +289,7 @@ class AccessResources:
         return _answer(_group_document(group), group.revision, 201 if is_new else 200)
 
     async def patch_group(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "group")
+        name = name_of(request, "group")
         patch = await read_body(request, GroupPatch)
 
         async def write(group: Group, expect: int) -> Group:
@@ -307,7 +300,7 @@ class AccessResources:
         return _answer(_group_document(group), group.revision)
 
     async def delete_group(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "group")
+        name = name_of(request, "group")
         current = await self._directory.get_group(name)
         await self._directory.delete_group(name, expect=expected_revision(request, current.revision))
         return web.Response(status=204)
@@ -318,14 +311,14 @@ class AccessResources:
         query = read_query(request, ("limit", "after", "subject", "repository"))
         page = read_page(query)
         subject, repository = query.get("subject"), query.get("repository")
-        grants = [
-            grant
+        grants = {
+            grant.id: grant
             for grant in await self._directory.list_grants()
-            if _may_see(request, grant)
+            if _may_see(request, grant.repository)
             and (subject is None or grant.subject == subject)
             and (repository is None or _covers(grant, repository))
-        ]
-        return web.json_response(page.cut({grant.id: grant_document(grant).as_json() for grant in grants}))
+        }
+        return web.json_response(page.cut(grants, lambda grant: grant_document(grant).as_json()))
 
     async def get_grant(self, request: web.Request) -> web.Response:
         grant = await self._find_grant(request)
@@ -364,9 +357,9 @@ class AccessResources:
 
     async def _find_grant(self, request: web.Request) -> Grant:
         """Return the grant in the path; one outside of the caller's namespaces is answered like one that is not."""
-        grant_id = _name_of(request, "grant")
+        grant_id = name_of(request, "grant")
         grant = await self._directory.get_grant(grant_id)
-        if not _may_see(request, grant):
+        if not _may_see(request, grant.repository):
             raise NotFoundError(f"there is no grant {grant_id}")
         return grant
 
@@ -384,7 +377,7 @@ class AccessResources:
         if faults:
             raise ProblemError(400, "some values are not valid", faults=faults)
         policy = await self._control.policy()
-        if not _may_ask_about(request, body.repository):
+        if not _may_see(request, body.repository):
             outside = Fault("#/repository", f"expected one that lies in {_joined(request[NAMESPACES])}")
             raise ProblemError(403, "this is not yours to ask", faults=[outside])
         decision = policy.explain(body.subject, body.repository, Action(body.action), body.tag)
@@ -408,13 +401,11 @@ class AccessResources:
         return web.json_response(document.as_json(), status=201)
 
 
-def _may_see(request: web.Request, grant: Grant) -> bool:
-    """Tell whether a grant lies in one of the caller's namespaces; an administrator sees all."""
-    namespaces = request.get(NAMESPACES)
-    return namespaces is None or any(is_below(grant.repository, each) for each in namespaces)
+def _may_see(request: web.Request, repository: str) -> bool:
+    """Tell whether a repository, or all that a pattern matches, lies in a namespace of the caller's.
 
-
-def _may_ask_about(request: web.Request, repository: str) -> bool:
+    An administrator sees all.
+    """
     namespaces = request.get(NAMESPACES)
     return namespaces is None or any(is_below(repository, each) for each in namespaces)
 

@@ -19,6 +19,7 @@ from registry_proxy.web.admin_requests import (
     expected_revision,
     format_etag,
     format_time,
+    name_of,
     patched,
     read_body,
     read_page,
@@ -47,13 +48,6 @@ def _secret_document(secret: Secret) -> dict[str, Any]:
 
 def _robot_answer(robot: Robot, status: int = 200) -> web.Response:
     return web.json_response(_robot_document(robot), status=status, headers={"ETag": format_etag(robot.revision)})
-
-
-def _name_of(request: web.Request, kind: str) -> str:
-    name = request.match_info["name"]
-    if not is_name(name):
-        raise ProblemError(404, f"there is no such {kind}")
-    return name
 
 
 class IdentityResources:
@@ -164,10 +158,10 @@ class IdentityResources:
     async def list_robots(self, request: web.Request) -> web.Response:
         page = read_page(read_query(request, ("limit", "after")))
         robots = await self._directory.list_robots()
-        return web.json_response(page.cut({robot.name: _robot_document(robot) for robot in robots}))
+        return web.json_response(page.cut({robot.name: robot for robot in robots}, _robot_document))
 
     async def get_robot(self, request: web.Request) -> web.Response:
-        return _robot_answer(await self._directory.get_robot(_name_of(request, "robot")))
+        return _robot_answer(await self._directory.get_robot(name_of(request, "robot")))
 
     async def put_robot(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -181,7 +175,7 @@ class IdentityResources:
         return _robot_answer(robot, 201 if is_new else 200)
 
     async def patch_robot(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "robot")
+        name = name_of(request, "robot")
         patch = await read_body(request, RobotPatch)
 
         async def write(robot: Robot, expect: int) -> Robot:
@@ -191,33 +185,33 @@ class IdentityResources:
         return _robot_answer(await patched(request, lambda: self._directory.get_robot(name), write))
 
     async def delete_robot(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "robot")
+        name = name_of(request, "robot")
         current = await self._directory.get_robot(name)
         await self._directory.delete_robot(name, expect=expected_revision(request, current.revision))
         return web.Response(status=204)
 
     async def list_robot_secrets(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "robot")
+        name = name_of(request, "robot")
         await self._directory.get_robot(name)
         return await self._list(request, robot_subject(name))
 
     async def add_robot_secret(self, request: web.Request) -> web.Response:
         body = await read_body(request, SecretBody)
         given = SecretInput(label=body.label, expires_at=body.expires_at)
-        return await self._add(robot_subject(_name_of(request, "robot")), SecretKind.ROBOT, given)
+        return await self._add(robot_subject(name_of(request, "robot")), SecretKind.ROBOT, given)
 
     async def delete_robot_secret(self, request: web.Request) -> web.Response:
-        return await self._delete(request, robot_subject(_name_of(request, "robot")))
+        return await self._delete(request, robot_subject(name_of(request, "robot")))
 
     # ------------------------------------------------------------ tokens of users
 
     async def list_user_tokens(self, request: web.Request) -> web.Response:
-        name = _name_of(request, "user")
+        name = name_of(request, "user")
         await self._directory.get_user(name)
         return await self._list(request, user_subject(name))
 
     async def delete_user_token(self, request: web.Request) -> web.Response:
-        return await self._delete(request, user_subject(_name_of(request, "user")))
+        return await self._delete(request, user_subject(name_of(request, "user")))
 
     async def list_own_tokens(self, request: web.Request) -> web.Response:
         return await self._list(request, request[CALLER].subject)
@@ -244,7 +238,7 @@ class IdentityResources:
     async def _list(self, request: web.Request, subject: str) -> web.Response:
         page = read_page(read_query(request, ("limit", "after")))
         secrets = await self._directory.list_secrets(subject)
-        return web.json_response(page.cut({secret.id: _secret_document(secret) for secret in secrets}))
+        return web.json_response(page.cut({secret.id: secret for secret in secrets}, _secret_document))
 
     async def _add(self, subject: str, kind: SecretKind, given: SecretInput) -> web.Response:
         secret, text = await self._directory.add_secret(subject, kind, given)

@@ -91,8 +91,7 @@ class PolicyResources:
         """Put a policy in the place of the stored one, whole or not at all; tell what changed."""
         read_query(request)
         groups, grants = await _read(request)
-        *_, revision = await self._directory.read_policy()
-        expect = expected_revision(request, revision)
+        expect = expected_revision(request, await self._directory.policy_revision())
         try:
             difference, revision = await self._directory.replace_policy(groups, grants, expect=expect)
         except InvalidError as error:

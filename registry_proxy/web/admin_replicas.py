@@ -231,18 +231,20 @@ class ReplicaResources:
 
     async def list_upstreams(self, request: web.Request) -> web.Response:
         page = read_page(read_query(request, ("limit", "after")))
-        return web.json_response(page.cut({name: await self._upstream_document(name) for name in self._upstreams}))
+        documents = {name: await self._upstream_document(name) for name in self._upstreams}
+        return web.json_response(page.cut(documents, UpstreamDocument.as_json))
 
     async def get_upstream(self, request: web.Request) -> web.Response:
         read_query(request)
-        return web.json_response(await self._upstream_document(self._upstream_name(request)))
+        document = await self._upstream_document(self._upstream_name(request))
+        return web.json_response(document.as_json())
 
     async def repair_upstream(self, request: web.Request) -> web.Response:
         """Have what is pending tried at once; how it goes is in the upstream's document."""
         name = self._upstream_name(request)
         await read_body(request, EmptyBody)
         self._repairers[name].wake()
-        return web.json_response(await self._upstream_document(name), status=202)
+        return web.json_response((await self._upstream_document(name)).as_json(), status=202)
 
     def _upstream_name(self, request: web.Request) -> str:
         name = request.match_info["name"]
@@ -250,12 +252,12 @@ class ReplicaResources:
             raise ProblemError(404, f"there is no upstream {name[:100]!r}; there are: {', '.join(self._upstreams)}")
         return name
 
-    async def _upstream_document(self, name: str) -> dict[str, Any]:
+    async def _upstream_document(self, name: str) -> UpstreamDocument:
         await self._upstreams[name].refresh()
         repairs = self._repairers[name]
         replicas = self._upstreams[name].status()
         documents = [_replica_document(one, repairs.status(one.name)) for one in replicas]
-        return UpstreamDocument(name=name, replicas=documents).as_json()
+        return UpstreamDocument(name=name, replicas=documents)
 
     async def verify_upstream(self, request: web.Request) -> web.Response:
         """Begin to compare; 202, and GET tells how far it is."""

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
@@ -53,11 +52,11 @@ class RepositoryResources:
         page, prefix = read_page(query), query.get("prefix", "")
         recorded = await self._known.recorded()
         cached = await asyncio.to_thread(lambda: set(self._known.cached()))
-        items: dict[str, Any] = {}
+        items: dict[str, RepositoryDocument] = {}
         for routed in {*recorded, *cached}:
             name = self._known.local_name(routed)
             if name is not None and name.startswith(prefix):
                 items[name] = RepositoryDocument(
                     name=name, upstream=routed.upstream, tags_on_record=recorded.get(routed, 0), cached=routed in cached
-                ).as_json()
-        return web.json_response(page.cut(items))
+                )
+        return web.json_response(page.cut(items, RepositoryDocument.as_json))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from registry_proxy.access.directory import GrantInput, RevisionConflictError
 from registry_proxy.access.records import GrantMode
+from registry_proxy.access.subject import is_name
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
@@ -24,6 +25,7 @@ _SECRET = re.compile(r"password|secret(?!_id)|token(?!_id)|hash|credential|priva
 
 ASKED_FOR: web.RequestKey[dict[str, Any]] = web.RequestKey("asked_for", dict)
 """The body that was read, without its secrets: for the audit log."""
+_Item = TypeVar("_Item")
 _ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
 
 
@@ -276,13 +278,26 @@ class PageRequest:
     limit: int
     after: str
 
-    def cut(self, items: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part as the API answers it; ``next`` is the ``after`` of the next part, null at the end."""
+    def cut(self, items: Mapping[str, _Item], document: Callable[[_Item], Any]) -> dict[str, Any]:
+        """Return the part as the API answers it; ``next`` is the ``after`` of the next part, null at the end.
+
+        Args:
+            items: all that there are, by what they are sorted by.
+            document: gives what is answered for one; asked for those of the part alone.
+        """
         keys = sorted(items)
         start = bisect_right(keys, self.after) if self.after else 0
         chosen = keys[start : start + self.limit]
         more = start + self.limit < len(keys)
-        return {"items": [items[key] for key in chosen], "next": chosen[-1] if more else None}
+        return {"items": [document(items[key]) for key in chosen], "next": chosen[-1] if more else None}
+
+
+def name_of(request: web.Request, kind: str) -> str:
+    """Return the name in the path; one that cannot be is not looked up."""
+    name = request.match_info["name"]
+    if not is_name(name):
+        raise ProblemError(404, f"there is no such {kind}")
+    return name
 
 
 def read_page(query: Mapping[str, str]) -> PageRequest:

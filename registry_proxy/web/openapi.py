@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -144,7 +145,8 @@ class OpenApiResource:
     """Answers with the document; it describes itself, too."""
 
     def __init__(self, endpoints: Sequence[Endpoint], prefix: str) -> None:
-        self._document = make_openapi([*endpoints, *self.routes()], prefix)
+        self._endpoints = endpoints
+        self._prefix = prefix
 
     def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1."""
@@ -155,3 +157,8 @@ class OpenApiResource:
     async def get_openapi(self, request: web.Request) -> web.Response:
         read_query(request)
         return web.json_response(self._document)
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        """Made when it is first asked for: no start of a worker waits for it."""
+        return make_openapi([*self._endpoints, *self.routes()], self._prefix)

@@ -20,7 +20,7 @@ from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
-from registry_proxy.spec.patterns import compile_claim_pattern
+from registry_proxy.spec.patterns import compile_text_pattern
 from registry_proxy.spec.scope import Action
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
@@ -188,7 +188,7 @@ async def test_guessing_is_limited_by_user_and_address(node: Node) -> None:
 async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, node: Node) -> None:
     """With the name oidc alone; bad ones do not lock the address out; its tokens are revoked as others are."""
     with running_issuer() as issuer:
-        claims = {"repository": (compile_claim_pattern("acme/*"),)}
+        claims = {"repository": (compile_text_pattern("acme/*"),)}
         rules = [ClaimRule("main", claims, "{repository}", ("deployers",))]
         trusted = TrustedIssuer("ci", issuer.url, AUDIENCE, rules, IssuerKeys(issuer.url))
         ci = await start_node(id_tokens=IdTokenVerifier([trusted]))

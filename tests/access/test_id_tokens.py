@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys, IssuerUnavailableError
-from registry_proxy.spec.patterns import compile_claim_pattern
+from registry_proxy.spec.patterns import compile_text_pattern
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, part, running_issuer
 
 
@@ -26,7 +26,7 @@ def issuer() -> Iterator[FakeIssuer]:
 
 def rule(name: str, subject: str = "{repository}", *, groups: tuple[str, ...] = (), **claims: str) -> ClaimRule:
     """Return a rule; each claim has patterns with a space between them."""
-    patterns = {claim: [compile_claim_pattern(each) for each in text.split()] for claim, text in claims.items()}
+    patterns = {claim: [compile_text_pattern(each) for each in text.split()] for claim, text in claims.items()}
     return ClaimRule(name, patterns, subject, groups)
 
 

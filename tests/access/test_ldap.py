@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -70,16 +69,6 @@ async def test_many_at_once_take_turns(slapd: Server) -> None:
     ldap = asking(slapd.port)
     logins = [("ann", PASSWORDS["ann"]), ("ann", "wrong")] * 50
     assert await asyncio.gather(*(ldap.verify(*login) for login in logins)) == [True, False] * 50
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Make a certificate for 127.0.0.1, its own authority, its key beside it."""
-    path = tmp_path / "cert.pem"
-    command = [require_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=ldap", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, *names, "-keyout", tmp_path / "key.pem", "-out", path], check=True, capture_output=True)
-    return path
 
 
 async def test_tls_is_compared(tmp_path: Path, certificate: Path) -> None:

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 from yarl import URL
 
-from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.conftest import StartProxy, StartRegistry, make_certificate, require_program
 from tests.product import make_image, random_bytes
 from tests.servers import Server, free_port, running
 
@@ -48,12 +48,9 @@ class Certificate:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """Make a certificate with openssl."""
+    """Make a certificate."""
     made = Certificate(tmp_path_factory.mktemp("tls"))
-    command = [require_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-keyout", str(made.key), "-out", str(made.certificate)]
-    subprocess.run(command, check=True, capture_output=True)
+    make_certificate(made.certificate, made.key)
     return made
 
 

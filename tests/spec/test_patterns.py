@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.spec.patterns import (
     compile_repository_pattern,
-    compile_tag_pattern,
+    compile_text_pattern,
     for_subject,
     is_below,
     literal_prefix,
@@ -94,7 +94,7 @@ def test_repository_patterns_do_what_the_model_does(pattern: list[str], name: li
 @given(st.text("ab.*", min_size=1, max_size=8), st.text("ab.", min_size=1, max_size=10))
 def test_tag_patterns_do_what_the_model_does(pattern: str, tag: str) -> None:
     """For any tag pattern and tag the compiled expression and the model agree."""
-    assert (compile_tag_pattern(pattern).fullmatch(tag) is not None) == _wild(pattern, tag)
+    assert (compile_text_pattern(pattern).fullmatch(tag) is not None) == _wild(pattern, tag)
 
 
 @given(PATTERNS, NAMES)
@@ -113,7 +113,7 @@ def test_no_pattern_runs_away() -> None:
     for pattern in ["/".join(["**", "a"] * 60) + "/c", "/".join(["**", "*a*"] * 40) + "/c", "**/*/" * 60 + "c"]:
         assert compile_repository_pattern(pattern).fullmatch(name) is None
     assert compile_repository_pattern("*a" * 100 + "c").fullmatch("a" * 255) is None
-    assert compile_tag_pattern("*a" * 60 + "c").fullmatch("a" * 128) is None
+    assert compile_text_pattern("*a" * 60 + "c").fullmatch("a" * 128) is None
 
 
 @pytest.mark.parametrize(

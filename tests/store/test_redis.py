@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,6 @@ from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.redis_connection import CONNECTIONS_MAX
 from tests.servers import Server, free_port, redis_server, running
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[ChangePage]:
-    """The page of a node."""
-    page = ChangePage(str(tmp_path / "page"))
-    yield page
-    page.close()
 
 
 @pytest.fixture

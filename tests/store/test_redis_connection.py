@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,6 @@ class Group:
     def url(self) -> str:
         """Of the store."""
         return f"redis+sentinel://:hush@127.0.0.1:{self.sentinel.port}/main/2"
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[ChangePage]:
-    """The page of a node."""
-    page = ChangePage(str(tmp_path / "page"))
-    yield page
-    page.close()
 
 
 @pytest.fixture
@@ -138,16 +129,6 @@ def test_a_url_of_sentinels_is_read_whole() -> None:
     assert address.sentinels == (("a", 26379), ("b", 2), ("::1", 3))
     assert address.service == "my main"
     assert address.parts.geturl() == "rediss://u:p%40@a/4?ssl_ca_certs=/ca.pem"
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Make a certificate for 127.0.0.1, its own authority, its key beside it."""
-    path = tmp_path / "cert.pem"
-    command = [require_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, *names, "-keyout", tmp_path / "key.pem", "-out", path], check=True, capture_output=True)
-    return path
 
 
 async def test_redis_over_tls(tmp_path: Path, certificate: Path, page: ChangePage) -> None:
