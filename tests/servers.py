@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import shutil
@@ -22,18 +23,35 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-_PORTS_OF_A_WORKER = 3000
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw3").removeprefix("gw"))
-# Below the range from which the kernel gives ports to clients, and apart for each of up to four test processes: a port
-# that was free a moment ago is then not taken by a connection or by another test.
-_ports = itertools.cycle(
-    range(20_000 + _worker % 4 * _PORTS_OF_A_WORKER, 20_000 + (_worker % 4 + 1) * _PORTS_OF_A_WORKER)
-)
+_FIRST_PORT = 20_000
+_PORTS_OF_A_PROCESS = 1_000
+_PROCESSES = 12
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Return the ports of this test process: a port that was free a moment ago is then not taken by somebody else.
+
+    They lie below those that the kernel gives to clients. Who has which is settled by names of sockets, which the
+    kernel takes back when the process ends.
+    """
+    for number in range(_PROCESSES):
+        claim = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0ports of registry-proxy tests {number}")
+            first = _FIRST_PORT + number * _PORTS_OF_A_PROCESS
+            _claims.append(claim)
+            return itertools.cycle(range(first, first + _PORTS_OF_A_PROCESS))
+        claim.close()
+    raise RuntimeError(f"{_PROCESSES} test processes run already")
+
+
+_claims: list[socket.socket] = []
 
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    for port in itertools.islice(_ports, _PORTS_OF_A_WORKER):
+    for port in itertools.islice(_ports(), _PORTS_OF_A_PROCESS):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
