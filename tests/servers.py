@@ -40,13 +40,10 @@ def _ports() -> Iterator[int]:
         with contextlib.suppress(OSError):
             claim.bind(f"\0ports of registry-proxy tests {number}")
             first = _FIRST_PORT + number * _PORTS_OF_A_PROCESS
-            _claims.append(claim)
+            claim.detach()
             return itertools.cycle(range(first, first + _PORTS_OF_A_PROCESS))
         claim.close()
     raise RuntimeError(f"{_PROCESSES} test processes run already")
-
-
-_claims: list[socket.socket] = []
 
 
 def free_port() -> int:
