@@ -135,6 +135,12 @@ def split_url(value: str) -> SplitResult | None:
     return parts
 
 
+def is_replica_place(host: str, port: int) -> bool:
+    """Tell whether ``host:port`` can be where a replica is, and its name."""
+    place = f"{host}:{port}"
+    return split_url(f"//{place}") is not None and _REPLICA_NAME.fullmatch(place) is not None
+
+
 def _parse_origin(value: Any, *, example: str) -> str:
     """Return ``scheme://host[:port]``, without the slash that some write behind it."""
     parts = split_url(value) if isinstance(value, str) else None
