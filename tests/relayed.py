@@ -18,9 +18,9 @@ from tests.servers import Server, docker_registry, running, wait_until
 REPOSITORY = "team/app"
 
 
-def push_blob(registry: Server, blob: bytes) -> None:
+def push_blob(registry: Server, blob: bytes, repository: str = REPOSITORY) -> None:
     """Push a blob to a registry past the proxy."""
-    with httpx.Client(base_url=f"{registry.url}/v2/{REPOSITORY}", timeout=60) as client:
+    with httpx.Client(base_url=f"{registry.url}/v2/{repository}", timeout=60, verify=False) as client:
         location = client.post("/blobs/uploads/").headers["Location"]
         url = httpx.URL(location).copy_merge_params({"digest": digest_of(blob)})
         assert client.put(url, content=blob).status_code == 201

@@ -112,7 +112,7 @@ class Cluster:
         states = {"up"} if mind_pending else {"up", "behind"}
         for name, node in self.nodes.items():
             try:
-                if (answer := httpx.get(f"{node.admin_url}/readyz", timeout=5)).status_code != 200:
+                if (answer := httpx.get(f"{node.admin_url}/readyz", timeout=5, verify=False)).status_code != 200:
                     found.append(f"{name}: {answer.text}")
                 up = sum(node.metric("registry_proxy_replica_state", state=state) for state in states)
                 if up != len(self.replicas):

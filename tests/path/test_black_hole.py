@@ -2,21 +2,12 @@
 
 import signal
 
-import httpx
-
 from tests.conftest import StartProxy, StartRegistry
 from tests.product import digest_of, random_bytes
-from tests.servers import Server, wait_until
+from tests.relayed import REPOSITORY, push_blob
+from tests.servers import wait_until
 
-REPOSITORY = "team/app"
 QUICK = {"upstreams": {"main": {"timeouts": {"first_byte": "1s", "probe": "1s"}}}}
-
-
-def push_blob(registry: Server, blob: bytes) -> None:
-    """Push a blob to a registry past the proxy."""
-    with httpx.Client(base_url=f"{registry.url}/v2/{REPOSITORY}", timeout=60) as client:
-        location = httpx.URL(client.post("/blobs/uploads/").headers["Location"])
-        assert client.put(location.copy_merge_params({"digest": digest_of(blob)}), content=blob).status_code == 201
 
 
 def test_one_that_never_answers_is_waited_for_once(start_registry: StartRegistry, start_proxy: StartProxy) -> None:

@@ -33,9 +33,11 @@ def start(start_proxy: StartProxy, registries: Sequence[Server], **upstream: obj
 
 def contents(server: Server) -> dict[str, str | None]:
     """Return every tag of a registry and the digest it is, asked past the proxy."""
-    tags = httpx.get(f"{server.url}/v2/{REPOSITORY}/tags/list").json().get("tags") or []
+    tags = httpx.get(f"{server.url}/v2/{REPOSITORY}/tags/list", verify=False).json().get("tags") or []
     accept = {"Accept": OCI_MANIFEST}
-    heads = {tag: httpx.head(f"{server.url}/v2/{REPOSITORY}/manifests/{tag}", headers=accept) for tag in tags}
+    heads = {
+        tag: httpx.head(f"{server.url}/v2/{REPOSITORY}/manifests/{tag}", headers=accept, verify=False) for tag in tags
+    }
     return {tag: head.headers["Docker-Content-Digest"] for tag, head in heads.items()}
 
 
@@ -43,7 +45,10 @@ def has_image(server: Server, image: Image) -> bool:
     """Tell whether a registry has every blob of an image and its manifest, asked past the proxy."""
     paths = [f"blobs/{digest}" for digest in image.blobs] + [f"manifests/{image.digest}"]
     accept = {"Accept": OCI_MANIFEST}
-    return all(httpx.head(f"{server.url}/v2/{REPOSITORY}/{path}", headers=accept).status_code == 200 for path in paths)
+    return all(
+        httpx.head(f"{server.url}/v2/{REPOSITORY}/{path}", headers=accept, verify=False).status_code == 200
+        for path in paths
+    )
 
 
 def pending(proxy: Proxy, server: Server) -> float:
