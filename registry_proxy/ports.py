@@ -578,6 +578,9 @@ class Observer(Protocol):
 
     def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None: ...
     def replica_pending(self, upstream: str, replica: str, count: int) -> None: ...
+    def hedged(self, upstream: str, winner: str) -> None:
+        """Note a question put to a second replica as well; ``winner`` is first, later, or none without an answer."""
+
     def decision(self, action: str, result: str) -> None:
         """``result`` is allow, deny or would_deny."""
 

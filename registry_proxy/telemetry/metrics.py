@@ -64,6 +64,9 @@ class PrometheusObserver:
         self._upstream_requests = self._counter(
             "upstream_requests", "Requests to replicas.", "upstream", "replica", "method", "outcome"
         )
+        self._hedged = self._counter(
+            "hedged_requests", "Questions put to a second replica as well, by who answered.", "upstream", "winner"
+        )
         self._decisions = self._counter("decisions", "Decisions about rights.", "action", "result")
         self._responses = self._counter("responses", "Answers to clients.", "route", "method", "status")
         self._cache_errors = self._counter("cache_errors", "Failures of the cache.", "reason")
@@ -141,6 +144,9 @@ class PrometheusObserver:
 
     def replica_pending(self, upstream: str, replica: str, count: int) -> None:
         self._replica_pending.labels(upstream, replica).set(count)
+
+    def hedged(self, upstream: str, winner: str) -> None:
+        self._add(self._hedged, 1, upstream, winner)
 
     def decision(self, action: str, result: str) -> None:
         self._add(self._decisions, 1, action, result)

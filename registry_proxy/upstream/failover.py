@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -229,28 +229,35 @@ class FailoverReader:
         """
         names, hedging = order_for_read(turn.standings, turn.question.key), self._replicas.hedging
         running: dict[asyncio.Task[_T | None], str] = {}
+        is_hedged = False
         patience: float | None = hedging.begin()
         try:
             for name in names:
                 latest = spawn(self._ask_timed(turn, name, ask, marks), f"ask {name}")
                 running[latest] = name
-                answer = await _first_answer(running, None if name == names[-1] else patience)
-                if running and answer is None and not hedging.take():
-                    answer = await _first_answer(running, None)
-                if answer is not None:
-                    for task, slow in running.items():
-                        if task is not latest:
-                            self._replicas.report_slow(slow)
-                    return answer
+                winner = await _first_answer(running, None if name == names[-1] else patience)
+                if running and winner is None and not hedging.take():
+                    winner = await _first_answer(running, None)
+                if winner is not None:
+                    self._report_overtaken(name for task, name in running.items() if task is not latest)
+                    if is_hedged:
+                        self._replicas.report_hedged("later" if winner is latest else "first")
+                    return winner.result()
                 if self._is_settled(turn):
                     break
                 if running:  # two at a time are enough
-                    patience = None
+                    patience, is_hedged = None, True
+            if is_hedged:
+                self._replicas.report_hedged("none")
             return None
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    def _report_overtaken(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._replicas.report_slow(name)
 
     async def _ask_timed(self, turn: _Round, name: str, ask: _Ask[_T], marks: Marks) -> _T | None:
         began = time.monotonic()
@@ -398,8 +405,10 @@ class FailoverReader:
         return RegistryError(question.unknown, "no such content in the upstream registry", detail=question.detail)
 
 
-async def _first_answer(running: "dict[asyncio.Task[_T | None], str]", timeout: float | None) -> _T | None:
-    """Return the first answer of some tasks; None when none of them has one, or the time is over.
+async def _first_answer(
+    running: "dict[asyncio.Task[_T | None], str]", timeout: float | None
+) -> "asyncio.Task[_T | None] | None":
+    """Return the first of some tasks that has an answer; None when none of them has one, or the time is over.
 
     Tasks without an answer are removed.
     """
@@ -409,6 +418,6 @@ async def _first_answer(running: "dict[asyncio.Task[_T | None], str]", timeout: 
             return None
         for task in done:
             del running[task]
-            if (answer := task.result()) is not None:
-                return answer
+            if task.result() is not None:
+                return task
     return None

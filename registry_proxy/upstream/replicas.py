@@ -183,6 +183,10 @@ class UpstreamReplicas:
         self.doubts.slow(replica)
         self._members[replica].suspicion.set()
 
+    def report_hedged(self, winner: str) -> None:
+        """Count a question that was put to a second replica as well; ``winner`` as ``Observer.hedged`` has it."""
+        self._observer.hedged(self._config.name, winner)
+
     def report_success(self, replica: str) -> None:
         """Tell health that a request was answered, with a 404 maybe."""
         self._members[replica].health.request_succeeded()

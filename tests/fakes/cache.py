@@ -71,6 +71,9 @@ class Events:
     def stale_answer(self, reason: StaleReason) -> None:
         raise AssertionError("not for the cache to say")
 
+    def hedged(self, upstream: str, winner: str) -> None:
+        raise AssertionError("not for the cache to say")
+
     def wrong_content(self, upstream: str, replica: str) -> None:
         raise AssertionError("not for the cache to say")
 

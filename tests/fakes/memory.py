@@ -422,6 +422,9 @@ class CountingObserver:
     def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
         self.counts["repaired_bytes", upstream, replica] += size_bytes
 
+    def hedged(self, upstream: str, winner: str) -> None:
+        self.counts["hedged", upstream, winner] += 1
+
     def wrong_content(self, upstream: str, replica: str) -> None:
         self.counts["wrong_content", upstream, replica] += 1
 

@@ -453,8 +453,9 @@ async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
     for ask, key in zip(asks, keys, strict=True):
         first = pair.first_for(key)
         first.faults = [Fault("/(blobs|manifests)/", stall=True)]
-        told = ToldMarks()
-        async with open_replicas(pair.urls, marks=told, timeouts=UNHURRIED) as replicas, asyncio.timeout(60):
+        told, observer = ToldMarks(), CountingObserver()
+        opened = open_replicas(pair.urls, marks=told, timeouts=UNHURRIED, observer=observer)
+        async with opened as replicas, asyncio.timeout(60):
             reader = FailoverReader(replicas, told, 0)
             before = len(first.requests)
             for _ in range(3):
@@ -462,6 +463,7 @@ async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
             assert len([one for one in first.requests[before:] if one.target != "/v2/"]) == 1
             assert_nothing_is_asked(replicas)
             assert replicas.health()[pair.name_of(first)].is_up
+            assert observer.counts["hedged", "main", "later"] == 1
         first.faults = []
 
 
@@ -480,12 +482,19 @@ async def test_a_404_does_not_overtake(pair: Pair) -> None:
     digest = digest_of(CONTENT)
     slow = pair.first_for(digest)
     slow.faults = [Fault("blobs", delay_seconds=1)]
-    async with open_reader(pair.urls) as reader:
+    observer = CountingObserver()
+    async with open_reader(pair.urls, observer=observer) as reader:
         with pytest.raises(RegistryError) as absent:
             await reader.stat_blob(REPOSITORY, digest)
         assert absent.value.code is ErrorCode.BLOB_UNKNOWN
+        assert observer.counts["hedged", "main", "none"] == 1
         slow.add_blob(REPOSITORY, CONTENT)
         assert (await reader.stat_blob(REPOSITORY, digest)).digest == digest
+    assert {winner: observer.counts["hedged", "main", winner] for winner in ("first", "later", "none")} == {
+        "first": 1,
+        "later": 0,
+        "none": 1,
+    }
 
 
 async def test_who_leaves_cancels_both(pair: Pair) -> None:
