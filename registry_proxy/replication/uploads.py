@@ -257,7 +257,13 @@ class UploadReplication:
         able = [[client for client in lane if _session_at(replica_set, client.name, locations)] for lane in lanes]
 
         async def commit_at(client: ReplicaClient) -> None:
-            await client.commit_upload(_session_at(replica_set, client.name, locations) or "", digest)
+            try:
+                await client.commit_upload(_session_at(replica_set, client.name, locations) or "", digest)
+            except RegistryError as error:
+                # A node died over this very request, which was repeated at another one: the session ended well.
+                held = await _stat([client], routed.repository, digest) if error.status == 404 else None
+                if held is None or held.size_bytes != descriptor.size_bytes:
+                    raise
 
         outcome = await fan_out(replica_set, [lane for lane in able if lane], commit_at)
         holders = [client for client in replica_set.replicas if client.name in outcome.confirmed]
