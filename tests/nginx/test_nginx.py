@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,33 +16,9 @@ from aiohttp.test_utils import RawTestServer
 from yarl import URL
 
 from tests.conftest import StartProxy, StartRegistry, make_certificate, require_program
+from tests.nginx.shipped import CONFIGURATION, TWO_NODES, Certificate, nginx_server
 from tests.product import make_image, random_bytes
 from tests.servers import Server, free_port, running
-
-CONFIGURATIONS = Path(__file__).parents[2] / "nginx"
-CONFIGURATION = CONFIGURATIONS / "tls.conf"
-TWO_NODES = CONFIGURATIONS / "two-nodes.conf"
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """A self-signed certificate of 127.0.0.1; ``folder`` also holds it as ca.crt, as skopeo wants it."""
-
-    folder: Path
-
-    @property
-    def certificate(self) -> Path:
-        """The certificate, which is its own authority."""
-        return self.folder / "ca.crt"
-
-    @property
-    def key(self) -> Path:
-        """Its private key."""
-        return self.folder / "private.pem"
-
-    def context(self) -> ssl.SSLContext:
-        """Return what a client needs to trust it."""
-        return ssl.create_default_context(cafile=str(self.certificate))
 
 
 @pytest.fixture(scope="module")
@@ -52,34 +27,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     made = Certificate(tmp_path_factory.mktemp("tls"))
     make_certificate(made.certificate, made.key)
     return made
-
-
-def nginx_server(root: Path, certificate: Certificate, *backend_ports: int) -> Server:
-    """Describe an nginx with the shipped configuration for so many nodes; only places on this machine are changed."""
-    root.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    text = (CONFIGURATION if len(backend_ports) == 1 else TWO_NODES).read_text()
-    addresses = ["127.0.0.1:5000"] if len(backend_ports) == 1 else ["10.0.0.11:5000", "10.0.0.12:5000"]
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = " ".join(f"{kind}_temp_path {root}/{kind};" for kind in kinds)
-    for shipped, here in (
-        ("user www-data;", ""),
-        ("/run/nginx.pid", f"{root}/pid"),
-        ("/var/log/nginx/error.log", f"{root}/error.log"),
-        ("/var/log/nginx/registry.log", f"{root}/access.log"),
-        ("http {", f"http {{ {temporary}"),
-        *((f"server {old}", f"server 127.0.0.1:{new}") for old, new in zip(addresses, backend_ports, strict=True)),
-        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
-        ("/etc/ssl/certs/registry.pem", str(certificate.certificate)),
-        ("/etc/ssl/private/registry.key", str(certificate.key)),
-    ):
-        assert text.count(shipped) == 1, shipped
-        text = text.replace(shipped, here)
-    config = root / "nginx.conf"
-    config.write_text(text)
-    return Server(
-        [require_program("nginx"), "-e", "stderr", "-c", str(config), "-g", "daemon off;"], port, root / "log"
-    )
 
 
 StartNginx = Callable[..., Server]
@@ -281,6 +228,34 @@ async def test_a_write_goes_to_the_node_that_lives(start_nginx: StartNginx, sess
             async with session.patch(https(nginx, f"/v2/a/blobs/uploads/{number}"), data=b"x" * 70_000) as answer:
                 assert answer.status == 202
     assert seen == [70_000] * 6
+
+
+async def test_a_read_finds_the_node_that_is_back_when_the_other_one_dies(
+    start_nginx: StartNginx, session: aiohttp.ClientSession
+) -> None:
+    """That a node did not answer a moment ago is no reason not to ask it when nobody else answers."""
+
+    async def answer(number: int, _: web.BaseRequest) -> web.Response:
+        return web.Response(text=str(number))
+
+    async with AsyncExitStack() as stack:
+        ports = [free_port(), free_port()]
+        nodes = [RawTestServer(partial(answer, number), port=ports[number]) for number in (0, 1)]
+        for node in nodes:
+            await stack.enter_async_context(node)
+        nginx = start_nginx(*ports)
+
+        async def ask() -> int:
+            async with session.get(https(nginx)) as response:
+                assert response.status == 200
+                return int(await response.text())
+
+        first = await ask()
+        await nodes[first].close()
+        assert [await ask() for _ in range(4)] == [1 - first] * 4
+        await stack.enter_async_context(RawTestServer(partial(answer, first), port=ports[first]))
+        await nodes[1 - first].close()
+        assert await ask() == first
 
 
 def test_two_nodes_behind_nginx_of_which_one_is_killed(
