@@ -1,10 +1,12 @@
 """Two registries, two nodes, a Redis and an nginx, as real processes, and what can be done to them."""
 
 import signal
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import httpx
@@ -12,11 +14,12 @@ import psutil
 import redis
 
 from tests.chaos.plan import Fault, Harm
-from tests.conftest import require_program
-from tests.product import Proxy, User, proxy_server
+from tests.conftest import make_certificate, require_program
+from tests.nginx.shipped import Certificate, nginx_server
+from tests.product import Proxy, proxy_server
 from tests.servers import Server, docker_registry, free_port, redis_server, running
 
-NGINX = """
+NGINX_IN_TURNS = """
 worker_processes 1; pid {root}/pid; error_log {root}/error.log; daemon off;
 events {{ worker_connections 1024; }}
 http {{
@@ -40,29 +43,36 @@ http {{
 }}
 """
 
+
+class Front(StrEnum):
+    """What stands before the clients."""
+
+    TURNS = "each request at another node"
+    """Also within an upload: nodes of one worker go on with what the other one began."""
+
+    SHIPPED = "as shipped"
+    """nginx/two-nodes.conf, and nodes of two workers."""
+
+
 USER = "ann"
 PASSWORD = "password of a user"
 
 
 @dataclass
 class Cluster:
-    """Everything that is started."""
+    """Everything that is started; clients find it at ``url``, by TLS where ``tls`` is given."""
 
     replicas: dict[str, Server]
     nodes: dict[str, Proxy]
     redis: Server
-    nginx: Server
+    url: str
+    tls: ssl.SSLContext | None = None
     harmed: set[str] = field(default_factory=set)
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of what can fail."""
         return (*self.replicas, *self.nodes, "redis")
-
-    def user(self) -> User:
-        """Return somebody who may do everything in team, by way of nginx."""
-        node = next(iter(self.nodes.values()))
-        return User(node, USER, PASSWORD, self.nginx.url)
 
     def _server(self, target: str) -> Server:
         return self.replicas.get(target) or self.nodes.get(target) or self.redis
@@ -149,7 +159,7 @@ def _processes(server: Server) -> list[psutil.Process]:
 
 
 @contextmanager
-def cluster(root: Path, workers: int = 1) -> Iterator[Cluster]:
+def cluster(root: Path, front: Front) -> Iterator[Cluster]:
     """Start all of it, with a user who may pull, push and delete in team."""
     for program in ("docker-registry", "redis-server", "nginx"):
         require_program(program)
@@ -160,19 +170,27 @@ def cluster(root: Path, workers: int = 1) -> Iterator[Cluster]:
             stack.enter_context(running(server))
         extra = {
             "store": f"redis://127.0.0.1:{store.port}/0",
-            "workers": workers,
+            "workers": 2 if front is Front.SHIPPED else 1,
             "cache": {"max_size": "64MiB"},
             "upstreams": {"main": {"replicas": [{"name": name, "url": one.url} for name, one in replicas.items()]}},
         }
         nodes = {name: proxy_server(root / name, [], extra) for name in ("node-1", "node-2")}
         for node in nodes.values():
             stack.enter_context(running(node))
-        folder = root / "nginx"
-        folder.mkdir()
-        port = free_port()
-        ports = [node.port for node in nodes.values()]
-        (folder / "nginx.conf").write_text(NGINX.format(root=folder, port=port, one=ports[0], two=ports[1]))
-        command = ["nginx", "-e", "stderr", "-c", str(folder / "nginx.conf")]
-        nginx = stack.enter_context(running(Server(command, port, folder / "log")))
         nodes["node-1"].add_user(USER, PASSWORD, pull_push_delete=["team/**"])
-        yield Cluster(replicas, nodes, store, nginx)
+        ports = [node.port for node in nodes.values()]
+        if front is Front.SHIPPED:
+            certificate = Certificate(root)
+            make_certificate(certificate.certificate, certificate.key)
+            nginx = stack.enter_context(running(nginx_server(root / "nginx", certificate, *ports)))
+            yield Cluster(replicas, nodes, store, f"https://127.0.0.1:{nginx.port}", certificate.context())
+        else:
+            nginx = stack.enter_context(running(_nginx_in_turns(root / "nginx", *ports)))
+            yield Cluster(replicas, nodes, store, nginx.url)
+
+
+def _nginx_in_turns(folder: Path, one: int, two: int) -> Server:
+    folder.mkdir()
+    port = free_port()
+    (folder / "nginx.conf").write_text(NGINX_IN_TURNS.format(root=folder, port=port, one=one, two=two))
+    return Server(["nginx", "-e", "stderr", "-c", str(folder / "nginx.conf")], port, folder / "log")

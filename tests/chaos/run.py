@@ -152,15 +152,19 @@ class Run:
         await asyncio.gather(*(self._client(number) for number in range(self.clients)))
 
     async def _client(self, number: int) -> None:
-        docker = Docker(self.cluster.nginx.url, USER, PASSWORD)
-        try:
-            for step in steps(self.seed, number, self.pace_seconds):
-                await asyncio.sleep(step.pause_seconds)
-                if self._stop.is_set():
-                    return
+        for turn, step in enumerate(steps(self.seed, number, self.pace_seconds)):
+            await asyncio.sleep(step.pause_seconds)
+            if self._stop.is_set():
+                return
+            # Each time from another machine: nginx, as it is shipped, chooses the node by the client's address.
+            docker = self._docker(f"127.{number + 1}.{turn // 250 % 250 + 1}.{turn % 250 + 1}")
+            try:
                 await self.perform(docker, f"client-{number}", step)
-        finally:
-            await docker.aclose()
+            finally:
+                await docker.aclose()
+
+    def _docker(self, address: str) -> Docker:
+        return Docker(self.cluster.url, USER, PASSWORD, tls=self.cluster.tls, address=address)
 
     def _begin(self, kind: Kind, client: str, repository: str, tag: str = "", digest: str = "") -> Operation:
         operation = Operation(kind, client, repository, self.now(), tag, digest)
@@ -231,7 +235,7 @@ class Run:
         known = {(one.repository, one.digest) for one in self.history.operations if one.kind is Kind.PUSH}
 
         async def pull() -> None:
-            docker = Docker(self.cluster.nginx.url, USER, PASSWORD)
+            docker = self._docker("127.0.0.1")
             try:
                 for repository in REPOSITORIES:
                     for tag in sorted(self.history.tags(repository)):

@@ -2,6 +2,8 @@
 
 A failed run prints its seed, and the story of each broken promise; ``CHAOS_SEED=… make test`` or ``make soak`` runs the
 same plan of operations and faults again.
+
+``CHAOS_SECONDS=…`` makes it shorter or longer, ``CHAOS_OUT=FILE`` keeps what it prints.
 """
 
 import os
@@ -10,18 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.cluster import cluster
+from tests.chaos.cluster import Front, cluster
 from tests.chaos.run import Run
 
 LENGTHS = [
-    pytest.param(60.0, marks=pytest.mark.timeout(300), id="a minute"),
-    pytest.param(600.0, marks=[pytest.mark.soak, pytest.mark.timeout(1200)], id="ten minutes"),
+    pytest.param(60.0, Front.TURNS, marks=pytest.mark.timeout(300), id="a minute"),
+    *(
+        pytest.param(600.0, front, marks=[pytest.mark.soak, pytest.mark.timeout(1200)], id=f"ten minutes, {front}")
+        for front in Front
+    ),
 ]
 
 
-def judge(root: Path, *, seconds: float, heals: bool) -> Run:
+def judge(root: Path, front: Front, *, seconds: float, heals: bool) -> Run:
     """Run the plan, then look at everything once more; return the run, which printed what it saw."""
-    with cluster(root) as servers:
+    seconds = float(os.environ.get("CHAOS_SECONDS") or seconds)
+    with cluster(root, front) as servers:
         seed = int(os.environ.get("CHAOS_SEED") or random.randrange(1 << 32))
         run = Run(servers, seed, seconds, heals=heals)
         run.execute()
@@ -35,23 +41,23 @@ def judge(root: Path, *, seconds: float, heals: bool) -> Run:
     return run
 
 
-@pytest.mark.parametrize("seconds", LENGTHS)
-def test_faults_that_heal_one_by_one_are_not_noticed(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize(("seconds", "front"), LENGTHS)
+def test_faults_that_heal_one_by_one_are_not_noticed(tmp_path: Path, seconds: float, front: Front) -> None:
     """No pull of what was acknowledged fails, nothing is lost, old or wrong, and few pushes fail while they could work.
 
     Docker sends manifests once: a push that is just then at a node that is killed fails, as it does with any registry.
     """
-    run = judge(tmp_path, seconds=seconds, heals=True)
+    run = judge(tmp_path, front, seconds=seconds, heals=True)
     assert run.history.violations() == []
     assert run.failures == []
-    assert len(run.history.windows) >= seconds / 20
+    assert len(run.history.windows) >= run.seconds / 20
     pushes, unexcused = run.pushes_and_unexcused()
     assert unexcused <= 1 + pushes // 100
 
 
-@pytest.mark.parametrize("seconds", LENGTHS)
-def test_faults_one_over_the_other_make_no_lie(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize(("seconds", "front"), LENGTHS)
+def test_faults_one_over_the_other_make_no_lie(tmp_path: Path, seconds: float, front: Front) -> None:
     """What cannot be known is a 503: never a 404, an older tag or wrong bytes; and all of it is there afterwards."""
-    run = judge(tmp_path, seconds=seconds / 2, heals=False)
+    run = judge(tmp_path, front, seconds=seconds / 2, heals=False)
     assert run.history.violations() == []
     assert run.failures == []
