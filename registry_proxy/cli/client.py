@@ -75,7 +75,8 @@ def _to_error(response: "httpx.Response", url: str, username: str, locate: Locat
     problem = _read_document(response, url)
     faults = problem.get("errors") if isinstance(problem, dict) else None
     lines = [_fault_line(fault, locate) for fault in faults] if isinstance(faults, list) else []
-    if status == HTTPStatus.FORBIDDEN and not lines:
+    # What users do for themselves needs no admin: the server says what it was.
+    if status == HTTPStatus.FORBIDDEN and not lines and "/me/" not in response.request.url.path:
         return CommandError(
             f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
         )

@@ -5,6 +5,7 @@ counted, and said in the log itself.
 """
 
 import contextlib
+import json
 import logging
 import os
 import threading
@@ -12,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from registry_proxy.durable import sync_directory
@@ -37,6 +39,9 @@ _SYNC_SECONDS = 4.0
 _RETRY_SECONDS = 1.0
 _END_SECONDS = 2.0
 _ASKED_MAX = 20_000
+_TEXT_MAX_LENGTH = 255  # that of a repository's name
+_ENTRIES_MAX = 100
+_TEXTS = ("action", "subject", "address", "repository", "tag", "digest", "rule")
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +79,28 @@ class Taken(NamedTuple):
 def format_moment(at: float) -> str:
     """Return Unix seconds as the log has them: UTC, always with microseconds."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _shortened(event: AuditEvent) -> AuditEvent:
+    """Return an event of bounded size, shortened field by field: what a caller puts into one hides no other."""
+    texts = {name: _short(text) for name in _TEXTS if len(text := getattr(event, name)) > _TEXT_MAX_LENGTH}
+    if not texts and not event.detail:
+        return event
+    return replace(event, **texts, detail=_short(event.detail))
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= _TEXT_MAX_LENGTH else value[: _TEXT_MAX_LENGTH - 1] + "…"
+    if isinstance(value, Mapping):
+        entries = [(_short(str(name)), _short(inner)) for name, inner in islice(value.items(), _ENTRIES_MAX)]
+        return dict(entries) | ({"…": f"and {more} more"} if (more := len(value) - len(entries)) else {})
+    if isinstance(value, list | tuple):
+        # What is named twice is named once: no repetition takes the room of the rest.
+        different = list({inner if isinstance(inner, str) else (json.dumps(inner),): inner for inner in value}.values())
+        more = len(different) - _ENTRIES_MAX
+        return [_short(inner) for inner in different[:_ENTRIES_MAX]] + ([f"and {more} more"] if more > 0 else [])
+    return value
 
 
 class Sink(Protocol):
@@ -348,7 +375,7 @@ class AuditTrail:
 
     def record(self, event: AuditEvent) -> None:
         """Take an event of the request that is being answered."""
-        taken = Taken(time.time(), request_id.get(), event)
+        taken = Taken(time.time(), request_id.get(), _shortened(event))
         for sink in self._sinks:
             sink.put(taken)
 

@@ -17,11 +17,11 @@ from aiohttp.typedefs import Middleware
 from registry_proxy.access.control import Login
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.subject import ANONYMOUS, claimed_subject
+from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.ports import AuditEvent, AuditLog
 from registry_proxy.tasks import request_id
-from registry_proxy.web.admin_requests import ASKED_FOR
+from registry_proxy.web.admin_requests import ASKED_FOR, JUDGE_ANEW
 from registry_proxy.web.problems import Handler, ProblemError
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ SELF_PREFIX = "/me"
 
 CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
 """Who sends a request that was let through."""
+
+BY_PASSWORD: web.RequestKey[bool] = web.RequestKey("by_password", bool)
+"""Whether the caller gave the password of a user: neither a secret that was made for it, nor a token."""
 
 NAMESPACES: web.RequestKey[tuple[str, ...]] = web.RequestKey("namespaces", tuple)
 """The namespaces that the caller owns, as patterns; absent for administrators, who may do everything."""
@@ -44,7 +47,6 @@ _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
 _QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay", "/policy/diff"})
 """What is sent by POST and changes nothing."""
 
-_DETAIL_MAX_BYTES = 4096
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
 
@@ -111,11 +113,10 @@ class AdminGuard:
             if resource is not None and resource.canonical in self._open_paths:
                 return await handler(request)
             _refuse_other_sites(request)
-            caller = request[CALLER] = await self._caller(request)
-            is_own = resource is not None and resource.canonical.startswith(self._self_prefix)
-            if not is_own and not await self._may_manage(request, caller):
-                self._record(request, caller, "denied", 403)
-                raise ProblemError(403, "this needs a user with the admin's right")
+            if request.can_read_body:
+                known = await self._control.policy()
+                request[JUDGE_ANEW] = lambda: self._judge_anew(request, known)
+            caller = await self._judge(request)
             if request.method in _SAFE_METHODS or self._path(request) in _QUESTIONS:
                 return await handler(request)
             status, response = 500, None
@@ -131,6 +132,21 @@ class AdminGuard:
             return response
 
         return guard
+
+    async def _judge(self, request: web.Request) -> Login:
+        """Return who sends a request, if he may; his namespaces are put into it. Raises ProblemError."""
+        resource = request.match_info.route.resource
+        caller = request[CALLER] = await self._caller(request)
+        is_own = resource is not None and resource.canonical.startswith(self._self_prefix)
+        if not is_own and not await self._may_manage(request, caller):
+            self._record(request, caller, "denied", 403)
+            raise ProblemError(403, "this needs a user with the admin's right")
+        return caller
+
+    async def _judge_anew(self, request: web.Request, known: Policy) -> None:
+        """Judge a request whose body has come: what changed while it was held back counts. Raises ProblemError."""
+        if await self._control.policy() is not known:
+            await self._judge(request)
 
     async def _may_manage(self, request: web.Request, caller: Login) -> bool:
         """Tell whether the caller may ask for this; an owner's namespaces are put into the request."""
@@ -158,12 +174,10 @@ class AdminGuard:
     ) -> None:
         """Tell the audit log of a change, or of an attempt; the action is named after the route."""
         words = [word for word in self._path(request).split("/") if word and not word.startswith("{")]
-        detail = {"path": request.path[:500], "status": status, "asked": request.get(ASKED_FOR)}
+        detail = {"path": request.path, "status": status, "asked": request.get(ASKED_FOR)}
         if status == 201 and isinstance(response, web.Response) and response.content_type == "application/json":
             made = json.loads(response.body if isinstance(response.body, bytes) else b"{}")
             detail |= {name: made[name] for name in ("id", "kid") if name in made}
-        if len(json.dumps(detail)) > _DETAIL_MAX_BYTES:
-            detail["asked"] = "more than fits here"
         asked = request.get(ASKED_FOR) or {}
         event = AuditEvent(
             ".".join([*words, request.method.lower()]),
@@ -176,12 +190,15 @@ class AdminGuard:
         self._audit.record(event)
 
     async def _caller(self, request: web.Request) -> Login:
-        """Return who sends the request. Raises ProblemError 401, 429."""
+        """Return who sends the request. Raises ProblemError 401, 403, 429, 503."""
+        request[BY_PASSWORD] = False
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
         match scheme.lower():
             case "basic":
                 username, password = _parse_basic(credentials.strip())
-                return await self._login(username, password, self._client_address(request))
+                login = await self._login(username, password, self._client_address(request))
+                request[BY_PASSWORD] = login.secret_id is None and login.subject.startswith(f"{SubjectKind.USER}:")
+                return login
             case "bearer":
                 try:
                     token, policy = await self._control.authenticate(credentials.strip(), time.time())
@@ -189,6 +206,9 @@ class AdminGuard:
                     raise _unauthorized("the token is not valid, or not any more") from None
                 if token.subject == ANONYMOUS:
                     raise _unauthorized("a token of nobody is not taken here")
+                if token.access:
+                    # Whoever asked for one that is good for a repository did not mean to give all else away with it.
+                    raise ProblemError(403, "a token with a scope is not taken here: ask /auth/token for one without")
                 secret = None if token.secret_id is None else policy.find_secret(token.secret_id)
                 return Login(token.subject, token.secret_id, None if secret is None else secret.actions)
             case _:

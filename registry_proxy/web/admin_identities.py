@@ -9,7 +9,7 @@ from registry_proxy.access.directory import Directory, NotFoundError, SecretInpu
 from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import Secret, SecretKind
 from registry_proxy.access.subject import is_name, robot_subject, user_subject
-from registry_proxy.web.admin_auth import CALLER, SELF_PREFIX
+from registry_proxy.web.admin_auth import BY_PASSWORD, CALLER, SELF_PREFIX
 from registry_proxy.web.admin_documents import KeyDocument, NewSecretDocument, Page, RobotDocument, SecretDocument
 from registry_proxy.web.admin_requests import (
     RobotBody,
@@ -48,6 +48,14 @@ def _secret_document(secret: Secret) -> dict[str, Any]:
 
 def _robot_answer(robot: Robot, status: int = 200) -> web.Response:
     return web.json_response(_robot_document(robot), status=status, headers={"ETag": format_etag(robot.revision)})
+
+
+def _owner_of_secrets(request: web.Request) -> str:
+    """Return whose secrets the caller may see and remove: its own, unless it is one of them that calls."""
+    caller = request[CALLER]
+    if caller.secret_id is not None:
+        raise ProblemError(403, "a secret neither lists nor removes others: log in with the password")
+    return caller.subject
 
 
 class IdentityResources:
@@ -214,18 +222,18 @@ class IdentityResources:
         return await self._delete(request, user_subject(name_of(request, "user")))
 
     async def list_own_tokens(self, request: web.Request) -> web.Response:
-        return await self._list(request, request[CALLER].subject)
+        return await self._list(request, _owner_of_secrets(request))
 
     async def add_own_token(self, request: web.Request) -> web.Response:
-        caller = request[CALLER]
-        if caller.secret_id is not None or not caller.subject.startswith("user:"):
-            raise ProblemError(403, "a personal token is made with a user's password, not with another secret")
+        if not request[BY_PASSWORD]:
+            raise ProblemError(403, "a personal token is made with a user's password (Basic), not with another secret")
         body = await read_body(request, TokenBody)
+        caller = request[CALLER]
         given = SecretInput(label=body.label, expires_at=body.expires_at, actions=body.actions)
         return await self._add(caller.subject, SecretKind.PERSONAL, given)
 
     async def delete_own_token(self, request: web.Request) -> web.Response:
-        return await self._delete(request, request[CALLER].subject)
+        return await self._delete(request, _owner_of_secrets(request))
 
     # ------------------------------------------------------------ keys
 

@@ -1,10 +1,13 @@
 """Reading requests of the admin API: bodies, pages and preconditions. Everything that is wrong is told at once."""
 
+import asyncio
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
 
 from aiohttp import web
@@ -14,9 +17,11 @@ from registry_proxy.access.directory import GrantInput, RevisionConflictError
 from registry_proxy.access.records import GrantMode
 from registry_proxy.access.subject import is_name
 from registry_proxy.spec.scope import Action
-from registry_proxy.web.problems import Fault, ProblemError, pointer_to
+from registry_proxy.web.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
 
 BODY_MAX_BYTES = 1024 * 1024
+_BODY_SECONDS = 10.0
+_FAULTS_COUNTED_MAX = 1000
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 1000
 _YEAR_10000 = 253_402_300_800
@@ -25,6 +30,10 @@ _SECRET = re.compile(r"password|secret(?!_id)|token(?!_id)|hash|credential|priva
 
 ASKED_FOR: web.RequestKey[dict[str, Any]] = web.RequestKey("asked_for", dict)
 """The body that was read, without its secrets: for the audit log."""
+
+JUDGE_ANEW: web.RequestKey[Callable[[], Awaitable[None]]] = web.RequestKey("judge_anew")
+"""Raises ProblemError unless the caller still may; there in every request with a body."""
+
 _Item = TypeVar("_Item")
 _ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
 
@@ -35,6 +44,11 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
 
+_Groups = Annotated[list[str], Field(max_length=1000)]
+_Members = Annotated[list[str], Field(max_length=10_000)]
+_Networks = Annotated[list[str], Field(max_length=1000)]
+
+
 class UserBody(Body):
     """PUT of a user; without ``password`` the user keeps the one it has, or LDAP does."""
 
@@ -42,7 +56,7 @@ class UserBody(Body):
     ldap: bool | None = None
     admin: bool = False
     disabled: bool = False
-    groups: list[str] = []
+    groups: _Groups = []
 
 
 class Patch(Body):
@@ -61,19 +75,19 @@ class UserPatch(Patch):
     ldap: bool | None = None
     admin: bool | None = None
     disabled: bool | None = None
-    groups: list[str] | None = None
+    groups: _Groups | None = None
 
 
 class GroupBody(Body):
     """PUT of a group."""
 
-    members: list[str] = []
+    members: _Members = []
 
 
 class GroupPatch(Patch):
     """PATCH of a group."""
 
-    members: list[str] | None = None
+    members: _Members | None = None
 
 
 _TimeInput = Annotated[str, Field(json_schema_extra={"format": "date-time"})] | float | None
@@ -99,6 +113,7 @@ _Time = Annotated[float | None, BeforeValidator(_parse_time, json_schema_input_t
 
 # Judged where they are used, together with what else is wrong there; the description of the API has them here.
 _ActionName = Annotated[str, WithJsonSchema({"type": "string", "enum": [action.value for action in Action]})]
+_ActionNames = Annotated[list[_ActionName], Field(max_length=100)]
 _ModeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [mode.value for mode in GrantMode]})]
 
 
@@ -108,7 +123,7 @@ class GrantBody(Body):
     subject: str
     repository: str
     tags: str = "*"
-    actions: list[_ActionName]
+    actions: _ActionNames
     mode: _ModeName = "enforce"
     expires_at: _Time = None
 
@@ -129,15 +144,15 @@ class PolicyBody(Body):
     """A whole policy: the members of every group, and every grant. No default: an empty file must remove nothing."""
 
     version: Literal[1]
-    groups: dict[str, list[str]]
-    grants: list[GrantBody]
+    groups: Annotated[dict[str, _Members], Field(max_length=10_000)]
+    grants: Annotated[list[GrantBody], Field(max_length=100_000)]
 
 
 class GrantPatch(Patch):
     """PATCH of a grant: whom it is for and where are what it is, and stay."""
 
     tags: str | None = None
-    actions: list[_ActionName] = []
+    actions: _ActionNames = []
     mode: _ModeName | None = None
     expires_at: _Time = None
 
@@ -146,14 +161,14 @@ class RobotBody(Body):
     """PUT of a robot."""
 
     expires_at: _Time = None
-    networks: list[str] = []
+    networks: _Networks = []
 
 
 class RobotPatch(Patch):
     """PATCH of a robot."""
 
     expires_at: _Time = None
-    networks: list[str] | None = None
+    networks: _Networks | None = None
 
 
 class SecretBody(Body):
@@ -166,7 +181,7 @@ class SecretBody(Body):
 class TokenBody(SecretBody):
     """POST of a personal access token; without ``actions`` it may do what its user may."""
 
-    actions: list[_ActionName] | None = None
+    actions: _ActionNames | None = None
 
 
 class ExplainBody(Body):
@@ -184,10 +199,10 @@ class ReplayBody(Body):
     ``groups`` are those that have other members than today.
     """
 
-    add: list[GrantBody] = []
-    remove: list[str] = []
+    add: Annotated[list[GrantBody], Field(max_length=100_000)] = []
+    remove: Annotated[list[str], Field(max_length=100_000)] = []
     replace: bool = False
-    groups: dict[str, list[str]] = {}
+    groups: Annotated[dict[str, _Members], Field(max_length=10_000)] = {}
     limit: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 
 
@@ -214,7 +229,7 @@ class WarmBody(Body):
 
     repository: str
     reference: str = "latest"
-    platforms: list[str] = []
+    platforms: Annotated[list[str], Field(max_length=100)] = []
 
 
 class PurgeBody(Body):
@@ -228,22 +243,55 @@ _B = TypeVar("_B", bound=Body)
 
 
 async def read_body(request: web.Request, model: type[_B]) -> _B:
-    """Return the JSON body; an empty one counts as ``{}``.
+    """Return the JSON body; an empty one counts as ``{}``. The caller is judged again once it has come.
 
     Raises:
-        ProblemError: 400 with every fault, 415 for an encoded body.
+        ProblemError: 400 with every fault, 408 for a body that is held back, 415 for an encoded one; what the caller
+            may not do any more.
         web.HTTPRequestEntityTooLarge: more than the application's ``client_max_size``.
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
-    content = await request.read()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            content = await request.read()
+    except TimeoutError:
+        detail = f"the body did not come within {_BODY_SECONDS:g} s; nothing was changed"
+        raise ProblemError(408, detail, headers={"Connection": "close"}) from None
+    if (judge_anew := request.get(JUDGE_ANEW)) is not None:
+        await judge_anew()
     try:
         body = model.model_validate_json(content or b"{}")
     except ValidationError as error:
-        faults = [Fault(pointer_to(fault["loc"]), fault["msg"]) for fault in error.errors(include_url=False)]
-        raise ProblemError(400, "the body is not what is expected here", faults=faults) from None
+        faults, more = _faults_of(error, model, content)
+        detail = "the body is not what is expected here"
+        raise ProblemError(400, detail, faults=faults, more_faults=more) from None
     request[ASKED_FOR] = without_secrets(body.model_dump(exclude_unset=True))
     return body
+
+
+def _faults_of(error: ValidationError, model: type[Body], content: bytes) -> tuple[list[Fault], int]:
+    """Return the first faults of a body, and how many more there are."""
+    count = error.error_count()
+    if count > _FAULTS_COUNTED_MAX:
+        # A megabyte has room for so many that listing them all would have everybody else wait for seconds.
+        try:
+            model.model_validate_json(json.dumps(_beginning(json.loads(content))))
+        except ValidationError as first:
+            error = first
+        except ValueError:  # a number of thousands of digits
+            return [], count
+        else:
+            return [], count
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:FAULTS_MAX]
+    return [Fault(pointer_to(fault["loc"]), fault["msg"]) for fault in found], count - len(found)
+
+
+def _beginning(value: Any) -> Any:
+    """Return JSON with the first entries of each of its lists and objects alone."""
+    if isinstance(value, dict):
+        return {name: _beginning(inner) for name, inner in islice(value.items(), FAULTS_MAX)}
+    return [_beginning(inner) for inner in value[:FAULTS_MAX]] if isinstance(value, list) else value
 
 
 def without_secrets(value: Any) -> Any:

@@ -36,7 +36,9 @@ _CONDITIONS = {
     "If-None-Match": "With *: only if it is not there yet; else 412.",
 }
 _DESCRIPTION = (
-    "Lists come in parts; errors are problems (RFC 9457); bodies are JSON of at most 1 MiB, a whole policy 8 MiB."
+    "Lists come in parts; errors are problems (RFC 9457), with the first 100 faults of a body. Bodies are JSON of at "
+    "most 1 MiB, a whole policy 8 MiB, and come within 10 s. Credentials are Basic, or a bearer token that was asked "
+    "for without a scope."
 )
 
 

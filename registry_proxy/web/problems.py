@@ -13,6 +13,8 @@ from registry_proxy.ports import StoreUnavailableError
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_SECONDS = "5"
 _KEPT_HEADERS = ("Allow", "Retry-After")
+FAULTS_MAX = 100
+"""How many faults of one request are told."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -34,7 +36,8 @@ class ProblemError(Exception):
     Args:
         status: of HTTP.
         detail: a sentence for whoever sent the request; never holds a secret.
-        faults: all that is wrong with the body.
+        faults: all that is wrong with the body; the first ``FAULTS_MAX`` are told, and how many more there are.
+        more_faults: how many there are that are not in ``faults``.
         headers: sent along.
     """
 
@@ -44,12 +47,15 @@ class ProblemError(Exception):
         detail: str,
         *,
         faults: Sequence[Fault] = (),
+        more_faults: int = 0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
-        self.faults = tuple(faults)
+        self.faults = tuple(faults[:FAULTS_MAX])
+        if more := more_faults + len(faults) - len(self.faults):
+            self.faults += (Fault("", f"and {more} more"),)
         self.headers = headers or {}
 
     def response(self) -> web.Response:

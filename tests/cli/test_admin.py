@@ -138,6 +138,14 @@ def test_tokens_are_revoked(run: Run) -> None:
     _fails(run("token", "revoke", "user:bbo"), "there is no user bbo")
 
 
+def test_a_secret_is_told_why_it_makes_no_token(environment: pytest.MonkeyPatch, run: Run) -> None:
+    """What users do for themselves needs no admin, so the answer is not that one is needed."""
+    secret = _json(run("token", "add", "--json"))["secret"]
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", secret)
+    _fails(run("token", "add"), "made with a user's password")
+    _fails(run("token", "list"), "log in with the password")
+
+
 def test_replicas_are_listed(run: Run, listener: tuple[str, Node]) -> None:
     """One line for each, with state and latency, and no password."""
     replica = listener[1].upstreams["main"].replicas[1]

@@ -144,3 +144,40 @@ def test_standard_output_and_syslog_get_each_event_as_json(tmp_path: Path) -> No
         assert (event["action"], event["subject"], event["request_id"]) == ("push", "user:ann", "r-1")
     with pytest.raises(OSError, match=r".*"):
         SyslogSink(f"unix://{tmp_path / 'nothing'}", "n", "0").write(batch)
+
+
+def _recorded(event: AuditEvent) -> AuditEvent:
+    """Return an event as a sink of an audit log is given it."""
+    sink = Stuck()
+    sink.may_go.set()
+    thread = SinkThread("file", sink, lambda *_: None)
+    trail = AuditTrail([thread], SinkThread("decisions", Stuck(), lambda *_: None), records_pulls=True)
+    with thread.running():
+        trail.record(event)
+    (taken,) = sink.taken
+    return taken.event
+
+
+def test_what_a_caller_writes_is_cut() -> None:
+    """No text of an event is longer than 255 characters, wherever it stands: a refusal must not fill the disk."""
+    long = "x" * 900_000
+    texts = ("subject", "address", "repository", "tag", "digest", "rule")
+    event = _recorded(
+        AuditEvent("login", "refused", **dict.fromkeys(texts, long), detail={"path": long, long: [[long]]})
+    )
+    cut = "x" * 254 + "…"
+    assert [getattr(event, name) for name in texts] == [cut] * 6
+    assert event.detail == {"path": cut, cut: [[cut]]}
+    assert _recorded(AuditEvent("login", "ok", subject="user:ann")) == AuditEvent("login", "ok", subject="user:ann")
+
+
+def test_no_padding_hides_what_was_changed() -> None:
+    """Each field is shortened by itself; what a list names twice takes the room of one."""
+    asked = {"password": "***", "groups": ["dev"] * 100_000 + ["admins"], "label": "x" * 100_000, "admin": True}
+    event = _recorded(AuditEvent("users.put", "ok", detail={"path": "/admin/v1/users/ann", "asked": asked}))
+    kept = {"password": "***", "groups": ["dev", "admins"], "label": "x" * 254 + "…", "admin": True}
+    assert event.detail == {"path": "/admin/v1/users/ann", "asked": kept}
+    many = _recorded(AuditEvent("groups.put", "ok", detail={"members": [f"u{number}" for number in range(1000)]}))
+    assert many.detail["members"] == [f"u{number}" for number in range(100)] + ["and 900 more"]
+    nested = _recorded(AuditEvent("policy.put", "ok", detail={"grants": [{"id": 1}, {"id": 1}, {"id": 2}]}))
+    assert nested.detail["grants"] == [{"id": 1}, {"id": 2}]

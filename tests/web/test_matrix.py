@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
@@ -14,7 +14,7 @@ from registry_proxy.access.directory import GrantInput, UserInput
 from registry_proxy.spec.endpoints import Operation, parse_request
 from registry_proxy.spec.reference import Digest, digest_of
 from registry_proxy.web.ops import OPS_PATHS
-from tests.admin import ADMIN_ROUTES, CALLERS, Node, admin_node, filled
+from tests.admin import ADMIN, ADMIN_ROUTES, CALLERS, Node, admin_node, filled
 from tests.fakes.public import PublicBench
 
 API = "/admin/v1"
@@ -147,8 +147,10 @@ class AdminBench:
         """Return what a caller sends."""
         if caller == "no token":
             return {}
-        subject = caller if caller == "anonymous" else f"user:{caller}"
-        return {"Authorization": f"Bearer {self.node.signer.issue(subject, 0, (), time.time()).token}"}
+        if caller == "anonymous":
+            return {"Authorization": f"Bearer {self.node.signer.issue(caller, 0, (), time.time()).token}"}
+        password = ADMIN[1] if caller == ADMIN[0] else f"the password of {caller}"
+        return {"Authorization": encode_basic_auth(caller, password)}
 
     async def told(self, method: str, path: str, caller: str) -> tuple[int, str, str]:
         """Return all that a caller is told."""
