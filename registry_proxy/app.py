@@ -49,7 +49,12 @@ from registry_proxy.proxy.warm import Prefetch, Warmer
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import ManifestReplication, recorded_repositories, tag_revision
+from registry_proxy.replication.manifests import (
+    ManifestReplication,
+    count_recorded_tags,
+    recorded_repositories,
+    tag_revision,
+)
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
@@ -528,6 +533,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         route=node.router.route,
         known=KnownRepositories(
             recorded=partial(recorded_repositories, node.store),
+            count_tags=partial(count_recorded_tags, node.store),
             cached=node.memberships.repositories,
             local_name=node.router.local_name,
         ),

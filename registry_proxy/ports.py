@@ -533,6 +533,15 @@ class Store(Protocol):
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         """Return the records whose key starts with ``prefix``, by key."""
 
+    async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
+        """Return what stands before the first ``|`` in the keys that ``list`` would return, each once.
+
+        Costs a look-up for each of them, however many keys begin with it.
+        """
+
+    async def count(self, table: Table, prefix: str = "") -> int:
+        """Return how many records ``list`` would return."""
+
     async def commit(self, changes: Sequence[Change]) -> int:
         """Apply all changes or none; return the new sequence number, the revision of every record written.
 

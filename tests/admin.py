@@ -25,7 +25,7 @@ from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository, 
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.tags import TagRules
 from registry_proxy.proxy.warm import Warmer
-from registry_proxy.replication.manifests import recorded_repositories
+from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.replication.verify import Comparison, Difference
 from registry_proxy.store.open import open_store
@@ -247,7 +247,10 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 ),
                 route=router.route,
                 known=KnownRepositories(
-                    partial(recorded_repositories, store), memberships.repositories, router.local_name
+                    partial(recorded_repositories, store),
+                    partial(count_recorded_tags, store),
+                    memberships.repositories,
+                    router.local_name,
                 ),
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,

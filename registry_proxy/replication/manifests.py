@@ -1,6 +1,5 @@
 """Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
 
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -43,19 +42,24 @@ def tag_record_key(routed: RoutedRepository, tag: Tag) -> str:
     return f"{routed}|{tag}"
 
 
-async def recorded_repositories(store: Store, prefix: str = "") -> Counter[RoutedRepository]:
-    """Return the repositories with a manifest or tag on record, and how many tags each has.
+async def recorded_repositories(store: Store, prefix: str = "") -> set[RoutedRepository]:
+    """Return the repositories with a manifest or tag on record.
 
     Args:
         store: where they are.
         prefix: of the keys; ``main/`` for one upstream.
     """
-    tags: Counter[RoutedRepository] = Counter()
-    for table, count in ((Table.MANIFESTS, 0), (Table.TAGS, 1)):
-        for record in await store.list(table, prefix):
-            upstream, _, repository = record.key.partition("|")[0].partition("/")
-            tags[RoutedRepository(upstream, Repository(repository))] += count
-    return tags
+    found = set()
+    for table in (Table.MANIFESTS, Table.TAGS):
+        for head in await store.heads(table, prefix):
+            upstream, _, repository = head.partition("/")
+            found.add(RoutedRepository(upstream, Repository(repository)))
+    return found
+
+
+async def count_recorded_tags(store: Store, routed: RoutedRepository) -> int:
+    """Return how many tags of a repository are on record."""
+    return await store.count(Table.TAGS, f"{routed}|")
 
 
 async def tag_revision(store: Store, routed: RoutedRepository, tag: Tag) -> int:

@@ -72,6 +72,19 @@ end
 return found
 """
 
+# From one head to the next: the first key behind all that begin with the head and "|", which "}" follows.
+_HEADS = """
+local first = ARGV[3] == '' and '-' or '[' .. ARGV[3]
+local last = ARGV[3] == '' and '+' or '[' .. ARGV[3] .. string.char(255)
+local found = {}
+while true do
+  local key = redis.call('ZRANGEBYLEX', ARGV[1] .. 'keys:' .. ARGV[2], first, last, 'LIMIT', 0, 1)[1]
+  if not key then return found end
+  found[#found + 1] = string.match(key, '^[^|]*')
+  first = '[' .. found[#found] .. '}'
+end
+"""
+
 
 class RedisStore:
     """Records in a Redis; nothing is sent before the first use, so that a node starts while Redis is away.
@@ -97,6 +110,7 @@ class RedisStore:
         self._copied = True
         self._commit_script = self._redis.register_script(_COMMIT)
         self._list_script = self._redis.register_script(_LIST)
+        self._heads_script = self._redis.register_script(_HEADS)
         self._schema_checked = False
         self._checking_schema = asyncio.Lock()
 
@@ -109,6 +123,16 @@ class RedisStore:
         await self._check_schema()
         found = await self._ask(lambda: self._list_script(args=[self._prefix, table.value, prefix]))
         return [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
+
+    async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
+        await self._check_schema()
+        found: Sequence[str] = await self._ask(lambda: self._heads_script(args=[self._prefix, table.value, prefix]))
+        return found
+
+    async def count(self, table: Table, prefix: str = "") -> int:
+        await self._check_schema()
+        first, last = (f"[{prefix}".encode(), f"[{prefix}".encode() + b"\xff") if prefix else (b"-", b"+")
+        return int(await self._ask(lambda: self._redis.zlexcount(f"{self._prefix}keys:{table.value}", first, last)))
 
     async def commit(self, changes: Sequence[Change]) -> int:
         await self._check_schema()

@@ -23,6 +23,18 @@ _T = TypeVar("_T")
 _BUSY_TIMEOUT_MS = 10_000
 _LEASE_POLL_SECONDS = (0.001, 0.05)  # first and longest pause between two tries
 _LAST_CHARACTER = "\U0010ffff"
+# From one head to the next: the first key behind all that begin with the head and "|", which "}" follows.
+_HEADS = """
+WITH RECURSIVE found(head) AS (
+    SELECT (SELECT substr(key, 1, instr(key || '|', '|') - 1) FROM records
+            WHERE tbl = :tbl AND key >= :first AND key < :last ORDER BY key LIMIT 1)
+    UNION ALL
+    SELECT (SELECT substr(key, 1, instr(key || '|', '|') - 1) FROM records
+            WHERE tbl = :tbl AND key >= found.head || '}' AND key < :last ORDER BY key LIMIT 1)
+    FROM found WHERE found.head IS NOT NULL
+)
+SELECT head FROM found WHERE head IS NOT NULL
+"""
 
 # One entry for each schema version, applied in order; an entry never changes once released.
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -63,6 +75,16 @@ class SqliteStore:
         query = "SELECT key, value, revision FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key"
         rows = await self._run(lambda db: db.execute(query, (table, prefix, prefix + _LAST_CHARACTER)))
         return [Record(key, json.loads(value), revision) for key, value, revision in rows]
+
+    async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
+        where = {"tbl": table, "first": prefix, "last": prefix + _LAST_CHARACTER}
+        rows = await self._run(lambda db: db.execute(_HEADS, where))
+        return [head for (head,) in rows]
+
+    async def count(self, table: Table, prefix: str = "") -> int:
+        query = "SELECT count(*) FROM records WHERE tbl = ? AND key >= ? AND key < ?"
+        ((count,),) = await self._run(lambda db: db.execute(query, (table, prefix, prefix + _LAST_CHARACTER)))
+        return int(count)
 
     async def commit(self, changes: Sequence[Change]) -> int:
         # Encoded here, so that a value that is no JSON fails in the caller and not inside the transaction.

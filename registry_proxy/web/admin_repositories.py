@@ -1,7 +1,7 @@
 """Repositories of the admin API: those that were pushed through the proxy, or are in the cache of this node."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -18,12 +18,14 @@ class KnownRepositories:
     """Where repositories are known from, without asking a registry.
 
     Args:
-        recorded: those that something was pushed to, with the number of their tags on record.
+        recorded: those that something was pushed to.
+        count_tags: returns how many tags of one are on record.
         cached: those that this node holds something of; waits for the disk.
         local_name: says under which name one is known here; None when no route leads to it any more.
     """
 
-    recorded: Callable[[], Awaitable[Mapping[RoutedRepository, int]]]
+    recorded: Callable[[], Awaitable[Collection[RoutedRepository]]]
+    count_tags: Callable[[RoutedRepository], Awaitable[int]]
     cached: Callable[[], Iterable[RoutedRepository]]
     local_name: Callable[[RoutedRepository], Repository | None]
 
@@ -52,11 +54,17 @@ class RepositoryResources:
         page, prefix = read_page(query), query.get("prefix", "")
         recorded = await self._known.recorded()
         cached = await asyncio.to_thread(lambda: set(self._known.cached()))
-        items: dict[str, RepositoryDocument] = {}
+        items: dict[str, tuple[str, RoutedRepository]] = {}
         for routed in {*recorded, *cached}:
             name = self._known.local_name(routed)
             if name is not None and name.startswith(prefix):
-                items[name] = RepositoryDocument(
-                    name=name, upstream=routed.upstream, tags_on_record=recorded.get(routed, 0), cached=routed in cached
-                )
-        return web.json_response(page.cut(items, RepositoryDocument.as_json))
+                items[name] = name, routed
+        answer = page.cut(items, lambda item: item)
+        counts = await asyncio.gather(*(self._known.count_tags(routed) for _, routed in answer["items"]))
+        answer["items"] = [
+            RepositoryDocument(
+                name=name, upstream=routed.upstream, tags_on_record=count, cached=routed in cached
+            ).as_json()
+            for (name, routed), count in zip(answer["items"], counts, strict=True)
+        ]
+        return web.json_response(answer)

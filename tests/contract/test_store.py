@@ -67,6 +67,21 @@ async def test_lists_by_prefix_in_order(store: Store) -> None:
         assert all(record.value == {"key": record.key} for record in found)
 
 
+async def test_tells_the_heads_of_keys(store: Store) -> None:
+    """What stands before the first ``|`` is told once, also where one begins with another; and keys are counted."""
+    heads = ["a", "a-b", "a/b", "a}", "a~", "b", "main/team/app", "main/team/app-x", "\u00fc"]
+    keys = [f"{head}|{rest}" for head in heads for rest in ("", "1", "2|3", "~", "\ufffd")]
+    await store.commit([Change(Table.TAGS, key, {}) for key in keys])
+    await store.commit([Change(Table.MANIFESTS, "c|1", {}), Change(Table.INTENTS, "d|1", {})])
+    for prefix in ["", "a", "a|", "a/", "main/", "main/team/app", "main/team/app|", "c", "\u00fc"]:
+        found = [key for key in keys if key.startswith(prefix)]
+        told = await store.heads(Table.TAGS, prefix)
+        assert sorted(told) == sorted({key.partition("|")[0] for key in found}), prefix
+        assert len(told) == len(set(told))
+        assert await store.count(Table.TAGS, prefix) == len(found), prefix
+    assert await store.heads(Table.USERS) == []
+
+
 async def test_lists_many(store: Store) -> None:
     """A table of ten thousand records is listed whole."""
     await store.commit([Change(Table.MANIFESTS, f"r{number % 10}|{number:05}", {}) for number in range(10_000)])
