@@ -1,7 +1,6 @@
 """Two registries, two nodes, a Redis and an nginx, as real processes, and what can be done to them."""
 
 import signal
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,8 +13,8 @@ import psutil
 import redis
 
 from tests.chaos.plan import Fault, Harm
-from tests.conftest import make_certificate, require_program
-from tests.nginx.shipped import Certificate, nginx_server
+from tests.conftest import require_program
+from tests.nginx.shipped import nginx_server
 from tests.product import Proxy, proxy_server
 from tests.servers import Server, docker_registry, free_port, redis_server, running
 
@@ -51,7 +50,7 @@ class Front(StrEnum):
     """Also within an upload: nodes of one worker go on with what the other one began."""
 
     SHIPPED = "as shipped"
-    """nginx/two-nodes.conf, and nodes of two workers."""
+    """nginx/two-nodes.conf, but for TLS, and nodes of two workers."""
 
 
 USER = "ann"
@@ -60,13 +59,12 @@ PASSWORD = "password of a user"
 
 @dataclass
 class Cluster:
-    """Everything that is started; clients find it at ``url``, by TLS where ``tls`` is given."""
+    """Everything that is started; clients find it at ``url``."""
 
     replicas: dict[str, Server]
     nodes: dict[str, Proxy]
     redis: Server
     url: str
-    tls: ssl.SSLContext | None = None
     harmed: set[str] = field(default_factory=set)
 
     @property
@@ -180,13 +178,11 @@ def cluster(root: Path, front: Front) -> Iterator[Cluster]:
         nodes["node-1"].add_user(USER, PASSWORD, pull_push_delete=["team/**"])
         ports = [node.port for node in nodes.values()]
         if front is Front.SHIPPED:
-            certificate = Certificate(root)
-            make_certificate(certificate.certificate, certificate.key)
-            nginx = stack.enter_context(running(nginx_server(root / "nginx", certificate, *ports)))
-            yield Cluster(replicas, nodes, store, f"https://127.0.0.1:{nginx.port}", certificate.context())
+            nginx = nginx_server(root / "nginx", None, *ports)
         else:
-            nginx = stack.enter_context(running(_nginx_in_turns(root / "nginx", *ports)))
-            yield Cluster(replicas, nodes, store, nginx.url)
+            nginx = _nginx_in_turns(root / "nginx", *ports)
+        stack.enter_context(running(nginx))
+        yield Cluster(replicas, nodes, store, nginx.url)
 
 
 def _nginx_in_turns(folder: Path, one: int, two: int) -> Server:

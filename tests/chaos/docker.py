@@ -7,7 +7,6 @@ Layers are sent up to five times and fetched up to five times, by Range from whe
 import asyncio
 import hashlib
 import json
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ class Docker:
         url: of the registry.
         user: who it is.
         password: of the user.
-        tls: whom to trust, where the URL is https.
         address: of the machine that it runs on; "" for any.
         patience_seconds: after which an answer is taken for a hang; docker itself waits for ever.
     """
@@ -62,7 +60,6 @@ class Docker:
         user: str,
         password: str,
         *,
-        tls: ssl.SSLContext | None = None,
         address: str = "",
         patience_seconds: float = 90.0,
     ) -> None:
@@ -70,9 +67,7 @@ class Docker:
         self._basic = aiohttp.encode_basic_auth(user, password)
         self._patience_seconds = patience_seconds
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                force_close=True, limit=0, ssl=tls or True, local_addr=(address, 0) if address else None
-            ),
+            connector=aiohttp.TCPConnector(force_close=True, limit=0, local_addr=(address, 0) if address else None),
             timeout=aiohttp.ClientTimeout(total=None),
         )
         self._token = ""

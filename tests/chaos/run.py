@@ -164,7 +164,7 @@ class Run:
                 await docker.aclose()
 
     def _docker(self, address: str) -> Docker:
-        return Docker(self.cluster.url, USER, PASSWORD, tls=self.cluster.tls, address=address)
+        return Docker(self.cluster.url, USER, PASSWORD, address=address)
 
     def _begin(self, kind: Kind, client: str, repository: str, tag: str = "", digest: str = "") -> Operation:
         operation = Operation(kind, client, repository, self.now(), tag, digest)

@@ -33,8 +33,11 @@ class Certificate:
         return ssl.create_default_context(cafile=str(self.certificate))
 
 
-def nginx_server(root: Path, certificate: Certificate, *backend_ports: int) -> Server:
-    """Describe an nginx with the shipped configuration for so many nodes; only places on this machine are changed."""
+def nginx_server(root: Path, certificate: Certificate | None, *backend_ports: int) -> Server:
+    """Describe an nginx with the shipped configuration for so many nodes; only places on this machine are changed.
+
+    Without a certificate it speaks plain HTTP.
+    """
     root.mkdir(parents=True, exist_ok=True)
     port = free_port()
     text = (CONFIGURATION if len(backend_ports) == 1 else TWO_NODES).read_text()
@@ -47,9 +50,8 @@ def nginx_server(root: Path, certificate: Certificate, *backend_ports: int) -> S
         ("/var/log/nginx/error.log", f"{root}/error.log"),
         ("/var/log/nginx/registry.log", f"{root}/access.log"),
         ("http {", f"http {{ {temporary}"),
-        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
-        ("/etc/ssl/certs/registry.pem", str(certificate.certificate)),
-        ("/etc/ssl/private/registry.key", str(certificate.key)),
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port}{' ssl' if certificate else ''};"),
+        *_tls(certificate),
     ):
         assert text.count(shipped) == 1, shipped
         text = text.replace(shipped, here)
@@ -61,3 +63,15 @@ def nginx_server(root: Path, certificate: Certificate, *backend_ports: int) -> S
     return Server(
         [require_program("nginx"), "-e", "stderr", "-c", str(config), "-g", "daemon off;"], port, root / "log"
     )
+
+
+def _tls(certificate: Certificate | None) -> list[tuple[str, str]]:
+    if certificate is None:
+        return [
+            (f"ssl_certificate{name};", "")
+            for name in (" /etc/ssl/certs/registry.pem", "_key /etc/ssl/private/registry.key")
+        ]
+    return [
+        ("/etc/ssl/certs/registry.pem", str(certificate.certificate)),
+        ("/etc/ssl/private/registry.key", str(certificate.key)),
+    ]
