@@ -44,7 +44,7 @@ _REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "::1", "localhost"})
 _CLAIM_PATTERN_MAX_LENGTH = 500
 _GROUP_NAME = re.compile(r"(?!oidc\Z)[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")  # as access.subject has it
-_OIDC_SUBJECT = re.compile(r"(?:\{[A-Za-z0-9._:/-]+\}|[A-Za-z0-9._@+:/-])+")
+_OIDC_SUBJECT = re.compile(r"(?:\{[A-Za-z0-9._:/-]+\}(?!\{)|[A-Za-z0-9._@+:/-])+")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ldap": 389, "ldaps": 636}
 
 
@@ -323,7 +323,7 @@ OidcSubject = Annotated[
         partial(
             _check_name,
             pattern=_OIDC_SUBJECT,
-            what="letters, digits, any of . _ @ + : / - and names of claims in braces",
+            what="letters, digits, any of . _ @ + : / - and, between these, names of claims in braces",
         )
     ),
 ]

@@ -278,6 +278,7 @@ RULE = {"name": "any", "claims": {"sub": "*"}}
                 ({"claims": {"sub": True}}, "rules[0].claims.sub"),
                 ({"subject": "{a b}"}, "rules[0].subject"),
                 ({"subject": ""}, "rules[0].subject"),
+                ({"subject": "{sub}{ref}"}, "rules[0].subject"),
                 ({"groups": ["a:b"]}, "rules[0].groups[0]"),
                 ({"groups": ["oidc"]}, "rules[0].groups[0]"),
             )

@@ -10,10 +10,16 @@ from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords, TooManyLoginsError
+from registry_proxy.access.credentials import (
+    LoginLimiter,
+    LoginRefusedError,
+    LoginUnavailableError,
+    Passwords,
+    TooManyLoginsError,
+)
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import IdTokenRefusedError, IdTokenVerifier
-from registry_proxy.access.ldap import LdapPasswords
+from registry_proxy.access.ldap import LdapPasswords, LdapUnavailableError
 from registry_proxy.access.records import User, grant_of, group_of, robot_of, user_of
 from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of
 from registry_proxy.access.subject import OIDC_LOGIN_NAME, is_name, login_name, user_subject
@@ -196,11 +202,9 @@ class AccessControl:
             if (secret_id := secret_id_of(password)) is not None:
                 return await self._login_by_secret(username, secret_id, password, address)
             user = await self._find_user(username) if is_name(username) else None
-            if user is not None and user.is_ldap and not user.is_disabled:
-                right = await self._verify_by_ldap(user.name, password)
-            else:
-                right = await self._passwords.verify(password, (user and user.password_hash) or None)
-            if not right or user is None or user.is_disabled:
+            if user is not None and user.is_disabled:
+                user = None
+            if not await self._is_right(user, password) or user is None:
                 raise LoginRefusedError("the user name or the password is wrong")
         if not user.is_ldap and self._passwords.is_outdated(user.password_hash):
             await self._rehash(user, password)
@@ -371,11 +375,39 @@ class AccessControl:
         proved = await self._id_tokens.verify(id_token)
         return Login(proved.subject, expires_at=proved.expires_at, evidence=proved.evidence)
 
-    async def _verify_by_ldap(self, name: str, password: str) -> bool:
-        if self._ldap is None:
-            _log.warning("%s cannot log in: LDAP knows the password, and auth.ldap is not configured", name)
-            return False
-        return await self._ldap.verify(name, password)
+    async def _is_right(self, user: User | None, password: str) -> bool:
+        """Tell whether a password is right; that of nobody never is.
+
+        With LDAP a wrong one costs a hash and a bind, whoever's it is. While LDAP is away a name that nobody has is
+        answered like one that LDAP knows, so that these do not stand out; what is kept here is judged without it.
+
+        Raises:
+            LoginUnavailableError: LDAP, which knows or may know it, does not answer.
+            TooManyLoginsError: too many at once.
+        """
+        try:
+            if user is not None and user.is_ldap:
+                return await self._is_right_by_ldap(user.name, password)
+            right = await self._passwords.verify(password, (user and user.password_hash) or None)
+            if not right and self._ldap is not None:
+                with contextlib.suppress(*[LdapUnavailableError] if user is not None else []):
+                    await self._ldap.refuse()
+            return right
+        except LdapUnavailableError:
+            # Where it is, and why it does not answer, is in the log alone: anybody may ask.
+            raise LoginUnavailableError("LDAP, which may know the password, does not answer") from None
+
+    async def _is_right_by_ldap(self, name: str, password: str) -> bool:
+        right = False
+        try:
+            if self._ldap is None:
+                _log.warning("%s cannot log in: LDAP knows the password, and auth.ldap is not configured", name)
+            else:
+                right = await self._ldap.verify(name, password)
+            return right
+        finally:
+            if not right:
+                await self._passwords.verify(password, None)
 
     async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> Login:
         secret = await self._find_secret(secret_id)

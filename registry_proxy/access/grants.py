@@ -24,6 +24,7 @@ from registry_proxy.spec.patterns import (
     compile_repository_pattern,
     compile_text_pattern,
     for_subject,
+    is_below,
     literal_prefix,
 )
 from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
@@ -104,7 +105,9 @@ class Policy:
                 memberships.setdefault(user_subject(member), []).append(group_subject(group.name))
         self._memberships = memberships
         self._grants: dict[str, dict[str, list[_Compiled]]] = {}
+        self._grants_by_id: dict[str, Grant] = {}
         for grant in sorted(grants, key=lambda grant: grant.id):
+            self._grants_by_id[grant.id] = grant
             index = self._grants.setdefault(grant.subject, {})
             index.setdefault(literal_prefix(grant.repository), []).append(_compile(grant))
         # (subject, repository, action, tag) -> the decision, and until when it holds
@@ -213,17 +216,52 @@ class Policy:
         created = self.decide(subject, repository, Action.CREATE, tag)
         return (created, False) if created.allowed else (decision, False)
 
-    def explain(self, subject: str, repository: str, action: Action, tag: str | None = None) -> Decision:
+    def explain(
+        self,
+        subject: str,
+        repository: str,
+        action: Action,
+        tag: str | None = None,
+        *,
+        namespaces: Collection[str] | None = None,
+    ) -> Decision:
         """Return what ``decide_request`` says, for whoever asks why.
 
         ``PUSH`` is asked as grants mean it: with the right to move tags. Where only new ones may be made, the answer is
         no, and names the grant that lets them be made.
+
+        Args:
+            subject: see ``decide``, also for what follows.
+            repository: in question.
+            action: in question.
+            tag: in question.
+            namespaces: those of who asks, as patterns: of grants outside, and of who the subject is, nothing is told.
+                None for an administrator.
         """
         decision, may_move_tags = self.decide_request(subject, repository, action, tag)
+        told = self._told(decision, (subject, repository, action, tag), namespaces)
         if may_move_tags or not decision.allowed:
-            return decision
+            return told
         refused = self.decide(subject, repository, action, tag)
-        return replace(refused, reason=f"{refused.reason}; new tags it may make, because {decision.reason}")
+        return replace(refused, reason=f"{refused.reason}; new tags it may make, because {told.reason}")
+
+    def _told(
+        self, decision: Decision, asked: tuple[str, str, Action, str | None], namespaces: Collection[str] | None
+    ) -> Decision:
+        """Return of a decision what the owner of namespaces may know: the verdict, and what lies inside of them."""
+        if namespaces is None:
+            return decision
+        subject, repository, action, tag = asked
+        if not decision.allowed:
+            needs_all_tags = action is Action.DELETE and tag is None
+            reason = _refuses(subject, repository, action, tag, needs_all_tags=needs_all_tags)
+            return replace(decision, reason=reason)
+        grant = self._grants_by_id.get(decision.grant or "")
+        if grant is not None and any(is_below(grant.repository, each) for each in namespaces):
+            return decision
+        return replace(
+            decision, grant=None, reason=f"what an administrator decided lets {subject} {action} {repository}"
+        )
 
     def allowed_access(self, subject: str, access: Access, now: float | None = None) -> Access | None:
         """Return the part of ``access`` that a token of the subject may carry; None when it is empty.

@@ -147,16 +147,22 @@ def _subject_of(claims: Mapping[str, Any], issuer: TrustedIssuer) -> str:
 
 
 def _name(claims: Mapping[str, Any], issuer: TrustedIssuer, rule: ClaimRule) -> str:
-    def value(match: re.Match[str]) -> str:
-        text = _text(claims.get(match[1]))
+    """Return the subject that a rule makes of claims; two that differ in any of its claims never make the same."""
+    where = f"the subject of rule {rule.name} of auth.oidc.{issuer.name}"
+    name, *parts = _PLACEHOLDER.split(rule.subject)
+    for index in range(0, len(parts), 2):
+        claim, behind = parts[index : index + 2]
+        text = _text(claims.get(claim))
         if text is None:
-            raise IdTokenRefusedError(f"it lacks the claim {match[1]}, which makes its name")
-        return text
-
+            raise IdTokenRefusedError(f"it lacks the claim {claim}, which makes its name")
+        is_last = index + 2 == len(parts)
+        if not is_last and (text + behind).find(behind) != len(text):
+            # acme/x and y would be called as acme and x/y are.
+            raise IdTokenRefusedError(f"its claim {claim} holds {behind!r}, which ends it in {where}")
+        name += text + behind
     try:
-        return oidc_subject(f"{issuer.name}/{rule.name}", _PLACEHOLDER.sub(value, rule.subject))
+        return oidc_subject(f"{issuer.name}/{rule.name}", name)
     except ValueError:
-        where = f"the subject of rule {rule.name} of auth.oidc.{issuer.name}"
         raise IdTokenRefusedError(f"what {where} makes of its claims can be no name") from None
 
 

@@ -154,7 +154,7 @@ def _key_of(entry: Mapping[str, Any]) -> jwt.PyJWK | None:
         return None
     try:
         key = jwt.PyJWK(dict(entry))
-    except (jwt.PyJWTError, ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - the entry is foreign: whatever it makes the libraries raise, the others count
         return None
     if isinstance(key.key, rsa.RSAPublicKey) and key.key.key_size < _RSA_MIN_BITS:
         return None

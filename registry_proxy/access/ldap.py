@@ -4,8 +4,8 @@ Nothing is searched and nothing is remembered: whoever is locked out there is lo
 """
 
 import asyncio
-import contextlib
 import logging
+import secrets
 import ssl
 from typing import Final
 
@@ -55,9 +55,20 @@ class LdapPasswords:
         Raises:
             LdapUnavailableError: it cannot be known.
         """
-        # A bind without a password succeeds at many directories, as nobody in particular (RFC 4513, section 5.1.2).
-        if not password or len(password) > PASSWORD_MAX_LENGTH:
+        if not _may_be_sent(password):
+            await self.refuse()
             return False
+        code = await self._ask(name, password)
+        if code not in {_SUCCESS, _INVALID_CREDENTIALS}:
+            _log.warning("the LDAP server at %s:%d refused a login with result code %d", self._host, self._port, code)
+        return code == _SUCCESS
+
+    async def refuse(self) -> None:
+        """Take as long as a wrong password does, by asking for a name that nobody has. Raises LdapUnavailableError."""
+        await self._ask(secrets.token_hex(16), secrets.token_hex(16))
+
+    async def _ask(self, name: str, password: str) -> int:
+        """Return the result code of a bind that says something. Raises LdapUnavailableError."""
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), self._binds:
                 code = await self._bind(self._dn(name), password)
@@ -67,9 +78,7 @@ class LdapPasswords:
             raise self._unavailable(str(error)) from error
         if code in _NO_VERDICT:
             raise self._unavailable(f"it answered with result code {code}")
-        if code not in {_SUCCESS, _INVALID_CREDENTIALS}:
-            _log.warning("the LDAP server at %s:%d refused a login with result code %d", self._host, self._port, code)
-        return code == _SUCCESS
+        return code
 
     def _dn(self, name: str) -> str:
         """Return the DN of a user; of what names may hold, "+" alone means something in one (RFC 4514, section 2.4)."""
@@ -81,18 +90,25 @@ class LdapPasswords:
             writer.write(_bind_request(dn, password))
             await writer.drain()
             code = _result_code(await _read_message(reader))
-            writer.write(_UNBIND)
-            await writer.drain()
+            writer.write(_UNBIND)  # a courtesy: it is not waited for, and what becomes of it changes no verdict
+            return code
         finally:
             writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-        return code
 
     def _unavailable(self, reason: str) -> LdapUnavailableError:
         text = f"the LDAP server at {self._host}:{self._port} cannot be asked: {reason}"
         _log.warning("%s", text)
         return LdapUnavailableError(text)
+
+
+def _may_be_sent(password: str) -> bool:
+    """Tell whether a directory takes a password for what it is.
+
+    With an empty one many let in anybody, as nobody in particular (RFC 4513, section 5.1.2); to some it ends at a NUL;
+    and half a character is no UTF-8.
+    """
+    is_text = not any("\ud800" <= character <= "\udfff" for character in password)
+    return 0 < len(password) <= PASSWORD_MAX_LENGTH and "\0" not in password and is_text
 
 
 def _element(tag: int, content: bytes) -> bytes:
@@ -105,7 +121,7 @@ def _element(tag: int, content: bytes) -> bytes:
 
 
 def _bind_request(dn: str, password: str) -> bytes:
-    credentials = _element(_SIMPLE, password.encode(errors="surrogatepass"))
+    credentials = _element(_SIMPLE, password.encode())
     operation = _element(_INTEGER, b"\x03") + _element(_OCTET_STRING, dn.encode()) + credentials
     return _element(_SEQUENCE, _element(_INTEGER, b"\x01") + _element(_BIND_REQUEST, operation))
 

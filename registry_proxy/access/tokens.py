@@ -194,13 +194,15 @@ class TokenSigner:
             access: what it carries; the grants are asked again at each request.
             now: Unix seconds.
             secret_id: of the secret that was presented, None for a password.
-            not_after: when it expires at the latest, Unix seconds: what it is given for is good no longer.
+            not_after: when it expires at the latest, Unix seconds: what it is given for is good no longer. One that is
+                past already is when it was issued, too, so that it is accepted for no more than the leeway after that.
         """
         self._reload_if_changed()
         issued_at = int(now)
         expires_at = issued_at + self._lifetime_seconds
         if not_after is not None:
-            expires_at = max(issued_at, min(expires_at, int(not_after)))
+            expires_at = min(expires_at, int(not_after))
+            issued_at = min(issued_at, expires_at)
         token_id = secrets.token_urlsafe(16)
         claims = {
             "iss": self._service,

@@ -380,7 +380,8 @@ class AccessResources:
         if not _may_see(request, body.repository):
             outside = Fault("#/repository", f"expected one that lies in {_joined(request[NAMESPACES])}")
             raise ProblemError(403, "this is not yours to ask", faults=[outside])
-        decision = policy.explain(body.subject, body.repository, Action(body.action), body.tag)
+        namespaces = request.get(NAMESPACES)
+        decision = policy.explain(body.subject, body.repository, Action(body.action), body.tag, namespaces=namespaces)
         document = DecisionDocument(
             allowed=decision.allowed, would_deny=decision.would_deny, grant=decision.grant, reason=decision.reason
         )

@@ -282,3 +282,22 @@ async def test_values_that_are_no_text(issuer: FakeIssuer) -> None:
 async def test_a_name_that_can_be_none(issuer: FakeIssuer, value: Any) -> None:
     """What a rule makes of the claims must be a name."""
     assert await refusal(issuer, issuer.token(who=value), rule("any", "{who}", repository="*"))
+
+
+@pytest.mark.parametrize(
+    ("subject", "one", "other", "separator"),
+    [
+        ("{a}/{b}", ("x/y", "z"), ("x", "y/z"), "/"),
+        ("of-{a}--{b}", ("x-", "y"), ("x", "-y"), "--"),
+        ("{a}:{b}/end", ("x:y", "z"), ("x", "y:z"), ":"),
+    ],
+)
+async def test_two_jobs_are_never_called_the_same(
+    issuer: FakeIssuer, subject: str, one: tuple[str, str], other: tuple[str, str], separator: str
+) -> None:
+    """A claim may not hold what ends it in the name: the rest would be taken for another claim's."""
+    both = rule("both", subject, repository="*")
+    told = await refusal(issuer, issuer.token(a=one[0], b=one[1]), both)
+    assert told == f"its claim a holds {separator!r}, which ends it in the subject of rule both of auth.oidc.ci"
+    proved = await trusting(issuer, both).verify(issuer.token(a=other[0], b=other[1]))
+    assert proved.subject == "oidc:ci/both/" + subject.format(a=other[0], b=other[1])

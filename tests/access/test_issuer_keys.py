@@ -173,6 +173,10 @@ async def test_only_public_keys_that_sign_are_kept(issuer: FakeIssuer) -> None:
     other = json.loads(to_jwk(next(iter(issuer.keys.values())).public_key()))  # type: ignore[arg-type]  # an RSA key
     issuer.extra_keys = [
         {"kty": "oct", "k": "c2VjcmV0", "kid": "shared", "alg": "HS256"},
+        {"kty": "oct", "kid": "empty"},
+        {"kty": "EC", "crv": [], "kid": "list"},
+        {"kty": "OKP", "crv": "Ed25519", "x": {}, "kid": "object"},
+        {"kty": "RSA", "n": "AQAB", "e": 7, "kid": "number", "alg": None},
         {**json.loads(to_jwk(short.public_key())), "kid": "short"},
         {**json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private)), "kid": "private"},
         {**other, "kid": "encryption", "use": "enc"},
@@ -182,5 +186,7 @@ async def test_only_public_keys_that_sign_are_kept(issuer: FakeIssuer) -> None:
     ]
     issuer.keys |= {"curve": private, "edwards": ed25519.Ed25519PrivateKey.generate()}
     keys = IssuerKeys(issuer.url, clock=Clock())
+    names = ["empty", "list", "object", "number"]
+    assert [name for name in names if await is_there(keys, name)] == []
     names = ["shared", "short", "private", "encryption", "rsa-oaep", "hmac", "plain", "first", "curve", "edwards"]
     assert [name for name in names if await is_there(keys, name)] == ["plain", "first", "curve", "edwards"]

@@ -17,7 +17,7 @@ from tests.servers import Server, free_port, ldap_server, running
 
 BIND_DN = "uid={name},ou=people,dc=example,dc=com"
 LONG = "x" * 1000
-PASSWORDS = {"ann": "password of ann", "a+b": "plus", "zoe": "pässword \0 ☃", "long": LONG}
+PASSWORDS = {"ann": "password of ann", "a+b": "plus", "zoe": "pässword ☃", "long": LONG}
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +122,26 @@ async def test_an_answer_with_long_lengths_is_an_answer() -> None:
         assert await asking(port).verify("ann", "x")
 
 
-@pytest.mark.parametrize("password", ["", LONG * 2])
+@pytest.mark.parametrize("password", ["", LONG * 2, "\0", "password of ann\0", "password of ann\0x", "\udcff"])
 async def test_some_passwords_are_not_asked_for(password: str) -> None:
-    """With an empty one many directories let in anybody, as nobody in particular."""
+    """To many directories an empty one lets in anybody, and one with a NUL ends there."""
     async with answering(bound(0)) as port:
         assert not await asking(port).verify("ann", password)
+
+
+async def test_what_becomes_of_the_unbind_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory may hang up as soon as it has answered."""
+    sent = 0
+
+    async def drain(_: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        sent += 1
+        if sent > 1:
+            raise ConnectionResetError("hung up")
+
+    monkeypatch.setattr(asyncio.StreamWriter, "drain", drain)
+    async with answering(bound(0)) as port:
+        assert await asking(port).verify("ann", "x")
 
 
 async def test_an_endless_answer_is_not_waited_for() -> None:

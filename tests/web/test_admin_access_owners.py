@@ -203,3 +203,28 @@ async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
         assert (await owners.call("PATCH", f"/grants/{own}", body))[0] == 403
     grants = {grant.id: sorted(grant.actions) for grant in await owners.node.directory.list_grants()}
     assert (grants[made["id"]], grants[outside], grants[own]) == (["push"], ["pull"], ["manage"])
+
+
+async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None:
+    """Whether it is allowed, yes; by which grant, only of those inside; who the subject is, never."""
+    await owners.node.directory.put_user("off", UserInput(password="a password", is_disabled=True))
+    await owners.node.directory.put_user("boss", UserInput(password="a password", is_admin=True))
+    await owners.node.directory.put_robot("old", 1.0, ())
+    wide = await owners.grant("group:secret-project", "**", "pull", "create")
+    await owners.node.directory.put_group("secret-project", ["bob"])
+    question = {"repository": "team/app", "action": "pull"}
+    for subject in ("user:off", "user:nobody", "robot:old", "robot:nobody", "oidc:ci/main/x", "group:none"):
+        _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
+        refusal = f"no grant lets {subject} pull team/app: it would take one with the action pull on team/app"
+        assert told == {"allowed": False, "would_deny": False, "grant": None, "reason": refusal}
+    for subject in ("user:boss", "user:bob"):
+        _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
+        reason = f"what an administrator decided lets {subject} pull team/app"
+        assert told == {"allowed": True, "would_deny": False, "grant": None, "reason": reason}
+    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "push", "tag": "v1"})
+    assert (told["allowed"], "what an administrator decided lets user:bob" in told["reason"]) == (False, True)
+    assert not [text for text in (wide, "secret-project", "**") if text in told["reason"]]
+    inside = await owners.grant("user:ann", "team/a*", "pull")
+    assert (await owners.call("POST", "/explain", {**question, "subject": "user:ann"}))[1]["grant"] == inside
+    told = (await owners.call("POST", "/explain", {**question, "subject": "user:bob"}, caller="user:admin"))[1]
+    assert (told["grant"], wide in told["reason"]) == (wide, True)
