@@ -58,6 +58,7 @@ class Run:
         clients: how many.
         pace_seconds: between two steps of a client, on average.
         heals: each fault waits until the last one has healed.
+        lull: how much longer than planned it is from one fault to the next that does not wait.
         repairs: replicas get what they missed by themselves; without, only one of them fails.
     """
 
@@ -67,6 +68,7 @@ class Run:
     clients: int = 4
     pace_seconds: float = 0.2
     heals: bool = True
+    lull: float = 1.0
     repairs: bool = True
     history: History = field(default_factory=lambda: History(forgetting_seconds=FORGETTING_SECONDS))
     failures: list[str] = field(default_factory=list)
@@ -113,7 +115,7 @@ class Run:
     def _overlapping(self) -> None:
         harmed: list[_Harmed] = []
         for fault in faults(self.seed, self._targets):
-            self._let_pass(harmed, min(self.seconds, self.now() + fault.after_seconds))
+            self._let_pass(harmed, min(self.seconds, self.now() + fault.after_seconds * self.lull))
             if self.now() >= self.seconds:
                 break
             if all(one.fault.target != fault.target for one in harmed):

@@ -29,7 +29,8 @@ def judge(root: Path, front: Front, *, seconds: float, heals: bool) -> Run:
     seconds = float(os.environ.get("CHAOS_SECONDS") or seconds)
     with cluster(root, front) as servers:
         seed = int(os.environ.get("CHAOS_SEED") or random.randrange(1 << 32))
-        run = Run(servers, seed, seconds, heals=heals)
+        # A node of two workers takes twice as long to start: else there would hardly ever be one.
+        run = Run(servers, seed, seconds, heals=heals, lull=3.0 if front is Front.SHIPPED else 1.0)
         run.execute()
         run.pull_everything()
         if run.repairs:
