@@ -23,7 +23,7 @@ from typing import Any, Final
 import uvloop
 
 from registry_proxy.node import StartError
-from registry_proxy.ports import ReloadOutcome
+from registry_proxy.ports import ReloadOutcome, StoreUnavailableError
 from registry_proxy.settings import Settings
 from registry_proxy.tasks import spawn
 
@@ -193,7 +193,7 @@ class _Orders:
 
 def _tell_failure(writer: asyncio.StreamWriter, error: Exception) -> None:
     """Tell the reason; an error that no operator can cause comes with its traceback."""
-    if not isinstance(error, OSError | StartError):
+    if not isinstance(error, OSError | StartError | StoreUnavailableError):
         _log.error("this is a defect, or a dependency that behaves in a new way", exc_info=error)
     reason = " ".join(str(error).split()) or type(error).__name__
     writer.write(f"failed {reason[:2000]}\n".encode())
