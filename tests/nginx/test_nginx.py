@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -214,20 +215,48 @@ async def test_what_a_node_got_of_a_write_is_not_sent_to_the_other(
     assert [(asked[1], asked[2]) for asked in backends.asked] == [(method, len(body))]
 
 
-async def test_a_write_goes_to_the_node_that_lives(start_nginx: StartNginx, session: aiohttp.ClientSession) -> None:
-    """Nobody listens at the first one: each write reaches the second, once."""
+@contextmanager
+def nobody(*, is_off: bool) -> Iterator[int]:
+    """Give a port where connections are refused, or, as of a machine that is off, not answered."""
+    port = free_port()
+    with ExitStack() as stack:
+        if is_off:
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", port))
+            listener.listen(0)
+            for _ in range(2):  # fill its queue: the kernel drops what comes then
+                client = stack.enter_context(socket.socket())
+                client.settimeout(0)
+                client.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+@pytest.mark.parametrize("is_off", [False, True], ids=["refused", "off"])
+async def test_a_write_goes_to_the_node_that_lives(
+    start_nginx: StartNginx, certificate: Certificate, *, is_off: bool
+) -> None:
+    """Nobody is at the first one: each write reaches the second, once, whichever is the one of the client's address."""
     seen: list[int] = []
 
     async def backend(request: web.BaseRequest) -> web.Response:
         seen.append(len(await request.read()))
         return web.Response(status=202)
 
-    async with RawTestServer(backend) as server:
-        nginx = start_nginx(free_port(), server.port)
-        for number in range(6):
-            async with session.patch(https(nginx, f"/v2/a/blobs/uploads/{number}"), data=b"x" * 70_000) as answer:
-                assert answer.status == 202
-    assert seen == [70_000] * 6
+    with nobody(is_off=is_off) as port:
+        async with RawTestServer(backend) as server:
+            url = https(start_nginx(port, server.port), "/v2/a/blobs/uploads/s")
+
+            async def patch(address: str) -> int:
+                connector = aiohttp.TCPConnector(ssl=certificate.context(), local_addr=(address, 0))
+                async with (
+                    aiohttp.ClientSession(connector=connector) as session,
+                    session.patch(url, data=b"x" * 70_000) as answer,
+                ):
+                    return answer.status
+
+            statuses = await asyncio.gather(*(patch(f"127.0.0.{number}") for number in range(2, 12)))
+    assert statuses == [202] * 10
+    assert seen == [70_000] * 10
 
 
 async def test_a_read_finds_the_node_that_is_back_when_the_other_one_dies(
