@@ -205,7 +205,8 @@ def _change_page(settings: Settings) -> str:
 @contextlib.asynccontextmanager
 async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_Node]:
     async with contextlib.AsyncExitStack() as stack:
-        store, changes = await stack.enter_async_context(open_store(settings.store_url, _change_page(settings)))
+        opening = open_store(settings.store_url, _change_page(settings), observer.policy_current)
+        store, changes = await stack.enter_async_context(opening)
         control, signer = await stack.enter_async_context(_open_access(settings, store, changes))
         directory = Directory(store)
         stack.push_async_callback(directory.aclose)

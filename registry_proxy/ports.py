@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from registry_proxy.spec.descriptor import Descriptor, Manifest
@@ -542,11 +543,15 @@ class Store(Protocol):
     async def count(self, table: Table, prefix: str = "") -> int:
         """Return how many records ``list`` would return."""
 
-    async def commit(self, changes: Sequence[Change]) -> int:
+    async def commit(self, changes: Sequence[Change], *, versions: Mapping[Table, int] = MappingProxyType({})) -> int:
         """Apply all changes or none; return the new sequence number, the revision of every record written.
 
+        Args:
+            changes: what is written; where there are none, nothing is compared either.
+            versions: of tables that may not have changed, as ``versions`` told them; 0 for one that it did not tell.
+
         Raises:
-            ConflictError: an ``expect`` does not hold.
+            ConflictError: an ``expect`` does not hold, or a table has another version.
         """
 
     async def versions(self) -> Mapping[Table, int]:
@@ -605,6 +610,9 @@ class Observer(Protocol):
 
     def scrubbed(self, size_bytes: int) -> None:
         """Note how much committed content was read and compared."""
+
+    def policy_current(self, at: float) -> None:
+        """Note when this worker last knew that it decides by what the store holds, in seconds since the epoch."""
 
     def scrub_ended(self, ended_at: float) -> None:
         """Note when the scrub's last round ended, in seconds since the epoch."""

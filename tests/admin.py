@@ -299,14 +299,20 @@ class Contract:
         ]
         self._validators: dict[str, jsonschema_rs.Validator] = {}
 
-    def check(self, method: str, path: str, status: int, media_type: str, answer: Any) -> None:
-        """Fail unless the document has this answer; what is no operation of it is answered with problems only."""
+    def check(
+        self, method: str, path: str, status: int, media_type: str, answer: Any, *, is_tagged: bool | None = None
+    ) -> None:
+        """Fail unless the document has this answer; what is no operation of it is answered with problems only.
+
+        ``is_tagged`` says whether it carries an ETag; None where that is not looked at.
+        """
         found = (each for verb, pattern, each in self._operations if verb == method and pattern.fullmatch(path))
         operation: dict[str, Any] = next(found, {})
         answers = operation.get("responses", {"4XX": {"$ref": "#/components/responses/problem"}})
         where = f"{method} {path}: {status} {answer}"
         described = answers.get(str(status)) or answers.get(f"{status // 100}XX")
         assert described is not None, where
+        assert is_tagged in {None, "ETag" in described.get("headers", {})}, where
         if described == {"$ref": "#/components/responses/problem"}:
             described = self.document["components"]["responses"]["problem"]
         if answer is None:

@@ -390,8 +390,11 @@ class Directory:
 
     async def policy_revision(self) -> int:
         """Return the revision that rises with every change of any group or grant."""
+        return max((await self._policy_versions()).values())
+
+    async def _policy_versions(self) -> Mapping[Table, int]:
         versions = await self._store.versions()
-        return max(versions.get(Table.GROUPS, 0), versions.get(Table.GRANTS, 0))
+        return {table: versions.get(table, 0) for table in (Table.GROUPS, Table.GRANTS)}
 
     async def compare_policy(
         self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]
@@ -421,10 +424,14 @@ class Directory:
         """
 
         async def attempt() -> tuple[PolicyDifference, int]:
-            revision = await self.policy_revision()
+            versions = await self._policy_versions()
+            revision = max(versions.values())
             _check_revision(revision, expect)
             difference, users = await self._compare_policy(groups, grants)
-            return difference, await self._store.commit(difference.changes(users)) if difference else revision
+            if difference:
+                # What somebody adds in between is in no difference: it would stay, though the policy does not name it.
+                revision = await self._store.commit(difference.changes(users), versions=versions)
+            return difference, revision
 
         return await _retried(attempt)
 

@@ -11,6 +11,11 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")
 _OIDC_NAME = re.compile(
     r"([a-z0-9]+(?:[_-][a-z0-9]+)*/[a-z0-9]+(?:[_-][a-z0-9]+)*)/[A-Za-z0-9_][A-Za-z0-9._@+:/-]{0,199}"
 )
+SUBJECT_PATTERN = (
+    f"^(?:{ANONYMOUS}|(?:user|group|robot):{_NAME.pattern}|oidc:{_OIDC_NAME.pattern.replace('(', '(?:', 1)})$"
+)
+"""What texts look like that mean a subject; ``parse_subject`` also refuses the names that nobody may have."""
+
 OIDC_LOGIN_NAME = "oidc"
 """The user name that goes with an ID token as password."""
 

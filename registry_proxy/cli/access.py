@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,14 @@ def _locate(source: Source) -> Callable[[Sequence[str]], str]:
     """Return what names the line and the key for a place in the body."""
 
     def locate(pointer: Sequence[str]) -> str:
-        path = tuple(int(part) if part.isdecimal() else part for part in pointer)
+        path: tuple[str | int, ...] = ()
+        inside: Any = source.tree
+        for part in pointer:
+            # A group may be called 7: only in a list is that a place.
+            step = int(part) if isinstance(inside, list) and part.isdecimal() else part
+            path += (step,)
+            with suppress(LookupError, TypeError):
+                inside = inside[step]
         where, line = source.place(path)
         return f"{where}:{line}: {format_path(path)}"
 

@@ -71,7 +71,9 @@ def add_grant(
 def set_grant(
     *,
     grant_id: _GrantId,
-    actions: Annotated[str | None, typer.Option(help="pull, push, create, delete; several with commas.")] = None,
+    actions: Annotated[
+        str | None, typer.Option(help="pull, push, create, delete, manage; several with commas.")
+    ] = None,
     tags: Annotated[str | None, typer.Option(help="Pattern of the tags.")] = None,
     mode: Annotated[str | None, typer.Option(help="enforce, or warn.")] = None,
     expires_at: Annotated[

@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from registry_proxy.ports import Store, StoreUnavailableError, Table
 from registry_proxy.tasks import end, spawn
@@ -77,12 +77,25 @@ class StoreWatch:
     """Asks the store for its versions twice a second, and gives them to all who compare (ports.StoreChanges).
 
     It is the sure way for what other nodes commit, and for a commit whose process died before it could say so.
+
+    Args:
+        store: is asked.
+        page: is told of what changed.
+        interval_seconds: between two questions.
+        compared: is told when the store was asked, in seconds since the epoch, once it has answered.
     """
 
-    def __init__(self, store: Store, page: ChangePage, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
+    def __init__(
+        self,
+        store: Store,
+        page: ChangePage,
+        interval_seconds: float = POLL_INTERVAL_SECONDS,
+        compared: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._page = page
         self._interval_seconds = interval_seconds
+        self._compared = compared
         self._contact_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
@@ -100,10 +113,11 @@ class StoreWatch:
         Raises:
             StoreUnavailableError: it does not answer.
         """
-        asked_at = time.monotonic()
+        asked_at, began_at = time.monotonic(), time.time()
         versions = await self._store.versions()
         self._page.note({table: versions.get(table, 0) for table in Table})
         self._contact_at = asked_at
+        self._compared(began_at)
 
     async def start(self) -> None:
         """Look once, so that nothing that happened before is missed, then go on in the background."""

@@ -1,6 +1,6 @@
 """Which store a URL means."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ _SQLITE = "sqlite:///"
 
 
 @asynccontextmanager
-async def open_store(url: str, page_path: str) -> AsyncIterator[tuple["SqliteStore | RedisStore", StoreWatch]]:
+async def open_store(
+    url: str, page_path: str, compared: Callable[[float], None] = lambda _: None
+) -> AsyncIterator[tuple["SqliteStore | RedisStore", StoreWatch]]:
     """Open the store of a worker, and the watch that tells what changed in it, for the length of a with block.
 
     An unreachable Redis is no error here: each use of the store says so until it is back.
@@ -23,6 +25,7 @@ async def open_store(url: str, page_path: str) -> AsyncIterator[tuple["SqliteSto
     Args:
         url: ``sqlite:///relative``, ``sqlite:////absolute``, or of a Redis (``redis_connection.parse_redis_url``).
         page_path: a file of the node, shared by its workers, for ``ChangePage``.
+        compared: see ``StoreWatch``.
 
     Raises:
         ValueError: the URL is none of these.
@@ -42,7 +45,7 @@ async def open_store(url: str, page_path: str) -> AsyncIterator[tuple["SqliteSto
             stack.push_async_callback(store.aclose)
         else:
             raise ValueError(f"a store is sqlite:///path, or one of {', '.join(_REDIS_SCHEMES)}://")
-        watch = StoreWatch(store, page)
+        watch = StoreWatch(store, page, compared=compared)
         stack.push_async_callback(watch.aclose)
         await watch.start()
         yield store, watch

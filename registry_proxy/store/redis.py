@@ -11,6 +11,7 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from redis.asyncio.lock import Lock
@@ -39,7 +40,10 @@ _COMMIT = """
 local prefix = ARGV[1]
 for i = 2, #ARGV, 5 do
   local expect = ARGV[i + 2]
-  if expect ~= '' then
+  if ARGV[i + 3] == 'version' then
+    local version = redis.call('HGET', prefix .. 'versions', ARGV[i]) or '0'
+    if version ~= expect then return {'conflict', ARGV[i], '', version, expect} end
+  elseif expect ~= '' then
     local stored = redis.call('HGET', prefix .. 'table:' .. ARGV[i], ARGV[i + 1])
     local revision = stored and string.match(stored, '^%d+') or '0'
     if revision ~= expect then return {'conflict', ARGV[i], ARGV[i + 1], revision, expect} end
@@ -48,14 +52,16 @@ end
 local sequence = string.format('%.0f', redis.call('HINCRBY', prefix .. 'versions', 'sequence', 1))
 for i = 2, #ARGV, 5 do
   local records, keys = prefix .. 'table:' .. ARGV[i], prefix .. 'keys:' .. ARGV[i]
-  if ARGV[i + 3] == '1' then
+  if ARGV[i + 3] == 'version' then
+    -- compared above
+  elseif ARGV[i + 3] == '1' then
     redis.call('HSET', records, ARGV[i + 1], sequence .. ' ' .. ARGV[i + 4])
     redis.call('ZADD', keys, 0, ARGV[i + 1])
   else
     redis.call('HDEL', records, ARGV[i + 1])
     redis.call('ZREM', keys, ARGV[i + 1])
   end
-  redis.call('HSET', prefix .. 'versions', ARGV[i], sequence)
+  if ARGV[i + 3] ~= 'version' then redis.call('HSET', prefix .. 'versions', ARGV[i], sequence) end
 end
 return {'done', sequence}
 """
@@ -134,9 +140,9 @@ class RedisStore:
         first, last = (f"[{prefix}".encode(), f"[{prefix}".encode() + b"\xff") if prefix else (b"-", b"+")
         return int(await self._ask(lambda: self._redis.zlexcount(f"{self._prefix}keys:{table.value}", first, last)))
 
-    async def commit(self, changes: Sequence[Change]) -> int:
+    async def commit(self, changes: Sequence[Change], *, versions: Mapping[Table, int] = MappingProxyType({})) -> int:
         await self._check_schema()
-        return await self._commit(changes)
+        return await self._commit(changes, versions)
 
     async def versions(self) -> Mapping[Table, int]:
         await self._check_schema()
@@ -212,8 +218,10 @@ class RedisStore:
         self._silent = False
         return answer
 
-    async def _commit(self, changes: Sequence[Change]) -> int:
+    async def _commit(self, changes: Sequence[Change], versions: Mapping[Table, int] = MappingProxyType({})) -> int:
         arguments = [self._prefix]
+        for table, version in versions.items():
+            arguments += [table.value, "", str(version), "version", ""]
         for change in changes:
             expect = "" if change.expect is None else str(change.expect)
             write, value = ("0", "") if change.value is None else ("1", json.dumps(change.value))
@@ -222,8 +230,9 @@ class RedisStore:
             return int((await self._stored_versions()).get(_SEQUENCE_FIELD, 0))
         outcome, *details = await self._ask(lambda: self._run_commit(arguments))
         if outcome == "conflict":
-            table, key, revision, expect = details
-            raise ConflictError(f"{table} {key} has revision {revision}, expected {expect}")
+            name, key, revision, expect = details
+            what = f"{name} {key} has revision" if key else f"{name} has version"
+            raise ConflictError(f"{what} {revision}, expected {expect}")
         sequence = int(details[0])
         self._page.note_commit({change.table for change in changes}, sequence)
         return sequence

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
@@ -86,10 +87,10 @@ class SqliteStore:
         ((count,),) = await self._run(lambda db: db.execute(query, (table, prefix, prefix + _LAST_CHARACTER)))
         return int(count)
 
-    async def commit(self, changes: Sequence[Change]) -> int:
+    async def commit(self, changes: Sequence[Change], *, versions: Mapping[Table, int] = MappingProxyType({})) -> int:
         # Encoded here, so that a value that is no JSON fails in the caller and not inside the transaction.
         values = [None if change.value is None else json.dumps(change.value) for change in changes]
-        return await self._in_thread(lambda: self._commit(changes, values))
+        return await self._in_thread(lambda: self._commit(changes, values, versions if changes else {}))
 
     async def versions(self) -> Mapping[Table, int]:
         rows = await self._run(lambda db: db.execute("SELECT tbl, version FROM versions"))
@@ -168,9 +169,11 @@ class SqliteStore:
                         connection.execute(statement)
                 _write(connection, [Change(SCHEMA_TABLE, SCHEMA_KEY, {})], [json.dumps({"version": SCHEMA_VERSION})])
 
-    def _commit(self, changes: Sequence[Change], values: Sequence[str | None]) -> int:
+    def _commit(self, changes: Sequence[Change], values: Sequence[str | None], versions: Mapping[Table, int]) -> int:
         connection = self._connect()
         with _transaction(connection):
+            for table, version in versions.items():
+                _check_version(connection, table, version)
             for change in changes:
                 if change.expect is not None:
                     _check(connection, change, change.expect)
@@ -211,6 +214,13 @@ def _check(connection: sqlite3.Connection, change: Change, expect: int) -> None:
     revision = 0 if row is None else row[0]
     if revision != expect:
         raise ConflictError(f"{change.table} {change.key} has revision {revision}, expected {expect}")
+
+
+def _check_version(connection: sqlite3.Connection, table: Table, expect: int) -> None:
+    row = connection.execute("SELECT version FROM versions WHERE tbl = ?", (table,)).fetchone()
+    version = 0 if row is None else row[0]
+    if version != expect:
+        raise ConflictError(f"{table} has version {version}, expected {expect}")
 
 
 def _write(connection: sqlite3.Connection, changes: Sequence[Change], values: Sequence[str | None]) -> int:

@@ -98,6 +98,11 @@ class PrometheusObserver:
         self._replica_state = self._gauge("replica_state", "1 for the state it is in.", "upstream", "replica", "state")
         self._replica_pending = self._gauge("replica_pending", "Keys it is behind in.", "upstream", "replica")
         self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
+        # A series for each worker: the newest statement of any would hide one that has lost the store.
+        self._policy_current = self._gauge(
+            "policy_current_timestamp_seconds", "When it last knew that it decides by what the store holds.", "worker"
+        )
+        self._process = process
         self._scrub_ended = self._gauge("scrub_last_end_timestamp_seconds", "When the scrub's last round ended.")
         # labels() costs more than all the rest of counting: the bound series are kept.
         self._bound: dict[tuple[object, ...], Callable[[float], None]] = {}
@@ -180,6 +185,9 @@ class PrometheusObserver:
 
     def scrubbed(self, size_bytes: int) -> None:
         self._add(self._scrubbed_bytes, size_bytes)
+
+    def policy_current(self, at: float) -> None:
+        self._policy_current.labels(self._process).set(at)
 
     def scrub_ended(self, ended_at: float) -> None:
         self._scrub_ended.set(ended_at)

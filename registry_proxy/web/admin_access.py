@@ -139,7 +139,7 @@ class AccessResources:
         """Return the routes, below /admin/v1."""
         return [
             Endpoint("GET", "/users", self.list_users, "List users", {200: Page[UserDocument]}, query=PAGE),
-            Endpoint("GET", "/users/{name}", self.get_user, "Show a user", {200: UserDocument}),
+            Endpoint("GET", "/users/{name}", self.get_user, "Show a user", {200: UserDocument}, tagged=True),
             Endpoint(
                 "PUT",
                 "/users/{name}",
@@ -148,6 +148,7 @@ class AccessResources:
                 {200: UserDocument, 201: UserDocument},
                 body=UserBody,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint(
                 "PATCH",
@@ -157,6 +158,7 @@ class AccessResources:
                 {200: UserDocument},
                 body=UserPatch,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint(
                 "DELETE",
@@ -167,7 +169,7 @@ class AccessResources:
                 conditional=True,
             ),
             Endpoint("GET", "/groups", self.list_groups, "List groups", {200: Page[GroupDocument]}, query=PAGE),
-            Endpoint("GET", "/groups/{name}", self.get_group, "Show a group", {200: GroupDocument}),
+            Endpoint("GET", "/groups/{name}", self.get_group, "Show a group", {200: GroupDocument}, tagged=True),
             Endpoint(
                 "PUT",
                 "/groups/{name}",
@@ -176,6 +178,7 @@ class AccessResources:
                 {200: GroupDocument, 201: GroupDocument},
                 body=GroupBody,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint(
                 "PATCH",
@@ -185,6 +188,7 @@ class AccessResources:
                 {200: GroupDocument},
                 body=GroupPatch,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint(
                 "DELETE",
@@ -202,8 +206,10 @@ class AccessResources:
                 {200: Page[GrantDocument]},
                 query=(*PAGE, "subject", "repository"),
             ),
-            Endpoint("POST", "/grants", self.add_grant, "Give a right", {201: GrantDocument}, body=GrantBody),
-            Endpoint("GET", "/grants/{name}", self.get_grant, "Show a grant", {200: GrantDocument}),
+            Endpoint(
+                "POST", "/grants", self.add_grant, "Give a right", {201: GrantDocument}, body=GrantBody, tagged=True
+            ),
+            Endpoint("GET", "/grants/{name}", self.get_grant, "Show a grant", {200: GrantDocument}, tagged=True),
             Endpoint(
                 "PATCH",
                 "/grants/{name}",
@@ -212,6 +218,7 @@ class AccessResources:
                 {200: GrantDocument},
                 body=GrantPatch,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint("DELETE", "/grants/{name}", self.delete_grant, "Take a right away", {204: None}, conditional=True),
             Endpoint(
@@ -381,7 +388,7 @@ class AccessResources:
             outside = Fault("#/repository", f"expected one that lies in {_joined(request[NAMESPACES])}")
             raise ProblemError(403, "this is not yours to ask", faults=[outside])
         namespaces = request.get(NAMESPACES)
-        decision = policy.explain(body.subject, body.repository, Action(body.action), body.tag, namespaces=namespaces)
+        decision = policy.explain(body.subject, body.repository, body.action, body.tag, namespaces=namespaces)
         document = DecisionDocument(
             allowed=decision.allowed, would_deny=decision.would_deny, grant=decision.grant, reason=decision.reason
         )

@@ -74,7 +74,7 @@ class IdentityResources:
         """Return the routes, below /admin/v1; those under ``/me`` are for every user, about itself."""
         return [
             Endpoint("GET", "/robots", self.list_robots, "List robots", {200: Page[RobotDocument]}, query=PAGE),
-            Endpoint("GET", "/robots/{name}", self.get_robot, "Show a robot", {200: RobotDocument}),
+            Endpoint("GET", "/robots/{name}", self.get_robot, "Show a robot", {200: RobotDocument}, tagged=True),
             Endpoint(
                 "PUT",
                 "/robots/{name}",
@@ -83,6 +83,7 @@ class IdentityResources:
                 {200: RobotDocument, 201: RobotDocument},
                 body=RobotBody,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint(
                 "PATCH",
@@ -92,6 +93,7 @@ class IdentityResources:
                 {200: RobotDocument},
                 body=RobotPatch,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint(
                 "DELETE",

@@ -61,7 +61,7 @@ class PolicyResources:
     def routes(self) -> list[Endpoint]:
         """Return the routes, below /admin/v1."""
         return [
-            Endpoint("GET", "/policy", self.get_policy, "Show the whole policy", {200: PolicyDocument}),
+            Endpoint("GET", "/policy", self.get_policy, "Show the whole policy", {200: PolicyDocument}, tagged=True),
             Endpoint(
                 "PUT",
                 "/policy",
@@ -70,6 +70,7 @@ class PolicyResources:
                 {200: PolicyDifferenceDocument},
                 body=PolicyBody,
                 conditional=True,
+                tagged=True,
             ),
             Endpoint(
                 "POST",

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from registry_proxy.access.directory import GrantInput, RevisionConflictError
 from registry_proxy.access.records import GrantMode
-from registry_proxy.access.subject import is_name
+from registry_proxy.access.subject import SUBJECT_PATTERN, is_name
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
 
@@ -113,6 +113,7 @@ _Time = Annotated[float | None, BeforeValidator(_parse_time, json_schema_input_t
 
 # Judged where they are used, together with what else is wrong there; the description of the API has them here.
 _ActionName = Annotated[str, WithJsonSchema({"type": "string", "enum": [action.value for action in Action]})]
+_SubjectName = Annotated[str, WithJsonSchema({"type": "string", "pattern": SUBJECT_PATTERN})]
 _ActionNames = Annotated[list[_ActionName], Field(max_length=100)]
 _ModeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [mode.value for mode in GrantMode]})]
 
@@ -120,7 +121,7 @@ _ModeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [mode.value
 class GrantBody(Body):
     """POST of a grant."""
 
-    subject: str
+    subject: _SubjectName
     repository: str
     tags: str = "*"
     actions: _ActionNames
@@ -187,10 +188,10 @@ class TokenBody(SecretBody):
 class ExplainBody(Body):
     """A question about a right."""
 
-    subject: str
+    subject: _SubjectName
     repository: str
     tag: str | None = None
-    action: Literal["pull", "push", "create", "delete", "manage"]
+    action: Action
 
 
 class ReplayBody(Body):
@@ -209,7 +210,7 @@ class ReplayBody(Body):
 class RevocationBody(Body):
     """What is to be worth nothing any more: one of the two."""
 
-    subject: str | None = None
+    subject: _SubjectName | None = None
     token_id: str | None = None
 
 

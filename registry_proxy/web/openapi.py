@@ -31,6 +31,7 @@ _QUERY: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "until": (_TIME, "Before this time."),
     "last": ({"type": "integer", "minimum": 1, "maximum": 999_999_999}, "Only so many of the newest."),
 }
+_ETAG = {"description": "To be given back in If-Match.", "required": True, "schema": _TEXT}
 _CONDITIONS = {
     "If-Match": "Only if it still has this ETag; else 412.",
     "If-None-Match": "With *: only if it is not there yet; else 412.",
@@ -55,6 +56,7 @@ class Endpoint:
         body: what is taken; None for nothing.
         query: the names of the parameters that are taken.
         conditional: whether If-Match and If-None-Match are honoured.
+        tagged: whether what is answered carries its ETag.
     """
 
     method: str
@@ -65,6 +67,7 @@ class Endpoint:
     body: type[Body] | None = None
     query: Sequence[str] = ()
     conditional: bool = False
+    tagged: bool = False
 
 
 def make_openapi(endpoints: Sequence[Endpoint], prefix: str) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
         "tags": [endpoint.path.split("/")[1]],
         "parameters": parameters,
         "responses": {
-            **{str(status): _answer(status, model, schemas) for status, model in endpoint.answers.items()},
+            **{str(status): _answer(endpoint, status, schemas) for status in endpoint.answers},
             "4XX": {"$ref": "#/components/responses/problem"},
             "503": {"$ref": "#/components/responses/problem"},
         },
@@ -136,8 +139,11 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]
     return operation
 
 
-def _answer(status: int, model: type[BaseModel] | None, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+def _answer(endpoint: Endpoint, status: int, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": web.Response(status=status).reason}
+    if endpoint.tagged:
+        answer["headers"] = {"ETag": _ETAG}
+    model = endpoint.answers[status]
     if model is not None:
         answer["content"] = {"application/json": {"schema": schemas[model, "serialization"]}}
     return answer

@@ -1,7 +1,7 @@
 """Directory: what administrators change, on a real SQLite store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -308,11 +308,11 @@ async def test_a_policy_is_whole_although_another_changes_what_it_replaces(
     commit = store.commit
     lost: list[bool] = []
 
-    async def overtaken(changes: Sequence[Change]) -> int:
+    async def overtaken(changes: Sequence[Change], *, versions: Mapping[Table, int]) -> int:
         if not lost:
             lost.append(True)
             await commit([Change(Table.GROUPS, "dev", {"members": ["ann"]})])
-        return await commit(changes)
+        return await commit(changes, versions=versions)
 
     monkeypatch.setattr(store, "commit", overtaken)
     grant = GrantInput(subject="group:ops", repository="a", actions=("pull",))
@@ -324,3 +324,43 @@ async def test_a_policy_is_whole_although_another_changes_what_it_replaces(
     with pytest.raises(RevisionConflictError):
         await directory.replace_policy({}, [], expect=revision - 1)
     assert (await directory.read_policy())[2] == revision
+
+
+async def test_a_policy_takes_the_place_of_what_is_added_meanwhile(
+    directory: Directory, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grant, or a group, that comes after the comparison was in none: it is compared anew, or refused by If-Match."""
+    wanted = GrantInput(subject="user:ann", repository="wanted", actions=("pull",))
+    late = GrantInput(subject="user:eve", repository="**", actions=("push",))
+    commit = store.commit
+
+    def add_grant() -> Awaitable[object]:
+        return directory.add_grant(late)
+
+    def add_group() -> Awaitable[object]:
+        return directory.put_group("late", [])
+
+    for add in (add_grant, add_group):
+        for expected in (True, False):
+            await directory.replace_policy({}, [])
+            before = await directory.policy_revision()
+
+            async def overtaken(
+                changes: Sequence[Change],
+                *,
+                versions: Mapping[Table, int],
+                add: Callable[[], Awaitable[object]] = add,
+            ) -> int:
+                monkeypatch.setattr(store, "commit", commit)
+                await add()
+                return await commit(changes, versions=versions)
+
+            monkeypatch.setattr(store, "commit", overtaken)
+            if expected:
+                with pytest.raises(RevisionConflictError):
+                    await directory.replace_policy({}, [wanted], expect=before)
+                assert "wanted" not in {grant.repository for grant in await directory.list_grants()}
+            else:
+                await directory.replace_policy({}, [wanted])
+                assert [grant.repository for grant in await directory.list_grants()] == ["wanted"]
+                assert await directory.list_groups() == []

@@ -1,12 +1,14 @@
 """Subjects: text with a kind, and names that cannot be taken for something else."""
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_proxy.access.subject import (
+    SUBJECT_PATTERN,
     Subject,
     SubjectKind,
     group_subject,
@@ -96,3 +98,32 @@ def test_whom_a_rule_names_is_told_from_everybody_else() -> None:
     )
     with pytest.raises(ValueError, match="expected"):
         oidc_subject("github/main", "a\nb")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("anonymous", "user:ann", "group:a.b_@+-", "robot:7", "oidc:ci/main/acme/app", "oidc:a-b/c_d/x:y@z"),
+        *(
+            "",
+            "ann",
+            "user:",
+            "user:a:b",
+            "user:-a",
+            "users:ann",
+            "anonymous:",
+            "user:ann\n",
+            " user:ann",
+            "oidc:ci/main",
+        ),
+        *("oidc:CI/main/x", "user:" + "x" * 128, "user:" + "x" * 129, "oidc:a/b/" + "x" * 200, "oidc:a/b/" + "x" * 201),
+    ],
+)
+def test_the_pattern_of_subjects_is_what_is_parsed(text: str) -> None:
+    """The API is described by it; Python's end of line is not that of the JSON schemas."""
+    try:
+        parse_subject(text)
+    except ValueError:
+        assert re.fullmatch(SUBJECT_PATTERN, text) is None or text.endswith("\n")
+    else:
+        assert re.fullmatch(SUBJECT_PATTERN, text) is not None

@@ -101,6 +101,7 @@ def test_a_difference_is_tried_on_what_was_asked(run: Run, file: Path, tmp_path:
 
 
 BAD = {
+    POLICY.replace("dev: [bob]", "'7': [bob, ghost]"): ["policy.yaml:3: groups.7[1]: there is no user 'ghost'"],
     POLICY.replace("bob", "ghost"): ["policy.yaml:3: groups.dev[0]: there is no user 'ghost'"],
     POLICY.replace("team/**", "Team/**"): ["policy.yaml:5: grants[0].repository: expected components"],
     POLICY.replace("group:dev", "dev").replace("mode: warn", "mode: maybe"): [

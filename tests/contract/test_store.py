@@ -363,3 +363,21 @@ async def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="schema version 2, but this release knows versions up to 1"):
         async with open_store(url, str(tmp_path / "page")) as (store, _):
             await store.get(Table.USERS, "ann")
+
+
+async def test_a_commit_may_depend_on_whole_tables(store: Store) -> None:
+    """When anything in one of them has changed since, nothing is written; other tables do not matter."""
+    nothing = dict.fromkeys([Table.GROUPS, Table.GRANTS], 0)
+    await store.commit([Change(Table.GROUPS, "a", {})], versions=nothing)
+    for stale in (nothing, {Table.GROUPS: 7}, {Table.USERS: 1}):
+        with pytest.raises(ConflictError, match="has version"):
+            await store.commit([Change(Table.USERS, "ann", {}), Change(Table.GROUPS, "a", None)], versions=stale)
+    assert await store.get(Table.USERS, "ann") is None
+    versions = await store.versions()
+    known = {table: versions.get(table, 0) for table in nothing}
+    await store.commit([Change(Table.USERS, "ann", {})], versions=known)
+    assert {table: (await store.versions()).get(table, 0) for table in nothing} == known
+    await store.commit([Change(Table.GRANTS, "1", {})])
+    with pytest.raises(ConflictError, match="grants has version"):
+        await store.commit([Change(Table.USERS, "ann", None)], versions=known)
+    assert await store.get(Table.USERS, "ann") is not None

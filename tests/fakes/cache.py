@@ -80,6 +80,7 @@ class Events:
     def scrubbed(self, size_bytes: int) -> None:
         self.bytes["scrubbed"] = self.bytes.get("scrubbed", 0) + size_bytes
 
+    def policy_current(self, at: float) -> None: ...
     def scrub_ended(self, ended_at: float) -> None:
         self.rounds.append(ended_at)
 

@@ -431,6 +431,9 @@ class CountingObserver:
     def scrubbed(self, size_bytes: int) -> None:
         self.counts["scrubbed",] += size_bytes
 
+    def policy_current(self, at: float) -> None:
+        self.counts["policy_current", at] += 1
+
     def scrub_ended(self, ended_at: float) -> None:
         self.counts["scrub_ended", ended_at] += 1
 

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,15 +83,22 @@ def test_processes_lose_no_count(tmp_path: Path) -> None:
 
 
 async def test_the_watch_bears_an_outage(redis: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While Redis is away the age of the last contact grows and one line is logged; then it goes on by itself."""
+    """While Redis is away the age of the last contact grows and one line is logged; then it goes on by itself.
+
+    Whoever makes a metric of it is told of each contact, and of nothing else.
+    """
     url = f"redis://127.0.0.1:{redis.port}/0"
-    async with open_store(url, str(tmp_path / "page")) as (_, watch):
+    began_at, contacts = time.time(), list[float]()
+    async with open_store(url, str(tmp_path / "page"), contacts.append) as (_, watch):
         assert watch.seconds_since_contact() < 5
+        assert began_at <= contacts[-1] <= time.time()
         redis.stop(signal.SIGKILL)
         await until(lambda: watch.seconds_since_contact() > 1.2)
         assert caplog.text.count("does not answer") == 1
+        last = contacts[-1]
         redis.start()
         await until(lambda: watch.seconds_since_contact() < 1)
+        assert contacts[-1] > last + 1
         assert "the store answers again" in caplog.text
 
 

@@ -46,6 +46,7 @@ def exercise(observer: PrometheusObserver) -> None:
     observer.cache_bytes("committed", 99)
     observer.cache_error("write")
     observer.login("ok")
+    observer.policy_current(1.5e9)
 
 
 def test_names_and_labels() -> None:
@@ -65,6 +66,7 @@ def test_names_and_labels() -> None:
         ): 1,
         (f"{p}replica_state", frozenset({("upstream", "main"), ("replica", "one"), ("state", "down")})): 1,
         (f"{p}replica_state", frozenset({("upstream", "main"), ("replica", "one"), ("state", "up")})): 0,
+        (f"{p}policy_current_timestamp_seconds", frozenset({("worker", "0")})): 1.5e9,
         (f"{p}replica_pending", frozenset({("upstream", "main"), ("replica", "one")})): 3,
         (f"{p}decisions_total", frozenset({("action", "pull"), ("result", "deny")})): 1,
         (f"{p}request_duration_seconds_count", frozenset({("route", "get_blob"), ("method", "GET")})): 1,

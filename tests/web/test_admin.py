@@ -60,7 +60,12 @@ class Admin:
             content = await response.read()
             document = json.loads(content) if content else None
             self.contract.check(
-                method, (API + path).partition("?")[0], response.status, response.content_type, document
+                method,
+                (API + path).partition("?")[0],
+                response.status,
+                response.content_type,
+                document,
+                is_tagged="ETag" in response.headers,
             )
             return response.status, document, response.headers
 

@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema_rs
 from aiohttp.test_utils import TestClient, TestServer
 
+from registry_proxy.access.subject import SUBJECT_PATTERN
 from tests.admin import ADMIN_ROUTES, admin_node, contract_of
 
 
@@ -42,3 +43,12 @@ async def test_every_reference_leads_somewhere(tmp_path: Path) -> None:
     assert references == {f"{kind}/{name}" for kind in ("schemas", "responses") for name in parts[kind]}
     for schema in parts["schemas"].values():
         jsonschema_rs.meta.validate({**schema, "$schema": "https://json-schema.org/draft/2020-12/schema"})
+
+
+async def test_subjects_are_described_by_a_pattern(tmp_path: Path) -> None:
+    """Wherever a body takes a subject."""
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        schemas = (await contract_of(node, http)).document["components"]["schemas"]
+    for name in ("GrantBody", "ExplainBody", "RevocationBody"):
+        subject = schemas[name]["properties"]["subject"]
+        assert SUBJECT_PATTERN in {each.get("pattern") for each in [subject, *subject.get("anyOf", [])]}, name
