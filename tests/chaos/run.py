@@ -274,6 +274,22 @@ class Run:
                         found.append(f"{name} still has {repository}@{digest}, which was deleted")
         return found
 
+    def verify(self, timeout_seconds: float = 60) -> list[str]:
+        """Return [] once the product itself finds no difference between the replicas, or what it finds in the end."""
+        deadline = time.monotonic() + timeout_seconds
+        node = next(iter(self.cluster.nodes.values()))
+        with node.admin() as admin:
+            while True:
+                comparison = admin.post("/upstreams/main/verify", json={}).raise_for_status().json()
+                while not comparison["done"]:
+                    time.sleep(0.2)
+                    comparison = admin.get("/upstreams/main/verify").json()
+                if not comparison["error"] and not comparison["differing"]:
+                    return []
+                if time.monotonic() > deadline:
+                    return [f"verify finds after {timeout_seconds:g} s: {comparison}"]
+                time.sleep(1)
+
     def _failed_pushes(self) -> list[Operation]:
         return [one for one in self.history.operations if one.kind is Kind.PUSH and one.outcome is not Outcome.DONE]
 

@@ -34,7 +34,7 @@ def judge(root: Path, front: Front, *, seconds: float, heals: bool) -> Run:
         run.execute()
         run.pull_everything()
         if run.repairs:
-            run.failures += run.differences()
+            run.failures += [*run.differences(), *run.verify()]
         report = run.report()
         print(report)
         if out := os.environ.get("CHAOS_OUT"):
