@@ -25,12 +25,16 @@ from registry_proxy.spec.patterns import (
     compile_text_pattern,
     for_subject,
     is_below,
+    literal_last,
     literal_prefix,
 )
 from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
 
 _REMEMBERED_DECISIONS = 50_000
 _REMEMBERED_SUBJECTS = 10_000
+_REMEMBERED_PATTERNS = 50_000
+"""A change of one grant makes a new policy of all: the others' expressions are not compiled again."""
+
 _SATISFIED_BY = {action: frozenset({action}) for action in Action} | {
     Action.CREATE: frozenset({Action.CREATE, Action.PUSH})
 }
@@ -58,12 +62,22 @@ class _Compiled:
     """None where the pattern holds ``{subject}``."""
 
     tags: re.Pattern[str] | None
+    gives: frozenset[Action]
+    """The actions that it is enough for."""
+
+    beginning: str
+    end: str | None
+    """See ``_Index``."""
 
     def matches(self, subject: str, repository: str, tag: str | None) -> bool:
         pattern = self.repository or _pattern_of(self.grant.repository, subject)
         if pattern is None or pattern.fullmatch(repository) is None:
             return False
         return tag is None or self.tags is None or self.tags.fullmatch(tag) is not None
+
+
+_Index = dict[str | None, dict[str, list[_Compiled]]]
+"""Grants by the last component of all names that they match, None where that differs, and by how these begin."""
 
 
 class Policy:
@@ -104,16 +118,15 @@ class Policy:
             for member in group.members:
                 memberships.setdefault(user_subject(member), []).append(group_subject(group.name))
         self._memberships = memberships
-        self._grants: dict[str, dict[str, list[_Compiled]]] = {}
+        self._grants: dict[str, list[_Compiled]] = {}
         self._grants_by_id: dict[str, Grant] = {}
         for grant in sorted(grants, key=lambda grant: grant.id):
             self._grants_by_id[grant.id] = grant
-            index = self._grants.setdefault(grant.subject, {})
-            index.setdefault(literal_prefix(grant.repository), []).append(_compile(grant))
+            self._grants.setdefault(grant.subject, []).append(_compile(grant))
         # (subject, repository, action, tag) -> the decision, and until when it holds
         self._decided: dict[tuple[str, str, Action, str | None], tuple[Decision, float | None]] = {}
-        # (subject, action) -> all grants of the action that the subject has part in, by literal beginning
-        self._held: dict[tuple[str, Action], dict[str, list[_Compiled]]] = {}
+        # (subject, action) -> all grants of the action that the subject has part in
+        self._held: dict[tuple[str, Action], _Index] = {}
 
     def with_grants(self, grants: Iterable[Grant], members: Mapping[str, Sequence[str]] | None = None) -> "Policy":
         """Return the same policy with these grants instead of its own, and other members of groups that are named."""
@@ -170,7 +183,7 @@ class Policy:
         if self._subject_fault(subject, now) is not None:
             return ()
         held = self._hold(subject, Action.MANAGE).values()
-        grants = [compiled.grant for compileds in held for compiled in compileds]
+        grants = [compiled.grant for begins in held for found in begins.values() for compiled in found]
         patterns = [_own_pattern(each.repository, subject) for each in grants if not _has_ended(each, now)]
         return tuple(sorted({pattern for pattern in patterns if pattern is not None}))
 
@@ -333,29 +346,35 @@ class Policy:
             return None if oidc_rule(subject) in self._oidc_groups else f"no rule of auth.oidc makes {subject}"
         return f"there is no {parsed}" if parsed.name else "this is not a subject"
 
-    def _candidates(self, subject: str, repository: str, action: Action) -> Iterable[_Compiled]:
-        """Yield the grants of the action to the subject, its groups and everyone that begin as the name does."""
+    def _candidates(self, subject: str, repository: str, action: Action) -> Sequence[_Compiled]:
+        """Return the grants of the action to the subject, its groups and everyone that begin and end as it does."""
         held = self._held.get((subject, action))
         if held is None:
             held = self._hold(subject, action)
-        yield from held.get("", ())
-        end = repository.find("/")
-        while end != -1:
-            yield from held.get(repository[:end], ())
-            end = repository.find("/", end + 1)
-        yield from held.get(repository, ())
+        found: list[_Compiled] = []
+        for end in (None, repository.rpartition("/")[2]):
+            begins = held.get(end)
+            if begins is None:
+                continue
+            found += begins.get("", ())
+            slash = repository.find("/")
+            while slash != -1:
+                found += begins.get(repository[:slash], ())
+                slash = repository.find("/", slash + 1)
+            found += begins.get(repository, ())
+        return found
 
-    def _hold(self, subject: str, action: Action) -> dict[str, list[_Compiled]]:
-        held: dict[str, list[_Compiled]] = {}
+    def _hold(self, subject: str, action: Action) -> _Index:
+        held: _Index = {}
         rule = oidc_rule(subject)
         groups = self._memberships.get(subject, ())
         if rule is not None:
             groups = [group_subject(group) for group in self._oidc_groups.get(rule, ())]
         for holder in dict.fromkeys((subject, *groups, ANONYMOUS)):
-            for prefix, grants in self._grants.get(holder, {}).items():
-                fitting = [compiled for compiled in grants if compiled.grant.actions & _SATISFIED_BY[action]]
-                if fitting:
-                    held.setdefault(prefix, []).extend(fitting)
+            for compiled in self._grants.get(holder, ()):
+                if action in compiled.gives:
+                    begins = held.setdefault(compiled.end, {})
+                    begins.setdefault(compiled.beginning, []).append(compiled)
         if len(self._held) >= _REMEMBERED_SUBJECTS:
             self._held.clear()  # names come from callers: memory must stay bounded
         self._held[subject, action] = held
@@ -363,9 +382,19 @@ class Policy:
 
 
 def _compile(grant: Grant) -> _Compiled:
-    tags = None if grant.tags.strip("*") == "" else compile_text_pattern(grant.tags)
-    repository = None if SUBJECT in grant.repository else compile_repository_pattern(grant.repository)
-    return _Compiled(grant, repository, tags)
+    tags = None if grant.tags.strip("*") == "" else _compile_tags(grant.tags)
+    repository = None if SUBJECT in grant.repository else _compile_repository(grant.repository)
+    beginning, end = literal_prefix(grant.repository), literal_last(grant.repository)
+    return _Compiled(grant, repository, tags, _gives(grant.actions), beginning, end)
+
+
+_compile_tags = functools.lru_cache(maxsize=_REMEMBERED_PATTERNS)(compile_text_pattern)
+_compile_repository = functools.lru_cache(maxsize=_REMEMBERED_PATTERNS)(compile_repository_pattern)
+
+
+@functools.cache
+def _gives(actions: frozenset[Action]) -> frozenset[Action]:
+    return frozenset(action for action in Action if actions & _SATISFIED_BY[action])
 
 
 @functools.lru_cache(maxsize=4096)

@@ -70,6 +70,12 @@ def literal_prefix(pattern: str) -> str:
     return "/".join(literal)
 
 
+def literal_last(pattern: str) -> str | None:
+    """Return the last component of a repository pattern where it is that of all names that match; None if not."""
+    last = pattern.rpartition("/")[2]
+    return None if "*" in last or last == SUBJECT else last
+
+
 def compile_repository_pattern(pattern: str) -> re.Pattern[str]:
     """Return an expression whose ``fullmatch`` tells whether a repository name matches."""
     components = pattern.split("/")

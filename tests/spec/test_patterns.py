@@ -11,6 +11,7 @@ from registry_proxy.spec.patterns import (
     compile_text_pattern,
     for_subject,
     is_below,
+    literal_last,
     literal_prefix,
     namespace_fault,
     repository_pattern_fault,
@@ -106,6 +107,14 @@ def test_the_literal_beginning_is_that_of_every_match(pattern: list[str], name: 
         assert prefix in {"", text} or text.startswith(f"{prefix}/")
 
 
+@given(PATTERNS, NAMES)
+def test_the_literal_end_is_that_of_every_match(pattern: list[str], name: list[str]) -> None:
+    """Whatever matches a pattern has its last component, if that is literal: the index relies on it."""
+    last = literal_last("/".join(pattern))
+    if compile_repository_pattern("/".join(pattern)).fullmatch("/".join(name)):
+        assert last in {None, name[-1]}
+
+
 @pytest.mark.timeout(20)
 def test_no_pattern_runs_away() -> None:
     """Patterns full of wildcards answer for the longest names that almost match; backtracking would take years."""
@@ -159,6 +168,7 @@ def test_a_pattern_of_a_grant_may_name_its_subject(pattern: str) -> None:
     assert repository_pattern_fault(pattern, takes_subject=True) is None
     assert repository_pattern_fault(pattern) is not None
     assert "{" not in literal_prefix(pattern)
+    assert "{" not in (literal_last(pattern) or "")
 
 
 @pytest.mark.parametrize(
