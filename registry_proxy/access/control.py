@@ -19,6 +19,7 @@ from registry_proxy.access.credentials import (
 )
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import IdTokenRefusedError, IdTokenVerifier
+from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.ldap import LdapPasswords, LdapUnavailableError
 from registry_proxy.access.records import User, grant_of, group_of, robot_of, user_of
 from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of
@@ -372,7 +373,11 @@ class AccessControl:
         # Failures are not counted: a signature is not guessed, and the runners of a company share an address.
         if self._id_tokens is None:
             raise IdTokenRefusedError("no issuer of ID tokens is configured here (auth.oidc)")
-        proved = await self._id_tokens.verify(id_token)
+        try:
+            proved = await self._id_tokens.verify(id_token)
+        except IssuerUnavailableError:
+            # Whence they are fetched, and what failed there, is in the log alone: anybody may ask.
+            raise LoginUnavailableError("the keys of the token's issuer cannot be fetched") from None
         return Login(proved.subject, expires_at=proved.expires_at, evidence=proved.evidence)
 
     async def _is_right(self, user: User | None, password: str) -> bool:

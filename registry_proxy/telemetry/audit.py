@@ -40,7 +40,9 @@ _RETRY_SECONDS = 1.0
 _END_SECONDS = 2.0
 _ASKED_MAX = 20_000
 _TEXT_MAX_LENGTH = 255  # that of a repository's name
-_ENTRIES_MAX = 100
+_DETAIL_MAX_BYTES = 8192  # a datagram of syslog has a bound, and one that is too long would be tried for ever
+_ENTRIES_MAX = (100, 30, 10, 3, 1)  # of a list: as many as there is room for
+_NAMES_MIN = 8  # of an object: no body has more fields
 _TEXTS = ("action", "subject", "address", "repository", "tag", "digest", "rule")
 _log = logging.getLogger(__name__)
 
@@ -83,23 +85,35 @@ def format_moment(at: float) -> str:
 
 def _shortened(event: AuditEvent) -> AuditEvent:
     """Return an event of bounded size, shortened field by field: what a caller puts into one hides no other."""
-    texts = {name: _short(text) for name in _TEXTS if len(text := getattr(event, name)) > _TEXT_MAX_LENGTH}
+    texts = {name: _cut(text) for name in _TEXTS if len(text := getattr(event, name)) > _TEXT_MAX_LENGTH}
     if not texts and not event.detail:
         return event
-    return replace(event, **texts, detail=_short(event.detail))
+    detail: Mapping[str, Any] = event.detail
+    for entries_max in _ENTRIES_MAX:
+        detail = _short(event.detail, entries_max)
+        if len(json.dumps(detail)) <= _DETAIL_MAX_BYTES:
+            break
+    return replace(event, **texts, detail=detail)
 
 
-def _short(value: Any) -> Any:
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT_MAX_LENGTH else text[: _TEXT_MAX_LENGTH - 1] + "…"
+
+
+def _short(value: Any, entries_max: int) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= _TEXT_MAX_LENGTH else value[: _TEXT_MAX_LENGTH - 1] + "…"
+        return _cut(value)
     if isinstance(value, Mapping):
-        entries = [(_short(str(name)), _short(inner)) for name, inner in islice(value.items(), _ENTRIES_MAX)]
+        first = islice(value.items(), max(_NAMES_MIN, entries_max))
+        entries = [(_cut(str(name)), _short(inner, entries_max)) for name, inner in first]
         return dict(entries) | ({"…": f"and {more} more"} if (more := len(value) - len(entries)) else {})
     if isinstance(value, list | tuple):
         # What is named twice is named once: no repetition takes the room of the rest.
         different = list({inner if isinstance(inner, str) else (json.dumps(inner),): inner for inner in value}.values())
-        more = len(different) - _ENTRIES_MAX
-        return [_short(inner) for inner in different[:_ENTRIES_MAX]] + ([f"and {more} more"] if more > 0 else [])
+        more = len(different) - entries_max
+        return [_short(inner, entries_max) for inner in different[:entries_max]] + (
+            [f"and {more} more"] if more > 0 else []
+        )
     return value
 
 

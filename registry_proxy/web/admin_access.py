@@ -46,6 +46,7 @@ from registry_proxy.web.admin_requests import (
     format_time,
     grant_input,
     name_of,
+    note_difference,
     patched,
     read_body,
     read_page,
@@ -255,6 +256,7 @@ class AccessResources:
         body = await read_body(request, UserBody)
         current = await _or_none(self._directory.get_user(name)) if is_name(name) else None
         expect = expected_revision(request, current.revision if current else None)
+        note_difference(request, "groups", current.groups if current else (), body.groups)
         user, is_new = await self._directory.put_user(name, _user_input(body), expect=expect)
         return _answer(_user_document(user), user.revision, 201 if is_new else 200)
 
@@ -265,6 +267,7 @@ class AccessResources:
         async def write(user: User, expect: int) -> User:
             current = {"admin": user.is_admin, "disabled": user.is_disabled, "groups": list(user.groups)}
             body = UserBody(**patch.over(current))
+            note_difference(request, "groups", user.groups, body.groups)
             return (await self._directory.put_user(name, _user_input(body), expect=expect))[0]
 
         user = await patched(request, lambda: self._directory.get_user(name), write)
@@ -292,6 +295,7 @@ class AccessResources:
         body = await read_body(request, GroupBody)
         current = await _or_none(self._directory.get_group(name)) if is_name(name) else None
         expect = expected_revision(request, current.revision if current else None)
+        note_difference(request, "members", current.members if current else (), body.members)
         group, is_new = await self._directory.put_group(name, body.members, expect=expect)
         return _answer(_group_document(group), group.revision, 201 if is_new else 200)
 
@@ -301,6 +305,7 @@ class AccessResources:
 
         async def write(group: Group, expect: int) -> Group:
             body = GroupBody(**patch.over({"members": list(group.members)}))
+            note_difference(request, "members", group.members, body.members)
             return (await self._directory.put_group(name, body.members, expect=expect))[0]
 
         group = await patched(request, lambda: self._directory.get_group(name), write)

@@ -1,6 +1,5 @@
 """The whole policy as one document of the admin API: read it, compare another one with it, put another in its place."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from aiohttp import web
@@ -24,8 +23,6 @@ from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
 POLICY_MAX_BYTES = 8 * 1024 * 1024
 """Room for some 50,000 grants."""
-
-_AUDITED_MAX_BYTES = 3000
 
 
 def _document(groups: Sequence[Group], grants: Sequence[Grant]) -> PolicyDocument:
@@ -98,9 +95,8 @@ class PolicyResources:
         except InvalidError as error:
             raise _invalid(error) from None
         document = _difference_document(difference).as_json()
-        # The audit log tells what changed, not the whole file; where that is too much, how much.
-        is_short = len(json.dumps(document)) <= _AUDITED_MAX_BYTES
-        request[ASKED_FOR] = document if is_short else {name: len(part) for name, part in document.items() if part}
+        # The audit log tells what changed, not the whole file.
+        request[ASKED_FOR] = {name: part for name, part in document.items() if part}
         return web.json_response(document, headers={"ETag": format_etag(revision)})
 
     async def compare_policy(self, request: web.Request) -> web.Response:

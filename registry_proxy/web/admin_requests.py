@@ -295,6 +295,13 @@ def _beginning(value: Any) -> Any:
     return [_beginning(inner) for inner in value[:FAULTS_MAX]] if isinstance(value, list) else value
 
 
+def note_difference(request: web.Request, name: str, before: Sequence[str], after: Sequence[str]) -> None:
+    """Have the audit log tell how a list of the body differs from what was there: its length hides nobody."""
+    asked, old, new = request.get(ASKED_FOR, {}), set(before), set(after)
+    if name in asked:
+        request[ASKED_FOR] = {**asked, name: {"added": sorted(new - old), "removed": sorted(old - new)}}
+
+
 def without_secrets(value: Any) -> Any:
     """Return a value as JSON has it, with "***" in the place of every field whose name speaks of a secret."""
     if isinstance(value, Mapping):

@@ -215,6 +215,18 @@ async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, n
         await node.control.login("oidc", id_token, HOME)
 
 
+async def test_nobody_is_told_where_keys_are_fetched(start_node: StartNode) -> None:
+    """An issuer that does not answer is unavailable; its address, and what failed, are for the log."""
+    rule = ClaimRule("main", {"repository": [compile_text_pattern("acme/*")]}, "{repository}")
+    with running_issuer() as issuer:
+        token, port = issuer.token(), free_port()
+        keys = IssuerKeys(issuer.url, f"http://127.0.0.1:{port}/keys")
+        worker = await start_node(id_tokens=IdTokenVerifier([TrustedIssuer("ci", issuer.url, AUDIENCE, [rule], keys)]))
+        with pytest.raises(LoginUnavailableError) as caught:
+            await worker.control.login("oidc", token, HOME)
+    assert str(caught.value) == "the keys of the token's issuer cannot be fetched"
+
+
 async def test_a_password_that_ldap_knows(start_node: StartNode, node: Node, tmp_path: Path) -> None:
     """Users whom an administrator made so, and no others; disabled ones are not asked for; failures are counted."""
     require_program("slapd")

@@ -179,5 +179,9 @@ def test_no_padding_hides_what_was_changed() -> None:
     assert event.detail == {"path": "/admin/v1/users/ann", "asked": kept}
     many = _recorded(AuditEvent("groups.put", "ok", detail={"members": [f"u{number}" for number in range(1000)]}))
     assert many.detail["members"] == [f"u{number}" for number in range(100)] + ["and 900 more"]
+    long = [f"{number}{'x' * 200}" for number in range(1000)]
+    full = _recorded(AuditEvent("groups.put", "ok", detail={"a": long, "b": long, "c": {"d": long}, "admin": True}))
+    assert len(json.dumps(full.detail)) <= 8192
+    assert (full.detail["c"], full.detail["admin"]) == ({"d": [*long[:10], "and 990 more"]}, True)
     nested = _recorded(AuditEvent("policy.put", "ok", detail={"grants": [{"id": 1}, {"id": 1}, {"id": 2}]}))
     assert nested.detail["grants"] == [{"id": 1}, {"id": 2}]

@@ -189,3 +189,36 @@ async def test_a_secret_sees_and_removes_none_of_its_siblings(
         for method, path in (("GET", "/me/tokens"), ("DELETE", f"/me/tokens/{other.id}"), ("DELETE", "/me/tokens/no")):
             assert (await bench.call(method, path, headers))[0] == 403
     assert len(await bench.node.directory.list_secrets(subject)) == 2
+
+
+async def test_the_audit_log_has_what_a_list_changed(bench: Bench) -> None:
+    """Who came and who went, not all who are in it: the others hide nobody."""
+    await bench.node.directory.put_user("ann", UserInput(is_ldap=True))
+    changes: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+        ("PUT", "/groups/dev", {"members": ["bob"]}, {"members": {"added": ["bob"], "removed": []}}),
+        ("PATCH", "/groups/dev", {"members": ["ann", "bob"]}, {"members": {"added": ["ann"], "removed": []}}),
+        ("PUT", "/users/bob", {"groups": ["ops"]}, {"groups": {"added": ["ops"], "removed": ["dev"]}}),
+        ("PATCH", "/users/bob", {"groups": None}, {"groups": {"added": [], "removed": ["ops"]}}),
+        ("PATCH", "/users/bob", {"disabled": True}, {"disabled": True}),
+    ]
+    for method, path, body, told in changes:
+        assert (await bench.call(method, path, basic(ADMIN), body))[0] in {200, 201}
+        assert bench.node.audit.events[-1].detail["asked"] == told
+
+
+async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Bench, reading: asyncio.Event) -> None:
+    """Larger than other bodies, it has longer to be held back in."""
+    await bench.node.directory.put_user("boss", UserInput(password=BOSS[1], is_admin=True))
+    body = HeldBack(b'{"version": 1, "groups": {"dev": ["bob"]}, "grants": []}')
+
+    async def send() -> int:
+        async with bench.http.put(f"{API}/policy", data=body.parts(), headers=basic(BOSS)) as response:
+            return response.status
+
+    async with asyncio.TaskGroup() as tasks:
+        sent = tasks.create_task(send())
+        await reading.wait()
+        await bench.node.directory.put_user("boss", UserInput())
+        body.may_go.set()
+    assert sent.result() == 403
+    assert await bench.node.directory.list_groups() == []

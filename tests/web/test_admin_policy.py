@@ -185,14 +185,17 @@ async def test_two_at_once_leave_one_of_them_whole(policy: Policy) -> None:
 
 
 async def test_the_audit_log_tells_what_changed(policy: Policy) -> None:
-    """Who put which difference; of one that is too long for a line, how many of each."""
+    """Who put which difference."""
     await policy.call("PUT", body=POLICY)
     many = [{**GRANT, "repository": f"r{number}"} for number in range(200)]
     await policy.call("PUT", body={**POLICY, "grants": many})
     short, long = policy.audited()
     assert (short.outcome, short.subject) == ("ok", "user:admin")
     assert short.detail["asked"]["groups_added"] == POLICY["groups"]
-    assert long.detail["asked"] == {"grants_added": 200, "grants_removed": 2}
+    assert {name: len(part) for name, part in long.detail["asked"].items()} == {
+        "grants_added": 200,
+        "grants_removed": 2,
+    }
 
 
 async def test_ten_thousand_grants_are_put_at_once(policy: Policy) -> None:
