@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import resource
 import shutil
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import IO
 
 from registry_proxy.settings_source import ENVIRONMENT_PREFIX
 
 ADMIN_PASSWORD_VARIABLE = "REGISTRY_PROXY_ADMIN_PASSWORD"  # noqa: S105 - the name of the variable
+_ALLOCATOR = (("MALLOC_MMAP_THRESHOLD_", -3, 4 << 20), ("MALLOC_ARENA_MAX", -8, 2))
+"""The variable, the parameter of mallopt(3), and what it is set to."""
+
 _LOCK_TRIES = 20
 _LOCK_PAUSE_SECONDS = 0.1
 
@@ -68,15 +71,21 @@ def empty_directory(path: str) -> None:
         raise StartError(f"cannot write to {path}: {error.strerror}") from None
 
 
-def worker_environment(metrics_directory: str) -> dict[str, str]:
-    """Return the environment of a worker: ours less the configuration, which it gets by the channel."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
-    kept.pop(ADMIN_PASSWORD_VARIABLE, None)
-    kept["PROMETHEUS_MULTIPROC_DIR"] = metrics_directory
-    # glibc raises its threshold to the size of what was freed last, and from then on keeps the 19 MiB of each password
-    # hash, in an arena for each thread. With these, a worker that has hashed passwords needs 40 MiB less.
-    kept.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 << 20))
-    kept.setdefault("MALLOC_ARENA_MAX", "2")
-    package_parent = str(Path(__file__).parent.parent)
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, kept.get("PYTHONPATH")]))
-    return kept
+def forget_configuration() -> None:
+    """Remove the configuration from the environment of this process: a worker gets it by the channel."""
+    for name in list(os.environ):
+        if name.startswith(ENVIRONMENT_PREFIX) or name == ADMIN_PASSWORD_VARIABLE:
+            del os.environ[name]
+
+
+def give_memory_back() -> None:
+    """Have glibc give large blocks back to the machine, where the environment does not say how (mallopt(3)).
+
+    It raises its threshold to the size of what was freed last, and from then on keeps the 19 MiB of each password hash,
+    in an arena for each thread: 40 MiB of each worker that has hashed passwords.
+    """
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for variable, parameter, value in _ALLOCATOR:
+            if variable not in os.environ:
+                mallopt(parameter, value)

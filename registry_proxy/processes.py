@@ -5,11 +5,13 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from registry_proxy.fork_server import ForkServer
 from registry_proxy.node import StartError
 from registry_proxy.ports import ReloadOutcome
 from registry_proxy.tasks import spawn
@@ -19,6 +21,36 @@ _LOOK_SECONDS: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
+class Child:
+    """A process that this one is the parent of, without having started it itself.
+
+    Args:
+        pid: its id.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+        loop = asyncio.get_running_loop()
+        self._status: asyncio.Future[int] = loop.create_future()
+        loop.add_reader(self._descriptor, self._reap)
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        _, status = os.waitpid(self.pid, 0)
+        self._status.set_result(os.waitstatus_to_exitcode(status))
+
+    async def wait(self) -> int:
+        """Return its exit status once it has ended, that of a signal less than 0."""
+        return await asyncio.shield(self._status)
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        if not self._status.done():
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+
 @dataclass(eq=False)
 class Process:
     """One process and the channel to it.
@@ -26,7 +58,7 @@ class Process:
     Args:
         name: for the log, such as ``worker 0``.
         identity: no other process that runs has it; free again when it has ended.
-        process: of asyncio.
+        process: the kernel's.
         reader: what it says.
         writer: what it is told.
         ask_reload: called when it asks for a reload; what was made of it goes to ``answer_reload``.
@@ -39,7 +71,7 @@ class Process:
 
     name: str
     identity: int
-    process: asyncio.subprocess.Process
+    process: Child
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     ask_reload: "Callable[[Process], None]"
@@ -96,8 +128,7 @@ class Process:
 
     def kill(self) -> None:
         """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
 
     def stop(self) -> None:
         """Ask it to finish what it does and end; one that does not serve yet has nothing to finish."""
@@ -124,42 +155,38 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Starts processes.
+    """Starts workers.
 
     Args:
-        command: to which ``worker`` and the descriptor of the channel are added.
-        environment: of the processes.
+        forks: makes the processes.
         inherited: descriptors that every one of them keeps open.
         ask_reload: see ``Process``.
     """
 
-    command: Sequence[str]
-    environment: dict[str, str]
+    forks: ForkServer
     inherited: Sequence[int]
     ask_reload: Callable[[Process], None]
 
     async def launch(
-        self, name: str, identity: int, order: dict[str, Any], sockets: Sequence[socket.socket] = ()
+        self,
+        name: str,
+        identity: int,
+        order: dict[str, Any],
+        public: Sequence[socket.socket],
+        admin: socket.socket | None,
     ) -> Process:
-        """Start a process, give it its order and the sockets. Raises StartError when the machine cannot."""
+        """Start a worker, give it its order and the sockets. Raises StartError when the machine cannot."""
         ours, theirs = socket.socketpair()
-        descriptors = [theirs.fileno(), *(item.fileno() for item in sockets), *self.inherited]
+        sockets = [theirs, *public, *([] if admin is None else [admin])]
         try:
             with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *self.command,
-                    "worker",
-                    str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=descriptors,
-                    env=self.environment,
-                )
-            send_order(ours, {**order, "supervisor": os.getpid()})
+                pid = await self.forks.fork([*(item.fileno() for item in sockets), *self.inherited])
+            send_order(ours, {**order, "public_count": len(public), "has_admin": admin is not None})
         except OSError as error:
             ours.close()
             raise StartError(f"cannot start {name}: {error}") from None
         reader, writer = await asyncio.open_connection(sock=ours)
-        return Process(name, identity, process, reader, writer, self.ask_reload)
+        return Process(name, identity, Child(pid), reader, writer, self.ask_reload)
 
 
 async def first_of(seconds: float | None, *waits: Coroutine[Any, Any, object]) -> None:

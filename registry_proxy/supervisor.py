@@ -15,11 +15,11 @@ import logging
 import os
 import signal
 import socket
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from registry_proxy.discovery import Discovery
+from registry_proxy.fork_server import ForkServer
 from registry_proxy.listeners import PortTakenError, bind_listeners
 from registry_proxy.node import (
     ADMIN_PASSWORD_VARIABLE,
@@ -27,7 +27,6 @@ from registry_proxy.node import (
     empty_directory,
     locked_cache,
     raise_file_limit,
-    worker_environment,
 )
 from registry_proxy.ports import ReloadOutcome
 from registry_proxy.processes import Launcher, Process, first_of
@@ -89,17 +88,17 @@ class Supervisor:
 
     Args:
         load: reads the configuration; raises SettingsError.
-        command: starts a process.
+        forks: makes the processes of the workers.
         timing: its patience.
 
     Raises:
         SettingsError: the configuration cannot be used.
     """
 
-    def __init__(self, load: Callable[[], Settings], command: Sequence[str], timing: Timing) -> None:
+    def __init__(self, load: Callable[[], Settings], forks: ForkServer, timing: Timing) -> None:
         self._load = load
         self._settings = load()  # those of the first generation; what needs a restart stays as it is here
-        self._command = command
+        self._forks = forks
         self._timing = timing
         self._metrics_directory = os.path.join(self._settings.cache.path, "metrics")
         self._stopping = asyncio.Event()
@@ -152,8 +151,7 @@ class Supervisor:
         """
         async with locked_cache(self._settings.cache.path) as lock:
             with contextlib.ExitStack() as stack:
-                environment = worker_environment(self._metrics_directory)
-                self._launcher = Launcher(self._command, environment, [lock.fileno()], self.reload)
+                self._launcher = Launcher(self._forks, [lock.fileno()], self.reload)
                 stack.callback(self._close_listeners)
                 self._current.settings = await self._discovery.expand(self._settings)
                 self._bind()
@@ -238,8 +236,9 @@ class Supervisor:
         sockets = len(self._public)
         try:
             self._bind_more(settings.workers)
+            self._forks.renew()
             await self._start(generation)
-        except StartError as error:
+        except (StartError, OSError) as error:
             generation.kill()
             for unused in self._public[sockets:]:
                 unused.close()
@@ -328,12 +327,9 @@ class Supervisor:
             "is_first": is_first,
             "admin_password": (os.environ.get(ADMIN_PASSWORD_VARIABLE) or None) if is_first else None,
             "process": str(identity),
-            "public_fds": [listener.fileno() for listener in public],
-            "admin_fd": admin.fileno() if admin else None,
             "settings": generation.settings.to_json(),
         }
-        sockets = [*public, admin] if admin else public
-        process = await self._launcher.launch(f"worker {slot}", identity, order, sockets)
+        process = await self._launcher.launch(f"worker {slot}", identity, order, public, admin)
         generation.workers[slot] = self._admit(process)
         if generation.over.is_set():
             process.kill()
@@ -398,17 +394,16 @@ def needs_restart(old: Settings, new: Settings) -> list[str]:
     ]
 
 
-async def run(load: Callable[[], Settings], command: Sequence[str] | None = None, timing: Timing | None = None) -> None:
+async def run(load: Callable[[], Settings], forks: ForkServer, timing: Timing | None = None) -> None:
     """Run the node until SIGINT or SIGTERM: the first drains, the second ends at once. SIGHUP reloads.
 
-    ``command`` starts a worker when ``worker FD`` is added to it.
+    The copies of ``forks`` run ``worker.main``.
 
     Raises:
         SettingsError: what ``load`` gives cannot be used.
         StartError: it cannot start.
     """
-    own = (sys.executable, "-P", "-m", "registry_proxy")
-    supervisor = Supervisor(load, command or own, timing or Timing())
+    supervisor = Supervisor(load, forks, timing or Timing())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)

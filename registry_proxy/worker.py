@@ -7,14 +7,12 @@ Both talk over a socket pair. The supervisor sends one frame (4 bytes of length,
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import os
 import signal
 import socket
 import struct
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any, Final
 
 import uvloop
 
+from registry_proxy.fork_server import name_process
 from registry_proxy.node import StartError
 from registry_proxy.ports import ReloadOutcome, StoreUnavailableError
 from registry_proxy.settings import Settings
@@ -30,7 +29,6 @@ from registry_proxy.tasks import spawn
 HEARTBEAT_SECONDS: Final = 1.0
 STOP: Final = "stop"
 HAND_OVER: Final = "hand over"
-_PR_SET_PDEATHSIG = 1
 _log = logging.getLogger(__name__)
 
 
@@ -82,17 +80,19 @@ Prepare = Callable[[Settings, str | None], Awaitable[str | None]]
 password that it made up for the first admin, or None."""
 
 
-def main(arguments: list[str], run_worker: RunWorker, prepare: Prepare) -> int:
-    """Run one worker that the supervisor started with ``worker FD``; return its exit status."""
-    _, descriptor = arguments
-    channel = socket.socket(fileno=int(descriptor))
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group: the supervisor decides
-        signal.signal(number, signal.SIG_IGN)
+def main(run_worker: RunWorker, prepare: Prepare, descriptors: Sequence[int]) -> int:
+    """Run one worker; return its exit status.
+
+    Args:
+        run_worker: serves.
+        prepare: called before, by the first worker of all.
+        descriptors: the channel to the supervisor, the sockets, and what is only to be kept open.
+    """
+    name_process("regproxy-worker")
+    channel = socket.socket(fileno=descriptors[0])
     order = _receive_order(channel)
-    _die_with(order["supervisor"])
-    settings = Settings.from_json(order["settings"])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(channel, settings, order, run_worker, prepare))
+        return runner.run(_serve(channel, order, descriptors[1:], run_worker, prepare))
 
 
 def send_order(channel: socket.socket, order: dict[str, Any]) -> None:
@@ -117,24 +117,23 @@ def _receive(channel: socket.socket, length: int) -> bytes:
     return received
 
 
-def _die_with(supervisor: int) -> None:
-    """Let the kernel end this process when the supervisor ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:  # it ended before the call
-        raise SystemExit(1)
-
-
 async def _serve(
-    channel: socket.socket, settings: Settings, order: dict[str, Any], run_worker: RunWorker, prepare: Prepare
+    channel: socket.socket,
+    order: dict[str, Any],
+    descriptors: Sequence[int],
+    run_worker: RunWorker,
+    prepare: Prepare,
 ) -> int:
+    settings = Settings.from_json(order["settings"])
     orders = _Orders(*await asyncio.open_connection(sock=channel))
     writer, ending = orders.writer, orders.ending
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: ending.give(is_replaced=False))
+    count = order["public_count"]
     context = WorkerContext(
         slot=order["slot"],
         process=order["process"],
-        public_sockets=[socket.socket(fileno=descriptor) for descriptor in order["public_fds"]],
-        admin_socket=None if order["admin_fd"] is None else socket.socket(fileno=order["admin_fd"]),
+        public_sockets=[socket.socket(fileno=descriptor) for descriptor in descriptors[:count]],
+        admin_socket=socket.socket(fileno=descriptors[count]) if order["has_admin"] else None,
         ending=ending,
         ready=lambda: writer.write(b"ready\n"),
         reload=orders.reload,
@@ -203,7 +202,3 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-
-
-if __name__ == "__main__":
-    sys.exit("started by the supervisor only")

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from tests import servers
+from tests.copied import Copies
 from tests.product import Proxy, proxy_server
 
 # A busy machine is no fault of the code; what failed can be repeated from what is printed.
@@ -36,7 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _loopback_only() -> Iterator[None]:
+def copies() -> Iterator[Copies]:
+    """Return what copies the service, made before any test has changed anything in this process."""
+    with closing(Copies()) as copies:
+        yield copies
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loopback_only(copies: Copies) -> Iterator[None]:
     """Fail whatever dials another machine."""
     connect = socket.socket.connect
 
@@ -101,14 +109,18 @@ StartProxy = Callable[..., Proxy]
 
 
 @pytest.fixture
-def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
-    """Return a function that starts the product: ``start_proxy(registries, extra_settings, name=...)``."""
+def start_proxy(tmp_path: Path, copies: Copies) -> Iterator[StartProxy]:
+    """Return a function that starts the product: ``start_proxy(registries, extra_settings, name=..., is_copy=...)``."""
     with ExitStack() as stack:
 
         def start(
-            registries: Iterable[servers.Server], extra: Mapping[str, Any] | None = None, *, name: str = "proxy"
+            registries: Iterable[servers.Server],
+            extra: Mapping[str, Any] | None = None,
+            *,
+            name: str = "proxy",
+            is_copy: bool = True,
         ) -> Proxy:
-            proxy = proxy_server(tmp_path / name, registries, extra)
+            proxy = proxy_server(tmp_path / name, registries, extra, copies=copies if is_copy else None)
             stack.enter_context(servers.running(proxy))
             return proxy
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import secrets
 import signal
 import sys
@@ -17,6 +18,7 @@ import httpx
 import psutil
 import yaml
 
+from tests.copied import Copies
 from tests.servers import Server, free_port, wait_until
 
 ADMIN_PASSWORD = "correct horse battery"
@@ -41,11 +43,15 @@ def merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Proxy(Server):
-    """A running `registry-proxy serve` and its directories."""
+    """A running `registry-proxy serve` and its directories.
+
+    ``copies`` starts it; None starts a new Python, as everybody else does.
+    """
 
     admin_port: int = 0
     root: Path = Path()
     config: Path = Path()
+    copies: Copies | None = None
 
     @property
     def admin_url(self) -> str:
@@ -61,6 +67,14 @@ class Proxy(Server):
     def cache(self) -> Path:
         """The directory of its cache."""
         return self.root / "cache"
+
+    def launch(self) -> None:
+        """Start it and return at once."""
+        if self.copies is None:
+            super().launch()
+        else:
+            arguments = self.arguments[self.arguments.index("serve") :]
+            self.process = self.copies.run(arguments, {**os.environ, **self.environment}, self.log)
 
     def start(self) -> None:
         """Start it and wait until all its workers are ready."""
@@ -78,10 +92,11 @@ class Proxy(Server):
 
     def workers(self) -> list[psutil.Process]:
         """Return the worker processes."""
-        return self.processes()[1:]
+        return [process for process in self.processes()[1:] if is_worker(process)]
 
     def pss_bytes(self) -> int:
         """Return the memory of all its processes: the sum of their proportional set sizes."""
+        assert self.copies is None, "it shares memory with the test that it is a copy of"
         return sum(process.memory_full_info().pss for process in self.processes())
 
     def kill_everything(self) -> None:
@@ -90,10 +105,10 @@ class Proxy(Server):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):  # a worker that was just killed, too
                 process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(processes, timeout=10)
         assert self.process is not None
         self.process.wait()
         self.process = None
+        psutil.wait_procs(processes[1:], timeout=10)  # this process is their parent now
 
     def admin(self) -> httpx.Client:
         """Return a client of the admin API, logged in as the first admin."""
@@ -120,6 +135,14 @@ class Proxy(Server):
             if series.partition("{")[0] == name and all(f'{key}="{text}"' in series for key, text in labels.items()):
                 total += float(value)
         return total
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Tell whether a process is a worker, and not the one that workers are copies of."""
+    try:
+        return process.name() == "regproxy-worker"
+    except psutil.NoSuchProcess:
+        return False
 
 
 def own_descriptors(worker: psutil.Process, ports: set[int]) -> int:
@@ -266,7 +289,9 @@ class User:
         return Image(answer.content, blobs)
 
 
-def proxy_server(root: Path, registries: Iterable[Server], extra: Mapping[str, Any] | None = None) -> Proxy:
+def proxy_server(
+    root: Path, registries: Iterable[Server], extra: Mapping[str, Any] | None = None, *, copies: Copies | None = None
+) -> Proxy:
     """Describe a proxy in front of some registries; ``extra`` is laid over its configuration."""
     root.mkdir(parents=True, exist_ok=True)
     port, admin_port = free_port(), free_port()
@@ -283,4 +308,6 @@ def proxy_server(root: Path, registries: Iterable[Server], extra: Mapping[str, A
     config.write_text(yaml.safe_dump(merge(settings, extra or {})))
     command = [sys.executable, "-m", "registry_proxy", "serve", "--config", str(config)]
     environment = {"REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD}
-    return Proxy(command, port, root / "log", environment, admin_port=admin_port, root=root, config=config)
+    return Proxy(
+        command, port, root / "log", environment, admin_port=admin_port, root=root, config=config, copies=copies
+    )

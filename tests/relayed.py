@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from tests.copied import Copies
 from tests.product import Proxy, User, digest_of, proxy_server, random_bytes
 from tests.relay import Relay
 from tests.servers import Server, docker_registry, running, wait_until
@@ -86,13 +87,14 @@ class Relayed:
 
 
 @contextmanager
-def relayed(root: Path, settings: Mapping[str, Any] | None = None) -> Iterator[Relayed]:
-    """Start all of them."""
+def relayed(root: Path, settings: Mapping[str, Any] | None = None, copies: Copies | None = None) -> Iterator[Relayed]:
+    """Start all of them; ``copies``, where given, starts the proxy."""
     registries = [docker_registry(root / name) for name in ("first", "second")]
     with ExitStack() as stack:
         for registry in registries:
             stack.enter_context(running(registry))
         relays = [stack.enter_context(Relay(registry.port).running()) for registry in registries]
-        proxy = proxy_server(root / "proxy", [Server([], relay.port, root / "none") for relay in relays], settings)
+        upstream = [Server([], relay.port, root / "none") for relay in relays]
+        proxy = proxy_server(root / "proxy", upstream, settings, copies=copies)
         stack.enter_context(running(proxy))
         yield Relayed(registries, relays, proxy, proxy.add_user("ann", pull=["team/**"]))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -55,7 +56,7 @@ def free_port() -> int:
     raise RuntimeError("every port of this test process is taken")
 
 
-def wait_for_port(port: int, process: "subprocess.Popen[bytes] | None" = None, timeout_seconds: float = 20) -> None:
+def wait_for_port(port: int, process: "Started | None" = None, timeout_seconds: float = 20) -> None:
     """Return once something accepts connections on the port; raise when the process ended or the time is over."""
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -63,10 +64,22 @@ def wait_for_port(port: int, process: "subprocess.Popen[bytes] | None" = None, t
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         if process is not None and process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended with status {process.returncode}")
+            raise RuntimeError(f"{process.args!r} ended with status {process.poll()}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"nothing listens on port {port}")
         time.sleep(0.02)
+
+
+class Started(Protocol):
+    """A process that was started: the part of ``subprocess.Popen`` that is used here."""
+
+    pid: int
+    args: Any
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
 
 
 @dataclass
@@ -77,7 +90,7 @@ class Server:
     port: int
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    process: "subprocess.Popen[bytes] | None" = None
+    process: Started | None = None
 
     @property
     def url(self) -> str:

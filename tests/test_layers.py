@@ -13,7 +13,9 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 # What each part may import of the others. Those in the middle stand side by side and never see each other.
 _BASE = frozenset({"spec", "ports", "tasks", "durable"})
-_PROCESSES = frozenset({"discovery", "listeners", "node", "ports", "processes", "settings", "tasks", "worker"})
+_PROCESSES = frozenset(
+    {"discovery", "fork_server", "listeners", "node", "ports", "processes", "settings", "tasks", "worker"}
+)
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "spec": frozenset(),
     "tasks": frozenset(),
@@ -26,13 +28,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "web": _BASE | {"access", "proxy", "telemetry"},  # never cache or upstream: bytes come through proxy
     "node": frozenset({"listeners", "settings", "tasks"}),
     "discovery": frozenset({"node", "settings"}),
-    "worker": frozenset({"listeners", "node", "ports", "settings", "tasks"}),
-    "processes": frozenset({"node", "ports", "tasks", "worker"}),
+    "fork_server": frozenset(),
+    "load": frozenset({"app", "fork_server", "node", "worker"}),
+    "worker": frozenset({"fork_server", "listeners", "node", "ports", "settings", "tasks"}),
+    "processes": frozenset({"fork_server", "node", "ports", "tasks", "worker"}),
     "supervisor": _PROCESSES | {"telemetry"},  # its log is part of the service's
     "app": _BASE | _PROCESSES | {"access", "cache", "upstream", "store", "telemetry", "proxy", "replication", "web"},
     "backup": _BASE | {"store"},
-    "cli": _PROCESSES | {"spec", "app", "backup", "supervisor"},
-    "__main__": frozenset({"app", "cli", "worker"}),
+    "cli": _PROCESSES | {"spec", "app", "backup", "load", "supervisor"},
+    "__main__": frozenset({"cli", "fork_server", "load"}),
 }
 # The libraries of others that a part may use; a part that is not named uses none.
 LIBRARIES: dict[str, frozenset[str]] = {

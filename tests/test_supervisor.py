@@ -1,5 +1,6 @@
 """The supervisor with real processes: what it keeps alive, what it ends, and what it says."""
 
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import yaml
 
 from registry_proxy import supervisor
 from registry_proxy.listeners import PortTakenError, bind_listeners
+from tests.product import is_worker
 from tests.servers import free_port, wait_for_port, wait_until
 
 SERVICE = Path(__file__).parent / "fakes" / "service.py"
@@ -91,7 +93,7 @@ class Service:
         """Return the processes that it started and that run."""
         assert self.process is not None
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if runs(child)]
+        return [child for child in children if is_worker(child) and runs(child)]
 
     def ask(self, line: str, port: int | None = None) -> str:
         """Return the answer of a worker to one line."""
@@ -105,6 +107,11 @@ def runs(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def ended(process: psutil.Process) -> bool:
+    """Tell whether a process has ended, whether or not its parent has looked at it."""
+    return not runs(process)
 
 
 class Connection:
@@ -327,7 +334,6 @@ def test_secrets_stay_out_of_argv_and_environment(service: StartService) -> None
     running.started()
     inside = json.loads(running.ask("inside"))
     assert not [name for name in inside["environment"] if name.startswith("REGISTRY_PROXY")]
-    assert "PROMETHEUS_MULTIPROC_DIR" in inside["environment"]
     assert "hidden" not in " ".join(inside["argv"])
     assert "hidden" not in running.text()
 
@@ -501,6 +507,19 @@ def test_a_worker_that_crashes_during_a_reload_is_replaced(service: StartService
         wait_until(lambda: answers(running), "a worker is there again")
     wait_until(lambda: len(running.workers()) == 2, "two workers")
     assert {json.loads(running.ask("inside"))["slot"] for _ in range(60)} == {0, 1}
+
+
+def test_with_what_makes_the_workers_killed_a_worker_is_replaced_all_the_same(service: StartService) -> None:
+    """The process that workers are copies of is replaced by the supervisor in the middle of its life."""
+    running = service().started()
+    assert running.process is not None
+    (forker,) = (child for child in psutil.Process(running.process.pid).children() if not is_worker(child))
+    for victim in (forker, running.workers()[0]):
+        victim.kill()
+        wait_until(functools.partial(ended, victim), "it has ended")
+    wait_until(lambda: answers(running), "a worker is there again")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait() == 0
 
 
 def test_an_old_worker_that_does_not_end_is_killed(service: StartService) -> None:

@@ -20,9 +20,10 @@ async def test_a_store_that_is_away_when_it_starts_is_no_defect(caplog: pytest.L
 
     main = {"replicas": [{"url": "http://127.0.0.1:1"}]}
     settings = Settings.model_validate({"upstreams": {"main": main}, "routes": [{"prefix": "", "upstream": "main"}]})
-    order = {"slot": 0, "process": "0", "public_fds": [], "admin_fd": None, "is_first": False}
+    order = {"slot": 0, "process": "0", "public_count": 0, "has_admin": False, "is_first": False}
+    order["settings"] = settings.to_json()
     supervisor, worker = socket.socketpair()
     with supervisor:
-        assert await _serve(worker, settings, order, run_worker, prepare) == 1
+        assert await _serve(worker, order, [], run_worker, prepare) == 1
         assert supervisor.recv(1000).endswith(b"failed Redis does not answer\n")
     assert caplog.text == ""

@@ -1,13 +1,17 @@
 """The program `registry-proxy`: the service itself, and the admin API as commands."""
 
 import asyncio
+import contextlib
 import functools
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from registry_proxy.cli.admin import register
+from registry_proxy.fork_server import ForkServer
+from registry_proxy.load import load_worker
 from registry_proxy.node import StartError
 from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError, load_settings
@@ -22,6 +26,10 @@ app = typer.Typer(
 register(app)
 
 
+# -P: modules that lie where it was started are not ours.
+_NEW_FORK_SERVER = (sys.executable, "-P", "-m", "registry_proxy", "fork-server")
+
+
 @app.command()
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration, a YAML file.")],
@@ -29,7 +37,8 @@ def serve(
     """Run the service until SIGINT or SIGTERM: the first drains, a second one ends at once. SIGHUP reloads FILE."""
     load = functools.partial(load_settings, os.path.abspath(config), os.environ)
     try:
-        asyncio.run(run(load))
+        with contextlib.closing(ForkServer(load_worker, _NEW_FORK_SERVER)) as forks:
+            asyncio.run(run(load, forks))
     except SettingsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

@@ -1,23 +1,34 @@
 """Runs the real supervisor over the fake worker: ``service.py CONFIG SILENCE_SECONDS``."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import sys
-from pathlib import Path
 
-from registry_proxy import supervisor
-from registry_proxy.node import StartError
+from registry_proxy import supervisor, worker
+from registry_proxy.fork_server import ForkServer, RunCopy, serve_forks
+from registry_proxy.node import StartError, forget_configuration
 from registry_proxy.settings_load import load_settings
+from tests.fakes.worker import prepare, run_worker
+
+
+def load() -> RunCopy:
+    """Return what the fake worker does."""
+    forget_configuration()
+    return functools.partial(worker.main, run_worker, prepare)
 
 
 def main() -> None:
-    """Run it as ``serve`` does."""
+    """Run it as ``serve`` does, or what makes its workers."""
+    if sys.argv[1] == "fork-server":
+        sys.exit(serve_forks(load, *map(int, sys.argv[2:])))
     config, silence = sys.argv[1:]
+    command = [sys.executable, __file__, "fork-server"]
     timing = supervisor.Timing(silence=float(silence), start=float(silence) * 4)
-    command = [sys.executable, str(Path(__file__).with_name("worker.py"))]
     try:
-        asyncio.run(supervisor.run(functools.partial(load_settings, config, os.environ), command, timing))
+        with contextlib.closing(ForkServer(load, command)) as forks:
+            asyncio.run(supervisor.run(functools.partial(load_settings, config, os.environ), forks, timing))
     except StartError as error:
         sys.exit(f"cannot start: {error}")
 

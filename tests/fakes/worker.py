@@ -76,7 +76,3 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
     if settings.routes[0].prefix == "dying/":
         os.kill(os.getpid(), signal.SIGKILL)
     return None if admin_password else "made-up"
-
-
-if __name__ == "__main__":
-    sys.exit(worker.main(sys.argv[1:], run_worker, prepare))

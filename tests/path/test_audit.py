@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
+from tests.copied import Copies
 from tests.product import ADMIN_PASSWORD, Proxy, make_image, proxy_server, random_bytes
 from tests.servers import Server, running, wait_until
 
@@ -226,9 +227,12 @@ def test_the_log_goes_on_after_kill_and_over_rotation(start_proxy: StartProxy, r
     assert any("a file was removed, not by retention" in text for text in faults(proxy))
 
 
-def test_a_disk_that_stands_still_holds_up_nobody(start_registry: StartRegistry, tmp_path: Path) -> None:
+def test_a_disk_that_stands_still_holds_up_nobody(
+    start_registry: StartRegistry, copies: Copies, tmp_path: Path
+) -> None:
     """While the disk of the log takes nothing, pulls, pushes and changes go on, and a stop is not held up."""
-    proxy = proxy_server(tmp_path / "proxy", [start_registry("only")], {"audit": {"path": str(tmp_path / "audit")}})
+    settings = {"audit": {"path": str(tmp_path / "audit")}}
+    proxy = proxy_server(tmp_path / "proxy", [start_registry("only")], settings, copies=copies)
     (tmp_path / "audit").mkdir()
     os.mkfifo(tmp_path / "audit" / "0-000000000001.jsonl")  # opening it waits for somebody who reads
     os.mkfifo(tmp_path / "audit" / "decisions-0.jsonl")

@@ -58,7 +58,7 @@ def test_fifty_clients_on_a_cold_blob_cost_one_upstream_get(
     start_proxy: StartProxy, registries: list[Server], workers: int
 ) -> None:
     """50 clients pulling one cold 64 MiB blob: one upstream GET, each body right, memory under 150 MiB."""
-    proxy = start_proxy(registries, {"workers": workers})
+    proxy = start_proxy(registries, {"workers": workers}, is_copy=False)
     blob = random_bytes(64 * MIB)
     digest = digest_of(blob)
     for registry in registries:
@@ -100,8 +100,11 @@ def test_fifty_clients_on_a_cold_blob_cost_one_upstream_get(
 
 
 @pytest.mark.parametrize("mebibytes", [256, pytest.param(1024, marks=pytest.mark.soak)])
-def test_a_large_layer_passes_with_flat_memory(proxy: Proxy, mebibytes: int) -> None:
+def test_a_large_layer_passes_with_flat_memory(
+    start_proxy: StartProxy, registries: list[Server], mebibytes: int
+) -> None:
     """A 1 GiB layer is pushed and pulled with the memory of all processes under 150 MiB."""
+    proxy = start_proxy(registries, is_copy=False)
     chunk = random_bytes(MIB)
     hasher = hashlib.sha256()
     for i in range(mebibytes):
@@ -248,8 +251,9 @@ def test_a_kill_in_mid_push_leaves_nothing_partial(proxy: Proxy, registries: lis
     assert user.pull("team/app", "1") == image
 
 
-def test_a_manifest_of_one_gigabyte_is_refused_unread(proxy: Proxy) -> None:
+def test_a_manifest_of_one_gigabyte_is_refused_unread(start_proxy: StartProxy, registries: list[Server]) -> None:
     """A "manifest" announced with 1 GB is refused by the spec's code; the memory stays flat."""
+    proxy = start_proxy(registries, is_copy=False)
     user = proxy.add_user("ann", pull_push=["team/**"])
     token = user.token("repository:team/app:pull,push")
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as connection:

@@ -65,7 +65,7 @@ def test_two_hundred_clients_over_two_workers_cost_one_upstream_get(
     registry = start_registry()
     blob = random_bytes(size_bytes)
     push_directly(registry, "team/app", "1", make_image(blob))
-    proxy = start_proxy([registry], {"workers": 2})
+    proxy = start_proxy([registry], {"workers": 2}, is_copy=False)
     crowd = crowd_of(proxy, token_of(proxy), blob)
     with watching_memory(proxy) as peak:
         crowd.run()

@@ -1,0 +1,205 @@
+"""A process that has loaded all that a worker needs, serves nothing, and makes a copy of itself whenever it is told to.
+
+A copy is there in milliseconds and shares the memory of the code with the others, where a new Python that loads the
+code takes most of a second of a processor. The supervisor cannot copy itself as well: it has a loop and a thread.
+
+The copy is made by way of a process in between, which ends at once: then the kernel makes the supervisor, as the
+nearest "subreaper" (prctl(2)), the parent of the copy. So it can wait for it, and takes it along when it ends.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_MAX_DESCRIPTORS: Final = 253  # SCM_MAX_FD of the kernel
+_PATIENCE_SECONDS: Final = 60.0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+RunCopy = Callable[[list[int]], int]
+"""What a copy does with the descriptors that it was given; returns its exit status."""
+
+
+class ForkServer:
+    """Makes copies for the process that it is made in, which becomes their parent.
+
+    Its first process is itself a copy, which spares loading again what is there: it has to be made before that process
+    has a loop, threads or listeners. Those that follow are new Pythons.
+
+    Args:
+        load: called in the first process; loads everything and returns what the copies run.
+        command: starts a new Python that calls ``serve_forks`` with the two arguments that are added.
+    """
+
+    def __init__(self, load: Callable[[], RunCopy], command: Sequence[str]) -> None:
+        self._command = command
+        self._asking = asyncio.Lock()
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        with self._connect() as theirs:
+            parent = os.getpid()
+            self._pid = os.fork()
+            if self._pid == 0:
+                _leave_with(lambda: serve_forks(load, theirs.detach(), parent))
+
+    def _connect(self) -> socket.socket:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(0)
+        return theirs
+
+    def renew(self) -> None:
+        """Have the next copies made by a new process, from the code as it is installed now.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.close()
+        with self._connect() as theirs:
+            theirs.set_inheritable(True)
+            arguments = [*self._command, str(theirs.fileno()), str(os.getpid())]
+            self._pid = os.posix_spawn(arguments[0], arguments, os.environ)
+
+    async def fork(self, descriptors: Sequence[int]) -> int:
+        """Make a copy that has some descriptors, under other numbers; return its process id.
+
+        Raises:
+            OSError: there is no memory or no process left, or it cannot load what the copies run.
+        """
+        async with self._asking:
+            answer = await self._ask(descriptors)
+            if not answer:  # somebody has killed it
+                self.renew()
+                answer = await self._ask(descriptors)
+        if not answer:
+            raise OSError(errno.ECHILD, "the process that makes the workers ends at once")
+        if (number := int(answer)) < 0:
+            raise OSError(-number, os.strerror(-number))
+        return number
+
+    async def _ask(self, descriptors: Sequence[int]) -> bytes:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                socket.send_fds(self._control, [b"fork"], descriptors)
+                return await asyncio.get_running_loop().sock_recv(self._control, 32)
+        except ConnectionError:
+            return b""
+        except BaseException:  # its answer may come later: who asks next would take it for his
+            self.renew()
+            raise
+
+    def close(self) -> None:
+        """End its process; the copies go on."""
+        self._control.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+
+def name_process(name: str) -> None:
+    """Say what this process is, in up to 15 characters, to ``ps -o comm`` and ``top``."""
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def serve_forks(load: Callable[[], RunCopy], descriptor: int, supervisor: int) -> int:
+    """Make copies until the supervisor is gone; return the exit status of this process.
+
+    Args:
+        load: see ``ForkServer``.
+        descriptor: of the socket to the supervisor.
+        supervisor: its process id.
+    """
+    control = socket.socket(fileno=descriptor)
+    name_process("regproxy-forker")
+    _end_with(supervisor)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group: the supervisor decides
+        signal.signal(ignored, signal.SIG_IGN)
+    _keep_only(descriptor)
+    run = load()
+    gc.collect()
+    gc.freeze()  # else the first collection of every copy would write to, and so copy, all that is shared
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 16, _MAX_DESCRIPTORS)
+        if not message:
+            return 0
+        try:
+            number = _fork_away(control, supervisor, run, descriptors)
+        except OSError as error:
+            number = -(error.errno or errno.EAGAIN)
+        for passed_on in descriptors:
+            os.close(passed_on)
+        control.send(b"%d" % number)
+
+
+def _fork_away(control: socket.socket, supervisor: int, run: RunCopy, descriptors: list[int]) -> int:
+    """Make a copy whose parent is the supervisor by the time that this returns; return its process id, or -errno."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as told, os.fdopen(writing, "wb") as telling:
+        between = os.fork()
+        if between == 0:
+            own = os.pidfd_open(os.getpid())
+            try:
+                number = os.fork()
+            except OSError as error:
+                number = -(error.errno or errno.EAGAIN)
+            if number == 0:
+                for used in (control, told, telling):
+                    used.close()
+                _leave_with(lambda: _run_copy(own, supervisor, run, descriptors))
+            os.write(telling.fileno(), b"%d" % number)
+            os._exit(0)
+        telling.close()
+        os.waitpid(between, 0)
+        return int(told.read())
+
+
+def _run_copy(between: int, supervisor: int, run: RunCopy, descriptors: list[int]) -> int:
+    select.select([between], [], [])  # readable once that process has ended, and the supervisor is the parent
+    os.close(between)
+    _end_with(supervisor)
+    return run(descriptors)
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process when its parent ends, however it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        raise SystemExit(1)
+
+
+def _keep_only(control: int) -> None:
+    """Close what was inherited, other than output and the socket to the supervisor."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor != control:
+            with contextlib.suppress(OSError):  # the one of the listing
+                os.close(descriptor)
+    with open(os.devnull, encoding="ascii") as nothing:
+        os.dup2(nothing.fileno(), 0)
+
+
+def _leave_with(run: Callable[[], int]) -> NoReturn:
+    """End this process with what ``run`` returns; the frames of the original below are never returned to."""
+    status = 1
+    try:
+        status = run()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - nothing may reach the frames below
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,16 @@
+"""Loads what a worker consists of: late, in the process that the workers are copies of, and in no other."""
+
+from functools import partial
+
+from registry_proxy.fork_server import RunCopy
+from registry_proxy.node import forget_configuration, give_memory_back
+
+
+def load_worker() -> RunCopy:
+    """Load all that a worker needs; return what it runs."""
+    from registry_proxy import worker  # noqa: PLC0415 - see above
+    from registry_proxy.app import prepare, run_worker  # noqa: PLC0415
+
+    forget_configuration()
+    give_memory_back()
+    return partial(worker.main, run_worker, prepare)

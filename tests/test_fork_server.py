@@ -1,0 +1,188 @@
+"""The process that makes the workers: what a copy is, who its parent is, and what becomes of whoever is killed."""
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+
+from registry_proxy.fork_server import ForkServer, RunCopy, name_process, serve_forks
+from registry_proxy.tasks import spawn
+
+PATIENCE_SECONDS = 30
+COMMAND = [sys.executable, "-c", "from tests.test_fork_server import main; main()"]
+
+
+def tell_and_wait(descriptors: list[int]) -> int:
+    """Tell what a copy sees, then wait until the other side of its channel is closed."""
+    name_process("copy")
+    with socket.socket(fileno=descriptors[0]) as channel:
+        open_here = {}
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                open_here[name] = os.readlink(f"/proc/self/fd/{name}")
+            except FileNotFoundError:  # that of the listing
+                continue
+        seen = {"pid": os.getpid(), "parent": os.getppid(), "open": open_here, "given": len(descriptors)}
+        channel.sendall(json.dumps(seen).encode() + b"\n")
+        channel.recv(1)
+    return 7
+
+
+def load() -> RunCopy:
+    """Return what the copies of these tests do."""
+    return tell_and_wait
+
+
+def main() -> None:
+    """Be a fork server that was started anew."""
+    sys.exit(serve_forks(load, *map(int, sys.argv[1:])))
+
+
+Start = Callable[..., ForkServer]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Return a function that starts a fork server: ``start(load, command)``."""
+    with ExitStack() as stack:
+        yield lambda load, command=COMMAND: stack.enter_context(closing(ForkServer(load, command)))
+
+
+async def copy(forks: ForkServer, *more: int) -> tuple[socket.socket, dict[str, Any]]:
+    """Make a copy; return the channel to it and what it sees."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        pid = await forks.fork([theirs.fileno(), *more])
+    ours.settimeout(PATIENCE_SECONDS)
+    with ours.makefile("rb") as lines:
+        seen: dict[str, Any] = json.loads(lines.readline())
+    assert seen["pid"] == pid
+    return ours, seen
+
+
+def wait(pid: int) -> int:
+    """Return the exit status of a child, that of a signal less than 0, once it has ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fork_servers() -> set[int]:
+    """Return the process ids of the fork servers of this process, of which one makes copies for other tests."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", encoding="ascii") as stat:
+                    _, _, rest = stat.read().partition("(")
+            except OSError:
+                continue
+            comm, _, fields = rest.rpartition(")")
+            if comm == "regproxy-forker" and int(fields.split()[1]) == os.getpid():
+                found.add(int(name))
+    return found
+
+
+def test_a_copy_is_a_child_of_who_asked(start: Start) -> None:
+    """The one that asked is the parent of a copy: it gets its exit status."""
+
+    async def scenario() -> None:
+        channel, seen = await copy(start(load))
+        assert seen["parent"] == os.getpid()
+        channel.close()
+        assert wait(seen["pid"]) == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_copy_has_no_descriptors_but_those_given(start: Start) -> None:
+    """Sockets and files of the one that asks stay out of a copy, but for those that it passes on."""
+
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)), socket.socket() as passed_on:
+            channel, seen = await copy(start(load), passed_on.fileno())
+            channel.close()
+            assert wait(seen["pid"]) == 7
+            inode = os.readlink(f"/proc/self/fd/{passed_on.fileno()}")
+            opened = [target for number, target in seen["open"].items() if int(number) > 2]
+            assert sorted(target.split(":")[0] for target in opened) == ["socket", "socket"]
+            assert seen["given"] == 2
+            assert inode in opened
+
+    asyncio.run(scenario())
+
+
+def test_a_fork_server_that_was_killed_is_replaced(start: Start) -> None:
+    """With the fork server killed, copies that run go on, and the next one is made by another fork server."""
+
+    async def scenario() -> None:
+        others = fork_servers()
+        forks = start(load)
+        first, seen = await copy(forks)
+        (killed,) = fork_servers() - others
+        os.kill(killed, signal.SIGKILL)
+        second, seen_then = await copy(forks)
+        assert seen_then["parent"] == os.getpid()
+        assert fork_servers() - others - {killed}
+        for channel, pid in ((first, seen["pid"]), (second, seen_then["pid"])):
+            channel.close()
+            assert wait(pid) == 7
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupted_question_does_not_answer_the_next(start: Start) -> None:
+    """Who asks after somebody gave up gets the process that he asked for, and the abandoned one ends."""
+
+    async def scenario() -> None:
+        forks = start(load)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            asked = spawn(forks.fork([theirs.fileno()]), "asked")
+            await asyncio.sleep(0)  # it has asked, and waits
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+        ours.close()
+        channel, seen = await copy(forks)
+        channel.close()
+        assert wait(seen["pid"]) == 7
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_loaded_is_an_error(start: Start) -> None:
+    """A fork server that ends while it loads is an OSError for the one that asks, not a wait or a loop."""
+
+    def fail() -> RunCopy:
+        raise SystemExit(1)
+
+    async def scenario() -> None:
+        with pytest.raises(OSError, match="ends at once") as caught:
+            await start(fail, [sys.executable, "-c", "raise SystemExit(1)"]).fork([])
+        assert caught.value.errno == errno.ECHILD
+
+    asyncio.run(scenario())
+
+
+def test_an_exception_in_a_copy_ends_it(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a copy raises is told on stderr and is its end, with status 1: nothing runs on in the frames below."""
+
+    def fail() -> RunCopy:
+        def run(_descriptors: list[int]) -> int:
+            raise ValueError("a defect")
+
+        return run
+
+    async def scenario() -> None:
+        pid = await start(fail).fork([])
+        assert wait(pid) == 1
+
+    asyncio.run(scenario())
+    assert "ValueError: a defect" in capfd.readouterr().err
