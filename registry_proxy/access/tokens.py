@@ -45,6 +45,7 @@ class VerifiedToken:
     """What a token says whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds.
 
     ``secret_id`` names the secret that it was given for, without which it is void; None for one given for a password.
+    ``is_scoped`` says that it was asked for with a scope, of which ``access`` has what was allowed, perhaps nothing.
     """
 
     subject: str
@@ -53,6 +54,7 @@ class VerifiedToken:
     expires_at: float
     access: tuple[Access, ...]
     secret_id: str | None = None
+    is_scoped: bool = False
 
     def allows(self, type: str, name: str, action: str) -> bool:  # noqa: A002 - the claim's name in the specification
         """Tell whether the ``access`` claim holds the action; the grants decide as well."""
@@ -185,6 +187,7 @@ class TokenSigner:
         *,
         secret_id: str | None = None,
         not_after: float | None = None,
+        is_scoped: bool = False,
     ) -> IssuedToken:
         """Return a token.
 
@@ -196,6 +199,7 @@ class TokenSigner:
             secret_id: of the secret that was presented, None for a password.
             not_after: when it expires at the latest, Unix seconds: what it is given for is good no longer. One that is
                 past already is when it was issued, too, so that it is accepted for no more than the leeway after that.
+            is_scoped: whether a scope was asked for, also where nothing of it is allowed.
         """
         self._reload_if_changed()
         issued_at = int(now)
@@ -217,6 +221,8 @@ class TokenSigner:
         }
         if secret_id is not None:
             claims["secret"] = secret_id
+        if is_scoped:
+            claims["scoped"] = True
         token = jwt.encode(claims, self._key, algorithm=_ALGORITHM, headers={"kid": self.key_id})
         return IssuedToken(token, token_id, issued_at, expires_at)
 
@@ -362,7 +368,8 @@ def _read_claims(claims: Mapping[str, Any], service: str) -> tuple[VerifiedToken
         )
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidTokenError("the token has no proper sub or access") from error
-    return VerifiedToken(subject, token_id, generation, expires_at, access, secret_id), not_before
+    is_scoped = bool(access) or claims.get("scoped") is True
+    return VerifiedToken(subject, token_id, generation, expires_at, access, secret_id, is_scoped), not_before
 
 
 def _number(claims: Mapping[str, Any], name: str) -> float:

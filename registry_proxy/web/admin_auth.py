@@ -206,7 +206,7 @@ class AdminGuard:
                     raise _unauthorized("the token is not valid, or not any more") from None
                 if token.subject == ANONYMOUS:
                     raise _unauthorized("a token of nobody is not taken here")
-                if token.access:
+                if token.is_scoped:
                     # Whoever asked for one that is good for a repository did not mean to give all else away with it.
                     raise ProblemError(403, "a token with a scope is not taken here: ask /auth/token for one without")
                 secret = None if token.secret_id is None else policy.find_secret(token.secret_id)

@@ -20,7 +20,7 @@ from registry_proxy.spec.scope import Action
 from registry_proxy.web.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
 
 BODY_MAX_BYTES = 1024 * 1024
-_BODY_SECONDS = 10.0
+_BODY_SECONDS = 10.0  # for what has 1 MiB at most; what may be larger has as much longer
 _FAULTS_COUNTED_MAX = 1000
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 1000
@@ -253,11 +253,12 @@ async def read_body(request: web.Request, model: type[_B]) -> _B:
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
+    seconds = _BODY_SECONDS * request.client_max_size / BODY_MAX_BYTES
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             content = await request.read()
     except TimeoutError:
-        detail = f"the body did not come within {_BODY_SECONDS:g} s; nothing was changed"
+        detail = f"the body did not come within {seconds:g} s; nothing was changed"
         raise ProblemError(408, detail, headers={"Connection": "close"}) from None
     if (judge_anew := request.get(JUDGE_ANEW)) is not None:
         await judge_anew()

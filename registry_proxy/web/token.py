@@ -97,7 +97,13 @@ class TokenEndpoint:
             and (allowed := _narrowed(allowed, login)) is not None
         ]
         issued = self._signer.issue(
-            login.subject, generation, access, time.time(), secret_id=login.secret_id, not_after=login.expires_at
+            login.subject,
+            generation,
+            access,
+            time.time(),
+            secret_id=login.secret_id,
+            not_after=login.expires_at,
+            is_scoped=bool(asked.scopes),
         )
         issued_at = datetime.fromtimestamp(issued.issued_at, UTC)
         answer = {

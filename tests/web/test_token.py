@@ -51,6 +51,15 @@ async def test_a_token_carries_what_is_asked_and_allowed(public: PublicBench) ->
     assert (status, access_of(body)) == (200, ["repository:team/a:pull,push", "repository:team/b:pull"])
 
 
+async def test_a_token_says_that_a_scope_was_asked_for(public: PublicBench) -> None:
+    """Also where nothing of it is allowed: whoever narrowed it gets none that is as good as one without."""
+    public.allow("pull", repository="team/*")
+    for query, is_scoped in (("", False), ("&scope=repository:team/a:pull", True), ("&scope=repository:x:pull", True)):
+        _, body, _ = await ask(public, query)
+        claims = jwt.decode(body["token"], options={"verify_signature": False})
+        assert claims.get("scoped", False) is is_scoped
+
+
 async def test_the_token_opens_what_it_carries(public: PublicBench) -> None:
     """A token of the endpoint is taken at /v2/."""
     public.allow("pull", repository="team/app")
