@@ -14,6 +14,7 @@ import redis
 
 from tests.chaos.plan import Fault, Harm
 from tests.conftest import require_program
+from tests.copied import Copies
 from tests.nginx.shipped import nginx_server
 from tests.product import Proxy, proxy_server
 from tests.servers import Server, docker_registry, free_port, redis_server, running
@@ -157,8 +158,8 @@ def _processes(server: Server) -> list[psutil.Process]:
 
 
 @contextmanager
-def cluster(root: Path, front: Front) -> Iterator[Cluster]:
-    """Start all of it, with a user who may pull, push and delete in team."""
+def cluster(root: Path, front: Front, copies: Copies) -> Iterator[Cluster]:
+    """Start all of it, the nodes by ``copies``, with a user who may pull, push and delete in team."""
     for program in ("docker-registry", "redis-server", "nginx"):
         require_program(program)
     with ExitStack() as stack:
@@ -172,7 +173,7 @@ def cluster(root: Path, front: Front) -> Iterator[Cluster]:
             "cache": {"max_size": "64MiB"},
             "upstreams": {"main": {"replicas": [{"name": name, "url": one.url} for name, one in replicas.items()]}},
         }
-        nodes = {name: proxy_server(root / name, [], extra) for name in ("node-1", "node-2")}
+        nodes = {name: proxy_server(root / name, [], extra, copies=copies) for name in ("node-1", "node-2")}
         for node in nodes.values():
             stack.enter_context(running(node))
         nodes["node-1"].add_user(USER, PASSWORD, pull_push_delete=["team/**"])

@@ -14,6 +14,7 @@ import pytest
 
 from tests.chaos.cluster import Front, cluster
 from tests.chaos.run import Run
+from tests.copied import Copies
 
 LENGTHS = [
     pytest.param(60.0, Front.TURNS, marks=pytest.mark.timeout(300), id="a minute"),
@@ -24,10 +25,10 @@ LENGTHS = [
 ]
 
 
-def judge(root: Path, front: Front, *, seconds: float, heals: bool) -> Run:
+def judge(root: Path, front: Front, copies: Copies, *, seconds: float, heals: bool) -> Run:
     """Run the plan, then look at everything once more; return the run, which printed what it saw."""
     seconds = float(os.environ.get("CHAOS_SECONDS") or seconds)
-    with cluster(root, front) as servers:
+    with cluster(root, front, copies) as servers:
         seed = int(os.environ.get("CHAOS_SEED") or random.randrange(1 << 32))
         # A node of two workers takes twice as long to start: else there would hardly ever be one.
         run = Run(servers, seed, seconds, heals=heals, lull=3.0 if front is Front.SHIPPED else 1.0)
@@ -43,12 +44,14 @@ def judge(root: Path, front: Front, *, seconds: float, heals: bool) -> Run:
 
 
 @pytest.mark.parametrize(("seconds", "front"), LENGTHS)
-def test_faults_that_heal_one_by_one_are_not_noticed(tmp_path: Path, seconds: float, front: Front) -> None:
+def test_faults_that_heal_one_by_one_are_not_noticed(
+    tmp_path: Path, copies: Copies, seconds: float, front: Front
+) -> None:
     """No pull of what was acknowledged fails, nothing is lost, old or wrong, and few pushes fail while they could work.
 
     Docker sends manifests once: a push that is just then at a node that is killed fails, as it does with any registry.
     """
-    run = judge(tmp_path, front, seconds=seconds, heals=True)
+    run = judge(tmp_path, front, copies, seconds=seconds, heals=True)
     assert run.history.violations() == []
     assert run.failures == []
     assert len(run.history.windows) >= run.seconds / 20
@@ -57,8 +60,8 @@ def test_faults_that_heal_one_by_one_are_not_noticed(tmp_path: Path, seconds: fl
 
 
 @pytest.mark.parametrize(("seconds", "front"), LENGTHS)
-def test_faults_one_over_the_other_make_no_lie(tmp_path: Path, seconds: float, front: Front) -> None:
+def test_faults_one_over_the_other_make_no_lie(tmp_path: Path, copies: Copies, seconds: float, front: Front) -> None:
     """What cannot be known is a 503: never a 404, an older tag or wrong bytes; and all of it is there afterwards."""
-    run = judge(tmp_path, front, seconds=seconds / 2, heals=False)
+    run = judge(tmp_path, front, copies, seconds=seconds / 2, heals=False)
     assert run.history.violations() == []
     assert run.failures == []
