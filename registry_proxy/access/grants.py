@@ -32,9 +32,6 @@ from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_acc
 
 _REMEMBERED_DECISIONS = 50_000
 _REMEMBERED_SUBJECTS = 10_000
-_REMEMBERED_PATTERNS = 50_000
-"""A change of one grant makes a new policy of all: the others' expressions are not compiled again."""
-
 _SATISFIED_BY = {action: frozenset({action}) for action in Action} | {
     Action.CREATE: frozenset({Action.CREATE, Action.PUSH})
 }
@@ -382,14 +379,10 @@ class Policy:
 
 
 def _compile(grant: Grant) -> _Compiled:
-    tags = None if grant.tags.strip("*") == "" else _compile_tags(grant.tags)
-    repository = None if SUBJECT in grant.repository else _compile_repository(grant.repository)
+    tags = None if grant.tags.strip("*") == "" else compile_text_pattern(grant.tags)
+    repository = None if SUBJECT in grant.repository else compile_repository_pattern(grant.repository)
     beginning, end = literal_prefix(grant.repository), literal_last(grant.repository)
     return _Compiled(grant, repository, tags, _gives(grant.actions), beginning, end)
-
-
-_compile_tags = functools.lru_cache(maxsize=_REMEMBERED_PATTERNS)(compile_text_pattern)
-_compile_repository = functools.lru_cache(maxsize=_REMEMBERED_PATTERNS)(compile_repository_pattern)
 
 
 @functools.cache

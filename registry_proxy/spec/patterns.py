@@ -9,6 +9,7 @@ the next fixed piece fits, and never tries again: ``(?>...)``. For wildcards tha
 can only leave less for the rest.
 """
 
+import functools
 import re
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from registry_proxy.spec.reference import REPOSITORY_MAX_LENGTH, is_repository
 
 _REPOSITORY_PATTERN = re.compile(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)*")
 _TAG_PATTERN = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
-
+_REMEMBERED = 50_000  # patterns: a change of one grant makes a new policy of all, and compiles that one alone
 
 SUBJECT = "{subject}"
 
@@ -76,6 +77,7 @@ def literal_last(pattern: str) -> str | None:
     return None if "*" in last or last == SUBJECT else last
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def compile_repository_pattern(pattern: str) -> re.Pattern[str]:
     """Return an expression whose ``fullmatch`` tells whether a repository name matches."""
     components = pattern.split("/")
@@ -105,6 +107,7 @@ def for_subject(pattern: str, name: str) -> str | None:
     return pattern.replace(SUBJECT, name) if is_repository(name) and "/" not in name else None
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def compile_text_pattern(pattern: str) -> re.Pattern[str]:
     """Return an expression whose ``fullmatch`` tells whether a text, such as a tag or claim, matches; ``*`` is any."""
     return re.compile(_wildcards(pattern, "."))

@@ -109,7 +109,8 @@ def _short(value: Any, entries_max: int) -> Any:
         return dict(entries) | ({"…": f"and {more} more"} if (more := len(value) - len(entries)) else {})
     if isinstance(value, list | tuple):
         # What is named twice is named once: no repetition takes the room of the rest.
-        different = list({inner if isinstance(inner, str) else (json.dumps(inner),): inner for inner in value}.values())
+        is_of_texts = all(isinstance(inner, str) for inner in value)
+        different = list(dict.fromkeys(value)) if is_of_texts else value
         more = len(different) - entries_max
         return [_short(inner, entries_max) for inner in different[:entries_max]] + (
             [f"and {more} more"] if more > 0 else []

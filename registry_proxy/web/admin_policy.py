@@ -21,9 +21,6 @@ from registry_proxy.web.admin_requests import (
 from registry_proxy.web.openapi import Endpoint
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
-POLICY_MAX_BYTES = 8 * 1024 * 1024
-"""Room for some 50,000 grants."""
-
 
 def _document(groups: Sequence[Group], grants: Sequence[Grant]) -> PolicyDocument:
     return PolicyDocument(
@@ -111,7 +108,8 @@ class PolicyResources:
 
 
 async def _read(request: web.Request) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
-    body = await read_body(request.clone(client_max_size=POLICY_MAX_BYTES), PolicyBody)
+    body = await read_body(request, PolicyBody)
+    del request[ASKED_FOR]  # what it changes is told, not all of it
     return body.groups, [grant_input(given) for given in body.grants]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any, Literal, Protocol, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, overload
 
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -20,6 +20,10 @@ from registry_proxy.spec.scope import Action
 from registry_proxy.web.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
 
 BODY_MAX_BYTES = 1024 * 1024
+_USERS_BODY_MAX_BYTES = 64 * 1024  # of what not only administrators send: finding all faults of a megabyte takes long
+_POLICY_MAX_BYTES = 8 * 1024 * 1024
+"""Room for some 50,000 grants."""
+
 _BODY_SECONDS = 10.0  # for what has 1 MiB at most; what may be larger has as much longer
 _FAULTS_COUNTED_MAX = 1000
 _PAGE_SIZE_DEFAULT = 100
@@ -42,6 +46,7 @@ class Body(BaseModel):
     """A JSON body: exact types, and no field that is not known. What values mean is judged where they are used."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+    max_bytes: ClassVar[int] = BODY_MAX_BYTES
 
 
 _Groups = Annotated[list[str], Field(max_length=1000)]
@@ -121,6 +126,7 @@ _ModeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [mode.value
 class GrantBody(Body):
     """POST of a grant."""
 
+    max_bytes = _USERS_BODY_MAX_BYTES
     subject: _SubjectName
     repository: str
     tags: str = "*"
@@ -144,6 +150,7 @@ def grant_input(body: GrantBody) -> GrantInput:
 class PolicyBody(Body):
     """A whole policy: the members of every group, and every grant. No default: an empty file must remove nothing."""
 
+    max_bytes = _POLICY_MAX_BYTES
     version: Literal[1]
     groups: Annotated[dict[str, _Members], Field(max_length=10_000)]
     grants: Annotated[list[GrantBody], Field(max_length=100_000)]
@@ -152,6 +159,7 @@ class PolicyBody(Body):
 class GrantPatch(Patch):
     """PATCH of a grant: whom it is for and where are what it is, and stay."""
 
+    max_bytes = _USERS_BODY_MAX_BYTES
     tags: str | None = None
     actions: _ActionNames = []
     mode: _ModeName | None = None
@@ -182,12 +190,14 @@ class SecretBody(Body):
 class TokenBody(SecretBody):
     """POST of a personal access token; without ``actions`` it may do what its user may."""
 
+    max_bytes = _USERS_BODY_MAX_BYTES
     actions: _ActionNames | None = None
 
 
 class ExplainBody(Body):
     """A question about a right."""
 
+    max_bytes = _USERS_BODY_MAX_BYTES
     subject: _SubjectName
     repository: str
     tag: str | None = None
@@ -249,14 +259,14 @@ async def read_body(request: web.Request, model: type[_B]) -> _B:
     Raises:
         ProblemError: 400 with every fault, 408 for a body that is held back, 415 for an encoded one; what the caller
             may not do any more.
-        web.HTTPRequestEntityTooLarge: more than the application's ``client_max_size``.
+        web.HTTPRequestEntityTooLarge: more than the model's ``max_bytes``.
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
-    seconds = _BODY_SECONDS * request.client_max_size / BODY_MAX_BYTES
+    seconds = _BODY_SECONDS * max(1, model.max_bytes / BODY_MAX_BYTES)
     try:
         async with asyncio.timeout(seconds):
-            content = await request.read()
+            content = await request.clone(client_max_size=model.max_bytes).read()
     except TimeoutError:
         detail = f"the body did not come within {seconds:g} s; nothing was changed"
         raise ProblemError(408, detail, headers={"Connection": "close"}) from None

@@ -38,8 +38,8 @@ _CONDITIONS = {
 }
 _DESCRIPTION = (
     "Lists come in parts; errors are problems (RFC 9457), with the first 100 faults of a body. Bodies are JSON of at "
-    "most 1 MiB within 10 s, a whole policy 8 MiB within 80 s. Credentials are Basic, or a bearer token that was asked "
-    "for without a scope."
+    "most 1 MiB within 10 s, of grants, personal tokens and questions 64 KiB, a whole policy 8 MiB within 80 s. "
+    "Credentials are Basic, or a bearer token that was asked for without a scope."
 )
 
 

@@ -183,5 +183,5 @@ def test_no_padding_hides_what_was_changed() -> None:
     full = _recorded(AuditEvent("groups.put", "ok", detail={"a": long, "b": long, "c": {"d": long}, "admin": True}))
     assert len(json.dumps(full.detail)) <= 8192
     assert (full.detail["c"], full.detail["admin"]) == ({"d": [*long[:10], "and 990 more"]}, True)
-    nested = _recorded(AuditEvent("policy.put", "ok", detail={"grants": [{"id": 1}, {"id": 1}, {"id": 2}]}))
-    assert nested.detail["grants"] == [{"id": 1}, {"id": 2}]
+    nested = _recorded(AuditEvent("policy.put", "ok", detail={"grants": [{"id": number} for number in range(200)]}))
+    assert nested.detail["grants"] == [*({"id": number} for number in range(100)), "and 100 more"]

@@ -385,8 +385,8 @@ async def test_a_revocation_names_one_thing(admin: Admin) -> None:
 _WITHOUT_BODY = {"/cache/verify", "/keys/rotate", "/reload"}
 ROUTES_WITH_BODY = [route for route in ROUTES if route[0] in {"PUT", "PATCH", "POST"} and route[1] not in _WITHOUT_BODY]
 BODIES = [
-    b"[" * 100_000,
-    b'{"groups":' * 100_000,
+    b"[" * 60_000,
+    b'{"groups":' * 6_000,
     b"{",
     b"\xff\xfe",
     b'{"password":"\\ud800 lone surrogate"}',

@@ -88,3 +88,14 @@ async def test_a_list_has_an_end(http: _Http, method: str, path: str, field: str
         schemas = (await response.json())["components"]["schemas"]
     found = [schema["properties"][field] for schema in schemas.values() if field in schema.get("properties", {})]
     assert most in {each.get("maxItems") for one in found for each in [one, *one.get("anyOf", [])]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/grants"), ("PATCH", "/grants/1"), ("POST", "/explain"), ("POST", "/me/tokens")],
+)
+async def test_what_not_only_administrators_send_is_small(http: _Http, method: str, path: str) -> None:
+    """So that nobody else's worker is kept busy with their faults."""
+    for size_bytes, status in ((64 * 1024, 400), (64 * 1024 + 1, 413)):
+        async with http.request(method, f"/admin/v1{path}", data=b" " * size_bytes) as response:
+            assert response.status == status
