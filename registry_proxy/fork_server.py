@@ -58,12 +58,16 @@ class ForkServer:
         self._control.settimeout(0)
         return theirs
 
-    def renew(self) -> None:
+    async def renew(self) -> None:
         """Have the next copies made by a new process, from the code as it is installed now.
 
         Raises:
             OSError: it cannot be started.
         """
+        async with self._asking:  # whoever waits for a copy gets it
+            self._restart()
+
+    def _restart(self) -> None:
         self.close()
         with self._connect() as theirs:
             theirs.set_inheritable(True)
@@ -79,7 +83,7 @@ class ForkServer:
         async with self._asking:
             answer = await self._ask(descriptors)
             if not answer:  # somebody has killed it
-                self.renew()
+                self._restart()
                 answer = await self._ask(descriptors)
         if not answer:
             raise OSError(errno.ECHILD, "the process that makes the workers ends at once")
@@ -95,7 +99,7 @@ class ForkServer:
         except ConnectionError:
             return b""
         except BaseException:  # its answer may come later: who asks next would take it for his
-            self.renew()
+            self._restart()
             raise
 
     def close(self) -> None:

@@ -236,7 +236,7 @@ class Supervisor:
         sockets = len(self._public)
         try:
             self._bind_more(settings.workers)
-            self._forks.renew()
+            await self._forks.renew()
             await self._start(generation)
         except (StartError, OSError) as error:
             generation.kill()

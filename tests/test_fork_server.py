@@ -157,6 +157,21 @@ def test_an_interrupted_question_does_not_answer_the_next(start: Start) -> None:
     asyncio.run(scenario())
 
 
+def test_a_renewal_takes_no_copy_from_who_waits_for_one(start: Start) -> None:
+    """A fork server is renewed only when it has answered whoever asked before."""
+
+    async def scenario() -> None:
+        forks = start(load)
+        asked = spawn(copy(forks), "asked")
+        await asyncio.sleep(0)  # it has asked, and waits
+        await forks.renew()
+        for channel, seen in (await asked, await copy(forks)):
+            channel.close()
+            assert wait(seen["pid"]) == 7
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_SECONDS))
+
+
 def test_what_cannot_be_loaded_is_an_error(start: Start) -> None:
     """A fork server that ends while it loads is an OSError for the one that asks, not a wait or a loop."""
 
