@@ -1,4 +1,4 @@
-"""One fetch for all: two hundred clients over two workers, and the death of the one that fetches."""
+"""One fetch for all: up to two hundred clients over two workers, and the death of the one that fetches."""
 
 import contextlib
 import threading
@@ -57,22 +57,29 @@ def watching_memory(proxy: Proxy) -> Iterator[list[int]]:
         watcher.join()
 
 
+@pytest.mark.parametrize(("workers", "count", "limit_bytes"), [(1, 50, 150 * MIB), (2, 200, 200 * MIB)])
 @pytest.mark.parametrize("size_bytes", SIZES)
-def test_two_hundred_clients_over_two_workers_cost_one_upstream_get(
-    start_proxy: StartProxy, start_registry: StartRegistry, size_bytes: int
+def test_many_clients_of_a_cold_blob_cost_one_upstream_get(
+    start_proxy: StartProxy, start_registry: StartRegistry, workers: int, count: int, limit_bytes: int, size_bytes: int
 ) -> None:
-    """One GET in the registry's own log, every body right, less than 200 MiB of memory in all."""
-    registry = start_registry()
+    """One GET in the logs of two registries, one miss, every body right, and the memory of all processes bounded."""
+    registries = [start_registry("first"), start_registry("second")]
     blob = random_bytes(size_bytes)
-    push_directly(registry, "team/app", "1", make_image(blob))
-    proxy = start_proxy([registry], {"workers": 2}, is_copy=False)
-    crowd = crowd_of(proxy, token_of(proxy), blob)
+    for registry in registries:
+        push_directly(registry, "team/app", "1", make_image(blob))
+    proxy = start_proxy(registries, {"workers": workers}, is_copy=False)
+    crowd = crowd_of(proxy, token_of(proxy), blob, count)
     with watching_memory(proxy) as peak:
         crowd.run()
-    assert [client.is_complete(size_bytes) and client.is_right for client in crowd.clients] == [True] * CLIENTS
-    assert blob_requests(registry, digest_of(blob)) == [200]
+    assert [client.is_complete(size_bytes) and client.is_right for client in crowd.clients] == [True] * count
+    assert [status for registry in registries for status in blob_requests(registry, digest_of(blob))] == [200]
+    served = [
+        proxy.metric("registry_proxy_cache_requests_total", kind="blob", result=result)
+        for result in ("hit", "latch", "miss")
+    ]
+    assert (sum(served), served[2]) == (count, 1)
     print(f"at most {peak[0] / MIB:.0f} MiB")
-    assert peak[0] < 200 * MIB, f"{peak[0] / MIB:.0f} MiB"
+    assert peak[0] < limit_bytes, f"{peak[0] / MIB:.0f} MiB"
 
 
 def owner_of_the_fill(proxy: Proxy) -> psutil.Process:
