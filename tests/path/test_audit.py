@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -68,18 +66,6 @@ def wait_until_signed(proxy: Proxy) -> None:
 def log_files(proxy: Proxy) -> list[Path]:
     """Return the files of the audit log."""
     return sorted(path for path in (proxy.cache / "audit").iterdir() if path.name[0].isdigit())
-
-
-def run_cli(proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of the admin API."""
-    environment = {
-        **os.environ,
-        "REGISTRY_PROXY_ADMIN_URL": proxy.admin_url,
-        "REGISTRY_PROXY_ADMIN_USER": "admin",
-        "REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD,
-    }
-    command = [sys.executable, "-m", "registry_proxy", *arguments]
-    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
 
 
 def test_each_event_says_who_did_what_by_which_rule_from_where(proxy: Proxy) -> None:
@@ -149,11 +135,11 @@ def test_it_is_read_in_pages_and_by_command(proxy: Proxy) -> None:
     paged = events(proxy, action="users", limit="2")
     assert [event["detail"]["path"][-1] for event in paged] == ["0", "1", "2", "3", "4"]
     assert [event["seq"] for event in events(proxy, action="users.put", last="2")] == [e["seq"] for e in paged[-2:]]
-    found = run_cli(proxy, "audit", "search", "--action", "users.put", "--since", paged[3]["time"], "--json")
+    found = proxy.command("audit", "search", "--action", "users.put", "--since", paged[3]["time"], "--json")
     assert [json.loads(line)["seq"] for line in found.stdout.splitlines()] == [e["seq"] for e in paged[3:]]
-    assert "/admin/v1/users/user4" in run_cli(proxy, "audit", "tail", "-n", "1", "--action", "users").stdout
-    wrong = run_cli(proxy, "audit", "search", "--since", "yesterday")
-    assert (wrong.returncode, "expected a time with its zone" in wrong.stderr) == (1, True)
+    assert "/admin/v1/users/user4" in proxy.command("audit", "tail", "-n", "1", "--action", "users").stdout
+    wrong = proxy.command("audit", "search", "--since", "yesterday")
+    assert (wrong.exit_code, "expected a time with its zone" in wrong.stderr) == (1, True)
 
 
 def test_pulls_are_recorded_where_that_is_wanted(start_proxy: StartProxy, registry: Server) -> None:
@@ -178,14 +164,14 @@ def test_who_changes_the_log_is_found_out(start_proxy: StartProxy, registry: Ser
     proxy = start_proxy([registry])
     proxy.add_user("ann")
     the_one(proxy, action="users.put")
-    assert run_cli(proxy, "audit", "verify").returncode == 0
+    assert proxy.command("audit", "verify").exit_code == 0
     (path,) = log_files(proxy)
     changed = path.read_bytes().replace(b"/admin/v1/users/ann", b"/admin/v1/users/eve")
     with path.open("r+b") as file:
         file.write(changed)
     number = events(proxy, action="users.put")[0]["seq"]
-    result = run_cli(proxy, "audit", "verify")
-    assert (result.returncode, f"line {number} was changed" in result.stderr) == (1, True), result.stderr
+    result = proxy.command("audit", "verify")
+    assert (result.exit_code, f"line {number} was changed" in result.stderr) == (1, True), result.stderr
 
 
 def test_a_cut_end_is_not_covered_up_by_a_restart(start_proxy: StartProxy, registry: Server) -> None:
@@ -293,6 +279,6 @@ def test_a_proposed_policy_is_tried_on_what_was_asked(start_proxy: StartProxy, r
         wrong = admin.post("/policy/replay", json={"add": [{**proposed, "actions": ["fly"]}], "remove": ["none"]})
         assert wrong.status_code == 400
         assert {fault["pointer"] for fault in wrong.json()["errors"]} == {"#/add/0/actions", "#/remove/0"}
-    shown = run_cli(proxy, "grant", "replay", "--remove", grant["id"], "--add", "user:bob team/* pull")
+    shown = proxy.command("grant", "replay", "--remove", grant["id"], "--add", "user:bob team/* pull")
     assert "Newly denied: 1 subjects, user:ann" in shown.stderr
     assert "Newly allowed: 1 subjects, user:bob" in shown.stderr

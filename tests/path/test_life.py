@@ -4,7 +4,6 @@ import itertools
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ import pytest
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry, require_program
-from tests.product import ADMIN_PASSWORD, Image, Proxy, User, digest_of, make_image, random_bytes
+from tests.product import Image, Proxy, User, digest_of, make_image, random_bytes
 from tests.servers import Server, free_port, running, wait_until
 
 MIB = 1024 * 1024
@@ -206,18 +205,11 @@ def test_a_reload_changes_what_is_configured(
 def test_the_command_reloads_and_tells_every_fault(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
     """`registry-proxy reload`: 0 and the generation; 1 and the faults with their lines."""
     proxy = start_proxy([start_registry()])
-    environment = {
-        **os.environ,
-        "REGISTRY_PROXY_ADMIN_URL": proxy.admin_url,
-        "REGISTRY_PROXY_ADMIN_USER": "admin",
-        "REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD,
-    }
-    command = [*proxy.arguments[:3], "reload"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, "generation 2" in done.stdout + done.stderr) == (0, True), done
+    done = proxy.command("reload")
+    assert (done.exit_code, "generation 2" in done.output) == (0, True), done.output
     proxy.config.write_text(proxy.config.read_text() + "tag_ttl: 3\nworkers: 0\n")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = proxy.command("reload")
+    assert done.exit_code == 1
     assert "config.yaml:" in done.stderr
     assert "tag_ttl: unknown key" in done.stderr
 

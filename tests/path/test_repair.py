@@ -1,9 +1,6 @@
 """A registry that was away is brought up to date by the running product: real registries, nobody gives a command."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import httpx
@@ -11,8 +8,8 @@ import pytest
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.path.test_warm import push_past
-from tests.product import ADMIN_PASSWORD, OCI_MANIFEST, Image, Proxy, make_image, random_bytes
+from tests.path.test_done import push_directly
+from tests.product import OCI_MANIFEST, Image, Proxy, make_image, random_bytes
 from tests.servers import Server, wait_until
 
 MIB = 2**20
@@ -111,14 +108,6 @@ def test_a_repair_outlives_the_proxy(registries: list[Server], start_proxy: Star
     assert all(has_image(second, image) for image in images)
 
 
-def run(proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `registry-proxy replica ...`."""
-    command = [sys.executable, "-m", "registry_proxy", "replica", *arguments]
-    account = {"REGISTRY_PROXY_ADMIN_USER": "admin", "REGISTRY_PROXY_ADMIN_PASSWORD": ADMIN_PASSWORD}
-    environment = {**os.environ, **account, "REGISTRY_PROXY_ADMIN_URL": proxy.admin_url}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-
-
 def test_the_command_follows_a_repair(registries: list[Server], start_proxy: StartProxy) -> None:
     """`replica repair` returns when nothing is pending, with 0; with what keeps a replica from it and 1 when not."""
     _, second = registries
@@ -126,16 +115,16 @@ def test_the_command_follows_a_repair(registries: list[Server], start_proxy: Sta
     user = proxy.add_user("ann", pull_push=["team/**"])
     second.stop(9)
     user.push(REPOSITORY, "1", make_image(random_bytes(1000)))
-    away = run(proxy, "repair")
-    assert (away.returncode, f"127.0.0.1:{second.port}" in away.stderr, "down" in away.stderr) == (1, True, True)
+    away = proxy.command("replica", "repair")
+    assert (away.exit_code, f"127.0.0.1:{second.port}" in away.stderr, "down" in away.stderr) == (1, True, True)
     second.start()
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be up")
-    done = run(proxy, "repair", "main", "--json")
-    assert done.returncode == 0, done
+    done = proxy.command("replica", "repair", "main", "--json")
+    assert done.exit_code == 0, done.output
     assert [replica["pending"] for replica in json.loads(done.stdout)[0]["replicas"]] == [0, 0]
-    equal = run(proxy, "verify")
-    assert (equal.returncode, "no difference" in equal.stderr) == (0, True), equal
-    assert run(proxy, "repair", "none").returncode == 1
+    equal = proxy.command("replica", "verify")
+    assert (equal.exit_code, "no difference" in equal.stderr) == (0, True), equal.output
+    assert proxy.command("replica", "repair", "none").exit_code == 1
 
 
 def test_an_empty_registry_is_added_and_filled(
@@ -168,18 +157,18 @@ def test_two_registries_that_diverged_are_adopted(registries: list[Server], star
     alone, other = make_image(random_bytes(1000), label="alone"), make_image(random_bytes(1000), label="other")
     one, two = make_image(random_bytes(1000), label="1"), make_image(random_bytes(1000), label="2")
     for server, tag, image in ((first, "a", alone), (second, "b", other), (first, "both", one), (second, "both", two)):
-        push_past(server, image, tag)
+        push_directly(server, REPOSITORY, tag, image)
     proxy = start(start_proxy, registries)
-    told = run(proxy, "verify", "--json")
-    assert told.returncode == 1
+    told = proxy.command("replica", "verify", "--json")
+    assert told.exit_code == 1
     (comparison,) = json.loads(told.stdout)
     assert {row["name"] for row in comparison["differences"] if row["kind"] == "tag"} == {"a", "b", "both"}
     assert comparison["undecided"] == 2
-    asked = run(proxy, "repair")
-    assert (asked.returncode, "--prefer" in asked.stderr) == (1, True), asked
+    asked = proxy.command("replica", "repair")
+    assert (asked.exit_code, "--prefer" in asked.stderr) == (1, True), asked.output
     assert contents(first) == {"a": alone.digest, "b": other.digest, "both": one.digest}
     assert contents(second) == {"a": alone.digest, "b": other.digest, "both": two.digest}
-    decided = run(proxy, "repair", "--prefer", f"127.0.0.1:{second.port}")
-    assert decided.returncode == 0, decided
+    decided = proxy.command("replica", "repair", "--prefer", f"127.0.0.1:{second.port}")
+    assert decided.exit_code == 0, decided.output
     assert contents(first) == contents(second) == {"a": alone.digest, "b": other.digest, "both": two.digest}
-    assert run(proxy, "verify").returncode == 0
+    assert proxy.command("replica", "verify").exit_code == 0
