@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -201,6 +201,44 @@ def redis_server(root: Path, port: int | None = None, *extra: str) -> Server:
     settings = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(root), "--save", ""]
     durable = ["--appendonly", "yes", "--appendfsync", "always"]
     return Server(["redis-server", *settings, *durable, *extra], port, root / "log")
+
+
+_NGINX_IN_TURNS = """
+worker_processes 1; pid {root}/pid; error_log {root}/error.log; daemon off;
+events {{ worker_connections 1024; }}
+http {{
+    access_log {root}/access.log;
+    client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;
+    uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
+    upstream nodes {{
+        {nodes}
+        keepalive 16; keepalive_timeout 60s;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        client_max_body_size 0;
+        proxy_http_version 1.1; proxy_set_header Connection "";
+        proxy_connect_timeout 5s; proxy_read_timeout 900s;
+        proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $remote_addr;
+        proxy_next_upstream error timeout;
+        location / {{ proxy_pass http://nodes; proxy_request_buffering off; proxy_buffering off; }}
+        {locations}
+    }}
+}}
+"""
+
+
+def nginx_in_turns(root: Path, ports: Iterable[int], locations: str = "") -> Server:
+    """Describe an nginx that sends each request to another node, on to the next when one fails, and keeps no body.
+
+    ``locations`` are further ones of its configuration.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    nodes = " ".join(f"server 127.0.0.1:{node} max_fails=0;" for node in ports)
+    config = root / "nginx.conf"
+    config.write_text(_NGINX_IN_TURNS.format(root=root, port=port, nodes=nodes, locations=locations))
+    return Server(["nginx", "-e", "stderr", "-c", str(config)], port, root / "log")
 
 
 @dataclass

@@ -153,10 +153,6 @@ class Policy:
             may_have_one = subject == ANONYMOUS or oidc_rule(subject) in self._oidc_groups
         return self._generations.get(subject, 0) if may_have_one else None
 
-    def find_user(self, name: str) -> User | None:
-        """Return a user."""
-        return self._users.get(user_subject(name))
-
     def find_robot(self, subject: str) -> Robot | None:
         """Return a robot."""
         return self._robots.get(subject)

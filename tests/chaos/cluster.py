@@ -17,31 +17,7 @@ from tests.conftest import require_program
 from tests.copied import Copies
 from tests.nginx.shipped import nginx_server
 from tests.product import Proxy, proxy_server
-from tests.servers import Server, docker_registry, free_port, redis_server, running
-
-NGINX_IN_TURNS = """
-worker_processes 1; pid {root}/pid; error_log {root}/error.log; daemon off;
-events {{ worker_connections 1024; }}
-http {{
-    access_log {root}/access.log;
-    client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;
-    uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
-    upstream nodes {{
-        server 127.0.0.1:{one} max_fails=0; server 127.0.0.1:{two} max_fails=0;
-        keepalive 16; keepalive_timeout 60s;
-    }}
-    server {{
-        listen 127.0.0.1:{port};
-        client_max_body_size 0;
-        proxy_http_version 1.1; proxy_set_header Connection "";
-        proxy_connect_timeout 5s; proxy_read_timeout 900s;
-        proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $remote_addr;
-        proxy_next_upstream error timeout;
-        location / {{ proxy_pass http://nodes; proxy_request_buffering off; proxy_buffering off; }}
-        location ~ /manifests/ {{ proxy_pass http://nodes; }}
-    }}
-}}
-"""
+from tests.servers import Server, docker_registry, nginx_in_turns, redis_server, running
 
 
 class Front(StrEnum):
@@ -181,13 +157,7 @@ def cluster(root: Path, front: Front, copies: Copies) -> Iterator[Cluster]:
         if front is Front.SHIPPED:
             nginx = nginx_server(root / "nginx", None, *ports)
         else:
-            nginx = _nginx_in_turns(root / "nginx", *ports)
+            # A manifest is kept by nginx until it has all of it, and so can be sent again.
+            nginx = nginx_in_turns(root / "nginx", ports, "location ~ /manifests/ { proxy_pass http://nodes; }")
         stack.enter_context(running(nginx))
         yield Cluster(replicas, nodes, store, nginx.url)
-
-
-def _nginx_in_turns(folder: Path, one: int, two: int) -> Server:
-    folder.mkdir()
-    port = free_port()
-    (folder / "nginx.conf").write_text(NGINX_IN_TURNS.format(root=folder, port=port, one=one, two=two))
-    return Server(["nginx", "-e", "stderr", "-c", str(folder / "nginx.conf")], port, folder / "log")

@@ -20,7 +20,7 @@ import yaml
 
 from tests.conftest import StartProxy, StartRegistry, require_program
 from tests.product import Image, Proxy, User, digest_of, make_image, random_bytes
-from tests.servers import Server, free_port, running, wait_until
+from tests.servers import Server, free_port, nginx_in_turns, running, wait_until
 
 MIB = 1024 * 1024
 
@@ -375,31 +375,6 @@ def test_a_stop_answers_every_connection_that_it_took(start_proxy: StartProxy, s
     assert set(outcomes) == {"200", "refused"}, outcomes
 
 
-NGINX = """
-worker_processes 1; pid {root}/pid; error_log {root}/error.log; daemon off;
-events {{ worker_connections 1024; }}
-http {{
-    access_log {root}/access.log;
-    client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;
-    uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
-    upstream nodes {{
-        server 127.0.0.1:{one} max_fails=0; server 127.0.0.1:{two} max_fails=0;
-        keepalive 16; keepalive_timeout 60s;
-    }}
-    server {{
-        listen 127.0.0.1:{port};
-        client_max_body_size 0;
-        location / {{
-            proxy_pass http://nodes; proxy_http_version 1.1; proxy_set_header Connection "";
-            proxy_request_buffering off; proxy_buffering off; proxy_connect_timeout 5s;
-            proxy_next_upstream error timeout;
-            proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $remote_addr;
-        }}
-    }}
-}}
-"""
-
-
 def test_a_rolling_restart_of_two_nodes_fails_no_request(
     start_proxy: StartProxy, start_registry: StartRegistry, redis: Server, tmp_path: Path
 ) -> None:
@@ -407,11 +382,8 @@ def test_a_rolling_restart_of_two_nodes_fails_no_request(
     registries = start_registry("first"), start_registry("second")
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
     nodes = [start_proxy(registries, extra, name=name) for name in ("one", "two")]
-    root = tmp_path / "nginx"
-    root.mkdir()
-    port = free_port()
-    (root / "nginx.conf").write_text(NGINX.format(root=root, port=port, one=nodes[0].port, two=nodes[1].port))
-    nginx = Server([require_program("nginx"), "-e", "stderr", "-c", str(root / "nginx.conf")], port, root / "log")
+    require_program("nginx")
+    nginx = nginx_in_turns(tmp_path / "nginx", [node.port for node in nodes])
     with running(nginx):
         load = make_load(nodes[0], registries[0], nginx.url)
         with load.running():
