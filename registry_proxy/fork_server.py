@@ -13,13 +13,12 @@ import ctypes
 import errno
 import gc
 import os
-import select
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Final, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Final, NoReturn
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
@@ -46,6 +45,9 @@ class ForkServer:
     def __init__(self, load: Callable[[], RunCopy], command: Sequence[str]) -> None:
         self._command = command
         self._asking = asyncio.Lock()
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # where it was started with that ignored, there is nobody to wait for
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         with self._connect() as theirs:
             parent = os.getpid()
@@ -105,10 +107,10 @@ class ForkServer:
     def close(self) -> None:
         """End its process; the copies go on."""
         self._control.close()
-        with contextlib.suppress(ProcessLookupError):
+        if self._pid:
             os.kill(self._pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
+            self._pid = 0  # it may soon be the number of somebody else, and a new process may fail to start
 
 
 def name_process(name: str) -> None:
@@ -139,39 +141,52 @@ def serve_forks(load: Callable[[], RunCopy], descriptor: int, supervisor: int) -
         if not message:
             return 0
         try:
-            number = _fork_away(control, supervisor, run, descriptors)
+            _fork_away(control, supervisor, run, descriptors)
         except OSError as error:
-            number = -(error.errno or errno.EAGAIN)
+            control.send(b"%d" % -(error.errno or errno.EAGAIN))
         for passed_on in descriptors:
             os.close(passed_on)
-        control.send(b"%d" % number)
 
 
-def _fork_away(control: socket.socket, supervisor: int, run: RunCopy, descriptors: list[int]) -> int:
-    """Make a copy whose parent is the supervisor by the time that this returns; return its process id, or -errno."""
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as told, os.fdopen(writing, "wb") as telling:
+def _fork_away(control: socket.socket, supervisor: int, run: RunCopy, descriptors: list[int]) -> None:
+    """Make a copy whose parent is the supervisor, tell it the process id (or -errno), and then let the copy run.
+
+    One of which the supervisor was not told, because this process was killed meanwhile, ends: it would share the
+    channel of the next one.
+    """
+    with _pipe() as (told, telling), _pipe() as (allowed, allowing):
         between = os.fork()
         if between == 0:
-            own = os.pidfd_open(os.getpid())
             try:
                 number = os.fork()
             except OSError as error:
                 number = -(error.errno or errno.EAGAIN)
             if number == 0:
-                for used in (control, told, telling):
+                for used in (control, told, telling, allowing):
                     used.close()
-                _leave_with(lambda: _run_copy(own, supervisor, run, descriptors))
-            os.write(telling.fileno(), b"%d" % number)
+                _leave_with(lambda: _run_copy(allowed, supervisor, run, descriptors))
+            telling.write(b"%d" % number)
             os._exit(0)
         telling.close()
         os.waitpid(between, 0)
-        return int(told.read())
+        if not (answer := told.read()):  # somebody has killed the one in between
+            raise OSError(errno.ECHILD, "")
+        control.send(answer)
+        with contextlib.suppress(BrokenPipeError):  # there is no copy, or it was killed
+            allowing.write(b"1")
 
 
-def _run_copy(between: int, supervisor: int, run: RunCopy, descriptors: list[int]) -> int:
-    select.select([between], [], [])  # readable once that process has ended, and the supervisor is the parent
-    os.close(between)
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", 0) as output, os.fdopen(writing, "wb", 0) as entry:
+        yield output, entry
+
+
+def _run_copy(allowed: IO[bytes], supervisor: int, run: RunCopy, descriptors: list[int]) -> int:
+    with allowed:
+        if not allowed.read(1):
+            return 1
     _end_with(supervisor)
     return run(descriptors)
 

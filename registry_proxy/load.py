@@ -3,7 +3,7 @@
 from functools import partial
 
 from registry_proxy.fork_server import RunCopy
-from registry_proxy.node import forget_configuration, give_memory_back
+from registry_proxy.node import forget_configuration, give_memory_back, raise_file_limit
 
 
 def load_worker() -> RunCopy:
@@ -13,4 +13,5 @@ def load_worker() -> RunCopy:
 
     forget_configuration()
     give_memory_back()
+    raise_file_limit()
     return partial(worker.main, run_worker, prepare)

@@ -7,6 +7,7 @@ import fcntl
 import os
 import resource
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from typing import IO
 
@@ -16,6 +17,7 @@ ADMIN_PASSWORD_VARIABLE = "REGISTRY_PROXY_ADMIN_PASSWORD"  # noqa: S105 - the na
 _ALLOCATOR = (("MALLOC_MMAP_THRESHOLD_", -3, 4 << 20), ("MALLOC_ARENA_MAX", -8, 2))
 """The variable, the parameter of mallopt(3), and what it is set to."""
 
+_STDERR = 2
 _LOCK_TRIES = 20
 _LOCK_PAUSE_SECONDS = 0.1
 
@@ -55,8 +57,20 @@ async def locked_cache(path: str) -> AsyncIterator[IO[str]]:
         yield lock
 
 
+def open_standard_streams() -> None:
+    """Put /dev/null where this process was started with its input, output or errors closed.
+
+    The files and sockets that it opens would have those numbers else, and be written to by whatever prints.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - its signature
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def raise_file_limit() -> None:
-    """Let this process and its workers open as many files as the machine allows."""
+    """Let this process and its copies open as many files as the machine allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # the limit we have is what we live with
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -176,17 +176,19 @@ class Launcher:
         admin: socket.socket | None,
     ) -> Process:
         """Start a worker, give it its order and the sockets. Raises StartError when the machine cannot."""
-        ours, theirs = socket.socketpair()
-        sockets = [theirs, *public, *([] if admin is None else [admin])]
-        try:
-            with theirs:
-                pid = await self.forks.fork([*(item.fileno() for item in sockets), *self.inherited])
-            send_order(ours, {**order, "public_count": len(public), "has_admin": admin is not None})
-        except OSError as error:
-            ours.close()
-            raise StartError(f"cannot start {name}: {error}") from None
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return Process(name, identity, Child(pid), reader, writer, self.ask_reload)
+        with contextlib.ExitStack() as on_failure:
+            try:
+                ours, theirs = map(on_failure.enter_context, socket.socketpair())
+                sockets = [theirs, *public, *([] if admin is None else [admin])]
+                with theirs:
+                    pid = await self.forks.fork([*(item.fileno() for item in sockets), *self.inherited])
+                child = Child(pid)  # first: it takes care of one that has ended before it read its order
+                send_order(ours, {**order, "public_count": len(public), "has_admin": admin is not None})
+                reader, writer = await asyncio.open_connection(sock=ours)
+            except OSError as error:
+                raise StartError(f"cannot start {name}: {error}") from None
+            on_failure.pop_all()
+        return Process(name, identity, child, reader, writer, self.ask_reload)
 
 
 async def first_of(seconds: float | None, *waits: Coroutine[Any, Any, object]) -> None:

@@ -137,6 +137,28 @@ def test_a_fork_server_that_was_killed_is_replaced(start: Start) -> None:
     asyncio.run(scenario())
 
 
+def test_a_copy_that_nobody_heard_of_does_not_run(start: Start) -> None:
+    """A fork server that is killed when it has made a copy and not told it leaves none beside the next."""
+
+    def load_and_die() -> RunCopy:
+        wait_for = os.waitpid
+
+        def die(pid: int, options: int) -> tuple[int, int]:
+            wait_for(pid, options)
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+        os.waitpid = die
+        return tell_and_wait
+
+    async def scenario() -> None:
+        channel, seen = await copy(start(load_and_die))
+        channel.close()
+        assert wait(seen["pid"]) == 7
+
+    asyncio.run(scenario())
+
+
 def test_an_interrupted_question_does_not_answer_the_next(start: Start) -> None:
     """Who asks after somebody gave up gets the process that he asked for, and the abandoned one ends."""
 
@@ -170,6 +192,45 @@ def test_a_renewal_takes_no_copy_from_who_waits_for_one(start: Start) -> None:
             assert wait(seen["pid"]) == 7
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_SECONDS))
+
+
+def test_it_waits_for_its_copies_whoever_started_it(start: Start) -> None:
+    """Started by somebody who ignores the end of children, it still gets the exit status of copies."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    async def scenario(forks: ForkServer) -> None:
+        channel, seen = await copy(forks)
+        channel.close()
+        assert wait(seen["pid"]) == 7
+
+    try:
+        asyncio.run(scenario(start(load)))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: Start) -> None:
+    """When a renewal fails, the process id of the one before is not used again: it may be somebody else's by then."""
+
+    async def scenario() -> None:
+        others = fork_servers()
+        forks = start(load, ["/no/such/program"])
+        (first,) = fork_servers() - others
+        killed = []
+        with pytest.MonkeyPatch.context() as patched:
+            kill = os.kill
+
+            def recorded(pid: int, number: int) -> None:
+                killed.append(pid)
+                kill(pid, number)
+
+            patched.setattr(os, "kill", recorded)
+            for _ in range(2):
+                with pytest.raises(FileNotFoundError):
+                    await forks.renew()
+        assert killed == [first]
+
+    asyncio.run(scenario())
 
 
 def test_what_cannot_be_loaded_is_an_error(start: Start) -> None:

@@ -12,7 +12,7 @@ import typer
 from registry_proxy.cli.admin import register
 from registry_proxy.fork_server import ForkServer
 from registry_proxy.load import load_worker
-from registry_proxy.node import StartError
+from registry_proxy.node import StartError, open_standard_streams
 from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError, load_settings
 from registry_proxy.supervisor import run
@@ -35,6 +35,7 @@ def serve(
     config: Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration, a YAML file.")],
 ) -> None:
     """Run the service until SIGINT or SIGTERM: the first drains, a second one ends at once. SIGHUP reloads FILE."""
+    open_standard_streams()
     load = functools.partial(load_settings, os.path.abspath(config), os.environ)
     try:
         with contextlib.closing(ForkServer(load_worker, _NEW_FORK_SERVER)) as forks:
