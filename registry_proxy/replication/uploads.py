@@ -267,21 +267,14 @@ class UploadReplication:
 
         outcome = await fan_out(replica_set, [lane for lane in able if lane], commit_at)
         holders = [client for client in replica_set.replicas if client.name in outcome.confirmed]
-        lacking = [lane for lane in lanes if not any(client in holders for client in lane)]
         everybody = 1 if replica_set.storage is StorageKind.SHARED else len(replica_set.replicas)
         if not holders or len(holders) >= everybody:
             return require_quorum(replica_set, outcome)
         self._pins.pin(digest)
         try:
             await self._fetch_back(holders[0], routed.repository, descriptor)
-            confirmed = set(outcome.confirmed)
-
-            async def copy(client: ReplicaClient) -> None:
-                if await self.copy_blob(client, routed.repository, descriptor):
-                    confirmed.add(client.name)
-
-            failures = {**outcome.failures, **(await fan_out(replica_set, lacking, copy)).failures}
-            missing = require_quorum(replica_set, Outcome(frozenset(confirmed), failures))
+            outcome = await self._copy_to_others(routed, descriptor, lanes, outcome)
+            missing = require_quorum(replica_set, outcome)
         except BaseException:
             await self.release(digest)
             raise
@@ -342,17 +335,25 @@ class UploadReplication:
             held = await _stat(mounted, routed.repository, digest)
         if held is None:
             return None
-        lacking = [lane for lane in lanes if not any(client in mounted for client in lane)]
-        descriptor, confirmed = held, {client.name for client in mounted}
+        outcome = replace(outcome, confirmed=frozenset(client.name for client in mounted))
+        outcome = await self._copy_to_others(routed, held, lanes, outcome)
+        if len(outcome.confirmed) < quorum_of(replica_set):
+            return None
+        return held, require_quorum(replica_set, outcome)
+
+    async def _copy_to_others(
+        self, routed: RoutedRepository, descriptor: Descriptor, lanes: Sequence[Lane], outcome: Outcome
+    ) -> Outcome:
+        """Send a blob from our cache to who has not confirmed that he holds it; return what it comes to then."""
+        confirmed = set(outcome.confirmed)
 
         async def copy(client: ReplicaClient) -> None:
             if await self.copy_blob(client, routed.repository, descriptor):
                 confirmed.add(client.name)
 
-        failures = {**outcome.failures, **(await fan_out(replica_set, lacking, copy)).failures}
-        if len(confirmed) < quorum_of(replica_set):
-            return None
-        return descriptor, require_quorum(replica_set, Outcome(frozenset(confirmed), failures))
+        lacking = [lane for lane in lanes if not any(client.name in confirmed for client in lane)]
+        copied = await fan_out(self._replica_sets[routed.upstream], lacking, copy)
+        return Outcome(frozenset(confirmed), {**outcome.failures, **copied.failures})
 
     async def copy_blob(self, client: ReplicaClient, repository: Repository, descriptor: Descriptor) -> bool:
         """Send a blob from our cache to one replica; False when we do not have it.

@@ -267,37 +267,32 @@ class FailoverReader:
         return answer
 
     async def _ask_one(self, turn: _Round, name: str, ask: _Ask[_T], marks: Marks) -> _T | None:
-        """Return what a replica answers; None when it has none, which is noted in ``turn``."""
-        try:
-            answer = await ask(self._replicas.client(name))
-        except (RegistryError, UpstreamUnavailableError) as error:
-            self._note(turn, name, error)
-            return None
-        self._replicas.report_success(name)
+        answer = await self._try(turn, name, ask)
         if isinstance(answer, Descriptor) and marks.has_tombstone(name, turn.question.routed, answer.digest):
             # A tag on a manifest that was deleted through us: it went with it.
             turn.absent[name] = self._not_found(turn.question)
             return None
         return answer
 
+    async def _try(self, turn: _Round, name: str, ask: _Ask[_T]) -> _T | None:
+        """Return what a replica answers; None when it has no answer, which is noted in ``turn``."""
+        try:
+            answer = await ask(self._replicas.client(name))
+        except (RegistryError, UpstreamUnavailableError) as error:
+            self._note(turn, name, error)
+            return None
+        self._replicas.report_success(name)
+        return answer
+
     def _is_settled(self, turn: _Round) -> bool:
         """Tell whether nobody else has to be asked: over shared storage one 404 is the truth."""
         return bool(turn.absent) and self._replicas.storage is StorageKind.SHARED
 
-    async def _ask_all(self, turn: _Round, ask: Callable[[HttpReplicaClient], Awaitable[_T]]) -> Mapping[str, _T]:
+    async def _ask_all(self, turn: _Round, ask: _Ask[_T]) -> Mapping[str, _T]:
         """Ask every replica at once; return what those that answered said, at least one."""
         names = order_for_read(turn.standings, turn.question.key)
 
-        async def ask_one(name: str) -> _T | None:
-            try:
-                answer = await ask(self._replicas.client(name))
-            except (RegistryError, UpstreamUnavailableError) as error:
-                self._note(turn, name, error)
-                return None
-            self._replicas.report_success(name)
-            return answer
-
-        answers = await asyncio.gather(*(ask_one(name) for name in names))
+        answers = await asyncio.gather(*(self._try(turn, name, ask) for name in names))
         heard = {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
         if not heard:
             raise self._verdict(turn)
