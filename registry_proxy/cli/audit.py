@@ -49,12 +49,13 @@ def _row(event: Mapping[str, Any]) -> dict[str, Any]:
     return {**event, "time": event["time"][:19] + "Z", "what": what or event.get("detail", {}).get("path")}
 
 
-def _print(events: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
+def _print(events: Iterable[Mapping[str, Any]], *, as_json: bool, headings: bool = True) -> None:
     if as_json:
         for event in events:
             print_json_line(event)
     else:
-        print_table(_COLUMNS, [_row(event) for event in events], empty="Nothing of that is in the audit log.")
+        rows = [_row(event) for event in events]
+        print_table(_COLUMNS, rows, empty="Nothing of that is in the audit log.", headings=headings)
 
 
 def _follow(admin: AdminClient, query: Mapping[str, str], after: str, *, as_json: bool) -> None:
@@ -62,7 +63,7 @@ def _follow(admin: AdminClient, query: Mapping[str, str], after: str, *, as_json
         time.sleep(_FOLLOW_SECONDS)
         events = admin.list_all("audit", query={**query, "after": after} if after else query)
         if events:
-            _print(events, as_json=as_json)
+            _print(events, as_json=as_json, headings=not after)
             last = events[-1]
             after = f"{last['time']}/{last['process']}/{last['seq']:012d}"
 

@@ -82,18 +82,21 @@ def format_ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.1%}"
 
 
-def print_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
+def print_table(
+    columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str, headings: bool = True
+) -> None:
     """Print rows as a table.
 
     Args:
         columns: heading by the key of the value.
         rows: JSON objects.
         empty: said on standard error when there are no rows.
+        headings: False for rows that go on with a table.
     """
     if not rows:
         print_note(empty)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=headings)
     for heading in columns.values():
         table.add_column(heading, overflow="fold")
     for row in rows:

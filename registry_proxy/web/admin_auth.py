@@ -47,6 +47,12 @@ _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
 _QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay", "/policy/diff"})
 """What is sent by POST and changes nothing."""
 
+_LOGIN_SECONDS = 300.0
+"""For how long a login is told of once: each request brings the password, also those of `audit tail -f`, which would
+go on for ever about itself."""
+
+_LOGINS_MAX = 1000
+
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
 
@@ -100,6 +106,7 @@ class AdminGuard:
         self._name_request = name_request
         self._audit = audit
         self._client_address = client_address
+        self._told_at: dict[tuple[str, str | None, str], float] = {}
         self._self_prefix = f"{prefix}{SELF_PREFIX}/"
         self._open_paths = frozenset(open_paths)
 
@@ -215,23 +222,33 @@ class AdminGuard:
                 raise _unauthorized("this needs the name and password, or a token, of an administrator")
 
     async def _login(self, username: str, password: str, address: str) -> Login:
-        outcome, subject = "failed", claimed_subject(username)
         try:
             login = await self._control.login(username, password, address)
-            outcome, subject = "ok", login.subject
-            return login
         except LoginRefusedError:
-            outcome = "refused"
+            self._record_login("refused", claimed_subject(username), address)
             raise _unauthorized("the name or the password is wrong") from None
         except LoginUnavailableError as error:
             raise ProblemError(503, f"the login cannot be checked now: {error}") from None
         except TooManyLoginsError as error:
-            outcome = "limited"
+            self._record_login("limited", claimed_subject(username), address)
             raise too_many_logins(error) from None
-        finally:
-            if outcome != "failed":
-                event = AuditEvent("login", outcome, subject=subject, address=address, detail={"listener": "admin"})
-                self._audit.record(event)
+        if self._is_new(login, address):
+            self._record_login("ok", login.subject, address)
+        return login
+
+    def _is_new(self, login: Login, address: str) -> bool:
+        """Tell whether nobody was told of such a login lately, and take it as told."""
+        who, now = (login.subject, login.secret_id, address), time.monotonic()
+        if now - self._told_at.get(who, -_LOGIN_SECONDS) < _LOGIN_SECONDS:
+            return False
+        if len(self._told_at) >= _LOGINS_MAX:
+            self._told_at.clear()
+        self._told_at[who] = now
+        return True
+
+    def _record_login(self, outcome: str, subject: str, address: str) -> None:
+        event = AuditEvent("login", outcome, subject=subject, address=address, detail={"listener": "admin"})
+        self._audit.record(event)
 
 
 def too_many_logins(error: TooManyLoginsError) -> ProblemError:

@@ -15,7 +15,7 @@ from aiohttp.web import Application, Request
 from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.spec.scope import CATALOG, Access, Action
-from registry_proxy.web import admin_requests
+from registry_proxy.web import admin_auth, admin_requests
 from tests.admin import ADMIN, BOB, Node, admin_node
 
 API = "/admin/v1"
@@ -232,3 +232,16 @@ async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Benc
         body.may_go.set()
     assert sent.result() == 403
     assert await bench.node.directory.list_groups() == []
+
+
+async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request brings the password: the audit log does not fill with that, and `audit tail -f` not with itself."""
+    for _ in range(3):
+        assert (await bench.call("GET", "/audit", basic(ADMIN)))[0] == 200
+        assert (await bench.call("GET", "/audit", basic(BOB)))[0] == 403
+        assert (await bench.call("GET", "/audit", basic((ADMIN[0], "wrong password"))))[0] == 401
+    told = [(event.outcome, event.subject) for event in bench.node.audit.events if event.action == "login"]
+    assert sorted(told) == [("ok", "user:admin"), ("ok", "user:bob"), *[("refused", "user:admin")] * 3]
+    monkeypatch.setattr(admin_auth, "_LOGIN_SECONDS", 0.0)
+    await bench.call("GET", "/audit", basic(ADMIN))
+    assert (bench.node.audit.events[-1].outcome, bench.node.audit.events[-1].subject) == ("ok", "user:admin")
