@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.copied import Copies
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
-from tests.product import Proxy, User, make_image, random_bytes
-from tests.servers import Server, ldap_server, running, wait_until
+from tests.product import Proxy, User, make_image, proxy_server, random_bytes
+from tests.servers import Server, docker_registry, ldap_server, running, wait_until
 
 SCOPE = "repository:team/app:pull,push"
 
@@ -25,10 +26,15 @@ def registry(start_registry: StartRegistry) -> Server:
     return start_registry("only")
 
 
-@pytest.fixture
-def proxy(start_proxy: StartProxy, registry: Server) -> Proxy:
-    """Start a proxy with two workers."""
-    return start_proxy([registry], {"workers": 2})
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
+    """Start a proxy with two workers before a registry: for all tests whose users and robots are nobody else's."""
+    require_program("docker-registry")
+    root = tmp_path_factory.mktemp("identity")
+    with running(docker_registry(root / "registry")) as registry:
+        proxy = proxy_server(root / "proxy", [registry], {"workers": 2}, copies=copies)
+        with running(proxy):
+            yield proxy
 
 
 def post(proxy: Proxy, **form: str) -> httpx.Response:
@@ -60,14 +66,14 @@ def log_in(proxy: Proxy) -> Iterator[Callable[[str, str], httpx.Client]]:
         yield client
 
 
-def add_robot(proxy: Proxy, **body: Any) -> User:
-    """Make robot:ci with a secret and rights on team/**."""
+def add_robot(proxy: Proxy, name: str, **body: Any) -> User:
+    """Make a robot with a secret and rights on team/**."""
     with proxy.admin() as admin:
-        admin.put("/robots/ci", json=body).raise_for_status()
-        made = admin.post("/robots/ci/secrets", json={"label": "first"}).raise_for_status().json()
-        grant = {"subject": "robot:ci", "repository": "team/**", "actions": ["pull", "push"]}
+        admin.put(f"/robots/{name}", json=body).raise_for_status()
+        made = admin.post(f"/robots/{name}/secrets", json={"label": "first"}).raise_for_status().json()
+        grant = {"subject": f"robot:{name}", "repository": "team/**", "actions": ["pull", "push"]}
         admin.post("/grants", json=grant).raise_for_status()
-    return User(proxy, "robot$ci", made["secret"])
+    return User(proxy, f"robot${name}", made["secret"])
 
 
 def test_a_refresh_token_stands_for_the_password_until_it_is_removed(proxy: Proxy) -> None:
@@ -108,7 +114,7 @@ def test_a_refresh_token_stands_for_the_password_until_it_is_removed(proxy: Prox
 
 def test_a_robot_lives_by_its_secrets(proxy: Proxy) -> None:
     """Two secrets overlap; each goes alone and takes its tokens along; no secret gives a refresh token."""
-    robot = add_robot(proxy)
+    robot = add_robot(proxy, "ci")
     image = make_image(random_bytes(1000))
     robot.push("team/app", "1", image)
     assert robot.pull("team/app", "1") == image
@@ -133,7 +139,7 @@ def test_a_robot_lives_by_its_secrets(proxy: Proxy) -> None:
         assert post(proxy, **{**form, "username": name}).status_code == 401
     with proxy.admin() as admin:
         admin.delete("/robots/ci").raise_for_status()
-        assert admin.get("/grants").json()["items"] == []
+        assert admin.get("/grants", params={"subject": "robot:ci"}).json()["items"] == []
         assert admin.get("/robots/ci/secrets").status_code == 404
     assert [opens(proxy, new_token) for _ in range(6)] == [401] * 6
     assert post(proxy, **form).status_code == 401
@@ -141,40 +147,40 @@ def test_a_robot_lives_by_its_secrets(proxy: Proxy) -> None:
 
 def test_a_robot_ends_with_its_time_and_at_its_networks(proxy: Proxy) -> None:
     """An expired robot, and one that calls from elsewhere, is refused at the login."""
-    robot = add_robot(proxy, networks=["127.0.0.0/8"])
+    robot = add_robot(proxy, "visitor", networks=["127.0.0.0/8"])
     assert opens(proxy, robot.token(SCOPE)) == 200
     token = robot.token(SCOPE)
     with proxy.admin() as admin:
-        admin.put("/robots/ci", json={"networks": ["10.0.0.0/8", "2001:db8::/32"]}).raise_for_status()
+        admin.put("/robots/visitor", json={"networks": ["10.0.0.0/8", "2001:db8::/32"]}).raise_for_status()
         robot.tokens.clear()
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             robot.token(SCOPE)
-        admin.put("/robots/ci", json={"expires_at": "2020-01-01T00:00:00Z"}).raise_for_status()
+        admin.put("/robots/visitor", json={"expires_at": "2020-01-01T00:00:00Z"}).raise_for_status()
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             robot.token(SCOPE)
         assert opens(proxy, token) == 401
         for wrong in ({"networks": ["10.0.0.1/8"]}, {"networks": ["x"]}, {"expires_at": "soon"}, {"secret": "x"}):
-            assert admin.put("/robots/ci", json=wrong).status_code == 400
+            assert admin.put("/robots/visitor", json=wrong).status_code == 400
         for name in ("a:b", "a$b", "oidc"):
             assert admin.put(f"/robots/{name}", json={}).status_code == 400
 
 
 def test_a_user_makes_and_removes_tokens_of_its_own(proxy: Proxy, log_in: Callable[[str, str], httpx.Client]) -> None:
     """Without being admin; read-only ones cannot push, nor manage; nobody sees, or removes, another's."""
-    ann, bob = proxy.add_user("ann", pull_push=["team/**"]), proxy.add_user("bob")
+    cat, bob = proxy.add_user("cat", pull_push=["team/**"]), proxy.add_user("bob")
     image = make_image(random_bytes(1000))
-    ann.push("team/app", "1", image)
-    api = log_in("ann", ann.password or "")
+    cat.push("team/app", "1", image)
+    api = log_in("cat", cat.password or "")
     full = api.post("/me/tokens", json={"label": "laptop"}).raise_for_status().json()
     reading = api.post("/me/tokens", json={"actions": ["pull"]}).raise_for_status().json()
     assert api.post("/me/tokens", json={"actions": ["create"]}).status_code == 400
     assert len(api.get("/me/tokens").json()["items"]) == 2
     assert api.get("/users").status_code == 403
-    User(proxy, "ann", full["secret"]).push("team/app", "2", image)
-    reader = User(proxy, "ann", reading["secret"])
+    User(proxy, "cat", full["secret"]).push("team/app", "2", image)
+    reader = User(proxy, "cat", reading["secret"])
     assert reader.pull("team/app", "2") == image
     assert reader.push_manifest("team/app", "3", image).status_code == 401
-    by_token = log_in("ann", full["secret"])
+    by_token = log_in("cat", full["secret"])
     assert by_token.post("/me/tokens", json={}).status_code == 403
     other = log_in("bob", bob.password or "")
     assert other.get("/me/tokens").json()["items"] == []
@@ -195,7 +201,7 @@ def test_a_user_makes_and_removes_tokens_of_its_own(proxy: Proxy, log_in: Callab
 
 def test_one_token_is_revoked_alone(proxy: Proxy) -> None:
     """By its id, on every worker at once; the subject's other tokens stay."""
-    user = proxy.add_user("ann", pull=["team/**"])
+    user = proxy.add_user("dan", pull=["team/**"])
     one = user.token(SCOPE)
     other = user.token("repository:team/other:pull")
     with proxy.admin() as admin:
@@ -206,7 +212,7 @@ def test_one_token_is_revoked_alone(proxy: Proxy) -> None:
 
 def test_the_key_is_rotated_without_a_restart(proxy: Proxy) -> None:
     """New tokens name the new key, on every worker; the old ones stay good; both keys are published."""
-    user = proxy.add_user("ann", pull=["team/**"])
+    user = proxy.add_user("eve", pull=["team/**"])
 
     def key_of(token: str) -> str:
         part = token.split(".", maxsplit=1)[0]
@@ -327,9 +333,9 @@ def test_people_log_in_with_the_password_that_ldap_knows(
 
 def test_no_secret_is_in_a_log_or_a_metric(proxy: Proxy) -> None:
     """Passwords, secrets and tokens stay with whoever they belong to."""
-    user = proxy.add_user("ann", password="correct horse of ann", pull_push=["team/**"])
-    robot = add_robot(proxy)
-    form = {"grant_type": "password", "username": "ann", "password": "correct horse of ann", "access_type": "offline"}
+    user = proxy.add_user("fay", password="correct horse of fay", pull_push=["team/**"])
+    robot = add_robot(proxy, "porter")
+    form = {"grant_type": "password", "username": "fay", "password": "correct horse of fay", "access_type": "offline"}
     refresh_token = post(proxy, **form).json()["refresh_token"]
     bearer = post(proxy, grant_type="refresh_token", refresh_token=refresh_token).json()["token"]
     post(proxy, grant_type="refresh_token", refresh_token=refresh_token[:-1] + "!")
