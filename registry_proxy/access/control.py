@@ -395,8 +395,11 @@ class AccessControl:
                 return await self._is_right_by_ldap(user.name, password)
             right = await self._passwords.verify(password, (user and user.password_hash) or None)
             if not right and self._ldap is not None:
-                with contextlib.suppress(*[LdapUnavailableError] if user is not None else []):
+                try:
                     await self._ldap.refuse()
+                except LdapUnavailableError:
+                    if user is None:
+                        raise
             return right
         except LdapUnavailableError:
             # Where it is, and why it does not answer, is in the log alone: anybody may ask.
