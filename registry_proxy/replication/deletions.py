@@ -32,6 +32,50 @@ _KEPT_SECONDS = 7 * 86_400.0
 _LOOK_SECONDS = 0.5
 
 
+async def forget_manifest(store: Store, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
+    """Remove the records of a deleted manifest and of the tags that were on it; each tag leaves a tombstone.
+
+    A replica that missed such a tag may hold an older one, and one that missed the delete still has the tag, also when
+    the same manifest is pushed again under another. To be called under the lease of the digest.
+
+    Args:
+        store: where they are.
+        routed: its repository.
+        digest: of the manifest.
+        missing: the replicas that missed the delete.
+
+    Raises:
+        StoreUnavailableError: they may be there still.
+    """
+    while True:
+        with contextlib.suppress(ConflictError):  # one of the tags was moved away meanwhile: look again
+            await store.commit(await _changes_that_forget(store, routed, digest, missing))
+            return
+
+
+async def _changes_that_forget(
+    store: Store, routed: RoutedRepository, digest: Digest, missing: Sequence[str]
+) -> list[Change]:
+    changes = [Change(Table.MANIFESTS, manifest_record_key(routed, digest), None)]
+    lacking: dict[str, tuple[set[str], int]] = {}  # key of a tag's intent -> replicas, revision
+    for record in await store.list(Table.TAGS, f"{routed}|"):
+        if record.value["digest"] == str(digest):
+            changes.append(Change(Table.TAGS, record.key, None, expect=record.revision))
+            tag = record.key.removeprefix(f"{routed}|")
+            lacking[str(IntentKey(routed, IntentKind.TAG, tag))] = (set(missing), 0)
+    for record in await store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|"):
+        intent = Intent.from_value(record.value)
+        if intent.digest == digest:
+            replicas, _ = lacking.get(record.key, (set(), 0))
+            lacking[record.key] = (replicas | set(intent.missing), record.revision)
+    changes += [
+        Change(Table.INTENTS, key, Intent(None, "", tuple(sorted(replicas))).to_value(), expect=revision)
+        for key, (replicas, revision) in lacking.items()
+        if replicas
+    ]
+    return changes
+
+
 class DeletionReplication:
     """Deletes at all replicas of an upstream: what ``proxy.manage`` asks of them.
 
@@ -64,11 +108,10 @@ class DeletionReplication:
         """
         if not is_known and await self._store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
             await self._check_exists(routed, lambda client: client.fetch_manifest(routed.repository, digest))
-        missing = await self._delete(
+        await self._delete(
             IntentKey(routed, IntentKind.MANIFEST, str(digest)),
             lambda client: client.delete_manifest(routed.repository, digest),
         )
-        await self._forget(routed, digest, missing)
 
     async def delete_blob(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
         """Delete a blob from a repository; errors as for a manifest, BLOB_UNKNOWN for MANIFEST_UNKNOWN."""
@@ -79,8 +122,8 @@ class DeletionReplication:
             lambda client: client.delete_blob(routed.repository, digest),
         )
 
-    async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> Sequence[str]:
-        """Delete at a quorum; return the replicas that miss it."""
+    async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
+        """Delete at a quorum; from the first replica that did it on, it is rolled forward."""
         replica_set = self._replica_sets[key.routed.upstream]
         deletion = Change(Table.DELETIONS, str(key), {"deleted_at": time.time()})
         write = await self._journal.begin({key: (None, "")}, configured_names(replica_set), [deletion])
@@ -91,8 +134,11 @@ class DeletionReplication:
         if outcome.is_refused:
             await self._journal.withdraw(write)
         else:
+            if key.kind is IntentKind.MANIFEST:  # before the intents go: whoever finds them forgets it, too
+                missing = [name for name in configured_names(replica_set) if name not in outcome.confirmed]
+                await forget_manifest(self._store, key.routed, parse_digest(key.name), missing)
             await self._journal.conclude(write, outcome.confirmed)
-        return require_quorum(replica_set, outcome)
+        require_quorum(replica_set, outcome)
 
     async def _check_exists(
         self, routed: RoutedRepository, question: Callable[[ReplicaClient], Awaitable[object]]
@@ -114,39 +160,6 @@ class DeletionReplication:
             else:
                 return
         raise unknown or unavailable("no replica can tell now whether this exists; try again")
-
-    async def _forget(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
-        """Remove the records of a deleted manifest and of the tags that were on it; each tag leaves a tombstone.
-
-        A replica that missed such a tag may hold an older one, and one that missed the delete still has the tag, also
-        when the same manifest is pushed again under another.
-        """
-        while True:
-            with contextlib.suppress(ConflictError):  # one of the tags was moved away meanwhile: look again
-                await self._store.commit(await self._changes_that_forget(routed, digest, missing))
-                return
-
-    async def _changes_that_forget(
-        self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]
-    ) -> list[Change]:
-        changes = [Change(Table.MANIFESTS, manifest_record_key(routed, digest), None)]
-        lacking: dict[str, tuple[set[str], int]] = {}  # key of a tag's intent -> replicas, revision
-        for record in await self._store.list(Table.TAGS, f"{routed}|"):
-            if record.value["digest"] == str(digest):
-                changes.append(Change(Table.TAGS, record.key, None, expect=record.revision))
-                tag = record.key.removeprefix(f"{routed}|")
-                lacking[str(IntentKey(routed, IntentKind.TAG, tag))] = (set(missing), 0)
-        for record in await self._store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|"):
-            intent = Intent.from_value(record.value)
-            if intent.digest == digest:
-                replicas, _ = lacking.get(record.key, (set(), 0))
-                lacking[record.key] = (replicas | set(intent.missing), record.revision)
-        changes += [
-            Change(Table.INTENTS, key, Intent(None, "", tuple(sorted(replicas))).to_value(), expect=revision)
-            for key, (replicas, revision) in lacking.items()
-            if replicas
-        ]
-        return changes
 
 
 def _unsupported(outcome: Outcome) -> RegistryError | None:

@@ -27,6 +27,7 @@ from registry_proxy.ports import (
     UpstreamUnavailableError,
 )
 from registry_proxy.replication.copies import Copies, has
+from registry_proxy.replication.deletions import forget_manifest
 from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
 from registry_proxy.replication.manifests import manifest_record_key, tag_record_key, write_lease
 from registry_proxy.replication.verify import Verifier
@@ -254,6 +255,8 @@ class Repairer:
         """Write to the replica what the key shall be; return the outcome for the metrics."""
         if intent.digest is None:
             await self._delete(client, key)
+            if key.kind is IntentKind.MANIFEST:  # the node that deleted it may have died before it did
+                await forget_manifest(self._store, key.routed, _digest(key), intent.missing)
             return "deleted"
         try:
             if key.kind is IntentKind.BLOB:

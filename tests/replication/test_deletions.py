@@ -97,7 +97,10 @@ async def test_where_nothing_deletes_nothing_changes(setting: Bench, storage: St
 
 
 async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
-    """One of two needed replicas deleted it: 503, the tombstone stays for the other, the retry completes it."""
+    """One of two needed replicas deleted it: 503, tombstones stay for the other, the retry completes it.
+
+    That of the tag stays for repair, which asks whether the replica has an older one.
+    """
     setting.replicas.write_quorum = 2
     app = await push(setting, image(b"1"), LATEST)
     setting.b.errors["delete_manifest"] = UpstreamUnavailableError("reset")
@@ -107,7 +110,8 @@ async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
     setting.b.errors.clear()
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     assert setting.b.manifests == {}
-    assert await setting.under_test.intents() == {}
+    assert await setting.under_test.intents() == {f"{ROUTED}|tag|latest": ["b"]}
+    assert await setting.under_test.store.list(Table.MANIFESTS) == []
 
 
 async def test_what_is_nowhere_is_not_deleted(setting: Bench) -> None:

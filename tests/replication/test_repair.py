@@ -234,6 +234,15 @@ async def test_what_fails_is_told_and_tried_again(setting: Bench, workshop: Work
     assert workshop.repairer.status("b").error == ""
 
 
+async def abandon(setting: Bench, *keys: IntentKey) -> None:
+    """Let a minute pass for writes that nobody will conclude."""
+    for record in await setting.under_test.store.list(Table.INTENTS):
+        if parse_key(record.key) in keys:
+            assert record.value["writing_until"] > WRITING_SECONDS
+            abandoned = {**record.value, "writing_until": 1}
+            await setting.under_test.store.commit([Change(Table.INTENTS, record.key, abandoned)])
+
+
 async def begin_and_die(setting: Bench, parts: Parts, tag: str) -> None:
     """Store the intents of a push as a node does that dies before it reaches any replica."""
     content = (parts.digest, parts.media_type)
@@ -243,11 +252,30 @@ async def begin_and_die(setting: Bench, parts: Parts, tag: str) -> None:
     ]
     keys = [IntentKey(ROUTED, IntentKind.MANIFEST, str(parts.digest)), IntentKey(ROUTED, IntentKind.TAG, tag)]
     await setting.under_test.journal.begin(dict.fromkeys(keys, content), ["a", "b"], changes)
-    for record in await setting.under_test.store.list(Table.INTENTS):
-        if parse_key(record.key) in keys:  # a minute later
-            assert record.value["writing_until"] > WRITING_SECONDS
-            abandoned = {**record.value, "writing_until": 1}
-            await setting.under_test.store.commit([Change(Table.INTENTS, record.key, abandoned)])
+    await abandon(setting, *keys)
+
+
+@pytest.mark.parametrize("deleted_at", ["", "a", "ab"])
+async def test_a_delete_whose_node_died_midway_is_completed(
+    setting: Bench, workshop: Workshop, deleted_at: str
+) -> None:
+    """Wherever the manifest was deleted already: it goes everywhere, with the records of it and its tags."""
+    gone = await push(setting, image(b"gone"), "latest")
+    kept = await push(setting, image(b"kept"), "v2")
+    key = IntentKey(ROUTED, IntentKind.MANIFEST, str(gone.digest))
+    await setting.under_test.journal.begin({key: (None, "")}, ["a", "b"])
+    for replica in (setting.a, setting.b):
+        if replica.name in deleted_at:
+            await replica.delete_manifest(REPOSITORY, gone.digest)
+    await abandon(setting, key)
+    for _ in range(2):
+        for client in (setting.a, setting.b):
+            assert await workshop.repairer.repair(client)
+    assert same(setting)
+    assert setting.b.tags == {(REPOSITORY, "v2"): kept.digest}
+    assert await setting.under_test.intents() == {}
+    for table, name in ((Table.MANIFESTS, str(kept.digest)), (Table.TAGS, "v2")):
+        assert [record.key for record in await setting.under_test.store.list(table)] == [f"{ROUTED}|{name}"]
 
 
 async def test_a_push_whose_node_died_midway_is_rolled_forward(setting: Bench, workshop: Workshop) -> None:
