@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import typer
 
 from registry_proxy.cli.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
-from registry_proxy.cli.errors import CommandError
+from registry_proxy.cli.errors import CommandError, NotAdminError
 from registry_proxy.cli.output import print_error
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _to_error(response: "httpx.Response", url: str, username: str, locate: Locat
     lines = [_fault_line(fault, locate) for fault in faults] if isinstance(faults, list) else []
     # What users do for themselves needs no admin: the server says what it was.
     if status == HTTPStatus.FORBIDDEN and not lines and "/me/" not in response.request.url.path:
-        return CommandError(
+        return NotAdminError(
             f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
         )
     if not isinstance(problem, dict) or not (problem.get("detail") or problem.get("title")):

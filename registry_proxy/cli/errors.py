@@ -17,3 +17,7 @@ class CommandError(Exception):
         self.message = message
         self.faults = tuple(faults)
         self.hint = hint
+
+
+class NotAdminError(CommandError):
+    """The login is good, and not an admin's."""

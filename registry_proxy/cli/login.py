@@ -1,4 +1,4 @@
-"""`registry-proxy login` and `logout`: the admin's credentials, kept for the other commands."""
+"""`registry-proxy login` and `logout`: credentials, kept for the other commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,12 @@ from registry_proxy.cli.credentials import (
     read_password,
     store_credentials,
 )
+from registry_proxy.cli.errors import NotAdminError
 from registry_proxy.cli.output import print_note
 
 
 def login(
-    user: Annotated[str, typer.Option("--user", "-u", help="Name of an admin.")] = FIRST_ADMIN,
+    user: Annotated[str, typer.Option("--user", "-u", help="Whom to log in.")] = FIRST_ADMIN,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from standard input.")
     ] = False,
@@ -27,7 +28,7 @@ def login(
         Path | None, typer.Option("--password-file", help="Read the password from the first line of a file.")
     ] = None,
 ) -> None:
-    """Check an admin's credentials and keep them, readable by you only, for the other commands."""
+    """Check a user's credentials and keep them, readable by you only, for the other commands."""
     with told_to_the_user():
         url = admin_url()
         password = read_password(from_stdin=password_stdin, file=password_file)
@@ -35,9 +36,22 @@ def login(
             password = ask_password(f"Password of {user} at {url}")
         credentials = Credentials(user, password)
         with AdminClient(url, credentials) as admin:
-            admin.call("GET", "users", query={"limit": "1"})
+            is_admin = _is_admin(admin)
         path = store_credentials(url, credentials)
         print_note(f"Logged in at {url} as {user}; kept in {path}.")
+        if not is_admin:
+            print_note(
+                f"{user} is not an admin: `token`, and `grant` and `explain` in namespaces owned, is all there is."
+            )
+
+
+def _is_admin(admin: AdminClient) -> bool:
+    """Tell whose the credentials are. Raises CommandError when they are nobody's."""
+    try:
+        admin.call("GET", "users", query={"limit": "1"})
+    except NotAdminError:
+        return False
+    return True
 
 
 def logout() -> None:
