@@ -175,7 +175,9 @@ async def restore(store: Store, backup: Backup, *, moves: bool, replaces: bool) 
             continue
         current = {record.key: record for record in await store.list(table) if record.key != _SCHEMA_KEY}
         if current and not replaces and table is Table.USERS:
-            raise BackupError("the store holds users already: restore into an empty one, or say that they may go")
+            raise BackupError(
+                "the store holds users already: restore into an empty one, or say that they may go (--replace)"
+            )
         wanted = dict(backup.contents.get(table, {}))
         if table is Table.SUBJECTS:
             wanted = _void_tokens(backup, current)

@@ -50,7 +50,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "ldap": 389, "ldaps": 636}
 
 def expected(what: str) -> PydanticCustomError:
     """Return the error of a value that is not ``what``; a report puts the value found behind it."""
-    return PydanticCustomError("expected", "expected {what}", {"what": what.replace("{", "{{").replace("}", "}}")})
+    return PydanticCustomError("expected", "expected {what}", {"what": what})
 
 
 class Address(NamedTuple):

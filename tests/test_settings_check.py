@@ -191,6 +191,7 @@ def test_ldap(tmp_path: Path) -> None:
     good = {"url": "ldaps://ldap.example.com", "bind_dn": "uid={name},dc=example,dc=com"}
     for ldap, texts in (
         (good, []),
+        ({**good, "bind_dn": "uid=x"}, ["such as uid={name},ou=people,dc=example,dc=com, found"]),
         ({**good, "ca_file": str(bad)}, ["expected certificates in PEM format"]),
         ({**good, "url": "ldap://127.0.0.1", "ca_file": str(bad)}, ["beside ca_file", "expected certificates"]),
     ):

@@ -353,7 +353,7 @@ class AccessControl:
             raise _PerhapsTooNewError(str(error)) from error
         generation = policy.generation(verified.subject)
         if generation is None or verified.generation > generation:
-            raise _PerhapsTooNewError("the token's subject is not known")
+            raise _PerhapsTooNewError("the token's subject is not known, or was disabled")
         if verified.generation < generation or policy.is_revoked(verified.token_id):
             raise InvalidTokenError("the token was revoked")
         if verified.secret_id is not None:

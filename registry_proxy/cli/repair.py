@@ -85,17 +85,21 @@ def _print_comparisons(comparisons: list[dict[str, Any]], *, as_json: bool) -> N
     for comparison in comparisons:
         counts = f"{comparison['manifests']} manifests and {comparison['blobs']} blobs compared"
         rows = [{**row, "wanted": row["wanted"] or "undecided"} for row in comparison["differences"]]
-        print_table(_COLUMNS, rows, empty=f"{comparison['upstream']}: {counts}, no difference found.")
+        if rows or not comparison["error"]:
+            print_table(_COLUMNS, rows, empty=f"{comparison['upstream']}: {counts}, no difference found.")
         if comparison["differing"] > len(rows):
             print_note(f"{comparison['differing'] - len(rows)} more are not shown.")
 
 
 def _fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
     """Raise CommandError for what differs, or could not be compared."""
-    faults = [f"{one['upstream']}: {one['error']}" for one in comparisons if one["error"]]
-    faults += [f"{one['upstream']}: {_told(one)}" for one in comparisons if one["differing"]]
-    if faults:
-        raise CommandError("the replicas are not equal, or could not be compared", faults=faults, hint=hint)
+    failed = [f"{one['upstream']}: {one['error']}" for one in comparisons if one["error"]]
+    differing = [f"{one['upstream']}: {_told(one)}" for one in comparisons if one["differing"]]
+    if differing:
+        raise CommandError("the replicas are not equal", faults=failed + differing, hint=hint)
+    if failed:
+        hint = "see `registry-proxy replica list`; compare again when all of them are up"
+        raise CommandError("the replicas could not be compared", faults=failed, hint=hint)
 
 
 def _told(comparison: dict[str, Any]) -> str:

@@ -44,6 +44,10 @@ def _body(image: str, platforms: list[str]) -> dict[str, Any]:
     if separator:
         return {"repository": name, "reference": digest, "platforms": platforms}
     name, _, tag = image.partition(":")
+    if "/" in tag:
+        raise CommandError(
+            f"{image} begins with the address of a registry", hint=f"Leave it out: {tag.partition('/')[2]}"
+        )
     return {"repository": name, "reference": tag or "latest", "platforms": platforms}
 
 

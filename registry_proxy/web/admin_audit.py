@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -11,6 +11,7 @@ from aiohttp import web
 
 from registry_proxy.access.directory import Directory, InvalidError, grant_from
 from registry_proxy.access.grants import Policy
+from registry_proxy.access.subject import ANONYMOUS, parse_subject
 from registry_proxy.spec.scope import Action
 from registry_proxy.telemetry.audit import format_moment
 from registry_proxy.telemetry.audit_chain import ChainReport
@@ -38,6 +39,7 @@ from registry_proxy.web.openapi import Endpoint
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 
 _FIELDS = ("subject", "repository", "action", "outcome", "request_id")
+_OUTCOMES = ("ok", "refused", "limited", "denied", "failed")
 _QUERY = ("since", "until", "limit", "after", "last", *_FIELDS)
 _CHUNK = 500
 
@@ -124,6 +126,7 @@ class AuditResources:
         """List events, oldest first; with ``last`` only that many of the newest."""
         query = read_query(request, _QUERY)
         page = read_page(query)
+        _check_fields(query)
         wanted = AuditQuery(
             since=_read_time(query.get("since"), "since"),
             until=_read_time(query.get("until"), "until"),
@@ -200,6 +203,16 @@ async def _compare(today: Policy, proposed: Policy, decisions: Sequence[Recorded
     )
 
 
+def _check_fields(query: Mapping[str, str]) -> None:
+    """Refuse what nothing in the log can be: "nothing found" would be taken for "nothing happened"."""
+    if query.get("outcome", _OUTCOMES[0]) not in _OUTCOMES:
+        raise ProblemError(400, f"outcome: expected one of {', '.join(_OUTCOMES)}")
+    try:
+        parse_subject(query.get("subject", ANONYMOUS))
+    except ValueError as error:
+        raise ProblemError(400, f"subject: {error}") from None
+
+
 def _read_time(text: str | None, name: str) -> str:
     """Return a time as the log has it; "" for none."""
     if text is None:
@@ -208,7 +221,9 @@ def _read_time(text: str | None, name: str) -> str:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
             return format_moment(moment.timestamp())
-    expected = "expected a time with its zone (RFC 3339), such as 2030-01-31T00:00:00Z; write + as %2B"
+    expected = "expected a time with its zone (RFC 3339), such as 2030-01-31T00:00:00Z"
+    if " " in text:
+        expected += "; write + as %2B"
     raise ProblemError(400, f"{name}: {expected}")
 
 

@@ -296,7 +296,9 @@ def _faults_of(error: ValidationError, model: type[Body], content: bytes) -> tup
         else:
             return [], count
     found = error.errors(include_url=False, include_context=False, include_input=False)[:FAULTS_MAX]
-    return [Fault(pointer_to(fault["loc"]), fault["msg"]) for fault in found], count - len(found)
+    return [
+        Fault(pointer_to(fault["loc"]), fault["msg"].removeprefix("Value error, ")) for fault in found
+    ], count - len(found)
 
 
 def _beginning(value: Any) -> Any:
@@ -412,7 +414,7 @@ def expected_revision(request: web.Request, current: int | None) -> int | None:
         return current
     if request.headers.get("If-None-Match", "").strip() == "*":
         if current is not None:
-            raise ProblemError(412, "it exists already")
+            raise ProblemError(412, f"{request.match_info.get('name', 'it')} exists already")
         return 0
     return None
 

@@ -147,7 +147,10 @@ class TokenEndpoint:
                 )
             case "refresh_token":
                 token = form.get("refresh_token", "")
-                login = await self._counted(exchange, "", lambda: self._control.refresh(token, exchange.address))
+                refusal = "the refresh token is not valid, or not any more: log in again"
+                login = await self._counted(
+                    exchange, "", lambda: self._control.refresh(token, exchange.address), refusal
+                )
             case _:
                 raise _bad_request("grant_type is expected to be password or refresh_token")
         wants = form.get("access_type") == "offline" and form["grant_type"] == "password"
@@ -168,7 +171,13 @@ class TokenEndpoint:
             return None  # the token itself is good: the client goes on with the password
         return text
 
-    async def _counted(self, exchange: Exchange, username: str, login: Callable[[], Awaitable[Login]]) -> Login:
+    async def _counted(
+        self,
+        exchange: Exchange,
+        username: str,
+        login: Callable[[], Awaitable[Login]],
+        refusal: str = "incorrect username or password",
+    ) -> Login:
         try:
             proved = await login()
         except IdTokenRefusedError as error:
@@ -179,7 +188,7 @@ class TokenEndpoint:
             raise unavailable(f"the login cannot be checked now: {error}", detail={"reason": str(error)}) from error
         except LoginRefusedError as error:
             self._record(exchange, "refused", claimed_subject(username))
-            raise _refused("incorrect username or password") from error
+            raise _refused(refusal) from error
         except TooManyLoginsError as error:
             self._record(exchange, "limited", claimed_subject(username))
             raise RegistryError(

@@ -80,10 +80,10 @@ def test_a_disabled_user_stays_so(run: Run) -> None:
 
 def test_adding_what_exists_changes_nothing(run: Run) -> None:
     """`add` never replaces: a mistyped name must not reset somebody's password."""
-    _fails(run("user", "add", "bob", "--admin", "--password-stdin", stdin=SECRET), "exists already")
+    _fails(run("user", "add", "bob", "--admin", "--password-stdin", stdin=SECRET), "bob exists already")
     assert not _json(run("user", "show", "bob", "--json"))["admin"]
     assert run("group", "add", "dev").exit_code == 0
-    _fails(run("group", "add", "dev"), "exists already")
+    _fails(run("group", "add", "dev"), "dev exists already")
 
 
 def test_a_group_is_made_changed_and_removed(run: Run) -> None:
@@ -116,6 +116,7 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     changed = _json(run("grant", "set", grant["id"], "--actions", "pull", "--expires-at", "never", "--json"))
     assert changed == {**grant, "actions": ["pull"], "expires_at": None}
     assert _json(run("grant", "set", grant["id"], "--mode", "warn", "--json")) == {**changed, "mode": "warn"}
+    _fails(run("grant", "set", grant["id"], "--expires-at", "tomorrow"), "  expires_at: expected a time with its zone")
     _fails(run("grant", "set", grant["id"], "--mode", "maybe"), "mode: expected enforce or warn")
     assert run("grant", "set", grant["id"]).exit_code == 2
     assert run("grant", "rm", grant["id"]).exit_code == 0
@@ -186,6 +187,7 @@ def test_the_cache_is_looked_at_verified_and_purged(run: Run, listener: tuple[st
     assert cache.stats()["entries"] == 1
     assert "1 entries removed." in run("cache", "purge", "--all", "--yes").stderr
     _fails(run("cache", "purge", "sha256:1"), "digest: ")
+    _fails(run("cache", "warm", "127.0.0.1:5000/team/app:1"), "begins with the address", "Leave it out: team/app:1")
 
 
 def _store(listener: tuple[str, Node], digest: Any, content: bytes) -> None:

@@ -117,6 +117,12 @@ def test_the_command_follows_a_repair(registries: list[Server], start_proxy: Sta
     user.push(REPOSITORY, "1", make_image(random_bytes(1000)))
     away = proxy.command("replica", "repair")
     assert (away.exit_code, f"127.0.0.1:{second.port}" in away.stderr, "down" in away.stderr) == (1, True, True)
+    apart = proxy.command("replica", "verify")
+    assert (apart.exit_code, "could not be compared" in apart.stderr, "no difference" in apart.stderr) == (
+        1,
+        True,
+        False,
+    )
     second.start()
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be up")
     done = proxy.command("replica", "repair", "main", "--json")
