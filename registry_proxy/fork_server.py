@@ -45,9 +45,8 @@ class ForkServer:
     def __init__(self, load: Callable[[], RunCopy], command: Sequence[str]) -> None:
         self._command = command
         self._asking = asyncio.Lock()
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # where it was started with that ignored, there is nobody to wait for
+        self._copies: set[int] = set()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if whoever started it ignores that, nobody can be waited for
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         with self._connect() as theirs:
             parent = os.getpid()
@@ -91,7 +90,28 @@ class ForkServer:
             raise OSError(errno.ECHILD, "the process that makes the workers ends at once")
         if (number := int(answer)) < 0:
             raise OSError(-number, os.strerror(-number))
+        self._copies.add(number)
         return number
+
+    def reap(self, pid: int) -> int:
+        """Return the status of a copy once it has ended (waitpid(2))."""
+        self._copies.discard(pid)
+        return os.waitpid(pid, 0)[1]
+
+    def reap_orphans(self) -> None:
+        """Wait for whoever has ended and is a child of this process only because its own parent ended before.
+
+        That falls to a "subreaper", as to the first process of a container, or they stay zombies. To be called at each
+        SIGCHLD, and when a copy has been waited for: as long as one has ended and was not, others may be behind it.
+        """
+        with contextlib.suppress(ChildProcessError):
+            while not self._asking.locked():  # else it might be a copy of which we are still to be told
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None or ended.si_pid in self._copies:
+                    return
+                if ended.si_pid == self._pid:
+                    self._pid = 0
+                os.waitpid(ended.si_pid, 0)
 
     async def _ask(self, descriptors: Sequence[int]) -> bytes:
         try:

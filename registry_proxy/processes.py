@@ -26,10 +26,12 @@ class Child:
 
     Args:
         pid: its id.
+        reap: given that, returns the status of a process that has ended.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, reap: Callable[[int], int]) -> None:
         self.pid = pid
+        self._wait = reap
         self._descriptor = os.pidfd_open(pid)
         loop = asyncio.get_running_loop()
         self._status: asyncio.Future[int] = loop.create_future()
@@ -38,8 +40,7 @@ class Child:
     def _reap(self) -> None:
         asyncio.get_running_loop().remove_reader(self._descriptor)
         os.close(self._descriptor)
-        _, status = os.waitpid(self.pid, 0)
-        self._status.set_result(os.waitstatus_to_exitcode(status))
+        self._status.set_result(os.waitstatus_to_exitcode(self._wait(self.pid)))
 
     async def wait(self) -> int:
         """Return its exit status once it has ended, that of a signal less than 0."""
@@ -182,7 +183,9 @@ class Launcher:
                 sockets = [theirs, *public, *([] if admin is None else [admin])]
                 with theirs:
                     pid = await self.forks.fork([*(item.fileno() for item in sockets), *self.inherited])
-                child = Child(pid)  # first: it takes care of one that has ended before it read its order
+                child = Child(
+                    pid, self.forks.reap
+                )  # first: it takes care of one that has ended before it read its order
                 send_order(ours, {**order, "public_count": len(public), "has_admin": admin is not None})
                 reader, writer = await asyncio.open_connection(sock=ours)
             except OSError as error:

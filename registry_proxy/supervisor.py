@@ -301,6 +301,7 @@ class Supervisor:
     async def _follow(self, process: Process) -> str:
         reason = await process.run(self._timing.silence, self._timing.start)
         self._processes.discard(process)
+        self._forks.reap_orphans()
         forget_gauges(self._metrics_directory, str(process.identity))
         return reason
 
@@ -408,5 +409,6 @@ async def run(load: Callable[[], Settings], forks: ForkServer, timing: Timing | 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
     loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
+    loop.add_signal_handler(signal.SIGCHLD, forks.reap_orphans)
     with json_logging(worker="supervisor"):
         await supervisor.run()

@@ -73,6 +73,27 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def await_end(pid: int) -> None:
+    """Return once a child has ended, and leave it to be waited for."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def make_orphan() -> int:
+    """Return the process id of a process whose parent has ended."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as told, os.fdopen(writing, "wb", 0) as telling:
+        if (between := os.fork()) == 0:
+            parent = os.getpid()
+            if os.fork() == 0:
+                while os.getppid() == parent:
+                    pass
+                telling.write(b"%d" % os.getpid())
+            os._exit(0)
+        telling.close()
+        os.waitpid(between, 0)
+        return int(told.read())
+
+
 def fork_servers() -> set[int]:
     """Return the process ids of the fork servers of this process, of which one makes copies for other tests."""
     found = set()
@@ -231,6 +252,38 @@ def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: 
         assert killed == [first]
 
     asyncio.run(scenario())
+
+
+def test_orphans_are_waited_for_and_copies_left_to_who_made_them(start: Start) -> None:
+    """Who ended and has come to the one that makes copies, as to the first of a container, is no zombie for ever."""
+
+    async def scenario() -> None:
+        with closing(ForkServer(load, COMMAND)) as forks:
+            (maker,) = fork_servers()
+            channel, seen = await copy(forks)
+            channel.close()
+            await_end(seen["pid"])
+            orphan = make_orphan()
+            await_end(orphan)
+            forks.reap_orphans()
+            assert os.waitstatus_to_exitcode(forks.reap(seen["pid"])) == 7
+            os.kill(maker, signal.SIGKILL)
+            await_end(maker)
+            forks.reap_orphans()
+            with pytest.raises(ChildProcessError):
+                wait(-1)
+
+    def load_apart() -> RunCopy:  # not in this process, whose other children are of other tests
+        def run(_descriptors: list[int]) -> int:
+            asyncio.run(scenario())
+            return 0
+
+        return run
+
+    async def outer() -> int:
+        return wait(await start(load_apart).fork([]))
+
+    assert asyncio.run(outer()) == 0
 
 
 def test_what_cannot_be_loaded_is_an_error(start: Start) -> None:

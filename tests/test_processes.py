@@ -24,6 +24,10 @@ class Dying:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the same
         return self.pid
 
+    def reap(self, pid: int) -> int:
+        """Wait for one."""
+        return os.waitpid(pid, 0)[1]
+
 
 async def launch(forks: Dying) -> None:
     """Start a worker without sockets."""

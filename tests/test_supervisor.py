@@ -114,6 +114,11 @@ def ended(process: psutil.Process) -> bool:
     return not runs(process)
 
 
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended and its parent has looked at it."""
+    return not psutil.pid_exists(pid)
+
+
 class Connection:
     """One connection to a worker."""
 
@@ -516,7 +521,7 @@ def test_with_what_makes_the_workers_killed_a_worker_is_replaced_all_the_same(se
     (forker,) = (child for child in psutil.Process(running.process.pid).children() if not is_worker(child))
     for victim in (forker, running.workers()[0]):
         victim.kill()
-        wait_until(functools.partial(ended, victim), "it has ended")
+        wait_until(functools.partial(is_gone, victim.pid), "it has ended, and is no zombie")
     wait_until(lambda: answers(running), "a worker is there again")
     running.send_signal(signal.SIGTERM)
     assert running.wait() == 0
