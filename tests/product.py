@@ -189,11 +189,11 @@ def make_image(*layers: bytes, label: str = "") -> Image:
     return Image(json.dumps(manifest).encode(), blobs)
 
 
-def tar_of(content: bytes, name: str = "file") -> bytes:
+def tar_of(content: bytes) -> bytes:
     """Return a layer: an archive of one file."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        member = tarfile.TarInfo(name)
+        member = tarfile.TarInfo("file")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
     return layer.getvalue()

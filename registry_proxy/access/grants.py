@@ -269,7 +269,7 @@ class Policy:
             decision, grant=None, reason=f"what an administrator decided lets {subject} {action} {repository}"
         )
 
-    def allowed_access(self, subject: str, access: Access, now: float | None = None) -> Access | None:
+    def allowed_access(self, subject: str, access: Access) -> Access | None:
         """Return the part of ``access`` that a token of the subject may carry; None when it is empty.
 
         Every subject may list the catalogue, which shows it only what it may pull. ``*`` asks for all actions.
@@ -278,7 +278,7 @@ class Policy:
             return CATALOG if access.actions >= CATALOG.actions else None
         if not is_repository_access(access):
             return None
-        now = time.time() if now is None else now
+        now = time.time()
         asked = {Action.PULL, Action.PUSH, Action.DELETE}
         if "*" not in access.actions:
             asked = {action for action in asked if action in access.actions}

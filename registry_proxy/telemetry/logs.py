@@ -46,11 +46,10 @@ class _RecordWriter(QueueListener):
 
 
 @contextmanager
-def json_logging(level: str = "INFO", stream: TextIO | None = None, worker: str | None = None) -> Iterator[None]:
+def json_logging(stream: TextIO | None = None, worker: str | None = None) -> Iterator[None]:
     """Log as JSON for the length of a with block; what is queued is written when it is left.
 
     Args:
-        level: the lowest level that is written.
         stream: where to; stderr when None.
         worker: added to each line, tells the workers of a node apart.
     """
@@ -70,7 +69,7 @@ def json_logging(level: str = "INFO", stream: TextIO | None = None, worker: str 
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     listener.start()
     try:
         yield

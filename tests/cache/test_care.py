@@ -17,14 +17,14 @@ from tests.fakes.cache import Answer, Events, Source, read_all
 from tests.waiting import until
 
 
-def rot(path: Path, digest: Digest, offset: int = 7) -> None:
+def rot(path: Path, digest: Digest) -> None:
     """Flip a byte as a bad disk does: nothing else of the file changes."""
     file = blob_file(path, digest)
     before = file.stat()
     with file.open("r+b") as opened:
-        opened.seek(offset)
+        opened.seek(7)
         byte = opened.read(1)
-        opened.seek(offset)
+        opened.seek(7)
         opened.write(bytes([byte[0] ^ 1]))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 

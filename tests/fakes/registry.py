@@ -70,8 +70,8 @@ class _Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def _error(status: int, code: str, detail: object = None) -> _Answer:
-    body = json.dumps({"errors": [{"code": code, "message": code.lower(), "detail": detail}]}).encode()
+def _error(status: int, code: str) -> _Answer:
+    body = json.dumps({"errors": [{"code": code, "message": code.lower(), "detail": None}]}).encode()
     return _Answer(status, body, {"Content-Type": "application/json"})
 
 

@@ -18,9 +18,9 @@ NAMES = st.text(alphabet="abz09/._-:*", min_size=1, max_size=20)
 ACTIONS = st.frozensets(st.sampled_from(["pull", "push", "delete", "*"]))
 
 
-def access(name: str, *actions: str, kind: str = "repository") -> Access:
-    """Return an access."""
-    return Access(kind, name, frozenset(actions))
+def access(name: str, *actions: str) -> Access:
+    """Return an access to a repository."""
+    return Access("repository", name, frozenset(actions))
 
 
 @pytest.mark.parametrize(
