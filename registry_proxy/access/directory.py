@@ -298,6 +298,8 @@ class Directory:
             NotFoundError: there is no such subject.
         """
         faults = _time_faults(given.expires_at)
+        if not faults and given.expires_at is not None and given.expires_at <= time.time():
+            faults.append(("expires_at", "expected a time to come: it would never have been good"))
         if len(given.label) > _LABEL_MAX_LENGTH or not given.label.isprintable():
             faults.append(("label", f"expected at most {_LABEL_MAX_LENGTH} printable characters"))
         if given.actions is not None and (not given.actions or not _SECRET_ACTIONS.issuperset(given.actions)):

@@ -205,6 +205,8 @@ def test_who_is_no_admin_logs_in_for_what_users_may(
     login = runner.invoke(app, ["login", "-u", "bob", "--password-stdin"], input=BOB[1])
     assert (login.exit_code, "bob is not an admin: `token`" in login.stderr) == (0, True), login.output
     assert runner.invoke(app, ["token", "add"]).exit_code == 0
+    over = runner.invoke(app, ["token", "add", "--expires-at", "2020-01-31T00:00:00Z"])
+    _fails(over, "expires_at: expected a time to come")
     _fails(runner.invoke(app, ["user", "list"]), f"bob is not an admin at {listener[0]}")
 
 
