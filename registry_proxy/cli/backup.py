@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.backup import BackupError, backup_store, restore_store
+from registry_proxy.backup import Backup, BackupError, backup_store, restore_store
 from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.output import print_note
+from registry_proxy.node import StartError, locked_cache
 from registry_proxy.ports import StoreUnavailableError
 from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError, load_settings
@@ -51,12 +52,16 @@ def restore(
     """
     with _told():
         settings = load_settings(config, os.environ)
-        work = restore_store(settings.store_url, _page(settings), file, moves=moved, replaces=replace)
-        held, written = asyncio.run(work)
+        held, written = asyncio.run(_restore(settings, file, moves=moved, replaces=replace))
         made_at = dt.datetime.fromtimestamp(held.made_at, dt.UTC).isoformat(timespec="seconds")
         print_note(f"{written} records of {made_at} are restored.")
         if not moved:
             print_note("Start the nodes, then compare the registries: `registry-proxy replica verify`.")
+
+
+async def _restore(settings: Settings, file: str, *, moves: bool, replaces: bool) -> tuple[Backup, int]:
+    async with locked_cache(settings.cache.path):  # a node that runs here would decide by what it remembers
+        return await restore_store(settings.store_url, _page(settings), file, moves=moves, replaces=replaces)
 
 
 def _page(settings: Settings) -> str:
@@ -71,6 +76,8 @@ def _told() -> Iterator[None]:
             yield
         except BackupError as error:
             raise CommandError(str(error)) from error
+        except StartError as error:
+            raise CommandError(str(error), hint="Stop the nodes before, and start them afterwards.") from error
         except SettingsError as error:
             raise CommandError(str(error), hint="`registry-proxy check-config FILE` checks a configuration.") from error
         except StoreUnavailableError as error:

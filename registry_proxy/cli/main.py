@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -19,11 +20,25 @@ from registry_proxy.supervisor import run
 
 app = typer.Typer(
     name="registry-proxy",
-    help="A caching, permission-checking, failing-over proxy in front of Docker and OCI registries.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 register(app)
+
+
+def _print_version(*, is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"registry-proxy {version('registry-proxy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A caching, permission-checking, failing-over proxy in front of Docker and OCI registries."""
 
 
 # -P: modules that lie where it was started are not ours.

@@ -1,8 +1,10 @@
 """The program as it is called: `registry-proxy check-config` and `python -m registry_proxy serve`."""
 
+import fcntl
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -76,8 +78,14 @@ class _Nowhere:
     url = "http://127.0.0.1:1"
 
 
+def test_the_version_is_told() -> None:
+    """An operator can ask which release it is."""
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"registry-proxy {version('registry-proxy')}\n")
+
+
 def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
-    """Without a running node; what goes wrong is told in a sentence, with 1, and without a traceback."""
+    """Nothing under a running node; what goes wrong is told in a sentence, with 1, and without a traceback."""
     config = tmp_path / "config.yaml"
     store = {"store": f"sqlite:///{tmp_path / 'store.db'}", "cache": {"path": str(tmp_path / "cache")}}
     upstreams = {"main": {"replicas": [{"url": "http://127.0.0.1:1"}]}}
@@ -96,6 +104,13 @@ def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
     for wrong in (["restore", str(config)], ["restore", "/nowhere"], ["backup", "/nowhere/backup"]):
         refused = run(*wrong)
         assert (refused.exit_code, "error:" in refused.stderr) == (1, True)
+    with (tmp_path / "cache" / "node.lock").open("w") as lock:  # a node that runs would go on by what it remembers
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print("4711", file=lock, flush=True)
+        refused = run("restore", file)
+    assert refused.exit_code == 1
+    assert "running (process 4711)" in refused.stderr
+    assert "Stop the nodes" in refused.stderr
 
 
 def test_a_shell_completes_commands_and_options() -> None:
