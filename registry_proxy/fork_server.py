@@ -25,6 +25,7 @@ _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _MAX_DESCRIPTORS: Final = 253  # SCM_MAX_FD of the kernel
 _PATIENCE_SECONDS: Final = 60.0
+_ENDS: Final = "the process that makes the workers ends at once"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 RunCopy = Callable[[list[int]], int]
@@ -57,19 +58,39 @@ class ForkServer:
     def _connect(self) -> socket.socket:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(0)
+        self._pid = 0
         return theirs
 
     async def renew(self) -> None:
         """Have the next copies made by a new process, from the code as it is installed now.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: it cannot be started, or cannot load; the one before goes on.
         """
         async with self._asking:  # whoever waits for a copy gets it
-            self._restart()
+            before = self._control, self._pid
+            try:
+                self._start_anew()
+                await self._wait_loaded()
+            except BaseException:
+                if self._control is not before[0]:
+                    self.close()
+                self._control, self._pid = before
+                raise
+            after = self._control, self._pid
+            self._control, self._pid = before
+            self.close()
+            self._control, self._pid = after
+
+    async def _wait_loaded(self) -> None:
+        if not await self._exchange(b"load", ()):
+            raise OSError(errno.ECHILD, _ENDS)
 
     def _restart(self) -> None:
         self.close()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         with self._connect() as theirs:
             theirs.set_inheritable(True)
             arguments = [*self._command, str(theirs.fileno()), str(os.getpid())]
@@ -87,7 +108,7 @@ class ForkServer:
                 self._restart()
                 answer = await self._ask(descriptors)
         if not answer:
-            raise OSError(errno.ECHILD, "the process that makes the workers ends at once")
+            raise OSError(errno.ECHILD, _ENDS)
         if (number := int(answer)) < 0:
             raise OSError(-number, os.strerror(-number))
         self._copies.add(number)
@@ -115,14 +136,18 @@ class ForkServer:
 
     async def _ask(self, descriptors: Sequence[int]) -> bytes:
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                socket.send_fds(self._control, [b"fork"], descriptors)
-                return await asyncio.get_running_loop().sock_recv(self._control, 32)
-        except ConnectionError:
-            return b""
+            return await self._exchange(b"fork", descriptors)
         except BaseException:  # its answer may come later: who asks next would take it for his
             self._restart()
             raise
+
+    async def _exchange(self, order: bytes, descriptors: Sequence[int]) -> bytes:
+        """Return the answer to an order, empty when the process has ended."""
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                socket.send_fds(self._control, [order], descriptors)
+                return await asyncio.get_running_loop().sock_recv(self._control, 32)
+        return b""
 
     def close(self) -> None:
         """End its process; the copies go on."""
@@ -160,6 +185,9 @@ def serve_forks(load: Callable[[], RunCopy], descriptor: int, supervisor: int) -
         message, descriptors, _, _ = socket.recv_fds(control, 16, _MAX_DESCRIPTORS)
         if not message:
             return 0
+        if message != b"fork":  # it only asks whether all is loaded
+            control.send(b"0")
+            continue
         try:
             _fork_away(control, supervisor, run, descriptors)
         except OSError as error:

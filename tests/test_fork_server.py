@@ -230,8 +230,26 @@ def test_it_waits_for_its_copies_whoever_started_it(start: Start) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.parametrize("command", [["/no/such/program"], [sys.executable, "-c", "raise SystemExit(1)"]])
+def test_a_renewal_that_fails_leaves_the_one_before(start: Start, command: list[str]) -> None:
+    """Where a reload is refused, since what is installed now cannot be loaded, a crashed worker is still replaced."""
+
+    async def scenario() -> None:
+        others = fork_servers()
+        forks = start(load, command)
+        before = fork_servers() - others
+        with pytest.raises(OSError, match=r"ends at once|No such file"):
+            await forks.renew()
+        assert fork_servers() - others == before
+        channel, seen = await copy(forks)
+        channel.close()
+        assert wait(seen["pid"]) == 7
+
+    asyncio.run(scenario())
+
+
 def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: Start) -> None:
-    """When a renewal fails, the process id of the one before is not used again: it may be somebody else's by then."""
+    """When a new one cannot be started, the process id of the dead one is not used again: it may be somebody else's."""
 
     async def scenario() -> None:
         others = fork_servers()
@@ -246,9 +264,10 @@ def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: 
                 kill(pid, number)
 
             patched.setattr(os, "kill", recorded)
+            kill(first, signal.SIGKILL)
             for _ in range(2):
                 with pytest.raises(FileNotFoundError):
-                    await forks.renew()
+                    await forks.fork([])
         assert killed == [first]
 
     asyncio.run(scenario())
