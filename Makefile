@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 PYTEST_ARGS ?=
 export PATH := $(PATH):/usr/sbin:/sbin
+unexport PYTHONDONTWRITEBYTECODE  # else each of many processes compiles what it loads
 
 .PHONY: help
 help: ## list the targets
@@ -13,7 +14,7 @@ run: ## start two registries and the proxy; CONFIG=file.yaml: the proxy alone, w
 .PHONY: test
 test: ## install what the tests need, and run them; PYTEST_ARGS adds arguments
 	@scripts/setup test
-	.venv/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: check
 check: ## format, lint, types, structure and tests
@@ -21,12 +22,12 @@ check: ## format, lint, types, structure and tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: coverage
 coverage: ## run the tests and tell which lines they reach, in the service's own processes too
 	@scripts/setup test
-	.venv/bin/python -m pytest -n 3 --dist worksteal --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 4 --dist worksteal --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 .PHONY: format
 format: ## rewrite the code in its format

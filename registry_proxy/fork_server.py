@@ -262,7 +262,9 @@ def _leave_with(run: Callable[[], int]) -> NoReturn:
     try:
         status = run()
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+        if isinstance(end.code, str):
+            os.write(2, f"{end.code}\n".encode())
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - nothing may reach the frames below
         os.write(2, traceback.format_exc().encode())
     finally:

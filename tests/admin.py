@@ -326,8 +326,17 @@ class Contract:
         assert errors == [], where
 
 
+_contracts: list[Contract] = []
+
+
 async def contract_of(node: Node, http: TestClient[web.Request, web.Application]) -> Contract:
-    """Return the contract that a listener gives."""
+    """Return the contract that a listener gives; all give the same, and making it takes a while."""
+    if not _contracts:
+        _contracts.append(await _fetch_contract(node, http))
+    return _contracts[0]
+
+
+async def _fetch_contract(node: Node, http: TestClient[web.Request, web.Application]) -> Contract:
     token = node.signer.issue(f"user:{ADMIN[0]}", 0, (), time.time()).token
     async with http.get("/admin/v1/openapi.json", headers={"Authorization": f"Bearer {token}"}) as response:
         return Contract(await response.json())

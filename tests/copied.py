@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,14 +65,14 @@ class Copies:
         self._forks = ForkServer(_load, [])
 
     def run(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Copied:
-        """Start ``registry-proxy`` with some arguments; what it prints is added to ``log``."""
+        """Start a program, ``registry-proxy`` or ``service`` with its arguments; what it prints is added to ``log``."""
         order = json.dumps({"arguments": [*arguments], "environment": {**environment}}).encode()
         ours, theirs = socket.socketpair()
         with log.open("ab") as output, ours, theirs, ThreadPoolExecutor(1) as thread:  # there may be a loop in this one
             forking = self._forks.fork([theirs.fileno(), output.fileno()])
             pid = thread.submit(asyncio.run, forking).result()
             ours.sendall(order)
-        return Copied(pid, ["registry-proxy", *arguments])
+        return Copied(pid, arguments)
 
     def close(self) -> None:
         """Make no more."""
@@ -86,6 +86,9 @@ def _load() -> RunCopy:
     import registry_proxy.app  # noqa: PLC0415
     import registry_proxy.worker  # noqa: F401, PLC0415
     from registry_proxy.cli.main import app  # noqa: PLC0415
+    from tests.fakes import service  # noqa: PLC0415
+
+    programs: dict[str, Callable[[], None]] = {"registry-proxy": app, "service": service.main}
 
     def run(descriptors: list[int]) -> int:
         channel, output = descriptors
@@ -103,9 +106,9 @@ def _load() -> RunCopy:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(order["environment"])
-        sys.argv = ["registry-proxy", *order["arguments"]]
+        sys.argv = order["arguments"]
         name_process("registry-proxy")
-        app()
+        programs[sys.argv[0]]()
         return 0
 
     return run

@@ -75,7 +75,7 @@ class Proxy(Server):
         if self.copies is None:
             super().launch()
         else:
-            arguments = self.arguments[self.arguments.index("serve") :]
+            arguments = ["registry-proxy", *self.arguments[self.arguments.index("serve") :]]
             self.process = self.copies.run(arguments, {**os.environ, **self.environment}, self.log)
 
     def start(self) -> None:

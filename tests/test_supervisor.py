@@ -18,8 +18,9 @@ import yaml
 
 from registry_proxy import supervisor
 from registry_proxy.listeners import PortTakenError, bind_listeners
+from tests.copied import Copies
 from tests.product import is_worker
-from tests.servers import free_port, wait_for_port, wait_until
+from tests.servers import Started, free_port, wait_for_port, wait_until
 
 SERVICE = Path(__file__).parent / "fakes" / "service.py"
 PATIENCE_SECONDS = 30.0
@@ -28,7 +29,9 @@ PATIENCE_SECONDS = 30.0
 class Service:
     """A running supervisor, its output, and connections to its workers."""
 
-    def __init__(self, root: Path, extra: Mapping[str, Any], silence: float = 20, drain: float = 10) -> None:
+    def __init__(
+        self, root: Path, extra: Mapping[str, Any], copies: Copies, silence: float = 20, drain: float = 10
+    ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.port, self.admin_port = free_port(), free_port()
         settings: dict[str, Any] = {
@@ -45,8 +48,9 @@ class Service:
         self.settings, self.config = settings, root / f"{self.port}.yaml"
         self.configure()
         self.log = root / f"{self.port}.log"
-        self._command = [sys.executable, str(SERVICE), str(self.config), str(silence)]
-        self.process: subprocess.Popen[bytes] | None = None
+        self._copies = copies
+        self._command = ["service", str(self.config), str(silence)]
+        self.process: Started | None = None
         self.environment: dict[str, str] = {}
 
     def configure(self, **changes: Any) -> None:
@@ -59,8 +63,7 @@ class Service:
         repository = str(SERVICE.parents[2])
         measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": repository, **measured, **self.environment}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
+        self.process = self._copies.run(self._command, environment, self.log)
         return self
 
     def started(self) -> "Service":
@@ -152,7 +155,7 @@ StartService = Callable[..., Service]
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[StartService]:
+def service(tmp_path: Path, copies: Copies) -> Iterator[StartService]:
     """Return a function that describes a service; all are ended after the test."""
     with ExitStack() as stack:
 
@@ -160,7 +163,7 @@ def service(tmp_path: Path) -> Iterator[StartService]:
             extra: dict[str, Any] = {"workers": options.pop("workers", 1)}
             if behaviour:
                 extra["routes"] = [{"prefix": behaviour, "upstream": "main"}]
-            made = Service(tmp_path / name, extra, **options)
+            made = Service(tmp_path / name, extra, copies, **options)
             stack.callback(end, made)
             return made
 
