@@ -18,6 +18,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO, Final, NoReturn
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -30,6 +31,31 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 RunCopy = Callable[[list[int]], int]
 """What a copy does with the descriptors that it was given; returns its exit status."""
+
+
+@dataclass(eq=False)
+class _Maker:
+    """A process that makes copies, and the socket to it; ``pid`` is 0 once it has been waited for."""
+
+    control: socket.socket
+    pid: int
+
+    async def exchange(self, order: bytes, descriptors: Sequence[int] = ()) -> bytes:
+        """Return the answer to an order, empty when the process has ended."""
+        if self.pid:
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    socket.send_fds(self.control, [order], descriptors)
+                    return await asyncio.get_running_loop().sock_recv(self.control, 32)
+        return b""
+
+    def end(self) -> None:
+        """End it, if it has not been waited for; the copies go on."""
+        self.control.close()
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0  # it may soon be the number of somebody else
 
 
 class ForkServer:
@@ -49,17 +75,13 @@ class ForkServer:
         self._copies: set[int] = set()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if whoever started it ignores that, nobody can be waited for
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        with self._connect() as theirs:
+        control, theirs = _socketpair()
+        with theirs:
             parent = os.getpid()
-            self._pid = os.fork()
-            if self._pid == 0:
+            pid = os.fork()
+            if pid == 0:
                 _leave_with(lambda: serve_forks(load, theirs.detach(), parent))
-
-    def _connect(self) -> socket.socket:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(0)
-        self._pid = 0
-        return theirs
+        self._maker = _Maker(control, pid)
 
     async def renew(self) -> None:
         """Have the next copies made by a new process, from the code as it is installed now.
@@ -68,33 +90,28 @@ class ForkServer:
             OSError: it cannot be started, or cannot load; the one before goes on.
         """
         async with self._asking:  # whoever waits for a copy gets it
-            before = self._control, self._pid
-            try:
-                self._start_anew()
-                await self._wait_loaded()
-            except BaseException:
-                if self._control is not before[0]:
-                    self.close()
-                self._control, self._pid = before
-                raise
-            after = self._control, self._pid
-            self._control, self._pid = before
-            self.close()
-            self._control, self._pid = after
-
-    async def _wait_loaded(self) -> None:
-        if not await self._exchange(b"load", ()):
-            raise OSError(errno.ECHILD, _ENDS)
+            renewed = self._start()
+            with contextlib.ExitStack() as on_failure:
+                on_failure.callback(renewed.end)
+                if not await renewed.exchange(b"load"):
+                    raise OSError(errno.ECHILD, _ENDS)
+                on_failure.pop_all()
+            self._maker.end()
+            self._maker = renewed
 
     def _restart(self) -> None:
-        self.close()
-        self._start_anew()
+        self._maker.end()
+        self._maker = self._start()
 
-    def _start_anew(self) -> None:
-        with self._connect() as theirs:
+    def _start(self) -> _Maker:
+        control, theirs = _socketpair()
+        with theirs, contextlib.ExitStack() as on_failure:
+            on_failure.enter_context(control)
             theirs.set_inheritable(True)
             arguments = [*self._command, str(theirs.fileno()), str(os.getpid())]
-            self._pid = os.posix_spawn(arguments[0], arguments, os.environ)
+            maker = _Maker(control, os.posix_spawn(arguments[0], arguments, os.environ))
+            on_failure.pop_all()
+        return maker
 
     async def fork(self, descriptors: Sequence[int]) -> int:
         """Make a copy that has some descriptors, under other numbers; return its process id.
@@ -130,32 +147,27 @@ class ForkServer:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if ended is None or ended.si_pid in self._copies:
                     return
-                if ended.si_pid == self._pid:
-                    self._pid = 0
+                if ended.si_pid == self._maker.pid:
+                    self._maker.pid = 0
                 os.waitpid(ended.si_pid, 0)
 
     async def _ask(self, descriptors: Sequence[int]) -> bytes:
         try:
-            return await self._exchange(b"fork", descriptors)
+            return await self._maker.exchange(b"fork", descriptors)
         except BaseException:  # its answer may come later: who asks next would take it for his
             self._restart()
             raise
 
-    async def _exchange(self, order: bytes, descriptors: Sequence[int]) -> bytes:
-        """Return the answer to an order, empty when the process has ended."""
-        with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                socket.send_fds(self._control, [order], descriptors)
-                return await asyncio.get_running_loop().sock_recv(self._control, 32)
-        return b""
-
     def close(self) -> None:
         """End its process; the copies go on."""
-        self._control.close()
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-            self._pid = 0  # it may soon be the number of somebody else, and a new process may fail to start
+        self._maker.end()
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    """Return our end, for a loop, and the one of a new process."""
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.settimeout(0)
+    return control, theirs
 
 
 def name_process(name: str) -> None:

@@ -183,9 +183,8 @@ class Launcher:
                 sockets = [theirs, *public, *([] if admin is None else [admin])]
                 with theirs:
                     pid = await self.forks.fork([*(item.fileno() for item in sockets), *self.inherited])
-                child = Child(
-                    pid, self.forks.reap
-                )  # first: it takes care of one that has ended before it read its order
+                # Before the order: it takes care of one that has ended before it read that.
+                child = Child(pid, self.forks.reap)
                 send_order(ours, {**order, "public_count": len(public), "has_admin": admin is not None})
                 reader, writer = await asyncio.open_connection(sock=ours)
             except OSError as error:
