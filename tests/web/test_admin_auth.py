@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,24 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return begun
 
 
+@asynccontextmanager
+async def held_back(
+    bench: Bench, reading: asyncio.Event, method: str, path: str, content: bytes, headers: dict[str, str]
+) -> AsyncIterator["asyncio.Task[int]"]:
+    """Send a request whose body is held back while the with block runs; its status is the result of the task."""
+    body = HeldBack(content)
+
+    async def send() -> int:
+        async with bench.http.request(method, f"{API}{path}", data=body.parts(), headers=headers) as response:
+            return response.status
+
+    async with asyncio.TaskGroup() as tasks:
+        sent = tasks.create_task(send())
+        await reading.wait()
+        yield sent
+        body.may_go.set()
+
+
 @pytest.mark.parametrize("how", ["demoted", "disabled", "new password", "revoked", "no secret", "no owner"])
 async def test_a_right_that_ends_while_the_body_is_held_back_is_over(
     bench: Bench, reading: asyncio.Event, how: str
@@ -92,16 +111,8 @@ async def test_a_right_that_ends_while_the_body_is_held_back_is_over(
     given = GrantInput(subject="user:boss", repository="own/**", actions=("manage",))
     owning = await directory.add_grant(given) if how == "no owner" else None
     senders = {"revoked": bench.bearer("user:boss"), "no secret": basic(("boss", text))}
-    body = HeldBack(b'{"subject": "user:bob", "repository": "own/app", "actions": ["pull"]}')
-
-    async def send() -> int:
-        headers = senders.get(how, basic(BOSS))
-        async with bench.http.post(f"{API}/grants", data=body.parts(), headers=headers) as response:
-            return response.status
-
-    async with asyncio.TaskGroup() as tasks:
-        sent = tasks.create_task(send())
-        await reading.wait()
+    body = b'{"subject": "user:bob", "repository": "own/app", "actions": ["pull"]}'
+    async with held_back(bench, reading, "POST", "/grants", body, senders.get(how, basic(BOSS))) as sent:
         if owning is not None:
             await directory.delete_grant(owning.id)
         elif how == "demoted":
@@ -114,24 +125,14 @@ async def test_a_right_that_ends_while_the_body_is_held_back_is_over(
             await directory.revoke("user:boss")
         else:
             await directory.delete_secret("user:boss", secret.id)
-        body.may_go.set()
     assert sent.result() in {401, 403}
     assert await directory.list_grants() == []
 
 
 async def test_a_body_that_is_held_back_and_still_allowed_is_taken(bench: Bench, reading: asyncio.Event) -> None:
     """What changed meanwhile and has nothing to do with the caller does not matter."""
-    body = HeldBack(b'{"members": ["bob"]}')
-
-    async def send() -> int:
-        async with bench.http.put(f"{API}/groups/dev", data=body.parts(), headers=basic(ADMIN)) as response:
-            return response.status
-
-    async with asyncio.TaskGroup() as tasks:
-        sent = tasks.create_task(send())
-        await reading.wait()
+    async with held_back(bench, reading, "PUT", "/groups/dev", b'{"members": ["bob"]}', basic(ADMIN)) as sent:
         await bench.node.directory.put_user("ann", UserInput(is_ldap=True))
-        body.may_go.set()
     assert sent.result() == 201
 
 
@@ -219,17 +220,9 @@ async def test_the_audit_log_has_what_a_list_changed(bench: Bench) -> None:
 async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Bench, reading: asyncio.Event) -> None:
     """Larger than other bodies, it has longer to be held back in."""
     await bench.node.directory.put_user("boss", UserInput(password=BOSS[1], is_admin=True))
-    body = HeldBack(b'{"version": 1, "groups": {"dev": ["bob"]}, "grants": []}')
-
-    async def send() -> int:
-        async with bench.http.put(f"{API}/policy", data=body.parts(), headers=basic(BOSS)) as response:
-            return response.status
-
-    async with asyncio.TaskGroup() as tasks:
-        sent = tasks.create_task(send())
-        await reading.wait()
+    body = b'{"version": 1, "groups": {"dev": ["bob"]}, "grants": []}'
+    async with held_back(bench, reading, "PUT", "/policy", body, basic(BOSS)) as sent:
         await bench.node.directory.put_user("boss", UserInput())
-        body.may_go.set()
     assert sent.result() == 403
     assert await bench.node.directory.list_groups() == []
 
