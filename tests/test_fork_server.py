@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 30
 COMMAND = [sys.executable, "-c", "from tests.test_fork_server import main; main()"]
 
 
-def tell_and_wait(descriptors: list[int]) -> int:
+def tell_and_wait(maker: int, descriptors: list[int]) -> int:
     """Tell what a copy sees, then wait until the other side of its channel is closed."""
     name_process("copy")
     with socket.socket(fileno=descriptors[0]) as channel:
@@ -30,7 +30,8 @@ def tell_and_wait(descriptors: list[int]) -> int:
                 open_here[name] = os.readlink(f"/proc/self/fd/{name}")
             except FileNotFoundError:  # that of the listing
                 continue
-        seen = {"pid": os.getpid(), "parent": os.getppid(), "open": open_here, "given": len(descriptors)}
+        seen: dict[str, Any] = {"pid": os.getpid(), "parent": os.getppid(), "maker": maker}
+        seen |= {"open": open_here, "given": len(descriptors)}
         channel.sendall(json.dumps(seen).encode() + b"\n")
         channel.recv(1)
     return 7
@@ -38,7 +39,8 @@ def tell_and_wait(descriptors: list[int]) -> int:
 
 def load() -> RunCopy:
     """Return what the copies of these tests do."""
-    return tell_and_wait
+    maker = os.getpid()
+    return lambda descriptors: tell_and_wait(maker, descriptors)
 
 
 def main() -> None:
@@ -94,22 +96,6 @@ def make_orphan() -> int:
         return int(told.read())
 
 
-def fork_servers() -> set[int]:
-    """Return the process ids of the fork servers of this process, of which one makes copies for other tests."""
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", encoding="ascii") as stat:
-                    _, _, rest = stat.read().partition("(")
-            except OSError:
-                continue
-            comm, _, fields = rest.rpartition(")")
-            if comm == "regproxy-forker" and int(fields.split()[1]) == os.getpid():
-                found.add(int(name))
-    return found
-
-
 def test_a_copy_is_a_child_of_who_asked(start: Start) -> None:
     """The one that asked is the parent of a copy: it gets its exit status."""
 
@@ -143,14 +129,12 @@ def test_a_fork_server_that_was_killed_is_replaced(start: Start) -> None:
     """With the fork server killed, copies that run go on, and the next one is made by another fork server."""
 
     async def scenario() -> None:
-        others = fork_servers()
         forks = start(load)
         first, seen = await copy(forks)
-        (killed,) = fork_servers() - others
-        os.kill(killed, signal.SIGKILL)
+        os.kill(seen["maker"], signal.SIGKILL)
         second, seen_then = await copy(forks)
         assert seen_then["parent"] == os.getpid()
-        assert fork_servers() - others - {killed}
+        assert seen_then["maker"] != seen["maker"]
         for channel, pid in ((first, seen["pid"]), (second, seen_then["pid"])):
             channel.close()
             assert wait(pid) == 7
@@ -170,7 +154,7 @@ def test_a_copy_that_nobody_heard_of_does_not_run(start: Start) -> None:
             raise AssertionError
 
         os.waitpid = die
-        return tell_and_wait
+        return load()
 
     async def scenario() -> None:
         channel, seen = await copy(start(load_and_die))
@@ -235,15 +219,15 @@ def test_a_renewal_that_fails_leaves_the_one_before(start: Start, command: list[
     """Where a reload is refused, since what is installed now cannot be loaded, a crashed worker is still replaced."""
 
     async def scenario() -> None:
-        others = fork_servers()
         forks = start(load, command)
-        before = fork_servers() - others
+        first, seen = await copy(forks)
         with pytest.raises(OSError, match=r"ends at once|No such file"):
             await forks.renew()
-        assert fork_servers() - others == before
-        channel, seen = await copy(forks)
-        channel.close()
-        assert wait(seen["pid"]) == 7
+        second, seen_then = await copy(forks)
+        assert seen_then["maker"] == seen["maker"]
+        for channel, pid in ((first, seen["pid"]), (second, seen_then["pid"])):
+            channel.close()
+            assert wait(pid) == 7
 
     asyncio.run(scenario())
 
@@ -252,10 +236,11 @@ def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: 
     """When a new one cannot be started, the process id of the dead one is not used again: it may be somebody else's."""
 
     async def scenario() -> None:
-        others = fork_servers()
         forks = start(load, ["/no/such/program"])
-        (first,) = fork_servers() - others
-        killed = []
+        channel, seen = await copy(forks)
+        channel.close()
+        assert wait(seen["pid"]) == 7
+        first, killed = seen["maker"], []
         with pytest.MonkeyPatch.context() as patched:
             kill = os.kill
 
@@ -278,7 +263,6 @@ def test_orphans_are_waited_for_and_copies_left_to_who_made_them(start: Start) -
 
     async def scenario() -> None:
         with closing(ForkServer(load, COMMAND)) as forks:
-            (maker,) = fork_servers()
             channel, seen = await copy(forks)
             channel.close()
             await_end(seen["pid"])
@@ -286,8 +270,8 @@ def test_orphans_are_waited_for_and_copies_left_to_who_made_them(start: Start) -
             await_end(orphan)
             forks.reap_orphans()
             assert os.waitstatus_to_exitcode(forks.reap(seen["pid"])) == 7
-            os.kill(maker, signal.SIGKILL)
-            await_end(maker)
+            os.kill(seen["maker"], signal.SIGKILL)
+            await_end(seen["maker"])
             forks.reap_orphans()
             with pytest.raises(ChildProcessError):
                 wait(-1)
