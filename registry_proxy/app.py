@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, InvalidError
@@ -79,6 +76,7 @@ from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
 from registry_proxy.web.admin import AdminServices, make_admin_app
 from registry_proxy.web.admin_audit import AuditFiles
 from registry_proxy.web.admin_repositories import KnownRepositories
+from registry_proxy.web.admin_server import serving_admin
 from registry_proxy.web.middleware import RequestIds
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
@@ -162,20 +160,24 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         admin = None
         if context.admin_socket is not None:
             services = _admin_services(settings, node, pull, repairers, verifiers, observer, trail, context)
-            admin = await stack.enter_async_context(_admin_site(settings, services, context.admin_socket))
+            serving = serving_admin(make_admin_app(services), context.admin_socket, settings.drain.timeout_seconds)
+            admin = await stack.enter_async_context(serving)
         context.ready()
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
         if context.ending.is_replaced:
-            if admin is not None:
-                await admin.stop()
-            await public.drain(settings.drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED)
+            async with asyncio.TaskGroup() as draining:
+                if admin is not None:
+                    draining.create_task(admin.drain(_IDLE_SECONDS_REPLACED))
+                draining.create_task(public.drain(settings.drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
         else:
             await asyncio.sleep(settings.drain.delay_seconds)
             for listener in context.public_sockets:
                 refuse_new_connections(listener)
             await asyncio.sleep(_HANDSHAKE_SECONDS)
             await public.drain(settings.drain.timeout_seconds, _IDLE_SECONDS_STOPPING)
+            if admin is not None:
+                await admin.drain(_IDLE_SECONDS_STOPPING)
 
 
 # ---------------------------------------------------------------- what a worker stands on
@@ -551,17 +553,3 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
             trail.flush_asked,
         ),
     )
-
-
-@contextlib.asynccontextmanager
-async def _admin_site(
-    settings: Settings, services: AdminServices, listener: socket.socket
-) -> AsyncIterator[web.SockSite]:
-    runner = web.AppRunner(make_admin_app(services), access_log=None, shutdown_timeout=settings.drain.timeout_seconds)
-    try:
-        await runner.setup()
-        site = web.SockSite(runner, listener)
-        await site.start()
-        yield site
-    finally:
-        await runner.cleanup()

@@ -1,6 +1,7 @@
 """Waiting for something to become true."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 
@@ -9,3 +10,9 @@ async def until(condition: Callable[[], bool], timeout_seconds: float = 10) -> N
     async with asyncio.timeout(timeout_seconds):
         while not condition():  # noqa: ASYNC110 - other processes change it, and nothing tells of that
             await asyncio.sleep(0.01)
+
+
+def refuses(port: int) -> bool:
+    """Tell whether nobody takes connections on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

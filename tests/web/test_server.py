@@ -14,7 +14,7 @@ from registry_proxy.spec.reference import digest_of
 from registry_proxy.web.exchange import DRAIN_MAX_BYTES
 from registry_proxy.web.server import ServerLimits
 from tests.fakes.public import PublicBench, read_to_end
-from tests.waiting import until
+from tests.waiting import refuses, until
 
 CONTENT = b"a layer " * 1000
 D = digest_of(CONTENT)
@@ -252,12 +252,6 @@ async def test_a_connection_at_rest_is_told_that_its_next_answer_is_the_last(tmp
         assert b"connection: close" in answer.lower()
         await draining
         writer.close()
-
-
-def refuses(port: int) -> bool:
-    """Tell whether nobody takes connections on a port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 async def test_a_client_that_left_before_it_was_looked_at_is_not_kept(tmp_path: Path) -> None:
