@@ -21,14 +21,24 @@ async def test_a_request_on_its_way_is_answered_and_was_the_last() -> None:
     """A connection that was made before the listener closed is served, with no request on it before or with one."""
     app = web.Application()
     app.router.add_get("/", answer)
+    serves, ending = asyncio.Event(), asyncio.Event()
+
+    async def serve(listener: socket.socket) -> None:
+        async with serving_admin(app, listener, 30) as server:
+            serves.set()
+            await ending.wait()
+            await server.drain(30)
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        async with serving_admin(app, listener, 30) as server:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve(listener))
+            await serves.wait()
             connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-            (_, kept), _ = connections
-            kept.write(REQUEST)
-            assert b"connection: close" not in (await connections[0][0].readuntil(b"here")).lower()
-            draining = asyncio.get_running_loop().create_task(server.drain(30))
+            reader, writer = connections[0]
+            writer.write(REQUEST)
+            assert b"connection: close" not in (await reader.readuntil(b"here")).lower()
+            ending.set()
             await until(lambda: refuses(port))
             for reader, writer in connections:
                 writer.write(REQUEST)
@@ -36,7 +46,6 @@ async def test_a_request_on_its_way_is_answered_and_was_the_last() -> None:
                 assert received.startswith(b"HTTP/1.1 200")
                 assert b"connection: close" in received.lower()
                 writer.close()
-            await draining
 
 
 async def test_a_connection_at_rest_is_not_waited_for_without_end() -> None:
