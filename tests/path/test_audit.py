@@ -192,7 +192,7 @@ def test_a_cut_end_is_not_covered_up_by_a_restart(start_proxy: StartProxy, regis
 
 def test_the_log_goes_on_after_kill_and_over_rotation(start_proxy: StartProxy, registry: Server) -> None:
     """After kill -9 in the middle of a line, restarts and rotation that removes old files, verify finds nothing."""
-    proxy = start_proxy([registry], {"audit": {"file_size": "4KiB", "max_size": "16KiB"}})
+    proxy = start_proxy([registry], {"audit": {"file_size": "4KiB", "max_size": "12KiB"}})
     for number in range(20):
         proxy.add_user(f"user{number}")
     wait_until_signed(proxy)
@@ -208,7 +208,7 @@ def test_the_log_goes_on_after_kill_and_over_rotation(start_proxy: StartProxy, r
     wait_until_signed(proxy)
     assert faults(proxy) == []
     assert int(log_files(proxy)[0].stem.split("-")[1]) > 1
-    assert sum(path.stat().st_size for path in log_files(proxy)) <= 20 * 1024
+    assert sum(path.stat().st_size for path in log_files(proxy)) <= 16 * 1024
     log_files(proxy)[0].unlink()
     assert any("a file was removed, not by retention" in text for text in faults(proxy))
 
