@@ -39,6 +39,7 @@ from registry_proxy.web.middleware import RequestIds
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
 from tests.fakes.memory import MemoryAudit, MemoryReader
+from tests.passwords import quick_passwords
 
 ADMIN = ("admin", "correct horse battery")
 BOB = ("bob", "the password of bob")
@@ -223,7 +224,8 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
         return reloads.pop(0) if reloads else ReloadOutcome(2)
 
     async with open_store(f"sqlite:///{root / 'store.db'}", str(root / "page")) as (store, changes):
-        directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
+        with quick_passwords():
+            directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
         async with control.publishing(signer):
             await directory.put_user(ADMIN[0], UserInput(password=ADMIN[1], is_admin=True))
             await directory.put_user(BOB[0], UserInput(password=BOB[1]))

@@ -26,6 +26,7 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from tests.conftest import require_program
 from tests.fakes.issuer import AUDIENCE, running_issuer
+from tests.passwords import quick_passwords
 from tests.servers import Server, free_port, ldap_server, running
 from tests.waiting import until
 
@@ -70,12 +71,18 @@ async def start_node(tmp_path: Path) -> AsyncIterator[StartNode]:
             create_key_file(str(tmp_path / f"{name}.pem"))
             signer = TokenSigner(str(tmp_path / f"{name}.pem"), "registry-proxy", 300)
             verifier = TokenVerifier("registry-proxy")
-            control = AccessControl(
-                store, watch, verifier, outage_max_age_seconds=outage_max_age_seconds, id_tokens=id_tokens, ldap=ldap
-            )
+            with quick_passwords():
+                directory = Directory(store)
+                control = AccessControl(
+                    store,
+                    watch,
+                    verifier,
+                    outage_max_age_seconds=outage_max_age_seconds,
+                    id_tokens=id_tokens,
+                    ldap=ldap,
+                )
             stack.push_async_callback(control.aclose)
             await stack.enter_async_context(control.publishing(signer))
-            directory = Directory(store)
             stack.push_async_callback(directory.aclose)
             return Node(store, watch, directory, control, signer)
 
