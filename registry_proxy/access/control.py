@@ -57,7 +57,7 @@ _CLOSED_AFTER_SECONDS = 5.0  # an outage begins here: a restart of Redis is no r
 _PAUSE_AFTER_FAILURE_SECONDS = 1.0
 _SNAPSHOT_MAX_AGE_SECONDS = 600.0  # keys expire without any commit
 _READS_UNTIL_STABLE = 3
-_CHECK_PAUSE_SECONDS = 0.02  # anybody can send tokens with unknown keys: they cost the store no more than this
+_CHECK_PAUSE_SECONDS = 0.02  # no token of somebody else's costs the store more
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,8 @@ class AccessControl:
         self._snapshot: _Snapshot | None = None
         self._own_jwk: Mapping[str, str] | None = None
         self._loading = asyncio.Lock()
+        self._checking = asyncio.Lock()
+        self._checked_at = float("-inf")
         self._failed_at = float("-inf")
         self._failure: StoreUnavailableError | None = None
 
@@ -158,8 +160,7 @@ class AccessControl:
         try:
             return self._verify(token, policy, now), policy
         except _PerhapsTooNewError:
-            if self._changes.seconds_since_contact() > _CHECK_PAUSE_SECONDS:
-                await self._check_store()
+            await self._check_store_in_turn()
             policy = await self.policy()
             return self._verify(token, policy, now), policy
 
@@ -366,6 +367,17 @@ class AccessControl:
         """Look for a change that the watch has not told of yet; in an outage, what is known stands."""
         with contextlib.suppress(StoreUnavailableError):
             await self._changes.check()
+
+    async def _check_store_in_turn(self) -> None:
+        """Do the same, or wait for somebody who does: anybody can send tokens with unknown keys."""
+        now = time.monotonic()
+        async with self._checking:
+            if self._checked_at > now:
+                return
+            await asyncio.sleep(_CHECK_PAUSE_SECONDS - self._changes.seconds_since_contact())
+            began_at = time.monotonic()
+            await self._check_store()
+            self._checked_at = began_at
 
     # ------------------------------------------------------------ logins and keys
 
