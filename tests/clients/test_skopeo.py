@@ -111,7 +111,7 @@ def credentials(proxy: Proxy, issuer: FakeIssuer, kind: str) -> tuple[str, str, 
             admin.post("/grants", json=grant).raise_for_status()
             return "oidc", issuer.token(), issuer.token(aud="https://other.example.com")
     url = f"{proxy.admin_url}/admin/v1/me/tokens"
-    secret = httpx.post(url, json={}, auth=("ann", "password of a user"), timeout=30).json()["secret"]
+    secret = httpx.post(url, json={}, auth=("ann", "password of a user"), timeout=30, verify=False).json()["secret"]
     return "ann", secret, secret[:-4] + "AAAA"
 
 

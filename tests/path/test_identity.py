@@ -39,7 +39,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[
 
 def post(proxy: Proxy, **form: str) -> httpx.Response:
     """Send a form to the token endpoint."""
-    return httpx.post(f"{proxy.url}/auth/token", data={"service": "registry-proxy", **form}, timeout=30)
+    return httpx.post(f"{proxy.url}/auth/token", data={"service": "registry-proxy", **form}, timeout=30, verify=False)
 
 
 def claims(token: str) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def claims(token: str) -> dict[str, Any]:
 
 def opens(proxy: Proxy, token: str) -> int:
     """Return the status of a request with a token."""
-    return httpx.get(f"{proxy.url}/v2/", headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code
+    return httpx.get(
+        f"{proxy.url}/v2/", headers={"Authorization": f"Bearer {token}"}, timeout=30, verify=False
+    ).status_code
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def log_in(proxy: Proxy) -> Iterator[Callable[[str, str], httpx.Client]]:
 
         def client(name: str, password: str) -> httpx.Client:
             url = f"{proxy.admin_url}/admin/v1"
-            return stack.enter_context(httpx.Client(base_url=url, auth=(name, password), timeout=30))
+            return stack.enter_context(httpx.Client(base_url=url, auth=(name, password), timeout=30, verify=False))
 
         yield client
 
@@ -86,7 +88,9 @@ def test_a_refresh_token_stands_for_the_password_until_it_is_removed(proxy: Prox
     ).json()
     refresh_token = first["refresh_token"]
     query = {"offline_token": "true", "client_id": "docker", "service": "registry-proxy"}
-    by_get = httpx.get(f"{proxy.url}/auth/token", params=query, auth=("ann", user.password or ""), timeout=30).json()
+    by_get = httpx.get(
+        f"{proxy.url}/auth/token", params=query, auth=("ann", user.password or ""), timeout=30, verify=False
+    ).json()
     assert by_get["refresh_token"] != refresh_token
     tokens = []
     for _ in range(4):
@@ -110,7 +114,12 @@ def test_a_refresh_token_stands_for_the_password_until_it_is_removed(proxy: Prox
     assert other.status_code == 200
     proxy.add_user("ann", password="a new password")
     assert post(proxy, grant_type="refresh_token", refresh_token=by_get["refresh_token"]).status_code == 401
-    assert httpx.get(f"{proxy.url}/auth/token", auth=("ann", by_get["refresh_token"]), timeout=30).status_code == 401
+    assert (
+        httpx.get(
+            f"{proxy.url}/auth/token", auth=("ann", by_get["refresh_token"]), timeout=30, verify=False
+        ).status_code
+        == 401
+    )
 
 
 def test_a_robot_lives_by_its_secrets(proxy: Proxy) -> None:
@@ -195,9 +204,15 @@ def test_a_user_makes_and_removes_tokens_of_its_own(proxy: Proxy, log_in: Callab
     weak = boss.post("/me/tokens", json={"actions": ["pull"]}).json()["secret"]
     strong = boss.post("/me/tokens", json={}).json()["secret"]
     for secret, status in ((weak, 403), (strong, 200)):
-        assert httpx.get(f"{proxy.admin_url}/admin/v1/users", auth=("boss", secret), timeout=30).status_code == status
+        assert (
+            httpx.get(f"{proxy.admin_url}/admin/v1/users", auth=("boss", secret), timeout=30, verify=False).status_code
+            == status
+        )
         bearer = {"Authorization": f"Bearer {User(proxy, 'boss', secret).token()}"}
-        assert httpx.get(f"{proxy.admin_url}/admin/v1/users", headers=bearer, timeout=30).status_code == status
+        assert (
+            httpx.get(f"{proxy.admin_url}/admin/v1/users", headers=bearer, timeout=30, verify=False).status_code
+            == status
+        )
 
 
 def test_one_token_is_revoked_alone(proxy: Proxy) -> None:
@@ -229,7 +244,7 @@ def test_the_key_is_rotated_without_a_restart(proxy: Proxy) -> None:
     assert new_key != key_of(old)
     wait_until(lambda: all(key_of(fresh()) == new_key for _ in range(8)), "every worker signs with the new key")
     assert opens(proxy, old) == 200
-    published = httpx.get(f"{proxy.url}/auth/keys", timeout=30).json()["keys"]
+    published = httpx.get(f"{proxy.url}/auth/keys", timeout=30, verify=False).json()["keys"]
     assert {key_of(old), new_key} <= {key["kid"] for key in published}
     proxy.stop()
     proxy.start()
@@ -269,10 +284,15 @@ def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy
         assert claims(token)["sub"] == subject
         assert claims(token)["exp"] <= claims(job.password or "")["exp"]
         bearer = {"Authorization": f"Bearer {issuer.token()}"}
-        assert httpx.get(f"{proxy.url}/auth/token", headers=bearer, timeout=30).status_code == 200
+        assert httpx.get(f"{proxy.url}/auth/token", headers=bearer, timeout=30, verify=False).status_code == 200
         assert opens(proxy, issuer.token()) == 401
-        assert httpx.post(f"{proxy.admin_url}/admin/v1/me/tokens", json={}, auth=("oidc", issuer.token())).is_error
-        assert httpx.get(f"{proxy.admin_url}/admin/v1/users", auth=("oidc", issuer.token())).status_code == 403
+        assert httpx.post(
+            f"{proxy.admin_url}/admin/v1/me/tokens", json={}, auth=("oidc", issuer.token()), verify=False
+        ).is_error
+        assert (
+            httpx.get(f"{proxy.admin_url}/admin/v1/users", auth=("oidc", issuer.token()), verify=False).status_code
+            == 403
+        )
         expired = issuer.token(exp=issuer.claims()["iat"] - 100)
         answer = post(proxy, grant_type="password", username="oidc", password=expired)
         assert (answer.status_code, "it has expired" in answer.text, expired[-20:] in answer.text) == (401, True, False)
@@ -292,7 +312,7 @@ def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy
             assert audited(subject=subject)[0]["detail"]["jti"] == "job-1"
             admin.post("/revocations", json={"subject": subject}).raise_for_status()
             assert [opens(proxy, token) for _ in range(6)] == [401] * 6
-            told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30).text
+            told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30, verify=False).text
             assert (job.password or "")[-20:] not in told
             job.tokens.clear()
             token = job.token("repository:prod/app:pull")
@@ -342,7 +362,7 @@ def test_no_secret_is_in_a_log_or_a_metric(proxy: Proxy) -> None:
     post(proxy, grant_type="refresh_token", refresh_token=refresh_token[:-1] + "!")
     robot.push("team/app", "1", make_image(b"x"))
     secrets = [user.password, robot.password, refresh_token, bearer, robot.token("repository:team/app:pull,push")]
-    told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30).text
+    told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30, verify=False).text
     for secret in secrets:
         assert secret is not None
         assert secret not in told

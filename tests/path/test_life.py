@@ -178,14 +178,14 @@ def test_a_reload_changes_what_is_configured(
     # Who connects at this very moment may still meet the worker that is told to hand over.
     wait_until(lambda: user.get("mirror/app", f"blobs/{digest}").content == blob, "the new route is in force")
     query = {"service": "registry-proxy"}
-    assert httpx.get(f"{proxy.url}/auth/token", params=query).json()["expires_in"] == 77
+    assert httpx.get(f"{proxy.url}/auth/token", params=query, verify=False).json()["expires_in"] == 77
     password.unlink()
     refused = reload(proxy, auth={"token_lifetime": 1}, store="sqlite:////elsewhere")
     assert refused.status_code == 422
     faults = [fault["detail"] for fault in refused.json()["errors"]]
     assert any("password_file" in fault for fault in faults)
     assert any("token_lifetime" in fault for fault in faults)
-    assert httpx.get(f"{proxy.url}/auth/token", params=query).json()["expires_in"] == 77
+    assert httpx.get(f"{proxy.url}/auth/token", params=query, verify=False).json()["expires_in"] == 77
     gone = reload(
         proxy,
         upstreams={"late": {"replicas": [{"url": second.url}]}},
@@ -194,7 +194,7 @@ def test_a_reload_changes_what_is_configured(
     )
     assert gone.status_code == 200, gone.text
     wait_until(lambda: len(proxy.workers()) == 1, "the old worker is gone")
-    metrics = httpx.get(f"{proxy.admin_url}/metrics").text
+    metrics = httpx.get(f"{proxy.admin_url}/metrics", verify=False).text
     assert f'replica="127.0.0.1:{second.port}"' in metrics
     assert 'state="up",upstream="late"' in metrics
     assert 'registry_proxy_replica_state{replica="late"' not in metrics, (
@@ -327,12 +327,12 @@ def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_re
     """For ``drain.delay`` a node is not ready and still answers; then connections are refused; then it has gone."""
     proxy = start_proxy([start_registry()], {"drain": {"delay": "2s"}})
     assert proxy.process is not None
-    with httpx.Client(base_url=proxy.url) as kept:
+    with httpx.Client(base_url=proxy.url, verify=False) as kept:
         assert kept.get("/healthz").status_code == 200
         proxy.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{proxy.admin_url}/readyz").status_code == 503, "not ready")
-        assert httpx.get(f"{proxy.admin_url}/readyz").json()["reasons"] == ["this node is draining"]
-        assert httpx.get(f"{proxy.url}/healthz").status_code == 200
+        wait_until(lambda: httpx.get(f"{proxy.admin_url}/readyz", verify=False).status_code == 503, "not ready")
+        assert httpx.get(f"{proxy.admin_url}/readyz", verify=False).json()["reasons"] == ["this node is draining"]
+        assert httpx.get(f"{proxy.url}/healthz", verify=False).status_code == 200
         while (answer := kept.get("/healthz")).headers.get("Connection") != "close":
             assert answer.status_code == 200
         assert answer.status_code == 200
@@ -355,7 +355,7 @@ def test_a_stop_answers_every_connection_that_it_took(start_proxy: StartProxy, s
     def ask() -> None:
         while not stop.is_set():
             try:
-                answer = httpx.get(f"{proxy.url}/healthz", timeout=30)
+                answer = httpx.get(f"{proxy.url}/healthz", timeout=30, verify=False)
                 outcomes[str(answer.status_code)] += 1
             except httpx.ConnectError:
                 outcomes["refused"] += 1
