@@ -107,10 +107,10 @@ class Load:
         """Keep it up for the length of a with block."""
         self.user.token("repository:team/app:pull,push")
         tasks = [
-            (self.pull_hot, 0.0),
+            (self.pull_hot, 0.02),
             (self.pull_hot, 1.01),
             (self.pull_cold, 0.01),
-            (self.push, 0.0),
+            (self.push, 0.02),
             (self.push, 0.3),
         ]
         threads = [threading.Thread(target=self._work, args=task) for task in tasks]
