@@ -56,11 +56,11 @@ class Backup:
         return len(self.contents.get(Table.INTENTS, {}))
 
 
-async def backup_store(url: str, page_path: str, path: str) -> Backup:
+async def backup_store(url: str, page_path: str, path: str, *, replaces: bool) -> Backup:
     """Write what the store at ``url`` holds to a file; return it. Raises as ``take`` and ``write_file``."""
     async with open_store(url, page_path) as (store, _):
         backup = await take(store)
-    write_file(backup, path)
+    write_file(backup, path, replaces=replaces)
     return backup
 
 
@@ -90,8 +90,21 @@ async def take(store: Store) -> Backup:
     raise BackupError("the store changes faster than it can be read: try again when less is pushed")
 
 
-def write_file(backup: Backup, path: str) -> None:
-    """Write a backup, whole or not at all, readable by its owner alone. Raises OSError."""
+def write_file(backup: Backup, path: str, *, replaces: bool) -> None:
+    """Write a backup, whole or not at all, readable by its owner alone.
+
+    Raises:
+        BackupError: a file is there already, and ``replaces`` does not let it go; or it cannot be written.
+    """
+    if os.path.lexists(path) and not replaces:
+        raise BackupError(f"{path} is there already: name another file, or say that this one may go (--replace)")
+    try:
+        _write_file(backup, path)
+    except OSError as error:
+        raise BackupError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _write_file(backup: Backup, path: str) -> None:
     header = {"format": FORMAT, "version": VERSION, "made_at": backup.made_at}
     hasher = hashlib.sha256()
     temporary = f"{path}.{os.getpid()}.part"

@@ -42,7 +42,7 @@ async def test_a_store_moves_to_another_kind(tmp_path: Path, redis: Server, dire
     page, file = str(tmp_path / "page"), str(tmp_path / "backup")
     async with open_store(source, page) as (store, _):
         await store.commit(CONTENTS)
-    await backup_store(source, page, file)
+    await backup_store(source, page, file, replaces=False)
     await restore_store(target, page, file, moves=True, replaces=False)
     async with open_store(target, page) as (store, _):
         found = await contents(store)
@@ -96,7 +96,7 @@ async def test_a_file_is_whole_or_refused(tmp_path: Path) -> None:
     """Cut at any line, with a byte changed, of a later format, or of something else: refused."""
     path = tmp_path / "backup"
     made = Backup(1.5, {Table.USERS: {"ann": {"admin": True}, "bob": {}}, Table.GRANTS: {"1": {"actions": ["pull"]}}})
-    write_file(made, str(path))
+    write_file(made, str(path), replaces=False)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     read = read_file(str(path))
     assert (read.count, read.made_at, read.contents[Table.USERS]["ann"]) == (3, 1.5, {"admin": True})
@@ -114,10 +114,28 @@ async def test_a_file_is_whole_or_refused(tmp_path: Path) -> None:
 def test_a_backup_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     """A value that is no JSON: the file from before is as it was, and nothing else lies there."""
     path = tmp_path / "backup"
-    write_file(Backup(1, {Table.USERS: {"ann": {}}}), str(path))
+    write_file(Backup(1, {Table.USERS: {"ann": {}}}), str(path), replaces=False)
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        write_file(Backup(2, {Table.USERS: {"ann": {"x": object()}}}), str(path))
+        write_file(Backup(2, {Table.USERS: {"ann": {"x": object()}}}), str(path), replaces=True)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["backup"]
     assert json.loads(before.splitlines()[0])["version"] == 1
+
+
+def test_a_backup_goes_over_a_file_only_when_told_so(tmp_path: Path) -> None:
+    """What is there stays without --replace; what cannot be written is named as it was asked for."""
+    path = tmp_path / "backup"
+    path.write_text("of yesterday")
+    made = Backup(1, {Table.USERS: {"ann": {}}})
+    with pytest.raises(BackupError, match=rf"{path} is there already.*--replace"):
+        write_file(made, str(path), replaces=False)
+    assert path.read_text() == "of yesterday"
+    write_file(made, str(path), replaces=True)
+    assert read_file(str(path)).count == 1
+    nowhere = tmp_path / "no such directory" / "backup"
+    for wrong in (nowhere, tmp_path):
+        with pytest.raises(BackupError) as caught:
+            write_file(made, str(wrong), replaces=True)
+        assert str(caught.value).startswith(f"{wrong} cannot be written: ")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["backup"]

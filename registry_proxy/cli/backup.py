@@ -24,6 +24,7 @@ _Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="Th
 def backup(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to. Hold it as you hold passwords.")],
     config: _Config,
+    replace: Annotated[bool, typer.Option("--replace", help="What lies in FILE now may go.")] = False,
 ) -> None:
     """Write users, groups, robots, secrets (hashes), grants, and what is on record of pushes, to one file.
 
@@ -31,7 +32,7 @@ def backup(
     """
     with _told():
         settings = load_settings(config, os.environ)
-        made = asyncio.run(backup_store(settings.store_url, _page(settings), file))
+        made = asyncio.run(backup_store(settings.store_url, _page(settings), file, replaces=replace))
         print_note(f"{made.count} records are in {file}.")
         if made.pending:
             print_note(f"{made.pending} writes were pending at some replica: wait for the repair before a move.")

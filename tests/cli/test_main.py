@@ -101,7 +101,8 @@ def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
     assert (made.exit_code, "0 records" in made.stderr) == (0, True), made.output
     restored = run("restore", file)
     assert (restored.exit_code, "replica verify" in restored.stderr) == (0, True), restored.output
-    for wrong in (["restore", str(config)], ["restore", "/nowhere"], ["backup", "/nowhere/backup"]):
+    assert run("backup", file, "--replace").exit_code == 0
+    for wrong in (["restore", str(config)], ["restore", "/nowhere"], ["backup", "/nowhere/backup"], ["backup", file]):
         refused = run(*wrong)
         assert (refused.exit_code, "error:" in refused.stderr) == (1, True)
     with (tmp_path / "cache" / "node.lock").open("w") as lock:  # a node that runs would go on by what it remembers
