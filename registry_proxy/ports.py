@@ -603,7 +603,7 @@ class Observer(Protocol):
         """``state`` is committed, filling or pinned."""
 
     def cache_error(self, reason: str) -> None:
-        """``reason`` is write, mismatch (a replica sent wrong content), rot (it went wrong here), evict or full."""
+        """``reason`` is write, read, evict, full, mismatch (a replica sent wrong content) or rot (it went bad here)."""
 
     def wrong_content(self, upstream: str, replica: str) -> None:
         """Note that a replica sent something else than the digest it was asked for."""

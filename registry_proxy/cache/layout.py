@@ -8,7 +8,9 @@ quarantine/<algorithm>-<hex>.<source>.<time>  content that was not what its dige
 order/<generation>                            the order in which committed content came in, for eviction
 repositories/<upstream>/<repository>/_blobs | _manifests | _tags
 temp/                                         small files before their rename
-page, unknown, evict.lock, locks/<stripe>, schema
+page, unknown, evict.lock, locks/<stripe>, scrub, duty.lock, node-id, schema
+
+Others keep there what belongs to one node as well: audit/, metrics/, changes, discovered.json, node.lock.
 """
 
 import contextlib

@@ -92,7 +92,7 @@ cache_app.command("warm")(warm_cache)
 
 @cache_app.command("verify")
 def verify_cache(as_json: JsonOption = False) -> None:
-    """Read the whole cache and drop what is not what its digest says."""
+    """Read the whole cache; what is not what its digest says is put into quarantine, and fetched again when needed."""
     with admin_client() as admin, _spinner("Reading the cache"):
         result = admin.call("POST", "cache", "verify", patient=True).document
     if as_json:
@@ -100,7 +100,7 @@ def verify_cache(as_json: JsonOption = False) -> None:
         return
     for digest in result["bad"]:
         typer.echo(digest)
-    print_note(f"{len(result['bad'])} bad entries dropped." if result["bad"] else "Every entry is right.")
+    print_note(f"{len(result['bad'])} bad entries put into quarantine." if result["bad"] else "Every entry is right.")
 
 
 @cache_app.command("ls")

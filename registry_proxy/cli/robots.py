@@ -183,7 +183,7 @@ def revoke_tokens(
     token_id: Annotated[str | None, typer.Option("--id", help="Only the token with this jti.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make bearer tokens worthless at once: all that a subject holds, or one. Secrets and passwords stay good."""
+    """Void the bearer and refresh tokens of a subject, or one bearer token. Passwords and secrets stay good."""
     if (subject is None) == (token_id is None):
         raise typer.BadParameter("name either a subject or --id ID")
     with admin_client() as admin:

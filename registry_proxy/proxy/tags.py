@@ -124,9 +124,8 @@ class TagResolver:
             except (RegistryError, UpstreamUnavailableError) as error:
                 return self._stand_in(routed, tag, before, recorded, error)
             if (after := await self._recorded(routed, tag)) != recorded:
-                recorded = (
-                    after  # another node came between: the record may be gone again, and be told by nothing later
-                )
+                # Another node came between: the record may be gone again, and be told by nothing later.
+                recorded = after
                 continue
             version = None if before is None else before.version
             if self._memberships.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):

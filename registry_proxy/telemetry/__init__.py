@@ -1,1 +1,1 @@
-"""What the operator sees: metrics and logs."""
+"""What the operator sees: metrics, logs, and the audit log."""

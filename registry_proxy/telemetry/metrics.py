@@ -79,7 +79,7 @@ class PrometheusObserver:
             "wrong_content", "Contents that a replica sent and that were not what was asked for.", "upstream", "replica"
         )
         self._scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes of cached content read and compared.")
-        self._logins = self._counter("logins", "Logins with a password.", "outcome")
+        self._logins = self._counter("logins", "Logins, by how they ended.", "outcome")
         self._audit_dropped = self._counter("audit_dropped", "Events that did not reach the audit log.", "sink")
         self._request_durations = Histogram(
             "registry_proxy_request_duration_seconds",

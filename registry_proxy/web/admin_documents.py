@@ -240,7 +240,7 @@ class CachedBlobDocument(Document):
 
 
 class CacheVerificationDocument(Document):
-    """The digests of what was not what its digest says, and was dropped."""
+    """The digests of what was not what its digest says, and is in quarantine now."""
 
     bad: list[str]
 

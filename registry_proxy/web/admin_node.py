@@ -101,7 +101,7 @@ class NodeResources:
                 "POST",
                 "/cache/verify",
                 self.verify_cache,
-                "Read the cache, and drop what rotted",
+                "Read the cache, and put what rotted into quarantine",
                 {200: CacheVerificationDocument},
             ),
             Endpoint(
