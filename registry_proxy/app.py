@@ -115,7 +115,7 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
     with json_logging(), _start_errors():
         prepare_cache(settings.cache.path)
         create_key_file(settings.auth.signing_key_file)
-        async with open_store(settings.store_url, _change_page(settings)) as (store, _):
+        async with open_store(settings.store_url, settings.changes_path) as (store, _):
             for warning in await store.check_durability():
                 _log.warning("%s", warning)
             directory = Directory(store)
@@ -146,11 +146,11 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         stack.enter_context(access_log.running())
         observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), context.process)
         node = await stack.enter_async_context(_open_node(settings, observer))
-        # One worker of a node repairs: the one that can tell how it goes.
         verifiers = {
             name: Verifier(replica_set=replicas, store=node.store, journal=node.journal)
             for name, replicas in node.replicas.items()
         }
+        # One worker of a node repairs: the one that can tell how it goes.
         repairers = _repairers(settings, node, verifiers, observer) if context.admin_socket is not None else {}
         duties = await stack.enter_async_context(_on_duty(node, repairers))
         trail = await stack.enter_async_context(_auditing(settings, node, observer, context))
@@ -200,14 +200,10 @@ class _Node:
     router: PrefixRouter
 
 
-def _change_page(settings: Settings) -> str:
-    return os.path.join(settings.cache.path, "changes")
-
-
 @contextlib.asynccontextmanager
 async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_Node]:
     async with contextlib.AsyncExitStack() as stack:
-        opening = open_store(settings.store_url, _change_page(settings), observer.policy_current)
+        opening = open_store(settings.store_url, settings.changes_path, observer.policy_current)
         store, changes = await stack.enter_async_context(opening)
         control, signer = await stack.enter_async_context(_open_access(settings, store, changes))
         directory = Directory(store)
@@ -257,10 +253,10 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
 
 @contextlib.asynccontextmanager
 async def _on_duty(node: _Node, repairers: Mapping[str, Repairer]) -> AsyncIterator[contextlib.AsyncExitStack]:
-    """Run what one worker of the node does for all; closing the stack leaves it to others."""
+    """Run what a worker does for the whole node; closing the stack leaves it to others."""
     async with contextlib.AsyncExitStack() as duties:
         await duties.enter_async_context(_in_background(node.caretaker.run(), "care of the cache"))
-        await duties.enter_async_context(_in_background(_sweep(node.spool), "sweep of uploads"))
+        await duties.enter_async_context(_in_background(_repeat(node.spool.sweep, SWEEP_SECONDS), "sweep of uploads"))
         for name, repairer in repairers.items():
             await duties.enter_async_context(_in_background(repairer.run(), f"repair of {name}"))
         yield duties
@@ -298,18 +294,12 @@ async def _auditing(
         trail.record(AuditEvent("worker.start", "ok"))
         async with (
             _in_background(signer.run(), "signatures of the audit log"),
-            _in_background(_flush_asked(trail), "recorded decisions"),
+            _in_background(_repeat(trail.flush_asked, _ASKED_SECONDS), "recorded decisions"),
         ):
             yield trail
         trail.record(AuditEvent("worker.end", "ok"))
     with contextlib.suppress(StoreUnavailableError):
         await signer.sign_now()
-
-
-async def _flush_asked(trail: AuditTrail) -> None:
-    while True:
-        await asyncio.sleep(_ASKED_SECONDS)
-        trail.flush_asked()
 
 
 def _repairers(
@@ -344,6 +334,12 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
         await end(task)
 
 
+async def _repeat(work: Callable[[], object], seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        work()
+
+
 def _find_kept(
     patterns: Sequence[str], router: PrefixRouter, memberships: FileMemberships
 ) -> Callable[[], Collection[Digest]]:
@@ -357,12 +353,6 @@ def _find_kept(
         return name is not None and pinned.fullmatch(name) is not None
 
     return lambda: memberships.digests_of(is_pinned)
-
-
-async def _sweep(spool: DiskSpool) -> None:
-    while True:
-        await asyncio.sleep(SWEEP_SECONDS)
-        spool.sweep()
 
 
 @contextlib.asynccontextmanager

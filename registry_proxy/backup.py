@@ -18,6 +18,7 @@ from typing import Any
 from registry_proxy.durable import sync_directory
 from registry_proxy.ports import Change, ConflictError, Record, Store, Table
 from registry_proxy.store.open import open_store
+from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE
 
 FORMAT = "registry-proxy backup"
 VERSION = 1
@@ -29,7 +30,6 @@ _OF_A_NODE = frozenset({Table.KEYS, Table.LOCATION_KEYS})
 """Each node publishes its own keys when it starts; secrets that sign uploads stay where they are."""
 
 _JOURNAL = frozenset({Table.INTENTS, Table.TAGS, Table.DELETIONS})
-_SCHEMA_KEY = "schema"
 
 _Contents = dict[Table, dict[str, Mapping[str, Any]]]
 
@@ -84,7 +84,7 @@ async def take(store: Store) -> Backup:
         for table in Table:
             if table not in _OF_A_NODE:
                 contents[table] = {record.key: record.value for record in await store.list(table)}
-        contents[Table.META].pop(_SCHEMA_KEY, None)
+        contents[SCHEMA_TABLE].pop(SCHEMA_KEY, None)
         if await store.versions() == before:
             return Backup(time.time(), contents)
     raise BackupError("the store changes faster than it can be read: try again when less is pushed")
@@ -186,7 +186,7 @@ async def restore(store: Store, backup: Backup, *, moves: bool, replaces: bool) 
     for table in Table:
         if table in left_out:
             continue
-        current = {record.key: record for record in await store.list(table) if record.key != _SCHEMA_KEY}
+        current = {record.key: record for record in await store.list(table) if record.key != SCHEMA_KEY}
         if current and not replaces and table is Table.USERS:
             raise BackupError(
                 "the store holds users already: restore into an empty one, or say that they may go (--replace)"

@@ -561,6 +561,11 @@ class Settings(Section):
         return self.audit.path or os.path.join(self.cache.path, "audit")
 
     @property
+    def changes_path(self) -> str:
+        """Where the workers of this node, and commands beside them, tell each other what changed in the store."""
+        return os.path.join(self.cache.path, "changes")
+
+    @property
     def sqlite_path(self) -> str | None:
         """The absolute path of the embedded store; None with Redis."""
         scheme, _, path = self.store_url.partition(":///")

@@ -120,8 +120,7 @@ class Supervisor:
             return
         self._stopping.set()
         self._current.over.set()
-        for listener in self._listeners():  # the workers close theirs: from then on connections are refused
-            listener.close()
+        self._close_listeners()  # the workers close theirs: from then on connections are refused
         for process in self._processes:
             process.stop()
         drain = self._current.settings.drain
@@ -133,9 +132,6 @@ class Supervisor:
         if asker is not None:
             self._reload_askers.append(asker)
         self._reload_wanted.set()
-
-    def _listeners(self) -> list[socket.socket]:
-        return [*self._public, *([self._admin] if self._admin else [])]
 
     def _kill_all(self) -> None:
         for process in self._processes:
@@ -201,7 +197,7 @@ class Supervisor:
             raise StartError(message) from None
 
     def _close_listeners(self) -> None:
-        for listener in self._listeners():
+        for listener in [*self._public, *([self._admin] if self._admin else [])]:
             listener.close()
 
     async def _prepare(self) -> str | None:

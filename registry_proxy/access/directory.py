@@ -118,7 +118,7 @@ class Directory:
     # ------------------------------------------------------------ users
 
     async def list_users(self) -> list[User]:
-        groups = await self._groups()
+        groups = await self.list_groups()
         return [user_of(record, _groups_of(record.key, groups)) for record in await self._store.list(Table.USERS)]
 
     async def get_user(self, name: str) -> User:
@@ -126,7 +126,7 @@ class Directory:
         record = await self._store.get(Table.USERS, name)
         if record is None:
             raise NotFoundError(f"there is no user {name}")
-        return user_of(record, _groups_of(name, await self._groups()))
+        return user_of(record, _groups_of(name, await self.list_groups()))
 
     async def put_user(self, name: str, given: UserInput, *, expect: int | None = None) -> tuple[User, bool]:
         """Make or replace a user; return it, and whether it is new. Groups that are not there yet are made.
@@ -188,7 +188,7 @@ class Directory:
     # ------------------------------------------------------------ groups
 
     async def list_groups(self) -> list[Group]:
-        return await self._groups()
+        return [group_of(record) for record in await self._store.list(Table.GROUPS)]
 
     async def get_group(self, name: str) -> Group:
         """Return a group. Raises NotFoundError."""
@@ -388,7 +388,7 @@ class Directory:
     async def read_policy(self) -> tuple[list[Group], list[Grant], int]:
         """Return all groups, each different grant once, and a revision that rises with every change of any of them."""
         revision = await self.policy_revision()
-        return await self._groups(), sorted_grants(await self.list_grants()), revision
+        return await self.list_groups(), sorted_grants(await self.list_grants()), revision
 
     async def policy_revision(self) -> int:
         """Return the revision that rises with every change of any group or grant."""
@@ -459,7 +459,7 @@ class Directory:
                 faults += [(f"grants/{index}/{field}", text) for field, text in error.faults]
         if faults:
             raise InvalidError(faults)
-        return compare(await self._groups(), await self.list_grants(), wanted_groups, wanted_grants), users
+        return compare(await self.list_groups(), await self.list_grants(), wanted_groups, wanted_grants), users
 
     # ------------------------------------------------------------ revocations
 
@@ -524,7 +524,7 @@ class Directory:
         is_new_password = password_hash is not None or is_ldap != was_ldap
         if before is not None and (is_new_password or (user.is_disabled and not before.is_disabled)):
             changes.append((await self._next_generation(user_subject(name)))[0])
-        changes += _membership_changes(name, user.groups, await self._groups())
+        changes += _membership_changes(name, user.groups, await self.list_groups())
         revision = await self._store.commit(changes)
         return replace(user, revision=revision), before is None
 
@@ -540,7 +540,7 @@ class Directory:
             Change(Table.USERS, name, None, record.revision),
             generation,
             *await self._secret_removals(user_subject(name)),
-            *_membership_changes(name, (), await self._groups()),
+            *_membership_changes(name, (), await self.list_groups()),
             *await self._grant_removals(user_subject(name)),
         ]
         await self._store.commit(changes)
@@ -569,9 +569,6 @@ class Directory:
             *await self._grant_removals(group_subject(name)),
         ]
         await self._store.commit(changes)
-
-    async def _groups(self) -> list[Group]:
-        return [group_of(record) for record in await self._store.list(Table.GROUPS)]
 
     async def _grant_removals(self, subject: str) -> list[Change]:
         """Return the changes that end a subject's grants: a later subject of that name must not inherit them."""

@@ -102,7 +102,7 @@ class Accounts:
         if self._page[:_SELECTOR_AT] != _MAGIC:
             with self._flock():
                 if self._page[:_SELECTOR_AT] != _MAGIC:
-                    self._write(State(boot="", recount_shard=0))
+                    self.write(State(boot="", recount_shard=0))
                     self._page[:_SELECTOR_AT] = _MAGIC
 
     @property
@@ -134,10 +134,6 @@ class Accounts:
             raise
         self.write(self.state.settled(happened=True))
 
-    def write(self, state: State) -> None:
-        """Replace the state; the caller holds the lock."""
-        self._write(state)
-
     def close(self) -> None:
         """Unmap the page; twice is fine."""
         if self._fd >= 0:
@@ -155,7 +151,8 @@ class Accounts:
             finally:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def _write(self, state: State) -> None:
+    def write(self, state: State) -> None:
+        """Replace the state; the caller holds the lock."""
         selector = (self._page[_SELECTOR_AT] + 1) % 256
         change = state.change
         _STATE.pack_into(

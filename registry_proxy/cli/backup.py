@@ -32,7 +32,7 @@ def backup(
     """
     with _told():
         settings = load_settings(config, os.environ)
-        made = asyncio.run(backup_store(settings.store_url, _page(settings), file, replaces=replace))
+        made = asyncio.run(backup_store(settings.store_url, settings.changes_path, file, replaces=replace))
         print_note(f"{made.count} records are in {file}.")
         if made.pending:
             print_note(f"{made.pending} writes were pending at some replica: wait for the repair before a move.")
@@ -62,11 +62,7 @@ def restore(
 
 async def _restore(settings: Settings, file: str, *, moves: bool, replaces: bool) -> tuple[Backup, int]:
     async with locked_cache(settings.cache.path):  # a node that runs here would decide by what it remembers
-        return await restore_store(settings.store_url, _page(settings), file, moves=moves, replaces=replaces)
-
-
-def _page(settings: Settings) -> str:
-    return os.path.join(settings.cache.path, "changes")
+        return await restore_store(settings.store_url, settings.changes_path, file, moves=moves, replaces=replaces)
 
 
 @contextmanager

@@ -317,8 +317,8 @@ class Pull:
         """
         if await self._known(routed, digest) is None:
             await self._learning.run((routed, digest), lambda: self._learn(routed, digest))
-        reader = self._cache.open_committed(digest)
-        return reader or (await self._fill(self._source(routed, digest)))[0]
+        reader, _ = await self._fill(self._source(routed, digest))
+        return reader
 
     async def _known(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
         """Return what the membership says, asked for again when it is old; None when there is none."""

@@ -33,7 +33,7 @@ from registry_proxy.replication.manifests import manifest_record_key, tag_record
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.descriptor import OCI_INDEX, Descriptor, Manifest
 from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, Tag, digest_of
+from registry_proxy.spec.reference import Digest, Tag, digest_of, parse_digest
 from registry_proxy.tasks import spawn
 
 _LOOK_SECONDS = 1.0
@@ -256,7 +256,7 @@ class Repairer:
         if intent.digest is None:
             await self._delete(client, key)
             if key.kind is IntentKind.MANIFEST:  # the node that deleted it may have died before it did
-                await forget_manifest(self._store, key.routed, _digest(key), intent.missing)
+                await forget_manifest(self._store, key.routed, parse_digest(key.name), intent.missing)
             return "deleted"
         try:
             if key.kind is IntentKind.BLOB:
@@ -275,9 +275,9 @@ class Repairer:
     async def _delete(self, client: ReplicaClient, key: IntentKey) -> None:
         repository = key.routed.repository
         if key.kind is IntentKind.BLOB:
-            await client.delete_blob(repository, _digest(key))
+            await client.delete_blob(repository, parse_digest(key.name))
         elif key.kind is IntentKind.MANIFEST:
-            await client.delete_manifest(repository, _digest(key))
+            await client.delete_manifest(repository, parse_digest(key.name))
         elif await has(client.resolve_tag(repository, Tag(key.name))):
             # Registries such as distribution 2.8 delete no tag alone, but every tag of a manifest: move it to one of
             # its own first. Nobody is told of it meanwhile: the mark is still open.
@@ -288,7 +288,7 @@ class Repairer:
     async def _confirm(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> None:
         is_closed = await self._journal.confirm(key, intent.digest, client.name)
         if is_closed and key.kind is not IntentKind.TAG:
-            self._closed.add(_digest(key))
+            self._closed.add(parse_digest(key.name))
 
     # ------------------------------------------------------------ a push that left nothing
 
@@ -349,11 +349,6 @@ class Repairer:
         for digest in {*closed, *self._pins.pinned(_PIN_SETTLED_SECONDS)}:
             if not marks.is_missed(digest):
                 self._pins.unpin(digest)
-
-
-def _digest(key: IntentKey) -> Digest:
-    algorithm, _, hexadecimal = key.name.partition(":")
-    return Digest(algorithm, hexadecimal)
 
 
 def _unique_manifest() -> Manifest:

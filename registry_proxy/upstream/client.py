@@ -293,7 +293,7 @@ class HttpReplicaClient:
     # ------------------------------------------------------------ refusals
 
     async def _delete(self, repository: Repository, path: str, unknown: ErrorCode) -> None:
-        scopes = (*_scope(repository, Action.DELETE),)
+        scopes = _scope(repository, Action.DELETE)
         request = Request(method="DELETE", target=self._transport.target(path), scopes=scopes, headers={})
         async with self._transport.request(request) as response:
             if response.status in {200, 202, 204, 404}:

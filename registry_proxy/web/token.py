@@ -16,14 +16,13 @@ from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailabl
 from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, SecretInput
 from registry_proxy.access.id_tokens import IdTokenRefusedError
 from registry_proxy.access.secrets import SecretKind
-from registry_proxy.access.subject import OIDC_LOGIN_NAME, claimed_subject
+from registry_proxy.access.subject import ANONYMOUS, OIDC_LOGIN_NAME, claimed_subject
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.ports import AuditEvent, AuditLog, Observer, StoreUnavailableError
 from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.spec.scope import Access, format_scope, parse_scopes
 from registry_proxy.web.exchange import Exchange, json_response, read_small_body
 
-_ANONYMOUS = "anonymous"
 _EXPIRES_IN_MIN = 60  # docker takes anything less for this; the leeway covers it where an ID token ends sooner
 _FIELDS_MAX = 100
 _FORM_MAX_BYTES = 64 * 1024
@@ -121,7 +120,7 @@ class TokenEndpoint:
     async def _read_get(self, exchange: Exchange) -> _Request:
         pairs = _pairs(exchange.raw_query)
         headers = exchange.request.headers.getall("Authorization", [])
-        login = Login(_ANONYMOUS)
+        login = Login(ANONYMOUS)
         if headers:
             username, password = _credentials(headers)
             login = await self._counted(
