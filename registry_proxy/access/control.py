@@ -58,6 +58,7 @@ _PAUSE_AFTER_FAILURE_SECONDS = 1.0
 _SNAPSHOT_MAX_AGE_SECONDS = 600.0  # keys expire without any commit
 _READS_UNTIL_STABLE = 3
 _CHECK_PAUSE_SECONDS = 0.02  # no token of somebody else's costs the store more
+_CHECK_PATIENCE_SECONDS = 5.0  # a store on a disk that hangs never fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,10 @@ class Login:
 
 
 class WatchedChanges(StoreChanges, Protocol):
-    """Changes that also know when the store last answered."""
+    """Changes that also know when the store last answered, and whether it failed to when it was last asked."""
 
     def seconds_since_contact(self) -> float: ...
+    def is_silent(self) -> bool: ...
 
 
 class _PerhapsTooNewError(InvalidTokenError):
@@ -130,7 +132,7 @@ class AccessControl:
         self._own_jwk: Mapping[str, str] | None = None
         self._loading = asyncio.Lock()
         self._checking = asyncio.Lock()
-        self._checked_at = float("-inf")
+        self._next_check: asyncio.Task[None] | None = None
         self._failed_at = float("-inf")
         self._failure: StoreUnavailableError | None = None
 
@@ -174,7 +176,7 @@ class AccessControl:
         snapshot = self._snapshot
         if snapshot is None or not self._is_current(snapshot) or not self._verifier.remembers(token):
             return None
-        if self._changes.seconds_since_contact() > self._max_age_seconds:
+        if self._is_too_old():
             return None
         try:
             return self._verify(token, snapshot.policy, now), snapshot.policy
@@ -279,12 +281,17 @@ class AccessControl:
         age_seconds = time.monotonic() - snapshot.loaded_at
         return snapshot.versions == self._versions() and age_seconds <= _SNAPSHOT_MAX_AGE_SECONDS
 
+    def _is_too_old(self) -> bool:
+        return self._changes.seconds_since_contact() > self._max_age_seconds
+
     async def _current(self) -> _Snapshot:
+        if self._is_too_old() and not self._changes.is_silent():  # perhaps it was this process that was held up
+            await self._check_store_in_turn()
+        if self._is_too_old():
+            raise StoreUnavailableError("the store has been away for longer than permissions may be served without it")
         snapshot = self._snapshot
         if snapshot is None or not self._is_current(snapshot):
             snapshot = await self._renew()
-        if self._changes.seconds_since_contact() > self._max_age_seconds:
-            raise StoreUnavailableError("the store has been away for longer than permissions may be served without it")
         return snapshot
 
     async def _renew(self) -> _Snapshot:
@@ -369,15 +376,16 @@ class AccessControl:
             await self._changes.check()
 
     async def _check_store_in_turn(self) -> None:
-        """Do the same, or wait for somebody who does: anybody can send tokens with unknown keys."""
-        now = time.monotonic()
+        """Do the same, together with all who ask for it before it begins: anybody can send tokens with unknown keys."""
+        if self._next_check is None:
+            self._next_check = spawn(self._check_store_next(), "store check")
+        await asyncio.wait([self._next_check], timeout=_CHECK_PATIENCE_SECONDS)
+
+    async def _check_store_next(self) -> None:
         async with self._checking:
-            if self._checked_at > now:
-                return
             await asyncio.sleep(_CHECK_PAUSE_SECONDS - self._changes.seconds_since_contact())
-            began_at = time.monotonic()
+            self._next_check = None
             await self._check_store()
-            self._checked_at = began_at
 
     # ------------------------------------------------------------ logins and keys
 

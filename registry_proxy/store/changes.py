@@ -97,6 +97,7 @@ class StoreWatch:
         self._interval_seconds = interval_seconds
         self._compared = compared
         self._contact_at = float("-inf")
+        self._is_silent = False
         self._task: asyncio.Task[None] | None = None
 
     def version(self, table: Table) -> int:
@@ -107,6 +108,10 @@ class StoreWatch:
         """Return how long ago the store last answered here; infinite when it never did."""
         return time.monotonic() - self._contact_at
 
+    def is_silent(self) -> bool:
+        """Tell whether the store failed to answer when it was last asked here."""
+        return self._is_silent
+
     async def check(self) -> None:
         """Compare with the store now.
 
@@ -114,7 +119,12 @@ class StoreWatch:
             StoreUnavailableError: it does not answer.
         """
         asked_at, began_at = time.monotonic(), time.time()
-        versions = await self._store.versions()
+        try:
+            versions = await self._store.versions()
+        except StoreUnavailableError:
+            self._is_silent = True
+            raise
+        self._is_silent = False
         self._page.note({table: versions.get(table, 0) for table in Table})
         self._contact_at = asked_at
         self._compared(began_at)

@@ -1,6 +1,7 @@
 """AccessControl: the current policy, on real stores, with outages and several nodes."""
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,6 +33,7 @@ from tests.waiting import until
 
 SECRET = "password of ann"
 HOME = "192.0.2.1"
+UNKNOWN_KEY = "eyJhbGciOiJFUzI1NiIsImtpZCI6IngifQ.e30.AA"  # {"alg":"ES256","kid":"x"}
 
 
 @dataclass
@@ -429,11 +431,40 @@ async def test_unknown_keys_cost_the_store_little(node: Node, monkeypatch: pytes
         await check()
 
     monkeypatch.setattr(node.watch, "check", counted)
-    header = "eyJhbGciOiJFUzI1NiIsImtpZCI6IngifQ"
-    asking = (node.control.authenticate(f"{header}.e30.AA", time.time()) for _ in range(50))
+    asking = (node.control.authenticate(UNKNOWN_KEY, time.time()) for _ in range(50))
     answers = await asyncio.gather(*asking, return_exceptions=True)
     assert all(isinstance(answer, InvalidTokenError) for answer in answers)
     assert 1 <= checks <= 2
+
+
+async def test_whoever_leaves_takes_no_check_of_the_store_along(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who waits for the store and is cancelled does not make the others wait for a second question."""
+    gate, checks = asyncio.Event(), 0
+
+    async def held() -> None:
+        nonlocal checks
+        checks += 1
+        await gate.wait()
+
+    await node.watch.aclose()
+    monkeypatch.setattr(node.watch, "check", held)
+    first, *others = [asyncio.create_task(node.control.authenticate(UNKNOWN_KEY, time.time())) for _ in range(9)]
+    await until(lambda: checks == 1)
+    first.cancel()
+    await asyncio.wait([first])
+    gate.set()
+    assert all(isinstance(each, InvalidTokenError) for each in await asyncio.gather(*others, return_exceptions=True))
+    assert checks == 1
+
+
+async def test_a_store_that_hangs_is_not_waited_for_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that never answers fails nothing either: a token with an unknown key is refused all the same."""
+    await node.watch.aclose()
+    monkeypatch.setattr(node.watch, "check", asyncio.Event().wait)
+    monkeypatch.setattr(module, "_CHECK_PATIENCE_SECONDS", 0.05)
+    for _ in range(3):
+        with pytest.raises(InvalidTokenError):
+            await node.control.authenticate(UNKNOWN_KEY, time.time())
 
 
 async def test_expired_keys_are_not_accepted(node: Node) -> None:
@@ -503,6 +534,28 @@ async def test_an_outage_that_is_too_long_closes(
     redis.start()
     await until(lambda: node.watch.seconds_since_contact() < 0.4)
     await node.control.authenticate(token, time.time())
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_process_that_was_held_up_asks_before_it_refuses(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch, *, silent: bool
+) -> None:
+    """A store that nobody asked for long is not away; one that did not answer lately is not asked for every request."""
+    node = await start_node(outage_max_age_seconds=None)
+    await node.watch.aclose()
+    age, check = 100.0, node.watch.check
+
+    async def checked() -> None:
+        nonlocal age
+        await check()
+        age = 0.0
+
+    monkeypatch.setattr(node.watch, "check", checked)
+    monkeypatch.setattr(node.watch, "seconds_since_contact", lambda: age)
+    monkeypatch.setattr(node.watch, "is_silent", lambda: silent)
+    with pytest.raises(StoreUnavailableError) if silent else contextlib.nullcontext():
+        await node.control.policy()
+    assert age == (100.0 if silent else 0.0)
 
 
 async def test_without_any_snapshot_nothing_is_served(start_node: StartNode) -> None:

@@ -95,10 +95,12 @@ async def test_the_watch_bears_an_outage(redis: Server, tmp_path: Path, caplog: 
         redis.stop(signal.SIGKILL)
         await until(lambda: watch.seconds_since_contact() > 1.2)
         assert caplog.text.count("does not answer") == 1
+        assert watch.is_silent()
         last = contacts[-1]
         redis.start()
         await until(lambda: watch.seconds_since_contact() < 1)
         assert contacts[-1] > last + 1
+        assert not watch.is_silent()
         assert "the store answers again" in caplog.text
 
 
