@@ -25,6 +25,7 @@ from registry_proxy.spec.patterns import compile_text_pattern
 from registry_proxy.spec.scope import Action
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
+from registry_proxy.tasks import spawn
 from tests.conftest import require_program
 from tests.fakes.issuer import AUDIENCE, running_issuer
 from tests.passwords import quick_passwords
@@ -448,7 +449,8 @@ async def test_whoever_leaves_takes_no_check_of_the_store_along(node: Node, monk
 
     await node.watch.aclose()
     monkeypatch.setattr(node.watch, "check", held)
-    first, *others = [asyncio.create_task(node.control.authenticate(UNKNOWN_KEY, time.time())) for _ in range(9)]
+    asking = (node.control.authenticate(UNKNOWN_KEY, time.time()) for _ in range(9))
+    first, *others = [spawn(each, "asks") for each in asking]
     await until(lambda: checks == 1)
     first.cancel()
     await asyncio.wait([first])
