@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_facts, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, print_json, print_list, print_note, print_object, print_table
 
 grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
 
@@ -36,6 +36,13 @@ _REPLAY_COLUMNS = {
 }
 
 
+def _print(grant: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(grant)
+    else:
+        print_table(_COLUMNS, [grant], empty="")
+
+
 @grant_app.command("add")
 def add_grant(
     *,
@@ -61,10 +68,7 @@ def add_grant(
     with admin_client() as admin:
         made = admin.call("POST", "grants", body=body).document
         print_note(f"Grant {made['id']} made.")
-        if as_json:
-            print_json(made)
-        else:
-            print_table(_COLUMNS, [made], empty="")
+        _print(made, as_json=as_json)
 
 
 @grant_app.command("set")
@@ -96,10 +100,7 @@ def set_grant(
     with admin_client() as admin:
         changed = admin.call("PATCH", "grants", grant_id, body=body).document
         print_note(f"Grant {grant_id} changed.")
-        if as_json:
-            print_json(changed)
-        else:
-            print_table(_COLUMNS, [changed], empty="")
+        _print(changed, as_json=as_json)
 
 
 @grant_app.command("list")
@@ -113,10 +114,7 @@ def list_grants(
     query = {key: value for key, value in filters.items() if value is not None}
     with admin_client() as admin:
         grants = admin.list_all("grants", query=query)
-        if as_json:
-            print_json(grants)
-        else:
-            print_table(_COLUMNS, grants, empty="No grants.")
+        print_list(_COLUMNS, grants, empty="No grants.", as_json=as_json)
 
 
 @grant_app.command("rm")
@@ -177,8 +175,4 @@ def explain(
     """Say whether somebody may do something, and why."""
     body = {"subject": subject, "repository": repository, "tag": tag, "action": action}
     with admin_client() as admin:
-        decision = admin.call("POST", "explain", body=body).document
-        if as_json:
-            print_json(decision)
-        else:
-            print_facts(decision)
+        print_object(admin.call("POST", "explain", body=body).document, as_json=as_json)

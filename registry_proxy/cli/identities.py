@@ -9,7 +9,7 @@ import typer
 from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
 from registry_proxy.cli.credentials import ask_password, read_password
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_facts, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object
 
 user_app = typer.Typer(help="Users: who may log in.", no_args_is_help=True)
 group_app = typer.Typer(help="Groups of users: subjects of grants.", no_args_is_help=True)
@@ -21,13 +21,6 @@ _PasswordFile = Annotated[
 ]
 _Ldap = Annotated[bool, typer.Option("--ldap", help="LDAP knows the password: see auth.ldap.")]
 _ONLY_IF_NEW = {"If-None-Match": "*"}
-
-
-def _show(document: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        print_facts(document)
 
 
 def _change(admin: AdminClient, kind: str, name: str, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
@@ -61,7 +54,7 @@ def add_user(
     with admin_client() as client:
         made = client.call("PUT", "users", name, body=body, headers=_ONLY_IF_NEW).document
         print_note(f"User {name} made.")
-        _show(made, as_json=as_json)
+        print_object(made, as_json=as_json)
 
 
 @user_app.command("set")
@@ -105,25 +98,22 @@ def set_user(
     with admin_client() as client:
         changed = _change(client, "users", name, edit)
         print_note(f"User {name} changed.")
-        _show(changed, as_json=as_json)
+        print_object(changed, as_json=as_json)
 
 
 @user_app.command("list")
 def list_users(as_json: JsonOption = False) -> None:
     """List all users."""
     with admin_client() as client:
-        users = client.list_all("users")
-        if as_json:
-            print_json(users)
-        else:
-            print_table({"name": "NAME", "admin": "ADMIN", "groups": "GROUPS"}, users, empty="There are no users.")
+        columns = {"name": "NAME", "admin": "ADMIN", "groups": "GROUPS"}
+        print_list(columns, client.list_all("users"), empty="There are no users.", as_json=as_json)
 
 
 @user_app.command("show")
 def show_user(name: _Name, as_json: JsonOption = False) -> None:
     """Show one user."""
     with admin_client() as client:
-        _show(client.call("GET", "users", name).document, as_json=as_json)
+        print_object(client.call("GET", "users", name).document, as_json=as_json)
 
 
 @user_app.command("rm")
@@ -144,7 +134,7 @@ def add_group(
     with admin_client() as client:
         made = client.call("PUT", "groups", name, body={"members": member or []}, headers=_ONLY_IF_NEW).document
         print_note(f"Group {name} made.")
-        _show(made, as_json=as_json)
+        print_object(made, as_json=as_json)
 
 
 @group_app.command("set")
@@ -168,25 +158,22 @@ def set_group(
     with admin_client() as client:
         changed = _change(client, "groups", name, edit)
         print_note(f"Group {name} changed.")
-        _show(changed, as_json=as_json)
+        print_object(changed, as_json=as_json)
 
 
 @group_app.command("list")
 def list_groups(as_json: JsonOption = False) -> None:
     """List all groups."""
     with admin_client() as client:
-        groups = client.list_all("groups")
-        if as_json:
-            print_json(groups)
-        else:
-            print_table({"name": "NAME", "members": "MEMBERS"}, groups, empty="There are no groups.")
+        columns = {"name": "NAME", "members": "MEMBERS"}
+        print_list(columns, client.list_all("groups"), empty="There are no groups.", as_json=as_json)
 
 
 @group_app.command("show")
 def show_group(name: _Name, as_json: JsonOption = False) -> None:
     """Show one group."""
     with admin_client() as client:
-        _show(client.call("GET", "groups", name).document, as_json=as_json)
+        print_object(client.call("GET", "groups", name).document, as_json=as_json)
 
 
 @group_app.command("rm")

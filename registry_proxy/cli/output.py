@@ -112,3 +112,19 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         table.add_row(Text(name), Text(format_value(value)))
     _console().print(table)
+
+
+def print_list(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str, as_json: bool) -> None:
+    """Print what a list holds: as JSON, or as ``print_table`` does."""
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(columns, rows, empty=empty)
+
+
+def print_object(document: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print one thing: as JSON, or as ``print_facts`` does."""
+    if as_json:
+        print_json(document)
+    else:
+        print_facts(document)

@@ -17,8 +17,6 @@ _STUCK_SECONDS = 15.0
 """Without a key repaired for so long, by a node that has nothing under way, a repair counts as stuck."""
 
 _ABLE = frozenset({"up", "behind"})
-
-
 _COLUMNS = {
     "repository": "REPOSITORY",
     "kind": "KIND",
@@ -65,10 +63,14 @@ def _names(admin: AdminClient, upstream: str | None) -> list[str]:
     return [upstream] if upstream else [document["name"] for document in admin.list_all("upstreams")]
 
 
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
 def _compare(admin: AdminClient, name: str, body: dict[str, Any]) -> dict[str, Any]:
     """Have the replicas of an upstream compared; return the comparison when it has ended."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with _progress() as progress:
         bar = progress.add_task(f"{name}: repositories", total=None)
         comparison: dict[str, Any] = admin.call("POST", "upstreams", name, "verify", body=body).document
         while not comparison["done"]:
@@ -111,9 +113,7 @@ def _told(comparison: dict[str, Any]) -> str:
 
 def _follow(admin: AdminClient, names: list[str]) -> list[dict[str, Any]]:
     """Return the upstreams when nothing is pending. Raises CommandError when a replica cannot be repaired."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    with _progress() as progress:
         bar = progress.add_task("keys", total=None)
         most, least, changed_at = 0, sys.maxsize, time.monotonic()
         while True:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_json, print_table
+from registry_proxy.cli.output import JsonOption, print_list
 
 repository_app = typer.Typer(help="Repositories.", no_args_is_help=True)
 
@@ -20,7 +20,4 @@ def list_repositories(
     """List what was pushed through the proxy, or is in the cache of this node; no registry is asked."""
     with admin_client() as admin:
         repositories = admin.list_all("repositories", query={"prefix": prefix} if prefix else None)
-        if as_json:
-            print_json(repositories)
-        else:
-            print_table(_COLUMNS, repositories, empty="No repository is known.")
+        print_list(_COLUMNS, repositories, empty="No repository is known.", as_json=as_json)

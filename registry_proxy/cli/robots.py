@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_facts, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, print_json, print_list, print_note, print_object
 
 robot_app = typer.Typer(help="Robots: machines that log in with secrets.", no_args_is_help=True)
 secret_app = typer.Typer(help="The secrets of a robot.", no_args_is_help=True)
@@ -53,7 +53,7 @@ def add_robot(
     with admin_client() as admin:
         made = admin.call("PUT", "robots", name, body=body, headers={"If-None-Match": "*"}).document
         print_note(f"Robot {name} made: it logs in as robot${name}.")
-        _show(made, as_json=as_json)
+        print_object(made, as_json=as_json)
 
 
 @robot_app.command("set")
@@ -73,14 +73,7 @@ def set_robot(
     if expires_at is not None:
         body["expires_at"] = None if expires_at == "never" else expires_at
     with admin_client() as admin:
-        _show(admin.call("PATCH", "robots", name, body=body).document, as_json=as_json)
-
-
-def _show(robot: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(robot)
-    else:
-        print_facts(robot)
+        print_object(admin.call("PATCH", "robots", name, body=body).document, as_json=as_json)
 
 
 @robot_app.command("list")
@@ -88,17 +81,14 @@ def list_robots(as_json: JsonOption = False) -> None:
     """List all robots."""
     with admin_client() as admin:
         robots = admin.list_all("robots")
-        if as_json:
-            print_json(robots)
-        else:
-            print_table(_ROBOT_COLUMNS, robots, empty="There are no robots.")
+        print_list(_ROBOT_COLUMNS, robots, empty="There are no robots.", as_json=as_json)
 
 
 @robot_app.command("show")
 def show_robot(name: _Name, as_json: JsonOption = False) -> None:
     """Show one robot."""
     with admin_client() as admin:
-        _show(admin.call("GET", "robots", name).document, as_json=as_json)
+        print_object(admin.call("GET", "robots", name).document, as_json=as_json)
 
 
 @robot_app.command("rm")
@@ -123,10 +113,7 @@ def list_secrets(name: _Name, as_json: JsonOption = False) -> None:
     """List the secrets of a robot, which are never shown again."""
     with admin_client() as admin:
         secrets = admin.list_all("robots", name, "secrets")
-        if as_json:
-            print_json(secrets)
-        else:
-            print_table(_SECRET_COLUMNS, secrets, empty=f"Robot {name} has no secret.")
+        print_list(_SECRET_COLUMNS, secrets, empty=f"Robot {name} has no secret.", as_json=as_json)
 
 
 @secret_app.command("rm")
@@ -160,10 +147,7 @@ def list_tokens(user: _User = None, as_json: JsonOption = False) -> None:
     """List personal access tokens, and the refresh tokens that docker was given."""
     with admin_client() as admin:
         tokens = admin.list_all(*_tokens_of(user))
-        if as_json:
-            print_json(tokens)
-        else:
-            print_table(_SECRET_COLUMNS, tokens, empty="There are no tokens.")
+        print_list(_SECRET_COLUMNS, tokens, empty="There are no tokens.", as_json=as_json)
 
 
 @token_app.command("rm")
