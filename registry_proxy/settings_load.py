@@ -4,7 +4,9 @@
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from types import UnionType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,10 +14,22 @@ from pydantic_core import ErrorDetails
 
 from registry_proxy.settings import Settings
 from registry_proxy.settings_check import check_across
-from registry_proxy.settings_source import Fault, KeyPath, Source, describe, overlay_environment, read_yaml
+from registry_proxy.settings_source import (
+    ENVIRONMENT_PREFIX,
+    Fault,
+    KeyPath,
+    Source,
+    describe,
+    overlay_environment,
+    read_yaml,
+)
 
 # Keys of features that come later: refused with a word of their own, so that nobody takes them for a misspelling.
 _LATER = {"webhooks", "tls", "certificate", "tracing"}
+_OTHER_VARIABLES = {f"REGISTRY_PROXY_ADMIN_{name}" for name in ("URL", "USER", "PASSWORD")}
+_OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
+"""What each pod finds there of a service called registry-proxy, or registry-proxy-something."""
+
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -55,6 +69,7 @@ def load_settings(file: str, environment: Mapping[str, str]) -> Settings:
     if source.faults:  # the tree is not what its author meant: complaints about its content would mislead
         raise SettingsError(source.faults)
     overlay_environment(source, environment)
+    source.faults.extend(_unknown_variables(environment))
     return validate(source)
 
 
@@ -74,6 +89,31 @@ def validate(source: Source) -> Settings:
 
 
 # ---------------------------------------------------------------- faults of single values
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield a fault for each variable that is called as ours are and is none: it would have no effect."""
+    for name in environment:
+        if not name.startswith(ENVIRONMENT_PREFIX.removesuffix("_")) or name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if name in _OTHER_VARIABLES or _OF_KUBERNETES.fullmatch(name):
+            continue
+        known = [*sorted(_OTHER_VARIABLES), *_variables(Settings, ENVIRONMENT_PREFIX)]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        hint = f"did you mean {close[0]}?" if close else f"keys are written as in {ENVIRONMENT_PREFIX}CACHE__MAX_SIZE"
+        yield Fault(name, 0, "", f"unknown variable; {hint}")
+
+
+def _variables(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Yield the variables of all keys that do not lie below a name or number of the operator's."""
+    for name, field in model.model_fields.items():
+        variable = f"{prefix}{field.alias or name}".upper()
+        yield variable
+        annotation: Any = field.annotation
+        parts = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+        for part in parts:
+            if _is_model(part):
+                yield from _variables(part, f"{variable}__")
 
 
 def _is_echo(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:

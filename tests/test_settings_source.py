@@ -155,6 +155,37 @@ def test_faults_of_the_environment(name: str, value: str, expected: str) -> None
     assert expected in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("CACHE_MAX_SIZE", "did you mean REGISTRY_PROXY__CACHE__MAX_SIZE?"),
+        ("ADMIN_LISTEN", "did you mean REGISTRY_PROXY__ADMIN_LISTEN?"),
+        ("AUTH_LDAP_BIND_DN", "did you mean REGISTRY_PROXY__AUTH__LDAP__BIND_DN?"),
+        ("ADMIN_PASWORD", "did you mean REGISTRY_PROXY_ADMIN_PASSWORD?"),
+        ("UPSTREAMS_MAIN_READ_ONLY", "keys are written as in REGISTRY_PROXY__CACHE__MAX_SIZE"),
+        ("ADMIN_URL", None),
+        ("ADMIN_USER", None),
+        ("ADMIN_PASSWORD", None),
+        ("SERVICE_HOST", None),
+        ("SERVICE_PORT_ADMIN", None),
+        ("PORT", None),
+        ("STORE_PORT_6379_TCP_ADDR", None),
+    ],
+)
+def test_a_variable_without_effect_is_a_fault(tmp_path: Path, name: str, expected: str | None) -> None:
+    """What is called as ours are and is none is named; what a Kubernetes service of our name makes is let alone."""
+    file = tmp_path / "c.yaml"
+    file.write_bytes(SMALLEST)
+    if expected is None:
+        load_settings(str(file), {f"REGISTRY_PROXY_{name}": "1"})
+        return
+    with pytest.raises(SettingsError) as refusal:
+        load_settings(str(file), {f"REGISTRY_PROXY_{name}": "1", "REGISTRY_PROXY__WORKERS": "many"})
+    faults = str(refusal.value).splitlines()
+    assert f"REGISTRY_PROXY_{name}: unknown variable; {expected}" in faults
+    assert len(faults) == 2, "the other fault is told as well"
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """The reason is the operating system's."""
     for path, reason in ((tmp_path / "absent", "No such file"), (tmp_path, "Is a directory")):
