@@ -646,7 +646,7 @@ class AuditEvent:
         repository: the canonical name.
         tag: where one is named.
         digest: where one is named or made.
-        rule: the id of the grant that decided, or the reason.
+        rule: the id of the grant that decided, or the reason, also that of a login which its answer does not tell.
         detail: what else there is, as JSON has it.
     """
 

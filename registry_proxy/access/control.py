@@ -205,11 +205,10 @@ class AccessControl:
         async with self._limiter.attempt(username[:200], address):
             if (secret_id := secret_id_of(password)) is not None:
                 return await self._login_by_secret(username, secret_id, password, address)
-            user = await self._find_user(username) if is_name(username) else None
-            if user is not None and user.is_disabled:
-                user = None
+            found = await self._find_user(username) if is_name(username) else None
+            user = None if found is None or found.is_disabled else found
             if not await self._is_right(user, password) or user is None:
-                raise LoginRefusedError("the user name or the password is wrong")
+                raise LoginRefusedError("the user name or the password is wrong", self._why_refused(username, found))
         if not user.is_ldap and self._passwords.is_outdated(user.password_hash):
             await self._rehash(user, password)
         await self._know(user)
@@ -227,11 +226,12 @@ class AccessControl:
             secret_id = secret_id_of(refresh_token)
             secret = None if secret_id is None else await self._find_secret(secret_id)
             if secret is None or secret.kind is not SecretKind.REFRESH or not secret.matches(refresh_token):
-                raise LoginRefusedError("the refresh token is not valid")
+                raise LoginRefusedError("the refresh token is not valid", "there is no such refresh token")
             await self._know_secret(secret)
             generation = (await self.policy()).generation(secret.subject)
             if generation is None or generation != secret.generation or not secret.is_valid(time.time()):
-                raise LoginRefusedError("the refresh token is not valid any more")
+                reason = f"the refresh token of {secret.subject} has expired, or is void since a change of the user"
+                raise LoginRefusedError("the refresh token is not valid any more", reason)
         return Login(secret.subject, secret.id, secret.actions)
 
     async def public_keys(self) -> dict[str, Any]:
@@ -425,6 +425,20 @@ class AccessControl:
             # Where it is, and why it does not answer, is in the log alone: anybody may ask.
             raise LoginUnavailableError("LDAP, which may know the password, does not answer") from None
 
+    def _why_refused(self, username: str, user: User | None) -> str:
+        """Return why a password was not taken, for the audit log."""
+        if not is_name(username):
+            return "the name is no user's, and the password has not the form of a secret"
+        if user is None:
+            return "there is no such user"
+        if user.is_disabled:
+            return "the user is disabled"
+        if not user.is_ldap:
+            return "the password is wrong"
+        if self._ldap is None:
+            return "LDAP knows the password, and auth.ldap is not configured"
+        return "LDAP does not take the password"
+
     async def _is_right_by_ldap(self, name: str, password: str) -> bool:
         right = False
         try:
@@ -438,20 +452,21 @@ class AccessControl:
                 await self._passwords.verify(password, None)
 
     async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> Login:
+        refusal = "the user name or the secret is wrong"
         secret = await self._find_secret(secret_id)
-        if (
-            secret is None
-            or secret.kind is SecretKind.REFRESH
-            or not secret.matches(text)
-            or not secret.is_valid(time.time())
-            or username != login_name(secret.subject)
-        ):
-            raise LoginRefusedError("the user name or the secret is wrong")
+        if secret is None or secret.kind is SecretKind.REFRESH or not secret.matches(text):
+            raise LoginRefusedError(refusal, "there is no such secret")
+        if username != login_name(secret.subject):
+            raise LoginRefusedError(refusal, f"secret {secret_id} is of {secret.subject}")
+        if not secret.is_valid(time.time()):
+            raise LoginRefusedError(refusal, f"secret {secret_id} has expired")
         await self._know_secret(secret)
         policy = await self.policy()
+        if policy.generation(secret.subject) is None:
+            raise LoginRefusedError(refusal, f"{secret.subject} is no more, was disabled, or has expired")
         robot = policy.find_robot(secret.subject)
-        if policy.generation(secret.subject) is None or (robot is not None and not robot.may_come_from(address)):
-            raise LoginRefusedError("its holder is no more, was disabled, has expired, or may not come from there")
+        if robot is not None and not robot.may_come_from(address):
+            raise LoginRefusedError(refusal, f"{secret.subject} may not come from this address")
         return Login(secret.subject, secret.id, secret.actions)
 
     async def _find_secret(self, secret_id: str) -> Secret | None:

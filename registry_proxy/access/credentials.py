@@ -29,7 +29,16 @@ _WINDOWS_MAX = 10_000
 
 
 class LoginRefusedError(Exception):
-    """The name or the password is wrong; which of them is never said."""
+    """The name or the password is wrong; which of them is never said.
+
+    Args:
+        message: for whoever tries to log in.
+        reason: which of them, and why, for the audit log alone; the message where that says all.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 class LoginUnavailableError(Exception):
@@ -37,11 +46,12 @@ class LoginUnavailableError(Exception):
 
 
 class TooManyLoginsError(Exception):
-    """Too many failures from this address for this user, or too many logins at once."""
+    """Too many failures from this address for this user, or too many logins at once; ``reason`` says which."""
 
-    def __init__(self, retry_after_seconds: int) -> None:
-        super().__init__(f"too many logins, try again in {retry_after_seconds} s")
+    def __init__(self, retry_after_seconds: int, reason: str = "too many logins at once") -> None:
+        super().__init__(f"{reason}, try again in {retry_after_seconds} s")
         self.retry_after_seconds = retry_after_seconds
+        self.reason = reason
 
 
 class Passwords:
@@ -166,7 +176,8 @@ class LoginLimiter:
     def _check(self, window: _Window) -> None:
         now = self._clock()
         if len(window.failures) == _FAILURES_FREE and window.failures[0] + _WINDOW_SECONDS > now:
-            raise TooManyLoginsError(int(window.failures[0] + _WINDOW_SECONDS - now) + 1)
+            reason = f"{_FAILURES_FREE} failures within a minute from this address: nothing was looked at"
+            raise TooManyLoginsError(int(window.failures[0] + _WINDOW_SECONDS - now) + 1, reason)
 
 
 def _encode(password: str) -> bytes:

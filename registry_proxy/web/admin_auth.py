@@ -224,13 +224,14 @@ class AdminGuard:
     async def _login(self, username: str, password: str, address: str) -> Login:
         try:
             login = await self._control.login(username, password, address)
-        except LoginRefusedError:
-            self._record_login("refused", claimed_subject(username), address)
+        except LoginRefusedError as error:
+            self._record_login("refused", claimed_subject(username), address, rule=error.reason)
             raise _unauthorized("the name or the password is wrong") from None
         except LoginUnavailableError as error:
+            self._record_login("failed", claimed_subject(username), address, rule=str(error))
             raise ProblemError(503, f"the login cannot be checked now: {error}") from None
         except TooManyLoginsError as error:
-            self._record_login("limited", claimed_subject(username), address)
+            self._record_login("limited", claimed_subject(username), address, rule=error.reason)
             raise too_many_logins(error) from None
         if self._is_new(login, address):
             self._record_login("ok", login.subject, address)
@@ -246,8 +247,9 @@ class AdminGuard:
         self._told_at[who] = now
         return True
 
-    def _record_login(self, outcome: str, subject: str, address: str) -> None:
-        event = AuditEvent("login", outcome, subject=subject, address=address, detail={"listener": "admin"})
+    def _record_login(self, outcome: str, subject: str, address: str, *, rule: str = "") -> None:
+        detail = {"listener": "admin"}
+        event = AuditEvent("login", outcome, subject=subject, address=address, rule=rule, detail=detail)
         self._audit.record(event)
 
 

@@ -183,13 +183,13 @@ class TokenEndpoint:
             self._record(exchange, "refused", "", rule=str(error))
             raise _refused(f"the ID token is refused: {error}") from error
         except LoginUnavailableError as error:
-            self._observer.login("unavailable")
+            self._record(exchange, "failed", claimed_subject(username), counted="unavailable", rule=str(error))
             raise unavailable(f"the login cannot be checked now: {error}", detail={"reason": str(error)}) from error
         except LoginRefusedError as error:
-            self._record(exchange, "refused", claimed_subject(username))
+            self._record(exchange, "refused", claimed_subject(username), rule=error.reason)
             raise _refused(refusal) from error
         except TooManyLoginsError as error:
-            self._record(exchange, "limited", claimed_subject(username))
+            self._record(exchange, "limited", claimed_subject(username), rule=error.reason)
             raise RegistryError(
                 ErrorCode.TOOMANYREQUESTS,
                 "too many failed logins: wait and try again",
@@ -208,10 +208,11 @@ class TokenEndpoint:
         outcome: str,
         subject: str,
         *,
+        counted: str | None = None,
         rule: str = "",
         detail: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._observer.login(outcome)
+        self._observer.login(counted or outcome)
         event = AuditEvent("login", outcome, subject=subject, address=exchange.address, rule=rule, detail=detail)
         self._audit.record(event)
 

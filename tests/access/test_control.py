@@ -33,6 +33,7 @@ from tests.servers import Server, free_port, ldap_server, running
 from tests.waiting import until
 
 SECRET = "password of ann"
+NO_NAME = "the name is no user's, and the password has not the form of a secret"
 HOME = "192.0.2.1"
 UNKNOWN_KEY = "eyJhbGciOiJFUzI1NiIsImtpZCI6IngifQ.e30.AA"  # {"alg":"ES256","kid":"x"}
 
@@ -164,24 +165,47 @@ async def test_a_cancelled_reader_does_not_stop_the_others(node: Node) -> None:
 
 
 async def test_logins(node: Node) -> None:
-    """A right password gives the subject; everything else is refused in the same words."""
+    """A right password gives the subject; all else is refused in the same words; the audit log is told the reason."""
     assert (await node.control.login("ann", SECRET, HOME)).subject == "user:ann"
+    await node.directory.put_user("off", UserInput(password=SECRET, is_disabled=True))
+    await node.directory.put_user("eve", UserInput(is_ldap=True))
     messages = set()
-    for name, password in [
-        ("ann", "wrong"),
-        ("ann", ""),
-        ("ghost", SECRET),
-        ("robot$ci", SECRET),
-        ("", ""),
-        ("a\0", "x"),
+    for name, password, reason in [
+        ("ann", "wrong", "the password is wrong"),
+        ("ann", "", "the password is wrong"),
+        ("off", SECRET, "the user is disabled"),
+        ("eve", SECRET, "LDAP knows the password, and auth.ldap is not configured"),
+        ("ghost", SECRET, "there is no such user"),
+        ("robot$ci", SECRET, NO_NAME),
+        ("", "", NO_NAME),
+        ("a\0", "x", NO_NAME),
     ]:
         with pytest.raises(LoginRefusedError) as caught:
             await node.control.login(name, password, HOME)
         messages.add(str(caught.value))
+        assert caught.value.reason == reason, name
     assert len(messages) == 1
-    await node.directory.put_user("ann", UserInput(is_disabled=True))
-    with pytest.raises(LoginRefusedError):
-        await node.control.login("ann", SECRET, HOME)
+
+
+async def test_why_a_secret_is_refused_is_for_the_audit_log(node: Node) -> None:
+    """Whoever tries one is answered in the same words: it is wrong, somebody else's, over, or comes from elsewhere."""
+    await node.directory.put_robot("ci", None, ["10.0.0.0/8"])
+    robot, text = await node.directory.add_secret("robot:ci", SecretKind.ROBOT, SecretInput())
+    await node.directory.put_robot("old", time.time() - 1, [])
+    _, late = await node.directory.add_secret("robot:old", SecretKind.ROBOT, SecretInput())
+    attempts = [
+        ("robot$ci", text[:-4] + "AAAA", "there is no such secret"),
+        ("ann", text, f"secret {robot.id} is of robot:ci"),
+        ("robot$ci", text, "robot:ci may not come from this address"),
+        ("robot$old", late, "robot:old is no more, was disabled, or has expired"),
+    ]
+    messages = set()
+    for name, password, reason in attempts:
+        with pytest.raises(LoginRefusedError) as caught:
+            await node.control.login(name, password, HOME)
+        messages.add(str(caught.value))
+        assert (caught.value.reason, text in caught.value.reason) == (reason, False)
+    assert len(messages) == 1
 
 
 async def test_guessing_is_limited_by_user_and_address(node: Node) -> None:

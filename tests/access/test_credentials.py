@@ -138,7 +138,7 @@ async def fail(limiter: LoginLimiter, user: str = "ann", address: str = "192.0.2
     """Make one attempt that is refused."""
     with pytest.raises(LoginRefusedError):
         async with limiter.attempt(user, address):
-            raise LoginRefusedError
+            raise LoginRefusedError("no")
 
 
 async def test_ten_failures_a_minute_are_free(clock: Clock) -> None:
@@ -187,7 +187,7 @@ async def test_a_hundred_guesses_at_once_are_ten(clock: Clock) -> None:
         async with limiter.attempt("ann", "192.0.2.1"):
             tried += 1
             await asyncio.sleep(0)
-            raise LoginRefusedError
+            raise LoginRefusedError("no")
 
     answers = await asyncio.gather(*(guess() for _ in range(100)), return_exceptions=True)
     assert tried == 10

@@ -96,7 +96,7 @@ class FakeControl:
                 raise outcome
             return outcome
         if password != f"{username}-password":
-            raise LoginRefusedError("no")
+            raise LoginRefusedError("no", "who knows why")
         return Login(f"user:{username}", is_own_password=True)
 
     async def public_keys(self) -> dict[str, Any]:

@@ -235,6 +235,8 @@ async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatc
         assert (await bench.call("GET", "/audit", basic((ADMIN[0], "wrong password"))))[0] == 401
     told = [(event.outcome, event.subject) for event in bench.node.audit.events if event.action == "login"]
     assert sorted(told) == [("ok", "user:admin"), ("ok", "user:bob"), *[("refused", "user:admin")] * 3]
+    reasons = [event.rule for event in bench.node.audit.events if event.outcome == "refused"]
+    assert reasons == ["the password is wrong"] * 3
     monkeypatch.setattr(admin_auth, "_LOGIN_SECONDS", 0.0)
     await bench.call("GET", "/audit", basic(ADMIN))
     assert (bench.node.audit.events[-1].outcome, bench.node.audit.events[-1].subject) == ("ok", "user:admin")

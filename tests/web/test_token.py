@@ -95,6 +95,8 @@ async def test_a_wrong_password_is_a_401_that_people_can_read(public: PublicBenc
         async with public.session.get("/auth/token", headers={"Authorization": value}) as response:
             assert response.status == 401, value
     assert public.observer.counts["login", "refused"] == 2  # the name's, and that of what could be an ID token
+    assert "who knows" not in str(body)
+    assert [event.rule for event in public.audit.events] == ["who knows why", "who knows why"]
 
 
 JOB = "oidc:ci/main/acme/app"
@@ -154,6 +156,8 @@ async def test_an_issuer_that_is_away_is_a_503_that_says_so(ci: PublicBench) -> 
     assert (status, body["errors"][0]["code"], "Retry-After" in headers) == (503, "UNAVAILABLE", True)
     assert "the keys of https://ci.example.com cannot be fetched" in body["errors"][0]["message"]
     assert ci.observer.counts["login", "unavailable"] == 1
+    event = ci.audit.events[-1]
+    assert (event.outcome, event.rule) == ("failed", "the keys of https://ci.example.com cannot be fetched")
 
 
 async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
@@ -161,6 +165,7 @@ async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
     public.control.is_limited = True
     status, body, headers = await ask(public)
     assert (status, headers["Retry-After"], body["errors"][0]["code"]) == (429, "7", "TOOMANYREQUESTS")
+    assert (public.audit.events[-1].outcome, public.audit.events[-1].rule) == ("limited", "too many logins at once")
 
 
 @pytest.mark.parametrize(
