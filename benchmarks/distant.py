@@ -16,25 +16,15 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import describe_machine
-from tests.product import OCI_MANIFEST, Image, digest_of, make_image, proxy_server, random_bytes
+from tests.product import OCI_MANIFEST, Image, digest_of, make_image, proxy_server, push_directly, random_bytes
 from tests.relay import Relay
-from tests.servers import Server, docker_registry, running
+from tests.servers import docker_registry, running
 
 MIB = 2**20
 REPOSITORY = "team/app"
 LAYERS = 5
 LINK_BYTES_PER_SECOND = 100_000_000 // 8
 LINK_SECONDS = 0.010
-
-
-def push(registry: Server, image: Image) -> None:
-    """Push an image straight to the registry."""
-    with httpx.Client(base_url=f"{registry.url}/v2/{REPOSITORY}", timeout=60) as client:
-        for digest, blob in image.blobs.items():
-            location = client.post("/blobs/uploads/").headers["Location"]
-            client.put(httpx.URL(location).copy_merge_params({"digest": digest}), content=blob).raise_for_status()
-        headers = {"Content-Type": OCI_MANIFEST}
-        client.put(f"/manifests/{image.digest}", content=image.manifest, headers=headers).raise_for_status()
 
 
 def pull(url: str, token: str, image: Image, at_once: int) -> float:
@@ -70,7 +60,7 @@ def compare(layer_bytes: int, rounds: int, at_once: Sequence[int]) -> None:
             for number in at_once:
                 for name, (url, token) in ways.items():
                     image = make_image(*(random_bytes(layer_bytes) for _ in range(LAYERS)))
-                    push(registry, image)
+                    push_directly(registry, REPOSITORY, image.digest, image)
                     seconds.setdefault((name, number), []).append(pull(url, token, image, number))
         headings = " | ".join(f"{number} at a time, s | x" for number in at_once)
         print(f"\n| {LAYERS} layers of {layer_bytes / MIB:g} MiB | {headings} |")

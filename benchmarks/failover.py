@@ -19,8 +19,18 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import describe_machine
-from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
-from tests.relayed import REPOSITORY, Relayed, push_blob, relayed
+from tests.product import (
+    OCI_MANIFEST,
+    Image,
+    Proxy,
+    User,
+    digest_of,
+    make_image,
+    proxy_server,
+    push_blob_directly,
+    random_bytes,
+)
+from tests.relayed import REPOSITORY, Relayed, relayed
 from tests.servers import Server, docker_registry, redis_server, running, wait_until
 
 MIB = 2**20
@@ -79,7 +89,7 @@ def kills(pair: Relayed, count: int, chance: random.Random) -> None:
 def push_image(registry: Server, tag: str, image: Image, repository: str = REPOSITORY) -> None:
     """Push an image to a registry past the proxy."""
     for blob in image.blobs.values():
-        push_blob(registry, blob, repository)
+        push_blob_directly(registry, repository, blob)
     url = f"{registry.url}/v2/{repository}/manifests/{tag}"
     httpx.put(url, content=image.manifest, headers={"Content-Type": image.media_type}, verify=False).raise_for_status()
 
@@ -114,7 +124,7 @@ class Beside:
         if kind == "GET":
             blobs = [random_bytes(20_000) for _ in range(count)]
             for blob, registry in itertools.product(blobs, registries):
-                push_blob(registry, blob, name)
+                push_blob_directly(registry, name, blob)
             return [f"/blobs/{digest_of(blob)}" for blob in blobs]
         for number, registry in itertools.product(range(count), registries):
             push_image(registry, f"{number}", make_image(label=f"{repository} {number}"), name)

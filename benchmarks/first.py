@@ -15,7 +15,17 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import Herd, Load, Target, describe_machine, run_herd, run_wrk
-from tests.product import OCI_MANIFEST, Image, Proxy, digest_of, make_image, proxy_server, random_bytes
+from tests.product import (
+    OCI_MANIFEST,
+    Image,
+    Proxy,
+    digest_of,
+    make_image,
+    proxy_server,
+    push_blob_directly,
+    push_directly,
+    random_bytes,
+)
 from tests.servers import Server, docker_registry, free_port, running
 
 MIB = 2**20
@@ -54,17 +64,9 @@ class Stage:
     def add_cold_blob(self) -> str:
         """Push a new big blob to the backend, put a copy before nginx, and return its digest."""
         blob = random_bytes(BIG_BYTES)
-        push_blob(self.backend, blob)
+        push_blob_directly(self.backend, REPOSITORY, blob)
         (self.nginx_root / f"v2/{REPOSITORY}/blobs/{digest_of(blob)}").write_bytes(blob)
         return digest_of(blob)
-
-
-def push_blob(registry: Server, blob: bytes) -> None:
-    """Push a blob straight to a registry."""
-    with httpx.Client(timeout=60) as client:
-        location = client.post(f"{registry.url}/v2/{REPOSITORY}/blobs/uploads/").headers["Location"]
-        url = httpx.URL(location).copy_merge_params({"digest": digest_of(blob)})
-        client.put(url, content=blob).raise_for_status()
 
 
 def nginx_server(root: Path) -> Server:
@@ -91,10 +93,7 @@ def build_stage(stack: ExitStack, root: Path) -> Stage:
     stack.enter_context(running(proxy))
     nginx = nginx_server(root / "nginx")
     stack.enter_context(running(nginx))
-    for blob in image.blobs.values():
-        push_blob(backend, blob)
-    manifest_url = f"{backend.url}/v2/{REPOSITORY}/manifests/latest"
-    httpx.put(manifest_url, content=image.manifest, headers={"Content-Type": OCI_MANIFEST}).raise_for_status()
+    push_directly(backend, REPOSITORY, "latest", image)
     html = root / "nginx" / "html"
     for folder in ("blobs", "manifests"):
         (html / f"v2/{REPOSITORY}/{folder}").mkdir(parents=True)

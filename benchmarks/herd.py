@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.first import nginx_server, push_blob
+from benchmarks.first import nginx_server
 from benchmarks.load import cpu_seconds, describe_machine
 from tests.crowd import Crowd
-from tests.product import Proxy, digest_of, proxy_server, random_bytes
+from tests.product import Proxy, digest_of, proxy_server, push_blob_directly, random_bytes
 from tests.relay import Relay
 from tests.servers import Server, docker_registry, running
 
@@ -72,7 +72,7 @@ def slow(root: Path, registry: Server, size_bytes: int, rounds: int) -> None:
                     (CLIENTS, headers, proxy.url, proxy.pid, herd),
                 ):
                     blob = random_bytes(size_bytes)
-                    push_blob(registry, blob)
+                    push_blob_directly(registry, REPOSITORY, blob)
                     url = f"{base}/v2/{REPOSITORY}/blobs/{digest_of(blob)}"
                     runs.append(measure(url, blob, sent, clients, pid))
     limit = f"{SLOW_BYTES_PER_SECOND // MIB} MiB/s"
@@ -103,7 +103,7 @@ def fast(root: Path, registry: Server, size_bytes: int, rounds: int) -> None:
         headers = header_of(proxy)
         for _ in range(rounds):
             blob = random_bytes(size_bytes)
-            push_blob(registry, blob)
+            push_blob_directly(registry, REPOSITORY, blob)
             (folder / digest_of(blob)).write_bytes(blob)
             path = f"/v2/{REPOSITORY}/blobs/{digest_of(blob)}"
             hot.append(measure(nginx.url + path, blob, [], CLIENTS, nginx.pid))

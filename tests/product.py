@@ -70,6 +70,10 @@ class Proxy(Server):
         """The directory of its cache."""
         return self.root / "cache"
 
+    def temporary_files(self) -> list[Path]:
+        """Return what lies in its cache that is neither committed nor a record of it."""
+        return [*(self.cache / "fills").glob("*"), *(self.cache / "uploads").glob("*")]
+
     def launch(self) -> None:
         """Start it and return at once."""
         if self.copies is None:
@@ -295,6 +299,25 @@ class User:
             assert digest_of(blob.content) == descriptor["digest"]
             blobs[descriptor["digest"]] = blob.content
         return Image(answer.content, blobs)
+
+
+def push_blob_directly(registry: Server, repository: str, blob: bytes) -> str:
+    """Push a blob to a registry past the proxy; return its digest."""
+    digest = digest_of(blob)
+    with httpx.Client(base_url=f"{registry.url}/v2/{repository}", timeout=60, verify=False) as client:
+        location = httpx.URL(client.post("/blobs/uploads/").headers["Location"])
+        assert client.put(location.copy_merge_params({"digest": digest}), content=blob).status_code == 201
+    return digest
+
+
+def push_directly(registry: Server, repository: str, reference: str, image: Image) -> None:
+    """Push an image to a registry past the proxy."""
+    for blob in image.blobs.values():
+        push_blob_directly(registry, repository, blob)
+    url = f"{registry.url}/v2/{repository}/manifests/{reference}"
+    headers = {"Content-Type": image.media_type}
+    answer = httpx.put(url, content=image.manifest, headers=headers, timeout=60, verify=False)
+    assert answer.status_code == 201, answer.text
 
 
 def proxy_server(

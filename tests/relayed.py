@@ -9,22 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tests.copied import Copies
-from tests.product import Proxy, User, digest_of, proxy_server, random_bytes
+from tests.product import Proxy, User, proxy_server, push_blob_directly, random_bytes
 from tests.relay import Relay
 from tests.servers import Server, docker_registry, running, wait_until
 
 REPOSITORY = "team/app"
-
-
-def push_blob(registry: Server, blob: bytes, repository: str = REPOSITORY) -> None:
-    """Push a blob to a registry past the proxy."""
-    with httpx.Client(base_url=f"{registry.url}/v2/{repository}", timeout=60, verify=False) as client:
-        location = client.post("/blobs/uploads/").headers["Location"]
-        url = httpx.URL(location).copy_merge_params({"digest": digest_of(blob)})
-        assert client.put(url, content=blob).status_code == 201
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,7 @@ class Relayed:
         """Put a new blob into both registries."""
         blob = random_bytes(size_bytes)
         for registry in self.registries:
-            push_blob(registry, blob)
+            push_blob_directly(registry, REPOSITORY, blob)
         return blob
 
     def wait_for_both(self) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -192,6 +193,11 @@ def docker_registry(
     config = root / "config.yml"
     config.write_text("\n".join(lines) + "\n")
     return Server(["docker-registry", "serve", str(config)], port, root / "log")
+
+
+def blob_gets(registry: Server, digest: str) -> list[int]:
+    """Return the statuses of the GETs of a blob that a ``docker_registry`` has logged."""
+    return [int(status) for status in re.findall(rf'"GET [^ ]*/blobs/{digest} HTTP/1\.1" (\d+)', registry.log_text())]
 
 
 def redis_server(root: Path, port: int | None = None, *extra: str) -> Server:

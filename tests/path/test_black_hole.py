@@ -3,8 +3,8 @@
 import signal
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import digest_of, random_bytes
-from tests.relayed import REPOSITORY, push_blob
+from tests.product import digest_of, push_blob_directly, random_bytes
+from tests.relayed import REPOSITORY
 from tests.servers import wait_until
 
 QUICK = {"upstreams": {"main": {"timeouts": {"first_byte": "1s", "probe": "1s"}}}}
@@ -18,7 +18,7 @@ def test_one_that_never_answers_is_waited_for_once(start_registry: StartRegistry
     blobs = [random_bytes(1000 + number) for number in range(50)]
     for blob in blobs:
         for registry in registries:
-            push_blob(registry, blob)
+            push_blob_directly(registry, REPOSITORY, blob)
     hole = registries[0]
     name = f"127.0.0.1:{hole.port}"
 

@@ -17,8 +17,7 @@ import pytest
 from tests.conftest import StartProxy, StartRegistry
 from tests.crowd import Crowd
 from tests.disks import Disk, mounted_disk
-from tests.path.test_done import push_directly, temporary_files
-from tests.product import Proxy, User, digest_of, make_image, random_bytes
+from tests.product import Proxy, User, digest_of, make_image, push_directly, random_bytes
 from tests.relay import Relay
 from tests.servers import Server, wait_until
 
@@ -264,7 +263,7 @@ def test_two_workers_keep_to_the_limit_together(start_proxy: StartProxy, registr
     finally:
         done.set()
         watcher.join()
-    wait_until(lambda: not temporary_files(proxy), "the last fill has ended")
+    wait_until(lambda: not proxy.temporary_files(), "the last fill has ended")
     sizes = committed(proxy.cache)
     assert accounted(proxy) == (sum(sizes), len(sizes))
     # A fill that is renamed while the tree is walked may be seen at both places.
@@ -328,7 +327,7 @@ def test_after_kill_9_the_accounts_equal_the_disk(
             proxy.kill_everything()
         left = sorted(committed(proxy.cache))
         proxy.start()
-        assert temporary_files(proxy) == []
+        assert proxy.temporary_files() == []
         assert sorted(committed(proxy.cache)) == left
         assert accounted(proxy) == (sum(left), len(left))
         assert sum(left) <= 8 * MIB + 6 * 300_000  # a push may exceed it until the next one makes room

@@ -12,31 +12,19 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
+from tests.product import (
+    OCI_MANIFEST,
+    Proxy,
+    User,
+    digest_of,
+    make_image,
+    proxy_server,
+    push_directly,
+    random_bytes,
+)
 from tests.servers import Server, wait_until
 
 MIB = 1024 * 1024
-
-
-def push_directly(registry: Server, repository: str, tag: str, image: Image) -> None:
-    """Push an image to a registry past the proxy."""
-    with httpx.Client(base_url=f"{registry.url}/v2/{repository}", timeout=60, verify=False) as client:
-        for digest, blob in image.blobs.items():
-            location = client.post("/blobs/uploads/").headers["Location"]
-            url = httpx.URL(location).copy_merge_params({"digest": digest})
-            assert client.put(url, content=blob).status_code == 201
-        headers = {"Content-Type": image.media_type}
-        assert client.put(f"/manifests/{tag}", content=image.manifest, headers=headers).status_code == 201
-
-
-def blob_gets(registry: Server, digest: str) -> int:
-    """Return how often a registry was asked for the bytes of a blob."""
-    return sum(1 for line in registry.log_text().splitlines() if f"/blobs/{digest} HTTP" in line and '"GET ' in line)
-
-
-def temporary_files(proxy: Proxy) -> list[Path]:
-    """Return what lies in the cache that is neither committed nor a record of it."""
-    return [*(proxy.cache / "fills").glob("*"), *(proxy.cache / "uploads").glob("*")]
 
 
 @pytest.fixture
@@ -178,7 +166,7 @@ def test_a_kill_in_mid_fill_leaves_nothing_partial(proxy: Proxy, registries: lis
     for registry in registries:
         registry.send_signal(signal.SIGCONT)
     proxy.start()
-    assert temporary_files(proxy) == []
+    assert proxy.temporary_files() == []
     assert digest_of(user.get("team/app", f"blobs/{digest}").content) == digest
 
 
@@ -190,14 +178,14 @@ def test_a_kill_in_mid_push_leaves_nothing_partial(proxy: Proxy, registries: lis
 
     def body() -> Iterator[bytes]:
         yield layer[: 4 * MIB]
-        wait_until(lambda: any(f.stat().st_size for f in temporary_files(proxy)), "the upload has begun")
+        wait_until(lambda: any(f.stat().st_size for f in proxy.temporary_files()), "the upload has begun")
         proxy.kill_everything()
         yield layer[4 * MIB :]
 
     with pytest.raises(httpx.TransportError):
         user.push_blob("team/app", body(), digest_of(layer))
     proxy.start()
-    assert temporary_files(proxy) == []
+    assert proxy.temporary_files() == []
     assert user.head("team/app", f"blobs/{digest_of(layer)}").status_code == 404
     user.push("team/app", "1", image)
     assert user.pull("team/app", "1") == image

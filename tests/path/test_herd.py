@@ -10,20 +10,13 @@ import pytest
 
 from tests.conftest import StartProxy, StartRegistry
 from tests.crowd import Crowd
-from tests.path.test_done import push_directly
-from tests.product import Proxy, digest_of, make_image, own_descriptors, random_bytes
+from tests.product import Proxy, digest_of, make_image, own_descriptors, push_directly, random_bytes
 from tests.relay import Relay
-from tests.servers import Server, wait_until
+from tests.servers import Server, blob_gets, wait_until
 
 MIB = 1024 * 1024
 CLIENTS = 200
 SIZES = [16 * MIB, pytest.param(100 * MIB, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
-
-
-def blob_requests(registry: Server, digest: str) -> list[int]:
-    """Return the statuses of the GETs of a blob that the registry has logged."""
-    lines = [line for line in registry.log_text().splitlines() if f"/blobs/{digest} HTTP" in line and '"GET ' in line]
-    return [int(line.split('HTTP/1.1" ')[1].split(" ")[0]) for line in lines]
 
 
 def token_of(proxy: Proxy) -> str:
@@ -72,7 +65,7 @@ def test_many_clients_of_a_cold_blob_cost_one_upstream_get(
     with watching_memory(proxy) as peak:
         crowd.run()
     assert [client.is_complete(size_bytes) and client.is_right for client in crowd.clients] == [True] * count
-    assert [status for registry in registries for status in blob_requests(registry, digest_of(blob))] == [200]
+    assert [status for registry in registries for status in blob_gets(registry, digest_of(blob))] == [200]
     served = [
         proxy.metric("registry_proxy_cache_requests_total", kind="blob", result=result)
         for result in ("hit", "latch", "miss")
@@ -120,8 +113,8 @@ def test_the_death_of_the_worker_that_fetches_harms_no_client_of_the_other(
     assert others
     assert [client.is_complete(size_bytes) and client.is_right for client in others] == [True] * len(others)
     assert all(client.is_right for client in crowd.clients)
-    wait_until(lambda: len(blob_requests(registry, digest_of(blob))) == 2, "the cut request is logged")
-    assert sorted(blob_requests(registry, digest_of(blob))) == [200, 206]
+    wait_until(lambda: len(blob_gets(registry, digest_of(blob))) == 2, "the cut request is logged")
+    assert sorted(blob_gets(registry, digest_of(blob))) == [200, 206]
 
 
 def test_clients_that_leave_or_dawdle_harm_nobody(
@@ -149,7 +142,7 @@ def test_clients_that_leave_or_dawdle_harm_nobody(
     others = staying.clients[1:]
     assert [client.is_complete(len(blob)) and client.is_right for client in others] == [True] * len(others)
     assert [client.is_right and client.status == 200 for client in leaving.clients] == [True] * 100
-    assert blob_requests(registry, digest_of(blob)) == [200]
+    assert blob_gets(registry, digest_of(blob)) == [200]
     wait_until(lambda: not list((proxy.cache / "fills").iterdir()), "the fill has ended")
     allowed = [count + 4 for count in before]  # opened at their first use, such as the watch of other workers' fills
     for worker, most in zip(workers, allowed, strict=True):

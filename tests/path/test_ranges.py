@@ -4,8 +4,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.path.test_done import push_directly
-from tests.product import digest_of, make_image, random_bytes
+from tests.product import digest_of, make_image, push_directly, random_bytes
 from tests.relay import Relay
 from tests.servers import Server, wait_until
 

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.path.test_done import push_directly
-from tests.product import OCI_MANIFEST, Image, Proxy, make_image, random_bytes
+from tests.product import OCI_MANIFEST, Image, Proxy, make_image, push_directly, random_bytes
 from tests.servers import Server, wait_until
 
 MIB = 2**20
