@@ -26,10 +26,7 @@ from registry_proxy.settings_source import (
 
 # Keys of features that come later: refused with a word of their own, so that nobody takes them for a misspelling.
 _LATER = {"webhooks", "tls", "certificate", "tracing"}
-_OTHER_VARIABLES = {f"REGISTRY_PROXY_ADMIN_{name}" for name in ("URL", "USER", "PASSWORD")}
-_OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
-"""What each pod finds there of a service called registry-proxy, or registry-proxy-something."""
-
+_UNDERSCORES = re.compile("_+")
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -69,7 +66,7 @@ def load_settings(file: str, environment: Mapping[str, str]) -> Settings:
     if source.faults:  # the tree is not what its author meant: complaints about its content would mislead
         raise SettingsError(source.faults)
     overlay_environment(source, environment)
-    source.faults.extend(_unknown_variables(environment))
+    source.faults.extend(_misspelled_variables(environment))
     return validate(source)
 
 
@@ -91,17 +88,13 @@ def validate(source: Source) -> Settings:
 # ---------------------------------------------------------------- faults of single values
 
 
-def _unknown_variables(environment: Mapping[str, str]) -> Iterator[Fault]:
-    """Yield a fault for each variable that is called as ours are and is none: it would have no effect."""
+def _misspelled_variables(environment: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield a fault for each variable that differs from one of ours in underscores alone: it would have no effect."""
+    ours = {_UNDERSCORES.sub("_", name): name for name in _variables(Settings, ENVIRONMENT_PREFIX)}
     for name in environment:
-        if not name.startswith(ENVIRONMENT_PREFIX.removesuffix("_")) or name.startswith(ENVIRONMENT_PREFIX):
-            continue
-        if name in _OTHER_VARIABLES or _OF_KUBERNETES.fullmatch(name):
-            continue
-        known = [*sorted(_OTHER_VARIABLES), *_variables(Settings, ENVIRONMENT_PREFIX)]
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        hint = f"did you mean {close[0]}?" if close else f"keys are written as in {ENVIRONMENT_PREFIX}CACHE__MAX_SIZE"
-        yield Fault(name, 0, "", f"unknown variable; {hint}")
+        meant = ours.get(_UNDERSCORES.sub("_", name))
+        if meant is not None and not name.startswith(ENVIRONMENT_PREFIX):
+            yield Fault(name, 0, "", f"unknown variable; did you mean {meant}?")
 
 
 def _variables(model: type[BaseModel], prefix: str) -> Iterator[str]:
