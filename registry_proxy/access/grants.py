@@ -3,8 +3,9 @@
 import functools
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
@@ -202,7 +203,7 @@ class Policy:
             if until is None or (time.time() if now is None else now) < until:
                 return decision
         now = time.time() if now is None else now
-        needs_all_tags = action is Action.DELETE and tag is None
+        needs_all_tags = _needs_all_tags(action, tag)
         decision, until = self._judge(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
         if len(self._decided) >= _REMEMBERED_DECISIONS:
             self._decided.clear()  # names come from callers: memory must stay bounded
@@ -234,7 +235,7 @@ class Policy:
         """Return what ``decide_request`` says, for whoever asks why.
 
         ``PUSH`` is asked as grants mean it: with the right to move tags. Where only new ones may be made, the answer is
-        no, and names the grant that lets them be made.
+        no, and names the grant that lets them be made. A refusal names the grant that allowed it before it expired.
 
         Args:
             subject: see ``decide``, also for what follows.
@@ -246,10 +247,30 @@ class Policy:
         """
         decision, may_move_tags = self.decide_request(subject, repository, action, tag)
         told = self._told(decision, (subject, repository, action, tag), namespaces)
-        if may_move_tags or not decision.allowed:
+        if not may_move_tags and decision.allowed:
+            refused = self.decide(subject, repository, action, tag)
+            told = replace(refused, reason=f"{refused.reason}; new tags it may make, because {told.reason}")
+        if told.allowed or (ended := self._ended(subject, repository, action, tag, namespaces)) is None:
             return told
-        refused = self.decide(subject, repository, action, tag)
-        return replace(refused, reason=f"{refused.reason}; new tags it may make, because {told.reason}")
+        return replace(told, reason=f"{told.reason}; {ended}")
+
+    def _ended(
+        self, subject: str, repository: str, action: Action, tag: str | None, namespaces: Collection[str] | None
+    ) -> str | None:
+        """Tell of the grant that allowed it until it ended, the last one if there were several."""
+        now = time.time()
+        over = [
+            (grant.expires_at, grant.id, grant)
+            for grant in self._matching(subject, repository, action, tag, needs_all_tags=_needs_all_tags(action, tag))
+            if grant.expires_at is not None
+            and _has_ended(grant, now)
+            and (namespaces is None or any(is_below(grant.repository, each) for each in namespaces))
+        ]
+        if not over:
+            return None
+        expired_at, _, grant = max(over)
+        moment = datetime.fromtimestamp(expired_at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return f"{_states(grant, 'let')} until it expired at {moment}"
 
     def _told(
         self, decision: Decision, asked: tuple[str, str, Action, str | None], namespaces: Collection[str] | None
@@ -259,8 +280,7 @@ class Policy:
             return decision
         subject, repository, action, tag = asked
         if not decision.allowed:
-            needs_all_tags = action is Action.DELETE and tag is None
-            reason = _refuses(subject, repository, action, tag, needs_all_tags=needs_all_tags)
+            reason = _refuses(subject, repository, action, tag, needs_all_tags=_needs_all_tags(action, tag))
             return replace(decision, reason=reason)
         grant = self._grants_by_id.get(decision.grant or "")
         if grant is not None and any(is_below(grant.repository, each) for each in namespaces):
@@ -303,21 +323,16 @@ class Policy:
         trial: Grant | None = None
         robot = self._robots.get(subject)
         until = None if robot is None else robot.expires_at
-        for compiled in self._candidates(subject, repository, action):
-            grant = compiled.grant
-            if not compiled.matches(subject, repository, tag):
-                continue
-            if needs_all_tags and compiled.tags is not None:
-                continue
+        for grant in self._matching(subject, repository, action, tag, needs_all_tags=needs_all_tags):
             if _has_ended(grant, now):
                 continue
             if grant.expires_at is not None:
                 until = grant.expires_at if until is None else min(until, grant.expires_at)
             if grant.mode is GrantMode.ENFORCE:
-                return Decision(allowed=True, would_deny=False, grant=grant.id, reason=_allows(grant)), until
+                return Decision(allowed=True, would_deny=False, grant=grant.id, reason=_states(grant)), until
             trial = trial or grant
         if trial is not None:
-            reason = f"{_allows(trial)}; it is on trial (mode warn), and no enforcing grant would allow this"
+            reason = f"{_states(trial)}; it is on trial (mode warn), and no enforcing grant would allow this"
             return Decision(allowed=True, would_deny=True, grant=trial.id, reason=reason), until
         reason = _refuses(subject, repository, action, tag, needs_all_tags=needs_all_tags)
         return Decision(allowed=False, would_deny=False, grant=None, reason=reason), None
@@ -338,6 +353,14 @@ class Policy:
         if parsed.kind is SubjectKind.OIDC:
             return None if oidc_rule(subject) in self._oidc_groups else f"no rule of auth.oidc makes {subject}"
         return f"there is no {parsed}" if parsed.name else "this is not a subject"
+
+    def _matching(
+        self, subject: str, repository: str, action: Action, tag: str | None, *, needs_all_tags: bool
+    ) -> Iterator[Grant]:
+        """Yield the grants that allow an action, or did until they ended."""
+        for compiled in self._candidates(subject, repository, action):
+            if compiled.matches(subject, repository, tag) and not (needs_all_tags and compiled.tags is not None):
+                yield compiled.grant
 
     def _candidates(self, subject: str, repository: str, action: Action) -> Sequence[_Compiled]:
         """Return the grants of the action to the subject, its groups and everyone that begin and end as it does."""
@@ -403,13 +426,17 @@ def _own_pattern(pattern: str, subject: str) -> str | None:
     return for_subject(pattern, name) if kind == SubjectKind.USER else None
 
 
+def _needs_all_tags(action: Action, tag: str | None) -> bool:
+    return action is Action.DELETE and tag is None
+
+
 def _has_ended(grant: Grant, now: float) -> bool:
     return grant.expires_at is not None and grant.expires_at <= now
 
 
-def _allows(grant: Grant) -> str:
+def _states(grant: Grant, lets: str = "lets") -> str:
     tags = "" if grant.tags == "*" else f", tags {grant.tags}"
-    return f"grant {grant.id} lets {grant.subject} {_join(grant.actions)} {grant.repository}{tags}"
+    return f"grant {grant.id} {lets} {grant.subject} {_join(grant.actions)} {grant.repository}{tags}"
 
 
 def _join(actions: Iterable[Action]) -> str:

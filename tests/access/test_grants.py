@@ -133,6 +133,31 @@ def test_explain_tells_a_push_of_new_tags_from_one_that_moves_them() -> None:
     assert judge.explain("user:ann", "other", PUSH, "v1") == judge.decide("user:ann", "other", PUSH, "v1")
 
 
+def test_explain_names_the_grant_that_has_ended() -> None:
+    """The last that would have allowed just this, if there is one; not where another one allows it."""
+    ended = (
+        grant("user:ann", "team/*", PULL, id="1", expires_at=1.0),
+        grant("group:dev", "team/a", PULL, PUSH, id="2", expires_at=86_400.0),
+        grant("user:ann", "team/a", PULL, id="3", tags="v*", expires_at=90_000.0),
+        grant("user:ann", "team/a", DELETE, id="4", tags="v*", expires_at=1.0),
+    )
+    judge = policy(*ended, groups=(Group("dev", ("ann",)),))
+    told = judge.explain("user:ann", "team/a", PULL, "latest")
+    assert not told.allowed
+    assert told.reason.startswith("no grant lets user:ann pull team/a, tag latest: ")
+    assert told.reason.endswith("; grant 2 let group:dev pull, push team/a until it expired at 1970-01-02T00:00:00Z")
+    assert "grant 3 let user:ann pull team/a, tags v* until" in judge.explain("user:ann", "team/a", PULL, "v1").reason
+    assert "grant 1 let" in judge.explain("user:ann", "team/a", PULL, namespaces=("team/*",)).reason
+    for subject, repository, action in (
+        ("user:bob", "team/a", PULL),
+        ("user:ann", "other", PULL),
+        ("user:ann", "team/a", DELETE),
+    ):
+        assert judge.explain(subject, repository, action) == judge.decide(subject, repository, action)
+    allowed = policy(*ended, grant("user:ann", "team/a", PULL, id="5"))
+    assert "expired" not in allowed.explain("user:ann", "team/a", PULL).reason
+
+
 def test_deleting_a_digest_takes_a_grant_for_all_tags() -> None:
     """A digest takes all its tags with it, so the right to delete some of them is not enough."""
     some = policy(grant("user:ann", "team/*", DELETE, tags="v*"))

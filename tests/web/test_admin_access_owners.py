@@ -224,6 +224,12 @@ async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None
     _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "push", "tag": "v1"})
     assert (told["allowed"], "what an administrator decided lets user:bob" in told["reason"]) == (False, True)
     assert not [text for text in (wide, "secret-project", "**") if text in told["reason"]]
+    over = await owners.grant("user:bob", "**", "delete", expires_at=1.0)
+    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
+    assert "expired" not in told["reason"]
+    inside = await owners.grant("user:bob", "team/*", "delete", expires_at=1.0)
+    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
+    assert (f"grant {inside} let user:bob" in told["reason"], over in told["reason"]) == (True, False)
     inside = await owners.grant("user:ann", "team/a*", "pull")
     assert (await owners.call("POST", "/explain", {**question, "subject": "user:ann"}))[1]["grant"] == inside
     told = (await owners.call("POST", "/explain", {**question, "subject": "user:bob"}, caller="user:admin"))[1]
