@@ -15,12 +15,12 @@ from registry_proxy.tasks import request_id
 from registry_proxy.web.admin_access import AccessResources, answer_directory_errors
 from registry_proxy.web.admin_audit import AuditFiles, AuditResources
 from registry_proxy.web.admin_auth import AdminGuard, Control
+from registry_proxy.web.admin_bodies import BODY_MAX_BYTES
 from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_node import Cache, NodeResources
 from registry_proxy.web.admin_policy import PolicyResources
 from registry_proxy.web.admin_replicas import Repairs, ReplicaResources, Upstream, Verifies
 from registry_proxy.web.admin_repositories import KnownRepositories, RepositoryResources
-from registry_proxy.web.admin_requests import BODY_MAX_BYTES
 from registry_proxy.web.admin_warm import WarmResources
 from registry_proxy.web.openapi import OpenApiResource
 from registry_proxy.web.ops import OPS_PATHS, StateSource, add_ops_routes

@@ -20,6 +20,17 @@ from registry_proxy.spec.patterns import SUBJECT, compile_repository_pattern, is
 from registry_proxy.spec.reference import is_repository, is_tag
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.admin_auth import NAMESPACES, Control, too_many_logins
+from registry_proxy.web.admin_bodies import (
+    ExplainBody,
+    GrantBody,
+    GrantPatch,
+    GroupBody,
+    GroupPatch,
+    RevocationBody,
+    UserBody,
+    UserPatch,
+    grant_input,
+)
 from registry_proxy.web.admin_documents import (
     DecisionDocument,
     GrantDocument,
@@ -32,19 +43,10 @@ from registry_proxy.web.admin_documents import (
     UserDocument,
 )
 from registry_proxy.web.admin_requests import (
-    ExplainBody,
-    GrantBody,
-    GrantPatch,
-    GroupBody,
-    GroupPatch,
-    RevocationBody,
-    UserBody,
-    UserPatch,
     changed_meanwhile,
     expected_revision,
     format_etag,
     format_time,
-    grant_input,
     name_of,
     note_difference,
     patched,
@@ -53,7 +55,7 @@ from registry_proxy.web.admin_requests import (
     read_query,
 )
 from registry_proxy.web.openapi import PAGE, Endpoint
-from registry_proxy.web.problems import Fault, Handler, ProblemError, pointer_to
+from registry_proxy.web.problems import Fault, Handler, ProblemError, invalid, pointer_to
 
 _T = TypeVar("_T")
 _ACTION_ORDER = list(Action)
@@ -120,7 +122,7 @@ async def answer_directory_errors(request: web.Request, handler: Handler) -> web
             Fault("", f"{field}: {text}") if field == "name" else Fault(pointer_to([field]), text)
             for field, text in error.faults
         ]
-        raise ProblemError(400, "some values are not valid", faults=faults) from None
+        raise invalid(faults) from None
     except LastAdminError as error:
         raise ProblemError(409, str(error)) from None
     except RevisionConflictError:
@@ -243,7 +245,7 @@ class AccessResources:
     # ------------------------------------------------------------ users
 
     async def list_users(self, request: web.Request) -> web.Response:
-        page = read_page(read_query(request, ("limit", "after")))
+        page = read_page(read_query(request, PAGE))
         users = await self._directory.list_users()
         return web.json_response(page.cut({user.name: user for user in users}, _user_document))
 
@@ -282,7 +284,7 @@ class AccessResources:
     # ------------------------------------------------------------ groups
 
     async def list_groups(self, request: web.Request) -> web.Response:
-        page = read_page(read_query(request, ("limit", "after")))
+        page = read_page(read_query(request, PAGE))
         groups = await self._directory.list_groups()
         return web.json_response(page.cut({group.name: group for group in groups}, _group_document))
 
@@ -320,7 +322,7 @@ class AccessResources:
     # ------------------------------------------------------------ grants
 
     async def list_grants(self, request: web.Request) -> web.Response:
-        query = read_query(request, ("limit", "after", "subject", "repository"))
+        query = read_query(request, (*PAGE, "subject", "repository"))
         page = read_page(query)
         subject, repository = query.get("subject"), query.get("repository")
         grants = {
@@ -387,7 +389,7 @@ class AccessResources:
         if body.tag is not None and not is_tag(body.tag):
             faults.append(Fault("#/tag", "expected a tag, such as v1"))
         if faults:
-            raise ProblemError(400, "some values are not valid", faults=faults)
+            raise invalid(faults)
         policy = await self._control.policy()
         if not _may_see(request, body.repository):
             outside = Fault("#/repository", f"expected one that lies in {_joined(request[NAMESPACES])}")

@@ -18,6 +18,7 @@ from registry_proxy.telemetry.audit_chain import ChainReport
 from registry_proxy.telemetry.audit_search import AuditQuery, place_of, search, search_last
 from registry_proxy.telemetry.audit_sinks import RecordedDecision, read_decisions
 from registry_proxy.web.admin_auth import Control
+from registry_proxy.web.admin_bodies import EmptyBody, ReplayBody, grant_input
 from registry_proxy.web.admin_documents import (
     AuditPage,
     AuditVerificationDocument,
@@ -26,17 +27,9 @@ from registry_proxy.web.admin_documents import (
     QuestionDocument,
     ReplayDocument,
 )
-from registry_proxy.web.admin_requests import (
-    EmptyBody,
-    ReplayBody,
-    format_time,
-    grant_input,
-    read_body,
-    read_page,
-    read_query,
-)
+from registry_proxy.web.admin_requests import format_time, read_body, read_page, read_query
 from registry_proxy.web.openapi import Endpoint
-from registry_proxy.web.problems import Fault, ProblemError, pointer_to
+from registry_proxy.web.problems import Fault, ProblemError, invalid, pointer_to
 
 _FIELDS = ("subject", "repository", "action", "outcome", "request_id")
 _OUTCOMES = ("ok", "refused", "limited", "denied", "failed")
@@ -171,7 +164,7 @@ class AuditResources:
             if grant_id in unknown
         ]
         if faults:
-            raise ProblemError(400, "some values are not valid", faults=faults)
+            raise invalid(faults)
         self._files.flush()
         decisions = await asyncio.to_thread(read_decisions, self._files.directory, body.limit)
         policy = await self._control.policy()

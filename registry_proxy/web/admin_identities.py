@@ -10,12 +10,9 @@ from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import Secret, SecretKind
 from registry_proxy.access.subject import is_name, robot_subject, user_subject
 from registry_proxy.web.admin_auth import BY_PASSWORD, CALLER, SELF_PREFIX
+from registry_proxy.web.admin_bodies import RobotBody, RobotPatch, SecretBody, TokenBody
 from registry_proxy.web.admin_documents import KeyDocument, NewSecretDocument, Page, RobotDocument, SecretDocument
 from registry_proxy.web.admin_requests import (
-    RobotBody,
-    RobotPatch,
-    SecretBody,
-    TokenBody,
     expected_revision,
     format_etag,
     format_time,
@@ -166,7 +163,7 @@ class IdentityResources:
     # ------------------------------------------------------------ robots
 
     async def list_robots(self, request: web.Request) -> web.Response:
-        page = read_page(read_query(request, ("limit", "after")))
+        page = read_page(read_query(request, PAGE))
         robots = await self._directory.list_robots()
         return web.json_response(page.cut({robot.name: robot for robot in robots}, _robot_document))
 
@@ -246,7 +243,7 @@ class IdentityResources:
     # ------------------------------------------------------------ one of each
 
     async def _list(self, request: web.Request, subject: str) -> web.Response:
-        page = read_page(read_query(request, ("limit", "after")))
+        page = read_page(read_query(request, PAGE))
         secrets = await self._directory.list_secrets(subject)
         return web.json_response(page.cut({secret.id: secret for secret in secrets}, _secret_document))
 

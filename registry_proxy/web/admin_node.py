@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, parse_digest, parse_repository
+from registry_proxy.web.admin_bodies import PurgeBody
 from registry_proxy.web.admin_documents import (
     CachedBlobDocument,
     CacheDocument,
@@ -18,9 +19,9 @@ from registry_proxy.web.admin_documents import (
     PurgeDocument,
     ReloadDocument,
 )
-from registry_proxy.web.admin_requests import PurgeBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.admin_requests import format_time, read_body, read_page, read_query
 from registry_proxy.web.openapi import PAGE, Endpoint
-from registry_proxy.web.problems import Fault, ProblemError
+from registry_proxy.web.problems import Fault, ProblemError, invalid
 
 _CACHE_REQUESTS = "registry_proxy_cache_requests_total"
 
@@ -143,7 +144,7 @@ class NodeResources:
         return web.json_response(document.as_json())
 
     async def list_blobs(self, request: web.Request) -> web.Response:
-        page = read_page(read_query(request, ("limit", "after")))
+        page = read_page(read_query(request, PAGE))
         after = _read_digest(page.after, "?after") if page.after else None
         blobs = await self._cache.list_blobs(after, page.limit + 1)
         items = [
@@ -190,4 +191,4 @@ def _read_digest(text: str, pointer: str) -> Digest:
 
 
 def _invalid(pointer: str, error: RegistryError) -> ProblemError:
-    return ProblemError(400, "some values are not valid", faults=[Fault(pointer, error.message)])
+    return invalid([Fault(pointer, error.message)])

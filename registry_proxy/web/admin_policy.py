@@ -8,16 +8,9 @@ from registry_proxy.access.directory import Directory, GrantInput, InvalidError
 from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Grant, Group
 from registry_proxy.web.admin_access import grant_document, stated_grant
+from registry_proxy.web.admin_bodies import PolicyBody, grant_input
 from registry_proxy.web.admin_documents import MembersDocument, PolicyDifferenceDocument, PolicyDocument
-from registry_proxy.web.admin_requests import (
-    ASKED_FOR,
-    PolicyBody,
-    expected_revision,
-    format_etag,
-    grant_input,
-    read_body,
-    read_query,
-)
+from registry_proxy.web.admin_requests import ASKED_FOR, expected_revision, format_etag, read_body, read_query
 from registry_proxy.web.openapi import Endpoint
 from registry_proxy.web.problems import Fault, ProblemError, pointer_to
 

@@ -10,6 +10,7 @@ from aiohttp import web
 from registry_proxy.ports import ReplicaState
 from registry_proxy.spec.reference import Digest
 from registry_proxy.tasks import spawn
+from registry_proxy.web.admin_bodies import EmptyBody, VerifyBody
 from registry_proxy.web.admin_documents import (
     ComparisonDocument,
     DifferenceDocument,
@@ -18,9 +19,9 @@ from registry_proxy.web.admin_documents import (
     ReplicaDocument,
     UpstreamDocument,
 )
-from registry_proxy.web.admin_requests import EmptyBody, VerifyBody, format_time, read_body, read_page, read_query
+from registry_proxy.web.admin_requests import format_time, read_body, read_page, read_query
 from registry_proxy.web.openapi import PAGE, Endpoint
-from registry_proxy.web.problems import Fault, ProblemError
+from registry_proxy.web.problems import Fault, ProblemError, invalid
 
 
 class ReplicaStatus(Protocol):
@@ -230,7 +231,7 @@ class ReplicaResources:
         ]
 
     async def list_upstreams(self, request: web.Request) -> web.Response:
-        page = read_page(read_query(request, ("limit", "after")))
+        page = read_page(read_query(request, PAGE))
         documents = {name: await self._upstream_document(name) for name in self._upstreams}
         return web.json_response(page.cut(documents, UpstreamDocument.as_json))
 
@@ -266,7 +267,7 @@ class ReplicaResources:
         replicas = [replica.name for replica in self._upstreams[name].status()]
         if body.prefer is not None and body.prefer not in replicas:
             fault = Fault("#/prefer", f"expected one of its replicas: {', '.join(replicas)}")
-            raise ProblemError(400, "some values are not valid", faults=[fault])
+            raise invalid([fault])
         current = self._comparisons.get(name)
         if current is not None and not current.is_done:
             raise ProblemError(409, f"the replicas of {name} are being compared already")

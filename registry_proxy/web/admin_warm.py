@@ -14,10 +14,11 @@ from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.platform import Platform, parse_platform
 from registry_proxy.spec.reference import Digest, Repository, Tag, parse_repository, parse_tag_or_digest
 from registry_proxy.tasks import spawn
+from registry_proxy.web.admin_bodies import WarmBody
 from registry_proxy.web.admin_documents import WarmingDocument
-from registry_proxy.web.admin_requests import WarmBody, read_body, read_query
+from registry_proxy.web.admin_requests import read_body, read_query
 from registry_proxy.web.openapi import Endpoint
-from registry_proxy.web.problems import Fault, ProblemError
+from registry_proxy.web.problems import Fault, ProblemError, invalid
 
 _REMEMBERED = 1000
 _AT_ONCE = 4
@@ -99,7 +100,7 @@ class WarmResources:
             if platform is None
         ]
         if faults or routed is None or reference is None:
-            raise ProblemError(400, "some values are not valid", faults=faults)
+            raise invalid(faults)
         return routed, reference, frozenset(platform for platform in platforms if platform is not None)
 
 

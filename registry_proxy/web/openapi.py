@@ -10,8 +10,9 @@ from aiohttp import web
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from registry_proxy.web.admin_bodies import Body
 from registry_proxy.web.admin_documents import OpenApiDocument, ProblemDocument
-from registry_proxy.web.admin_requests import Body, read_query
+from registry_proxy.web.admin_requests import read_query
 
 PAGE = ("limit", "after")
 """The query parameters of every list."""

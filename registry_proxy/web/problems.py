@@ -81,11 +81,9 @@ def pointer_to(location: Sequence[str | int]) -> str:
     return "#" + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in location)
 
 
-def store_unavailable() -> ProblemError:
-    """Return the 503 for a store that cannot be reached."""
-    return ProblemError(
-        503, "the store cannot be reached; nothing was changed", headers={"Retry-After": _RETRY_AFTER_SECONDS}
-    )
+def invalid(faults: Sequence[Fault]) -> ProblemError:
+    """Return the 400 for a request whose values are not all valid."""
+    return ProblemError(400, "some values are not valid", faults=faults)
 
 
 def _from_http(error: web.HTTPException) -> ProblemError:
@@ -112,7 +110,8 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     except web.HTTPException as error:
         return _from_http(error).response()
     except StoreUnavailableError:
-        return store_unavailable().response()
+        detail = "the store cannot be reached; nothing was changed"
+        return ProblemError(503, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS}).response()
     except OSError as error:
         _log.error("%s %s failed: %s", request.method, request.path, error)
         return ProblemError(503, f"a disk or a connection of the node failed: {error.strerror or error}").response()
