@@ -160,24 +160,25 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         admin = None
         if context.admin_socket is not None:
             services = _admin_services(settings, node, pull, repairers, verifiers, observer, trail, context)
-            serving = serving_admin(make_admin_app(services), context.admin_socket, settings.drain.timeout_seconds)
-            admin = await stack.enter_async_context(serving)
+            admin = await stack.enter_async_context(serving_admin(make_admin_app(services), context.admin_socket))
         context.ready()
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
+        drain = settings.drain
         if context.ending.is_replaced:
             async with asyncio.TaskGroup() as draining:
                 if admin is not None:
-                    draining.create_task(admin.drain(_IDLE_SECONDS_REPLACED))
-                draining.create_task(public.drain(settings.drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
+                    draining.create_task(admin.drain(drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
+                draining.create_task(public.drain(drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
         else:
-            await asyncio.sleep(settings.drain.delay_seconds)
+            await asyncio.sleep(drain.delay_seconds)
             for listener in context.public_sockets:
                 refuse_new_connections(listener)
             await asyncio.sleep(_HANDSHAKE_SECONDS)
-            await public.drain(settings.drain.timeout_seconds, _IDLE_SECONDS_STOPPING)
-            if admin is not None:
-                await admin.drain(_IDLE_SECONDS_STOPPING)
+            ends_at = asyncio.get_running_loop().time() + drain.timeout_seconds
+            await public.drain(drain.timeout_seconds, _IDLE_SECONDS_STOPPING)
+            if admin is not None:  # last: it tells how the node does
+                await admin.drain(ends_at - asyncio.get_running_loop().time(), _IDLE_SECONDS_STOPPING)
 
 
 # ---------------------------------------------------------------- what a worker stands on

@@ -51,7 +51,7 @@ class Timing:
 
     silence: float = 15.0  # a worker that has not said "alive" for so long is hung
     start: float = 60.0  # a worker that is not ready after this is not going to be
-    grace: float = 1.0  # so long after the time a worker has to finish, it is killed
+    grace: float = 5.0  # so long after the time a worker has to finish, it is killed
     first_back_off: float = 0.1
     longest_back_off: float = 5.0
     healthy: float = 30.0  # a worker that lived so long is restarted without back-off

@@ -4,12 +4,24 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-_DRAINING = web.AppKey("draining", asyncio.Event)
+_LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
+
+
+@dataclass
+class _Requests:
+    """How many are being read or handled, and whether each is the last on its connection."""
+
+    running: int = 0
+    are_last: bool = False
+
+
+_REQUESTS = web.AppKey("requests", _Requests)
 
 
 class AdminServer:
@@ -19,37 +31,48 @@ class AdminServer:
         self._runner = runner
         self._site = site
 
-    async def drain(self, idle_seconds: float) -> None:
+    async def drain(self, timeout_seconds: float, idle_seconds: float) -> None:
         """Take no new connections; answer what comes meanwhile on those that there are, and tell that it was the last.
 
         Args:
+            timeout_seconds: what then still runs is cut.
             idle_seconds: how long a connection may rest that was not told yet that it closes.
         """
-        self._runner.app[_DRAINING].set()
+        requests, server = self._runner.app[_REQUESTS], self._runner.server
+        requests.are_last = True
         await self._site.stop()
+        assert server is not None  # noqa: S101 - its runner is set up
+        loop = asyncio.get_running_loop()
+        rests_until = loop.time() + idle_seconds
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(idle_seconds):
-                while self._runner.server and self._runner.server.connections:  # noqa: ASYNC110 - nothing tells of it
+            async with asyncio.timeout(timeout_seconds):
+                # aiohttp's own end, which follows, would read no more of any body.
+                while server.connections and (requests.running or loop.time() < rests_until):  # noqa: ASYNC110 - nothing tells of it
                     await asyncio.sleep(_LOOK_SECONDS)
+                server.pre_shutdown()
+                await server.shutdown(timeout_seconds)
 
 
 @web.middleware
-async def _tell_the_last(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Close a connection behind its answer once the listener is closed."""
-    response = await handler(request)
-    if request.app[_DRAINING].is_set():
+async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Count a request; close its connection behind the answer once the listener is closed."""
+    requests = request.app[_REQUESTS]
+    requests.running += 1
+    try:
+        response = await handler(request)
+    finally:
+        requests.running -= 1
+    if requests.are_last:
         response.force_close()
     return response
 
 
 @contextlib.asynccontextmanager
-async def serving_admin(
-    app: web.Application, listener: socket.socket, timeout_seconds: float
-) -> AsyncIterator[AdminServer]:
-    """Serve an application on a bound socket; requests that still run at the end have ``timeout_seconds``."""
-    app[_DRAINING] = asyncio.Event()
-    app.middlewares.insert(0, _tell_the_last)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=timeout_seconds)
+async def serving_admin(app: web.Application, listener: socket.socket) -> AsyncIterator[AdminServer]:
+    """Serve an application on a bound socket; requests that still run at the end are cut."""
+    app[_REQUESTS] = _Requests()
+    app.middlewares.insert(0, _count)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_BYTES_SECONDS)
     try:
         await runner.setup()
         site = web.SockSite(runner, listener)

@@ -25,7 +25,7 @@ def main() -> None:
         sys.exit(serve_forks(load, *map(int, sys.argv[2:])))
     config, silence = sys.argv[1:]
     command = [sys.executable, __file__, "fork-server"]
-    timing = supervisor.Timing(silence=float(silence), start=float(silence) * 4)
+    timing = supervisor.Timing(silence=float(silence), start=float(silence) * 4, grace=1)
     try:
         with contextlib.closing(ForkServer(load, command)) as forks:
             asyncio.run(supervisor.run(functools.partial(load_settings, config, os.environ), forks, timing))

@@ -1,5 +1,6 @@
 """Reload, stop and rolling restart of the whole product under load: what clients see is that nothing happened."""
 
+import base64
 import itertools
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry, require_program
-from tests.product import Image, Proxy, User, digest_of, make_image, push_blob_directly, random_bytes
+from tests.product import ADMIN_PASSWORD, Image, Proxy, User, digest_of, make_image, push_blob_directly, random_bytes
 from tests.servers import Server, blob_gets, free_port, nginx_in_turns, running, wait_until
 
 MIB = 1024 * 1024
@@ -310,10 +311,21 @@ def test_a_fetch_outlives_the_generation_that_began_it(
 
 
 def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """For ``drain.delay`` a node is not ready and still answers; then connections are refused; then it has gone."""
-    proxy = start_proxy([start_registry()], {"drain": {"delay": "2s"}})
+    """For ``drain.delay`` a node is not ready and still answers; then connections are refused; then it has gone.
+
+    A request on the admin listener that never ends takes no more than its time, and nothing from the audit log.
+    """
+    proxy = start_proxy([start_registry()], {"drain": {"delay": "2s", "timeout": "1s"}})
     assert proxy.process is not None
-    with httpx.Client(base_url=proxy.url, verify=False) as kept:
+    credentials = base64.b64encode(f"admin:{ADMIN_PASSWORD}".encode()).decode()
+    held = (
+        f"PUT /admin/v1/policy HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\nContent-Length: 9\r\n\r\n"
+    )
+    with (
+        httpx.Client(base_url=proxy.url, verify=False) as kept,
+        socket.create_connection(("127.0.0.1", proxy.admin_port)) as holding,
+    ):
+        holding.sendall(held.encode())
         assert kept.get("/healthz").status_code == 200
         proxy.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{proxy.admin_url}/readyz", verify=False).status_code == 503, "not ready")
@@ -323,7 +335,9 @@ def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_re
             assert answer.status_code == 200
         assert answer.status_code == 200
         wait_until(lambda: refuses(proxy.port), "refused")
-    assert proxy.process.wait(20) == 0
+        assert proxy.process.wait(20) == 0
+    audit = "".join(file.read_text() for file in (proxy.cache / "audit").glob("*.jsonl"))
+    assert '"action":"worker.end"' in audit
 
 
 def refuses(port: int) -> bool:
