@@ -136,6 +136,11 @@ class AccessControl:
         self._failed_at = float("-inf")
         self._failure: StoreUnavailableError | None = None
 
+    @property
+    def knows_ldap(self) -> bool:
+        """Whether LDAP can be asked for passwords."""
+        return self._ldap is not None
+
     async def policy(self) -> Policy:
         """Return the policy as it is now: all that was committed on this node is in it.
 

@@ -106,6 +106,8 @@ class Policy:
     ) -> None:
         self._parts = (users, groups, generations, robots, secrets, revoked_tokens, oidc_groups)
         self._oidc_groups = oidc_groups
+        self._groups = {group_subject(group.name) for group in groups}
+        self._groups |= {group_subject(group) for named in oidc_groups.values() for group in named}
         self._users = {user_subject(user.name): user for user in users}
         self._robots = {robot_subject(robot.name): robot for robot in robots}
         self._secrets = {secret.id: secret for secret in secrets}
@@ -170,6 +172,13 @@ class Policy:
         """Tell whether the subject is an administrator."""
         user = self._users.get(subject)
         return user is not None and user.is_admin and not user.is_disabled
+
+    def why_of_no_use(self, subject: str) -> str | None:
+        """Return why what is granted to a subject is of no use to anybody now; None where it may be."""
+        if subject.startswith(f"{SubjectKind.GROUP}:"):
+            is_known = subject in self._groups
+            return None if is_known else f"there is no {subject}, and no rule of auth.oidc puts anybody into it"
+        return self._subject_fault(subject, time.time())
 
     def namespaces(self, subject: str) -> tuple[str, ...]:
         """Return the namespaces in which a subject gives and takes rights, as patterns such as ``team/**``, sorted."""

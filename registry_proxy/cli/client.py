@@ -1,6 +1,7 @@
 """The admin API as the commands call it: one HTTP client, every failure a CommandError that says what to do next."""
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import typer
 
 from registry_proxy.cli.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
 from registry_proxy.cli.errors import CommandError, NotAdminError
-from registry_proxy.cli.output import print_error
+from registry_proxy.cli.output import print_error, print_note
 
 if TYPE_CHECKING:
     import httpx
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _PAGE_SIZE = 500
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 30
+_WARNING = re.compile(r'299 \S+ "([^"]*)"')  # RFC 7234, section 5.5
 
 
 Locate = Callable[[Sequence[str]], str]
@@ -128,7 +130,7 @@ class AdminClient:
         patient: bool = False,
         locate: Locate = _dotted,
     ) -> Answer:
-        """Send a request and return its answer.
+        """Send a request and return its answer; what it warns of is told on standard error.
 
         Args:
             method: of HTTP.
@@ -163,6 +165,8 @@ class AdminClient:
             ) from error
         if not response.is_success:
             raise _to_error(response, self._url, self._username, locate)
+        for warning in _WARNING.findall(response.headers.get("Warning", "")):
+            print_note(f"warning: {warning}")
         return Answer(_read_document(response, self._url), response.headers.get("ETag"))
 
     def list_all(self, *path: str, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

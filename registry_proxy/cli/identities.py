@@ -105,7 +105,7 @@ def set_user(
 def list_users(as_json: JsonOption = False) -> None:
     """List all users."""
     with admin_client() as client:
-        columns = {"name": "NAME", "admin": "ADMIN", "groups": "GROUPS"}
+        columns = {"name": "NAME", "admin": "ADMIN", "disabled": "DISABLED", "ldap": "LDAP", "groups": "GROUPS"}
         print_list(columns, client.list_all("users"), empty="There are no users.", as_json=as_json)
 
 

@@ -1,6 +1,7 @@
 """Users, groups, grants, explain and revocations of the admin API."""
 
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from registry_proxy.access.directory import (
     RevisionConflictError,
     UserInput,
 )
+from registry_proxy.access.grants import Policy
 from registry_proxy.access.records import Grant, Group, User
 from registry_proxy.access.subject import is_name, parse_subject
 from registry_proxy.spec.patterns import SUBJECT, compile_repository_pattern, is_below
@@ -98,8 +100,13 @@ def _user_input(body: UserBody) -> UserInput:
     )
 
 
-def _answer(document: dict[str, Any], revision: int, status: int = 200) -> web.Response:
-    return web.json_response(document, status=status, headers={"ETag": format_etag(revision)})
+def _answer(
+    document: dict[str, Any], revision: int, status: int = 200, *, warnings: Sequence[str] = ()
+) -> web.Response:
+    headers = {"ETag": format_etag(revision)}
+    if warnings:
+        headers["Warning"] = ", ".join(f'299 - "{warning}"' for warning in warnings)
+    return web.json_response(document, status=status, headers=headers)
 
 
 async def _or_none(lookup: Awaitable[_T]) -> _T | None:
@@ -260,7 +267,7 @@ class AccessResources:
         expect = expected_revision(request, current.revision if current else None)
         note_difference(request, "groups", current.groups if current else (), body.groups)
         user, is_new = await self._directory.put_user(name, _user_input(body), expect=expect)
-        return _answer(_user_document(user), user.revision, 201 if is_new else 200)
+        return _answer(_user_document(user), user.revision, 201 if is_new else 200, warnings=self._doubts_of_user(user))
 
     async def patch_user(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
@@ -273,7 +280,14 @@ class AccessResources:
             return (await self._directory.put_user(name, _user_input(body), expect=expect))[0]
 
         user = await patched(request, lambda: self._directory.get_user(name), write)
-        return _answer(_user_document(user), user.revision)
+        return _answer(_user_document(user), user.revision, warnings=self._doubts_of_user(user))
+
+    def _doubts_of_user(self, user: User) -> list[str]:
+        if not user.is_ldap or self._control.knows_ldap:
+            return []
+        return [
+            f"nobody can log in as {user.name}: LDAP knows the password, and auth.ldap is not configured on this node"
+        ]
 
     async def delete_user(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
@@ -325,6 +339,8 @@ class AccessResources:
         query = read_query(request, (*PAGE, "subject", "repository"))
         page = read_page(query)
         subject, repository = query.get("subject"), query.get("repository")
+        if subject is not None and (fault := _subject_fault(subject)) is not None:
+            raise ProblemError(400, f"subject: {fault}")
         grants = {
             grant.id: grant
             for grant in await self._directory.list_grants()
@@ -343,11 +359,14 @@ class AccessResources:
         namespaces = request.get(NAMESPACES)
         if namespaces is not None:
             _check_inside(namespaces, body)
+        policy = await self._control.policy()
         grant = await self._directory.add_grant(grant_input(body))
-        return _answer(grant_document(grant).as_json(), grant.revision, 201)
+        doubts = _doubts_of_grant(request, grant, policy)
+        return _answer(grant_document(grant).as_json(), grant.revision, 201, warnings=doubts)
 
     async def patch_grant(self, request: web.Request) -> web.Response:
         patch = await read_body(request, GrantPatch)
+        policy = await self._control.policy()
 
         async def write(grant: Grant, expect: int) -> Grant:
             current = {**stated_grant(grant).as_json(), "expires_at": grant.expires_at}
@@ -358,7 +377,8 @@ class AccessResources:
             return await self._directory.change_grant(grant.id, grant_input(body), expect=expect)
 
         grant = await patched(request, lambda: self._find_grant(request), write)
-        return _answer(grant_document(grant).as_json(), grant.revision)
+        doubts = _doubts_of_grant(request, grant, policy)
+        return _answer(grant_document(grant).as_json(), grant.revision, warnings=doubts)
 
     async def delete_grant(self, request: web.Request) -> web.Response:
         async def delete(grant: Grant, expect: int) -> None:
@@ -414,6 +434,17 @@ class AccessResources:
             id=f"{body.subject}@{generation}", subject=body.subject, generation=generation
         )
         return web.json_response(document.as_json(), status=201)
+
+
+def _doubts_of_grant(request: web.Request, grant: Grant, policy: Policy) -> list[str]:
+    """Return why a grant is of no use as things are; it is made all the same, since who is named may come later."""
+    doubts = []
+    if grant.expires_at is not None and grant.expires_at <= time.time():
+        doubts.append("the grant has expired already: it allows nothing")
+    # The owner of a namespace is not told who is there.
+    if NAMESPACES not in request and (why := policy.why_of_no_use(grant.subject)) is not None:
+        doubts.append(f"{why}: until that changes, the grant allows nothing")
+    return doubts
 
 
 def _may_see(request: web.Request, repository: str) -> bool:

@@ -158,6 +158,15 @@ def test_explain_names_the_grant_that_has_ended() -> None:
     assert "expired" not in allowed.explain("user:ann", "team/a", PULL).reason
 
 
+def test_a_grant_to_a_group_of_a_rule_is_of_use() -> None:
+    """A group that only the configuration knows needs no record."""
+    judge = Policy([ANN], [Group("dev", ())], [], {}, oidc_groups={"ci/main": ("deployers",)})
+    for subject in ("user:ann", "group:dev", "group:deployers", "oidc:ci/main/x", "anonymous"):
+        assert judge.why_of_no_use(subject) is None
+    for subject in ("user:bob", "group:none", "oidc:ci/other/x", "robot:ci"):
+        assert judge.why_of_no_use(subject) is not None
+
+
 def test_deleting_a_digest_takes_a_grant_for_all_tags() -> None:
     """A digest takes all its tags with it, so the right to delete some of them is not enough."""
     some = policy(grant("user:ann", "team/*", DELETE, tags="v*"))

@@ -56,8 +56,8 @@ def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     assert _json(run("user", "set", "ann", "--enable", "--admin", "--json")) == changed
     assert [user["name"] for user in _json(run("user", "list", "--json"))] == ["admin", "ann", "bob"]
     table = run("user", "list").stdout.splitlines()
-    assert table[0].split() == ["NAME", "ADMIN", "GROUPS"]
-    assert table[2].split() == ["ann", "yes", "ops"]
+    assert table[0].split() == ["NAME", "ADMIN", "DISABLED", "LDAP", "GROUPS"]
+    assert table[2].split() == ["ann", "yes", "no", "no", "ops"]
     assert _json(run("user", "set", "ann", "--ldap", "--json"))["ldap"]
     assert _json(run("user", "set", "ann", "--no-admin", "--json"))["ldap"]
     assert _json(run("user", "add", "eve", "--ldap", "--json"))["ldap"]
@@ -121,6 +121,23 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     assert run("grant", "set", grant["id"]).exit_code == 2
     assert run("grant", "rm", grant["id"]).exit_code == 0
     _fails(run("grant", "rm", grant["id"]), f"there is no grant {grant['id']}")
+
+
+def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
+    """On standard error, so that --json stays JSON: who is named may come later, so it is no failure."""
+    result = run("grant", "add", "user:zoe", "team/**", "pull", "--json")
+    made = _json(result)
+    assert result.stderr.splitlines() == [
+        "warning: there is no user:zoe: until that changes, the grant allows nothing",
+        f"Grant {made['id']} made.",
+    ]
+    changed = run("grant", "set", made["id"], "--expires-at", "2020-01-01T00:00:00Z")
+    assert len([line for line in changed.stderr.splitlines() if line.startswith("warning: ")]) == 2
+    assert "warning: the grant has expired already" in changed.stderr
+    for command in (["user", "add", "eve", "--ldap"], ["user", "set", "bob", "--ldap"]):
+        assert "auth.ldap is not configured on this node" in run(*command).stderr
+    assert "warning" not in run("grant", "add", "user:bob", "team/**", "pull").stderr
+    _fails(run("grant", "list", "--subject", "bob"), "subject: expected user:NAME")
 
 
 def test_faults_are_told_one_a_line(run: Run) -> None:

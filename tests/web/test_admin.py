@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
+from registry_proxy.access.directory import GrantInput, UserInput
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
 from registry_proxy.replication.journal import IntentKey, IntentKind
@@ -256,6 +257,40 @@ async def test_a_grant_is_changed_in_its_place(admin: Admin) -> None:
         assert (await admin.call("PATCH", path, body))[0] == 400, body
     assert (await admin.call("GET", path))[1] == changed
     assert (await admin.call("PATCH", path, {"expires_at": None}))[1] == {**changed, "expires_at": None}
+
+
+async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
+    """Whom it names may be made later: it is taken, and the answer says why nobody gets anything by it now."""
+    await admin.node.directory.put_user("off", UserInput(is_ldap=True, is_disabled=True))
+    await admin.node.directory.put_group("dev", [])
+    told = {}
+    for subject in (
+        "user:bob",
+        "user:zoe",
+        "user:off",
+        "group:dev",
+        "group:none",
+        "robot:ci",
+        "oidc:a/b/c",
+        "anonymous",
+    ):
+        body = {"subject": subject, "repository": "a", "actions": ["pull"]}
+        status, _, headers = await admin.call("POST", "/grants", body)
+        assert status == 201
+        if "Warning" in headers:
+            told[subject] = headers["Warning"]
+    after = 'until that changes, the grant allows nothing"'
+    assert told == {
+        "user:zoe": f'299 - "there is no user:zoe: {after}',
+        "user:off": f'299 - "user:off is disabled: {after}',
+        "group:none": f'299 - "there is no group:none, and no rule of auth.oidc puts anybody into it: {after}',
+        "robot:ci": f'299 - "there is no robot:ci: {after}',
+        "oidc:a/b/c": f'299 - "no rule of auth.oidc makes oidc:a/b/c: {after}',
+    }
+    await admin.node.directory.add_grant(GrantInput(subject="user:bob", repository="mine/**", actions=["manage"]))
+    body = {"subject": "user:zoe", "repository": "mine/a", "actions": ["pull"]}
+    status, _, headers = await admin.call("POST", "/grants", body, auth=BOB)
+    assert (status, "Warning" in headers) == (201, False), "who owns a namespace is not told who is there"
 
 
 async def test_patches_lose_nothing_of_each_other(admin: Admin) -> None:
