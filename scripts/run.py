@@ -15,11 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 from registry_proxy.listeners import describe_holder
+from registry_proxy.settings import Settings
+from registry_proxy.settings_load import SettingsError, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = ROOT / "config" / "example.yaml"
-REGISTRY_PORTS = (5001, 5002)
-PROXY_PORTS = (5000, 5080)
+LOOPBACK = "127.0.0.1"
 SAME_SIGNAL_SECONDS = 0.5  # a terminal and make both pass one Ctrl-C on: together they are one
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
@@ -54,12 +55,26 @@ def stop(process: "subprocess.Popen[str]") -> None:
         process.wait()
 
 
-def refuse_taken_ports() -> None:
-    """Say who holds the ports we need, before anything is started."""
-    holders = {port: describe_holder(port) for port in (*PROXY_PORTS, *REGISTRY_PORTS)}
-    taken = [f"port {port} is taken by {holder}" for port, holder in holders.items() if holder]
+def registry_ports(settings: Settings) -> list[int]:
+    """Return the port of each registry that is ours to start: the replicas on this machine."""
+    replicas = [replica for upstream in settings.upstreams.values() for replica in upstream.replicas]
+    return [replica.port for replica in replicas if replica.host == LOOPBACK]
+
+
+def refuse_taken_ports(settings: Settings) -> None:
+    """Say who holds the ports we need, before anything is started, and how to take others."""
+    keys = {settings.listen.port: "LISTEN", settings.admin_listen.port: "ADMIN_LISTEN"}
+    keys |= dict.fromkeys(registry_ports(settings), "UPSTREAMS__MAIN__REPLICAS")
+    taken = [
+        f"port {port} is taken by {holder}; REGISTRY_PROXY__{key} sets another one"
+        for port, key in keys.items()
+        if (holder := describe_holder(port))
+    ]
     if taken:
-        sys.exit("\n".join([*taken, "End it, or give a configuration of your own: CONFIG=file.yaml make run"]))
+        advice = (
+            "End it, set another port (see README.md), or give a configuration of your own: CONFIG=file.yaml make run"
+        )
+        sys.exit("\n".join([*taken, advice]))
 
 
 def start_registry(number: int, port: int) -> "subprocess.Popen[str]":
@@ -73,18 +88,21 @@ def start_registry(number: int, port: int) -> "subprocess.Popen[str]":
             "version: 0.1\n"
             "log: {level: warn}\n"
             f"storage: {{filesystem: {{rootdirectory: '{home / 'data'}'}}, delete: {{enabled: true}}}}\n"
-            f"http: {{addr: '127.0.0.1:{port}', secret: {secrets.token_hex(16)}}}\n",
+            f"http: {{secret: {secrets.token_hex(16)}}}\n",
             encoding="utf-8",
         )
+    # It takes all that begin with REGISTRY_ for its own, ours too.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
+    environment["REGISTRY_HTTP_ADDR"] = f"{LOOPBACK}:{port}"
     with (home / "log").open("a", encoding="utf-8") as log:
-        process = start(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+        process = start(["docker-registry", "serve", str(config)], stdout=log, stderr=log, env=environment)
     deadline = time.monotonic() + START_SECONDS
     while describe_holder(port) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             stop(process)
             sys.exit(f"registry {number} does not start: see {home / 'log'}")
         time.sleep(0.05)
-    print(f"registry {number}: http://127.0.0.1:{port}, data in {home / 'data'}", flush=True)
+    print(f"registry {number}: http://{LOOPBACK}:{port}, data in {home / 'data'}", flush=True)
     return process
 
 
@@ -134,8 +152,12 @@ def main() -> int:
     config = os.environ.get("CONFIG")
     with ExitStack() as started:
         if not config:
-            refuse_taken_ports()
-            for number, port in enumerate(REGISTRY_PORTS, start=1):
+            try:
+                settings = load_settings(str(DEFAULT_CONFIG), os.environ)
+            except SettingsError as error:
+                sys.exit(str(error))
+            refuse_taken_ports(settings)
+            for number, port in enumerate(registry_ports(settings), start=1):
                 started.callback(stop, start_registry(number, port))
         command = [sys.executable, "-m", "registry_proxy", "serve", "--config", config or str(DEFAULT_CONFIG)]
         proxy = start(command, stdout=subprocess.PIPE)

@@ -1,0 +1,34 @@
+"""`make run`: what it says before it starts anything."""
+
+import socket
+
+import pytest
+
+from registry_proxy.settings_load import load_settings
+from scripts import run
+
+
+def test_ports_that_are_taken_can_be_moved() -> None:
+    """Each is named with who holds it and the variable that moves it; then nobody asks for the old one."""
+    with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as registry:
+        taken, also_taken = held.getsockname()[1], registry.getsockname()[1]
+        replicas = '[{"name": "first", "url": "http://127.0.0.1:%d"}, {"name": "far", "url": "https://example.com"}]'
+        environment = {
+            "REGISTRY_PROXY__LISTEN": "127.0.0.1:1",
+            "REGISTRY_PROXY__ADMIN_LISTEN": f"127.0.0.1:{taken}",
+            "REGISTRY_PROXY__UPSTREAMS__MAIN__REPLICAS": replicas % also_taken,
+        }
+        settings = load_settings(str(run.DEFAULT_CONFIG), environment)
+        assert run.registry_ports(settings) == [also_taken]
+        with pytest.raises(SystemExit) as refusal:
+            run.refuse_taken_ports(settings)
+        told = str(refusal.value).splitlines()
+        assert [line.partition(" is taken by process ")[0] for line in told[:-1]] == [
+            f"port {taken}",
+            f"port {also_taken}",
+        ]
+        assert told[0].endswith("; REGISTRY_PROXY__ADMIN_LISTEN sets another one")
+        assert told[1].endswith("; REGISTRY_PROXY__UPSTREAMS__MAIN__REPLICAS sets another one")
+    run.refuse_taken_ports(load_settings(str(run.DEFAULT_CONFIG), environment))
+    readme = (run.ROOT / "README.md").read_text()
+    assert all(f"`{name}=" in readme for name in environment)
