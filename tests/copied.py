@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from registry_proxy.fork_server import ForkServer, RunCopy, name_process
 
@@ -56,6 +58,28 @@ class Copied:
     def kill(self) -> None:
         """End it at once."""
         self.send_signal(signal.SIGKILL)
+
+
+def told_by_a_copy(load: Callable[[], Callable[[], Any]]) -> Any:
+    """Return what a copy of a process tells, as JSON has it: ``load`` is called before it is made, its result in it."""
+
+    def load_copy() -> RunCopy:
+        tell = load()
+
+        def run(descriptors: list[int]) -> int:
+            with socket.socket(fileno=descriptors[0]) as channel:
+                channel.sendall(json.dumps(tell()).encode())
+            return 0
+
+        return run
+
+    ours, theirs = socket.socketpair()
+    with ours, ours.makefile("rb") as answer, closing(ForkServer(load_copy, [])) as forks:
+        with theirs:
+            pid = asyncio.run(forks.fork([theirs.fileno()]))
+        told = json.loads(answer.read())
+        assert Copied(pid, []).wait(30) == 0
+        return told
 
 
 class Copies:

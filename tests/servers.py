@@ -25,6 +25,8 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_START_SECONDS = 20
+_END_SECONDS = 20
 _FIRST_PORT = 20_000
 _PORTS_OF_A_PROCESS = 1_000
 _PROCESSES = 12
@@ -57,9 +59,9 @@ def free_port() -> int:
     raise RuntimeError("every port of this test process is taken")
 
 
-def wait_for_port(port: int, process: "Started | None" = None, timeout_seconds: float = 20) -> None:
+def wait_for_port(port: int, process: "Started | None" = None) -> None:
     """Return once something accepts connections on the port; raise when the process ended or the time is over."""
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + _START_SECONDS
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -131,7 +133,7 @@ class Server:
         """Send a signal to the process."""
         os.kill(self.pid, number)
 
-    def stop(self, number: int = signal.SIGTERM, timeout_seconds: float = 15) -> None:
+    def stop(self, number: int = signal.SIGTERM) -> None:
         """End it with a signal, harder after the time-out; do nothing when it is not running."""
         if self.process is None:
             return
@@ -139,7 +141,7 @@ class Server:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
             try:
-                self.process.wait(timeout_seconds)
+                self.process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -273,14 +275,14 @@ def dnsmasq(root: Path, program: str) -> Dns:
 
 
 @contextlib.contextmanager
-def terminated(process: "subprocess.Popen[bytes]", timeout_seconds: float = 20) -> Iterator[None]:
+def terminated(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     """End a process with SIGTERM, harder after the time-out, when the with block is left."""
     try:
         yield
     finally:
         process.terminate()
         try:
-            process.wait(timeout_seconds)
+            process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

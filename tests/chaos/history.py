@@ -13,6 +13,9 @@ from enum import StrEnum
 LINGERING_SECONDS = 45.0
 """How long a write whose client was cut off may still be under way: it may wait 30 s for its turn."""
 
+_WRITES_TOLD_SECONDS, _READS_TOLD_SECONDS = 60.0, 5.0
+"""How long before a violation an operation is still told of."""
+
 
 class Kind(StrEnum):
     """What an operation does."""
@@ -268,7 +271,7 @@ class History:
             for window in self.windows
         )
 
-    def timeline(self, violation: Violation, before_seconds: float = 60.0, reads_seconds: float = 5.0) -> str:
+    def timeline(self, violation: Violation) -> str:
         """Return the operations on the same key, and the faults, that came before a violation, in order."""
         about = violation.about
         digests = {about.digest} - {""}
@@ -282,12 +285,13 @@ class History:
                 and (one is about or (about.tag and one.tag == about.tag) or one.digest in digests)
                 and one.started_at <= about.ended_at
                 and one.ended_at
-                > about.started_at - (before_seconds if one.kind in {Kind.PUSH, Kind.DELETE} else reads_seconds)
+                > about.started_at
+                - (_WRITES_TOLD_SECONDS if one.kind in {Kind.PUSH, Kind.DELETE} else _READS_TOLD_SECONDS)
             ),
             *(
                 window
                 for window in self.windows
-                if window.ended_at > about.started_at - before_seconds and window.started_at <= about.ended_at
+                if window.ended_at > about.started_at - _WRITES_TOLD_SECONDS and window.started_at <= about.ended_at
             ),
         ]
         lines = [str(one) for one in sorted(related, key=lambda one: one.started_at)]

@@ -174,9 +174,9 @@ class FakeRegistry:
         """Return how many requests with this method matched the regular expression."""
         return sum(1 for r in self.requests if r.method == method and re.search(target, r.target))
 
-    async def wait_for(self, method: str, target: str = "", count: int = 1, timeout_seconds: float = 10) -> None:
+    async def wait_for(self, method: str, target: str = "", count: int = 1) -> None:
         """Return once that many such requests have arrived."""
-        async with asyncio.timeout(timeout_seconds), self._arrived:
+        async with asyncio.timeout(10), self._arrived:
             await self._arrived.wait_for(lambda: self.count(method, target) >= count)
 
     # ------------------------------------------------------------ answering

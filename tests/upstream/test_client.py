@@ -27,6 +27,7 @@ from tests.fakes.upstream import HASTY, PATIENT, REPOSITORY, open_client, read_a
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 TAG = Tag("1")
+PIECE_BYTES = 100_000
 
 
 def manifest_of(*blobs: bytes) -> Manifest:
@@ -39,12 +40,12 @@ def manifest_of(*blobs: bytes) -> Manifest:
     return Manifest(Descriptor(OCI_MANIFEST, digest_of(body), len(body)), body)
 
 
-def in_pieces(content: bytes, size: int = 100_000) -> Callable[[], AsyncIterator[bytes]]:
+def in_pieces(content: bytes) -> Callable[[], AsyncIterator[bytes]]:
     """Return a function that gives the content as a body, piece by piece."""
 
     async def body() -> AsyncIterator[bytes]:
-        for start in range(0, len(content), size):
-            yield content[start : start + size]
+        for start in range(0, len(content), PIECE_BYTES):
+            yield content[start : start + PIECE_BYTES]
 
     return body
 
