@@ -27,6 +27,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _MAX_DESCRIPTORS: Final = 253  # SCM_MAX_FD of the kernel
 _PATIENCE_SECONDS: Final = 60.0
 _ENDS: Final = "the process that makes the workers ends at once"
+_SILENT: Final = f"the process that makes the workers has not answered for {_PATIENCE_SECONDS:g} s"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 RunCopy = Callable[[list[int]], int]
@@ -41,12 +42,17 @@ class _Maker:
     pid: int
 
     async def exchange(self, order: bytes, descriptors: Sequence[int] = ()) -> bytes:
-        """Return the answer to an order, empty when the process has ended."""
+        """Return the answer to an order, empty when the process has ended. Raises TimeoutError."""
         if self.pid:
-            with contextlib.suppress(ConnectionError):
+            os.kill(self.pid, signal.SIGCONT)  # one that somebody has stopped would not answer
+            try:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
                     socket.send_fds(self.control, [order], descriptors)
                     return await asyncio.get_running_loop().sock_recv(self.control, 32)
+            except ConnectionError:
+                pass
+            except TimeoutError:
+                raise TimeoutError(errno.ETIMEDOUT, _SILENT) from None
         return b""
 
     def end(self) -> None:

@@ -32,7 +32,7 @@ from registry_proxy.ports import ReloadOutcome
 from registry_proxy.processes import Launcher, Process, first_of
 from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.samples import forget_gauges
 
@@ -42,6 +42,7 @@ MAX_OLD_GENERATIONS = 4
 _PAUSE_AFTER_DNS_SECONDS = 10.0
 """Until DNS may cause the next reload: one that is refused is not tried again at once."""
 
+_STOPPING = "the service is stopping"
 _log = logging.getLogger(__name__)
 
 
@@ -129,9 +130,14 @@ class Supervisor:
 
     def reload(self, asker: Process | None = None) -> None:
         """Read the configuration again, soon; all who ask before that are given the same answer."""
-        if asker is not None:
+        if asker is not None and self._stopping.is_set():
+            asker.answer_reload(self._stopping_outcome())
+        elif asker is not None:
             self._reload_askers.append(asker)
         self._reload_wanted.set()
+
+    def _stopping_outcome(self) -> ReloadOutcome:
+        return ReloadOutcome(self._current.number, failure=_STOPPING)
 
     def _kill_all(self) -> None:
         for process in self._processes:
@@ -178,7 +184,7 @@ class Supervisor:
             if self._reload_wanted.is_set():
                 self._reload_wanted.clear()
                 askers, self._reload_askers = self._reload_askers, []
-                outcome = await self._reload()
+                outcome = await self._reload_unless_stopped()
                 for asker in askers:
                     asker.answer_reload(outcome)
         following.cancel()
@@ -215,6 +221,14 @@ class Supervisor:
         print(line, flush=True)  # noqa: T201 - for the person or the script that waits for it
 
     # ------------------------------------------------------------ reload
+
+    async def _reload_unless_stopped(self) -> ReloadOutcome:
+        reloading = spawn(self._reload(), "reload")
+        await first_of(None, self._stopping.wait(), asyncio.wait([reloading]))
+        if reloading.done():
+            return reloading.result()
+        await end(reloading)
+        return self._refused(self._stopping_outcome())
 
     async def _reload(self) -> ReloadOutcome:
         """Replace the generation by one with the configuration as it is now; on any fault change nothing."""
@@ -315,7 +329,7 @@ class Supervisor:
     async def _launch(self, generation: _Generation, slot: int, *, is_first: bool = False) -> None:
         """Start the worker of a slot on the sockets of that slot; the first of all prepares the node before."""
         if self._stopping.is_set():
-            raise StartError("the service is stopping")
+            raise StartError(_STOPPING)
         public = self._public[slot :: generation.settings.workers]
         admin = self._admin if slot == 0 else None
         identity = self._free_identity()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from registry_proxy import fork_server
 from registry_proxy.fork_server import ForkServer, RunCopy, name_process, serve_forks
 from registry_proxy.tasks import spawn
 
@@ -78,6 +79,12 @@ def wait(pid: int) -> int:
 def await_end(pid: int) -> None:
     """Return once a child has ended, and leave it to be waited for."""
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def stop(pid: int) -> None:
+    """Stop a child."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
 
 
 def make_orphan() -> int:
@@ -214,15 +221,40 @@ def test_it_waits_for_its_copies_whoever_started_it(start: Start) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
-@pytest.mark.parametrize("command", [["/no/such/program"], [sys.executable, "-c", "raise SystemExit(1)"]])
+def test_a_fork_server_that_was_stopped_goes_on(start: Start) -> None:
+    """With the fork server stopped by a signal, a crashed worker is replaced all the same."""
+
+    async def scenario() -> None:
+        forks = start(load)
+        first, seen = await copy(forks)
+        stop(seen["maker"])
+        second, seen_then = await copy(forks)
+        for channel, pid in ((first, seen["pid"]), (second, seen_then["pid"])):
+            channel.close()
+            assert wait(pid) == 7
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_SECONDS))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["/no/such/program"],
+        [sys.executable, "-c", "raise SystemExit(1)"],
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+    ],
+)
 def test_a_renewal_that_fails_leaves_the_one_before(start: Start, command: list[str]) -> None:
     """Where a reload is refused, since what is installed now cannot be loaded, a crashed worker is still replaced."""
 
     async def scenario() -> None:
         forks = start(load, command)
         first, seen = await copy(forks)
-        with pytest.raises(OSError, match=r"ends at once|No such file"):
-            await forks.renew()
+        with pytest.MonkeyPatch.context() as patched:
+            if "sleep" in command[-1]:
+                patched.setattr(fork_server, "_PATIENCE_SECONDS", 0.1)
+            with pytest.raises(OSError, match=r"ends at once|No such file|has not answered"):
+                await forks.renew()
         second, seen_then = await copy(forks)
         assert seen_then["maker"] == seen["maker"]
         for channel, pid in ((first, seen["pid"]), (second, seen_then["pid"])):
@@ -245,7 +277,7 @@ def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: 
             kill = os.kill
 
             def recorded(pid: int, number: int) -> None:
-                killed.append(pid)
+                killed.append((pid, number))
                 kill(pid, number)
 
             patched.setattr(os, "kill", recorded)
@@ -253,7 +285,7 @@ def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: 
             for _ in range(2):
                 with pytest.raises(FileNotFoundError):
                     await forks.fork([])
-        assert killed == [first]
+        assert killed == [(first, signal.SIGCONT), (first, signal.SIGKILL)]
 
     asyncio.run(scenario())
 

@@ -442,6 +442,25 @@ def test_a_bad_configuration_is_refused_and_the_old_one_stays(service: StartServ
     assert "hidden" not in running.text()
 
 
+def test_a_stop_does_not_wait_for_a_reload(service: StartService) -> None:
+    """Where what is installed now takes for ever to load, SIGTERM ends all; who asked for the reload is told so."""
+    running = service()
+    running.environment["RELOAD_HANGS"] = "yes"
+    running.started()
+    assert running.process is not None
+    supervisor_process = psutil.Process(running.process.pid)
+    with Connection(running.port) as connection, Connection(running.admin_port) as first:
+        assert connection.ask("slow") == "started"
+        first.send("reload")
+        wait_until(lambda: len(supervisor_process.children()) == 3, "worker, what made it, and what loads")
+        with Connection(running.admin_port) as second:
+            running.send_signal(signal.SIGTERM)
+            assert json.loads(first.receive())["failure"] == "the service is stopping"
+            assert json.loads(second.ask("reload"))["failure"] == "the service is stopping"
+        assert connection.ask("go").isdecimal()
+    assert running.wait() == 0
+
+
 @pytest.mark.parametrize("behaviour", ["broken/", "never-ready/"])
 def test_workers_that_do_not_start_leave_the_old_ones(service: StartService, behaviour: str) -> None:
     """The reason is told, what was started is gone, and the old workers serve on, replaced when they crash."""

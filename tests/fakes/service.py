@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 
 from registry_proxy import supervisor, worker
 from registry_proxy.fork_server import ForkServer, RunCopy, serve_forks
@@ -22,6 +23,8 @@ def load() -> RunCopy:
 def main() -> None:
     """Run it as ``serve`` does, or what makes its workers."""
     if sys.argv[1] == "fork-server":
+        if "RELOAD_HANGS" in os.environ:
+            time.sleep(60)
         sys.exit(serve_forks(load, *map(int, sys.argv[2:])))
     config, silence = sys.argv[1:]
     command = [sys.executable, __file__, "fork-server"]
