@@ -1,6 +1,9 @@
 """The admin API as commands of `registry-proxy`."""
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from registry_proxy.cli.access import access_app
 from registry_proxy.cli.audit import audit_app
@@ -13,22 +16,40 @@ from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.robots import key_app, robot_app, token_app
 
 
+class Commands(TyperGroup):
+    """Commands under one name; of one that is not there it is said what there is."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is meant. Ends with 2 when there is none."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
+            groups: dict[str, Any] = ctx.find_root().command.commands
+            named = [f"{group} {name}" for group, each in groups.items() if name in getattr(each, "commands", ())]
+            elsewhere = ", ".join(map(repr, named))
+            if ctx.parent is not None:
+                here = ", ".join(map(repr, self.commands))
+                ctx.fail(f"No such command {name!r}. There are {here}{elsewhere and f'; elsewhere {elsewhere}'}.")
+            if elsewhere:
+                ctx.fail(f"No such command {name!r}. Did you mean {elsewhere}?")
+        return super().resolve_command(ctx, args)
+
+
 def register(app: typer.Typer) -> None:
     """Add the admin commands to the program."""
     app.command("login")(login)
     app.command("logout")(logout)
-    app.add_typer(user_app, name="user")
-    app.add_typer(group_app, name="group")
-    app.add_typer(robot_app, name="robot")
-    app.add_typer(grant_app, name="grant")
+    app.add_typer(user_app, name="user", cls=Commands)
+    app.add_typer(group_app, name="group", cls=Commands)
+    app.add_typer(robot_app, name="robot", cls=Commands)
+    app.add_typer(grant_app, name="grant", cls=Commands)
     app.command("explain")(explain)
-    app.add_typer(access_app, name="access")
-    app.add_typer(token_app, name="token")
-    app.add_typer(key_app, name="key")
-    app.add_typer(replica_app, name="replica")
-    app.add_typer(repository_app, name="repository")
-    app.add_typer(cache_app, name="cache")
-    app.add_typer(audit_app, name="audit")
+    app.add_typer(access_app, name="access", cls=Commands)
+    app.add_typer(token_app, name="token", cls=Commands)
+    app.add_typer(key_app, name="key", cls=Commands)
+    app.add_typer(replica_app, name="replica", cls=Commands)
+    app.add_typer(repository_app, name="repository", cls=Commands)
+    app.add_typer(cache_app, name="cache", cls=Commands)
+    app.add_typer(audit_app, name="audit", cls=Commands)
     app.command("reload")(reload_configuration)
     app.command("openapi")(show_openapi)
     app.command("backup")(backup)

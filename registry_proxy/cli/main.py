@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.admin import register
+from registry_proxy.cli.admin import Commands, register
 from registry_proxy.fork_server import ForkServer
 from registry_proxy.load import load_worker
 from registry_proxy.node import StartError, open_standard_streams
@@ -20,6 +20,7 @@ from registry_proxy.supervisor import run
 
 app = typer.Typer(
     name="registry-proxy",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

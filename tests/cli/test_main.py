@@ -40,6 +40,23 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("revoke user:ann", "No such command 'revoke'. Did you mean 'token revoke'?"),
+        ("explan", "No such command 'explan'. Did you mean 'explain'"),
+        ("grant revoke", "There are 'add', 'set', 'list', 'rm', 'replay'; elsewhere 'token revoke'."),
+        ("user delete", "There are 'add', 'set', 'list', 'show', 'rm'."),
+        ("user --delete", "No such option: --delete"),
+    ],
+)
+def test_a_command_that_is_not_there_leads_to_those_that_are(words: str, told: str) -> None:
+    """Its name in another group, or what the group has."""
+    result = CliRunner().invoke(app, words.split(), env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
 def test_the_module_and_the_command_are_one_program() -> None:
     """`python -m registry_proxy` lists the same commands."""
     command = [sys.executable, "-m", "registry_proxy", "--help"]
