@@ -57,7 +57,7 @@ class WrongContentError(FillFailedError):
 
 
 class StoreUnavailableError(Exception):
-    """The store (Redis) cannot be reached. Becomes a 503 wherever the store is needed."""
+    """The store cannot be reached, or used. Becomes a 503 wherever the store is needed."""
 
 
 class ConflictError(Exception):

@@ -1,4 +1,4 @@
-"""What administrators change: users, groups, grants and generations, each change validated and in one commit.
+"""What the admin API changes: users, groups, robots, secrets, grants, generations; each validated and in one commit.
 
 A user's groups and a group's members are one relation. The group's record owns it; the record of each user concerned
 is written along, so that its revision rises with every change of what it shows.
@@ -47,7 +47,7 @@ _NAME_FAULT = (
 
 
 class NotFoundError(Exception):
-    """There is no such user, group or grant."""
+    """There is no such user, group, robot, secret or grant."""
 
 
 class InvalidError(Exception):

@@ -219,9 +219,7 @@ class Policy:
         self._decided[key] = (decision, until)
         return decision
 
-    def decide_request(
-        self, subject: str, repository: str, action: Action, tag: str | None = None
-    ) -> tuple[Decision, bool]:
+    def decide_request(self, subject: str, repository: str, action: Action, tag: str | None) -> tuple[Decision, bool]:
         """Decide what a request asks for; return with it whether a push may move tags that exist.
 
         The right to create is enough for a push of blobs, and of tags that do not exist yet.

@@ -1,4 +1,4 @@
-"""Users, groups and grants as values, and their stored form."""
+"""Users, groups, robots and grants as values, and their stored form."""
 
 import ipaddress
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""`registry-proxy replica` and `registry-proxy cache`: what stands behind the proxy, and what lies on its disk."""
+"""`registry-proxy replica`, `cache`, `reload` and `openapi`: the registries of a node, its disk, its settings."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext

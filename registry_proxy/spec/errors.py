@@ -72,7 +72,7 @@ class RegistryError(Exception):
         return f"{self.code.value}: {self.message}{detail}"
 
 
-def format_errors(code: str, message: str, detail: object = None) -> bytes:
+def format_errors(code: str, message: str, detail: object) -> bytes:
     """Return the JSON body of an error answer, ``{"errors":[{"code","message","detail"}]}``.
 
     A ``detail`` that JSON cannot hold is written as text: an error must not fail for its own description.

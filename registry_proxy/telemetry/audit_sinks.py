@@ -169,24 +169,17 @@ def read_decisions(directory: str, limit: int) -> list[RecordedDecision]:
     Raises:
         OSError: they cannot be read.
     """
-    found: dict[tuple[str, str, str, str], list[object]] = {}
+    found: dict[tuple[str, str, str, str], RecordedDecision] = {}
     for path in _decision_files(directory):
         with open(path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     at, subject, repository, action, tag, count = json.loads(line)
-                    key, count = (str(subject), str(repository), str(action), str(tag)), int(count)
+                    key = (str(subject), str(repository), str(action), str(tag))
+                    count, first, last = int(count), str(at), str(at)
                 except (ValueError, TypeError):
                     continue  # a crash in the middle of a line
-                known = found.get(key)
-                if known is None:
-                    found[key] = [count, str(at), str(at)]
-                else:
-                    known[0] = int(str(known[0])) + count
-                    known[1], known[2] = min(str(known[1]), at), max(str(known[2]), at)
-    decisions = [
-        RecordedDecision(subject, repository, action, tag or None, int(str(count)), str(first), str(last))
-        for (subject, repository, action, tag), (count, first, last) in found.items()
-    ]
-    decisions.sort(key=lambda decision: decision.last_at, reverse=True)
-    return decisions[:limit]
+                if (known := found.get(key)) is not None:
+                    count, first, last = known.count + count, min(known.first_at, first), max(known.last_at, last)
+                found[key] = RecordedDecision(*key[:3], key[3] or None, count, first, last)
+    return sorted(found.values(), key=lambda decision: decision.last_at, reverse=True)[:limit]

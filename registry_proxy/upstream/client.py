@@ -188,13 +188,13 @@ class HttpReplicaClient:
 
     async def list_tags(self, repository: Repository) -> list[Tag]:
         target = self._transport.target(f"/v2/{repository}/tags/list?n=1000")
-        request = Request(method="GET", target=target, scopes=_scope(repository, Action.PULL), headers={})
+        request = Request(method="GET", target=target, scopes=_scope(repository, Action.PULL))
         names = await list_names(self._transport, request, "tags", {"repository": repository})
         return sorted(name for name in names if is_tag(name))
 
     async def list_repositories(self) -> list[Repository]:
         target = self._transport.target("/v2/_catalog?n=1000")
-        request = Request(method="GET", target=target, scopes=(format_scope(CATALOG),), headers={})
+        request = Request(method="GET", target=target, scopes=(format_scope(CATALOG),))
         names = await list_names(self._transport, request, "repositories", {"registry": self._name})
         return sorted(name for name in names if is_repository(name))
 
@@ -225,7 +225,7 @@ class HttpReplicaClient:
 
     async def cancel_upload(self, location: str) -> None:
         scopes = self._upload_scope(location)
-        request = Request(method="DELETE", target=location, scopes=scopes, headers={})
+        request = Request(method="DELETE", target=location, scopes=scopes)
         async with self._transport.request(request) as response:
             if response.status >= 300 and response.status != 404:
                 raise await self._refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
@@ -276,7 +276,6 @@ class HttpReplicaClient:
             method="POST",
             target=self._transport.target(f"/v2/{repository}/blobs/uploads/{query}"),
             scopes=_scope(repository, Action.PULL, Action.PUSH) + more_scopes,
-            headers={},
             body=b"",
         )
 
@@ -294,7 +293,7 @@ class HttpReplicaClient:
 
     async def _delete(self, repository: Repository, path: str, unknown: ErrorCode) -> None:
         scopes = _scope(repository, Action.DELETE)
-        request = Request(method="DELETE", target=self._transport.target(path), scopes=scopes, headers={})
+        request = Request(method="DELETE", target=self._transport.target(path), scopes=scopes)
         async with self._transport.request(request) as response:
             if response.status in {200, 202, 204, 404}:
                 return

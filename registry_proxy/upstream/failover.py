@@ -291,7 +291,6 @@ class FailoverReader:
     async def _ask_all(self, turn: _Round, ask: _Ask[_T]) -> Mapping[str, _T]:
         """Ask every replica at once; return what those that answered said, at least one."""
         names = order_for_read(turn.standings, turn.question.key)
-
         answers = await asyncio.gather(*(self._try(turn, name, ask) for name in names))
         heard = {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
         if not heard:

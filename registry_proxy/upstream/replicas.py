@@ -204,19 +204,18 @@ class UpstreamReplicas:
         """How often a replica has changed its state: for ``wait_for_change``."""
         return self._changes
 
-    async def wait_for_change(self, timeout_seconds: float, since: int | None = None) -> bool:
+    async def wait_for_change(self, timeout_seconds: float, since: int) -> bool:
         """Wait until a replica changes its state; return False when the time is over first.
 
         Args:
             timeout_seconds: how long to wait at most.
-            since: ``changes`` as it was before; None for now.
+            since: ``changes`` as it was before.
         """
-        known = self._changes if since is None else since
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while self._changes == known:
+                while self._changes == since:
                     await self._changed.wait()
-        return self._changes != known
+        return self._changes != since
 
     def status(self) -> list[ReplicaStatus]:
         """Return every replica, in configured order; ``pending`` is of the last ``refresh``, or a second old."""

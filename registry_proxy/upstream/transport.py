@@ -5,7 +5,7 @@ import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -48,7 +48,7 @@ class Request:
     method: str
     target: str
     scopes: tuple[str, ...]
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | AsyncIterable[bytes] | None = None
     size_bytes: int | None = None
     takes_long: bool = False

@@ -1,4 +1,4 @@
-"""The admin listener: the admin API below /admin/v1 (administrators only), and what monitoring reads."""
+"""The admin listener: the admin API below /admin/v1, for whom ``admin_auth`` lets in, and what monitoring reads."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass

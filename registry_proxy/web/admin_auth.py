@@ -1,4 +1,6 @@
-"""Who may use the admin API: a user with the admin's right, by password or by one of our tokens.
+"""Who may use the admin API: administrators, owners of namespaces for grants there, each user for what is his own.
+
+They come by password, by a secret, or by one of our tokens.
 
 Whatever is not named as open asks first, paths that do not exist too: nobody learns here what exists.
 """

@@ -83,16 +83,17 @@ async def test_credentials_that_are_put_right_are_noticed() -> None:
         refusal = registry.inject(Fault(status=403))
         async with open_replicas([registry.url]) as replicas:
             assert states(replicas) == {"a": ReplicaState.CREDENTIALS_REFUSED}
+            changes = replicas.changes
             registry.faults.remove(refusal)
-            await replicas.wait_for_change(10)
+            assert await replicas.wait_for_change(10, changes)
             assert states(replicas) == {"a": ReplicaState.UP}
 
 
 async def test_waiting_for_a_change_ends_with_the_time() -> None:
     """Without a change the wait returns False; one that came before ``since`` is asked about is not missed."""
     async with FakeRegistry() as registry, open_replicas([registry.url]) as replicas:
-        assert not await replicas.wait_for_change(0.01)
         before = replicas.changes
+        assert not await replicas.wait_for_change(0.01, before)
         replicas.report_failure("a", ReplicaFailedError("a: gone", "connect"))
         assert await replicas.wait_for_change(0, before)
 
