@@ -1,5 +1,6 @@
 """Uploads whose requests come to different nodes, each with a spool and a cache of its own, over the same replicas."""
 
+import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from registry_proxy.ports import UpstreamUnavailableError
 from registry_proxy.proxy.push import UploadAnswer
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, digest_of
+from registry_proxy.tasks import spawn
 from tests.fakes.memory import MemoryCache, MemoryMemberships
 from tests.fakes.replicas import (
     ANN,
@@ -25,6 +28,7 @@ from tests.fakes.replicas import (
     body_of,
     pushing,
 )
+from tests.waiting import until
 
 LAYER = os.urandom(300_000)
 DIGEST = digest_of(LAYER)
@@ -145,6 +149,52 @@ async def test_a_replica_that_lost_its_session_gets_the_blob_from_another(nodes:
     await nodes.one.commit(at)
     nodes.assert_at_both()
     assert await nodes.one.under_test.intents() == {}
+
+
+async def test_a_blob_is_copied_only_when_the_whole_of_it_came_back(nodes: Nodes) -> None:
+    """While the replica that took it still sends it, nothing goes to the other one; then all of it does."""
+    nodes.replicas.write_quorum = 2
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    nodes.b.uploads.clear()
+    nodes.a.body_gate = asyncio.Event()
+    commit = spawn(nodes.two.commit(at), "commit")
+    await until(lambda: nodes.a.count("open_blob") == 1)
+    assert nodes.b.count("push_blob") == 0
+    nodes.a.body_gate.set()
+    await commit
+    nodes.assert_at_both()
+
+
+async def test_a_copy_that_fails_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) -> None:
+    """Without a quorum in the end nothing stays pinned for a replica that nobody owes anything."""
+    nodes.replicas.write_quorum = 2
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    nodes.b.uploads.clear()
+    nodes.b.errors["push_blob"] = UpstreamUnavailableError("the connection broke")
+    assert (await refused(nodes.two.commit(at))).status == 503
+    assert nodes.two.spool.pins == set()
+    assert await nodes.two.under_test.intents() == {}
+
+
+async def test_an_end_that_is_repeated_is_acknowledged_again(nodes: Nodes) -> None:
+    """The node that got the PUT died over it: at the other one the replicas have the blob in place of the session."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    for location in [*nodes.a.uploads]:
+        await nodes.a.commit_upload(location, DIGEST)
+    nodes.b.uploads.clear()
+    await nodes.two.commit(at)
+    nodes.assert_at_both()
+
+
+async def test_an_upload_that_is_lost_is_not_taken_for_another_blob(nodes: Nodes) -> None:
+    """A blob of that digest which is there, but is of another size than what was sent, is not the end of it."""
+    for replica in (nodes.a, nodes.b):
+        replica.add_blob(REPOSITORY, b"other")
+    at = await nodes.two.append(await nodes.one.append(await nodes.one.start(), LAYER[:1000]), LAYER[1000:])
+    nodes.a.uploads.clear()
+    nodes.b.uploads.clear()
+    error = await refused(nodes.one.commit(at, digest=digest_of(b"other")))
+    assert (error.status, error.code) == (404, ErrorCode.BLOB_UPLOAD_UNKNOWN)
 
 
 async def test_a_full_disk_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) -> None:
