@@ -46,7 +46,14 @@ def _row(event: Mapping[str, Any]) -> dict[str, Any]:
         what += f":{event['tag']}"
     if event.get("digest"):
         what += f"@{event['digest'][:19]}"
-    return {**event, "time": event["time"][:19] + "Z", "what": what or event.get("detail", {}).get("path")}
+    detail = event.get("detail", {})
+    asked = detail.get("asked") or {}
+    whom = asked.get("subject") or asked.get("token_id")  # of a grant, of a revocation
+    row = {**event, "time": event["time"][:19] + "Z"}
+    row["what"] = " ".join(text for text in (what or detail.get("path"), whom) if text) or None
+    if event.get("outcome") == "failed" and "status" in detail:
+        row["rule"] = f"answered {detail['status']}"
+    return row
 
 
 def _print(events: Iterable[Mapping[str, Any]], *, as_json: bool, headings: bool = True) -> None:

@@ -139,7 +139,7 @@ def purge_cache(
     if [digest is not None, repository is not None, everything].count(True) != 1:
         raise typer.BadParameter("name one of: a digest, --repository REPOSITORY, --all")
     if everything and not yes:
-        typer.confirm("Remove everything from the cache of this node?", abort=True, err=True)
+        typer.confirm("Remove everything from the cache of this node (--yes: without asking)?", abort=True, err=True)
     body = {"digest": digest, "repository": repository}
     with admin_client() as admin:
         result = admin.call("POST", "cache", "purge", body=body, patient=True).document

@@ -176,7 +176,11 @@ def revoke_tokens(
             admin.call("GET", f"{kind}s", name)  # a name mistyped must not be reported as revoked
         body = {"token_id": token_id} if subject is None else {"subject": subject}
         revocation = admin.call("POST", "revocations", body=body).document
-        print_note(f"Token {token_id} is revoked." if subject is None else f"All tokens of {subject} are revoked.")
+        print_note(
+            f"A token {token_id}, if there is one, is revoked."
+            if subject is None
+            else f"All tokens of {subject} are revoked."
+        )
         if as_json:
             print_json(revocation)
 

@@ -55,6 +55,7 @@ from registry_proxy.web.admin_requests import (
     read_body,
     read_page,
     read_query,
+    warned,
 )
 from registry_proxy.web.openapi import PAGE, Endpoint
 from registry_proxy.web.problems import Fault, Handler, ProblemError, invalid, pointer_to
@@ -103,10 +104,7 @@ def _user_input(body: UserBody) -> UserInput:
 def _answer(
     document: dict[str, Any], revision: int, status: int = 200, *, warnings: Sequence[str] = ()
 ) -> web.Response:
-    headers = {"ETag": format_etag(revision)}
-    if warnings:
-        headers["Warning"] = ", ".join(f'299 - "{warning}"' for warning in warnings)
-    return web.json_response(document, status=status, headers=headers)
+    return web.json_response(document, status=status, headers={"ETag": format_etag(revision), **warned(warnings)})
 
 
 async def _or_none(lookup: Awaitable[_T]) -> _T | None:

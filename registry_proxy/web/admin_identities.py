@@ -1,5 +1,6 @@
 """Robots, secrets, keys, and what users do for themselves, of the admin API."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from registry_proxy.web.admin_requests import (
     read_body,
     read_page,
     read_query,
+    warned,
 )
 from registry_proxy.web.openapi import PAGE, Endpoint
 from registry_proxy.web.problems import ProblemError
@@ -44,7 +46,10 @@ def _secret_document(secret: Secret) -> dict[str, Any]:
 
 
 def _robot_answer(robot: Robot, status: int = 200) -> web.Response:
-    return web.json_response(_robot_document(robot), status=status, headers={"ETag": format_etag(robot.revision)})
+    headers = {"ETag": format_etag(robot.revision)}
+    if not robot.is_valid(time.time()):
+        headers |= warned([f"nobody can log in as robot${robot.name}: it has expired"])
+    return web.json_response(_robot_document(robot), status=status, headers=headers)
 
 
 def _owner_of_secrets(request: web.Request) -> str:

@@ -175,6 +175,11 @@ def format_time(moment: float | None) -> str | None:
     return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
 
 
+def warned(warnings: Sequence[str]) -> dict[str, str]:
+    """Return the header that tells of what was done and is of no use as things are (RFC 7234, section 5.5)."""
+    return {"Warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
+
+
 def format_etag(revision: int) -> str:
     """Return the entity tag of a revision."""
     return f'"{revision}"'

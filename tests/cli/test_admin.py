@@ -136,6 +136,9 @@ def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
     assert "warning: the grant has expired already" in changed.stderr
     for command in (["user", "add", "eve", "--ldap"], ["user", "set", "bob", "--ldap"]):
         assert "auth.ldap is not configured on this node" in run(*command).stderr
+    late = run("robot", "add", "ci", "--expires-at", "2020-01-01T00:00:00Z")
+    assert "warning: nobody can log in as robot$ci: it has expired" in late.stderr
+    assert "warning" not in run("robot", "set", "ci", "--expires-at", "never").stderr
     assert "warning" not in run("grant", "add", "user:bob", "team/**", "pull").stderr
     _fails(run("grant", "list", "--subject", "bob"), "subject: expected user:NAME")
 

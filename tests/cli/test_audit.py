@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,3 +40,29 @@ def test_what_the_log_cannot_hold_is_a_mistake_that_is_told(run: Run) -> None:
         assert (result.exit_code, told in " ".join(result.stderr.split())) == (1, True), result.output
         assert "%2B" not in result.stderr
     assert run("audit", "search", "--subject", "user:ann", "--outcome", "denied").exit_code == 0
+
+
+def test_a_row_says_to_whom_and_what_became_of_it(run: Run, tmp_path: Path) -> None:
+    """Of a grant and of a revocation whom it is about, of what failed the answer, of a refused login the reason."""
+    detail = {"path": "/admin/v1/revocations", "status": 201, "asked": {"subject": "user:ann"}}
+    failed = {"path": "/admin/v1/users/ann", "status": 400, "asked": None}
+    events: list[dict[str, Any]] = [
+        {"action": "revocations.post", "outcome": "ok", "detail": detail},
+        {"action": "grants.post", "outcome": "ok", "repository": "team/**", "detail": detail},
+        {"action": "users.put", "outcome": "failed", "detail": failed},
+        {"action": "login", "outcome": "failed", "rule": "LDAP does not answer"},
+        {"action": "worker.start", "outcome": "ok"},
+    ]
+    log = tmp_path / "audit" / "0-000000000001.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    place = {"time": "2020-01-31T00:00:00.000000Z", "process": "0"}
+    lines = [json.dumps({"seq": seq, **place, **event}, separators=(",", ":")) for seq, event in enumerate(events, 1)]
+    log.write_text("\n".join([*lines, ""]))
+    rows = [" ".join(line.split()[1:]) for line in run("audit", "tail").stdout.splitlines()[1:]]
+    assert rows == [
+        "revocations.post ok - /admin/v1/revocations user:ann - -",
+        "grants.post ok - team/** user:ann - -",
+        "users.put failed - /admin/v1/users/ann - answered 400",
+        "login failed - - - LDAP does not answer",
+        "worker.start ok - - - -",
+    ]
