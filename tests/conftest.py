@@ -96,6 +96,20 @@ def start_registry(tmp_path: Path) -> Iterator[StartRegistry]:
 
 
 @pytest.fixture
+def registries(start_registry: StartRegistry) -> list[servers.Server]:
+    """Start two registries with stores of their own."""
+    return [start_registry("first"), start_registry("second")]
+
+
+@pytest.fixture
+def dns(tmp_path: Path) -> Iterator[servers.Dns]:
+    """Give a DNS server, which runs from its first ``serve``."""
+    server = servers.dnsmasq(tmp_path / "dns", require_program("dnsmasq"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
 def redis(tmp_path: Path) -> Iterator[servers.Server]:
     """Start a real redis-server."""
     require_program("redis-server")

@@ -1,7 +1,7 @@
 """Replicas by DNS, asked of a real dnsmasq."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,7 @@ from registry_proxy.discovery import Discovery
 from registry_proxy.node import StartError
 from registry_proxy.settings import Settings
 from registry_proxy.tasks import spawn
-from tests.conftest import require_program
-from tests.servers import Dns, dnsmasq
-
-
-@pytest.fixture
-def dns(tmp_path: Path) -> Iterator[Dns]:
-    """A DNS server; it serves the records that it is given."""
-    server = dnsmasq(tmp_path / "dns", require_program("dnsmasq"))
-    yield server
-    server.stop()
+from tests.servers import Dns
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from registry_proxy.listeners import PortTakenError, bind_listeners
 from tests.copied import Copies
 from tests.product import is_worker
 from tests.servers import Started, free_port, wait_for_port, wait_until
+from tests.waiting import refuses
 
 SERVICE = Path(__file__).parent / "fakes" / "service.py"
 PATIENCE_SECONDS = 30.0
@@ -245,12 +246,6 @@ def test_draining_lets_a_running_request_end(service: StartService) -> None:
         assert running.status() is None
         assert connection.ask("go").isdecimal()
     assert running.wait() == 0
-
-
-def refuses(port: int) -> bool:
-    """Tell whether nobody takes connections on a port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_second_signal_ends_it_at_once(service: StartService) -> None:

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import Docker
-from tests.conftest import StartProxy, StartRegistry
+from tests.conftest import StartProxy
 from tests.product import Proxy, random_bytes
 from tests.servers import Server, wait_until
-
-
-@pytest.fixture
-def registries(start_registry: StartRegistry) -> list[Server]:
-    """Start two registries with stores of their own."""
-    return [start_registry("first"), start_registry("second")]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from registry_proxy.spec.descriptor import OCI_INDEX, OCI_MANIFEST
+from registry_proxy.spec.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from registry_proxy.spec.reference import Digest, digest_of
 
 
@@ -19,6 +19,11 @@ class Parts:
     def digest(self) -> Digest:
         """The digest of the manifest."""
         return digest_of(self.manifest)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """What identifies the manifest."""
+        return Descriptor(self.media_type, self.digest, len(self.manifest))
 
 
 def _descriptor(content: bytes, media_type: str) -> dict[str, object]:

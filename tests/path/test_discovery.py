@@ -1,22 +1,10 @@
 """Replicas that DNS names, seen from outside: they come and go without a restart and without a failed request."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import httpx
-import pytest
 
-from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.conftest import StartProxy, StartRegistry
 from tests.product import OCI_MANIFEST, Proxy, make_image, random_bytes
-from tests.servers import Dns, dnsmasq, wait_until
-
-
-@pytest.fixture
-def dns(tmp_path: Path) -> Iterator[Dns]:
-    """A DNS server."""
-    server = dnsmasq(tmp_path / "dns", require_program("dnsmasq"))
-    yield server
-    server.stop()
+from tests.servers import Dns, wait_until
 
 
 def states(proxy: Proxy) -> dict[str, str]:

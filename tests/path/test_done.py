@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import StartProxy, StartRegistry
+from tests.conftest import StartProxy
 from tests.product import (
     OCI_MANIFEST,
     Proxy,
@@ -25,12 +25,6 @@ from tests.product import (
 from tests.servers import Server, wait_until
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def registries(start_registry: StartRegistry) -> list[Server]:
-    """Start two registries with stores of their own."""
-    return [start_registry("first"), start_registry("second")]
 
 
 @pytest.fixture

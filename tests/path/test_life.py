@@ -22,6 +22,7 @@ import yaml
 from tests.conftest import StartProxy, StartRegistry, require_program
 from tests.product import ADMIN_PASSWORD, Image, Proxy, User, digest_of, make_image, push_blob_directly, random_bytes
 from tests.servers import Server, blob_gets, free_port, nginx_in_turns, running, wait_until
+from tests.waiting import refuses
 
 MIB = 1024 * 1024
 
@@ -338,12 +339,6 @@ def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_re
         assert proxy.process.wait(20) == 0
     audit = "".join(file.read_text() for file in (proxy.cache / "audit").glob("*.jsonl"))
     assert '"action":"worker.end"' in audit
-
-
-def refuses(port: int) -> bool:
-    """Tell whether nobody takes connections on a port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_stop_answers_every_connection_that_it_took(start_proxy: StartProxy, start_registry: StartRegistry) -> None:

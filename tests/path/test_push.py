@@ -5,20 +5,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import pytest
 
-from tests.conftest import StartProxy, StartRegistry
+from tests.conftest import StartProxy
 from tests.product import OCI_MANIFEST, Proxy, digest_of, make_image, random_bytes
 from tests.servers import Server, wait_until
 
 MIB = 2**20
 REPOSITORY = "team/app"
-
-
-@pytest.fixture
-def registries(start_registry: StartRegistry) -> list[Server]:
-    """Start two registries with stores of their own."""
-    return [start_registry("first"), start_registry("second")]
 
 
 def start(start_proxy: StartProxy, registries: list[Server], write_quorum: int) -> Proxy:

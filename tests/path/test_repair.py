@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 
 import httpx
-import pytest
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry
@@ -13,12 +12,6 @@ from tests.servers import Server, wait_until
 
 MIB = 2**20
 REPOSITORY = "team/app"
-
-
-@pytest.fixture
-def registries(start_registry: StartRegistry) -> list[Server]:
-    """Start two registries with stores of their own."""
-    return [start_registry("first"), start_registry("second")]
 
 
 def start(start_proxy: StartProxy, registries: Sequence[Server], **upstream: object) -> Proxy:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from registry_proxy.ports import UpstreamUnavailableError
 from registry_proxy.proxy.push import UploadAnswer
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.errors import ErrorCode
 from registry_proxy.spec.reference import Digest, digest_of
 from registry_proxy.tasks import spawn
 from tests.fakes.memory import MemoryCache, MemoryMemberships
@@ -28,6 +28,7 @@ from tests.fakes.replicas import (
     body_of,
     pushing,
 )
+from tests.refusal import refused
 from tests.waiting import until
 
 LAYER = os.urandom(300_000)
@@ -88,13 +89,6 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
         for node in made:
             assert node.spool.open == {}
             assert "tail" not in node.spool.sessions
-
-
-async def refused(attempt: Awaitable[object]) -> RegistryError:
-    """Return the error that a request ends in."""
-    with pytest.raises(RegistryError) as caught:
-        await attempt
-    return caught.value
 
 
 @pytest.mark.parametrize("way", list(itertools.product(range(2), repeat=4)), ids=str)

@@ -7,7 +7,7 @@ from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Tag, digest_of
-from tests.fakes.images import Parts, image, index
+from tests.fakes.images import image, index
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 
@@ -29,7 +29,7 @@ async def test_a_whole_index_goes_where_nothing_is(setting: Bench) -> None:
     for blob in child.blobs:
         setting.a.add_blob(REPOSITORY, blob)
     for part in (child, whole):
-        await setting.a.put_manifest(REPOSITORY, part.digest, _manifest(part))
+        await setting.a.put_manifest(REPOSITORY, part.digest, Manifest(part.descriptor, part.manifest))
     sent: list[tuple[str, str, int]] = []
     await copies(setting, sent).copy_manifest(setting.b, ROUTED, whole.digest, Tag("v1"))
     assert setting.b.tags == {(REPOSITORY, "v1"): whole.digest}
@@ -56,7 +56,3 @@ def test_pace() -> None:
     now[0] += 50
     assert pace.delay_seconds(10) == 1
     assert Pace(0, lambda: now[0]).delay_seconds(10**12) == 0
-
-
-def _manifest(part: Parts) -> Manifest:
-    return Manifest(Descriptor(part.media_type, part.digest, len(part.manifest)), part.manifest)

@@ -194,7 +194,7 @@ async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> Non
     blob = digest_of(app.blobs[0])
     await setting.under_test.manage.delete_blob(ROUTED, blob)
     theirs = MemoryMemberships()
-    manifest = Descriptor(app.media_type, app.digest, len(app.manifest))
+    manifest = app.descriptor
 
     def learn() -> None:
         theirs.remember(ROUTED, ContentKind.MANIFEST, manifest)

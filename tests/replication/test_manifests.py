@@ -52,7 +52,7 @@ async def test_a_push_is_everywhere_and_recorded(setting: Bench) -> None:
     assert setting.cache.read_small(app.digest) == app.manifest
     known = setting.memberships.find(ROUTED, ContentKind.MANIFEST, app.digest)
     assert known is not None
-    assert known.descriptor == Descriptor(OCI_MANIFEST, app.digest, len(app.manifest))
+    assert known.descriptor == app.descriptor
     assert cached_tag(setting) == app.digest
     assert await records(setting) == ({f"{ROUTED}|{app.digest}"}, {f"{ROUTED}|latest": str(app.digest)})
     assert await setting.under_test.intents() == {}

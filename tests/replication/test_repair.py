@@ -13,7 +13,7 @@ from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.journal import WRITING_SECONDS, IntentKey, IntentKind, parse_key
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.spec.descriptor import Descriptor, Manifest
+from registry_proxy.spec.descriptor import Manifest
 from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image, index
 from tests.fakes.memory import CountingObserver
@@ -285,7 +285,7 @@ async def test_a_push_whose_node_died_midway_is_rolled_forward(setting: Bench, w
     for blob in new.blobs:
         await setting.under_test.upload(blob)
     await begin_and_die(setting, new, "latest")
-    setting.a.manifests[REPOSITORY, new.digest] = _manifest(new)
+    setting.a.manifests[REPOSITORY, new.digest] = Manifest(new.descriptor, new.manifest)
     setting.a.tags[REPOSITORY, "latest"] = new.digest
     for client in (setting.a, setting.b):
         assert await workshop.repairer.repair(client)
@@ -361,7 +361,3 @@ async def test_a_replica_is_repaired_as_soon_as_it_is_up(setting: Bench, worksho
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
-
-
-def _manifest(part: Parts) -> Manifest:
-    return Manifest(Descriptor(part.media_type, part.digest, len(part.manifest)), part.manifest)
