@@ -65,6 +65,7 @@ def test_many_clients_of_a_cold_blob_cost_one_upstream_get(
     with watching_memory(proxy) as peak:
         crowd.run()
     assert [client.is_complete(size_bytes) and client.is_right for client in crowd.clients] == [True] * count
+    wait_until(lambda: any(blob_gets(registry, digest_of(blob)) for registry in registries), "the request is logged")
     assert [status for registry in registries for status in blob_gets(registry, digest_of(blob))] == [200]
     served = [
         proxy.metric("registry_proxy_cache_requests_total", kind="blob", result=result)
@@ -142,6 +143,7 @@ def test_clients_that_leave_or_dawdle_harm_nobody(
     others = staying.clients[1:]
     assert [client.is_complete(len(blob)) and client.is_right for client in others] == [True] * len(others)
     assert [client.is_right and client.status == 200 for client in leaving.clients] == [True] * 100
+    wait_until(lambda: blob_gets(registry, digest_of(blob)) != [], "the request is logged")
     assert blob_gets(registry, digest_of(blob)) == [200]
     wait_until(lambda: not list((proxy.cache / "fills").iterdir()), "the fill has ended")
     allowed = [count + 4 for count in before]  # opened at their first use, such as the watch of other workers' fills

@@ -72,28 +72,29 @@ def test_a_registry_that_was_away_becomes_equal_by_itself(registries: list[Serve
     wanted = {"moved": images[3].digest, "new": images[3].digest, "kept": images[2].digest}
     assert contents(first) == contents(second) == wanted
     assert has_image(second, images[3])
+    wait_until(lambda: not list((proxy.cache / "pins").iterdir()), "nothing is kept for it any more")
     first.stop(9)
     for entry in ("blobs", "repositories"):  # from the repaired one alone
         (proxy.cache / entry).rename(proxy.root / f"lost-{entry}")
     proxy.stop()
     proxy.start()
     assert user.pull(REPOSITORY, "moved") == images[3]
-    assert not list((proxy.cache / "pins").iterdir())
 
 
 def test_a_repair_outlives_the_proxy(registries: list[Server], start_proxy: StartProxy) -> None:
     """Kill -9 of everything in the middle of a slow repair: after the restart it goes on to its end."""
     _, second = registries
-    proxy = start(start_proxy, registries, repair_rate="4MiB")
+    proxy = start(start_proxy, registries, repair_rate="100KiB")
     user = proxy.add_user("ann", pull_push=["team/**"])
     images = [make_image(random_bytes(MIB), label=str(number)) for number in range(6)]
     second.stop(9)
     for number, image in enumerate(images):
         user.push(REPOSITORY, str(number), image)
     second.start()
-    wait_until(lambda: 0 < proxy.metric("registry_proxy_repairs_total", outcome="copied") < 20, "it is under way")
+    wait_until(lambda: proxy.metric("registry_proxy_repairs_total", outcome="copied") > 0, "it is under way")
     proxy.kill_everything()
     assert contents(second) == {}
+    proxy.config.write_text(proxy.config.read_text().replace("100KiB", "100MiB"))
     proxy.start()
     wait_until(lambda: is_up(proxy, second) and pending(proxy, second) == 0, "the registry is repaired")
     assert contents(second) == {str(number): image.digest for number, image in enumerate(images)}
