@@ -56,7 +56,7 @@ from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.settings import LdapSettings, OidcSettings, Settings, UpstreamSettings
+from registry_proxy.settings import AuthSettings, LdapSettings, OidcSettings, Settings, UpstreamSettings
 from registry_proxy.spec.patterns import compile_repository_pattern, compile_text_pattern
 from registry_proxy.spec.reference import Digest
 from registry_proxy.store.changes import StoreWatch
@@ -114,7 +114,7 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
     """
     with json_logging(), _start_errors():
         prepare_cache(settings.cache.path)
-        create_key_file(settings.auth.signing_key_file)
+        _open_signer(settings.auth)
         async with open_store(settings.store_url, settings.changes_path) as (store, _):
             for warning in await store.check_durability():
                 _log.warning("%s", warning)
@@ -369,13 +369,25 @@ async def _open_access(
         id_tokens=IdTokenVerifier(map(_trusted_issuer, auth.oidc, auth.oidc.values())) if auth.oidc else None,
         ldap=None if auth.ldap is None else _ldap_passwords(auth.ldap),
     )
-    signer = TokenSigner(auth.signing_key_file, auth.service, round(auth.token_lifetime_seconds))
+    signer = _open_signer(auth)
     try:
         async with control.publishing(signer):
             await control.policy()
             yield control, signer
     finally:
         await control.aclose()
+
+
+def _open_signer(auth: AuthSettings) -> TokenSigner:
+    """Return what signs with the node's private key, which is made if there is none. Raises StartError."""
+    try:
+        create_key_file(auth.signing_key_file)
+        return TokenSigner(auth.signing_key_file, auth.service, round(auth.token_lifetime_seconds))
+    except OSError as error:
+        reason = f"{auth.signing_key_file} cannot be used: {error.strerror}"
+    except ValueError as error:
+        reason = str(error)
+    raise StartError(f"auth.signing_key_file: {reason}")
 
 
 def _trusted_issuer(name: str, configured: OidcSettings) -> TrustedIssuer:
