@@ -40,7 +40,7 @@ _UPSTREAM_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
 _MAX_NUMBER_LENGTH = 20
 _AUDIT_FILE_MIN_BYTES = 4096
-_REALM_HOSTS = {"registry-1.docker.io": ("auth.docker.io",)}  # the one registry that everybody puts behind a proxy
+_REALM_HOSTS = {"registry-1.docker.io": "auth.docker.io"}  # the one registry that everybody puts behind a proxy
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "::1", "localhost"})
 _CLAIM_PATTERN_MAX_LENGTH = 500
 _GROUP_NAME = re.compile(r"(?!oidc\Z)[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")  # as access.subject has it
@@ -216,7 +216,7 @@ def _is_bare(parts: SplitResult | None) -> bool:
     return parts is not None and "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
 
 
-def _some_bytes(value: int) -> int:
+def _check_audit_file_size(value: int) -> int:
     if value < _AUDIT_FILE_MIN_BYTES:
         raise expected("a size of at least 4KiB")
     return value
@@ -410,8 +410,9 @@ class ReplicaSettings(ServerSettings):
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
-        if not self.realm_hosts and self.host in _REALM_HOSTS:
-            object.__setattr__(self, "realm_hosts", _REALM_HOSTS[self.host])
+        known = _REALM_HOSTS.get(self.host)
+        if known is not None and known not in self.realm_hosts:
+            object.__setattr__(self, "realm_hosts", (*self.realm_hosts, known))
         if not self.name:
             object.__setattr__(self, "name", str(Address(self.host, self.port)))
         return self
@@ -510,7 +511,7 @@ class AuditSettings(Section):
     """The log of who did what: how much of it each worker keeps, and where it goes besides."""
 
     path: Path | None = None  # below the cache when absent
-    file_bytes: Annotated[Size, AfterValidator(_some_bytes)] = Field(default=64 << 20, alias="file_size")
+    file_bytes: Annotated[Size, AfterValidator(_check_audit_file_size)] = Field(default=64 << 20, alias="file_size")
     file_seconds: Timeout = Field(default=86400.0, alias="file_age")
     total_bytes: Size = Field(default=1 << 30, alias="max_size")
     total_seconds: Timeout = Field(default=90 * 86400.0, alias="max_age")

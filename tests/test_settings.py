@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from registry_proxy.settings import Address, Settings
+from registry_proxy.settings import Address, ReplicaSettings, Settings
 from registry_proxy.settings_load import SettingsError, load_settings
 
 EVERY_KEY = """
@@ -84,6 +84,14 @@ def test_every_key_has_its_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert settings.auth.service == "registry.example.com"
     assert settings.auth.token_lifetime_seconds == 600
     assert settings.auth.signing_key_file == str(tmp_path / "var" / "token-key.pem")
+
+
+def test_docker_hubs_token_service_is_known_beside_those_given() -> None:
+    """Also in a worker, which reads what was filled in once more."""
+    given = {"url": "https://registry-1.docker.io", "realm_hosts": ["login.example.com"]}
+    replica = ReplicaSettings.model_validate(given)
+    assert replica.realm_hosts == ("login.example.com", "auth.docker.io")
+    assert ReplicaSettings.model_validate_json(replica.model_dump_json(by_alias=True)) == replica
 
 
 def test_the_defaults_are_those_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

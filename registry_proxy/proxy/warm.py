@@ -1,4 +1,4 @@
-"""Filling the cache before anybody asks: the layers of a manifest that is being pulled, and images by command."""
+"""Filling the cache before anybody asks: the blobs of a manifest that is being pulled, and images by command."""
 
 import asyncio
 import logging
@@ -55,7 +55,7 @@ async def fill_whole(filling: Filling, routed: RoutedRepository, digest: Digest)
 
 
 class Prefetch:
-    """Begins to fill the layers of an image as soon as its first blob is asked for, each worker for its own clients.
+    """Begins to fill the blobs of an image as soon as its first blob is asked for, each worker for its own clients.
 
     Only what somebody pulls is fetched ahead: GET of a manifest, then GET of one of its blobs by the same subject. A
     HEAD or a poller of manifests begins nothing, nor does an index, only the image that is chosen from it. What

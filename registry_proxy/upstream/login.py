@@ -21,9 +21,6 @@ _TOKENS_MAX = 1000
 _TOKEN_ANSWER_MAX_BYTES = 256 * 1024
 _DEFAULT_LIFETIME_SECONDS = 60.0  # token-spec: when expires_in is absent
 
-_KNOWN_REALM_HOSTS = {"registry-1.docker.io": "auth.docker.io"}
-"""Docker Hub is the one registry whose tokens everyone fetches from another host."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Source:
@@ -170,8 +167,7 @@ class Login:
             url = URL(realm)
         except ValueError as error:
             raise self._refused("the realm of its challenge is not a URL") from error
-        own = self._url.host or ""
-        allowed = {own, *self._address.realm_hosts, _KNOWN_REALM_HOSTS.get(own, own)}
+        allowed = {self._url.host, *self._address.realm_hosts}
         if url.scheme not in {"http", "https"} or url.host not in allowed or url.user is not None:
             raise self._refused(f"the realm of its challenge is on another host, {(url.host or realm)[:100]!r}")
         if self._url.scheme == "https" and url.scheme != "https":

@@ -107,7 +107,8 @@ def _answer(
     return web.json_response(document, status=status, headers={"ETag": format_etag(revision), **warned(warnings)})
 
 
-async def _or_none(lookup: Awaitable[_T]) -> _T | None:
+async def or_none(lookup: Awaitable[_T]) -> _T | None:
+    """Return what is looked up in the directory; None when it is not there."""
     try:
         return await lookup
     except NotFoundError:
@@ -261,7 +262,7 @@ class AccessResources:
     async def put_user(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         body = await read_body(request, UserBody)
-        current = await _or_none(self._directory.get_user(name)) if is_name(name) else None
+        current = await or_none(self._directory.get_user(name)) if is_name(name) else None
         expect = expected_revision(request, current.revision if current else None)
         note_difference(request, "groups", current.groups if current else (), body.groups)
         user, is_new = await self._directory.put_user(name, _user_input(body), expect=expect)
@@ -307,7 +308,7 @@ class AccessResources:
     async def put_group(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         body = await read_body(request, GroupBody)
-        current = await _or_none(self._directory.get_group(name)) if is_name(name) else None
+        current = await or_none(self._directory.get_group(name)) if is_name(name) else None
         expect = expected_revision(request, current.revision if current else None)
         note_difference(request, "members", current.members if current else (), body.members)
         group, is_new = await self._directory.put_group(name, body.members, expect=expect)

@@ -6,10 +6,11 @@ from typing import Any
 
 from aiohttp import web
 
-from registry_proxy.access.directory import Directory, NotFoundError, SecretInput
+from registry_proxy.access.directory import Directory, SecretInput
 from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import Secret, SecretKind
 from registry_proxy.access.subject import is_name, robot_subject, user_subject
+from registry_proxy.web.admin_access import or_none
 from registry_proxy.web.admin_auth import BY_PASSWORD, CALLER, SELF_PREFIX
 from registry_proxy.web.admin_bodies import RobotBody, RobotPatch, SecretBody, TokenBody
 from registry_proxy.web.admin_documents import KeyDocument, NewSecretDocument, Page, RobotDocument, SecretDocument
@@ -178,11 +179,8 @@ class IdentityResources:
     async def put_robot(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         body = await read_body(request, RobotBody)
-        try:
-            current = (await self._directory.get_robot(name)).revision if is_name(name) else None
-        except NotFoundError:
-            current = None
-        expect = expected_revision(request, current)
+        current = await or_none(self._directory.get_robot(name)) if is_name(name) else None
+        expect = expected_revision(request, current.revision if current else None)
         robot, is_new = await self._directory.put_robot(name, body.expires_at, body.networks, expect=expect)
         return _robot_answer(robot, 201 if is_new else 200)
 
