@@ -346,7 +346,7 @@ class Pull:
 
     async def _learn(self, routed: RoutedRepository, digest: Digest) -> _Learned:
         """Learn the membership: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
-        if self._cache.is_filling(digest) or self._is_committed(digest):
+        if self._cache.is_filling(digest) or is_committed(self._cache, digest):
             return _Learned(await self._ask(routed, digest), was_fetched=False)
         source, asked_at = self._source(routed, digest), self._memberships.moment()
         size_bytes: int | None
@@ -448,12 +448,14 @@ class Pull:
         self._memberships.remember(routed, ContentKind.BLOB, descriptor, asked_at=asked_at)
         return descriptor
 
-    def _is_committed(self, digest: Digest) -> bool:
-        reader = self._cache.open_committed(digest)
-        if reader is None:
-            return False
-        reader.close()
-        return True
+
+def is_committed(cache: BlobCache, digest: Digest) -> bool:
+    """Tell whether a content is complete and verified in the cache; counts as a use for eviction."""
+    reader = cache.open_committed(digest)
+    if reader is None:
+        return False
+    reader.close()
+    return True
 
 
 def _no_rest(_: int) -> AbstractAsyncContextManager[ByteStream]:

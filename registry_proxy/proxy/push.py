@@ -19,13 +19,13 @@ from registry_proxy.ports import (
     Spool,
     SpoolFile,
 )
+from registry_proxy.proxy.pull import MEMBERSHIP_FRESH_SECONDS, is_committed
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.tasks import run_to_end
 
-_MEMBERSHIP_GOOD_SECONDS = 24 * 3600
 _EMPTY_SHA256 = digest_of(b"").hex
 
 # ---------------------------------------------------------------- what the verbs stand on
@@ -427,19 +427,12 @@ class Push:
         if must:
             self._pin(digest)
         await self._cache.store(digest, manifest.body)
-        if must and not self._is_committed(digest):
+        if must and not is_committed(self._cache, digest):
             raise _no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
-
-    def _is_committed(self, digest: Digest) -> bool:
-        reader = self._cache.open_committed(digest)
-        if reader is None:
-            return False
-        reader.close()
-        return True
 
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         known = self._memberships.find(source, ContentKind.BLOB, digest)
-        held = known.descriptor if known is not None and known.age_seconds < _MEMBERSHIP_GOOD_SECONDS else None
+        held = known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
         mounted = await self._blobs.mount(routed, source.repository, digest, held)
         if mounted is None:
             return None
