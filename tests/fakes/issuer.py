@@ -93,8 +93,9 @@ def algorithm_of(key: PrivateKey) -> str:
 
 
 def part(value: Any) -> str:
-    """Return a part of a token, of any JSON value."""
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+    """Return a part of a token, of bytes or of any JSON value."""
+    raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 @contextmanager
