@@ -363,7 +363,7 @@ class FailoverReader:
             and all(isinstance(problem, RegistryError) for problem in problems.values())
         ):
             return next(iter(problems.values()))
-        reasons = {name: str(problem) for name, problem in problems.items()}
+        reasons = {name: str(problem).removeprefix(f"{name}: ") for name, problem in problems.items()}
         reasons |= dict.fromkeys(turn.absent, "does not hold it, which proves nothing while the others are not heard")
         told = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))
         if turn.absent:

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,8 +83,18 @@ def translated(replica: str, *, in_body: bool = False) -> Iterator[None]:
         reason = "no more bytes came in time" if in_body else "no answer in time"
         raise ReplicaFailedError(f"{replica}: {reason}", "stall" if in_body else "timeout") from error
     except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-        reason = "the connection was cut" if in_body else f"no connection ({type(error).__name__})"
+        reason = "the connection was cut" if in_body else f"no connection ({_why(error)})"
         raise ReplicaFailedError(f"{replica}: {reason}", "cut" if in_body else "connect") from error
+
+
+def _why(error: Exception) -> str:
+    """Return what the operating system says; of an error of TLS, which has numbers of its own, the name."""
+    cause = getattr(error, "os_error", error)
+    if isinstance(cause, socket.gaierror):
+        return str(cause.strerror)
+    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
+        return os.strerror(cause.errno)
+    return type(error).__name__
 
 
 def parse_errors(body: bytes) -> list[tuple[ErrorCode, object]]:

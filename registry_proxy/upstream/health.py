@@ -15,10 +15,12 @@ class ReplicaHealth:
     """The state of one replica. Requests can only make it worse; only a probe makes it up again.
 
     Args:
+        name: of the replica; ``reason`` is told beside it, and does not begin with it.
         clock: monotonic, in seconds.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        self._name = name
         self._clock = clock
         self.state = ReplicaState.DOWN
         self.reason = "not probed yet"
@@ -83,7 +85,7 @@ class ReplicaHealth:
         return error.outcome == "cut"
 
     def _become(self, state: ReplicaState, reason: str) -> bool:
-        self.reason = reason
+        self.reason = reason.removeprefix(f"{self._name}: ")
         if state is self.state:
             return False
         self.state = state

@@ -110,7 +110,7 @@ class UpstreamReplicas:
         try:
             for address in self._config.replicas:
                 client = HttpReplicaClient(address, self._config.timeouts, self._sessions, self._observer)
-                self._members[address.name] = _Member(address, client, ReplicaHealth(self._clock))
+                self._members[address.name] = _Member(address, client, ReplicaHealth(address.name, self._clock))
             await asyncio.gather(*(self._probe(member) for member in self._members.values()))
             for member in self._members.values():
                 if member.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted

@@ -277,7 +277,7 @@ async def test_absent_at_one_with_the_other_down_cannot_be_known(pair: Pair) -> 
             lambda: reader.resolve_tag(REPOSITORY, TAG),
             lambda: reader.list_tags(REPOSITORY),
         ):
-            with pytest.raises(AbsenceUnknownError, match=r"a: .*; b: .*no connection"):
+            with pytest.raises(AbsenceUnknownError, match=r"a: [^:]*; b: no connection"):
                 await ask()
 
 

@@ -20,14 +20,14 @@ class Clock:
 
 def healthy(clock: Clock | None = None) -> ReplicaHealth:
     """Return the health of a replica that was found up."""
-    health = ReplicaHealth(clock or Clock())
+    health = ReplicaHealth("a", clock or Clock())
     assert health.probe_succeeded(0.001)
     return health
 
 
 def test_it_is_down_until_the_first_probe() -> None:
     """Nothing is asked of a replica that was never probed."""
-    health = ReplicaHealth(Clock())
+    health = ReplicaHealth("a", Clock())
     assert (health.state, health.is_askable, health.reason) == (ReplicaState.DOWN, False, "not probed yet")
 
 
@@ -46,6 +46,7 @@ def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> Non
     assert health.probe_failed(error)
     assert (health.state, health.is_askable) == (state, False)
     assert health.reason
+    assert not health.reason.startswith("a: "), "it is told beside the name"
     assert health.probe_succeeded(0.5)
     assert (health.is_askable, health.reason, health.latency_seconds) == (True, "", 0.5)
 

@@ -2,10 +2,13 @@
 
 import datetime as dt
 import ipaddress
+import re
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -15,10 +18,11 @@ from cryptography.x509.oid import NameOID
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import digest_of
 from registry_proxy.tasks import request_id
-from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
+from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, translated
 from tests.conftest import StartRegistry
 from tests.fakes.registry import FakeRegistry, Fault
 from tests.fakes.upstream import HASTY, REPOSITORY, open_client, read_all
+from tests.servers import free_port
 
 ANN: dict[str, Any] = {"username": "ann", "password": "secret"}
 
@@ -142,6 +146,26 @@ async def test_a_private_authority_is_trusted_by_its_file(certificate: tuple[ssl
             await client.stat_blob(REPOSITORY, digest)
             await client.probe()
     assert refused.value.outcome == "connect"
+
+
+async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ssl.SSLContext, Path]) -> None:
+    """What the operating system or DNS says of it, and of a certificate that it is one."""
+    async with FakeRegistry(tls=certificate[0]) as registry:
+        told = {
+            f"http://127.0.0.1:{free_port()}": "no connection (Connection refused)",
+            registry.url: "no connection (ClientConnectorCertificateError)",
+        }
+        for url, reason in told.items():
+            async with open_client(url) as client:
+                with pytest.raises(ReplicaFailedError, match=re.escape(reason)):
+                    await client.probe()
+    for error, text in (
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (ssl.SSLError(1, "wrong version number"), "SSLError"),
+        (aiohttp.ServerDisconnectedError(), "ServerDisconnectedError"),
+    ):
+        with pytest.raises(ReplicaFailedError, match=re.escape(f"no connection ({text})")), translated("a"):
+            raise error
 
 
 async def test_a_replica_at_an_address_is_called_by_its_name(certificate: tuple[ssl.SSLContext, Path]) -> None:
