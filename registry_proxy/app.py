@@ -82,7 +82,7 @@ from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
 from registry_proxy.web.public import PublicApp, PublicOptions
 from registry_proxy.web.server import run_public
-from registry_proxy.worker import WorkerContext
+from registry_proxy.worker import Ending, WorkerContext
 
 SWEEP_SECONDS = 3600.0
 """How often uploads that nobody goes on with are looked for."""
@@ -166,10 +166,17 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         await duties.aclose()  # for the workers that come after, or the other nodes
         drain = settings.drain
         if context.ending.is_replaced:
-            async with asyncio.TaskGroup() as draining:
-                if admin is not None:
-                    draining.create_task(admin.drain(drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
-                draining.create_task(public.drain(drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
+            try:
+                async with (
+                    asyncio.timeout(None) as limit,
+                    _in_background(_limit_at_stop(context.ending, limit, drain.timeout_seconds), "wait for a stop"),
+                    asyncio.TaskGroup() as draining,
+                ):
+                    if admin is not None:
+                        draining.create_task(admin.drain(drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
+                    draining.create_task(public.drain(drain.reload_timeout_seconds, _IDLE_SECONDS_REPLACED))
+            except TimeoutError:
+                await public.drain(0, 0)
         else:
             await asyncio.sleep(drain.delay_seconds)
             for listener in context.public_sockets:
@@ -179,6 +186,11 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
             await public.drain(drain.timeout_seconds, _IDLE_SECONDS_STOPPING)
             if admin is not None:  # last: it tells how the node does
                 await admin.drain(ends_at - asyncio.get_running_loop().time(), _IDLE_SECONDS_STOPPING)
+
+
+async def _limit_at_stop(ending: Ending, limit: asyncio.Timeout, seconds: float) -> None:
+    await ending.wait_for_stop()
+    limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 # ---------------------------------------------------------------- what a worker stands on

@@ -37,14 +37,17 @@ class Ending:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._stop = asyncio.Event()
         self.is_replaced = False
         """Whether other workers serve the same sockets from now on; else they are to be closed."""
 
     def give(self, *, is_replaced: bool) -> None:
-        """Give the order; a second one changes nothing."""
+        """Give the order; a second one only tells a worker that is replaced that now the service stops."""
         if not self._event.is_set():
             self.is_replaced = is_replaced
             self._event.set()
+        if not is_replaced:
+            self._stop.set()
 
     def is_set(self) -> bool:
         """Tell whether it was given."""
@@ -53,6 +56,10 @@ class Ending:
     async def wait(self) -> None:
         """Return when it is given."""
         await self._event.wait()
+
+    async def wait_for_stop(self) -> None:
+        """Return when the service stops."""
+        await self._stop.wait()
 
 
 @dataclass(frozen=True, slots=True)
