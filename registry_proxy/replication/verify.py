@@ -69,11 +69,6 @@ class Comparison:
     mended: int = 0
     differences: list[Difference] = field(default_factory=list)
 
-    @property
-    def is_equal(self) -> bool:
-        """Whether it ended and found nothing that differs."""
-        return self.is_done and not self.error and not self.differing
-
     def note(self, difference: Difference) -> None:
         """Count a difference, and keep the first ones."""
         self.differing += 1

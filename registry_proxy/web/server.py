@@ -295,11 +295,6 @@ class PublicServer:
         self._server = server
         self._listeners = listeners
 
-    @property
-    def connection_count(self) -> int:
-        """How many clients are connected."""
-        return len(self._server.connections)
-
     async def drain(self, timeout_seconds: float, idle_seconds: float) -> None:
         """Take no new connections, let running requests end within the time, close all.
 

@@ -81,10 +81,10 @@ async def test_a_client_that_leaves_between_requests_is_let_go(tmp_path: Path) -
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
-        assert public.server.connection_count == 1
+        server = public.server._server
+        assert len(server.connections) == 1
         writer.write_eof()
-        server = public.server
-        await until(lambda: server.connection_count == 0)
+        await until(lambda: not server.connections)
         writer.close()
 
 
