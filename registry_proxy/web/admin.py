@@ -106,7 +106,8 @@ def make_admin_app(services: AdminServices) -> web.Application:
     warming = WarmResources(services.warmer, services.route)
     repositories = RepositoryResources(services.known)
     audit = AuditResources(services.audit_files, services.directory, services.control)
-    resources = (access, PolicyResources(services.directory), identities, node, replicas, repositories, warming, audit)
+    policy = PolicyResources(services.directory, services.control)
+    resources = (access, policy, identities, node, replicas, repositories, warming, audit)
     endpoints = [endpoint for each in resources for endpoint in each.routes()]
     openapi = OpenApiResource(endpoints, _PREFIX)
     for endpoint in [*endpoints, *openapi.routes()]:

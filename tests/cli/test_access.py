@@ -35,6 +35,21 @@ def wait(node: Node, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return asyncio.run_coroutine_threadsafe(work(), node.loop).result(20)
 
 
+def test_a_policy_for_nobody_is_applied_with_a_warning(run: Run, tmp_path: Path) -> None:
+    """Each subject that is not there is named once, the first of many; the groups of the file are there."""
+    names = ["group:dev", "user:bob", "anonymous", "group:ghosts", *(f"user:nobody{number:02}" for number in range(30))]
+    grants = [{"subject": name, "repository": where, "actions": ["pull"]} for name in names for where in ("a", "b")]
+    file = tmp_path / "policy.yaml"
+    file.write_text(yaml.safe_dump({"version": 1, "groups": {"dev": ["bob"]}, "grants": grants}))
+    for command in (["diff"], ["apply", "--dry-run"], ["apply"]):
+        told = [line for line in run("access", *command, str(file)).stderr.splitlines() if line.startswith("warning: ")]
+        assert len(told) == 11
+        assert told[0].startswith("warning: there is no group:ghosts, and no rule of auth.oidc puts anybody into it: ")
+        assert told[1] == "warning: there is no user:nobody00: until that changes, its grants allow nothing"
+        assert told[-1] == "warning: and 21 more of the kind"
+    assert "warning" not in run("access", "apply", str(file)).stderr, "nothing is new"
+
+
 def test_a_policy_goes_round_by_a_file(run: Run, file: Path) -> None:
     """What is applied is exported, and what is exported makes no difference: not to `diff`, not to `apply`."""
     applied = run("access", "apply", str(file))
