@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.ports import (
@@ -84,7 +84,6 @@ class Repairer:
         verifier: compares a newcomer with the others.
         pins: releases what every replica has.
         observer: is told of each key.
-        clock: seconds since the epoch.
     """
 
     def __init__(
@@ -97,7 +96,6 @@ class Repairer:
         verifier: Verifier,
         pins: Spool,
         observer: Observer,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._replica_set = replica_set
         self._store = store
@@ -106,7 +104,6 @@ class Repairer:
         self._verifier = verifier
         self._pins = pins
         self._observer = observer
-        self._clock = clock
         self._status = {client.name: RepairStatus() for client in replica_set.replicas}
         self._woken = asyncio.Event()
         self._closed: set[Digest] = set()
@@ -163,7 +160,7 @@ class Repairer:
             is_newcomer = marks.is_newcomer(upstream, client.name)
             if not is_newcomer and not await self._open_keys(client.name):
                 return True
-            status.is_running, status.started_at = True, self._clock()
+            status.is_running, status.started_at = True, time.time()
             status.done = status.failed = 0
             status.error = ""
             try:
@@ -211,7 +208,7 @@ class Repairer:
             await self._journal.admit(upstream, client.name)
 
     async def _open_keys(self, replica: str) -> list[IntentKey]:
-        now = self._clock()
+        now = time.time()
         found = []
         for record in await self._store.list(Table.INTENTS, f"{self._replica_set.upstream}/"):
             key, intent = parse_key(record.key), Intent.from_value(record.value)
@@ -223,7 +220,7 @@ class Repairer:
         try:
             async with self._lease(key):
                 intent = await self._journal.find(key)
-                if intent is None or client.name not in intent.missing or self._clock() < intent.writing_until:
+                if intent is None or client.name not in intent.missing or time.time() < intent.writing_until:
                     return  # somebody else was here, or is
                 outcome = await self._make_equal(client, key, intent)
                 await self._confirm(client, key, intent)

@@ -6,7 +6,7 @@ these everything else follows. What was pushed past us without a tag cannot be f
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -85,20 +85,16 @@ class Verifier:
         replica_set: the replicas.
         store: what was pushed through us.
         journal: what is known to be missing already, and where the rest is entered.
-        clock: seconds since the epoch.
     """
 
-    def __init__(
-        self, *, replica_set: ReplicaSet, store: Store, journal: Journal, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, *, replica_set: ReplicaSet, store: Store, journal: Journal) -> None:
         self._replica_set = replica_set
         self._store = store
         self._journal = journal
-        self._clock = clock
 
     def new(self) -> Comparison:
         """Return a comparison that has not begun."""
-        return Comparison(self._clock())
+        return Comparison(time.time())
 
     async def compare(
         self, comparison: Comparison, *, mend: bool = False, prefer: str | None = None, only_at: str | None = None

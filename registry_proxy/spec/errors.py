@@ -81,10 +81,9 @@ def format_errors(code: str, message: str, detail: object) -> bytes:
     return json.dumps({"errors": [error]}, default=str).encode()
 
 
-def unavailable(message: str, *, detail: object = None, retry_after_seconds: int = 5) -> RegistryError:
+def unavailable(message: str, *, detail: object = None) -> RegistryError:
     """Return the 503 for what cannot be known now: never a 404, which makes CI rebuild or delete."""
-    headers = {"Retry-After": str(retry_after_seconds)}
-    return RegistryError(ErrorCode.UNAVAILABLE, message, detail=detail, headers=headers)
+    return RegistryError(ErrorCode.UNAVAILABLE, message, detail=detail, headers={"Retry-After": "5"})
 
 
 def bad_gateway(message: str, *, detail: object = None) -> RegistryError:

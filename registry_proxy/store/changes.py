@@ -81,7 +81,6 @@ class StoreWatch:
     Args:
         store: is asked.
         page: is told of what changed.
-        interval_seconds: between two questions.
         compared: is told when the store was asked, in seconds since the epoch, once it has answered.
     """
 
@@ -89,12 +88,10 @@ class StoreWatch:
         self,
         store: Store,
         page: ChangePage,
-        interval_seconds: float = POLL_INTERVAL_SECONDS,
         compared: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._page = page
-        self._interval_seconds = interval_seconds
         self._compared = compared
         self._contact_at = float("-inf")
         self._is_silent = False
@@ -142,7 +139,7 @@ class StoreWatch:
 
     async def _watch(self, *, reachable: bool) -> None:
         while True:
-            await asyncio.sleep(self._interval_seconds)
+            await asyncio.sleep(POLL_INTERVAL_SECONDS)
             reachable = await self._try_check(was_reachable=reachable)
 
     async def _try_check(self, *, was_reachable: bool) -> bool:

@@ -31,6 +31,7 @@ LEASE_SECONDS = 10.0
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _COPY_MS = 500
+_PREFIX = "registry-proxy:"
 _SEQUENCE_FIELD = "sequence"
 _SILENCE_SECONDS = 0.5
 """How long a Redis that did not answer in time is not asked again, so that not every request waits for it."""
@@ -98,17 +99,13 @@ class RedisStore:
     Args:
         url: as ``redis_connection.parse_redis_url`` takes it.
         page: told of every commit before ``commit`` returns.
-        prefix: starts the name of every key.
         timeout_seconds: how long one answer may take.
     """
 
-    def __init__(
-        self, url: str, page: ChangePage, prefix: str = "registry-proxy:", *, timeout_seconds: float = 2.0
-    ) -> None:
+    def __init__(self, url: str, page: ChangePage, *, timeout_seconds: float = 2.0) -> None:
         address = parse_redis_url(url)
         self._where = str(address)  # the URL may hold a password
         self._page = page
-        self._prefix = prefix
         self._timeout_seconds = timeout_seconds
         self._redis, self._sentinel = connect(address, timeout_seconds)
         self._silent = False
@@ -127,18 +124,18 @@ class RedisStore:
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         await self._check_schema()
-        found = await self._ask(lambda: self._list_script(args=[self._prefix, table.value, prefix]))
+        found = await self._ask(lambda: self._list_script(args=[_PREFIX, table.value, prefix]))
         return [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
 
     async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
         await self._check_schema()
-        found: Sequence[str] = await self._ask(lambda: self._heads_script(args=[self._prefix, table.value, prefix]))
+        found: Sequence[str] = await self._ask(lambda: self._heads_script(args=[_PREFIX, table.value, prefix]))
         return found
 
     async def count(self, table: Table, prefix: str = "") -> int:
         await self._check_schema()
         first, last = (f"[{prefix}".encode(), f"[{prefix}".encode() + b"\xff") if prefix else (b"-", b"+")
-        return int(await self._ask(lambda: self._redis.zlexcount(f"{self._prefix}keys:{table.value}", first, last)))
+        return int(await self._ask(lambda: self._redis.zlexcount(f"{_PREFIX}keys:{table.value}", first, last)))
 
     async def commit(self, changes: Sequence[Change], *, versions: Mapping[Table, int] = MappingProxyType({})) -> int:
         await self._check_schema()
@@ -156,7 +153,7 @@ class RedisStore:
         It is extended while it is held. Should Redis be away for longer than the lease lasts it is lost, and another
         may get it: what is written under a lease is therefore committed with an ``expect``.
         """
-        lock = Lock(self._redis, f"{self._prefix}lease:{key}", timeout=LEASE_SECONDS, sleep=0.02, thread_local=False)
+        lock = Lock(self._redis, f"{_PREFIX}lease:{key}", timeout=LEASE_SECONDS, sleep=0.02, thread_local=False)
         token = uuid.uuid4().hex
         try:
             obtained = await self._ask(lambda: lock.acquire(blocking_timeout=LEASE_PATIENCE_SECONDS, token=token))
@@ -219,7 +216,7 @@ class RedisStore:
         return answer
 
     async def _commit(self, changes: Sequence[Change], versions: Mapping[Table, int] = MappingProxyType({})) -> int:
-        arguments = [self._prefix]
+        arguments = [_PREFIX]
         for table, version in versions.items():
             arguments += [table.value, "", str(version), "version", ""]
         for change in changes:
@@ -254,11 +251,11 @@ class RedisStore:
         return committed
 
     async def _stored(self, table: Table, key: str) -> str | None:
-        stored = await self._ask(lambda: self._redis.hget(f"{self._prefix}table:{table}", key))
+        stored = await self._ask(lambda: self._redis.hget(f"{_PREFIX}table:{table}", key))
         return stored.decode() if isinstance(stored, bytes) else stored
 
     async def _stored_versions(self) -> Mapping[str, str]:
-        stored = await self._ask(lambda: self._redis.hgetall(f"{self._prefix}versions"))
+        stored = await self._ask(lambda: self._redis.hgetall(f"{_PREFIX}versions"))
         return {str(table): str(version) for table, version in stored.items()}
 
     async def _check_schema(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -76,21 +76,13 @@ class UpstreamReplicas:
         config: the replicas.
         marks: what each replica misses: makes ``behind`` of ``up``.
         observer: is told states, pending marks and requests.
-        clock: monotonic, in seconds.
     """
 
-    def __init__(
-        self,
-        config: UpstreamConfig,
-        marks: MarkSource,
-        observer: Observer,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, config: UpstreamConfig, marks: MarkSource, observer: Observer) -> None:
         self._config = config
         self._marks = marks
         self._observer = observer
-        self._clock = clock
-        self.doubts = Doubts(clock)
+        self.doubts = Doubts(time.monotonic)
         self.hedging = Hedging()
         self._members: dict[str, _Member] = {}
         self._sessions: Sessions | None = None
@@ -110,7 +102,7 @@ class UpstreamReplicas:
         try:
             for address in self._config.replicas:
                 client = HttpReplicaClient(address, self._config.timeouts, self._sessions, self._observer)
-                self._members[address.name] = _Member(address, client, ReplicaHealth(address.name, self._clock))
+                self._members[address.name] = _Member(address, client, ReplicaHealth(address.name, time.monotonic))
             await asyncio.gather(*(self._probe(member) for member in self._members.values()))
             for member in self._members.values():
                 if member.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
@@ -244,13 +236,13 @@ class UpstreamReplicas:
 
     async def _probe(self, member: _Member) -> None:
         was = member.health.state
-        started_at = self._clock()
+        started_at = time.monotonic()
         try:
             await member.client.probe()
         except (RegistryError, UpstreamUnavailableError) as error:
             member.health.probe_failed(error)
         else:
-            member.health.probe_succeeded(self._clock() - started_at)
+            member.health.probe_succeeded(time.monotonic() - started_at)
         self._note_change(member, was)
 
     def _log_state(self, member: _Member) -> None:

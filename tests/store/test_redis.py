@@ -124,16 +124,6 @@ async def test_a_redis_that_hides_its_settings_is_warned_of(tmp_path: Path, page
     assert "does not show its settings" in warnings[0]
 
 
-async def test_keeps_to_its_prefix(redis: Server, store: RedisStore, page: ChangePage) -> None:
-    """Two prefixes in one Redis are two stores."""
-    other = RedisStore(f"redis://127.0.0.1:{redis.port}/0", page, prefix="other:")
-    await store.commit([Change(Table.USERS, "ann", {})])
-    assert await other.list(Table.USERS) == []
-    async with store.lease("k"), asyncio.timeout(5), other.lease("k"):
-        pass
-    await other.aclose()
-
-
 async def test_a_long_lease_is_extended(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder keeps its lease for longer than one lease lasts."""
     monkeypatch.setattr(store_redis, "LEASE_SECONDS", 1.5)
