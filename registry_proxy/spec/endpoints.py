@@ -64,7 +64,6 @@ class RegistryRequest:
     page_size: int | None = None
     last: str | None = None
     source_host: str | None = None
-    artifact_type: str | None = None
 
 
 _LISTS = frozenset({Operation.LIST_TAGS, Operation.LIST_REPOSITORIES})
@@ -190,5 +189,4 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
         page_size=_parse_page_size(query.get("n")) if is_list else None,
         last=query.get("last") if is_list else None,
         source_host=query.get("ns"),
-        artifact_type=query.get("artifactType") if operation is Operation.LIST_REFERRERS else None,
     )
