@@ -28,7 +28,7 @@ from tests.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replic
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 TAG = Tag("1")
-QUICK = Timeouts(connect=1, first_byte=0.3, stall=0.3, probe=1, commit=1)
+QUICK = Timeouts(connect=1, first_byte=1, stall=1, probe=1, commit=1)
 
 
 @dataclass
