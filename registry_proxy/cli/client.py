@@ -151,10 +151,10 @@ class AdminClient:
         try:
             response = self._http.request(method, target, json=body, params=query, headers=headers, timeout=timeout)
         except httpx.ConnectError as error:
-            raise CommandError(
-                f"Cannot connect to {self._url}: {error}",
-                hint=f"Is registry-proxy running there? {URL_VARIABLE} sets the URL of its admin listener.",
-            ) from error
+            hint = f"Is registry-proxy running there? {URL_VARIABLE} sets the URL of its admin listener."
+            if "WRONG_VERSION_NUMBER" in str(error):
+                hint = f"No TLS is spoken there: {URL_VARIABLE} should begin with http://."
+            raise CommandError(f"Cannot connect to {self._url}: {error}", hint=hint) from error
         except httpx.TimeoutException as error:
             raise CommandError(
                 f"{self._url} did not answer in time", hint="Try again; look at the log of registry-proxy."

@@ -378,6 +378,14 @@ def test_something_else_at_the_url_is_told(environment: pytest.MonkeyPatch) -> N
             _fails(CliRunner().invoke(app, ["user", "list"]), "error: ", "REGISTRY_PROXY_ADMIN_URL")
 
 
+def test_plain_http_where_tls_was_expected_is_told(environment: pytest.MonkeyPatch) -> None:
+    """An https URL of the admin listener, which speaks plain HTTP, is answered with what to write."""
+    with _answering(200, b"[]") as url:
+        environment.setenv("REGISTRY_PROXY_ADMIN_URL", url.replace("http:", "https:"))
+        environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", SECRET)
+        _fails(CliRunner().invoke(app, ["user", "list"]), "error: ", "should begin with http://")
+
+
 @contextmanager
 def _answering(status: int, body: bytes) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
