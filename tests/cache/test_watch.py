@@ -234,7 +234,8 @@ async def test_kill_at_any_moment_leaves_nothing_partial(
         statuses = blobs_on_disk(cache_path)
         assert all(is_sealed(status) for status in statuses)
         stats = cache.stats()
-        assert stats["committed_bytes"] == sum(status.st_size for status in statuses) <= limit
+        pushed = 2 * 40 * 40_000  # by each worker one, which may exceed the limit until it has made room
+        assert stats["committed_bytes"] == sum(status.st_size for status in statuses) <= limit + pushed
         assert stats["entries"] == len(statuses)
         assert stats["filling_bytes"] == 0
         assert await cache.verify() == []
