@@ -56,7 +56,8 @@ def test_faults_that_heal_one_by_one_are_not_noticed(
     assert run.failures == []
     assert len(run.history.windows) >= run.seconds / 20
     pushes, unexcused = run.pushes_and_unexcused()
-    assert unexcused <= 1 + pushes // 100
+    # One in a hundred; in a short run what one fault hits: the push of each client, at a node that is stopped.
+    assert unexcused <= max(run.clients, pushes // 100)
 
 
 @pytest.mark.parametrize(("seconds", "front"), LENGTHS)
