@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from registry_proxy.web.plain_port import plain_port
+
 _LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
 
@@ -27,9 +29,9 @@ _REQUESTS = web.AppKey("requests", _Requests)
 class AdminServer:
     """A listener that is being served; see ``serving_admin``."""
 
-    def __init__(self, runner: web.AppRunner, site: web.SockSite) -> None:
+    def __init__(self, runner: web.AppRunner, listener: asyncio.Server) -> None:
         self._runner = runner
-        self._site = site
+        self._listener = listener
 
     async def drain(self, timeout_seconds: float, idle_seconds: float) -> None:
         """Take no new connections; answer what comes meanwhile on those that there are, and tell that it was the last.
@@ -40,7 +42,7 @@ class AdminServer:
         """
         requests, server = self._runner.app[_REQUESTS], self._runner.server
         requests.are_last = True
-        await self._site.stop()
+        self._listener.close()
         assert server is not None  # noqa: S101 - its runner is set up
         loop = asyncio.get_running_loop()
         rests_until = loop.time() + idle_seconds
@@ -75,8 +77,11 @@ async def serving_admin(app: web.Application, listener: socket.socket) -> AsyncI
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_BYTES_SECONDS)
     try:
         await runner.setup()
-        site = web.SockSite(runner, listener)
-        await site.start()
-        yield AdminServer(runner, site)
+        assert runner.server is not None  # noqa: S101 - it is set up
+        server = await asyncio.get_running_loop().create_server(plain_port(runner.server), sock=listener)
+        try:
+            yield AdminServer(runner, server)
+        finally:
+            server.close()
     finally:
         await runner.cleanup()

@@ -16,8 +16,8 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.tasks import spawn
 from registry_proxy.web.exchange import error_response
+from registry_proxy.web.plain_port import plain_port
 
-_TLS_HANDSHAKE = 0x16
 _READ_BUFFER_BYTES = 256 * 1024
 _BACKLOG = 1024
 _LAST_BYTES_SECONDS = 0.5
@@ -46,13 +46,12 @@ class ServerLimits:
 
 
 class _Protocol(RequestHandler):
-    """A connection. What aiohttp leaves open: slow headers, TLS by mistake, half-closed clients, our error bodies."""
+    """A connection. What aiohttp leaves open: slow headers, half-closed clients, our error bodies."""
 
     def __init__(self, manager: "_Server", limits: ServerLimits, **options: Any) -> None:
         super().__init__(manager, **options)
         self._limits = limits
         self._server = manager
-        self._has_data = False
         self._header_timer: asyncio.TimerHandle | None = None
         self.answered_at = 0.0
         """When the last request on it was answered, by the loop's clock."""
@@ -75,12 +74,6 @@ class _Protocol(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._has_data and data:
-            self._has_data = True
-            if data[0] == _TLS_HANDSHAKE:
-                # docker tries TLS first and waits 10 s for an answer on a port that keeps silent.
-                self._abort()
-                return
         if self._server.answer_now is not None and self._answer_now(data, self._server.answer_now):
             return
         before = self._request_count
@@ -318,5 +311,5 @@ async def run_public(
     """Serve the handler on bound sockets until ``drain``; requests that ``answer_now`` answers never reach it."""
     server = _Server(handler, limits or ServerLimits(), answer_now)
     loop = asyncio.get_running_loop()
-    listeners = [await loop.create_server(server, sock=each, backlog=_BACKLOG) for each in listening]
+    listeners = [await loop.create_server(plain_port(server), sock=each, backlog=_BACKLOG) for each in listening]
     return PublicServer(server, listeners)

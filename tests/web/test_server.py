@@ -49,12 +49,6 @@ async def test_what_is_no_http_is_a_400_of_ours(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_tls_on_the_plain_port_is_closed_at_once(public: PublicBench) -> None:
-    """Docker tries TLS first and would wait 10 s."""
-    async with asyncio.timeout(2):
-        assert (await public.raw(b"\x16\x03\x01\x02\x00")).data == b""
-
-
 @pytest.mark.parametrize("sent", [b"", b"GET /v2/ HTTP/1.1\r\nHost:"])
 async def test_slow_headers_are_not_waited_for(tmp_path: Path, sent: bytes) -> None:
     """A connection that does not finish its header in time is closed."""
