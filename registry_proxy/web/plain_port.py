@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from registry_proxy.spec.errors import ErrorCode, format_errors
 
@@ -34,8 +35,8 @@ class PlainPort(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what loops give to stream protocols
-        self._transport = transport
+        # uvloop's transports are no subclass of asyncio's, so the type cannot be asserted.
+        self._transport = cast("asyncio.Transport", transport)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
