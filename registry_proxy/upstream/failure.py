@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import aiohttp
@@ -108,23 +108,29 @@ def parse_errors(body: bytes) -> list[tuple[ErrorCode, object]]:
     return [(known[code], detail) for code, detail in pairs if code in known]
 
 
+def _most_telling(errors: Sequence[tuple[ErrorCode, object]], default: ErrorCode) -> ErrorCode:
+    """Return the code that says what is wrong: distribution puts bare ``UNKNOWN`` errors before the cause."""
+    ranked = sorted(errors, key=lambda error: (error[0] is ErrorCode.UNKNOWN, not error[1]))
+    return ranked[0][0] if ranked else default
+
+
 def refusal(replica: str, status: int, body: bytes, default: ErrorCode) -> RegistryError:
     """Return a registry's refusal (4xx) as our error.
 
     Args:
         replica: its name.
         status: of its answer; kept.
-        body: of its answer; ``detail`` of the error is the detail of its first error, or the list of details when
-            several errors have that code (the missing digests of MANIFEST_BLOB_UNKNOWN).
+        body: of its answer. The error has the code that says most of all in it; its ``detail`` is the detail that came
+            with that code, or the list of details when several errors have that code (the missing digests of
+            MANIFEST_BLOB_UNKNOWN).
         default: the code when the body tells none.
     """
     errors = parse_errors(body)
-    code = errors[0][0] if errors else default
-    details = [detail for other, detail in errors if other is code]
-    detail = details[0] if len(details) == 1 else details or None
+    code = _most_telling(errors, default)
+    details = [detail for other, detail in errors if other is code and detail]
     return RegistryError(
         code,
         f"the upstream registry {replica} refused it with {code.value}",
-        detail={"replica": replica} if detail is None else detail,
+        detail=(details[0] if len(details) == 1 else details) or {"replica": replica},
         status=status,
     )

@@ -1,0 +1,56 @@
+"""Of several errors in one answer of a registry, the client is told the one that says what is wrong.
+
+Reports: pushes of Windows images to distribution 2.8, whose foreign layers fail as "unknown error" for docker.
+"""
+
+import json
+
+import pytest
+
+from registry_proxy.spec.errors import ErrorCode
+from registry_proxy.upstream.failure import refusal
+from tests.conftest import StartProxy
+from tests.product import Image, digest_of, make_image, random_bytes
+from tests.servers import Server
+
+FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+
+
+def body_of(*errors: tuple[str, object]) -> bytes:
+    """Return the body of an answer with these codes and details."""
+    return json.dumps(
+        {"errors": [{"code": code, "message": "x", "detail": detail} for code, detail in errors]}
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "detail"),
+    [
+        ([("UNKNOWN", None), ("UNKNOWN", {}), ("MANIFEST_BLOB_UNKNOWN", "d")], ErrorCode.MANIFEST_BLOB_UNKNOWN, "d"),
+        ([("MANIFEST_INVALID", {}), ("MANIFEST_BLOB_UNKNOWN", "d")], ErrorCode.MANIFEST_BLOB_UNKNOWN, "d"),
+        ([("MANIFEST_BLOB_UNKNOWN", "d"), ("MANIFEST_BLOB_UNKNOWN", "e")], ErrorCode.MANIFEST_BLOB_UNKNOWN, ["d", "e"]),
+        ([("MANIFEST_INVALID", None), ("NAME_INVALID", None)], ErrorCode.MANIFEST_INVALID, {"replica": "a"}),
+        ([("UNKNOWN", {"why": "x"}), ("SIZE_INVALID", None)], ErrorCode.SIZE_INVALID, {"replica": "a"}),
+        ([("UNKNOWN", {"why": "x"})], ErrorCode.UNKNOWN, {"why": "x"}),
+        ([("VENDOR", "x")], ErrorCode.MANIFEST_INVALID, {"replica": "a"}),
+        ([], ErrorCode.MANIFEST_INVALID, {"replica": "a"}),
+    ],
+)
+def test_the_most_telling_error_is_kept(errors: list[tuple[str, object]], code: ErrorCode, detail: object) -> None:
+    """A code that says something comes before UNKNOWN, one with a detail before one without; details are never empty."""
+    error = refusal("a", 400, body_of(*errors), ErrorCode.MANIFEST_INVALID)
+    assert (error.code, error.detail) == (code, detail)
+
+
+def test_a_refused_foreign_layer_is_named(registries: list[Server], start_proxy: StartProxy) -> None:
+    """The 400 for a layer that lies elsewhere has the code and the digest that the registry found fault with."""
+    user = start_proxy(registries).add_user("ann", pull_push=["team/**"])
+    plain = make_image(random_bytes(100))
+    user.push("team/app", "plain", plain)
+    document = json.loads(plain.manifest)
+    digest = digest_of(b"foreign")
+    document["layers"] = [{"mediaType": FOREIGN, "digest": digest, "size": 7, "urls": ["https://example.com/layer"]}]
+    answer = user.push_manifest("team/app", "foreign", Image(json.dumps(document).encode(), {}))
+    assert answer.status_code == 400
+    (error,) = answer.json()["errors"]
+    assert (error["code"], error["detail"]) == ("MANIFEST_BLOB_UNKNOWN", digest)
