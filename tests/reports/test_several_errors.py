@@ -37,7 +37,7 @@ def body_of(*errors: tuple[str, object]) -> bytes:
     ],
 )
 def test_the_most_telling_error_is_kept(errors: list[tuple[str, object]], code: ErrorCode, detail: object) -> None:
-    """A code that says something comes before UNKNOWN, one with a detail before one without; details are never empty."""
+    """A code that says something comes before UNKNOWN, then one with a detail; details are never empty."""
     error = refusal("a", 400, body_of(*errors), ErrorCode.MANIFEST_INVALID)
     assert (error.code, error.detail) == (code, detail)
 
