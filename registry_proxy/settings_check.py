@@ -29,6 +29,8 @@ _MINIMAL: Mapping[str, Any] = {
     "upstreams": {"x": {"replicas": [{"url": "http://127.0.0.1:1"}]}},
     "routes": [{"prefix": "", "upstream": "x"}],
 }
+_BEFORE_SCHEMA = frozenset({"lost+found", "node.lock", "changes", "discovered.json", "metrics", "schema.new"})
+"""In a cache directory before its schema is written: of the file system, and of a start that did not come that far."""
 
 
 def check_across(source: Source) -> Iterator[Fault]:
@@ -263,6 +265,9 @@ def _check_places(source: Source) -> Iterator[Fault]:
     cache = files.pop(("cache", "path"), None)
     if cache is not None and (cache == "/" or (os.path.lexists(cache) and not os.path.isdir(cache))):
         yield source.fault(("cache", "path"), f"expected a directory of its own, found {describe(cache)}")
+    elif cache is not None and (foreign := _find_foreign(cache)) is not None:
+        expected = "expected a new or empty directory, or a cache of ours: what lies in it is deleted as we need room"
+        yield source.fault(("cache", "path"), f"{expected}; {cache} holds {foreign}")
     for path, file in files.items():
         if os.path.isdir(file):
             yield source.fault(path, f"expected a file, found the directory {file}")
@@ -270,6 +275,21 @@ def _check_places(source: Source) -> Iterator[Fault]:
             yield source.fault(path, f"expected a place outside cache.path ({cache}), which may be emptied at any time")
     if len(set(files.values())) < len(files):
         yield source.fault(("auth", "signing_key_file"), "expected another file than that of the store")
+
+
+def _find_foreign(cache: str) -> str | None:
+    """Return what shows that a directory is not a cache of ours; None for one that is, is empty or cannot be read."""
+    try:
+        found = set(os.listdir(cache))
+        if "schema" in found:
+            with open(os.path.join(cache, "schema"), "rb") as file:
+                return None if file.read().strip().isdigit() else "a file schema without a version number"
+        strange = found - _BEFORE_SCHEMA
+        if "metrics" in found:  # emptied at each start
+            strange |= {f"metrics/{name}" for name in os.listdir(f"{cache}/metrics") if not name.endswith(".db")}
+    except OSError:
+        return None
+    return f"{min(strange)} and no file schema" if strange else None
 
 
 def _written_files(tree: Mapping[str, Any]) -> dict[KeyPath, str]:

@@ -161,7 +161,10 @@ def _check_schema(paths: CachePaths) -> None:
         with open(path, encoding="ascii") as file:
             version = int(file.read())
     except FileNotFoundError:
-        write_small_file(paths, path, f"{SCHEMA_VERSION}\n".encode())
+        # First of all, and under a name of its own: what has a schema is known as ours (settings_check).
+        with open(f"{path}.new", "w", encoding="ascii") as file:
+            file.write(f"{SCHEMA_VERSION}\n")
+        os.rename(f"{path}.new", path)
         return
     except ValueError as error:
         raise CacheSchemaError(f"{path} does not hold a version number: is {paths.root} a cache directory?") from error
@@ -182,7 +185,7 @@ def prepare_cache(path: "str | os.PathLike[str]") -> None:
         OSError: it cannot be written.
     """
     paths = CachePaths(os.fspath(path))
-    os.makedirs(f"{paths.root}/temp", exist_ok=True)
+    os.makedirs(paths.root, exist_ok=True)
     _check_schema(paths)
     for name in _DIRECTORIES:
         os.makedirs(f"{paths.root}/{name}", exist_ok=True)
