@@ -216,7 +216,7 @@ class _Node:
 @contextlib.asynccontextmanager
 async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_Node]:
     async with contextlib.AsyncExitStack() as stack:
-        opening = open_store(settings.store_url, settings.changes_path, observer.policy_current)
+        opening = open_store(settings.store_url, settings.changes_path, observer.policy_current, may_create=False)
         store, changes = await stack.enter_async_context(opening)
         control, signer = await stack.enter_async_context(_open_access(settings, store, changes))
         directory = Directory(store)

@@ -10,6 +10,7 @@ older tags back. It is restored only where nothing was written since, for a move
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE
 
 FORMAT = "registry-proxy backup"
 VERSION = 1
+STANDARD_STREAM = "-"
 _ATTEMPTS = 20
 _CHANGES_MAX = 150_000
 """Redis takes about a million arguments in one call, five for each change."""
@@ -56,10 +58,17 @@ class Backup:
         return len(self.contents.get(Table.INTENTS, {}))
 
 
-async def backup_store(url: str, page_path: str, path: str, *, replaces: bool) -> Backup:
-    """Write what the store at ``url`` holds to a file; return it. Raises as ``take`` and ``write_file``."""
-    async with open_store(url, page_path) as (store, _):
+async def backup_store(url: str, path: str, *, replaces: bool) -> Backup:
+    """Write what the store at ``url`` holds to a file; return it.
+
+    Raises:
+        BackupError: it holds no user, as each store does that a node has used; or as ``take`` and ``write_file``.
+        StoreUnavailableError: it does not answer, or is not there.
+    """
+    async with open_store(url, None, may_create=False) as (store, _):
         backup = await take(store)
+    if not backup.contents[Table.USERS]:
+        raise BackupError("nothing to back up: the store is empty, so no node has used it. Is `store` the right one?")
     write_file(backup, path, replaces=replaces)
     return backup
 
@@ -91,11 +100,15 @@ async def take(store: Store) -> Backup:
 
 
 def write_file(backup: Backup, path: str, *, replaces: bool) -> None:
-    """Write a backup, whole or not at all, readable by its owner alone.
+    """Write a backup, whole or not at all, readable by its owner alone; ``-`` is standard output.
 
     Raises:
         BackupError: a file is there already, and ``replaces`` does not let it go; or it cannot be written.
     """
+    if path == STANDARD_STREAM:
+        sys.stdout.buffer.write(_encode(backup))
+        sys.stdout.buffer.flush()
+        return
     if os.path.lexists(path) and not replaces:
         raise BackupError(f"{path} is there already: name another file, or say that this one may go (--replace)")
     try:
@@ -105,17 +118,11 @@ def write_file(backup: Backup, path: str, *, replaces: bool) -> None:
 
 
 def _write_file(backup: Backup, path: str) -> None:
-    header = {"format": FORMAT, "version": VERSION, "made_at": backup.made_at}
-    hasher = hashlib.sha256()
     temporary = f"{path}.{os.getpid()}.part"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            for document in (header, *_documents(backup)):
-                line = json.dumps(document).encode() + b"\n"
-                hasher.update(line)
-                file.write(line)
-            file.write(json.dumps({"records": backup.count, "sha256": hasher.hexdigest()}).encode() + b"\n")
+            file.write(_encode(backup))
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
@@ -123,6 +130,12 @@ def _write_file(backup: Backup, path: str) -> None:
         os.unlink(temporary)
         raise
     sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+def _encode(backup: Backup) -> bytes:
+    header = {"format": FORMAT, "version": VERSION, "made_at": backup.made_at}
+    lines = b"".join(json.dumps(document).encode() + b"\n" for document in (header, *_documents(backup)))
+    return lines + json.dumps({"records": backup.count, "sha256": hashlib.sha256(lines).hexdigest()}).encode() + b"\n"
 
 
 def _documents(backup: Backup) -> Sequence[Mapping[str, Any]]:
@@ -134,14 +147,17 @@ def _documents(backup: Backup) -> Sequence[Mapping[str, Any]]:
 
 
 def read_file(path: str) -> Backup:
-    """Read a backup and check all of it.
+    """Read a backup and check all of it; ``-`` is standard input.
 
     Raises:
         BackupError: it is none, of a later release, or damaged.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        lines = file.readlines()
+    if path == STANDARD_STREAM:
+        lines = sys.stdin.buffer.readlines()
+    else:
+        with open(path, "rb") as file:
+            lines = file.readlines()
     try:
         header = json.loads(lines[0])
         if header["format"] != FORMAT:

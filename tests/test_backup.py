@@ -42,7 +42,7 @@ async def test_a_store_moves_to_another_kind(tmp_path: Path, redis: Server, dire
     page, file = str(tmp_path / "page"), str(tmp_path / "backup")
     async with open_store(source, page) as (store, _):
         await store.commit(CONTENTS)
-    await backup_store(source, page, file, replaces=False)
+    await backup_store(source, file, replaces=False)
     await restore_store(target, page, file, moves=True, replaces=False)
     async with open_store(target, page) as (store, _):
         found = await contents(store)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.backup import Backup, BackupError, backup_store, restore_store
+from registry_proxy.backup import STANDARD_STREAM, Backup, BackupError, backup_store, restore_store
 from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.output import print_note
@@ -22,7 +22,9 @@ _Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="Th
 
 
 def backup(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to. Hold it as you hold passwords.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Where to, - for standard output. Hold it as you hold passwords.")
+    ],
     config: _Config,
     replace: Annotated[bool, typer.Option("--replace", help="What lies in FILE now may go.")] = False,
 ) -> None:
@@ -32,14 +34,16 @@ def backup(
     """
     with _told():
         settings = load_settings(config, os.environ)
-        made = asyncio.run(backup_store(settings.store_url, settings.changes_path, file, replaces=replace))
-        print_note(f"{made.count} records are in {file}.")
+        made = asyncio.run(backup_store(settings.store_url, file, replaces=replace))
+        print_note(f"{made.count} records are in {'what was printed' if file == STANDARD_STREAM else file}.")
         if made.pending:
             print_note(f"{made.pending} writes were pending at some replica: wait for the repair before a move.")
 
 
 def restore(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What `registry-proxy backup` wrote.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="What `registry-proxy backup` wrote, - for standard input.")
+    ],
     config: _Config,
     replace: Annotated[bool, typer.Option("--replace", help="What the store holds now may go.")] = False,
     moved: Annotated[
@@ -55,7 +59,7 @@ def restore(
         settings = load_settings(config, os.environ)
         held, written = asyncio.run(_restore(settings, file, moves=moved, replaces=replace))
         made_at = dt.datetime.fromtimestamp(held.made_at, dt.UTC).isoformat(timespec="seconds")
-        print_note(f"{written} records of {made_at} are restored.")
+        print_note(f"{written} records of {made_at} are restored into {settings.sqlite_path or 'the store'}.")
         if not moved:
             print_note("Start the nodes, then compare the registries: `registry-proxy replica verify`.")
 

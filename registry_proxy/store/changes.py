@@ -28,13 +28,17 @@ class ChangePage:
     Beside the counter stands the sequence number the table was last seen with, so that what several workers learn of
     one change counts once. The counter itself only rises: no reader can meet the same number for other content, even
     when a store comes back from a backup with lower sequence numbers.
+
+    Args:
+        path: a file of the node, made when missing; None for a page of this process alone, which only reads.
     """
 
-    def __init__(self, path: str) -> None:
-        directory = os.path.dirname(path)
-        if directory:
-            os.makedirs(directory, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, path: str | None) -> None:
+        if path is None:
+            self._fd = os.memfd_create("changes")
+        else:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # A hole written to on a full disk is a SIGBUS, not an ENOSPC.
             os.posix_fallocate(self._fd, 0, _PAGE_BYTES)

@@ -16,7 +16,11 @@ _SQLITE = "sqlite:///"
 
 @asynccontextmanager
 async def open_store(
-    url: str, page_path: str, compared: Callable[[float], None] = lambda _: None
+    url: str,
+    page_path: str | None,
+    compared: Callable[[float], None] = lambda _: None,
+    *,
+    may_create: bool = True,
 ) -> AsyncIterator[tuple["SqliteStore | RedisStore", StoreWatch]]:
     """Open the store of a worker, and the watch that tells what changed in it, for the length of a with block.
 
@@ -24,20 +28,21 @@ async def open_store(
 
     Args:
         url: ``sqlite:///relative``, ``sqlite:////absolute``, or of a Redis (``redis_connection.parse_redis_url``).
-        page_path: a file of the node, shared by its workers, for ``ChangePage``.
+        page_path: see ``ChangePage``.
         compared: see ``StoreWatch``.
+        may_create: make a SQLite file that is not there; else that is an error, for an empty store answers falsely.
 
     Raises:
         ValueError: the URL is none of these.
         SchemaTooNewError: a later release wrote the store.
-        StoreUnavailableError: the SQLite file cannot be opened.
+        StoreUnavailableError: the SQLite file cannot be opened, or is not there and may not be made.
     """
     async with AsyncExitStack() as stack:
         page = ChangePage(page_path)
         stack.callback(page.close)
         store: SqliteStore | RedisStore
         if url.startswith(_SQLITE) and len(url) > len(_SQLITE):
-            store = SqliteStore(url.removeprefix(_SQLITE), page)
+            store = SqliteStore(url.removeprefix(_SQLITE), page, may_create=may_create)
             stack.push_async_callback(store.aclose)
             await store.versions()
         elif url.partition("://")[0] in _REDIS_SCHEMES:

@@ -56,12 +56,14 @@ class SqliteStore:
     one lock file for each lease that is held.
 
     Args:
-        path: the database file; it and its directory are made when missing.
+        path: the database file.
         page: told of every commit, in the thread that made it and before ``commit`` returns.
+        may_create: make the file and its directory when they are missing.
     """
 
-    def __init__(self, path: str, page: ChangePage) -> None:
+    def __init__(self, path: str, page: ChangePage, *, may_create: bool = True) -> None:
         self._path = path
+        self._may_create = may_create
         self._page = page
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._connection: sqlite3.Connection | None = None
@@ -142,9 +144,11 @@ class SqliteStore:
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
-            directory = os.path.dirname(self._path)
-            if directory:
-                os.makedirs(directory, exist_ok=True)
+            if self._may_create:
+                os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+            elif not os.path.exists(self._path):
+                place = f"{os.path.abspath(self._path)} is not there (the working directory is {os.getcwd()})"
+                raise StoreUnavailableError(f"the store {place}")
             # SQLite gives its -wal and -shm files the mode of the database: make that first, for the owner alone.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from registry_proxy.backup import Backup, write_file
 from registry_proxy.cli.main import app
+from registry_proxy.ports import Table
 from tests.conftest import StartProxy
 
 ROOT = Path(__file__).parent.parent.parent
@@ -114,11 +116,12 @@ def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
         return CliRunner().invoke(app, [*arguments, "--config", str(config)], catch_exceptions=False)
 
     file = str(tmp_path / "backup")
-    made = run("backup", file)
-    assert (made.exit_code, "0 records" in made.stderr) == (0, True), made.output
+    write_file(Backup(1, {Table.USERS: {"ann": {}}}), file, replaces=False)
     restored = run("restore", file)
     assert (restored.exit_code, "replica verify" in restored.stderr) == (0, True), restored.output
-    assert run("backup", file, "--replace").exit_code == 0
+    assert f"restored into {tmp_path / 'store.db'}" in restored.stderr
+    made = run("backup", file, "--replace")
+    assert (made.exit_code, f"records are in {file}" in made.stderr) == (0, True), made.output
     for wrong in (["restore", str(config)], ["restore", "/nowhere"], ["backup", "/nowhere/backup"], ["backup", file]):
         refused = run(*wrong)
         assert (refused.exit_code, "error:" in refused.stderr) == (1, True)
