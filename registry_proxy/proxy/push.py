@@ -82,6 +82,9 @@ class BlobReplicas(Protocol):
         """Do as ``commit`` with what only the replicas have; what one of them misses is then pinned here."""
 
     async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None: ...
+    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        """Tell whether no replica that can be written to lacks a content, but for those on record as missing it."""
+
     async def mount(
         self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None
     ) -> tuple[Descriptor, Sequence[str]] | None: ...
@@ -240,6 +243,10 @@ class Push:
         if file is not None:
             file.discard()
         await self._blobs.cancel(routed, session.locations)
+
+    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        """Tell whether a pusher may leave out a content: what one replica lost is pushed to all of them again."""
+        return await self._blobs.is_everywhere(routed, kind, digest)
 
     async def mount_blob(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         """Mount a blob from a repository that the caller may pull from (spec end-11); None: it has to be uploaded."""

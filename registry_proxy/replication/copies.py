@@ -14,7 +14,7 @@ from registry_proxy.ports import (
 )
 from registry_proxy.replication.uploads import read_range
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, parse_manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Tag
 
 
@@ -27,6 +27,14 @@ async def has(question: Awaitable[object]) -> bool:
             raise
         return False
     return True
+
+
+def may_lack_content(error: RegistryError) -> bool:
+    """Tell whether a registry may have refused a manifest because it lacks a blob or a child that the manifest names.
+
+    The code does not decide it: zot says MANIFEST_INVALID, others BLOB_UNKNOWN or NAME_UNKNOWN.
+    """
+    return error.status in {400, 404}
 
 
 class Pace:
@@ -126,7 +134,7 @@ class Copies:
         try:
             await client.put_manifest(routed.repository, tag or digest, manifest)
         except RegistryError as error:
-            if error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
+            if not may_lack_content(error):
                 raise
             links = parse_manifest(manifest.body, manifest.descriptor.media_type)
             for blob in links.blobs:

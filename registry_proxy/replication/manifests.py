@@ -1,6 +1,6 @@
 """Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from registry_proxy.ports import (
@@ -17,7 +17,7 @@ from registry_proxy.ports import (
     UpstreamUnavailableError,
 )
 from registry_proxy.proxy.push import WrittenManifest
-from registry_proxy.replication.copies import has
+from registry_proxy.replication.copies import has, may_lack_content
 from registry_proxy.replication.fanout import (
     Outcome,
     check_writable,
@@ -235,11 +235,15 @@ class ManifestReplication:
         try:
             await client.put_manifest(routed.repository, tag_or_digest, manifest)
         except RegistryError as error:
-            if error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
+            if not may_lack_content(error):
                 raise
-            healed = [await self._heal_blob(client, routed, blob, lost) for blob in links.blobs]
-            healed += [await self._heal_manifest(client, routed, child, lost) for child in links.manifests]
+            absent: set[Digest] = set()
+            healed = [await self._heal_blob(client, routed, blob, absent) for blob in links.blobs]
+            healed += [await self._heal_manifest(client, routed, child, absent) for child in links.manifests]
+            lost |= absent
             if not any(healed):
+                if absent and error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
+                    raise content_unknown(absent) from error
                 raise
             await client.put_manifest(routed.repository, tag_or_digest, manifest)
 
@@ -274,6 +278,15 @@ class ManifestReplication:
         if await self._journal.confirm(key, digest, client.name):
             await self._uploads.release(digest)
         return True
+
+
+def content_unknown(digests: Iterable[Digest]) -> RegistryError:
+    """Return the refusal of a manifest that names what its repository does not hold."""
+    return RegistryError(
+        ErrorCode.MANIFEST_BLOB_UNKNOWN,
+        "the repository does not hold all that the manifest names: push it again with its blobs",
+        detail=[{"digest": str(digest)} for digest in sorted(digests, key=str)],
+    )
 
 
 def _tag_exists(tag: Tag) -> RegistryError:

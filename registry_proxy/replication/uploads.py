@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from registry_proxy.ports import (
     BlobCache,
+    ContentKind,
     FillFailedError,
     ReplicaClient,
     ReplicaSet,
@@ -302,6 +303,42 @@ class UploadReplication:
         """Make the journal say who misses a blob that is being acknowledged; unpin our copy when nobody does."""
         if await self._journal.record_blob(routed, digest, missing) and not missing:
             await self.release(digest)
+
+    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        """Ask every replica that can be written to whether it holds a content; return False when one of them does not.
+
+        A replica that is on record as missing it will get it, and a newcomer everything; one that does not answer, or
+        refuses the question, is for the push itself to deal with.
+        """
+        replica_set = self._replica_sets[routed.upstream]
+        if replica_set.read_only:
+            return True
+        excused = await self._excused(routed, kind, digest)
+        clients = [lane[0] for lane in lanes_of(replica_set, str(digest)) if lane[0].name not in excused]
+        return all(await asyncio.gather(*(self._has(replica_set, client, routed, kind, digest) for client in clients)))
+
+    async def _excused(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Collection[str]:
+        marks = await self._journal.snapshot()
+        names = {
+            c.name for c in self._replica_sets[routed.upstream].replicas if marks.is_newcomer(routed.upstream, c.name)
+        }
+        if marks.is_missed(digest):
+            intent = await self._journal.find(IntentKey(routed, IntentKind(kind), str(digest)))
+            names |= set() if intent is None or intent.digest is None else set(intent.missing)
+        return names
+
+    @staticmethod
+    async def _has(
+        replica_set: ReplicaSet, client: ReplicaClient, routed: RoutedRepository, kind: ContentKind, digest: Digest
+    ) -> bool:
+        ask = client.stat_blob if kind is ContentKind.BLOB else client.fetch_manifest
+        try:
+            await ask(routed.repository, digest)
+        except RegistryError as error:
+            return error.status != 404
+        except UpstreamUnavailableError as error:
+            replica_set.report_failure(client.name, error)
+        return True
 
     async def release(self, digest: Digest) -> None:
         """Unpin our copy of a content, unless a replica still misses it in some repository."""

@@ -12,6 +12,7 @@ from registry_proxy.ports import (
     AuditLog,
     BlobReader,
     CacheResult,
+    ContentKind,
     Observer,
     RoutedRepository,
     Router,
@@ -184,6 +185,8 @@ class Registry:
 
     async def _head_manifest(self, call: "_Call") -> StreamResponse:
         head = await self._pull.head_manifest(call.routed, call.tag_or_digest)
+        if isinstance(call.tag_or_digest, Digest):
+            await self._check_for_pusher(call, ContentKind.MANIFEST, call.tag_or_digest)
         if call.has_already(head.descriptor.digest):
             return _not_modified(head.descriptor)
         headers = content_headers(head.descriptor, head.result, head.warning)
@@ -191,6 +194,7 @@ class Registry:
 
     async def _head_blob(self, call: "_Call") -> StreamResponse:
         descriptor, result = await self._pull.head_blob(call.routed, call.digest)
+        await self._check_for_pusher(call, ContentKind.BLOB, call.digest)
         if call.has_already(descriptor.digest):
             return _not_modified(descriptor)
         headers = content_headers(descriptor, result) | RANGES_TAKEN
@@ -212,6 +216,14 @@ class Registry:
 
     def _count_sent(self, result: CacheResult, size_bytes: int) -> None:
         self._observer.sent_bytes("upstream" if result is CacheResult.MISS else "cache", size_bytes)
+
+    async def _check_for_pusher(self, call: "_Call", kind: ContentKind, digest: Digest) -> None:
+        """Raise the 404 of a content that a replica lacks, for a caller who would leave it out of a push otherwise."""
+        if self._authenticator.may_push(call.authorized, call.wanted) and not await self._push.is_everywhere(
+            call.routed, kind, digest
+        ):
+            code = _ASKED_BEFORE_PUSH[call.wanted.operation]
+            raise RegistryError(code, "a replica does not hold it any more: push it", detail={"digest": str(digest)})
 
     # ------------------------------------------------------------ push
 

@@ -25,7 +25,7 @@ from registry_proxy.access.tokens import (
     create_key_file,
     public_key_of,
 )
-from registry_proxy.ports import RoutedRepository, StoreUnavailableError
+from registry_proxy.ports import ContentKind, RoutedRepository, StoreUnavailableError
 from registry_proxy.proxy.discover import Discover
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
@@ -111,6 +111,7 @@ class FakePush:
     bodies: list[bytes] = field(default_factory=list)
     sessions: dict[str, str] = field(default_factory=dict)
     mounted: Descriptor | None = None
+    lacking: set[Digest] = field(default_factory=set)
     error: Exception | None = None
 
     async def _read(self, body: AsyncIterator[bytes]) -> bytes:
@@ -181,6 +182,10 @@ class FakePush:
     async def cancel_upload(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> None:
         self.calls.append(("cancel", str(routed)))
         self._check(subject, session_id, state)
+
+    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        self.calls.append(("everywhere", str(routed), kind, str(digest)))
+        return digest not in self.lacking
 
     async def mount_blob(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         self.calls.append(("mount", str(routed), str(source), str(digest)))

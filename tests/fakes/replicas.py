@@ -43,7 +43,7 @@ ANN = "user:ann"
 
 @dataclass
 class MemoryReplica(MemoryReader):
-    """One replica: refuses manifests whose blobs it lacks, as docker-registry does.
+    """One replica: refuses manifests whose blobs it lacks, ``refuses_with`` the code of docker-registry or another.
 
     ``errors`` are raised by the methods they are named after, ``gates`` hold them until set, ``cut_after`` makes every
     upload die after that many bytes.
@@ -54,6 +54,7 @@ class MemoryReplica(MemoryReader):
     errors: dict[str, Exception] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     cut_after: int | None = None
+    refuses_with: ErrorCode = ErrorCode.MANIFEST_BLOB_UNKNOWN
     received: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def _begin(self, method: str, repository: str, what: object = "") -> None:
@@ -129,7 +130,7 @@ class MemoryReplica(MemoryReader):
         lacking += [child.digest for child in links.manifests if (repository, child.digest) not in self.manifests]
         if lacking:
             detail = {"digest": str(lacking[0])}
-            raise RegistryError(ErrorCode.MANIFEST_BLOB_UNKNOWN, "blob unknown to registry", detail=detail)
+            raise RegistryError(self.refuses_with, "blob unknown to registry", detail=detail)
         self.manifests[repository, manifest.descriptor.digest] = manifest
         if isinstance(tag_or_digest, str):
             self.tags[repository, tag_or_digest] = manifest.descriptor.digest
