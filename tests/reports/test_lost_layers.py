@@ -1,7 +1,7 @@
 """A layer that one replica lacks can be pushed, at once, whatever that replica says about a manifest that names it.
 
-Reports: pushes over two zot registries refused with MANIFEST_INVALID, because a HEAD was answered by one of them and the
-other lacked the blob; layers that a garbage collection had removed and that no push brought back for a day.
+Reports: pushes over two zot registries refused with MANIFEST_INVALID, because a HEAD was answered by one of them and
+the other lacked the blob; layers that a garbage collection had removed and that no push brought back for a day.
 """
 
 from collections.abc import AsyncIterator
@@ -101,7 +101,7 @@ def test_a_collected_layer_is_pushed_again_at_once(registries: list[Server], sta
 
 
 async def test_a_pusher_asks_the_replicas_and_a_puller_does_not(tmp_path: Path) -> None:
-    """HEAD by digest with a token for pushing is answered by the replicas, also where the cache has it; others cost none."""
+    """HEAD by digest with a token for pushing asks the replicas, also for what the cache has; others cost nothing."""
     async with PublicBench(tmp_path).serving() as public:
         public.allow("pull", "push")
         blob = public.reader.add_blob("team/app", LAYER)
