@@ -1,6 +1,7 @@
 """Descriptors and manifests (image-spec "Content Descriptors", "Image Manifest", "Image Index")."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,13 @@ class ManifestLinks:
     manifest_subject: Descriptor | None
 
 
+_WORD = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_MEDIA_TYPE = re.compile(f"{_WORD}/{_WORD}")
+_MEDIA_TYPE_MAX_LENGTH = 255
+_GENERIC_MEDIA_TYPES = frozenset({BLOB_MEDIA_TYPE, "binary/octet-stream", "application/json", "text/plain"})
+"""Web servers and object stores send these where nobody told them the type."""
+
+
 def _invalid(message: str, detail: object = None) -> RegistryError:
     return RegistryError(ErrorCode.MANIFEST_INVALID, message, detail=detail)
 
@@ -102,6 +110,39 @@ def _load_object(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise _invalid("the manifest is not a JSON object")
     return document
+
+
+def stated_media_type(header: str | None) -> str | None:
+    """Return the media type in a Content-Type of a manifest, without parameters.
+
+    Args:
+        header: its value.
+
+    Returns:
+        None where it does not name a type of manifest: absent, generic, malformed (RFC 9110, 8.3.1) or too long.
+    """
+    text = (header or "").partition(";")[0].strip(" \t")
+    is_valid = len(text) <= _MEDIA_TYPE_MAX_LENGTH and _MEDIA_TYPE.fullmatch(text) is not None
+    return text if is_valid and text.lower() not in _GENERIC_MEDIA_TYPES else None
+
+
+def derive_media_type(body: bytes) -> str | None:
+    """Return the media type that a manifest names itself, or has by its shape; None when the body is no manifest."""
+    try:
+        document = _load_object(body)
+    except RegistryError:
+        return None
+    named = document.get("mediaType")
+    if isinstance(named, str) and stated_media_type(named) == named:
+        return named
+    if isinstance(document.get("manifests"), list):
+        return OCI_INDEX
+    config = document.get("config")
+    if isinstance(config, dict) and "digest" in config:  # the configuration of an image has a "config", too
+        return OCI_MANIFEST
+    if document.get("schemaVersion") == 1:
+        return DOCKER_SCHEMA1_SIGNED if "signatures" in document else DOCKER_SCHEMA1
+    return None
 
 
 def parse_manifest(body: bytes, media_type: str) -> ManifestLinks:

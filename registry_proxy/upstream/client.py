@@ -15,6 +15,8 @@ from registry_proxy.spec.descriptor import (
     MANIFEST_MEDIA_TYPES,
     Descriptor,
     Manifest,
+    derive_media_type,
+    stated_media_type,
 )
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of, is_repository, is_tag, parse_digest
@@ -70,9 +72,10 @@ class HttpReplicaClient:
         async with self._transport.request(self._manifest_request("HEAD", repository, tag)) as response:
             if response.status != 405:
                 await self._check_found(response, ErrorCode.MANIFEST_UNKNOWN, {"tag": tag})
-                size_bytes, media_type = response.content_length, response.headers.get("Content-Type")
-                if (text := response.headers.get("Docker-Content-Digest")) and media_type and size_bytes is not None:
-                    return Descriptor(media_type, self._parse_digest(text), size_bytes)
+                media_type = stated_media_type(response.headers.get("Content-Type"))
+                digest = _stated_digest(response)
+                if digest is not None and media_type is not None and response.content_length is not None:
+                    return Descriptor(media_type, digest, response.content_length)
         return (await self._get_manifest(repository, tag)).descriptor
 
     async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
@@ -83,14 +86,17 @@ class HttpReplicaClient:
         async with self._transport.request(self._manifest_request("GET", repository, tag_or_digest)) as response:
             key = "digest" if isinstance(tag_or_digest, Digest) else "tag"
             await self._check_found(response, ErrorCode.MANIFEST_UNKNOWN, {key: str(tag_or_digest)})
+            if response.content_type == "text/html":
+                raise BadUpstreamError(self._name, "it sends a page of HTML as a manifest")
             body = await self._transport.read_body(response, MANIFEST_MAX_BYTES)
-            media_type = response.headers.get("Content-Type", "")
+            stated = stated_media_type(response.headers.get("Content-Type"))
         if body is None:
             raise BadUpstreamError(self._name, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
         digest = tag_or_digest if isinstance(tag_or_digest, Digest) else digest_of(body)
         if not digest.matches(body):
             self._transport.count("GET", "mismatch", started_at)
             raise WrongBytesError(f"{self._name}: the manifest's bytes are not those of its digest")
+        media_type = stated or derive_media_type(body) or BLOB_MEDIA_TYPE
         return Manifest(Descriptor(media_type, digest, len(body)), body)
 
     def _manifest_request(self, method: str, repository: Repository, tag_or_digest: Tag | Digest) -> Request:
@@ -175,7 +181,7 @@ class HttpReplicaClient:
         await self._check_found(response, ErrorCode.BLOB_UNKNOWN, {"digest": str(digest)})
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise self._mismatch(response.method, "it sends a blob compressed", time.monotonic())
-        if _is_another(response.headers.get("Docker-Content-Digest"), digest):
+        if _names_another(response, digest):
             self._transport.count(response.method, "mismatch", time.monotonic())
             raise WrongBytesError(f"{self._name}: it names another digest")
         if response.content_type == "text/html" and "Docker-Content-Digest" not in response.headers:
@@ -263,8 +269,7 @@ class HttpReplicaClient:
         )
         async with self._transport.request(request) as response:
             if response.status in {201, 204}:
-                stored = response.headers.get("Docker-Content-Digest")
-                if _is_another(stored, digest):
+                if _names_another(response, digest):
                     raise self._mismatch("PUT", "it stored the blob under another digest", started_at)
                 return
             if response.status >= 500:
@@ -323,13 +328,16 @@ class HttpReplicaClient:
         self._transport.count(method, "mismatch", started_at)
         return ReplicaFailedError(f"{self._name}: {reason}", "mismatch")
 
-    def _parse_digest(self, text: str) -> Digest:
-        try:
-            return parse_digest(text)
-        except RegistryError as error:
-            raise BadUpstreamError(self._name, "it names a digest that is none") from error
+
+def _stated_digest(response: aiohttp.ClientResponse) -> Digest | None:
+    """Return the digest that an answer names; None where it names none that is known here."""
+    try:
+        return parse_digest(response.headers.get("Docker-Content-Digest", ""))
+    except RegistryError:
+        return None
 
 
-def _is_another(stated: str | None, digest: Digest) -> bool:
+def _names_another(response: aiohttp.ClientResponse, digest: Digest) -> bool:
     """Tell whether a registry names other content; distribution names what was pushed as sha512 by its sha256."""
-    return stated is not None and stated.partition(":")[0] == digest.algorithm and stated != str(digest)
+    stated = _stated_digest(response)
+    return stated is not None and stated.algorithm == digest.algorithm and stated != digest

@@ -45,6 +45,7 @@ class Fault:
     body: bytes | None = None  # with no status: the bytes of the right answer are replaced, a lie
     headers: Mapping[str, str] = field(default_factory=dict)  # set on the answer
     omit: tuple[str, ...] = ()  # headers left out of the answer
+    is_raw: bool = False  # headers are sent as they are, with characters that aiohttp refuses to send
     delay_seconds: float = 0
     stall: bool = False  # no answer until the registry is stopped or released
     stall_after: int | None = None  # the same after this many bytes of the body
@@ -121,6 +122,7 @@ class FakeRegistry:
         self._released = asyncio.Event()
         application = web.Application(client_max_size=1 << 30)
         application.router.add_route("*", "/{tail:.*}", self._handle)
+        application.on_response_prepare.append(_leave_out)
         self._runner = web.AppRunner(application, access_log=None, auto_decompress=False, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
@@ -212,12 +214,12 @@ class FakeRegistry:
             answer.body = gzip.compress(answer.body)
             answer.headers["Content-Encoding"] = "gzip"
         answer.headers |= fault.headers
-        for header in fault.omit:
-            answer.headers.pop(header, None)
+        if fault.is_raw:
+            return _send_raw(request, answer)
         response = web.StreamResponse(status=answer.status, headers=answer.headers)
-        response.content_length = len(answer.body)
-        if "Content-Type" not in answer.headers:
-            response.content_type = "application/octet-stream"
+        if "Content-Length" not in fault.omit:
+            response.content_length = len(answer.body)
+        request[_OMIT] = fault.omit
         await response.prepare(request)
         if request.method != "HEAD":
             stop = fault.cut_after if fault.cut_after is not None else fault.stall_after
@@ -351,6 +353,25 @@ class FakeRegistry:
         if len(page) < len(left):
             answer.headers["Link"] = f'<{request.path}?n={len(page)}&last={page[-1]}>; rel="next"'
         return answer
+
+
+def _send_raw(request: web.Request, answer: _Answer) -> web.StreamResponse:
+    assert request.transport is not None
+    headers = answer.headers | {"Content-Length": str(len(answer.body)), "Connection": "close"}
+    lines = [f"HTTP/1.1 {answer.status} As told", *(f"{key}: {value}" for key, value in headers.items())]
+    head = "\r\n".join(lines).encode() + b"\r\n\r\n"
+    request.transport.write(head if request.method == "HEAD" else head + answer.body)
+    request.transport.close()
+    return web.StreamResponse()
+
+
+_OMIT = web.RequestKey("omit", tuple[str, ...])
+
+
+async def _leave_out(request: web.Request, response: web.StreamResponse) -> None:
+    """Remove headers, also those that aiohttp adds by itself."""
+    for header in request.get(_OMIT, ()):
+        response.headers.popall(header, None)
 
 
 _API = {"Docker-Distribution-API-Version": "registry/2.0", "Content-Type": "application/json"}

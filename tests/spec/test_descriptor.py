@@ -15,7 +15,9 @@ from registry_proxy.spec.descriptor import (
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
+    derive_media_type,
     parse_manifest,
+    stated_media_type,
 )
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest
@@ -188,3 +190,16 @@ def test_any_body(body: bytes, media_type: str) -> None:
         assert error.code in {ErrorCode.MANIFEST_INVALID, ErrorCode.DIGEST_INVALID}  # noqa: PT017 - either is right
     else:
         assert not (links.blobs and links.manifests)
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_a_type_that_is_derived_is_one(body: bytes) -> None:
+    """Whatever the body, the type derived from it can be sent in a Content-Type; the body of an image has one."""
+    derived = derive_media_type(body)
+    assert derived is None or stated_media_type(derived) == derived
+    assert derive_media_type(image(mediaType=...)) == OCI_MANIFEST
+
+
+def test_the_configuration_of_an_image_is_no_manifest() -> None:
+    """A document that has a "config" which is no descriptor has no type."""
+    assert derive_media_type(b'{"architecture":"amd64","config":{"Labels":{}},"rootfs":{}}') is None
