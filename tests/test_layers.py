@@ -54,7 +54,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "cli": frozenset({"httpx", "rich", "typer", "yaml"}),  # writes policies as files
     "discovery": frozenset({"dns"}),
 }
-BESIDE_THE_PACKAGE = {"chaos", "clients", "contract", "fakes", "nginx", "path", "reports"}
+BESIDE_THE_PACKAGE = {"acceptance", "chaos", "clients", "contract", "fakes", "nginx", "path", "reports"}
 """Folders of tests that look at several modules, or at the whole from outside."""
 WITHOUT_MODULE = {"tests/test_layers.py", "tests/test_documents.py", "tests/web/test_matrix.py"}
 

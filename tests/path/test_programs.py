@@ -1,0 +1,55 @@
+"""`make acceptance`: a program of others that cannot be had is named, and fails nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import build
+
+ROOT = Path(__file__).parents[2]
+
+
+def built(monkeypatch: pytest.MonkeyPatch, directory: Path, go: str) -> int:
+    """Build one program into a directory by a go command that downloads nothing."""
+    monkeypatch.setenv("ACCEPTANCE_PROGRAMS", str(directory))
+    monkeypatch.setattr(build, "PROGRAMS", (build.Program("crane", "example.test/crane", "v1.0.0", "cmd/crane"),))
+    monkeypatch.setattr(build, "find_go", lambda _programs: go)
+    return build.main()
+
+
+def test_a_program_that_cannot_be_built_fails_nothing_and_leaves_its_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The build goes on, and the last line of the one that failed lies beside the programs."""
+    go = tmp_path / "go"
+    go.write_text("#!/bin/sh\necho some words\necho example.test/crane: not served\nexit 1\n")
+    go.chmod(0o755)
+    assert built(monkeypatch, tmp_path, str(go)) == 0
+    assert (tmp_path / "crane.failed").read_text() == "example.test/crane: not served\n"
+    assert not (tmp_path / "crane").exists()
+    assert not list(tmp_path.glob("work-*"))
+
+
+def test_a_program_is_built_once_for_each_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is there is not built again; what was built from another version is."""
+    go = tmp_path / "go"
+    go.write_text('#!/bin/sh\n[ "$1" != build ] || { echo once >>"${0%/*}/log"; touch "$7"; }\n')
+    go.chmod(0o755)
+    for _ in range(2):
+        assert built(monkeypatch, tmp_path, str(go)) == 0
+    assert (tmp_path / "log").read_text() == "once\n"
+    (tmp_path / "crane.stamp").write_text("another recipe")
+    assert built(monkeypatch, tmp_path, str(go)) == 0
+    assert (tmp_path / "log").read_text() == "once\nonce\n"
+
+
+def test_tests_without_their_programs_are_deselected_by_name(tmp_path: Path) -> None:
+    """Where nothing was built, pytest names what is missing and how many tests it keeps out; it skips none."""
+    command = [sys.executable, "-m", "pytest", "-m", "acceptance", "tests/acceptance", "--collect-only", "-q"]
+    environment = {**os.environ, "ACCEPTANCE_PROGRAMS": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert "not installed: crane (`make acceptance` builds it): " in done.stdout, done.stdout
+    assert "skipped" not in done.stdout
