@@ -199,6 +199,7 @@ async def _limit_at_stop(ending: Ending, limit: asyncio.Timeout, seconds: float)
 @dataclass(frozen=True, slots=True)
 class _Node:
     store: Store
+    changes: StoreWatch
     control: AccessControl
     directory: Directory
     signer: TokenSigner
@@ -249,6 +250,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             replicas[name] = await stack.enter_async_context(opened)
         yield _Node(
             store=store,
+            changes=changes,
             control=control,
             directory=directory,
             signer=signer,
@@ -557,7 +559,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         ),
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=observer.render,
-        readiness=Readiness(node.replicas, node.control, context.ending.is_set),
+        readiness=Readiness(node.replicas, node.control, node.changes, context.ending.is_set),
         reload=context.reload,
         client_address=origins.client_address,
         name_request=RequestIds(origins).name,

@@ -52,7 +52,7 @@ def _row(event: Mapping[str, Any]) -> dict[str, Any]:
     row = {**event, "time": event["time"][:19] + "Z"}
     row["what"] = " ".join(text for text in (what or detail.get("path"), whom) if text) or None
     if event.get("outcome") == "failed" and "status" in detail:
-        row["rule"] = f"answered {detail['status']}"
+        row["rule"] = f"answered {detail['status']}" + (f": {event['rule']}" if event.get("rule") else "")
     return row
 
 

@@ -24,7 +24,8 @@ from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.ports import AuditEvent, AuditLog
 from registry_proxy.tasks import request_id
 from registry_proxy.web.admin_requests import ASKED_FOR, JUDGE_ANEW
-from registry_proxy.web.problems import Handler, ProblemError
+from registry_proxy.web.middleware import CLIENT_LEFT
+from registry_proxy.web.problems import Handler, ProblemError, as_problem
 
 _log = logging.getLogger(__name__)
 SELF_PREFIX = "/me"
@@ -130,12 +131,12 @@ class AdminGuard:
             caller = await self._judge(request)
             if request.method in _SAFE_METHODS or self._path(request) in _QUESTIONS:
                 return await handler(request)
-            status, response = 500, None
+            status, response = CLIENT_LEFT, None
             try:
                 response = await handler(request)
                 status = response.status
-            except (ProblemError, web.HTTPException) as error:
-                status = error.status
+            except Exception as error:
+                status = as_problem(error).status
                 raise
             finally:
                 _log.info("%s %s by %s: %d", request.method, request.path, caller.subject, status)

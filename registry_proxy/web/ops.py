@@ -45,21 +45,30 @@ class _PolicySource(Protocol):
     async def policy(self) -> object: ...
 
 
+class StoreContact(Protocol):
+    """Whether the store answers this worker."""
+
+    def is_silent(self) -> bool: ...
+    def seconds_since_contact(self) -> float: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Tells whether the node is ready; call it.
 
-    Replicas that are down are no reason: they are the same for all nodes, which a load balancer would take out all at
-    once, with what is in their caches.
+    Replicas that are down, or a store that is away, are no reason: they are the same for all nodes, which a load
+    balancer would take out all at once, with what is in their caches.
 
     Args:
         upstreams: by name.
-        control: where permissions come from; while it can answer from its snapshot, a store that is away is no reason.
+        control: where permissions come from; it may answer from its snapshot while the store is away.
+        store: tells whether it is away.
         is_draining: whether the node is about to stop.
     """
 
     upstreams: Mapping[str, UpstreamStatus]
     control: _PolicySource
+    store: StoreContact
     is_draining: Callable[[], bool]
 
     async def __call__(self) -> State:
@@ -74,6 +83,11 @@ class Readiness:
             for name, upstream in self.upstreams.items()
             if not any(replica.state in {ReplicaState.UP, ReplicaState.BEHIND} for replica in upstream.status())
         ]
+        if self.store.is_silent():
+            since = f"has not answered for {self.store.seconds_since_contact():.0f} s"
+            warnings.append(
+                f"the store {since}: permissions are those of then, pushes and changes are answered with 503"
+            )
         return State(reasons, warnings)
 
 

@@ -100,21 +100,31 @@ def _from_http(error: web.HTTPException) -> ProblemError:
     return ProblemError(error.status, detail, headers=headers)
 
 
+def as_problem(error: Exception) -> ProblemError:
+    """Return what the caller is told about an error; of one that nobody expected, not its text."""
+    match error:
+        case ProblemError():
+            return error
+        case web.HTTPException():
+            return _from_http(error)
+        case StoreUnavailableError():
+            detail = "the store cannot be reached; nothing was changed"
+            return ProblemError(503, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS})
+        case OSError():
+            return ProblemError(503, f"a disk or a connection of the node failed: {error.strerror or error}")
+        case _:
+            return ProblemError(500, "registry-proxy failed at this request; its log says why")
+
+
 @web.middleware
 async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into a problem document; what nobody expected is logged and told without its text."""
+    """Turn every error into a problem document, and log what nobody expected."""
     try:
         return await handler(request)
-    except ProblemError as problem:
+    except Exception as error:  # noqa: BLE001 -- the border: nobody above would answer
+        problem = as_problem(error)
+        if isinstance(error, OSError):
+            _log.error("%s %s failed: %s", request.method, request.path, error)
+        elif problem.status == 500:
+            _log.error("%s %s failed", request.method, request.path, exc_info=error)
         return problem.response()
-    except web.HTTPException as error:
-        return _from_http(error).response()
-    except StoreUnavailableError:
-        detail = "the store cannot be reached; nothing was changed"
-        return ProblemError(503, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS}).response()
-    except OSError as error:
-        _log.error("%s %s failed: %s", request.method, request.path, error)
-        return ProblemError(503, f"a disk or a connection of the node failed: {error.strerror or error}").response()
-    except Exception:  # noqa: BLE001 -- the border: nobody above would answer
-        _log.exception("%s %s failed", request.method, request.path)
-        return ProblemError(500, "registry-proxy failed at this request; its log says why").response()

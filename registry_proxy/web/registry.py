@@ -30,7 +30,7 @@ from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Tag
 from registry_proxy.spec.scope import Action
 from registry_proxy.web.authenticate import Authenticator, Authorized
-from registry_proxy.web.exchange import Exchange, json_response, read_body, read_small_body
+from registry_proxy.web.exchange import Exchange, as_registry_error, json_response, read_body, read_small_body
 from registry_proxy.web.stream import send_file, send_stream
 
 _ASKED_BEFORE_PUSH = {
@@ -141,13 +141,19 @@ class Registry:
     @contextmanager
     def _audited(self, call: "_Call", action: Action) -> Iterator[None]:
         """Tell the audit log how a push or delete ended; what it names is in the call by then."""
-        outcome, rule = "failed", call.authorized.rule
+        outcome, rule, answered = "failed", call.authorized.rule, {}
         try:
             yield
             outcome = "ok"
-        except RegistryError as error:
-            outcome, rule = "denied" if error.code is ErrorCode.DENIED else "failed", error.message
+        except ConnectionError:  # of the client, who is answered nothing
             raise
+        except Exception as error:
+            told = as_registry_error(error)
+            outcome, rule = "denied" if told.code is ErrorCode.DENIED else "failed", told.message
+            answered = {"status": told.status}
+            if told is error:
+                raise
+            raise told from error
         finally:
             tag_or_digest, digest = call.wanted.tag_or_digest, call.made or call.wanted.digest
             if isinstance(tag_or_digest, Digest):
@@ -162,7 +168,7 @@ class Registry:
                 tag=tag_or_digest if tag_or_digest is not None and not isinstance(tag_or_digest, Digest) else "",
                 digest="" if digest is None else str(digest),
                 rule=rule,
-                detail={"operation": call.wanted.operation.name.lower()},
+                detail={"operation": call.wanted.operation.name.lower(), **answered},
             )
             self._audit.record(event)
 
