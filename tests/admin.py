@@ -79,6 +79,8 @@ ADMIN_ROUTES = {
     "GET /robots/{name}/secrets": _ADMINS,
     "POST /robots/{name}/secrets": _ADMINS,
     "DELETE /robots/{name}/secrets/{id}": _ADMINS,
+    "GET /me": _USERS,
+    "POST /me/password": _USERS,
     "GET /me/tokens": _USERS,
     "POST /me/tokens": _USERS,
     "DELETE /me/tokens/{id}": _USERS,

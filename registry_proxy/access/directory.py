@@ -8,7 +8,7 @@ import ipaddress
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ _T = TypeVar("_T")
 _ATTEMPTS = 20
 _SECRETS_MAX = 100
 _LABEL_MAX_LENGTH = 200
+_SHOWN_MAX = 10
 _SECRET_ACTIONS = frozenset({Action.PULL.value, Action.PUSH.value, Action.DELETE.value})  # as scopes name them
 _TOKEN_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 TOKEN_LIFETIME_MAX_SECONDS = 86_400
@@ -101,6 +102,21 @@ class SecretInput:
     actions: Sequence[str] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """The grants, secrets, and groups or members, that a user, group or robot had when it was deleted."""
+
+    grants: Sequence[Grant] = ()
+    secrets: Sequence[Secret] = ()
+    groups: Sequence[str] = ()
+    members: Sequence[str] = ()
+
+    def changes(self) -> list[Change]:
+        """Return the changes that delete the grants and secrets."""
+        changes = [Change(Table.GRANTS, grant.id, None) for grant in self.grants]
+        return changes + [Change(Table.SECRETS, secret.id, None) for secret in self.secrets]
+
+
 class Directory:
     """The records of access, over the store.
 
@@ -149,13 +165,13 @@ class Directory:
         password_hash = None if given.password is None else await self._passwords.hash(given.password)
         return await _retried(lambda: self._put_user(name, given, password_hash, expect))
 
-    async def delete_user(self, name: str, *, expect: int | None = None) -> None:
-        """Delete a user, its memberships and its grants, and void its tokens.
+    async def delete_user(self, name: str, *, expect: int | None = None) -> Removed:
+        """Delete a user, its memberships, secrets and grants, and void its tokens; return what went.
 
         Raises:
             NotFoundError, RevisionConflictError.
         """
-        await _retried(lambda: self._delete_user(name, expect))
+        return await _retried(lambda: self._delete_user(name, expect))
 
     async def ensure_first_admin(self, password: str | None) -> str | None:
         """Make the user ``admin`` when there is no administrator; once, however many nodes and workers ask.
@@ -214,9 +230,9 @@ class Directory:
         wanted = sorted({member.removeprefix("user:") for member in members})
         return await _retried(lambda: self._put_group(name, wanted, expect))
 
-    async def delete_group(self, name: str, *, expect: int | None = None) -> None:
-        """Delete a group and its grants. Raises NotFoundError, RevisionConflictError."""
-        await _retried(lambda: self._delete_group(name, expect))
+    async def delete_group(self, name: str, *, expect: int | None = None) -> Removed:
+        """Delete a group and its grants; return what went. Raises NotFoundError, RevisionConflictError."""
+        return await _retried(lambda: self._delete_group(name, expect))
 
     # ------------------------------------------------------------ robots
 
@@ -261,27 +277,24 @@ class Directory:
 
         return await _retried(put)
 
-    async def delete_robot(self, name: str, *, expect: int | None = None) -> None:
-        """Delete a robot with its secrets and grants, and void its tokens.
+    async def delete_robot(self, name: str, *, expect: int | None = None) -> Removed:
+        """Delete a robot with its secrets and grants, and void its tokens; return what went.
 
         Raises:
             NotFoundError, RevisionConflictError.
         """
 
-        async def delete() -> None:
+        async def delete() -> Removed:
             robot = await self.get_robot(name)
             _check_revision(robot.revision, expect)
             subject = robot_subject(name)
             generation, _ = await self._next_generation(subject)
-            changes = [
-                Change(Table.ROBOTS, name, None, robot.revision),
-                generation,
-                *await self._secret_removals(subject),
-                *await self._grant_removals(subject),
-            ]
+            removed = await self._held_by(subject)
+            changes = [Change(Table.ROBOTS, name, None, robot.revision), generation, *removed.changes()]
             await self._store.commit(changes)
+            return removed
 
-        await _retried(delete)
+        return await _retried(delete)
 
     # ------------------------------------------------------------ secrets
 
@@ -302,8 +315,8 @@ class Directory:
             faults.append(("expires_at", "expected a time to come: it would never have been good"))
         if len(given.label) > _LABEL_MAX_LENGTH or not given.label.isprintable():
             faults.append(("label", f"expected at most {_LABEL_MAX_LENGTH} printable characters"))
-        if given.actions is not None and (not given.actions or not _SECRET_ACTIONS.issuperset(given.actions)):
-            faults.append(("actions", f"expected at least one of {', '.join(sorted(_SECRET_ACTIONS))}"))
+        if given.actions is not None and (fault := _actions_fault(given.actions, _SECRET_ACTIONS)) is not None:
+            faults.append(("actions", fault))
         if faults:
             raise InvalidError(faults)
         await self._check_holder(subject)
@@ -463,8 +476,12 @@ class Directory:
 
     # ------------------------------------------------------------ revocations
 
-    async def revoke(self, subject: str) -> int:
-        """Void all tokens issued to a subject so far; return its new generation.
+    async def revoke(self, subject: str, *, also_secrets: bool = False) -> tuple[int, Removed]:
+        """Void the bearer and refresh tokens of a subject; return its new generation, and the secrets deleted.
+
+        Args:
+            subject: a user, a robot, a subject of ID tokens, or ``anonymous``.
+            also_secrets: delete its personal tokens and robot secrets too. Its password stays.
 
         Raises:
             InvalidError: it is no subject that has tokens.
@@ -476,10 +493,11 @@ class Directory:
         if str(parsed).startswith("group:"):
             raise InvalidError([("subject", "a group has no tokens: revoke those of its members")])
 
-        async def bump() -> int:
+        async def bump() -> tuple[int, Removed]:
             change, generation = await self._next_generation(subject)
-            await self._store.commit([change])
-            return generation
+            removed = Removed(secrets=await self.list_secrets(subject) if also_secrets else ())
+            await self._store.commit([change, *removed.changes()])
+            return generation, removed
 
         return await _retried(bump)
 
@@ -528,7 +546,7 @@ class Directory:
         revision = await self._store.commit(changes)
         return replace(user, revision=revision), before is None
 
-    async def _delete_user(self, name: str, expect: int | None) -> None:
+    async def _delete_user(self, name: str, expect: int | None) -> Removed:
         record = await self._store.get(Table.USERS, name)
         if record is None:
             raise NotFoundError(f"there is no user {name}")
@@ -536,14 +554,16 @@ class Directory:
         if user_of(record).is_admin:
             await self._check_other_admin(name)
         generation, _ = await self._next_generation(user_subject(name))
+        groups = await self.list_groups()
+        removed = replace(await self._held_by(user_subject(name)), groups=_groups_of(name, groups))
         changes = [
             Change(Table.USERS, name, None, record.revision),
             generation,
-            *await self._secret_removals(user_subject(name)),
-            *_membership_changes(name, (), await self.list_groups()),
-            *await self._grant_removals(user_subject(name)),
+            *_membership_changes(name, (), groups),
+            *removed.changes(),
         ]
         await self._store.commit(changes)
+        return removed
 
     async def _put_group(self, name: str, members: Sequence[str], expect: int | None) -> tuple[Group, bool]:
         record = await self._store.get(Table.GROUPS, name)
@@ -559,24 +579,19 @@ class Directory:
         revision = await self._store.commit(changes)
         return replace(group, revision=revision), record is None
 
-    async def _delete_group(self, name: str, expect: int | None) -> None:
+    async def _delete_group(self, name: str, expect: int | None) -> Removed:
         group = await self.get_group(name)
         _check_revision(group.revision, expect)
         users = [user for user in await self._store.list(Table.USERS) if user.key in group.members]
-        changes = [
-            Change(Table.GROUPS, name, None, group.revision),
-            *_touch(users),
-            *await self._grant_removals(group_subject(name)),
-        ]
+        removed = replace(await self._held_by(group_subject(name)), members=group.members)
+        changes = [Change(Table.GROUPS, name, None, group.revision), *_touch(users), *removed.changes()]
         await self._store.commit(changes)
+        return removed
 
-    async def _grant_removals(self, subject: str) -> list[Change]:
-        """Return the changes that end a subject's grants: a later subject of that name must not inherit them."""
+    async def _held_by(self, subject: str) -> Removed:
+        """Return what a subject holds; a later subject of its name must not inherit it."""
         grants = [grant for grant in await self.list_grants() if grant.subject == subject]
-        return [Change(Table.GRANTS, grant.id, None) for grant in grants]
-
-    async def _secret_removals(self, subject: str) -> list[Change]:
-        return [Change(Table.SECRETS, secret.id, None) for secret in await self.list_secrets(subject)]
+        return Removed(grants=tuple(grants), secrets=tuple(await self.list_secrets(subject)))
 
     async def _check_holder(self, subject: str) -> None:
         parsed = parse_subject(subject)
@@ -669,14 +684,21 @@ def _grant_faults(given: GrantInput) -> list[tuple[str, str]]:
         faults.append(("repository", fault))
     if (fault := tag_pattern_fault(given.tags)) is not None:
         faults.append(("tags", fault))
-    actions = {action.value for action in Action}
-    if not given.actions or not actions.issuperset(given.actions):
-        faults.append(("actions", f"expected at least one of {', '.join(sorted(actions))}"))
+    if (fault := _actions_fault(given.actions, {action.value for action in Action})) is not None:
+        faults.append(("actions", fault))
     if given.mode not in {mode.value for mode in GrantMode}:
         faults.append(("mode", "expected enforce or warn"))
     if Action.MANAGE in given.actions:
         faults += _manage_faults(given)
     return faults + _time_faults(given.expires_at)
+
+
+def _actions_fault(actions: Sequence[str], known: Collection[str]) -> str | None:
+    expected = f"expected at least one of {', '.join(sorted(known))}"
+    unknown = [repr(action[:100]) for action in dict.fromkeys(actions) if action not in known]
+    if unknown:
+        return f"{expected}, not {', '.join(unknown[:_SHOWN_MAX])}"
+    return None if actions else expected
 
 
 def _manage_faults(given: GrantInput) -> list[tuple[str, str]]:

@@ -173,6 +173,24 @@ class Policy:
         user = self._users.get(subject)
         return user is not None and user.is_admin and not user.is_disabled
 
+    def groups_of(self, subject: str) -> Sequence[str]:
+        """Return the groups that a user or an ID token's subject is in, each as ``group:dev``."""
+        rule = oidc_rule(subject)
+        if rule is None:
+            return self._memberships.get(subject, ())
+        return [group_subject(group) for group in self._oidc_groups.get(rule, ())]
+
+    def grants_of(self, subject: str) -> list[Grant]:
+        """Return the grants to a subject, its groups and everyone, also those that have expired."""
+        holders = dict.fromkeys((subject, *self.groups_of(subject), ANONYMOUS))
+        return [compiled.grant for holder in holders for compiled in self._grants.get(holder, ())]
+
+    def find_equal(self, grant: Grant) -> Grant | None:
+        """Return the grant that says the same as this one, whatever their ids; None without one."""
+        content = grant.content()
+        equal = (compiled.grant for compiled in self._grants.get(grant.subject, ()))
+        return next((each for each in equal if each.content() == content), None)
+
     def why_of_no_use(self, subject: str) -> str | None:
         """Return why what is granted to a subject is of no use to anybody now; None where it may be."""
         if subject.startswith(f"{SubjectKind.GROUP}:"):
@@ -239,24 +257,23 @@ class Policy:
         *,
         namespaces: Collection[str] | None = None,
     ) -> Decision:
-        """Return what ``decide_request`` says, for whoever asks why.
+        """Return what ``decide_request`` says, with the reason for people.
 
-        ``PUSH`` is asked as grants mean it: with the right to move tags. Where only new ones may be made, the answer is
-        no, and names the grant that lets them be made. A refusal names the grant that allowed it before it expired.
+        A push that may only make new tags is allowed, and the reason says so. A refusal names the grant that allowed it
+        before it expired.
 
         Args:
             subject: see ``decide``, also for what follows.
             repository: in question.
             action: in question.
             tag: in question.
-            namespaces: those of who asks, as patterns: of grants outside, and of who the subject is, nothing is told.
-                None for an administrator.
+            namespaces: patterns the caller owns. Grants outside them, and the subject's groups, are left out of the
+                answer. None for an administrator.
         """
         decision, may_move_tags = self.decide_request(subject, repository, action, tag)
         told = self._told(decision, (subject, repository, action, tag), namespaces)
-        if not may_move_tags and decision.allowed:
-            refused = self.decide(subject, repository, action, tag)
-            told = replace(refused, reason=f"{refused.reason}; new tags it may make, because {told.reason}")
+        if told.allowed and not may_move_tags:
+            told = replace(told, reason=f"{told.reason}: new tags only, no grant lets {subject} move tags that exist")
         if told.allowed or (ended := self._ended(subject, repository, action, tag, namespaces)) is None:
             return told
         return replace(told, reason=f"{told.reason}; {ended}")
@@ -389,11 +406,7 @@ class Policy:
 
     def _hold(self, subject: str, action: Action) -> _Index:
         held: _Index = {}
-        rule = oidc_rule(subject)
-        groups = self._memberships.get(subject, ())
-        if rule is not None:
-            groups = [group_subject(group) for group in self._oidc_groups.get(rule, ())]
-        for holder in dict.fromkeys((subject, *groups, ANONYMOUS)):
+        for holder in dict.fromkeys((subject, *self.groups_of(subject), ANONYMOUS)):
             for compiled in self._grants.get(holder, ()):
                 if action in compiled.gives:
                     begins = held.setdefault(compiled.end, {})

@@ -1,7 +1,7 @@
 """A whole policy as one document, all groups and all grants, against the policy that is stored: what differs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from registry_proxy.access.records import Grant, Group
 from registry_proxy.ports import Change, Record, Table
@@ -43,16 +43,9 @@ class PolicyDifference:
         return changes + [Change(Table.USERS, user.key, user.value, user.revision) for user in touched]
 
 
-def content_of(grant: Grant) -> Grant:
-    """Return what a grant says, without which one it is: a document names grants by nothing else."""
-    # As precise as the text of a time is, so that what was exported is what it was exported from.
-    until = None if grant.expires_at is None else round(grant.expires_at, 6)
-    return replace(grant, id="", revision=0, expires_at=until)
-
-
 def sorted_grants(grants: Iterable[Grant]) -> list[Grant]:
     """Return each grant that says something else once, in an order that does not depend on ids."""
-    chosen = {content_of(grant): grant for grant in grants}
+    chosen = {grant.content(): grant for grant in grants}
     return sorted(chosen.values(), key=_order)
 
 
@@ -70,7 +63,7 @@ def compare(
     """
     grants, wanted_grants = list(grants), list(wanted_grants)
     before, after = {group.name: group for group in groups}, {group.name: group for group in wanted_groups}
-    stored, wanted = {content_of(grant) for grant in grants}, {content_of(grant) for grant in wanted_grants}
+    stored, wanted = {grant.content() for grant in grants}, {grant.content() for grant in wanted_grants}
     return PolicyDifference(
         groups_added=[group for name, group in sorted(after.items()) if name not in before],
         groups_removed=[group for name, group in sorted(before.items()) if name not in after],
@@ -79,8 +72,8 @@ def compare(
             for name, group in sorted(after.items())
             if name in before and before[name].members != group.members
         ],
-        grants_added=sorted_grants(grant for grant in wanted_grants if content_of(grant) not in stored),
+        grants_added=sorted_grants(grant for grant in wanted_grants if grant.content() not in stored),
         grants_removed=sorted(
-            (grant for grant in grants if content_of(grant) not in wanted), key=lambda g: (*_order(g), g.id)
+            (grant for grant in grants if grant.content() not in wanted), key=lambda g: (*_order(g), g.id)
         ),
     )

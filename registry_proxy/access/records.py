@@ -1,7 +1,7 @@
 """Users, groups, robots and grants as values, and their stored form."""
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -109,6 +109,12 @@ class Grant:
             "mode": self.mode.value,
             "expires_at": self.expires_at,
         }
+
+    def content(self) -> "Grant":
+        """Return the grant without its identity: two grants that say the same have equal contents."""
+        # As precise as the text of a time is, so that what was exported is what it was exported from.
+        until = None if self.expires_at is None else round(self.expires_at, 6)
+        return replace(self, id="", revision=0, expires_at=until)
 
 
 def user_of(record: Record, groups: tuple[str, ...] = ()) -> User:

@@ -26,6 +26,15 @@ class SecretKind(StrEnum):
     REFRESH = "refresh"
 
 
+class SecretState(StrEnum):
+    """Whether a login with a secret is accepted, and why not; ``DISABLED`` is its holder, not the secret."""
+
+    VALID = "valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    DISABLED = "disabled"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secret:
     """A secret as it is stored, which cannot be turned back into its text.
@@ -48,6 +57,20 @@ class Secret:
     def is_valid(self, now: float) -> bool:
         """Tell whether it has not expired."""
         return self.expires_at is None or now < self.expires_at
+
+    def state(self, generation: int | None, now: float) -> SecretState:
+        """Return whether a login with it is accepted.
+
+        Args:
+            generation: the subject's own now; None where the subject is gone or disabled.
+            now: Unix seconds.
+        """
+        if not self.is_valid(now):
+            return SecretState.EXPIRED
+        if generation is None:
+            return SecretState.DISABLED
+        is_revoked = self.kind is SecretKind.REFRESH and self.generation != generation
+        return SecretState.REVOKED if is_revoked else SecretState.VALID
 
     def matches(self, text: str) -> bool:
         """Tell whether this is the secret with that text."""

@@ -13,7 +13,7 @@ import yaml
 from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.grants import print_replay
-from registry_proxy.cli.output import JsonOption, print_json, print_lines, print_note
+from registry_proxy.cli.output import JsonOption, YesOption, confirm, print_json, print_lines, print_note
 from registry_proxy.settings_source import Source, format_path, read_yaml
 
 access_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
@@ -61,9 +61,9 @@ def _locate(source: Source) -> Callable[[Sequence[str]], str]:
     return locate
 
 
-def _send(admin: AdminClient, method: str, source: Source, *path: str) -> dict[str, Any]:
+def _send(admin: AdminClient, method: str, source: Source, *path: str, warns: bool = True) -> dict[str, Any]:
     document: dict[str, Any] = admin.call(
-        method, *path, body=source.tree, patient=True, locate=_locate(source)
+        method, *path, body=source.tree, patient=True, warns=warns, locate=_locate(source)
     ).document
     return document
 
@@ -121,10 +121,10 @@ def diff_policy(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what `access apply` would change: + comes, - goes, ~ changes. Ends with 1 when there is anything."""
-    with told_to_the_user():
+    """Show what `access apply` would change: + comes, - goes, ~ changes. Ends with 1 for a difference, 2 on errors."""
+    with told_to_the_user(status=2):
         source = _read_policy(file)
-    with admin_client() as admin:
+    with admin_client(status=2) as admin:
         difference = _send(admin, "POST", source, "policy", "diff")
         lines = _difference_lines(difference)
         replayed = _replay(admin, source, difference) if replay and lines else None
@@ -140,16 +140,35 @@ def diff_policy(
             raise typer.Exit(1)
 
 
+def _confirm(difference: Mapping[str, Any], source: Source) -> None:
+    """Ask before a policy is applied that removes more than it keeps: it may be the wrong file, or half of it."""
+    removed = [len(difference[f"{kind}_removed"]) for kind in ("groups", "grants")]
+    kept = [len(source.tree[kind]) - len(difference[f"{kind}_added"]) for kind in ("groups", "grants")]
+    if sum(removed) > sum(kept):
+        for line in _difference_lines(difference):
+            print_note(line)
+        question = (
+            f"Remove {removed[0]} groups and {removed[1]} grants, and keep {kept[0]} groups and {kept[1]} grants?"
+        )
+        confirm(question, yes=False)
+
+
 @access_app.command("apply")
 def apply_policy(
     file: _File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would change, and change nothing.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the policy in FILE in the place of the one in force: all of it or, when anything is wrong, nothing."""
+    """Put the policy in FILE in the place of the one in force: all of it or, when anything is wrong, nothing.
+
+    Asks first where it removes more groups and grants than it keeps.
+    """
     with told_to_the_user():
         source = _read_policy(file)
     with admin_client() as admin:
+        if not dry_run and not yes:
+            _confirm(_send(admin, "POST", source, "policy", "diff", warns=False), source)
         method, path = ("POST", ("policy", "diff")) if dry_run else ("PUT", ("policy",))
         difference = _send(admin, method, source, *path)
         lines = _difference_lines(difference)

@@ -11,6 +11,7 @@ from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
 from registry_proxy.cli.login import login, logout
+from registry_proxy.cli.me import change_password, whoami
 from registry_proxy.cli.node import cache_app, reload_configuration, replica_app, show_openapi
 from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.robots import key_app, robot_app, token_app
@@ -38,6 +39,8 @@ def register(app: typer.Typer) -> None:
     """Add the admin commands to the program."""
     app.command("login")(login)
     app.command("logout")(logout)
+    app.command("whoami")(whoami)
+    app.command("password")(change_password)
     app.add_typer(user_app, name="user", cls=Commands)
     app.add_typer(group_app, name="group", cls=Commands)
     app.add_typer(robot_app, name="robot", cls=Commands)

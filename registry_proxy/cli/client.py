@@ -128,6 +128,7 @@ class AdminClient:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         patient: bool = False,
+        warns: bool = True,
         locate: Locate = _dotted,
     ) -> Answer:
         """Send a request and return its answer; what it warns of is told on standard error.
@@ -139,6 +140,7 @@ class AdminClient:
             query: parameters.
             headers: such as If-Match.
             patient: wait as long as it takes; for work that reads the whole disk.
+            warns: print the warnings of the answer; False where the same request follows.
             locate: names the place of each fault of the body.
 
         Raises:
@@ -165,9 +167,13 @@ class AdminClient:
             ) from error
         if not response.is_success:
             raise _to_error(response, self._url, self._username, locate)
-        for warning in _WARNING.findall(response.headers.get("Warning", "")):
+        for warning in _WARNING.findall(response.headers.get("Warning", "")) if warns else ():
             print_note(f"warning: {warning}")
         return Answer(_read_document(response, self._url), response.headers.get("ETag"))
+
+    def check_login(self) -> None:
+        """Find out that the login is good, before a person is asked for anything. Raises CommandError."""
+        self.call("GET", "me")
 
     def list_all(self, *path: str, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         """Return every item of a list, page by page."""
@@ -189,19 +195,22 @@ class AdminClient:
 
 
 @contextmanager
-def told_to_the_user() -> Iterator[None]:
-    """Turn a CommandError into text on standard error and exit status 1."""
+def told_to_the_user(status: int = 1) -> Iterator[None]:
+    """Turn a CommandError into text on standard error and an exit status."""
     try:
         yield
     except CommandError as error:
         print_error(error)
-        raise typer.Exit(1) from error
+        raise typer.Exit(status) from error
 
 
 @contextmanager
-def admin_client() -> Iterator[AdminClient]:
-    """Connect with the URL and login that environment and store give; failures inside end the command, told."""
-    with told_to_the_user():
+def admin_client(status: int = 1) -> Iterator[AdminClient]:
+    """Connect with the URL and login that environment and store give.
+
+    Failures inside end the command with ``status``, and say why.
+    """
+    with told_to_the_user(status):
         url = admin_url()
         with AdminClient(url, find_credentials(url)) as client:
             yield client

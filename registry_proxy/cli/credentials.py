@@ -111,6 +111,11 @@ def forget_credentials(url: str) -> bool:
     return True
 
 
+def is_from_environment() -> bool:
+    """Tell whether the environment says whom to log in, and not the stored credentials."""
+    return bool(os.environ.get(PASSWORD_VARIABLE))
+
+
 def find_credentials(url: str) -> Credentials:
     """Return the login to use: that of the environment, else the stored one.
 

@@ -1,12 +1,12 @@
 """`registry-proxy grant` and `explain`: who may do what, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_json, print_list, print_note, print_object, print_table
+from registry_proxy.cli.client import AdminClient, admin_client
+from registry_proxy.cli.output import JsonOption, confirm, print_json, print_note, print_object, print_table
 
 grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
 
@@ -36,11 +36,16 @@ _REPLAY_COLUMNS = {
 }
 
 
+def print_grants(grants: Sequence[Mapping[str, Any]], *, empty: str) -> None:
+    """Print grants as a table; ``empty`` is said where there are none."""
+    print_table(_COLUMNS, grants, empty=empty)
+
+
 def _print(grant: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(grant)
     else:
-        print_table(_COLUMNS, [grant], empty="")
+        print_grants([grant], empty="")
 
 
 @grant_app.command("add")
@@ -114,7 +119,10 @@ def list_grants(
     query = {key: value for key, value in filters.items() if value is not None}
     with admin_client() as admin:
         grants = admin.list_all("grants", query=query)
-        print_list(_COLUMNS, grants, empty="No grants.", as_json=as_json)
+        if as_json:
+            print_json(grants)
+        else:
+            print_grants(grants, empty="No grants.")
 
 
 @grant_app.command("rm")
@@ -172,7 +180,20 @@ def explain(
     tag: Annotated[str | None, typer.Option(help="For a particular tag.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether somebody may do something, and why."""
+    """Say whether somebody may do something, and why: ends with 0 for yes, 1 for no, 2 when it cannot be known."""
     body = {"subject": subject, "repository": repository, "tag": tag, "action": action}
-    with admin_client() as admin:
-        print_object(admin.call("POST", "explain", body=body).document, as_json=as_json)
+    with admin_client(status=2) as admin:
+        decision = admin.call("POST", "explain", body=body).document
+        print_object(decision, as_json=as_json)
+        if not decision["allowed"]:
+            raise typer.Exit(1)
+
+
+def confirm_removal(admin: AdminClient, kind: str, name: str, *, yes: bool) -> str:
+    """Ask before a user, group or robot goes that has grants; return what to say of them afterwards, "" without any."""
+    grants = admin.list_all("grants", query={"subject": f"{kind}:{name}"})
+    if not grants:
+        return ""
+    number = f"{len(grants)} grant{'s' if len(grants) > 1 else ''}"
+    confirm(f"Remove {kind} {name} with {number}?", yes=yes)
+    return f" with {number}"

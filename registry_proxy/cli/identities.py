@@ -9,14 +9,15 @@ import typer
 from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
 from registry_proxy.cli.credentials import ask_password, read_password
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object
+from registry_proxy.cli.grants import confirm_removal
+from registry_proxy.cli.output import JsonOption, YesOption, print_list, print_note, print_object
 
 user_app = typer.Typer(help="Users: who may log in.", no_args_is_help=True)
 group_app = typer.Typer(help="Groups of users: subjects of grants.", no_args_is_help=True)
 
 _Name = Annotated[str, typer.Argument(help="Name.", show_default=False)]
-_PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
-_PasswordFile = Annotated[
+PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
+PasswordFile = Annotated[
     Path | None, typer.Option("--password-file", help="Read the password from the first line of a file.")
 ]
 _Ldap = Annotated[bool, typer.Option("--ldap", help="LDAP knows the password: see auth.ldap.")]
@@ -41,17 +42,18 @@ def add_user(
     admin: Annotated[bool, typer.Option("--admin", help="May do everything, and manage the proxy.")] = False,
     group: Annotated[list[str] | None, typer.Option(help="Group to be in; may be repeated.")] = None,
     ldap: _Ldap = False,
-    password_stdin: _PasswordStdin = False,
-    password_file: _PasswordFile = None,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a user. The password is asked for, unless an option says where it is."""
     with told_to_the_user():
         password = read_password(from_stdin=password_stdin, file=password_file)
-    if password is None and not ldap:
-        password = ask_password(f"Password of {name}", twice=True)
-    body = {"password": password, "ldap": ldap, "admin": admin, "groups": group or []}
     with admin_client() as client:
+        if password is None and not ldap:
+            client.check_login()
+            password = ask_password(f"Password of {name}", twice=True)
+        body = {"password": password, "ldap": ldap, "admin": admin, "groups": group or []}
         made = client.call("PUT", "users", name, body=body, headers=_ONLY_IF_NEW).document
         print_note(f"User {name} made.")
         print_object(made, as_json=as_json)
@@ -69,16 +71,15 @@ def set_user(
     remove_group: Annotated[list[str] | None, typer.Option(help="Group to take the user out of.")] = None,
     ldap: _Ldap = False,
     password: Annotated[bool, typer.Option("--password", help="Ask for a new password.")] = False,
-    password_stdin: _PasswordStdin = False,
-    password_file: _PasswordFile = None,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
     as_json: JsonOption = False,
 ) -> None:
     """Change a user; what no option names stays as it is."""
     with told_to_the_user():
         secret = read_password(from_stdin=password_stdin, file=password_file)
-    if secret is None and password:
-        secret = ask_password(f"New password of {name}", twice=True)
-    if secret is None and admin is None and disable is None and not add_group and not remove_group and not ldap:
+    sets_password = password or secret is not None
+    if not sets_password and admin is None and disable is None and not add_group and not remove_group and not ldap:
         raise typer.BadParameter(
             "nothing to change: give --admin, --disable, --add-group, --remove-group, --password or --ldap"
         )
@@ -96,6 +97,9 @@ def set_user(
         return changes
 
     with admin_client() as client:
+        if secret is None and password:
+            client.check_login()
+            secret = ask_password(f"New password of {name}", twice=True)
         changed = _change(client, "users", name, edit)
         print_note(f"User {name} changed.")
         print_object(changed, as_json=as_json)
@@ -117,11 +121,12 @@ def show_user(name: _Name, as_json: JsonOption = False) -> None:
 
 
 @user_app.command("rm")
-def remove_user(name: _Name) -> None:
-    """Remove a user; tokens given out stop working at once."""
+def remove_user(name: _Name, yes: YesOption = False) -> None:
+    """Remove a user with its grants and tokens, which stop working at once; asks first where there are grants."""
     with admin_client() as client:
+        also = confirm_removal(client, "user", name, yes=yes)
         client.call("DELETE", "users", name)
-        print_note(f"User {name} removed.")
+        print_note(f"User {name} removed{also}.")
 
 
 @group_app.command("add")
@@ -177,8 +182,9 @@ def show_group(name: _Name, as_json: JsonOption = False) -> None:
 
 
 @group_app.command("rm")
-def remove_group(name: _Name) -> None:
-    """Remove a group; its members stay."""
+def remove_group(name: _Name, yes: YesOption = False) -> None:
+    """Remove a group with its grants; its members stay. Asks first where there are grants."""
     with admin_client() as client:
+        also = confirm_removal(client, "group", name, yes=yes)
         client.call("DELETE", "groups", name)
-        print_note(f"Group {name} removed.")
+        print_note(f"Group {name} removed{also}.")

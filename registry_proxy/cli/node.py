@@ -10,6 +10,8 @@ from rich.console import Console
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import (
     JsonOption,
+    YesOption,
+    confirm,
     format_ratio,
     format_size,
     print_facts,
@@ -132,14 +134,14 @@ def purge_cache(
     digest: Annotated[str | None, typer.Argument(help="Only this content.")] = None,
     repository: Annotated[str | None, typer.Option(help="What this repository holds.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole cache of the node.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove content from the cache; pushes that some replica does not have yet stay."""
     if [digest is not None, repository is not None, everything].count(True) != 1:
         raise typer.BadParameter("name one of: a digest, --repository REPOSITORY, --all")
-    if everything and not yes:
-        typer.confirm("Remove everything from the cache of this node (--yes: without asking)?", abort=True, err=True)
+    if everything:
+        confirm("Remove everything from the cache of this node?", yes=yes)
     body = {"digest": digest, "repository": repository}
     with admin_client() as admin:
         result = admin.call("POST", "cache", "purge", body=body, patient=True).document

@@ -13,6 +13,7 @@ from rich.text import Text
 from registry_proxy.cli.errors import CommandError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _PIPE_WIDTH = 400
 _KIB = 1024
@@ -56,6 +57,12 @@ def print_error(error: CommandError) -> None:
         console.print(Text(error.hint))
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is removed, unless ``yes`` says that nobody is to be asked; end the command on a no."""
+    if not yes:
+        typer.confirm(f"{question} (--yes: without asking)", abort=True, err=True)
+
+
 def format_value(value: Any) -> str:
     """Return a JSON value as a person reads it."""
     if value is None or value == []:
@@ -96,22 +103,27 @@ def print_table(
     if not rows:
         print_note(empty)
         return
+    console = _console()
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=headings)
     for heading in columns.values():
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True, overflow="ignore")
     for row in rows:
         table.add_row(*(Text(format_value(row.get(key))) for key in columns))
-    _console().print(table)
+    if console.measure(table).maximum <= console.width:
+        console.print(table)
+        return
+    # Identifiers, digests and times are there to be copied: what is too wide for the terminal goes below each other.
+    for row in rows:
+        print_facts({heading.lower(): row.get(key) for key, heading in columns.items()})
+        console.print()
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """Print one thing: a name and a value on each line."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    """Print one thing: a name and a value on each line, which is never folded here."""
+    console, width = _console(), max(map(len, facts), default=0)
     for name, value in facts.items():
-        table.add_row(Text(name), Text(format_value(value)))
-    _console().print(table)
+        line = Text.assemble((name.ljust(width), "bold"), "  ", format_value(value))
+        console.print(line, soft_wrap=True)
 
 
 def print_list(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_json, print_list, print_note, print_object
+from registry_proxy.cli.grants import confirm_removal
+from registry_proxy.cli.output import JsonOption, YesOption, print_json, print_list, print_note, print_object
 
 robot_app = typer.Typer(help="Robots: machines that log in with secrets.", no_args_is_help=True)
 secret_app = typer.Typer(help="The secrets of a robot.", no_args_is_help=True)
@@ -26,6 +27,7 @@ _SECRET_COLUMNS = {
     "actions": "ACTIONS",
     "created_at": "CREATED",
     "expires_at": "EXPIRES",
+    "state": "STATE",
 }
 _ROBOT_COLUMNS = {"name": "NAME", "expires_at": "EXPIRES", "networks": "NETWORKS"}
 
@@ -92,11 +94,12 @@ def show_robot(name: _Name, as_json: JsonOption = False) -> None:
 
 
 @robot_app.command("rm")
-def remove_robot(name: _Name) -> None:
-    """Remove a robot with its secrets and grants; tokens given out stop working at once."""
+def remove_robot(name: _Name, yes: YesOption = False) -> None:
+    """Remove a robot with its secrets, tokens and grants, at once; asks first where there are grants."""
     with admin_client() as admin:
+        also = confirm_removal(admin, "robot", name, yes=yes)
         admin.call("DELETE", "robots", name)
-        print_note(f"Robot {name} removed.")
+        print_note(f"Robot {name} removed{also}.")
 
 
 @secret_app.command("add")
@@ -165,24 +168,40 @@ def revoke_tokens(
         typer.Argument(help="user:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous.", show_default=False),
     ] = None,
     token_id: Annotated[str | None, typer.Option("--id", help="Only the token with this jti.")] = None,
+    also_secrets: Annotated[
+        bool, typer.Option("--all", help="Delete its personal tokens or robot secrets, too; its password stays.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Void the bearer and refresh tokens of a subject, or one bearer token. Passwords and secrets stay good."""
+    """Revoke the bearer and refresh tokens of a subject, or one bearer token; with --all also what it logs in with."""
     if (subject is None) == (token_id is None):
         raise typer.BadParameter("name either a subject or --id ID")
+    if also_secrets and subject is None:
+        raise typer.BadParameter("--all goes with a subject")
     with admin_client() as admin:
         kind, _, name = (subject or "").partition(":")
         if kind in {"user", "robot"}:
             admin.call("GET", f"{kind}s", name)  # a name mistyped must not be reported as revoked
-        body = {"token_id": token_id} if subject is None else {"subject": subject}
+        body = {"token_id": token_id} if subject is None else {"subject": subject, "secrets": also_secrets}
         revocation = admin.call("POST", "revocations", body=body).document
-        print_note(
-            f"A token {token_id}, if there is one, is revoked."
-            if subject is None
-            else f"All tokens of {subject} are revoked."
-        )
+        if subject is None:
+            print_note(f"A token {token_id}, if there is one, is revoked.")
+        else:
+            _say_what_is_revoked(subject, revocation)
         if as_json:
             print_json(revocation)
+
+
+def _say_what_is_revoked(subject: str, revocation: dict[str, Any]) -> None:
+    print_note(f"The bearer and refresh tokens of {subject} are revoked.")
+    kind, _, name = subject.partition(":")
+    secrets = {"user": "personal tokens", "robot": "secrets"}.get(kind, "secrets")
+    if deleted := revocation["secrets_deleted"]:
+        print_note(f"{deleted} {secrets} are deleted.")
+    if left := revocation["secrets_left"]:
+        print_note(f"{left} {secrets} are still accepted: `registry-proxy token revoke {subject} --all` deletes them.")
+    if kind == "user":
+        print_note(f"The password is still accepted: `registry-proxy user set {name} --disable` refuses every login.")
 
 
 @key_app.command("rotate")

@@ -17,6 +17,7 @@ from registry_proxy.web.admin_audit import AuditFiles, AuditResources
 from registry_proxy.web.admin_auth import AdminGuard, Control
 from registry_proxy.web.admin_bodies import BODY_MAX_BYTES
 from registry_proxy.web.admin_identities import IdentityResources
+from registry_proxy.web.admin_me import MeResources
 from registry_proxy.web.admin_node import Cache, NodeResources
 from registry_proxy.web.admin_policy import PolicyResources
 from registry_proxy.web.admin_replicas import Repairs, ReplicaResources, Upstream, Verifies
@@ -101,13 +102,16 @@ def make_admin_app(services: AdminServices) -> web.Application:
         render_metrics=services.render_metrics,
         reload=services.reload,
     )
-    identities = IdentityResources(services.directory, lambda: services.control.rotate_key(services.signer))
+    identities = IdentityResources(
+        services.directory, services.control, lambda: services.control.rotate_key(services.signer)
+    )
+    me = MeResources(services.directory, services.control, services.client_address)
     replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers)
     warming = WarmResources(services.warmer, services.route)
     repositories = RepositoryResources(services.known)
     audit = AuditResources(services.audit_files, services.directory, services.control)
     policy = PolicyResources(services.directory, services.control)
-    resources = (access, policy, identities, node, replicas, repositories, warming, audit)
+    resources = (access, policy, identities, me, node, replicas, repositories, warming, audit)
     endpoints = [endpoint for each in resources for endpoint in each.routes()]
     openapi = OpenApiResource(endpoints, _PREFIX)
     for endpoint in [*endpoints, *openapi.routes()]:

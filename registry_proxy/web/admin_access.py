@@ -12,12 +12,15 @@ from registry_proxy.access.directory import (
     InvalidError,
     LastAdminError,
     NotFoundError,
+    Removed,
     RevisionConflictError,
     UserInput,
+    grant_from,
 )
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.records import Grant, Group, User
-from registry_proxy.access.subject import is_name, parse_subject
+from registry_proxy.access.secrets import SecretState
+from registry_proxy.access.subject import ANONYMOUS, is_name, parse_subject
 from registry_proxy.spec.patterns import SUBJECT, compile_repository_pattern, is_below
 from registry_proxy.spec.reference import is_repository, is_tag
 from registry_proxy.spec.scope import Action
@@ -45,6 +48,7 @@ from registry_proxy.web.admin_documents import (
     UserDocument,
 )
 from registry_proxy.web.admin_requests import (
+    ASKED_FOR,
     changed_meanwhile,
     expected_revision,
     format_etag,
@@ -62,6 +66,7 @@ from registry_proxy.web.problems import Fault, Handler, ProblemError, invalid, p
 
 _T = TypeVar("_T")
 _ACTION_ORDER = list(Action)
+_CHANGING = frozenset({Action.PUSH, Action.CREATE, Action.DELETE})
 
 
 def _user_document(user: User) -> dict[str, Any]:
@@ -89,6 +94,17 @@ def stated_grant(grant: Grant) -> StatedGrantDocument:
 def grant_document(grant: Grant) -> GrantDocument:
     """Return a grant as the API answers it."""
     return GrantDocument(id=grant.id, **dict(stated_grant(grant)))
+
+
+def note_removed(request: web.Request, removed: Removed) -> None:
+    """Have the audit log record what a DELETE took along."""
+    parts = {
+        "grants_removed": [grant_document(grant).as_json() for grant in removed.grants],
+        "secret_ids_removed": [secret.id for secret in removed.secrets],
+        "groups": list(removed.groups),
+        "members": list(removed.members),
+    }
+    request[ASKED_FOR] = {name: part for name, part in parts.items() if part}
 
 
 def _user_input(body: UserBody) -> UserInput:
@@ -242,7 +258,7 @@ class AccessResources:
                 "POST",
                 "/revocations",
                 self.revoke,
-                "Void one token, or all of a subject",
+                "Revoke one token, or all of a subject",
                 {201: RevocationDocument},
                 body=RevocationBody,
             ),
@@ -265,21 +281,31 @@ class AccessResources:
         current = await or_none(self._directory.get_user(name)) if is_name(name) else None
         expect = expected_revision(request, current.revision if current else None)
         note_difference(request, "groups", current.groups if current else (), body.groups)
+        doubts = await self._doubts_of_groups(body.groups)
         user, is_new = await self._directory.put_user(name, _user_input(body), expect=expect)
-        return _answer(_user_document(user), user.revision, 201 if is_new else 200, warnings=self._doubts_of_user(user))
+        doubts += self._doubts_of_user(user)
+        return _answer(_user_document(user), user.revision, 201 if is_new else 200, warnings=doubts)
 
     async def patch_user(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
         patch = await read_body(request, UserPatch)
 
+        doubts: list[str] = []
+
         async def write(user: User, expect: int) -> User:
             current = {"admin": user.is_admin, "disabled": user.is_disabled, "groups": list(user.groups)}
             body = UserBody(**patch.over(current))
             note_difference(request, "groups", user.groups, body.groups)
+            doubts[:] = await self._doubts_of_groups(body.groups)
             return (await self._directory.put_user(name, _user_input(body), expect=expect))[0]
 
         user = await patched(request, lambda: self._directory.get_user(name), write)
-        return _answer(_user_document(user), user.revision, warnings=self._doubts_of_user(user))
+        return _answer(_user_document(user), user.revision, warnings=[*doubts, *self._doubts_of_user(user)])
+
+    async def _doubts_of_groups(self, groups: Sequence[str]) -> list[str]:
+        """Return which of the groups are made by naming them: a misspelt name is noticed by that alone."""
+        known = {group.name for group in await self._directory.list_groups()} if groups else set()
+        return [f"there was no group {name}: it is made" for name in dict.fromkeys(groups) if name not in known]
 
     def _doubts_of_user(self, user: User) -> list[str]:
         if not user.is_ldap or self._control.knows_ldap:
@@ -291,7 +317,8 @@ class AccessResources:
     async def delete_user(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
         current = await self._directory.get_user(name)
-        await self._directory.delete_user(name, expect=expected_revision(request, current.revision))
+        removed = await self._directory.delete_user(name, expect=expected_revision(request, current.revision))
+        note_removed(request, removed)
         return web.Response(status=204)
 
     # ------------------------------------------------------------ groups
@@ -329,7 +356,8 @@ class AccessResources:
     async def delete_group(self, request: web.Request) -> web.Response:
         name = name_of(request, "group")
         current = await self._directory.get_group(name)
-        await self._directory.delete_group(name, expect=expected_revision(request, current.revision))
+        removed = await self._directory.delete_group(name, expect=expected_revision(request, current.revision))
+        note_removed(request, removed)
         return web.Response(status=204)
 
     # ------------------------------------------------------------ grants
@@ -359,8 +387,11 @@ class AccessResources:
         if namespaces is not None:
             _check_inside(namespaces, body)
         policy = await self._control.policy()
-        grant = await self._directory.add_grant(grant_input(body))
-        doubts = _doubts_of_grant(request, grant, policy)
+        given = grant_input(body)
+        grant = policy.find_equal(grant_from(given, ""))
+        doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
+        grant = grant or await self._directory.add_grant(given)
+        doubts += _doubts_of_grant(request, grant, policy)
         return _answer(grant_document(grant).as_json(), grant.revision, 201, warnings=doubts)
 
     async def patch_grant(self, request: web.Request) -> web.Response:
@@ -384,6 +415,7 @@ class AccessResources:
             if NAMESPACES in request:
                 _check_not_of_owner(grant)
             await self._directory.delete_grant(grant.id, expect=expect)
+            note_removed(request, Removed(grants=[grant]))
 
         await patched(request, lambda: self._find_grant(request), delete)
         return web.Response(status=204)
@@ -428,9 +460,14 @@ class AccessResources:
             return web.json_response(token.as_json(), status=201)
         if body.subject is None or body.token_id is not None:
             raise ProblemError(400, "expected either subject or token_id")
-        generation = await self._directory.revoke(body.subject)
+        generation, removed = await self._directory.revoke(body.subject, also_secrets=body.secrets)
+        left = [each.state(generation, time.time()) for each in await self._directory.list_secrets(body.subject)]
         document = SubjectRevocationDocument(
-            id=f"{body.subject}@{generation}", subject=body.subject, generation=generation
+            id=f"{body.subject}@{generation}",
+            subject=body.subject,
+            generation=generation,
+            secrets_deleted=len(removed.secrets),
+            secrets_left=left.count(SecretState.VALID),
         )
         return web.json_response(document.as_json(), status=201)
 
@@ -440,6 +477,8 @@ def _doubts_of_grant(request: web.Request, grant: Grant, policy: Policy) -> list
     doubts = []
     if grant.expires_at is not None and grant.expires_at <= time.time():
         doubts.append("the grant has expired already: it allows nothing")
+    if grant.subject == ANONYMOUS and (changes := sorted(grant.actions & _CHANGING)):
+        doubts.append(f"everyone, without any login, may {' and '.join(changes)} in {grant.repository}")
     # The owner of a namespace is not told who is there.
     if NAMESPACES not in request and (why := policy.why_of_no_use(grant.subject)) is not None:
         doubts.append(f"{why}: until that changes, the grant allows nothing")

@@ -149,7 +149,7 @@ class AdminGuard:
         """Return who sends a request, if he may; his namespaces are put into it. Raises ProblemError."""
         resource = request.match_info.route.resource
         caller = request[CALLER] = await self._caller(request)
-        is_own = resource is not None and resource.canonical.startswith(self._self_prefix)
+        is_own = resource is not None and f"{resource.canonical}/".startswith(self._self_prefix)
         if not is_own and not await self._may_manage(request, caller):
             self._record(request, caller, "denied", 403)
             raise ProblemError(403, "this needs a user with the admin's right")

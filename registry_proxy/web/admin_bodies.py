@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 
 from registry_proxy.access.directory import GrantInput
 from registry_proxy.access.records import GrantMode
@@ -138,7 +138,7 @@ class GrantPatch(Patch):
 
     max_bytes = _USERS_BODY_MAX_BYTES
     tags: str | None = None
-    actions: _ActionNames = []
+    actions: _ActionNames = Field(default_factory=list)
     mode: _ModeName | None = None
     expires_at: _Time = None
 
@@ -195,10 +195,22 @@ class ReplayBody(Body):
 
 
 class RevocationBody(Body):
-    """What is to be worth nothing any more: one of the two."""
+    """The tokens to revoke: all bearer and refresh tokens of a subject, with ``secrets`` its secrets too, or one token.
+
+    Secrets are the personal tokens of a user and the secrets of a robot: they are deleted. Passwords stay.
+    """
 
     subject: _SubjectName | None = None
+    secrets: bool = False
     token_id: str | None = None
+
+
+class PasswordBody(Body):
+    """A user's own password, and the one that takes its place."""
+
+    max_bytes = _USERS_BODY_MAX_BYTES
+    current: SecretStr
+    new: SecretStr
 
 
 class EmptyBody(Body):

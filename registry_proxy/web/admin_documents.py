@@ -5,7 +5,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from registry_proxy.access.records import GrantMode
-from registry_proxy.access.secrets import SecretKind
+from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.ports import ReplicaState
 from registry_proxy.spec.scope import Action
 
@@ -102,11 +102,17 @@ class DecisionDocument(Document):
 
 
 class SubjectRevocationDocument(Document):
-    """All tokens of a subject that were given before are void."""
+    """The bearer and refresh tokens that a subject had are revoked.
+
+    ``secrets_deleted`` counts its personal tokens or robot secrets that were deleted with them, ``secrets_left`` those
+    that are still accepted.
+    """
 
     id: str
     subject: str
     generation: int
+    secrets_deleted: int
+    secrets_left: int
 
 
 class TokenRevocationDocument(Document):
@@ -129,7 +135,10 @@ class RobotDocument(Document):
 
 
 class SecretDocument(Document):
-    """A secret of a robot or user, without its text; with ``actions`` null it may do all that its holder may."""
+    """A secret of a robot or user, without its text; with ``actions`` null it may do all that its holder may.
+
+    ``state`` says whether a login with it is accepted.
+    """
 
     id: str
     kind: SecretKind
@@ -137,6 +146,16 @@ class SecretDocument(Document):
     created_at: Time
     expires_at: Time | None
     actions: list[Action] | None
+    state: SecretState
+
+
+class MeDocument(Document):
+    """The caller: an administrator may do everything; all others do what the grants allow, theirs and everyone's."""
+
+    subject: str
+    admin: bool
+    groups: list[str]
+    grants: list[GrantDocument]
 
 
 class NewSecretDocument(SecretDocument):
@@ -344,4 +363,4 @@ class ProblemDocument(Document):
     title: str
     status: int
     detail: str
-    errors: Annotated[list[FaultDocument], Field(min_length=1)] = []
+    errors: list[FaultDocument] = Field(default_factory=list, min_length=1)

@@ -10,8 +10,8 @@ from registry_proxy.access.directory import Directory, SecretInput
 from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import Secret, SecretKind
 from registry_proxy.access.subject import is_name, robot_subject, user_subject
-from registry_proxy.web.admin_access import or_none
-from registry_proxy.web.admin_auth import BY_PASSWORD, CALLER, SELF_PREFIX
+from registry_proxy.web.admin_access import note_removed, or_none
+from registry_proxy.web.admin_auth import BY_PASSWORD, CALLER, SELF_PREFIX, Control
 from registry_proxy.web.admin_bodies import RobotBody, RobotPatch, SecretBody, TokenBody
 from registry_proxy.web.admin_documents import KeyDocument, NewSecretDocument, Page, RobotDocument, SecretDocument
 from registry_proxy.web.admin_requests import (
@@ -35,7 +35,7 @@ def _robot_document(robot: Robot) -> dict[str, Any]:
     ).as_json()
 
 
-def _secret_document(secret: Secret) -> dict[str, Any]:
+def _secret_document(secret: Secret, generation: int | None) -> SecretDocument:
     return SecretDocument(
         id=secret.id,
         kind=secret.kind,
@@ -43,7 +43,8 @@ def _secret_document(secret: Secret) -> dict[str, Any]:
         created_at=format_time(secret.created_at),
         expires_at=format_time(secret.expires_at),
         actions=None if secret.actions is None else sorted(secret.actions),
-    ).as_json()
+        state=secret.state(generation, time.time()),
+    )
 
 
 def _robot_answer(robot: Robot, status: int = 200) -> web.Response:
@@ -66,11 +67,13 @@ class IdentityResources:
 
     Args:
         directory: where they are kept.
+        control: the current policy.
         rotate_key: has the node sign with a new key; returns its ``kid``.
     """
 
-    def __init__(self, directory: Directory, rotate_key: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, directory: Directory, control: Control, rotate_key: Callable[[], Awaitable[str]]) -> None:
         self._directory = directory
+        self._control = control
         self._rotate_key = rotate_key
 
     def routes(self) -> list[Endpoint]:
@@ -197,7 +200,8 @@ class IdentityResources:
     async def delete_robot(self, request: web.Request) -> web.Response:
         name = name_of(request, "robot")
         current = await self._directory.get_robot(name)
-        await self._directory.delete_robot(name, expect=expected_revision(request, current.revision))
+        removed = await self._directory.delete_robot(name, expect=expected_revision(request, current.revision))
+        note_removed(request, removed)
         return web.Response(status=204)
 
     async def list_robot_secrets(self, request: web.Request) -> web.Response:
@@ -248,11 +252,14 @@ class IdentityResources:
     async def _list(self, request: web.Request, subject: str) -> web.Response:
         page = read_page(read_query(request, PAGE))
         secrets = await self._directory.list_secrets(subject)
-        return web.json_response(page.cut({secret.id: secret for secret in secrets}, _secret_document))
+        generation = (await self._control.policy()).generation(subject)
+        documents = {secret.id: _secret_document(secret, generation) for secret in secrets}
+        return web.json_response(page.cut(documents, SecretDocument.as_json))
 
     async def _add(self, subject: str, kind: SecretKind, given: SecretInput) -> web.Response:
         secret, text = await self._directory.add_secret(subject, kind, given)
-        document = NewSecretDocument(**_secret_document(secret), secret=text).as_json()
+        known = _secret_document(secret, secret.generation)
+        document = NewSecretDocument(**dict(known), secret=text).as_json()
         return web.json_response(document, status=201, headers={"Cache-Control": "no-store"})
 
     async def _delete(self, request: web.Request, subject: str) -> web.Response:

@@ -123,12 +123,12 @@ def test_tag_patterns_limit_tags() -> None:
 
 
 def test_explain_tells_a_push_of_new_tags_from_one_that_moves_them() -> None:
-    """With the right to create alone the answer to push is no, and it names what may be pushed all the same."""
+    """With the right to create alone a push is allowed, of new tags: the answer names the grant and says so."""
     judge = policy(grant("user:ann", "team/*", CREATE))
     told = judge.explain("user:ann", "team/a", PUSH, "v1")
-    assert (told.allowed, told.grant) == (False, None)
-    assert "no grant lets user:ann push team/a, tag v1" in told.reason
-    assert told.reason.endswith("new tags it may make, because grant 1 lets user:ann create team/*")
+    assert (told.allowed, told.grant) == (True, "1")
+    assert "grant 1 lets user:ann create team/*" in told.reason
+    assert told.reason.endswith(": new tags only, no grant lets user:ann move tags that exist")
     assert judge.explain("user:ann", "team/a", CREATE, "v1").grant == "1"
     assert judge.explain("user:ann", "other", PUSH, "v1") == judge.decide("user:ann", "other", PUSH, "v1")
 

@@ -97,7 +97,11 @@ def test_a_difference_is_told_line_by_line(run: Run, file: Path) -> None:
     machine = run("access", "diff", str(file), "--json")
     assert machine.exit_code == 1
     assert json.loads(machine.stdout)["groups_changed"] == {"dev": {"added": ["bob"], "removed": ["admin"]}}
-    assert run("access", "apply", str(file)).stdout.splitlines() == expected
+    asked = run("access", "apply", str(file))
+    assert (asked.exit_code, asked.stdout.strip()) == (1, "")
+    assert "Remove 1 groups and 1 grants, and keep 1 groups and 0 grants?" in asked.stderr
+    assert run("access", "export").stdout == before, "more would go than stays, and nobody said yes"
+    assert run("access", "apply", "--yes", str(file)).stdout.splitlines() == expected
 
 
 def test_a_difference_is_tried_on_what_was_asked(run: Run, file: Path, tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_what_is_wrong_is_told_with_its_line_and_changes_nothing(
     file.write_text(text)
     for command in ("apply", "diff"):
         told = run("access", command, str(file))
-        assert told.exit_code == 1
+        assert told.exit_code == (2 if command == "diff" else 1)
         for fault in faults:
             assert fault in " ".join(told.stderr.split()), told.stderr
     assert run("access", "export").stdout == before
@@ -153,6 +157,7 @@ def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
     """Which one, and why; wrong usage is 2."""
     told = run("access", "apply", str(tmp_path / "none.yaml"))
     assert (told.exit_code, "none.yaml cannot be read: No such file" in told.stderr) == (1, True)
+    assert run("access", "diff", str(tmp_path / "none.yaml")).exit_code == 2, "1 means that something differs"
     assert run("access", "apply", str(tmp_path)).exit_code == 1
     assert run("access", "apply").exit_code == 2
 

@@ -99,6 +99,80 @@ def test_a_group_is_made_changed_and_removed(run: Run) -> None:
     assert "There are no groups." in run("group", "list").stderr
 
 
+@pytest.mark.parametrize(("kind", "name"), [("user", "bob"), ("group", "dev"), ("robot", "ci")])
+def test_grants_go_with_their_subject_only_after_a_question(run: Run, kind: str, name: str) -> None:
+    """It says how many; a no keeps everything; without grants nobody is asked."""
+    if kind != "user":
+        run(kind, "add", name)
+    for repository in ("a", "b"):
+        run("grant", "add", f"{kind}:{name}", repository, "pull")
+    refused = run(kind, "rm", name)
+    assert (refused.exit_code, f"Remove {kind} {name} with 2 grants?" in refused.stderr) == (1, True)
+    assert len(_json(run("grant", "list", "--json"))) == 2
+    removed = run(kind, "rm", name, "--yes")
+    assert (removed.exit_code, removed.stderr) == (0, f"{kind.title()} {name} removed with 2 grants.\n")
+    assert _json(run("grant", "list", "--json")) == []
+    assert run("group", "add", "empty").exit_code == 0
+    assert run("group", "rm", "empty").exit_code == 0
+
+
+def test_a_user_changes_the_own_password(run: Run, environment: pytest.MonkeyPatch) -> None:
+    """The current one is the one logged in with; the commands go on with the new one, where they keep it."""
+    assert run("login", "--user", "bob", "--password-stdin", stdin=BOB[1]).exit_code == 0
+    environment.delenv("REGISTRY_PROXY_ADMIN_USER", raising=False)
+    environment.delenv("REGISTRY_PROXY_ADMIN_PASSWORD")
+    assert run("login", "--user", "bob", "--password-stdin", stdin=BOB[1]).exit_code == 0
+    _fails(run("password", "--password-stdin", stdin="short"), "new: expected 8 to")
+    assert "The password of bob is changed." in run("password", "--password-stdin", stdin=SECRET).stderr
+    me = _json(run("whoami", "--json"))
+    assert me == {"subject": "user:bob", "admin": False, "groups": [], "grants": []}
+    environment.setenv("REGISTRY_PROXY_ADMIN_USER", "bob")
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", BOB[1])
+    _fails(run("whoami"), "wrong name or password")
+
+
+def test_whoami_shows_what_one_may_do(run: Run, environment: pytest.MonkeyPatch) -> None:
+    """Own grants, those of one's groups and of everyone; an administrator may do everything."""
+    assert "An administrator may do everything." in run("whoami").stderr
+    run("group", "add", "dev", "--member", "bob")
+    for subject in ("user:bob", "group:dev", "anonymous", "group:other"):
+        run("grant", "add", subject, "team/**", "pull")
+    environment.setenv("REGISTRY_PROXY_ADMIN_USER", BOB[0])
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", BOB[1])
+    me = _json(run("whoami", "--json"))
+    assert (me["groups"], [grant["subject"] for grant in me["grants"]]) == (
+        ["dev"],
+        ["user:bob", "group:dev", "anonymous"],
+    )
+
+
+def test_what_a_grant_does_beyond_its_words_is_said(run: Run) -> None:
+    """The same grant is made once; strangers who may delete, and a group that a name makes, are warned of."""
+    first = _json(run("grant", "add", "user:bob", "team/**", "pull,push", "--json"))
+    again = run("grant", "add", "user:bob", "team/**", "push,pull", "--json")
+    assert _json(again)["id"] == first["id"]
+    assert f"grant {first['id']} says the same already: no other was made" in again.stderr
+    assert len(_json(run("grant", "list", "--json"))) == 1
+    _fails(run("grant", "add", "user:bob", "team/**", "pull,pushh"), "actions: expected", "not 'pushh'")
+    told = run("grant", "add", "anonymous", "pub/**", "pull,delete").stderr
+    assert "warning: everyone, without any login, may delete in pub/**" in told
+    assert "everyone" not in run("grant", "add", "anonymous", "pub/**", "pull").stderr
+    run("group", "add", "developers")
+    told = run("user", "set", "bob", "--add-group", "develpers", "--add-group", "developers").stderr
+    assert "warning: there was no group develpers: it is made" in told
+    assert "there was no group developers" not in told
+
+
+def test_nobody_is_asked_for_a_password_before_the_login_is_known(run: Run, environment: pytest.MonkeyPatch) -> None:
+    """Who is not logged in, or wrongly, reads that first."""
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", "a wrong password")
+    for command in (["user", "add", "ann"], ["user", "set", "bob", "--password"], ["password"]):
+        _fails(run(*command), "wrong name or password")
+    environment.delenv("REGISTRY_PROXY_ADMIN_PASSWORD")
+    for command in (["user", "add", "ann"], ["user", "set", "bob", "--password"], ["password"]):
+        _fails(run(*command), "Not logged in")
+
+
 def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     """The id that `add` prints is the one that `explain` names and `rm` takes."""
     grant = _json(
@@ -108,8 +182,9 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     decision = _json(run("explain", "user:bob", "team/app", "push", "--tag", "v1", "--json"))
     assert (decision["allowed"], decision["grant"]) == (True, grant["id"])
     shown = run("explain", "user:bob", "other", "pull")
-    assert shown.exit_code == 0
+    assert shown.exit_code == 1, "no"
     assert shown.stdout.splitlines()[0].split() == ["allowed", "no"]
+    assert run("explain", "bob", "other", "pull").exit_code == 2, "neither yes nor no"
     assert _json(run("grant", "list", "--repository", "team/app", "--json")) == [grant]
     assert _json(run("grant", "list", "--subject", "user:ann", "--json")) == []
     assert grant["id"] in run("grant", "list").stdout
@@ -151,10 +226,25 @@ def test_faults_are_told_one_a_line(run: Run) -> None:
     _fails(run("user", "add", "a:b", "--password-stdin", stdin="short"), "password: expected", "name: expected")
 
 
-def test_tokens_are_revoked(run: Run) -> None:
-    """The new generation is told to machines."""
+def test_tokens_are_revoked(run: Run, environment: pytest.MonkeyPatch) -> None:
+    """What is revoked, what stays and how that ends is said; the new generation is told to machines."""
     assert _json(run("token", "revoke", "user:bob", "--json"))["generation"] == 1
-    assert "All tokens of user:bob are revoked." in run("token", "revoke", "user:bob").stderr
+    environment.setenv("REGISTRY_PROXY_ADMIN_USER", BOB[0])
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", BOB[1])
+    for label in ("one", "two"):
+        assert run("token", "add", "--label", label).exit_code == 0
+    environment.setenv("REGISTRY_PROXY_ADMIN_USER", ADMIN[0])
+    environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", ADMIN[1])
+    told = run("token", "revoke", "user:bob").stderr
+    assert "The bearer and refresh tokens of user:bob are revoked." in told
+    assert "2 personal tokens are still accepted: `registry-proxy token revoke user:bob --all`" in told
+    assert "The password is still accepted: `registry-proxy user set bob --disable`" in told
+    assert [token["state"] for token in _json(run("token", "list", "--user", "bob", "--json"))] == ["valid", "valid"]
+    told = run("token", "revoke", "user:bob", "--all").stderr
+    assert "2 personal tokens are deleted." in told
+    assert "still accepted: `registry-proxy token" not in told
+    assert _json(run("token", "list", "--user", "bob", "--json")) == []
+    assert run("token", "revoke", "--id", "x", "--all").exit_code == 2
     _fails(run("token", "revoke", "bob"), "subject: expected")
     _fails(run("token", "revoke", "user:bbo"), "there is no user bbo")
 

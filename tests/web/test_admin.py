@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from registry_proxy.access.directory import GrantInput, UserInput
+from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
+from registry_proxy.access.secrets import SecretKind
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
 from registry_proxy.replication.journal import IntentKey, IntentKind
@@ -115,8 +116,8 @@ async def test_only_an_administrator_gets_in(admin: Admin) -> None:
                 403,
                 "a personal token is made with a user's password",
             )
-        elif path.startswith("/me/"):
-            assert status in {200, 204, 404}
+        elif path.startswith("/me"):
+            assert status in {200, 204, 400, 404}, path
         else:
             assert (status, problem["detail"]) == (403, "this needs a user with the admin's right")
     for auth, status in ((("admin", "wrong password"), 401), (("nobody", ADMIN[1]), 401), (("", ""), 401), (BOB, 403)):
@@ -751,3 +752,47 @@ async def test_failed_logins_are_counted_for_the_client_behind_a_trusted_proxy(a
     addresses = ["192.0.2.1"] * 12 + ["192.0.2.2"]
     answers = [await admin.call("GET", "/users", auth=wrong, headers={"X-Forwarded-For": each}) for each in addresses]
     assert [status for status, _, _ in answers[-2:]] == [429, 401]
+
+
+async def test_the_audit_log_tells_what_a_removal_took_along(admin: Admin) -> None:
+    """Grants with all they say, the ids of secrets, groups and members; a grant removed by itself likewise."""
+    directory = admin.node.directory
+    grants = [
+        await directory.add_grant(GrantInput(subject=subject, repository="team/**", actions=["pull"]))
+        for subject in ("user:bob", "group:dev", "robot:ci", "anonymous")
+    ]
+    await directory.put_group("dev", ["bob"])
+    await directory.put_robot("ci", None, ())
+    secret, _ = await directory.add_secret("robot:ci", SecretKind.ROBOT, SecretInput())
+    asked = []
+    for path in ("/users/bob", "/groups/dev", "/robots/ci", f"/grants/{grants[3].id}"):
+        assert (await admin.call("DELETE", path))[0] == 204
+        asked.append(admin.node.audit.events[-1].detail["asked"])
+    assert [[grant["id"] for grant in each.pop("grants_removed")] for each in asked] == [[each.id] for each in grants]
+    assert asked == [{"groups": ["dev"]}, {}, {"secret_ids_removed": [secret.id]}, {}]
+
+
+async def test_a_password_is_in_no_audit_log(admin: Admin) -> None:
+    """Neither the current nor the new one, also where the change is refused."""
+    for body in ({"current": BOB[1], "new": "short"}, {"current": "a wrong password", "new": "a new password"}):
+        assert (await admin.call("POST", "/me/password", body, auth=BOB))[0] == 400
+    assert (await admin.call("POST", "/me/password", {"current": BOB[1], "new": "a new password"}, auth=BOB))[0] == 204
+    told = repr(admin.node.audit.events)
+    assert "me.password.post" in told
+    assert not [text for text in (BOB[1], "short", "a wrong password", "a new password") if text in told]
+
+
+async def test_only_a_user_of_ours_changes_a_password(admin: Admin) -> None:
+    """A personal token is not the current password; LDAP keeps its own; the change ends the user's tokens."""
+    directory = admin.node.directory
+    _, text = await directory.add_secret("user:bob", SecretKind.PERSONAL, SecretInput())
+    body = {"current": text, "new": "a new password"}
+    assert (await admin.call("POST", "/me/password", body, auth=("bob", text)))[0] == 400
+    token = {"Authorization": f"Bearer {admin.token('user:bob')}"}
+    body = {"current": BOB[1], "new": "a new password"}
+    assert (await admin.call("POST", "/me/password", body, auth=None, headers=token))[0] == 204
+    assert (await admin.call("GET", "/me", auth=None, headers=token))[0] == 401
+    await directory.put_user("bob", UserInput(is_ldap=True))
+    token = {"Authorization": f"Bearer {admin.token('user:bob', 2)}"}
+    status, problem, _ = await admin.call("POST", "/me/password", body, auth=None, headers=token)
+    assert (status, problem["detail"]) == (409, "LDAP keeps the password of bob: change it there")

@@ -45,6 +45,23 @@ async def test_every_reference_leads_somewhere(tmp_path: Path) -> None:
         jsonschema_rs.meta.validate({**schema, "$schema": "https://json-schema.org/draft/2020-12/schema"})
 
 
+async def test_every_default_is_one_that_its_schema_takes(tmp_path: Path) -> None:
+    """Generators of clients validate them."""
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        document = (await contract_of(node, http)).document
+
+    def check(schema: Any) -> None:
+        if isinstance(schema, dict):
+            if "default" in schema:
+                jsonschema_rs.validate({**schema, "components": document["components"]}, schema["default"])
+            schema = list(schema.values())
+        if isinstance(schema, list):
+            for each in schema:
+                check(each)
+
+    check(document["components"]["schemas"])
+
+
 async def test_subjects_are_described_by_a_pattern(tmp_path: Path) -> None:
     """Wherever a body takes a subject."""
     async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
