@@ -19,6 +19,9 @@ _FOREIGN_LAYERS = (
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
 )
+_MANIFEST_KIND = re.compile(r"\.(manifest|index)\.")
+"""Found in the media type of every manifest, also of kinds that are no longer in use, and of no blob."""
+
 _SIZE_MAX_BYTES = 2**63 - 1  # a Go int64, which is what every registry stores it in
 
 MANIFEST_MEDIA_TYPES = (
@@ -57,8 +60,9 @@ class Manifest:
 class ManifestLinks:
     """What a manifest refers to: ``blobs`` must lie in its repository before it, ``manifests`` are its children.
 
-    Foreign layers (non-distributable, with ``urls``) are left out: they lie elsewhere. ``manifest_subject`` is the
-    manifest that it annotates, which need not exist.
+    An index may name blobs, too: the cache that BuildKit exports is an index of layers. Foreign layers
+    (non-distributable, with ``urls``) are left out: they lie elsewhere. ``manifest_subject`` is the manifest that it
+    annotates, which need not exist.
     """
 
     blobs: tuple[Descriptor, ...]
@@ -168,7 +172,10 @@ def parse_manifest(body: bytes, media_type: str) -> ManifestLinks:
     subject = document.get("subject")
     manifest_subject = None if subject is None else _parse_descriptor(subject, "subject")
     if media_type in {OCI_INDEX, DOCKER_LIST}:
-        return ManifestLinks((), tuple(_parse_descriptors(document, "manifests")), manifest_subject)
+        children = _parse_descriptors(document, "manifests")
+        manifests = tuple(child for child in children if _MANIFEST_KIND.search(child.media_type))
+        blobs = tuple(child for child in children if not _MANIFEST_KIND.search(child.media_type))
+        return ManifestLinks(blobs, manifests, manifest_subject)
     if media_type in {OCI_MANIFEST, DOCKER_MANIFEST}:
         config = _parse_descriptor(document.get("config"), "config")
         layers = _parse_descriptors(document, "layers")

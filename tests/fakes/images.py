@@ -47,3 +47,12 @@ def index(*images: Parts) -> Parts:
     children = [_descriptor(part.manifest, part.media_type) for part in images]
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
     return Parts(json.dumps(document).encode(), (), OCI_INDEX)
+
+
+def build_cache(*layers: bytes) -> Parts:
+    """Return a cache as BuildKit exports it: an index whose children are layers and a config, all of them blobs."""
+    config = json.dumps({"layers": [str(digest_of(layer)) for layer in layers]}).encode()
+    children = [_descriptor(layer, "application/vnd.oci.image.layer.v1.tar+gzip") for layer in layers]
+    children.append(_descriptor(config, "application/vnd.buildkit.cacheconfig.v0"))
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+    return Parts(json.dumps(document).encode(), (*layers, config), OCI_INDEX)

@@ -110,9 +110,11 @@ class MemoryReader:
     async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
         await self._answer("fetch_manifest", repository, digest)
         manifest = self.manifests.get((repository, digest))
-        if manifest is None:
-            raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "no such manifest")
-        return manifest
+        if manifest is not None:
+            return manifest
+        if (repository, digest) in self.blobs:  # as docker-registry 2.8.2
+            raise UpstreamUnavailableError("it answers 500")
+        raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "no such manifest")
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         await self._answer("stat_blob", repository, digest)

@@ -27,6 +27,7 @@ FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 DIGESTS = st.builds(Digest, st.just("sha256"), st.text("0123456789abcdef", min_size=64, max_size=64))
 DESCRIPTORS = st.builds(Descriptor, st.just(LAYER), DIGESTS, st.integers(0, 2**63 - 1))
+CHILDREN = st.builds(Descriptor, st.sampled_from(MANIFEST_MEDIA_TYPES), DIGESTS, st.integers(0, 2**63 - 1))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -83,7 +84,7 @@ def test_an_image_refers_to_config_and_layers(
 
 
 @pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
-@given(st.lists(DESCRIPTORS, max_size=4))
+@given(st.lists(CHILDREN, max_size=4))
 def test_an_index_refers_to_manifests(media_type: str, children: list[Descriptor]) -> None:
     """Every child of an index is found as it was written, whether or not it states its own media type."""
     document = {"schemaVersion": 2, "manifests": [raw(child, platform={"os": "linux"}) for child in children]}
@@ -91,6 +92,25 @@ def test_an_index_refers_to_manifests(media_type: str, children: list[Descriptor
         links = parse_manifest(json.dumps({**document, **stated}).encode(), media_type)
         assert links.manifests == tuple(children)
         assert links.blobs == ()
+
+
+@pytest.mark.parametrize(
+    ("media_type", "is_blob"),
+    [
+        ("application/vnd.buildkit.cacheconfig.v0", True),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", True),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", True),
+        ("application/vnd.oci.image.config.v1+json", True),
+        ("application/vnd.oci.artifact.manifest.v1+json", False),
+        ("application/vnd.cncf.oras.artifact.manifest.v1+json", False),
+        *((media_type, False) for media_type in MANIFEST_MEDIA_TYPES),
+    ],
+)
+def test_a_child_of_an_index_may_be_a_blob(media_type: str, is_blob: bool) -> None:
+    """The media type of a child tells whether it lies among the manifests or the blobs."""
+    child = a_descriptor(media_type=media_type)
+    links = parse_manifest(json.dumps({"schemaVersion": 2, "manifests": [raw(child)]}).encode(), OCI_INDEX)
+    assert (links.blobs, links.manifests) == (((child,), ()) if is_blob else ((), (child,)))
 
 
 def test_an_empty_list_of_go_is_empty() -> None:
