@@ -95,22 +95,20 @@ def test_an_index_refers_to_manifests(media_type: str, children: list[Descriptor
 
 
 @pytest.mark.parametrize(
-    ("media_type", "is_blob"),
+    "media_type",
     [
-        ("application/vnd.buildkit.cacheconfig.v0", True),
-        ("application/vnd.oci.image.layer.v1.tar+gzip", True),
-        ("application/vnd.docker.image.rootfs.diff.tar.gzip", True),
-        ("application/vnd.oci.image.config.v1+json", True),
-        ("application/vnd.oci.artifact.manifest.v1+json", False),
-        ("application/vnd.cncf.oras.artifact.manifest.v1+json", False),
-        *((media_type, False) for media_type in MANIFEST_MEDIA_TYPES),
+        "application/vnd.buildkit.cacheconfig.v0",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.oci.image.config.v1+json",
     ],
 )
-def test_a_child_of_an_index_may_be_a_blob(media_type: str, is_blob: bool) -> None:
-    """The media type of a child tells whether it lies among the manifests or the blobs."""
-    child = a_descriptor(media_type=media_type)
-    links = parse_manifest(json.dumps({"schemaVersion": 2, "manifests": [raw(child)]}).encode(), OCI_INDEX)
-    assert (links.blobs, links.manifests) == (((child,), ()) if is_blob else ((), (child,)))
+def test_a_child_of_an_index_may_be_a_blob(media_type: str) -> None:
+    """The media type of a child tells that it lies among the blobs; those of manifests no longer in use do not."""
+    children = [a_descriptor("1", media_type), a_descriptor("2", "application/vnd.oci.artifact.manifest.v1+json")]
+    body = json.dumps({"schemaVersion": 2, "manifests": [raw(child) for child in children]}).encode()
+    links = parse_manifest(body, OCI_INDEX)
+    assert (links.blobs, links.manifests) == (tuple(children[:1]), tuple(children[1:]))
 
 
 def test_an_empty_list_of_go_is_empty() -> None:
