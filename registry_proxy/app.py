@@ -510,7 +510,9 @@ def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which
         discover=Discover(readers=node.readers, router=node.router),
         manage=Manage(
             memberships=node.memberships,
-            deletions=DeletionReplication(replica_sets=node.replicas, store=node.store, journal=node.journal),
+            deletions=DeletionReplication(
+                replica_sets=node.replicas, readers=node.readers, store=node.store, journal=node.journal
+            ),
         ),
         router=node.router,
         control=node.control,

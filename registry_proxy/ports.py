@@ -355,6 +355,8 @@ class Memberships(Protocol):
         """Write what a push through us made it: wins over every answer that was asked for before."""
 
     def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None: ...
+    def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
+        """Forget a tag that was deleted; ``moment`` changes first, so that whoever learns it just now can see it."""
 
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         """Remove every cached tag that is ``digest``; return them."""
@@ -405,6 +407,9 @@ class RegistryWriter(Protocol):
     async def put_manifest(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None: ...
     async def delete_manifest(self, repository: Repository, digest: Digest) -> None:
         """Delete; a 404 counts as done. Raises RegistryError UNSUPPORTED when the registry does not delete."""
+
+    async def delete_tag(self, repository: Repository, tag: Tag) -> None:
+        """Delete a tag, never a manifest that another tag may be on; errors as for a manifest."""
 
     async def delete_blob(self, repository: Repository, digest: Digest) -> None: ...
 

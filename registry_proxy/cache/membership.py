@@ -135,6 +135,11 @@ class FileMemberships:
         with self._locked(routed):
             self._unlink(self._tag(routed, tag))
 
+    def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
+        with self._locked(routed):
+            self._shared[_DELETED] += 1
+            self._unlink(self._tag(routed, tag))
+
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         forgotten: list[Tag] = []
         with self._locked(routed), self._forgetting():

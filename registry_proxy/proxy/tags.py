@@ -95,8 +95,9 @@ class TagResolver:
         cached = self._memberships.find_tag(routed, tag)
         if cached is not None and self._is_current(routed, cached, recorded):
             return ResolvedTag(cached.descriptor, was_asked=False)
-        # Whoever comes after a push at another node must not join a question that was asked before it.
-        resolved, _ = await self._flights.run((routed, tag, recorded), lambda: self._ask(routed, tag, recorded))
+        # Whoever comes after a push at another node, or a delete, must not join a question that was asked before it.
+        key = (routed, tag, recorded, self._memberships.moment())
+        resolved, _ = await self._flights.run(key, lambda: self._ask(routed, tag, recorded))
         return resolved
 
     async def _recorded(self, routed: RoutedRepository, tag: Tag) -> int | None:
@@ -117,7 +118,7 @@ class TagResolver:
 
     async def _ask(self, routed: RoutedRepository, tag: Tag, recorded: int | None) -> ResolvedTag:
         for _ in range(_RACES_MAX):
-            before = self._memberships.find_tag(routed, tag)
+            asked_at, before = self._memberships.moment(), self._memberships.find_tag(routed, tag)
             readers = self._readers if before is None else self._impatient_readers
             try:
                 descriptor = await readers[routed.upstream].resolve_tag(routed.repository, tag)
@@ -129,6 +130,8 @@ class TagResolver:
                 continue
             version = None if before is None else before.version
             if self._memberships.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
+                if self._memberships.moment() != asked_at:  # it may have been deleted meanwhile: true only until then
+                    self._memberships.forget_tag(routed, tag)
                 return ResolvedTag(descriptor, was_asked=True)
             # A push through us came between: it is right, this answer may be of before it.
             now = self._memberships.find_tag(routed, tag)

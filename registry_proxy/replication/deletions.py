@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from registry_proxy.ports import (
     Change,
     ConflictError,
     ContentKind,
     Memberships,
+    RegistryReader,
     ReplicaClient,
     ReplicaSet,
     RoutedRepository,
@@ -18,13 +19,18 @@ from registry_proxy.ports import (
     StoreChanges,
     StoreUnavailableError,
     Table,
-    UpstreamUnavailableError,
 )
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
-from registry_proxy.replication.manifests import configured_names, manifest_record_key, write_lease
-from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
-from registry_proxy.spec.reference import Digest, parse_digest
+from registry_proxy.replication.manifests import (
+    configured_names,
+    manifest_record_key,
+    tag_lease,
+    tag_record_key,
+    write_lease,
+)
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest, Tag, parse_digest
 
 _KEPT_SECONDS = 7 * 86_400.0
 """How long a deletion stays on record: a node that was off for longer asks the replicas anew for all that it knew."""
@@ -32,21 +38,33 @@ _KEPT_SECONDS = 7 * 86_400.0
 _LOOK_SECONDS = 0.5
 
 
-async def forget_manifest(store: Store, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
-    """Remove the records of a deleted manifest and of the tags that were on it; each tag leaves a tombstone.
+async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str]) -> None:
+    """Remove the records of what was deleted; to be called under the lease of its writers.
 
-    A replica that missed such a tag may hold an older one, and one that missed the delete still has the tag, also when
-    the same manifest is pushed again under another. To be called under the lease of the digest.
+    With a manifest go the records of the tags that were on it, and each leaves a tombstone: a replica that missed such
+    a tag may hold an older one, and one that missed the delete still has the tag, also when the same manifest is pushed
+    again under another.
 
     Args:
-        store: where they are.
-        routed: its repository.
-        digest: of the manifest.
+        store: where the records are.
+        key: of the deleted manifest, tag or blob.
         missing: the replicas that missed the delete.
 
     Raises:
-        StoreUnavailableError: they may be there still.
+        StoreUnavailableError: the records may be there still.
     """
+    if key.kind is IntentKind.TAG:
+        # Noted once more: whoever asked a replica meanwhile remembers the tag with the revision of before.
+        await store.commit([Change(Table.TAGS, tag_record_key(key.routed, Tag(key.name)), None), _deletion(key)])
+    elif key.kind is IntentKind.MANIFEST:
+        await _forget_manifest(store, key.routed, parse_digest(key.name), missing)
+
+
+def _deletion(key: IntentKey) -> Change:
+    return Change(Table.DELETIONS, str(key), {"deleted_at": time.time()})
+
+
+async def _forget_manifest(store: Store, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
     while True:
         with contextlib.suppress(ConflictError):  # one of the tags was moved away meanwhile: look again
             await store.commit(await _changes_that_forget(store, routed, digest, missing))
@@ -81,12 +99,21 @@ class DeletionReplication:
 
     Args:
         replica_sets: the replicas by upstream.
+        readers: by upstream; tell whether something exists that is not on record.
         store: leases, and the records of manifests and tags.
         journal: the tombstones.
     """
 
-    def __init__(self, *, replica_sets: Mapping[str, ReplicaSet], store: Store, journal: Journal) -> None:
+    def __init__(
+        self,
+        *,
+        replica_sets: Mapping[str, ReplicaSet],
+        readers: Mapping[str, RegistryReader],
+        store: Store,
+        journal: Journal,
+    ) -> None:
         self._replica_sets = replica_sets
+        self._readers = readers
         self._store = store
         self._journal = journal
 
@@ -94,11 +121,11 @@ class DeletionReplication:
         """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
         check_writable(self._replica_sets[upstream])
 
-    @asynccontextmanager
-    async def lease(self, routed: RoutedRepository, digest: Digest) -> AsyncIterator[None]:
-        """Serialise with the pushes of the digest."""
-        async with write_lease(self._store, routed, digest):
-            yield
+    def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
+        """Serialise with the pushes of a digest, or of a tag."""
+        if isinstance(tag_or_digest, Digest):
+            return write_lease(self._store, routed, tag_or_digest)
+        return tag_lease(self._store, routed, tag_or_digest)
 
     async def delete_manifest(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
         """Delete a manifest, and every tag on it, under the lease of its digest.
@@ -107,16 +134,28 @@ class DeletionReplication:
             RegistryError: MANIFEST_UNKNOWN, UNSUPPORTED (then nothing is changed), UNAVAILABLE.
         """
         if not is_known and await self._store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
-            await self._check_exists(routed, lambda client: client.fetch_manifest(routed.repository, digest))
+            await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
         await self._delete(
             IntentKey(routed, IntentKind.MANIFEST, str(digest)),
             lambda client: client.delete_manifest(routed.repository, digest),
         )
 
+    async def delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
+        """Delete a tag alone, under its lease; return what it was. Errors as for a manifest."""
+        record = await self._store.get(Table.TAGS, tag_record_key(routed, tag))
+        if record is not None:
+            digest = parse_digest(record.value["digest"])
+        else:
+            digest = (await self._readers[routed.upstream].resolve_tag(routed.repository, tag)).digest
+        await self._delete(
+            IntentKey(routed, IntentKind.TAG, tag), lambda client: client.delete_tag(routed.repository, tag)
+        )
+        return digest
+
     async def delete_blob(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
         """Delete a blob from a repository; errors as for a manifest, BLOB_UNKNOWN for MANIFEST_UNKNOWN."""
         if not is_known:
-            await self._check_exists(routed, lambda client: client.stat_blob(routed.repository, digest))
+            await self._readers[routed.upstream].stat_blob(routed.repository, digest)
         await self._delete(
             IntentKey(routed, IntentKind.BLOB, str(digest)),
             lambda client: client.delete_blob(routed.repository, digest),
@@ -125,8 +164,7 @@ class DeletionReplication:
     async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
         """Delete at a quorum; from the first replica that did it on, it is rolled forward."""
         replica_set = self._replica_sets[key.routed.upstream]
-        deletion = Change(Table.DELETIONS, str(key), {"deleted_at": time.time()})
-        write = await self._journal.begin({key: (None, "")}, configured_names(replica_set), [deletion])
+        write = await self._journal.begin({key: (None, "")}, configured_names(replica_set), [_deletion(key)])
         outcome = await fan_out(replica_set, lanes_of(replica_set, key.name), operation)
         if unsupported := _unsupported(outcome):
             await self._journal.withdraw(write)
@@ -134,32 +172,10 @@ class DeletionReplication:
         if outcome.is_refused:
             await self._journal.withdraw(write)
         else:
-            if key.kind is IntentKind.MANIFEST:  # before the intents go: whoever finds them forgets it, too
-                missing = [name for name in configured_names(replica_set) if name not in outcome.confirmed]
-                await forget_manifest(self._store, key.routed, parse_digest(key.name), missing)
+            missing = [name for name in configured_names(replica_set) if name not in outcome.confirmed]
+            await forget_deleted(self._store, key, missing)  # before the intents go: whoever finds them does so, too
             await self._journal.conclude(write, outcome.confirmed)
         require_quorum(replica_set, outcome)
-
-    async def _check_exists(
-        self, routed: RoutedRepository, question: Callable[[ReplicaClient], Awaitable[object]]
-    ) -> None:
-        """Raise the 404 of the replicas when all that are configured gave it, 503 when that cannot be known."""
-        replica_set = self._replica_sets[routed.upstream]
-        unknown: RegistryError | None = None
-        for client in replica_set.replicas:
-            if not replica_set.is_writable(client.name):
-                continue
-            try:
-                await question(client)
-            except RegistryError as error:
-                if error.status != 404:
-                    raise
-                unknown = error
-            except UpstreamUnavailableError as error:
-                replica_set.report_failure(client.name, error)
-            else:
-                return
-        raise unknown or unavailable("no replica can tell now whether this exists; try again")
 
 
 def _unsupported(outcome: Outcome) -> RegistryError | None:
@@ -228,6 +244,9 @@ class DeletionsElsewhere:
             await self._store.commit(expired)
 
     def _forget(self, key: IntentKey) -> None:
+        if key.kind is IntentKind.TAG:
+            self._memberships.end_tag(key.routed, Tag(key.name))
+            return
         digest = parse_digest(key.name)
         self._memberships.end(key.routed, ContentKind(key.kind), digest)
         if key.kind is IntentKind.MANIFEST:

@@ -1,7 +1,7 @@
 """Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from registry_proxy.ports import (
     BlobCache,
@@ -63,12 +63,16 @@ async def count_recorded_tags(store: Store, routed: RoutedRepository) -> int:
 
 
 async def tag_revision(store: Store, routed: RoutedRepository, tag: Tag) -> int:
-    """Return the revision of a tag's record, 0 when there is none: it changes before any replica's tag does.
+    """Return the revision of a tag's record, or of its deletion; 0 when there is neither.
+
+    It changes before any replica's tag does, and once more before a push or delete of the tag is acknowledged.
 
     Raises:
         StoreUnavailableError: it cannot be known.
     """
     record = await store.get(Table.TAGS, tag_record_key(routed, tag))
+    if record is None:
+        record = await store.get(Table.DELETIONS, str(IntentKey(routed, IntentKind.TAG, tag)))
     return 0 if record is None else record.revision
 
 
@@ -85,8 +89,13 @@ async def write_lease(
         if tag is None:
             yield
             return
-        async with store.lease(f"{routed}:{tag}"):
+        async with tag_lease(store, routed, tag):
             yield
+
+
+def tag_lease(store: Store, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
+    """Hold the lease on a tag alone: of writers that touch no manifest of it. Raises StoreUnavailableError."""
+    return store.lease(f"{routed}:{tag}")
 
 
 def configured_names(replica_set: ReplicaSet) -> Sequence[str]:

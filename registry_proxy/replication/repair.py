@@ -6,9 +6,7 @@ The journal is all the state there is: whoever repairs may die at any byte, and 
 import asyncio
 import contextlib
 import itertools
-import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,13 +25,13 @@ from registry_proxy.ports import (
     UpstreamUnavailableError,
 )
 from registry_proxy.replication.copies import Copies, has
-from registry_proxy.replication.deletions import forget_manifest
+from registry_proxy.replication.deletions import forget_deleted
 from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
-from registry_proxy.replication.manifests import manifest_record_key, tag_record_key, write_lease
+from registry_proxy.replication.manifests import manifest_record_key, tag_lease, tag_record_key, write_lease
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.spec.descriptor import OCI_INDEX, Descriptor, Manifest
+from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, Tag, digest_of, parse_digest
+from registry_proxy.spec.reference import Digest, Tag, parse_digest
 from registry_proxy.tasks import spawn
 
 _LOOK_SECONDS = 1.0
@@ -242,7 +240,7 @@ class Repairer:
                 async with write_lease(self._store, key.routed, intent.digest, Tag(key.name)):
                     yield
             else:
-                async with self._store.lease(f"{key.routed}:{key.name}"):
+                async with tag_lease(self._store, key.routed, Tag(key.name)):
                     yield
         else:
             async with self._store.lease(f"{key.routed}@{key.name}"):
@@ -252,8 +250,7 @@ class Repairer:
         """Write to the replica what the key shall be; return the outcome for the metrics."""
         if intent.digest is None:
             await self._delete(client, key)
-            if key.kind is IntentKind.MANIFEST:  # the node that deleted it may have died before it did
-                await forget_manifest(self._store, key.routed, parse_digest(key.name), intent.missing)
+            await forget_deleted(self._store, key, intent.missing)  # the deleting node may have died before it did
             return "deleted"
         try:
             if key.kind is IntentKind.BLOB:
@@ -275,12 +272,8 @@ class Repairer:
             await client.delete_blob(repository, parse_digest(key.name))
         elif key.kind is IntentKind.MANIFEST:
             await client.delete_manifest(repository, parse_digest(key.name))
-        elif await has(client.resolve_tag(repository, Tag(key.name))):
-            # Registries such as distribution 2.8 delete no tag alone, but every tag of a manifest: move it to one of
-            # its own first. Nobody is told of it meanwhile: the mark is still open.
-            own = _unique_manifest()
-            await client.put_manifest(repository, Tag(key.name), own)
-            await client.delete_manifest(repository, own.descriptor.digest)
+        else:
+            await client.delete_tag(repository, Tag(key.name))
 
     async def _confirm(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> None:
         is_closed = await self._journal.confirm(key, intent.digest, client.name)
@@ -346,15 +339,3 @@ class Repairer:
         for digest in {*closed, *self._pins.pinned(_PIN_SETTLED_SECONDS)}:
             if not marks.is_missed(digest):
                 self._pins.unpin(digest)
-
-
-def _unique_manifest() -> Manifest:
-    """Return an index of nothing that no registry has yet."""
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_INDEX,
-        "manifests": [],
-        "annotations": {"registry-proxy.unique": os.urandom(16).hex()},
-    }
-    body = json.dumps(document).encode()
-    return Manifest(Descriptor(OCI_INDEX, digest_of(body), len(body)), body)

@@ -23,6 +23,7 @@ from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of, is
 from registry_proxy.spec.scope import CATALOG, Action, format_scope, repository_access
 from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError, WrongBytesError, parse_errors, refusal
 from registry_proxy.upstream.listing import list_names
+from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.upstream.streams import BlobStream
 from registry_proxy.upstream.transport import Request, Transport
@@ -68,7 +69,13 @@ class HttpReplicaClient:
     # ------------------------------------------------------------ manifests
 
     async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
-        """Return what the tag is: by HEAD; by GET where that does not tell."""
+        """Return what the tag is: by HEAD; by GET where that does not tell. One on its placeholder is absent."""
+        descriptor = await self._resolve_tag(repository, tag)
+        if descriptor.digest == placeholder_of(repository, tag).descriptor.digest:
+            raise _not_found(ErrorCode.MANIFEST_UNKNOWN, {"tag": tag})
+        return descriptor
+
+    async def _resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
         async with self._transport.request(self._manifest_request("HEAD", repository, tag)) as response:
             if response.status != 405:
                 await self._check_found(response, ErrorCode.MANIFEST_UNKNOWN, {"tag": tag})
@@ -130,6 +137,38 @@ class HttpReplicaClient:
 
     async def delete_manifest(self, repository: Repository, digest: Digest) -> None:
         await self._delete(repository, f"/v2/{repository}/manifests/{digest}", ErrorCode.MANIFEST_UNKNOWN)
+
+    async def delete_tag(self, repository: Repository, tag: Tag) -> None:
+        """Delete a tag and leave its manifest to other tags; the caller excludes other writers of the tag.
+
+        Registries that delete only manifests have the tag moved to its placeholder, which is then deleted.
+        """
+        try:
+            await self._resolve_tag(repository, tag)
+            if not await self._untag(repository, tag):
+                await self._delete_by_placeholder(repository, tag)
+        except RegistryError as error:
+            if error.status != 404:
+                raise
+
+    async def _untag(self, repository: Repository, tag: Tag) -> bool:
+        """Ask for the delete of a tag (spec, "Deleting tags"); return whether the registry did it."""
+        target = self._transport.target(f"/v2/{repository}/manifests/{tag}")
+        request = Request(method="DELETE", target=target, scopes=_scope(repository, Action.DELETE))
+        async with self._transport.request(request) as response:
+            return response.status in {200, 202, 204}
+
+    async def _delete_by_placeholder(self, repository: Repository, tag: Tag) -> None:
+        placeholder = placeholder_of(repository, tag)
+        digest = placeholder.descriptor.digest
+        await self.delete_manifest(repository, digest)  # where deletes are off it fails here: the tag is not touched
+        manifest = await self._get_manifest(repository, tag)
+        await self.put_manifest(repository, tag, placeholder)
+        try:
+            await self.delete_manifest(repository, digest)
+        except RegistryError:
+            await self.put_manifest(repository, tag, manifest)
+            raise
 
     # ------------------------------------------------------------ blobs
 
@@ -319,7 +358,7 @@ class HttpReplicaClient:
             raise BadUpstreamError(self._name, f"it answers 404 with {response.content_type}, as no registry does")
         errors = [] if response.method == "HEAD" else parse_errors(await self._transport.read_error(response))
         code = next((code for code, _ in errors if code.status == 404), unknown)
-        raise RegistryError(code, "no such content in the upstream registry", detail=detail)
+        raise _not_found(code, detail)
 
     async def _refusal(self, response: aiohttp.ClientResponse, default: ErrorCode) -> RegistryError:
         return refusal(self._name, response.status, await self._transport.read_error(response), default)
@@ -335,6 +374,10 @@ def _stated_digest(response: aiohttp.ClientResponse) -> Digest | None:
         return parse_digest(response.headers.get("Docker-Content-Digest", ""))
     except RegistryError:
         return None
+
+
+def _not_found(code: ErrorCode, detail: dict[str, str]) -> RegistryError:
+    return RegistryError(code, "no such content in the upstream registry", detail=detail)
 
 
 def _names_another(response: aiohttp.ClientResponse, digest: Digest) -> bool:

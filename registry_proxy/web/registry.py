@@ -306,7 +306,7 @@ class Registry:
 
     async def _delete_manifest(self, call: "_Call") -> StreamResponse:
         with self._audited(call, Action.DELETE):
-            await self._manage.delete_manifest(call.routed, call.tag_or_digest)
+            call.made = await self._manage.delete_manifest(call.routed, call.tag_or_digest)
         return Response(status=202)
 
     async def _delete_blob(self, call: "_Call") -> StreamResponse:

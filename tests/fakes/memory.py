@@ -351,6 +351,10 @@ class MemoryMemberships:
     def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None:
         self.tags.pop((routed, tag), None)
 
+    def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
+        self.deleted += 1
+        self.forget_tag(routed, tag)
+
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         found = [key[1] for key, entry in self.tags.items() if key[0] == routed and entry.digest == digest]
         for tag in found:

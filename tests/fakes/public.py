@@ -211,8 +211,9 @@ class FakeManage:
 
     calls: list[tuple[str, str]] = field(default_factory=list)
 
-    async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> None:
+    async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Digest:
         self.calls.append(("manifest", f"{routed} {tag_or_digest}"))
+        return tag_or_digest if isinstance(tag_or_digest, Digest) else digest_of(tag_or_digest.encode())
 
     async def delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
         self.calls.append(("blob", f"{routed} {digest}"))

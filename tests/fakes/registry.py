@@ -287,6 +287,9 @@ class FakeRegistry:
         wanted = parse_digest(slot) if ":" in slot else contents.tags.get(slot)
         if wanted is None or wanted not in contents.manifests:
             return _error(404, "MANIFEST_UNKNOWN")
+        if request.method == "DELETE" and ":" not in slot:
+            del contents.tags[slot]
+            return _Answer(202)
         if request.method == "DELETE":
             del contents.manifests[wanted]
             contents.tags = {tag: digest for tag, digest in contents.tags.items() if digest != wanted}

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from registry_proxy.ports import (
+    AbsenceUnknownError,
     BlobCache,
     CacheUnavailableError,
     Memberships,
@@ -39,6 +41,7 @@ from tests.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships,
 REPOSITORY = Repository("team/app")
 ROUTED = RoutedRepository("main", REPOSITORY)
 ANN = "user:ann"
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -140,6 +143,10 @@ class MemoryReplica(MemoryReader):
         self.manifests.pop((repository, digest), None)
         for key in [key for key, value in self.tags.items() if value == digest and key[0] == repository]:
             del self.tags[key]
+
+    async def delete_tag(self, repository: Repository, tag: Tag) -> None:
+        await self._begin("delete_tag", repository, tag)
+        self.tags.pop((repository, tag), None)
 
     async def delete_blob(self, repository: Repository, digest: Digest) -> None:
         await self._begin("delete_blob", repository, digest)
@@ -322,8 +329,40 @@ async def pushing(
             blobs=uploads,
             manifests=manifests,
         )
-        deletions = DeletionReplication(replica_sets=sets, store=store, journal=journal)
+        readers = {replicas.upstream: _Replicas(replicas, journal)}
+        deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal)
         yield Pushing(push, Manage(memberships=memberships, deletions=deletions), journal, store, changes)
+
+
+class _Replicas(MemoryReader):
+    """A ``RegistryReader`` over all replicas: what any of them has, and a 404 only when none is away."""
+
+    def __init__(self, replicas: ReplicaSet, journal: Journal) -> None:
+        super().__init__()
+        self._replica_set, self._journal = replicas, journal
+
+    async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
+        marks, routed = await self._journal.marks(), RoutedRepository(self._replica_set.upstream, repository)
+        current = [one for one in self._replica_set.replicas if not marks.misses_tag(one.name, routed, tag)]
+        return await self._first(current, lambda client: client.resolve_tag(repository, tag))
+
+    async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        return await self._first(self._replica_set.replicas, lambda client: client.fetch_manifest(repository, digest))
+
+    async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
+        return await self._first(self._replica_set.replicas, lambda client: client.stat_blob(repository, digest))
+
+    async def _first(self, clients: Sequence[ReplicaClient], question: Callable[[ReplicaClient], Awaitable[_T]]) -> _T:
+        unknown: RegistryError | None = None
+        for client in clients:
+            if not self._replica_set.is_writable(client.name):
+                raise AbsenceUnknownError(f"{client.name} is down")
+            try:
+                return await question(client)
+            except RegistryError as error:
+                unknown = error
+        assert unknown is not None
+        raise unknown
 
 
 async def body_of(*pieces: bytes) -> AsyncIterator[bytes]:

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
 from registry_proxy.ports import ContentKind, StorageKind, Table, UpstreamUnavailableError
 from registry_proxy.replication.deletions import DeletionsElsewhere
 from registry_proxy.replication.journal import IntentKey, IntentKind
+from registry_proxy.replication.manifests import tag_revision
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Tag, digest_of
@@ -70,24 +72,103 @@ async def test_a_deleted_tag_does_not_come_back_older(setting: Bench) -> None:
     assert intent.digest is None  # not the deleted digest: nobody may bring that back
 
 
-async def test_a_tag_cannot_be_deleted(setting: Bench) -> None:
-    """405 UNSUPPORTED with what to do instead."""
+async def test_a_deleted_tag_leaves_its_manifest_to_other_tags(setting: Bench) -> None:
+    """The tag is gone at all replicas, in the records and in memory; the other tag and the manifest stay everywhere."""
+    app = await push(setting, image(b"1"), "v1", LATEST)
+    assert await setting.under_test.manage.delete_manifest(ROUTED, LATEST) == app.digest
+    assert setting.a.tags == setting.b.tags == {(REPOSITORY, "v1"): app.digest}
+    assert setting.a.manifests.keys() == setting.b.manifests.keys() == {(REPOSITORY, app.digest)}
+    assert setting.memberships.find_tag(ROUTED, LATEST) is None
+    assert setting.memberships.find(ROUTED, ContentKind.MANIFEST, app.digest) is not None
+    assert [record.key for record in await setting.under_test.store.list(Table.TAGS)] == [f"{ROUTED}|v1"]
+    assert await setting.under_test.intents() == {}
+
+
+async def test_an_absent_tag_is_no_tag_to_delete(setting: Bench) -> None:
+    """404 for one that never was or is deleted already, though a replica is away that still has it; no tombstone."""
     await push(setting, image(b"1"), LATEST)
-    error = await refused(setting.under_test.manage.delete_manifest(ROUTED, LATEST))
-    assert (error.code, error.status) == (ErrorCode.UNSUPPORTED, 405)
-    assert "by digest" in error.message
+    manage = setting.under_test.manage
+    assert (await refused(manage.delete_manifest(ROUTED, Tag("never")))).code is ErrorCode.MANIFEST_UNKNOWN
+    assert await setting.under_test.intents() == {}
+    setting.replicas.down.add("b")
+    await manage.delete_manifest(ROUTED, LATEST)
+    assert (await refused(manage.delete_manifest(ROUTED, LATEST))).status == 404
+    assert await setting.under_test.intents() == {f"{ROUTED}|tag|latest": ["b"]}
+
+
+async def test_a_tag_that_a_replica_away_may_have_is_no_404(setting: Bench) -> None:
+    """Neither the tag nor the digest of something pushed past us is called absent while a replica cannot be asked."""
+    setting.b.add_manifest(REPOSITORY, image(b"1").manifest, LATEST)
+    setting.replicas.down.add("b")
+    for tag_or_digest in (LATEST, image(b"1").digest):
+        with pytest.raises(UpstreamUnavailableError):
+            await setting.under_test.manage.delete_manifest(ROUTED, tag_or_digest)
+
+
+async def test_a_replica_that_missed_the_delete_of_a_tag_is_not_asked_for_it(setting: Bench) -> None:
+    """A tombstone of the tag stays for it until the tag is pushed again: the later push wins."""
+    app = await push(setting, image(b"1"), "v1", LATEST)
+    setting.replicas.down.add("b")
+    await setting.under_test.manage.delete_manifest(ROUTED, LATEST)
+    marks = await setting.under_test.journal.marks()
+    assert marks.misses_tag("b", ROUTED, LATEST)
+    assert not marks.misses_tag("b", ROUTED, Tag("v1"))
+    assert not marks.has_tombstone("b", ROUTED, app.digest)
+    other = await push(setting, image(b"2"), LATEST)
+    intent = await setting.under_test.journal.find(IntentKey(ROUTED, IntentKind.TAG, LATEST))
+    assert intent is not None
+    assert (intent.digest, intent.missing) == (other.digest, ("b",))
+
+
+async def test_deletes_and_pushes_of_a_tag_take_turns(setting: Bench) -> None:
+    """Many parallel pushes, deletes of the tag and of its manifests: both replicas alike, as the record says."""
+    one, two = await push(setting, image(b"1"), LATEST, "v1"), await push(setting, image(b"2"), "v2")
+    manage = setting.under_test.manage
+    work = [setting.under_test.put(LATEST, app.manifest, app.media_type) for app in (one, two) for _ in range(4)]
+    deletes = [manage.delete_manifest(ROUTED, LATEST) for _ in range(4)]
+    deletes.append(manage.delete_manifest(ROUTED, two.digest))
+    results = await asyncio.gather(*work, *deletes, return_exceptions=True)
+    assert all(not isinstance(result, Exception) or isinstance(result, RegistryError) for result in results)
+    assert setting.a.tags == setting.b.tags
+    assert setting.a.tags[REPOSITORY, "v1"] == one.digest
+    recorded = {
+        record.key.rpartition("|")[2]: record.value["digest"]
+        for record in await setting.under_test.store.list(Table.TAGS)
+    }
+    assert recorded == {tag: str(digest) for (_, tag), digest in setting.a.tags.items()}
+    assert await setting.under_test.intents() == {}
+
+
+async def test_whoever_asked_during_the_delete_of_a_tag_asks_again(setting: Bench) -> None:
+    """What stands for the tag on record changes before a replica is touched and again before the answer."""
+    app = await push(setting, image(b"1"), LATEST)
+    setting.a.tags[REPOSITORY, "past"] = setting.b.tags[REPOSITORY, "past"] = app.digest
+    store, past = setting.under_test.store, Tag("past")
+    for tag in (LATEST, past):
+        before = await tag_revision(store, ROUTED, tag)
+        setting.b.gates["delete_tag"] = gate = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(setting.under_test.manage.delete_manifest(ROUTED, tag))
+            request = ("delete_tag", REPOSITORY, tag)
+            await until(partial(setting.b.requests.__contains__, request))
+            during = await tag_revision(store, ROUTED, tag)
+            gate.set()
+        after = await tag_revision(store, ROUTED, tag)
+        assert after not in {before, during}
 
 
 @pytest.mark.parametrize("storage", list(StorageKind))
 async def test_where_nothing_deletes_nothing_changes(setting: Bench, storage: StorageKind) -> None:
-    """Replicas with deletes switched off: 405, no tombstone, and the image stays."""
+    """Replicas with deletes switched off: 405 for manifest, tag and blob, no tombstone, and the image stays."""
     setting.replicas.storage = storage
     app = await push(setting, image(b"1"), LATEST)
     refusal = RegistryError(ErrorCode.UNSUPPORTED, "delete is disabled")
     for replica in (setting.a, setting.b):
         replica.errors["delete_manifest"] = replica.errors["delete_blob"] = refusal
+        replica.errors["delete_tag"] = refusal
     for attempt in (
         setting.under_test.manage.delete_manifest(ROUTED, app.digest),
+        setting.under_test.manage.delete_manifest(ROUTED, LATEST),
         setting.under_test.manage.delete_blob(ROUTED, digest_of(b"1")),
     ):
         assert (await refused(attempt)).status == 405
@@ -127,9 +208,10 @@ async def test_what_is_nowhere_is_not_deleted(setting: Bench) -> None:
 
 
 async def test_what_nobody_can_tell_is_no_404(setting: Bench) -> None:
-    """A delete of something unknown while a replica does not answer is a 503."""
-    setting.a.is_down = setting.b.is_down = True
-    assert (await refused(setting.under_test.manage.delete_blob(ROUTED, digest_of(b"x")))).status == 503
+    """A delete of something unknown while a replica does not answer cannot be done now."""
+    setting.b.is_down = True
+    with pytest.raises(UpstreamUnavailableError):
+        await setting.under_test.manage.delete_blob(ROUTED, digest_of(b"x"))
 
 
 async def test_a_blob_is_deleted_from_its_repository(setting: Bench) -> None:
@@ -193,6 +275,8 @@ async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> Non
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     blob = digest_of(app.blobs[0])
     await setting.under_test.manage.delete_blob(ROUTED, blob)
+    await push(setting, image(b"2"), "v2")
+    await setting.under_test.manage.delete_manifest(ROUTED, Tag("v2"))
     theirs = MemoryMemberships()
     manifest = app.descriptor
 
@@ -200,6 +284,7 @@ async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> Non
         theirs.remember(ROUTED, ContentKind.MANIFEST, manifest)
         theirs.remember(ROUTED, ContentKind.BLOB, Descriptor("application/octet-stream", blob, 1))
         theirs.move_tag(ROUTED, Tag("v1"), manifest, recorded=1)
+        theirs.move_tag(ROUTED, Tag("v2"), image(b"2").descriptor, recorded=1)
 
     learn()
     elsewhere = DeletionsElsewhere(setting.under_test.store, setting.under_test.changes, theirs)

@@ -19,6 +19,7 @@ from registry_proxy.spec.reference import Repository, Tag, digest_of
 from registry_proxy.tasks import request_id, spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
+from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
 from tests.fakes.memory import CountingObserver
@@ -159,6 +160,80 @@ async def test_a_registry_that_does_not_delete_says_unsupported(start_registry: 
             with pytest.raises(RegistryError) as refused:
                 await delete
             assert refused.value.code is ErrorCode.UNSUPPORTED
+
+
+async def test_a_real_registry_deletes_a_tag_alone(start_registry: StartRegistry) -> None:
+    """The tag goes, the manifest and its other tag stay, nothing else is left there; a second time changes nothing."""
+    registry = start_registry()
+    async with open_client(registry.url) as client:
+        manifest = await push(client, REPOSITORY, "1", b"config")
+        await client.put_manifest(REPOSITORY, Tag("2"), manifest)
+        for _ in range(2):
+            await client.delete_tag(REPOSITORY, TAG)
+            assert await client.list_tags(REPOSITORY) == ["2"]
+        assert await client.resolve_tag(REPOSITORY, Tag("2")) == manifest.descriptor
+        with pytest.raises(RegistryError):
+            await client.fetch_manifest(REPOSITORY, placeholder_of(REPOSITORY, TAG).descriptor.digest)
+
+
+async def test_a_real_registry_that_does_not_delete_keeps_its_tag(start_registry: StartRegistry) -> None:
+    """Without delete.enabled the delete of a tag raises UNSUPPORTED, before anything was pushed for it."""
+    registry = start_registry(delete_enabled=False)
+    async with open_client(registry.url) as client:
+        manifest = await push(client, REPOSITORY, "1", b"config")
+        with pytest.raises(RegistryError) as refused:
+            await client.delete_tag(REPOSITORY, TAG)
+        assert refused.value.code is ErrorCode.UNSUPPORTED
+        assert await client.resolve_tag(REPOSITORY, TAG) == manifest.descriptor
+    assert registry.log_text().count('"PUT /v2/team/app/manifests/') == 1
+
+
+async def test_a_registry_that_deletes_tags_is_asked_to() -> None:
+    """Distribution 3, zot and olareg take DELETE of a tag: nothing is pushed for it."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        digest = registry.add_manifest(REPOSITORY, manifest_of(b"config").body, "1", "2")
+        await client.delete_tag(REPOSITORY, TAG)
+        assert registry.of(REPOSITORY).tags == {"2": digest}
+        assert registry.count("PUT") == 0
+
+
+TAG_DELETE = Fault("/manifests/1$", "DELETE", status=400)
+"""distribution 2.8 takes the tag for a digest that is none."""
+
+
+async def test_a_tag_on_its_way_out_is_absent() -> None:
+    """Between the two steps that stand for the delete of a tag, and after a death there, it is neither old nor new."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        registry.add_manifest(REPOSITORY, manifest_of(b"config").body, "1", "2")
+        registry.inject(TAG_DELETE)
+        placeholder = str(placeholder_of(REPOSITORY, TAG).descriptor.digest)
+        registry.inject(Fault(placeholder, "DELETE", stall=True))
+        registry.inject(Fault(placeholder, "DELETE", times=1, status=404))
+        task = spawn(client.delete_tag(REPOSITORY, TAG), "delete of a tag")
+        await registry.wait_for("DELETE", placeholder, count=2)
+        for omitted in ((), ("Docker-Content-Digest",)):  # asked by HEAD, and by GET where that does not tell
+            registry.inject(Fault("/manifests/1$", "HEAD", omit=omitted))
+            with pytest.raises(RegistryError) as refused:
+                await client.resolve_tag(REPOSITORY, TAG)
+            assert (refused.value.code, refused.value.status) == (ErrorCode.MANIFEST_UNKNOWN, 404)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        registry.faults = [TAG_DELETE]
+        await client.delete_tag(REPOSITORY, TAG)  # by whoever comes after a death
+        assert list(registry.of(REPOSITORY).tags) == ["2"]
+
+
+async def test_a_tag_whose_delete_is_refused_midway_is_what_it_was() -> None:
+    """A registry that takes the placeholder and then refuses to delete it gets the manifest back under the tag."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        digest = registry.add_manifest(REPOSITORY, manifest_of(b"config").body, "1")
+        registry.inject(TAG_DELETE)
+        registry.inject(Fault("/manifests/sha256:", "DELETE", status=405))
+        registry.inject(Fault("/manifests/sha256:", "DELETE", times=1, status=404))
+        with pytest.raises(RegistryError) as refused:
+            await client.delete_tag(REPOSITORY, TAG)
+        assert refused.value.code is ErrorCode.UNSUPPORTED
+        assert registry.of(REPOSITORY).tags == {"1": digest}
 
 
 async def test_an_upload_that_is_gone_is_unknown(start_registry: StartRegistry) -> None:
