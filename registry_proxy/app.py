@@ -144,7 +144,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         stack.enter_context(json_logging(worker=str(context.slot)))
         access_log = AccessLog(sys.stderr.fileno(), str(context.slot))
         stack.enter_context(access_log.running())
-        observer = PrometheusObserver(os.path.join(settings.cache.path, "metrics"), context.process)
+        metrics, begins = os.path.join(settings.cache.path, "metrics"), context.admin_socket is not None
+        observer = PrometheusObserver(metrics, context.process, _replica_names(settings) if begins else None)
         node = await stack.enter_async_context(_open_node(settings, observer))
         verifiers = {
             name: Verifier(replica_set=replicas, store=node.store, journal=node.journal)
@@ -196,6 +197,10 @@ async def _limit_at_stop(ending: Ending, limit: asyncio.Timeout, seconds: float)
 # ---------------------------------------------------------------- what a worker stands on
 
 
+def _replica_names(settings: Settings) -> Mapping[str, Sequence[str]]:
+    return {name: [replica.name for replica in each.replicas] for name, each in settings.upstreams.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class _Node:
     store: Store
@@ -239,11 +244,11 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         if settings.sqlite_path is None:
             following = DeletionsElsewhere(store, changes, memberships).run()
             await stack.enter_async_context(_in_background(following, "deletions through other nodes"))
-        names = {name: [r.name for r in upstream.replicas] for name, upstream in settings.upstreams.items()}
         guarded = [name for name, upstream in settings.upstreams.items() if upstream.can_differ]
-        journal = Journal(store, changes, observer, names, guarded=guarded)
+        journal = Journal(store, changes, observer, _replica_names(settings), guarded=guarded)
         with contextlib.suppress(StoreUnavailableError):  # a worker that takes another one's place while it is away
             await journal.note_members()
+            await journal.snapshot()  # the gauges say from the start which replica is behind
         replicas: dict[str, UpstreamReplicas] = {}
         for name, upstream in settings.upstreams.items():
             opened = _upstream_replicas(name, upstream, journal, observer)
@@ -566,6 +571,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         client_address=origins.client_address,
         name_request=RequestIds(origins).name,
         audit=trail,
+        count_login=observer.login,
         audit_files=AuditFiles(
             directory,
             AuditVerifier(node.store, node.spool.node_id, directory, settings.audit.total_seconds, open_signed),

@@ -263,6 +263,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 client_address=origins.client_address,
                 name_request=RequestIds(origins).name,
                 audit=audit,
+                count_login=observer.login,
                 audit_files=AuditFiles(
                     str(root / "audit"),
                     AuditVerifier(store, "node", str(root / "audit"), 3600, open_signed),

@@ -5,7 +5,7 @@ authorized is, byte for byte, the name that is forwarded: there is nothing left 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from urllib.parse import parse_qsl
@@ -103,6 +103,12 @@ _ROUTES: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = tuple(
         (r"/v2/(?P<name>.+)/referrers/(?P<digest>[^/]+)", {"GET": Operation.LIST_REFERRERS}),
     )
 )
+
+
+def operations() -> Iterator[tuple[str, Operation]]:
+    """Give each method with the operation that it asks for at some endpoint; in no order, some twice."""
+    for _, table in _ROUTES:
+        yield from table.items()
 
 
 def _parse_query(raw_query: str) -> dict[str, str]:

@@ -1,14 +1,19 @@
 """Every Prometheus series of the service; labels come from closed sets, never from a client."""
 
 import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from registry_proxy.ports import CacheResult, ContentKind, ReplicaState, StaleReason
+from registry_proxy.spec.endpoints import operations
+from registry_proxy.spec.scope import Action
 from registry_proxy.telemetry.samples import KINDS, sample_file
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,9 +23,47 @@ _FILE_BYTES = 1024 * 1024
 """Of a file of values: more than all series need. Beyond it the library goes on in a sparse file."""
 
 _READ_ATTEMPTS = 5
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _UPSTREAM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60)
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """Some labels of a metric, and the values they may have together.
+
+    A series has to be there before its first event: one that is born with it has never increased, so that no alert on
+    an increase fires. ``starts`` are those that begin at 0, all of them where the set is closed.
+    """
+
+    names: tuple[str, ...]
+    starts: tuple[tuple[str, ...], ...] = ()
+
+
+def _label(name: str, *values: str) -> _Labels:
+    return _Labels((name,), tuple((value,) for value in values))
+
+
+_RESULT = _label("result", *CacheResult)
+_SOURCE = _label("source", "cache", "upstream")
+_OUTCOME = _label("outcome", "2xx", "3xx", "4xx", "5xx", "connect", "timeout", "stall", "cut", "mismatch")
+_WINNER = _label("winner", "first", "later", "none")
+_DECISION = (_label("action", *Action), _label("result", "allow", "deny", "would_deny"))
+_REASON = _label("reason", "write", "read", "evict", "full", "mismatch", "rot")
+_REPAIR = _label("outcome", "copied", "deleted", "given_up", "failed")
+_LOGIN = _label("outcome", "ok", "refused", "limited", "unavailable")
+_SINK = _label("sink", "file", "stdout", "syslog", "decisions")
+_ROUTE = _Labels(
+    ("route", "method"),
+    (
+        *sorted({(operation.name.lower(), method) for method, operation in operations()}),
+        *(("token", method) for method in ("GET", "POST")),
+        *((route, method) for route in ("keys", "healthz") for method in ("GET", "HEAD")),
+        *(("unknown", method) for method in (*_METHODS, "other")),
+    ),
+)
+_STATUS = _label("status", "400", "401", "403", "404", "405", "416", "429", "499", "500", "502", "503")
+"""Those that begin at 0 are the errors, on which alerts are made."""
 
 
 def _allocate(directory: str, process: str) -> bool:
@@ -46,9 +89,16 @@ class PrometheusObserver:
             them in this process. It must be empty when the node starts.
         process: distinguishes this worker from those that run beside it, of whatever generation; a worker that was
             given the one of a worker that has ended counts on from there. No underscore.
+        replicas: the configured ones by upstream; all series of known labels begin at 0. None where another worker of
+            the node has them begin: a scrape is the sum, and 2,000 values would be read of each worker.
     """
 
-    def __init__(self, directory: str | None = None, process: str = "0") -> None:
+    def __init__(
+        self,
+        directory: str | None = None,
+        process: str = "0",
+        replicas: Mapping[str, Sequence[str]] | None = MappingProxyType({}),
+    ) -> None:
         if directory is not None and not _allocate(directory, process):
             directory = None
         self._directory = directory
@@ -59,41 +109,41 @@ class PrometheusObserver:
         else:
             values.ValueClass = values.MutexValue
         self._registry = CollectorRegistry()
-        self._cache_requests = self._counter("cache_requests", "Requests for content, by result.", "kind", "result")
-        self._sent_bytes = self._counter("sent_bytes", "Bytes of content sent to clients.", "source")
-        self._upstream_requests = self._counter(
-            "upstream_requests", "Requests to replicas.", "upstream", "replica", "method", "outcome"
-        )
+        self._begins = replicas is not None
+        pairs = [(upstream, replica) for upstream, names in (replicas or {}).items() for replica in names]
+        replica = _Labels(("upstream", "replica"), tuple(pairs))
+        upstream = _label("upstream", *(replicas or {}))
+        method = _label("method", *_METHODS)
+        kind = _label("kind", *ContentKind)
+        self._cache_requests = self._counter("cache_requests", "Requests for content, by result.", kind, _RESULT)
+        self._sent_bytes = self._counter("sent_bytes", "Bytes of content sent to clients.", _SOURCE)
+        self._upstream_requests = self._counter("upstream_requests", "Requests to replicas.", replica, method, _OUTCOME)
         self._hedged = self._counter(
-            "hedged_requests", "Questions put to a second replica as well, by who answered.", "upstream", "winner"
+            "hedged_requests", "Questions put to a second replica as well, by who answered.", upstream, _WINNER
         )
-        self._decisions = self._counter("decisions", "Decisions about rights.", "action", "result")
-        self._responses = self._counter("responses", "Answers to clients.", "route", "method", "status")
-        self._cache_errors = self._counter("cache_errors", "Failures of the cache.", "reason")
+        self._decisions = self._counter("decisions", "Decisions about rights.", *_DECISION)
+        self._responses = self._counter("responses", "Answers to clients.", _ROUTE, _STATUS)
+        self._cache_errors = self._counter("cache_errors", "Failures of the cache.", _REASON)
         self._cache_evicted = self._counter("cache_evicted", "Contents evicted from the cache.")
         self._cache_evicted_bytes = self._counter("cache_evicted_bytes", "Bytes evicted from the cache.")
-        self._stale_answers = self._counter("stale_answers", "Tags answered as they were, by why.", "reason")
-        self._repairs = self._counter("repairs", "Keys that a replica missed.", "upstream", "replica", "outcome")
-        self._repaired_bytes = self._counter("repaired_bytes", "Bytes sent to repair a replica.", "upstream", "replica")
+        stale = _label("reason", *StaleReason)
+        self._stale_answers = self._counter("stale_answers", "Tags answered as they were, by why.", stale)
+        self._repairs = self._counter("repairs", "Keys that a replica missed.", replica, _REPAIR)
+        self._repaired_bytes = self._counter("repaired_bytes", "Bytes sent to repair a replica.", replica)
         self._wrong_contents = self._counter(
-            "wrong_content", "Contents that a replica sent and that were not what was asked for.", "upstream", "replica"
+            "wrong_content", "Contents that a replica sent and that were not what was asked for.", replica
         )
         self._scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes of cached content read and compared.")
-        self._logins = self._counter("logins", "Logins, by how they ended.", "outcome")
-        self._audit_dropped = self._counter("audit_dropped", "Events that did not reach the audit log.", "sink")
-        self._request_durations = Histogram(
-            "registry_proxy_request_duration_seconds",
+        self._logins = self._counter("logins", "Logins, by how they ended.", _LOGIN)
+        self._audit_dropped = self._counter("audit_dropped", "Events that did not reach the audit log.", _SINK)
+        self._request_durations = self._histogram(
+            "request_duration_seconds",
             "Time from a request's header to the end of its answer.",
-            ["route", "method"],
-            buckets=_REQUEST_BUCKETS,
-            registry=self._registry,
+            _REQUEST_BUCKETS,
+            _ROUTE,
         )
-        self._upstream_durations = Histogram(
-            "registry_proxy_upstream_request_duration_seconds",
-            "Time a replica took to answer.",
-            ["upstream", "replica", "method"],
-            buckets=_UPSTREAM_BUCKETS,
-            registry=self._registry,
+        self._upstream_durations = self._histogram(
+            "upstream_request_duration_seconds", "Time a replica took to answer.", _UPSTREAM_BUCKETS, replica, method
         )
         self._replica_state = self._gauge("replica_state", "1 for the state it is in.", "upstream", "replica", "state")
         self._replica_pending = self._gauge("replica_pending", "Keys it is behind in.", "upstream", "replica")
@@ -106,14 +156,24 @@ class PrometheusObserver:
         self._scrub_ended = self._gauge("scrub_last_end_timestamp_seconds", "When the scrub's last round ended.")
         # labels() costs more than all the rest of counting: the bound series are kept.
         self._bound: dict[tuple[object, ...], Callable[[float], None]] = {}
-        for kind in ContentKind:
-            for result in CacheResult:
-                self._cache_requests.labels(kind.value, result.value)
-        for source in ("cache", "upstream"):
-            self._sent_bytes.labels(source)
 
-    def _counter(self, noun: str, text: str, *labels: str) -> Counter:
-        return Counter(f"registry_proxy_{noun}_total", text, labels, registry=self._registry)
+    def _counter(self, noun: str, text: str, *labels: _Labels) -> Counter:
+        names = [name for each in labels for name in each.names]
+        counter = Counter(f"registry_proxy_{noun}_total", text, names, registry=self._registry)
+        self._begin(counter, labels)
+        return counter
+
+    def _histogram(self, noun: str, text: str, buckets: Sequence[float], *labels: _Labels) -> Histogram:
+        names = [name for each in labels for name in each.names]
+        histogram = Histogram(f"registry_proxy_{noun}", text, names, buckets=buckets, registry=self._registry)
+        self._begin(histogram, labels)
+        return histogram
+
+    def _begin(self, metric: Counter | Histogram, labels: Sequence[_Labels]) -> None:
+        """Have every series of a metric whose labels are known start at 0."""
+        if labels and self._begins:
+            for values_of_each in itertools.product(*(each.starts for each in labels)):
+                metric.labels(*itertools.chain.from_iterable(values_of_each))
 
     def _gauge(self, noun: str, text: str, *labels: str) -> Gauge:
         # All workers see the same replicas and the same disk: the newest statement is the truth, a sum is not.

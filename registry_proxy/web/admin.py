@@ -58,6 +58,7 @@ class AdminServices:
         client_address: tells who sent a request, also behind a trusted proxy.
         name_request: gives a request its ID.
         audit: is told of logins, refusals and changes.
+        count_login: is told how each login ended, as ``Observer.login``.
         audit_files: the audit log of the node.
     """
 
@@ -78,6 +79,7 @@ class AdminServices:
     client_address: Callable[[web.BaseRequest], str]
     name_request: Callable[[web.BaseRequest], str]
     audit: AuditLog
+    count_login: Callable[[str], None]
     audit_files: AuditFiles
 
 
@@ -90,6 +92,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         client_address=services.client_address,
         name_request=services.name_request,
         audit=services.audit,
+        count_login=services.count_login,
     )
     app = web.Application(
         middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES

@@ -94,6 +94,7 @@ class AdminGuard:
         client_address: tells who sent a request; failed logins are counted under it.
         name_request: gives it its ID.
         audit: is told of logins, refusals and changes.
+        count_login: is told how each login ended, as ``Observer.login``.
     """
 
     def __init__(
@@ -105,7 +106,9 @@ class AdminGuard:
         client_address: Callable[[web.BaseRequest], str],
         name_request: Callable[[web.BaseRequest], str],
         audit: AuditLog,
+        count_login: Callable[[str], None],
     ) -> None:
+        self._count_login = count_login
         self._control = control
         self._prefix = prefix
         self._name_request = name_request
@@ -233,7 +236,7 @@ class AdminGuard:
             self._record_login("refused", claimed_subject(username), address, rule=error.reason)
             raise _unauthorized("the name or the password is wrong") from None
         except LoginUnavailableError as error:
-            self._record_login("failed", claimed_subject(username), address, rule=str(error))
+            self._record_login("failed", claimed_subject(username), address, rule=str(error), counted="unavailable")
             raise ProblemError(503, f"the login cannot be checked now: {error}") from None
         except TooManyLoginsError as error:
             self._record_login("limited", claimed_subject(username), address, rule=error.reason)
@@ -252,7 +255,10 @@ class AdminGuard:
         self._told_at[who] = now
         return True
 
-    def _record_login(self, outcome: str, subject: str, address: str, *, rule: str = "") -> None:
+    def _record_login(
+        self, outcome: str, subject: str, address: str, *, rule: str = "", counted: str | None = None
+    ) -> None:
+        self._count_login(counted or outcome)
         detail = {"listener": "admin"}
         event = AuditEvent("login", outcome, subject=subject, address=address, rule=rule, detail=detail)
         self._audit.record(event)

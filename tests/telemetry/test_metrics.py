@@ -77,9 +77,10 @@ def test_names_and_labels() -> None:
 def test_methods_of_clients_make_no_series() -> None:
     """A thousand invented methods are one label."""
     observer = PrometheusObserver()
+    before = observer.render().count(b'method="')
     for number in range(1000):
         observer.request("unknown", f"M{number}", 405, 0.1)
-    assert observer.render().count(b'method="') < 50
+    assert observer.render().count(b'method="') == before
 
 
 @pytest.mark.parametrize("order", [("up", "down"), ("down", "up")])

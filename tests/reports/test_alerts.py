@@ -1,0 +1,254 @@
+"""Every alert of the documents fires in a real Prometheus, at the first event, and none before.
+
+Reports: "the alert on repairs had never fired: its series was born with the first failure, and so had never increased".
+"""
+
+import itertools
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from registry_proxy.ports import CacheResult, ContentKind, ReplicaState, StaleReason
+from registry_proxy.telemetry.metrics import CONTENT_TYPE, PrometheusObserver
+from tests.conftest import StartProxy, require_program
+from tests.product import digest_of, make_image, push_directly, random_bytes
+from tests.servers import Server, free_port, running, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+RULES = ROOT / "config" / "alerts.yml"
+ALERTS: Mapping[str, str] = {
+    rule["alert"]: rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+}
+
+FIRST_EVENTS: Mapping[str, Callable[[PrometheusObserver], object]] = {
+    "ReplicaNotUp": lambda node: node.replica_state("main", "b", ReplicaState.DOWN),
+    "ReplicaNotRepaired": lambda node: node.replica_pending("main", "b", 1),
+    "RepairFails": lambda node: node.repaired("main", "b", "failed"),
+    "CacheDiskTrouble": lambda node: node.cache_error("rot"),
+    "WrongContent": lambda node: node.wrong_content("main", "b"),
+    "ServerErrors": lambda node: [node.request("start_upload", "POST", 503, 0.01) for _ in range(100)],
+    "PolicyOutdated": lambda node: node.policy_current(time.time() - 11),
+    "PasswordsTried": lambda node: node.login("limited"),
+    "AuditLogHasHoles": lambda node: node.audit_dropped("file", 1),
+}
+
+
+@contextmanager
+def exposing(render: Callable[[], bytes]) -> Iterator[int]:
+    """Answer scrapes in a thread; give the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = render()
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+class Prometheus:
+    """A real Prometheus with the shipped rules, which wait for nothing here."""
+
+    def __init__(self, root: Path, target: str) -> None:
+        document = yaml.safe_load(RULES.read_text())
+        for group in document["groups"]:
+            group["rules"] = [{name: rule[name] for name in ("alert", "expr")} for rule in group["rules"]]
+        (root / "rules.yml").write_text(yaml.safe_dump(document))
+        configuration = {
+            "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+            "rule_files": [str(root / "rules.yml")],
+            "scrape_configs": [{"job_name": "node", "static_configs": [{"targets": [target]}]}],
+        }
+        (root / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        port = free_port()
+        program = [require_program("prometheus"), f"--config.file={root}/prometheus.yml"]
+        arguments = [f"--storage.tsdb.path={root}/data", f"--web.listen-address=127.0.0.1:{port}"]
+        self.server = Server([*program, *arguments], port, root / "prometheus.log")
+
+    @contextmanager
+    def comparing(self) -> Iterator[None]:
+        """Run it; the with block begins when it has scraped a node that is well, and no alert fires."""
+        with running(self.server):
+            ready = f"{self.server.url}/-/ready"
+            wait_until(lambda: httpx.get(ready, timeout=30, verify=False).status_code == 200, "it is ready")
+            wait_until(self.has_compared, "it has scraped twice")
+            assert self.firing() == set()
+            yield
+
+    def ask(self, path: str, **query: str) -> Any:
+        """Return what the API answers."""
+        answer = httpx.get(f"{self.server.url}/api/v1/{path}", params=query, timeout=30, verify=False)
+        return answer.raise_for_status().json()["data"]
+
+    def has_compared(self) -> bool:
+        """Tell whether it has scraped twice and evaluated the rules since."""
+        samples = self.ask("query", query="min(count_over_time(registry_proxy_logins_total[1h]))")["result"]
+        groups = self.ask("rules")["groups"]
+        return bool(samples) and int(samples[0]["value"][1]) > 2 and bool(groups[0]["lastEvaluation"])
+
+    def firing(self) -> set[str]:
+        """Return the alerts that fire."""
+        return {each["labels"]["alertname"] for each in self.ask("alerts")["alerts"] if each["state"] == "firing"}
+
+
+@pytest.fixture
+def node() -> PrometheusObserver:
+    """What a node exposes that has just started and is well."""
+    observer = PrometheusObserver(replicas={"main": ["a", "b"]})
+    for replica in ("a", "b"):
+        observer.replica_state("main", replica, ReplicaState.UP)
+        observer.replica_pending("main", replica, 0)
+    observer.policy_current(time.time() + 3600)
+    return observer
+
+
+def test_every_alert_fires_at_the_first_event(tmp_path: Path, node: PrometheusObserver) -> None:
+    """A node that is well raises none; then each kind of event happens once, and each alert fires."""
+    assert set(FIRST_EVENTS) == set(ALERTS)
+    with exposing(node.render) as port:
+        prometheus = Prometheus(tmp_path, f"127.0.0.1:{port}")
+        with prometheus.comparing():
+            for happen in FIRST_EVENTS.values():
+                happen(node)
+            wait_until(lambda: prometheus.firing() == set(ALERTS), "all alerts fire")
+
+
+def test_the_rules_are_those_of_the_documents() -> None:
+    """Promtool finds no fault in the rules, and docs/operations.md explains each alert and no other."""
+    promtool = require_program("promtool")
+    subprocess.run([promtool, "check", "rules", str(RULES)], check=True, capture_output=True, timeout=60)
+    section = (ROOT / "docs" / "operations.md").read_text().split("\n## Alerts worth having\n")[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(ALERTS)
+
+
+def series(node: PrometheusObserver) -> set[str]:
+    """Return the names and labels of all counters and histograms that are exposed."""
+    lines = node.render().decode().splitlines()
+    return {line.rpartition(" ")[0] for line in lines if re.match(r"\w+_(total|count|sum|bucket)\b", line)}
+
+
+CLOSED_SETS: Mapping[str, Sequence[Iterable[Any]]] = {
+    "cache_request": (ContentKind, CacheResult),
+    "sent_bytes": (("cache", "upstream"), [1]),
+    "upstream_request": (
+        ["main"],
+        ("a", "b"),
+        ("GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"),
+        ("2xx", "3xx", "4xx", "5xx", "connect", "timeout", "stall", "cut", "mismatch"),
+        [0.1],
+    ),
+    "hedged": (["main"], ("first", "later", "none")),
+    "decision": (("pull", "push", "create", "delete", "manage"), ("allow", "deny", "would_deny")),
+    "cache_error": (("write", "read", "evict", "full", "mismatch", "rot"),),
+    "cache_evicted": ([1],),
+    "stale_answer": (StaleReason,),
+    "repaired": (["main"], ("a", "b"), ("copied", "deleted", "given_up", "failed")),
+    "repaired_bytes": (["main"], ("a", "b"), [1]),
+    "wrong_content": (["main"], ("a", "b")),
+    "scrubbed": ([1],),
+    "login": (("ok", "refused", "limited", "unavailable"),),
+    "audit_dropped": (("file", "stdout", "syslog", "decisions"), [1]),
+}
+"""What an ``Observer`` is told, with all values of each label."""
+
+ANSWERS = {("get_blob", "GET"), ("ping", "HEAD"), ("commit_upload", "PUT"), ("token", "POST"), ("unknown", "MADE-UP")}
+
+
+def test_no_series_is_born_with_its_first_event(node: PrometheusObserver) -> None:
+    """Whatever happens that is told by a label of a closed set, its series was there at 0 before."""
+    before = series(node)
+    for name, values in CLOSED_SETS.items():
+        for arguments in itertools.product(*values):
+            getattr(node, name)(*arguments)
+    for (route, method), status in itertools.product(ANSWERS, (401, 404, 429, 500, 502, 503)):
+        node.request(route, method, status, 0.1)
+    assert series(node) - before == set()
+
+
+def make_read_only(registry: Server) -> None:
+    """Have a registry refuse writes from its next start on."""
+    config = Path(registry.arguments[-1])
+    text = config.read_text()
+    config.write_text(text.replace("delete: {", "maintenance: {readonly: {enabled: true}}, delete: {"))
+
+
+def flip(file: Path) -> None:
+    """Change the first byte of a file."""
+    content = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.soak
+def test_every_alert_fires_over_a_node(
+    tmp_path: Path, start_proxy: StartProxy, registries: list[Server], redis: Server
+) -> None:
+    """The same over the product: each fault is made once, and its alert fires."""
+    syslog = {"audit": {"syslog": f"tcp://127.0.0.1:{free_port()}"}}
+    proxy = start_proxy(registries, {"store": f"redis://127.0.0.1:{redis.port}/0", **syslog})
+    ann = proxy.add_user("ann", pull_push=["team/**"])
+    first, second = registries
+    layers = [random_bytes(100_000) for _ in range(3)]
+    ann.push("team/app", "1", make_image(layers[0]))
+    push_directly(first, "team/past", "1", make_image(layers[1]))
+    prometheus = Prometheus(tmp_path, f"127.0.0.1:{proxy.admin_port}")
+    with prometheus.comparing():
+
+        def fires(*names: str) -> None:
+            wait_until(lambda: set(names) <= prometheus.firing(), f"{names} fire", timeout_seconds=60)
+
+        flip(proxy.cache / "blobs" / "sha256" / digest_of(layers[0])[7:9] / digest_of(layers[0])[7:])
+        ann.get("team/app", f"blobs/{digest_of(layers[0])}")
+        fires("CacheDiskTrouble")
+        (stored,) = (tmp_path / "first").rglob(f"{digest_of(layers[1])[7:]}/data")
+        flip(stored)
+        ann.get("team/past", f"blobs/{digest_of(layers[1])}")
+        fires("WrongContent")
+        second.stop()
+        ann.push("team/app", "2", make_image(layers[2]))
+        fires("ReplicaNotUp", "ReplicaNotRepaired")
+        make_read_only(second)
+        second.start()
+        fires("RepairFails")
+        for _ in range(12):
+            httpx.get(f"{proxy.url}/auth/token", auth=("ann", "a guess"), timeout=30, verify=False)
+        fires("PasswordsTried")
+        wrk = [require_program("wrk"), "-t1", "-c16", "-H", "Authorization: Bearer none", f"{proxy.url}/v2/"]
+        wait_until(
+            lambda: (
+                bool(subprocess.run([*wrk, "-d5"], check=True, capture_output=True))
+                and "AuditLogHasHoles" in prometheus.firing()
+            ),
+            "20,000 events wait for the syslog, and the next are lost",
+            timeout_seconds=120,
+        )
+        first.stop()
+        second.stop()
+        with ann.client("team/app", "pull,push") as client:
+            wait_until(lambda: client.post("/blobs/uploads/").status_code == 503, "no quorum")
+            for _ in range(100):
+                client.post("/blobs/uploads/")
+        fires("ServerErrors")
+        redis.stop()
+        fires("PolicyOutdated")
