@@ -30,13 +30,20 @@ ALERTS: Mapping[str, str] = {
     rule["alert"]: rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
 }
 
+
+def fail_requests(node: PrometheusObserver, count: int) -> None:
+    """Answer so many requests of one route with 503."""
+    for _ in range(count):
+        node.request("start_upload", "POST", 503, 0.01)
+
+
 FIRST_EVENTS: Mapping[str, Callable[[PrometheusObserver], object]] = {
     "ReplicaNotUp": lambda node: node.replica_state("main", "b", ReplicaState.DOWN),
     "ReplicaNotRepaired": lambda node: node.replica_pending("main", "b", 1),
     "RepairFails": lambda node: node.repaired("main", "b", "failed"),
     "CacheDiskTrouble": lambda node: node.cache_error("rot"),
     "WrongContent": lambda node: node.wrong_content("main", "b"),
-    "ServerErrors": lambda node: [node.request("start_upload", "POST", 503, 0.01) for _ in range(100)],
+    "ServerErrors": lambda node: fail_requests(node, 100),
     "PolicyOutdated": lambda node: node.policy_current(time.time() - 11),
     "PasswordsTried": lambda node: node.login("limited"),
     "AuditLogHasHoles": lambda node: node.audit_dropped("file", 1),
