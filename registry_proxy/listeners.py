@@ -7,6 +7,7 @@ import glob
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
 _SO_ATTACH_FILTER = 26
 # Classic BPF: ldb [13] (the flags of the TCP header); jset #2 (SYN) -> ret 0 (drop), else ret all.
@@ -81,15 +82,29 @@ def _refuse_taken(family: int, host: str, port: int) -> None:
 
 
 def describe_holder(port: int) -> str | None:
-    """Return ``process 123 (nginx -g …)`` for who listens on a TCP port of this machine; None when nobody is seen."""
+    """Return ``process 123 (nginx -g …)`` for the service that listens on a TCP port of this machine; None for none.
+
+    Of a service with several processes it is the first one: to end a worker would only bring the next one.
+    """
     inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening_inodes(table, port)}
+    holders: dict[str, None] = {}
     for link in glob.iglob("/proc/[0-9]*/fd/*") if inodes else ():
-        try:
+        with contextlib.suppress(OSError):  # the process or its descriptor is gone, or not ours to see
             if os.readlink(link) in inodes:
-                return _describe_process(link.split("/")[2])
-        except OSError:  # the process or its descriptor is gone, or not ours to see
-            continue
+                holders[link.split("/")[2]] = None
+    for pid in holders:
+        with contextlib.suppress(OSError):
+            if holders.keys().isdisjoint(_ancestors(pid)):
+                return _describe_process(pid)
     return None
+
+
+def _ancestors(pid: str) -> Iterator[str]:
+    """Yield the parent of a process, its parent, and so on."""
+    while pid != "0":
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            pid = file.read().rpartition(")")[2].split()[1]
+        yield pid
 
 
 def _listening_inodes(table: str, port: int) -> list[str]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -181,26 +181,58 @@ def _check_host(value: str) -> str:
     return value.lower()
 
 
+_REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+sentinel", "rediss+sentinel"})
+_REDIS_DATABASE = re.compile(r"[0-9]{0,5}")
+_REDIS_PARAMETERS = frozenset(
+    {
+        "client_name",
+        "sentinel_password",
+        "sentinel_username",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+    }
+)
+"""Of those that redis-py takes in a URL; it passes on what it does not know, and fails at the first use."""
+
+
 def _check_store(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     scheme, _, rest = url.partition("://")
     if scheme == "sqlite" and rest.startswith("/") and rest.strip("/") and not rest.endswith("/") and "\0" not in rest:
         return value
-    if scheme in {"redis", "rediss"} and split_url(url) is not None:
+    if scheme in {"redis", "rediss"} and split_url(url) is not None and _is_redis_path(rest.partition("/")[2]):
         return value
     if scheme in {"redis+sentinel", "rediss+sentinel"} and _names_sentinels(rest):
         return value
-    raise expected(
+    text = (
         "sqlite:///relative/path.db, sqlite:////absolute/path.db, redis://host:6379/0 or "
         "redis+sentinel://host:26379,host:26379/name/0; rediss for TLS"
     )
+    if scheme in _REDIS_SCHEMES:
+        text += (
+            f"; in a password %40 for @, %2F for /, %3F for ?; parameters are {', '.join(sorted(_REDIS_PARAMETERS))}"
+        )
+    raise expected(text)
 
 
 def _names_sentinels(rest: str) -> bool:
     authority, _, path = rest.partition("/")
     hosts = authority.rpartition("@")[2]
-    name = path.partition("?")[0].partition("/")[0]
-    return bool(name) and all(split_url(f"redis://{host}") is not None for host in hosts.split(","))
+    before, _, query = path.partition("?")
+    name, _, number = before.partition("/")
+    is_path = _is_redis_path(f"{number}?{query}")
+    return bool(name) and is_path and all(split_url(f"redis://{host}") is not None for host in hosts.split(","))
+
+
+def _is_redis_path(path: str) -> bool:
+    """Tell whether the part of a Redis URL behind its authority is a database's number and parameters that we know."""
+    number, _, query = path.partition("?")
+    parameters = parse_qsl(query, keep_blank_values=True)
+    return _REDIS_DATABASE.fullmatch(number) is not None and all(name in _REDIS_PARAMETERS for name, _ in parameters)
 
 
 def _check_syslog(value: str | None) -> str | None:

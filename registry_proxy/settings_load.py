@@ -63,7 +63,7 @@ def load_settings(file: str, environment: Mapping[str, str]) -> Settings:
             source = read_yaml(file, stream.read())
     except OSError as error:
         raise SettingsError([Fault(file, 0, "", f"cannot be read: {error.strerror}")]) from None
-    if source.faults:  # the tree is not what its author meant: complaints about its content would mislead
+    if source.faults and not source.tree:
         raise SettingsError(source.faults)
     overlay_environment(source, environment)
     source.faults.extend(_misspelled_variables(environment))

@@ -11,9 +11,10 @@ import yaml
 
 ENVIRONMENT_PREFIX = "REGISTRY_PROXY__"
 _MAX_VALUES = 100_000  # for each MiB: a few aliases of aliases make billions
-_CREDENTIALS = re.compile(r"(://)[^/\s@]*@")
+_CREDENTIALS = re.compile(r"(://).*@")  # to the last one: passwords hold what they should not
 _SECRET_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*")
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null")}
+_COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 KeyPath = tuple[str | int, ...]
 
@@ -104,14 +105,14 @@ class _Reader:
             self._open.discard(id(node))
 
     def _read(self, node: yaml.Node, path: KeyPath) -> Any:
-        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-            return self._read_map(node, path)
-        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self._read_scalar(node, path)
-        self._source.faults.append(self._source.fault(path, f"expected a plain value, found the tag {node.tag[:80]}"))
-        return None
+        if node.tag not in _COLLECTIONS:  # what is in it is judged all the same
+            message = f"expected a plain value, found the tag {node.tag[:80]}"
+            self._source.faults.append(self._source.fault(path, message))
+        if isinstance(node, yaml.MappingNode):
+            return self._read_map(node, path)
+        return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
 
     def _read_map(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +33,16 @@ libc = ctypes.CDLL(None)
 def die_with_parent() -> None:
     """Let the kernel end this process with its parent, however that ends."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A registry that was started here; ``command`` starts it again from a shell, ``log`` is what it writes."""
+
+    number: int
+    process: "subprocess.Popen[str]"
+    command: str
+    log: Path
 
 
 def start(command: Sequence[str], **options: object) -> "subprocess.Popen[str]":
@@ -77,7 +89,7 @@ def refuse_taken_ports(settings: Settings) -> None:
         sys.exit("\n".join([*taken, advice]))
 
 
-def start_registry(number: int, port: int) -> "subprocess.Popen[str]":
+def start_registry(number: int, port: int) -> Registry:
     """Start one of Debian's docker-registry with a store of its own under var/."""
     home = ROOT / "var" / f"registry-{number}"
     home.mkdir(parents=True, exist_ok=True)
@@ -93,9 +105,10 @@ def start_registry(number: int, port: int) -> "subprocess.Popen[str]":
         )
     # It takes all that begin with REGISTRY_ for its own, ours too.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
-    environment["REGISTRY_HTTP_ADDR"] = f"{LOOPBACK}:{port}"
+    address = {"REGISTRY_HTTP_ADDR": f"{LOOPBACK}:{port}"}
+    command = ["docker-registry", "serve", str(config)]
     with (home / "log").open("a", encoding="utf-8") as log:
-        process = start(["docker-registry", "serve", str(config)], stdout=log, stderr=log, env=environment)
+        process = start(command, stdout=log, stderr=log, env={**environment, **address})
     deadline = time.monotonic() + START_SECONDS
     while describe_holder(port) is None:
         if process.poll() is not None or time.monotonic() > deadline:
@@ -103,7 +116,17 @@ def start_registry(number: int, port: int) -> "subprocess.Popen[str]":
             sys.exit(f"registry {number} does not start: see {home / 'log'}")
         time.sleep(0.05)
     print(f"registry {number}: http://{LOOPBACK}:{port}, data in {home / 'data'}", flush=True)
-    return process
+    again = " ".join([*(f"{name}={value}" for name, value in address.items()), *map(shlex.quote, command)])
+    return Registry(number, process, again, home / "log")
+
+
+def tell_of_end(registry: Registry, is_stopping: threading.Event) -> None:
+    """Say that a registry ended by itself, and how to start it again; the proxy goes on with the other one."""
+    status = registry.process.wait()
+    if not is_stopping.is_set():
+        reason = f"by signal {-status}" if status < 0 else f"with status {status}"
+        print(f"registry {registry.number} ended {reason}: see {registry.log}", flush=True)
+        print(f"  start it again: {registry.command}", flush=True)
 
 
 class Signals:
@@ -150,6 +173,8 @@ def main() -> int:
     os.chdir(ROOT)
     signals = Signals()
     config = os.environ.get("CONFIG")
+    registries: list[Registry] = []
+    is_stopping = threading.Event()
     with ExitStack() as started:
         if not config:
             try:
@@ -158,14 +183,20 @@ def main() -> int:
                 sys.exit(str(error))
             refuse_taken_ports(settings)
             for number, port in enumerate(registry_ports(settings), start=1):
-                started.callback(stop, start_registry(number, port))
+                registries.append(start_registry(number, port))
+                started.callback(stop, registries[-1].process)
         command = [sys.executable, "-m", "registry_proxy", "serve", "--config", config or str(DEFAULT_CONFIG)]
         proxy = start(command, stdout=subprocess.PIPE)
         started.callback(stop, proxy)
         signals.watch(proxy)
         teller = threading.Thread(target=tell, args=(proxy,), name="what the proxy prints")
         teller.start()
+        for registry in registries:
+            watcher = threading.Thread(target=tell_of_end, args=(registry, is_stopping), name="watch of a registry")
+            watcher.daemon = True
+            watcher.start()
         status = proxy.wait()
+        is_stopping.set()
         teller.join()
     return status
 

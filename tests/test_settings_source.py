@@ -191,6 +191,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
             load_settings(str(path), {})
 
 
+def test_a_fault_of_the_text_hides_no_fault_of_a_value(tmp_path: Path) -> None:
+    """A key that is there twice and a strange tag are told together with bad values and unknown keys."""
+    file = tmp_path / "c.yaml"
+    file.write_bytes(SMALLEST + b"workers: two\nworkers: 3\nlistn: x\naudit: !mine {path: 5}\nadmin_listen: x\n")
+    with pytest.raises(SettingsError) as refusal:
+        load_settings(str(file), {})
+    keys = sorted(fault.key for fault in refusal.value.faults)
+    assert keys == ["admin_listen", "audit", "audit.path", "listn", "workers", "workers"]
+
+
 def test_passwords_are_not_repeated() -> None:
     """A fault shows what was found without the credentials in it."""
     assert describe("redis://user:secret@host name/0") == '"redis://***@host name/0"'
@@ -201,6 +211,8 @@ def test_passwords_are_not_repeated() -> None:
     texts = [
         b"store: redis://:secret@host name/0\n",
         b'store: "sqlite://:secret@x"\n',
+        b"store: redis://:p@se/secret@host:6379/0\n",
+        b"store: redis://:p/secret@host:6379/0\n",
         b"public_url: http://a:secret@x\n",
     ]
     for text in texts:

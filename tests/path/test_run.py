@@ -1,6 +1,10 @@
 """`make run`: what it says before it starts anything."""
 
+import signal
 import socket
+import subprocess
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +36,18 @@ def test_ports_that_are_taken_can_be_moved() -> None:
     run.refuse_taken_ports(load_settings(str(run.DEFAULT_CONFIG), environment))
     readme = (run.ROOT / "README.md").read_text()
     assert all(f"`{name}=" in readme for name in environment)
+
+
+def test_a_registry_that_ends_by_itself_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With its number, how it ended, its log and the command to start it again; one that is stopped ends in silence."""
+    is_stopping = threading.Event()
+    registry = run.Registry(2, subprocess.Popen(["sleep", "60"], text=True), "start it", tmp_path / "log")
+    registry.process.send_signal(signal.SIGKILL)
+    run.tell_of_end(registry, is_stopping)
+    assert capsys.readouterr().out.splitlines() == [
+        f"registry 2 ended by signal 9: see {tmp_path / 'log'}",
+        "  start it again: start it",
+    ]
+    is_stopping.set()
+    run.tell_of_end(registry, is_stopping)
+    assert capsys.readouterr().out == ""
