@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory, InvalidError
+from registry_proxy.access.directory import FIRST_ADMIN, Directory, InvalidError
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
@@ -120,7 +120,15 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
                 _log.warning("%s", warning)
             directory = Directory(store)
             try:
-                return await directory.ensure_first_admin(admin_password)
+                made = await directory.ensure_first_admin(admin_password)
+                if admin_password is not None and not await directory.has_password(FIRST_ADMIN, admin_password):
+                    _log.warning(
+                        "%s has no effect: there is an administrator already, and it is not the password of %s; "
+                        "`registry-proxy admin reset --config FILE` sets a new one",
+                        ADMIN_PASSWORD_VARIABLE,
+                        FIRST_ADMIN,
+                    )
+                return made
             except InvalidError as error:
                 raise StartError(
                     f"{ADMIN_PASSWORD_VARIABLE} cannot be the password of the first admin: {error}"

@@ -120,3 +120,16 @@ def test_the_schema_of_the_configuration_is_current() -> None:
         assert not validator.is_valid({**document, "tag_tll": "10s"})
         assert not validator.is_valid({**document, "listen": 5000})
         assert not validator.is_valid({**document, "drain": {"delay": "10 parsecs"}})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_sections_that_are_pointed_to_are_there(document: Path) -> None:
+    """A section named beside a link has a heading, or bold words, in the file linked; a record has its number."""
+    text = document.read_text()
+    for title, link in re.findall(r'"([^"]+)"\s+in\s+\[[^\]]*\]\(([^)#]+)\)', text):
+        target = (document.parent / link).read_text()
+        assert re.search(rf"^(#+ |\*\*){re.escape(' '.join(title.split()))}", target, re.MULTILINE), title
+    if document.name == "decisions.md":
+        numbers = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
+        named = set(re.findall(r"\b[Rr]ecords?\s+(\d+)\b", text))
+        assert named <= numbers, named - numbers

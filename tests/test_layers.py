@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "supervisor": _PROCESSES | {"telemetry"},  # its log is part of the service's
     "app": _BASE | _PROCESSES | {"access", "cache", "upstream", "store", "telemetry", "proxy", "replication", "web"},
     "backup": _BASE | {"store"},
-    "cli": _PROCESSES | {"spec", "app", "backup", "load", "supervisor"},
+    "reset": _BASE | {"access", "store"},
+    "cli": _PROCESSES | {"spec", "app", "backup", "load", "reset", "supervisor"},
     "__main__": frozenset({"cli", "fork_server", "load"}),
 }
 # The libraries of others that a part may use; a part that is not named uses none.

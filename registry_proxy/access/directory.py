@@ -201,6 +201,12 @@ class Directory:
             return None  # another one made it
         return chosen if password is None else None
 
+    async def has_password(self, name: str, password: str) -> bool:
+        """Tell whether this is the password of a user; no for one that is not there, or that LDAP knows."""
+        record = await self._store.get(Table.USERS, name)
+        stored = "" if record is None else user_of(record).password_hash
+        return bool(stored) and await self._passwords.verify(password, stored)
+
     # ------------------------------------------------------------ groups
 
     async def list_groups(self) -> list[Group]:

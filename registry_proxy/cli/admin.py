@@ -14,6 +14,7 @@ from registry_proxy.cli.login import login, logout
 from registry_proxy.cli.me import change_password, whoami
 from registry_proxy.cli.node import cache_app, reload_configuration, replica_app, show_openapi
 from registry_proxy.cli.repositories import repository_app
+from registry_proxy.cli.reset import reset_app
 from registry_proxy.cli.robots import key_app, robot_app, token_app
 
 
@@ -55,5 +56,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(audit_app, name="audit", cls=Commands)
     app.command("reload")(reload_configuration)
     app.command("openapi")(show_openapi)
+    app.add_typer(reset_app, name="admin", cls=Commands)
     app.command("backup")(backup)
     app.command("restore")(restore)

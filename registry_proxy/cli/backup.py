@@ -18,21 +18,21 @@ from registry_proxy.ports import StoreUnavailableError
 from registry_proxy.settings import Settings
 from registry_proxy.settings_load import SettingsError, load_settings
 
-_Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration of a node.")]
+Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration of a node.")]
 
 
 def backup(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="Where to, - for standard output. Hold it as you hold passwords.")
     ],
-    config: _Config,
+    config: Config,
     replace: Annotated[bool, typer.Option("--replace", help="What lies in FILE now may go.")] = False,
 ) -> None:
     """Write users, groups, robots, secrets (hashes), grants, and what is on record of pushes, to one file.
 
     Nodes may run meanwhile. Images, caches and private keys are not in it.
     """
-    with _told():
+    with told_offline():
         settings = load_settings(config, os.environ)
         made = asyncio.run(backup_store(settings.store_url, file, replaces=replace))
         print_note(f"{made.count} records are in {'what was printed' if file == STANDARD_STREAM else file}.")
@@ -44,7 +44,7 @@ def restore(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="What `registry-proxy backup` wrote, - for standard input.")
     ],
-    config: _Config,
+    config: Config,
     replace: Annotated[bool, typer.Option("--replace", help="What the store holds now may go.")] = False,
     moved: Annotated[
         bool, typer.Option("--moved", help="The journal, too: nothing was pushed or deleted since the backup.")
@@ -55,7 +55,7 @@ def restore(
     Everybody logs in anew: bearer and refresh tokens given before are void. Without --moved the journal is left as it
     is, because an old one would bring older tags back: run `registry-proxy replica verify` afterwards.
     """
-    with _told():
+    with told_offline():
         settings = load_settings(config, os.environ)
         held, written = asyncio.run(_restore(settings, file, moves=moved, replaces=replace))
         made_at = dt.datetime.fromtimestamp(held.made_at, dt.UTC).isoformat(timespec="seconds")
@@ -70,8 +70,8 @@ async def _restore(settings: Settings, file: str, *, moves: bool, replaces: bool
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Tell what went wrong, and end with 1."""
+def told_offline() -> Iterator[None]:
+    """Say why a command that needs no running node failed, and end it with 1."""
     with told_to_the_user():
         try:
             yield

@@ -1,0 +1,45 @@
+"""`registry-proxy admin reset`: a new password for an administrator, written into the store itself."""
+
+import asyncio
+import os
+import secrets
+from typing import Annotated
+
+import typer
+
+from registry_proxy.cli.backup import Config, told_offline
+from registry_proxy.cli.credentials import FIRST_ADMIN, read_password
+from registry_proxy.cli.errors import CommandError
+from registry_proxy.cli.identities import PasswordFile, PasswordStdin
+from registry_proxy.cli.output import print_lines, print_note
+from registry_proxy.reset import reset_admin
+from registry_proxy.settings_load import load_settings
+
+reset_app = typer.Typer(help="Administrators, past the admin API.", no_args_is_help=True)
+
+
+@reset_app.command("reset")
+def reset(
+    config: Config,
+    user: Annotated[
+        str, typer.Option("--user", "-u", help="The administrator; made where there is none.")
+    ] = FIRST_ADMIN,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
+) -> None:
+    """Give an administrator a new password, where nobody can log in any more. Nodes may run meanwhile.
+
+    The user becomes an administrator, and is enabled. Without an option the password is generated, and printed.
+    """
+    with told_offline():
+        given = read_password(from_stdin=password_stdin, file=password_file)
+        password = given or secrets.token_urlsafe(18)
+        settings = load_settings(config, os.environ)
+        try:
+            is_new = asyncio.run(reset_admin(settings.store_url, user, password))
+        except ValueError as error:
+            raise CommandError(f"{user} is not reset", faults=[str(error)]) from error
+        where = settings.sqlite_path or "the store"
+        print_note(f"{user} is {'made, ' if is_new else ''}an administrator with a new password in {where}.")
+        if given is None:
+            print_lines([password])
