@@ -117,6 +117,9 @@ class Router(Protocol):
     def local_name(self, routed: RoutedRepository) -> Repository | None:
         """Return the canonical name that ``route`` maps to ``routed``; None when none does."""
 
+    def may_lead(self, pattern: str, upstream: str) -> bool:
+        """Tell whether some repository that matches a pattern of grants may lie in an upstream."""
+
     @property
     def upstreams(self) -> Sequence[str]: ...
 

@@ -208,6 +208,17 @@ class Policy:
         patterns = [_own_pattern(each.repository, subject) for each in grants if not _has_ended(each, now)]
         return tuple(sorted({pattern for pattern in patterns if pattern is not None}))
 
+    def patterns(self, subject: str, action: Action) -> Sequence[str]:
+        """Return patterns within which lies every repository where a subject may do an action."""
+        if self.is_admin(subject):
+            return ["**"]
+        now = time.time()
+        grants = [
+            each for each in self.grants_of(subject) if action in _gives(each.actions) and not _has_ended(each, now)
+        ]
+        own = (_own_pattern(each.repository, subject) for each in grants)
+        return sorted({pattern for pattern in own if pattern is not None})
+
     def decide(
         self, subject: str, repository: str, action: Action, tag: str | None = None, now: float | None = None
     ) -> Decision:

@@ -47,17 +47,29 @@ class Discover:
         return _page(await self._readers[routed.upstream].list_tags(routed.repository), page_size, last)
 
     async def list_repositories(
-        self, may_pull: Callable[[Repository], bool], page_size: int | None, last: str | None
+        self,
+        patterns: Sequence[str],
+        may_pull: Callable[[Repository], bool],
+        page_size: int | None,
+        last: str | None,
     ) -> Page:
         """Return a page of the repositories that the caller may pull, sorted, of all upstreams.
 
         Hidden names are taken out before paging, so that no page ends in one and a page is as full as it can be.
+
+        Args:
+            patterns: what the caller may pull lies within; an upstream to which none of them leads is not asked.
+            may_pull: decides.
+            page_size: None for as many as one page may hold.
+            last: the name after which the page begins.
 
         Raises:
             UpstreamUnavailableError: an upstream cannot be asked; a list that silently lacks it would be a lie.
         """
         names: set[Repository] = set()
         for upstream in self._router.upstreams:
+            if not any(self._router.may_lead(pattern, upstream) for pattern in patterns):
+                continue
             try:
                 repositories = await self._readers[upstream].list_repositories()
             except RegistryError:

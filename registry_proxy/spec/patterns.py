@@ -71,6 +71,17 @@ def literal_prefix(pattern: str) -> str:
     return "/".join(literal)
 
 
+def may_match_below(pattern: str, prefix: str) -> bool:
+    """Tell whether some repository whose name begins with a prefix, such as ``team/`` or ``""``, matches a pattern."""
+    components, beginning = pattern.split("/"), prefix.split("/")[:-1]
+    for component, name in zip(components, beginning, strict=False):
+        if component == "**":
+            return True
+        if re.fullmatch(_component(component), name) is None:
+            return False
+    return len(components) > len(beginning)
+
+
 def literal_last(pattern: str) -> str | None:
     """Return the last component of a repository pattern where it is that of all names that match; None if not."""
     last = pattern.rpartition("/")[2]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from registry_proxy.ports import RoutedRepository
 from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.patterns import literal_prefix, may_match_below
 from registry_proxy.spec.reference import Repository, is_repository
 
 
@@ -65,6 +66,16 @@ class PrefixRouter:
                 if is_repository(name) and self._leads_to(name, routed):
                     return name
         return None
+
+    def may_lead(self, pattern: str, upstream: str) -> bool:
+        literal = literal_prefix(pattern)
+        begin = literal if literal == pattern else f"{literal}/".lstrip("/")
+        for route in self._routes:
+            if route.upstream == upstream and may_match_below(pattern, route.prefix):
+                return True
+            if begin.startswith(route.prefix):  # takes all that no longer one has taken
+                return False
+        return False
 
     def _leads_to(self, name: Repository, routed: RoutedRepository) -> bool:
         try:

@@ -322,7 +322,10 @@ class Registry:
     async def _list_repositories(self, call: "_Call") -> StreamResponse:
         policy, subject = call.authorized.policy, call.subject
         page = await self._discover.list_repositories(
-            lambda name: policy.decide(subject, name, Action.PULL).allowed, call.wanted.page_size, call.wanted.last
+            policy.patterns(subject, Action.PULL),
+            lambda name: policy.decide(subject, name, Action.PULL).allowed,
+            call.wanted.page_size,
+            call.wanted.last,
         )
         return json_response({"repositories": list(page.items)}, call.link("/v2/_catalog", page))
 

@@ -382,3 +382,20 @@ def test_decides_as_a_walk_over_all_grants(
         decision = judge.decide(subject, name, action, tag, now)
         assert decision.allowed == bool(modes)
         assert decision.would_deny == (modes == {GrantMode.WARN})
+
+
+def test_the_patterns_of_a_subject_hold_all_that_it_may() -> None:
+    """Own grants, those of groups and everyone, also on trial; not what ended or gives another action."""
+    judge = policy(
+        grant("user:ann", "team/**"),
+        grant("user:ann", "home/{subject}/**", id="2"),
+        grant("group:dev", "dev/**", id="3", mode=GrantMode.WARN),
+        grant("anonymous", "open/*", id="4"),
+        grant("user:ann", "pushed/**", PUSH, id="5"),
+        grant("user:ann", "past/**", id="6", expires_at=1.0),
+        grant("user:bob", "bob/**", id="7"),
+        groups=(Group("dev", ("ann",)),),
+    )
+    assert judge.patterns("user:ann", PULL) == ["dev/**", "home/ann/**", "open/*", "team/**"]
+    assert judge.patterns("user:root", PULL) == ["**"]
+    assert judge.patterns("anonymous", PULL) == ["open/*"]

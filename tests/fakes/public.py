@@ -235,6 +235,9 @@ class OneUpstream:
     def local_name(self, routed: RoutedRepository) -> Repository | None:
         return routed.repository
 
+    def may_lead(self, pattern: str, upstream: str) -> bool:  # noqa: ARG002 - everything lies in the one
+        return True
+
 
 @dataclass(frozen=True)
 class Raw:

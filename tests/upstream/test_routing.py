@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.ports import RoutedRepository
 from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.patterns import compile_repository_pattern
 from registry_proxy.spec.reference import parse_repository
 from registry_proxy.upstream.routing import PrefixRouter, Route
 
@@ -77,3 +78,34 @@ def test_what_no_route_leads_to_is_not_listed() -> None:
     """A repository of an upstream that only other prefixes lead to has no local name."""
     assert ROUTER.local_name(RoutedRepository("teams", parse_repository("elsewhere/x"))) is None
     assert ROUTER.local_name(RoutedRepository("main", parse_repository("team/x"))) is None
+
+
+PATTERNS = st.lists(st.sampled_from(["hub", "private", "team", "*", "**", "t*", "a"]), min_size=1, max_size=4)
+
+
+@given(PATTERNS, NAMES)
+def test_a_pattern_may_lead_wherever_a_name_that_it_matches_lies(pattern: list[str], components: list[str]) -> None:
+    """No upstream is left out that holds something within a pattern."""
+    name, text = parse_repository("/".join(components)), "/".join(pattern)
+    if compile_repository_pattern(text).fullmatch(name):
+        assert ROUTER.may_lead(text, ROUTER.route(name).upstream)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "upstreams"),
+    [
+        ("**", "hub main teams"),
+        ("*", "main"),
+        ("team/**", "teams"),
+        ("hub", "main"),
+        ("hub/**", "hub main"),
+        ("hub/library/*", "hub"),
+        ("hub/private/x", "main"),
+        ("t*/x", "main teams"),
+        ("**/x", "hub main teams"),
+        ("elsewhere/x", "main"),
+    ],
+)
+def test_a_pattern_leads_nowhere_else(pattern: str, upstreams: str) -> None:
+    """Upstreams that only hold what a pattern cannot match are not named."""
+    assert [upstream for upstream in ROUTER.upstreams if ROUTER.may_lead(pattern, upstream)] == upstreams.split()
