@@ -674,7 +674,7 @@ AskedRight = tuple[str, str, Action, str | None]
 
 
 class AuditLog(Protocol):
-    """Remembers events; neither method waits or fails."""
+    """Remembers events; no method fails, and only ``written`` waits."""
 
     @property
     def records_pulls(self) -> bool:
@@ -682,6 +682,9 @@ class AuditLog(Protocol):
 
     def record(self, event: AuditEvent) -> None:
         """Take an event of the request that is being answered."""
+
+    async def written(self) -> None:
+        """Wait until the events recorded so far survive the end of this process, for a second at most."""
 
     def asked(self, right: AskedRight) -> None:
         """Take a question that was decided, so that another policy can be asked it as well."""

@@ -1,9 +1,10 @@
 """The audit log of one process: events are taken at once, and threads bring them to the file and the other sinks.
 
-No request waits for a disk or a peer: what a sink does not take waits in a bounded queue, and beyond that is dropped,
-counted, and said in the log itself.
+No request waits for a disk or a peer but a change by the admin API, which waits for a moment: what a sink does not take
+waits in a bounded queue, and beyond that is dropped, counted, and said in the log itself.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -38,6 +39,7 @@ _GATHER_SECONDS = 0.1
 _SYNC_SECONDS = 4.0
 _RETRY_SECONDS = 1.0
 _END_SECONDS = 2.0
+_WRITTEN_SECONDS = 1.0  # a disk that hangs holds no administrator up for longer
 _ASKED_MAX = 20_000
 _TEXT_MAX_LENGTH = 255  # that of a repository's name
 _DETAIL_MAX_BYTES = 8192  # a datagram of syslog has a bound, and one that is too long would be tried for ever
@@ -146,7 +148,10 @@ class SinkThread:
         self._dropped = dropped
         self._pending: deque[Taken] = deque()
         self._lost = self._lost_told = 0  # each is written by one thread only
+        self._put_count = self._written_count = 0
         self._has_work = threading.Event()
+        self._hurry = threading.Event()
+        self._has_written = threading.Condition()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"audit {name}", daemon=True)
 
@@ -157,8 +162,20 @@ class SinkThread:
             self._dropped(self._name, 1)
             return
         self._pending.append(taken)
+        self._put_count += 1
         if not self._has_work.is_set():
             self._has_work.set()
+
+    async def written(self, timeout_seconds: float) -> None:
+        """Wait until the sink has all that was put so far, or for as long."""
+        count = self._put_count
+        self._hurry.set()
+
+        def wait() -> None:
+            with self._has_written:
+                self._has_written.wait_for(lambda: self._written_count >= count, timeout_seconds)
+
+        await asyncio.to_thread(wait)
 
     def waiting_seconds(self) -> float:
         """Return how long the oldest event has waited."""
@@ -175,6 +192,7 @@ class SinkThread:
             yield
         finally:
             self._ending.set()
+            self._hurry.set()
             self._has_work.set()
             self._thread.join(timeout=_END_SECONDS)
 
@@ -182,7 +200,9 @@ class SinkThread:
         rested = time.monotonic()
         while True:
             self._has_work.wait(_SYNC_SECONDS)
-            is_last = self._ending.wait(_GATHER_SECONDS)
+            self._hurry.wait(_GATHER_SECONDS)
+            is_last = self._ending.is_set()
+            self._hurry.clear()
             self._has_work.clear()
             try:
                 self._write()
@@ -206,8 +226,12 @@ class SinkThread:
                 batch.append(Taken(batch[-1].at, "", event))
             self._sink.write(batch)
             self._lost_told += lost
-            for _ in range(len(batch) - bool(lost)):
+            written_count = len(batch) - bool(lost)
+            for _ in range(written_count):
                 self._pending.popleft()
+            with self._has_written:
+                self._written_count += written_count
+                self._has_written.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +396,7 @@ class AuditTrail:
     """An ``AuditLog`` over sinks.
 
     Args:
-        sinks: are given each event.
+        sinks: are given each event; the first one keeps them.
         decisions: is given the questions that were decided, from time to time.
         records_pulls: whether pulls that are allowed are events.
     """
@@ -393,6 +417,10 @@ class AuditTrail:
         taken = Taken(time.time(), request_id.get(), _shortened(event))
         for sink in self._sinks:
             sink.put(taken)
+
+    async def written(self) -> None:
+        """Wait until the events recorded so far are in the file: what ends this process then loses none."""
+        await self._sinks[0].written(_WRITTEN_SECONDS)
 
     def asked(self, right: AskedRight) -> None:
         """Count a question that was decided; beyond a bound of different ones, others wait for the next interval."""

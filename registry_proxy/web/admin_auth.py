@@ -144,6 +144,7 @@ class AdminGuard:
             finally:
                 _log.info("%s %s by %s: %d", request.method, request.path, caller.subject, status)
                 self._record(request, caller, "ok" if status < 400 else "failed", status, response)
+            await self._audit.written()
             return response
 
         return guard

@@ -373,6 +373,9 @@ class MemoryAudit:
     def record(self, event: AuditEvent) -> None:
         self.events.append(event)
 
+    async def written(self) -> None:
+        pass
+
     def asked(self, right: AskedRight) -> None:
         self.questions.append(right)
 

@@ -54,6 +54,29 @@ def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyP
     assert told.detail == {"count": 5, "sink": "file"}
 
 
+async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for an event finds it written, however long others are gathered; a stuck sink is not waited for."""
+    monkeypatch.setattr(audit, "_GATHER_SECONDS", 3600)
+    writer = ChainWriter(str(tmp_path), "node", "1", Retention(2**20, 3600, 2**30, 3600))
+    thread, decisions = SinkThread("file", writer, _never), SinkThread("decisions", Stuck(), _never)
+    trail = AuditTrail([thread], decisions, records_pulls=False)
+    with thread.running():
+        for action in ("first", "second"):
+            trail.record(AuditEvent(action, "ok"))
+            await trail.written()
+            (file,) = list_chains(str(tmp_path))["1"]
+            assert f'"action":"{action}"' in Path(file.path).read_text()
+    monkeypatch.setattr(audit, "_WRITTEN_SECONDS", 0.01)
+    stuck = Stuck()
+    thread = SinkThread("file", stuck, _never)
+    with thread.running():
+        trail = AuditTrail([thread], decisions, records_pulls=False)
+        trail.record(AuditEvent("third", "ok"))
+        await trail.written()
+        assert stuck.taken == []
+        stuck.may_go.set()
+
+
 def test_a_full_disk_loses_nothing_that_fits_the_queue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While the disk is full events wait; with room again they are all there, and the chain is whole."""
     with mounted_disk(tmp_path, 4) as disk:
