@@ -21,7 +21,7 @@ from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.layout import CacheSchemaError, prepare_cache
+from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.listeners import refuse_new_connections
@@ -113,7 +113,7 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
         The generated password of the first admin, if one was made with one.
     """
     with json_logging(), _start_errors():
-        prepare_cache(settings.cache.path)
+        prepare_cache(settings.cache.path, settings.audit_path)
         _open_signer(settings.auth)
         async with open_store(settings.store_url, settings.changes_path) as (store, _):
             for warning in await store.check_durability():
@@ -142,7 +142,7 @@ def _start_errors() -> Iterator[None]:
     """Tell what an operator can mend in his words, without a traceback."""
     try:
         yield
-    except (CacheSchemaError, SchemaTooNewError, StoreUnavailableError) as error:
+    except (CacheMoveError, CacheSchemaError, SchemaTooNewError, StoreUnavailableError) as error:
         raise StartError(str(error)) from error
 
 
@@ -582,7 +582,14 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         count_login=observer.login,
         audit_files=AuditFiles(
             directory,
-            AuditVerifier(node.store, node.spool.node_id, directory, settings.audit.total_seconds, open_signed),
+            AuditVerifier(
+                store=node.store,
+                node=node.spool.node_id,
+                is_only_node=settings.sqlite_path is not None,
+                directory=directory,
+                kept_seconds=settings.audit.total_seconds,
+                open_signed=open_signed,
+            ),
             trail.flush_asked,
         ),
     )

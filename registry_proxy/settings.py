@@ -542,7 +542,7 @@ class AuthSettings(Section):
 class AuditSettings(Section):
     """The log of who did what: how much of it each worker keeps, and where it goes besides."""
 
-    path: Path | None = None  # below the cache when absent
+    path: Path | None = None  # beside the cache when absent: <cache.path>.audit
     file_bytes: Annotated[Size, AfterValidator(_check_audit_file_size)] = Field(default=64 << 20, alias="file_size")
     file_seconds: Timeout = Field(default=86400.0, alias="file_age")
     total_bytes: Size = Field(default=1 << 30, alias="max_size")
@@ -590,8 +590,8 @@ class Settings(Section):
 
     @property
     def audit_path(self) -> str:
-        """Where the audit log of this node lies."""
-        return self.audit.path or os.path.join(self.cache.path, "audit")
+        """Where the audit log of this node lies: beside the cache, which may be deleted."""
+        return self.audit.path or f"{self.cache.path}.audit"
 
     @property
     def changes_path(self) -> str:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from registry_proxy.settings import (
     Address,
+    AuditSettings,
     AuthSettings,
     CacheSettings,
     LdapSettings,
@@ -273,6 +274,10 @@ def _check_places(source: Source) -> Iterator[Fault]:
             yield source.fault(path, f"expected a file, found the directory {file}")
         elif cache is not None and os.path.commonpath([cache, file]) == cache:
             yield source.fault(path, f"expected a place outside cache.path ({cache}), which may be emptied at any time")
+    audit = _valid(TypeAdapter(AuditSettings), _only(source.tree.get("audit"), "path"))
+    if cache is not None and audit is not None and audit.path and os.path.commonpath([cache, audit.path]) == cache:
+        text = f"expected a place outside cache.path ({cache}), which may be emptied; by default it is {cache}.audit"
+        yield source.fault(("audit", "path"), text)
     if len(set(files.values())) < len(files):
         yield source.fault(("auth", "signing_key_file"), "expected another file than that of the store")
 

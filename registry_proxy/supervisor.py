@@ -396,6 +396,7 @@ def needs_restart(old: Settings, new: Settings) -> list[str]:
         "admin_listen": (str(old.admin_listen), str(new.admin_listen)),
         "store": (old.store_url, new.store_url),
         "cache.path": (old.cache.path, new.cache.path),
+        "audit.path": (old.audit_path, new.audit_path),
         "auth.signing_key_file": (old.auth.signing_key_file, new.auth.signing_key_file),
     }
     return [

@@ -266,7 +266,14 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 count_login=observer.login,
                 audit_files=AuditFiles(
                     str(root / "audit"),
-                    AuditVerifier(store, "node", str(root / "audit"), 3600, open_signed),
+                    AuditVerifier(
+                        store=store,
+                        node="node",
+                        is_only_node=True,
+                        directory=str(root / "audit"),
+                        kept_seconds=3600,
+                        open_signed=open_signed,
+                    ),
                     lambda: None,
                 ),
             )

@@ -70,6 +70,11 @@ class Proxy(Server):
         """The directory of its cache."""
         return self.root / "cache"
 
+    @property
+    def audit(self) -> Path:
+        """The directory beside its cache of what must outlive that: its audit log, its id, its pins."""
+        return self.root / "cache.audit"
+
     def temporary_files(self) -> list[Path]:
         """Return what lies in its cache that is neither committed nor a record of it."""
         return [*(self.cache / "fills").glob("*"), *(self.cache / "uploads").glob("*")]

@@ -3,14 +3,20 @@
 blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtime 0 (see ``is_sealed``)
 fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be
 uploads/<session>.part                        a push in progress
-pins/<algorithm>-<hex>                        content that some replica does not have yet
 quarantine/<algorithm>-<hex>.<source>.<time>  content that was not what its digest says, for a look at it
 order/<generation>                            the order in which committed content came in, for eviction
 repositories/<upstream>/<repository>/_blobs | _manifests | _tags
 temp/                                         small files before their rename
-page, unknown, evict.lock, locks/<stripe>, scrub, duty.lock, node-id, schema
+page, unknown, evict.lock, locks/<stripe>, scrub, duty.lock, node-id (a copy), schema
 
-Others keep there what belongs to one node as well: audit/, metrics/, changes, discovered.json, node.lock.
+Others keep there what belongs to one node as well: metrics/, changes, discovered.json, node.lock.
+
+Beside it, in ``<cache.path>.audit``, lies what must outlive the cache, whose directory may be deleted:
+
+pins/<algorithm>-<hex>                        content that some replica does not have yet
+node-id                                       tells this node from the others
+
+and the audit log, unless ``audit.path`` says otherwise. Until schema 2 all of this lay in the cache directory.
 """
 
 import contextlib
@@ -19,18 +25,24 @@ import os
 import re
 import stat
 import time
+import uuid
 from dataclasses import dataclass
 
+from registry_proxy.durable import move_file, write_new_file
 from registry_proxy.spec.reference import Digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SEALED_MODE = 0o444
 LOCK_STRIPES = 64
-_DIRECTORIES = ("blobs", "fills", "uploads", "pins", "quarantine", "order", "repositories", "temp", "locks")
+_DIRECTORIES = ("blobs", "fills", "uploads", "quarantine", "order", "repositories", "temp", "locks")
 
 
 class CacheSchemaError(Exception):
     """The directory was written by a newer release, or is no cache of ours; nothing in it was touched."""
+
+
+class CacheMoveError(Exception):
+    """What must outlive the cache cannot lie beside it; nothing is lost, and the next start tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class CachePaths:
         return f"{self.root}/uploads/{session_id}.part"
 
     def pin(self, digest: Digest) -> str:
-        return f"{self.root}/pins/{digest.algorithm}-{digest.hex}"
+        return f"{self.pins}/{digest.algorithm}-{digest.hex}"
 
     def lock(self, stripe: int) -> str:
         return f"{self.root}/locks/{stripe}"
@@ -71,13 +83,18 @@ class CachePaths:
         return f"{self.root}/uploads"
 
     @property
-    def node_id(self) -> str:
-        """The file that tells this cache from those of the other nodes."""
-        return f"{self.root}/node-id"
+    def kept(self) -> str:
+        """The directory beside the cache of what must outlive it."""
+        return f"{self.root}.audit"
+
+    @property
+    def node_ids(self) -> tuple[str, str]:
+        """The file with the node's id, and its copy: losing either directory is no reason to become another node."""
+        return f"{self.kept}/node-id", f"{self.root}/node-id"
 
     @property
     def pins(self) -> str:
-        return f"{self.root}/pins"
+        return f"{self.kept}/pins"
 
     @property
     def quarantine(self) -> str:
@@ -155,17 +172,15 @@ def write_small_file(paths: CachePaths, target: str, content: bytes) -> None:
         raise
 
 
-def _check_schema(paths: CachePaths) -> None:
+def _read_schema(paths: CachePaths) -> int:
+    """Return the schema that the directory was written with; that of this release for a new one."""
     path = f"{paths.root}/schema"
     try:
         with open(path, encoding="ascii") as file:
             version = int(file.read())
     except FileNotFoundError:
-        # First of all, and under a name of its own: what has a schema is known as ours (settings_check).
-        with open(f"{path}.new", "w", encoding="ascii") as file:
-            file.write(f"{SCHEMA_VERSION}\n")
-        os.rename(f"{path}.new", path)
-        return
+        _write_schema(paths)
+        return SCHEMA_VERSION
     except ValueError as error:
         raise CacheSchemaError(f"{path} does not hold a version number: is {paths.root} a cache directory?") from error
     if version > SCHEMA_VERSION:
@@ -173,20 +188,71 @@ def _check_schema(paths: CachePaths) -> None:
             f"{paths.root} was written by a newer release (schema {version}, this one knows {SCHEMA_VERSION}):"
             " run that release, or give cache.path an empty directory"
         )
+    return version
 
 
-def prepare_cache(path: "str | os.PathLike[str]") -> None:
+def _write_schema(paths: CachePaths) -> None:
+    # First of all in a new directory, and under a name of its own: what has a schema is known as ours (settings_check).
+    path = f"{paths.root}/schema"
+    with open(f"{path}.new", "w", encoding="ascii") as file:
+        file.write(f"{SCHEMA_VERSION}\n")
+    os.rename(f"{path}.new", path)
+
+
+def _move_files(source: str, target: str) -> None:
+    """Move the files of a directory into another one; goes on where an earlier start was cut off."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(source):
+            move_file(f"{source}/{name}", f"{target}/{name}")
+        os.rmdir(source)
+
+
+def read_node_id(paths: CachePaths) -> str:
+    """Return what tells this node from the others; the first worker that asks makes it."""
+    for path in paths.node_ids:
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii") as file:
+            return file.read()
+    write_new_file(paths.node_ids[0], str(uuid.uuid4()).encode())
+    return read_node_id(paths)
+
+
+def _bring_out(paths: CachePaths, audit_path: str) -> None:
+    """Have beside the cache what must outlive it; an older release kept it inside."""
+    try:
+        for directory in (paths.kept, paths.pins, audit_path):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        _move_files(f"{paths.root}/audit", audit_path)
+        _move_files(f"{paths.root}/pins", paths.pins)
+        node_id = read_node_id(paths)
+        for path in paths.node_ids:
+            write_new_file(path, node_id.encode())
+    except OSError as error:
+        raise CacheMoveError(
+            f"{error.filename2 or error.filename}: {error.strerror}; the service keeps in {paths.kept} what must"
+            " outlive the cache: make that directory, for the user of the service alone"
+        ) from error
+
+
+def prepare_cache(path: "str | os.PathLike[str]", audit_path: str | None = None) -> None:
     """Make the directory ready: layout, schema, no leftovers of a crash. What is committed is not looked at.
 
     Called by the first worker, before any of them serves and while it holds the node's lock.
 
+    Args:
+        path: the cache directory.
+        audit_path: where the audit log lies; None for its default.
+
     Raises:
         CacheSchemaError: a newer release wrote it.
+        CacheMoveError: what must outlive it cannot lie beside it.
         OSError: it cannot be written.
     """
     paths = CachePaths(os.fspath(path))
     os.makedirs(paths.root, exist_ok=True)
-    _check_schema(paths)
+    version = _read_schema(paths)
+    _bring_out(paths, audit_path or paths.kept)
+    if version < SCHEMA_VERSION:
+        _write_schema(paths)
     for name in _DIRECTORIES:
         os.makedirs(f"{paths.root}/{name}", exist_ok=True)
     for name in ("fills", "uploads", "temp"):

@@ -8,14 +8,14 @@ import os
 import re
 import tempfile
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.layout import seal
+from registry_proxy.cache.layout import read_node_id, seal
+from registry_proxy.durable import sync_directory
 from registry_proxy.ports import CacheUnavailableError, SpoolFile
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest
@@ -45,7 +45,7 @@ class DiskSpool:
 
     def __init__(self, cache: DiskCache) -> None:
         self.cache = cache
-        self.node_id = _node_id(cache.paths.node_id)
+        self.node_id = read_node_id(cache.paths)
         self._running: OrderedDict[str, _RunningHash] = OrderedDict()
 
     def create(self, session_id: str) -> SpoolFile:
@@ -98,6 +98,7 @@ class DiskSpool:
         """Keep it, whether it is committed already or will be. Raises CacheUnavailableError when the disk fails."""
         try:
             os.close(os.open(self.cache.paths.pin(digest), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            sync_directory(self.cache.paths.pins)  # a push is acknowledged for it
         except OSError as error:
             raise CacheUnavailableError(f"the content cannot be pinned: {error.strerror}") from error
 
@@ -137,21 +138,6 @@ class DiskSpool:
         if _SESSION_ID.fullmatch(session_id) is None:
             raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "there is no such upload", detail={})
         return self.cache.paths.upload(session_id)
-
-
-def _node_id(path: str) -> str:
-    """Return what is written in a file; the first worker that asks writes it."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
-    except FileNotFoundError:
-        written = f"{path}.{uuid.uuid4()}"
-        with open(written, "x", encoding="ascii") as file:
-            file.write(str(uuid.uuid4()))
-        with contextlib.suppress(FileExistsError):  # another worker was first: its one counts
-            os.link(written, path)
-        os.unlink(written)
-        return _node_id(path)
 
 
 def _remove_if_unused(path: str) -> bool:

@@ -117,7 +117,7 @@ def search_audit(
 
 @audit_app.command("verify")
 def verify_audit(as_json: JsonOption = False) -> None:
-    """Compare the whole log with its hashes and signatures; exit status 1 when somebody changed it."""
+    """Compare the whole log with its hashes and signatures; exit status 1 when any of it was changed or is missing."""
     with admin_client() as admin:
         result = admin.call("POST", "audit", "verify", patient=True).document
     if as_json:
@@ -132,6 +132,10 @@ def verify_audit(as_json: JsonOption = False) -> None:
             for fault in chain["faults"]:
                 place = f"{fault['file']}:{fault['line']}" if fault["file"] else f"process {chain['process']}"
                 print_note(f"{place}: {fault['text']}")
+        for node in result["elsewhere"]:
+            print_note(
+                f"Not compared: the log of node {node['node']}, last signed {node['signed_at']}. Verify it there."
+            )
     if not result["intact"]:
         print_note("The log is not what was written: keep a copy of it, and of what the other sinks have.")
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,21 @@ class HeadSigner:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditVerification:
+    """What verifying found: a report for each process of this node, and when other nodes last signed, by their ids."""
+
+    reports: Sequence[ChainReport]
+    elsewhere: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class AuditVerifier:
     """Verifies the chains of all processes of a node.
 
     Args:
         store: holds the signed heads.
         node: whose log it is.
+        is_only_node: whether no other node uses the store: then every head in it is of this node.
         directory: of the files.
         kept_seconds: how long retention keeps a log whose process is no more.
         open_signed: returns what was signed.
@@ -132,12 +141,13 @@ class AuditVerifier:
 
     store: Store
     node: str
+    is_only_node: bool
     directory: str
     kept_seconds: float
     open_signed: OpenSigned
 
-    async def verify(self) -> list[ChainReport]:
-        """Return what was found, by process.
+    async def verify(self) -> AuditVerification:
+        """Compare every signed head in the store with the files.
 
         Raises:
             StoreUnavailableError: the signed heads cannot be read.
@@ -145,18 +155,27 @@ class AuditVerifier:
         """
         heads: dict[str, SignedHead] = {}
         unsigned: set[str] = set()
-        prefix = f"{self.node}/"
+        elsewhere: dict[str, float] = {}
         # Before the files: what is signed is in them already.
-        for record in await self.store.list(Table.AUDIT_HEADS, prefix):
-            process = record.key.removeprefix(prefix)
+        for record in await self.store.list(Table.AUDIT_HEADS):
+            node, _, process = record.key.partition("/")
+            is_ours = node == self.node or self.is_only_node
+            name = process if node == self.node else f"{process} (of node {node})"
             try:
                 head = await _read_head(self.store, record.key, self.open_signed)
             except (ValueError, KeyError, TypeError):
-                unsigned.add(process)
-            else:
-                if head is not None:
-                    heads[process] = head
-        return await asyncio.to_thread(self._verify_files, heads, unsigned)
+                if is_ours:
+                    unsigned.add(name)
+                continue
+            if head is not None and is_ours:
+                heads[name] = head
+            elif head is not None and self._is_kept(head):
+                elsewhere[node] = max(head.signed_at, elsewhere.get(node, 0))
+        return AuditVerification(await asyncio.to_thread(self._verify_files, heads, unsigned), elsewhere)
+
+    def _is_kept(self, signed: SignedHead) -> bool:
+        """Tell whether retention keeps what was signed, also of a process that is no more."""
+        return time.time() - signed.signed_at <= self.kept_seconds
 
     def _verify_files(self, heads: Mapping[str, SignedHead], unsigned: set[str]) -> list[ChainReport]:
         chains = list_chains(self.directory)
@@ -169,7 +188,7 @@ class AuditVerifier:
                 report = ChainReport(process, report.first, report.last, None, 0, (*report.faults, fault))
             elif files:
                 report = verify_chain(files, signed)
-            elif signed is not None and time.time() - signed.signed_at <= self.kept_seconds:
+            elif signed is not None and self._is_kept(signed):
                 fault = ChainFault("", 0, f"all files are missing: lines up to {signed.head.seq} were signed")
                 report = ChainReport(process, 0, 0, signed.signed_at, 0, (fault,))
             else:

@@ -16,6 +16,7 @@ from registry_proxy.spec.scope import Action
 from registry_proxy.telemetry.audit import format_moment
 from registry_proxy.telemetry.audit_chain import ChainReport
 from registry_proxy.telemetry.audit_search import AuditQuery, place_of, search, search_last
+from registry_proxy.telemetry.audit_signing import AuditVerification
 from registry_proxy.telemetry.audit_sinks import RecordedDecision, read_decisions
 from registry_proxy.web.admin_auth import Control
 from registry_proxy.web.admin_bodies import EmptyBody, ReplayBody, grant_input
@@ -24,6 +25,7 @@ from registry_proxy.web.admin_documents import (
     AuditVerificationDocument,
     ChainDocument,
     ChainFaultDocument,
+    OtherNodeDocument,
     QuestionDocument,
     ReplayDocument,
 )
@@ -40,7 +42,7 @@ _CHUNK = 500
 class Verifier(Protocol):
     """``telemetry.audit_signing.AuditVerifier``, which says what it raises."""
 
-    async def verify(self) -> list[ChainReport]: ...
+    async def verify(self) -> AuditVerification: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,15 @@ class AuditResources:
         if self._verifying.locked():
             raise ProblemError(409, "the audit log is being verified already")
         async with self._verifying:
-            reports = await self._files.verifier.verify()
-        intact = not any(report.faults for report in reports)
-        document = AuditVerificationDocument(intact=intact, processes=[_chain_document(report) for report in reports])
+            found = await self._files.verifier.verify()
+        document = AuditVerificationDocument(
+            intact=not any(report.faults for report in found.reports),
+            processes=[_chain_document(report) for report in found.reports],
+            elsewhere=[
+                OtherNodeDocument(node=node, signed_at=format_time(signed_at))
+                for node, signed_at in sorted(found.elsewhere.items())
+            ],
+        )
         return web.json_response(document.as_json())
 
     async def replay(self, request: web.Request) -> web.Response:

@@ -309,11 +309,19 @@ class ChainDocument(Document):
     faults: list[ChainFaultDocument]
 
 
+class OtherNodeDocument(Document):
+    """Another node whose log was signed into the store, last at this time; only there it can be verified."""
+
+    node: str
+    signed_at: Time | None
+
+
 class AuditVerificationDocument(Document):
-    """Whether the audit log of this node is as it was written."""
+    """Whether the audit log of this node is as it was written; ``elsewhere`` are the nodes whose log is not here."""
 
     intact: bool
     processes: list[ChainDocument]
+    elsewhere: list[OtherNodeDocument]
 
 
 class QuestionDocument(Document):

@@ -35,10 +35,10 @@ async def test_leftovers_go_and_content_stays(make_cache: MakeCache, cache_path:
 def test_preparing_twice_is_fine(cache_path: Path) -> None:
     """A second start finds everything as it was."""
     prepare_cache(cache_path)
-    assert (cache_path / "schema").read_text() == "1\n"
+    assert (cache_path / "schema").read_text() == "2\n"
 
 
-@pytest.mark.parametrize("schema", ["2\n", "photos\n", ""])
+@pytest.mark.parametrize("schema", ["3\n", "photos\n", ""])
 def test_a_newer_or_strange_directory_is_refused_untouched(cache_path: Path, schema: str) -> None:
     """What a newer release wrote is not swept, and the message says what to do."""
     (cache_path / "schema").write_text(schema)

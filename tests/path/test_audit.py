@@ -65,7 +65,7 @@ def wait_until_signed(proxy: Proxy) -> None:
 
 def log_files(proxy: Proxy) -> list[Path]:
     """Return the files of the audit log."""
-    return sorted(path for path in (proxy.cache / "audit").iterdir() if path.name[0].isdigit())
+    return sorted(path for path in proxy.audit.glob("*.jsonl") if path.name[0].isdigit())
 
 
 def test_each_event_says_who_did_what_by_which_rule_from_where(proxy: Proxy) -> None:
@@ -121,7 +121,7 @@ def test_each_event_says_who_did_what_by_which_rule_from_where(proxy: Proxy) -> 
     made = the_one(proxy, action="users.put")["detail"]
     assert made["asked"] == {"password": "***"}
     assert events(proxy, action="pull", outcome="ok") == []
-    text = "".join(path.read_text() for path in (proxy.cache / "audit").iterdir())
+    text = "".join(path.read_text() for path in proxy.audit.glob("*.jsonl"))
     for word in ("the password of ann", secret["secret"], ADMIN_PASSWORD, "_state", *user.tokens.values()):
         assert word not in text
     assert faults(proxy) == []

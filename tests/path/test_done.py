@@ -288,7 +288,7 @@ def test_no_secret_is_logged(proxy: Proxy) -> None:
         robot_secret = admin.post("/robots/ci/secrets", json={}).json()["secret"]
     metrics = httpx.get(f"{proxy.admin_url}/metrics", verify=False).text
     proxy.stop()
-    audit = "".join(path.read_text() for path in (proxy.cache / "audit").iterdir())
+    audit = "".join(path.read_text() for path in proxy.audit.glob("*.jsonl"))
     assert "robots.secrets.post" in audit
     text = proxy.log_text() + metrics + audit
     for secret in ("a very secret password", "another secret word", robot_secret, "_state=", *user.tokens.values()):

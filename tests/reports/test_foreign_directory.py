@@ -52,6 +52,7 @@ def test_what_is_not_ours_is_refused_untouched(tmp_path: Path, copies: Copies, n
 
 def _of_an_older_release(cache: Path) -> None:
     prepare_cache(cache)
+    (cache / "schema").write_text("1\n")
     (cache / "audit").mkdir()
 
 
@@ -81,7 +82,7 @@ def test_what_is_ours_or_nobodys_is_taken(tmp_path: Path, make: Callable[[Path],
     checked = CliRunner().invoke(app, ["check-config", str(proxy.config)])
     assert (checked.exit_code, checked.stdout) == (0, "OK\n")
     prepare_cache(proxy.cache)
-    assert (proxy.cache / "schema").read_text() == "1\n"
+    assert (proxy.cache / "schema").read_text() == "2\n"
 
 
 def test_a_second_start_finds_its_own(start_proxy: StartProxy) -> None:
