@@ -21,7 +21,15 @@ from registry_proxy.spec.descriptor import (
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of, is_repository, is_tag, parse_digest
 from registry_proxy.spec.scope import CATALOG, Action, format_scope, repository_access
-from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError, WrongBytesError, parse_errors, refusal
+from registry_proxy.upstream.failure import (
+    BadUpstreamError,
+    ReplicaFailedError,
+    WrongBytesError,
+    has_errors,
+    parse_errors,
+    refusal,
+)
+from registry_proxy.upstream.heads import Heads
 from registry_proxy.upstream.listing import list_names
 from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
@@ -53,6 +61,7 @@ class HttpReplicaClient:
     def __init__(self, address: ReplicaAddress, timeouts: Timeouts, sessions: Sessions, observer: Observer) -> None:
         self._name = address.name
         self._transport = Transport(address, timeouts, sessions, observer)
+        self._tag_heads, self._blob_heads = Heads(time.monotonic), Heads(time.monotonic)
 
     @property
     def name(self) -> str:
@@ -69,24 +78,50 @@ class HttpReplicaClient:
     # ------------------------------------------------------------ manifests
 
     async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
-        """Return what the tag is: by HEAD; by GET where that does not tell. One on its placeholder is absent."""
+        """Return what the tag is; one on its placeholder is absent."""
         descriptor = await self._resolve_tag(repository, tag)
         if descriptor.digest == placeholder_of(repository, tag).descriptor.digest:
             raise _not_found(ErrorCode.MANIFEST_UNKNOWN, {"tag": tag})
         return descriptor
 
     async def _resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
-        async with self._transport.request(self._manifest_request("HEAD", repository, tag)) as response:
-            if response.status != 405:
+        async def head() -> Descriptor | None:
+            async with self._transport.request(self._manifest_request("HEAD", repository, tag)) as response:
                 await self._check_found(response, ErrorCode.MANIFEST_UNKNOWN, {"tag": tag})
                 media_type = stated_media_type(response.headers.get("Content-Type"))
-                digest = _stated_digest(response)
-                if digest is not None and media_type is not None and response.content_length is not None:
-                    return Descriptor(media_type, digest, response.content_length)
-        return (await self._get_manifest(repository, tag)).descriptor
+                digest, size_bytes = _stated_digest(response), response.content_length
+            if digest is None or media_type is None or not size_bytes:
+                return None
+            return Descriptor(media_type, digest, size_bytes)
+
+        async def get() -> Descriptor:
+            return (await self._get_manifest(repository, tag)).descriptor
+
+        return await self._tag_heads.describe(repository, head, get)
 
     async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
-        return await self._get_manifest(repository, digest)
+        """Return a manifest; 404 as well where the digest is that of a blob, which registries fail over."""
+        try:
+            return await self._get_manifest(repository, digest)
+        except ReplicaFailedError as error:
+            if error.outcome != "5xx" or not await self._is_mere_blob(repository, digest):
+                raise
+            message, detail = "this digest is that of a blob, not of a manifest", {"digest": str(digest)}
+            raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, message, detail=detail) from error
+
+    async def _is_mere_blob(self, repository: Repository, digest: Digest) -> bool:
+        """Tell whether the repository holds the digest as a blob, and what it holds is no manifest."""
+        try:
+            async with self._transport.request(self._blob_request("GET", repository, digest, 0)) as response:
+                await self._check_blob(response, digest)
+                if (response.content_length or 0) > MANIFEST_MAX_BYTES:
+                    return True
+                content = await self._transport.read_body(response, MANIFEST_MAX_BYTES)
+        except (RegistryError, ReplicaFailedError):
+            return False
+        if content is None:
+            return True
+        return digest.matches(content) and derive_media_type(content) not in MANIFEST_MEDIA_TYPES
 
     async def _get_manifest(self, repository: Repository, tag_or_digest: Tag | Digest) -> Manifest:
         started_at = time.monotonic()
@@ -125,6 +160,7 @@ class HttpReplicaClient:
                 stored = response.headers.get("Docker-Content-Digest")
                 if stored is not None and stored != str(manifest.descriptor.digest):
                     raise self._mismatch("PUT", "it stored the manifest under another digest", started_at)
+                self._took_push(repository)
                 return
             body = await self._transport.read_error(response)
             status = response.status
@@ -173,15 +209,22 @@ class HttpReplicaClient:
     # ------------------------------------------------------------ blobs
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
-        async with self._transport.request(self._blob_request("HEAD", repository, digest, 0)) as response:
-            if response.status != 405:
+        async def head() -> Descriptor | None:
+            async with self._transport.request(self._blob_request("HEAD", repository, digest, 0)) as response:
                 await self._check_blob(response, digest)
-                if response.content_length is not None:
-                    return Descriptor(BLOB_MEDIA_TYPE, digest, response.content_length)
-        async with self.open_blob(repository, digest) as stream:
-            if stream.size_bytes is None:
-                raise BadUpstreamError(self._name, "it does not tell the size of a blob")
-            return Descriptor(BLOB_MEDIA_TYPE, digest, stream.size_bytes)
+                size_bytes = response.content_length
+            if size_bytes is None or (size_bytes == 0 and not digest.matches(b"")):  # some say 0 of everything
+                return None
+            return Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes)
+
+        async def get() -> Descriptor:
+            async with self.open_blob(repository, digest) as stream:
+                size_bytes = stream.size_bytes
+                if size_bytes is None:  # only the whole tells
+                    size_bytes = sum([len(chunk) async for chunk in stream])
+            return Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes)
+
+        return await self._blob_heads.describe(repository, head, get)
 
     @asynccontextmanager
     async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> AsyncIterator[ByteStream]:
@@ -249,6 +292,7 @@ class HttpReplicaClient:
         async with self._transport.request(self._post(repository, "", ())) as response:
             if response.status != 202:
                 raise await self._refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
+            self._took_push(repository)
             return self._location(response)
 
     async def append_upload(self, location: str, body: AsyncIterator[bytes], size_bytes: int | None) -> str:
@@ -327,6 +371,10 @@ class HttpReplicaClient:
         match = _UPLOAD.fullmatch(self._transport.path_of(location))
         return _scope(match[1], Action.PULL, Action.PUSH) if match else ()
 
+    def _took_push(self, repository: Repository) -> None:
+        self._tag_heads.took_push(repository)
+        self._blob_heads.took_push(repository)
+
     def _location(self, response: aiohttp.ClientResponse) -> str:
         location = response.headers.get("Location")
         if not location:
@@ -353,11 +401,11 @@ class HttpReplicaClient:
             return
         if response.status != 404:
             raise self._mismatch(response.method, f"it answers {response.status}", time.monotonic())
-        if response.content_type in {"text/html", "text/plain"}:
+        body = b"" if response.method == "HEAD" else await self._transport.read_error(response)
+        if response.content_type in {"text/html", "text/plain"} and not has_errors(body):
             # A load balancer without its registry says so, too: that is not the registry's word.
             raise BadUpstreamError(self._name, f"it answers 404 with {response.content_type}, as no registry does")
-        errors = [] if response.method == "HEAD" else parse_errors(await self._transport.read_error(response))
-        code = next((code for code, _ in errors if code.status == 404), unknown)
+        code = next((code for code, _ in parse_errors(body) if code.status == 404), unknown)
         raise _not_found(code, detail)
 
     async def _refusal(self, response: aiohttp.ClientResponse, default: ErrorCode) -> RegistryError:

@@ -97,6 +97,14 @@ def _why(error: Exception) -> str:
     return type(error).__name__
 
 
+def has_errors(body: bytes) -> bool:
+    """Tell whether a body is a registry's error document, whatever type it was sent as and codes it has."""
+    try:
+        return isinstance(json.loads(body)["errors"], list)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def parse_errors(body: bytes) -> list[tuple[ErrorCode, object]]:
     """Return (code, detail) of each error in a registry's error body whose code we know; empty for anything else."""
     try:

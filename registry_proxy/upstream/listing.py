@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.upstream.failure import BadUpstreamError, parse_errors
+from registry_proxy.upstream.failure import BadUpstreamError, has_errors
 from registry_proxy.upstream.transport import Request, Transport
 
 _PAGE_MAX_BYTES = 64 * 1024 * 1024
@@ -48,8 +48,7 @@ async def list_names(transport: Transport, request: Request, key: str, detail: d
 
 
 def _no_list(replica: str, status: int, body: bytes | None, detail: dict[str, str]) -> RegistryError:
-    codes = {code for code, _ in parse_errors(body or b"")}
-    if status == 404 and (codes or not (body or b"").strip()):
+    if status == 404 and (not (body or b"").strip() or has_errors(body or b"")):
         return RegistryError(ErrorCode.NAME_UNKNOWN, "no such repository in the upstream registry", detail=detail)
     return BadUpstreamError(replica, f"it answers {status} where a list was asked for")
 

@@ -78,7 +78,7 @@ async def test_redirects_end_after_five_hops() -> None:
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault(redirect_to=""))
         with pytest.raises(BadUpstreamError):
-            await client.stat_blob(REPOSITORY, digest_of(b"x"))
+            await client.fetch_manifest(REPOSITORY, digest_of(b"x"))
     assert len(registry.requests) == 6
 
 

@@ -1,0 +1,199 @@
+"""What GET can give does not depend on what a registry answers to HEAD.
+
+Reports: a second image on a cached base layer fails over Harbor's proxy projects (HEAD 404), ECR Public (HEAD 401) and
+registries that redirect to signed URLs, which are signed for GET alone (403).
+"""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor
+from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.reference import Repository, Tag, digest_of
+from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
+from tests.conftest import StartProxy
+from tests.fakes.registry import FakeRegistry, Fault
+from tests.fakes.upstream import HASTY, REPOSITORY, open_client
+from tests.product import User, make_image, random_bytes
+from tests.servers import Server
+
+TAG = Tag("1")
+LENGTHLESS = ("Content-Length",)
+
+FAULTS = {
+    "404": Fault(method="HEAD", status=404),
+    "404 as text": Fault(method="HEAD", status=404, headers={"Content-Type": "text/plain"}),
+    "401": Fault(method="HEAD", status=401),
+    "401 for Basic": Fault(method="HEAD", status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}),
+    "403": Fault(method="HEAD", status=403),
+    "400": Fault(method="HEAD", status=400),
+    "405": Fault(method="HEAD", status=405),
+    "500": Fault(method="HEAD", status=500),
+    "503": Fault(method="HEAD", status=503),
+    "204": Fault(method="HEAD", status=204),
+    "a redirect to nowhere": Fault(method="HEAD", status=302),
+    "a redirect to itself": Fault(method="HEAD", status=307, headers={"Location": "/v2/"}),
+    "no length": Fault(method="HEAD", omit=LENGTHLESS),
+    "length 0": Fault(method="HEAD", body=b""),
+    "no length of GET either": Fault(omit=LENGTHLESS),
+    "a page": Fault(method="HEAD", html=True),
+    "another digest": Fault("blobs", "HEAD", headers={"Docker-Content-Digest": str(digest_of(b"another"))}),
+    "compressed": Fault(method="HEAD", gzip=True),
+}
+
+
+class Readers:
+    """The product before a registry, which may redirect to a storage; somebody who may read everything."""
+
+    def __init__(self, user: User, registry: FakeRegistry, storage: FakeRegistry) -> None:
+        self.user, self.registry, self.storage = user, registry, storage
+
+    async def ask(self, method: str, repository: str, path: str) -> httpx.Response:
+        """Send a request to the product."""
+        return await asyncio.to_thread(getattr(self.user, method.lower()), repository, path)
+
+    async def check(self, name: str, fault: Fault, of_storage: Fault | None = None) -> None:
+        """Pull two images on one base while the registry has a fault; nothing that is absent is found."""
+        base, own = random_bytes(1000), random_bytes(10)
+        image = make_image(base, own)
+        places = [self.registry, self.storage]
+        one, two, three = (f"{name}/{number}" for number in ("one", "two", "three"))
+        for registry in places:
+            registry.add_blob(one, base)
+            registry.add_manifest(two, image.manifest, "1")
+            registry.add_blob(two, base)
+            registry.add_blob(three, own)
+        digest = digest_of(base)
+        self.registry.faults = [fault]
+        self.storage.faults = [of_storage] if of_storage else []
+        assert (await self.ask("GET", one, f"blobs/{digest}")).content == base
+        for method in ("HEAD", "GET", "HEAD"):
+            blob = await self.ask(method, two, f"blobs/{digest}")
+            assert (blob.status_code, blob.headers["Content-Length"]) == (200, "1000"), (name, method, blob.text)
+            for reference in ("1", image.digest):
+                manifest = await self.ask(method, two, f"manifests/{reference}")
+                assert (manifest.status_code, manifest.headers["Docker-Content-Digest"]) == (200, image.digest), name
+                assert manifest.headers["Content-Type"] == OCI_MANIFEST
+        for method in ("HEAD", "GET"):
+            assert (await self.ask(method, three, f"blobs/{digest}")).status_code == 404, (name, method)
+            assert (await self.ask(method, three, "manifests/1")).status_code == 404, (name, method)
+
+
+async def start(start_proxy: StartProxy, tmp_path: Path, registry: FakeRegistry) -> User:
+    """Start the product before a registry."""
+    proxy = await asyncio.to_thread(start_proxy, [Server([], registry.port, tmp_path / "none")])
+    return await asyncio.to_thread(lambda: proxy.add_user("ann", pull=["**"]))
+
+
+async def test_what_get_can_do_does_not_depend_on_head(start_proxy: StartProxy, tmp_path: Path) -> None:
+    """However HEAD is refused: images on a cached base are pulled, 404 is told for what is absent, nobody goes down."""
+    async with FakeRegistry() as registry, FakeRegistry() as storage:
+        readers = Readers(await start(start_proxy, tmp_path, registry), registry, storage)
+        for name, fault in FAULTS.items():
+            await readers.check(name.lower().replace(" ", "-"), fault)
+        for status in (401, 403, 404, 405, 501):
+            redirect = Fault("(one|two)/blobs", redirect_to=storage.url)
+            await readers.check(f"storage-{status}", redirect, Fault(method="HEAD", status=status))
+        assert ": down" not in readers.user.proxy.log_text()
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+async def test_a_head_that_answers_is_all_that_is_sent() -> None:
+    """One HEAD and nothing else for a blob and for a tag: the ordinary case is as cheap as ever."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        digest = registry.add_blob(REPOSITORY, b"blob")
+        registry.add_manifest(REPOSITORY, b"{}", "1")
+        assert await client.stat_blob(REPOSITORY, digest) == Descriptor(BLOB_MEDIA_TYPE, digest, 4)
+        await client.resolve_tag(REPOSITORY, TAG)
+        assert [request.method for request in registry.requests] == ["HEAD", "HEAD"]
+
+
+async def test_a_get_that_asks_stops_after_its_headers() -> None:
+    """A body that never comes is not waited for."""
+    async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
+        digest = registry.add_blob(REPOSITORY, random_bytes(1 << 20))
+        registry.faults = [Fault(method="HEAD", status=404), Fault(method="GET", stall_after=1)]
+        assert (await client.stat_blob(REPOSITORY, digest)).size_bytes == 1 << 20
+
+
+async def test_a_length_that_nobody_tells_is_counted() -> None:
+    """Where neither HEAD nor GET tells a length the bytes are counted; a body that is cut tells none."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        digest = registry.add_blob(REPOSITORY, random_bytes(1 << 20))
+        registry.inject(Fault(omit=LENGTHLESS))
+        assert (await client.stat_blob(REPOSITORY, digest)).size_bytes == 1 << 20
+        registry.inject(Fault(omit=LENGTHLESS, cut_after=1000))
+        with pytest.raises(ReplicaFailedError) as cut:
+            await client.stat_blob(REPOSITORY, digest)
+        assert cut.value.outcome == "cut"
+
+
+async def test_what_is_absent_costs_a_get_until_the_repository_took_a_push() -> None:
+    """Before its first push each absent blob and tag costs HEAD and GET; from then on a HEAD, as pushes need it."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+
+        async def ask() -> list[str]:
+            before = len(registry.requests)
+            for number in range(3):
+                with pytest.raises(RegistryError) as absent:
+                    await client.stat_blob(REPOSITORY, digest_of(str(number).encode()))
+                assert absent.value.status == 404
+            with pytest.raises(RegistryError):
+                await client.resolve_tag(REPOSITORY, TAG)
+            return [request.method for request in registry.requests[before:]]
+
+        assert await ask() == ["HEAD", "GET"] * 4
+        await client.start_upload(REPOSITORY)
+        assert await ask() == ["HEAD"] * 4
+
+
+async def test_a_registry_that_denied_what_it_has_is_not_believed() -> None:
+    """One 404 to the HEAD of what a GET gives, and no such 404 is believed any more, also after pushes."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        await client.start_upload(REPOSITORY)
+        digest = registry.add_blob("team/other", b"blob")
+        registry.inject(Fault("team/other", "HEAD", status=404))
+        await client.stat_blob(Repository("team/other"), digest)
+        later = registry.add_blob(REPOSITORY, b"later")
+        registry.inject(Fault(REPOSITORY, "HEAD", status=404))
+        assert (await client.stat_blob(REPOSITORY, later)).size_bytes == 5
+
+
+async def test_a_refused_head_is_not_sent_each_time() -> None:
+    """What a registry refuses by HEAD and gives by GET is asked for by GET from then on, in that repository."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        digests = [registry.add_blob(REPOSITORY, str(number).encode()) for number in range(3)]
+        registry.add_manifest(REPOSITORY, b"{}", "1")
+        registry.inject(Fault("blobs", "HEAD", status=403))
+        for digest in digests:
+            await client.stat_blob(REPOSITORY, digest)
+        await client.resolve_tag(REPOSITORY, TAG)
+        assert [request.method for request in registry.requests] == ["HEAD", "GET", "GET", "GET", "HEAD"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+async def test_a_get_that_is_refused_as_well_is_the_answer(status: int) -> None:
+    """The GET's refusal counts, and HEAD is sent again the next time."""
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        registry.inject(Fault(status=status))
+        for _ in range(2):
+            with pytest.raises((RegistryError, ReplicaFailedError)) as refused:
+                await client.stat_blob(REPOSITORY, digest_of(b"x"))
+            kind = {403: AccessRefusedError, 404: RegistryError, 500: ReplicaFailedError}[status]
+            assert isinstance(refused.value, kind)
+        assert [request.method for request in registry.requests] == ["HEAD", "GET"] * 2
+
+
+async def test_who_asks_us_to_wait_is_not_asked_by_get() -> None:
+    """A 429 to a HEAD, or no answer, is final: a GET would be one more."""
+    async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
+        for fault in (Fault(status=429), Fault(stall=True)):
+            registry.faults = [fault]
+            with pytest.raises(Exception, match=r"429|no answer in time"):
+                await client.stat_blob(REPOSITORY, digest_of(b"x"))
+        assert [request.method for request in registry.requests] == ["HEAD", "HEAD"]
