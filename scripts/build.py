@@ -8,6 +8,7 @@ program are deselected, and the reason is printed.
 import fcntl
 import functools
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -18,27 +19,50 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_GO = (1, 26)  # older ones cannot read the go.mod files of these versions
 BUILD_SECONDS = 30 * 60  # for all programs together: `make acceptance` has 45 minutes
+RETRY_SECONDS = 24 * 3600  # a program that could not be built costs time at most once a day
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program and the Go package it is built from; ``tags`` are build tags, separated by commas."""
+    """A program and the Go module it is built from.
+
+    ``package`` is its main package, below the module. ``source`` is the end of a main package of our own instead,
+    which links ``parts``, packages of the module.
+    """
 
     name: str
     module: str
     version: str
-    package: str
-    tags: str = ""
+    package: str = ""
+    source: str = ""
+    parts: tuple[str, ...] = ()
+
+    @property
+    def main_go(self) -> str:
+        """The text of the main package of our own, or nothing."""
+        imports = "".join(f'import _ "{self.module}/{part}"\n' for part in self.parts)
+        return f"package main\n\n{imports}{self.source}" if self.source else ""
 
     @property
     def recipe(self) -> str:
         """All that decides what is built, as text."""
-        return f"{self.module}/{self.package}@{self.version} {self.tags}\n"
+        return f"{self.module}@{self.version}\n{self.package}\n{self.main_go}"
+
+    @property
+    def fetched(self) -> list[str]:
+        """The packages to download, with their version."""
+        return [f"{self.module}/{package}@{self.version}" for package in self.parts or (self.package,)]
 
 
 PROGRAMS = (  # the most important first: the time may not be enough for all
     Program("crane", "github.com/google/go-containerregistry", "v0.22.1", "cmd/crane"),
-    Program("distribution", "github.com/distribution/distribution/v3", "v3.1.2", "cmd/registry"),
+    Program(
+        "distribution",  # its own main package links the drivers of three clouds: 1.1 GB of modules, most of the time
+        "github.com/distribution/distribution/v3",
+        "v3.1.2",
+        source='import c "github.com/distribution/distribution/v3/registry"\nfunc main() { c.RootCmd.Execute() }\n',
+        parts=("registry", "registry/auth/htpasswd", "registry/storage/driver/filesystem"),
+    ),
     Program("regctl", "github.com/regclient/regclient", "v0.11.7", "cmd/regctl"),
     Program("oras", "oras.land/oras", "v1.3.6", "cmd/oras"),
     Program("olareg", "github.com/olareg/olareg", "v0.1.2", "cmd/olareg"),
@@ -47,9 +71,6 @@ PROGRAMS = (  # the most important first: the time may not be enough for all
     Program("containerd", "github.com/containerd/containerd/v2", "v2.4.2", "cmd/containerd"),
     Program("cosign", "github.com/sigstore/cosign/v3", "v3.1.3", "cmd/cosign"),
     Program("dockerd", "github.com/moby/moby/v2", "v2.0.0-beta.24", "cmd/dockerd"),
-    Program("helm", "helm.sh/helm/v3", "v3.22.0", "cmd/helm"),
-    Program("buildctl", "github.com/moby/buildkit", "v0.34.2", "cmd/buildctl"),
-    Program("buildkitd", "github.com/moby/buildkit", "v0.34.2", "cmd/buildkitd"),
     Program("notation", "github.com/notaryproject/notation", "v1.3.2", "cmd/notation"),
 )
 
@@ -65,8 +86,8 @@ def directory() -> Path:
     return Path(given) if given else Path(caches) / "registry-proxy-acceptance"
 
 
-def run(*command: str, cwd: Path, environment: dict[str, str], seconds: float) -> str:
-    """Run a command and return what it printed; raise BuildError with its last line when it fails or takes longer."""
+def run(*command: str, cwd: Path, environment: dict[str, str], seconds: float) -> None:
+    """Run a command; raise BuildError with the last line it printed when it fails, or with the limit."""
     try:
         done = subprocess.run(
             command,
@@ -82,12 +103,14 @@ def run(*command: str, cwd: Path, environment: dict[str, str], seconds: float) -
         raise BuildError(f"{BUILD_SECONDS // 60} minutes, the limit for all programs, are over") from None
     if done.returncode != 0:
         raise BuildError((done.stdout.strip().splitlines() or [f"{command[0]} ended with {done.returncode}"])[-1])
-    return done.stdout
 
 
 @functools.cache
 def find_go(programs: Path) -> str:
-    """Return a go command that is new enough: the machine's, else one that pip installs beside the programs."""
+    """Return a go command that is new enough: the machine's, else one that pip installs beside the programs.
+
+    Raises BuildError.
+    """
     try:
         words = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout
         if tuple(int(number) for number in words.strip().removeprefix("go").split(".")[:2]) >= OLDEST_GO:
@@ -112,25 +135,30 @@ class Workshop:
             "GOPATH": str(work / "modules"),
             "GOCACHE": str(work / "compiled"),
             "GOFLAGS": "-buildvcs=false -modcacherw -trimpath",
+            "GOTOOLCHAIN": "local",  # no other compiler is downloaded
             "CGO_ENABLED": "0",  # a bare machine has no C compiler
         }
 
     def build(self, program: Program, target: Path) -> None:
-        """Build a program in a module of its own, which also serves packages whose go.mod replaces others.
+        """Build a program in a module of its own, which also serves modules whose go.mod replaces others.
 
         Raises BuildError.
         """
-        with tempfile.TemporaryDirectory(dir=self._work) as module:
+        with tempfile.TemporaryDirectory(dir=self._work) as made:
+            module = Path(made)
+            self._run("mod", "init", "acceptance.test", cwd=module)
+            self._run("get", *program.fetched, cwd=module)
             package = f"{program.module}/{program.package}"
-            self._run("mod", "init", "acceptance.test", cwd=Path(module))
-            self._run("get", f"{package}@{program.version}", cwd=Path(module))
-            output = str(Path(module) / program.name)
-            self._run("build", "-tags", program.tags, "-ldflags", "-s -w", "-o", output, package, cwd=Path(module))
-            Path(output).replace(target)
+            if program.source:
+                package = "."
+                (module / "main.go").write_text(program.main_go)
+            output = module / program.name
+            self._run("build", "-ldflags", "-s -w", "-o", str(output), package, cwd=module)
+            output.replace(target)
 
     def _run(self, *arguments: str, cwd: Path) -> None:
         left = max(1, self._deadline - time.monotonic())
-        run(self._go, *arguments, cwd=cwd, environment=self._environment, seconds=left)
+        run("nice", self._go, *arguments, cwd=cwd, environment=self._environment, seconds=left)
 
 
 def build_missing(programs: Path, missing: list[Program]) -> None:
@@ -138,17 +166,25 @@ def build_missing(programs: Path, missing: list[Program]) -> None:
     deadline = time.monotonic() + BUILD_SECONDS
     with tempfile.TemporaryDirectory(dir=programs, prefix="work-") as work:
         for program in missing:
-            began, target, reason = time.monotonic(), programs / program.name, programs / f"{program.name}.failed"
+            began, began_cpu = time.monotonic(), cpu_seconds()
+            target, failure = programs / program.name, programs / f"{program.name}.failed"
             target.unlink(missing_ok=True)
             try:
                 Workshop(find_go(programs), Path(work), deadline).build(program, target)
                 (programs / f"{program.name}.stamp").write_text(program.recipe)
-                reason.unlink(missing_ok=True)
+                failure.unlink(missing_ok=True)
                 outcome = f"{target.stat().st_size >> 20} MiB"
             except BuildError as error:
-                reason.write_text(f"{error}\n")
+                failure.write_text(f"{error}\n{program.recipe}")
                 outcome = f"not built: {error}"
-            print(f"{program.name} {program.version}: {time.monotonic() - began:.0f} s, {outcome}", flush=True)
+            spent = f"{time.monotonic() - began:.0f} s, {cpu_seconds() - began_cpu:.0f} s of processors"
+            print(f"{program.name} {program.version}: {spent}, {outcome}", flush=True)
+
+
+def cpu_seconds() -> float:
+    """Return what the commands that were run and have ended took of the processors."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def is_current(programs: Path, program: Program) -> bool:
@@ -157,15 +193,23 @@ def is_current(programs: Path, program: Program) -> bool:
     return (programs / program.name).exists() and stamp.exists() and stamp.read_text() == program.recipe
 
 
+def find_failure(programs: Path, program: Program) -> str | None:
+    """Return why this version of a program could not be built within the last day, or None."""
+    failure = programs / f"{program.name}.failed"
+    if not failure.exists() or time.time() - failure.stat().st_mtime > RETRY_SECONDS:
+        return None
+    reason, _, recipe = failure.read_text().partition("\n")
+    return reason if recipe == program.recipe else None
+
+
 def main() -> int:
     """Build what is missing; two at once wait for each other. A program that cannot be built is no failure."""
     programs = directory()
     programs.mkdir(parents=True, exist_ok=True)
     with (programs / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        missing = [program for program in PROGRAMS if not is_current(programs, program)]
+        missing = [one for one in PROGRAMS if not is_current(programs, one) and find_failure(programs, one) is None]
         if missing:
-            os.nice(10)
             print(f"building into {programs}: {' '.join(program.name for program in missing)}", flush=True)
             build_missing(programs, missing)
     return 0

@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from scripts.build import PROGRAMS, directory, is_current
+from scripts.build import PROGRAMS, directory, find_failure, is_current
 
 _BUILT = {program.name: program for program in PROGRAMS}
 _ROOT_ONLY = frozenset({"buildkitd", "containerd", "dockerd"})
@@ -22,7 +22,6 @@ def why_not(name: str) -> str | None:
         return "it needs root"
     if find_program(name) is not None:
         return None
-    reason = directory() / f"{name}.failed"
     if name not in _BUILT:
         return "Debian has it, and `make acceptance` installs it"
-    return reason.read_text().strip() if reason.exists() else "`make acceptance` builds it"
+    return find_failure(directory(), _BUILT[name]) or "`make acceptance` builds it"

@@ -28,15 +28,28 @@ def test_a_program_that_cannot_be_built_fails_nothing_and_leaves_its_reason(
     go.write_text("#!/bin/sh\necho some words\necho example.test/crane: not served\nexit 1\n")
     go.chmod(0o755)
     assert built(monkeypatch, tmp_path, str(go)) == 0
-    assert (tmp_path / "crane.failed").read_text() == "example.test/crane: not served\n"
+    assert build.find_failure(tmp_path, build.PROGRAMS[0]) == "example.test/crane: not served"
     assert not (tmp_path / "crane").exists()
     assert not list(tmp_path.glob("work-*"))
+
+
+def test_a_program_that_cannot_be_built_is_tried_once_a_day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its download or build does not take the time of each run; after a day it is tried again."""
+    go = tmp_path / "go"
+    go.write_text('#!/bin/sh\necho once >>"${0%/*}/log"\nexit 1\n')
+    go.chmod(0o755)
+    for _ in range(2):
+        assert built(monkeypatch, tmp_path, str(go)) == 0
+    assert (tmp_path / "log").read_text() == "once\n"
+    os.utime(tmp_path / "crane.failed", (0, 0))
+    assert built(monkeypatch, tmp_path, str(go)) == 0
+    assert (tmp_path / "log").read_text() == "once\nonce\n"
 
 
 def test_a_program_is_built_once_for_each_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is there is not built again; what was built from another version is."""
     go = tmp_path / "go"
-    go.write_text('#!/bin/sh\n[ "$1" != build ] || { echo once >>"${0%/*}/log"; touch "$7"; }\n')
+    go.write_text('#!/bin/sh\n[ "$1" != build ] || { echo once >>"${0%/*}/log"; touch "$5"; }\n')
     go.chmod(0o755)
     for _ in range(2):
         assert built(monkeypatch, tmp_path, str(go)) == 0
