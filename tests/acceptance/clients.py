@@ -44,7 +44,7 @@ class ClientError(AssertionError):
 
 @dataclass
 class Client:
-    """A client that is logged in at one registry; ``home`` keeps its logins and state."""
+    """A client that is logged in at one registry; ``home`` keeps its logins and state, and is where it runs."""
 
     program: str
     home: Path
@@ -78,6 +78,7 @@ class Client:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **self.environment()},
+            cwd=self.home,
             timeout=90,
             check=False,
         )

@@ -1,7 +1,7 @@
 """The programs of others that these tests need, the product before them, and the names of what is not installed."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.clients import Client
 from tests.acceptance.programs import why_not
+from tests.acceptance.registries import DESCRIBE
 from tests.copied import Copies
 from tests.product import Proxy, proxy_server
 from tests.servers import docker_registry, running
@@ -42,20 +43,46 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def product(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
-    """Start two docker-registry and a proxy before them, for tests that stop none; ann may do all of it."""
+    """Start the product, for tests that stop none of it; ann may do all of it.
+
+    Two docker-registry are its main upstream. Repositories below the name of another registry, ``olareg/app``, lie in
+    one of that kind, those below ``zots/`` in two of zot.
+    """
     root = tmp_path_factory.mktemp("product")
-    registries = [docker_registry(root / name) for name in ("first", "second")]
-    proxy = proxy_server(root / "proxy", registries, copies=copies)
+    upstreams = {"main": [docker_registry(root / name) for name in ("first", "second")]}
+    upstreams |= {kind: [describe(root / kind)] for kind, describe in DESCRIBE.items() if why_not(kind) is None}
+    if "zot" in upstreams:
+        upstreams["zots"] = [DESCRIBE["zot"](root / name) for name in ("zot-1", "zot-2")]
+    settings = {
+        "upstreams": {
+            name: {"replicas": [{"url": server.url} for server in servers]} for name, servers in upstreams.items()
+        },
+        "routes": [{"prefix": "" if name == "main" else f"{name}/", "upstream": name} for name in upstreams],
+    }
+    proxy = proxy_server(root / "proxy", upstreams["main"], settings, copies=copies)
     with ExitStack() as stack:
-        for server in (*registries, proxy):
+        for server in (*(server for servers in upstreams.values() for server in servers), proxy):
             stack.enter_context(running(server))
         proxy.add_user("ann", pull_push_delete=["**"])
         yield proxy
 
 
+LogIn = Callable[[str], Client]
+
+
 @pytest.fixture
-def client(program: str, product: Proxy, tmp_path: Path) -> Client:
-    """Give the client that the test names as ``program``, logged in at the product as ann."""
-    client = Client(program, tmp_path / "home", product.host)
-    client.log_in("ann", "password of a user")
-    return client
+def log_in(product: Proxy, tmp_path: Path) -> LogIn:
+    """Return a function that gives a client by the name of its program, logged in at the product as ann."""
+
+    def log_in(program: str) -> Client:
+        client = Client(program, tmp_path / f"home of {program}", product.host)
+        client.log_in("ann", "password of a user")
+        return client
+
+    return log_in
+
+
+@pytest.fixture
+def client(program: str, log_in: LogIn) -> Client:
+    """Give the client that the test names as ``program``."""
+    return log_in(program)

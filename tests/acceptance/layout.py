@@ -9,6 +9,21 @@ TAG = "image"
 """The name of the one image in a layout."""
 
 
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def make_index(*images: Image) -> Image:
+    """Return an index of images, for one platform each; its blobs are the manifests and what they name."""
+    platforms = [{"os": "linux", "architecture": name} for name in ("amd64", "arm64", "s390x")]
+    children = [
+        {"mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest), "platform": platform}
+        for image, platform in zip(images, platforms, strict=False)
+    ]
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": children}
+    contents = [content for image in images for content in (image.manifest, *image.blobs.values())]
+    return Image(json.dumps(index).encode(), {digest_of(content): content for content in contents}, INDEX)
+
+
 def write_layout(root: Path, image: Image) -> Path:
     """Write an image as an OCI layout of one tag; return the directory."""
     descriptor = {
@@ -22,7 +37,7 @@ def write_layout(root: Path, image: Image) -> Path:
     for content in (image.manifest, *image.blobs.values()):
         (folder / digest_of(content).removeprefix("sha256:")).write_bytes(content)
     (root / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor]}
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]}
     (root / "index.json").write_text(json.dumps(index))
     return root
 
