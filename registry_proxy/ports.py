@@ -21,6 +21,23 @@ class UpstreamUnavailableError(Exception):
     """No replica could answer: down, or behind where a current one is needed. Becomes a 503, never a 404."""
 
 
+class UpstreamLimitError(UpstreamUnavailableError):
+    """A registry asked us to wait (429), and no other one could answer. Becomes a 429, at once.
+
+    Args:
+        reason: for the log, with the replica's name.
+        words: what the registry said to people, "" for nothing.
+        retry_after_seconds: how long it asked us to wait.
+    """
+
+    outcome = "429"
+
+    def __init__(self, reason: str, words: str, retry_after_seconds: float) -> None:
+        super().__init__(reason)
+        self.words = words
+        self.retry_after_seconds = retry_after_seconds
+
+
 class AbsenceUnknownError(UpstreamUnavailableError):
     """The replicas that answered do not hold it, the others could not be asked: neither a 404 nor its contrary.
 
@@ -596,7 +613,7 @@ class Observer(Protocol):
         """``source`` is cache or upstream."""
 
     def upstream_request(self, upstream: str, replica: str, method: str, outcome: str, duration_seconds: float) -> None:
-        """``outcome`` is 2xx, 3xx, 4xx, 5xx, connect, timeout, stall, cut or mismatch."""
+        """``outcome`` is 2xx, 3xx, 4xx, 429, 5xx, connect, timeout, stall, cut or mismatch."""
 
     def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None: ...
     def replica_pending(self, upstream: str, replica: str, count: int) -> None: ...

@@ -16,6 +16,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from registry_proxy.access.carried import CarriedAccess, carries, format_carried, read_carried
 from registry_proxy.access.subject import parse_subject
 from registry_proxy.durable import sync_directory
 from registry_proxy.spec.scope import Access
@@ -27,6 +28,7 @@ _ALGORITHM = "ES256"
 _TOKEN_MAX_LENGTH = 16_384
 _HEADERS_THAT_CHOOSE_A_KEY = frozenset({"jwk", "jku", "x5c", "x5u", "x5t", "x5t#S256", "crit"})
 _REMEMBERED_TOKENS = 10_000
+_REMEMBERED_CHARACTERS = 8 * 1024 * 1024  # what a token says takes up to five times its length
 _KEY_CHECK_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
@@ -52,13 +54,13 @@ class VerifiedToken:
     token_id: str
     generation: int
     expires_at: float
-    access: tuple[Access, ...]
+    access: CarriedAccess
     secret_id: str | None = None
     is_scoped: bool = False
 
     def allows(self, type: str, name: str, action: str) -> bool:  # noqa: A002 - the claim's name in the specification
         """Tell whether the ``access`` claim holds the action; the grants decide as well."""
-        return any(entry.name == name and entry.type == type and action in entry.actions for entry in self.access)
+        return carries(self.access, type, name, action)
 
 
 class IssuedToken(NamedTuple):
@@ -217,7 +219,7 @@ class TokenSigner:
             "exp": expires_at,
             "jti": token_id,
             "generation": generation,
-            "access": [{"type": a.type, "name": a.name, "actions": sorted(a.actions)} for a in access],
+            **format_carried(access),
         }
         if secret_id is not None:
             claims["secret"] = secret_id
@@ -238,11 +240,13 @@ class TokenVerifier:
         self._service = service
         self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
         self._verified: dict[str, tuple[VerifiedToken, float]] = {}  # with its nbf; oldest first
+        self._verified_characters = 0
 
     def set_keys(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
         """Replace the keys, by ``kid``; what was verified with one that is gone is forgotten."""
         if not self._keys.keys() <= keys.keys():
             self._verified.clear()
+            self._verified_characters = 0
         self._keys = dict(keys)
 
     def remembers(self, token: str) -> bool:
@@ -263,12 +267,18 @@ class TokenVerifier:
         if known is None:
             known = self._verify(token)
             _check_times(*known, now)
-            while len(self._verified) >= _REMEMBERED_TOKENS:
-                del self._verified[next(iter(self._verified))]
-            self._verified[token] = known
+            self._remember(token, known)
         else:
             _check_times(*known, now)
         return known[0]
+
+    def _remember(self, token: str, known: tuple[VerifiedToken, float]) -> None:
+        self._verified[token] = known
+        self._verified_characters += len(token)
+        while len(self._verified) > _REMEMBERED_TOKENS or self._verified_characters > _REMEMBERED_CHARACTERS:
+            oldest = next(iter(self._verified))
+            del self._verified[oldest]
+            self._verified_characters -= len(oldest)
 
     def _verify(self, token: str) -> tuple[VerifiedToken, float]:
         if len(token) > _TOKEN_MAX_LENGTH:
@@ -362,11 +372,8 @@ def _read_claims(claims: Mapping[str, Any], service: str) -> tuple[VerifiedToken
         raise InvalidTokenError("the token lacks sub, jti or generation")
     try:
         parse_subject(subject)
-        access = tuple(
-            Access(str(entry["type"]), str(entry["name"]), frozenset(map(str, entry["actions"])))
-            for entry in claims["access"]
-        )
-    except (ValueError, TypeError, KeyError) as error:
+        access = read_carried(claims)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidTokenError("the token has no proper sub or access") from error
     is_scoped = bool(access) or claims.get("scoped") is True
     return VerifiedToken(subject, token_id, generation, expires_at, access, secret_id, is_scoped), not_before

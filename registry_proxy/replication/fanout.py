@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from registry_proxy.ports import ReplicaClient, ReplicaSet, StorageKind, UpstreamUnavailableError
+from registry_proxy.ports import ReplicaClient, ReplicaSet, StorageKind, UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.tasks import spawn
 
@@ -35,6 +35,10 @@ class Outcome:
     def first_refusal(self) -> RegistryError | None:
         """Return the first answer of the protocol among the failures."""
         return next((error for error in self.failures.values() if isinstance(error, RegistryError)), None)
+
+    def first_limit(self) -> UpstreamLimitError | None:
+        """Return the first 429 among the failures."""
+        return next((error for error in self.failures.values() if isinstance(error, UpstreamLimitError)), None)
 
 
 def quorum_of(replica_set: ReplicaSet) -> int:
@@ -163,10 +167,11 @@ def require_quorum(replica_set: ReplicaSet, outcome: Outcome) -> Sequence[str]:
 
     Raises:
         RegistryError: what the replicas answered when all refused it, else UNAVAILABLE (503), without a quorum.
+        UpstreamLimitError: a replica asked us to wait, without a quorum.
     """
     if len(outcome.confirmed) < quorum_of(replica_set):
         refusal = outcome.first_refusal() if outcome.is_refused else None
-        raise refusal or too_few(replica_set, len(outcome.confirmed))
+        raise refusal or outcome.first_limit() or too_few(replica_set, len(outcome.confirmed))
     if replica_set.storage is StorageKind.SHARED:
         return []
     return [client.name for client in replica_set.replicas if client.name not in outcome.confirmed]

@@ -1,10 +1,13 @@
 """WWW-Authenticate: ours and those of upstreams (RFC 9110 11.6.1; RFC 6750 section 3; token-spec, token.md)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-_PARAMETER = re.compile(r'\s*(?:,\s*)?([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_SCHEME = re.compile(rf"[\s,]*({_NAME})(?=[\s,]|$)[ \t]*")
+_TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
+_PARAMETER = re.compile(rf'[\s,]*({_NAME})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=][^\s,"]*))')
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +39,23 @@ def format_challenge(realm: str, service: str, scope: str | None = None, error: 
     return "Bearer " + ",".join(parts)
 
 
-def parse_challenge(header: str) -> Challenge | None:
-    """Return the first challenge of a WWW-Authenticate value; None when there is no scheme."""
-    scheme, _, rest = header.strip().partition(" ")
-    if not scheme or "=" in scheme:
-        return None
-    parameters: dict[str, str] = {}
+def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
+    """Return the challenges of all WWW-Authenticate values of an answer, in their order.
+
+    Each value may hold several (RFC 9110, 11.6.1). A token68 has no name and is left out; what cannot be read ends the
+    value it stands in.
+    """
+    return [challenge for header in headers for challenge in _parse_header(header)]
+
+
+def _parse_header(header: str) -> Iterator[Challenge]:
     position = 0
-    while match := _PARAMETER.match(rest, position):
-        value = match[2] if match[2] is not None else match[3]
-        parameters.setdefault(match[1].lower(), re.sub(r"\\(.)", r"\1", value))
-        position = match.end()
-    return Challenge(scheme.lower(), parameters)
+    while scheme := _SCHEME.match(header, position):
+        parameters: dict[str, str] = {}
+        token68 = _TOKEN68.match(header, scheme.end())
+        position = (token68 or scheme).end()
+        while match := _PARAMETER.match(header, position):
+            value = match[2] if match[2] is not None else match[3]
+            parameters.setdefault(match[1].lower(), re.sub(r"\\(.)", r"\1", value))
+            position = match.end()
+        yield Challenge(scheme[1].lower(), parameters)

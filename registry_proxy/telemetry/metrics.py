@@ -46,7 +46,7 @@ def _label(name: str, *values: str) -> _Labels:
 
 _RESULT = _label("result", *CacheResult)
 _SOURCE = _label("source", "cache", "upstream")
-_OUTCOME = _label("outcome", "2xx", "3xx", "4xx", "5xx", "connect", "timeout", "stall", "cut", "mismatch")
+_OUTCOME = _label("outcome", "2xx", "3xx", "4xx", "429", "5xx", "connect", "timeout", "stall", "cut", "mismatch")
 _WINNER = _label("winner", "first", "later", "none")
 _DECISION = (_label("action", *Action), _label("result", "allow", "deny", "would_deny"))
 _REASON = _label("reason", "write", "read", "evict", "full", "mismatch", "rot")

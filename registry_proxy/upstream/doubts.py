@@ -1,7 +1,9 @@
 """What replicas did with content lately, and what follows for the next question: pure, the clock is given."""
 
-from collections import OrderedDict
 from collections.abc import Callable
+
+from registry_proxy.ports import RoutedRepository, UpstreamLimitError
+from registry_proxy.upstream.recent import Recent
 
 DOUBT_SECONDS = 60.0
 """How long a replica that cut a content is asked last for it, and one that lied is asked last for anything."""
@@ -12,11 +14,12 @@ LIE_SECONDS = 600.0
 SLOW_SECONDS = 10.0
 """How long a replica that another one overtook is asked last for anything."""
 
-_ENTRIES_MAX = 1000
+WAIT_MAX_SECONDS = 60.0
+"""How long a replica that asked us to wait is left alone at most."""
 
 
 class Doubts:
-    """Cuts, stalls and lies of the replicas of one upstream, within a bound: the oldest are forgotten first.
+    """Cuts, stalls, lies and limits of the replicas of one upstream, within a bound: the oldest are forgotten first.
 
     Args:
         clock: monotonic, in seconds.
@@ -24,18 +27,19 @@ class Doubts:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._cuts: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._lies: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._cuts: Recent[tuple[str, str], float] = Recent()
+        self._lies: Recent[tuple[str, str], float] = Recent()
+        self._limits: Recent[tuple[str, RoutedRepository], tuple[float, UpstreamLimitError]] = Recent()
         self._asked_last: dict[str, float] = {}
 
     def cut(self, replica: str, key: str) -> None:
-        """Note that it broke off, or that what it sent was a part of what turned out wrong."""
-        _note(self._cuts, (replica, key), self._clock() + DOUBT_SECONDS)
+        """Note that it failed with it or broke off, or that what it sent was a part of what turned out wrong."""
+        self._cuts.set((replica, key), self._clock() + DOUBT_SECONDS)
 
     def lied(self, replica: str, key: str) -> None:
         """Note that what it sent, all of it, is not what was asked for."""
         now = self._clock()
-        _note(self._lies, (replica, key), now + LIE_SECONDS)
+        self._lies.set((replica, key), now + LIE_SECONDS)
         self._ask_last(replica, now + DOUBT_SECONDS)
 
     def slow(self, replica: str) -> None:
@@ -45,19 +49,29 @@ class Doubts:
     def is_doubted(self, replica: str, key: str) -> bool:
         """Tell whether to ask it last."""
         now = self._clock()
-        return self._cuts.get((replica, key), now) > now or self._asked_last.get(replica, now) > now
+        return (self._cuts.get((replica, key)) or now) > now or self._asked_last.get(replica, now) > now
 
     def has_lied(self, replica: str, key: str) -> bool:
         """Tell whether not to ask it."""
         now = self._clock()
-        return self._lies.get((replica, key), now) > now
+        return (self._lies.get((replica, key)) or now) > now
+
+    def limited(self, replica: str, routed: RoutedRepository, error: UpstreamLimitError) -> None:
+        """Note that it asked us to wait when asked for something of a repository.
+
+        It is asked last for others, which may have limits of their own.
+        """
+        now = self._clock()
+        self._limits.set((replica, routed), (now, error))
+        self._ask_last(replica, now + min(error.retry_after_seconds, WAIT_MAX_SECONDS))
+
+    def limit(self, replica: str, routed: RoutedRepository) -> UpstreamLimitError | None:
+        """Return why not to ask it for anything of a repository now, with the time that is left; None to ask."""
+        now = self._clock()
+        noted_at, error = self._limits.get((replica, routed)) or (now, None)
+        if error is None or now >= noted_at + min(error.retry_after_seconds, WAIT_MAX_SECONDS):
+            return None
+        return UpstreamLimitError(str(error), error.words, noted_at + error.retry_after_seconds - now)
 
     def _ask_last(self, replica: str, until: float) -> None:
         self._asked_last[replica] = max(until, self._asked_last.get(replica, until))
-
-
-def _note(entries: OrderedDict[tuple[str, str], float], key: tuple[str, str], until: float) -> None:
-    entries[key] = until
-    entries.move_to_end(key)
-    while len(entries) > _ENTRIES_MAX:
-        entries.popitem(last=False)

@@ -15,6 +15,7 @@ from registry_proxy.ports import (
     ReplicaState,
     RoutedRepository,
     StorageKind,
+    UpstreamLimitError,
     UpstreamUnavailableError,
     WrongContentError,
 )
@@ -33,7 +34,7 @@ _Ask = Callable[[HttpReplicaClient], Awaitable[_T]]
 _RETRY_PAUSE_SECONDS = 0.5
 """How soon a patient reader looks again when no replica changed its state: marks are cleared without a word."""
 
-_DOUBTFUL_OUTCOMES = frozenset({"cut", "stall", "mismatch"})
+_DOUBTFUL_OUTCOMES = frozenset({"5xx", "timeout", "cut", "stall", "mismatch"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,11 @@ class _Question:
         fields = {"tag": self.tag, "digest": self.digest and str(self.digest)}
         return {key: value for key, value in fields.items() if value}
 
-    def standing(self, name: str, marks: Marks, *, is_askable: bool, doubts: Doubts) -> Standing:
+    def standing(self, name: str, marks: Marks, *, is_up: bool, doubts: Doubts) -> Standing:
         """Return what is known of a replica for this question."""
         return Standing(
             name,
-            is_askable=is_askable,
+            is_askable=is_up and doubts.limit(name, self.routed) is None,
             is_current=not marks.misses_any(name, self.routed),
             is_exempt=self.tag is not None and marks.misses_tag(name, self.routed, self.tag),
             is_deleted=self.digest is not None and marks.has_tombstone(name, self.routed, self.digest),
@@ -108,7 +109,7 @@ class FailoverReader:
     """A ``RegistryReader`` over all replicas of an upstream.
 
     Besides RegistryError (404 when certain; 502 when every replica answers wrongly or refuses us) its methods raise
-    AbsenceUnknownError and UpstreamUnavailableError, which name each replica and its reason.
+    AbsenceUnknownError and UpstreamUnavailableError, which name each replica and its reason, and UpstreamLimitError.
 
     Args:
         replicas: started.
@@ -307,6 +308,8 @@ class FailoverReader:
             changes = self._replicas.changes
             try:
                 return await attempt()
+            except UpstreamLimitError:
+                raise
             except UpstreamUnavailableError as error:
                 remaining = deadline - time.monotonic()
                 if isinstance(error, AbsenceUnknownError):
@@ -326,7 +329,7 @@ class FailoverReader:
 
     def _standings(self, question: _Question, marks: Marks) -> list[Standing]:
         return [
-            question.standing(name, marks, is_askable=health.is_askable, doubts=self._replicas.doubts)
+            question.standing(name, marks, is_up=health.is_up, doubts=self._replicas.doubts)
             for name, health in self._replicas.health().items()
         ]
 
@@ -341,6 +344,8 @@ class FailoverReader:
     def _failed(self, name: str, question: _Question, error: Exception) -> None:
         if isinstance(error, WrongBytesError):
             self._replicas.report_lie(name, question.key)
+        elif isinstance(error, UpstreamLimitError):
+            self._replicas.doubts.limited(name, question.routed, error)
         elif isinstance(error, ReplicaFailedError) and error.outcome in _DOUBTFUL_OUTCOMES:
             self._replicas.doubts.cut(name, question.key)
         self._replicas.report_failure(name, error)
@@ -357,6 +362,9 @@ class FailoverReader:
         if is_absent(turn.standings, turn.absent, self._replicas.storage):
             return next(iter(turn.absent.values()), self._not_found(turn.question))
         problems = self._problems(turn)
+        limits = [problem for problem in problems.values() if isinstance(problem, UpstreamLimitError)]
+        if limits:
+            return min(limits, key=lambda limit: limit.retry_after_seconds)
         if (
             problems
             and len(problems) == len(turn.standings)
@@ -386,12 +394,12 @@ class FailoverReader:
             elif one.is_exempt or one.is_deleted:
                 problems[one.name] = UpstreamUnavailableError("it has not yet got the last write")
             elif health[one.name].state is ReplicaState.CREDENTIALS_REFUSED:
-                problems[one.name] = AccessRefusedError(one.name, health[one.name].reason, is_login=True)
+                problems[one.name] = AccessRefusedError(one.name, health[one.name].reason)
             elif health[one.name].state is ReplicaState.NOT_A_REGISTRY:
                 problems[one.name] = BadUpstreamError(one.name, health[one.name].reason)
             else:
-                reason = "it asked us to wait" if health[one.name].is_up else health[one.name].reason
-                problems[one.name] = UpstreamUnavailableError(reason)
+                limit = self._replicas.doubts.limit(one.name, turn.question.routed)
+                problems[one.name] = limit or UpstreamUnavailableError(health[one.name].reason)
         return problems
 
     @staticmethod

@@ -5,15 +5,20 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 
-from registry_proxy.ports import UpstreamUnavailableError
+from registry_proxy.ports import UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 
 ERROR_BODY_MAX_BYTES = 256 * 1024
+_WORDS_MAX = 500
+_RETRY_AFTER_MAX_SECONDS = 24 * 3600.0
+_RETRY_AFTER_DEFAULT_SECONDS = 1.0
 
 
 class ReplicaFailedError(UpstreamUnavailableError):
@@ -22,13 +27,11 @@ class ReplicaFailedError(UpstreamUnavailableError):
     Args:
         reason: for the log and the detail of a 503, with the replica's name, without secrets.
         outcome: the label of registry_proxy_upstream_requests_total: connect, timeout, stall, cut, mismatch, 4xx, 5xx.
-        retry_after_seconds: what a 429 asked for.
     """
 
-    def __init__(self, reason: str, outcome: str, retry_after_seconds: float | None = None) -> None:
+    def __init__(self, reason: str, outcome: str) -> None:
         super().__init__(reason)
         self.outcome = outcome
-        self.retry_after_seconds = retry_after_seconds
 
 
 class WrongBytesError(ReplicaFailedError):
@@ -54,22 +57,22 @@ class BadUpstreamError(RegistryError):
 
 
 class AccessRefusedError(RegistryError):
-    """A 502: the replica refuses our credentials, or what they may do.
+    """A 502: the replica refuses one request, or, where a probe meets it, our credentials.
 
-    ``is_login`` is True when the credentials themselves were refused, not one repository.
+    ``answered`` is the status that said so, None where we did not send what was demanded.
     """
 
     outcome = "4xx"
 
-    def __init__(self, replica: str, reason: str, *, is_login: bool) -> None:
+    def __init__(self, replica: str, reason: str, answered: int | None = None) -> None:
         super().__init__(
             ErrorCode.UNAVAILABLE,
-            "the upstream registry refuses this proxy's credentials",
+            "the upstream registry refuses this proxy access",
             detail={"replica": replica, "reason": reason},
             status=502,
         )
         self.reason = reason
-        self.is_login = is_login
+        self.answered = answered
 
 
 @contextmanager
@@ -142,3 +145,32 @@ def refusal(replica: str, status: int, body: bytes, default: ErrorCode) -> Regis
         detail=(details[0] if len(details) == 1 else details) or {"replica": replica},
         status=status,
     )
+
+
+def limit_error(replica: str, headers: Mapping[str, str], body: bytes) -> UpstreamLimitError:
+    """Return the error of a 429: with what it says to people, and its Retry-After (RFC 9110, 10.2.3)."""
+    words = _words(body, headers.get("Content-Type", ""))
+    return UpstreamLimitError(
+        f"{replica}: it answers 429 (too many requests)", words, _parse_retry_after(headers.get("Retry-After"))
+    )
+
+
+def _words(body: bytes, media_type: str) -> str:
+    """Return what an error body says to people, on one line; "" where that is not known."""
+    try:
+        text = "; ".join(str(error["message"]) for error in json.loads(body)["errors"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = body.decode(errors="replace") if media_type.startswith("text/plain") else ""
+    return " ".join("".join(one if one.isprintable() else " " for one in text[:_WORDS_MAX]).split())
+
+
+def _parse_retry_after(text: str | None) -> float:
+    """Return the seconds of a Retry-After in either form, bounded; a default where there is none."""
+    if text is not None and text.isascii() and text.isdigit():
+        seconds = float(text)
+    else:
+        try:
+            seconds = parsedate_to_datetime(text or "").timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return _RETRY_AFTER_DEFAULT_SECONDS
+    return min(max(seconds, 0.0), _RETRY_AFTER_MAX_SECONDS)

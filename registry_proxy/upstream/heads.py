@@ -49,6 +49,7 @@ class Heads:
 
         Raises:
             RegistryError, ReplicaFailedError: theirs; of the HEAD only what a GET would meet as well.
+            UpstreamLimitError: it asks us to wait.
         """
         if not self.are_useful(repository):
             return await get()
@@ -86,7 +87,5 @@ class Heads:
 
 
 def _is_final(error: Exception) -> bool:
-    """Tell whether a GET would fail as this HEAD did: nobody is there, or it asks us to wait."""
-    if isinstance(error, ReplicaFailedError):
-        return error.outcome in {"connect", "timeout"} or error.retry_after_seconds is not None
-    return False
+    """Tell whether a GET would fail as this HEAD did: nobody is there."""
+    return isinstance(error, ReplicaFailedError) and error.outcome in {"connect", "timeout"}

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from registry_proxy.ports import ReplicaState, UpstreamUnavailableError
+from registry_proxy.ports import ReplicaState, UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
 
-FAILURES_TO_GO_DOWN = 3
-"""How many 5xx in a row make a replica count as down; a time-out or no connection does so at once."""
+ANSWERS_SECONDS = 1.0
+"""Whatever gave an answer so short a while ago is no black hole: what hangs then is one object."""
 
-_FATAL_OUTCOMES = frozenset({"connect", "timeout", "stall"})
+_SILENCES = frozenset({"timeout", "stall"})
+_SUSPICIOUS_OUTCOMES = frozenset({"cut", "5xx", *_SILENCES})
 
 
 class ReplicaHealth:
@@ -26,23 +27,23 @@ class ReplicaHealth:
         self.reason = "not probed yet"
         self.changed_at = clock()
         self.latency_seconds: float | None = None
-        self._failures_in_a_row = 0
-        self._backs_off_until = float("-inf")
+        self._answered_at = float("-inf")
+        self._limited_until = float("-inf")
 
     @property
     def is_up(self) -> bool:
         """Whether the last probe found a registry that takes our credentials, and no request contradicted it."""
         return self.state is ReplicaState.UP
 
-    @property
-    def is_askable(self) -> bool:
-        """Whether a request to it makes sense now: it is up and has not asked us to wait (429)."""
-        return self.is_up and self._clock() >= self._backs_off_until
+    def explain(self) -> str:
+        """Return what there is to say of its state: why it is not up, or how long it asked us to wait (429)."""
+        left = self._limited_until - self._clock()
+        return self.reason or (f"it asked us to wait, {left:.0f} s more (429)" if left > 0 else "")
 
     def probe_succeeded(self, latency_seconds: float) -> bool:
         """Take note; return True when the state changed."""
         self.latency_seconds = latency_seconds
-        self._failures_in_a_row = 0
+        self._answered_at = self._clock()
         return self._become(ReplicaState.UP, "")
 
     def probe_failed(self, error: Exception) -> bool:
@@ -56,14 +57,15 @@ class ReplicaHealth:
 
     def request_succeeded(self) -> None:
         """Take note of any answer that is not 5xx: a 404 is a good answer."""
-        self._failures_in_a_row = 0
+        self._answered_at = self._clock()
 
     def request_failed(self, error: Exception) -> bool:
         """Take note; return True when it is worth probing at once."""
         if not self.is_up:
             return False
-        if isinstance(error, AccessRefusedError) and error.is_login:
-            return self._become(ReplicaState.CREDENTIALS_REFUSED, error.reason)
+        if isinstance(error, UpstreamLimitError):
+            self._limited_until = self._clock() + error.retry_after_seconds
+            return False
         if isinstance(error, ReplicaFailedError):
             return self._replica_failed(error)
         if isinstance(error, UpstreamUnavailableError | OSError):
@@ -72,17 +74,11 @@ class ReplicaHealth:
         return isinstance(error, AccessRefusedError | BadUpstreamError)
 
     def _replica_failed(self, error: ReplicaFailedError) -> bool:
-        if error.retry_after_seconds is not None:
-            self._backs_off_until = self._clock() + error.retry_after_seconds
-            return False
-        if error.outcome in _FATAL_OUTCOMES:
+        """One object that it fails with, or sits on, is no reason to take everything else from everybody."""
+        is_silent = error.outcome in _SILENCES and self._clock() >= self._answered_at + ANSWERS_SECONDS
+        if error.outcome == "connect" or is_silent:
             return self._become(ReplicaState.DOWN, str(error))
-        if error.outcome == "5xx":
-            self._failures_in_a_row += 1
-            if self._failures_in_a_row >= FAILURES_TO_GO_DOWN:
-                return self._become(ReplicaState.DOWN, str(error))
-            return False
-        return error.outcome == "cut"
+        return error.outcome in _SUSPICIOUS_OUTCOMES
 
     def _become(self, state: ReplicaState, reason: str) -> bool:
         self.reason = reason.removeprefix(f"{self._name}: ")

@@ -26,6 +26,9 @@ from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 
 PROBE_SECONDS = 10.0
 PROBE_SECONDS_WHILE_NOT_UP = 1.0
+PROBE_PAUSE_SECONDS = 1.0
+"""How far apart probes are at least, however often requests give reason for one."""
+
 _REPORT_SECONDS = 1.0
 _JITTER = 0.1
 
@@ -62,6 +65,7 @@ class _Member:
     client: HttpReplicaClient
     health: ReplicaHealth
     suspicion: asyncio.Event = field(default_factory=asyncio.Event)
+    probed_at: float = float("-inf")
     pending: int = 0
 
     @property
@@ -216,7 +220,7 @@ class UpstreamReplicas:
                 name=name,
                 url=member.address.url,
                 state=member.state,
-                reason=member.health.reason,
+                reason=member.health.explain(),
                 latency_seconds=member.health.latency_seconds,
                 pending=member.pending,
             )
@@ -231,6 +235,8 @@ class UpstreamReplicas:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval * random.uniform(1 - _JITTER, 1 + _JITTER)):  # noqa: S311 - spread
                     await member.suspicion.wait()
+            if member.health.is_up:
+                await asyncio.sleep(member.probed_at + PROBE_PAUSE_SECONDS - time.monotonic())
             member.suspicion.clear()
             await self._probe(member)
 
@@ -243,6 +249,7 @@ class UpstreamReplicas:
             member.health.probe_failed(error)
         else:
             member.health.probe_succeeded(time.monotonic() - started_at)
+        member.probed_at = time.monotonic()
         self._note_change(member, was)
 
     def _log_state(self, member: _Member) -> None:

@@ -13,7 +13,7 @@ class Standing:
 
     Args:
         name: of the replica.
-        is_askable: it is up and does not back off.
+        is_askable: it is up and has not asked us to wait.
         is_current: it misses nothing in this repository: its 404 counts.
         is_exempt: an open mark on this very key says that what it answers is the past: it is not asked, and
             the others decide without it.

@@ -14,6 +14,8 @@ _MAX_HEADER_BYTES = 32 * 1024
 """Signed redirect locations are long."""
 
 _DEAD_PEER_MILLISECONDS = 30_000
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECTS_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@ import ipaddress
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from yarl import URL
 
-from registry_proxy.ports import Observer
+from registry_proxy.ports import Observer, UpstreamLimitError
+from registry_proxy.spec.challenge import Challenge, parse_challenges
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.tasks import request_id
 from registry_proxy.upstream.failure import (
@@ -19,15 +20,24 @@ from registry_proxy.upstream.failure import (
     AccessRefusedError,
     BadUpstreamError,
     ReplicaFailedError,
+    limit_error,
     translated,
 )
 from registry_proxy.upstream.login import Login
-from registry_proxy.upstream.sessions import Deadline, ReplicaAddress, RequestPace, Sessions, Timeouts, tls_context
+from registry_proxy.upstream.sessions import (
+    REDIRECTS,
+    REDIRECTS_MAX,
+    Deadline,
+    ReplicaAddress,
+    RequestPace,
+    Sessions,
+    Timeouts,
+    tls_context,
+)
 
-_REDIRECTS_MAX = 5
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_RETRY_AFTER_MAX_SECONDS = 60.0
-_RETRY_AFTER_DEFAULT_SECONDS = 1.0
+_LOGINS_OF_A_PROBE = 2
+"""The second one is for a token that has expired early."""
+
 _CROSS_ORIGIN_HEADERS = frozenset({"Accept", "Range"})
 
 
@@ -148,12 +158,13 @@ class Transport:
         Raises:
             AccessRefusedError: 401 or 403 in spite of the credentials.
             BadUpstreamError: a redirect that is not followed.
-            ReplicaFailedError: no answer, 429 or 5xx.
+            ReplicaFailedError: no answer, or 5xx.
+            UpstreamLimitError: 429.
         """
         started_at = time.monotonic()
         try:
             response = await self._send(request)
-        except (ReplicaFailedError, AccessRefusedError, BadUpstreamError) as error:
+        except (ReplicaFailedError, UpstreamLimitError, AccessRefusedError, BadUpstreamError) as error:
             self.count(request.method, error.outcome, started_at)
             raise
         try:
@@ -196,12 +207,17 @@ class Transport:
         response = await self._follow(request, authorization)
         is_here = str(response.url.origin()) == str(URL(self._origin).origin())
         if response.status == 401 and is_here:
-            challenge = response.headers.get("WWW-Authenticate")
+            challenges = _challenges_of(response)
             response.close()
-            authorization = await self._login.answer(challenge, request.scopes, rejected=authorization)
+            authorization = await self._login.answer(challenges, request.scopes, rejected=authorization)
             if request.body is not None and not isinstance(request.body, bytes):
                 raise ReplicaFailedError(f"{self.name}: it asked for a new token in the middle of an upload", "4xx")
             response = await self._follow(request, authorization)
+            is_here = str(response.url.origin()) == str(URL(self._origin).origin())
+        if response.status == 429 and is_here and request.method == "HEAD":
+            # A HEAD has no words; a registry that counts it apart may even answer the GET.
+            response.close()
+            response = await self._follow(replace(request, method="GET"), authorization)
             is_here = str(response.url.origin()) == str(URL(self._origin).origin())
         try:
             await self._check_status(response, authorization, is_here=is_here)
@@ -221,18 +237,16 @@ class Transport:
             raise ReplicaFailedError(f"{self.name}: the storage it redirects to answers {status}", f"{status // 100}xx")
         if status in {401, 403}:
             whose = "a request without credentials" if authorization is None else "the configured credentials"
-            is_login = status == 401 and (authorization or "").startswith("Basic ")
-            raise AccessRefusedError(self.name, f"it answers {status} to {whose}", is_login=is_login)
+            raise AccessRefusedError(self.name, f"it answers {status} to {whose}", status)
         if status == 429:
-            wait = _parse_retry_after(response.headers.get("Retry-After"))
-            raise ReplicaFailedError(f"{self.name}: it answers 429 (too many requests)", "4xx", wait)
+            raise limit_error(self.name, response.headers, await self.read_error(response))
         if status >= 500 and response.method != "PUT":
             raise ReplicaFailedError(f"{self.name}: it answers {status}", "5xx")
 
     async def _follow(self, request: Request, authorization: str | None) -> aiohttp.ClientResponse:
         """Send it, and follow redirects of GET and HEAD to where the bytes are."""
         url = self._origin + request.target
-        for _ in range(_REDIRECTS_MAX + 1):
+        for _ in range(REDIRECTS_MAX + 1):
             headers = dict(request.headers)
             is_here = urlsplit(url)[:2] == urlsplit(self._origin)[:2]
             if is_here:
@@ -246,14 +260,14 @@ class Transport:
                 headers = {key: value for key, value in headers.items() if key in _CROSS_ORIGIN_HEADERS}
             server_name = self._address.server_name if is_here else None
             response = await self._exchange(request, url, headers, server_name)
-            if response.status not in _REDIRECTS:
+            if response.status not in REDIRECTS:
                 return response
             location = response.headers.get("Location", "")
             response.release()
             if request.method not in {"GET", "HEAD"}:
                 raise BadUpstreamError(self.name, f"it redirects a {request.method}")
             url = self._next_hop(url, location)
-        raise BadUpstreamError(self.name, f"it redirects more than {_REDIRECTS_MAX} times")
+        raise BadUpstreamError(self.name, f"it redirects more than {REDIRECTS_MAX} times")
 
     def _next_hop(self, url: str, location: str) -> str:
         hop = urljoin(url, location)
@@ -307,17 +321,22 @@ class Transport:
         Raises:
             AccessRefusedError, BadUpstreamError (no registry), ReplicaFailedError.
         """
-        with translated(self.name):
+        with suppress(UpstreamLimitError), translated(self.name):
             async with Deadline(self.timeouts.probe):
-                status, challenge, is_registry = await self._ask_version(None)
-                if status == 401:
-                    authorization = await self._login.answer(challenge, ("",), rejected=None)
-                    status, challenge, is_registry = await self._ask_version(authorization)
-                    if status == 401:
-                        authorization = await self._login.answer(challenge, ("",), rejected=authorization)
-                        status, challenge, is_registry = await self._ask_version(authorization)
+                await self._probe()
+
+    async def _probe(self) -> None:
+        authorization = None
+        status, challenges, is_registry = await self._ask_version(None)
+        for _ in range(_LOGINS_OF_A_PROBE):
+            if status != 401:
+                break
+            authorization = await self._login.introduce(challenges, rejected=authorization)
+            if authorization is None:
+                return
+            status, challenges, is_registry = await self._ask_version(authorization)
         if status in {401, 403}:
-            raise AccessRefusedError(self.name, f"it answers {status} to the configured credentials", is_login=True)
+            raise AccessRefusedError(self.name, f"it answers {status} to the configured credentials", status)
         if status >= 500:
             raise ReplicaFailedError(f"{self.name}: it answers {status}", "5xx")
         if status == 429:
@@ -325,7 +344,7 @@ class Transport:
         if status != 200 or not is_registry:
             raise BadUpstreamError(self.name, f"what answers GET /v2/ with {status} is no registry")
 
-    async def _ask_version(self, authorization: str | None) -> tuple[int, str | None, bool]:
+    async def _ask_version(self, authorization: str | None) -> tuple[int, list[Challenge], bool]:
         headers = {} if authorization is None else {"Authorization": authorization}
         if self._host is not None:
             headers["Host"] = self._host
@@ -340,7 +359,11 @@ class Transport:
             is_registry = (
                 "Docker-Distribution-API-Version" in response.headers or response.content_type == "application/json"
             )
-            return response.status, response.headers.get("WWW-Authenticate"), is_registry
+            return response.status, _challenges_of(response), is_registry
+
+
+def _challenges_of(response: aiohttp.ClientResponse) -> list[Challenge]:
+    return parse_challenges(response.headers.getall("WWW-Authenticate", ()))
 
 
 def _is_link_local(host: str) -> bool:
@@ -349,10 +372,3 @@ def _is_link_local(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_link_local
     except ValueError:
         return False
-
-
-def _parse_retry_after(text: str | None) -> float:
-    """Return the seconds of a Retry-After, bounded; a date is taken as the default."""
-    if text is None or not text.isascii() or not text.isdigit():
-        return _RETRY_AFTER_DEFAULT_SECONDS
-    return min(float(text), _RETRY_AFTER_MAX_SECONDS)

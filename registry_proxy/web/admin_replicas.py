@@ -27,7 +27,7 @@ from registry_proxy.web.problems import Fault, ProblemError, invalid
 class ReplicaStatus(Protocol):
     """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first.
 
-    ``reason`` says why it is not up, "" when it is.
+    ``reason`` says why it is not up, or has us wait (429); "" otherwise.
     """
 
     @property

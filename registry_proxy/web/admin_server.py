@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from registry_proxy.web.plain_port import plain_port
+from registry_proxy.web.server import FIELD_MAX_BYTES
 
 _LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
@@ -74,7 +75,7 @@ async def serving_admin(app: web.Application, listener: socket.socket) -> AsyncI
     """Serve an application on a bound socket; requests that still run at the end are cut."""
     app[_REQUESTS] = _Requests()
     app.middlewares.insert(0, _count)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_BYTES_SECONDS)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_BYTES_SECONDS, max_field_size=FIELD_MAX_BYTES)
     try:
         await runner.setup()
         assert runner.server is not None  # noqa: S101 - it is set up

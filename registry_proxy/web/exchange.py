@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from registry_proxy.ports import (
     CacheUnavailableError,
     FillFailedError,
     StoreUnavailableError,
+    UpstreamLimitError,
     UpstreamUnavailableError,
 )
 from registry_proxy.spec.errors import ErrorCode, RegistryError, bad_gateway, format_errors, unavailable
@@ -133,6 +135,8 @@ def as_registry_error(error: Exception) -> RegistryError:
     match error:
         case RegistryError():
             return error
+        case UpstreamLimitError():
+            return _too_many_requests(error)
         case UpstreamUnavailableError():
             return unavailable("no replica of the upstream can answer now", detail={"reason": str(error)})
         case FillFailedError():
@@ -146,6 +150,16 @@ def as_registry_error(error: Exception) -> RegistryError:
         case _:
             _log.error("a request failed", exc_info=error)
             return RegistryError(ErrorCode.UNKNOWN, "the proxy made a mistake; its log tells which")
+
+
+def _too_many_requests(error: UpstreamLimitError) -> RegistryError:
+    seconds = max(1, math.ceil(error.retry_after_seconds))
+    return RegistryError(
+        ErrorCode.TOOMANYREQUESTS,
+        f"the upstream registry takes no more requests for now: {error.words or 'it does not say why'}",
+        detail={"reason": str(error), "retry_after_seconds": seconds},
+        headers={"Retry-After": str(seconds)},
+    )
 
 
 def error_response(error: RegistryError) -> Response:

@@ -32,7 +32,7 @@ _KINDS = {
     Operation.GET_BLOB: ContentKind.BLOB,
     Operation.HEAD_BLOB: ContentKind.BLOB,
 }
-_HEAD_MAX_BYTES = 8190  # aiohttp's own bound of one line: it refuses nothing that is taken here
+_HEAD_MAX_BYTES = 8190  # room for any token; below the server's own bounds, which refuse nothing that is taken here
 _REMEMBERED_HEADS = 1024
 _REQUEST_LINE = re.compile(
     r"(GET|HEAD) (/v2/[a-z0-9._/-]+/(?:manifests|blobs)/sha(?:256|512):[0-9a-f]+)(?:\?([A-Za-z0-9=&._:%-]*))? HTTP/1\.1"

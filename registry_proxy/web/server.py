@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from registry_proxy.spec.errors import ErrorCode, RegistryError
@@ -18,6 +19,13 @@ from registry_proxy.tasks import spawn
 from registry_proxy.web.exchange import error_response
 from registry_proxy.web.plain_port import plain_port
 
+LINE_MAX_BYTES = 128 * 1024
+"""The longest URL: a GET for a token with 200 scopes of 255 characters, each slash escaped."""
+
+FIELD_MAX_BYTES = 16 * 1024
+"""The longest header field: an ID token of 8 KB and more as the password of Basic."""
+
+_FIELDS_MAX = 64  # with these lengths a header still takes no more than about 1 MiB
 _READ_BUFFER_BYTES = 256 * 1024
 _BACKLOG = 1024
 _LAST_BYTES_SECONDS = 0.5
@@ -130,7 +138,9 @@ class _Protocol(RequestHandler):
         """Answer what is no HTTP in our form; aiohttp's would be plain text, and a traceback in the log."""
         if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
             raise ConnectionResetError("the answer was cut")
-        if status == 400:
+        if isinstance(exc, LineTooLong):
+            error = _too_long(int(exc.args[1]))
+        elif status == 400:
             error = RegistryError(ErrorCode.UNSUPPORTED, "the request cannot be read as HTTP", status=400)
         else:
             _log.error("a request failed outside of its handler: %s", message, exc_info=exc)
@@ -169,6 +179,13 @@ class _Protocol(RequestHandler):
         self.force_close()
         if transport is not None:
             transport.abort()
+
+
+def _too_long(limit: int) -> RegistryError:
+    """Return the 414 of a URL, or the 431 (RFC 6585) of a header field; their limits differ."""
+    what, status = ("URL", 414) if limit == LINE_MAX_BYTES else ("header field", 431)
+    message = f"a {what} of the request is longer than {limit} bytes: send less in it"
+    return RegistryError(ErrorCode.UNSUPPORTED, message, detail={"limit": limit}, status=status)
 
 
 def expect_no_body(request: BaseRequest) -> None:
@@ -238,6 +255,9 @@ class _Server(web.Server):
             # Blobs are stored as they are sent: a body must never be unpacked on its way.
             auto_decompress=False,
             read_bufsize=_READ_BUFFER_BYTES,
+            max_line_size=LINE_MAX_BYTES,
+            max_field_size=FIELD_MAX_BYTES,
+            max_headers=_FIELDS_MAX,
             access_log=None,
         )
 

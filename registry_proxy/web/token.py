@@ -22,10 +22,12 @@ from registry_proxy.ports import AuditEvent, AuditLog, Observer, StoreUnavailabl
 from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.spec.scope import Access, format_scope, parse_scopes
 from registry_proxy.web.exchange import Exchange, json_response, read_small_body
+from registry_proxy.web.server import LINE_MAX_BYTES
 
 _EXPIRES_IN_MIN = 60  # docker takes anything less for this; the leeway covers it where an ID token ends sooner
-_FIELDS_MAX = 100
-_FORM_MAX_BYTES = 64 * 1024
+_SCOPES_MAX = 200
+_FIELDS_MAX = 1000  # clients repeat scopes
+_FORM_MAX_BYTES = LINE_MAX_BYTES  # the same fields by POST as by GET
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class TokenEndpoint:
             raise _refused("the user is no more, or was disabled")
         access = [
             allowed
-            for each in parse_scopes(asked.scopes)
+            for each in _parse_scopes(asked.scopes)
             if (allowed := policy.allowed_access(login.subject, each)) is not None
             and (allowed := _narrowed(allowed, login)) is not None
         ]
@@ -215,6 +217,16 @@ class TokenEndpoint:
         self._observer.login(counted or outcome)
         event = AuditEvent("login", outcome, subject=subject, address=exchange.address, rule=rule, detail=detail)
         self._audit.record(event)
+
+
+def _parse_scopes(texts: list[str]) -> list[Access]:
+    scopes = parse_scopes(texts)
+    if len(scopes) > _SCOPES_MAX:
+        message = f"{len(scopes)} scopes are more than the {_SCOPES_MAX} that one token carries: ask for several tokens"
+        raise RegistryError(
+            ErrorCode.UNSUPPORTED, message, detail={"scopes": len(scopes), "limit": _SCOPES_MAX}, status=400
+        )
+    return scopes
 
 
 def _narrowed(access: Access, login: Login) -> Access | None:

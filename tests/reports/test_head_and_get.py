@@ -189,11 +189,11 @@ async def test_a_get_that_is_refused_as_well_is_the_answer(status: int) -> None:
         assert [request.method for request in registry.requests] == ["HEAD", "GET"] * 2
 
 
-async def test_who_asks_us_to_wait_is_not_asked_by_get() -> None:
-    """A 429 to a HEAD, or no answer, is final: a GET would be one more."""
+async def test_no_answer_to_a_head_is_final() -> None:
+    """No GET follows a time-out; one follows a 429, for the words that a HEAD has not, and no second one."""
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
         for fault in (Fault(status=429), Fault(stall=True)):
             registry.faults = [fault]
             with pytest.raises(Exception, match=r"429|no answer in time"):
                 await client.stat_blob(REPOSITORY, digest_of(b"x"))
-        assert [request.method for request in registry.requests] == ["HEAD", "HEAD"]
+        assert [request.method for request in registry.requests] == ["HEAD", "GET", "HEAD"]

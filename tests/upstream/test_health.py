@@ -2,10 +2,10 @@
 
 import pytest
 
-from registry_proxy.ports import ReplicaState, UpstreamUnavailableError
+from registry_proxy.ports import ReplicaState, UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
-from registry_proxy.upstream.health import FAILURES_TO_GO_DOWN, ReplicaHealth
+from registry_proxy.upstream.health import ANSWERS_SECONDS, ReplicaHealth
 
 
 class Clock:
@@ -28,7 +28,7 @@ def healthy(clock: Clock | None = None) -> ReplicaHealth:
 def test_it_is_down_until_the_first_probe() -> None:
     """Nothing is asked of a replica that was never probed."""
     health = ReplicaHealth("a", Clock())
-    assert (health.state, health.is_askable, health.reason) == (ReplicaState.DOWN, False, "not probed yet")
+    assert (health.state, health.is_up, health.explain()) == (ReplicaState.DOWN, False, "not probed yet")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_it_is_down_until_the_first_probe() -> None:
     [
         (ReplicaFailedError("a: gone", "connect"), ReplicaState.DOWN),
         (ReplicaFailedError("a: 500", "5xx"), ReplicaState.DOWN),
-        (AccessRefusedError("a", "wrong password", is_login=True), ReplicaState.CREDENTIALS_REFUSED),
+        (AccessRefusedError("a", "wrong password"), ReplicaState.CREDENTIALS_REFUSED),
         (BadUpstreamError("a", "HTML"), ReplicaState.NOT_A_REGISTRY),
     ],
 )
@@ -44,17 +44,19 @@ def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> Non
     """A failed probe says what is wrong, a good one brings it back at once."""
     health = healthy()
     assert health.probe_failed(error)
-    assert (health.state, health.is_askable) == (state, False)
+    assert (health.state, health.is_up) == (state, False)
     assert health.reason
     assert not health.reason.startswith("a: "), "it is told beside the name"
     assert health.probe_succeeded(0.5)
-    assert (health.is_askable, health.reason, health.latency_seconds) == (True, "", 0.5)
+    assert (health.is_up, health.explain(), health.latency_seconds) == (True, "", 0.5)
 
 
 @pytest.mark.parametrize("outcome", ["connect", "timeout", "stall"])
 def test_no_answer_takes_it_down_at_once(outcome: str) -> None:
-    """One failed connection or missed deadline is enough; only a probe brings it back."""
-    health = healthy()
+    """One failed connection or missed deadline is enough where nothing else was heard; only a probe brings it back."""
+    clock = Clock()
+    health = healthy(clock)
+    clock.now += ANSWERS_SECONDS
     assert health.request_failed(ReplicaFailedError("a: gone", outcome))
     health.request_succeeded()
     assert health.state is ReplicaState.DOWN
@@ -68,18 +70,16 @@ def test_failures_of_others_kinds_take_it_down() -> None:
         assert not health.is_up
 
 
-def test_only_failures_in_a_row_count() -> None:
-    """Three 5xx with no answer between them take it down; two never do."""
-    health = healthy()
-    error = ReplicaFailedError("a: 500", "5xx")
-    for _ in range(5):
-        for _ in range(FAILURES_TO_GO_DOWN - 1):
-            health.request_failed(error)
-        assert health.is_up
+@pytest.mark.parametrize("outcome", ["timeout", "stall"])
+def test_what_hangs_while_others_are_answered_is_one_object(outcome: str) -> None:
+    """A missed deadline beside answers to others asks for a probe and changes no state."""
+    clock = Clock()
+    health = healthy(clock)
+    for _ in range(10):
+        clock.now += ANSWERS_SECONDS
         health.request_succeeded()
-    for _ in range(FAILURES_TO_GO_DOWN):
-        health.request_failed(error)
-    assert health.state is ReplicaState.DOWN
+        assert health.request_failed(ReplicaFailedError("a: no answer in time", outcome))
+        assert health.is_up
 
 
 @pytest.mark.parametrize(
@@ -87,44 +87,41 @@ def test_only_failures_in_a_row_count() -> None:
     [
         RegistryError(ErrorCode.BLOB_UNKNOWN, "absent"),
         RegistryError(ErrorCode.MANIFEST_INVALID, "wrong"),
-        AccessRefusedError("a", "403 for one repository", is_login=False),
+        AccessRefusedError("a", "403 for one repository"),
+        AccessRefusedError("a", "it refuses the configured user name and password", 401),
+        ReplicaFailedError("a: 500", "5xx"),
         BadUpstreamError("a", "odd"),
         ReplicaFailedError("a: lied", "mismatch"),
         ReplicaFailedError("a: cut", "cut"),
     ],
 )
 def test_what_concerns_one_content_does_not_take_it_down(error: Exception) -> None:
-    """4xx, one refused repository, a lie and a cut body leave the replica up, however often."""
+    """4xx, 5xx, one refused repository, a lie and a cut body leave the replica up, however often."""
     health = healthy()
     for _ in range(10):
         health.request_failed(error)
-    assert health.is_askable
+    assert health.is_up
 
 
 def test_suspicion_is_worth_a_probe() -> None:
-    """A cut body or an odd answer asks for a probe, a 404 does not."""
+    """A cut body, a refusal or an odd answer asks for a probe, a 404 does not."""
     health = healthy()
+    assert health.request_failed(AccessRefusedError("a", "wrong password"))
     assert health.request_failed(ReplicaFailedError("a: cut", "cut"))
     assert health.request_failed(BadUpstreamError("a", "odd"))
     assert not health.request_failed(RegistryError(ErrorCode.BLOB_UNKNOWN, "absent"))
     assert not health.request_failed(ReplicaFailedError("a: lied", "mismatch"))
 
 
-def test_a_refused_login_is_a_state_of_its_own() -> None:
-    """Credentials refused by a request are told as such, not as down."""
-    health = healthy()
-    health.request_failed(AccessRefusedError("a", "wrong password", is_login=True))
-    assert (health.state, health.reason) == (ReplicaState.CREDENTIALS_REFUSED, "wrong password")
-
-
-def test_429_is_a_pause_of_the_length_asked_for() -> None:
-    """It stays up, is not asked for so long, and is asked again after."""
+def test_429_is_told_as_long_as_it_asked_us_to_wait() -> None:
+    """It stays up, and is said to have us wait, for as long as that is so."""
     clock = Clock()
     health = healthy(clock)
-    assert not health.request_failed(ReplicaFailedError("a: 429", "4xx", 5))
-    assert (health.is_up, health.is_askable) == (True, False)
-    clock.now += 5
-    assert health.is_askable
+    assert not health.request_failed(UpstreamLimitError("a: 429", "too many", 5))
+    clock.now += 2
+    assert (health.is_up, health.explain()) == (True, "it asked us to wait, 3 s more (429)")
+    clock.now += 3
+    assert health.explain() == ""
 
 
 def test_the_time_of_the_last_change_is_kept() -> None:
