@@ -45,8 +45,8 @@ def read_carried(claims: Mapping[str, Any]) -> CarriedAccess:
 def carries(access: CarriedAccess, kind: str, name: str, action: str) -> bool:
     """Tell whether the access holds an action on a resource, such as ``repository``, ``team/app``, ``pull``."""
     key = f"{kind}:{name}"
-    actions = access.get(key) or access.get(_digest(key), ())
-    return action in actions
+    actions = access.get(key) or access.get(_digest(key))
+    return actions is not None and action in actions
 
 
 def _digest(key: str) -> str:
