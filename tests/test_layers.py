@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "app": _BASE | _PROCESSES | {"access", "cache", "upstream", "store", "telemetry", "proxy", "replication", "web"},
     "backup": _BASE | {"store"},
     "reset": _BASE | {"access", "store"},
-    "cli": _PROCESSES | {"spec", "app", "backup", "load", "reset", "supervisor"},
+    "importer": _BASE | {"telemetry", "upstream"},
+    "cli": _PROCESSES | {"spec", "app", "backup", "importer", "load", "reset", "supervisor"},
     "__main__": frozenset({"cli", "fork_server", "load"}),
 }
 # The libraries of others that a part may use; a part that is not named uses none.

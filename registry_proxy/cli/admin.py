@@ -10,6 +10,7 @@ from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.identities import group_app, user_app
+from registry_proxy.cli.importing import import_
 from registry_proxy.cli.login import login, logout
 from registry_proxy.cli.me import change_password, whoami
 from registry_proxy.cli.node import cache_app, reload_configuration, replica_app, show_openapi
@@ -57,5 +58,6 @@ def register(app: typer.Typer) -> None:
     app.command("reload")(reload_configuration)
     app.command("openapi")(show_openapi)
     app.add_typer(reset_app, name="admin", cls=Commands)
+    app.command("import")(import_)
     app.command("backup")(backup)
     app.command("restore")(restore)

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 
@@ -13,6 +14,7 @@ from registry_proxy.spec.descriptor import (
     BLOB_MEDIA_TYPE,
     MANIFEST_MAX_BYTES,
     MANIFEST_MEDIA_TYPES,
+    OCI_INDEX,
     Descriptor,
     Manifest,
     derive_media_type,
@@ -30,7 +32,7 @@ from registry_proxy.upstream.failure import (
     refusal,
 )
 from registry_proxy.upstream.heads import Heads
-from registry_proxy.upstream.listing import list_names
+from registry_proxy.upstream.listing import list_names, list_referrers
 from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.upstream.streams import BlobStream
@@ -285,6 +287,16 @@ class HttpReplicaClient:
         request = Request(method="GET", target=target, scopes=(format_scope(CATALOG),))
         names = await list_names(self._transport, request, "repositories", {"registry": self._name})
         return sorted(name for name in names if is_repository(name))
+
+    async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]] | None:
+        """Return the descriptors of what refers to a manifest (spec, "Listing Referrers"); None without that API."""
+        request = Request(
+            method="GET",
+            target=self._transport.target(f"/v2/{repository}/referrers/{digest}"),
+            scopes=_scope(repository, Action.PULL),
+            headers={"Accept": OCI_INDEX},
+        )
+        return await list_referrers(self._transport, request)
 
     # ------------------------------------------------------------ uploads
 

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import parse_digest
 from registry_proxy.upstream.failure import BadUpstreamError, has_errors
 from registry_proxy.upstream.transport import Request, Transport
 
@@ -31,20 +33,56 @@ async def list_names(transport: Transport, request: Request, key: str, detail: d
         ReplicaFailedError: it did not answer.
     """
     names: set[str] = set()
+    async for status, body in _pages(transport, request):
+        if status != 200 or body is None:
+            raise _no_list(transport.name, status, body, detail)
+        names |= await _parse_page(transport.name, body, key)
+        if len(names) > _NAMES_MAX:
+            break
+    return names
+
+
+async def list_referrers(transport: Transport, request: Request) -> list[dict[str, Any]] | None:
+    """Return the descriptors of an index of referrers, over all its pages; None where the registry has no such API.
+
+    Args:
+        transport: to the registry.
+        request: of the first page.
+
+    Raises:
+        RegistryError: a 502 when what it says cannot be understood.
+        ReplicaFailedError: it did not answer.
+    """
+    found: list[dict[str, Any]] = []
+    async for status, body in _pages(transport, request):
+        if status in {400, 404, 405}:
+            return None
+        if status != 200 or body is None:
+            raise BadUpstreamError(transport.name, f"it answers {status} where referrers were asked for")
+        try:
+            found += [
+                {**entry, "digest": str(parse_digest(entry["digest"]))} for entry in json.loads(body)["manifests"]
+            ]
+        except (ValueError, KeyError, TypeError, RecursionError, RegistryError) as error:
+            raise BadUpstreamError(transport.name, "its referrers are no index") from error
+        if len(found) > _NAMES_MAX:
+            break
+    return found
+
+
+async def _pages(transport: Transport, request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
+    """Yield status and body of each page; None for a body that is too large."""
     seen: set[str] = set()
     while request.target not in seen:
         seen.add(request.target)
         async with transport.request(request) as response:
             body = await transport.read_body(response, _PAGE_MAX_BYTES)
-            if response.status != 200 or body is None:
-                raise _no_list(transport.name, response.status, body, detail)
             link = response.headers.get("Link")
-        names |= await _parse_page(transport.name, body, key)
+        yield response.status, body
         match = _NEXT.search(link) if link else None
-        if match is None or len(names) > _NAMES_MAX:
-            break
+        if match is None:
+            return
         request = replace(request, target=transport.local_target(match[1], request.target))
-    return names
 
 
 def _no_list(replica: str, status: int, body: bytes | None, detail: dict[str, str]) -> RegistryError:

@@ -1,5 +1,7 @@
 """Lists over all their pages."""
 
+import json
+
 import pytest
 
 from registry_proxy.spec.descriptor import Descriptor
@@ -74,3 +76,23 @@ async def test_a_registry_without_a_catalog_says_so_with_a_502() -> None:
         with pytest.raises(RegistryError) as refused:
             await client.list_repositories()
     assert refused.value.status == 502
+
+
+async def test_referrers_are_read_over_all_pages() -> None:
+    """Descriptors as they are, of each page; None where a registry has no such API; a 502 for what is no index."""
+    digest = digest_of(b"subject")
+    entries = [
+        {"mediaType": "a/b", "digest": str(digest_of(b"%d" % i)), "size": 1, "artifactType": "x/y"} for i in (1, 2)
+    ]
+    bodies = [json.dumps({"manifests": [entry]}).encode() for entry in entries]
+    async with FakeRegistry() as registry, open_client(registry.url) as client:
+        assert await client.fetch_referrers(REPOSITORY, digest) is None
+        link = {"Link": f'</v2/{REPOSITORY}/referrers/{digest}?page=2>; rel="next"'}
+        registry.inject(Fault("page=2", status=200, body=bodies[1]))
+        registry.inject(Fault("referrers", status=200, body=bodies[0], headers=link, times=1))
+        assert await client.fetch_referrers(REPOSITORY, digest) == entries
+    for body in (b"", b"[]", b"{}", b'{"manifests": [{}]}', b'{"manifests": [{"digest": "x"}]}'):
+        async with FakeRegistry() as registry, open_client(registry.url) as client:
+            registry.inject(Fault("referrers", status=200, body=body))
+            with pytest.raises(BadUpstreamError):
+                await client.fetch_referrers(REPOSITORY, digest)

@@ -1,0 +1,126 @@
+"""`registry-proxy import`: what another registry has, signatures included, comes through the proxy to its replicas."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import Result
+
+from registry_proxy.cli.importing import SOURCE_PASSWORD_VARIABLE
+from registry_proxy.spec.descriptor import OCI_INDEX, OCI_MANIFEST
+from tests.conftest import StartProxy, StartRegistry
+from tests.product import Image, Proxy, digest_of, make_image, push_blob_directly, push_directly
+from tests.servers import Server
+
+EMPTY = b"{}"
+
+
+def put(registry: Server, repository: str, reference: str, document: dict[str, Any]) -> str:
+    """Put a manifest at a registry; return its digest."""
+    body = json.dumps(document).encode()
+    headers = {"Content-Type": document["mediaType"]}
+    url = f"{registry.url}/v2/{repository}/manifests/{reference}"
+    httpx.put(url, content=body, headers=headers, verify=False).raise_for_status()
+    return digest_of(body)
+
+
+def describe(media_type: str, digest: str, size_bytes: int) -> dict[str, Any]:
+    """Return a descriptor."""
+    return {"mediaType": media_type, "digest": digest, "size": size_bytes}
+
+
+def get(registry: Server, repository: str, path: str) -> httpx.Response:
+    """Ask a registry for something of a repository."""
+    accept = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}"}
+    return httpx.get(f"{registry.url}/v2/{repository}/{path}", headers=accept, verify=False)
+
+
+def run_import(proxy: Proxy, source: Server, *arguments: str) -> Result:
+    """Run the import into a proxy."""
+    return proxy.command("import", source.url, "--target", f"http://{proxy.host}", *arguments)
+
+
+@pytest.fixture
+def source(start_registry: StartRegistry) -> Server:
+    """A registry with two images of one base, a multi-platform image, and a signature and an SBOM on it."""
+    registry = start_registry("source")
+    base = b"the base" * 1000
+    images: list[Image] = [make_image(base, b"one"), make_image(base, b"two")]
+    push_directly(registry, "team/one", "1.0", images[0])
+    push_directly(registry, "team/one", "2.0", images[1])
+    push_directly(registry, "other/two", "latest", images[1])
+    children = []
+    for image in images:
+        push_directly(registry, "team/multi", image.digest, image)
+        children.append(describe(OCI_MANIFEST, image.digest, len(image.manifest)))
+    index = put(registry, "team/multi", "1.0", {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children})
+    empty = describe("application/vnd.oci.empty.v1+json", push_blob_directly(registry, "team/multi", EMPTY), len(EMPTY))
+    about = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": empty, "layers": [empty]}
+    put(registry, "team/multi", f"{index.replace(':', '-')}.sig", about)
+    sbom = {**about, "artifactType": "application/spdx", "subject": describe(OCI_INDEX, index, 1)}
+    digest = put(registry, "team/multi", digest_of(json.dumps(sbom).encode()), sbom)
+    referrers = [describe(OCI_MANIFEST, digest, len(json.dumps(sbom)))]
+    put(
+        registry,
+        "team/multi",
+        index.replace(":", "-"),
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": referrers},
+    )
+    return registry
+
+
+def test_images_come_with_all_that_belongs_to_them(
+    source: Server, registries: list[Server], start_proxy: StartProxy
+) -> None:
+    """Images, children, signatures by tag, referrers, in both replicas; a second run finds everything there."""
+    proxy = start_proxy(registries)
+    told = run_import(proxy, source, "--repository", "team/**", "--tags", "*.0", "--prefix", "old/", "--json")
+    assert told.exit_code == 0, told.output
+    outcome = json.loads(told.stdout)
+    assert (outcome["found"], outcome["copied"], outcome["present"], outcome["failed"]) == (3, 3, 0, {})
+    tags = get(source, "team/multi", "tags/list").json()["tags"]
+    for registry in registries:
+        assert sorted(get(registry, "old/team/multi", "tags/list").json()["tags"]) == sorted(tags)
+        for tag in tags:
+            copied = get(registry, "old/team/multi", f"manifests/{tag}").content
+            assert copied == get(source, "team/multi", f"manifests/{tag}").content
+        names = httpx.get(f"{registry.url}/v2/_catalog", verify=False).json()["repositories"]
+        assert names == ["old/team/multi", "old/team/one"]
+    again = run_import(proxy, source, "--repository", "team/**", "--tags", "*.0", "--prefix", "old/")
+    assert (again.exit_code, again.stderr) == (0, "0 images copied (0 B), 3 were there already.\n")
+
+
+def test_what_could_not_be_copied_is_listed(
+    source: Server, start_registry: StartRegistry, start_proxy: StartProxy
+) -> None:
+    """With name and reason, exit status 1; the rest is copied; the next run goes on with what failed."""
+    proxy = start_proxy([start_registry()])
+    digest = json.loads(get(source, "team/one", "manifests/2.0").content)["layers"][1]["digest"]
+    layers = source.log.parent / "data/docker/registry/v2/repositories/team/one/_layers/sha256"
+    there, elsewhere = layers / digest.partition(":")[2], layers / "elsewhere"
+    there.rename(elsewhere)
+    told = run_import(proxy, source, "--repository", "team/one")
+    assert told.exit_code == 1
+    assert "1 were not copied" in told.stderr
+    assert "team/one:2.0: BLOB_UNKNOWN" in told.stderr
+    elsewhere.rename(there)
+    again = run_import(proxy, source, "--repository", "team/one")
+    assert again.exit_code == 0, again.output
+    assert "1 images copied" in again.stderr
+
+
+def test_a_registry_that_cannot_be_used_is_named(
+    source: Server, start_registry: StartRegistry, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is away, has no such repository, or its user's password is not known."""
+    proxy = start_proxy([start_registry()])
+    missing = run_import(proxy, source, "--repository", "none/here")
+    assert (missing.exit_code, "none/here: NAME_UNKNOWN" in missing.stderr) == (1, True)
+    lost = run_import(proxy, source, "--source-user", "ann")
+    assert (lost.exit_code, "The password of ann at the source is not known" in lost.stderr) == (1, True)
+    monkeypatch.setenv(SOURCE_PASSWORD_VARIABLE, "a password that nobody sees")
+    source.stop()
+    away = run_import(proxy, source, "--source-user", "ann")
+    assert (away.exit_code, "source" in away.stderr, "a password" in away.output) == (1, True, False)
+    assert run_import(proxy, source, "--tags", "a b").exit_code == 2
