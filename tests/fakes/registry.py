@@ -217,6 +217,7 @@ class FakeRegistry:
         if fault.is_raw:
             return _send_raw(request, answer)
         response = web.StreamResponse(status=answer.status, headers=answer.headers)
+        response.headers.update(fault.headers)  # several of one name stay several
         if "Content-Length" not in fault.omit:
             response.content_length = len(answer.body)
         request[_OMIT] = fault.omit
