@@ -119,6 +119,8 @@ class Verifier:
     async def _compare(self, comparison: Comparison, *, mend: bool, prefer: str | None, only_at: str | None) -> None:
         if self._replica_set.storage is StorageKind.SHARED:
             return  # they cannot differ
+        if self._replica_set.read_only and len(self._replica_set.replicas) == 1:
+            return  # nor can one registry of others, which need not list its repositories, from what nobody pushed
         away = [c.name for c in self._replica_set.replicas if not self._replica_set.is_writable(c.name)]
         if away:
             raise UpstreamUnavailableError(f"replicas can only be compared when all are up; not up: {', '.join(away)}")

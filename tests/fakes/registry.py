@@ -52,6 +52,7 @@ class Fault:
     cut_after: int | None = None  # close the connection after this many bytes of the body
     ignore_range: bool = False
     redirect_to: str | None = None  # 307 to this base URL, same path and query
+    only_found: bool = False  # redirect only what is there, and those who may have it
     gzip: bool = False
     html: bool = False  # 200 with a page of HTML
 
@@ -62,6 +63,24 @@ class Fault:
             and self.method in {None, request.method}
             and re.search(self.target, request.target) is not None
         )
+
+
+def _scope(repository: str | None, actions: str) -> str | None:
+    return f"repository:{repository}:{actions}" if repository else None
+
+
+@dataclass(frozen=True)
+class TokenService:
+    """How a registry gives tokens: at a path of its own, to the registry's ``bearer`` pair or, without one, to anybody.
+
+    ``scope`` makes the scope of a challenge of the repository that was asked for, None for /v2/ and the catalog;
+    ``refused`` is the status for tokens whose scopes match the regular expression.
+    """
+
+    path: str = "/token"
+    service: str = "fake"
+    scope: Callable[[str | None, str], str | None] = _scope
+    refused: tuple[str, int] | None = None
 
 
 @dataclass
@@ -76,6 +95,10 @@ def _error(status: int, code: str) -> _Answer:
     return _Answer(status, body, {"Content-Type": "application/json"})
 
 
+def _redirect(base_url: str, request: web.Request) -> _Answer:
+    return _Answer(307, b"", {"Location": base_url + request.raw_path})
+
+
 @dataclass
 class _Contents:
     blobs: dict[Digest, bytes] = field(default_factory=dict)
@@ -86,8 +109,9 @@ class _Contents:
 class FakeRegistry:
     """An async context manager around a server on a free port of 127.0.0.1.
 
-    ``basic`` (user, password) demands Basic; with ``bearer`` the same pair buys tokens at ``/token``. ``page_size``
-    limits lists and makes Link headers. ``stop`` and ``start`` keep port and contents.
+    ``basic`` (user, password) demands Basic; with ``bearer`` the same pair buys tokens at ``/token``, or as ``tokens``
+    says, which alone gives them to anybody. ``page_size`` limits lists and makes Link headers. ``stop`` and
+    ``start`` keep port and contents.
     """
 
     def __init__(
@@ -95,6 +119,7 @@ class FakeRegistry:
         *,
         basic: tuple[str, str] | None = None,
         bearer: tuple[str, str] | None = None,
+        tokens: TokenService | None = None,
         page_size: int | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -104,6 +129,8 @@ class FakeRegistry:
         self.uploads: dict[str, bytearray] = {}
         self.realm: str | None = None  # the challenge's realm when it is not our own /token
         self.tokens: set[str] = set()
+        self._service = tokens or TokenService()
+        self._demands_token = bearer is not None or tokens is not None
         self.port = 0
         self._basic, self._bearer, self._page_size, self._tls = basic, bearer, page_size, tls
         self._released = asyncio.Event()
@@ -201,11 +228,13 @@ class FakeRegistry:
             answer = _Answer(fault.status, fault.body or b"")
         elif fault.html:
             answer = _Answer(200, b"<html><body>Sign in</body></html>", {"Content-Type": "text/html"})
-        elif fault.redirect_to is not None:
-            answer = _Answer(307, b"", {"Location": fault.redirect_to + request.raw_path})
+        elif fault.redirect_to is not None and not fault.only_found:
+            answer = _redirect(fault.redirect_to, request)
         else:
             answer = await self._answer(request, ignore_range=fault.ignore_range)
             answer.body = answer.body if fault.body is None else fault.body
+            if fault.redirect_to is not None and answer.status < 300:
+                answer = _redirect(fault.redirect_to, request)
         return await self._send(request, answer, fault, released)
 
     @staticmethod
@@ -234,11 +263,11 @@ class FakeRegistry:
         return response
 
     async def _answer(self, request: web.Request, *, ignore_range: bool) -> _Answer:
-        if request.path == "/token":
+        if request.path == self._service.path:
             return self._token(request)
-        if (refusal := self._refusal(request)) is not None:
-            return refusal
         match = _ROUTES.fullmatch(request.path)
+        if (refusal := self._refusal(request, match)) is not None:
+            return refusal
         if match is None:
             return _error(404, "NAME_UNKNOWN")
         if match["kind"] is None:
@@ -257,20 +286,23 @@ class FakeRegistry:
     def _token(self, request: web.Request) -> _Answer:
         if self._bearer is not None and request.headers.get("Authorization") != _basic(self._bearer):
             return _error(401, "UNAUTHORIZED")
+        pattern, status = self._service.refused or ("^$", 0)
+        if any(re.search(pattern, scope) for scope in request.query.getall("scope", [])):
+            return _error(status, "DENIED")
         token = uuid.uuid4().hex
         self.tokens.add(token)
         return _Answer(200, json.dumps({"token": token, "expires_in": 300}).encode(), _JSON.copy())
 
-    def _refusal(self, request: web.Request) -> _Answer | None:
+    def _refusal(self, request: web.Request, match: re.Match[str] | None) -> _Answer | None:
         sent = request.headers.get("Authorization", "")
         if self._basic is not None and sent != _basic(self._basic):
             challenge = 'Basic realm="fake"'
-        elif self._bearer is not None and sent.removeprefix("Bearer ") not in self.tokens:
-            realm = self.realm or f"{self.url}/token"
-            name = match["name"] if (match := _ROUTES.fullmatch(request.path)) else None
+        elif self._demands_token and sent.removeprefix("Bearer ") not in self.tokens:
+            realm = self.realm or f"{self.url}{self._service.path}"
             actions = "pull" if request.method in {"GET", "HEAD"} else "pull,push"
-            scope = f',scope="repository:{name}:{actions}"' if name else ""
-            challenge = f'Bearer realm="{realm}",service="fake"{scope}'
+            scope = self._service.scope(match["name"] if match else None, actions)
+            challenge = f'Bearer realm="{realm}",service="{self._service.service}"'
+            challenge += f',scope="{scope}"' if scope else ""
         else:
             return None
         answer = _error(401, "UNAUTHORIZED")
