@@ -1,0 +1,73 @@
+"""containerd 2 pulls and pushes over plain HTTP on 127.0.0.1, with no flag that says so.
+
+Reports: "Head https://127.0.0.1:5000/…: EOF" from ctr, from BuildKit, from Docker with the image store of containerd.
+They try https, and go on in http only where HTTP answers the TLS hello (issue A1).
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.programs import find_program
+from tests.product import Proxy, User, make_image, random_bytes, tar_of
+from tests.servers import terminated, wait_until
+
+pytestmark = pytest.mark.acceptance("containerd", "ctr")
+
+_CONFIG = """
+version = 3
+root = "{root}/root"
+state = "{root}/state"
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]
+[grpc]
+address = "{root}/socket"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
+snapshotter = "native"
+"""
+
+
+def ctr(socket: Path, *arguments: str) -> str:
+    """Run ctr and return what it printed; fail with it when ctr does."""
+    command = [find_program("ctr") or "ctr", "--address", str(socket), *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False)
+    assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Start a containerd of our own; return its socket."""
+    root = tmp_path_factory.mktemp("containerd")
+    (root / "config.toml").write_text(_CONFIG.format(root=root))
+    command = [find_program("containerd") or "containerd", "--config", str(root / "config.toml")]
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    with terminated(process):
+        wait_until((root / "socket").exists, "containerd listens")
+        yield root / "socket"
+
+
+@pytest.mark.parametrize("flags", [(), ("--local",), ("--local", "--skip-verify")], ids="".join)
+def test_ctr_pulls_and_pushes(flags: tuple[str, ...], containerd: Path, product: Proxy) -> None:
+    """An image is pulled and unpacked, and pushed to another repository, by containerd or, ``--local``, by ctr."""
+    user, image = User(product, "ann", "password of a user"), make_image(tar_of(random_bytes(200_000)))
+    user.push("plain/ctr", "1", image)
+    source, target = f"{product.host}/plain/ctr:1", f"{product.host}/plain/ctr{''.join(flags)}:2"
+    login = ("--user", "ann:password of a user")
+    ctr(containerd, "images", "pull", *flags, *login, "--snapshotter", "native", source)
+    ctr(containerd, "images", "tag", source, target)
+    ctr(containerd, "images", "push", *flags, *login, target)
+    assert user.pull(f"plain/ctr{''.join(flags)}", "2") == image
+    ctr(containerd, "images", "remove", "--sync", source, target)
+
+
+def test_ctr_fetches_the_content_only(containerd: Path, product: Proxy) -> None:
+    """`ctr content fetch` brings every blob of an image."""
+    user, image = User(product, "ann", "password of a user"), make_image(tar_of(random_bytes(200_000)))
+    user.push("plain/fetch", "1", image)
+    ctr(containerd, "content", "fetch", "--user", "ann:password of a user", f"{product.host}/plain/fetch:1")
+    held = ctr(containerd, "content", "ls", "-q").split()
+    assert {image.digest, *image.blobs} <= set(held)
