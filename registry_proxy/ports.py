@@ -288,6 +288,12 @@ class Spool(Protocol):
             RegistryError: BLOB_UPLOAD_INVALID when another request is writing to it.
         """
 
+    def mark_cancelled(self, session_id: str) -> None:
+        """Remember for six hours that an upload was cancelled."""
+
+    def is_cancelled(self, session_id: str) -> bool:
+        """Tell whether an upload was cancelled at this node."""
+
     def pin(self, digest: Digest) -> None:
         """Keep a committed content from eviction until ``unpin``: some replica does not have it yet."""
 

@@ -3,6 +3,7 @@
 blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtime 0 (see ``is_sealed``)
 fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be
 uploads/<session>.part                        a push in progress
+cancelled/<session>                           a push that was cancelled: its Location is no longer valid
 quarantine/<algorithm>-<hex>.<source>.<time>  content that was not what its digest says, for a look at it
 order/<generation>                            the order in which committed content came in, for eviction
 repositories/<upstream>/<repository>/_blobs | _manifests | _tags
@@ -34,7 +35,7 @@ from registry_proxy.spec.reference import Digest
 SCHEMA_VERSION = 2
 SEALED_MODE = 0o444
 LOCK_STRIPES = 64
-_DIRECTORIES = ("blobs", "fills", "uploads", "quarantine", "order", "repositories", "temp", "locks")
+_DIRECTORIES = ("blobs", "fills", "uploads", "cancelled", "quarantine", "order", "repositories", "temp", "locks")
 
 
 class CacheSchemaError(Exception):
@@ -64,6 +65,9 @@ class CachePaths:
     def upload(self, session_id: str) -> str:
         return f"{self.root}/uploads/{session_id}.part"
 
+    def cancelled(self, session_id: str) -> str:
+        return f"{self.cancellations}/{session_id}"
+
     def pin(self, digest: Digest) -> str:
         return f"{self.pins}/{digest.algorithm}-{digest.hex}"
 
@@ -91,6 +95,10 @@ class CachePaths:
     def node_ids(self) -> tuple[str, str]:
         """The file with the node's id, and its copy: losing either directory is no reason to become another node."""
         return f"{self.kept}/node-id", f"{self.root}/node-id"
+
+    @property
+    def cancellations(self) -> str:
+        return f"{self.root}/cancelled"
 
     @property
     def pins(self) -> str:

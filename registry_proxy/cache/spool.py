@@ -94,6 +94,14 @@ class DiskSpool:
             running = None  # another worker wrote the requests in between
         return UploadFile(self, session_id, fd, running)
 
+    def mark_cancelled(self, session_id: str) -> None:
+        """Remember it. A disk that does not take the mark leaves the Location good, for an upload from the start."""
+        with contextlib.suppress(OSError):
+            os.close(os.open(self.cache.paths.cancelled(session_id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def is_cancelled(self, session_id: str) -> bool:
+        return os.path.exists(self.cache.paths.cancelled(session_id))
+
     def pin(self, digest: Digest) -> None:
         """Keep it, whether it is committed already or will be. Raises CacheUnavailableError when the disk fails."""
         try:
@@ -116,14 +124,12 @@ class DiskSpool:
         return found
 
     def sweep(self) -> int:
-        """Remove the uploads that nobody writes to and nobody wrote to for six hours; return how many."""
-        removed = 0
-        with os.scandir(self.cache.paths.uploads) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if time.time() - entry.stat().st_mtime > _IDLE_SECONDS:
-                        removed += _remove_if_unused(entry.path)
-        return removed
+        """Remove the uploads that nobody writes to and nobody wrote to for six hours; return how many.
+
+        The marks of cancelled uploads go after the same time, when no Location of theirs is valid any more.
+        """
+        _remove_old(self.cache.paths.cancellations)
+        return _remove_old(self.cache.paths.uploads)
 
     def keep_hash(self, session_id: str, running: _RunningHash) -> None:
         """Keep the running hash for the next request of the session, should it come to this worker."""
@@ -138,6 +144,17 @@ class DiskSpool:
         if _SESSION_ID.fullmatch(session_id) is None:
             raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "there is no such upload", detail={})
         return self.cache.paths.upload(session_id)
+
+
+def _remove_old(directory: str) -> int:
+    removed = 0
+    # A cache of an earlier release lacks a directory until the next start.
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if time.time() - entry.stat().st_mtime > _IDLE_SECONDS:
+                    removed += _remove_if_unused(entry.path)
+    return removed
 
 
 def _remove_if_unused(path: str) -> bool:

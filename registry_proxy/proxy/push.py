@@ -202,7 +202,13 @@ class Push:
             RegistryError: as ``append_upload``, and DIGEST_INVALID: nothing was committed then, the upload is over.
         """
         session = await self._sessions.verify(routed, subject, session_id, state)
-        file, session = await self._receive(routed, session, body, size_bytes, chunk)
+        try:
+            file, session = await self._receive(routed, session, body, size_bytes, chunk)
+        except RegistryError as error:
+            committed = self._find_committed(routed, session, digest)
+            if error.code is not ErrorCode.BLOB_UPLOAD_UNKNOWN or committed is None:
+                raise
+            return committed
         return await self._commit(routed, digest, file, session)
 
     async def push_blob(
@@ -225,8 +231,6 @@ class Push:
         session = await self._sessions.verify(routed, subject, session_id, state)
         file = self._reopen(session)
         if file is None:
-            if session.offset and (session.node_id == self._spool.node_id or not session.locations):
-                raise _lost()
             return await self._answer(routed, subject, session)
         try:
             if file.size_bytes != session.offset:
@@ -237,11 +241,12 @@ class Push:
         return await self._answer(routed, subject, session)
 
     async def cancel_upload(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> None:
-        """End an upload that nobody wants any more."""
+        """End an upload that nobody wants any more; BLOB_UPLOAD_UNKNOWN when it has ended already."""
         session = await self._sessions.verify(routed, subject, session_id, state)
-        file = self._spool.reopen(session_id)
+        file = self._reopen(session)
         if file is not None:
             file.discard()
+        self._spool.mark_cancelled(session_id)
         await self._blobs.cancel(routed, session.locations)
 
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
@@ -291,22 +296,41 @@ class Push:
         return UploadAnswer(session.session_id, state, session.offset)
 
     def _reopen(self, session: UploadSession) -> SpoolFile | None:
-        """Open the file of an upload that this node received from its beginning.
+        """Open the file of an upload that this node received from its beginning; None when it has no byte of it.
 
         Else what this node may have is an older part of it, of which nobody knows that it is the same: it goes.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_UNKNOWN when the upload has ended.
         """
         file = self._spool.reopen(session.session_id)
         if file is not None and session.offset and session.node_id != self._spool.node_id:
             file.discard()
-            return None
+            file = None
+        if file is None and self._has_ended(session):
+            raise _lost()
         return file
+
+    def _has_ended(self, session: UploadSession) -> bool:
+        """Tell whether an upload without a file at this node was cancelled, or has its bytes nowhere else."""
+        if self._spool.is_cancelled(session.session_id):
+            return True
+        return session.offset > 0 and (session.node_id == self._spool.node_id or not session.locations)
+
+    def _find_committed(self, routed: RoutedRepository, session: UploadSession, digest: Digest) -> Descriptor | None:
+        """Return the blob of an upload whose commit is repeated: clients do that when they got no answer.
+
+        The signed state proves that this subject sent these bytes to this repository, which must still hold them.
+        """
+        if digest != Digest("sha256", session.sha256) or self._spool.is_cancelled(session.session_id):
+            return None
+        known = self._memberships.find(routed, ContentKind.BLOB, digest)
+        return known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
 
     def _open_spool(self, session: UploadSession) -> SpoolFile:
         """Open the file of an upload where its state says it is, or a tail to go on with at the replicas."""
         file = self._reopen(session)
         if file is None:
-            if session.offset and (session.node_id == self._spool.node_id or not session.locations):
-                raise _lost()
             try:
                 if session.offset:
                     return self._spool.create_tail(session.offset)

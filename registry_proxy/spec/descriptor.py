@@ -93,8 +93,10 @@ def _parse_descriptor(value: Any, where: str) -> Descriptor:
 
 
 def _parse_descriptors(document: dict[str, Any], field: str) -> list[Descriptor]:
-    # Go writes an empty list that was never touched as null.
-    values = [] if document.get(field, ...) is None else document.get(field)
+    # Go writes an empty list that was never touched as null, or leaves it out; registries take both.
+    values = document.get(field)
+    if values is None:
+        return []
     if not isinstance(values, list):
         raise _invalid(f"{field} is not a list", {"path": field})
     return [_parse_descriptor(value, f"{field}[{i}]") for i, value in enumerate(values)]
@@ -156,22 +158,25 @@ def parse_manifest(body: bytes, media_type: str) -> ManifestLinks:
         body: the exact bytes.
         media_type: the Content-Type it came with, without parameters.
 
+    A list that is absent is an empty one: the registry judges whether a manifest does without.
+
     Raises:
         RegistryError: MANIFEST_INVALID when the body is not JSON, contradicts its media type, holds both
             ``manifests`` and ``layers`` (GHSA-qq97-vm5h-rrhg), or a descriptor is malformed; DIGEST_INVALID.
     """
     document = _load_object(body)
-    if "manifests" in document and ("layers" in document or "config" in document):
+    is_index = media_type in {OCI_INDEX, DOCKER_LIST}
+    if (is_index or "manifests" in document) and ("layers" in document or "config" in document):
         raise _invalid("the manifest holds both manifests and layers: image or index, not both")
-    stated = document.get("mediaType", media_type)
-    if stated != media_type:
+    stated = document.get("mediaType")
+    if stated not in (None, "", media_type):  # Go writes "" where nothing was set
         raise _invalid(
             "the manifest's mediaType differs from its Content-Type",
             {"mediaType": str(stated)[:200], "contentType": media_type[:200]},
         )
     subject = document.get("subject")
     manifest_subject = None if subject is None else _parse_descriptor(subject, "subject")
-    if media_type in {OCI_INDEX, DOCKER_LIST}:
+    if is_index:
         children = _parse_descriptors(document, "manifests")
         manifests = tuple(child for child in children if _MANIFEST_KIND.search(child.media_type))
         blobs = tuple(child for child in children if not _MANIFEST_KIND.search(child.media_type))
@@ -179,6 +184,8 @@ def parse_manifest(body: bytes, media_type: str) -> ManifestLinks:
     if media_type in {OCI_MANIFEST, DOCKER_MANIFEST}:
         config = _parse_descriptor(document.get("config"), "config")
         layers = _parse_descriptors(document, "layers")
-        own = (layer for layer, value in zip(layers, document["layers"] or (), strict=True) if not _is_foreign(value))
+        own = (
+            layer for layer, value in zip(layers, document.get("layers") or (), strict=True) if not _is_foreign(value)
+        )
         return ManifestLinks((config, *own), (), manifest_subject)
     raise _invalid("the media type is not one of an OCI or Docker schema 2 manifest", {"contentType": media_type[:200]})

@@ -15,6 +15,7 @@ from registry_proxy.spec.reference import (
     Digest,
     Repository,
     Tag,
+    is_tag,
     parse_digest,
     parse_repository,
     parse_tag_or_digest,
@@ -67,6 +68,7 @@ class RegistryRequest:
 
 
 _LISTS = frozenset({Operation.LIST_TAGS, Operation.LIST_REPOSITORIES})
+_READS_OF_MANIFESTS = frozenset({Operation.GET_MANIFEST, Operation.HEAD_MANIFEST})
 _OPEN_UPLOADS = frozenset(
     {Operation.APPEND_UPLOAD, Operation.COMMIT_UPLOAD, Operation.UPLOAD_STATUS, Operation.CANCEL_UPLOAD}
 )
@@ -142,6 +144,15 @@ def _decode_colon(text: str) -> str:
     return text.replace("%3A", ":").replace("%3a", ":")
 
 
+def _parse_reference(operation: Operation, text: str) -> Tag | Digest:
+    """Return the tag or digest of a manifest; what can be no tag is absent to those who read, and invalid otherwise."""
+    reference = _decode_colon(text)
+    if operation in _READS_OF_MANIFESTS and ":" not in reference and not is_tag(reference):
+        message = "there is no manifest with this tag, which no tag can have as its name"
+        raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, message, detail={"tag": text[:300]})
+    return parse_tag_or_digest(reference)
+
+
 def _parse_digest_of(operation: Operation, slots: Mapping[str, str | None], query: Mapping[str, str]) -> Digest | None:
     """Return the digest from the path, or from the query where an upload is closed; refuse to close one without."""
     in_path = slots.get("digest")
@@ -164,6 +175,7 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
 
     Raises:
         RegistryError: NAME_INVALID, DIGEST_INVALID, TAG_INVALID, PAGINATION_NUMBER_INVALID (400);
+            MANIFEST_UNKNOWN (404) for a read of what can be no tag;
             NAME_UNKNOWN (404) for a path that is no endpoint; UNSUPPORTED (405) for a method it has not.
     """
     found = next(((match, table) for pattern, table in _ROUTES if (match := pattern.fullmatch(raw_path))), None)
@@ -186,7 +198,7 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
     return RegistryRequest(
         operation=operation,
         repository=None if name is None else parse_repository(name),
-        tag_or_digest=None if tag_or_digest is None else parse_tag_or_digest(_decode_colon(tag_or_digest)),
+        tag_or_digest=None if tag_or_digest is None else _parse_reference(operation, tag_or_digest),
         digest=_parse_digest_of(operation, slots, query),
         session_id=slots.get("session"),
         state=query.get("_state") if operation in _OPEN_UPLOADS else None,

@@ -123,8 +123,8 @@ class TokenEndpoint:
         pairs = _pairs(exchange.raw_query)
         headers = exchange.request.headers.getall("Authorization", [])
         login = Login(ANONYMOUS)
-        if headers:
-            username, password = _credentials(headers)
+        username, password = _credentials(headers) if headers else ("", "")
+        if username or password:
             login = await self._counted(
                 exchange, username, lambda: self._control.login(username, password, exchange.address)
             )

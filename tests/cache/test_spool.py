@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -162,3 +163,18 @@ async def test_idle_uploads_are_swept(spool: DiskSpool, cache_path: Path) -> Non
     assert spool.sweep() == 1
     assert sorted(os.listdir(cache_path / "uploads")) == ["busy.part", "fresh.part"]
     busy.discard()
+
+
+def test_a_cancelled_upload_is_remembered_as_long_as_its_location_is_valid(spool: DiskSpool, cache_path: Path) -> None:
+    """Every worker knows it for six hours; a directory that is missing, or a disk that refuses, makes no error."""
+    hours_ago = time.time() - 7 * 3600
+    for session in ("old", "new"):
+        assert not spool.is_cancelled(session)
+        spool.mark_cancelled(session)
+        assert DiskSpool(spool.cache).is_cancelled(session)
+    os.utime(cache_path / "cancelled" / "old", (hours_ago, hours_ago))
+    assert spool.sweep() == 0
+    assert [spool.is_cancelled(session) for session in ("old", "new")] == [False, True]
+    shutil.rmtree(cache_path / "cancelled")
+    spool.mark_cancelled("another")
+    assert spool.sweep() == 0

@@ -237,6 +237,7 @@ class MemorySpool:
         self._directory, self.cache, self.node_id = directory, cache, node_id
         self.open: dict[str, MemorySpoolFile] = {}
         self.pins: set[Digest] = set()
+        self.cancelled: set[str] = set()
         self.is_full = False
 
     def _path(self, session_id: str) -> str:
@@ -266,6 +267,12 @@ class MemorySpool:
         if session_id in self.open:
             raise RegistryError(ErrorCode.BLOB_UPLOAD_INVALID, "another request writes to it")
         return self._open(session_id) if os.path.exists(self._path(session_id)) else None
+
+    def mark_cancelled(self, session_id: str) -> None:
+        self.cancelled.add(session_id)
+
+    def is_cancelled(self, session_id: str) -> bool:
+        return session_id in self.cancelled
 
     def pin(self, digest: Digest) -> None:
         self.pins.add(digest)

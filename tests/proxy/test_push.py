@@ -1,8 +1,9 @@
 """Uploads as clients make them, over replicas in memory that fail when told to."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -86,6 +87,30 @@ async def test_a_started_upload_touches_nothing(setting: Bench) -> None:
     await setting.under_test.push.cancel_upload(ROUTED, ANN, start.session_id, start.state)
     assert setting.a.requests == []
     assert setting.spool.sessions == []
+    for attempt in (
+        setting.under_test.push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None),
+        setting.under_test.push.upload_status(ROUTED, ANN, start.session_id, start.state),
+        setting.under_test.push.cancel_upload(ROUTED, ANN, start.session_id, start.state),
+    ):
+        assert (await refused(attempt)).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
+
+
+async def test_a_repeated_commit_is_acknowledged_only_where_the_blob_is_known(setting: Bench) -> None:
+    """The same session and digest again: the blob, without a request to a replica, until the repository forgets it."""
+    push = setting.under_test.push
+    start = await push.start_upload(ROUTED, ANN)
+    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
+
+    def commit(digest: Digest) -> Coroutine[Any, Any, Descriptor]:
+        return push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest, body_of(b""), 0, None)
+
+    first = await commit(DIGEST)
+    requests = len(setting.a.requests)
+    assert await commit(DIGEST) == first
+    assert len(setting.a.requests) == requests
+    assert (await refused(commit(digest_of(b"another")))).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
+    setting.memberships.forget(ROUTED, ContentKind.BLOB, DIGEST)
+    assert (await refused(commit(DIGEST))).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
 
 
 async def test_sha512_is_compared_from_the_file(setting: Bench) -> None:
