@@ -339,6 +339,7 @@ def _repairers(
             store=node.store,
             journal=node.journal,
             copies=Copies(
+                replica_sets=node.replicas,
                 readers=node.impatient_readers,
                 cache=node.cache,
                 memberships=node.memberships,

@@ -502,6 +502,15 @@ class Marks(Protocol):
     def pending(self, replica: str, upstream: str) -> int:
         """How many keys it is behind in."""
 
+    def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:
+        """Tell whether the replica cannot have this: it is not asked for it, and its 404 proves nothing."""
+
+    def refused(self, replica: str, upstream: str) -> int:
+        """How many keys it cannot have, less those that a person dismissed."""
+
+    def lost(self, upstream: str) -> int:
+        """How many keys no replica has any more, less those that a person dismissed."""
+
 
 class MarkSource(Protocol):
     """Gives the marks as they are now, including every write acknowledged on this node."""
@@ -623,6 +632,12 @@ class Observer(Protocol):
 
     def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None: ...
     def replica_pending(self, upstream: str, replica: str, count: int) -> None: ...
+    def replica_refused(self, upstream: str, replica: str, count: int) -> None:
+        """Note how many keys a replica cannot have."""
+
+    def lost_contents(self, upstream: str, count: int) -> None:
+        """Note how many keys no replica of an upstream has any more."""
+
     def hedged(self, upstream: str, winner: str) -> None:
         """Note a question put to a second replica as well; ``winner`` is first, later, or none without an answer."""
 
@@ -649,7 +664,7 @@ class Observer(Protocol):
         """Note when the scrub's last round ended, in seconds since the epoch."""
 
     def repaired(self, upstream: str, replica: str, outcome: str) -> None:
-        """Note a key that a replica missed. ``outcome`` is copied, deleted, given_up or failed."""
+        """Note a key that a replica missed. ``outcome`` is copied, deleted, refused, lost, given_up or failed."""
 
     def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
         """Note the size of a blob that was sent to a replica that missed it."""

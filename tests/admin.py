@@ -25,6 +25,7 @@ from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository, 
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.tags import TagRules
 from registry_proxy.proxy.warm import Warmer
+from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.replication.verify import Comparison, Difference
@@ -88,6 +89,8 @@ ADMIN_ROUTES = {
     "GET /upstreams": _ADMINS,
     "GET /upstreams/{name}": _ADMINS,
     "POST /upstreams/{name}/repair": _ADMINS,
+    "GET /upstreams/{name}/exceptions": _ADMINS,
+    "POST /upstreams/{name}/dismiss": _ADMINS,
     "GET /upstreams/{name}/verify": _ADMINS,
     "POST /upstreams/{name}/verify": _ADMINS,
     "GET /repositories": _ADMINS,
@@ -133,6 +136,7 @@ class Replica:
     state: ReplicaState = ReplicaState.UP
     latency_seconds: float | None = 0.0015
     pending: int = 0
+    refused: int = 0
     reason: str = ""
 
 
@@ -141,6 +145,7 @@ class Upstream:
     """Replicas in the states a test wants."""
 
     replicas: list[Replica]
+    lost: int = 0
 
     async def refresh(self) -> None:
         """Nothing changes behind the test's back."""
@@ -153,13 +158,14 @@ class Upstream:
 class Repairs:
     """What repairs them: counts how often it was woken."""
 
+    exceptions: Exceptions
     woken: int = 0
     now: RepairStatus = field(default_factory=RepairStatus)
 
     def status(self, _: str) -> RepairStatus:
         return self.now
 
-    def wake(self) -> None:
+    async def retry(self) -> None:
         self.woken += 1
 
 
@@ -218,7 +224,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     cache = DiskCache(str(root / "cache"), CACHE_MAX_BYTES, 0, observer)
     memberships = FileMemberships(str(root / "cache"))
     reloads: list[ReloadOutcome] = []
-    repairs, router = {"main": Repairs()}, PrefixRouter([Route("", "main")])
+    router = PrefixRouter([Route("", "main")])
     reader, compares = MemoryReader(), Verifies()
     audit, origins = MemoryAudit(), Origins(None, [ipaddress.ip_network("127.0.0.1/32")])
 
@@ -226,6 +232,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
         return reloads.pop(0) if reloads else ReloadOutcome(2)
 
     async with open_store(f"sqlite:///{root / 'store.db'}", str(root / "page")) as (store, changes):
+        repairs = {"main": Repairs(Exceptions(store))}
         with quick_passwords():
             directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
         async with control.publishing(signer):

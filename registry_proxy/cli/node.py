@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.exceptions import dismiss_exceptions, list_exceptions, print_lost
 from registry_proxy.cli.output import (
     JsonOption,
     YesOption,
@@ -44,7 +45,7 @@ def _replica_row(upstream: str, replica: dict[str, Any]) -> dict[str, Any]:
     return {
         **replica,
         "upstream": upstream,
-        "reason": replica["reason"] or None,
+        "reason": replica["reason"] or (f"cannot take {replica['refused']}" if replica["refused"] else None),
         "latency": None if latency is None else f"{latency * 1000:.1f} ms",
     }
 
@@ -63,10 +64,14 @@ def list_replicas(as_json: JsonOption = False) -> None:
             return
         rows = [_replica_row(upstream["name"], replica) for upstream in upstreams for replica in upstream["replicas"]]
         print_table(_COLUMNS, rows, empty="No upstream is configured.")
+        for upstream in upstreams:
+            print_lost(upstream)
 
 
 replica_app.command("verify")(verify_replicas)
 replica_app.command("repair")(repair_replicas)
+replica_app.command("exceptions")(list_exceptions)
+replica_app.command("dismiss")(dismiss_exceptions)
 
 
 @cache_app.command("stats")

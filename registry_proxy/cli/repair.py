@@ -41,7 +41,7 @@ def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> 
 def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json: JsonOption = False) -> None:
     """Compare the replicas, and wait until each has what it lacks. Nothing is ever deleted.
 
-    What a replica missed by being away is repaired without this command, too.
+    What a replica missed by being away is repaired without this command, too. What one refused is tried once more.
     """
     with admin_client() as admin:
         names = _names(admin, upstream)
@@ -52,11 +52,23 @@ def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json:
         if as_json:
             print_json(documents)
         _fail_for(
-            [{**one, "differing": one["undecided"] + one["lost"]} for one in comparisons],
+            [{**one, "differing": one["undecided"], "lost": 0} for one in comparisons],
             "see `registry-proxy replica verify`; --prefer REPLICA decides about tags",
         )
         if not as_json:
-            print_note("Every replica has everything.")
+            _print_repaired(documents)
+
+
+def _print_repaired(documents: list[dict[str, Any]]) -> None:
+    lost = sum(document["lost"] for document in documents)
+    refused = sum(replica["refused"] for document in documents for replica in document["replicas"])
+    if lost or refused:
+        print_note(
+            f"Every replica has all that it can have: {lost} contents are lost, {refused} are refused by a replica. "
+            "See `registry-proxy replica exceptions`."
+        )
+    else:
+        print_note("Every replica has everything.")
 
 
 def _names(admin: AdminClient, upstream: str | None) -> list[str]:
@@ -86,28 +98,39 @@ def _print_comparisons(comparisons: list[dict[str, Any]], *, as_json: bool) -> N
         return
     for comparison in comparisons:
         counts = f"{comparison['manifests']} manifests and {comparison['blobs']} blobs compared"
-        rows = [{**row, "wanted": row["wanted"] or "undecided"} for row in comparison["differences"]]
+        rows = [
+            {**row, "wanted": row["wanted"] or "undecided", "replica": row["replica"] or "all: it is lost"}
+            for row in comparison["differences"]
+        ]
         if rows or not comparison["error"]:
             print_table(_COLUMNS, rows, empty=f"{comparison['upstream']}: {counts}, no difference found.")
-        if comparison["differing"] > len(rows):
-            print_note(f"{comparison['differing'] - len(rows)} more are not shown.")
+        if (hidden := comparison["differing"] + comparison["lost"] - len(rows)) > 0:
+            print_note(f"{hidden} more are not shown.")
 
 
 def _fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
-    """Raise CommandError for what differs, or could not be compared."""
+    """Raise CommandError for what differs or is lost, or could not be compared."""
     failed = [f"{one['upstream']}: {one['error']}" for one in comparisons if one["error"]]
-    differing = [f"{one['upstream']}: {_told(one)}" for one in comparisons if one["differing"]]
-    if differing:
+    failed += [
+        f"{one['upstream']}: {failure['key']} could not be asked of {failure['replica']}: {failure['reason']}"
+        for one in comparisons
+        for failure in one["failures"]
+    ]
+    differing = [f"{one['upstream']}: {_told(one)}" for one in comparisons if one["differing"] or one["lost"]]
+    if any(one["differing"] for one in comparisons):
         raise CommandError("the replicas are not equal", faults=failed + differing, hint=hint)
     if failed:
-        hint = "see `registry-proxy replica list`; compare again when all of them are up"
-        raise CommandError("the replicas could not be compared", faults=failed, hint=hint)
+        hint = "see `registry-proxy replica list`; compare again when all of them answer"
+        raise CommandError("the replicas could not be compared", faults=failed + differing, hint=hint)
+    if differing:
+        hint = "push it again, or dismiss it: `registry-proxy replica dismiss`"
+        raise CommandError("the replicas are equal, and contents are lost", faults=differing, hint=hint)
 
 
 def _told(comparison: dict[str, Any]) -> str:
     return (
-        f"{comparison['differing']} differences; {comparison['undecided']} of them undecided (tags that the replicas "
-        f"disagree about), {comparison['lost']} lost (on record, and no replica has it)"
+        f"{comparison['differing']} differences, {comparison['undecided']} of them undecided (tags that the replicas "
+        f"disagree about); {comparison['lost']} contents lost (pushed or referred to, and no replica has them)"
     )
 
 

@@ -10,12 +10,15 @@ from registry_proxy.ports import (
     Memberships,
     RegistryReader,
     ReplicaClient,
+    ReplicaSet,
     RoutedRepository,
+    UpstreamUnavailableError,
 )
+from registry_proxy.replication.refusals import FinalRefusalError, final_refusal, judge_blob, may_be_final
 from registry_proxy.replication.uploads import read_range
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, parse_manifest
+from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, Tag
+from registry_proxy.spec.reference import Digest, Repository, Tag
 
 
 async def has(question: Awaitable[object]) -> bool:
@@ -35,6 +38,24 @@ def may_lack_content(error: RegistryError) -> bool:
     The code does not decide it: zot says MANIFEST_INVALID, others BLOB_UNKNOWN or NAME_UNKNOWN.
     """
     return error.status in {400, 404}
+
+
+def ask(client: ReplicaClient, repository: Repository, kind: ContentKind, digest: Digest) -> Awaitable[object]:
+    """Ask a replica for a content, for ``has``."""
+    if kind is ContentKind.BLOB:
+        return client.stat_blob(repository, digest)
+    return client.fetch_manifest(repository, digest)
+
+
+async def is_nowhere(replica_set: ReplicaSet, question: Callable[[ReplicaClient], Awaitable[object]]) -> bool:
+    """Tell whether every configured replica answers 404 now; one that is away, or fails, proves nothing."""
+    for client in replica_set.replicas:
+        try:
+            if not replica_set.is_writable(client.name) or await has(question(client)):
+                return False
+        except (RegistryError, UpstreamUnavailableError):
+            return False
+    return True
 
 
 class Pace:
@@ -76,6 +97,7 @@ class Copies:
     Every method raises RegistryError (404 when it is certain that nobody has the content) and UpstreamUnavailableError.
 
     Args:
+        replica_sets: by upstream.
         readers: by upstream.
         cache: of this node.
         memberships: which repository holds what of it.
@@ -86,12 +108,14 @@ class Copies:
     def __init__(
         self,
         *,
+        replica_sets: Mapping[str, ReplicaSet],
         readers: Mapping[str, RegistryReader],
         cache: BlobCache,
         memberships: Memberships,
         pace: Pace,
         copied: Callable[[str, str, int], None],
     ) -> None:
+        self._replica_sets = replica_sets
         self._readers = readers
         self._cache = cache
         self._memberships = memberships
@@ -105,7 +129,7 @@ class Copies:
             reader, repository = self._readers[routed.upstream], routed.repository
             known = await reader.stat_blob(repository, digest)
             async with reader.open_blob(repository, digest) as stream:
-                await client.push_blob(repository, known, lambda: self._pace.spread(stream))
+                await _push(client, repository, known, lambda: self._pace.spread(stream))
             size_bytes = known.size_bytes
         self._copied(routed.upstream, client.name, size_bytes)
 
@@ -117,7 +141,8 @@ class Copies:
             return None
         size_bytes = reader.size_bytes
         try:
-            await client.push_blob(
+            await _push(
+                client,
                 routed.repository,
                 Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes),
                 lambda: self._pace.spread(read_range(reader.fd, size_bytes)),
@@ -129,21 +154,65 @@ class Copies:
     async def copy_manifest(
         self, client: ReplicaClient, routed: RoutedRepository, digest: Digest, tag: Tag | None = None
     ) -> None:
-        """Send a manifest, under ``tag`` when given; what it refers to and the replica lacks goes before it."""
+        """Send a manifest, under ``tag`` when given; what it refers to and the replica lacks goes before it.
+
+        Raises:
+            FinalRefusalError: the replica has all of these parts that it can have, and refuses the manifest.
+        """
         manifest = await self._manifest(routed, digest)
         try:
             await client.put_manifest(routed.repository, tag or digest, manifest)
         except RegistryError as error:
             if not may_lack_content(error):
-                raise
-            links = parse_manifest(manifest.body, manifest.descriptor.media_type)
-            for blob in links.blobs:
-                if not await has(client.stat_blob(routed.repository, blob.digest)):
-                    await self.copy_blob(client, routed, blob.digest)
-            for child in links.manifests:
-                if not await has(client.fetch_manifest(routed.repository, child.digest)):
-                    await self.copy_manifest(client, routed, child.digest)
+                raise (final_refusal(error) if may_be_final(error) else error) from error
+        else:
+            return
+        absent = await self._copy_parts(client, routed, links_of(manifest))
+        try:
             await client.put_manifest(routed.repository, tag or digest, manifest)
+        except RegistryError as error:
+            raise (final_refusal(error, absent) if may_be_final(error) else error) from error
+
+    async def _copy_parts(
+        self, client: ReplicaClient, routed: RoutedRepository, links: ManifestLinks
+    ) -> dict[Digest, str]:
+        """Send what a manifest refers to and the replica lacks; return what it cannot have, and why."""
+        parts = [(ContentKind.BLOB, blob.digest) for blob in links.blobs]
+        parts += [(ContentKind.MANIFEST, child.digest) for child in links.manifests]
+        absent = {digest: await self._copy_part(client, routed, kind, digest) for kind, digest in parts}
+        return {digest: why for digest, why in absent.items() if why}
+
+    async def _copy_part(
+        self, client: ReplicaClient, routed: RoutedRepository, kind: ContentKind, digest: Digest
+    ) -> str:
+        """Send a part unless it is there; return why the replica cannot have it, "" when it has it now."""
+        if await has(ask(client, routed.repository, kind, digest)):
+            return ""
+        copy = self.copy_blob if kind is ContentKind.BLOB else self.copy_manifest
+        try:
+            await copy(client, routed, digest)
+        except FinalRefusalError as error:
+            return error.reason
+        except (RegistryError, UpstreamUnavailableError):
+            if not await self.is_lost(routed, kind, digest):
+                raise
+            return "no replica has it"
+        return ""
+
+    async def is_lost(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        """Tell whether a content cannot be had: every configured replica says so now, and this cache lacks it, too."""
+        replica_set = self._replica_sets[routed.upstream]
+        if self._is_cached(routed, kind, digest):
+            return False
+        return await is_nowhere(replica_set, lambda client: ask(client, routed.repository, kind, digest))
+
+    def _is_cached(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        reader = None
+        if self._memberships.find(routed, kind, digest) is not None:
+            reader = self._cache.open_committed(digest)
+        if reader is not None:
+            reader.close()
+        return reader is not None
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest:
         known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
@@ -151,3 +220,20 @@ class Copies:
         if known is not None and body is not None:
             return Manifest(known.descriptor, body)
         return await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
+
+
+async def _push(
+    client: ReplicaClient, repository: Repository, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]
+) -> None:
+    try:
+        await client.push_blob(repository, descriptor, body)
+    except RegistryError as error:
+        raise judge_blob(error, descriptor.digest) from error
+
+
+def links_of(manifest: Manifest) -> ManifestLinks:
+    """Return what a manifest refers to; nothing for kinds of which we do not know it, such as Docker schema 1."""
+    try:
+        return parse_manifest(manifest.body, manifest.descriptor.media_type)
+    except RegistryError:
+        return ManifestLinks((), (), None)

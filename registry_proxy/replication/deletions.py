@@ -21,7 +21,7 @@ from registry_proxy.ports import (
     Table,
 )
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
-from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
+from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, change_of, parse_key
 from registry_proxy.replication.manifests import (
     configured_names,
     manifest_record_key,
@@ -85,11 +85,11 @@ async def _changes_that_forget(
         intent = Intent.from_value(record.value)
         if intent.digest == digest:
             replicas, _ = lacking.get(record.key, (set(), 0))
-            lacking[record.key] = (replicas | set(intent.missing), record.revision)
+            lacking[record.key] = (replicas | {*intent.missing, *intent.refused}, record.revision)
     changes += [
-        Change(Table.INTENTS, key, Intent(None, "", tuple(sorted(replicas))).to_value(), expect=revision)
+        change_of(parse_key(key), Intent(None, "", tuple(sorted(replicas))), expect=revision)
         for key, (replicas, revision) in lacking.items()
-        if replicas
+        if replicas or revision
     ]
     return changes
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.ports import ReplicaClient, ReplicaSet, StorageKind, UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.tasks import spawn
 
@@ -32,9 +33,16 @@ class Outcome:
         refusals = [e for e in self.failures.values() if isinstance(e, RegistryError) and e.status < 500]
         return not self.confirmed and bool(refusals) and len(refusals) == len(self.failures)
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """The replicas that will never take it, and why."""
+        return {name: e.reason for name, e in self.failures.items() if isinstance(e, FinalRefusalError)}
+
     def first_refusal(self) -> RegistryError | None:
-        """Return the first answer of the protocol among the failures."""
-        return next((error for error in self.failures.values() if isinstance(error, RegistryError)), None)
+        """Return an answer of the protocol among the failures, one that is final where there is one."""
+        answers = [error for error in self.failures.values() if isinstance(error, RegistryError)]
+        final = [error.refusal for error in answers if isinstance(error, FinalRefusalError)]
+        return next(iter([*final, *answers]), None)
 
     def first_limit(self) -> UpstreamLimitError | None:
         """Return the first 429 among the failures."""
@@ -158,20 +166,25 @@ async def fan_out(
     tasks = [spawn(run.run(lane), f"write to {lane[0].name}") for lane in lanes]
     await settle(tasks, quorum_of(replica_set), grace_seconds)
     for replica, error in run.failures.items():
+        if isinstance(error, FinalRefusalError):
+            continue  # told where it is recorded
         _log.warning("replica %s of %s did not take a write: %s", replica, replica_set.upstream, error)
     return Outcome(frozenset(run.confirmed), run.failures)
 
 
 def require_quorum(replica_set: ReplicaSet, outcome: Outcome) -> Sequence[str]:
-    """Return the configured replicas that miss an acknowledged write; none over shared storage.
+    """Return the configured replicas that miss an acknowledged write, and can have it; none over shared storage.
 
     Raises:
-        RegistryError: what the replicas answered when all refused it, else UNAVAILABLE (503), without a quorum.
+        RegistryError: without a quorum; what the replicas answered when all refused it, or so many for good that it
+            can never be reached, else UNAVAILABLE (503).
         UpstreamLimitError: a replica asked us to wait, without a quorum.
     """
-    if len(outcome.confirmed) < quorum_of(replica_set):
-        refusal = outcome.first_refusal() if outcome.is_refused else None
+    quorum, refused = quorum_of(replica_set), outcome.refused
+    if len(outcome.confirmed) < quorum:
+        is_hopeless = len(replica_set.replicas) - len(refused) < quorum
+        refusal = outcome.first_refusal() if outcome.is_refused or is_hopeless else None
         raise refusal or outcome.first_limit() or too_few(replica_set, len(outcome.confirmed))
     if replica_set.storage is StorageKind.SHARED:
         return []
-    return [client.name for client in replica_set.replicas if client.name not in outcome.confirmed]
+    return [c.name for c in replica_set.replicas if c.name not in outcome.confirmed | refused.keys()]

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Self
 
 from registry_proxy.ports import (
@@ -31,6 +33,8 @@ from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
 WRITING_SECONDS = 60.0
 """How long a write may be under way before its intent counts as abandoned."""
+
+NO_REFUSALS: Mapping[str, str] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +73,8 @@ class Intent:
 
     ``missing`` are the replicas that did not confirm it; ``behind`` those of them that were behind before it began;
     ``writing_until`` is when the write under way counts as abandoned, in seconds since the epoch, 0 once concluded.
+    ``refused`` are the replicas that cannot have it, and why: they are as good as any other for every other key.
+    ``is_lost`` when no replica has it any more. ``is_dismissed`` when a person has taken note of either.
     """
 
     digest: Digest | None
@@ -76,6 +82,14 @@ class Intent:
     missing: tuple[str, ...]
     behind: tuple[str, ...] = ()
     writing_until: float = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
+    is_lost: bool = False
+    is_dismissed: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether there is nothing to remember of it."""
+        return not (self.missing or self.refused or self.is_lost)
 
     def replicas_behind(self, now: float) -> tuple[str, ...]:
         """Return the replicas that it counts against."""
@@ -89,6 +103,9 @@ class Intent:
             "missing": list(self.missing),
             "behind": list(self.behind),
             "writing_until": self.writing_until,
+            "refused": dict(self.refused),
+            "lost": self.is_lost,
+            "dismissed": self.is_dismissed,
         }
 
     @classmethod
@@ -101,6 +118,9 @@ class Intent:
             tuple(value["missing"]),
             tuple(value["behind"]),
             value["writing_until"],
+            value.get("refused", {}),
+            value.get("lost", False),
+            value.get("dismissed", False),
         )
 
 
@@ -115,15 +135,22 @@ class JournalMarks:
         self._tombstones: set[tuple[str, RoutedRepository, str]] = set()
         self._repositories: set[tuple[str, RoutedRepository]] = set()
         self._pending: dict[tuple[str, str], int] = dict.fromkeys(self._newcomers, 1)
+        self._refusing: set[tuple[str, RoutedRepository, str]] = set()
+        self._refused: Counter[tuple[str, str]] = Counter()
+        self._lost: dict[IntentKey, bool] = {}
         self._missed_contents: set[str] = set()
         self.valid_until = float("inf")
         for key, intent in intents:
             if now < intent.writing_until:
                 self.valid_until = min(self.valid_until, intent.writing_until)
-            if key.kind is not IntentKind.TAG and intent.digest is not None:
+            if key.kind is not IntentKind.TAG and intent.digest is not None and (intent.missing or intent.is_lost):
                 self._missed_contents.add(key.name)
+            if intent.is_lost:
+                self._lost[key] = intent.is_dismissed
             for replica in intent.replicas_behind(now):
                 self._add(replica, key, intent)
+            for replica in intent.refused:
+                self._add_refusal(replica, key, intent)
 
     def _add(self, replica: str, key: IntentKey, intent: Intent) -> None:
         upstream = key.routed.upstream
@@ -133,6 +160,13 @@ class JournalMarks:
             self._tags.add((replica, key.routed, key.name))
         elif intent.digest is None:
             self._tombstones.add((replica, key.routed, key.name))
+
+    def _add_refusal(self, replica: str, key: IntentKey, intent: Intent) -> None:
+        self._refusing.add((replica, key.routed, key.name))
+        if key.kind is IntentKind.TAG:
+            self._tags.add((replica, key.routed, key.name))
+        if not intent.is_dismissed:
+            self._refused[key.routed.upstream, replica] += 1
 
     def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:
         return (replica, routed, tag) in self._tags or self.is_newcomer(routed.upstream, replica)
@@ -156,6 +190,23 @@ class JournalMarks:
     def pending(self, replica: str, upstream: str) -> int:
         """Return in how many keys it is behind."""
         return self._pending.get((upstream, replica), 0)
+
+    def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:
+        """Tell whether it cannot have this, and so is not asked for it, and its 404 proves nothing."""
+        return bool(self._refusing) and (replica, routed, str(tag_or_digest)) in self._refusing
+
+    def refused(self, replica: str, upstream: str) -> int:
+        """Return how many keys it cannot have, less those that were dismissed."""
+        return self._refused[upstream, replica]
+
+    def lost(self, upstream: str) -> int:
+        """Return how many keys no replica of an upstream has any more, less those that were dismissed."""
+        return sum(key.routed.upstream == upstream and not is_dismissed for key, is_dismissed in self._lost.items())
+
+    @property
+    def lost_keys(self) -> Mapping[IntentKey, bool]:
+        """The keys that no replica has any more, and whether each was dismissed."""
+        return self._lost
 
     def is_missed(self, digest: Digest) -> bool:
         """Tell whether some replica lacks this content, in any repository: then our copy of it must stay."""
@@ -267,6 +318,8 @@ class Journal:
         for upstream, names in self._replicas.items():
             for name in names:
                 self._observer.replica_pending(upstream, name, marks.pending(name, upstream))
+                self._observer.replica_refused(upstream, name, marks.refused(name, upstream))
+            self._observer.lost_contents(upstream, marks.lost(upstream))
 
     # ------------------------------------------------------------ members
 
@@ -308,11 +361,11 @@ class Journal:
         """
         record = await self._store.get(Table.INTENTS, str(key))
         intent = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
-        if intent.digest != digest:
+        if intent.digest != digest or replica in intent.refused:
             return False
         if replica in intent.missing:
             return True
-        value = replace(intent, missing=(*intent.missing, replica)).to_value()
+        value = replace(intent, missing=(*intent.missing, replica), is_lost=False).to_value()
         try:
             expect = 0 if record is None else record.revision
             await self._store.commit([Change(Table.INTENTS, str(key), value, expect=expect)])
@@ -356,11 +409,10 @@ class Journal:
         for key, (digest, media_type) in contents.items():
             record = await self._store.get(Table.INTENTS, str(key))
             previous.append((Table.INTENTS, str(key), record))
-            behind = () if record is None else Intent.from_value(record.value).replicas_behind(now)
-            intents[key] = Intent(digest, media_type, tuple(replicas), behind, now + WRITING_SECONDS)
-        for change in changes:
-            before = await self._store.get(change.table, change.key)
-            previous.append((change.table, change.key, before))
+            before = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
+            behind, until = before.replicas_behind(now), now + WRITING_SECONDS
+            intents[key] = Intent(digest, media_type, tuple(replicas), behind, until, before.refused)
+        previous += [(one.table, one.key, await self._store.get(one.table, one.key)) for one in changes]
         stored = [Change(Table.INTENTS, str(key), intent.to_value()) for key, intent in intents.items()]
         expecting = [
             replace(change, expect=0 if record is None else record.revision)
@@ -370,14 +422,17 @@ class Journal:
         tags = [replace(change, expect=revision) for change in changes if change.table is Table.TAGS]
         return OpenWrite(intents, previous, revision, tags)
 
-    async def conclude(self, write: OpenWrite, confirmed: Collection[str]) -> int:
+    async def conclude(
+        self, write: OpenWrite, confirmed: Collection[str], refused: Mapping[str, str] = NO_REFUSALS
+    ) -> int:
         """Take the replicas that confirmed it out of its intents; with the last one the intent goes.
 
-        The records of its tags are written once more: whoever asked a replica while the write was under way may have
-        heard what the tag was before, and remembers that with the earlier revision. Returns the new one.
+        Those that ``refused`` it for good, and why, stay in it as such. The records of its tags are written once more:
+        whoever asked a replica while the write was under way may have heard what the tag was before, and remembers
+        that with the earlier revision. Returns the new one.
         """
         concluded = [
-            _without(key, replace(intent, behind=(), writing_until=0), confirmed, expect=write.revision)
+            _without(key, _concluded(intent, refused), confirmed, expect=write.revision)
             for key, intent in write.intents.items()
         ]
         if not concluded and not write.tags:
@@ -386,12 +441,14 @@ class Journal:
             return await self._store.commit([*concluded, *write.tags])
         except ConflictError:  # somebody confirmed one of the keys, or a newer write has taken it over
             for key, intent in write.intents.items():
-                await self._conclude_changed(key, intent.digest, confirmed)
+                await self._conclude_changed(key, intent.digest, confirmed, refused)
         with contextlib.suppress(ConflictError):  # a newer write has the last word
             return await self._store.commit(write.tags)
         return write.revision
 
-    async def _conclude_changed(self, key: IntentKey, digest: Digest | None, confirmed: Collection[str]) -> None:
+    async def _conclude_changed(
+        self, key: IntentKey, digest: Digest | None, confirmed: Collection[str], refused: Mapping[str, str]
+    ) -> None:
         while True:
             record = await self._store.get(Table.INTENTS, str(key))
             if record is None:
@@ -399,7 +456,7 @@ class Journal:
             intent = Intent.from_value(record.value)
             if intent.digest != digest:
                 return
-            current = replace(intent, behind=(), writing_until=0)
+            current = _concluded(intent, refused)
             with contextlib.suppress(ConflictError):
                 await self._store.commit([_without(key, current, confirmed, expect=record.revision)])
                 return
@@ -438,7 +495,7 @@ class Journal:
         if record is None:
             return False
         intent = Intent.from_value(record.value)
-        if intent.digest != digest or replica not in intent.missing:
+        if intent.digest != digest or replica not in {*intent.missing, *intent.refused}:
             return False
         try:
             await self._store.commit([_without(key, intent, {replica}, expect=record.revision)])
@@ -456,8 +513,18 @@ def _members_change(upstream: str, record: Record | None, names: Sequence[str]) 
     return Change(Table.META, _members_key(upstream), {"names": list(names)}, expect=expect)
 
 
+def _concluded(intent: Intent, refused: Mapping[str, str]) -> Intent:
+    missing = tuple(name for name in intent.missing if name not in refused)
+    return replace(intent, missing=missing, behind=(), writing_until=0, refused=refused)
+
+
 def _without(key: IntentKey, intent: Intent, confirmed: Collection[str], *, expect: int) -> Change:
     missing = tuple(name for name in intent.missing if name not in confirmed)
     behind = tuple(name for name in intent.behind if name not in confirmed)
-    value = replace(intent, missing=missing, behind=behind).to_value() if missing else None
-    return Change(Table.INTENTS, str(key), value, expect=expect)
+    refused = {name: why for name, why in intent.refused.items() if name not in confirmed}
+    return change_of(key, replace(intent, missing=missing, behind=behind, refused=refused), expect=expect)
+
+
+def change_of(key: IntentKey, intent: Intent, *, expect: int) -> Change:
+    """Return the change that stores an intent, or removes one of which there is nothing to remember."""
+    return Change(Table.INTENTS, str(key), None if intent.is_settled else intent.to_value(), expect=expect)

@@ -1,5 +1,6 @@
 """Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
 
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -17,7 +18,7 @@ from registry_proxy.ports import (
     UpstreamUnavailableError,
 )
 from registry_proxy.proxy.push import WrittenManifest
-from registry_proxy.replication.copies import has, may_lack_content
+from registry_proxy.replication.copies import ask, has, may_lack_content
 from registry_proxy.replication.fanout import (
     Outcome,
     check_writable,
@@ -26,10 +27,13 @@ from registry_proxy.replication.fanout import (
     require_quorum,
 )
 from registry_proxy.replication.journal import IntentKey, IntentKind, Journal, OpenWrite
+from registry_proxy.replication.refusals import final_refusal, may_be_final
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.spec.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag
+
+_log = logging.getLogger(__name__)
 
 
 def manifest_record_key(routed: RoutedRepository, digest: Digest) -> str:
@@ -162,7 +166,10 @@ class ManifestReplication:
         lost: set[Digest] = set()
 
         async def put_at(client: ReplicaClient) -> None:
-            await self._put_at(client, routed, tag or manifest.descriptor.digest, manifest, links, lost)
+            try:
+                await self._put_at(client, routed, tag or manifest.descriptor.digest, manifest, links, lost)
+            except RegistryError as error:
+                raise await self._judge(client, routed, links, error) from error
 
         outcome = await fan_out(replica_set, lanes_of(replica_set, str(manifest.descriptor.digest)), put_at)
         for digest in lost:
@@ -179,7 +186,10 @@ class ManifestReplication:
         if outcome.is_refused:
             await self._journal.withdraw(write)
             return write.revision
-        return await self._journal.conclude(write, outcome.confirmed)
+        for replica, reason in outcome.refused.items():
+            keys = ", ".join(map(str, write.intents))
+            _log.warning("replica %s cannot have %s: %s", replica, keys, reason)
+        return await self._journal.conclude(write, outcome.confirmed, outcome.refused)
 
     async def _begin(
         self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor
@@ -255,6 +265,22 @@ class ManifestReplication:
                     raise content_unknown(absent) from error
                 raise
             await client.put_manifest(routed.repository, tag_or_digest, manifest)
+
+    async def _judge(
+        self, client: ReplicaClient, routed: RoutedRepository, links: ManifestLinks, refusal: RegistryError
+    ) -> RegistryError:
+        """Return a refusal as final where the replica has all that the manifest names, or refused that for good."""
+        if not may_be_final(refusal):
+            return refusal
+        parts = [(ContentKind.BLOB, blob.digest) for blob in links.blobs]
+        parts += [(ContentKind.MANIFEST, child.digest) for child in links.manifests]
+        absent, marks = {}, await self._journal.snapshot()
+        for kind, digest in parts:
+            if marks.refuses(client.name, routed, digest):
+                absent[digest] = "it refuses that, too"
+            elif not await has(ask(client, routed.repository, kind, digest)):
+                return refusal
+        return final_refusal(refusal, absent)
 
     async def _heal_blob(
         self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]

@@ -8,12 +8,13 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.ports import (
     Change,
     ConflictError,
+    ContentKind,
     Observer,
     ReplicaClient,
     ReplicaSet,
@@ -26,8 +27,10 @@ from registry_proxy.ports import (
 )
 from registry_proxy.replication.copies import Copies, has
 from registry_proxy.replication.deletions import forget_deleted
+from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
 from registry_proxy.replication.manifests import manifest_record_key, tag_lease, tag_record_key, write_lease
+from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import RegistryError
@@ -98,6 +101,7 @@ class Repairer:
         self._replica_set = replica_set
         self._store = store
         self._journal = journal
+        self._exceptions = Exceptions(store)
         self._copies = copies
         self._verifier = verifier
         self._pins = pins
@@ -105,12 +109,23 @@ class Repairer:
         self._status = {client.name: RepairStatus() for client in replica_set.replicas}
         self._woken = asyncio.Event()
         self._closed: set[Digest] = set()
+        self._lost: frozenset[IntentKey] = frozenset()
 
     def status(self, replica: str) -> RepairStatus:
         """Return how the repair of a replica goes."""
         return self._status[replica]
 
-    def wake(self) -> None:
+    @property
+    def exceptions(self) -> Exceptions:
+        """What cannot be everywhere, to be shown and dismissed."""
+        return self._exceptions
+
+    async def retry(self) -> None:
+        """Try what replicas refused once more, and what failed at once. Raises StoreUnavailableError."""
+        await self._exceptions.retry(f"{self._replica_set.upstream}/")
+        self._wake()
+
+    def _wake(self) -> None:
         """Look at once, instead of after the pause that follows a failure."""
         self._woken.set()
         self._woken = asyncio.Event()
@@ -121,6 +136,7 @@ class Repairer:
             return  # what we do not write, or what cannot diverge
         tasks = [spawn(self._tend(client), f"repair of {client.name}") for client in self._replica_set.replicas]
         tasks.append(spawn(self._tend_pins(), "release of pins"))
+        tasks.append(spawn(self._tend_lost(), "watch of lost contents"))
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -195,7 +211,7 @@ class Repairer:
         await self._repair_all(client, status)
         if not before.error and not status.error:
             await self._verifier.compare(after)
-        status.error = status.error or before.error or after.error
+        status.error = status.error or before.error or after.error or after.doubt_about(client.name)
         if not status.error and after.differing:
             status.failed += 1
             status.error = (
@@ -220,8 +236,12 @@ class Repairer:
                 intent = await self._journal.find(key)
                 if intent is None or client.name not in intent.missing or time.time() < intent.writing_until:
                     return  # somebody else was here, or is
-                outcome = await self._make_equal(client, key, intent)
-                await self._confirm(client, key, intent)
+                try:
+                    outcome = await self._make_equal(client, key, intent)
+                except FinalRefusalError as refusal:
+                    await self._exceptions.refuse(key, intent.digest, client.name, refusal.reason)
+                    outcome = "refused"
+                await self._confirm(client, key, intent, outcome)
         except (RegistryError, UpstreamUnavailableError, OSError) as error:
             status.failed += 1
             status.error = f"{key}: {error}"
@@ -253,18 +273,25 @@ class Repairer:
             await forget_deleted(self._store, key, intent.missing)  # the deleting node may have died before it did
             return "deleted"
         try:
-            if key.kind is IntentKind.BLOB:
-                if not await has(client.stat_blob(key.routed.repository, intent.digest)):
-                    await self._copies.copy_blob(client, key.routed, intent.digest)
-            else:
-                tag = Tag(key.name) if key.kind is IntentKind.TAG else None
-                await self._copies.copy_manifest(client, key.routed, intent.digest, tag)
+            await self._copy(client, key, intent.digest)
+        except FinalRefusalError:
+            raise
         except (RegistryError, UpstreamUnavailableError):
-            if key.kind is IntentKind.BLOB or not await self._is_nowhere(key, intent.digest):
+            if not await self._copies.is_lost(key.routed, _content_kind(key), intent.digest):
                 raise
+            if key.kind is IntentKind.BLOB or await self._was_acknowledged(intent):
+                await self._exceptions.lose(key, intent.digest, intent.media_type, await self._outdated(key, intent))
+                return "lost"
             await self._give_up(key, intent)
             return "given_up"
         return "copied"
+
+    async def _copy(self, client: ReplicaClient, key: IntentKey, digest: Digest) -> None:
+        if key.kind is not IntentKind.BLOB:
+            tag = Tag(key.name) if key.kind is IntentKind.TAG else None
+            await self._copies.copy_manifest(client, key.routed, digest, tag)
+        elif not await has(client.stat_blob(key.routed.repository, digest)):
+            await self._copies.copy_blob(client, key.routed, digest)
 
     async def _delete(self, client: ReplicaClient, key: IntentKey) -> None:
         repository = key.routed.repository
@@ -275,24 +302,67 @@ class Repairer:
         else:
             await client.delete_tag(repository, Tag(key.name))
 
-    async def _confirm(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> None:
-        is_closed = await self._journal.confirm(key, intent.digest, client.name)
+    async def _confirm(self, client: ReplicaClient, key: IntentKey, intent: Intent, outcome: str) -> None:
+        is_closed = outcome == "refused"
+        if outcome in {"copied", "deleted"}:
+            is_closed = await self._journal.confirm(key, intent.digest, client.name)
         if is_closed and key.kind is not IntentKind.TAG:
             self._closed.add(parse_digest(key.name))
 
-    # ------------------------------------------------------------ a push that left nothing
+    # ------------------------------------------------------------ what no replica has
 
-    async def _is_nowhere(self, key: IntentKey, digest: Digest) -> bool:
-        """Tell whether every configured replica says that it does not have the manifest.
+    async def _was_acknowledged(self, intent: Intent) -> bool:
+        """Tell whether some replica once confirmed a write; else the node that began it died before one had it."""
+        marks, upstream = await self._journal.snapshot(), self._replica_set.upstream
+        members = [c.name for c in self._replica_set.replicas if not marks.is_newcomer(upstream, c.name)]
+        return not intent.writing_until and any(name not in intent.missing for name in members)
 
-        Then its push was never acknowledged: the node that began it died before the first replica had it.
-        """
-        for client in self._replica_set.replicas:
-            if not self._replica_set.is_writable(client.name):
+    async def _outdated(self, key: IntentKey, intent: Intent) -> Mapping[str, str]:
+        """Return the replicas that have an older state of a tag whose manifest is lost: nobody may be told of it."""
+        if key.kind is not IntentKind.TAG:
+            return {}
+        clients = [client for client in self._replica_set.replicas if client.name in intent.missing]
+        tag = Tag(key.name)
+        holding = [c.name for c in clients if await has(c.resolve_tag(key.routed.repository, tag))]
+        return dict.fromkeys(holding, f"it has an older state of the tag, and {intent.digest} is lost")
+
+    async def _tend_lost(self) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailableError):
+                await self._look_at_lost()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look_at_lost(self) -> None:
+        """Send what this node has pinned and others took for lost; try again what was refused for lack of it."""
+        upstream, marks = self._replica_set.upstream, await self._journal.snapshot()
+        lost = {key for key in marks.lost_keys if key.routed.upstream == upstream}
+        pinned = set(self._pins.pinned(0)) if lost - self._lost else set()
+        for key in sorted(lost - self._lost, key=str):
+            if key.kind is not IntentKind.TAG and parse_digest(key.name) in pinned and not await self._restore(key):
+                lost.discard(key)  # to be looked at again
+        for routed in {key.routed for key in self._lost - lost}:
+            await self._exceptions.retry(f"{routed}|")
+        self._lost = frozenset(lost)
+
+    async def _restore(self, key: IntentKey) -> bool:
+        """Send the replicas what this node has of a lost key; return False when none of them took it."""
+        async with self._lease(key):
+            digest, failed = parse_digest(key.name), []
+            for client in self._replica_set.replicas:
+                try:
+                    await self._copy(client, key, digest)
+                except (RegistryError, UpstreamUnavailableError, OSError):
+                    failed.append(client.name)
+            if len(failed) == len(self._replica_set.replicas):
                 return False
-            if await has(client.fetch_manifest(key.routed.repository, digest)):
-                return False
+            await self._exceptions.recover(key, digest, failed)
+        names = [client.name for client in self._replica_set.replicas]
+        for tag in [other for other in (await self._journal.snapshot()).lost_keys if other.routed == key.routed]:
+            if tag.kind is IntentKind.TAG:
+                await self._exceptions.recover(tag, digest, names)
         return True
+
+    # ------------------------------------------------------------ a push that left nothing
 
     async def _give_up(self, key: IntentKey, intent: Intent) -> None:
         """Take back a write that left nothing; a tag is again what the replicas say that were not behind in it."""
@@ -339,3 +409,7 @@ class Repairer:
         for digest in {*closed, *self._pins.pinned(_PIN_SETTLED_SECONDS)}:
             if not marks.is_missed(digest):
                 self._pins.unpin(digest)
+
+
+def _content_kind(key: IntentKey) -> ContentKind:
+    return ContentKind.BLOB if key.kind is IntentKind.BLOB else ContentKind.MANIFEST

@@ -4,13 +4,16 @@ What can be compared is what the protocol lists, tags, and what is on record: th
 these everything else follows. What was pushed past us without a tag cannot be found.
 """
 
-import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from asyncio import gather
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from registry_proxy.ports import (
+    ContentKind,
     ReplicaClient,
     ReplicaSet,
     RoutedRepository,
@@ -20,17 +23,16 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
-from registry_proxy.replication.copies import has
+from registry_proxy.replication.copies import ask, has, is_nowhere, links_of
+from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.journal import IntentKey, IntentKind, Journal, JournalMarks
 from registry_proxy.replication.manifests import recorded_repositories, tag_record_key, write_lease
-from registry_proxy.spec.descriptor import Manifest, ManifestLinks, parse_manifest
-from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.descriptor import Descriptor, Manifest
+from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
+_T = TypeVar("_T")
 _NOTED_MAX = 1000
-_NO_LINKS = ManifestLinks((), (), None)
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +40,34 @@ class Difference:
     """A replica does not hold what it shall: ``found`` is what a tag is there instead, None for nothing.
 
     Where ``wanted`` is None nobody can tell what a tag shall be: the replicas disagree, and no push through us decided.
-    ``holders`` are the replicas that hold ``wanted``; none means that it is lost.
+    ``holders`` are the replicas that hold ``wanted``. Where ``replica`` is None, none of them does: it is lost.
     """
 
     key: IntentKey
-    replica: str
+    replica: str | None
     wanted: Digest | None
     found: Digest | None
     media_type: str
     holders: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A replica could not be asked for a key, and why; ``is_held``: another one has it, so it is not lost."""
+
+    key: str
+    replica: str
+    reason: str
+    is_held: bool
+
+
 @dataclass(slots=True)
 class Comparison:
     """How far a comparison is, and what it found. Times in seconds since the epoch; ``error`` is why it ended early.
 
-    ``differences`` holds the first thousand of ``differing``; ``mended`` were entered into the journal for repair.
+    ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
+    nobody dismissed, ``failed`` what could not be asked. ``differences`` and ``failures`` hold the first thousand;
+    ``mended`` were entered into the journal for repair.
     """
 
     started_at: float
@@ -67,15 +81,49 @@ class Comparison:
     undecided: int = 0
     lost: int = 0
     mended: int = 0
+    failed: int = 0
     differences: list[Difference] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     def note(self, difference: Difference) -> None:
         """Count a difference, and keep the first ones."""
-        self.differing += 1
+        is_lost = difference.replica is None
+        self.differing += not is_lost
         self.undecided += difference.wanted is None
-        self.lost += difference.wanted is not None and not difference.holders
+        self.lost += is_lost
         if len(self.differences) < _NOTED_MAX:
             self.differences.append(difference)
+
+    def fail(self, failure: Failure) -> None:
+        """Count what could not be asked, and keep the first ones."""
+        self.failed += 1
+        if len(self.failures) < _NOTED_MAX:
+            self.failures.append(failure)
+
+    def doubt_about(self, replica: str) -> str:
+        """Return why it is not known that a replica has all that can be had; "" when it is."""
+        for failure in self.failures:
+            if failure.replica == replica or not failure.is_held:
+                return f"{failure.key} could not be asked of {failure.replica}: {failure.reason}"
+        return "" if self.failed <= len(self.failures) else f"{self.failed} contents could not be asked for"
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The comparison of one repository; ``lost`` is what every replica said that it does not have."""
+
+    comparison: Comparison
+    routed: RoutedRepository
+    prefer: str | None
+    lost: set[IntentKey] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Answers(Generic[_T]):
+    """What the replicas have, by name, and why some could not be asked; the others said that they do not have it."""
+
+    held: dict[str, _T] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 class Verifier:
@@ -91,6 +139,7 @@ class Verifier:
         self._replica_set = replica_set
         self._store = store
         self._journal = journal
+        self._exceptions = Exceptions(store)
 
     def new(self) -> Comparison:
         """Return a comparison that has not begun."""
@@ -121,123 +170,188 @@ class Verifier:
             return  # they cannot differ
         if self._replica_set.read_only and len(self._replica_set.replicas) == 1:
             return  # nor can one registry of others, which need not list its repositories, from what nobody pushed
-        away = [c.name for c in self._replica_set.replicas if not self._replica_set.is_writable(c.name)]
-        if away:
-            raise UpstreamUnavailableError(f"replicas can only be compared when all are up; not up: {', '.join(away)}")
+        self._check_all_up()
         repositories = await self._repositories()
         comparison.repositories = len(repositories)
         for repository in sorted(repositories):
-            routed = RoutedRepository(self._replica_set.upstream, repository)
-            marks = await self._journal.snapshot()
-            async for difference in self._compare_repository(comparison, routed, marks, prefer):
+            walk = _Walk(comparison, RoutedRepository(self._replica_set.upstream, repository), prefer)
+            marks, failed = await self._journal.snapshot(), comparison.failed
+            async for difference in self._compare_repository(walk, marks):
                 comparison.note(difference)
                 if mend and difference.holders and only_at in {None, difference.replica}:
                     comparison.mended += await self._enter(difference)
+            if failed == comparison.failed:
+                await self._recover(walk, marks)
             comparison.repositories_done += 1
+
+    def _check_all_up(self) -> None:
+        away = [c.name for c in self._replica_set.replicas if not self._replica_set.is_writable(c.name)]
+        if away:
+            raise UpstreamUnavailableError(f"replicas can only be compared when all are up; not up: {', '.join(away)}")
 
     async def _repositories(self) -> set[Repository]:
         found: set[Repository] = set()
         for client in self._replica_set.replicas:
             found.update(await client.list_repositories())
         recorded = await recorded_repositories(self._store, f"{self._replica_set.upstream}/")
-        return found | {routed.repository for routed in recorded}
+        lost = {key.routed for key in (await self._journal.snapshot()).lost_keys}
+        return found | {
+            routed.repository for routed in recorded | lost if routed.upstream == self._replica_set.upstream
+        }
 
-    async def _compare_repository(
-        self, comparison: Comparison, routed: RoutedRepository, marks: JournalMarks, prefer: str | None
-    ) -> AsyncIterator[Difference]:
+    async def _compare_repository(self, walk: _Walk, marks: JournalMarks) -> AsyncIterator[Difference]:
         recorded = {
-            record.key.rpartition("|")[2]: parse_digest(record.value["digest"])
-            for record in await self._store.list(Table.TAGS, f"{routed}|")
+            Tag(record.key.rpartition("|")[2]): parse_digest(record.value["digest"])
+            for record in await self._store.list(Table.TAGS, f"{walk.routed}|")
         }
         digests = {
             parse_digest(record.key.rpartition("|")[2]): str(record.value["media_type"])
-            for record in await self._store.list(Table.MANIFESTS, f"{routed}|")
+            for record in await self._store.list(Table.MANIFESTS, f"{walk.routed}|")
         }
-        found = await self._tags(routed, marks)
-        for tag in sorted({*recorded, *(tag for tags in found.values() for tag in tags)}):
-            held = {
-                name: tags.get(Tag(tag)) for name, tags in found.items() if not marks.has_tag_intent(name, routed, tag)
-            }
-            wanted = _decide(recorded.get(tag), held, prefer)
-            holders = tuple(name for name, digest in held.items() if wanted is not None and digest == wanted)
-            digests.update((digest, "") for digest in held.values() if digest is not None and digest not in digests)
-            for name, digest in held.items():
-                if wanted is None or digest != wanted:
-                    key = IntentKey(routed, IntentKind.TAG, tag)
-                    yield Difference(key, name, wanted, digest, digests.get(wanted, "") if wanted else "", holders)
-        async for difference in self._compare_contents(comparison, routed, marks, digests):
+        for tag, answers in (await self._tags(walk, marks, recorded)).items():
+            digests |= {digest: "" for digest in answers.held.values() if digest not in digests}
+            async for difference in self._compare_tag(walk, tag, recorded.get(tag), answers, marks):
+                yield replace(difference, media_type=digests.get(difference.wanted, "") if difference.wanted else "")
+        async for difference in self._compare_contents(walk, marks, digests):
             yield difference
 
-    async def _tags(self, routed: RoutedRepository, marks: JournalMarks) -> Mapping[str, Mapping[Tag, Digest]]:
-        """Return for each replica what its tags are, less those on what was deleted and is not deleted there yet."""
-        found: dict[str, dict[Tag, Digest]] = {}
-        for client in self._replica_set.replicas:
-            tags = found[client.name] = {}
-            try:
-                names = await client.list_tags(routed.repository)
-            except RegistryError as error:
-                if error.status != 404:
-                    raise
+    # ------------------------------------------------------------ asking
+
+    async def _ask(self, walk: _Walk, what: str, question: Callable[[ReplicaClient], Awaitable[_T]]) -> _Answers[_T]:
+        """Ask all replicas at once; an answer that is neither the content nor a 404 ends nothing but this question.
+
+        Raises:
+            UpstreamUnavailableError: a replica failed, and is not up any more.
+        """
+        clients = self._replica_set.replicas
+        answers: _Answers[_T] = _Answers()
+        for client, answer in zip(clients, await gather(*map(question, clients), return_exceptions=True), strict=True):
+            if isinstance(answer, RegistryError) and answer.status == 404:
                 continue
-            for tag in names:
-                try:
-                    digest = (await client.resolve_tag(routed.repository, tag)).digest
-                except RegistryError as error:
-                    if error.status != 404:
-                        raise
-                    continue
-                if not marks.has_tombstone(client.name, routed, digest):
-                    tags[tag] = digest
+            if isinstance(answer, RegistryError | UpstreamUnavailableError):
+                answers.failures[client.name] = str(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                answers.held[client.name] = answer
+        if answers.failures:
+            self._check_all_up()
+        for name, reason in answers.failures.items():
+            walk.comparison.fail(Failure(what, name, reason, is_held=bool(answers.held)))
+        return answers
+
+    async def _tags(
+        self, walk: _Walk, marks: JournalMarks, recorded: Collection[Tag]
+    ) -> Mapping[Tag, _Answers[Digest]]:
+        """Return what each tag is where, less those on what was deleted and is not deleted there yet."""
+        repository = walk.routed.repository
+        lists = await self._ask(walk, str(walk.routed), lambda client: client.list_tags(repository))
+        found = {}
+        for tag in sorted({*recorded, *(tag for tags in lists.held.values() for tag in tags)}):
+            resolved = await self._ask(
+                walk, f"{walk.routed}:{tag}", partial(_resolve, repository=repository, tag=tag, lists=lists.held)
+            )
+            held = {
+                name: digest
+                for name, digest in resolved.held.items()
+                if not marks.has_tombstone(name, walk.routed, digest)
+            }
+            found[tag] = _Answers(held, resolved.failures | lists.failures)
         return found
 
+    # ------------------------------------------------------------ comparing
+
+    async def _compare_tag(
+        self, walk: _Walk, tag: Tag, recorded: Digest | None, answers: _Answers[Digest], marks: JournalMarks
+    ) -> AsyncIterator[Difference]:
+        key = IntentKey(walk.routed, IntentKind.TAG, tag)
+        open_at = {c.name for c in self._replica_set.replicas if marks.has_tag_intent(c.name, walk.routed, tag)}
+        names = [c.name for c in self._replica_set.replicas if c.name not in open_at | answers.failures.keys()]
+        held = {name: answers.held.get(name) for name in names}
+        if not any(held.values()):
+            is_open = bool(answers.failures) or any(not marks.refuses(name, walk.routed, tag) for name in open_at)
+            if held and recorded is not None and not is_open and await self._lose(walk, key, recorded, ""):
+                yield Difference(key, None, recorded, None, "", ())
+            return
+        wanted = _decide(recorded, held, walk.prefer)
+        if answers.failures and wanted != recorded:
+            return  # whoever could not be asked may have it otherwise
+        holders = tuple(name for name, digest in held.items() if wanted is not None and digest == wanted)
+        for name, digest in held.items():
+            if wanted is None or digest != wanted:
+                yield Difference(key, name, wanted, digest, "", holders)
+
     async def _compare_contents(
-        self, comparison: Comparison, routed: RoutedRepository, marks: JournalMarks, digests: Mapping[Digest, str]
+        self, walk: _Walk, marks: JournalMarks, digests: Mapping[Digest, str]
     ) -> AsyncIterator[Difference]:
         """Compare manifests, and what they refer to."""
         waiting, seen = dict(digests), set(digests)
         blobs: set[Digest] = set()
+        repository = walk.routed.repository
         while waiting:
             digest, media_type = waiting.popitem()
-            held = await self._manifests(routed, digest, marks)
-            manifest = next(iter(held.values()), None)
+            key = IntentKey(walk.routed, IntentKind.MANIFEST, str(digest))
+            answers = await self._ask(walk, str(key), partial(_fetch, repository=repository, digest=digest))
+            manifest = next(iter(answers.held.values()), None)
             if manifest is not None:
                 media_type = manifest.descriptor.media_type
-                links = _links(manifest)
+                links = links_of(manifest)
                 waiting |= {child.digest: child.media_type for child in links.manifests if child.digest not in seen}
                 seen.update(child.digest for child in links.manifests)
                 blobs.update(blob.digest for blob in links.blobs)
-            comparison.manifests += 1
-            key = IntentKey(routed, IntentKind.MANIFEST, str(digest))
-            for difference in self._lacking(key, digest, media_type, held, marks):
+            walk.comparison.manifests += 1
+            async for difference in self._lacking(walk, key, digest, media_type, answers, marks):
                 yield difference
-        for digest in blobs:
-            clients = self._replica_set.replicas
-            holders = [c.name for c in clients if await has(c.stat_blob(routed.repository, digest))]
-            comparison.blobs += 1
-            key = IntentKey(routed, IntentKind.BLOB, str(digest))
-            for difference in self._lacking(key, digest, "", holders, marks):
+        for digest in sorted(blobs, key=str):
+            key = IntentKey(walk.routed, IntentKind.BLOB, str(digest))
+            stats = await self._ask(walk, str(key), partial(_stat, repository=repository, digest=digest))
+            walk.comparison.blobs += 1
+            async for difference in self._lacking(walk, key, digest, "", stats, marks):
                 yield difference
 
-    async def _manifests(self, routed: RoutedRepository, digest: Digest, marks: JournalMarks) -> Mapping[str, Manifest]:
-        """Return the manifest by replica, of those that have it and shall."""
-        held = {}
-        for client in self._replica_set.replicas:
-            if not marks.has_tombstone(client.name, routed, digest):
-                try:
-                    held[client.name] = await client.fetch_manifest(routed.repository, digest)
-                except RegistryError as error:
-                    if error.status != 404:
-                        raise
-        return held
+    async def _lacking(  # noqa: PLR0917 - a key, what it is, and all that is known of it
+        self, walk: _Walk, key: IntentKey, digest: Digest, media_type: str, answers: _Answers[Any], marks: JournalMarks
+    ) -> AsyncIterator[Difference]:
+        """Give the replicas that lack a content that others have, or that it is lost."""
+        names = [client.name for client in self._replica_set.replicas]
+        deleted = {name for name in names if marks.has_tombstone(name, key.routed, digest)}
+        holders = tuple(name for name in answers.held if name not in deleted)
+        if not holders:
+            if not deleted and not answers.failures and await self._lose(walk, key, digest, media_type):
+                yield Difference(key, None, digest, None, media_type, ())
+            return
+        heard = deleted | answers.held.keys() | answers.failures.keys()
+        for name in names:
+            if name not in heard and not marks.refuses(name, key.routed, digest):
+                yield Difference(key, name, digest, None, media_type, holders)
 
-    def _lacking(
-        self, key: IntentKey, digest: Digest, media_type: str, holders: Collection[str], marks: JournalMarks
-    ) -> list[Difference]:
-        return [
-            Difference(key, client.name, digest, None, media_type, tuple(holders))
-            for client in self._replica_set.replicas
-            if client.name not in holders and not marks.has_tombstone(client.name, key.routed, digest)
-        ]
+    # ------------------------------------------------------------ what is lost
+
+    async def _lose(self, walk: _Walk, key: IntentKey, digest: Digest, media_type: str) -> bool:
+        """Note that every replica said that it does not have a key; return whether that is to be told.
+
+        What a replica is known to miss is left to its repair: some node may still have it.
+        """
+        walk.lost.add(key)
+        async with self._lease(key, digest):
+            intent = await self._journal.find(key)
+            if intent is not None and not intent.is_lost:
+                return False
+            if intent is not None:
+                return not intent.is_dismissed
+            if not await is_nowhere(self._replica_set, lambda client: self._holding(client, key)):
+                return False
+            await self._exceptions.lose(key, digest, media_type)
+        if not await is_nowhere(self._replica_set, lambda client: self._holding(client, key)):
+            await self._exceptions.recover(key)  # a blob was pushed meanwhile: its writers have no lease
+            return False
+        return True
+
+    async def _recover(self, walk: _Walk, marks: JournalMarks) -> None:
+        """End that keys of a repository are lost which some replica has, or to which nothing refers any more."""
+        for key in marks.lost_keys:
+            if key.routed == walk.routed and key not in walk.lost:
+                await self._exceptions.recover(key)
 
     # ------------------------------------------------------------ mending
 
@@ -245,32 +359,36 @@ class Verifier:
         """Enter a difference into the journal, if it is still one; return whether it is there now."""
         key, wanted = difference.key, difference.wanted
         assert wanted is not None  # noqa: S101 - only what has holders is entered
-        async with self._lease(difference, wanted):
+        async with self._lease(key, wanted):
             clients = {client.name: client for client in self._replica_set.replicas}
             if not await self._holds(clients[difference.holders[0]], key, wanted):
                 return False
             if key.kind is IntentKind.TAG and not await self._is_unmoved(key, wanted):
                 return False
-            return await self._journal.miss(key, wanted, difference.media_type, difference.replica)
+            return await self._journal.miss(key, wanted, difference.media_type, difference.replica or "")
 
     @asynccontextmanager
-    async def _lease(self, difference: Difference, wanted: Digest) -> AsyncIterator[None]:
-        tag = Tag(difference.key.name) if difference.key.kind is IntentKind.TAG else None
-        async with write_lease(self._store, difference.key.routed, wanted, tag):
+    async def _lease(self, key: IntentKey, digest: Digest) -> AsyncIterator[None]:
+        tag = Tag(key.name) if key.kind is IntentKind.TAG else None
+        async with write_lease(self._store, key.routed, digest, tag):
             yield
 
     async def _holds(self, client: ReplicaClient, key: IntentKey, wanted: Digest) -> bool:
-        repository = key.routed.repository
-        if key.kind is IntentKind.BLOB:
-            return await has(client.stat_blob(repository, wanted))
-        if key.kind is IntentKind.MANIFEST:
-            return await has(client.fetch_manifest(repository, wanted))
+        if key.kind is not IntentKind.TAG:
+            return await has(self._holding(client, key))
         try:
-            return (await client.resolve_tag(repository, Tag(key.name))).digest == wanted
+            return (await client.resolve_tag(key.routed.repository, Tag(key.name))).digest == wanted
         except RegistryError as error:
             if error.status != 404:
                 raise
             return False
+
+    @staticmethod
+    def _holding(client: ReplicaClient, key: IntentKey) -> Awaitable[object]:
+        """Ask a replica for a key."""
+        if key.kind is IntentKind.TAG:
+            return client.resolve_tag(key.routed.repository, Tag(key.name))
+        return ask(client, key.routed.repository, ContentKind(key.kind), parse_digest(key.name))
 
     async def _is_unmoved(self, key: IntentKey, wanted: Digest) -> bool:
         """Tell whether no push through us made the tag something else since it was read."""
@@ -290,8 +408,17 @@ def _decide(recorded: Digest | None, held: Mapping[str, Digest | None], prefer: 
     return None if prefer is None else held.get(prefer)
 
 
-def _links(manifest: Manifest) -> ManifestLinks:
-    try:
-        return parse_manifest(manifest.body, manifest.descriptor.media_type)
-    except RegistryError:  # Docker schema 1, say
-        return _NO_LINKS
+async def _resolve(
+    client: ReplicaClient, *, repository: Repository, tag: Tag, lists: Mapping[str, Collection[Tag]]
+) -> Digest:
+    if tag not in lists.get(client.name, ()):
+        raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "the registry does not list the tag")
+    return (await client.resolve_tag(repository, tag)).digest
+
+
+async def _fetch(client: ReplicaClient, *, repository: Repository, digest: Digest) -> Manifest:
+    return await client.fetch_manifest(repository, digest)
+
+
+async def _stat(client: ReplicaClient, *, repository: Repository, digest: Digest) -> Descriptor:
+    return await client.stat_blob(repository, digest)

@@ -50,7 +50,7 @@ _OUTCOME = _label("outcome", "2xx", "3xx", "4xx", "429", "5xx", "connect", "time
 _WINNER = _label("winner", "first", "later", "none")
 _DECISION = (_label("action", *Action), _label("result", "allow", "deny", "would_deny"))
 _REASON = _label("reason", "write", "read", "evict", "full", "mismatch", "rot")
-_REPAIR = _label("outcome", "copied", "deleted", "given_up", "failed")
+_REPAIR = _label("outcome", "copied", "deleted", "given_up", "failed", "refused", "lost")
 _LOGIN = _label("outcome", "ok", "refused", "limited", "unavailable")
 _SINK = _label("sink", "file", "stdout", "syslog", "decisions")
 _ROUTE = _Labels(
@@ -147,6 +147,10 @@ class PrometheusObserver:
         )
         self._replica_state = self._gauge("replica_state", "1 for the state it is in.", "upstream", "replica", "state")
         self._replica_pending = self._gauge("replica_pending", "Keys it is behind in.", "upstream", "replica")
+        self._replica_refused = self._gauge(
+            "replica_refused", "Keys it cannot have, not dismissed.", "upstream", "replica"
+        )
+        self._lost_contents = self._gauge("lost_contents", "Keys no replica has any more, not dismissed.", "upstream")
         self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
         # A series for each worker: the newest statement of any would hide one that has lost the store.
         self._policy_current = self._gauge(
@@ -209,6 +213,12 @@ class PrometheusObserver:
 
     def replica_pending(self, upstream: str, replica: str, count: int) -> None:
         self._replica_pending.labels(upstream, replica).set(count)
+
+    def replica_refused(self, upstream: str, replica: str, count: int) -> None:
+        self._replica_refused.labels(upstream, replica).set(count)
+
+    def lost_contents(self, upstream: str, count: int) -> None:
+        self._lost_contents.labels(upstream).set(count)
 
     def hedged(self, upstream: str, winner: str) -> None:
         self._add(self._hedged, 1, upstream, winner)

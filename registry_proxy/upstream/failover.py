@@ -61,11 +61,16 @@ class _Question:
             name,
             is_askable=is_up and doubts.limit(name, self.routed) is None,
             is_current=not marks.misses_any(name, self.routed),
-            is_exempt=self.tag is not None and marks.misses_tag(name, self.routed, self.tag),
+            is_exempt=self._is_exempt(name, marks),
             is_deleted=self.digest is not None and marks.has_tombstone(name, self.routed, self.digest),
             is_doubted=doubts.is_doubted(name, self.key),
             has_lied=doubts.has_lied(name, self.key),
         )
+
+    def _is_exempt(self, name: str, marks: Marks) -> bool:
+        if self.digest is not None:
+            return marks.refuses(name, self.routed, self.digest)
+        return self.tag is not None and marks.misses_tag(name, self.routed, self.tag)
 
 
 @dataclass(slots=True)
@@ -392,7 +397,7 @@ class FailoverReader:
             elif one.name in turn.failures:
                 problems[one.name] = turn.failures[one.name]
             elif one.is_exempt or one.is_deleted:
-                problems[one.name] = UpstreamUnavailableError("it has not yet got the last write")
+                problems[one.name] = UpstreamUnavailableError("it has not got the last write")
             elif health[one.name].state is ReplicaState.CREDENTIALS_REFUSED:
                 problems[one.name] = AccessRefusedError(one.name, health[one.name].reason)
             elif health[one.name].state is ReplicaState.NOT_A_REGISTRY:

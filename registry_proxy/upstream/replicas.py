@@ -49,7 +49,10 @@ class UpstreamConfig:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """One replica as the admin API shows it; ``reason`` is empty when there is nothing to explain."""
+    """One replica as the admin API shows it; ``reason`` is empty when there is nothing to explain.
+
+    It misses ``pending`` keys, and cannot have ``refused`` others.
+    """
 
     name: str
     url: str
@@ -57,6 +60,7 @@ class ReplicaStatus:
     reason: str
     latency_seconds: float | None
     pending: int
+    refused: int
 
 
 @dataclass(slots=True)
@@ -67,6 +71,7 @@ class _Member:
     suspicion: asyncio.Event = field(default_factory=asyncio.Event)
     probed_at: float = float("-inf")
     pending: int = 0
+    refused: int = 0
 
     @property
     def state(self) -> ReplicaState:
@@ -91,6 +96,9 @@ class UpstreamReplicas:
         self._members: dict[str, _Member] = {}
         self._sessions: Sessions | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.lost = 0
+        """How many keys no replica has any more, at the last ``refresh`` or a second ago."""
+
         self._changes = 0
         self._changed = asyncio.Event()
 
@@ -214,7 +222,7 @@ class UpstreamReplicas:
         return self._changes != since
 
     def status(self) -> list[ReplicaStatus]:
-        """Return every replica, in configured order; ``pending`` is of the last ``refresh``, or a second old."""
+        """Return every replica, in configured order; counts are of the last ``refresh``, or a second old."""
         return [
             ReplicaStatus(
                 name=name,
@@ -223,6 +231,7 @@ class UpstreamReplicas:
                 reason=member.health.explain(),
                 latency_seconds=member.health.latency_seconds,
                 pending=member.pending,
+                refused=member.refused,
             )
             for name, member in self._members.items()
         ]
@@ -279,8 +288,11 @@ class UpstreamReplicas:
             marks = await self._marks.marks()
         except StoreUnavailableError:
             marks = None
+        if marks is not None:
+            self.lost = marks.lost(self.upstream)
         for name, member in self._members.items():
             if marks is not None:
                 member.pending = marks.pending(name, self.upstream)
+                member.refused = marks.refused(name, self.upstream)
             self._observer.replica_pending(self.upstream, name, member.pending)
             self._observer.replica_state(self.upstream, name, member.state)

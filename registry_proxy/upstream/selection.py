@@ -15,8 +15,8 @@ class Standing:
         name: of the replica.
         is_askable: it is up and has not asked us to wait.
         is_current: it misses nothing in this repository: its 404 counts.
-        is_exempt: an open mark on this very key says that what it answers is the past: it is not asked, and
-            the others decide without it.
+        is_exempt: an open mark on this very key says that what it answers is the past, or that it cannot have it: it
+            is not asked, and the others decide without it.
         is_deleted: what is asked for was deleted through us, and the replica does not know yet: a 404 unasked.
         is_doubted: it cut this content, or falsified any, a short while ago: it is asked last.
         has_lied: it falsified this very content: it is not asked, and its silence proves nothing.

@@ -224,6 +224,13 @@ class VerifyBody(Body):
     prefer: str | None = None
 
 
+class DismissBody(Body):
+    """Which exceptions a person has taken note of: those of one repository, of one tag or digest, or all."""
+
+    repository: str | None = None
+    name: str | None = None
+
+
 class WarmBody(Body):
     """What to bring into the cache: an image, of an index only the platforms named, such as linux/amd64."""
 

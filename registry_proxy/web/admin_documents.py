@@ -181,7 +181,10 @@ class RepairDocument(Document):
 
 
 class ReplicaDocument(Document):
-    """How one replica is doing; ``reason`` says why it is not up, "" when it is."""
+    """How one replica is doing; ``reason`` says why it is not up, "" when it is.
+
+    It misses ``pending`` keys, and cannot have ``refused`` others.
+    """
 
     name: str
     url: str
@@ -189,30 +192,57 @@ class ReplicaDocument(Document):
     reason: str
     latency_seconds: float | None
     pending: int
+    refused: int
     repair: RepairDocument
 
 
 class UpstreamDocument(Document):
-    """An upstream and its replicas."""
+    """An upstream and its replicas; none of these has ``lost`` keys any more."""
 
     name: str
+    lost: int
     replicas: list[ReplicaDocument]
 
 
-class DifferenceDocument(Document):
-    """A replica does not hold what it shall."""
+class ExceptionDocument(Document):
+    """A manifest, tag or blob that cannot be everywhere: lost, or refused by the replicas named, and why."""
 
     repository: str
     kind: str
     name: str
-    replica: str
+    lost: bool
+    refused: dict[str, str]
+    dismissed: bool
+
+
+class DismissalDocument(Document):
+    """How many exceptions were dismissed."""
+
+    dismissed: int
+
+
+class DifferenceDocument(Document):
+    """A replica does not hold what it shall; where ``replica`` is null none of them does, and it is lost."""
+
+    repository: str
+    kind: str
+    name: str
+    replica: str | None
     wanted: str | None
     found: str | None
     holders: list[str]
 
 
+class FailureDocument(Document):
+    """A replica that could not be asked for something, and why."""
+
+    key: str
+    replica: str
+    reason: str
+
+
 class ComparisonDocument(Document):
-    """How far a comparison of replicas is, and what it found."""
+    """How far a comparison of replicas is, and what it found; the lists hold the first thousand."""
 
     started_at: Time
     done: bool
@@ -225,7 +255,9 @@ class ComparisonDocument(Document):
     undecided: int
     lost: int
     mended: int
+    failed: int
     differences: list[DifferenceDocument]
+    failures: list[FailureDocument]
 
 
 class RepositoryDocument(Document):

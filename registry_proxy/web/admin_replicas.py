@@ -10,10 +10,13 @@ from aiohttp import web
 from registry_proxy.ports import ReplicaState
 from registry_proxy.spec.reference import Digest
 from registry_proxy.tasks import spawn
-from registry_proxy.web.admin_bodies import EmptyBody, VerifyBody
+from registry_proxy.web.admin_bodies import DismissBody, EmptyBody, VerifyBody
 from registry_proxy.web.admin_documents import (
     ComparisonDocument,
     DifferenceDocument,
+    DismissalDocument,
+    ExceptionDocument,
+    FailureDocument,
     Page,
     RepairDocument,
     ReplicaDocument,
@@ -42,11 +45,15 @@ class ReplicaStatus(Protocol):
     def latency_seconds(self) -> float | None: ...
     @property
     def pending(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
 
 
 class Upstream(Protocol):
-    """The replicas of one upstream; ``refresh`` brings what ``status`` says is pending up to date."""
+    """The replicas of one upstream; ``refresh`` brings the counts of ``status`` and ``lost`` up to date."""
 
+    @property
+    def lost(self) -> int: ...
     async def refresh(self) -> None: ...
     def status(self) -> Sequence[ReplicaStatus]: ...
 
@@ -66,11 +73,33 @@ class RepairStatus(Protocol):
     def error(self) -> str: ...
 
 
+class ContentException(Protocol):
+    """A key that is lost, or that some replicas refuse, by name, and why."""
+
+    @property
+    def key(self) -> Any: ...
+    @property
+    def is_lost(self) -> bool: ...
+    @property
+    def refused(self) -> Mapping[str, str]: ...
+    @property
+    def is_dismissed(self) -> bool: ...
+
+
+class Exceptions(Protocol):
+    """What cannot be everywhere. Raises StoreUnavailableError."""
+
+    async def list(self, upstream: str) -> Sequence[ContentException]: ...
+    async def dismiss(self, upstream: str, repository: str | None, name: str | None) -> int: ...
+
+
 class Repairs(Protocol):
     """Repairs the replicas of one upstream."""
 
+    @property
+    def exceptions(self) -> Exceptions: ...
     def status(self, replica: str) -> RepairStatus: ...
-    def wake(self) -> None: ...
+    async def retry(self) -> None: ...
 
 
 class Difference(Protocol):
@@ -79,13 +108,24 @@ class Difference(Protocol):
     @property
     def key(self) -> Any: ...
     @property
-    def replica(self) -> str: ...
+    def replica(self) -> str | None: ...
     @property
     def wanted(self) -> Digest | None: ...
     @property
     def found(self) -> Digest | None: ...
     @property
     def holders(self) -> Sequence[str]: ...
+
+
+class Failure(Protocol):
+    """A replica could not be asked for something."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def replica(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
 
 
 class Comparison(Protocol):
@@ -114,7 +154,11 @@ class Comparison(Protocol):
     @property
     def mended(self) -> int: ...
     @property
+    def failed(self) -> int: ...
+    @property
     def differences(self) -> Sequence[Difference]: ...
+    @property
+    def failures(self) -> Sequence[Failure]: ...
 
 
 class Verifies(Protocol):
@@ -138,6 +182,7 @@ def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> ReplicaDo
         reason=replica.reason,
         latency_seconds=replica.latency_seconds,
         pending=replica.pending,
+        refused=replica.refused,
         repair=RepairDocument(
             running=repair.is_running,
             started_at=format_time(started_at),
@@ -174,8 +219,21 @@ def _comparison_document(comparison: Comparison) -> dict[str, Any]:
         undecided=comparison.undecided,
         lost=comparison.lost,
         mended=comparison.mended,
+        failed=comparison.failed,
         differences=[_difference_document(difference) for difference in comparison.differences],
+        failures=[FailureDocument(key=one.key, replica=one.replica, reason=one.reason) for one in comparison.failures],
     ).as_json()
+
+
+def _exception_document(one: ContentException) -> ExceptionDocument:
+    return ExceptionDocument(
+        repository=str(one.key.routed.repository),
+        kind=str(one.key.kind),
+        name=one.key.name,
+        lost=one.is_lost,
+        refused=dict(one.refused),
+        dismissed=one.is_dismissed,
+    )
 
 
 class ReplicaResources:
@@ -209,9 +267,25 @@ class ReplicaResources:
                 "POST",
                 "/upstreams/{name}/repair",
                 self.repair_upstream,
-                "Have what is pending tried at once",
+                "Have what is pending, and what replicas refused, tried at once",
                 {202: UpstreamDocument},
                 body=EmptyBody,
+            ),
+            Endpoint(
+                "GET",
+                "/upstreams/{name}/exceptions",
+                self.list_exceptions,
+                "List what is lost, or refused by a replica",
+                {200: Page[ExceptionDocument]},
+                query=PAGE,
+            ),
+            Endpoint(
+                "POST",
+                "/upstreams/{name}/dismiss",
+                self.dismiss_exceptions,
+                "Stop to count and tell exceptions",
+                {200: DismissalDocument},
+                body=DismissBody,
             ),
             Endpoint(
                 "POST",
@@ -241,11 +315,24 @@ class ReplicaResources:
         return web.json_response(document.as_json())
 
     async def repair_upstream(self, request: web.Request) -> web.Response:
-        """Have what is pending tried at once; how it goes is in the upstream's document."""
+        """Have what is pending or refused tried at once; how it goes is in the upstream's document."""
         name = self._upstream_name(request)
         await read_body(request, EmptyBody)
-        self._repairers[name].wake()
+        await self._repairers[name].retry()
         return web.json_response((await self._upstream_document(name)).as_json(), status=202)
+
+    async def list_exceptions(self, request: web.Request) -> web.Response:
+        page = read_page(read_query(request, PAGE))
+        name = self._upstream_name(request)
+        exceptions = {str(one.key): one for one in await self._repairers[name].exceptions.list(name)}
+        return web.json_response(page.cut(exceptions, lambda one: _exception_document(one).as_json()))
+
+    async def dismiss_exceptions(self, request: web.Request) -> web.Response:
+        """Dismiss exceptions: they stay in force, and are neither counted nor told any more."""
+        name = self._upstream_name(request)
+        body = await read_body(request, DismissBody)
+        count = await self._repairers[name].exceptions.dismiss(name, body.repository, body.name)
+        return web.json_response(DismissalDocument(dismissed=count).as_json())
 
     def _upstream_name(self, request: web.Request) -> str:
         name = request.match_info["name"]
@@ -258,7 +345,7 @@ class ReplicaResources:
         repairs = self._repairers[name]
         replicas = self._upstreams[name].status()
         documents = [_replica_document(one, repairs.status(one.name)) for one in replicas]
-        return UpstreamDocument(name=name, replicas=documents)
+        return UpstreamDocument(name=name, lost=self._upstreams[name].lost, replicas=documents)
 
     async def verify_upstream(self, request: web.Request) -> web.Response:
         """Begin to compare; 202, and GET tells how far it is."""

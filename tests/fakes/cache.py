@@ -53,6 +53,8 @@ class Events:
     def replica_pending(self, upstream: str, replica: str, count: int) -> None:
         raise AssertionError("not for the cache to say")
 
+    def replica_refused(self, upstream: str, replica: str, count: int) -> None: ...
+    def lost_contents(self, upstream: str, count: int) -> None: ...
     def decision(self, action: str, result: str) -> None:
         raise AssertionError("not for the cache to say")
 

@@ -403,6 +403,12 @@ class CountingObserver:
     def replica_pending(self, upstream: str, replica: str, count: int) -> None:
         self.counts["pending", upstream, replica] = count
 
+    def replica_refused(self, upstream: str, replica: str, count: int) -> None:
+        self.counts["refused", upstream, replica] = count
+
+    def lost_contents(self, upstream: str, count: int) -> None:
+        self.counts["lost", upstream] = count
+
     def decision(self, action: str, result: str) -> None:
         self.counts["decision", str(action), result] += 1
 

@@ -48,8 +48,8 @@ _T = TypeVar("_T")
 class MemoryReplica(MemoryReader):
     """One replica: refuses manifests whose blobs it lacks, ``refuses_with`` the code of docker-registry or another.
 
-    ``errors`` are raised by the methods they are named after, ``gates`` hold them until set, ``cut_after`` makes every
-    upload die after that many bytes.
+    With ``is_sparse`` it takes an index whose children it lacks. ``errors`` are raised by the methods they are named
+    after, ``gates`` hold them until set, ``cut_after`` makes every upload die after that many bytes.
     """
 
     name: str = "a"
@@ -58,6 +58,7 @@ class MemoryReplica(MemoryReader):
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     cut_after: int | None = None
     refuses_with: ErrorCode = ErrorCode.MANIFEST_BLOB_UNKNOWN
+    is_sparse: bool = False
     received: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def _begin(self, method: str, repository: str, what: object = "") -> None:
@@ -130,7 +131,8 @@ class MemoryReplica(MemoryReader):
         await self._begin("put_manifest", repository, tag_or_digest)
         links = parse_manifest(manifest.body, manifest.descriptor.media_type)
         lacking = [blob.digest for blob in links.blobs if (repository, blob.digest) not in self.blobs]
-        lacking += [child.digest for child in links.manifests if (repository, child.digest) not in self.manifests]
+        if not self.is_sparse:
+            lacking += [child.digest for child in links.manifests if (repository, child.digest) not in self.manifests]
         if lacking:
             detail = {"digest": str(lacking[0])}
             raise RegistryError(self.refuses_with, "blob unknown to registry", detail=detail)

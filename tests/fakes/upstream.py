@@ -33,11 +33,12 @@ async def open_client(
 
 @dataclass
 class ToldMarks:
-    """``Marks``, and the source of them, as a test tells: sets of (replica, tag), (replica, digest), replicas."""
+    """``Marks``, and the source of them, as a test tells: sets of (replica, tag or digest), and of replicas."""
 
     tags: set[tuple[str, str]] = field(default_factory=set)
     tombstones: set[tuple[str, Digest]] = field(default_factory=set)
     behind: set[str] = field(default_factory=set)
+    refusals: set[tuple[str, Tag | Digest]] = field(default_factory=set)
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:  # noqa: ARG002 - there is one node
         return self
@@ -52,6 +53,15 @@ class ToldMarks:
 
     def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:  # noqa: ARG002 - told of one repository
         return (replica, digest) in self.tombstones
+
+    def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:  # noqa: ARG002 - told of one repository
+        return (replica, tag_or_digest) in self.refusals
+
+    def refused(self, replica: str, upstream: str) -> int:  # noqa: ARG002 - there is one
+        return sum(name == replica for name, _ in self.refusals)
+
+    def lost(self, upstream: str) -> int:  # noqa: ARG002 - nothing is
+        return 0
 
     def pending(self, replica: str, upstream: str) -> int:
         return int(self.misses_any(replica, RoutedRepository(upstream, REPOSITORY)))

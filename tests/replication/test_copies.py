@@ -14,6 +14,7 @@ from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
 def copies(setting: Bench, sent: list[tuple[str, str, int]] | None = None) -> Copies:
     """Return copies that read from replica a."""
     return Copies(
+        replica_sets={"main": setting.replicas},
         readers={"main": setting.a},
         cache=setting.cache,
         memberships=setting.memberships,

@@ -30,6 +30,7 @@ class Workshop:
         self.observer = CountingObserver()
         self.now = 0.0
         copies = Copies(
+            replica_sets={"main": setting.replicas},
             readers={"main": setting.a},
             cache=setting.cache,
             memberships=setting.memberships,

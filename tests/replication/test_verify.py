@@ -41,8 +41,8 @@ def is_equal(comparison: Comparison) -> bool:
     return not comparison.error and not comparison.differing
 
 
-def found(comparison: Comparison) -> set[tuple[IntentKind, str, str]]:
-    """Return what differs: kind, name, replica."""
+def found(comparison: Comparison) -> set[tuple[IntentKind, str, str | None]]:
+    """Return what differs, or is lost: kind, name, replica."""
     return {(one.key.kind, one.key.name, one.replica) for one in comparison.differences}
 
 
@@ -115,15 +115,14 @@ async def test_nothing_is_deleted(setting: Bench) -> None:
 
 
 async def test_what_is_lost_is_told(setting: Bench) -> None:
-    """On record, and no replica has it: named, and nothing is entered for it."""
+    """On record, and no replica has it: manifest and tag are named once each, and nothing is entered to be repaired."""
     gone = await push(setting, image(b"1"), "latest")
     for replica in (setting.a, setting.b):
         replica.manifests.clear()
         replica.tags.clear()
     comparison = await compare(setting, mend=True)
-    assert (IntentKind.MANIFEST, str(gone.digest), "a") in found(comparison)
-    assert comparison.lost == 2
-    assert comparison.mended == 0
+    assert found(comparison) == {(IntentKind.MANIFEST, str(gone.digest), None), (IntentKind.TAG, "latest", None)}
+    assert (comparison.lost, comparison.differing, comparison.mended) == (2, 0, 0)
 
 
 async def test_what_was_deleted_is_no_difference(setting: Bench) -> None:

@@ -40,6 +40,8 @@ def fail_requests(node: PrometheusObserver, count: int) -> None:
 FIRST_EVENTS: Mapping[str, Callable[[PrometheusObserver], object]] = {
     "ReplicaNotUp": lambda node: node.replica_state("main", "b", ReplicaState.DOWN),
     "ReplicaNotRepaired": lambda node: node.replica_pending("main", "b", 1),
+    "ContentLost": lambda node: node.lost_contents("main", 1),
+    "ReplicaRefuses": lambda node: node.replica_refused("main", "b", 1),
     "RepairFails": lambda node: node.repaired("main", "b", "failed"),
     "CacheDiskTrouble": lambda node: node.cache_error("rot"),
     "WrongContent": lambda node: node.wrong_content("main", "b"),

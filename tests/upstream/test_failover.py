@@ -302,9 +302,27 @@ async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair
         assert (await reader.resolve_tag(REPOSITORY, TAG)).digest == new
         assert pair.a.count("HEAD") == 0
         pair.b.inject(Fault("manifests", status=500))
-        with pytest.raises(UpstreamUnavailableError, match="a: it has not yet got the last write"):
+        with pytest.raises(UpstreamUnavailableError, match="a: it has not got the last write"):
             await reader.resolve_tag(REPOSITORY, TAG)
     assert pair.a.count("HEAD") == 0
+
+
+async def test_what_a_replica_cannot_have_is_not_asked_of_it(pair: Pair) -> None:
+    """The other one answers, with 404 too; alone, the one that cannot have it makes a 503. Its other 404s count."""
+    digest = pair.b.add_manifest(REPOSITORY, b'{"new":1}')
+    absent = digest_of(b"absent")
+    async with open_reader(pair.urls, marks=ToldMarks(refusals={("a", digest), ("a", absent)})) as reader:
+        assert (await reader.fetch_manifest(REPOSITORY, digest)).body == b'{"new":1}'
+        with pytest.raises(RegistryError) as error:
+            await reader.fetch_manifest(REPOSITORY, absent)
+        assert error.value.status == 404
+        assert pair.a.count("GET", "manifests") == 0
+        with pytest.raises(RegistryError) as error:
+            await reader.fetch_manifest(REPOSITORY, digest_of(b"another"))
+        assert (error.value.status, pair.a.count("GET", "manifests")) == (404, 1)
+        pair.b.inject(Fault("manifests", status=500))
+        with pytest.raises(UpstreamUnavailableError):
+            await reader.fetch_manifest(REPOSITORY, digest)
 
 
 async def test_a_404_of_one_that_is_behind_proves_nothing(pair: Pair) -> None:

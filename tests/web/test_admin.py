@@ -584,6 +584,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
         "items": [
             {
                 "name": "main",
+                "lost": 0,
                 "replicas": [
                     {
                         "name": "a",
@@ -592,6 +593,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "reason": "",
                         "latency_seconds": 0.0015,
                         "pending": 0,
+                        "refused": 0,
                         "repair": IDLE,
                     },
                     {
@@ -601,6 +603,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "reason": "",
                         "latency_seconds": 0.0015,
                         "pending": 0,
+                        "refused": 0,
                         "repair": IDLE,
                     },
                 ],

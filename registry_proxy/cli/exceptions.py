@@ -1,0 +1,67 @@
+"""`registry-proxy replica exceptions` and `dismiss`: what is lost, or what a replica refuses."""
+
+from typing import Annotated, Any
+
+import typer
+
+from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.output import JsonOption, print_json, print_note, print_table
+
+_COLUMNS = {
+    "upstream": "UPSTREAM",
+    "repository": "REPOSITORY",
+    "kind": "KIND",
+    "name": "NAME",
+    "replica": "REPLICA",
+    "reason": "WHY",
+    "dismissed": "DISMISSED",
+}
+
+
+def _rows(upstream: str, one: dict[str, Any]) -> list[dict[str, Any]]:
+    lost = [{"replica": "all", "reason": "lost: no replica has it"}] if one["lost"] else []
+    refused = [{"replica": replica, "reason": reason} for replica, reason in one["refused"].items()]
+    return [{**one, "upstream": upstream, **row} for row in lost + refused]
+
+
+def list_exceptions(
+    upstream: Annotated[str | None, typer.Argument(help="Only this upstream.")] = None, as_json: JsonOption = False
+) -> None:
+    """List the contents that cannot be everywhere: lost, because no replica has them any more, or refused by some.
+
+    None of them keeps a replica behind. `registry-proxy replica repair` tries what was refused once more.
+    """
+    with admin_client() as admin:
+        names = [upstream] if upstream else [document["name"] for document in admin.list_all("upstreams")]
+        found = {name: admin.list_all("upstreams", name, "exceptions") for name in names}
+    if as_json:
+        print_json(found)
+        return
+    rows = [row for name, exceptions in found.items() for one in exceptions for row in _rows(name, one)]
+    print_table(_COLUMNS, rows, empty="Nothing is lost, and no replica refuses anything.")
+
+
+def dismiss_exceptions(
+    upstream: Annotated[str, typer.Argument(help="The upstream.")],
+    repository: Annotated[str | None, typer.Option(help="Only of this repository, as the upstream names it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only this tag or digest.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All exceptions of the upstream.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop to count and tell exceptions that you know of. They stay in force until the content is pushed or deleted."""
+    if (repository is None and name is None) != everything:
+        raise typer.BadParameter("name one of: --repository REPOSITORY, --name NAME or both, --all")
+    with admin_client() as admin:
+        body = {"repository": repository, "name": name}
+        result = admin.call("POST", "upstreams", upstream, "dismiss", body=body).document
+    if as_json:
+        print_json(result)
+    else:
+        print_note(f"{result['dismissed']} exceptions dismissed.")
+
+
+def print_lost(upstream: dict[str, Any]) -> None:
+    """Tell that contents of an upstream are lost, where some are."""
+    if upstream["lost"]:
+        name = upstream["name"]
+        print_note(f"{name}: {upstream['lost']} contents are lost: see `registry-proxy replica exceptions {name}`.")

@@ -1,0 +1,112 @@
+"""Contents that cannot be everywhere: lost, because no replica has them, or refused by some (docs/decisions.md, 38).
+
+They are a part of the journal's intents, and no reason to keep a replica out. A push of the key, or its deletion, ends
+them.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from registry_proxy.ports import ConflictError, Record, Store, Table
+from registry_proxy.replication.journal import NO_REFUSALS, Intent, IntentKey, change_of, parse_key
+from registry_proxy.spec.reference import Digest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentException:
+    """A key that is lost, or that some replicas refuse: ``refused`` names them, and why."""
+
+    key: IntentKey
+    is_lost: bool
+    refused: Mapping[str, str]
+    is_dismissed: bool
+
+
+class Exceptions:
+    """Notes exceptions in the journal, and ends them.
+
+    Every method raises StoreUnavailableError.
+
+    Args:
+        store: where the intents lie.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def list(self, upstream: str) -> Sequence[ContentException]:
+        """Return the exceptions of an upstream, by key."""
+        found = []
+        for record in await self._store.list(Table.INTENTS, f"{upstream}/"):
+            intent = Intent.from_value(record.value)
+            if intent.is_lost or intent.refused:
+                key = parse_key(record.key)
+                found.append(ContentException(key, intent.is_lost, intent.refused, intent.is_dismissed))
+        return found
+
+    async def refuse(self, key: IntentKey, digest: Digest | None, replica: str, reason: str) -> None:
+        """Note that a replica which misses a key refuses it for good; nothing happens where it shall be another."""
+        record = await self._store.get(Table.INTENTS, str(key))
+        if record is None or (intent := Intent.from_value(record.value)).digest != digest:
+            return
+        missing = tuple(name for name in intent.missing if name != replica)
+        refused = {**intent.refused, replica: reason}
+        if await self._change(record, replace(intent, missing=missing, refused=refused, is_dismissed=False)):
+            _log.warning("replica %s/%s cannot have %s: %s", key.routed.upstream, replica, key, reason)
+
+    async def lose(
+        self, key: IntentKey, digest: Digest, media_type: str, refused: Mapping[str, str] = NO_REFUSALS
+    ) -> None:
+        """Note that no replica has a key any more, under the lease of its writers; ``refused`` as in an intent."""
+        record = await self._store.get(Table.INTENTS, str(key))
+        before = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
+        if before.is_lost or before.digest != digest:
+            return
+        lost = replace(before, missing=(), behind=(), writing_until=0, refused=refused, is_lost=True)
+        if await self._change(record or Record(str(key), {}, 0), lost):
+            _log.error("%s is lost: every replica of %s answers that it does not have it", key, key.routed.upstream)
+
+    async def recover(self, key: IntentKey, digest: Digest | None = None, missing: Sequence[str] = ()) -> None:
+        """End that a key is lost, if it shall be ``digest``; ``missing`` are the replicas that shall get it now."""
+        record = await self._store.get(Table.INTENTS, str(key))
+        intent = None if record is None else Intent.from_value(record.value)
+        if record is None or intent is None or not intent.is_lost or digest not in {None, intent.digest}:
+            return
+        refused = {name: why for name, why in intent.refused.items() if name not in missing}
+        found = replace(intent, missing=tuple(missing), refused=refused, is_lost=False, is_dismissed=False)
+        if await self._change(record, found):
+            _log.info("%s is not lost any more", key)
+
+    async def retry(self, prefix: str) -> None:
+        """Have what replicas refused tried again; ``prefix`` of the keys: ``main/``, or ``main/team/app|``."""
+        for record in await self._store.list(Table.INTENTS, prefix):
+            intent = Intent.from_value(record.value)
+            if intent.refused and not intent.is_lost:
+                missing = tuple(dict.fromkeys((*intent.missing, *intent.refused)))
+                await self._change(record, replace(intent, missing=missing, refused=NO_REFUSALS, is_dismissed=False))
+
+    async def dismiss(self, upstream: str, repository: str | None, name: str | None) -> int:
+        """Take note that a person knows of the exceptions of an upstream, a repository, or one tag or digest.
+
+        They stay in force, and are neither counted nor told any more. Returns how many were dismissed.
+        """
+
+        def is_chosen(key: IntentKey, intent: Intent) -> bool:
+            is_open = (intent.is_lost or bool(intent.refused)) and not intent.is_dismissed
+            return is_open and repository in {None, key.routed.repository} and name in {None, key.name}
+
+        records = await self._store.list(Table.INTENTS, f"{upstream}/")
+        chosen = [one for one in records if is_chosen(parse_key(one.key), Intent.from_value(one.value))]
+        done = [await self._change(one, replace(Intent.from_value(one.value), is_dismissed=True)) for one in chosen]
+        return sum(done)
+
+    async def _change(self, record: Record, intent: Intent) -> bool:
+        """Store an intent in the place of a record; return False where a write came between: it has the last word."""
+        with contextlib.suppress(ConflictError):
+            await self._store.commit([change_of(parse_key(record.key), intent, expect=record.revision)])
+            return True
+        return False

@@ -1,0 +1,52 @@
+"""Refusals that a replica will repeat: it has all that a content needs, and does not take it."""
+
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Digest
+
+_FINAL_STATUSES = frozenset({400, 413, 415, 422})
+"""What a registry answers to content that it judges. 401, 403 and 429 are about us or the moment; 405 is the answer of
+distribution to every push while it is read-only for maintenance; a 404 may end when a project is made there."""
+
+
+class FinalRefusalError(RegistryError):
+    """A replica refuses a content, and trying again will not help before the replica changes.
+
+    Args:
+        refusal: its answer, which this error repeats.
+        reason: why it is final, for people; without the replica's name.
+    """
+
+    def __init__(self, refusal: RegistryError, reason: str) -> None:
+        super().__init__(refusal.code, refusal.message, detail=refusal.detail, status=refusal.status)
+        self.refusal = refusal
+        self.reason = reason
+
+
+def may_be_final(refusal: RegistryError) -> bool:
+    """Tell whether a refused manifest is refused for what it is, unless the replica lacks a part of it."""
+    return refusal.status in _FINAL_STATUSES
+
+
+def final_refusal(refusal: RegistryError, absent: dict[Digest, str] | None = None) -> FinalRefusalError:
+    """Return the refusal of a manifest as final.
+
+    Args:
+        refusal: what the replica answered.
+        absent: the parts of the manifest that the replica cannot have, and why.
+    """
+    answer = f"it answers {refusal.status} {refusal.code.value}"
+    if absent:
+        lacking = "; ".join(f"it lacks {digest}: {why}" for digest, why in absent.items())
+        return FinalRefusalError(refusal, f"{answer}, because {lacking}")
+    return FinalRefusalError(refusal, f"{answer} although it has all that the manifest names")
+
+
+def judge_blob(refusal: RegistryError, digest: Digest) -> RegistryError:
+    """Return the refusal of a blob, as final where it is about the blob: its size, or the algorithm of its digest.
+
+    A 400 for a sha256 digest is not: what was read from another replica may have been cut or wrong.
+    """
+    is_algorithm = refusal.status == 400 and digest.algorithm != "sha256" and refusal.code is not ErrorCode.SIZE_INVALID
+    if is_algorithm or refusal.status in _FINAL_STATUSES - {400}:
+        return FinalRefusalError(refusal, f"it answers {refusal.status} {refusal.code.value}")
+    return refusal

@@ -1,0 +1,416 @@
+"""A content that no replica can give is lost: told and counted, skipped, and no reason to keep a replica out.
+
+Reports: an index whose child was deleted (`crane delete`, `oras manifest delete` after two `oras attach`), an image of
+which a garbage collection took a layer: a replica that was added or came back stayed behind for ever, because of one
+object.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from registry_proxy.ports import ContentKind, UpstreamUnavailableError
+from registry_proxy.replication.exceptions import Exceptions
+from registry_proxy.replication.journal import IntentKey, IntentKind
+from registry_proxy.spec.descriptor import OCI_INDEX
+from registry_proxy.spec.reference import Digest, Tag, digest_of
+from tests.conftest import StartProxy, StartRegistry
+from tests.fakes.images import Parts, build_cache, image, index
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
+from tests.path.test_repair import is_up, pending
+from tests.product import OCI_MANIFEST, Image, Proxy, User, make_image, random_bytes
+from tests.product import digest_of as digest_of_bytes
+from tests.replication.test_repair import Workshop, begin_and_die, push, same
+from tests.replication.test_verify import compare, is_equal, make_newcomer, put_past
+from tests.servers import Server, wait_until
+
+LATEST = Tag("latest")
+REPO = "team/app"
+ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}"
+
+
+@pytest.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
+    """Two replicas in memory."""
+    async with bench(tmp_path) as under_test:
+        yield under_test
+
+
+def key_of(parts: Parts) -> IntentKey:
+    """Return the key of a manifest."""
+    return IntentKey(ROUTED, IntentKind.MANIFEST, str(parts.digest))
+
+
+def blob_key(digest: Digest) -> IntentKey:
+    """Return the key of a blob."""
+    return IntentKey(ROUTED, IntentKind.BLOB, str(digest))
+
+
+async def lost_keys(setting: Bench) -> set[IntentKey]:
+    """Return what is on record as lost."""
+    return set((await setting.under_test.journal.snapshot()).lost_keys)
+
+
+async def push_an_index_with_a_lost_child(setting: Bench, *, is_cached: bool = False) -> tuple[Parts, Parts, Parts]:
+    """Push an index of two children, one of which both replicas then lose; return index, child, lost child."""
+    kept, gone = await push(setting, image(b"kept")), await push(setting, image(b"gone", label="gone"))
+    both = await push(setting, index(kept, gone), "latest")
+    for replica in (setting.a, setting.b):
+        del replica.manifests[REPOSITORY, gone.digest]
+    if not is_cached:
+        setting.memberships.end(ROUTED, ContentKind.MANIFEST, gone.digest)
+    return both, kept, gone
+
+
+async def test_a_lost_child_keeps_no_newcomer_out(setting: Bench) -> None:
+    """It gets all else, is a member then, and does not answer for the index that it cannot have."""
+    both, kept, gone = await push_an_index_with_a_lost_child(setting)
+    await push(setting, image(b"other"), "other")
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await make_newcomer(setting)
+    assert await Workshop(setting).repair()
+    marks = await setting.under_test.journal.snapshot()
+    assert (marks.is_newcomer("main", "b"), marks.pending("b", "main")) == (False, 0)
+    assert set(marks.lost_keys) == {key_of(gone)}
+    assert (REPOSITORY, kept.digest) in setting.b.manifests
+    assert (REPOSITORY, "other") in setting.b.tags
+    assert set(setting.b.blobs) <= set(setting.a.blobs)
+    # The index is refused for lack of its child: what b says of it is not believed, of all else it is.
+    assert marks.refuses("b", ROUTED, both.digest)
+    assert marks.misses_tag("b", ROUTED, LATEST)
+    assert not marks.misses_any("b", ROUTED)
+    assert marks.refused("b", "main") == 2
+
+
+async def test_a_lost_layer_keeps_no_newcomer_out(setting: Bench) -> None:
+    """The image goes nowhere, its other layers and all other images do."""
+    app = await push(setting, image(b"layer", b"gone"), "latest")
+    for replica in (setting.a, setting.b):
+        del replica.blobs[REPOSITORY, digest_of(b"gone")]
+    setting.memberships.end(ROUTED, ContentKind.BLOB, digest_of(b"gone"))
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await make_newcomer(setting)
+    assert await Workshop(setting).repair()
+    marks = await setting.under_test.journal.snapshot()
+    assert not marks.is_newcomer("main", "b")
+    assert set(marks.lost_keys) == {blob_key(digest_of(b"gone"))}
+    assert marks.refuses("b", ROUTED, app.digest)
+    assert (REPOSITORY, digest_of(b"layer")) in setting.b.blobs
+
+
+async def test_a_registry_that_takes_an_index_without_its_child_gets_it(setting: Bench) -> None:
+    """Whether a replica can have it is for the replica to say: nothing is refused then, and the child alone is lost."""
+    both, kept, _ = await push_an_index_with_a_lost_child(setting)
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    setting.b.is_sparse = True
+    await make_newcomer(setting)
+    assert await Workshop(setting).repair()
+    marks = await setting.under_test.journal.snapshot()
+    assert (marks.is_newcomer("main", "b"), marks.refused("b", "main"), marks.lost("main")) == (False, 0, 1)
+    assert setting.b.tags[REPOSITORY, LATEST] == both.digest
+    assert (REPOSITORY, kept.digest) in setting.b.manifests
+
+
+async def test_what_a_replica_missed_and_the_other_lost_keeps_it_not_behind(setting: Bench) -> None:
+    """It was away for a push, and the layer is gone from the one that took it: the replica is up, the layer lost."""
+    setting.replicas.down.add("b")
+    app = await push(setting, image(b"layer"), "latest")
+    other = await push(setting, image(b"other"), "other")
+    del setting.a.blobs[REPOSITORY, digest_of(b"layer")]
+    setting.memberships.end(ROUTED, ContentKind.BLOB, digest_of(b"layer"))
+    workshop = Workshop(setting)
+    assert await workshop.repair()
+    marks = await setting.under_test.journal.snapshot()
+    assert (marks.pending("b", "main"), set(marks.lost_keys)) == (0, {blob_key(digest_of(b"layer"))})
+    assert marks.refuses("b", ROUTED, app.digest)
+    assert setting.b.tags == {(REPOSITORY, "other"): other.digest}
+    assert workshop.counts() == {"copied": 4, "lost": 1, "refused": 2}
+    setting.b.requests.clear()
+    assert await workshop.repair()
+    assert setting.b.requests == []  # nothing is tried again and again
+
+
+async def test_while_a_replica_is_away_nothing_is_lost(setting: Bench) -> None:
+    """The one that is down may hold it: what others miss is pending, and a comparison says that it cannot be known."""
+    setting.replicas.down.add("b")
+    await push(setting, image(b"layer"), "latest")
+    setting.a.blobs.clear()
+    setting.memberships.entries.clear()
+    setting.replicas.down = {"a"}
+    workshop = Workshop(setting)
+    assert not await workshop.repairer.repair(setting.b)
+    assert await lost_keys(setting) == set()
+    assert (await setting.under_test.journal.snapshot()).pending("b", "main") > 0
+    comparison = await compare(setting)
+    assert ("a" in comparison.error, comparison.lost) == (True, 0)
+
+
+async def test_a_replica_that_fails_for_one_content_ends_no_walk(setting: Bench) -> None:
+    """A manifest that one replica answers with 500 is not lost; all behind it is compared, and it is told."""
+    bad = await push(setting, image(b"bad"), "bad")
+    app = put_past(setting.a, image(b"app"), "app")
+    fetch = setting.b.fetch_manifest
+
+    async def failing(repository: str, digest: Digest) -> object:
+        if digest == bad.digest:
+            raise UpstreamUnavailableError("it answers 500")
+        return await fetch(repository, digest)  # type: ignore[arg-type]  # handed on
+
+    setting.b.fetch_manifest = failing  # type: ignore[method-assign, assignment]  # of this replica alone
+    del setting.a.manifests[REPOSITORY, bad.digest]
+    del setting.a.tags[REPOSITORY, "bad"]
+    comparison = await compare(setting, mend=True)
+    assert (comparison.error, comparison.repositories_done, comparison.failed) == ("", 1, 1)
+    assert (comparison.failures[0].replica, comparison.failures[0].is_held) == ("b", False)
+    assert await lost_keys(setting) == set()
+    assert (IntentKind.MANIFEST, str(app.digest)) in {(d.key.kind, d.key.name) for d in comparison.differences}
+
+
+async def test_a_newcomer_waits_for_what_cannot_be_known(setting: Bench) -> None:
+    """A content that the only replica answers with 500 may be had some day: the newcomer is filled, and no member."""
+    bad, app = await push(setting, image(b"bad"), "bad"), await push(setting, image(b"app"), "app")
+    setting.memberships.entries.clear()
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await make_newcomer(setting)
+    fetch = setting.a.fetch_manifest
+
+    async def failing(repository: str, digest: Digest) -> object:
+        if digest == bad.digest:
+            raise UpstreamUnavailableError("it answers 500")
+        return await fetch(repository, digest)  # type: ignore[arg-type]  # handed on
+
+    setting.a.fetch_manifest = failing  # type: ignore[method-assign, assignment]  # of this replica alone
+    workshop = Workshop(setting)
+    assert not await workshop.repair()
+    assert "it answers 500" in workshop.repairer.status("b").error
+    assert (await setting.under_test.journal.snapshot()).is_newcomer("main", "b")
+    assert setting.b.tags[REPOSITORY, "app"] == app.digest
+
+
+async def test_lost_is_told_once_counted_and_dismissed(setting: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Two comparisons, one line in the log; a dismissed one is neither counted nor told, and still lost."""
+    _, _, gone = await push_an_index_with_a_lost_child(setting)
+    assert [(await compare(setting)).lost for _ in range(2)] == [1, 1]
+    assert len([record for record in caplog.records if "is lost" in record.getMessage()]) == 1
+    assert (await setting.under_test.journal.snapshot()).lost("main") == 1
+    exceptions = Exceptions(setting.under_test.store)
+    assert await exceptions.dismiss("main", None, "sha256:other") == 0
+    assert await exceptions.dismiss("main", REPOSITORY, str(gone.digest)) == 1
+    assert (await compare(setting)).lost == 0
+    assert (await setting.under_test.journal.snapshot()).lost("main") == 0
+    assert [(one.key, one.is_lost, one.is_dismissed) for one in await exceptions.list("main")] == [
+        (key_of(gone), True, True)
+    ]
+
+
+async def test_what_is_pushed_again_is_not_lost(setting: Bench) -> None:
+    """The push of a lost manifest or blob ends it at once, and what was refused for lack of it is tried again."""
+    both, _, gone = await push_an_index_with_a_lost_child(setting)
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await make_newcomer(setting)
+    workshop = Workshop(setting)
+    assert await workshop.repair()
+    await workshop.repairer._look_at_lost()
+    assert await lost_keys(setting) == {key_of(gone)}
+    await push(setting, gone)
+    assert await lost_keys(setting) == set()
+    await workshop.repairer._look_at_lost()
+    assert await workshop.repair()
+    assert same(setting)
+    assert setting.b.tags[REPOSITORY, LATEST] == both.digest
+    assert await setting.under_test.intents() == {}
+
+
+async def test_a_blob_that_is_pushed_again_is_not_lost(setting: Bench) -> None:
+    """The same for a layer."""
+    await push(setting, image(b"layer"), "latest")
+    for replica in (setting.a, setting.b):
+        del replica.blobs[REPOSITORY, digest_of(b"layer")]
+    await compare(setting)
+    assert await lost_keys(setting) == {blob_key(digest_of(b"layer"))}
+    await setting.under_test.upload(b"layer")
+    assert await lost_keys(setting) == set()
+
+
+async def test_a_lost_manifest_that_is_deleted_is_not_lost(setting: Bench) -> None:
+    """Its deletion through us ends it."""
+    gone = await push(setting, image(b"gone"), "latest")
+    for replica in (setting.a, setting.b):
+        replica.manifests, replica.tags = {}, {}
+    assert (await compare(setting)).lost == 2
+    await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
+    assert await lost_keys(setting) == set()
+    assert is_equal(await compare(setting))
+
+
+@pytest.mark.parametrize("ended_by", ["a push past us", "the deletion of the image"])
+async def test_a_comparison_ends_what_is_not_lost_any_more(setting: Bench, ended_by: str) -> None:
+    """A replica has it again, or nothing refers to it any more."""
+    app = await push(setting, image(b"layer"), "latest")
+    for replica in (setting.a, setting.b):
+        del replica.blobs[REPOSITORY, digest_of(b"layer")]
+    assert (await compare(setting)).lost == 1
+    if ended_by == "a push past us":
+        setting.a.add_blob(REPOSITORY, b"layer")
+    else:
+        await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    assert (await compare(setting)).lost == 0
+    assert await lost_keys(setting) == set()
+
+
+async def test_a_copy_that_a_node_has_pinned_is_not_lost(setting: Bench) -> None:
+    """Another node, without the copy, took it for lost: the one that has it sends it to all, and ends that."""
+    setting.replicas.down.add("b")
+    app = await push(setting, image(b"layer"), "latest")
+    setting.replicas.down.clear()
+    setting.a.tags, setting.a.manifests, setting.a.blobs = {}, {}, {}
+    entries, setting.memberships.entries = setting.memberships.entries, {}
+    elsewhere = Workshop(setting)
+    assert await elsewhere.repair()
+    assert IntentKey(ROUTED, IntentKind.TAG, LATEST) in await lost_keys(setting)
+    assert app.digest in setting.spool.pins
+    setting.memberships.entries = entries
+    here = Workshop(setting)
+    for _ in range(3):
+        await here.repairer._look_at_lost()
+        for client in (setting.a, setting.b):
+            await here.repairer.repair(client)
+    assert same(setting)
+    assert setting.b.tags == {(REPOSITORY, LATEST): app.digest}
+    assert await setting.under_test.intents() == {}
+
+
+async def test_an_older_state_of_a_lost_tag_is_told_by_nobody(setting: Bench) -> None:
+    """The move of a tag is lost with the replica that took it: the other one's state of it stays unbelieved."""
+    await push(setting, image(b"old"), "latest")
+    setting.replicas.down.add("b")
+    await push(setting, image(b"new"), "latest")
+    setting.a.tags, setting.a.manifests, setting.a.blobs = {}, {}, {}
+    setting.memberships.entries.clear()
+    await Workshop(setting).repair()
+    marks = await setting.under_test.journal.snapshot()
+    assert IntentKey(ROUTED, IntentKind.TAG, LATEST) in marks.lost_keys
+    assert marks.pending("b", "main") == 0
+    assert marks.misses_tag("b", ROUTED, LATEST)
+
+
+async def test_a_push_that_reached_nobody_is_taken_back_beside_a_lost_one(setting: Bench) -> None:
+    """What was never acknowledged is not called lost."""
+    await begin_and_die(setting, image(b"never"), "latest")
+    workshop = Workshop(setting)
+    assert await workshop.repair()
+    assert (await lost_keys(setting), workshop.counts()) == (set(), {"given_up": 2})
+
+
+async def test_a_lost_build_cache_is_lost_by_its_blobs(setting: Bench) -> None:
+    """The children of an index that are blobs are lost as blobs, each for itself."""
+    cache = await push(setting, build_cache(b"one", b"two"), "latest")
+    for replica in (setting.a, setting.b):
+        del replica.blobs[REPOSITORY, digest_of(b"one")]
+    comparison = await compare(setting)
+    assert (comparison.error, comparison.lost, comparison.blobs) == ("", 1, 3)
+    assert await lost_keys(setting) == {blob_key(digest_of(b"one"))}
+    setting.memberships.forget(ROUTED, ContentKind.BLOB, digest_of(b"one"))
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await make_newcomer(setting)
+    assert await Workshop(setting).repair()
+    assert (await setting.under_test.journal.snapshot()).refuses("b", ROUTED, cache.digest)
+
+
+# ---------------------------------------------------------------- the running product
+
+
+def index_of(*children: Image | bytes, **more: object) -> Image:
+    """Return an index of images and of blobs."""
+    descriptors = [
+        {
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": digest_of_bytes(child),
+            "size": len(child),
+        }
+        if isinstance(child, bytes)
+        else {"mediaType": child.media_type, "digest": child.digest, "size": len(child.manifest)}
+        for child in children
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors, **more}
+    blobs = {digest_of_bytes(child): child for child in children if isinstance(child, bytes)}
+    return Image(json.dumps(document).encode(), blobs, OCI_INDEX)
+
+
+def add_replica(proxy: Proxy, server: Server) -> None:
+    """Have a registry configured as one more replica."""
+    settings = yaml.safe_load(proxy.config.read_text())
+    settings["upstreams"]["main"]["replicas"].append({"url": server.url})
+    proxy.config.write_text(yaml.safe_dump(settings))
+    with proxy.admin() as admin:
+        assert admin.post("/reload").status_code == 200
+
+
+def tags_of(server: Server) -> set[str]:
+    """Return the tags of a registry, asked past the proxy."""
+    return set(httpx.get(f"{server.url}/v2/{REPO}/tags/list", verify=False).json()["tags"])
+
+
+def push_what_gets_lost(user: User, registries: list[Server]) -> str:
+    """Leave behind what the reports tell of, each of which kept a replica out for ever; return the fallback tag."""
+    # The cache of BuildKit, and a child that was deleted.
+    user.push(REPO, "cache", index_of(random_bytes(100), random_bytes(100)))
+    children = [make_image(random_bytes(100), label=str(number)) for number in range(2)]
+    for child in children:
+        user.push(REPO, child.digest, child)
+    user.push(REPO, "index", index_of(*children))
+    # Two referrers in one fallback tag, of which one was deleted.
+    fallback = children[0].digest.replace(":", "-")
+    user.push(REPO, fallback, index_of(*children, annotations={"of": "it"}))
+    with user.client(REPO, "delete") as client:
+        assert client.delete(f"/manifests/{children[1].digest}").status_code == 202
+    # A layer that a garbage collection took.
+    gone = make_image(random_bytes(100), random_bytes(100), label="gone")
+    user.push(REPO, "collected", gone)
+    for server in registries:
+        layer = list(gone.blobs)[-1]
+        assert httpx.delete(f"{server.url}/v2/{REPO}/blobs/{layer}", verify=False).status_code == 202
+    return fallback
+
+
+def test_a_replica_that_is_added_is_current_without_what_is_lost(
+    registries: list[Server], start_registry: StartRegistry, start_proxy: StartProxy
+) -> None:
+    """It gets all that can be had, is up, and alone answers 404 for nothing that the others have."""
+    first, second = registries
+    replicas = [{"url": server.url} for server in registries]
+    proxy = start_proxy([], {"upstreams": {"main": {"replicas": replicas}}, "cache": {"max_size": "1GiB"}})
+    user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
+    fallback = push_what_gets_lost(user, registries)
+    for number in range(6):
+        user.push(f"team/other{number}", "latest", make_image(random_bytes(100), label=str(number)))
+    third = start_registry("third")
+    (proxy.cache / "blobs").rename(proxy.root / "lost-blobs")
+    (proxy.cache / "blobs").mkdir()
+    add_replica(proxy, third)
+    wait_until(lambda: is_up(proxy, third) and pending(proxy, third) == 0, "it is filled")
+    assert tags_of(first) == {"cache", "index", "collected", fallback}
+    assert tags_of(third) == {"cache"}
+    assert proxy.metric("registry_proxy_lost_contents", upstream="main") == 2
+    name = f"127.0.0.1:{third.port}"
+    assert proxy.metric("registry_proxy_replica_refused", replica=name) == 6  # three manifests, three tags
+    listed = proxy.command("replica", "list")
+    assert "cannot take 6" in listed.stdout
+    assert "2 contents are lost" in listed.stderr
+    verified = proxy.command("replica", "verify")
+    assert (verified.exit_code, "2 contents lost" in verified.stderr) == (1, True), verified.output
+    assert proxy.command("replica", "repair").exit_code == 0
+    assert proxy.command("replica", "dismiss", "main", "--all").exit_code == 0
+    assert proxy.command("replica", "verify").exit_code == 0
+    # The third alone: nothing that it cannot have is called absent.
+    first.stop(9)
+    second.stop(9)
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 2, "both are seen to be down")
+    assert user.get("team/other5", "manifests/latest").status_code == 200
+    with user.client(REPO) as client:
+        for reference in ("collected", "index", fallback):
+            assert client.get(f"/manifests/{reference}", headers={"Accept": ACCEPT}).status_code in {200, 503}
