@@ -87,5 +87,5 @@ class Heads:
 
 
 def _is_final(error: Exception) -> bool:
-    """Tell whether a GET would fail as this HEAD did: nobody is there."""
-    return isinstance(error, ReplicaFailedError) and error.outcome in {"connect", "timeout"}
+    """Tell whether a GET would only wait as long as this HEAD did; what fails at once may be tried by GET."""
+    return isinstance(error, ReplicaFailedError) and error.outcome == "timeout"

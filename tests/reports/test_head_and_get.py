@@ -5,6 +5,7 @@ registries that redirect to signed URLs, which are signed for GET alone (403).
 """
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from registry_proxy.spec.reference import Repository, Tag, digest_of
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
 from tests.conftest import StartProxy
 from tests.fakes.registry import FakeRegistry, Fault
-from tests.fakes.upstream import HASTY, REPOSITORY, open_client
+from tests.fakes.upstream import HASTY, REPOSITORY, open_client, read_all
 from tests.product import User, make_image, random_bytes
 from tests.servers import Server
 
@@ -98,6 +99,39 @@ async def test_what_get_can_do_does_not_depend_on_head(start_proxy: StartProxy, 
             redirect = Fault("(one|two)/blobs", redirect_to=storage.url)
             await readers.check(f"storage-{status}", redirect, Fault(method="HEAD", status=status))
         assert ": down" not in readers.user.proxy.log_text()
+
+
+ON_THE_WIRE = {
+    "the end": b"",
+    "a body": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nblob",
+    "a body of a 404": b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n",
+    "a length below nothing": b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+    "no http": b"hello\r\n\r\n",
+    "304": b"HTTP/1.1 304 Not Modified\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", ON_THE_WIRE.values(), ids=list(ON_THE_WIRE))
+async def test_what_is_no_answer_to_a_head_is_asked_by_get(answer: bytes) -> None:
+    """A HEAD that is cut, or answered by what HTTP forbids, spoils neither its GET nor the next requests."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                method = (await reader.readuntil(b"\r\n\r\n")).partition(b" ")[0]
+                writer.write(answer if method == b"HEAD" else b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nblob")
+                if method == b"HEAD" and not answer:
+                    break
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, open_client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        for repository in (REPOSITORY, REPOSITORY, Repository("team/other")):
+            assert (await client.stat_blob(repository, digest_of(b"blob"))).size_bytes == 4
+            async with client.open_blob(repository, digest_of(b"blob")) as stream:
+                assert await read_all(stream) == b"blob"
 
 
 # ---------------------------------------------------------------- what it costs
