@@ -539,7 +539,7 @@ def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which
             settings.auth.service,
             settings.public_url,
             settings.trusted_proxies,
-            settings.auth.refresh_token_lifetime_seconds,
+            settings.auth.refresh_token_lifetime_seconds if settings.auth.refresh_tokens else None,
         ),
         prefetch=Prefetch(pull) if settings.cache.prefetch else None,
     )

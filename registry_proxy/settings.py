@@ -533,6 +533,7 @@ class AuthSettings(Section):
     token_lifetime_seconds: Annotated[Duration, AfterValidator(_bounded_lifetime)] = Field(
         default=300.0, alias="token_lifetime"
     )
+    refresh_tokens: bool = False
     refresh_token_lifetime_seconds: Timeout = Field(default=90 * 86400.0, alias="refresh_token_lifetime")
     signing_key_file: Path = Field(default="var/token-key.pem", validate_default=True)
     oidc: Mapping[UpstreamName, OidcSettings] = Field(default_factory=dict)

@@ -32,13 +32,13 @@ class PublicOptions:
         service: the name of this registry in tokens.
         public_url: how clients reach it; None takes it from each request.
         trusted_proxies: networks whose X-Forwarded-* headers are believed.
-        refresh_lifetime_seconds: how long a refresh token is good.
+        refresh_lifetime_seconds: how long a new refresh token is valid; None gives none to anybody.
     """
 
     service: str
     public_url: str | None = None
     trusted_proxies: Sequence[Network] = ()
-    refresh_lifetime_seconds: float = 90 * 86_400.0
+    refresh_lifetime_seconds: float | None = None
 
 
 class PublicApp:

@@ -49,7 +49,7 @@ class TokenEndpoint:
         signer: signs the tokens.
         observer: is told the outcome of logins.
         audit: is told who logged in, or could not.
-        refresh_lifetime_seconds: how long a refresh token is good.
+        refresh_lifetime_seconds: how long a new refresh token is valid; None makes none. Those there are stay valid.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TokenEndpoint:
         signer: TokenSigner,
         observer: Observer,
         audit: AuditLog,
-        refresh_lifetime_seconds: float,
+        refresh_lifetime_seconds: float | None,
     ) -> None:
         self._control = control
         self._directory = directory
@@ -162,7 +162,7 @@ class TokenEndpoint:
 
         One for an ID token, or for a password of LDAP, would outlive it.
         """
-        if not asked.login.is_own_password:
+        if self._refresh_lifetime_seconds is None or not asked.login.is_own_password:
             return None
         label = "".join(character for character in asked.client if character.isprintable())[:100]
         given = SecretInput(label=label, expires_at=time.time() + self._refresh_lifetime_seconds)

@@ -32,7 +32,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[
     require_program("docker-registry")
     root = tmp_path_factory.mktemp("identity")
     with running(docker_registry(root / "registry")) as registry:
-        proxy = proxy_server(root / "proxy", [registry], {"workers": 2}, copies=copies)
+        extra = {"workers": 2, "auth": {"refresh_tokens": True}}
+        proxy = proxy_server(root / "proxy", [registry], extra, copies=copies)
         with running(proxy):
             yield proxy
 
