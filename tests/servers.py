@@ -174,6 +174,7 @@ def docker_registry(
     htpasswd: Path | None = None,
     http_secret: str = "secret of the tests",
     storage: Path | None = None,
+    catalog_max_entries: int | None = None,
 ) -> Server:
     """Describe a CNCF distribution registry (Debian's docker-registry); ``root`` holds its configuration, log and data.
 
@@ -188,6 +189,8 @@ def docker_registry(
         f"storage: {{filesystem: {{rootdirectory: '{storage or root / 'data'}'}}, delete: {{enabled: {deletes}}}}}",
         f"http: {{addr: '127.0.0.1:{port}', secret: '{http_secret}'}}",
     ]
+    if catalog_max_entries:
+        lines.append(f"catalog: {{maxentries: {catalog_max_entries}}}")
     if proxy_remote_url:
         lines.append(f"proxy: {{remoteurl: '{proxy_remote_url}'}}")
     if htpasswd:

@@ -2,20 +2,26 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from registry_proxy.ports import RegistryReader, RoutedRepository, Router
 from registry_proxy.spec.endpoints import PAGE_SIZE_MAX
-from registry_proxy.spec.errors import RegistryError
+from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Repository
+
+_NO_LIST = '299 - "not all upstream registries have a list of their repositories; those of the others are listed"'
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a sorted list; ``more`` tells that something follows its last item."""
+    """A part of a sorted list; ``more`` tells that something follows its last item.
+
+    ``warning`` is the value of a Warning header (spec, "Warnings") where the list lacks something.
+    """
 
     items: Sequence[str]
     more: bool
+    warning: str | None = None
 
 
 def _page(items: Sequence[str], page_size: int | None, last: str | None) -> Page:
@@ -63,20 +69,31 @@ class Discover:
             page_size: None for as many as one page may hold.
             last: the name after which the page begins.
 
+        An upstream that has no list, as Docker Hub, is left out, which the page's warning tells; one that has one and
+        does not give it is an error.
+
         Raises:
+            RegistryError: UNSUPPORTED where no upstream has a list; what an upstream answered that should have one.
             UpstreamUnavailableError: an upstream cannot be asked; a list that silently lacks it would be a lie.
         """
         names: set[Repository] = set()
+        listed, without_list = 0, None
         for upstream in self._router.upstreams:
             if not any(self._router.may_lead(pattern, upstream) for pattern in patterns):
                 continue
             try:
                 repositories = await self._readers[upstream].list_repositories()
-            except RegistryError:
-                # It answered that it has no list: registries such as Docker Hub give none.
+            except RegistryError as error:
+                if error.code is not ErrorCode.UNSUPPORTED:
+                    raise
+                without_list = error
                 continue
+            listed += 1
             for repository in repositories:
                 name = self._router.local_name(RoutedRepository(upstream, repository))
                 if name is not None and may_pull(name):
                     names.add(name)
-        return _page(sorted(names), page_size, last)
+        if without_list is not None and not listed:
+            raise without_list
+        page = _page(sorted(names), page_size, last)
+        return page if without_list is None else replace(page, warning=_NO_LIST)

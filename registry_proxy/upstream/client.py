@@ -24,6 +24,7 @@ from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of, is_repository, is_tag, parse_digest
 from registry_proxy.spec.scope import CATALOG, Action, format_scope, repository_access
 from registry_proxy.upstream.failure import (
+    AccessRefusedError,
     BadUpstreamError,
     ReplicaFailedError,
     WrongBytesError,
@@ -283,9 +284,19 @@ class HttpReplicaClient:
         return sorted(name for name in names if is_tag(name))
 
     async def list_repositories(self) -> list[Repository]:
+        """Return its repositories. Raises UNSUPPORTED where it gives no list, or not to us, as Docker Hub does."""
         target = self._transport.target("/v2/_catalog?n=1000")
         request = Request(method="GET", target=target, scopes=(format_scope(CATALOG),))
-        names = await list_names(self._transport, request, "repositories", {"registry": self._name})
+        try:
+            names = await list_names(self._transport, request, "repositories", {"registry": self._name})
+        except RegistryError as error:
+            if not isinstance(error, AccessRefusedError) and error.code is not ErrorCode.NAME_UNKNOWN:
+                raise
+            raise RegistryError(
+                ErrorCode.UNSUPPORTED,
+                "the upstream registry gives no list of its repositories",
+                detail={"replica": self._name},
+            ) from error
         return sorted(name for name in names if is_repository(name))
 
     async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]] | None:

@@ -173,7 +173,8 @@ class FailoverReader:
             turn = self._round(question, marks)
             lists = await self._ask_all(turn, lambda client: client.list_tags(repository))
             current = {one.name for one in turn.standings if one.is_current}
-            # One that is behind may list what was deleted: it is heard only where no current one can be.
+            self._check_whole(turn, lists, current)
+            # One that is behind may list what was deleted: it is heard only where all are behind.
             heard = {name: tags for name, tags in lists.items() if name in current} or lists
             return sorted(
                 {
@@ -191,8 +192,10 @@ class FailoverReader:
         question = _Question(self._routed(Repository("")), ErrorCode.NAME_UNKNOWN)
 
         async def attempt() -> list[Repository]:
-            turn = self._round(question, await self._marks.marks())
+            marks = await self._marks.marks()
+            turn = self._round(question, marks)
             lists = await self._ask_all(turn, lambda client: client.list_repositories())
+            self._check_whole(turn, lists, {n for n in lists if not marks.pending(n, self._replicas.upstream)})
             return sorted({name for names in lists.values() for name in names})
 
         return await self._patiently(attempt)
@@ -303,6 +306,14 @@ class FailoverReader:
             raise self._verdict(turn)
         return heard
 
+    def _check_whole(self, turn: _Round, lists: Iterable[str], current: set[str]) -> None:
+        """Raise an error unless a current replica was heard, or all: what is listed must lack nothing."""
+        heard = {*lists, *turn.absent}
+        if current & heard or len(heard) == len(turn.standings):
+            return
+        behind = UpstreamUnavailableError("it has not yet got everything")
+        raise self._cannot_answer(turn, self._problems(turn) | dict.fromkeys(lists, behind))
+
     async def _patiently(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat an attempt that no replica could answer, as long as there is patience.
 
@@ -366,7 +377,10 @@ class FailoverReader:
     def _verdict(self, turn: _Round) -> Exception:
         if is_absent(turn.standings, turn.absent, self._replicas.storage):
             return next(iter(turn.absent.values()), self._not_found(turn.question))
-        problems = self._problems(turn)
+        return self._cannot_answer(turn, self._problems(turn))
+
+    def _cannot_answer(self, turn: _Round, problems: Mapping[str, Exception]) -> Exception:
+        """Return what a question ends in that no replica has answered; ``problems`` is why each has not."""
         limits = [problem for problem in problems.values() if isinstance(problem, UpstreamLimitError)]
         if limits:
             return min(limits, key=lambda limit: limit.retry_after_seconds)

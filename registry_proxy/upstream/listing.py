@@ -15,6 +15,7 @@ from registry_proxy.upstream.transport import Request, Transport
 _PAGE_MAX_BYTES = 64 * 1024 * 1024
 """distribution 2.8.2 ignores n and sends every tag at once."""
 _NAMES_MAX = 1_000_000
+_PAGES_MAX = 100_000
 _LOADED_ON_THE_LOOP_MAX_BYTES = 256 * 1024
 _NEXT = re.compile(r'<([^<>]+)>\s*;(?:[^,"]|"[^"]*")*\brel="?next"?', re.IGNORECASE)
 
@@ -24,21 +25,30 @@ async def list_names(transport: Transport, request: Request, key: str, detail: d
 
     Args:
         transport: to the replica.
-        request: of the first page; the others are where its Link headers say, on the replica itself.
+        request: of the first page; the others are where its Link headers say, on the replica itself. Where the replica
+            refuses the size of page in its query, it is sent without.
         key: of the names in the JSON, ``tags`` or ``repositories``.
         detail: of the error when there is no such list.
 
     Raises:
-        RegistryError: NAME_UNKNOWN; a 502 when what it says cannot be understood.
-        ReplicaFailedError: it did not answer.
+        RegistryError: NAME_UNKNOWN; UNSUPPORTED when it gives no such list; a 502 when what it says cannot be
+            understood, or has no end.
+        ReplicaFailedError, UpstreamLimitError: it did not answer, for one page at least.
     """
     names: set[str] = set()
-    async for status, body in _pages(transport, request):
-        if status != 200 or body is None:
-            raise _no_list(transport.name, status, body, detail)
-        names |= await _parse_page(transport.name, body, key)
-        if len(names) > _NAMES_MAX:
-            break
+    try:
+        async for status, body in _pages(transport, request):
+            if status != 200 or body is None:
+                raise _no_list(transport.name, status, body, detail)
+            names |= await _parse_page(transport.name, body, key)
+            if len(names) > _NAMES_MAX:
+                raise _endless(transport.name)
+    except RegistryError as error:
+        if not names or isinstance(error, BadUpstreamError):
+            raise
+        raise BadUpstreamError(
+            transport.name, f"it gives a part of a list, and for the rest: {error.message}"
+        ) from error
     return names
 
 
@@ -66,28 +76,40 @@ async def list_referrers(transport: Transport, request: Request) -> list[dict[st
         except (ValueError, KeyError, TypeError, RecursionError, RegistryError) as error:
             raise BadUpstreamError(transport.name, "its referrers are no index") from error
         if len(found) > _NAMES_MAX:
-            break
+            raise _endless(transport.name)
     return found
 
 
 async def _pages(transport: Transport, request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
     """Yield status and body of each page; None for a body that is too large."""
+    without_size = request.target.partition("?")[0]
     seen: set[str] = set()
-    while request.target not in seen:
+    while request.target not in seen and len(seen) < _PAGES_MAX:
         seen.add(request.target)
         async with transport.request(request) as response:
             body = await transport.read_body(response, _PAGE_MAX_BYTES)
-            link = response.headers.get("Link")
-        yield response.status, body
-        match = _NEXT.search(link) if link else None
+            status, links = response.status, ", ".join(response.headers.getall("Link", ()))
+        if status == 400 and len(seen) == 1 and request.target != without_size:
+            # Registries that allow smaller pages alone refuse ours; they say by Link which page is the next.
+            request = replace(request, target=without_size)
+            continue
+        yield status, body
+        match = _NEXT.search(links)
         if match is None:
             return
         request = replace(request, target=transport.local_target(match[1], request.target))
+    raise _endless(transport.name)
+
+
+def _endless(replica: str) -> BadUpstreamError:
+    return BadUpstreamError(replica, "its list has no end")
 
 
 def _no_list(replica: str, status: int, body: bytes | None, detail: dict[str, str]) -> RegistryError:
     if status == 404 and (not (body or b"").strip() or has_errors(body or b"")):
         return RegistryError(ErrorCode.NAME_UNKNOWN, "no such repository in the upstream registry", detail=detail)
+    if status == 405:
+        return RegistryError(ErrorCode.UNSUPPORTED, "the upstream registry gives no such list", detail=detail)
     return BadUpstreamError(replica, f"it answers {status} where a list was asked for")
 
 

@@ -327,7 +327,8 @@ class Registry:
             call.wanted.page_size,
             call.wanted.last,
         )
-        return json_response({"repositories": list(page.items)}, call.link("/v2/_catalog", page))
+        headers = call.link("/v2/_catalog", page) | ({"Warning": page.warning} if page.warning else {})
+        return json_response({"repositories": list(page.items)}, headers)
 
     async def _list_referrers(self, call: "_Call") -> StreamResponse:  # noqa: ARG002 - as all of the table
         # A 404 sends clients to the tag that stands in for the list (spec, "Unavailable Referrers API"). An empty
