@@ -545,6 +545,12 @@ def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which
     )
 
 
+def _render_metrics(cache: DiskCache, observer: PrometheusObserver) -> bytes:
+    """Return a scrape. What is on the disk is looked up for it: a gauge would go with the worker that had set it."""
+    cache.stats()
+    return observer.render()
+
+
 def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in which it is made
     settings: Settings,
     node: _Node,
@@ -574,8 +580,8 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
             local_name=node.router.local_name,
         ),
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
-        render_metrics=observer.render,
-        readiness=Readiness(node.replicas, node.control, node.changes, context.ending.is_set),
+        render_metrics=partial(_render_metrics, node.cache, observer),
+        readiness=Readiness(node.replicas, node.control, node.changes, repairers, context.ending.is_set),
         reload=context.reload,
         client_address=origins.client_address,
         name_request=RequestIds(origins).name,

@@ -299,7 +299,10 @@ class Spool(Protocol):
 
     def unpin(self, digest: Digest) -> None: ...
     def pinned(self, min_age_seconds: float) -> Sequence[Digest]:
-        """Return what was pinned at least so long ago."""
+        """Return what was pinned at least so long ago, also what is no longer here."""
+
+    def holds(self, digest: Digest) -> bool:
+        """Tell whether a content is committed on the node's disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -637,6 +640,9 @@ class Observer(Protocol):
 
     def lost_contents(self, upstream: str, count: int) -> None:
         """Note how many keys no replica of an upstream has any more."""
+
+    def lost_copies(self, upstream: str, count: int) -> None:
+        """Note how many contents that a replica misses this node kept for it, and no longer has."""
 
     def hedged(self, upstream: str, winner: str) -> None:
         """Note a question put to a second replica as well; ``winner`` is first, later, or none without an answer."""

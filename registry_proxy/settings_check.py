@@ -273,10 +273,10 @@ def _check_places(source: Source) -> Iterator[Fault]:
         if os.path.isdir(file):
             yield source.fault(path, f"expected a file, found the directory {file}")
         elif cache is not None and os.path.commonpath([cache, file]) == cache:
-            yield source.fault(path, f"expected a place outside cache.path ({cache}), which may be emptied at any time")
+            yield source.fault(path, f"expected a place outside cache.path ({cache}), which may be deleted")
     audit = _valid(TypeAdapter(AuditSettings), _only(source.tree.get("audit"), "path"))
     if cache is not None and audit is not None and audit.path and os.path.commonpath([cache, audit.path]) == cache:
-        text = f"expected a place outside cache.path ({cache}), which may be emptied; by default it is {cache}.audit"
+        text = f"expected a place outside cache.path ({cache}), which may be deleted; by default it is {cache}.audit"
         yield source.fault(("audit", "path"), text)
     if len(set(files.values())) < len(files):
         yield source.fault(("auth", "signing_key_file"), "expected another file than that of the store")

@@ -161,9 +161,13 @@ class Repairs:
     exceptions: Exceptions
     woken: int = 0
     now: RepairStatus = field(default_factory=RepairStatus)
+    told: Sequence[str] = ()
 
     def status(self, _: str) -> RepairStatus:
         return self.now
+
+    def warnings(self) -> Sequence[str]:
+        return self.told
 
     async def retry(self) -> None:
         self.woken += 1
@@ -265,7 +269,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 ),
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
-                readiness=Readiness(upstreams, control, changes, lambda: draining[0]),
+                readiness=Readiness(upstreams, control, changes, repairs, lambda: draining[0]),
                 reload=reload,
                 client_address=origins.client_address,
                 name_request=RequestIds(origins).name,

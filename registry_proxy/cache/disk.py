@@ -122,7 +122,7 @@ class DiskCache:
 
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
         content = self._memory.get(digest)
-        if content is not None and (not only_on_disk or self._is_on_disk(digest)):
+        if content is not None and (not only_on_disk or self.is_on_disk(digest)):
             self._touch(digest, self.paths.blob(digest))
             return content
         opened = self._open(digest)
@@ -176,6 +176,13 @@ class DiskCache:
         except CacheUnavailableError:
             return
         self.report_size()
+
+    def is_on_disk(self, digest: Digest) -> bool:
+        """Tell whether a content is committed, and its file as it was left; counts as no use."""
+        try:
+            return is_sealed(os.stat(self.paths.blob(digest)))
+        except OSError:
+            return False
 
     def is_filling(self, digest: Digest) -> bool:
         return digest in self._fills or os.path.exists(self.paths.part(digest))
@@ -302,12 +309,6 @@ class DiskCache:
             return None
         self._touch(digest, fd)
         return fd, status.st_size
-
-    def _is_on_disk(self, digest: Digest) -> bool:
-        try:
-            return is_sealed(os.stat(self.paths.blob(digest)))
-        except OSError:
-            return False
 
     def _touch(self, digest: Digest, file: int | str) -> None:
         """Record a use for eviction, at most once a minute; what follows the first within a minute is one with it."""

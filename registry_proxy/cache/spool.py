@@ -123,6 +123,9 @@ class DiskSpool:
                         found.append(Digest(*entry.name.split("-", 1)))
         return found
 
+    def holds(self, digest: Digest) -> bool:
+        return self.cache.is_on_disk(digest)
+
     def sweep(self) -> int:
         """Remove the uploads that nobody writes to and nobody wrote to for six hours; return how many.
 

@@ -66,6 +66,8 @@ def list_replicas(as_json: JsonOption = False) -> None:
         print_table(_COLUMNS, rows, empty="No upstream is configured.")
         for upstream in upstreams:
             print_lost(upstream)
+            for warning in upstream["warnings"]:
+                print_note(f"Warning: {warning}.")
 
 
 replica_app.command("verify")(verify_replicas)

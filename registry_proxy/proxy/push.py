@@ -470,6 +470,8 @@ class Push:
         descriptor, missing = mounted
         if missing:
             self._pin(digest)
+            if not is_committed(self._cache, digest):
+                return None
         return await self._recorded(routed, descriptor, missing)
 
     async def _put_manifest(

@@ -373,6 +373,16 @@ class Journal:
             return False
         return True
 
+    async def missed_contents(self, upstream: str) -> Sequence[tuple[IntentKey, Intent]]:
+        """Return the manifests and blobs of an upstream that some replica misses, but those being written now."""
+        await self.snapshot()
+        return [
+            (key, intent)
+            for _, key, intent in self._read.values()
+            if key.routed.upstream == upstream and key.kind is not IntentKind.TAG and intent.digest is not None
+            if intent.missing and self._clock() >= intent.writing_until
+        ]
+
     async def find(self, key: IntentKey) -> Intent | None:
         """Return the open intent of a key, from the store itself."""
         record = await self._store.get(Table.INTENTS, str(key))

@@ -29,6 +29,7 @@ from registry_proxy.replication.copies import Copies, has
 from registry_proxy.replication.deletions import forget_deleted
 from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
+from registry_proxy.replication.kept import KeptCopies
 from registry_proxy.replication.manifests import manifest_record_key, tag_lease, tag_record_key, write_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.verify import Verifier
@@ -42,9 +43,6 @@ _PAUSE_AFTER_FAILURE_SECONDS = 5.0
 _PAUSE_BEFORE_NEXT_COMPARISON_SECONDS = 60.0
 _BLOBS_AT_ONCE = 4
 """A registry far away is mostly waited for. Blobs depend on nothing; what refers to them goes one by one, in order."""
-
-_PIN_SETTLED_SECONDS = 600.0
-"""A pin this old belongs to a push whose intents are stored by now, if it needed any."""
 
 _ORDER = {  # blobs before what refers to them, tags last; deletes then, and what a manifest leaves behind after it
     (IntentKind.BLOB, False): 0,
@@ -108,12 +106,18 @@ class Repairer:
         self._observer = observer
         self._status = {client.name: RepairStatus() for client in replica_set.replicas}
         self._woken = asyncio.Event()
-        self._closed: set[Digest] = set()
+        self._kept = KeptCopies(
+            replica_set=replica_set, journal=journal, pins=pins, observer=observer, lease=self._lease
+        )
         self._lost: frozenset[IntentKey] = frozenset()
 
     def status(self, replica: str) -> RepairStatus:
         """Return how the repair of a replica goes."""
         return self._status[replica]
+
+    def warnings(self) -> Sequence[str]:
+        """Return, in words, what is no longer kept here for a replica that misses it."""
+        return self._kept.warnings()
 
     @property
     def exceptions(self) -> Exceptions:
@@ -135,7 +139,7 @@ class Repairer:
         if self._replica_set.read_only or self._replica_set.storage is StorageKind.SHARED:
             return  # what we do not write, or what cannot diverge
         tasks = [spawn(self._tend(client), f"repair of {client.name}") for client in self._replica_set.replicas]
-        tasks.append(spawn(self._tend_pins(), "release of pins"))
+        tasks.append(spawn(self._kept.run(), "care of pins"))
         tasks.append(spawn(self._tend_lost(), "watch of lost contents"))
         try:
             await asyncio.gather(*tasks)
@@ -181,7 +185,7 @@ class Repairer:
                 await (self._take_in(client, status) if is_newcomer else self._repair_all(client, status))
             finally:
                 status.is_running = False
-        await self._release_pins()
+        await self._kept.look()
         outcome = f"{status.done} keys repaired, {status.failed} not"
         _log.info("replica %s/%s: %s %s", upstream, client.name, outcome, status.error)
         return not status.error
@@ -307,7 +311,7 @@ class Repairer:
         if outcome in {"copied", "deleted"}:
             is_closed = await self._journal.confirm(key, intent.digest, client.name)
         if is_closed and key.kind is not IntentKind.TAG:
-            self._closed.add(parse_digest(key.name))
+            self._kept.closed(parse_digest(key.name))
 
     # ------------------------------------------------------------ what no replica has
 
@@ -392,23 +396,6 @@ class Repairer:
                 if error.status != 404:
                     raise
         return None
-
-    # ------------------------------------------------------------ pins
-
-    async def _tend_pins(self) -> None:
-        """Release pins also where other nodes do all repairs."""
-        while True:
-            await asyncio.sleep(_PIN_SETTLED_SECONDS)
-            with contextlib.suppress(StoreUnavailableError):
-                await self._release_pins()
-
-    async def _release_pins(self) -> None:
-        """Unpin what nobody misses any more: what we brought to the last replica that did, or some other node."""
-        marks = await self._journal.snapshot()
-        closed, self._closed = self._closed, set()
-        for digest in {*closed, *self._pins.pinned(_PIN_SETTLED_SECONDS)}:
-            if not marks.is_missed(digest):
-                self._pins.unpin(digest)
 
 
 def _content_kind(key: IntentKey) -> ContentKind:

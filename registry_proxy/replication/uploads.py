@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from registry_proxy.ports import (
     BlobCache,
+    CacheUnavailableError,
     ContentKind,
     FillFailedError,
     ReplicaClient,
@@ -19,6 +20,7 @@ from registry_proxy.ports import (
     StorageKind,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.pull import is_committed
 from registry_proxy.proxy.push import UploadSession
 from registry_proxy.replication.fanout import (
     GRACE_SECONDS,
@@ -376,6 +378,11 @@ class UploadReplication:
         outcome = await self._copy_to_others(routed, held, lanes, outcome)
         if len(outcome.confirmed) < quorum_of(replica_set):
             return None
+        if require_quorum(replica_set, outcome) and not is_committed(self._cache, digest):
+            # The copy of this node counts as well. Without it the client uploads the blob, and so makes one.
+            with contextlib.suppress(RegistryError, CacheUnavailableError):
+                await self._fetch_back(mounted[0], routed.repository, held)
+                outcome = await self._copy_to_others(routed, held, lanes, outcome)
         return held, require_quorum(replica_set, outcome)
 
     async def _copy_to_others(

@@ -151,6 +151,9 @@ class PrometheusObserver:
             "replica_refused", "Keys it cannot have, not dismissed.", "upstream", "replica"
         )
         self._lost_contents = self._gauge("lost_contents", "Keys no replica has any more, not dismissed.", "upstream")
+        self._lost_copies = self._gauge(
+            "lost_copies", "Contents that a replica misses and whose copy on this node is gone.", "upstream"
+        )
         self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
         # A series for each worker: the newest statement of any would hide one that has lost the store.
         self._policy_current = self._gauge(
@@ -219,6 +222,9 @@ class PrometheusObserver:
 
     def lost_contents(self, upstream: str, count: int) -> None:
         self._lost_contents.labels(upstream).set(count)
+
+    def lost_copies(self, upstream: str, count: int) -> None:
+        self._lost_copies.labels(upstream).set(count)
 
     def hedged(self, upstream: str, winner: str) -> None:
         self._add(self._hedged, 1, upstream, winner)

@@ -197,11 +197,15 @@ class ReplicaDocument(Document):
 
 
 class UpstreamDocument(Document):
-    """An upstream and its replicas; none of these has ``lost`` keys any more."""
+    """An upstream and its replicas; none of these has ``lost`` keys any more.
+
+    ``warnings`` say what this node no longer keeps for a replica that misses it.
+    """
 
     name: str
     lost: int
     replicas: list[ReplicaDocument]
+    warnings: list[str]
 
 
 class ExceptionDocument(Document):

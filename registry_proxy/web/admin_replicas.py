@@ -100,6 +100,7 @@ class Repairs(Protocol):
     def exceptions(self) -> Exceptions: ...
     def status(self, replica: str) -> RepairStatus: ...
     async def retry(self) -> None: ...
+    def warnings(self) -> Sequence[str]: ...
 
 
 class Difference(Protocol):
@@ -345,7 +346,8 @@ class ReplicaResources:
         repairs = self._repairers[name]
         replicas = self._upstreams[name].status()
         documents = [_replica_document(one, repairs.status(one.name)) for one in replicas]
-        return UpstreamDocument(name=name, lost=self._upstreams[name].lost, replicas=documents)
+        warnings = list(repairs.warnings())
+        return UpstreamDocument(name=name, lost=self._upstreams[name].lost, replicas=documents, warnings=warnings)
 
     async def verify_upstream(self, request: web.Request) -> web.Response:
         """Begin to compare; 202, and GET tells how far it is."""

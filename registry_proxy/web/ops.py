@@ -45,6 +45,12 @@ class _PolicySource(Protocol):
     async def policy(self) -> object: ...
 
 
+class Warns(Protocol):
+    """Knows what an operator should know of one upstream."""
+
+    def warnings(self) -> Sequence[str]: ...
+
+
 class StoreContact(Protocol):
     """Whether the store answers this worker."""
 
@@ -63,12 +69,14 @@ class Readiness:
         upstreams: by name.
         control: where permissions come from; it may answer from its snapshot while the store is away.
         store: tells whether it is away.
+        repairers: what repairs the upstreams, by name.
         is_draining: whether the node is about to stop.
     """
 
     upstreams: Mapping[str, UpstreamStatus]
     control: _PolicySource
     store: StoreContact
+    repairers: Mapping[str, Warns]
     is_draining: Callable[[], bool]
 
     async def __call__(self) -> State:
@@ -88,6 +96,7 @@ class Readiness:
             warnings.append(
                 f"the store {since}: permissions are those of then, pushes and changes are answered with 503"
             )
+        warnings += [warning for repairer in self.repairers.values() for warning in repairer.warnings()]
         return State(reasons, warnings)
 
 

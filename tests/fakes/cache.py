@@ -50,6 +50,9 @@ class Events:
     def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None:
         raise AssertionError("not for the cache to say")
 
+    def lost_copies(self, upstream: str, count: int) -> None:
+        raise AssertionError("not for the cache to say")
+
     def replica_pending(self, upstream: str, replica: str, count: int) -> None:
         raise AssertionError("not for the cache to say")
 

@@ -400,6 +400,9 @@ class CountingObserver:
     def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None:
         self.counts["state", upstream, replica, state.value] += 1
 
+    def lost_copies(self, upstream: str, count: int) -> None:
+        self.counts["lost copies", upstream] = count
+
     def replica_pending(self, upstream: str, replica: str, count: int) -> None:
         self.counts["pending", upstream, replica] = count
 

@@ -285,6 +285,9 @@ class MemorySpool:
     def pinned(self, min_age_seconds: float) -> list[Digest]:  # noqa: ARG002 - all of them are old
         return sorted(self.pins, key=str)
 
+    def holds(self, digest: Digest) -> bool:
+        return digest in self.cache.files
+
 
 @dataclass
 class Pushing:

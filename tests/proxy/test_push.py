@@ -425,11 +425,31 @@ async def test_a_mount_heals_a_replica_that_lacks_the_source(setting: Bench) -> 
     assert await setting.under_test.intents() == {}
 
 
-async def test_a_mount_records_a_replica_it_cannot_heal(setting: Bench) -> None:
-    """Without the bytes here the replica that answered 202 is on record as missing the blob."""
+async def test_a_mount_heals_a_replica_also_without_the_bytes(setting: Bench) -> None:
+    """What the cache does not have is fetched from the replica that mounted, and sent to the one that did not."""
     setting.a.add_blob("base", LAYER)
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is not None
+    assert setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
+    assert await setting.under_test.intents() == {}
+
+
+async def test_a_mount_that_a_replica_misses_is_kept_here(setting: Bench) -> None:
+    """A replica is down: the blob is on record, fetched into the cache and pinned, as that of any push."""
+    setting.a.add_blob("base", LAYER)
+    setting.replicas.down.add("b")
+    assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is not None
     assert await setting.under_test.intents() == {f"{ROUTED}|blob|{DIGEST}": ["b"]}
+    assert setting.spool.pins == {DIGEST}
+    assert DIGEST in setting.cache.files
+
+
+async def test_a_mount_that_cannot_be_kept_is_an_upload(setting: Bench) -> None:
+    """A replica is down and the cache takes nothing: the client is to upload it, and nothing is recorded."""
+    setting.a.add_blob("base", LAYER)
+    setting.replicas.down.add("b")
+    setting.cache.is_full = True
+    assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is None
+    assert await setting.under_test.intents() == {}
 
 
 async def test_a_cached_blob_is_not_mounted_from_where_it_is_not(setting: Bench) -> None:

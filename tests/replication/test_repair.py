@@ -8,7 +8,6 @@ import pytest
 import pytest_asyncio
 
 from registry_proxy.ports import Change, StoreUnavailableError, Table, UpstreamUnavailableError
-from registry_proxy.replication import repair
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.journal import WRITING_SECONDS, IntentKey, IntentKind, parse_key
 from registry_proxy.replication.repair import Repairer
@@ -344,7 +343,7 @@ async def test_pins_go_also_where_others_do_all_repairs(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is pending, and a pin that no open intent speaks of is released all the same."""
-    monkeypatch.setattr(repair, "_PIN_SETTLED_SECONDS", 0.01)
+    monkeypatch.setattr("registry_proxy.replication.kept._PAUSE_SECONDS", 0.01)
     setting.spool.pin(digest_of(b"stray"))
     running = asyncio.get_running_loop().create_task(workshop.repairer.run())
     await until(lambda: not setting.spool.pins)

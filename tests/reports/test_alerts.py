@@ -5,6 +5,7 @@ Reports: "the alert on repairs had never fired: its series was born with the fir
 
 import itertools
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -42,6 +43,7 @@ FIRST_EVENTS: Mapping[str, Callable[[PrometheusObserver], object]] = {
     "ReplicaNotRepaired": lambda node: node.replica_pending("main", "b", 1),
     "ContentLost": lambda node: node.lost_contents("main", 1),
     "ReplicaRefuses": lambda node: node.replica_refused("main", "b", 1),
+    "CopiesLost": lambda node: node.lost_copies("main", 1),
     "RepairFails": lambda node: node.repaired("main", "b", "failed"),
     "CacheDiskTrouble": lambda node: node.cache_error("rot"),
     "WrongContent": lambda node: node.wrong_content("main", "b"),
@@ -237,6 +239,10 @@ def test_every_alert_fires_over_a_node(
         second.stop()
         ann.push("team/app", "2", make_image(layers[2]))
         fires("ReplicaNotUp", "ReplicaNotRepaired")
+        proxy.stop()
+        shutil.rmtree(proxy.cache)
+        proxy.start()
+        fires("CopiesLost")
         make_read_only(second)
         second.start()
         fires("RepairFails")

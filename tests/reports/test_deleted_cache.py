@@ -5,15 +5,18 @@ Reports: "we deleted the cache as the manual says, and 90 days of audit log were
 
 import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from registry_proxy.cache.layout import CacheMoveError, CachePaths, prepare_cache, read_node_id
 from tests.conftest import StartProxy
-from tests.product import Proxy
-from tests.servers import Server
+from tests.product import Image, Proxy, User, make_image, random_bytes
+from tests.servers import Server, wait_until
 
 NOWHERE = Server([], 1, Path())
 
@@ -103,3 +106,129 @@ def test_a_place_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         prepare_cache(cache)
     assert (cache / "audit" / "0-000000000001.jsonl").exists()
     assert (cache / "schema").read_text() == "1\n"
+
+
+def pinned_bytes(proxy: Proxy) -> float:
+    """Return what the documents tell to look at before the cache is deleted."""
+    return proxy.metric("registry_proxy_cache_bytes", state="pinned")
+
+
+def test_what_is_pinned_is_told_at_every_scrape(start_proxy: StartProxy, registries: list[Server]) -> None:
+    """While a replica misses a push the gauge tells its bytes: at once, after a reload, and after a crash."""
+    proxy = start_proxy(registries, {"workers": 2})
+    ann = proxy.add_user("ann", pull_push=["team/**"])
+    assert pinned_bytes(proxy) == 0
+    registries[1].stop()
+    image = make_image(random_bytes(10_000))
+    ann.push("team/app", "1", image)
+    size_bytes = len(image.manifest) + sum(map(len, image.blobs.values()))
+    assert pinned_bytes(proxy) == size_bytes
+    assert proxy.command("reload").exit_code == 0
+    assert pinned_bytes(proxy) == size_bytes
+    proxy.kill_everything()
+    proxy.start()
+    assert pinned_bytes(proxy) == size_bytes
+    registries[1].start()
+    wait_until(lambda: pinned_bytes(proxy) == 0, "the replica has it")
+
+
+class Pushes:
+    """A client that pushes small images one after the other, and knows which were acknowledged."""
+
+    def __init__(self, user: User) -> None:
+        self._user = user
+        self._ending = threading.Event()
+        self.acknowledged: dict[str, Image] = {}
+        self.statuses: set[int] = set()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._ending.is_set():
+            number += 1
+            image = make_image(random_bytes(1000))
+            try:
+                answers = [self._user.push_blob("team/app", blob) for blob in image.blobs.values()]
+                if all(answer.status_code == 201 for answer in answers):
+                    answers.append(self._user.push_manifest("team/app", f"v{number}", image))
+            except httpx.TransportError:
+                continue
+            self.statuses |= {answer.status_code for answer in answers}
+            if len(answers) > len(image.blobs) and answers[-1].status_code == 201:
+                self.acknowledged[f"v{number}"] = image
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Push for the length of a with block."""
+        thread = threading.Thread(target=self._run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            thread.join()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many more were acknowledged."""
+        before = len(self.acknowledged)
+        wait_until(lambda: len(self.acknowledged) >= before + count, f"{count} pushes")
+
+
+def holds(registry: Server, image: Image) -> bool:
+    """Tell whether a registry has a whole image."""
+    paths = [f"manifests/{image.digest}", *(f"blobs/{digest}" for digest in image.blobs)]
+    urls = [f"{registry.url}/v2/team/app/{path}" for path in paths]
+    return all(httpx.head(url, headers={"Accept": image.media_type}, verify=False).status_code == 200 for url in urls)
+
+
+def warnings(proxy: Proxy) -> str:
+    """Return what /readyz warns of."""
+    return " ".join(httpx.get(f"{proxy.admin_url}/readyz", timeout=30, verify=False).json()["warnings"])
+
+
+def lost_copies(proxy: Proxy) -> float:
+    """Return how many contents are gone that the cache kept for a replica."""
+    return proxy.metric("registry_proxy_lost_copies")
+
+
+def check_nothing_is_lost(proxy: Proxy, pushes: Pushes, registries: list[Server]) -> None:
+    """Bring the replica back: then it holds every image that was acknowledged, and no copy counts as lost."""
+    registries[1].start()
+    for image in pushes.acknowledged.values():
+        wait_until(lambda image=image: holds(registries[1], image), "the replica has it", 90)  # type: ignore[misc]
+    wait_until(lambda: lost_copies(proxy) == 0, "no copy counts as lost", 90)
+    assert "are gone from it" not in warnings(proxy)
+
+
+def test_a_cache_deleted_after_a_crash_loses_nothing(start_proxy: StartProxy, registries: list[Server]) -> None:
+    """A replica is away, the node dies under load, its cache is deleted: told, and repaired from the other."""
+    proxy = start_proxy(registries, {"workers": 2})
+    pushes = Pushes(proxy.add_user("ann", pull_push=["team/**"]))
+    registries[1].stop()
+    with pushes.running():
+        pushes.wait_for(5)
+        proxy.kill_everything()
+    shutil.rmtree(proxy.cache)
+    proxy.start()
+    wait_until(lambda: lost_copies(proxy) >= 3 * 5, "each manifest and blob counts")
+    replica = f"127.0.0.1:{registries[1].port}"
+    assert f"that the cache kept for replica {replica} are gone from it" in warnings(proxy)
+    assert f"are only on 127.0.0.1:{registries[0].port}" in warnings(proxy)
+    assert "are gone from it" in proxy.command("replica", "list").stderr
+    assert "are gone from it" in proxy.log_text()
+    check_nothing_is_lost(proxy, pushes, registries)
+
+
+def test_a_cache_deleted_under_a_running_node_loses_nothing(start_proxy: StartProxy, registries: list[Server]) -> None:
+    """Pushes that would need the deleted cache are refused with 503; what was acknowledged before is not lost."""
+    proxy = start_proxy(registries)
+    pushes = Pushes(proxy.add_user("ann", pull_push=["team/**"]))
+    registries[1].stop()
+    with pushes.running():
+        pushes.wait_for(5)
+        shutil.rmtree(proxy.cache, ignore_errors=True)
+        wait_until(lambda: 503 in pushes.statuses, "a push is refused")
+    assert pushes.statuses <= {201, 404, 503}  # 404: of an upload whose beginning was deleted, which is begun anew
+    proxy.stop()
+    proxy.start()
+    wait_until(lambda: lost_copies(proxy) >= 3 * 5, "each manifest and blob counts")
+    check_nothing_is_lost(proxy, pushes, registries)

@@ -578,7 +578,8 @@ async def test_replicas_are_compared_in_the_background(admin: Admin) -> None:
 
 
 async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -> None:
-    """State, latency and pending of each; a password in a URL is not shown."""
+    """State, latency and pending of each, and what the repair warns of; a password in a URL is not shown."""
+    admin.node.repairs["main"].told = ["a copy is gone"]
     _, page, _ = await admin.call("GET", "/upstreams")
     assert page == {
         "items": [
@@ -607,6 +608,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "repair": IDLE,
                     },
                 ],
+                "warnings": ["a copy is gone"],
             }
         ],
         "next": None,
