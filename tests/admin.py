@@ -91,6 +91,7 @@ ADMIN_ROUTES = {
     "POST /upstreams/{name}/repair": _ADMINS,
     "GET /upstreams/{name}/exceptions": _ADMINS,
     "POST /upstreams/{name}/dismiss": _ADMINS,
+    "POST /upstreams/{name}/forget": _ADMINS,
     "GET /upstreams/{name}/verify": _ADMINS,
     "POST /upstreams/{name}/verify": _ADMINS,
     "GET /repositories": _ADMINS,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, YesOption, confirm, print_json, print_note, print_table
 
 _COLUMNS = {
     "upstream": "UPSTREAM",
@@ -58,6 +58,33 @@ def dismiss_exceptions(
         print_json(result)
     else:
         print_note(f"{result['dismissed']} exceptions dismissed.")
+
+
+def forget_lost(
+    *,
+    upstream: Annotated[str, typer.Argument(help="The upstream.")],
+    repository: Annotated[str | None, typer.Option(help="Only of this repository, as the upstream names it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only this tag or digest.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that is lost in the upstream.")] = False,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget contents that are lost: images that were deleted after the backup that was restored, for example.
+
+    They are deleted then, as far as the proxy is concerned: nothing counts them, and a comparison misses none of them.
+    """
+    if (repository is None and name is None) != everything:
+        raise typer.BadParameter("name one of: --repository REPOSITORY, --name NAME or both, --all")
+    with admin_client() as admin:
+        if everything:
+            lost = [one for one in admin.list_all("upstreams", upstream, "exceptions") if one["lost"]]
+            confirm(f"Forget all {len(lost)} contents that are lost in {upstream}?", yes=yes)
+        body = {"repository": repository, "name": name}
+        result = admin.call("POST", "upstreams", upstream, "forget", body=body).document
+    if as_json:
+        print_json(result)
+    else:
+        print_note(f"{result['forgotten']} lost contents forgotten.")
 
 
 def print_lost(upstream: dict[str, Any]) -> None:

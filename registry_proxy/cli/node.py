@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.exceptions import dismiss_exceptions, list_exceptions, print_lost
+from registry_proxy.cli.exceptions import dismiss_exceptions, forget_lost, list_exceptions, print_lost
 from registry_proxy.cli.output import (
     JsonOption,
     YesOption,
@@ -74,6 +74,7 @@ replica_app.command("verify")(verify_replicas)
 replica_app.command("repair")(repair_replicas)
 replica_app.command("exceptions")(list_exceptions)
 replica_app.command("dismiss")(dismiss_exceptions)
+replica_app.command("forget")(forget_lost)
 
 
 @cache_app.command("stats")

@@ -123,7 +123,10 @@ def _fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
         hint = "see `registry-proxy replica list`; compare again when all of them answer"
         raise CommandError("the replicas could not be compared", faults=failed + differing, hint=hint)
     if differing:
-        hint = "push it again, or dismiss it: `registry-proxy replica dismiss`"
+        hint = (
+            "Deleted since the backup that was restored? `registry-proxy replica forget`. Else push it again, or "
+            "dismiss it: `registry-proxy replica dismiss`."
+        )
         raise CommandError("the replicas are equal, and contents are lost", faults=differing, hint=hint)
 
 

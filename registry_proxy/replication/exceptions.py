@@ -9,8 +9,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from registry_proxy.ports import ConflictError, Record, Store, Table
-from registry_proxy.replication.journal import NO_REFUSALS, Intent, IntentKey, change_of, parse_key
+from registry_proxy.ports import Change, ConflictError, Record, Store, Table
+from registry_proxy.replication.journal import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
 from registry_proxy.spec.reference import Digest
 
 _log = logging.getLogger(__name__)
@@ -94,15 +94,39 @@ class Exceptions:
 
         They stay in force, and are neither counted nor told any more. Returns how many were dismissed.
         """
-
-        def is_chosen(key: IntentKey, intent: Intent) -> bool:
+        count = 0
+        for record, _, intent in await self._chosen(upstream, repository, name):
             is_open = (intent.is_lost or bool(intent.refused)) and not intent.is_dismissed
-            return is_open and repository in {None, key.routed.repository} and name in {None, key.name}
+            if is_open and await self._change(record, replace(intent, is_dismissed=True)):
+                count += 1
+        return count
 
+    async def forget(self, upstream: str, repository: str | None, name: str | None) -> int:
+        """Forget that contents which are lost now were ever pushed, those of a repository, or one tag or digest.
+
+        Nothing is on record of them afterwards, as of what was deleted. A blob that a manifest still names is lost
+        again at the next comparison. Returns how many were forgotten.
+        """
+        count = 0
+        for record, key, intent in await self._chosen(upstream, repository, name):
+            if not intent.is_lost:
+                continue
+            table = {IntentKind.MANIFEST: Table.MANIFESTS, IntentKind.TAG: Table.TAGS}.get(key.kind)
+            forgotten = [] if table is None else [Change(table, f"{key.routed}|{key.name}", None)]
+            with contextlib.suppress(ConflictError):  # a write came between: it has the last word
+                await self._store.commit([Change(Table.INTENTS, record.key, None, record.revision), *forgotten])
+                _log.info("%s was lost, and is forgotten", key)
+                count += 1
+        return count
+
+    async def _chosen(
+        self, upstream: str, repository: str | None, name: str | None
+    ) -> Sequence[tuple[Record, IntentKey, Intent]]:
         records = await self._store.list(Table.INTENTS, f"{upstream}/")
-        chosen = [one for one in records if is_chosen(parse_key(one.key), Intent.from_value(one.value))]
-        done = [await self._change(one, replace(Intent.from_value(one.value), is_dismissed=True)) for one in chosen]
-        return sum(done)
+        parsed = [(record, parse_key(record.key), Intent.from_value(record.value)) for record in records]
+        return [
+            each for each in parsed if repository in {None, each[1].routed.repository} and name in {None, each[1].name}
+        ]
 
     async def _change(self, record: Record, intent: Intent) -> bool:
         """Store an intent in the place of a record; return False where a write came between: it has the last word."""

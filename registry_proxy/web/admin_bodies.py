@@ -224,8 +224,8 @@ class VerifyBody(Body):
     prefer: str | None = None
 
 
-class DismissBody(Body):
-    """Which exceptions a person has taken note of: those of one repository, of one tag or digest, or all."""
+class ChosenBody(Body):
+    """The exceptions that are meant: those of one repository, of one tag or digest, or all."""
 
     repository: str | None = None
     name: str | None = None

@@ -225,6 +225,12 @@ class DismissalDocument(Document):
     dismissed: int
 
 
+class ForgottenDocument(Document):
+    """How many lost contents were forgotten."""
+
+    forgotten: int
+
+
 class DifferenceDocument(Document):
     """A replica does not hold what it shall; where ``replica`` is null none of them does, and it is lost."""
 

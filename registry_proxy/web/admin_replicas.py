@@ -10,13 +10,14 @@ from aiohttp import web
 from registry_proxy.ports import ReplicaState
 from registry_proxy.spec.reference import Digest
 from registry_proxy.tasks import spawn
-from registry_proxy.web.admin_bodies import DismissBody, EmptyBody, VerifyBody
+from registry_proxy.web.admin_bodies import ChosenBody, EmptyBody, VerifyBody
 from registry_proxy.web.admin_documents import (
     ComparisonDocument,
     DifferenceDocument,
     DismissalDocument,
     ExceptionDocument,
     FailureDocument,
+    ForgottenDocument,
     Page,
     RepairDocument,
     ReplicaDocument,
@@ -91,6 +92,7 @@ class Exceptions(Protocol):
 
     async def list(self, upstream: str) -> Sequence[ContentException]: ...
     async def dismiss(self, upstream: str, repository: str | None, name: str | None) -> int: ...
+    async def forget(self, upstream: str, repository: str | None, name: str | None) -> int: ...
 
 
 class Repairs(Protocol):
@@ -286,7 +288,15 @@ class ReplicaResources:
                 self.dismiss_exceptions,
                 "Stop to count and tell exceptions",
                 {200: DismissalDocument},
-                body=DismissBody,
+                body=ChosenBody,
+            ),
+            Endpoint(
+                "POST",
+                "/upstreams/{name}/forget",
+                self.forget_lost,
+                "Forget contents that are lost, as if they had been deleted",
+                {200: ForgottenDocument},
+                body=ChosenBody,
             ),
             Endpoint(
                 "POST",
@@ -331,9 +341,16 @@ class ReplicaResources:
     async def dismiss_exceptions(self, request: web.Request) -> web.Response:
         """Dismiss exceptions: they stay in force, and are neither counted nor told any more."""
         name = self._upstream_name(request)
-        body = await read_body(request, DismissBody)
+        body = await read_body(request, ChosenBody)
         count = await self._repairers[name].exceptions.dismiss(name, body.repository, body.name)
         return web.json_response(DismissalDocument(dismissed=count).as_json())
+
+    async def forget_lost(self, request: web.Request) -> web.Response:
+        """Forget lost contents: images that were deleted after the backup that was restored, for example."""
+        name = self._upstream_name(request)
+        body = await read_body(request, ChosenBody)
+        count = await self._repairers[name].exceptions.forget(name, body.repository, body.name)
+        return web.json_response(ForgottenDocument(forgotten=count).as_json())
 
     def _upstream_name(self, request: web.Request) -> str:
         name = request.match_info["name"]
