@@ -45,6 +45,7 @@ from registry_proxy.proxy.tags import TagRules
 from registry_proxy.proxy.warm import Prefetch, Warmer
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
+from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import (
     ManifestReplication,
@@ -69,7 +70,7 @@ from registry_proxy.telemetry.audit_signing import AuditVerifier, HeadSigner
 from registry_proxy.telemetry.audit_sinks import DecisionSink, StreamSink, SyslogSink
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.metrics import PrometheusObserver
-from registry_proxy.upstream.failover import FailoverReader
+from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
@@ -161,7 +162,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         }
         # One worker of a node repairs: the one that can tell how it goes.
         repairers = _repairers(settings, node, verifiers, observer) if context.admin_socket is not None else {}
-        duties = await stack.enter_async_context(_on_duty(node, repairers))
+        comparisons = _comparisons(settings, node, verifiers) if context.admin_socket is not None else {}
+        duties = await stack.enter_async_context(_on_duty(node, repairers, comparisons))
         trail = await stack.enter_async_context(_auditing(settings, node, observer, context))
         pull = _pull(settings, node, observer)
         app = _public_app(settings, node, pull, observer, trail, access_log)
@@ -257,6 +259,11 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         with contextlib.suppress(StoreUnavailableError):  # a worker that takes another one's place while it is away
             await journal.note_members()
             await journal.snapshot()  # the gauges say from the start which replica is behind
+            for name, upstream in settings.upstreams.items():
+                if not upstream.is_recorded:
+                    await forget_comparison(store, name)
+        proof = AbsenceProof(store, changes, journal)
+        proofs = {name: proof for name, upstream in settings.upstreams.items() if upstream.is_recorded}
         replicas: dict[str, UpstreamReplicas] = {}
         for name, upstream in settings.upstreams.items():
             opened = _upstream_replicas(name, upstream, journal, observer)
@@ -273,20 +280,24 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             memberships=memberships,
             journal=journal,
             replicas=replicas,
-            readers=_failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS),
-            impatient_readers=_failover_readers(replicas, journal, 0),
+            readers=_failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS, proofs),
+            impatient_readers=_failover_readers(replicas, journal, 0, proofs),
             router=router,
         )
 
 
 @contextlib.asynccontextmanager
-async def _on_duty(node: _Node, repairers: Mapping[str, Repairer]) -> AsyncIterator[contextlib.AsyncExitStack]:
+async def _on_duty(
+    node: _Node, repairers: Mapping[str, Repairer], comparisons: Mapping[str, FallbackTagComparison]
+) -> AsyncIterator[contextlib.AsyncExitStack]:
     """Run what a worker does for the whole node; closing the stack leaves it to others."""
     async with contextlib.AsyncExitStack() as duties:
         await duties.enter_async_context(_in_background(node.caretaker.run(), "care of the cache"))
         await duties.enter_async_context(_in_background(_repeat(node.spool.sweep, SWEEP_SECONDS), "sweep of uploads"))
         for name, repairer in repairers.items():
             await duties.enter_async_context(_in_background(repairer.run(), f"repair of {name}"))
+        for name, comparison in comparisons.items():
+            await duties.enter_async_context(_in_background(comparison.run(), f"comparison of {name}"))
         yield duties
 
 
@@ -351,6 +362,18 @@ def _repairers(
             observer=observer,
         )
         for name, upstream in settings.upstreams.items()
+    }
+
+
+def _comparisons(
+    settings: Settings, node: _Node, verifiers: Mapping[str, Verifier]
+) -> Mapping[str, FallbackTagComparison]:
+    return {
+        name: FallbackTagComparison(
+            replica_set=node.replicas[name], store=node.store, journal=node.journal, verifier=verifiers[name]
+        )
+        for name, upstream in settings.upstreams.items()
+        if upstream.is_recorded and len(upstream.replicas) > 1
     }
 
 
@@ -475,9 +498,14 @@ async def _upstream_replicas(
 
 
 def _failover_readers(
-    replicas: Mapping[str, UpstreamReplicas], marks: MarkSource, patience_seconds: float
+    replicas: Mapping[str, UpstreamReplicas],
+    marks: MarkSource,
+    patience_seconds: float,
+    proofs: Mapping[str, ProvesAbsent],
 ) -> Mapping[str, RegistryReader]:
-    return {name: FailoverReader(members, marks, patience_seconds) for name, members in replicas.items()}
+    return {
+        name: FailoverReader(members, marks, patience_seconds, proofs.get(name)) for name, members in replicas.items()
+    }
 
 
 # ---------------------------------------------------------------- what it serves

@@ -31,7 +31,7 @@ _CHANGES_MAX = 150_000
 _OF_A_NODE = frozenset({Table.KEYS, Table.LOCATION_KEYS})
 """Each node publishes its own keys when it starts; secrets that sign uploads stay where they are."""
 
-_JOURNAL = frozenset({Table.INTENTS, Table.TAGS, Table.DELETIONS})
+_JOURNAL = frozenset({Table.INTENTS, Table.TAGS, Table.DELETIONS, Table.COMPARED})
 
 _Contents = dict[Table, dict[str, Mapping[str, Any]]]
 
@@ -91,7 +91,7 @@ async def take(store: Store) -> Backup:
         before = await store.versions()
         contents: _Contents = {}
         for table in Table:
-            if table not in _OF_A_NODE:
+            if table not in _OF_A_NODE | {Table.COMPARED}:  # a store that was restored proves nothing
                 contents[table] = {record.key: record.value for record in await store.list(table)}
         contents[SCHEMA_TABLE].pop(SCHEMA_KEY, None)
         if await store.versions() == before:

@@ -543,6 +543,9 @@ class Table(StrEnum):
     REVOKED_TOKENS = "revoked_tokens"  # by token id, until they would have expired
     AUDIT_HEADS = "audit_heads"  # the signed ends of the audit logs, by node and process
     DELETIONS = "deletions"  # of content: until every node has surely forgotten that a repository held it
+    COMPARED = (
+        "compared"  # by upstream: replicas whose fallback tags are on record, or at all others; see store.changes
+    )
 
 
 @dataclass(frozen=True, slots=True)

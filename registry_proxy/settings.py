@@ -468,6 +468,7 @@ class UpstreamSettings(Section):
     storage: Literal["independent", "shared"] = "independent"
     read_only: bool = False
     write_quorum: Annotated[int, Field(ge=1)] | Literal["majority"] = 1
+    pushed_past_us: bool = False  # others write to its registries as well: then no record of ours proves an absence
     tag_ttl_seconds: Duration = Field(default=10.0, alias="tag_ttl")
     stale_on: tuple[Literal["unavailable", "refused", "absent"], ...] = ("unavailable",)  # then a tag is as it was
     repair_bytes_per_second: Size = Field(default=100_000_000, alias="repair_rate")  # 0: as fast as it goes
@@ -478,6 +479,11 @@ class UpstreamSettings(Section):
     def can_differ(self) -> bool:
         """Whether its replicas may come to hold different things by what we do."""
         return self.storage == "independent" and not self.read_only
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether every tag that one of its replicas may lack is on record here."""
+        return self.can_differ and not self.pushed_past_us
 
     @property
     def quorum(self) -> int:

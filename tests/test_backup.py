@@ -70,6 +70,18 @@ async def test_an_old_journal_is_not_applied(tmp_path: Path) -> None:
     assert found["keys"] == {"thumbprint": {"x": "public"}}
 
 
+@pytest.mark.parametrize("moves", [True, False])
+async def test_a_restored_store_proves_nothing(tmp_path: Path, *, moves: bool) -> None:
+    """Which replicas were compared is in no backup; where another store takes the place of one, it goes there, too."""
+    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
+        await store.commit([*CONTENTS, Change(Table.COMPARED, "main", {"names": ["a", "b"]})])
+        backup = await take(store)
+        await restore(store, backup, moves=moves, replaces=True)
+        found = await contents(store)
+    assert Table.COMPARED not in backup.contents
+    assert ("compared" in found) is not moves  # the journal that it rests on has stayed as well
+
+
 async def test_a_revoked_token_does_not_become_good_again(tmp_path: Path) -> None:
     """Revoked after the backup was made: the generation is higher than any before, also for who is gone by now."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):

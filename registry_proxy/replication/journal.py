@@ -335,7 +335,9 @@ class Journal:
             names = configured if record is None else [name for name in record.value["names"] if name in configured]
             if record is None or names != record.value["names"]:
                 with contextlib.suppress(ConflictError):  # another worker or node did so
-                    await self._store.commit([_members_change(upstream, record, names or configured)])
+                    # What was found when they were compared holds for these replicas alone.
+                    compared = Change(Table.COMPARED, upstream, None)
+                    await self._store.commit([_members_change(upstream, record, names or configured), compared])
 
     async def admit(self, upstream: str, replica: str) -> None:
         """Make a newcomer one of the members: it holds what they hold."""

@@ -171,7 +171,7 @@ class Verifier:
         if self._replica_set.read_only and len(self._replica_set.replicas) == 1:
             return  # nor can one registry of others, which need not list its repositories, from what nobody pushed
         self._check_all_up()
-        repositories = await self._repositories()
+        repositories = await self.repositories()
         comparison.repositories = len(repositories)
         for repository in sorted(repositories):
             walk = _Walk(comparison, RoutedRepository(self._replica_set.upstream, repository), prefer)
@@ -189,7 +189,13 @@ class Verifier:
         if away:
             raise UpstreamUnavailableError(f"replicas can only be compared when all are up; not up: {', '.join(away)}")
 
-    async def _repositories(self) -> set[Repository]:
+    async def repositories(self) -> set[Repository]:
+        """Return what a replica lists, or is on record; all replicas must be up.
+
+        Raises:
+            RegistryError, UpstreamUnavailableError: a replica does not give its list.
+            StoreUnavailableError: the record cannot be read.
+        """
         found: set[Repository] = set()
         for client in self._replica_set.replicas:
             found.update(await client.list_repositories())

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_FALLBACK_TAG = re.compile(r"sha256-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?")
 _HEX_LENGTHS = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -69,6 +70,11 @@ def parse_repository(text: str) -> Repository:
 def is_tag(text: str) -> TypeGuard[Tag]:
     """Tell whether ``text`` is a tag."""
     return _TAG.fullmatch(text) is not None
+
+
+def is_fallback_tag(tag: Tag) -> bool:
+    """Tell whether a tag lists referrers of a digest (spec, "Referrers Tag Schema"), or is what cosign makes of one."""
+    return _FALLBACK_TAG.fullmatch(tag) is not None
 
 
 def parse_digest(text: str) -> Digest:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from registry_proxy.ports import Store, StoreUnavailableError, Table
+from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
 from registry_proxy.tasks import end, spawn
 
 POLL_INTERVAL_SECONDS = 0.5
@@ -64,6 +64,10 @@ class ChangePage:
                         _ENTRY.pack_into(self._page, _OFFSETS[table], counter + 1, sequence)
             finally:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def known(self) -> Mapping[Table, int]:
+        """Return the sequence number that each table was last seen with."""
+        return {table: _ENTRY.unpack_from(self._page, offset)[1] for table, offset in _OFFSETS.items()}
 
     def note_commit(self, tables: Iterable[Table], sequence: int) -> None:
         """Count a commit that changed these tables and got this sequence number."""
@@ -119,9 +123,11 @@ class StoreWatch:
         Raises:
             StoreUnavailableError: it does not answer.
         """
-        asked_at, began_at = time.monotonic(), time.time()
+        asked_at, began_at, known = time.monotonic(), time.time(), self._page.known()
         try:
             versions = await self._store.versions()
+            if any(versions.get(table, 0) < sequence for table, sequence in known.items()):
+                await self._forget_comparisons()
         except StoreUnavailableError:
             self._is_silent = True
             raise
@@ -129,6 +135,13 @@ class StoreWatch:
         self._page.note({table: versions.get(table, 0) for table in Table})
         self._contact_at = asked_at
         self._compared(began_at)
+
+    async def _forget_comparisons(self) -> None:
+        """Remove what rests on every push being on record: the store lacks commits that this node has seen."""
+        _log.warning("the store is older than it was: it was lost, or restored from a copy")
+        records = await self._store.list(Table.COMPARED)
+        if records:
+            await self._store.commit([Change(Table.COMPARED, record.key, None) for record in records])
 
     async def start(self) -> None:
         """Look once, so that nothing that happened before is missed, then go on in the background."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -30,6 +30,7 @@ from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
 
 _T = TypeVar("_T")
+ProvesAbsent = Callable[[RoutedRepository, Tag, Collection[str]], Awaitable[bool]]
 _Ask = Callable[[HttpReplicaClient], Awaitable[_T]]
 _RETRY_PAUSE_SECONDS = 0.5
 """How soon a patient reader looks again when no replica changed its state: marks are cleared without a word."""
@@ -120,12 +121,21 @@ class FailoverReader:
         replicas: started.
         marks: what each replica misses.
         patience_seconds: how long to wait for a replica to come back before giving up; 0 for not at all.
+        proves_absent: tells of a tag that a replica says to be absent whether others that cannot be asked, or are
+            behind, cannot hold it either; None where nothing tells.
     """
 
-    def __init__(self, replicas: UpstreamReplicas, marks: MarkSource, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        replicas: UpstreamReplicas,
+        marks: MarkSource,
+        patience_seconds: float,
+        proves_absent: ProvesAbsent | None = None,
+    ) -> None:
         self._replicas = replicas
         self._marks = marks
         self._patience_seconds = patience_seconds
+        self._proves_absent = proves_absent
 
     # ------------------------------------------------------------ RegistryReader
 
@@ -369,10 +379,20 @@ class FailoverReader:
     async def _final_verdict(self, turn: _Round) -> Exception:
         """Return the verdict; "absent" only by marks that know every write that any node acknowledged until now."""
         verdict = self._verdict(turn)
+        if isinstance(verdict, AbsenceUnknownError) and await self._is_proven_absent(turn):
+            return self._not_found(turn.question)
         if turn.question.digest is None or not (isinstance(verdict, RegistryError) and verdict.status == 404):
             return verdict
         turn.standings = self._standings(turn.question, await self._marks.marks(of_all_nodes=True))
         return self._verdict(turn)
+
+    async def _is_proven_absent(self, turn: _Round) -> bool:
+        if self._proves_absent is None or turn.question.tag is None:
+            return False
+        silent = [
+            one.name for one in turn.standings if not one.is_exempt and not (one.name in turn.absent and one.is_current)
+        ]
+        return await self._proves_absent(turn.question.routed, turn.question.tag, silent)
 
     def _verdict(self, turn: _Round) -> Exception:
         if is_absent(turn.standings, turn.absent, self._replicas.storage):

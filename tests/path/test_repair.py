@@ -23,7 +23,7 @@ def start(start_proxy: StartProxy, registries: Sequence[Server], **upstream: obj
 def contents(server: Server) -> dict[str, str | None]:
     """Return every tag of a registry and the digest it is, asked past the proxy."""
     tags = httpx.get(f"{server.url}/v2/{REPOSITORY}/tags/list", verify=False).json().get("tags") or []
-    accept = {"Accept": OCI_MANIFEST}
+    accept = {"Accept": f"{OCI_MANIFEST}, application/vnd.oci.image.index.v1+json"}
     heads = {
         tag: httpx.head(f"{server.url}/v2/{REPOSITORY}/manifests/{tag}", headers=accept, verify=False) for tag in tags
     }

@@ -1,5 +1,6 @@
 """ChangePage and StoreWatch: a change is never missed, and never told twice for nothing."""
 
+import asyncio
 import contextlib
 import multiprocessing
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import Table
+from registry_proxy.ports import Change, Table
 from registry_proxy.store.changes import ChangePage, StoreWatch
 from registry_proxy.store.open import open_store
 from tests.servers import Server
@@ -113,6 +114,35 @@ async def test_the_watch_starts_while_the_store_is_away(redis: Server, tmp_path:
         redis.start()
         await until(lambda: watch.seconds_since_contact() < 5)
         assert await store.versions()
+
+
+async def test_a_store_put_back_from_a_copy_proves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What rests on every push being on record goes as soon as a node sees it, also at its next start."""
+    database, page = tmp_path / "store.db", str(tmp_path / "page")
+    comparison, push = Change(Table.COMPARED, "main", {"names": ["a"]}), Change(Table.TAGS, "main/a|1", {"digest": "d"})
+    async with open_store(f"sqlite:///{database}", page) as (store, _):
+        await store.commit([comparison])
+    copy = database.read_bytes()
+    async with open_store(f"sqlite:///{database}", page) as (store, watch):
+        await store.commit([push])
+        await watch.check()
+        assert await store.list(Table.COMPARED)
+    database.write_bytes(copy)
+    async with open_store(f"sqlite:///{database}", page) as (store, watch):
+        assert not await store.list(Table.COMPARED)
+        assert "lost, or restored from a copy" in caplog.text
+        await store.commit([comparison])
+        await watch.check()
+        assert await store.list(Table.COMPARED)
+
+
+async def test_a_commit_beside_the_look_is_no_loss(tmp_path: Path) -> None:
+    """Commits that are noted while the store is asked for its versions are not taken for commits that it lacks."""
+    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, watch):
+        await store.commit([Change(Table.COMPARED, "main", {"names": ["a"]})])
+        commits = [store.commit([Change(Table.TAGS, f"main/a|{n}", {"digest": "d"})]) for n in range(30)]
+        await asyncio.gather(*commits, *(watch.check() for _ in range(30)))
+        assert await store.list(Table.COMPARED)
 
 
 def test_the_page_has_no_holes(tmp_path: Path) -> None:

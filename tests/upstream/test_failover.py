@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -10,6 +10,7 @@ import pytest
 
 from registry_proxy.ports import (
     AbsenceUnknownError,
+    RoutedRepository,
     StorageKind,
     UpstreamUnavailableError,
     WrongContentError,
@@ -333,6 +334,38 @@ async def test_a_404_of_one_that_is_behind_proves_nothing(pair: Pair) -> None:
         assert await read(reader, held) == b"held"
         with pytest.raises(UpstreamUnavailableError):
             await reader.stat_blob(REPOSITORY, digest_of(b"absent"))
+
+
+async def test_a_tag_is_absent_when_that_is_proved_of_all_others(pair: Pair) -> None:
+    """Those that are down, and those that are behind; asked of a tag alone, and only when some replica lacks it."""
+    asked: list[tuple[str, set[str]]] = []
+    proved = {"b"}
+
+    async def proves(_: RoutedRepository, tag: Tag, silent: Collection[str]) -> bool:
+        asked.append((tag, set(silent)))
+        return set(silent) <= proved
+
+    await stop(pair.b)
+    marks = ToldMarks()
+    async with open_replicas(pair.urls, marks=marks) as replicas:
+        reader = FailoverReader(replicas, marks, 0, proves)
+        with pytest.raises(RegistryError) as caught:
+            await reader.resolve_tag(REPOSITORY, TAG)
+        assert (caught.value.code, caught.value.status) == (ErrorCode.MANIFEST_UNKNOWN, 404)
+        marks.behind = {"a"}
+        with pytest.raises(AbsenceUnknownError):
+            await reader.resolve_tag(REPOSITORY, TAG)
+        proved.add("a")
+        with pytest.raises(RegistryError):
+            await reader.resolve_tag(REPOSITORY, TAG)
+        assert asked == [(TAG, {"b"}), (TAG, {"a", "b"}), (TAG, {"a", "b"})]
+        marks.behind = set()
+        with pytest.raises(AbsenceUnknownError):
+            await reader.fetch_manifest(REPOSITORY, digest_of(b"absent"))
+        pair.a.faults = [Fault(status=500)]
+        with pytest.raises(UpstreamUnavailableError):
+            await reader.resolve_tag(REPOSITORY, TAG)
+        assert len(asked) == 3
 
 
 async def test_what_was_deleted_through_us_does_not_come_back(pair: Pair) -> None:

@@ -1,0 +1,192 @@
+"""What proves that replicas which cannot be asked lack a fallback tag, and what does not."""
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from registry_proxy.ports import Change, Table, UpstreamUnavailableError
+from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
+from registry_proxy.replication.journal import IntentKey, IntentKind, Journal
+from registry_proxy.replication.verify import Verifier
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Tag
+from registry_proxy.tasks import end, spawn
+from tests.fakes.images import image
+from tests.fakes.memory import CountingObserver
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
+from tests.waiting import until
+
+APP = image(b"1")
+FALLBACK = Tag(f"sha256-{APP.digest.hex}")
+
+
+@dataclass
+class Desk:
+    """The comparison and the proof over the two replicas of a bench."""
+
+    bench: Bench
+    comparison: FallbackTagComparison
+    proof: AbsenceProof
+
+    async def is_absent(self, *silent: str, tag: Tag = FALLBACK) -> bool:
+        """Tell whether the silent replicas are proved to lack the tag."""
+        return await self.proof(ROUTED, tag, silent)
+
+    async def push(self, tag: Tag = FALLBACK) -> None:
+        """Push the image's blobs and its manifest under a tag."""
+        for blob in APP.blobs:
+            await self.bench.under_test.upload(blob)
+        await self.bench.under_test.put(tag, APP.manifest, APP.media_type)
+
+
+def desk_over(setting: Bench) -> Desk:
+    """Return a new comparison and proof, as of a process that has just started."""
+    store, journal = setting.under_test.store, setting.under_test.journal
+    verifier = Verifier(replica_set=setting.replicas, store=store, journal=journal)
+    comparison = FallbackTagComparison(replica_set=setting.replicas, store=store, journal=journal, verifier=verifier)
+    return Desk(setting, comparison, AbsenceProof(store, setting.under_test.changes, journal))
+
+
+@pytest_asyncio.fixture
+async def desk(setting: Bench) -> Desk:
+    """Give both over the bench, whose members are on record."""
+    await setting.under_test.journal.note_members()
+    return desk_over(setting)
+
+
+async def test_replicas_that_were_never_compared_prove_nothing(desk: Desk) -> None:
+    """Only after the comparison, and only of those that are in it."""
+    assert not await desk.is_absent("b")
+    assert await desk.comparison.compare()
+    assert await desk.is_absent("a")
+    assert await desk.is_absent("b")
+    assert not await desk.is_absent("b", "stranger")
+    assert await desk_over(desk.bench).is_absent("b")  # another worker, or after a restart
+
+
+@pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
+async def test_only_fallback_tags_are_proved_absent(desk: Desk, suffix: str) -> None:
+    """What clients make of a sha256 digest, with the ends that cosign gives it; nothing that only looks alike."""
+    await desk.comparison.compare()
+    assert await desk.is_absent("b", tag=Tag(FALLBACK + suffix))
+    others = ["latest", f"{FALLBACK}.txt", f"{FALLBACK}0", FALLBACK[:-1], FALLBACK.upper(), f"sha512-{APP.digest.hex}"]
+    assert [tag for tag in others if await desk.is_absent("b", tag=Tag(tag + suffix))] == []
+
+
+async def test_what_is_on_record_is_not_absent(desk: Desk) -> None:
+    """A push that one replica alone has, also one whose node died before it was answered; deleted, it is absent."""
+    await desk.comparison.compare()
+    desk.bench.replicas.down.add("a")
+    await desk.push()
+    assert not await desk.is_absent("b")
+    await desk.bench.under_test.manage.delete_manifest(ROUTED, FALLBACK)
+    assert await desk.is_absent("b")
+    await desk.bench.under_test.journal.begin(
+        {IntentKey(ROUTED, IntentKind.TAG, FALLBACK): (APP.digest, APP.media_type)}, ["a", "b"]
+    )
+    assert not await desk.is_absent("b")
+
+
+async def test_a_replica_with_a_tag_of_its_own_proves_nothing(desk: Desk) -> None:
+    """One that was pushed past us before: only its holder is in doubt, until all hold it or it is on record."""
+    desk.bench.b.add_manifest(REPOSITORY, APP.manifest, FALLBACK)
+    assert not await desk.comparison.compare()
+    assert await desk.is_absent("a")
+    assert not await desk.is_absent("b", tag=Tag(f"{FALLBACK}.sig"))
+    desk.bench.a.add_manifest(REPOSITORY, APP.manifest, FALLBACK)
+    assert await desk.comparison.compare()
+    assert await desk.is_absent("b", tag=Tag(f"{FALLBACK}.sig"))
+
+
+async def test_what_a_replica_missed_leaves_no_doubt(desk: Desk) -> None:
+    """Tags on record, and deleted ones that a replica still has: the journal knows of them."""
+    await desk.push()
+    for name, tag in (("a", Tag(f"{FALLBACK}.sig")), ("b", FALLBACK)):
+        desk.bench.replicas.down = {name}
+        await (desk.push(tag) if name == "a" else desk.bench.under_test.manage.delete_manifest(ROUTED, tag))
+    desk.bench.replicas.down.clear()
+    assert desk.bench.a.tags != desk.bench.b.tags
+    assert await desk.comparison.compare()
+
+
+@pytest.mark.parametrize("error", [RegistryError(ErrorCode.UNAVAILABLE, "no list"), UpstreamUnavailableError("gone")])
+async def test_a_list_that_cannot_be_had_proves_nothing(
+    desk: Desk, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry without a catalog, or one that goes down meanwhile, is not put on record."""
+
+    async def refuse(_: MemoryReplica) -> None:
+        raise error
+
+    monkeypatch.setattr(MemoryReplica, "list_repositories", refuse)
+    with pytest.raises(type(error)):
+        await desk.comparison.compare()
+    assert not await desk.is_absent("a")
+
+
+async def test_a_replica_that_is_new_is_compared_when_it_has_been_taken_in(desk: Desk) -> None:
+    """Whoever is added is not in the comparison; whoever is removed and comes back is not either."""
+    await desk.comparison.compare()
+    store, changes = desk.bench.under_test.store, desk.bench.under_test.changes
+
+    async def roster(*names: str) -> Journal:
+        journal = Journal(store, changes, CountingObserver(), {"main": names}, guarded=["main"])
+        await journal.note_members()
+        return journal
+
+    await roster("a")
+    journal = await roster("a", "b")
+    assert not await desk.is_absent("a")
+    assert not await desk.comparison.compare()  # b is new
+    assert [await desk.is_absent(name) for name in ("a", "b")] == [True, False]
+    await journal.admit("main", "b")
+    assert await desk.comparison.compare()
+    assert await desk.is_absent("b")
+
+
+async def test_a_roster_that_changes_meanwhile_makes_a_comparison_void(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node starts with other replicas while the lists are read."""
+    store, listed = desk.bench.under_test.store, MemoryReplica.list_repositories
+
+    async def change(replica: MemoryReplica) -> object:
+        await store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
+        return await listed(replica)
+
+    monkeypatch.setattr(MemoryReplica, "list_repositories", change)
+    assert not await desk.comparison.compare()
+    assert not await desk.is_absent("b")
+
+
+async def test_others_may_push_there_from_now_on(desk: Desk) -> None:
+    """With `pushed_past_us` the record goes, and nothing is proved when that is taken back before a comparison."""
+    await desk.comparison.compare()
+    for _ in range(2):
+        await forget_comparison(desk.bench.under_test.store, "main")
+        assert not await desk.is_absent("b")
+
+
+async def test_it_compares_by_itself(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in doubt is told, with what to do, and compared again; a record that went is made again."""
+    module = "registry_proxy.replication.fallback_tags"
+    monkeypatch.setattr(f"{module}._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(f"{module}._PAUSE_WHILE_DOUBTFUL_SECONDS", 0.01)
+    store, b = desk.bench.under_test.store, desk.bench.b
+    b.add_manifest(REPOSITORY, APP.manifest, FALLBACK)
+    task = spawn(desk.comparison.run(), "comparison")
+    try:
+        await until(lambda: "b alone holds main/team/app:sha256-" in caplog.text)
+        assert "`registry-proxy replica repair main`" in caplog.text
+        del b.tags[REPOSITORY, FALLBACK]
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                while not await desk.is_absent("a", "b"):  # noqa: ASYNC110 - only the store tells of it
+                    await asyncio.sleep(0)
+                await forget_comparison(store, "main")
+    finally:
+        await end(task)
