@@ -75,6 +75,11 @@ class Proxy(Server):
         """The directory beside its cache of what must outlive that: its audit log, its id, its pins."""
         return self.root / "cache.audit"
 
+    @property
+    def pins(self) -> Path:
+        """The directory with what its cache keeps for a replica that misses it."""
+        return self.root / "cache.audit" / "pins"
+
     def temporary_files(self) -> list[Path]:
         """Return what lies in its cache that is neither committed nor a record of it."""
         return [*(self.cache / "fills").glob("*"), *(self.cache / "uploads").glob("*")]

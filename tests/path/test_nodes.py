@@ -104,7 +104,7 @@ def test_a_registry_and_a_node_die_in_one_upload(pair: Pair) -> None:
     pair.registries[0].stop(9)
     with pair.client(pair.two) as client:
         assert client.get(f"/v2/team/app/blobs/{digest_of(LAYER)}").content == LAYER
-    assert len(list((pair.two.cache / "pins").iterdir())) == 1
+    assert len(list(pair.two.pins.iterdir())) == 1
 
 
 def test_no_older_tag_after_a_push_through_another_node(pair: Pair) -> None:

@@ -60,14 +60,14 @@ def test_a_registry_that_dies_in_mid_push_is_not_noticed(registries: list[Server
     assert user.push_blob(REPOSITORY, body(), digest_of(layer)).status_code == 201
     user.push(REPOSITORY, "1", image)
     assert user.pull(REPOSITORY, "1") == image
-    assert {path.name for path in (proxy.cache / "pins").iterdir()} == {
+    assert {path.name for path in proxy.pins.iterdir()} == {
         digest.replace(":", "-") for digest in (*image.blobs, image.digest)
     }
     second.start()
     wait_until(lambda: is_equal(proxy), "the registry is repaired")
     assert digest_at(second, "1") == image.digest
     assert all(head(second, f"blobs/{digest}").status_code == 200 for digest in image.blobs)
-    wait_until(lambda: not list((proxy.cache / "pins").iterdir()), "nothing is kept for it any more")
+    wait_until(lambda: not list(proxy.pins.iterdir()), "nothing is kept for it any more")
 
 
 def test_a_quorum_that_is_known_to_be_missing_is_told_first(registries: list[Server], start_proxy: StartProxy) -> None:

@@ -72,7 +72,7 @@ def test_a_registry_that_was_away_becomes_equal_by_itself(registries: list[Serve
     wanted = {"moved": images[3].digest, "new": images[3].digest, "kept": images[2].digest}
     assert contents(first) == contents(second) == wanted
     assert has_image(second, images[3])
-    wait_until(lambda: not list((proxy.cache / "pins").iterdir()), "nothing is kept for it any more")
+    wait_until(lambda: not list(proxy.pins.iterdir()), "nothing is kept for it any more")
     first.stop(9)
     for entry in ("blobs", "repositories"):  # from the repaired one alone
         (proxy.cache / entry).rename(proxy.root / f"lost-{entry}")

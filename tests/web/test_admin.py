@@ -22,7 +22,7 @@ from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
-from registry_proxy.replication.journal import IntentKey, IntentKind
+from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, change_of
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.replication.verify import Difference
 from registry_proxy.spec.descriptor import Descriptor
@@ -575,6 +575,28 @@ async def test_replicas_are_compared_in_the_background(admin: Admin) -> None:
     }
     status, problem, _ = await admin.call("POST", path, {"prefer": "c"})
     assert (status, problem["errors"][0]["pointer"]) == (400, "#/prefer")
+
+
+async def test_exceptions_are_listed_and_dismissed(admin: Admin) -> None:
+    """What is lost, and what a replica refuses and why; dismissed ones are listed as such. Faults are told."""
+    routed, digest = RoutedRepository("main", Repository("team/app")), digest_of(b"gone")
+    lost, tag = IntentKey(routed, IntentKind.BLOB, str(digest)), IntentKey(routed, IntentKind.TAG, "v1")
+    intents = {lost: Intent(digest, "", (), is_lost=True), tag: Intent(digest, "", (), refused={"b": "too large"})}
+    pending = IntentKey(routed, IntentKind.TAG, "v2")
+    intents[pending] = Intent(digest, "", ("b",))
+    await admin.node.store.commit([change_of(key, intent, expect=0) for key, intent in intents.items()])
+    path = "/upstreams/main/exceptions"
+    common = {"repository": "team/app", "dismissed": False}
+    blob = {**common, "kind": "blob", "name": str(digest), "lost": True, "refused": {}}
+    refused = {**common, "kind": "tag", "name": "v1", "lost": False, "refused": {"b": "too large"}}
+    assert (await admin.call("GET", path))[:2] == (200, {"items": [blob, refused], "next": None})
+    assert (await admin.call("GET", f"{path}?limit=1"))[1]["items"] == [blob]
+    for body, count in (({"name": "v2"}, 0), ({"repository": "team"}, 0), ({"name": "v1"}, 1), ({}, 1), ({}, 0)):
+        assert (await admin.call("POST", "/upstreams/main/dismiss", body))[:2] == (200, {"dismissed": count})
+    assert [one["dismissed"] for one in (await admin.call("GET", path))[1]["items"]] == [True, True]
+    assert (await admin.call("GET", "/upstreams/none/exceptions"))[0] == 404
+    assert (await admin.call("POST", "/upstreams/none/dismiss", {}))[0] == 404
+    assert (await admin.call("POST", "/upstreams/main/dismiss", {"all": True}))[0] == 400
 
 
 async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -> None:
