@@ -149,6 +149,9 @@ def test_places(tmp_path: Path) -> None:
     inside = {"signing_key_file": str(cache / "key.pem")}
     assert "auth.signing_key_file: expected a place outside" in faults(tmp_path, auth=inside)[0]
     assert "store: expected a file" in faults(tmp_path, store=f"sqlite:///{tmp_path}")[0]
+    (fault,) = faults(tmp_path, audit={"path": str(cache / "audit")})
+    assert fault.startswith("audit.path: expected a place outside cache.path")
+    assert fault.endswith(f"by default it is {cache}.audit")
     same = {"signing_key_file": str(tmp_path / "store.db")}
     assert "expected another file" in faults(tmp_path, auth=same)[0]
 

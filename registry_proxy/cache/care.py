@@ -1,6 +1,7 @@
 """What the cache of a node does for itself, one worker at a time: count what must be counted, and look for rot."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -48,6 +49,8 @@ class Caretaker:
         """Go on until cancelled; a disk that fails is tried again later."""
         while True:
             with self._duty() as is_ours:
+                if is_ours:
+                    self._tell_last_round()
                 while is_ours:
                     try:
                         await self._work()
@@ -71,6 +74,12 @@ class Caretaker:
             await self._cache.check_shard(shard, self._rate)
             self._write_note(ScrubRound(shard + 1, started_at))
         self._cache.observer.scrub_ended(time.time())
+
+    def _tell_last_round(self) -> None:
+        """Tell when a round ended that another worker, or this node before a restart, has finished."""
+        if self._read_note().shard >= len(shards()):
+            with contextlib.suppress(OSError):
+                self._cache.observer.scrub_ended(os.stat(self._note).st_mtime)
 
     def _read_note(self) -> ScrubRound:
         try:

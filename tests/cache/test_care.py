@@ -45,6 +45,21 @@ async def run_until_done(caretaker: Caretaker, path: Path) -> None:
     await asyncio.wait([task])
 
 
+async def test_the_end_of_the_last_round_is_told_after_a_restart(
+    cache: DiskCache, cache_path: Path, events: Events
+) -> None:
+    """The worker that takes the duty over tells when the round before ended, as its note on the disk says."""
+    await run_until_done(Caretaker(cache, 1 << 40, 3600), cache_path)
+    (ended_at,) = events.rounds
+    os.utime(cache_path / "scrub", (ended_at, ended_at))
+    events.rounds.clear()
+    task = spawn(Caretaker(cache, 1 << 40, 3600).run(), "care")
+    await until(lambda: bool(events.rounds))
+    task.cancel()
+    await asyncio.wait([task])
+    assert events.rounds == [pytest.approx(ended_at)]
+
+
 async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path: Path, events: Events) -> None:
     """What rotted goes to quarantine, is counted, and the next reader gets it from upstream."""
     contents = [await put(cache, 200_000, seed) for seed in range(20)]
