@@ -229,6 +229,19 @@ class _Node:
     router: PrefixRouter
 
 
+def _routes(settings: Settings) -> list[Route]:
+    return [
+        Route(
+            route.prefix,
+            route.upstream,
+            route.strip_prefix,
+            route.namespaces,
+            is_docker_hub="docker.io" in route.namespaces and settings.upstreams[route.upstream].read_only,
+        )
+        for route in settings.routes
+    ]
+
+
 @contextlib.asynccontextmanager
 async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_Node]:
     async with contextlib.AsyncExitStack() as stack:
@@ -238,7 +251,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         directory = Directory(store)
         stack.push_async_callback(directory.aclose)
         limits = settings.cache
-        router = PrefixRouter([Route(r.prefix, r.upstream, r.strip_prefix, r.namespaces) for r in settings.routes])
+        router = PrefixRouter(_routes(settings))
         memberships = FileMemberships(limits.path)
         cache = DiskCache(
             limits.path,

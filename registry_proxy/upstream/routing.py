@@ -17,13 +17,20 @@ class Route:
         prefix: whole components with a slash at the end, such as ``hub/``; empty for everything.
         upstream: where they lie.
         strip_prefix: whether the upstream's names lack the prefix.
-        namespaces: values of ``ns`` that mean this route (spec, "Registry Proxying").
+        namespaces: values of ``ns`` that mean this route (spec, "Registry Proxying"), in lower case.
+        is_docker_hub: whether a name of one component means an official image there: ``library/NAME``.
     """
 
     prefix: str
     upstream: str
     strip_prefix: bool = False
     namespaces: tuple[str, ...] = ()
+    is_docker_hub: bool = False
+
+    def name_there(self, canonical: Repository) -> Repository:
+        """Return what the upstream calls a repository."""
+        name = canonical.removeprefix(self.prefix) if self.strip_prefix else canonical
+        return Repository(f"library/{name}" if self.is_docker_hub and "/" not in name else name)
 
 
 class PrefixRouter:
@@ -41,7 +48,7 @@ class PrefixRouter:
     def canonical(self, repository: Repository, source_host: str | None) -> Repository:
         if source_host is None:
             return repository
-        route = self._by_namespace.get(source_host)
+        route = self._by_namespace.get(source_host.lower())
         name = None if route is None else route.prefix + repository
         if name is None or not is_repository(name):
             raise RegistryError(
@@ -52,8 +59,7 @@ class PrefixRouter:
     def route(self, canonical: Repository) -> RoutedRepository:
         for route in self._routes:
             if canonical.startswith(route.prefix):
-                name = canonical.removeprefix(route.prefix) if route.strip_prefix else canonical
-                return RoutedRepository(route.upstream, Repository(name))
+                return RoutedRepository(route.upstream, route.name_there(canonical))
         raise RegistryError(
             ErrorCode.NAME_UNKNOWN, "no route leads to this repository", detail={"name": str(canonical)}
         )

@@ -13,7 +13,7 @@ from registry_proxy.upstream.routing import PrefixRouter, Route
 ROUTER = PrefixRouter(
     [
         Route("", "main"),
-        Route("hub/", "hub", strip_prefix=True, namespaces=("docker.io",)),
+        Route("hub/", "hub", strip_prefix=True, namespaces=("docker.io",), is_docker_hub=True),
         Route("hub/private/", "main"),
         Route("team/", "teams"),
     ]
@@ -27,6 +27,9 @@ NAMES = st.lists(st.sampled_from(["hub", "private", "team", "teams", "a", "libra
         ("a", "main", "a"),
         ("hub", "main", "hub"),
         ("hub/library/alpine", "hub", "library/alpine"),
+        ("hub/alpine", "hub", "library/alpine"),
+        ("hub/library", "hub", "library/library"),
+        ("hub/a/alpine", "hub", "a/alpine"),
         ("hub/private/x", "main", "hub/private/x"),
         ("team/x", "teams", "team/x"),
         ("teams/x", "main", "teams/x"),
@@ -39,11 +42,12 @@ def test_the_longest_prefix_of_whole_components_wins(name: str, upstream: str, t
 
 def test_ns_names_the_route_and_rights_are_judged_on_its_name() -> None:
     """`?ns=docker.io` turns the name into the one below the route that serves it."""
-    assert ROUTER.canonical(parse_repository("library/alpine"), "docker.io") == "hub/library/alpine"
+    for host in ("docker.io", "DOCKER.IO", "Docker.io"):
+        assert ROUTER.canonical(parse_repository("library/alpine"), host) == "hub/library/alpine"
     assert ROUTER.canonical(parse_repository("library/alpine"), None) == "library/alpine"
 
 
-@pytest.mark.parametrize("namespace", ["", "evil.example", "169.254.169.254", "DOCKER.IO"])
+@pytest.mark.parametrize("namespace", ["", "evil.example", "169.254.169.254", "index.docker.io", "docker.io."])
 def test_an_unknown_ns_is_no_open_proxy(namespace: str) -> None:
     """A namespace that no route serves is NAME_UNKNOWN."""
     with pytest.raises(RegistryError) as caught:
