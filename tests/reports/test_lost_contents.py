@@ -101,6 +101,33 @@ async def test_a_lost_layer_keeps_no_newcomer_out(setting: Bench) -> None:
     assert (REPOSITORY, digest_of(b"layer")) in setting.b.blobs
 
 
+async def test_a_lost_grandchild_keeps_no_newcomer_out(setting: Bench) -> None:
+    """An index of an index of what is lost is refused with it, under each of its tags."""
+    inner, kept, gone = await push_an_index_with_a_lost_child(setting)
+    outer = await push(setting, index(inner, kept), "outer", "again")
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await make_newcomer(setting)
+    assert await Workshop(setting).repair()
+    marks = await setting.under_test.journal.snapshot()
+    assert (marks.is_newcomer("main", "b"), set(marks.lost_keys)) == (False, {key_of(gone)})
+    assert marks.refuses("b", ROUTED, inner.digest)
+    assert marks.refuses("b", ROUTED, outer.digest)
+    assert marks.refused("b", "main") == 5
+    assert set(setting.b.manifests) == {(REPOSITORY, kept.digest)}
+
+
+async def test_a_manifest_that_nobody_can_read_ends_no_walk(setting: Bench) -> None:
+    """One that was put past us and is no manifest goes where it is taken; what it may name is not known."""
+    odd = Parts(b"{}", ())
+    put_past(setting.a, odd, "odd")
+    app = put_past(setting.a, image(b"layer"), "app")
+    comparison = await compare(setting, mend=True)
+    assert (comparison.error, comparison.failed, comparison.manifests) == ("", 0, 2)
+    workshop = Workshop(setting)
+    assert await workshop.repair()
+    assert setting.b.tags == {(REPOSITORY, "app"): app.digest}
+
+
 async def test_a_registry_that_takes_an_index_without_its_child_gets_it(setting: Bench) -> None:
     """Whether a replica can have it is for the replica to say: nothing is refused then, and the child alone is lost."""
     both, kept, _ = await push_an_index_with_a_lost_child(setting)
