@@ -35,6 +35,8 @@ def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> 
     with admin_client() as admin:
         comparisons = [_compare(admin, name, {}) for name in _names(admin, upstream)]
         _print_comparisons(comparisons, as_json=as_json)
+        for name in _names(admin, upstream):
+            _print_refused(admin.call("GET", "upstreams", name).document)
         _fail_for(comparisons, "what is decided is mended by `registry-proxy replica repair`")
 
 
@@ -69,6 +71,15 @@ def _print_repaired(documents: list[dict[str, Any]]) -> None:
         )
     else:
         print_note("Every replica has everything.")
+
+
+def _print_refused(document: dict[str, Any]) -> None:
+    """Tell how much was not compared, because a replica refuses it for good."""
+    if refused := sum(replica["refused"] for replica in document["replicas"]):
+        name = document["name"]
+        print_note(
+            f"{name}: {refused} contents that a replica refuses: see `registry-proxy replica exceptions {name}`."
+        )
 
 
 def _names(admin: AdminClient, upstream: str | None) -> list[str]:

@@ -227,6 +227,8 @@ def test_two_registries_that_differ_in_what_they_take(start_registry: StartRegis
     wait_until(lambda: proxy.metric("registry_proxy_replica_refused", replica=strict_name) == 2, "it is counted")
     assert (is_up(proxy, strict), pending(proxy, strict)) == (True, 0)
     assert "cannot take 2" in proxy.command("replica", "list").stdout
+    verified = proxy.command("replica", "verify")
+    assert (verified.exit_code, "2 contents that a replica refuses" in verified.stderr) == (0, True), verified.output
     listed = proxy.command("replica", "exceptions", "--json")
     assert {one["name"] for one in json.loads(listed.stdout)["main"]} == {"windows", windows.digest}
     for _ in range(10):
