@@ -156,9 +156,16 @@ class Authenticator:
         return authorized.policy.decide(authorized.subject, source, Action.PULL).allowed
 
     def may_push(self, authorized: Authorized, wanted: RegistryRequest) -> bool:
-        """Tell whether the caller of a read may push there as well, by token and grants; nothing is counted."""
+        """Tell whether the caller of a read may push there as well; nothing is counted.
+
+        For a blob the grants decide: notation asks for it with a token to pull, and pushes with another one. For a
+        manifest the token has to allow it too: clients that pull ask for manifests by HEAD as well.
+        """
         repository = self._canonical(wanted)
-        if repository is None or not authorized.token.allows("repository", repository, Action.PUSH):
+        if repository is None:
+            return False
+        is_blob = wanted.operation is Operation.HEAD_BLOB
+        if not is_blob and not authorized.token.allows("repository", repository, Action.PUSH):
             return False
         decision, _ = authorized.policy.decide_request(authorized.subject, repository, Action.PUSH, _tag(wanted))
         return decision.allowed

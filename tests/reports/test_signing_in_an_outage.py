@@ -1,8 +1,8 @@
 """Signing and attaching go on while either of two registries is down.
 
-Reports: `cosign sign`, `cosign attest`, `oras attach` and `regctl artifact put --subject` that end with 503, because
-they first GET a tag that normally does not exist and that the registry which is down might hold. The requests here are
-those which the clients send.
+Reports: `cosign sign`, `cosign attest`, `oras attach`, `regctl artifact put --subject`, `notation sign` that end with
+503, because they first ask for a tag, or a blob, that normally does not exist and that the registry which is down might
+hold. The requests here are those which the clients send.
 """
 
 import json
@@ -97,8 +97,15 @@ class Pipeline:
         self.put(fallback_tag(subject.digest), Image(json.dumps(document).encode(), {}, OCI_INDEX))
         assert len(self.referrers(subject)) == len(before) + 1
 
+    def notation(self, subject: Image) -> None:
+        """`notation sign`: attach, but ask for the blobs with a token that may only pull."""
+        blobs = artifact_for(subject, "notation").blobs
+        assert {self.user.head(REPOSITORY, f"blobs/{digest}").status_code for digest in blobs} <= {200, 404}
+        self.attach(subject, "notation")
+
     def run(self, subject: Image) -> None:
-        """Sign, attest and attach twice."""
+        """Sign, attest and attach several times."""
+        self.notation(subject)
         for end in (".sig", ".att", ".sbom"):
             self.cosign(subject, end)
         self.attach(subject, "first")
