@@ -8,6 +8,7 @@ program are deselected, and the reason is printed.
 import fcntl
 import functools
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -102,7 +103,8 @@ def run(*command: str, cwd: Path, environment: dict[str, str], seconds: float) -
     except subprocess.TimeoutExpired:
         raise BuildError(f"{BUILD_SECONDS // 60} minutes, the limit for all programs, are over") from None
     if done.returncode != 0:
-        raise BuildError((done.stdout.strip().splitlines() or [f"{command[0]} ended with {done.returncode}"])[-1])
+        words = (done.stdout.strip().splitlines() or [f"{command[0]} ended with {done.returncode}"])[-1]
+        raise BuildError(re.sub(r"reading https?://\S+ ", "", words))
 
 
 @functools.cache

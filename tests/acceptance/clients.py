@@ -67,6 +67,7 @@ class Client:
             "DOCKER_CONFIG": str(folder),
             "REGISTRY_AUTH_FILE": str(folder / "config.json"),
             "XDG_RUNTIME_DIR": str(self.home),
+            "COSIGN_PASSWORD": "password of a key",
         }
 
     def attempt(self, *arguments: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":

@@ -1,0 +1,123 @@
+"""Signing and attaching go on while one of two replicas is down (issue B8).
+
+Reports: pipelines whose `cosign sign`, `oras attach` or `notation sign` ends in 503 during maintenance of one registry.
+These clients ask for a tag that normally does not exist, and need to hear that it does not.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.clients import Client
+from tests.copied import Copies
+from tests.product import Image, Proxy, User, make_image, proxy_server, random_bytes, tar_of
+from tests.servers import docker_registry, running, wait_until
+
+pytestmark = pytest.mark.acceptance
+_PASSWORD = "password of a user"
+_PROGRAMS = ("cosign", "notation", "oras", "regctl")
+
+
+@pytest.fixture(scope="module", params=[None, 0, 1], ids=["both up", "first down", "second down"])
+def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
+    """Start two registries and the product, push an image for each client, and stop one registry, or none."""
+    root = tmp_path_factory.mktemp("outage")
+    registries = [docker_registry(root / name) for name in ("first", "second")]
+    proxy = proxy_server(root / "proxy", registries, copies=copies)
+    with ExitStack() as stack:
+        for server in (*registries, proxy):
+            stack.enter_context(running(server))
+        user = proxy.add_user("ann", pull_push_delete=["**"])
+        for program in _PROGRAMS:
+            user.push(f"before/{program}", "1", new_image())
+        wait_until(lambda: "fallback tags of its replicas were compared" in proxy.log_text(), "replicas are compared")
+        if request.param is not None:
+            registries[request.param].stop()
+            down = {"replica": f"127.0.0.1:{registries[request.param].port}", "state": "down"}
+            wait_until(lambda: proxy.metric("registry_proxy_replica_state", **down) == 1, "the replica is down")
+        yield proxy
+
+
+def new_image() -> Image:
+    """Return a small image that nobody has."""
+    return make_image(tar_of(random_bytes(2000)))
+
+
+@pytest.fixture(params=["before", "meanwhile"])
+def subject(request: pytest.FixtureRequest, outage: Proxy) -> Callable[[str], str]:
+    """Return a function that gives a client an image: pushed before the replica went down, or while it is."""
+
+    def name(program: str) -> str:
+        if request.param == "meanwhile":
+            User(outage, "ann", _PASSWORD).push(f"meanwhile/{program}", "1", new_image())
+        return f"{outage.host}/{request.param}/{program}:1"
+
+    return name
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest, outage: Proxy, tmp_path: Path) -> Client:
+    """Give the client that the test's first mark names, logged in as ann."""
+    (program,) = request.node.get_closest_marker("acceptance").args
+    client = Client(program, tmp_path / "home", outage.host)
+    client.log_in("ann", _PASSWORD)
+    return client
+
+
+@pytest.mark.acceptance("oras")
+def test_oras_attaches_and_discovers(client: Client, subject: Callable[[str], str]) -> None:
+    """Nothing is attached at first; two files are attached one after the other, and both are found."""
+    image = subject("oras")
+    assert "application/vnd.example" not in client.run("discover", "--plain-http", image)
+    for kind in ("application/vnd.example.sbom", "application/vnd.example.scan"):
+        (client.home / "file").write_bytes(random_bytes(100))
+        client.run("attach", "--plain-http", "--artifact-type", kind, image, "file:text/plain")
+        assert kind in client.run("discover", "--plain-http", image)
+    assert "application/vnd.example.sbom" in client.run("discover", "--plain-http", image)
+
+
+@pytest.mark.acceptance("regctl")
+def test_regctl_puts_artifacts_and_copies_them_along(client: Client, subject: Callable[[str], str]) -> None:
+    """An artifact with a subject is listed at it, and is copied with it to another repository."""
+    image = subject("regctl")
+    kind = ("--artifact-type", "application/vnd.example.sbom")
+    client.run("artifact", "put", *kind, "--subject", image, stdin="words")
+    assert kind[1] in client.run("artifact", "list", image)
+    copy = image.replace("/regctl:", "/regctl-copy:")
+    client.run("image", "copy", "--referrers", "--digest-tags", image, copy)
+    assert kind[1] in client.run("artifact", "list", copy)
+
+
+@pytest.mark.acceptance("notation")
+def test_notation_signs_and_verifies(client: Client, subject: Callable[[str], str]) -> None:
+    """An image is signed with a new key; the signature is listed, and is good."""
+    image = subject("notation")
+    client.run("cert", "generate-test", "--default", "tests.example")
+    client.run("sign", "--insecure-registry", image)
+    assert "application/vnd.cncf.notary.signature" in client.run("list", "--insecure-registry", image)
+    policy = client.home / ".config" / "notation" / "trustpolicy.json"
+    policy.write_text(
+        '{"version": "1.0", "trustPolicies": [{"name": "tests", "registryScopes": ["*"], "trustedIdentities": ["*"],'
+        ' "signatureVerification": {"level": "strict"}, "trustStores": ["ca:tests.example"]}]}'
+    )
+    assert "Successfully verified" in client.run("verify", "--insecure-registry", image)
+
+
+@pytest.mark.acceptance("cosign")
+@pytest.mark.parametrize("bundle", [True, False], ids=["bundle", "tags"])
+def test_cosign_signs_attests_and_cleans(client: Client, subject: Callable[[str], str], *, bundle: bool) -> None:
+    """A signature and an attestation are added, each as a referrer or on a tag of its own, and are good; clean ends."""
+    image = subject("cosign")
+    (client.home / "predicate.json").write_text('{"built": "here"}')
+    client.run("generate-key-pair")
+    form = (f"--new-bundle-format={str(bundle).lower()}",)
+    local = ("--key", "cosign.key", "--tlog-upload=false", "--use-signing-config=false", "--yes")
+    client.run("sign", *form, *local, image)
+    client.run("attest", *form, *local, "--type", "custom", "--predicate", "predicate.json", image)
+    check = ("--key", "cosign.pub", "--insecure-ignore-tlog")
+    client.run("verify", *form, *check, image)
+    client.run("verify-attestation", *form, *check, "--type", "custom", image)
+    client.run("clean", "--force", image)
+    assert client.attempt("verify", *form, *check, image).returncode != 0
