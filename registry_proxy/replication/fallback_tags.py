@@ -132,7 +132,9 @@ class FallbackTagComparison:
             marks = await self._journal.snapshot()
             members = [one for one in self._replica_set.replicas if not marks.is_newcomer(upstream, one.name)]
             doubtful = await self._doubtful(members)
-            names = sorted({client.name for client in members} - doubtful)
+            for doubt in list(doubtful.values())[:1]:
+                self._tell(doubt)
+            names = sorted({client.name for client in members} - doubtful.keys())
             change = Change(Table.COMPARED, upstream, {"names": names}, expect=0 if before is None else before.revision)
             with contextlib.suppress(ConflictError):
                 await self._store.commit([change], versions={Table.META: version})
@@ -140,18 +142,19 @@ class FallbackTagComparison:
                 return len(names) == len(self._replica_set.replicas)
         return False
 
-    async def _doubtful(self, members: Collection[ReplicaClient]) -> set[str]:
-        """Return the replicas with a fallback tag that another one and the record lack."""
-        doubtful: set[str] = set()
+    async def _doubtful(self, members: Collection[ReplicaClient]) -> dict[str, str]:
+        """Return the replicas with a fallback tag that another one and the record lack, each with such a tag."""
+        doubtful: dict[str, str] = {}
         for repository in sorted(await self._verifier.repositories()):
             routed = RoutedRepository(self._replica_set.upstream, repository)
             held = {client.name: await self._fallback_tags(client, routed) for client in members}
             everywhere = set.intersection(*held.values()) if held else set()
             for name, tags in held.items():
                 for tag in sorted(tags - everywhere):
-                    if not await self._is_explained(routed, tag):
-                        doubtful.add(name)
-                        self._tell(f"{name} alone holds {routed}:{tag}, which no push through us made")
+                    if name not in doubtful and not await self._is_explained(routed, tag):
+                        doubtful[name] = (
+                            f"{name} holds {routed}:{tag}, which another lacks, and no push through us made"
+                        )
         return doubtful
 
     @staticmethod

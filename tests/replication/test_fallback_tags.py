@@ -180,9 +180,11 @@ async def test_it_compares_by_itself(
     b.add_manifest(REPOSITORY, APP.manifest, FALLBACK)
     task = spawn(desk.comparison.run(), "comparison")
     try:
-        await until(lambda: "b alone holds main/team/app:sha256-" in caplog.text)
+        doubt = f"b holds main/team/app:{FALLBACK}, which another lacks"
+        await until(lambda: doubt in caplog.text)
         assert "`registry-proxy replica repair main`" in caplog.text
         del b.tags[REPOSITORY, FALLBACK]
+        assert caplog.text.count(doubt) == 1
         async with asyncio.timeout(10):
             for _ in range(2):
                 while not await desk.is_absent("a", "b"):  # noqa: ASYNC110 - only the store tells of it

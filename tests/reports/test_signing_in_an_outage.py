@@ -7,6 +7,7 @@ hold. The requests here are those which the clients send.
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -168,7 +169,9 @@ def test_a_pipeline_goes_on_with_either_registry_down(registries: list[Server], 
     for server, image in zip(registries, images, strict=True):
         down(proxy, server)
         Pipeline(user).run(image)
-        assert [absent(reader, tag) for tag in (NEVER, f"{NEVER}.sig", "never")] == [404, 404, 503]
+        assert [absent(reader, tag) for tag in (NEVER, f"{NEVER}.sig")] == [404, 404]
+        if server is registries[0]:
+            assert absent(reader, "never") == 503
         up(proxy, server)
         wait_until(partial(is_equal, proxy, server), "it is repaired")
     held = [contents(server) for server in registries]
@@ -196,7 +199,8 @@ def test_what_only_the_dead_registry_holds_is_not_said_to_be_absent(
     for proxy in (one, two):
         (proxy.cache / "repositories").rename(proxy.root / "lost")  # nothing is remembered of any tag
         up(proxy, first)
-    assert [absent(user, tag) for user in users] == [503, 503]
+    with ThreadPoolExecutor() as clients:
+        assert list(clients.map(absent, users, [tag, tag])) == [503, 503]
     assert [absent(user, NEVER) for user in users] == [404, 404]
     one.stop()
     one.start()
@@ -207,7 +211,7 @@ def test_what_only_the_dead_registry_holds_is_not_said_to_be_absent(
 def test_nothing_is_proved_where_others_push_or_the_record_is_not_what_it_was(
     registries: list[Server], start_proxy: StartProxy
 ) -> None:
-    """`pushed_past_us`, a tag that one registry alone has, and a store put back from a copy: 503."""
+    """`pushed_past_us`, a store put back from a copy: 503; a tag that one registry alone has is told."""
     _, second = registries
     past = start_proxy(registries, {"upstreams": {"main": {"pushed_past_us": True}}}, name="past")
     proxy = start(start_proxy, registries)
@@ -219,13 +223,15 @@ def test_nothing_is_proved_where_others_push_or_the_record_is_not_what_it_was(
     proxy.start()
     proxy.add_user("later")
     down(proxy, second)
-    assert [absent(reader, NEVER) for reader in readers] == [404, 503]
+    assert absent(readers[0], NEVER) == 404
     proxy.stop()
     store.write_bytes(copy)
     proxy.start()
-    assert absent(readers[0], NEVER) == 503
-    up(proxy, second)
+    with ThreadPoolExecutor() as clients:
+        assert list(clients.map(absent, readers, [NEVER, NEVER])) == [503, 503]
+    proxy.stop()
+    second.start()
     push_directly(second, REPOSITORY, f"{NEVER}.att", make_image(b"past"))
-    wait_until(lambda: f"alone holds main/{REPOSITORY}:{NEVER}.att" in proxy.log_text(), "the difference is told")
-    down(proxy, second)
-    assert absent(readers[0], NEVER) == 503
+    proxy.start()
+    doubt = f"holds main/{REPOSITORY}:{NEVER}.att, which another lacks"
+    wait_until(lambda: doubt in proxy.log_text(), "the difference is told")
