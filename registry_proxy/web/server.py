@@ -26,6 +26,7 @@ FIELD_MAX_BYTES = 16 * 1024
 """The longest header field: an ID token of 8 KB and more as the password of Basic."""
 
 _FIELDS_MAX = 64  # with these lengths a header still takes no more than about 1 MiB
+_TOO_MANY_FIELDS = "Too many headers received"  # aiohttp has no type for it
 _READ_BUFFER_BYTES = 256 * 1024
 _BACKLOG = 1024
 _LAST_BYTES_SECONDS = 0.5
@@ -140,6 +141,9 @@ class _Protocol(RequestHandler):
             raise ConnectionResetError("the answer was cut")
         if isinstance(exc, LineTooLong):
             error = _too_long(int(exc.args[1]))
+        elif message == _TOO_MANY_FIELDS:
+            text = f"the request has more than {_FIELDS_MAX} header fields: send fewer"
+            error = RegistryError(ErrorCode.UNSUPPORTED, text, detail={"limit": _FIELDS_MAX}, status=431)
         elif status == 400:
             error = RegistryError(ErrorCode.UNSUPPORTED, "the request cannot be read as HTTP", status=400)
         else:

@@ -142,3 +142,13 @@ async def test_what_is_still_too_long_is_told(
     error = json.loads(answer.body)["errors"][0]
     assert answer.status == status
     assert f"a {word} of the request is longer than {error['detail']['limit']} bytes" in error["message"]
+
+
+async def test_too_many_fields_are_told_so(bench: PublicBench) -> None:
+    """431 that names how many are taken; as many are no fault."""
+    answers = []
+    for count in (60, 70):
+        fields = [f"X-{number}: 1" for number in range(count)]
+        answers.append(await bench.raw(bench.request("GET /v2/", fields, token=False)))
+    assert [answer.status for answer in answers] == [401, 431]
+    assert "more than 64 header fields" in json.loads(answers[-1].body)["errors"][0]["message"]
