@@ -38,6 +38,7 @@ from registry_proxy.ports import (
     StoreUnavailableError,
 )
 from registry_proxy.proxy.discover import Discover
+from registry_proxy.proxy.holdings import Holdings
 from registry_proxy.proxy.manage import Manage
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.push import Push
@@ -50,9 +51,11 @@ from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import (
     ManifestReplication,
     count_recorded_tags,
+    recorded_manifests,
     recorded_repositories,
     tag_revision,
 )
+from registry_proxy.replication.pushed import PushedBlobs
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
@@ -222,6 +225,7 @@ class _Node:
     caretaker: Caretaker
     spool: DiskSpool
     memberships: FileMemberships
+    holdings: Holdings
     journal: Journal
     replicas: Mapping[str, UpstreamReplicas]
     readers: Mapping[str, RegistryReader]
@@ -279,8 +283,9 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         proofs = {name: proof for name, upstream in settings.upstreams.items() if upstream.is_recorded}
         replicas: dict[str, UpstreamReplicas] = {}
         for name, upstream in settings.upstreams.items():
-            opened = _upstream_replicas(name, upstream, journal, observer)
+            opened = _upstream_replicas(name, upstream, journal, observer, memberships)
             replicas[name] = await stack.enter_async_context(opened)
+        readers = _failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS, proofs)
         yield _Node(
             store=store,
             changes=changes,
@@ -291,9 +296,17 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
             caretaker=caretaker,
             spool=spool,
             memberships=memberships,
+            holdings=Holdings(
+                readers=readers,
+                separations={name: each.separation for name, each in replicas.items()},
+                memberships=memberships,
+                cache=cache,
+                recorded=partial(recorded_manifests, store),
+                pushed=PushedBlobs(store),
+            ),
             journal=journal,
             replicas=replicas,
-            readers=_failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS, proofs),
+            readers=readers,
             impatient_readers=_failover_readers(replicas, journal, 0, proofs),
             router=router,
         )
@@ -475,7 +488,7 @@ def _ldap_passwords(configured: LdapSettings) -> LdapPasswords:
 
 @contextlib.asynccontextmanager
 async def _upstream_replicas(
-    name: str, upstream: UpstreamSettings, marks: MarkSource, observer: Observer
+    name: str, upstream: UpstreamSettings, marks: MarkSource, observer: Observer, memberships: FileMemberships
 ) -> AsyncIterator[UpstreamReplicas]:
     addresses = [
         ReplicaAddress(
@@ -501,8 +514,9 @@ async def _upstream_replicas(
         timeouts=Timeouts(
             seconds.connect_seconds, seconds.first_byte_seconds, seconds.stall_seconds, seconds.probe_seconds
         ),
+        mixes_repositories=upstream.mixes_repositories,
     )
-    replicas = UpstreamReplicas(config, marks, observer)
+    replicas = UpstreamReplicas(config, marks, observer, memberships)
     try:
         await replicas.start()
         yield replicas
@@ -530,6 +544,7 @@ def _pull(settings: Settings, node: _Node, observer: Observer) -> Pull:
         impatient_readers=node.impatient_readers,
         cache=node.cache,
         memberships=node.memberships,
+        holdings=node.holdings,
         observer=observer,
         tag_rules={
             name: TagRules(upstream.tag_ttl_seconds, frozenset(map(StaleReason, upstream.stale_on)))
@@ -558,6 +573,7 @@ def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which
             spool=node.spool,
             cache=node.cache,
             memberships=node.memberships,
+            holdings=node.holdings,
             sessions=SignedSessions(node.store),
             blobs=uploads,
             manifests=manifests,
@@ -565,6 +581,7 @@ def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which
         discover=Discover(readers=node.readers, router=node.router),
         manage=Manage(
             memberships=node.memberships,
+            holdings=node.holdings,
             deletions=DeletionReplication(
                 replica_sets=node.replicas, readers=node.readers, store=node.store, journal=node.journal
             ),

@@ -359,6 +359,12 @@ class Memberships(Protocol):
     def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         """Forget what was deleted, also as far as somebody learns it at this moment."""
 
+    def manifests_of(self, routed: RoutedRepository) -> Sequence[Digest]:
+        """Return the manifests that a repository is known to hold, those confirmed last first."""
+
+    def has_tag_on(self, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether a cached tag of the repository is ``digest``."""
+
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None: ...
 
     def remember_tag(
@@ -467,6 +473,22 @@ class StorageKind(Enum):
     SHARED = "shared"
 
 
+class Separation(Protocol):
+    """Whether the replicas of an upstream answer for a content only in the repositories that hold it."""
+
+    def is_mixed(self, kind: ContentKind) -> bool:
+        """Tell whether a replica was seen to answer for a repository that does not hold the content."""
+
+    def is_apart(self, kind: ContentKind) -> bool:
+        """Tell whether every replica was seen not to."""
+
+    def is_settled(self, kind: ContentKind) -> bool:
+        """Tell whether nothing is left to ask a replica that has answered until now."""
+
+    async def verify(self, kind: ContentKind) -> None:
+        """Ask the replicas that have answered and were not asked yet. Raises UpstreamUnavailableError."""
+
+
 class ReplicaSet(Protocol):
     """The replicas of one upstream, as writers need them."""
 
@@ -478,6 +500,8 @@ class ReplicaSet(Protocol):
     def read_only(self) -> bool: ...
     @property
     def write_quorum(self) -> int: ...
+    @property
+    def separation(self) -> Separation: ...
     @property
     def replicas(self) -> Sequence[ReplicaClient]:
         """All configured replicas, in configured order."""
@@ -542,6 +566,7 @@ class Table(StrEnum):
     SECRETS = "secrets"  # of robots, personal and refresh tokens: hashes only
     REVOKED_TOKENS = "revoked_tokens"  # by token id, until they would have expired
     AUDIT_HEADS = "audit_heads"  # the signed ends of the audit logs, by node and process
+    PUSHED_BLOBS = "pushed_blobs"  # where replicas mix repositories: what no manifest may name yet
     DELETIONS = "deletions"  # of content: until every node has surely forgotten that a repository held it
     COMPARED = (
         "compared"  # by upstream: replicas whose fallback tags are on record, or at all others; see store.changes
@@ -646,6 +671,9 @@ class Observer(Protocol):
 
     def lost_copies(self, upstream: str, count: int) -> None:
         """Note how many contents that a replica misses this node kept for it, and no longer has."""
+
+    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
+        """Note whether a replica answers for a content in repositories that do not hold it."""
 
     def hedged(self, upstream: str, winner: str) -> None:
         """Note a question put to a second replica as well; ``winner`` is first, later, or none without an answer."""

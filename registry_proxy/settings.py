@@ -471,6 +471,7 @@ class UpstreamSettings(Section):
     pushed_past_us: bool = False  # others write to its registries as well: then no record of ours proves an absence
     tag_ttl_seconds: Duration = Field(default=10.0, alias="tag_ttl")
     stale_on: tuple[Literal["unavailable", "refused", "absent"], ...] = ("unavailable",)  # then a tag is as it was
+    mixes_repositories: bool = False  # its registries answer for a digest in any repository; else found out
     repair_bytes_per_second: Size = Field(default=100_000_000, alias="repair_rate")  # 0: as fast as it goes
     timeouts: TimeoutSettings = TimeoutSettings()
     replicas: tuple[ReplicaSettings, ...] = Field(min_length=1)

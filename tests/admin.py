@@ -39,7 +39,7 @@ from registry_proxy.web.admin_repositories import KnownRepositories
 from registry_proxy.web.middleware import RequestIds
 from registry_proxy.web.ops import Readiness
 from registry_proxy.web.origin import Origins
-from tests.fakes.memory import MemoryAudit, MemoryReader
+from tests.fakes.memory import MemoryAudit, MemoryReader, holdings_of
 from tests.passwords import quick_passwords
 
 ADMIN = ("admin", "correct horse battery")
@@ -138,6 +138,7 @@ class Replica:
     latency_seconds: float | None = 0.0015
     pending: int = 0
     refused: int = 0
+    keeps_apart: bool | None = True
     reason: str = ""
 
 
@@ -257,6 +258,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                         impatient_readers={"main": reader},
                         cache=cache,
                         memberships=memberships,
+                        holdings=holdings_of(reader, memberships, cache),
                         observer=observer,
                         tag_rules={"main": TagRules(10)},
                     )

@@ -84,7 +84,7 @@ class FileMemberships:
     def remember(
         self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
     ) -> None:
-        document = {"media_type": descriptor.media_type, "size": descriptor.size_bytes}
+        document = {"media_type": descriptor.media_type, "size": descriptor.size_bytes, "pushed": asked_at is None}
         self._write(self._member(routed, kind, descriptor.digest), document)
         if asked_at is not None and asked_at != self._shared[_DELETED]:
             # Looked at after writing: who deletes counts first and removes then, so one of the two sees the other.
@@ -97,6 +97,38 @@ class FileMemberships:
         with self._locked(routed):
             self._shared[_DELETED] += 1
         self.forget(routed, kind, digest)
+
+    def manifests_of(self, routed: RoutedRepository) -> list[Digest]:
+        known = []
+        for digest in self._digests(routed, ContentKind.MANIFEST):
+            with contextlib.suppress(FileNotFoundError):  # forgotten at this moment
+                known.append((os.stat(self._member(routed, ContentKind.MANIFEST, digest)).st_mtime_ns, digest))
+        return [digest for _, digest in sorted(known, key=lambda each: each[0], reverse=True)]
+
+    def has_tag_on(self, routed: RoutedRepository, digest: Digest) -> bool:
+        return any(cached.digest == digest for _, cached in self._cached_tags(routed))
+
+    def _cached_tags(self, routed: RoutedRepository) -> Iterator[tuple[Tag, CachedTag]]:
+        for name in _names(f"{self._repositories}/{routed}/_tags"):
+            cached = self.find_tag(routed, Tag(name))
+            if cached is not None:
+                yield Tag(name), cached
+
+    def blobs_of(self, upstream: str) -> Iterator[tuple[Repository, Digest]]:
+        """Give the blobs that repositories of an upstream are known to hold."""
+        for routed in self.repositories():
+            if routed.upstream == upstream:
+                for digest in self._digests(routed, ContentKind.BLOB):
+                    yield routed.repository, digest
+
+    def forget_answers(self, upstream: str, kind: ContentKind) -> None:
+        """Forget what replicas of an upstream said that its repositories hold, not what was pushed; in a thread."""
+        for routed in self.repositories():
+            if routed.upstream == upstream:
+                for digest in self._digests(routed, kind):
+                    found = _read(self._member(routed, kind, digest))
+                    if found is not None and not found[0].get("pushed"):
+                        self.forget(routed, kind, digest)
 
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
         found = _read(self._tag(routed, tag))
@@ -143,11 +175,10 @@ class FileMemberships:
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         forgotten: list[Tag] = []
         with self._locked(routed), self._forgetting():
-            for name in _names(f"{self._repositories}/{routed}/_tags"):
-                cached = self.find_tag(routed, Tag(name))
-                if cached is not None and cached.digest == digest:
-                    self._unlink(self._tag(routed, Tag(name)))
-                    forgotten.append(Tag(name))
+            for tag, cached in self._cached_tags(routed):
+                if cached.digest == digest:
+                    self._unlink(self._tag(routed, tag))
+                    forgotten.append(tag)
         return forgotten
 
     def digests_of(self, is_meant: Callable[[RoutedRepository], bool]) -> set[Digest]:

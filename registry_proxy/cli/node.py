@@ -1,6 +1,7 @@
 """`registry-proxy replica`, `cache`, `reload` and `openapi`: the registries of a node, its disk, its settings."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
@@ -40,12 +41,21 @@ _BLOB_COLUMNS = {"digest": "DIGEST", "size": "SIZE", "used_at": "LAST USED", "pr
 _PAGE_SIZE = 1000
 
 
+def _reasons(replica: dict[str, Any]) -> Iterator[str]:
+    if replica["reason"]:
+        yield replica["reason"]
+    if replica["refused"]:
+        yield f"cannot take {replica['refused']}"
+    if replica["keeps_apart"] is False:
+        yield "mixes repositories"
+
+
 def _replica_row(upstream: str, replica: dict[str, Any]) -> dict[str, Any]:
     latency = replica["latency_seconds"]
     return {
         **replica,
         "upstream": upstream,
-        "reason": replica["reason"] or (f"cannot take {replica['refused']}" if replica["refused"] else None),
+        "reason": "; ".join(_reasons(replica)) or None,
         "latency": None if latency is None else f"{latency * 1000:.1f} ms",
     }
 

@@ -4,6 +4,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from registry_proxy.ports import ContentKind, Memberships, RoutedRepository
+from registry_proxy.proxy.holdings import Holdings
 from registry_proxy.spec.reference import Digest, Tag
 from registry_proxy.tasks import run_to_end
 
@@ -28,8 +29,9 @@ class Deletions(Protocol):
 class Manage:
     """The verbs of deleting. Once begun, a delete goes on when the caller is cancelled."""
 
-    def __init__(self, *, memberships: Memberships, deletions: Deletions) -> None:
+    def __init__(self, *, memberships: Memberships, holdings: Holdings, deletions: Deletions) -> None:
         self._memberships = memberships
+        self._holdings = holdings
         self._deletions = deletions
 
     async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Digest:
@@ -57,15 +59,19 @@ class Manage:
             return digest
 
     async def _delete_manifest(self, routed: RoutedRepository, digest: Digest) -> Digest:
+        await self._holdings.require(routed, ContentKind.MANIFEST, digest)
         async with self._deletions.lease(routed, digest):
             is_known = self._memberships.find(routed, ContentKind.MANIFEST, digest) is not None
             await self._deletions.delete_manifest(routed, digest, is_known=is_known)
             self._memberships.end(routed, ContentKind.MANIFEST, digest)
             self._memberships.forget_tags_of(routed, digest)
+            await self._holdings.note_delete(routed, ContentKind.MANIFEST, digest)
             return digest
 
     async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
+        await self._holdings.require(routed, ContentKind.BLOB, digest)
         async with self._deletions.lease(routed, digest):
             is_known = self._memberships.find(routed, ContentKind.BLOB, digest) is not None
             await self._deletions.delete_blob(routed, digest, is_known=is_known)
             self._memberships.end(routed, ContentKind.BLOB, digest)
+            await self._holdings.note_delete(routed, ContentKind.BLOB, digest)

@@ -30,6 +30,7 @@ from registry_proxy.ports import (
     UpstreamUnavailableError,
 )
 from registry_proxy.proxy.flight import SingleFlight
+from registry_proxy.proxy.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
 from registry_proxy.proxy.passthrough import PassThrough
 from registry_proxy.proxy.tags import TagResolver, TagRevision, TagRules
 from registry_proxy.spec.byterange import ByteRange, parse_range
@@ -39,9 +40,6 @@ from registry_proxy.spec.reference import Digest, Tag
 
 if TYPE_CHECKING:
     from hashlib import _Hash
-
-MEMBERSHIP_FRESH_SECONDS = 24 * 3600.0
-"""Past this age a membership is asked for again; it stands when nobody answers."""
 
 FAR_RANGE_BYTES = 32 * 1024 * 1024
 """A range that starts further than this beyond the bytes at hand is fetched by itself."""
@@ -126,6 +124,7 @@ class Pull:
         impatient_readers: by upstream; do not wait: used where something older can stand in.
         cache: bytes on local disk.
         memberships: which repository holds what.
+        holdings: whether an answer of the upstream is one about the repository.
         observer: is told hits and misses.
         tag_rules: by upstream, how long a tag is answered without asking, and what it is answered in spite of.
         tag_revision: as for ``TagResolver``.
@@ -138,6 +137,7 @@ class Pull:
         impatient_readers: Mapping[str, RegistryReader],
         cache: BlobCache,
         memberships: Memberships,
+        holdings: Holdings,
         observer: Observer,
         tag_rules: Mapping[str, TagRules],
         tag_revision: TagRevision | None = None,
@@ -146,6 +146,7 @@ class Pull:
         self._impatient_readers = impatient_readers
         self._cache = cache
         self._memberships = memberships
+        self._holdings = holdings
         self._observer = observer
         self._tags = TagResolver(
             readers=readers,
@@ -244,7 +245,10 @@ class Pull:
         asked_at = self._memberships.moment()
         readers = self._readers if body is None else self._impatient_readers
         try:
-            manifest = await readers[routed.upstream].fetch_manifest(routed.repository, digest)
+            reader = readers[routed.upstream]
+            manifest = await self._holdings.ask(
+                routed, ContentKind.MANIFEST, digest, lambda: reader.fetch_manifest(routed.repository, digest)
+            )
         except (RegistryError, UpstreamUnavailableError) as error:
             if isinstance(error, RegistryError) and error.status == 404:
                 self._memberships.forget(routed, ContentKind.MANIFEST, digest)
@@ -334,7 +338,10 @@ class Pull:
         readers = self._readers if old is None else self._impatient_readers
         asked_at = self._memberships.moment()
         try:
-            descriptor = await readers[routed.upstream].stat_blob(routed.repository, digest)
+            reader = readers[routed.upstream]
+            descriptor = await self._holdings.ask(
+                routed, ContentKind.BLOB, digest, lambda: reader.stat_blob(routed.repository, digest)
+            )
         except (RegistryError, UpstreamUnavailableError) as error:
             if isinstance(error, RegistryError) and error.status == 404:
                 self._memberships.forget(routed, ContentKind.BLOB, digest)
@@ -349,19 +356,21 @@ class Pull:
         if self._cache.is_filling(digest) or is_committed(self._cache, digest):
             return _Learned(await self._ask(routed, digest), was_fetched=False)
         source, asked_at = self._source(routed, digest), self._memberships.moment()
-        size_bytes: int | None
-        try:
-            reader, _ = await self._fill(source)
-        except CacheUnavailableError:
-            size_bytes = source.size_bytes
-        else:
-            size_bytes = reader.size_bytes
-            # The fill goes on without it; each client opens a reader of its own.
-            reader.close()
+        size_bytes = await self._holdings.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source))
         if source.has_answered and size_bytes is not None:
             return _Learned(self._remember(routed, digest, size_bytes, asked_at), was_fetched=True)
         # Another worker, for another repository, was quicker: what its replica said counts only there.
         return _Learned(await self._ask(routed, digest), was_fetched=False)
+
+    async def _begin_fill(self, source: _RepositorySource) -> int | None:
+        """Have a blob filled and return its size; None where neither the cache takes it nor the upstream tells."""
+        try:
+            reader, _ = await self._fill(source)
+        except CacheUnavailableError:
+            return source.size_bytes
+        # The fill goes on without it; each client opens a reader of its own.
+        reader.close()
+        return reader.size_bytes
 
     async def _open(
         self, routed: RoutedRepository, known: Descriptor, range_header: str | None, learned_by: CacheResult | None

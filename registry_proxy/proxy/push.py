@@ -5,7 +5,7 @@ to the replicas follow it, and nothing is committed anywhere before the digest h
 """
 
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +19,8 @@ from registry_proxy.ports import (
     Spool,
     SpoolFile,
 )
-from registry_proxy.proxy.pull import MEMBERSHIP_FRESH_SECONDS, is_committed
+from registry_proxy.proxy.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
+from registry_proxy.proxy.pull import is_committed
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
@@ -136,6 +137,7 @@ class Push:
         spool: Spool,
         cache: BlobCache,
         memberships: Memberships,
+        holdings: Holdings,
         sessions: Sessions,
         blobs: BlobReplicas,
         manifests: ManifestReplicas,
@@ -143,6 +145,7 @@ class Push:
         self._spool = spool
         self._cache = cache
         self._memberships = memberships
+        self._holdings = holdings
         self._sessions = sessions
         self._blobs = blobs
         self._manifests = manifests
@@ -433,6 +436,7 @@ class Push:
 
     async def _recorded(self, routed: RoutedRepository, descriptor: Descriptor, missing: Sequence[str]) -> Descriptor:
         await self._blobs.record_missing(routed, descriptor.digest, missing)
+        await self._holdings.note_push(routed, descriptor.digest)
         self._memberships.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor
 
@@ -462,6 +466,8 @@ class Push:
             raise _no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
 
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
+        if not await self._holdings.may_mount(source, digest):
+            return None
         known = self._memberships.find(source, ContentKind.BLOB, digest)
         held = known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
         mounted = await self._blobs.mount(routed, source.repository, digest, held)
@@ -484,6 +490,8 @@ class Push:
         may_move_tags: bool,
     ) -> Descriptor:
         descriptor = manifest.descriptor
+        if lacking := await self._holdings.find_lacking(routed, links):
+            raise content_unknown(lacking)
         async with self._manifests.lease(routed, descriptor.digest, tag):
             written = await self._manifests.put(routed, tag, manifest, links, may_move=may_move_tags)
             await self._keep_manifest(manifest, must=bool(written.missing))
@@ -532,6 +540,15 @@ def _size_invalid(expected: int, actual: int) -> RegistryError:
         ErrorCode.SIZE_INVALID,
         "the body does not have the size that its headers say",
         detail={"expected": expected, "actual": actual},
+    )
+
+
+def content_unknown(digests: Iterable[Digest]) -> RegistryError:
+    """Return the refusal of a manifest that names what its repository does not hold."""
+    return RegistryError(
+        ErrorCode.MANIFEST_BLOB_UNKNOWN,
+        "the repository does not hold all that the manifest names: push it again with its blobs",
+        detail=[{"digest": str(digest)} for digest in sorted(digests, key=str)],
     )
 
 

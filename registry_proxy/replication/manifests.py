@@ -1,7 +1,7 @@
 """Manifests and tags to the replicas: intent first, then all replicas at once, then what came of it."""
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from registry_proxy.ports import (
@@ -17,7 +17,7 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
-from registry_proxy.proxy.push import WrittenManifest
+from registry_proxy.proxy.push import WrittenManifest, content_unknown
 from registry_proxy.replication.copies import ask, has, may_lack_content
 from registry_proxy.replication.fanout import (
     Outcome,
@@ -31,7 +31,7 @@ from registry_proxy.replication.refusals import final_refusal, may_be_final
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.spec.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag
+from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +59,12 @@ async def recorded_repositories(store: Store, prefix: str = "") -> set[RoutedRep
             upstream, _, repository = head.partition("/")
             found.add(RoutedRepository(upstream, Repository(repository)))
     return found
+
+
+async def recorded_manifests(store: Store, routed: RoutedRepository) -> list[Digest]:
+    """Return the manifests of a repository that are on record."""
+    records = await store.list(Table.MANIFESTS, f"{routed}|")
+    return [parse_digest(record.key.rpartition("|")[2]) for record in records]
 
 
 async def count_recorded_tags(store: Store, routed: RoutedRepository) -> int:
@@ -285,7 +291,8 @@ class ManifestReplication:
     async def _heal_blob(
         self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]
     ) -> bool:
-        if await has(client.stat_blob(routed.repository, descriptor.digest)):
+        is_mixed = self._replica_sets[routed.upstream].separation.is_mixed(ContentKind.BLOB)
+        if not is_mixed and await has(client.stat_blob(routed.repository, descriptor.digest)):
             return False
         # Only what this repository is known to hold: else a manifest that names a digest would be enough to get any
         # blob of the cache copied into one's own repository.
@@ -313,15 +320,6 @@ class ManifestReplication:
         if await self._journal.confirm(key, digest, client.name):
             await self._uploads.release(digest)
         return True
-
-
-def content_unknown(digests: Iterable[Digest]) -> RegistryError:
-    """Return the refusal of a manifest that names what its repository does not hold."""
-    return RegistryError(
-        ErrorCode.MANIFEST_BLOB_UNKNOWN,
-        "the repository does not hold all that the manifest names: push it again with its blobs",
-        detail=[{"digest": str(digest)} for digest in sorted(digests, key=str)],
-    )
 
 
 def _tag_exists(tag: Tag) -> RegistryError:

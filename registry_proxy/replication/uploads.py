@@ -264,7 +264,9 @@ class UploadReplication:
                 await client.commit_upload(_session_at(replica_set, client.name, locations) or "", digest)
             except RegistryError as error:
                 # A node died over this very request, which was repeated at another one: the session ended well.
-                held = await _stat([client], routed.repository, digest) if error.status == 404 else None
+                # Only the repository's own blob says so: any other of this digest was not uploaded by this caller.
+                is_word = error.status == 404 and replica_set.separation.is_apart(ContentKind.BLOB)
+                held = await _stat([client], routed.repository, digest) if is_word else None
                 if held is None or held.size_bytes != descriptor.size_bytes:
                     raise
 

@@ -20,6 +20,9 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 REPOSITORY_MAX_LENGTH = 255
 
+RESERVED_PREFIX = "registry-proxy-internal/"
+"""Repositories of our own begin with it; clients do not see them."""
+
 Repository = NewType("Repository", str)
 """A ``<name>`` that matches the spec's grammar and is at most 255 characters long."""
 

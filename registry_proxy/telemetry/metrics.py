@@ -154,6 +154,12 @@ class PrometheusObserver:
         self._lost_copies = self._gauge(
             "lost_copies", "Contents that a replica misses and whose copy on this node is gone.", "upstream"
         )
+        self._repositories_mixed = self._gauge(
+            "replica_mixes_repositories",
+            "1 where it answers for a content in repositories that do not hold it.",
+            "upstream",
+            "replica",
+        )
         self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
         # A series for each worker: the newest statement of any would hide one that has lost the store.
         self._policy_current = self._gauge(
@@ -225,6 +231,9 @@ class PrometheusObserver:
 
     def lost_copies(self, upstream: str, count: int) -> None:
         self._lost_copies.labels(upstream).set(count)
+
+    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
+        self._repositories_mixed.labels(upstream, replica).set(is_mixed)
 
     def hedged(self, upstream: str, winner: str) -> None:
         self._add(self._hedged, 1, upstream, winner)

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from registry_proxy.ports import ByteStream, Observer
+from registry_proxy.ports import ByteStream, ContentKind, Observer
 from registry_proxy.spec.byterange import parse_content_range
 from registry_proxy.spec.descriptor import (
     BLOB_MEDIA_TYPE,
@@ -21,7 +21,16 @@ from registry_proxy.spec.descriptor import (
     stated_media_type,
 )
 from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of, is_repository, is_tag, parse_digest
+from registry_proxy.spec.reference import (
+    RESERVED_PREFIX,
+    Digest,
+    Repository,
+    Tag,
+    digest_of,
+    is_repository,
+    is_tag,
+    parse_digest,
+)
 from registry_proxy.spec.scope import CATALOG, Action, format_scope, repository_access
 from registry_proxy.upstream.failure import (
     AccessRefusedError,
@@ -272,6 +281,27 @@ class HttpReplicaClient:
         if response.content_type == "text/html" and "Docker-Content-Digest" not in response.headers:
             raise BadUpstreamError(self._name, "it sends a page of HTML as a blob")
 
+    async def answers(self, kind: ContentKind, repository: Repository, digest: Digest) -> bool:
+        """Tell whether a HEAD finds a content in a repository; False also where the question is refused.
+
+        Raises:
+            ReplicaFailedError: it does not answer, or asks us to wait.
+        """
+        if kind is ContentKind.MANIFEST:
+            request = self._manifest_request("HEAD", repository, digest)
+        else:
+            request = self._blob_request("HEAD", repository, digest, 0)
+        try:
+            async with self._transport.request(request) as response:
+                return response.status == 200
+        except RegistryError as error:
+            if error.code is ErrorCode.TOOMANYREQUESTS:
+                raise ReplicaFailedError(f"{self._name}: it asks us to wait", "4xx") from error
+        except ReplicaFailedError as error:
+            if error.outcome != "5xx":
+                raise
+        return False
+
     async def delete_blob(self, repository: Repository, digest: Digest) -> None:
         await self._delete(repository, f"/v2/{repository}/blobs/{digest}", ErrorCode.BLOB_UNKNOWN)
 
@@ -297,7 +327,7 @@ class HttpReplicaClient:
                 "the upstream registry gives no list of its repositories",
                 detail={"replica": self._name},
             ) from error
-        return sorted(name for name in names if is_repository(name))
+        return sorted(name for name in names if is_repository(name) and not name.startswith(RESERVED_PREFIX))
 
     async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]] | None:
         """Return the descriptors of what refers to a manifest (spec, "Listing Referrers"); None without that API."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 from registry_proxy.ports import (
     AbsenceUnknownError,
     ByteStream,
+    ContentKind,
     Marks,
     MarkSource,
     ReplicaState,
@@ -50,6 +51,10 @@ class _Question:
     @property
     def key(self) -> str:
         return str(self.digest) if self.digest else f"{self.routed}:{self.tag}"
+
+    @property
+    def kind(self) -> ContentKind:
+        return ContentKind.BLOB if self.unknown is ErrorCode.BLOB_UNKNOWN else ContentKind.MANIFEST
 
     @property
     def detail(self) -> dict[str, str]:
@@ -301,6 +306,9 @@ class FailoverReader:
             self._note(turn, name, error)
             return None
         self._replicas.report_success(name)
+        question = turn.question
+        if question.digest is not None:
+            self._replicas.separation.answered(name, question.kind, question.routed.repository, question.digest)
         return answer
 
     def _is_settled(self, turn: _Round) -> bool:

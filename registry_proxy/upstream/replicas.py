@@ -22,6 +22,7 @@ from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
 from registry_proxy.upstream.hedging import Hedging
+from registry_proxy.upstream.separation import Remembered, Separation
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 
 PROBE_SECONDS = 10.0
@@ -30,6 +31,9 @@ PROBE_PAUSE_SECONDS = 1.0
 """How far apart probes are at least, however often requests give reason for one."""
 
 _REPORT_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 120.0
+"""How often a replica that keeps repositories apart is asked again: another program may stand there by then."""
+
 _JITTER = 0.1
 
 _log = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class UpstreamConfig:
     read_only: bool = False
     write_quorum: int = 1
     timeouts: Timeouts = field(default_factory=Timeouts)
+    mixes_repositories: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class ReplicaStatus:
     """One replica as the admin API shows it; ``reason`` is empty when there is nothing to explain.
 
     It misses ``pending`` keys, and cannot have ``refused`` others.
+    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it, None while unknown.
     """
 
     name: str
@@ -61,6 +67,7 @@ class ReplicaStatus:
     latency_seconds: float | None
     pending: int
     refused: int
+    keeps_apart: bool | None
 
 
 @dataclass(slots=True)
@@ -85,14 +92,23 @@ class UpstreamReplicas:
         config: the replicas.
         marks: what each replica misses: makes ``behind`` of ``up``.
         observer: is told states, pending marks and requests.
+        remembered: what this node remembers of their answers.
     """
 
-    def __init__(self, config: UpstreamConfig, marks: MarkSource, observer: Observer) -> None:
+    def __init__(self, config: UpstreamConfig, marks: MarkSource, observer: Observer, remembered: Remembered) -> None:
         self._config = config
         self._marks = marks
         self._observer = observer
         self.doubts = Doubts(time.monotonic)
         self.hedging = Hedging()
+        self.separation = Separation(
+            config.name,
+            [address.name for address in config.replicas],
+            is_known_mixed=config.mixes_repositories,
+            may_push=not config.read_only,
+            remembered=remembered,
+            observer=observer,
+        )
         self._members: dict[str, _Member] = {}
         self._sessions: Sessions | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,6 +135,10 @@ class UpstreamReplicas:
             for member in self._members.values():
                 if member.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
                     self._log_state(member)
+            self.separation.use(lambda: [m.client for m in self._members.values() if m.health.is_up])
+            with suppress(TimeoutError):  # what is not known by then is asked with the first answer
+                async with asyncio.timeout(self._config.timeouts.probe):
+                    await self.separation.look()
             await self.refresh()
         except BaseException:
             await self._sessions.aclose()
@@ -126,6 +146,7 @@ class UpstreamReplicas:
         name = self._config.name
         self._tasks = [spawn(self._watch(member), f"probe {name}/{key}") for key, member in self._members.items()]
         self._tasks.append(spawn(self._keep_reporting(), f"report {name}"))
+        self._tasks.append(spawn(self._keep_looking(), f"separation {name}"))
 
     async def aclose(self) -> None:
         """Stop probing and close every connection."""
@@ -232,6 +253,7 @@ class UpstreamReplicas:
                 latency_seconds=member.health.latency_seconds,
                 pending=member.pending,
                 refused=member.refused,
+                keeps_apart=self.separation.keeps_apart(name),
             )
             for name, member in self._members.items()
         ]
@@ -276,6 +298,11 @@ class UpstreamReplicas:
         self._changes += 1
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS if self.separation.is_known() else PROBE_SECONDS)
+            await self.separation.look()
 
     async def _keep_reporting(self) -> None:
         while True:

@@ -184,6 +184,7 @@ class ReplicaDocument(Document):
     """How one replica is doing; ``reason`` says why it is not up, "" when it is.
 
     It misses ``pending`` keys, and cannot have ``refused`` others.
+    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it; null while unknown.
     """
 
     name: str
@@ -193,6 +194,7 @@ class ReplicaDocument(Document):
     latency_seconds: float | None
     pending: int
     refused: int
+    keeps_apart: bool | None
     repair: RepairDocument
 
 

@@ -32,6 +32,7 @@ class ReplicaStatus(Protocol):
     """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first.
 
     ``reason`` says why it is not up, or has us wait (429); "" otherwise.
+    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it, None while unknown.
     """
 
     @property
@@ -48,6 +49,8 @@ class ReplicaStatus(Protocol):
     def pending(self) -> int: ...
     @property
     def refused(self) -> int: ...
+    @property
+    def keeps_apart(self) -> bool | None: ...
 
 
 class Upstream(Protocol):
@@ -186,6 +189,7 @@ def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> ReplicaDo
         latency_seconds=replica.latency_seconds,
         pending=replica.pending,
         refused=replica.refused,
+        keeps_apart=replica.keeps_apart,
         repair=RepairDocument(
             running=repair.is_running,
             started_at=format_time(started_at),

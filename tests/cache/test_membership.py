@@ -208,3 +208,34 @@ def test_compare_and_set_against_a_model(
             memberships.forget_tag(APP, LATEST)
             writes += expected is not None
             expected = None
+
+
+def test_what_replicas_said_can_be_forgotten(memberships: FileMemberships, cache_path: Path) -> None:
+    """Answers about one kind in one upstream go, in every worker; what was pushed through us stays."""
+    worker, asked_at = FileMemberships(cache_path), memberships.moment()
+    for routed in (APP, TEAM, OTHER):
+        for kind in ContentKind:
+            memberships.remember(routed, kind, manifest(ONE))
+            memberships.remember(routed, kind, manifest(TWO), asked_at=asked_at)
+            assert worker.find(routed, kind, TWO) is not None
+    memberships.forget_answers("main", ContentKind.BLOB)
+    for routed in (APP, TEAM, OTHER):
+        for kind in ContentKind:
+            assert worker.find(routed, kind, ONE) is not None
+            is_forgotten = routed != OTHER and kind is ContentKind.BLOB
+            assert (worker.find(routed, kind, TWO) is None) is is_forgotten
+    assert sorted(memberships.blobs_of("main")) == [("team", ONE), ("team/app", ONE)]
+
+
+def test_the_manifests_of_a_repository_are_known(memberships: FileMemberships, cache_path: Path) -> None:
+    """Those confirmed last come first; a tag on one of them is found by its digest."""
+    for age, digest in ((20, ONE), (0, TWO), (10, THREE)):
+        memberships.remember(APP, ContentKind.MANIFEST, manifest(digest))
+        file = next(cache_path.rglob(f"_manifests/{digest.algorithm}-{digest.hex}"))
+        os.utime(file, (time.time() - age, time.time() - age))
+    memberships.remember(TEAM, ContentKind.MANIFEST, manifest(ONE))
+    assert memberships.manifests_of(APP) == [TWO, THREE, ONE]
+    memberships.move_tag(APP, LATEST, manifest(TWO), recorded=1)
+    assert memberships.has_tag_on(APP, TWO)
+    assert not memberships.has_tag_on(APP, ONE)
+    assert not memberships.has_tag_on(TEAM, TWO)

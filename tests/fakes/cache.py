@@ -53,6 +53,9 @@ class Events:
     def lost_copies(self, upstream: str, count: int) -> None:
         raise AssertionError("not for the cache to say")
 
+    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
+        raise AssertionError("not for the cache to say")
+
     def replica_pending(self, upstream: str, replica: str, count: int) -> None:
         raise AssertionError("not for the cache to say")
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +11,7 @@ from registry_proxy.ports import (
     AbsenceUnknownError,
     AskedRight,
     AuditEvent,
+    BlobCache,
     BlobReader,
     ByteStream,
     CachedTag,
@@ -19,12 +20,16 @@ from registry_proxy.ports import (
     ContentKind,
     FillFailedError,
     Membership,
+    Memberships,
     OpenSource,
+    RegistryReader,
     ReplicaState,
     RoutedRepository,
+    Separation,
     StaleReason,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.holdings import Holdings
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
@@ -322,6 +327,23 @@ class MemoryMemberships:
         self.deleted += 1
         self.forget(routed, kind, digest)
 
+    def manifests_of(self, routed: RoutedRepository) -> list[Digest]:
+        return [key[2] for key in self.entries if key[:2] == (routed, ContentKind.MANIFEST)]
+
+    def has_tag_on(self, routed: RoutedRepository, digest: Digest) -> bool:
+        return any(key[0] == routed and entry.digest == digest for key, entry in self.tags.items())
+
+    def blobs_of(self, upstream: str) -> Iterator[tuple[Repository, Digest]]:
+        """Give the blobs of an upstream."""
+        for routed, kind, digest in self.entries:
+            if routed.upstream == upstream and kind is ContentKind.BLOB:
+                yield routed.repository, digest
+
+    def forget_answers(self, upstream: str, kind: ContentKind) -> None:
+        """Forget everything of a kind: nobody tells here what was pushed."""
+        for key in [key for key in self.entries if key[0].upstream == upstream and key[1] is kind]:
+            del self.entries[key]
+
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
         entry = self.tags.get((routed, tag))
         return None if entry is None else replace(entry, age_seconds=self.tag_age_seconds)
@@ -360,6 +382,63 @@ class MemoryMemberships:
         for tag in found:
             self.forget_tag(routed, tag)
         return found
+
+
+@dataclass
+class ToldSeparation:
+    """A ``Separation`` as a test tells; by default of replicas that keep repositories apart."""
+
+    mixed: set[ContentKind] = field(default_factory=set)
+
+    def is_mixed(self, kind: ContentKind) -> bool:
+        return kind in self.mixed
+
+    def is_apart(self, kind: ContentKind) -> bool:
+        return kind not in self.mixed
+
+    def is_settled(self, kind: ContentKind) -> bool:  # noqa: ARG002 - nothing is left to ask
+        return True
+
+    async def verify(self, kind: ContentKind) -> None:
+        """Nothing is left to ask."""
+
+
+class MemoryPushedBlobs:
+    """``PushedBlobs`` in a set."""
+
+    def __init__(self) -> None:
+        self.noted: set[tuple[RoutedRepository, Digest]] = set()
+
+    async def note(self, routed: RoutedRepository, digest: Digest) -> None:
+        self.noted.add((routed, digest))
+
+    async def has(self, routed: RoutedRepository, digest: Digest) -> bool:
+        return (routed, digest) in self.noted
+
+    async def forget(self, routed: RoutedRepository, digest: Digest) -> None:
+        self.noted.discard((routed, digest))
+
+
+def holdings_of(
+    reader: RegistryReader,
+    memberships: Memberships,
+    cache: BlobCache,
+    separation: Separation | None = None,
+    recorded: Sequence[Digest] = (),
+) -> Holdings:
+    """Return the ``Holdings`` of upstream ``main``."""
+
+    async def manifests(_: RoutedRepository) -> Sequence[Digest]:
+        return recorded
+
+    return Holdings(
+        readers={"main": reader},
+        separations={"main": separation or ToldSeparation()},
+        memberships=memberships,
+        cache=cache,
+        recorded=manifests,
+        pushed=MemoryPushedBlobs(),
+    )
 
 
 class MemoryAudit:
@@ -439,6 +518,9 @@ class CountingObserver:
 
     def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
         self.counts["repaired_bytes", upstream, replica] += size_bytes
+
+    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
+        self.counts["mixed", upstream, replica] = int(is_mixed)
 
     def hedged(self, upstream: str, winner: str) -> None:
         self.counts["hedged", upstream, winner] += 1

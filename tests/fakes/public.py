@@ -38,7 +38,7 @@ from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.spec.scope import Action, parse_scopes
 from registry_proxy.web.public import PublicApp, PublicOptions
 from registry_proxy.web.server import PublicServer, ServerLimits, run_public
-from tests.fakes.memory import CountingObserver, MemoryAudit, MemoryCache, MemoryMemberships, MemoryReader
+from tests.fakes.memory import CountingObserver, MemoryAudit, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
 
 SERVICE = "registry-proxy"
 
@@ -292,6 +292,7 @@ class PublicBench:
             impatient_readers=readers,
             cache=self.cache,
             memberships=self.memberships,
+            holdings=holdings_of(self.reader, self.memberships, self.cache),
             observer=self.observer,
             tag_rules={"main": TagRules(10)},
         )

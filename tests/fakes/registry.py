@@ -7,7 +7,7 @@ import json
 import re
 import ssl
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -110,7 +110,9 @@ class FakeRegistry:
     """An async context manager around a server on a free port of 127.0.0.1.
 
     ``basic`` (user, password) demands Basic; with ``bearer`` the same pair buys tokens at ``/token``, or as ``tokens``
-    says, which alone gives them to anybody. ``page_size`` limits lists and makes Link headers. ``stop`` and
+    says, which alone gives them to anybody. ``page_size`` limits lists and makes Link headers. ``mixes`` are the kinds,
+    "blobs" and "manifests", that it answers for in any repository. With one it does as zot with its dedupe: a blob that
+    is asked for is in the repository from then on, and a manifest whose blobs are not is MANIFEST_INVALID. ``stop`` and
     ``start`` keep port and contents.
     """
 
@@ -122,7 +124,9 @@ class FakeRegistry:
         tokens: TokenService | None = None,
         page_size: int | None = None,
         tls: ssl.SSLContext | None = None,
+        mixes: Collection[str] = (),
     ) -> None:
+        self.mixes = mixes
         self.requests: list[Recorded] = []
         self.faults: list[Fault] = []
         self.repositories: dict[str, _Contents] = {}
@@ -193,6 +197,19 @@ class FakeRegistry:
         self.of(repository).manifests[digest] = (media_type, body)
         self.of(repository).tags.update(dict.fromkeys(tags, digest))
         return digest
+
+    def _find_anywhere(self, kind: str, name: str, digest: Digest) -> None:
+        """Take a content into a repository from any other, where this registry is one of those that do."""
+        for contents in list(self.repositories.values()) if kind in self.mixes else ():
+            if kind == "blobs" and digest in contents.blobs:
+                self.of(name).blobs[digest] = contents.blobs[digest]
+            if kind == "manifests" and digest in contents.manifests:
+                self.of(name).manifests[digest] = contents.manifests[digest]
+
+    def _lacks_blobs(self, name: str, body: bytes) -> bool:
+        document = json.loads(body)
+        descriptors = [document[key] for key in ("config",) if key in document] + (document.get("layers") or [])
+        return any(parse_digest(each["digest"]) not in self.of(name).blobs for each in descriptors)
 
     def inject(self, fault: Fault) -> Fault:
         """Add a fault; the newest is looked at first."""
@@ -312,8 +329,12 @@ class FakeRegistry:
     # ------------------------------------------------------------ contents
 
     def _manifest(self, request: web.Request, name: str, slot: str, body: bytes) -> _Answer:
+        if ":" in slot and request.method != "PUT":
+            self._find_anywhere("manifests", name, parse_digest(slot))
         contents = self.repositories.get(name, _Contents())
         if request.method == "PUT":
+            if self.mixes and self._lacks_blobs(name, body):
+                return _error(400, "MANIFEST_INVALID")
             tags = () if ":" in slot else (slot,)
             digest = self.add_manifest(name, body, *tags, media_type=request.headers["Content-Type"])
             return _Answer(201, b"", {"Docker-Content-Digest": str(digest), "Location": request.path})
@@ -331,7 +352,9 @@ class FakeRegistry:
         return _Answer(200, content, {"Content-Type": media_type, "Docker-Content-Digest": str(wanted)})
 
     def _blob(self, request: web.Request, name: str, slot: str, *, ignore_range: bool) -> _Answer:
-        blobs, digest = self.repositories.get(name, _Contents()).blobs, parse_digest(slot)
+        digest = parse_digest(slot)
+        self._find_anywhere("blobs", name, digest)
+        blobs = self.repositories.get(name, _Contents()).blobs
         if digest not in blobs:
             return _error(404, "BLOB_UNKNOWN")
         if request.method == "DELETE":
@@ -351,6 +374,8 @@ class FakeRegistry:
     def _upload(self, request: web.Request, name: str, session_id: str, body: bytes) -> _Answer:
         if request.method == "POST":
             mount, source = request.query.get("mount"), request.query.get("from", "")
+            if mount:
+                self._find_anywhere("blobs", source, parse_digest(mount))
             if mount and source in self.repositories and parse_digest(mount) in self.of(source).blobs:
                 self.add_blob(name, self.of(source).blobs[parse_digest(mount)])
                 return _Answer(201, b"", {"Location": f"/v2/{name}/blobs/{mount}"})

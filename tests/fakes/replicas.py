@@ -36,7 +36,14 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
-from tests.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader
+from tests.fakes.memory import (
+    CountingObserver,
+    MemoryCache,
+    MemoryMemberships,
+    MemoryReader,
+    ToldSeparation,
+    holdings_of,
+)
 
 REPOSITORY = Repository("team/app")
 ROUTED = RoutedRepository("main", REPOSITORY)
@@ -168,6 +175,7 @@ class MemoryReplicaSet:
     storage: StorageKind = StorageKind.INDEPENDENT
     read_only: bool = False
     upstream: str = "main"
+    separation: ToldSeparation = field(default_factory=ToldSeparation)
     down: set[str] = field(default_factory=set)
 
     def is_writable(self, replica: str) -> bool:
@@ -333,17 +341,22 @@ async def pushing(
         manifests = ManifestReplication(
             replica_sets=sets, store=store, journal=journal, cache=cache, memberships=memberships, uploads=uploads
         )
+        reader = replicas.replicas[0]
+        holdings = holdings_of(reader, memberships, cache, replicas.separation)
         push = Push(
             spool=spool,
             cache=cache,
             memberships=memberships,
+            holdings=holdings,
             sessions=SignedSessions(store),
             blobs=uploads,
             manifests=manifests,
         )
         readers = {replicas.upstream: _Replicas(replicas, journal)}
         deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal)
-        yield Pushing(push, Manage(memberships=memberships, deletions=deletions), journal, store, changes)
+        yield Pushing(
+            push, Manage(memberships=memberships, holdings=holdings, deletions=deletions), journal, store, changes
+        )
 
 
 class _Replicas(MemoryReader):

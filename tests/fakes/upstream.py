@@ -11,7 +11,7 @@ from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
-from tests.fakes.memory import CountingObserver
+from tests.fakes.memory import CountingObserver, MemoryMemberships
 
 REPOSITORY = Repository("team/app")
 PATIENT = Timeouts(connect=5, first_byte=10, stall=10, probe=10, commit=10)
@@ -75,12 +75,16 @@ async def open_replicas(
     storage: StorageKind = StorageKind.INDEPENDENT,
     timeouts: Timeouts = PATIENT,
     observer: CountingObserver | None = None,
+    remembered: MemoryMemberships | None = None,
+    read_only: bool = True,
     **address: Any,
 ) -> AsyncIterator[UpstreamReplicas]:
-    """Start the replicas ``a``, ``b``, ... of upstream ``main`` at these URLs."""
+    """Start the replicas ``a``, ``b``, ... of upstream ``main`` at these URLs; read-only, nothing is pushed to them."""
     addresses = [ReplicaAddress("main", "abcdefgh"[i], url, **address) for i, url in enumerate(urls)]
-    config = UpstreamConfig("main", addresses, storage=storage, timeouts=timeouts)
-    replicas = UpstreamReplicas(config, marks or ToldMarks(), observer or CountingObserver())
+    config = UpstreamConfig("main", addresses, storage=storage, timeouts=timeouts, read_only=read_only)
+    replicas = UpstreamReplicas(
+        config, marks or ToldMarks(), observer or CountingObserver(), remembered or MemoryMemberships()
+    )
     await replicas.start()
     try:
         yield replicas

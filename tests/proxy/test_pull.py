@@ -16,14 +16,22 @@ from registry_proxy.ports import (
     StoreUnavailableError,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.holdings import MEMBERSHIP_FRESH_SECONDS
 from registry_proxy.proxy.passthrough import HOLD_BACK_BYTES, PassThrough
-from registry_proxy.proxy.pull import FAR_RANGE_BYTES, MEMBERSHIP_FRESH_SECONDS, BlobAnswer, Pull
+from registry_proxy.proxy.pull import FAR_RANGE_BYTES, BlobAnswer, Pull
 from registry_proxy.proxy.tags import TagRules
 from registry_proxy.spec.byterange import ByteRange
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
-from tests.fakes.memory import CountingObserver, MemoryCache, MemoryFile, MemoryMemberships, MemoryReader
+from tests.fakes.memory import (
+    CountingObserver,
+    MemoryCache,
+    MemoryFile,
+    MemoryMemberships,
+    MemoryReader,
+    holdings_of,
+)
 from tests.waiting import until
 
 A = RoutedRepository("main", Repository("a"))
@@ -57,6 +65,7 @@ class Bench:
             impatient_readers={"main": self.impatient},
             cache=self.cache,
             memberships=self.memberships,
+            holdings=holdings_of(self.reader, self.memberships, self.cache),
             observer=self.observer,
             tag_rules=self.rules,
             tag_revision=None if self.revision is None else self.tell_revision,

@@ -13,7 +13,7 @@ from registry_proxy.spec.descriptor import OCI_INDEX, Descriptor, Manifest
 from registry_proxy.spec.platform import Platform
 from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
 from tests.fakes.images import Parts, image
-from tests.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader
+from tests.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
 from tests.waiting import until
 
 APP = RoutedRepository("main", Repository("team/app"))
@@ -32,6 +32,7 @@ class Bench:
             impatient_readers={"main": self.reader},
             cache=self.cache,
             memberships=self.memberships,
+            holdings=holdings_of(self.reader, self.memberships, self.cache),
             observer=self.observer,
             tag_rules={"main": TagRules(10)},
         )

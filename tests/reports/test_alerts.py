@@ -47,6 +47,7 @@ FIRST_EVENTS: Mapping[str, Callable[[PrometheusObserver], object]] = {
     "RepairFails": lambda node: node.repaired("main", "b", "failed"),
     "CacheDiskTrouble": lambda node: node.cache_error("rot"),
     "WrongContent": lambda node: node.wrong_content("main", "b"),
+    "RepositoriesMixed": lambda node: node.repositories_mixed("main", "b", True),  # noqa: FBT003 - a gauge's value
     "ServerErrors": lambda node: fail_requests(node, 100),
     "PolicyOutdated": lambda node: node.policy_current(time.time() - 11),
     "PasswordsTried": lambda node: node.login("limited"),

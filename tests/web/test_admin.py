@@ -617,6 +617,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "latency_seconds": 0.0015,
                         "pending": 0,
                         "refused": 0,
+                        "keeps_apart": True,
                         "repair": IDLE,
                     },
                     {
@@ -627,6 +628,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "latency_seconds": 0.0015,
                         "pending": 0,
                         "refused": 0,
+                        "keeps_apart": True,
                         "repair": IDLE,
                     },
                 ],
