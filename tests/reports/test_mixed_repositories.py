@@ -96,7 +96,7 @@ class Eve:
         for body, media_type in bodies:
             refused = self.put(body, media_type)
             assert (refused.status_code, refused.json()["errors"][0]["code"]) == (400, "MANIFEST_BLOB_UNKNOWN")
-            assert refused.json()["errors"][0]["detail"] == [{"digest": digest}]
+            assert digest in str(refused.json()["errors"][0]["detail"])
         self.read_manifest(digest)
 
     def name_without_holding(self, digest: str) -> None:
