@@ -52,7 +52,7 @@ class Setting:
 async def assemble(directory: Path, first: Server, second: Server) -> AsyncIterator[Setting]:
     """Start the package as a worker does."""
     async with AsyncExitStack() as stack:
-        replicas = await stack.enter_async_context(open_replicas([first.url, second.url]))
+        replicas = await stack.enter_async_context(open_replicas([first.url, second.url], read_only=False))
         prepare_cache(directory / "cache")
         cache = DiskCache(directory / "cache", 1 << 30, 1 << 20, CountingObserver())
         stack.push_async_callback(cache.close)
