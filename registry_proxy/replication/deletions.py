@@ -21,7 +21,8 @@ from registry_proxy.ports import (
     Table,
 )
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
-from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, change_of, parse_key
+from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, change_of, parse_key
+from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import (
     configured_names,
     manifest_record_key,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from registry_proxy.ports import Change, ConflictError, Record, Store, Table
-from registry_proxy.replication.journal import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
+from registry_proxy.replication.intents import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
 from registry_proxy.spec.reference import Digest
 
 _log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
-from registry_proxy.replication.journal import IntentKey, IntentKind, Journal
+from registry_proxy.replication.intents import IntentKey, IntentKind
+from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import tag_record_key
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.errors import RegistryError

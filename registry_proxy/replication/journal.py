@@ -10,12 +10,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from types import MappingProxyType
-from typing import Any, Self
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from registry_proxy.ports import (
     Change,
@@ -29,188 +25,14 @@ from registry_proxy.ports import (
     StoreUnavailableError,
     Table,
 )
-from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
+from registry_proxy.replication.intents import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
+from registry_proxy.replication.marks import JournalMarks
+from registry_proxy.spec.reference import Digest
 
 WRITING_SECONDS = 60.0
 """How long a write may be under way before its intent counts as abandoned."""
 
-NO_REFUSALS: Mapping[str, str] = MappingProxyType({})
-
 _log = logging.getLogger(__name__)
-
-
-class IntentKind(StrEnum):
-    """What an intent is about; the middle part of its key."""
-
-    MANIFEST = "manifest"
-    TAG = "tag"
-    BLOB = "blob"
-
-
-@dataclass(frozen=True, slots=True)
-class IntentKey:
-    """What a write is about: the newest intent of a key is the truth."""
-
-    routed: RoutedRepository
-    kind: IntentKind
-    name: str
-    """A digest or a tag, as text."""
-
-    def __str__(self) -> str:
-        return f"{self.routed}|{self.kind}|{self.name}"
-
-
-def parse_key(text: str) -> IntentKey:
-    """Return the key that a record of the table INTENTS is stored under."""
-    routed, kind, name = text.split("|")
-    upstream, _, repository = routed.partition("/")
-    return IntentKey(RoutedRepository(upstream, Repository(repository)), IntentKind(kind), name)
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """What a key shall be everywhere: ``digest``, or None for deleted.
-
-    ``missing`` are the replicas that did not confirm it; ``behind`` those of them that were behind before it began;
-    ``writing_until`` is when the write under way counts as abandoned, in seconds since the epoch, 0 once concluded.
-    ``refused`` are the replicas that cannot have it, and why: they are as good as any other for every other key.
-    ``is_lost`` when no replica has it any more. ``is_dismissed`` when a person has taken note of either.
-    """
-
-    digest: Digest | None
-    media_type: str
-    missing: tuple[str, ...]
-    behind: tuple[str, ...] = ()
-    writing_until: float = 0
-    refused: Mapping[str, str] = field(default_factory=dict)
-    is_lost: bool = False
-    is_dismissed: bool = False
-
-    @property
-    def is_settled(self) -> bool:
-        """Tell whether there is nothing to remember of it."""
-        return not (self.missing or self.refused or self.is_lost)
-
-    def replicas_behind(self, now: float) -> tuple[str, ...]:
-        """Return the replicas that it counts against."""
-        return self.behind if now < self.writing_until else self.missing
-
-    def to_value(self) -> Mapping[str, Any]:
-        """Return what is stored."""
-        return {
-            "digest": None if self.digest is None else str(self.digest),
-            "media_type": self.media_type,
-            "missing": list(self.missing),
-            "behind": list(self.behind),
-            "writing_until": self.writing_until,
-            "refused": dict(self.refused),
-            "lost": self.is_lost,
-            "dismissed": self.is_dismissed,
-        }
-
-    @classmethod
-    def from_value(cls, value: Mapping[str, Any]) -> Self:
-        """Return the intent that a record holds."""
-        digest = value["digest"]
-        return cls(
-            None if digest is None else parse_digest(digest),
-            value["media_type"],
-            tuple(value["missing"]),
-            tuple(value["behind"]),
-            value["writing_until"],
-            value.get("refused", {}),
-            value.get("lost", False),
-            value.get("dismissed", False),
-        )
-
-
-class JournalMarks:
-    """The open intents as a snapshot, indexed for the questions of ``ports.Marks``."""
-
-    def __init__(
-        self, intents: Iterable[tuple[IntentKey, Intent]], now: float, newcomers: Iterable[tuple[str, str]] = ()
-    ) -> None:
-        self._newcomers = frozenset(newcomers)
-        self._tags: set[tuple[str, RoutedRepository, str]] = set()
-        self._tombstones: set[tuple[str, RoutedRepository, str]] = set()
-        self._repositories: set[tuple[str, RoutedRepository]] = set()
-        self._pending: dict[tuple[str, str], int] = dict.fromkeys(self._newcomers, 1)
-        self._refusing: set[tuple[str, RoutedRepository, str]] = set()
-        self._refused: Counter[tuple[str, str]] = Counter()
-        self._lost: dict[IntentKey, bool] = {}
-        self._missed_contents: set[str] = set()
-        self.valid_until = float("inf")
-        for key, intent in intents:
-            if now < intent.writing_until:
-                self.valid_until = min(self.valid_until, intent.writing_until)
-            if key.kind is not IntentKind.TAG and intent.digest is not None and (intent.missing or intent.is_lost):
-                self._missed_contents.add(key.name)
-            if intent.is_lost:
-                self._lost[key] = intent.is_dismissed
-            for replica in intent.replicas_behind(now):
-                self._add(replica, key, intent)
-            for replica in intent.refused:
-                self._add_refusal(replica, key, intent)
-
-    def _add(self, replica: str, key: IntentKey, intent: Intent) -> None:
-        upstream = key.routed.upstream
-        self._repositories.add((replica, key.routed))
-        self._pending[upstream, replica] = self._pending.get((upstream, replica), 0) + 1
-        if key.kind is IntentKind.TAG:
-            self._tags.add((replica, key.routed, key.name))
-        elif intent.digest is None:
-            self._tombstones.add((replica, key.routed, key.name))
-
-    def _add_refusal(self, replica: str, key: IntentKey, intent: Intent) -> None:
-        self._refusing.add((replica, key.routed, key.name))
-        if key.kind is IntentKind.TAG:
-            self._tags.add((replica, key.routed, key.name))
-        if not intent.is_dismissed:
-            self._refused[key.routed.upstream, replica] += 1
-
-    def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:
-        return (replica, routed, tag) in self._tags or self.is_newcomer(routed.upstream, replica)
-
-    def misses_any(self, replica: str, routed: RoutedRepository) -> bool:
-        """Tell whether it misses anything in the repository."""
-        return (replica, routed) in self._repositories or self.is_newcomer(routed.upstream, replica)
-
-    def is_newcomer(self, upstream: str, replica: str) -> bool:
-        """Tell whether the replica was not compared with the others yet: it may miss anything."""
-        return bool(self._newcomers) and (upstream, replica) in self._newcomers
-
-    def has_tag_intent(self, replica: str, routed: RoutedRepository, tag: str) -> bool:
-        """Tell whether it is on record that it misses a move or the end of this tag."""
-        return (replica, routed, tag) in self._tags
-
-    def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:
-        """Tell whether it still holds what was deleted."""
-        return bool(self._tombstones) and (replica, routed, str(digest)) in self._tombstones
-
-    def pending(self, replica: str, upstream: str) -> int:
-        """Return in how many keys it is behind."""
-        return self._pending.get((upstream, replica), 0)
-
-    def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:
-        """Tell whether it cannot have this, and so is not asked for it, and its 404 proves nothing."""
-        return bool(self._refusing) and (replica, routed, str(tag_or_digest)) in self._refusing
-
-    def refused(self, replica: str, upstream: str) -> int:
-        """Return how many keys it cannot have, less those that were dismissed."""
-        return self._refused[upstream, replica]
-
-    def lost(self, upstream: str) -> int:
-        """Return how many keys no replica of an upstream has any more, less those that were dismissed."""
-        return sum(key.routed.upstream == upstream and not is_dismissed for key, is_dismissed in self._lost.items())
-
-    @property
-    def lost_keys(self) -> Mapping[IntentKey, bool]:
-        """The keys that no replica has any more, and whether each was dismissed."""
-        return self._lost
-
-    def is_missed(self, digest: Digest) -> bool:
-        """Tell whether some replica lacks this content, in any repository: then our copy of it must stay."""
-        return str(digest) in self._missed_contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,10 +189,9 @@ class Journal:
             return False
         if replica in intent.missing:
             return True
-        value = replace(intent, missing=(*intent.missing, replica), is_lost=False).to_value()
+        missed = replace(intent, missing=(*intent.missing, replica), is_lost=False)
         try:
-            expect = 0 if record is None else record.revision
-            await self._store.commit([Change(Table.INTENTS, str(key), value, expect=expect)])
+            await self._store.commit([change_of(key, missed, expect=0 if record is None else record.revision)])
         except ConflictError:
             return False
         return True
@@ -494,8 +315,7 @@ class Journal:
         before = await self._store.get(Table.INTENTS, str(key))
         if before is None and not missing:
             return False
-        value = Intent(digest, "", tuple(missing)).to_value() if missing else None
-        await self._store.commit([Change(Table.INTENTS, str(key), value)])
+        await self._store.commit([change_of(key, Intent(digest, "", tuple(missing)))])
         return True
 
     async def confirm(self, key: IntentKey, digest: Digest | None, replica: str) -> bool:
@@ -535,8 +355,3 @@ def _without(key: IntentKey, intent: Intent, confirmed: Collection[str], *, expe
     behind = tuple(name for name in intent.behind if name not in confirmed)
     refused = {name: why for name, why in intent.refused.items() if name not in confirmed}
     return change_of(key, replace(intent, missing=missing, behind=behind, refused=refused), expect=expect)
-
-
-def change_of(key: IntentKey, intent: Intent, *, expect: int) -> Change:
-    """Return the change that stores an intent, or removes one of which there is nothing to remember."""
-    return Change(Table.INTENTS, str(key), None if intent.is_settled else intent.to_value(), expect=expect)

@@ -9,7 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from registry_proxy.ports import Observer, ReplicaSet, Spool, StoreUnavailableError
-from registry_proxy.replication.journal import IntentKey, Journal
+from registry_proxy.replication.intents import IntentKey
+from registry_proxy.replication.journal import Journal
 from registry_proxy.spec.reference import Digest, parse_digest
 
 _PAUSE_SECONDS = 60.0

@@ -26,7 +26,8 @@ from registry_proxy.replication.fanout import (
     lanes_of,
     require_quorum,
 )
-from registry_proxy.replication.journal import IntentKey, IntentKind, Journal, OpenWrite
+from registry_proxy.replication.intents import IntentKey, IntentKind
+from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.refusals import final_refusal, may_be_final
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.spec.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest

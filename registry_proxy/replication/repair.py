@@ -28,7 +28,8 @@ from registry_proxy.ports import (
 from registry_proxy.replication.copies import Copies, has
 from registry_proxy.replication.deletions import forget_deleted
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, Journal, parse_key
+from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, parse_key
+from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.kept import KeptCopies
 from registry_proxy.replication.manifests import manifest_record_key, tag_lease, tag_record_key, write_lease
 from registry_proxy.replication.refusals import FinalRefusalError

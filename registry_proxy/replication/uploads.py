@@ -34,7 +34,8 @@ from registry_proxy.replication.fanout import (
     require_quorum,
     settle,
 )
-from registry_proxy.replication.journal import IntentKey, IntentKind, Journal
+from registry_proxy.replication.intents import IntentKey, IntentKind
+from registry_proxy.replication.journal import Journal
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import RegistryError, unavailable
 from registry_proxy.spec.reference import Digest, Repository

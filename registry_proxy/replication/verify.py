@@ -25,8 +25,10 @@ from registry_proxy.ports import (
 )
 from registry_proxy.replication.copies import ask, has, is_nowhere, links_of
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.replication.journal import IntentKey, IntentKind, Journal, JournalMarks
+from registry_proxy.replication.intents import IntentKey, IntentKind
+from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import recorded_repositories, tag_record_key, write_lease
+from registry_proxy.replication.marks import JournalMarks
 from registry_proxy.spec.descriptor import Descriptor, Manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest

@@ -8,7 +8,7 @@ import pytest
 
 from registry_proxy.ports import ContentKind, StorageKind, Table, UpstreamUnavailableError
 from registry_proxy.replication.deletions import DeletionsElsewhere
-from registry_proxy.replication.journal import IntentKey, IntentKind
+from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.manifests import tag_revision
 from registry_proxy.spec.descriptor import Descriptor
 from registry_proxy.spec.errors import ErrorCode, RegistryError

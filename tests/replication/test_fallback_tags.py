@@ -8,7 +8,8 @@ import pytest_asyncio
 
 from registry_proxy.ports import Change, Table, UpstreamUnavailableError
 from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
-from registry_proxy.replication.journal import IntentKey, IntentKind, Journal
+from registry_proxy.replication.intents import IntentKey, IntentKind
+from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Tag

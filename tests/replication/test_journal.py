@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.ports import Change, RoutedRepository, Store, StoreUnavailableError, Table
-from registry_proxy.replication.journal import WRITING_SECONDS, IntentKey, IntentKind, Journal
+from registry_proxy.replication.intents import IntentKey, IntentKind
+from registry_proxy.replication.journal import WRITING_SECONDS, Journal
 from registry_proxy.spec.reference import Repository, Tag, digest_of
 from registry_proxy.store.open import open_store
 from tests.fakes.memory import CountingObserver

@@ -9,7 +9,8 @@ import pytest_asyncio
 
 from registry_proxy.ports import Change, StoreUnavailableError, Table, UpstreamUnavailableError
 from registry_proxy.replication.copies import Copies, Pace
-from registry_proxy.replication.journal import WRITING_SECONDS, IntentKey, IntentKind, parse_key
+from registry_proxy.replication.intents import IntentKey, IntentKind, parse_key
+from registry_proxy.replication.journal import WRITING_SECONDS
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.descriptor import Manifest

@@ -3,7 +3,7 @@
 import pytest
 
 from registry_proxy.ports import Change, StorageKind, Table
-from registry_proxy.replication.journal import IntentKind
+from registry_proxy.replication.intents import IntentKind
 from registry_proxy.replication.verify import Comparison, Verifier
 from registry_proxy.spec.reference import Tag
 from tests.fakes.images import Parts, image, index

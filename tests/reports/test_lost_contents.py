@@ -15,7 +15,7 @@ import yaml
 
 from registry_proxy.ports import ContentKind, UpstreamUnavailableError
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.replication.journal import IntentKey, IntentKind
+from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.spec.descriptor import OCI_INDEX
 from registry_proxy.spec.reference import Digest, Tag, digest_of
 from tests.conftest import StartProxy, StartRegistry

@@ -22,7 +22,7 @@ from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
-from registry_proxy.replication.journal import Intent, IntentKey, IntentKind, change_of
+from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, change_of
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.replication.verify import Difference
 from registry_proxy.spec.descriptor import Descriptor

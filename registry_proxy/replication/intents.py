@@ -1,0 +1,102 @@
+"""The entries of the journal: what a key (a manifest, tag or blob of a repository) shall be, and who misses it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Self
+
+from registry_proxy.ports import Change, RoutedRepository, Table
+from registry_proxy.spec.reference import Digest, Repository, parse_digest
+
+NO_REFUSALS: Mapping[str, str] = MappingProxyType({})
+
+
+class IntentKind(StrEnum):
+    """The kind of object that an intent is about; the middle part of its key."""
+
+    MANIFEST = "manifest"
+    TAG = "tag"
+    BLOB = "blob"
+
+
+@dataclass(frozen=True, slots=True)
+class IntentKey:
+    """What a write is about: the newest intent of a key is the truth."""
+
+    routed: RoutedRepository
+    kind: IntentKind
+    name: str
+    """A digest or a tag, as text."""
+
+    def __str__(self) -> str:
+        return f"{self.routed}|{self.kind}|{self.name}"
+
+
+def parse_key(text: str) -> IntentKey:
+    """Return the key that a record of the table INTENTS is stored under."""
+    routed, kind, name = text.split("|")
+    upstream, _, repository = routed.partition("/")
+    return IntentKey(RoutedRepository(upstream, Repository(repository)), IntentKind(kind), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a key shall be everywhere: ``digest``, or None for deleted.
+
+    ``missing`` are the replicas that did not confirm it; ``behind`` those of them that were behind before it began;
+    ``writing_until`` is when the write under way counts as abandoned, in seconds since the epoch, 0 once concluded.
+    ``refused`` are the replicas that cannot have it, and why: they are as good as any other for every other key.
+    ``is_lost`` when no replica has it any more. ``is_dismissed`` when a person has taken note of either.
+    """
+
+    digest: Digest | None
+    media_type: str
+    missing: tuple[str, ...]
+    behind: tuple[str, ...] = ()
+    writing_until: float = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
+    is_lost: bool = False
+    is_dismissed: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether there is nothing to remember of it."""
+        return not (self.missing or self.refused or self.is_lost)
+
+    def replicas_behind(self, now: float) -> tuple[str, ...]:
+        """Return the replicas that it counts against."""
+        return self.behind if now < self.writing_until else self.missing
+
+    def to_value(self) -> Mapping[str, Any]:
+        """Return what is stored."""
+        return {
+            "digest": None if self.digest is None else str(self.digest),
+            "media_type": self.media_type,
+            "missing": list(self.missing),
+            "behind": list(self.behind),
+            "writing_until": self.writing_until,
+            "refused": dict(self.refused),
+            "lost": self.is_lost,
+            "dismissed": self.is_dismissed,
+        }
+
+    @classmethod
+    def from_value(cls, value: Mapping[str, Any]) -> Self:
+        """Return the intent that a record holds."""
+        digest = value["digest"]
+        return cls(
+            None if digest is None else parse_digest(digest),
+            value["media_type"],
+            tuple(value["missing"]),
+            tuple(value["behind"]),
+            value["writing_until"],
+            value.get("refused", {}),
+            value.get("lost", False),
+            value.get("dismissed", False),
+        )
+
+
+def change_of(key: IntentKey, intent: Intent, *, expect: int | None = None) -> Change:
+    """Return the change that stores an intent, or removes one of which there is nothing to remember."""
+    return Change(Table.INTENTS, str(key), None if intent.is_settled else intent.to_value(), expect=expect)
