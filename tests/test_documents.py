@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema_rs
@@ -89,6 +90,13 @@ def test_links_lead_somewhere(document: Path) -> None:
     """Every link inside the repository is to a file that exists."""
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_line_is_said_twice_in_a_row(document: Path) -> None:
+    """No document has the same line twice in a row, as merges leave it."""
+    lines = document.read_text().splitlines()
+    assert [line for line, following in pairwise(lines) if line and line == following] == []
 
 
 def test_every_make_target_that_is_named_exists() -> None:
