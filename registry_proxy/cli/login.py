@@ -41,7 +41,8 @@ def login(
         print_note(f"Logged in at {url} as {user}; kept in {path}.")
         if not is_admin:
             print_note(
-                f"{user} is not an admin: `token`, and `grant` and `explain` in namespaces owned, is all there is."
+                f"{user} is not an admin. These commands work: `whoami`, `password`, `token`, `import`, and, in "
+                "namespaces that the user owns, `grant` and `explain`."
             )
 
 
