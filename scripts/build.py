@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,8 @@ class Workshop:
 def build_missing(programs: Path, missing: list[Program]) -> None:
     """Build programs one after the other, and note for each what it was built from, or why it was not."""
     deadline = time.monotonic() + BUILD_SECONDS
+    for left_over in programs.glob("work-*"):  # of a build that was killed: some GB
+        shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(dir=programs, prefix="work-") as work:
         for program in missing:
             began, began_cpu = time.monotonic(), cpu_seconds()

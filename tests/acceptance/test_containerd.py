@@ -50,7 +50,9 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root / "socket"
 
 
-@pytest.mark.parametrize("flags", [(), ("--local",), ("--local", "--skip-verify")], ids="".join)
+@pytest.mark.parametrize(
+    "flags", [(), ("--local",), ("--local", "--skip-verify")], ids=["plain", "local", "skip-verify"]
+)
 def test_ctr_pulls_and_pushes(flags: tuple[str, ...], containerd: Path, product: Proxy) -> None:
     """An image is pulled and unpacked, and pushed to another repository, by containerd or, ``--local``, by ctr."""
     user, image = User(product, "ann", "password of a user"), make_image(tar_of(random_bytes(200_000)))

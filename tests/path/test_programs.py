@@ -25,6 +25,7 @@ def test_a_program_that_cannot_be_built_fails_nothing_and_leaves_its_reason(
 ) -> None:
     """The build goes on, and the last line of the one that failed lies beside the programs."""
     go = tmp_path / "go"
+    (tmp_path / "work-of-a-killed-build").mkdir()
     go.write_text("#!/bin/sh\necho some words\necho example.test/crane: not served\nexit 1\n")
     go.chmod(0o755)
     assert built(monkeypatch, tmp_path, str(go)) == 0
