@@ -249,6 +249,7 @@ class HttpReplicaClient:
                 offset=begin,
                 size_bytes=size_bytes,
                 stall_seconds=self._transport.timeouts.stall,
+                is_elsewhere=not self._transport.is_here(response),
                 failed=lambda outcome, started_at: self._transport.count("GET", outcome, started_at),
             )
 

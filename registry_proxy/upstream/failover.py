@@ -380,7 +380,7 @@ class FailoverReader:
             self._replicas.report_lie(name, question.key)
         elif isinstance(error, UpstreamLimitError):
             self._replicas.doubts.limited(name, question.routed, error)
-        elif isinstance(error, ReplicaFailedError) and error.outcome in _DOUBTFUL_OUTCOMES:
+        elif isinstance(error, ReplicaFailedError) and (error.is_elsewhere or error.outcome in _DOUBTFUL_OUTCOMES):
             self._replicas.doubts.cut(name, question.key)
         self._replicas.report_failure(name, error)
 

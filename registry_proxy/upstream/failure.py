@@ -27,11 +27,13 @@ class ReplicaFailedError(UpstreamUnavailableError):
     Args:
         reason: for the log and the detail of a 503, with the replica's name, without secrets.
         outcome: the label of registry_proxy_upstream_requests_total: connect, timeout, stall, cut, mismatch, 4xx, 5xx.
+        is_elsewhere: the replica answered; the storage or the token endpoint to which it sends us failed.
     """
 
-    def __init__(self, reason: str, outcome: str) -> None:
+    def __init__(self, reason: str, outcome: str, *, is_elsewhere: bool = False) -> None:
         super().__init__(reason)
         self.outcome = outcome
+        self.is_elsewhere = is_elsewhere
 
 
 class WrongBytesError(ReplicaFailedError):
@@ -76,18 +78,28 @@ class AccessRefusedError(RegistryError):
 
 
 @contextmanager
-def translated(replica: str, *, in_body: bool = False) -> Iterator[None]:
+def translated(replica: str, *, in_body: bool = False, is_elsewhere: bool = False) -> Iterator[None]:
     """Turn what aiohttp raises into ReplicaFailedError; ``in_body`` once the headers have arrived."""
     try:
         yield
-    except aiohttp.ConnectionTimeoutError as error:
-        raise ReplicaFailedError(f"{replica}: no connection in time", "timeout") from error
-    except TimeoutError as error:
-        reason = "no more bytes came in time" if in_body else "no answer in time"
-        raise ReplicaFailedError(f"{replica}: {reason}", "stall" if in_body else "timeout") from error
-    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-        reason = "the connection was cut" if in_body else f"no connection ({_why(error)})"
-        raise ReplicaFailedError(f"{replica}: {reason}", "cut" if in_body else "connect") from error
+    except (aiohttp.ClientError, OSError, UnicodeError, asyncio.IncompleteReadError) as error:
+        reason, outcome = _judge(error, in_body=in_body)
+        raise ReplicaFailedError(f"{replica}: {reason}", outcome, is_elsewhere=is_elsewhere) from error
+
+
+def _judge(error: Exception, *, in_body: bool) -> tuple[str, str]:
+    """Return why a request failed, and its outcome: "connect" only where no connection was made."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return "no connection in time", "timeout"
+        case TimeoutError():
+            return ("no more bytes came in time", "stall") if in_body else ("no answer in time", "timeout")
+        case aiohttp.ClientConnectorError() | aiohttp.InvalidURL() | UnicodeError():  # the last: no name of a host
+            return f"no connection ({_why(error)})", "connect"
+        case aiohttp.ClientResponseError():
+            return "what it answers is no HTTP", "cut"
+        case _:
+            return "the connection was cut", "cut"
 
 
 def _why(error: Exception) -> str:

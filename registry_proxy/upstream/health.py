@@ -75,6 +75,8 @@ class ReplicaHealth:
 
     def _replica_failed(self, error: ReplicaFailedError) -> bool:
         """One object that it fails with, or sits on, is no reason to take everything else from everybody."""
+        if error.is_elsewhere:
+            return True
         is_silent = error.outcome in _SILENCES and self._clock() >= self._answered_at + ANSWERS_SECONDS
         if error.outcome == "connect" or is_silent:
             return self._become(ReplicaState.DOWN, str(error))

@@ -207,7 +207,7 @@ class Login:
     async def _fetch(self, request: _TokenRequest) -> _Token:
         name = f"{self._address.name} (token endpoint)"
         started_at = time.monotonic()
-        with translated(name):
+        with translated(name, is_elsewhere=True):
             async with asyncio.timeout(self._timeouts.connect + self._timeouts.first_byte):
                 status, headers, body = await self._ask(request)
         if status in {400, 401, 403}:
@@ -247,7 +247,7 @@ class Login:
             answer = json.loads(body)
             token = answer.get("token") or answer["access_token"]
             lifetime = float(answer.get("expires_in") or _DEFAULT_LIFETIME_SECONDS)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ReplicaFailedError(f"{self._address.name}: its token endpoint gives no token", "5xx") from error
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise ReplicaFailedError(f"{self._address.name}: its token endpoint gives no token", "5xx")

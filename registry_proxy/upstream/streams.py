@@ -18,6 +18,7 @@ class BlobStream:
         offset: where its first byte lies in the blob.
         size_bytes: of the whole blob, None when not said.
         stall_seconds: the longest wait for more bytes.
+        is_elsewhere: the answer is that of a storage to which the replica redirected.
         failed: is told the outcome (cut, stall) and when the body began, on the monotonic clock.
     """
 
@@ -29,6 +30,7 @@ class BlobStream:
         offset: int,
         size_bytes: int | None,
         stall_seconds: float,
+        is_elsewhere: bool,
         failed: Callable[[str, float], None],
     ) -> None:
         self._response = response
@@ -36,6 +38,7 @@ class BlobStream:
         self._offset = offset
         self._size_bytes = size_bytes
         self._stall_seconds = stall_seconds
+        self._is_elsewhere = is_elsewhere
         self._failed = failed
         self._started_at = time.monotonic()
 
@@ -50,7 +53,7 @@ class BlobStream:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._response.content
         try:
-            with translated(self._replica, in_body=True):
+            with translated(self._replica, in_body=True, is_elsewhere=self._is_elsewhere):
                 while True:
                     async with Deadline(self._stall_seconds):
                         chunk = await content.readany()

@@ -1,6 +1,7 @@
 """Requests to one replica: login, redirects, deadlines, and what went wrong in our words."""
 
 import ipaddress
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -133,7 +134,7 @@ class Transport:
 
     def path_of(self, target: str) -> str:
         """Return the path, from ``/v2/`` on, of a target."""
-        return urlsplit(target).path.removeprefix(self._base_path)
+        return target.partition("?")[0].removeprefix(self._base_path)
 
     def local_target(self, location: str, base: str) -> str:
         """Return path and query of a Location or Link that the replica gave, byte for byte; its host means nothing.
@@ -141,8 +142,12 @@ class Transport:
         Args:
             location: absolute or relative.
             base: the target of the request it answers.
+
+        Raises:
+            BadUpstreamError: it is no URL.
         """
-        absolute = location if "://" in location.split("?", 1)[0] else urljoin(self._origin + base, location)
+        is_absolute = "://" in location.split("?", 1)[0]
+        absolute = location if is_absolute else self._join(self._origin + base, location)
         path_and_query = absolute.partition("://")[2].partition("/")[2].partition("#")[0]
         target = "/" + path_and_query
         if self._base_path and not target.startswith(self._base_path + "/"):
@@ -186,13 +191,17 @@ class Transport:
         """Return the whole body, None when it is longer than the limit."""
         chunks: list[bytes] = []
         size_bytes = 0
-        with translated(self.name, in_body=True):
+        with translated(self.name, in_body=True, is_elsewhere=not self.is_here(response)):
             while chunk := await self._read(response):
                 size_bytes += len(chunk)
                 if size_bytes > limit_bytes:
                     return None
                 chunks.append(chunk)
         return b"".join(chunks)
+
+    def is_here(self, response: aiohttp.ClientResponse) -> bool:
+        """Tell whether the replica itself answered, and not the storage to which it redirects."""
+        return response.url.origin() == URL(self._origin).origin()
 
     async def read_error(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the body of a refusal; empty when it is none worth having."""
@@ -205,36 +214,32 @@ class Transport:
     async def _send(self, request: Request) -> aiohttp.ClientResponse:
         authorization = await self._login.authorization(request.scopes)
         response = await self._follow(request, authorization)
-        is_here = str(response.url.origin()) == str(URL(self._origin).origin())
-        if response.status == 401 and is_here:
+        if response.status == 401 and self.is_here(response):
             challenges = _challenges_of(response)
             response.close()
             authorization = await self._login.answer(challenges, request.scopes, rejected=authorization)
             if request.body is not None and not isinstance(request.body, bytes):
                 raise ReplicaFailedError(f"{self.name}: it asked for a new token in the middle of an upload", "4xx")
             response = await self._follow(request, authorization)
-            is_here = str(response.url.origin()) == str(URL(self._origin).origin())
-        if response.status == 429 and is_here and request.method == "HEAD":
+        if response.status == 429 and self.is_here(response) and request.method == "HEAD":
             # A HEAD has no words; a registry that counts it apart may even answer the GET.
             response.close()
             response = await self._follow(replace(request, method="GET"), authorization)
-            is_here = str(response.url.origin()) == str(URL(self._origin).origin())
         try:
-            await self._check_status(response, authorization, is_here=is_here)
+            await self._check_status(response, authorization)
         except BaseException:
             response.close()
             raise
         return response
 
-    async def _check_status(
-        self, response: aiohttp.ClientResponse, authorization: str | None, *, is_here: bool
-    ) -> None:
+    async def _check_status(self, response: aiohttp.ClientResponse, authorization: str | None) -> None:
         status = response.status
         if status < 400:
             return
-        if not is_here:
+        if not self.is_here(response):
             # The registry has it; the storage that it points to does not give it: nothing is known.
-            raise ReplicaFailedError(f"{self.name}: the storage it redirects to answers {status}", f"{status // 100}xx")
+            reason = f"{self.name}: the storage it redirects to answers {status}"
+            raise ReplicaFailedError(reason, f"{status // 100}xx", is_elsewhere=True)
         if status in {401, 403}:
             whose = "a request without credentials" if authorization is None else "the configured credentials"
             raise AccessRefusedError(self.name, f"it answers {status} to {whose}", status)
@@ -258,8 +263,7 @@ class Transport:
                     headers["X-Request-ID"] = identifier
             else:
                 headers = {key: value for key, value in headers.items() if key in _CROSS_ORIGIN_HEADERS}
-            server_name = self._address.server_name if is_here else None
-            response = await self._exchange(request, url, headers, server_name)
+            response = await self._exchange(request, url, headers, is_here=is_here)
             if response.status not in REDIRECTS:
                 return response
             location = response.headers.get("Location", "")
@@ -270,7 +274,7 @@ class Transport:
         raise BadUpstreamError(self.name, f"it redirects more than {REDIRECTS_MAX} times")
 
     def _next_hop(self, url: str, location: str) -> str:
-        hop = urljoin(url, location)
+        hop = self._join(url, location)
         parts = urlsplit(hop)
         if not location or parts.scheme not in {"http", "https"} or not parts.hostname:
             raise BadUpstreamError(self.name, "it redirects to what is no http URL")
@@ -280,14 +284,23 @@ class Transport:
             raise BadUpstreamError(self.name, "it redirects to a link-local address")
         return hop
 
+    def _join(self, base: str, location: str) -> str:
+        """Return the URL that a Location or Link means. Raises BadUpstreamError where it is none."""
+        try:
+            joined = urljoin(base, location)
+            URL(joined)
+        except ValueError as error:
+            raise BadUpstreamError(self.name, "it sends us to what is no URL") from error
+        return joined
+
     async def _exchange(
-        self, request: Request, url: str, headers: dict[str, str], server_name: str | None
+        self, request: Request, url: str, headers: dict[str, str], *, is_here: bool
     ) -> aiohttp.ClientResponse:
         pace = self.timeouts
         wait = pace.commit if request.takes_long else pace.first_byte
         paced: _PacedBody | None = None
         try:
-            with translated(self.name):
+            with translated(self.name, is_elsewhere=not is_here):
                 async with Deadline(pace.connect + wait) as deadline:
                     data: bytes | AsyncIterable[bytes] | None = None
                     if isinstance(request.body, bytes) or request.body is None:
@@ -303,7 +316,7 @@ class Transport:
                         data=data,
                         allow_redirects=False,
                         ssl=self._tls,
-                        server_hostname=server_name,
+                        server_hostname=self._address.server_name if is_here else None,
                         timeout=aiohttp.ClientTimeout(total=None, sock_connect=pace.connect),
                         trace_request_ctx=RequestPace(deadline, wait),
                     )
@@ -367,8 +380,12 @@ def _challenges_of(response: aiohttp.ClientResponse) -> list[Challenge]:
 
 
 def _is_link_local(host: str) -> bool:
-    """Tell whether a host is an address such as that of a cloud's metadata service."""
+    """Tell whether a host is an address such as that of a cloud's metadata service, in whatever notation."""
     try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_link_local
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(host))  # 0xa9fea9fe, 169.254.43518
+        except (OSError, UnicodeError):
+            return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_link_local

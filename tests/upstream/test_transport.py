@@ -63,10 +63,14 @@ async def test_a_signed_location_is_asked_for_byte_for_byte() -> None:
 
 @pytest.mark.parametrize(
     "location",
-    ["", "ftp://127.0.0.1/x", "file:///etc/passwd", "http://169.254.169.254/latest", "http://[fe80::1]/x", "http:///x"],
+    [
+        *("", "ftp://127.0.0.1/x", "file:///etc/passwd", "http:///x", "http://host:99999/x", "http://[::1/x"),
+        *("http://169.254.169.254/latest", "http://[fe80::1]/x", "http://0xa9fea9fe/", "http://169.254.43518/"),
+        *("http://0251.0376.0251.0376/", "http://2852039166/", "http://[::ffff:169.254.169.254]/"),
+    ],
 )
 async def test_a_redirect_to_nowhere_good_is_a_502(location: str) -> None:
-    """Other schemes, no host, and link-local addresses are not followed."""
+    """Other schemes, no host, no URL, and link-local addresses in any notation are not followed."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault(status=307, headers={"Location": location}))
         with pytest.raises(BadUpstreamError):
@@ -161,11 +165,14 @@ async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ss
                     await client.probe()
     for error, text in (
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
-        (ssl.SSLError(1, "wrong version number"), "SSLError"),
-        (aiohttp.ServerDisconnectedError(), "ServerDisconnectedError"),
+        (ssl.SSLError(1, "wrong version number"), "ClientConnectorError"),
     ):
+        key = aiohttp.client_reqrep.ConnectionKey(
+            "a", 1, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None
+        )
+        failed = aiohttp.ClientConnectorError(key, error)
         with pytest.raises(ReplicaFailedError, match=re.escape(f"no connection ({text})")), translated("a"):
-            raise error
+            raise failed
 
 
 async def test_a_replica_at_an_address_is_called_by_its_name(certificate: tuple[ssl.SSLContext, Path]) -> None:
