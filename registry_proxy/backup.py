@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry_proxy.durable import sync_directory
+from registry_proxy import durable
 from registry_proxy.ports import Change, ConflictError, Record, Store, Table
 from registry_proxy.store.open import open_store
 from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE
@@ -112,24 +112,9 @@ def write_file(backup: Backup, path: str, *, replaces: bool) -> None:
     if os.path.lexists(path) and not replaces:
         raise BackupError(f"{path} is there already: name another file, or say that this one may go (--replace)")
     try:
-        _write_file(backup, path)
+        durable.write_file(path, _encode(backup))
     except OSError as error:
         raise BackupError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _write_file(backup: Backup, path: str) -> None:
-    temporary = f"{path}.{os.getpid()}.part"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(_encode(backup))
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
 def _encode(backup: Backup) -> bytes:

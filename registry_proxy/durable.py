@@ -5,6 +5,7 @@ import errno
 import filecmp
 import os
 import shutil
+from collections.abc import Callable
 
 
 def sync_directory(path: str) -> None:
@@ -20,24 +21,32 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def write_new_file(path: str, content: bytes) -> None:
-    """Write a file, whole and for its owner alone; do nothing when it is there already.
+def write_file(path: str, content: bytes) -> None:
+    """Write a file, whole and for its owner alone, in the place of one that is there.
 
     Raises:
         OSError: the disk does not take it.
     """
+    _write(path, content, os.replace)
+
+
+def write_new_file(path: str, content: bytes) -> None:
+    """Write a file as ``write_file`` does; do nothing when it is there already."""
+    _write(path, content, _link_unless_there)
+
+
+def _write(path: str, content: bytes, publish: Callable[[str, str], None]) -> None:
     temporary = f"{path}.{os.urandom(8).hex()}"
     try:
         with open(temporary, "xb", opener=_open_private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+        publish(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-    sync_directory(os.path.dirname(path))
+    sync_directory(os.path.dirname(path) or ".")
 
 
 def move_file(source: str, target: str) -> None:
@@ -72,6 +81,12 @@ def _copy_file(source: str, target: str) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _link_unless_there(temporary: str, path: str) -> None:
+    # A link appears with all its content, and fails when another process was faster.
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
 
 
 def _open_private(path: str, flags: int) -> int:

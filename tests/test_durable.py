@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.durable import move_file, write_new_file
+from registry_proxy.durable import move_file, write_file, write_new_file
 
 
 def on_another_file_system(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
@@ -67,3 +67,13 @@ def test_the_first_writer_wins(tmp_path: Path) -> None:
         write_new_file(str(path), content)
     assert path.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["id"]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    """The new content takes the place of the old one, readable by its owner alone, and no temporary file is left."""
+    path = tmp_path / "key"
+    path.write_bytes(b"old")
+    write_file(str(path), b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["key"]

@@ -1,14 +1,13 @@
 """Tokens: JSON Web Tokens as distribution's token specification asks for, signed by ES256 (RFC 7515, 7518, 7519)."""
 
 import base64
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from registry_proxy.access.carried import CarriedAccess, carries, format_carried, read_carried
 from registry_proxy.access.subject import parse_subject
-from registry_proxy.durable import sync_directory
+from registry_proxy.durable import write_file, write_new_file
 from registry_proxy.spec.scope import Access
 
 LEEWAY_SECONDS = 60
@@ -79,27 +78,14 @@ def create_key_file(path: str) -> None:
         OSError: it cannot be written.
     """
     if not os.path.exists(path):
-        _write_key(path, ec.generate_private_key(ec.SECP256R1()), link=os.link)
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        write_new_file(path, _pem(ec.generate_private_key(ec.SECP256R1())))
 
 
-def _write_key(path: str, key: ec.EllipticCurvePrivateKey, link: Callable[[str, str], None]) -> None:
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    directory = os.path.dirname(path) or "."
-    os.makedirs(directory, exist_ok=True)
-    temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        # A link appears with all its content, and fails when another was faster.
-        with contextlib.suppress(FileExistsError):
-            link(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    sync_directory(directory)
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 class NextKey:
@@ -111,7 +97,7 @@ class NextKey:
 
     def replace(self, path: str) -> None:
         """Put it into the file, at once and whole; every worker signs with it soon after. Raises OSError."""
-        _write_key(path, self._key, link=os.replace)
+        write_file(path, _pem(self._key))
 
 
 class TokenSigner:
