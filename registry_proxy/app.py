@@ -48,6 +48,7 @@ from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
 from registry_proxy.replication.journal import Journal
+from registry_proxy.replication.maintenance import Maintenance
 from registry_proxy.replication.manifests import (
     ManifestReplication,
     count_recorded_tags,
@@ -628,6 +629,10 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         replicas=node.replicas,
         repairers=repairers,
         verifiers=verifiers,
+        maintenances={
+            name: Maintenance(replica_set=replicas, store=node.store, journal=node.journal)
+            for name, replicas in node.replicas.items()
+        },
         cache=node.cache,
         warmer=Warmer(pull),
         route=node.router.route,

@@ -507,13 +507,32 @@ class ReplicaSet(Protocol):
         """All configured replicas, in configured order."""
 
     def is_writable(self, replica: str) -> bool:
-        """Tell whether the circuit to it is closed: it is up, or was when last asked."""
+        """Tell whether the circuit to it is closed: it is up, or was when last asked, and not paused."""
 
     def report_failure(self, replica: str, error: Exception) -> None:
         """Tell health that a request to it failed."""
 
 
 # ---------------------------------------------------------------- journal
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A replica that an administrator took out of writes and repair, as for its own garbage collection.
+
+    ``revision`` is that of its record: a write whose intents are older did not know of it. ``since`` is in seconds
+    since the epoch, ``by`` a typed subject.
+    """
+
+    replica: str
+    reason: str
+    by: str
+    since: float
+    revision: int
+
+
+class PauseRefusedError(Exception):
+    """A replica cannot be paused, or resumed, as things are; the text says why."""
 
 
 class Marks(Protocol):
@@ -537,6 +556,9 @@ class Marks(Protocol):
 
     def lost(self, upstream: str) -> int:
         """How many keys no replica has any more, less those that a person dismissed."""
+
+    def pause(self, upstream: str) -> Pause | None:
+        """Return the pause of one of its replicas; there is one at most."""
 
 
 class MarkSource(Protocol):
@@ -666,6 +688,7 @@ class Observer(Protocol):
     def replica_refused(self, upstream: str, replica: str, count: int) -> None:
         """Note how many keys a replica cannot have."""
 
+    def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None: ...
     def lost_contents(self, upstream: str, count: int) -> None:
         """Note how many keys no replica of an upstream has any more."""
 

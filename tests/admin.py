@@ -21,7 +21,7 @@ from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
-from registry_proxy.ports import ReloadOutcome, ReplicaState, RoutedRepository, Store
+from registry_proxy.ports import Pause, PauseRefusedError, ReloadOutcome, ReplicaState, RoutedRepository, Store
 from registry_proxy.proxy.pull import Pull
 from registry_proxy.proxy.tags import TagRules
 from registry_proxy.proxy.warm import Warmer
@@ -89,6 +89,8 @@ ADMIN_ROUTES = {
     "GET /upstreams": _ADMINS,
     "GET /upstreams/{name}": _ADMINS,
     "POST /upstreams/{name}/repair": _ADMINS,
+    "POST /upstreams/{name}/pause": _ADMINS,
+    "POST /upstreams/{name}/resume": _ADMINS,
     "GET /upstreams/{name}/exceptions": _ADMINS,
     "POST /upstreams/{name}/dismiss": _ADMINS,
     "POST /upstreams/{name}/forget": _ADMINS,
@@ -140,6 +142,7 @@ class Replica:
     refused: int = 0
     keeps_apart: bool | None = True
     reason: str = ""
+    pause: Pause | None = None
 
 
 @dataclass
@@ -148,12 +151,41 @@ class Upstream:
 
     replicas: list[Replica]
     lost: int = 0
+    told: Sequence[str] = ()
 
     async def refresh(self) -> None:
         """Nothing changes behind the test's back."""
 
     def status(self) -> Sequence[Replica]:
         return self.replicas
+
+    def warnings(self) -> Sequence[str]:
+        return self.told
+
+
+@dataclass
+class Maintains:
+    """Pauses them; quiet as soon as a test says so."""
+
+    upstream: Upstream
+    is_over: bool = False
+
+    async def pause(self, replica: str, reason: str, by: str) -> None:
+        if any(each.pause for each in self.upstream.replicas):
+            raise PauseRefusedError("one is paused already")
+        self._set(replica, Pause(replica, reason, by, 1.5e9, 1))
+
+    async def resume(self, replica: str, by: str) -> None:  # noqa: ARG002 - not remembered here
+        if not any(each.pause for each in self.upstream.replicas if each.name == replica):
+            raise PauseRefusedError(f"replica {replica} is not paused")
+        self._set(replica, None)
+
+    async def is_quiet(self, pause: Pause) -> bool:  # noqa: ARG002 - there is one
+        return self.is_over
+
+    def _set(self, replica: str, pause: Pause | None) -> None:
+        for each in self.upstream.replicas:
+            each.pause = pause if each.name == replica else each.pause
 
 
 @dataclass
@@ -212,6 +244,7 @@ class Node:
     upstreams: dict[str, Upstream]
     repairs: dict[str, "Repairs"]
     verifier: "Verifies"
+    maintains: "Maintains"
     reader: MemoryReader
     draining: list[bool]
     audit: MemoryAudit
@@ -231,7 +264,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     memberships = FileMemberships(str(root / "cache"))
     reloads: list[ReloadOutcome] = []
     router = PrefixRouter([Route("", "main")])
-    reader, compares = MemoryReader(), Verifies()
+    reader, compares, maintains = MemoryReader(), Verifies(), Maintains(upstreams["main"])
     audit, origins = MemoryAudit(), Origins(None, [ipaddress.ip_network("127.0.0.1/32")])
 
     async def reload() -> ReloadOutcome:
@@ -251,6 +284,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 replicas=upstreams,
                 repairers=repairs,
                 verifiers={"main": compares},
+                maintenances={"main": maintains},
                 cache=cache,
                 warmer=Warmer(
                     Pull(
@@ -303,6 +337,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 upstreams=upstreams,
                 repairs=repairs,
                 verifier=compares,
+                maintains=maintains,
                 reader=reader,
                 draining=draining,
                 audit=audit,

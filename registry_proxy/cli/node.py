@@ -10,6 +10,7 @@ from rich.console import Console
 
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.exceptions import dismiss_exceptions, forget_lost, list_exceptions, print_lost
+from registry_proxy.cli.maintenance import collect_garbage, pause_replica, resume_replica
 from registry_proxy.cli.output import (
     JsonOption,
     YesOption,
@@ -42,6 +43,8 @@ _PAGE_SIZE = 1000
 
 
 def _reasons(replica: dict[str, Any]) -> Iterator[str]:
+    if pause := replica["paused"]:
+        yield f"paused by {pause['by']} since {pause['since']}: {pause['reason'] or 'no reason given'}"
     if replica["reason"]:
         yield replica["reason"]
     if replica["refused"]:
@@ -55,6 +58,7 @@ def _replica_row(upstream: str, replica: dict[str, Any]) -> dict[str, Any]:
     return {
         **replica,
         "upstream": upstream,
+        "state": f"{replica['state']}, paused" if replica["paused"] else replica["state"],
         "reason": "; ".join(_reasons(replica)) or None,
         "latency": None if latency is None else f"{latency * 1000:.1f} ms",
     }
@@ -82,6 +86,9 @@ def list_replicas(as_json: JsonOption = False) -> None:
 
 replica_app.command("verify")(verify_replicas)
 replica_app.command("repair")(repair_replicas)
+replica_app.command("pause")(pause_replica)
+replica_app.command("resume")(resume_replica)
+replica_app.command("gc")(collect_garbage)
 replica_app.command("exceptions")(list_exceptions)
 replica_app.command("dismiss")(dismiss_exceptions)
 replica_app.command("forget")(forget_lost)

@@ -16,7 +16,9 @@ _POLL_SECONDS = 0.5
 _STUCK_SECONDS = 15.0
 """Without a key repaired for so long, by a node that has nothing under way, a repair counts as stuck."""
 
-_ABLE = frozenset({"up", "behind"})
+ABLE = frozenset({"up", "behind"})
+"""The states of a replica that is there."""
+
 _COLUMNS = {
     "repository": "REPOSITORY",
     "kind": "KIND",
@@ -33,11 +35,11 @@ _Prefer = Annotated[str | None, typer.Option(help="The replica that decides what
 def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> None:
     """Compare the replicas: their tags, the manifests on record, and all that these refer to. Changes nothing."""
     with admin_client() as admin:
-        comparisons = [_compare(admin, name, {}) for name in _names(admin, upstream)]
+        comparisons = [compare_replicas(admin, name, {}) for name in _names(admin, upstream)]
         _print_comparisons(comparisons, as_json=as_json)
         for name in _names(admin, upstream):
             _print_refused(admin.call("GET", "upstreams", name).document)
-        _fail_for(comparisons, "what is decided is mended by `registry-proxy replica repair`")
+        fail_for(comparisons, "what is decided is mended by `registry-proxy replica repair`")
 
 
 def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json: JsonOption = False) -> None:
@@ -49,11 +51,11 @@ def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json:
         names = _names(admin, upstream)
         for name in names:
             admin.call("POST", "upstreams", name, "repair")
-        comparisons = [_compare(admin, name, {"mend": True, "prefer": prefer}) for name in names]
-        documents = _follow(admin, names)
+        comparisons = [compare_replicas(admin, name, {"mend": True, "prefer": prefer}) for name in names]
+        documents = follow_repairs(admin, names)
         if as_json:
             print_json(documents)
-        _fail_for(
+        fail_for(
             [{**one, "differing": one["undecided"], "lost": 0} for one in comparisons],
             "see `registry-proxy replica verify`; --prefer REPLICA decides about tags",
         )
@@ -91,7 +93,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
-def _compare(admin: AdminClient, name: str, body: dict[str, Any]) -> dict[str, Any]:
+def compare_replicas(admin: AdminClient, name: str, body: dict[str, Any]) -> dict[str, Any]:
     """Have the replicas of an upstream compared; return the comparison when it has ended."""
     with _progress() as progress:
         bar = progress.add_task(f"{name}: repositories", total=None)
@@ -119,7 +121,7 @@ def _print_comparisons(comparisons: list[dict[str, Any]], *, as_json: bool) -> N
             print_note(f"{hidden} more are not shown.")
 
 
-def _fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
+def fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
     """Raise CommandError for what differs or is lost, or could not be compared."""
     failed = [f"{one['upstream']}: {one['error']}" for one in comparisons if one["error"]]
     failed += [
@@ -148,7 +150,7 @@ def _told(comparison: dict[str, Any]) -> str:
     )
 
 
-def _follow(admin: AdminClient, names: list[str]) -> list[dict[str, Any]]:
+def follow_repairs(admin: AdminClient, names: list[str]) -> list[dict[str, Any]]:
     """Return the upstreams when nothing is pending. Raises CommandError when a replica cannot be repaired."""
     with _progress() as progress:
         bar = progress.add_task("keys", total=None)
@@ -170,7 +172,7 @@ def _follow(admin: AdminClient, names: list[str]) -> list[dict[str, Any]]:
                 least, changed_at = min(pending, least), time.monotonic()
             is_stuck = time.monotonic() - changed_at > _STUCK_SECONDS
             faults = [f"{name}/{replica['name']}: {fault}" for name, replica in behind if (fault := _fault(replica))]
-            if is_stuck or (faults and all(replica["state"] not in _ABLE for _, replica in behind)):
+            if is_stuck or (faults and all(replica["state"] not in ABLE for _, replica in behind)):
                 raise CommandError(
                     f"{pending} keys are not repaired",
                     faults=faults,
@@ -181,6 +183,6 @@ def _follow(admin: AdminClient, names: list[str]) -> list[dict[str, Any]]:
 
 def _fault(replica: dict[str, Any]) -> str:
     """Return what keeps a replica from being repaired; "" where nothing is known to."""
-    if replica["state"] not in _ABLE:
+    if replica["state"] not in ABLE:
         return f"it is {replica['state']}: {replica['reason']}"
     return str(replica["repair"]["error"])

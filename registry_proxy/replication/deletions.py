@@ -166,7 +166,7 @@ class DeletionReplication:
         """Delete at a quorum; from the first replica that did it on, it is rolled forward."""
         replica_set = self._replica_sets[key.routed.upstream]
         write = await self._journal.begin({key: (None, "")}, configured_names(replica_set), [_deletion(key)])
-        outcome = await fan_out(replica_set, lanes_of(replica_set, key.name), operation)
+        outcome = await fan_out(replica_set, lanes_of(replica_set, key.name, paused=write.paused), operation)
         if unsupported := _unsupported(outcome):
             await self._journal.withdraw(write)
             raise unsupported

@@ -84,15 +84,19 @@ def _weight(replica: str, key: str) -> bytes:
     return hashlib.blake2b(f"{replica}|{key}".encode(), digest_size=8).digest()
 
 
-def lanes_of(replica_set: ReplicaSet, key: str, first: Collection[str] = ()) -> list[Lane]:
+def lanes_of(
+    replica_set: ReplicaSet, key: str, first: Collection[str] = (), *, paused: str | None = None
+) -> list[Lane]:
     """Return whom to write to: every writable replica, or over shared storage one of them.
 
     Args:
         replica_set: the upstream's replicas.
         key: spreads the writes of an upstream over the replicas that share a store.
         first: replicas that come before others, because they already hold a part of the write.
+        paused: a replica that is left out, also where ``replica_set`` does not know of its pause yet.
     """
-    writable = [client for client in replica_set.replicas if replica_set.is_writable(client.name)]
+    clients = [client for client in replica_set.replicas if client.name != paused]
+    writable = [client for client in clients if replica_set.is_writable(client.name)]
     if replica_set.storage is StorageKind.INDEPENDENT:
         return [(client,) for client in writable]
     ordered = sorted(writable, key=lambda client: (client.name not in first, _weight(client.name, key)))

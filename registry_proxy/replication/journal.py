@@ -18,6 +18,7 @@ from registry_proxy.ports import (
     ConflictError,
     Marks,
     Observer,
+    Pause,
     Record,
     RoutedRepository,
     Store,
@@ -27,6 +28,7 @@ from registry_proxy.ports import (
 )
 from registry_proxy.replication.intents import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
 from registry_proxy.replication.marks import JournalMarks
+from registry_proxy.replication.pauses import find_pause
 from registry_proxy.spec.reference import Digest
 
 WRITING_SECONDS = 60.0
@@ -39,13 +41,14 @@ _log = logging.getLogger(__name__)
 class OpenWrite:
     """A write whose intents are stored and which waits for ``conclude`` or ``withdraw``.
 
-    ``tags`` are the records of tags that it made.
+    ``tags`` are the records of tags that it made. ``paused`` is the replica that it may not touch.
     """
 
     intents: Mapping[IntentKey, Intent]
     previous: Sequence[tuple[Table, str, Record | None]]
     revision: int
     tags: Sequence[Change] = ()
+    paused: str | None = None
 
     @property
     def was_open(self) -> bool:
@@ -109,14 +112,14 @@ class Journal:
             version, now = self._versions(), self._clock()
             try:
                 records = await self._store.list(Table.INTENTS)
-                newcomers = await self._newcomers()
+                newcomers, pauses = await self._newcomers(), await self._pauses()
             except StoreUnavailableError:
                 if self._marks is None:
                     raise
                 return self._marks
             self._read = {record.key: self._read_again(record) for record in records}
             intents = [(key, intent) for _, key, intent in self._read.values()]
-            self._marks, self._version = JournalMarks(intents, now, newcomers), version
+            self._marks, self._version = JournalMarks(intents, now, newcomers, pauses), version
             self._report(self._marks)
             return self._marks
 
@@ -175,6 +178,22 @@ class Journal:
             if record is not None:
                 found |= {(upstream, name) for name in self._replicas[upstream] if name not in record.value["names"]}
         return found
+
+    # ------------------------------------------------------------ pauses
+
+    async def _pauses(self) -> Mapping[str, Pause]:
+        found = {upstream: await find_pause(self._store, upstream) for upstream in self._guarded}
+        return {upstream: pause for upstream, pause in found.items() if pause is not None}
+
+    async def is_writing(self, pause: Pause, upstream: str) -> bool:
+        """Tell whether a write may still be under way that began before a pause was on record."""
+        now = self._clock()
+        for record in await self._store.list(Table.INTENTS, f"{upstream}/"):
+            until = Intent.from_value(record.value).writing_until
+            # The time is for an intent of which a replica was confirmed meanwhile, which gave it a later revision.
+            if now < until and (record.revision < pause.revision or until < pause.since + WRITING_SECONDS):
+                return True
+        return False
 
     # ------------------------------------------------------------ intents
 
@@ -253,7 +272,9 @@ class Journal:
         ]
         revision = await self._store.commit(expecting) if expecting else 0
         tags = [replace(change, expect=revision) for change in changes if change.table is Table.TAGS]
-        return OpenWrite(intents, previous, revision, tags)
+        # Looked for after the commit: whoever pauses a replica later finds these intents, and waits for their end.
+        pause = await find_pause(self._store, next(iter(intents)).routed.upstream) if intents else None
+        return OpenWrite(intents, previous, revision, tags, None if pause is None else pause.replica)
 
     async def conclude(
         self, write: OpenWrite, confirmed: Collection[str], refused: Mapping[str, str] = NO_REFUSALS

@@ -31,7 +31,7 @@ from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.refusals import final_refusal, may_be_final
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.spec.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
 _log = logging.getLogger(__name__)
@@ -178,7 +178,8 @@ class ManifestReplication:
             except RegistryError as error:
                 raise await self._judge(client, routed, links, error) from error
 
-        outcome = await fan_out(replica_set, lanes_of(replica_set, str(manifest.descriptor.digest)), put_at)
+        lanes = lanes_of(replica_set, str(manifest.descriptor.digest), paused=write.paused)
+        outcome = await fan_out(replica_set, lanes, put_at)
         for digest in lost:
             # The client's retry asks again and uploads it, where our memory would answer that it is there.
             self._memberships.forget(routed, ContentKind.BLOB, digest)
@@ -271,6 +272,11 @@ class ManifestReplication:
                 if absent and error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
                     raise content_unknown(absent) from error
                 raise
+            if not self._replica_sets[routed.upstream].is_writable(client.name):
+                # Sending blobs may have taken longer than a pause of the replica waits for.
+                raise unavailable(
+                    "the replica cannot be written to any more", detail={"replica": client.name}
+                ) from error
             await client.put_manifest(routed.repository, tag_or_digest, manifest)
 
     async def _judge(

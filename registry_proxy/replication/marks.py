@@ -2,19 +2,27 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
-from registry_proxy.ports import RoutedRepository
+from registry_proxy.ports import Pause, RoutedRepository
 from registry_proxy.replication.intents import Intent, IntentKey, IntentKind
 from registry_proxy.spec.reference import Digest, Tag
+
+NO_PAUSES: Mapping[str, Pause] = MappingProxyType({})
 
 
 class JournalMarks:
     """The open intents as a snapshot, indexed for the questions of ``ports.Marks``."""
 
     def __init__(
-        self, intents: Iterable[tuple[IntentKey, Intent]], now: float, newcomers: Iterable[tuple[str, str]] = ()
+        self,
+        intents: Iterable[tuple[IntentKey, Intent]],
+        now: float,
+        newcomers: Iterable[tuple[str, str]] = (),
+        pauses: Mapping[str, Pause] = NO_PAUSES,
     ) -> None:
         self._newcomers = frozenset(newcomers)
+        self._pauses = pauses
         self._tags: set[tuple[str, RoutedRepository, str]] = set()
         self._tombstones: set[tuple[str, RoutedRepository, str]] = set()
         self._repositories: set[tuple[str, RoutedRepository]] = set()
@@ -86,6 +94,10 @@ class JournalMarks:
     def lost(self, upstream: str) -> int:
         """Return how many keys no replica of an upstream has any more, less those that were dismissed."""
         return sum(key.routed.upstream == upstream and not is_dismissed for key, is_dismissed in self._lost.items())
+
+    def pause(self, upstream: str) -> Pause | None:
+        """Return the pause of one of its replicas; there is one at most."""
+        return self._pauses.get(upstream)
 
     @property
     def lost_keys(self) -> Mapping[IntentKey, bool]:

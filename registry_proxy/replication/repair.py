@@ -32,6 +32,7 @@ from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, pa
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.kept import KeptCopies
 from registry_proxy.replication.manifests import manifest_record_key, tag_lease, tag_record_key, write_lease
+from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.spec.descriptor import Descriptor
@@ -175,7 +176,9 @@ class Repairer:
         if not marks.pending(client.name, upstream) or not self._replica_set.is_writable(client.name):
             return True
         status = self._status[client.name]
-        async with self._store.lease(f"repair {upstream}/{client.name}"):
+        async with repair_lease(self._store, upstream, client.name):
+            if await is_paused(self._store, upstream, client.name):
+                return True  # since a moment ago; whoever paused it waits for this lease
             is_newcomer = marks.is_newcomer(upstream, client.name)
             if not is_newcomer and not await self._open_keys(client.name):
                 return True
@@ -355,6 +358,8 @@ class Repairer:
             digest, failed = parse_digest(key.name), []
             for client in self._replica_set.replicas:
                 try:
+                    if not self._replica_set.is_writable(client.name):
+                        raise UpstreamUnavailableError(f"{client.name} cannot be written to")  # noqa: TRY301 - as if tried
                     await self._copy(client, key, digest)
                 except (RegistryError, UpstreamUnavailableError, OSError):
                     failed.append(client.name)

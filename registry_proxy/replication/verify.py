@@ -189,7 +189,10 @@ class Verifier:
     def _check_all_up(self) -> None:
         away = [c.name for c in self._replica_set.replicas if not self._replica_set.is_writable(c.name)]
         if away:
-            raise UpstreamUnavailableError(f"replicas can only be compared when all are up; not up: {', '.join(away)}")
+            names = ", ".join(away)
+            raise UpstreamUnavailableError(
+                f"replicas can only be compared when all are up and none is paused; down or paused: {names}"
+            )
 
     async def repositories(self) -> set[Repository]:
         """Return what a replica lists, or is on record; all replicas must be up.

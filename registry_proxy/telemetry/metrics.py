@@ -150,6 +150,7 @@ class PrometheusObserver:
         self._replica_refused = self._gauge(
             "replica_refused", "Keys it cannot have, not dismissed.", "upstream", "replica"
         )
+        self._replica_paused = self._gauge("replica_paused", "1 while it is paused.", "upstream", "replica")
         self._lost_contents = self._gauge("lost_contents", "Keys no replica has any more, not dismissed.", "upstream")
         self._lost_copies = self._gauge(
             "lost_copies", "Contents that a replica misses and whose copy on this node is gone.", "upstream"
@@ -225,6 +226,9 @@ class PrometheusObserver:
 
     def replica_refused(self, upstream: str, replica: str, count: int) -> None:
         self._replica_refused.labels(upstream, replica).set(count)
+
+    def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None:
+        self._replica_paused.labels(upstream, replica).set(is_paused)
 
     def lost_contents(self, upstream: str, count: int) -> None:
         self._lost_contents.labels(upstream).set(count)

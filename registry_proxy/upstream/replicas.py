@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from registry_proxy.ports import (
     MarkSource,
     Observer,
+    Pause,
     ReplicaState,
     StorageKind,
     StoreUnavailableError,
@@ -31,6 +32,7 @@ PROBE_PAUSE_SECONDS = 1.0
 """How far apart probes are at least, however often requests give reason for one."""
 
 _REPORT_SECONDS = 1.0
+_LONG_PAUSE_HOURS = 1.0
 _LOOK_AGAIN_SECONDS = 120.0
 """How often a replica that keeps repositories apart is asked again: another program may stand there by then."""
 
@@ -58,6 +60,7 @@ class ReplicaStatus:
 
     It misses ``pending`` keys, and cannot have ``refused`` others.
     ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it, None while unknown.
+    ``pause`` is there while it is paused.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ReplicaStatus:
     pending: int
     refused: int
     keeps_apart: bool | None
+    pause: Pause | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class _Member:
     probed_at: float = float("-inf")
     pending: int = 0
     refused: int = 0
+    pause: Pause | None = None
 
     @property
     def state(self) -> ReplicaState:
@@ -135,7 +140,7 @@ class UpstreamReplicas:
             for member in self._members.values():
                 if member.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
                     self._log_state(member)
-            self.separation.use(lambda: [m.client for m in self._members.values() if m.health.is_up])
+            self.separation.use(lambda: [m.client for m in self._members.values() if m.health.is_up], self.is_writable)
             with suppress(TimeoutError):  # what is not known by then is asked with the first answer
                 async with asyncio.timeout(self._config.timeouts.probe):
                     await self.separation.look()
@@ -180,7 +185,8 @@ class UpstreamReplicas:
         return [member.client for member in self._members.values()]
 
     def is_writable(self, replica: str) -> bool:
-        return self._members[replica].health.is_up
+        member = self._members[replica]
+        return member.health.is_up and member.pause is None
 
     def report_failure(self, replica: str, error: Exception) -> None:
         member = self._members[replica]
@@ -254,8 +260,19 @@ class UpstreamReplicas:
                 pending=member.pending,
                 refused=member.refused,
                 keeps_apart=self.separation.keeps_apart(name),
+                pause=member.pause,
             )
             for name, member in self._members.items()
+        ]
+
+    def warnings(self) -> Sequence[str]:
+        """Return, in words, which replica is paused for so long that it may have been forgotten."""
+        pauses = [member.pause for member in self._members.values() if member.pause is not None]
+        hours = {pause: (time.time() - pause.since) / 3600 for pause in pauses}
+        return [
+            f"replica {pause.replica} of upstream {self.upstream} is paused for {age:.1f} hours, by {pause.by}"
+            for pause, age in hours.items()
+            if age >= _LONG_PAUSE_HOURS
         ]
 
     # ------------------------------------------------------------ probing
@@ -315,11 +332,15 @@ class UpstreamReplicas:
             marks = await self._marks.marks()
         except StoreUnavailableError:
             marks = None
+        pause = None
         if marks is not None:
             self.lost = marks.lost(self.upstream)
+            pause = marks.pause(self.upstream)
         for name, member in self._members.items():
             if marks is not None:
                 member.pending = marks.pending(name, self.upstream)
                 member.refused = marks.refused(name, self.upstream)
+                member.pause = pause if pause is not None and pause.replica == name else None
+            self._observer.replica_paused(self.upstream, name, is_paused=member.pause is not None)
             self._observer.replica_pending(self.upstream, name, member.pending)
             self._observer.replica_state(self.upstream, name, member.state)

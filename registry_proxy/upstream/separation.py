@@ -92,6 +92,7 @@ class Separation:
         self._unverified: set[tuple[str, ContentKind]] = set()
         self._latest: dict[tuple[str, ContentKind], tuple[Repository, Digest]] = {}
         self._clients: Callable[[], Iterable[Asked]] = tuple
+        self._is_writable: Callable[[str], bool] = lambda _: False
         self._lock = asyncio.Lock()
 
     # ------------------------------------------------------------ ports.Separation
@@ -133,9 +134,10 @@ class Separation:
 
     # ------------------------------------------------------------ for the replicas
 
-    def use(self, clients: Callable[[], Iterable[Asked]]) -> None:
-        """Take what gives the replicas that are up."""
+    def use(self, clients: Callable[[], Iterable[Asked]], is_writable: Callable[[str], bool]) -> None:
+        """Take what gives the replicas that are up, and tells of each whether it may be written to now."""
         self._clients = clients
+        self._is_writable = is_writable
 
     def answered(self, replica: str, kind: ContentKind, repository: Repository, digest: Digest) -> None:
         """Note that a replica has answered for a digest in a repository."""
@@ -189,7 +191,7 @@ class Separation:
         own = _OWN[kind]
         if await client.answers(kind, PROBE, own.digest):
             return own.digest
-        if not may_push:
+        if not may_push or not self._is_writable(client.name):
             return None
         try:
             if kind is ContentKind.BLOB:

@@ -20,7 +20,7 @@ from registry_proxy.web.admin_identities import IdentityResources
 from registry_proxy.web.admin_me import MeResources
 from registry_proxy.web.admin_node import Cache, NodeResources
 from registry_proxy.web.admin_policy import PolicyResources
-from registry_proxy.web.admin_replicas import Repairs, ReplicaResources, Upstream, Verifies
+from registry_proxy.web.admin_replicas import Maintains, Repairs, ReplicaResources, Upstream, Verifies
 from registry_proxy.web.admin_repositories import KnownRepositories, RepositoryResources
 from registry_proxy.web.admin_warm import WarmResources
 from registry_proxy.web.openapi import OpenApiResource
@@ -68,6 +68,7 @@ class AdminServices:
     replicas: Mapping[str, Upstream]
     repairers: Mapping[str, Repairs]
     verifiers: Mapping[str, Verifies]
+    maintenances: Mapping[str, Maintains]
     cache: Cache
     warmer: Warmer
     route: Callable[[Repository], RoutedRepository]
@@ -109,7 +110,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         services.directory, services.control, lambda: services.control.rotate_key(services.signer)
     )
     me = MeResources(services.directory, services.control, services.client_address)
-    replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers)
+    replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers, services.maintenances)
     warming = WarmResources(services.warmer, services.route)
     repositories = RepositoryResources(services.known)
     audit = AuditResources(services.audit_files, services.directory, services.control)

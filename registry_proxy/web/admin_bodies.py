@@ -224,6 +224,19 @@ class VerifyBody(Body):
     prefer: str | None = None
 
 
+class PauseBody(Body):
+    """The replica to take out of writes and repair, and why, for people."""
+
+    replica: str
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class ResumeBody(Body):
+    """The replica to write to again."""
+
+    replica: str
+
+
 class ChosenBody(Body):
     """The exceptions that are meant: those of one repository, of one tag or digest, or all."""
 

@@ -180,11 +180,24 @@ class RepairDocument(Document):
     error: str
 
 
+class PauseDocument(Document):
+    """The pause of a replica: why, by whom, since when.
+
+    ``quiet`` once all writes to it have ended that began before: what reads its storage as a whole can begin then.
+    """
+
+    reason: str
+    by: str
+    since: Time
+    quiet: bool
+
+
 class ReplicaDocument(Document):
     """How one replica is doing; ``reason`` says why it is not up, "" when it is.
 
     It misses ``pending`` keys, and cannot have ``refused`` others.
     ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it; null while unknown.
+    ``paused`` is null where it is written to.
     """
 
     name: str
@@ -195,13 +208,14 @@ class ReplicaDocument(Document):
     pending: int
     refused: int
     keeps_apart: bool | None
+    paused: PauseDocument | None
     repair: RepairDocument
 
 
 class UpstreamDocument(Document):
     """An upstream and its replicas; none of these has ``lost`` keys any more.
 
-    ``warnings`` say what this node no longer keeps for a replica that misses it.
+    ``warnings`` say what this node no longer keeps for a replica that misses it, and which pause may be forgotten.
     """
 
     name: str

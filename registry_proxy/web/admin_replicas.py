@@ -1,16 +1,18 @@
 """Upstreams of the admin API: how their replicas are, their repair, and comparing them."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from aiohttp import web
 
-from registry_proxy.ports import ReplicaState
+from registry_proxy.ports import Pause, PauseRefusedError, ReplicaState, StoreUnavailableError
 from registry_proxy.spec.reference import Digest
 from registry_proxy.tasks import spawn
-from registry_proxy.web.admin_bodies import ChosenBody, EmptyBody, VerifyBody
+from registry_proxy.web.admin_auth import CALLER
+from registry_proxy.web.admin_bodies import ChosenBody, EmptyBody, PauseBody, ResumeBody, VerifyBody
 from registry_proxy.web.admin_documents import (
     ComparisonDocument,
     DifferenceDocument,
@@ -19,6 +21,7 @@ from registry_proxy.web.admin_documents import (
     FailureDocument,
     ForgottenDocument,
     Page,
+    PauseDocument,
     RepairDocument,
     ReplicaDocument,
     UpstreamDocument,
@@ -51,6 +54,8 @@ class ReplicaStatus(Protocol):
     def refused(self) -> int: ...
     @property
     def keeps_apart(self) -> bool | None: ...
+    @property
+    def pause(self) -> Pause | None: ...
 
 
 class Upstream(Protocol):
@@ -60,6 +65,7 @@ class Upstream(Protocol):
     def lost(self) -> int: ...
     async def refresh(self) -> None: ...
     def status(self) -> Sequence[ReplicaStatus]: ...
+    def warnings(self) -> Sequence[str]: ...
 
 
 class RepairStatus(Protocol):
@@ -106,6 +112,14 @@ class Repairs(Protocol):
     def status(self, replica: str) -> RepairStatus: ...
     async def retry(self) -> None: ...
     def warnings(self) -> Sequence[str]: ...
+
+
+class Maintains(Protocol):
+    """Takes replicas of one upstream out of writes. Raises PauseRefusedError, StoreUnavailableError."""
+
+    async def pause(self, replica: str, reason: str, by: str) -> None: ...
+    async def resume(self, replica: str, by: str) -> None: ...
+    async def is_quiet(self, pause: Pause) -> bool: ...
 
 
 class Difference(Protocol):
@@ -179,7 +193,7 @@ def _without_credentials(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> ReplicaDocument:
+def _replica_document(replica: ReplicaStatus, repair: RepairStatus, pause: PauseDocument | None) -> ReplicaDocument:
     started_at = None if repair.started_at is None else int(repair.started_at)
     return ReplicaDocument(
         name=replica.name,
@@ -190,6 +204,7 @@ def _replica_document(replica: ReplicaStatus, repair: RepairStatus) -> ReplicaDo
         pending=replica.pending,
         refused=replica.refused,
         keeps_apart=replica.keeps_apart,
+        paused=pause,
         repair=RepairDocument(
             running=repair.is_running,
             started_at=format_time(started_at),
@@ -243,6 +258,14 @@ def _exception_document(one: ContentException) -> ExceptionDocument:
     )
 
 
+@contextmanager
+def _refused_as_problem() -> Iterator[None]:
+    try:
+        yield
+    except PauseRefusedError as error:
+        raise ProblemError(409, str(error)) from error
+
+
 class ReplicaResources:
     """The handlers; a comparison is remembered until the next one of its upstream, by this process."""
 
@@ -251,10 +274,12 @@ class ReplicaResources:
         upstreams: Mapping[str, Upstream],
         repairers: Mapping[str, Repairs],
         verifiers: Mapping[str, Verifies],
+        maintenances: Mapping[str, Maintains],
     ) -> None:
         self._upstreams = upstreams
         self._repairers = repairers
         self._verifiers = verifiers
+        self._maintenances = maintenances
         self._comparisons: dict[str, Comparison] = {}
         self._running: set[asyncio.Task[None]] = set()
 
@@ -301,6 +326,22 @@ class ReplicaResources:
                 "Forget contents that are lost, as if they had been deleted",
                 {200: ForgottenDocument},
                 body=ChosenBody,
+            ),
+            Endpoint(
+                "POST",
+                "/upstreams/{name}/pause",
+                self.pause_replica,
+                "Take a replica out of writes and repair",
+                {200: UpstreamDocument},
+                body=PauseBody,
+            ),
+            Endpoint(
+                "POST",
+                "/upstreams/{name}/resume",
+                self.resume_replica,
+                "Write to a paused replica again",
+                {200: UpstreamDocument},
+                body=ResumeBody,
             ),
             Endpoint(
                 "POST",
@@ -356,6 +397,29 @@ class ReplicaResources:
         count = await self._repairers[name].exceptions.forget(name, body.repository, body.name)
         return web.json_response(ForgottenDocument(forgotten=count).as_json())
 
+    async def pause_replica(self, request: web.Request) -> web.Response:
+        """Pause a replica; once its document says ``quiet`` nothing is being written to it any more."""
+        name = self._upstream_name(request)
+        body = await read_body(request, PauseBody)
+        self._check_replica(name, "#/replica", body.replica)
+        with _refused_as_problem():
+            await self._maintenances[name].pause(body.replica, body.reason, request[CALLER].subject)
+        return web.json_response((await self._upstream_document(name)).as_json())
+
+    async def resume_replica(self, request: web.Request) -> web.Response:
+        """End a pause: what the replica missed is repaired, as after an outage."""
+        name = self._upstream_name(request)
+        body = await read_body(request, ResumeBody)
+        self._check_replica(name, "#/replica", body.replica)
+        with _refused_as_problem():
+            await self._maintenances[name].resume(body.replica, request[CALLER].subject)
+        return web.json_response((await self._upstream_document(name)).as_json())
+
+    def _check_replica(self, upstream: str, pointer: str, replica: str) -> None:
+        replicas = [each.name for each in self._upstreams[upstream].status()]
+        if replica not in replicas:
+            raise invalid([Fault(pointer, f"expected one of its replicas: {', '.join(replicas)}")])
+
     def _upstream_name(self, request: web.Request) -> str:
         name = request.match_info["name"]
         if name not in self._upstreams:
@@ -366,18 +430,27 @@ class ReplicaResources:
         await self._upstreams[name].refresh()
         repairs = self._repairers[name]
         replicas = self._upstreams[name].status()
-        documents = [_replica_document(one, repairs.status(one.name)) for one in replicas]
-        warnings = list(repairs.warnings())
+        documents = [
+            _replica_document(one, repairs.status(one.name), await self._pause_document(name, one.pause))
+            for one in replicas
+        ]
+        warnings = [*repairs.warnings(), *self._upstreams[name].warnings()]
         return UpstreamDocument(name=name, lost=self._upstreams[name].lost, replicas=documents, warnings=warnings)
+
+    async def _pause_document(self, upstream: str, pause: Pause | None) -> PauseDocument | None:
+        if pause is None:
+            return None
+        quiet = False
+        with suppress(StoreUnavailableError):  # then it is not known
+            quiet = await self._maintenances[upstream].is_quiet(pause)
+        return PauseDocument(reason=pause.reason, by=pause.by, since=format_time(int(pause.since)), quiet=quiet)
 
     async def verify_upstream(self, request: web.Request) -> web.Response:
         """Begin to compare; 202, and GET tells how far it is."""
         name = self._upstream_name(request)
         body = await read_body(request, VerifyBody)
-        replicas = [replica.name for replica in self._upstreams[name].status()]
-        if body.prefer is not None and body.prefer not in replicas:
-            fault = Fault("#/prefer", f"expected one of its replicas: {', '.join(replicas)}")
-            raise invalid([fault])
+        if body.prefer is not None:
+            self._check_replica(name, "#/prefer", body.prefer)
         current = self._comparisons.get(name)
         if current is not None and not current.is_done:
             raise ProblemError(409, f"the replicas of {name} are being compared already")

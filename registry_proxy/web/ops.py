@@ -39,6 +39,7 @@ class UpstreamStatus(Protocol):
     """How the replicas of one upstream are doing."""
 
     def status(self) -> Sequence[ReplicaStatus]: ...
+    def warnings(self) -> Sequence[str]: ...
 
 
 class _PolicySource(Protocol):
@@ -96,7 +97,8 @@ class Readiness:
             warnings.append(
                 f"the store {since}: permissions are those of then, pushes and changes are answered with 503"
             )
-        warnings += [warning for repairer in self.repairers.values() for warning in repairer.warnings()]
+        sources: Sequence[Warns] = [*self.upstreams.values(), *self.repairers.values()]
+        warnings += [warning for source in sources for warning in source.warnings()]
         return State(reasons, warnings)
 
 

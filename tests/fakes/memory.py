@@ -488,6 +488,9 @@ class CountingObserver:
     def replica_refused(self, upstream: str, replica: str, count: int) -> None:
         self.counts["refused", upstream, replica] = count
 
+    def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None:
+        self.counts["paused", upstream, replica] = is_paused
+
     def lost_contents(self, upstream: str, count: int) -> None:
         self.counts["lost", upstream] = count
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from registry_proxy.ports import Marks, RoutedRepository, StorageKind
+from registry_proxy.ports import Marks, Pause, RoutedRepository, StorageKind
 from registry_proxy.spec.reference import Digest, Repository, Tag
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failover import FailoverReader
@@ -39,6 +39,7 @@ class ToldMarks:
     tombstones: set[tuple[str, Digest]] = field(default_factory=set)
     behind: set[str] = field(default_factory=set)
     refusals: set[tuple[str, Tag | Digest]] = field(default_factory=set)
+    paused: Pause | None = None
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:  # noqa: ARG002 - there is one node
         return self
@@ -62,6 +63,9 @@ class ToldMarks:
 
     def lost(self, upstream: str) -> int:  # noqa: ARG002 - nothing is
         return 0
+
+    def pause(self, upstream: str) -> Pause | None:  # noqa: ARG002 - there is one
+        return self.paused
 
     def pending(self, replica: str, upstream: str) -> int:
         return int(self.misses_any(replica, RoutedRepository(upstream, REPOSITORY)))

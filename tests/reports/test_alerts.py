@@ -41,6 +41,7 @@ def fail_requests(node: PrometheusObserver, count: int) -> None:
 FIRST_EVENTS: Mapping[str, Callable[[PrometheusObserver], object]] = {
     "ReplicaNotUp": lambda node: node.replica_state("main", "b", ReplicaState.DOWN),
     "ReplicaNotRepaired": lambda node: node.replica_pending("main", "b", 1),
+    "ReplicaPaused": lambda node: node.replica_paused("main", "a", is_paused=True),
     "ContentLost": lambda node: node.lost_contents("main", 1),
     "ReplicaRefuses": lambda node: node.replica_refused("main", "b", 1),
     "CopiesLost": lambda node: node.lost_copies("main", 1),

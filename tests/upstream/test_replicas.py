@@ -1,11 +1,13 @@
 """Probing: how soon a replica is known to be up, down, or something else."""
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import ReplicaState
+from registry_proxy.ports import Pause, ReplicaState
 from registry_proxy.spec.reference import digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
@@ -110,6 +112,25 @@ async def test_behind_is_up_with_marks() -> None:
         marks.behind.clear()
         await until(lambda: states(replicas) == {"a": ReplicaState.UP})
         assert observer.counts["pending", "main", "a"] == 0
+
+
+async def test_a_paused_replica_is_up_and_not_written_to() -> None:
+    """Its pause is heard of by itself, told as 1 and then 0, and warned of when it is older than an hour."""
+    marks, observer = ToldMarks(), CountingObserver()
+    async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
+        assert observer.counts["paused", "main", "a"] == 0
+        assert "a" in {key[2] for key in observer.counts if key[0] == "paused"}
+        marks.paused = Pause("a", "", "user:ann", time.time() - 1800, 1)
+        await until(lambda: not replicas.is_writable("a"))
+        assert states(replicas) == {"a": ReplicaState.UP}
+        assert observer.counts["paused", "main", "a"] == 1
+        assert replicas.warnings() == []
+        marks.paused = replace(marks.paused, since=time.time() - 2 * 3600)
+        await replicas.refresh()
+        assert replicas.warnings() == ["replica a of upstream main is paused for 2.0 hours, by user:ann"]
+        marks.paused = None
+        await until(lambda: replicas.is_writable("a"))
+        assert observer.counts["paused", "main", "a"] == 0
 
 
 async def test_a_ca_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ class Table:
             remembered=self.memberships,
             observer=self.observer,
         )
-        self.separation.use(lambda: self.up)
+        self.paused: set[str] = set()
+        self.separation.use(lambda: self.up, lambda name: name not in self.paused)
 
 
 async def test_an_answer_is_checked_once() -> None:
@@ -137,6 +138,17 @@ async def test_one_that_takes_nothing_is_asked_about_what_it_answered() -> None:
     table.separation.answered("a", BLOB, APP.repository, ONE)
     await table.separation.verify(BLOB)
     assert a.asked == [PROBE, f"push {PROBE}", NOWHERE]
+    assert table.separation.is_apart(BLOB)
+
+
+async def test_one_that_is_paused_is_asked_about_what_it_answered() -> None:
+    """It is not written to, not even a content of our own, and its answers are judged all the same."""
+    a = Replica("a", ONE)
+    table = Table(a, may_push=True)
+    table.paused.add("a")
+    table.separation.answered("a", BLOB, APP.repository, ONE)
+    await table.separation.verify(BLOB)
+    assert a.asked == [PROBE, NOWHERE]
     assert table.separation.is_apart(BLOB)
 
 

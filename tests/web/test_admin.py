@@ -21,7 +21,14 @@ from yarl import URL
 from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.cache.membership import FileMemberships
-from registry_proxy.ports import CacheResult, ContentKind, ReloadOutcome, ReplicaState, RoutedRepository
+from registry_proxy.ports import (
+    CacheResult,
+    ContentKind,
+    ReloadOutcome,
+    ReplicaState,
+    RoutedRepository,
+    StoreUnavailableError,
+)
 from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, change_of
 from registry_proxy.replication.repair import RepairStatus
 from registry_proxy.replication.verify import Difference
@@ -618,6 +625,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "pending": 0,
                         "refused": 0,
                         "keeps_apart": True,
+                        "paused": None,
                         "repair": IDLE,
                     },
                     {
@@ -629,6 +637,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
                         "pending": 0,
                         "refused": 0,
                         "keeps_apart": True,
+                        "paused": None,
                         "repair": IDLE,
                     },
                 ],
@@ -637,6 +646,37 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
         ],
         "next": None,
     }
+
+
+async def test_a_replica_is_paused_and_resumed(admin: Admin) -> None:
+    """The document of the upstream says by whom, and when it is quiet; a refusal is 409, an unknown replica 400."""
+    status, upstream, _ = await admin.call("POST", "/upstreams/main/pause", {"replica": "a", "reason": "its disk"})
+    pause = {"reason": "its disk", "by": "user:admin", "since": "2017-07-14T02:40:00Z", "quiet": False}
+    assert (status, [one["paused"] for one in upstream["replicas"]]) == (200, [pause, None])
+    admin.node.maintains.is_over = True
+    assert (await admin.call("GET", "/upstreams/main"))[1]["replicas"][0]["paused"] == {**pause, "quiet": True}
+    for path, replica, expected in (
+        ("pause", "b", 409),
+        ("resume", "b", 409),
+        ("resume", "c", 400),
+        ("pause", "c", 400),
+    ):
+        status, problem, _ = await admin.call("POST", f"/upstreams/main/{path}", {"replica": replica})
+        assert status == expected, problem
+    status, upstream, _ = await admin.call("POST", "/upstreams/main/resume", {"replica": "a"})
+    assert (status, [one["paused"] for one in upstream["replicas"]]) == (200, [None, None])
+    assert (await admin.call("POST", "/upstreams/none/pause", {"replica": "a"}))[0] == 404
+
+
+async def test_upstreams_are_shown_while_the_store_is_away(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a paused replica is quiet is not known then, so it is not."""
+
+    async def is_quiet(_: object) -> bool:
+        raise StoreUnavailableError("away")
+
+    await admin.call("POST", "/upstreams/main/pause", {"replica": "a"})
+    monkeypatch.setattr(admin.node.maintains, "is_quiet", is_quiet)
+    assert (await admin.call("GET", "/upstreams/main"))[1]["replicas"][0]["paused"]["quiet"] is False
 
 
 async def test_cache_shows_size_and_hit_ratios(admin: Admin) -> None:

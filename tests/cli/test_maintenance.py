@@ -1,0 +1,149 @@
+"""`replica pause`, `resume` and `gc` against a real admin listener: their order, and every way to stop midway."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.cli import maintenance
+from registry_proxy.ports import Pause
+from tests.admin import Node
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def node(listener: tuple[str, Node]) -> Node:
+    """Give a node whose comparisons end at once, and whose replicas are quiet as soon as they are paused."""
+    node = listener[1]
+    node.loop.call_soon_threadsafe(node.verifier.gate.set)
+    node.maintains.is_over = True
+    return node
+
+
+def paused(node: Node) -> list[str]:
+    """Return the replicas that are paused."""
+    return [one.name for one in node.upstreams["main"].replicas if one.pause]
+
+
+def test_each_replica_is_collected_while_it_alone_is_paused(run: Run, node: Node, tmp_path: Path) -> None:
+    """The command sees name and URL, without the password; replicas are compared before, between and after."""
+    told = tmp_path / "told"
+    result = run("replica", "gc", "main", "--run", f'echo "$REPLICA $REPLICA_URL" >> {told}; echo done', "--json")
+    assert result.exit_code == 0, result.output
+    assert told.read_text().splitlines() == ["a http://127.0.0.1:5001", "b http://[::1]:5002/"]
+    assert [(one["replica"], one["returned"]) for one in json.loads(result.stdout)] == [("a", 0), ("b", 0)]
+    assert [mend for mend, _ in node.verifier.asked] == [True, True, True]
+    assert paused(node) == []
+    assert run("replica", "gc", "main", "--replica", "b", "--run", f"echo once >> {told}").exit_code == 0
+    assert told.read_text().count("once") == 1
+
+
+def test_a_command_that_fails_leaves_its_replica_paused(run: Run, node: Node, tmp_path: Path) -> None:
+    """The message says so and how to go on; the next replica is left alone; a second run is refused."""
+    told = tmp_path / "told"
+    result = run("replica", "gc", "main", "--run", f"echo $REPLICA >> {told}; exit 3")
+    assert (result.exit_code, told.read_text()) == (1, "a\n")
+    assert "The command for replica a of main ended with 3: the replica stays paused" in result.stderr
+    assert "registry-proxy replica resume main a" in result.stderr
+    assert paused(node) == ["a"]
+    again = run("replica", "gc", "main", "--run", f"echo $REPLICA >> {told}")
+    assert (again.exit_code, "a of main is paused already, by user:admin" in again.stderr) == (1, True)
+    assert told.read_text() == "a\n"
+    assert run("replica", "resume", "main", "a").exit_code == 0
+    assert paused(node) == []
+
+
+def test_an_interrupt_waits_for_the_command_and_resumes(run: Run, node: Node, tmp_path: Path) -> None:
+    """The replica is written to again only when the command has ended."""
+    told = tmp_path / "told"
+    result = run("replica", "gc", "main", "--run", f"kill -INT $PPID; sleep 0.5; echo $REPLICA >> {told}")
+    assert (result.exit_code, told.read_text()) == (1, "a\n")
+    assert "Interrupted; replica a of main is written to again" in result.stderr
+    assert paused(node) == []
+
+
+def test_a_second_interrupt_leaves_command_and_pause(run: Run, node: Node) -> None:
+    """Whoever does not want to wait is told that the command runs on, and that nothing is written to the replica."""
+    result = run("replica", "gc", "main", "--run", "kill -INT $PPID; sleep 0.5; kill -INT $PPID; exec sleep 0.5")
+    assert result.exit_code == 1
+    assert "was left running: the replica stays paused" in result.stderr
+    assert paused(node) == ["a"]
+
+
+def test_the_operator_collects(run: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a command each replica waits for Enter; where nobody can press it, the replica is resumed."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr("builtins.input", lambda: seen.append(paused(node)))
+    result = run("replica", "gc", "main")
+    assert (result.exit_code, seen) == (0, [["a"], ["b"]]), result.output
+
+    def end() -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    result = run("replica", "gc", "main")
+    assert (result.exit_code, "Give --run COMMAND" in result.stderr) == (1, True)
+    assert paused(node) == []
+
+
+Arrange = Callable[[Node], object]
+
+
+def resume_behind_its_back(node: Node) -> None:
+    """Have every pause be over when it is looked at."""
+    pause = node.maintains.pause
+
+    async def vanish(replica: str, reason: str, by: str) -> None:
+        await pause(replica, reason, by)
+        await node.maintains.resume(replica, by)
+
+    node.maintains.pause = vanish  # type: ignore[method-assign]  # as if somebody else resumed it
+
+
+def test_a_replica_resumed_while_its_command_runs(run: Run, node: Node) -> None:
+    """What was written meanwhile may have met the collection: that is told, and the next replica is left alone."""
+    resume = f"{sys.executable} -P -m registry_proxy replica resume main $REPLICA"
+    result = run("replica", "gc", "main", "--run", resume)
+    assert (result.exit_code, "a of main was resumed by somebody else" in result.stderr) == (1, True), result.stderr
+    assert paused(node) == []
+
+
+@pytest.mark.parametrize(
+    ("arrange", "arguments", "told"),
+    [
+        (lambda _: None, ["--replica", "c"], "Upstream main has no replica c"),
+        (lambda node: setattr(node.maintains, "is_over", False), [], "Something is still being written to replica a"),
+        (resume_behind_its_back, [], "Replica a of main was resumed by somebody else"),
+        (lambda node: setattr(node.upstreams["main"].replicas[0], "state", "down"), [], "is not up after 0 s"),
+    ],
+    ids=["unknown", "never quiet", "resumed", "does not come up"],
+)
+def test_what_cannot_go_on_is_told(
+    run: Run,
+    node: Node,
+    monkeypatch: pytest.MonkeyPatch,
+    arrange: Arrange,
+    arguments: Sequence[str],
+    told: str,
+) -> None:
+    """Exit status 1, the reason, and no replica stays paused."""
+    monkeypatch.setattr(maintenance, "_QUIET_SECONDS", 0)
+    monkeypatch.setattr(maintenance, "_UP_SECONDS", 0)
+    arrange(node)
+    result = run("replica", "gc", "main", *arguments, "--run", "true")
+    assert (result.exit_code, told in result.stderr) == (1, True), result.stderr
+    assert paused(node) == []
+
+
+def test_a_pause_is_listed(run: Run, node: Node) -> None:
+    """State and reason of the table say that a replica is paused, by whom and why."""
+    result = run("replica", "pause", "main", "a", "--reason", "its disk", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["replicas"][0]["paused"]["quiet"]) == (0, True)
+    node.upstreams["main"].told = ["it is paused for long"]
+    listed = run("replica", "list")
+    assert "up, paused" in listed.stdout
+    assert "paused by user:admin since 2017-07-14T02:40:00Z: its disk" in listed.stdout
+    assert "Warning: it is paused for long." in listed.stderr
+    assert isinstance(node.upstreams["main"].replicas[0].pause, Pause)

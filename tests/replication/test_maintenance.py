@@ -1,0 +1,220 @@
+"""Pauses: what reaches a paused replica, when nothing does any more, and when a replica cannot be paused."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+import pytest_asyncio
+
+from registry_proxy.ports import PauseRefusedError, StorageKind
+from registry_proxy.replication.intents import IntentKey, IntentKind
+from registry_proxy.replication.journal import WRITING_SECONDS
+from registry_proxy.replication.maintenance import KNOWN_SECONDS, Maintenance
+from registry_proxy.replication.pauses import repair_lease
+from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.spec.reference import Tag, digest_of
+from registry_proxy.tasks import spawn
+from tests.fakes.images import Parts, image
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
+from tests.refusal import refused
+from tests.replication.test_repair import Workshop, same
+from tests.waiting import until
+
+LATEST = Tag("latest")
+MANIFEST_KEY = IntentKey(ROUTED, IntentKind.MANIFEST, str(digest_of(b"manifest")))
+
+
+class Ward:
+    """Maintenance of the replicas of a bench, with a clock that a test moves on."""
+
+    def __init__(self, setting: Bench) -> None:
+        self.ahead_seconds = 0.0
+        under_test = setting.under_test
+        self.maintenance = Maintenance(
+            replica_set=setting.replicas,
+            store=under_test.store,
+            journal=under_test.journal,
+            clock=lambda: time.time() + self.ahead_seconds,
+        )
+
+    async def pause(self, replica: str = "a") -> None:
+        """Pause a replica, and let so much time pass that all know of it."""
+        await self.maintenance.pause(replica, "a test", "user:ann")
+        self.ahead_seconds += KNOWN_SECONDS
+
+    async def is_quiet(self) -> bool:
+        """Tell whether nothing is being written any more to the replica that is paused."""
+        pause = await self.maintenance.find()
+        assert pause is not None
+        return await self.maintenance.is_quiet(pause)
+
+
+@pytest_asyncio.fixture
+async def ward(setting: Bench) -> Ward:
+    """Give the maintenance of the bench."""
+    return Ward(setting)
+
+
+async def push(setting: Bench, parts: Parts) -> None:
+    """Push a whole image."""
+    for blob in parts.blobs:
+        await setting.under_test.upload(blob)
+    await setting.under_test.put(LATEST, parts.manifest, parts.media_type)
+
+
+async def test_a_manifest_does_not_reach_a_replica_paused_elsewhere_a_moment_ago(setting: Bench, ward: Ward) -> None:
+    """This process has not heard of the pause: what it is about to write is recorded as missing, and repaired later."""
+    await ward.pause()
+    assert setting.replicas.is_writable("a")  # what health says, which is told of pauses once a second
+    app = image(b"layer")
+    await push(setting, app)
+    assert not setting.a.manifests
+    assert set(map(tuple, (await setting.under_test.intents()).values())) == {("a",)}
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    assert not [method for method, *_ in setting.a.requests if method.startswith("delete")]
+    await push(setting, app)
+    await ward.maintenance.resume("a", "user:ann")
+    assert await Workshop(setting).repairer.repair(setting.a)
+    assert same(setting)
+    assert await setting.under_test.intents() == {}
+
+
+async def test_a_pause_is_quiet_when_the_write_before_it_has_ended(setting: Bench, ward: Ward) -> None:
+    """A manifest that was on its way when the replica was paused arrives, and only then it is quiet."""
+    app, gate = image(b"layer"), asyncio.Event()
+    for blob in app.blobs:
+        await setting.under_test.upload(blob)
+    setting.a.gates["put_manifest"] = gate
+    writing = spawn(setting.under_test.put(LATEST, app.manifest, app.media_type), "push")
+    await until(lambda: any(method == "put_manifest" for method, *_ in setting.a.requests))
+    await ward.pause()
+    assert not await ward.is_quiet()
+    gate.set()
+    await writing
+    assert await ward.is_quiet()
+    assert setting.a.tags == {(REPOSITORY, LATEST): app.digest}
+
+
+async def test_writes_that_know_of_the_pause_are_not_waited_for(setting: Bench, ward: Ward) -> None:
+    """Pushes never stop on a busy upstream, and it is quiet all the same."""
+    await ward.pause()
+    setting.b.gates["put_manifest"] = asyncio.Event()
+    writing = spawn(push(setting, image(b"layer")), "push")
+    await until(lambda: any(method == "put_manifest" for method, *_ in setting.b.requests))
+    assert await ward.is_quiet()
+    setting.b.gates["put_manifest"].set()
+    await writing
+
+
+async def test_a_write_of_a_node_that_died_is_waited_for_a_minute(setting: Bench, ward: Ward) -> None:
+    """Also where a replica was confirmed meanwhile, which makes the record of the write newer than the pause."""
+    journal, digest = setting.under_test.journal, digest_of(b"manifest")
+    await journal.begin({MANIFEST_KEY: (digest, "type")}, ["a", "b"])
+    await ward.pause()
+    assert not await ward.is_quiet()
+    await journal.confirm(MANIFEST_KEY, digest, "b")
+    assert not await ward.is_quiet()
+    journal._clock = lambda: time.time() + WRITING_SECONDS
+    assert await ward.is_quiet()
+
+
+async def test_it_is_not_quiet_before_every_process_knows(setting: Bench, ward: Ward) -> None:
+    """Those that send blobs hear of the pause within two seconds."""
+    await ward.maintenance.pause("a", "", "user:ann")
+    assert not await ward.is_quiet()
+    ward.ahead_seconds += KNOWN_SECONDS
+    assert await ward.is_quiet()
+    assert setting.replicas.is_writable("a")
+
+
+async def test_repair_of_a_paused_replica_ends_and_does_not_begin(setting: Bench, ward: Ward) -> None:
+    """A repair under way is waited for; what the replica comes to miss is left until it is resumed."""
+    await ward.pause()
+    async with repair_lease(setting.under_test.store, "main", "a"):
+        assert not await ward.is_quiet()
+    assert await ward.is_quiet()
+    await push(setting, image(b"layer"))
+    assert await Workshop(setting).repairer.repair(setting.a)
+    assert not setting.a.manifests
+
+
+async def test_sending_blobs_for_longer_than_a_write_counts_ends_before_the_manifest(setting: Bench) -> None:
+    """A manifest that waited for its blobs to be sent is not sent to a replica that was paused meanwhile."""
+    app, gate = image(b"layer"), asyncio.Event()
+    await push(setting, app)
+    setting.a.blobs.clear()
+    setting.a.manifests.clear()
+    setting.a.gates["push_blob"] = gate
+    writing = spawn(setting.under_test.put(LATEST, app.manifest, app.media_type), "push")
+    await until(lambda: any(method == "push_blob" for method, *_ in setting.a.requests))
+    setting.replicas.down.add("a")  # as when the pause is heard of
+    gate.set()
+    await writing
+    assert not setting.a.manifests
+    assert {("a",)} == set(map(tuple, (await setting.under_test.intents()).values()))
+
+
+Arrange = Callable[[Bench], object]
+
+
+def miss(replica: str) -> Arrange:
+    """Have a replica be behind."""
+    return lambda setting: setting.under_test.journal.miss(MANIFEST_KEY, digest_of(b"manifest"), "type", replica)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "reason"),
+    [
+        (lambda setting: setattr(setting.replicas, "read_only", True), "read-only"),
+        (lambda setting: setattr(setting.replicas, "storage", StorageKind.SHARED), "share one storage"),
+        (lambda setting: setattr(setting.replicas, "write_quorum", 2), "1 of write_quorum 2"),
+        (lambda setting: setting.replicas.down.add("a"), "a of main is not up"),
+        (lambda setting: setting.replicas.down.add("b"), "0 of write_quorum 1"),
+        (miss("a"), "a of main is behind"),
+        (miss("b"), "no other replica of main is current"),
+    ],
+    ids=["read-only", "shared", "quorum", "down", "other down", "behind", "other behind"],
+)
+async def test_a_replica_that_is_needed_is_not_paused(
+    setting: Bench, ward: Ward, arrange: Arrange, reason: str
+) -> None:
+    """The refusal says why, and nothing is paused."""
+    if asyncio.iscoroutine(arranging := arrange(setting)):
+        await arranging
+    with pytest.raises(PauseRefusedError, match=reason):
+        await ward.pause()
+    assert await ward.maintenance.find() is None
+
+
+async def test_one_replica_at_a_time(setting: Bench, ward: Ward) -> None:
+    """The second pause is refused, of either; what is not paused cannot be resumed; then it goes on."""
+    await ward.pause("a")
+    for replica in ("a", "b"):
+        with pytest.raises(PauseRefusedError, match="a of main is paused already, by user:ann"):
+            await ward.pause(replica)
+    with pytest.raises(PauseRefusedError, match="b of main is not paused"):
+        await ward.maintenance.resume("b", "user:ann")
+    await ward.maintenance.resume("a", "user:ann")
+    await ward.pause("b")
+    assert (await setting.under_test.journal.snapshot()).pause("main") == await ward.maintenance.find()
+
+
+async def test_the_pause_of_a_replica_that_is_configured_no_more_ends_with_it(setting: Bench, ward: Ward) -> None:
+    """It keeps nobody from pausing another one."""
+    await ward.pause("a")
+    setting.replicas.replicas = [setting.b, setting.a.__class__(name="c")]
+    assert await ward.maintenance.find() is None
+    await ward.pause("b")
+
+
+async def test_a_refusal_of_all_is_still_taken_back_during_a_pause(setting: Bench, ward: Ward) -> None:
+    """The replicas that may be written to decide, and nothing of a refused push stays on record."""
+    app = image(b"layer")
+    await ward.pause()
+    setting.b.errors["put_manifest"] = RegistryError(ErrorCode.MANIFEST_INVALID, "no")
+    for blob in app.blobs:
+        await setting.under_test.upload(blob)
+    error = await refused(setting.under_test.put(LATEST, app.manifest, app.media_type))
+    assert error.code is ErrorCode.MANIFEST_INVALID
+    assert not [key for key in await setting.under_test.intents() if "|manifest|" in key or "|tag|" in key]
