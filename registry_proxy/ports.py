@@ -488,6 +488,9 @@ class Separation(Protocol):
     async def verify(self, kind: ContentKind) -> None:
         """Ask the replicas that have answered and were not asked yet. Raises UpstreamUnavailableError."""
 
+    async def can_believe(self, replica: str, kind: ContentKind) -> bool:
+        """Tell whether a replica keeps repositories apart, asking it where that is not known."""
+
 
 class ReplicaSet(Protocol):
     """The replicas of one upstream, as writers need them."""

@@ -266,8 +266,10 @@ class UploadReplication:
             except RegistryError as error:
                 # A node died over this very request, which was repeated at another one: the session ended well.
                 # Only the repository's own blob says so: any other of this digest was not uploaded by this caller.
-                is_word = error.status == 404 and replica_set.separation.is_apart(ContentKind.BLOB)
-                held = await _stat([client], routed.repository, digest) if is_word else None
+                is_lost = error.status == 404 and await replica_set.separation.can_believe(
+                    client.name, ContentKind.BLOB
+                )
+                held = await _stat([client], routed.repository, digest) if is_lost else None
                 if held is None or held.size_bytes != descriptor.size_bytes:
                     raise
 

@@ -118,6 +118,12 @@ class Separation:
                 with contextlib.suppress(UpstreamUnavailableError):
                     await self._find_out_now(client, kind)
 
+    async def can_believe(self, replica: str, kind: ContentKind) -> bool:
+        if not self._is_known_mixed and (replica, kind) not in self._is_apart:
+            with contextlib.suppress(UpstreamUnavailableError):
+                await self._find_out_now(self._client(replica), kind)
+        return not self._is_known_mixed and self._is_apart.get((replica, kind), False)
+
     async def _find_out_now(self, client: Asked, kind: ContentKind) -> None:
         latest = self._latest.get((client.name, kind))
         digest = await self._own(client, kind, may_push=True) if self._may_push else None

@@ -191,6 +191,17 @@ async def test_what_cannot_be_checked_is_not_believed() -> None:
     assert table.separation.is_apart(BLOB)
 
 
+async def test_one_replica_is_asked_where_its_word_is_needed() -> None:
+    """It is believed when it keeps repositories apart, and not when it mixes them, or does not answer."""
+    a, b, c = Replica("a"), Replica("b", mixes=True), Replica("c")
+    c.failure = ReplicaFailedError("c: no answer in time", "timeout")
+    table = Table(a, b, c, may_push=True)
+    assert [await table.separation.can_believe(name, BLOB) for name in "abc"] == [True, False, False]
+    a.asked.clear()
+    assert await table.separation.can_believe("a", BLOB)
+    assert a.asked == []
+
+
 async def test_what_the_configuration_says_is_not_asked() -> None:
     """With ``mixes_repositories`` nothing is asked, and both kinds are mixed."""
     a = Replica("a", ONE)
@@ -199,6 +210,7 @@ async def test_what_the_configuration_says_is_not_asked() -> None:
     await table.separation.look()
     assert table.separation.is_mixed(BLOB)
     assert table.separation.is_mixed(MANIFEST)
+    assert not await table.separation.can_believe("a", BLOB)
     assert (table.separation.keeps_apart("a"), a.asked) == (False, [])
 
 
