@@ -1,5 +1,6 @@
 """The programs of others that these tests need, the product before them, and the names of what is not installed."""
 
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.clients import Client
-from tests.acceptance.programs import why_not
+from tests.acceptance.programs import find_program, why_not
 from tests.acceptance.registries import DESCRIBE
 from tests.copied import Copies
 from tests.product import Proxy, proxy_server
-from tests.servers import docker_registry, running
+from tests.servers import docker_registry, running, terminated, wait_until
 
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
 
@@ -65,6 +66,32 @@ def product(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterato
             stack.enter_context(running(server))
         proxy.add_user("ann", pull_push_delete=["**"])
         yield proxy
+
+
+_CONTAINERD = """
+version = 3
+root = "{root}/root"
+state = "{root}/state"
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]
+[grpc]
+address = "{root}/socket"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
+snapshotter = "native"
+"""
+
+
+@pytest.fixture(scope="session")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Start a containerd of our own; return its socket."""
+    root = tmp_path_factory.mktemp("containerd")
+    (root / "config.toml").write_text(_CONTAINERD.format(root=root))
+    command = [find_program("containerd") or "containerd", "--config", str(root / "config.toml")]
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    with terminated(process):
+        wait_until((root / "socket").exists, "containerd listens")
+        yield root / "socket"
 
 
 LogIn = Callable[[str], Client]

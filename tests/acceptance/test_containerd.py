@@ -5,28 +5,14 @@ They try https, and go on in http only where HTTP answers the TLS hello (issue A
 """
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.programs import find_program
 from tests.product import Proxy, User, make_image, random_bytes, tar_of
-from tests.servers import terminated, wait_until
 
 pytestmark = pytest.mark.acceptance("containerd", "ctr")
-
-_CONFIG = """
-version = 3
-root = "{root}/root"
-state = "{root}/state"
-disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]
-[grpc]
-address = "{root}/socket"
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-platform = "linux/amd64"
-snapshotter = "native"
-"""
 
 
 def ctr(socket: Path, *arguments: str) -> str:
@@ -35,19 +21,6 @@ def ctr(socket: Path, *arguments: str) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False)
     assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout}"
     return done.stdout
-
-
-@pytest.fixture(scope="module")
-def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Start a containerd of our own; return its socket."""
-    root = tmp_path_factory.mktemp("containerd")
-    (root / "config.toml").write_text(_CONFIG.format(root=root))
-    command = [find_program("containerd") or "containerd", "--config", str(root / "config.toml")]
-    with (root / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    with terminated(process):
-        wait_until((root / "socket").exists, "containerd listens")
-        yield root / "socket"
 
 
 @pytest.mark.parametrize(

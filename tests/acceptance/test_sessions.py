@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.acceptance.conftest import LogIn
-from tests.product import Proxy, User, make_image, random_bytes, tar_of
+from tests.product import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Image, Proxy, User, make_image, random_bytes, tar_of
 
 pytestmark = pytest.mark.acceptance
 _IMAGES = 100
+_DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _PASSWORD = "password of a user"
 _LOGIN = {
     "crane": ("auth", "login"),
@@ -66,11 +67,25 @@ def test_skopeo_pulls_a_hundred_images_after_one_login(images: list[str], log_in
     assert len(list((client.home / "pulled").glob("**/manifest.json"))) == _IMAGES
 
 
+def docker_image() -> Image:
+    """Return a small image in Docker's own media types: the docker of Debian 12 makes indexes of no others."""
+    image = make_image(tar_of(random_bytes(1000)))
+    media_types = {
+        OCI_MANIFEST: _DOCKER_MANIFEST,
+        OCI_CONFIG: "application/vnd.docker.container.image.v1+json",
+        OCI_LAYER: "application/vnd.docker.image.rootfs.diff.tar",
+    }
+    manifest = image.manifest.decode()
+    for old, new in media_types.items():
+        manifest = manifest.replace(f'"{old}"', f'"{new}"')
+    return Image(manifest.encode(), image.blobs, _DOCKER_MANIFEST)
+
+
 @pytest.mark.acceptance("docker")
 def test_docker_makes_an_index_by_hand(log_in: LogIn, product: Proxy) -> None:
     """`docker manifest create`, `push` and `inspect` make an index of two images, which is served."""
     client, user = log_in("docker"), User(product, "ann", _PASSWORD)
-    images = [make_image(tar_of(random_bytes(1000))) for _ in range(2)]
+    images = [docker_image() for _ in range(2)]
     for number, image in enumerate(images):
         user.push("plain/by-hand", str(number), image)
     names = [client.name(f"plain/by-hand:{tag}") for tag in ("index", "0", "1")]
