@@ -18,8 +18,9 @@ from registry_proxy.ports import (
     Separation,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.contents import ask, find_cached_manifest, has, links_of, parts_of, unless_absent
 from registry_proxy.proxy.flight import SingleFlight
-from registry_proxy.spec.descriptor import Manifest, ManifestLinks, parse_manifest
+from registry_proxy.spec.descriptor import Manifest, ManifestLinks
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Tag
 
@@ -123,20 +124,10 @@ class Holdings:
         known = self._memberships.find(routed, kind, digest)
         if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS:
             return True
-        try:
-            await self.ask(routed, kind, digest, lambda: self._look_up(routed, kind, digest))
-        except RegistryError as error:
-            if error.status != 404:
-                raise
-            return False
-        return True
+        return await has(self.ask(routed, kind, digest, lambda: self._look_up(routed, kind, digest)))
 
-    async def _look_up(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
-        reader = self._readers[routed.upstream]
-        if kind is ContentKind.BLOB:
-            await reader.stat_blob(routed.repository, digest)
-        else:
-            await reader.fetch_manifest(routed.repository, digest)
+    def _look_up(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Awaitable[object]:
+        return ask(self._readers[routed.upstream], routed.repository, kind, digest)
 
     async def _verify(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         """Find out whether the replica that answered can be believed; where it has died since, ask another one."""
@@ -160,8 +151,7 @@ class Holdings:
         separation = self._separations[routed.upstream]
         if all(separation.is_apart(kind) for kind in ContentKind):
             return []
-        lacking = [b.digest for b in links.blobs if not await self.is_held(routed, ContentKind.BLOB, b.digest)]
-        lacking += [c.digest for c in links.manifests if not await self.is_held(routed, ContentKind.MANIFEST, c.digest)]
+        lacking = [digest for kind, digest in parts_of(links) if not await self.is_held(routed, kind, digest)]
         return lacking if any(separation.is_mixed(kind) for kind in ContentKind) else []
 
     async def note_push(self, routed: RoutedRepository, digest: Digest) -> None:
@@ -191,11 +181,10 @@ class Holdings:
         for known in self._memberships.manifests_of(routed):
             links = self._links.get(known)
             if links is None:
-                body = self._cache.read_small(known)
-                membership = self._memberships.find(routed, ContentKind.MANIFEST, known)
-                if body is None or membership is None:
+                manifest = find_cached_manifest(self._memberships, self._cache, routed, known)
+                if manifest is None:
                     continue
-                links = self._read_links(Manifest(membership.descriptor, body))
+                links = self._read_links(manifest)
                 await asyncio.sleep(0)  # there may be thousands
             if digest in links:
                 return True
@@ -207,8 +196,7 @@ class Holdings:
         if found is None:
             if len(self._links) >= _LINKS_MAX:
                 self._links.clear()
-            links = _links_of(manifest)
-            found = self._links[digest] = frozenset(each.digest for each in (*links.blobs, *links.manifests))
+            found = self._links[digest] = frozenset(part for _, part in parts_of(links_of(manifest)))
         return found
 
     async def _walk(self, routed: RoutedRepository) -> Collection[Digest]:
@@ -225,15 +213,15 @@ class Holdings:
 
         async def resolve(tag: Tag) -> Digest | None:
             async with limit:
-                resolved = await _unless_absent(reader.resolve_tag(routed.repository, tag))
+                resolved = await unless_absent(reader.resolve_tag(routed.repository, tag))
                 return None if resolved is None else resolved.digest
 
         async def read(digest: Digest) -> ManifestLinks:
             async with limit:
-                manifest = await _unless_absent(self._fetch(routed, digest))
-                return _NO_LINKS if manifest is None else _links_of(manifest)
+                manifest = await unless_absent(self._fetch(routed, digest))
+                return _NO_LINKS if manifest is None else links_of(manifest)
 
-        tags = await _unless_absent(reader.list_tags(routed.repository))
+        tags = await unless_absent(reader.list_tags(routed.repository))
         tagged = await asyncio.gather(*(resolve(tag) for tag in tags or ()))
         fresh = {*await self._recorded(routed), *(digest for digest in tagged if digest is not None)}
         held = set(fresh)
@@ -249,25 +237,5 @@ class Holdings:
         return held
 
     async def _fetch(self, routed: RoutedRepository, digest: Digest) -> Manifest:
-        known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
-        body = None if known is None else self._cache.read_small(digest)
-        if known is not None and body is not None:
-            return Manifest(known.descriptor, body)
-        return await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
-
-
-def _links_of(manifest: Manifest) -> ManifestLinks:
-    try:
-        return parse_manifest(manifest.body, manifest.descriptor.media_type)
-    except RegistryError:  # Docker schema 1, say
-        return _NO_LINKS
-
-
-async def _unless_absent(answer: Awaitable[_T]) -> _T | None:
-    """Return an answer, None for a 404."""
-    try:
-        return await answer
-    except RegistryError as error:
-        if error.status != 404:
-            raise
-        return None
+        cached = find_cached_manifest(self._memberships, self._cache, routed, digest)
+        return cached or await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)

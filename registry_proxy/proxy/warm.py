@@ -14,6 +14,7 @@ from registry_proxy.ports import (
     RoutedRepository,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.contents import links_of
 from registry_proxy.proxy.pull import ManifestAnswer
 from registry_proxy.spec.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
@@ -103,11 +104,7 @@ class Prefetch:
 
 
 def _blobs_of(manifest: Manifest) -> list[Digest]:
-    try:
-        links = parse_manifest(manifest.body, manifest.descriptor.media_type)
-    except RegistryError:  # Docker schema 1
-        return []
-    return [blob.digest for blob in links.blobs]
+    return [blob.digest for blob in links_of(manifest).blobs]
 
 
 @dataclass(slots=True)

@@ -14,22 +14,12 @@ from registry_proxy.ports import (
     RoutedRepository,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.contents import ask, find_cached_manifest, has, links_of, parts_of
 from registry_proxy.replication.refusals import FinalRefusalError, final_refusal, judge_blob, may_be_final
 from registry_proxy.replication.uploads import read_range
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
+from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag
-
-
-async def has(question: Awaitable[object]) -> bool:
-    """Tell whether a replica has what it is asked for: False for a 404."""
-    try:
-        await question
-    except RegistryError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
 
 
 def may_lack_content(error: RegistryError) -> bool:
@@ -38,13 +28,6 @@ def may_lack_content(error: RegistryError) -> bool:
     The code does not decide it: zot says MANIFEST_INVALID, others BLOB_UNKNOWN or NAME_UNKNOWN.
     """
     return error.status in {400, 404}
-
-
-def ask(client: ReplicaClient, repository: Repository, kind: ContentKind, digest: Digest) -> Awaitable[object]:
-    """Ask a replica for a content, for ``has``."""
-    if kind is ContentKind.BLOB:
-        return client.stat_blob(repository, digest)
-    return client.fetch_manifest(repository, digest)
 
 
 async def is_nowhere(replica_set: ReplicaSet, question: Callable[[ReplicaClient], Awaitable[object]]) -> bool:
@@ -177,9 +160,7 @@ class Copies:
         self, client: ReplicaClient, routed: RoutedRepository, links: ManifestLinks
     ) -> dict[Digest, str]:
         """Send what a manifest refers to and the replica lacks; return what it cannot have, and why."""
-        parts = [(ContentKind.BLOB, blob.digest) for blob in links.blobs]
-        parts += [(ContentKind.MANIFEST, child.digest) for child in links.manifests]
-        absent = {digest: await self._copy_part(client, routed, kind, digest) for kind, digest in parts}
+        absent = {digest: await self._copy_part(client, routed, kind, digest) for kind, digest in parts_of(links)}
         return {digest: why for digest, why in absent.items() if why}
 
     async def _copy_part(
@@ -215,11 +196,8 @@ class Copies:
         return reader is not None
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest:
-        known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
-        body = None if known is None else self._cache.read_small(digest)
-        if known is not None and body is not None:
-            return Manifest(known.descriptor, body)
-        return await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
+        cached = find_cached_manifest(self._memberships, self._cache, routed, digest)
+        return cached or await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
 
 
 async def _push(
@@ -229,11 +207,3 @@ async def _push(
         await client.push_blob(repository, descriptor, body)
     except RegistryError as error:
         raise judge_blob(error, descriptor.digest) from error
-
-
-def links_of(manifest: Manifest) -> ManifestLinks:
-    """Return what a manifest refers to; nothing for kinds of which we do not know it, such as Docker schema 1."""
-    try:
-        return parse_manifest(manifest.body, manifest.descriptor.media_type)
-    except RegistryError:
-        return ManifestLinks((), (), None)

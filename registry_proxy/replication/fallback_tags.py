@@ -23,6 +23,7 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.contents import unless_absent
 from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import tag_record_key
@@ -160,12 +161,8 @@ class FallbackTagComparison:
 
     @staticmethod
     async def _fallback_tags(client: ReplicaClient, routed: RoutedRepository) -> set[Tag]:
-        try:
-            return {tag for tag in await client.list_tags(routed.repository) if is_fallback_tag(tag)}
-        except RegistryError as error:
-            if error.status != 404:
-                raise
-            return set()
+        tags = await unless_absent(client.list_tags(routed.repository))
+        return set(filter(is_fallback_tag, tags or ()))
 
     async def _is_explained(self, routed: RoutedRepository, tag: Tag) -> bool:
         if await self._journal.find(IntentKey(routed, IntentKind.TAG, tag)) is not None:

@@ -17,8 +17,9 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.contents import ask, find_cached_manifest, has, parts_of
 from registry_proxy.proxy.push import WrittenManifest, content_unknown
-from registry_proxy.replication.copies import ask, has, may_lack_content
+from registry_proxy.replication.copies import may_lack_content
 from registry_proxy.replication.fanout import (
     Outcome,
     check_writable,
@@ -285,10 +286,8 @@ class ManifestReplication:
         """Return a refusal as final where the replica has all that the manifest names, or refused that for good."""
         if not may_be_final(refusal):
             return refusal
-        parts = [(ContentKind.BLOB, blob.digest) for blob in links.blobs]
-        parts += [(ContentKind.MANIFEST, child.digest) for child in links.manifests]
         absent, marks = {}, await self._journal.snapshot()
-        for kind, digest in parts:
+        for kind, digest in parts_of(links):
             if marks.refuses(client.name, routed, digest):
                 absent[digest] = "it refuses that, too"
             elif not await has(ask(client, routed.repository, kind, digest)):
@@ -315,13 +314,11 @@ class ManifestReplication:
         digest = descriptor.digest
         if await has(client.fetch_manifest(routed.repository, digest)):
             return False
-        known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
-        body = None if known is None else self._cache.read_small(digest)
-        if known is None or body is None:
+        manifest = find_cached_manifest(self._memberships, self._cache, routed, digest)
+        if manifest is None:
             lost.add(digest)
             return False
-        manifest = Manifest(known.descriptor, body)
-        links = parse_manifest(body, known.descriptor.media_type)
+        links = parse_manifest(manifest.body, manifest.descriptor.media_type)
         await self._put_at(client, routed, digest, manifest, links, lost)
         key = IntentKey(routed, IntentKind.MANIFEST, str(digest))
         if await self._journal.confirm(key, digest, client.name):

@@ -25,7 +25,8 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
-from registry_proxy.replication.copies import Copies, has
+from registry_proxy.proxy.contents import has, unless_absent
+from registry_proxy.replication.copies import Copies
 from registry_proxy.replication.deletions import forget_deleted
 from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, parse_key
@@ -396,11 +397,9 @@ class Repairer:
 
     async def _agreed_tag(self, key: IntentKey, clients: Sequence[ReplicaClient]) -> Descriptor | None:
         for client in clients:
-            try:
-                return await client.resolve_tag(key.routed.repository, Tag(key.name))
-            except RegistryError as error:
-                if error.status != 404:
-                    raise
+            found = await unless_absent(client.resolve_tag(key.routed.repository, Tag(key.name)))
+            if found is not None:
+                return found
         return None
 
 

@@ -20,6 +20,7 @@ from registry_proxy.ports import (
     StorageKind,
     UpstreamUnavailableError,
 )
+from registry_proxy.proxy.contents import ask
 from registry_proxy.proxy.pull import is_committed
 from registry_proxy.proxy.push import UploadSession
 from registry_proxy.replication.fanout import (
@@ -338,9 +339,8 @@ class UploadReplication:
     async def _has(
         replica_set: ReplicaSet, client: ReplicaClient, routed: RoutedRepository, kind: ContentKind, digest: Digest
     ) -> bool:
-        ask = client.stat_blob if kind is ContentKind.BLOB else client.fetch_manifest
         try:
-            await ask(routed.repository, digest)
+            await ask(client, routed.repository, kind, digest)
         except RegistryError as error:
             return error.status != 404
         except UpstreamUnavailableError as error:

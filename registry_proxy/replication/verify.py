@@ -7,7 +7,7 @@ these everything else follows. What was pushed past us without a tag cannot be f
 import time
 from asyncio import gather
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -23,13 +23,14 @@ from registry_proxy.ports import (
     Table,
     UpstreamUnavailableError,
 )
-from registry_proxy.replication.copies import ask, has, is_nowhere, links_of
+from registry_proxy.proxy.contents import ask, has, links_of, unless_absent
+from registry_proxy.replication.copies import is_nowhere
 from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import recorded_repositories, tag_record_key, write_lease
 from registry_proxy.replication.marks import JournalMarks
-from registry_proxy.spec.descriptor import Descriptor, Manifest
+from registry_proxy.spec.descriptor import Manifest
 from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
@@ -315,7 +316,9 @@ class Verifier:
                 yield difference
         for digest in sorted(blobs, key=str):
             key = IntentKey(walk.routed, IntentKind.BLOB, str(digest))
-            stats = await self._ask(walk, str(key), partial(_stat, repository=repository, digest=digest))
+            stats = await self._ask(
+                walk, str(key), partial(ask, repository=repository, kind=ContentKind.BLOB, digest=digest)
+            )
             walk.comparison.blobs += 1
             async for difference in self._lacking(walk, key, digest, "", stats, marks):
                 yield difference
@@ -378,21 +381,15 @@ class Verifier:
                 return False
             return await self._journal.miss(key, wanted, difference.media_type, difference.replica or "")
 
-    @asynccontextmanager
-    async def _lease(self, key: IntentKey, digest: Digest) -> AsyncIterator[None]:
+    def _lease(self, key: IntentKey, digest: Digest) -> AbstractAsyncContextManager[None]:
         tag = Tag(key.name) if key.kind is IntentKind.TAG else None
-        async with write_lease(self._store, key.routed, digest, tag):
-            yield
+        return write_lease(self._store, key.routed, digest, tag)
 
     async def _holds(self, client: ReplicaClient, key: IntentKey, wanted: Digest) -> bool:
         if key.kind is not IntentKind.TAG:
             return await has(self._holding(client, key))
-        try:
-            return (await client.resolve_tag(key.routed.repository, Tag(key.name))).digest == wanted
-        except RegistryError as error:
-            if error.status != 404:
-                raise
-            return False
+        found = await unless_absent(client.resolve_tag(key.routed.repository, Tag(key.name)))
+        return found is not None and found.digest == wanted
 
     @staticmethod
     def _holding(client: ReplicaClient, key: IntentKey) -> Awaitable[object]:
@@ -429,7 +426,3 @@ async def _resolve(
 
 async def _fetch(client: ReplicaClient, *, repository: Repository, digest: Digest) -> Manifest:
     return await client.fetch_manifest(repository, digest)
-
-
-async def _stat(client: ReplicaClient, *, repository: Repository, digest: Digest) -> Descriptor:
-    return await client.stat_blob(repository, digest)
