@@ -21,6 +21,7 @@ from registry_proxy.spec.reference import (
     Repository,
     Tag,
     digest_of,
+    fallback_tags,
     is_repository,
     parse_digest,
     parse_repository,
@@ -35,8 +36,6 @@ _ATTEMPTS = 4
 _PAUSE_SECONDS = 1.0
 _OBSERVE_SECONDS = 0.2
 _TIMEOUTS = Timeouts(connect=5.0, first_byte=60.0, stall=60.0, probe=10.0, commit=600.0)
-_SIGNATURES = (".sig", ".att", ".sbom")
-"""Behind ``sha256-<hex>``: the tags under which cosign keeps what belongs to a digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,15 +234,15 @@ class _Copy:
 
     async def _copy_referrers(self, digest: Digest) -> None:
         """Copy signatures, attestations and other artifacts of a manifest, in each of the ways registries keep them."""
-        name = f"{digest.algorithm}-{digest.hex}"
-        for tag in (Tag(f"{name}{suffix}") for suffix in ("", *_SIGNATURES)):
+        tags = fallback_tags(digest)
+        for tag in tags:
             if tag in self._tags:
                 await self._copy_tag_of_digest(tag)
         referrers = await _patiently(lambda: self._from.fetch_referrers(self._source, digest))
         for referrer in referrers or ():
             await self._copy_manifest(parse_digest(referrer["digest"]))
         if referrers and await _patiently(lambda: self._to.fetch_referrers(self._target, digest)) is None:
-            await self._merge_fallback(Tag(name), referrers)
+            await self._merge_fallback(tags[0], referrers)
 
     async def _copy_tag_of_digest(self, tag: Tag) -> None:
         descriptor = await _patiently(lambda: self._from.resolve_tag(self._source, tag))

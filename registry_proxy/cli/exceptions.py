@@ -1,4 +1,4 @@
-"""`registry-proxy replica exceptions` and `dismiss`: what is lost, or what a replica refuses."""
+"""`registry-proxy replica exceptions`, `dismiss` and `forget`: contents that are lost, or that a replica refuses."""
 
 from typing import Annotated, Any
 
@@ -6,6 +6,11 @@ import typer
 
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, YesOption, confirm, print_json, print_note, print_table
+from registry_proxy.cli.repair import upstream_names
+
+_Upstream = Annotated[str, typer.Argument(help="The upstream.")]
+_Repository = Annotated[str | None, typer.Option(help="Only of this repository, as the upstream names it.")]
+_Name = Annotated[str | None, typer.Option(help="Only this tag or digest.")]
 
 _COLUMNS = {
     "upstream": "UPSTREAM",
@@ -32,8 +37,7 @@ def list_exceptions(
     None of them keeps a replica behind. `registry-proxy replica repair` tries what was refused once more.
     """
     with admin_client() as admin:
-        names = [upstream] if upstream else [document["name"] for document in admin.list_all("upstreams")]
-        found = {name: admin.list_all("upstreams", name, "exceptions") for name in names}
+        found = {name: admin.list_all("upstreams", name, "exceptions") for name in upstream_names(admin, upstream)}
     if as_json:
         print_json(found)
         return
@@ -41,19 +45,24 @@ def list_exceptions(
     print_table(_COLUMNS, rows, empty="Nothing is lost, and no replica refuses anything.")
 
 
+def _chosen(repository: str | None, name: str | None, *, everything: bool) -> dict[str, str | None]:
+    """Return the body that names exceptions; all of an upstream only where ``--all`` says so."""
+    if (repository is None and name is None) != everything:
+        raise typer.BadParameter("name one of: --repository REPOSITORY, --name NAME or both, --all")
+    return {"repository": repository, "name": name}
+
+
 def dismiss_exceptions(
-    upstream: Annotated[str, typer.Argument(help="The upstream.")],
-    repository: Annotated[str | None, typer.Option(help="Only of this repository, as the upstream names it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only this tag or digest.")] = None,
+    upstream: _Upstream,
+    repository: _Repository = None,
+    name: _Name = None,
     everything: Annotated[bool, typer.Option("--all", help="All exceptions of the upstream.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Stop to count and tell exceptions that you know of. They stay in force until the content is pushed or deleted."""
-    if (repository is None and name is None) != everything:
-        raise typer.BadParameter("name one of: --repository REPOSITORY, --name NAME or both, --all")
+    chosen = _chosen(repository, name, everything=everything)
     with admin_client() as admin:
-        body = {"repository": repository, "name": name}
-        result = admin.call("POST", "upstreams", upstream, "dismiss", body=body).document
+        result = admin.call("POST", "upstreams", upstream, "dismiss", body=chosen).document
     if as_json:
         print_json(result)
     else:
@@ -62,9 +71,9 @@ def dismiss_exceptions(
 
 def forget_lost(
     *,
-    upstream: Annotated[str, typer.Argument(help="The upstream.")],
-    repository: Annotated[str | None, typer.Option(help="Only of this repository, as the upstream names it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only this tag or digest.")] = None,
+    upstream: _Upstream,
+    repository: _Repository = None,
+    name: _Name = None,
     everything: Annotated[bool, typer.Option("--all", help="All that is lost in the upstream.")] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
@@ -73,14 +82,12 @@ def forget_lost(
 
     They are deleted then, as far as the proxy is concerned: nothing counts them, and a comparison misses none of them.
     """
-    if (repository is None and name is None) != everything:
-        raise typer.BadParameter("name one of: --repository REPOSITORY, --name NAME or both, --all")
+    chosen = _chosen(repository, name, everything=everything)
     with admin_client() as admin:
         if everything:
             lost = [one for one in admin.list_all("upstreams", upstream, "exceptions") if one["lost"]]
             confirm(f"Forget all {len(lost)} contents that are lost in {upstream}?", yes=yes)
-        body = {"repository": repository, "name": name}
-        result = admin.call("POST", "upstreams", upstream, "forget", body=body).document
+        result = admin.call("POST", "upstreams", upstream, "forget", body=chosen).document
     if as_json:
         print_json(result)
     else:

@@ -35,9 +35,10 @@ _Prefer = Annotated[str | None, typer.Option(help="The replica that decides what
 def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> None:
     """Compare the replicas: their tags, the manifests on record, and all that these refer to. Changes nothing."""
     with admin_client() as admin:
-        comparisons = [compare_replicas(admin, name, {}) for name in _names(admin, upstream)]
+        names = upstream_names(admin, upstream)
+        comparisons = [compare_replicas(admin, name, {}) for name in names]
         _print_comparisons(comparisons, as_json=as_json)
-        for name in _names(admin, upstream):
+        for name in names:
             _print_refused(admin.call("GET", "upstreams", name).document)
         fail_for(comparisons, "what is decided is mended by `registry-proxy replica repair`")
 
@@ -48,7 +49,7 @@ def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json:
     What a replica missed by being away is repaired without this command, too. What one refused is tried once more.
     """
     with admin_client() as admin:
-        names = _names(admin, upstream)
+        names = upstream_names(admin, upstream)
         for name in names:
             admin.call("POST", "upstreams", name, "repair")
         comparisons = [compare_replicas(admin, name, {"mend": True, "prefer": prefer}) for name in names]
@@ -84,7 +85,8 @@ def _print_refused(document: dict[str, Any]) -> None:
         )
 
 
-def _names(admin: AdminClient, upstream: str | None) -> list[str]:
+def upstream_names(admin: AdminClient, upstream: str | None) -> list[str]:
+    """Return the upstream that a command was given, or all."""
     return [upstream] if upstream else [document["name"] for document in admin.list_all("upstreams")]
 
 

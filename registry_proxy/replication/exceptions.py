@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from registry_proxy.ports import Change, ConflictError, Record, Store, Table
 from registry_proxy.replication.intents import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
-from registry_proxy.spec.reference import Digest
+from registry_proxy.replication.manifests import manifest_record_key, tag_record_key
+from registry_proxy.spec.reference import Digest, Tag, parse_digest
 
 _log = logging.getLogger(__name__)
 
@@ -111,10 +112,8 @@ class Exceptions:
         for record, key, intent in await self._chosen(upstream, repository, name):
             if not intent.is_lost:
                 continue
-            table = {IntentKind.MANIFEST: Table.MANIFESTS, IntentKind.TAG: Table.TAGS}.get(key.kind)
-            forgotten = [] if table is None else [Change(table, f"{key.routed}|{key.name}", None)]
             with contextlib.suppress(ConflictError):  # a write came between: it has the last word
-                await self._store.commit([Change(Table.INTENTS, record.key, None, record.revision), *forgotten])
+                await self._store.commit([Change(Table.INTENTS, record.key, None, record.revision), *_records_of(key)])
                 _log.info("%s was lost, and is forgotten", key)
                 count += 1
         return count
@@ -134,3 +133,12 @@ class Exceptions:
             await self._store.commit([change_of(parse_key(record.key), intent, expect=record.revision)])
             return True
         return False
+
+
+def _records_of(key: IntentKey) -> list[Change]:
+    """Return the changes that remove the record of a key; blobs have none."""
+    if key.kind is IntentKind.TAG:
+        return [Change(Table.TAGS, tag_record_key(key.routed, Tag(key.name)), None)]
+    if key.kind is IntentKind.MANIFEST:
+        return [Change(Table.MANIFESTS, manifest_record_key(key.routed, parse_digest(key.name)), None)]
+    return []

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
-_FALLBACK_TAG = re.compile(r"sha256-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?")
+_COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
+_FALLBACK_TAG = re.compile(rf"sha256-[0-9a-f]{{64}}(?:{'|'.join(map(re.escape, _COSIGN_SUFFIXES))})?")
 _HEX_LENGTHS = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -73,6 +74,12 @@ def parse_repository(text: str) -> Repository:
 def is_tag(text: str) -> TypeGuard[Tag]:
     """Tell whether ``text`` is a tag."""
     return _TAG.fullmatch(text) is not None
+
+
+def fallback_tags(digest: Digest) -> list[Tag]:
+    """Return the tags that may list referrers of a digest: the specification's first, then those that cosign makes."""
+    name = f"{digest.algorithm}-{digest.hex[:64]}"  # truncated as the specification says
+    return [Tag(name), *(Tag(f"{name}{suffix}") for suffix in _COSIGN_SUFFIXES)]
 
 
 def is_fallback_tag(tag: Tag) -> bool:

@@ -11,6 +11,8 @@ from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import (
     Digest,
     digest_of,
+    fallback_tags,
+    is_fallback_tag,
     is_repository,
     is_tag,
     parse_digest,
@@ -129,3 +131,13 @@ def test_long_texts_are_refused_without_backtracking(evil: str) -> None:
     assert not is_repository(evil)
     assert not is_tag(evil)
     assert SPEC_NAME.fullmatch(evil[:255].rstrip("/_-") + "!") is None
+
+
+def test_fallback_tags() -> None:
+    """A digest has the specification's tag, truncated to what a tag can hold, and those of cosign behind it."""
+    tags = fallback_tags(parse_digest(f"sha256:{'a' * 64}"))
+    assert tags == [f"sha256-{'a' * 64}{suffix}" for suffix in ("", ".sig", ".att", ".sbom")]
+    assert all(map(is_fallback_tag, tags))
+    long = fallback_tags(parse_digest(f"sha512:{'b' * 128}"))
+    assert long[0] == f"sha512-{'b' * 64}"
+    assert all(map(is_tag, long))
