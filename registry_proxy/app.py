@@ -605,7 +605,7 @@ def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which
 
 
 def _render_metrics(cache: DiskCache, observer: PrometheusObserver) -> bytes:
-    """Return a scrape. What is on the disk is looked up for it: a gauge would go with the worker that had set it."""
+    """Return a scrape. The sizes on the disk are read for it: a gauge would go with the worker that had set it."""
     cache.stats()
     return observer.render()
 

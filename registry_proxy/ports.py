@@ -555,10 +555,10 @@ class Marks(Protocol):
         """Tell whether the replica cannot have this: it is not asked for it, and its 404 proves nothing."""
 
     def refused(self, replica: str, upstream: str) -> int:
-        """How many keys it cannot have, less those that a person dismissed."""
+        """Return the number of keys that it cannot have, less those that a person dismissed."""
 
     def lost(self, upstream: str) -> int:
-        """How many keys no replica has any more, less those that a person dismissed."""
+        """Return the number of keys that no replica has any more, less those that a person dismissed."""
 
     def pause(self, upstream: str) -> Pause | None:
         """Return the pause of one of its replicas; there is one at most."""

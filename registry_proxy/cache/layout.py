@@ -43,7 +43,7 @@ class CacheSchemaError(Exception):
 
 
 class CacheMoveError(Exception):
-    """What must outlive the cache cannot lie beside it; nothing is lost, and the next start tries again."""
+    """The directory beside the cache, of files that must outlive it, cannot be used; the next start tries again."""
 
 
 @dataclass(frozen=True, slots=True)

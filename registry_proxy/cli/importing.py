@@ -46,7 +46,7 @@ def import_(  # noqa: PLR0917 - one parameter an option
 
     They are pushed as you, who are logged in at the admin API. Tags that are there already are passed over, so an
     import that was interrupted is run again. The password of --source-user is read as the options say, or from
-    REGISTRY_PROXY_SOURCE_PASSWORD. What could not be copied is listed at the end, and the exit status is 1.
+    REGISTRY_PROXY_SOURCE_PASSWORD. Images that could not be copied are listed at the end; the exit status is then 1.
     """
     from registry_proxy.importer import RegistryAccess, Selection  # noqa: PLC0415 - no other command needs aiohttp
 

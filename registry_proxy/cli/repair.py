@@ -46,7 +46,8 @@ def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> 
 def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json: JsonOption = False) -> None:
     """Compare the replicas, and wait until each has what it lacks. Nothing is ever deleted.
 
-    What a replica missed by being away is repaired without this command, too. What one refused is tried once more.
+    Writes that a replica missed while it was away are repaired without this command, too. Contents that a replica
+    refused are tried once more.
     """
     with admin_client() as admin:
         names = upstream_names(admin, upstream)

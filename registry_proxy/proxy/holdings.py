@@ -29,7 +29,7 @@ MEMBERSHIP_FRESH_SECONDS = 24 * 3600.0
 
 _WALK_SECONDS = 10.0
 _WALK_SHARE = 10
-"""How long a walk over a repository is good for: so long, or so many times as long as it took."""
+"""A walk over a repository is valid for so long, or for so many times as long as it took."""
 
 _WALKS_MAX = 64
 _LINKS_MAX = 4096

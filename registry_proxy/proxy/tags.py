@@ -95,7 +95,7 @@ class TagResolver:
         cached = self._memberships.find_tag(routed, tag)
         if cached is not None and self._is_current(routed, cached, recorded):
             return ResolvedTag(cached.descriptor, was_asked=False)
-        # Whoever comes after a push at another node, or a delete, must not join a question that was asked before it.
+        # A request after a push at another node, or a delete, must not join a question that was asked before it.
         key = (routed, tag, recorded, self._memberships.moment())
         resolved, _ = await self._flights.run(key, lambda: self._ask(routed, tag, recorded))
         return resolved

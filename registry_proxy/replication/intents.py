@@ -22,7 +22,7 @@ class IntentKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class IntentKey:
-    """What a write is about: the newest intent of a key is the truth."""
+    """The object that a write is about: the newest intent of a key is the truth."""
 
     routed: RoutedRepository
     kind: IntentKind
@@ -42,7 +42,7 @@ def parse_key(text: str) -> IntentKey:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a key shall be everywhere: ``digest``, or None for deleted.
+    """The state that a key must have at every replica: ``digest``, or None for deleted.
 
     ``missing`` are the replicas that did not confirm it; ``behind`` those of them that were behind before it began;
     ``writing_until`` is when the write under way counts as abandoned, in seconds since the epoch, 0 once concluded.

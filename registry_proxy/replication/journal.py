@@ -160,7 +160,7 @@ class Journal:
             names = configured if record is None else [name for name in record.value["names"] if name in configured]
             if record is None or names != record.value["names"]:
                 with contextlib.suppress(ConflictError):  # another worker or node did so
-                    # What was found when they were compared holds for these replicas alone.
+                    # The result of a comparison holds for the replicas that were compared, and for no others.
                     compared = Change(Table.COMPARED, upstream, None)
                     await self._store.commit([_members_change(upstream, record, names or configured), compared])
 

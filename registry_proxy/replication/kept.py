@@ -1,4 +1,4 @@
-"""What this node keeps in its cache for replicas that miss it: pinned as long as one does, and told when it is gone."""
+"""Copies that this node keeps for replicas which miss a content: pinned as long as one does; a loss is reported."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Which blobs were pushed to which repository lately: for upstreams whose replicas answer for a blob in any repository.
+"""The blobs pushed to each repository lately: for upstreams whose replicas answer for a blob in any repository.
 
 Between a push of a blob and that of the manifest that names it nothing else proves that the repository holds it, and
 the two may come through two nodes.
@@ -11,7 +11,7 @@ from registry_proxy.ports import Change, RoutedRepository, Store, Table
 from registry_proxy.spec.reference import Digest
 
 LIFETIME_SECONDS = 24 * 3600.0
-"""How long a pushed blob may wait for its manifest."""
+"""Time that a pushed blob may wait for its manifest."""
 
 
 class PushedBlobs:

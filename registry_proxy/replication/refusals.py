@@ -4,7 +4,7 @@ from registry_proxy.spec.errors import ErrorCode, RegistryError
 from registry_proxy.spec.reference import Digest
 
 _FINAL_STATUSES = frozenset({400, 413, 415, 422})
-"""What a registry answers to content that it judges. 401, 403 and 429 are about us or the moment; 405 is the answer of
+"""Statuses by which a registry judges a content. 401, 403 and 429 are about us or the moment; 405 is the answer of
 distribution to every push while it is read-only for maintenance; a 404 may end when a project is made there."""
 
 

@@ -124,7 +124,7 @@ class Repairer:
 
     @property
     def exceptions(self) -> Exceptions:
-        """What cannot be everywhere, to be shown and dismissed."""
+        """The contents that cannot be everywhere, to be shown and dismissed."""
         return self._exceptions
 
     async def retry(self) -> None:

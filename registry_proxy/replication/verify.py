@@ -123,7 +123,7 @@ class _Walk:
 
 @dataclass(slots=True)
 class _Answers(Generic[_T]):
-    """What the replicas have, by name, and why some could not be asked; the others said that they do not have it."""
+    """Answers of the replicas, by name, and the reasons of those that could not be asked; the others do not have it."""
 
     held: dict[str, _T] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -344,7 +344,7 @@ class Verifier:
     async def _lose(self, walk: _Walk, key: IntentKey, digest: Digest, media_type: str) -> bool:
         """Note that every replica said that it does not have a key; return whether that is to be told.
 
-        What a replica is known to miss is left to its repair: some node may still have it.
+        A key that a replica is known to miss is left to its repair: some node may still have the content.
         """
         walk.lost.add(key)
         async with self._lease(key, digest):

@@ -120,7 +120,7 @@ class HeadSigner:
 
 @dataclass(frozen=True, slots=True)
 class AuditVerification:
-    """What verifying found: a report for each process of this node, and when other nodes last signed, by their ids."""
+    """The result of verifying: a report for each process of this node; when other nodes last signed, by their ids."""
 
     reports: Sequence[ChainReport]
     elsewhere: Mapping[str, float]

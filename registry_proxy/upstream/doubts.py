@@ -15,7 +15,7 @@ SLOW_SECONDS = 10.0
 """How long a replica that another one overtook is asked last for anything."""
 
 WAIT_MAX_SECONDS = 60.0
-"""How long a replica that asked us to wait is left alone at most."""
+"""Longest time that a replica which asked us to wait is left alone."""
 
 
 class Doubts:

@@ -1,4 +1,4 @@
-"""How far the HEADs of a replica can be relied on, and when a GET decides (docs/decisions.md, 35)."""
+"""Trust in the HEADs of a replica, and the cases in which a GET decides (docs/decisions.md, 35)."""
 
 from collections.abc import Awaitable, Callable
 
@@ -9,17 +9,17 @@ from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.recent import Recent
 
 USELESS_SECONDS = 600.0
-"""How long a repository is asked by GET alone once its HEAD was refused and the GET that followed was not."""
+"""Time for which a repository is asked by GET alone, once its HEAD was refused and the GET that followed was not."""
 
 BELIEVED_SECONDS = 24 * 3600.0
-"""How long the 404 to a HEAD is believed in a repository that took a push from us."""
+"""Time for which the 404 to a HEAD is believed in a repository that took a push from us."""
 
 DISBELIEVED_SECONDS = 3600.0
-"""How long no 404 to a HEAD is believed once a GET has contradicted one."""
+"""Time for which no 404 to a HEAD is believed, once a GET has contradicted one."""
 
 
 class Heads:
-    """What the answers of a replica to HEAD and GET of one kind of content say about HEAD, by repository.
+    """Experience with HEAD and GET of one kind of content at a replica, by repository.
 
     Registries refuse the HEAD of what they give to a GET, for good, or answer 404 until they have fetched it from a
     registry of their own. One that takes pushes must answer HEAD rightly: clients ask by it which blobs to send.

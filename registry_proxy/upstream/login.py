@@ -22,7 +22,7 @@ from registry_proxy.upstream.recent import Recent
 from registry_proxy.upstream.sessions import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, Timeouts
 
 REFUSED_SECONDS = 5.0
-"""How long a refusal of the token endpoint is remembered, and a token that was just replaced is kept."""
+"""Time for which a refusal of the token endpoint is remembered, and a token that was just replaced is kept."""
 
 NO_SCOPE = ("",)
 _TOKEN_ANSWER_MAX_BYTES = 256 * 1024
@@ -40,7 +40,7 @@ class _TokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How requests of some scopes are authorized: by a token, or by Basic where there is none to ask for."""
+    """The authorization of requests of some scopes: by a token, or by Basic where there is none to ask for."""
 
     token: _TokenRequest | None
 

@@ -1,4 +1,4 @@
-"""What a tag is pointed at to be deleted alone, where a registry deletes only manifests and every tag on them."""
+"""Placeholders: a tag is moved to one, to delete it alone where a registry deletes a manifest with all its tags."""
 
 import json
 

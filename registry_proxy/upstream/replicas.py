@@ -29,12 +29,12 @@ from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 PROBE_SECONDS = 10.0
 PROBE_SECONDS_WHILE_NOT_UP = 1.0
 PROBE_PAUSE_SECONDS = 1.0
-"""How far apart probes are at least, however often requests give reason for one."""
+"""Shortest time between two probes, however often requests give reason for one."""
 
 _REPORT_SECONDS = 1.0
 _LONG_PAUSE_HOURS = 1.0
 _LOOK_AGAIN_SECONDS = 120.0
-"""How often a replica that keeps repositories apart is asked again: another program may stand there by then."""
+"""Time after which a replica that keeps repositories apart is asked again: it may be another program by then."""
 
 _JITTER = 0.1
 
@@ -118,7 +118,7 @@ class UpstreamReplicas:
         self._sessions: Sessions | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.lost = 0
-        """How many keys no replica has any more, at the last ``refresh`` or a second ago."""
+        """Number of keys that no replica has any more, at the last ``refresh`` or a second ago."""
 
         self._changes = 0
         self._changed = asyncio.Event()

@@ -50,7 +50,7 @@ class Asked(Protocol):
 
 
 class Remembered(Protocol):
-    """What this node remembers of answers."""
+    """The memory that this node has of answers."""
 
     def blobs_of(self, upstream: str) -> Iterator[tuple[Repository, Digest]]:
         """Give blobs that repositories of an upstream hold."""

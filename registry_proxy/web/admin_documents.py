@@ -236,13 +236,13 @@ class ExceptionDocument(Document):
 
 
 class DismissalDocument(Document):
-    """How many exceptions were dismissed."""
+    """The number of exceptions that were dismissed."""
 
     dismissed: int
 
 
 class ForgottenDocument(Document):
-    """How many lost contents were forgotten."""
+    """The number of lost contents that were forgotten."""
 
     forgotten: int
 

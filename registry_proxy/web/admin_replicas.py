@@ -97,7 +97,7 @@ class ContentException(Protocol):
 
 
 class Exceptions(Protocol):
-    """What cannot be everywhere. Raises StoreUnavailableError."""
+    """The contents that cannot be everywhere. Raises StoreUnavailableError."""
 
     async def list(self, upstream: str) -> Sequence[ContentException]: ...
     async def dismiss(self, upstream: str, repository: str | None, name: str | None) -> int: ...
