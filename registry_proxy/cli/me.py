@@ -1,6 +1,6 @@
 """`registry-proxy whoami` and `password`: the account that the commands log in with."""
 
-from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
 from registry_proxy.cli.credentials import (
     PASSWORD_VARIABLE,
     Credentials,
@@ -31,7 +31,10 @@ def whoami(as_json: JsonOption = False) -> None:
 
 
 def change_password(password_stdin: PasswordStdin = False, password_file: PasswordFile = None) -> None:
-    """Change your own password. The new one is asked for, unless an option says where it is; your tokens end."""
+    """Change your own password. The new one is asked for, unless an option says where it is.
+
+    Your bearer and refresh tokens end; your personal tokens are still accepted, and their number is printed.
+    """
     with admin_client() as client:
         url = admin_url()
         current = find_credentials(url)
@@ -45,3 +48,14 @@ def change_password(password_stdin: PasswordStdin = False, password_file: Passwo
             print_note(f"{PASSWORD_VARIABLE} still holds the old one: change it where it is set.")
         else:
             store_credentials(url, Credentials(current.username, new))
+    with told_to_the_user():
+        _print_what_stays(url, Credentials(current.username, new))
+
+
+def _print_what_stays(url: str, credentials: Credentials) -> None:
+    with AdminClient(url, credentials) as client:
+        tokens = client.list_all("me", "tokens")
+    if left := sum(token["kind"] == "personal" and token["state"] == "valid" for token in tokens):
+        print_note(
+            f"{left} personal tokens are still accepted: `registry-proxy token list` shows them, `token rm` deletes."
+        )

@@ -60,7 +60,7 @@ class MeResources:
         return web.json_response(document.as_json())
 
     async def change_password(self, request: web.Request) -> web.Response:
-        """Put a new password in the place of the current one; the user's tokens end with it."""
+        """Put a new password in the place of the current one; the user's bearer and refresh tokens end with it."""
         body = await read_body(request, PasswordBody)
         kind, _, name = request[CALLER].subject.partition(":")
         if kind != SubjectKind.USER:

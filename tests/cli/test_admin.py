@@ -117,13 +117,16 @@ def test_grants_go_with_their_subject_only_after_a_question(run: Run, kind: str,
 
 
 def test_a_user_changes_the_own_password(run: Run, environment: pytest.MonkeyPatch) -> None:
-    """The current one is the one logged in with; the commands go on with the new one, where they keep it."""
+    """The current one is the one logged in with; the commands keep the new one, and tell which tokens stay good."""
     assert run("login", "--user", "bob", "--password-stdin", stdin=BOB[1]).exit_code == 0
     environment.delenv("REGISTRY_PROXY_ADMIN_USER", raising=False)
     environment.delenv("REGISTRY_PROXY_ADMIN_PASSWORD")
     assert run("login", "--user", "bob", "--password-stdin", stdin=BOB[1]).exit_code == 0
     _fails(run("password", "--password-stdin", stdin="short"), "new: expected 8 to")
-    assert "The password of bob is changed." in run("password", "--password-stdin", stdin=SECRET).stderr
+    assert run("token", "add").exit_code == 0
+    changed = run("password", "--password-stdin", stdin=SECRET).stderr
+    assert "The password of bob is changed." in changed
+    assert "1 personal tokens are still accepted" in changed
     me = _json(run("whoami", "--json"))
     assert me == {"subject": "user:bob", "admin": False, "groups": [], "grants": []}
     environment.setenv("REGISTRY_PROXY_ADMIN_USER", "bob")
