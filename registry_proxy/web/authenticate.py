@@ -161,12 +161,20 @@ class Authenticator:
         For a blob the grants decide: notation asks for it with a token to pull, and pushes with another one. For a
         manifest the token has to allow it too: clients that pull ask for manifests by HEAD as well.
         """
+        if wanted.operation is not Operation.HEAD_BLOB:
+            return self.comes_to_push(authorized, wanted)
         repository = self._canonical(wanted)
-        if repository is None:
+        return repository is not None and self._may_push(authorized, wanted, repository)
+
+    def comes_to_push(self, authorized: Authorized, wanted: RegistryRequest) -> bool:
+        """Tell whether the caller of a read may push there, by its token too; nothing is counted."""
+        repository = self._canonical(wanted)
+        if repository is None or not authorized.token.allows("repository", repository, Action.PUSH):
             return False
-        is_blob = wanted.operation is Operation.HEAD_BLOB
-        if not is_blob and not authorized.token.allows("repository", repository, Action.PUSH):
-            return False
+        return self._may_push(authorized, wanted, repository)
+
+    @staticmethod
+    def _may_push(authorized: Authorized, wanted: RegistryRequest, repository: Repository) -> bool:
         decision, _ = authorized.policy.decide_request(authorized.subject, repository, Action.PUSH, _tag(wanted))
         return decision.allowed
 

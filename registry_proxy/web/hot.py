@@ -124,7 +124,7 @@ class HotPulls:
         if permitted is None:
             return None
         authorized, decision = permitted
-        if head.method == "HEAD" and self._authenticator.may_push(authorized, head.wanted):
+        if head.method == "HEAD" and self._authenticator.comes_to_push(authorized, head.wanted):
             return None  # a pusher leaves out what it is told is there: the replicas are asked
         found = self._find(head, authorized.routed)
         if found is None:

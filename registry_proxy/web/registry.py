@@ -225,7 +225,7 @@ class Registry:
 
     async def _check_for_pusher(self, call: "_Call", kind: ContentKind, digest: Digest) -> None:
         """Raise the 404 of a content that a replica lacks, for a caller who would leave it out of a push otherwise."""
-        if self._authenticator.may_push(call.authorized, call.wanted) and not await self._push.is_everywhere(
+        if self._authenticator.comes_to_push(call.authorized, call.wanted) and not await self._push.is_everywhere(
             call.routed, kind, digest
         ):
             code = _ASKED_BEFORE_PUSH[call.wanted.operation]
