@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from registry_proxy.ports import (
     BlobCache,
@@ -20,6 +21,9 @@ from registry_proxy.replication.uploads import read_range
 from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.reference import Digest, Repository, Tag
+
+_DEPTH_MAX = 16
+"""How deep indexes are followed at once: what lies deeper is a key of its own, and goes before the next round."""
 
 
 def may_lack_content(error: RegistryError) -> bool:
@@ -68,6 +72,20 @@ class Pace:
             if delay := self.delay_seconds(len(piece)):
                 await asyncio.sleep(delay)
             yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """A manifest on its way to a replica with all its parts.
+
+    ``parts`` are those that were dealt with, and why the replica cannot have one, "" where it has it: indexes may share
+    children, and to ask for each by each way to it would double with each level. ``depth`` is that of the nesting.
+    """
+
+    client: ReplicaClient
+    routed: RoutedRepository
+    parts: dict[Digest, str] = field(default_factory=dict)
+    depth: int = 0
 
 
 class Copies:
@@ -142,6 +160,10 @@ class Copies:
         Raises:
             FinalRefusalError: the replica has all of these parts that it can have, and refuses the manifest.
         """
+        await self._send(_Errand(client, routed), digest, tag)
+
+    async def _send(self, errand: _Errand, digest: Digest, tag: Tag | None = None) -> None:
+        client, routed = errand.client, errand.routed
         manifest = await self._manifest(routed, digest)
         try:
             await client.put_manifest(routed.repository, tag or digest, manifest)
@@ -150,28 +172,32 @@ class Copies:
                 raise (final_refusal(error) if may_be_final(error) else error) from error
         else:
             return
-        absent = await self._copy_parts(client, routed, links_of(manifest))
+        if errand.depth >= _DEPTH_MAX:
+            raise UpstreamUnavailableError(f"{digest} lies {errand.depth} indexes deep: the ones below go first")
+        absent = await self._copy_parts(replace(errand, depth=errand.depth + 1), links_of(manifest))
         try:
             await client.put_manifest(routed.repository, tag or digest, manifest)
         except RegistryError as error:
             raise (final_refusal(error, absent) if may_be_final(error) else error) from error
 
-    async def _copy_parts(
-        self, client: ReplicaClient, routed: RoutedRepository, links: ManifestLinks
-    ) -> dict[Digest, str]:
+    async def _copy_parts(self, errand: _Errand, links: ManifestLinks) -> dict[Digest, str]:
         """Send what a manifest refers to and the replica lacks; return what it cannot have, and why."""
-        absent = {digest: await self._copy_part(client, routed, kind, digest) for kind, digest in parts_of(links)}
-        return {digest: why for digest, why in absent.items() if why}
+        parts = parts_of(links)
+        for kind, digest in parts:
+            if digest not in errand.parts:
+                errand.parts[digest] = await self._copy_part(errand, kind, digest)
+        return {digest: errand.parts[digest] for _, digest in parts if errand.parts[digest]}
 
-    async def _copy_part(
-        self, client: ReplicaClient, routed: RoutedRepository, kind: ContentKind, digest: Digest
-    ) -> str:
+    async def _copy_part(self, errand: _Errand, kind: ContentKind, digest: Digest) -> str:
         """Send a part unless it is there; return why the replica cannot have it, "" when it has it now."""
+        client, routed = errand.client, errand.routed
         if await has(ask(client, routed.repository, kind, digest)):
             return ""
-        copy = self.copy_blob if kind is ContentKind.BLOB else self.copy_manifest
         try:
-            await copy(client, routed, digest)
+            if kind is ContentKind.BLOB:
+                await self.copy_blob(client, routed, digest)
+            else:
+                await self._send(errand, digest)
         except FinalRefusalError as error:
             return error.reason
         except (RegistryError, UpstreamUnavailableError):

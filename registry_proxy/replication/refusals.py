@@ -8,6 +8,10 @@ _FINAL_STATUSES = frozenset({400, 413, 415, 422})
 distribution to every push while it is read-only for maintenance; a 404 may end when a project is made there."""
 
 
+_TOLD_MAX = 3
+_REASON_MAX = 1000  # a reason holds that of a child, which holds that of its own
+
+
 class FinalRefusalError(RegistryError):
     """A replica refuses a content, and trying again will not help before the replica changes.
 
@@ -36,8 +40,10 @@ def final_refusal(refusal: RegistryError, absent: dict[Digest, str] | None = Non
     """
     answer = f"it answers {refusal.status} {refusal.code.value}"
     if absent:
-        lacking = "; ".join(f"it lacks {digest}: {why}" for digest, why in absent.items())
-        return FinalRefusalError(refusal, f"{answer}, because {lacking}")
+        lacking = [f"it lacks {digest}: {why}" for digest, why in list(absent.items())[:_TOLD_MAX]]
+        if len(absent) > _TOLD_MAX:
+            lacking.append(f"it lacks {len(absent) - _TOLD_MAX} more")
+        return FinalRefusalError(refusal, f"{answer}, because {'; '.join(lacking)}"[:_REASON_MAX])
     return FinalRefusalError(refusal, f"{answer} although it has all that the manifest names")
 
 

@@ -72,7 +72,6 @@ BROKEN_ANSWERS: dict[str, bytes] = {
     "no HTTP": b"hello\r\n\r\n",
     "a header without end": answer(200, {"X": "x" * 40_000}),
     "storage away": answer(307, {"Location": NOWHERE}),
-    "storage without a name": answer(307, {"Location": "http://nowhere.invalid/"}),
     "a redirect to no URL": answer(307, {"Location": "http://[::1/"}),
     "a redirect to no port": answer(307, {"Location": "http://host:99999/"}),
     "a redirect to no host": answer(307, {"Location": f"http://{'a' * 300}/"}),
