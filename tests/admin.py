@@ -169,15 +169,18 @@ class Maintains:
 
     upstream: Upstream
     is_over: bool = False
+    remembers: bool = False
 
     async def pause(self, replica: str, reason: str, by: str) -> None:
         if any(each.pause for each in self.upstream.replicas):
             raise PauseRefusedError("one is paused already")
         self._set(replica, Pause(replica, reason, by, 1.5e9, 1))
 
-    async def resume(self, replica: str, by: str) -> None:  # noqa: ARG002 - not remembered here
+    async def resume(self, replica: str, by: str, *, force: bool = False) -> None:  # noqa: ARG002 - not remembered here
         if not any(each.pause for each in self.upstream.replicas if each.name == replica):
             raise PauseRefusedError(f"replica {replica} is not paused")
+        if self.remembers and not force:
+            raise PauseRefusedError(f"replica {replica} remembers blobs")
         self._set(replica, None)
 
     async def is_quiet(self, pause: Pause) -> bool:  # noqa: ARG002 - there is one

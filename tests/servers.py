@@ -175,18 +175,22 @@ def docker_registry(
     http_secret: str = "secret of the tests",
     storage: Path | None = None,
     catalog_max_entries: int | None = None,
+    remembers_blobs: bool = False,
 ) -> Server:
     """Describe a CNCF distribution registry (Debian's docker-registry); ``root`` holds its configuration, log and data.
 
+    With ``remembers_blobs`` it has the cache in memory that is in Debian's configuration.
     Its access log lines are in ``log_text()``: ``"GET /v2/a/blobs/sha256:... HTTP/1.1" 200``.
     """
     root.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     deletes = str(delete_enabled).lower()
+    more = ", cache: {blobdescriptor: inmemory}" if remembers_blobs else ""
+    files = f"filesystem: {{rootdirectory: '{storage or root / 'data'}'}}"
     lines = [
         "version: 0.1",
         "log: {accesslog: {disabled: false}, level: warn}",
-        f"storage: {{filesystem: {{rootdirectory: '{storage or root / 'data'}'}}, delete: {{enabled: {deletes}}}}}",
+        f"storage: {{{files}, delete: {{enabled: {deletes}}}{more}}}",
         f"http: {{addr: '127.0.0.1:{port}', secret: '{http_secret}'}}",
     ]
     if catalog_max_entries:

@@ -47,10 +47,18 @@ def pause_replica(
             print_note(f"`registry-proxy replica resume {upstream} {replica}` ends that.")
 
 
-def resume_replica(upstream: _Upstream, replica: _Replica, as_json: JsonOption = False) -> None:
-    """Write to a paused replica again; what it missed is repaired by itself."""
+def resume_replica(
+    upstream: _Upstream,
+    replica: _Replica,
+    force: Annotated[bool, typer.Option(help="Also where the registry answers for blobs that are gone.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write to a paused replica again; what it missed is repaired by itself.
+
+    Refused for a registry that still answers for a blob that its garbage collection removed: restart it first.
+    """
     with admin_client() as admin:
-        document = _resume(admin, upstream, replica)
+        document = _resume(admin, upstream, replica, force=force)
         if as_json:
             print_json(document)
         else:
@@ -79,7 +87,7 @@ def collect_garbage(
         if as_json:
             print_json(done)
         else:
-            print_note(f"{len(done)} of the replicas of {upstream} are collected, and all hold the same.")
+            print_note(f"{len(done)} replicas of {upstream} were collected; all replicas hold the same.")
 
 
 def _choose(admin: AdminClient, upstream: str, replica: str | None) -> list[dict[str, Any]]:
@@ -204,8 +212,10 @@ def _wait_for_the_operator(name: str, url: str) -> int:
     return 0
 
 
-def _resume(admin: AdminClient, upstream: str, name: str) -> dict[str, Any]:
-    document: dict[str, Any] = admin.call("POST", "upstreams", upstream, "resume", body={"replica": name}).document
+def _resume(admin: AdminClient, upstream: str, name: str, *, force: bool = False) -> dict[str, Any]:
+    """End a pause. Raises CommandError where that is refused: the replica stays paused then."""
+    body = {"replica": name, "force": force}
+    document: dict[str, Any] = admin.call("POST", "upstreams", upstream, "resume", body=body).document
     return document
 
 

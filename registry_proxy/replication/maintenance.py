@@ -9,9 +9,20 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from registry_proxy.ports import ConflictError, Pause, PauseRefusedError, ReplicaSet, StorageKind, Store, Table
+from registry_proxy.ports import (
+    ConflictError,
+    Pause,
+    PauseRefusedError,
+    ReplicaClient,
+    ReplicaSet,
+    StorageKind,
+    Store,
+    Table,
+)
+from registry_proxy.replication.canary import is_remembered, leave_canary, remove_canary
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.pauses import change_of_pause, find_pause, parse_pause, pause_key, repair_lease
+from registry_proxy.spec.reference import Digest, parse_digest
 
 KNOWN_SECONDS = 2.0
 """After this time every process that can reach the store knows of a pause, and sends the replica no blobs either."""
@@ -65,18 +76,30 @@ class Maintenance:
             )
         self._check_kind()
         await self._check_current(replica)
-        value = {"replica": replica, "reason": reason, "by": by, "since": self._clock()}
+        canary = await leave_canary(self._client(replica))
+        value = {
+            "replica": replica,
+            "reason": reason,
+            "by": by,
+            "since": self._clock(),
+            "canary": None if canary is None else str(canary),
+        }
         try:
             await self._store.commit([change_of_pause(upstream, value, record)])
         except ConflictError as error:
             raise PauseRefusedError(f"another replica of {upstream} was paused at this moment") from error
         _log.warning("replica %s/%s is paused by %s: %s", upstream, replica, by, reason or "no reason given")
 
-    async def resume(self, replica: str, by: str) -> None:
+    async def resume(self, replica: str, by: str, *, force: bool = False) -> None:
         """End the pause of a replica: repair brings it what it missed, and it is written to again.
 
+        Args:
+            replica: its name.
+            by: the typed subject that asked for it.
+            force: also where the registry answers for a blob that it does not have any more.
+
         Raises:
-            PauseRefusedError: it is not paused.
+            PauseRefusedError: it is not paused, or may not be written to without ``force``.
             StoreUnavailableError: it may still be paused.
         """
         upstream = self._replica_set.upstream
@@ -84,11 +107,26 @@ class Maintenance:
         pause = parse_pause(record)
         if pause is None or pause.replica != replica:
             raise PauseRefusedError(f"replica {replica} of {upstream} is not paused")
+        if record is not None and record.value.get("canary") is not None and not force:
+            await self._check_memory(replica, parse_digest(record.value["canary"]))
         try:
             await self._store.commit([change_of_pause(upstream, None, record)])
         except ConflictError as error:
             raise PauseRefusedError(f"somebody else resumed replica {replica} of {upstream} just now") from error
         _log.warning("replica %s/%s is resumed by %s", upstream, replica, by)
+
+    async def _check_memory(self, replica: str, canary: Digest) -> None:
+        """Refuse to write to a registry that takes what was collected for there."""
+        client = self._client(replica)
+        if await is_remembered(client, canary):
+            raise PauseRefusedError(
+                f"replica {replica} of {self._replica_set.upstream} answers for a blob that its garbage collection "
+                "removed: restart the registry, which remembers blobs, and resume it then"
+            )
+        await remove_canary(client, canary)
+
+    def _client(self, replica: str) -> ReplicaClient:
+        return next(client for client in self._replica_set.replicas if client.name == replica)
 
     async def is_quiet(self, pause: Pause) -> bool:
         """Tell whether all writes to a paused replica have ended that began before its pause was known.

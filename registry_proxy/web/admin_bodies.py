@@ -232,9 +232,10 @@ class PauseBody(Body):
 
 
 class ResumeBody(Body):
-    """The replica to write to again."""
+    """The replica to write to again; with ``force`` also one that answers for blobs that are gone."""
 
     replica: str
+    force: bool = False
 
 
 class ChosenBody(Body):

@@ -118,7 +118,7 @@ class Maintains(Protocol):
     """Takes replicas of one upstream out of writes. Raises PauseRefusedError, StoreUnavailableError."""
 
     async def pause(self, replica: str, reason: str, by: str) -> None: ...
-    async def resume(self, replica: str, by: str) -> None: ...
+    async def resume(self, replica: str, by: str, *, force: bool = False) -> None: ...
     async def is_quiet(self, pause: Pause) -> bool: ...
 
 
@@ -412,7 +412,7 @@ class ReplicaResources:
         body = await read_body(request, ResumeBody)
         self._check_replica(name, "#/replica", body.replica)
         with _refused_as_problem():
-            await self._maintenances[name].resume(body.replica, request[CALLER].subject)
+            await self._maintenances[name].resume(body.replica, request[CALLER].subject, force=body.force)
         return web.json_response((await self._upstream_document(name)).as_json())
 
     def _check_replica(self, upstream: str, pointer: str, replica: str) -> None:

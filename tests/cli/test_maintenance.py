@@ -1,6 +1,8 @@
 """`replica pause`, `resume` and `gc` against a real admin listener: their order, and every way to stop midway."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,12 +66,33 @@ def test_an_interrupt_waits_for_the_command_and_resumes(run: Run, node: Node, tm
     assert paused(node) == []
 
 
-def test_a_second_interrupt_leaves_command_and_pause(run: Run, node: Node) -> None:
+def test_a_second_interrupt_leaves_command_and_pause(run: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever does not want to wait is told that the command runs on, and that nothing is written to the replica."""
-    result = run("replica", "gc", "main", "--run", "kill -INT $PPID; sleep 0.5; kill -INT $PPID; exec sleep 0.5")
+    wait = os.waitpid
+    children: list[int] = []
+
+    def interrupted(pid: int, _: int) -> None:
+        children.append(pid)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "waitpid", interrupted)
+    result = run("replica", "gc", "main", "--run", "true")
+    wait(children[0], 0)
     assert result.exit_code == 1
     assert "was left running: the replica stays paused" in result.stderr
     assert paused(node) == ["a"]
+
+
+def test_a_registry_that_remembers_blobs_stays_paused(run: Run, node: Node) -> None:
+    """Its command ended well and did not restart it: the next replica is left alone, and --force is the way on."""
+    node.maintains.remembers = True
+    result = run("replica", "gc", "main", "--run", "true")
+    assert (result.exit_code, "replica a remembers blobs" in result.stderr) == (1, True)
+    assert paused(node) == ["a"]
+    assert run("replica", "resume", "main", "a").exit_code == 1
+    assert run("replica", "resume", "main", "a", "--force").exit_code == 0
+    assert paused(node) == []
 
 
 def test_the_operator_collects(run: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
-import pytest
 
-from tests.conftest import StartProxy
+from tests.conftest import StartProxy, StartRegistry
 from tests.product import Image, Proxy, User, make_image, push_blob_directly, random_bytes
 from tests.servers import Server, wait_until
 
@@ -83,11 +82,8 @@ class Pusher:
             thread.join()
 
 
-@pytest.mark.parametrize("options", [(), ("-m",)], ids=["referenced", "tagged"])
-def test_garbage_is_collected_under_pushes(
-    registries: list[Server], start_proxy: StartProxy, options: tuple[str, ...]
-) -> None:
-    """Every image that was acknowledged is whole at both registries; what nothing refers to is gone from both."""
+def test_garbage_is_collected_under_pushes(registries: list[Server], start_proxy: StartProxy) -> None:
+    """Every image that was acknowledged is whole at both, those without a tag too; what nothing refers to is gone."""
     proxy = start_proxy(registries)
     pusher = Pusher(proxy.add_user("ann", pull_push=["team/**"]))
     garbage = [push_blob_directly(server, REPOSITORY, b"nothing refers to this") for server in registries]
@@ -95,7 +91,7 @@ def test_garbage_is_collected_under_pushes(
     pusher.user.push(REPOSITORY, "old", old)
     with pusher.pushing():
         wait_until(lambda: len(pusher.acknowledged) > 1, "pushes go on")
-        result = proxy.command("replica", "gc", "main", "--run", collecting(registries, *options))
+        result = proxy.command("replica", "gc", "main", "--run", collecting(registries, "-m"))
         reached = len(pusher.acknowledged)
     assert result.exit_code == 0, result.output + result.stderr
     assert reached > 3
@@ -147,6 +143,28 @@ def test_a_pause_is_known_at_every_node_and_outlives_them(
     wait_until(lambda: [paused(node, first) for node in (one, two)] == [0, 0], "both nodes tell of its end")
     again = one.command("replica", "resume", "main", name_of(first))
     assert (again.exit_code, "is not paused" in again.stderr) == (1, True)
+
+
+def test_a_registry_that_remembers_what_was_collected_is_not_written_to(
+    start_registry: StartRegistry, start_proxy: StartProxy
+) -> None:
+    """It answers for layers that are gone, as Debian's does: it stays paused until it is restarted."""
+    registries = [start_registry(name, remembers_blobs=True) for name in ("first", "second")]
+    first, _ = registries
+    proxy = start_proxy(registries)
+    ann = proxy.add_user("ann", pull_push=["team/**"])
+    image = make_image(LAYER)
+    for blob in image.blobs.values():
+        assert ann.push_blob(REPOSITORY, blob).status_code == 201
+    result = proxy.command("replica", "gc", "main", "--replica", name_of(first), "--run", collecting(registries))
+    assert (result.exit_code, "restart the registry" in result.stderr) == (1, True), result.output + result.stderr
+    ann.push(REPOSITORY, "latest", image)
+    assert proxy.command("replica", "resume", "main", name_of(first)).exit_code == 1
+    first.stop()
+    first.start()
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be up")
+    assert proxy.command("replica", "resume", "main", name_of(first)).exit_code == 0
+    wait_until(lambda: holds(first, image), "it has the manifest, and the layers that were collected")
 
 
 def writes(server: Server) -> int:

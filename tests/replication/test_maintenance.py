@@ -119,6 +119,14 @@ async def test_a_write_of_a_node_that_died_is_waited_for_a_minute(setting: Bench
     assert await ward.is_quiet()
 
 
+async def test_a_write_of_a_node_whose_clock_is_ahead_is_waited_for(setting: Bench, ward: Ward) -> None:
+    """It began before the pause by the order of the store, whatever the clocks say."""
+    setting.under_test.journal._clock = lambda: time.time() + WRITING_SECONDS / 2
+    await setting.under_test.journal.begin({MANIFEST_KEY: (digest_of(b"manifest"), "type")}, ["a", "b"])
+    await ward.pause()
+    assert not await ward.is_quiet()
+
+
 async def test_it_is_not_quiet_before_every_process_knows(setting: Bench, ward: Ward) -> None:
     """Those that send blobs hear of the pause within two seconds."""
     await ward.maintenance.pause("a", "", "user:ann")
@@ -218,3 +226,29 @@ async def test_a_refusal_of_all_is_still_taken_back_during_a_pause(setting: Benc
     error = await refused(setting.under_test.put(LATEST, app.manifest, app.media_type))
     assert error.code is ErrorCode.MANIFEST_INVALID
     assert not [key for key in await setting.under_test.intents() if "|manifest|" in key or "|tag|" in key]
+
+
+async def test_a_registry_that_remembers_what_is_gone_stays_paused(setting: Bench, ward: Ward) -> None:
+    """It answers for the blob that was left there, and cannot give it: only by force it is written to again."""
+    await ward.pause()
+    setting.a.cuts.append(3)
+    with pytest.raises(PauseRefusedError, match="restart the registry"):
+        await ward.maintenance.resume("a", "user:ann")
+    assert await ward.maintenance.find() is not None
+    await ward.maintenance.resume("a", "user:ann", force=True)
+    assert await ward.maintenance.find() is None
+
+
+@pytest.mark.parametrize("fate", ["collected", "kept", "away", "refused"])
+async def test_a_registry_is_resumed_unless_it_is_known_to_remember(setting: Bench, ward: Ward, fate: str) -> None:
+    """Whether it collected the blob, kept it, does not answer, or never took one; a blob that it kept is deleted."""
+    if fate == "refused":
+        setting.a.errors["push_blob"] = RegistryError(ErrorCode.DENIED, "no", status=403)
+    await ward.pause()
+    assert len(setting.a.blobs) == int(fate != "refused")
+    if fate == "collected":
+        setting.a.blobs.clear()
+    setting.a.is_down = fate == "away"
+    await ward.maintenance.resume("a", "user:ann")
+    assert await ward.maintenance.find() is None
+    assert len(setting.a.blobs) == int(fate == "away")
