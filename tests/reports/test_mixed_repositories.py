@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -181,7 +182,7 @@ async def test_what_another_repository_holds_is_not_there(
     async with FakeRegistry(mixes=mixes) as one, FakeRegistry(mixes=mixes) as other:
         for registry in (one, other):
             put_directly(registry, "secret/old", SECRET, "1")
-        async with setting(start_proxy, tmp_path, one, other) as here:
+        async with setting(start_proxy, tmp_path, one, other, workers=2) as here:
             await asyncio.to_thread(attack, here.eve, [Eve.read])  # the very first question is no exception
             await asyncio.to_thread(here.ann.push, "secret/app", "1", SECRET)
             assert (await asyncio.to_thread(here.ann.pull, "secret/app", "1")).blobs == SECRET.blobs
@@ -293,3 +294,29 @@ async def test_an_ordinary_registry_is_asked_nothing_more(start_proxy: StartProx
             await asyncio.to_thread(pull)
             assert registry.count("GET", "/blobs/") == 20
             assert registry.count("HEAD", "/v2/team/") == 0
+
+
+async def test_a_push_goes_on_at_another_node(start_proxy: StartProxy, tmp_path: Path, redis: Server) -> None:
+    """Blobs that were pushed through one node are there for the manifest that comes through another one."""
+    async with FakeRegistry(mixes=ZOT) as registry:
+        put_directly(registry, "secret/old", make_image(b"old"), "1")
+        servers = [Server([], registry.port, tmp_path / "none")]
+        store = {"store": f"redis://127.0.0.1:{redis.port}/0"}
+
+        def push() -> None:
+            nodes = [start_proxy(servers, store, name=name) for name in ("one", "two")]
+            here = Setting(nodes[0])
+            ann, eve = ([replace(user, proxy=node, tokens={}) for node in nodes] for user in (here.ann, here.eve))
+            for each in eve:
+                assert each.get(EVE, f"blobs/{digest_of(b'old')}").status_code == 404
+            for blob in SECRET.blobs.values():
+                assert ann[0].push_blob("secret/app", blob).status_code == 201
+            with ann[1].client("secret/app", "pull,push") as http:
+                for digest in SECRET.blobs:
+                    assert http.head(f"/blobs/{digest}").status_code == 200
+            assert ann[1].push_manifest("secret/app", "1", SECRET).status_code == 201
+            assert ann[0].pull("secret/app", "1").blobs == SECRET.blobs
+            for each in eve:
+                assert each.get(EVE, f"blobs/{LAYER}").status_code == 404
+
+        await asyncio.to_thread(push)
