@@ -5,11 +5,14 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Handler
 
 from registry_proxy.web.plain_port import plain_port
+from registry_proxy.web.problems import ProblemError
 from registry_proxy.web.server import FIELD_MAX_BYTES
 
 _LAST_BYTES_SECONDS = 0.5
@@ -56,6 +59,28 @@ class AdminServer:
                 await server.shutdown(timeout_seconds)
 
 
+class _Connection(web.RequestHandler):
+    """A connection. Bytes that are no HTTP get a problem document; aiohttp repeats them, and logs a traceback."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that cannot be read; other errors as aiohttp does."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        if isinstance(exc, LineTooLong):
+            problem = ProblemError(431, f"a line of the request is longer than {exc.args[1]} bytes: send less in it")
+        else:
+            problem = ProblemError(400, "the request cannot be read as HTTP")
+        response = problem.response()
+        response.force_close()
+        return response
+
+
 @web.middleware
 async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Count a request; close its connection behind the answer once the listener is closed."""
@@ -75,11 +100,18 @@ async def serving_admin(app: web.Application, listener: socket.socket) -> AsyncI
     """Serve an application on a bound socket; requests that still run at the end are cut."""
     app[_REQUESTS] = _Requests()
     app.middlewares.insert(0, _count)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_BYTES_SECONDS, max_field_size=FIELD_MAX_BYTES)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_BYTES_SECONDS)
+    loop = asyncio.get_running_loop()
     try:
         await runner.setup()
-        assert runner.server is not None  # noqa: S101 - it is set up
-        server = await asyncio.get_running_loop().create_server(plain_port(runner.server), sock=listener)
+        manager = runner.server
+        assert manager is not None  # noqa: S101 - it is set up
+
+        def connection() -> _Connection:
+            options: dict[str, Any] = {"access_log": None, "max_field_size": FIELD_MAX_BYTES}
+            return _Connection(manager, loop=loop, **options)
+
+        server = await loop.create_server(plain_port(connection), sock=listener)
         try:
             yield AdminServer(runner, server)
         finally:

@@ -5,6 +5,7 @@ Reports: containerd's and BuildKit's "failed to do request: EOF" at registries t
 
 import asyncio
 import json
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -86,3 +87,26 @@ async def test_a_tls_client_reads_that_the_server_spoke_http(port: int) -> None:
 async def test_a_request_is_served_as_before(port: int, pieces: tuple[bytes, ...]) -> None:
     """All that is no hello reaches the server from its first byte on."""
     assert (await send(port, *pieces)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (GET.replace(b"Connection: close\r\n", b""), HELLO),
+        (b"\x80\x2e\x01\x00\x02" + bytes(40),),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.1 1 2\r\n" + GET,),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),),
+        (b"SSH-2.0-x\r\n",),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",),
+    ],
+    ids=["a hello behind a request", "the hello of SSLv2", "the PROXY protocol", "HTTP/2", "SSH", "a long field"],
+)
+async def test_all_else_is_told_in_our_form(
+    port: int, pieces: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is neither HTTP nor a hello gets an error in JSON and the end; no traceback, and none of its bytes."""
+    answers = await send(port, *pieces)
+    body = answers.rpartition(b"\r\n\r\n")[2]
+    assert re.search(rb"HTTP/1\.[01] 4(00|31) ", answers)
+    assert isinstance(json.loads(body), dict)
+    assert [record for record in caplog.records if record.exc_info] == []
