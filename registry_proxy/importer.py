@@ -26,7 +26,7 @@ from registry_proxy.spec.reference import (
     parse_digest,
     parse_repository,
 )
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
@@ -78,9 +78,9 @@ class RegistryAccess:
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
 
-    def address(self, name: str) -> ReplicaAddress:
+    def address(self) -> ReplicaAddress:
         """Return it as clients of registries take it."""
-        return ReplicaAddress("import", name, self.url, self.username, self.password, self.ca_file)
+        return ReplicaAddress("import", self.url, self.url, self.username, self.password, self.ca_file)
 
 
 class ImportFailedError(Exception):
@@ -104,21 +104,24 @@ async def import_images(
     """
     observer, sessions = PrometheusObserver(), Sessions.open()
     try:
-        clients = [
-            HttpReplicaClient(access.address(name), _TIMEOUTS, sessions, observer)
-            for name, access in (("source", source), ("target", target))
-        ]
+        clients = [HttpReplicaClient(access.address(), _TIMEOUTS, sessions, observer) for access in (source, target)]
         work = _Import(clients[0], clients[1], selection)
-        running = spawn(_run(work), "import")
-        while not running.done():
-            observe(work.outcome)
-            await asyncio.wait([running], timeout=_OBSERVE_SECONDS)
-        await running
+        watch = spawn(_watch(work.outcome, observe), "progress of an import")
+        try:
+            await _run(work)
+        finally:
+            await end(watch)
     except (RegistryError, UpstreamUnavailableError) as error:
         raise ImportFailedError(str(error)) from error
     finally:
         await sessions.aclose()
     return work.outcome
+
+
+async def _watch(outcome: Outcome, observe: Callable[[Outcome], None]) -> None:
+    while True:
+        observe(outcome)
+        await asyncio.sleep(_OBSERVE_SECONDS)
 
 
 @dataclass

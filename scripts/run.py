@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def start_registry(number: int, port: int) -> Registry:
     # It takes all that begin with REGISTRY_ for its own, ours too.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
     address = {"REGISTRY_HTTP_ADDR": f"{LOOPBACK}:{port}"}
-    command = ["docker-registry", "serve", str(config)]
+    command = [shutil.which("docker-registry") or "docker-registry", "serve", str(config)]
     with (home / "log").open("a", encoding="utf-8") as log:
         process = start(command, stdout=log, stderr=log, env={**environment, **address})
     deadline = time.monotonic() + START_SECONDS
@@ -116,7 +117,8 @@ def start_registry(number: int, port: int) -> Registry:
             sys.exit(f"registry {number} does not start: see {home / 'log'}")
         time.sleep(0.05)
     print(f"registry {number}: http://{LOOPBACK}:{port}, data in {home / 'data'}", flush=True)
-    again = " ".join([*(f"{name}={value}" for name, value in address.items()), *map(shlex.quote, command)])
+    # docker-registry takes every variable that begins with REGISTRY_ for its own, podman's REGISTRY_AUTH_FILE too.
+    again = " ".join(["env -i", *(f"{name}={value}" for name, value in address.items()), *map(shlex.quote, command)])
     return Registry(number, process, again, home / "log")
 
 
@@ -127,6 +129,7 @@ def tell_of_end(registry: Registry, is_stopping: threading.Event) -> None:
         reason = f"by signal {-status}" if status < 0 else f"with status {status}"
         print(f"registry {registry.number} ended {reason}: see {registry.log}", flush=True)
         print(f"  start it again: {registry.command}", flush=True)
+        print("  (Ctrl-C here does not stop what is started so)", flush=True)
 
 
 class Signals:

@@ -61,6 +61,7 @@ def restore(
         made_at = dt.datetime.fromtimestamp(held.made_at, dt.UTC).isoformat(timespec="seconds")
         print_note(f"{written} records of {made_at} are restored into {settings.sqlite_path or 'the store'}.")
         if not moved:
+            print_note("The journal of that time was left out (--moved takes it). Passwords are those of the backup.")
             print_note("Start the nodes, then compare the registries: `registry-proxy replica verify`.")
 
 

@@ -72,7 +72,7 @@ def add_grant(
     }
     with admin_client() as admin:
         made = admin.call("POST", "grants", body=body).document
-        print_note(f"Grant {made['id']} made.")
+        print_note(f"Grant {made['id']} is in force.")
         _print(made, as_json=as_json)
 
 

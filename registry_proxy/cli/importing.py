@@ -71,6 +71,11 @@ def import_(  # noqa: PLR0917 - one parameter an option
         else:
             size = format_size(outcome.blob_bytes)
             print_note(f"{outcome.copied} images copied ({size}), {outcome.present} were there already.")
+        if not outcome.found and not outcome.failed:
+            raise CommandError(
+                f"{source} has no image that matches --repository {repository} --tags {tags}",
+                hint="`**` is any repository, `team/**` all below team/, `*` any tag.",
+            )
         if outcome.failed:
             faults = [f"{name}: {reason}" for name, reason in sorted(outcome.failed.items())]
             raise CommandError(f"{len(faults)} were not copied", faults=faults, hint="Run the command again for them.")
@@ -106,4 +111,7 @@ def _run(source: "RegistryAccess", target: "RegistryAccess", selection: "Selecti
         try:
             return asyncio.run(import_images(source, target, selection, show))
         except (ImportFailedError, OSError) as error:
-            raise CommandError(str(error), hint="Nothing was copied: see --help for users and certificates.") from error
+            hint = "Nothing was copied: see --help for users and certificates."
+            if "SSL" in str(error):
+                hint = "Nothing was copied. A registry that speaks plain HTTP is named with http:// before its address."
+            raise CommandError(str(error), hint=hint) from error

@@ -16,6 +16,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machin
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _PIPE_WIDTH = 400
+_ANY_WIDTH = 100_000
 _KIB = 1024
 
 
@@ -109,7 +110,8 @@ def print_table(
         table.add_column(heading, no_wrap=True, overflow="ignore")
     for row in rows:
         table.add_row(*(Text(format_value(row.get(key))) for key in columns))
-    if console.measure(table).maximum <= console.width:
+    # Not measured within the console: there it is never wider than that.
+    if console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum <= console.width:
         console.print(table)
         return
     # Identifiers, digests and times are there to be copied: what is too wide for the terminal goes below each other.

@@ -1,6 +1,7 @@
 """The admin commands against a real admin listener: what they do, print, and say when they cannot."""
 
 import asyncio
+import io
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.main import app
+from registry_proxy.cli.output import print_table
 from registry_proxy.ports import Change, ReplicaState, Table
 from registry_proxy.spec.reference import digest_of
 from tests.admin import ADMIN, BOB, Node
@@ -207,7 +209,7 @@ def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
     made = _json(result)
     assert result.stderr.splitlines() == [
         "warning: there is no user:zoe: until that changes, the grant allows nothing",
-        f"Grant {made['id']} made.",
+        f"Grant {made['id']} is in force.",
     ]
     changed = run("grant", "set", made["id"], "--expires-at", "2020-01-01T00:00:00Z")
     assert len([line for line in changed.stderr.splitlines() if line.startswith("warning: ")]) == 2
@@ -521,3 +523,21 @@ def test_repositories_are_listed_by_prefix(run: Run, listener: tuple[str, Node])
         "other",
         "team/app",
     ]
+
+
+class _Terminal(io.StringIO):
+    """A terminal, whose width the environment gives."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", ["20", "60", "200"])
+def test_no_identifier_is_cut_at_any_width(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    """On a terminal that is too narrow for a table each value stands whole on a line of its own."""
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", terminal := _Terminal())
+    rows = [{"id": "sha256:" + "a" * 64, "at": "2026-11-30T00:00:00Z"}, {"id": "sha256:" + "b" * 64, "at": "never"}]
+    print_table({"id": "DIGEST", "at": "AT"}, rows, empty="")
+    assert all(value in terminal.getvalue() for row in rows for value in row.values())

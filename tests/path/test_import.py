@@ -122,5 +122,8 @@ def test_a_registry_that_cannot_be_used_is_named(
     monkeypatch.setenv(SOURCE_PASSWORD_VARIABLE, "a password that nobody sees")
     source.stop()
     away = run_import(proxy, source, "--source-user", "ann")
-    assert (away.exit_code, "source" in away.stderr, "a password" in away.output) == (1, True, False)
+    assert (away.exit_code, source.url in away.stderr, "a password" in away.output) == (1, True, False)
+    assert "Traceback" not in away.output
+    none = run_import(proxy, proxy, "--tags", "v9*")
+    assert (none.exit_code, "has no image that matches --repository ** --tags v9*" in none.stderr) == (1, True)
     assert run_import(proxy, source, "--tags", "a b").exit_code == 2

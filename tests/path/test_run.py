@@ -47,6 +47,7 @@ def test_a_registry_that_ends_by_itself_is_told(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.splitlines() == [
         f"registry 2 ended by signal 9: see {tmp_path / 'log'}",
         "  start it again: start it",
+        "  (Ctrl-C here does not stop what is started so)",
     ]
     is_stopping.set()
     run.tell_of_end(registry, is_stopping)
