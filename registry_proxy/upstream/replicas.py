@@ -318,7 +318,7 @@ class UpstreamReplicas:
 
     async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS if self.separation.is_known() else PROBE_SECONDS)
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             await self.separation.look()
 
     async def _keep_reporting(self) -> None:

@@ -159,15 +159,11 @@ class Separation:
             return False
         return self._is_apart.get((replica, ContentKind.BLOB))
 
-    def is_known(self) -> bool:
-        """Tell whether nothing is left to find out about blobs."""
-        return self._is_known_mixed or all((name, ContentKind.BLOB) in self._is_apart for name in self._replicas)
-
     async def look(self) -> None:
         """Ask every replica that is up again. One that was found to mix repositories is taken to do so for ever."""
         if self._is_known_mixed:
             return
-        remembered = [] if self.is_known() else await asyncio.to_thread(self._samples)
+        remembered = [] if self._may_push else await asyncio.to_thread(self._samples)
         await asyncio.gather(*(self._look_at_all(client, remembered) for client in self._clients()))
 
     async def _look_at_all(self, client: Asked, remembered: Sequence[tuple[Repository, Digest]]) -> None:
