@@ -342,7 +342,7 @@ def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_re
         assert answer.status_code == 200
         wait_until(lambda: refuses(proxy.port), "refused")
         assert proxy.process.wait(20) == 0
-    audit = "".join(file.read_text() for file in (proxy.cache / "audit").glob("*.jsonl"))
+    audit = "".join(file.read_text() for file in proxy.audit.glob("*.jsonl"))
     assert audit.count('"action":"worker.end"') == 3
 
 
