@@ -1,4 +1,4 @@
-"""Registries that keep blobs once for all repositories do not lend them to those who may not read them (issue B9)."""
+"""Registries that keep blobs once for all repositories do not lend them to those who may not read them."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -114,6 +115,75 @@ class Eve:
         assert self.http.delete(f"/blobs/{digest}").status_code == 404
         assert self.http.delete(f"/manifests/{digest}").status_code == 404
 
+    def ask_with_conditions(self, digest: str) -> None:
+        """Ask so that a cache or a registry might answer without the bytes: conditions, ranges, other names."""
+        path, tag = f"/blobs/{digest}", f'"{digest}"'
+        ways = [
+            {"If-None-Match": tag},
+            {"If-None-Match": "*"},
+            {"If-Range": tag, "Range": "bytes=1-"},
+            {"Range": "bytes=-1"},
+        ]
+        for headers in ways:
+            assert [self.http.request(method, path, headers=headers).status_code for method in ("HEAD", "GET")] == [
+                404
+            ] * 2
+        for query in ("?ns=docker.io", "?from=secret/app", f"?mount={digest}", f"?digest={digest}"):
+            assert self.http.get(path + query).status_code in {400, 401, 404}
+        for other in (
+            path.replace(":", "%3A"),
+            path.upper().replace("/BLOBS/SHA", "/blobs/sha"),
+            f"{path}/",
+            f"/blobs//{digest}",
+        ):
+            assert self.http.get(other).status_code in {400, 404}
+        assert self.http.get(f"/referrers/{digest}").status_code == 404
+
+    def mount_in_other_words(self, digest: str) -> None:
+        """Mount from the repository that holds it, from none, twice, by a body: an ordinary upload each time."""
+        queries = [
+            [("mount", digest), ("from", "secret/app")],
+            [("mount", digest)],
+            [("from", "secret/app"), ("mount", digest)],
+        ]
+        for query in queries:
+            assert self.http.post("/blobs/uploads/", params=urlencode(query)).status_code == 202
+        twice = [("mount", digest), ("from", EVE), ("from", "secret/app")]
+        assert self.http.post("/blobs/uploads/", params=urlencode(twice)).status_code in {202, 400}
+        form = self.http.post("/blobs/uploads/", data={"mount": digest, "from": "secret/app"})
+        assert form.status_code in {202, 400}
+        self.read(digest)
+
+    def name_in_old_words(self, digest: str) -> None:
+        """Push manifests of kinds that few read: what they name proves nothing."""
+        schema1 = {"schemaVersion": 1, "name": EVE, "tag": "x", "fsLayers": [{"blobSum": digest}], "history": []}
+        artifact = {
+            "mediaType": "application/vnd.oci.artifact.manifest.v1+json",
+            "blobs": [{"digest": digest, "size": 16}],
+        }
+        data = json.loads(naming(digest_of(b"{}")))
+        data["annotations"], data["config"]["data"] = {"org.example": digest}, "e30="
+        data["x-layers"] = [{"mediaType": "a/b", "digest": digest, "size": 16}]
+        for document, media_type in (
+            (schema1, "application/vnd.docker.distribution.manifest.v1+prettyjws"),
+            (schema1, "application/vnd.docker.distribution.manifest.v1+json"),
+            (artifact, "application/vnd.oci.artifact.manifest.v1+json"),
+            (data, OCI_MANIFEST),
+            ({**data, "manifests": [{"mediaType": OCI_MANIFEST, "digest": digest, "size": 16}]}, OCI_MANIFEST),
+            ({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "layers": [{"digest": digest}]}, OCI_INDEX),
+        ):
+            self.put(json.dumps(document).encode(), media_type)
+        self.read_manifest(digest)
+
+    def hold_and_let_go(self, digest: str) -> None:
+        """Take part in tags and deletes around it: a tag that is deleted, a name that a tag could have."""
+        body = naming(digest_of(b"{}"))
+        self.http.put("/manifests/mine", content=body, headers={"Content-Type": OCI_MANIFEST})
+        name = digest.replace(":", "-")
+        self.http.put(f"/manifests/{name}", content=body, headers={"Content-Type": OCI_MANIFEST})
+        assert self.http.delete(f"/manifests/{name}").status_code in {202, 405}
+        self.read_manifest(digest)
+
     def finish_what_was_ended(self, digest: str) -> None:
         """Claim that an upload has ended well, with other bytes or none."""
         for content in (b"", b"x" * 16):
@@ -135,6 +205,10 @@ ATTACKS: list[Callable[[Eve, str], None]] = [
     Eve.name,
     Eve.name_without_holding,
     Eve.delete,
+    Eve.ask_with_conditions,
+    Eve.mount_in_other_words,
+    Eve.name_in_old_words,
+    Eve.hold_and_let_go,
     Eve.finish_what_was_ended,
 ]
 
@@ -178,7 +252,7 @@ def put_directly(registry: FakeRegistry, repository: str, image: Image, *tags: s
 async def test_what_another_repository_holds_is_not_there(
     start_proxy: StartProxy, tmp_path: Path, mixes: tuple[str, ...]
 ) -> None:
-    """Whoever knows the digests of a secret image gets neither its bytes nor whether it exists, in ten ways."""
+    """Whoever knows the digests of a secret image gets neither its bytes nor whether it exists, in many ways."""
     async with FakeRegistry(mixes=mixes) as one, FakeRegistry(mixes=mixes) as other:
         for registry in (one, other):
             put_directly(registry, "secret/old", SECRET, "1")
