@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from registry_proxy.ports import UpstreamUnavailableError
+from registry_proxy.proxy.contents import unless_absent
 from registry_proxy.spec.descriptor import OCI_INDEX, Descriptor, Manifest, parse_manifest
 from registry_proxy.spec.errors import RegistryError
 from registry_proxy.spec.patterns import compile_repository_pattern, compile_text_pattern
@@ -198,13 +199,17 @@ class _Copy:
     async def _copy_tag(self, tag: Tag) -> None:
         outcome = self._work.outcome
         digest = (await _patiently(lambda: self._from.resolve_tag(self._source, tag))).digest
-        there = await _or_none(lambda: self._to.resolve_tag(self._target, tag))
+        there = await unless_absent(_patiently(lambda: self._to.resolve_tag(self._target, tag)))
         if there is not None and there.digest == digest:
             outcome.present += 1
             return
+        await self._put_tag(tag, digest)
+        outcome.copied += 1
+
+    async def _put_tag(self, tag: Tag, digest: Digest) -> None:
+        """Copy the manifest, and all that belongs to it, before the tag that names it."""
         manifest = await self._copy_manifest(digest)
         await _patiently(lambda: self._to.put_manifest(self._target, tag, manifest))
-        outcome.copied += 1
 
     async def _copy_manifest(self, digest: Digest) -> Manifest:
         """Copy a manifest, by digest, behind what it refers to; what refers to it follows."""
@@ -224,7 +229,7 @@ class _Copy:
     async def _copy_blob(self, blob: Descriptor) -> None:
         work = self._work
         async with work.locks.setdefault(blob.digest, asyncio.Lock()):
-            if await _or_none(lambda: self._to.stat_blob(self._target, blob.digest)) is None:
+            if await unless_absent(_patiently(lambda: self._to.stat_blob(self._target, blob.digest))) is None:
                 home = work.homes.get(blob.digest)
                 if home is None or not await self._to.mount_blob(self._target, blob.digest, home):
                     await _patiently(lambda: self._send_blob(blob))
@@ -240,21 +245,17 @@ class _Copy:
         tags = fallback_tags(digest)
         for tag in tags:
             if tag in self._tags:
-                await self._copy_tag_of_digest(tag)
+                descriptor = await _patiently(functools.partial(self._from.resolve_tag, self._source, tag))
+                await self._put_tag(tag, descriptor.digest)
         referrers = await _patiently(lambda: self._from.fetch_referrers(self._source, digest))
         for referrer in referrers or ():
             await self._copy_manifest(parse_digest(referrer["digest"]))
         if referrers and await _patiently(lambda: self._to.fetch_referrers(self._target, digest)) is None:
             await self._merge_fallback(tags[0], referrers)
 
-    async def _copy_tag_of_digest(self, tag: Tag) -> None:
-        descriptor = await _patiently(lambda: self._from.resolve_tag(self._source, tag))
-        manifest = await self._copy_manifest(descriptor.digest)
-        await _patiently(lambda: self._to.put_manifest(self._target, tag, manifest))
-
     async def _merge_fallback(self, tag: Tag, referrers: list[dict[str, Any]]) -> None:
         """List referrers under the tag that is read where there is no referrers API (spec, "Referrers Tag Schema")."""
-        there = await _or_none(lambda: self._to.resolve_tag(self._target, tag))
+        there = await unless_absent(_patiently(lambda: self._to.resolve_tag(self._target, tag)))
         entries: list[dict[str, Any]] = []
         if there is not None:
             body = (await self._to.fetch_manifest(self._target, there.digest)).body
@@ -276,13 +277,3 @@ async def _patiently(work: Callable[[], Awaitable[_T]]) -> _T:
             wait = getattr(error, "retry_after_seconds", None)
             await asyncio.sleep(_PAUSE_SECONDS * attempt if wait is None else wait)
     return await work()
-
-
-async def _or_none(ask: Callable[[], Awaitable[_T]]) -> _T | None:
-    """Return what a registry has; None where it says that it has not."""
-    try:
-        return await _patiently(ask)
-    except RegistryError as error:
-        if error.status != 404:
-            raise
-        return None

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "app": _BASE | _PROCESSES | {"access", "cache", "upstream", "store", "telemetry", "proxy", "replication", "web"},
     "backup": _BASE | {"store"},
     "reset": _BASE | {"access", "store"},
-    "importer": _BASE | {"telemetry", "upstream"},
+    "importer": _BASE | {"proxy", "telemetry", "upstream"},
     "cli": _PROCESSES | {"spec", "app", "backup", "importer", "load", "reset", "supervisor"},
     "__main__": frozenset({"cli", "fork_server", "load"}),
 }
