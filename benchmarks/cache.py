@@ -25,7 +25,7 @@ import psutil
 from registry_proxy.cache.accounts import boot_id
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CachePaths, prepare_cache, seal
-from registry_proxy.spec.reference import Digest
+from registry_proxy.protocol.reference import Digest
 from registry_proxy.telemetry.metrics import PrometheusObserver
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.load import describe_machine
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.records import Grant, GrantMode, Group, User
-from registry_proxy.spec.scope import Action
+from registry_proxy.protocol.scope import Action
 
 GRANTS, GROUPS, USERS = 10_000, 1_000, 2_000
 PATTERNS = ("team{}/**", "team{}/app-*", "team{}/a/b", "org/*/team{}/**", "**/shared{}", "home/{{subject}}/**")

@@ -1,13 +1,31 @@
 """A caching, permission-checking, failing-over proxy in front of Docker and OCI registries.
 
-The path of a pull is the map of this package::
+The rooms of the house, from the foundation up; imports point down only (tests/test_layers.py)::
 
-    web/registry -> spec/endpoints -> web/authenticate -> access/{required,grants} -> proxy/pull
-        -> cache/{disk,fill} -> upstream/{routing,selection,failover,client} -> web/stream
+    protocol                     the texts of the specifications as values; standard library only
+    ports, files, http, config   agreements between rooms; safe files; HTTP/1.1 of both listeners; settings
+    access                       grants, users, tokens: may this subject do that?
+    cache                        bytes on the local disk
+    upstream                     replicas, reading: routing, health, failover
+    store                        state: SQLite or Redis
+    audit, telemetry             the tamper-evident log; metrics and logs
+    operations                   the verbs: pull, push, discover, manage
+    replication                  replicas, writing: fan-out, marks, repair
+    edge, admin                  the public listener, the admin listener
+    node                         processes, workers, sockets
+    app, load                    composition of a worker; its late loading
+    offline, cli                 work without the service; the command line
 
-(a hit by digest that is small and plain goes web/server -> web/hot, by the same steps),
+The path of a pull::
 
-and that of a push::
+    edge/registry -> protocol/endpoints -> edge/authenticate -> access/{required,grants} -> operations/pull
+        -> cache/{disk,fill} -> upstream/{routing,selection,failover,client} -> edge/send
 
-    web/registry -> proxy/push -> cache/spool -> replication/{sessions,fanout,journal} -> upstream/client
+(a hit by digest that is small and plain goes edge/server -> edge/fast_path, by the same steps), that of a push::
+
+    edge/registry -> operations/push -> cache/spool -> replication/{sessions,fanout,journal} -> upstream/client
+
+and that of a grant::
+
+    cli/grants -> admin/{auth,access} -> access/directory -> store; then, in each worker, access/control
 """

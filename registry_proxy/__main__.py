@@ -6,8 +6,8 @@ import sys
 def main() -> None:
     """Run what the arguments say; the process ends with its exit status."""
     if sys.argv[1:2] == ["fork-server"]:  # the command line and its libraries stay out of it
-        from registry_proxy.fork_server import serve_forks  # noqa: PLC0415 - only this needs it
         from registry_proxy.load import load_worker  # noqa: PLC0415
+        from registry_proxy.node.fork_server import serve_forks  # noqa: PLC0415 - only this needs it
 
         _, descriptor, supervisor = sys.argv[1:]
         sys.exit(serve_forks(load_worker, int(descriptor), int(supervisor)))

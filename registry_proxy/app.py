@@ -19,31 +19,43 @@ from registry_proxy.access.id_tokens import ClaimRule, IdTokenVerifier, TrustedI
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
+from registry_proxy.admin.app import AdminServices, make_admin_app
+from registry_proxy.admin.audit import AuditFiles
+from registry_proxy.admin.ops import Readiness
+from registry_proxy.admin.repositories import KnownRepositories
+from registry_proxy.admin.server import serving_admin
+from registry_proxy.audit.signing import AuditVerifier, HeadSigner
+from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink
+from registry_proxy.audit.trail import AuditTrail, ChainWriter, Retention, SinkThread
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.listeners import refuse_new_connections
-from registry_proxy.node import ADMIN_PASSWORD_VARIABLE, StartError
-from registry_proxy.ports import (
-    AuditEvent,
-    MarkSource,
-    Observer,
-    RegistryReader,
-    RoutedRepository,
-    StaleReason,
-    StorageKind,
-    Store,
-    StoreUnavailableError,
-)
-from registry_proxy.proxy.discover import Discover
-from registry_proxy.proxy.holdings import Holdings
-from registry_proxy.proxy.manage import Manage
-from registry_proxy.proxy.pull import Pull
-from registry_proxy.proxy.push import Push
-from registry_proxy.proxy.tags import TagRules
-from registry_proxy.proxy.warm import Prefetch, Warmer
+from registry_proxy.config.errors import StartError
+from registry_proxy.config.model import AuthSettings, LdapSettings, OidcSettings, Settings, UpstreamSettings
+from registry_proxy.edge.middleware import RequestIds
+from registry_proxy.edge.origin import Origins
+from registry_proxy.edge.public import PublicApp, PublicOptions
+from registry_proxy.edge.server import run_public
+from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
+from registry_proxy.node.listeners import refuse_new_connections
+from registry_proxy.node.worker import Ending, WorkerContext
+from registry_proxy.operations.discover import Discover
+from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.manage import Manage
+from registry_proxy.operations.pull import Pull
+from registry_proxy.operations.push import Push
+from registry_proxy.operations.tags import TagRules
+from registry_proxy.operations.warm import Prefetch, Warmer
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.events import AuditEvent, Observer
+from registry_proxy.ports.journal import MarkSource
+from registry_proxy.ports.names import RoutedRepository, StaleReason
+from registry_proxy.ports.replicas import RegistryReader, StorageKind
+from registry_proxy.ports.store import Store
+from registry_proxy.protocol.patterns import compile_repository_pattern, compile_text_pattern
+from registry_proxy.protocol.reference import Digest
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
@@ -61,33 +73,17 @@ from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.settings import AuthSettings, LdapSettings, OidcSettings, Settings, UpstreamSettings
-from registry_proxy.spec.patterns import compile_repository_pattern, compile_text_pattern
-from registry_proxy.spec.reference import Digest
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.schema import SchemaTooNewError
 from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.access_log import AccessLog
-from registry_proxy.telemetry.audit import AuditTrail, ChainWriter, Retention, SinkThread
-from registry_proxy.telemetry.audit_signing import AuditVerifier, HeadSigner
-from registry_proxy.telemetry.audit_sinks import DecisionSink, StreamSink, SyslogSink
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
-from registry_proxy.web.admin import AdminServices, make_admin_app
-from registry_proxy.web.admin_audit import AuditFiles
-from registry_proxy.web.admin_repositories import KnownRepositories
-from registry_proxy.web.admin_server import serving_admin
-from registry_proxy.web.middleware import RequestIds
-from registry_proxy.web.ops import Readiness
-from registry_proxy.web.origin import Origins
-from registry_proxy.web.public import PublicApp, PublicOptions
-from registry_proxy.web.server import run_public
-from registry_proxy.worker import Ending, WorkerContext
 
 SWEEP_SECONDS = 3600.0
 """How often uploads that nobody goes on with are looked for."""

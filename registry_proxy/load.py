@@ -2,14 +2,14 @@
 
 from functools import partial
 
-from registry_proxy.fork_server import RunCopy
-from registry_proxy.node import forget_configuration, give_memory_back, raise_file_limit
+from registry_proxy.node.fork_server import RunCopy
+from registry_proxy.node.host import forget_configuration, give_memory_back, raise_file_limit
 
 
 def load_worker() -> RunCopy:
     """Load all that a worker needs; return what it runs."""
-    from registry_proxy import worker  # noqa: PLC0415 - see above
     from registry_proxy.app import prepare, run_worker  # noqa: PLC0415
+    from registry_proxy.node import worker  # noqa: PLC0415 - see above
 
     forget_configuration()
     give_memory_back()

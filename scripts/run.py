@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from registry_proxy.listeners import describe_holder
-from registry_proxy.settings import Settings
-from registry_proxy.settings_load import SettingsError, load_settings
+from registry_proxy.config.load import SettingsError, load_settings
+from registry_proxy.config.model import Settings
+from registry_proxy.node.listeners import describe_holder
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = ROOT / "config" / "example.yaml"

@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from registry_proxy.fork_server import ForkServer, RunCopy, name_process
+from registry_proxy.node.fork_server import ForkServer, RunCopy, name_process
 
 _PAUSE_SECONDS = 0.01
 
@@ -108,7 +108,7 @@ def _load() -> RunCopy:
     import redis.asyncio  # noqa: F401, PLC0415
 
     import registry_proxy.app  # noqa: PLC0415
-    import registry_proxy.worker  # noqa: F401, PLC0415
+    import registry_proxy.node.worker  # noqa: F401, PLC0415
     from registry_proxy.cli.main import app  # noqa: PLC0415
     from tests.fakes import service  # noqa: PLC0415
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from registry_proxy.spec.errors import RegistryError
+from registry_proxy.protocol.errors import RegistryError
 
 
 async def refused(attempt: Awaitable[object]) -> RegistryError:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.app import prepare
-from registry_proxy.node import StartError
-from registry_proxy.settings import Settings
+from registry_proxy.config.errors import StartError
+from registry_proxy.config.model import Settings
 
 
 @pytest.mark.parametrize(

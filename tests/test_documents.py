@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from registry_proxy.cli.main import app
-from registry_proxy.settings import (
+from registry_proxy.config.model import (
     LdapSettings,
     OidcRuleSettings,
     OidcSettings,

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from registry_proxy.spec.scope import Access
+from registry_proxy.protocol.scope import Access
 
 CarriedAccess = Mapping[str, frozenset[str]]
 """Actions by ``type:name``, or by the digest of that text; a digest has no colon."""

@@ -33,8 +33,9 @@ from registry_proxy.access.tokens import (
     VerifiedToken,
     public_key_of,
 )
-from registry_proxy.ports import Change, ConflictError, Record, Store, StoreChanges, StoreUnavailableError, Table
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
+from registry_proxy.protocol.scope import Action
 from registry_proxy.tasks import end, spawn
 
 KEY_LIFETIME_SECONDS = 30 * 86_400

@@ -26,9 +26,10 @@ from registry_proxy.access.subject import (
     user_subject,
 )
 from registry_proxy.access.tokens import LEEWAY_SECONDS
-from registry_proxy.ports import Change, ConflictError, Record, Store, StoreUnavailableError, Table
-from registry_proxy.spec.patterns import SUBJECT, namespace_fault, repository_pattern_fault, tag_pattern_fault
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.store import Change, Record, Store, Table
+from registry_proxy.protocol.patterns import SUBJECT, namespace_fault, repository_pattern_fault, tag_pattern_fault
+from registry_proxy.protocol.scope import Action
 
 FIRST_ADMIN = "admin"
 

@@ -20,7 +20,7 @@ from registry_proxy.access.subject import (
     robot_subject,
     user_subject,
 )
-from registry_proxy.spec.patterns import (
+from registry_proxy.protocol.patterns import (
     SUBJECT,
     compile_repository_pattern,
     compile_text_pattern,
@@ -29,7 +29,7 @@ from registry_proxy.spec.patterns import (
     literal_last,
     literal_prefix,
 )
-from registry_proxy.spec.scope import CATALOG, Access, Action, is_repository_access
+from registry_proxy.protocol.scope import CATALOG, Access, Action, is_repository_access
 
 _REMEMBERED_DECISIONS = 50_000
 _REMEMBERED_SUBJECTS = 10_000

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.access.records import Grant, Group
-from registry_proxy.ports import Change, Record, Table
+from registry_proxy.ports.store import Change, Record, Table
 
 
 @dataclass(frozen=True, slots=True)

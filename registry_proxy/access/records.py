@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from registry_proxy.ports import Record
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.store import Record
+from registry_proxy.protocol.scope import Action
 
 
 class GrantMode(StrEnum):

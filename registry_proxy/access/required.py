@@ -1,8 +1,8 @@
 """What a request needs, as a function of the parsed request alone: decided before anything is looked up."""
 
-from registry_proxy.spec.endpoints import Operation, RegistryRequest
-from registry_proxy.spec.reference import Repository
-from registry_proxy.spec.scope import CATALOG, Access, Action, repository_access
+from registry_proxy.protocol.endpoints import Operation, RegistryRequest
+from registry_proxy.protocol.reference import Repository
+from registry_proxy.protocol.scope import CATALOG, Access, Action, repository_access
 
 _ACTIONS = {
     Operation.GET_BLOB: Action.PULL,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from registry_proxy.ports import Record
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.store import Record
+from registry_proxy.protocol.scope import Action
 
 _TEXT = re.compile(r"rp_(robot|personal|refresh)_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 

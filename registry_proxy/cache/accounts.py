@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
-from registry_proxy.spec.reference import Digest
+from registry_proxy.protocol.reference import Digest
 
 _MAGIC = b"rp-page2"
 _SELECTOR_AT = len(_MAGIC)

@@ -19,9 +19,12 @@ from registry_proxy.cache.memory import SmallContents
 from registry_proxy.cache.progress import CommittedReader
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
-from registry_proxy.ports import BlobReader, CacheResult, CacheUnavailableError, Observer, OpenSource
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.content import BlobReader, OpenSource
+from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.events import Observer
+from registry_proxy.ports.names import CacheResult
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Digest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -52,7 +55,7 @@ class CachedBlob:
 
 
 class DiskCache:
-    """Implements ``ports.BlobCache``. The directory was made ready by ``prepare_cache``; workers share it freely.
+    """Implements ``ports.content.BlobCache``. ``prepare_cache`` made the directory ready; workers share it freely.
 
     Args:
         path: the cache directory of this node.

@@ -14,19 +14,18 @@ from registry_proxy.cache.progress import FillProgress
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
 from registry_proxy.cache.writer import PartWriter
-from registry_proxy.ports import (
-    ByteStream,
-    CacheResult,
+from registry_proxy.ports.content import ByteStream, OpenSource
+from registry_proxy.ports.errors import (
     CacheUnavailableError,
     FillFailedError,
     FillLostError,
-    Observer,
-    OpenSource,
     UpstreamUnavailableError,
     WrongContentError,
 )
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.events import Observer
+from registry_proxy.ports.names import CacheResult
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Digest
 
 _T = TypeVar("_T")
 _MAX_ROUNDS = 4

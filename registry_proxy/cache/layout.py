@@ -29,8 +29,8 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from registry_proxy.durable import move_file, write_new_file
-from registry_proxy.spec.reference import Digest
+from registry_proxy.files.durable import move_file, write_new_file
+from registry_proxy.protocol.reference import Digest
 
 SCHEMA_VERSION = 2
 SEALED_MODE = 0o444
@@ -200,7 +200,7 @@ def _read_schema(paths: CachePaths) -> int:
 
 
 def _write_schema(paths: CachePaths) -> None:
-    # First of all in a new directory, and under a name of its own: what has a schema is known as ours (settings_check).
+    # First of all in a new directory, and under a name of its own: what has a schema is known as ours (config.check).
     path = f"{paths.root}/schema"
     with open(f"{path}.new", "w", encoding="ascii") as file:
         file.write(f"{SCHEMA_VERSION}\n")

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, write_small_file
-from registry_proxy.ports import CachedTag, ContentKind, Membership, RoutedRepository
-from registry_proxy.spec.descriptor import Descriptor
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
+from registry_proxy.ports.content import CachedTag, Membership
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
 
 _log = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 4096
@@ -43,7 +44,7 @@ _Stamp = tuple[int, int, int, int]
 
 
 class FileMemberships:
-    """Implements ``ports.Memberships`` under ``repositories/`` of the cache directory.
+    """Implements ``ports.content.Memberships`` under ``repositories/`` of the cache directory.
 
     A disk that takes no more is no error here: what is not remembered is asked again. On one that keeps what must be
     forgotten, every worker of the node takes all that was remembered until then for unknown.

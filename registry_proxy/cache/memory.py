@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from registry_proxy.spec.reference import Digest
+from registry_proxy.protocol.reference import Digest
 
 _ENTRY_OVERHEAD_BYTES = 512
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from registry_proxy.spec.reference import Digest
+from registry_proxy.protocol.reference import Digest
 
 _RECORD = struct.Struct("=B7x64sqq")
 _ALGORITHMS = ("", "sha256", "sha512")

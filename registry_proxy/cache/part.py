@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from registry_proxy.cache.layout import CachePaths, is_sealed, seal
-from registry_proxy.spec.reference import Digest
+from registry_proxy.protocol.reference import Digest
 
 ABANDONED_MODE = 0o400
 """Of a part that was complete and wrong: no owner, and no follower, goes on with it."""

@@ -5,14 +5,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from registry_proxy.ports import (
-    CacheResult,
-    CacheUnavailableError,
-    FillFailedError,
-    FillLostError,
-    UpstreamUnavailableError,
-)
-from registry_proxy.spec.errors import RegistryError
+from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, FillLostError, UpstreamUnavailableError
+from registry_proxy.ports.names import CacheResult
+from registry_proxy.protocol.errors import RegistryError
 
 HOLD_BACK_BYTES = 64 * 1024
 """The tail that no reader gets before the digest of the whole was right; smaller content is verified before it is

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from registry_proxy.cache.accounts import Accounts, Change, State, boot_id, shard_of, shards
 from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, write_small_file
 from registry_proxy.cache.order import OrderFile, Record
-from registry_proxy.durable import sync_directory
-from registry_proxy.ports import CacheUnavailableError, Observer
-from registry_proxy.spec.reference import Digest
+from registry_proxy.files.durable import sync_directory
+from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.events import Observer
+from registry_proxy.protocol.reference import Digest
 
 _ATTEMPTS = 20
 """What one evicts, another worker may take: try again, but not for ever."""

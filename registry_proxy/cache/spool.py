@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import read_node_id, seal
-from registry_proxy.durable import sync_directory
-from registry_proxy.ports import CacheUnavailableError, SpoolFile
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.files.durable import sync_directory
+from registry_proxy.ports.content import SpoolFile
+from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -41,7 +42,7 @@ class _RunningHash:
 
 
 class DiskSpool:
-    """Implements ``ports.Spool`` in the directory of a cache, on its file system, so that a commit is a rename."""
+    """Implements ``ports.content.Spool`` in a cache's directory, on its file system, so that a commit is a rename."""
 
     def __init__(self, cache: DiskCache) -> None:
         self.cache = cache
@@ -171,7 +172,7 @@ def _remove_if_unused(path: str) -> bool:
 
 
 class UploadFile:
-    """Implements ``ports.SpoolFile``. Made by ``DiskSpool``, with the lock of the file held on ``fd``.
+    """Implements ``ports.content.SpoolFile``. Made by ``DiskSpool``, with the lock of the file held on ``fd``.
 
     Without a session ID it is a tail: a file without a name, whose bytes begin where it ends now.
     """

@@ -14,7 +14,7 @@ from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_use
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.grants import print_replay
 from registry_proxy.cli.output import JsonOption, YesOption, confirm, print_json, print_lines, print_note
-from registry_proxy.settings_source import Source, format_path, read_yaml
+from registry_proxy.config.source import Source, format_path, read_yaml
 
 access_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
 

@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.backup import STANDARD_STREAM, Backup, BackupError, backup_store, restore_store
 from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.output import print_note
-from registry_proxy.node import StartError, locked_cache
-from registry_proxy.ports import StoreUnavailableError
-from registry_proxy.settings import Settings
-from registry_proxy.settings_load import SettingsError, load_settings
+from registry_proxy.config.errors import StartError
+from registry_proxy.config.load import SettingsError, load_settings
+from registry_proxy.config.model import Settings
+from registry_proxy.node.host import locked_cache
+from registry_proxy.offline.backup import STANDARD_STREAM, Backup, BackupError, backup_store, restore_store
+from registry_proxy.ports.errors import StoreUnavailableError
 
 Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration of a node.")]
 

@@ -16,10 +16,10 @@ from registry_proxy.cli.credentials import admin_url, find_credentials, read_pas
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.identities import PasswordFile, PasswordStdin
 from registry_proxy.cli.output import JsonOption, format_size, print_json, print_note
-from registry_proxy.spec.patterns import repository_pattern_fault, tag_pattern_fault
+from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
 
 if TYPE_CHECKING:
-    from registry_proxy.importer import Outcome, RegistryAccess, Selection
+    from registry_proxy.offline.importer import Outcome, RegistryAccess, Selection
 
 SOURCE_PASSWORD_VARIABLE = "REGISTRY_PROXY_SOURCE_PASSWORD"  # noqa: S105 - the name of a variable
 _TARGET = "http://127.0.0.1:5000"
@@ -48,7 +48,7 @@ def import_(  # noqa: PLR0917 - one parameter an option
     import that was interrupted is run again. The password of --source-user is read as the options say, or from
     REGISTRY_PROXY_SOURCE_PASSWORD. Images that could not be copied are listed at the end; the exit status is then 1.
     """
-    from registry_proxy.importer import RegistryAccess, Selection  # noqa: PLC0415 - no other command needs aiohttp
+    from registry_proxy.offline.importer import RegistryAccess, Selection  # noqa: PLC0415 - no other command needs aiohttp
 
     with told_to_the_user():
         _check(repository, tags, prefix)
@@ -97,7 +97,7 @@ def _as_url(registry: str) -> str:
 
 
 def _run(source: "RegistryAccess", target: "RegistryAccess", selection: "Selection") -> "Outcome":
-    from registry_proxy.importer import ImportFailedError, import_images  # noqa: PLC0415 - as above
+    from registry_proxy.offline.importer import ImportFailedError, import_images  # noqa: PLC0415 - as above
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:

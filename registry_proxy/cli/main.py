@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from registry_proxy.cli.admin import Commands, register
-from registry_proxy.fork_server import ForkServer
+from registry_proxy.config.errors import StartError
+from registry_proxy.config.load import SettingsError, load_settings
+from registry_proxy.config.model import Settings
 from registry_proxy.load import load_worker
-from registry_proxy.node import StartError, open_standard_streams
-from registry_proxy.settings import Settings
-from registry_proxy.settings_load import SettingsError, load_settings
-from registry_proxy.supervisor import run
+from registry_proxy.node.fork_server import ForkServer
+from registry_proxy.node.host import open_standard_streams
+from registry_proxy.node.supervisor import run
 
 app = typer.Typer(
     name="registry-proxy",

@@ -12,8 +12,8 @@ from registry_proxy.cli.credentials import FIRST_ADMIN, read_password
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.identities import PasswordFile, PasswordStdin
 from registry_proxy.cli.output import print_lines, print_note
-from registry_proxy.reset import reset_admin
-from registry_proxy.settings_load import load_settings
+from registry_proxy.config.load import load_settings
+from registry_proxy.offline.reset import reset_admin
 
 reset_app = typer.Typer(help="Administrators, past the admin API.", no_args_is_help=True)
 

@@ -8,11 +8,12 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 
-from registry_proxy.ports import ReplicaClient, UpstreamUnavailableError
-from registry_proxy.proxy.contents import has
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import RESERVED_PREFIX, Digest, Repository, digest_of
+from registry_proxy.operations.contents import has
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.replicas import ReplicaClient
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import RESERVED_PREFIX, Digest, Repository, digest_of
 
 CANARIES = Repository(f"{RESERVED_PREFIX}pause")
 

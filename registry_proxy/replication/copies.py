@@ -5,22 +5,16 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from registry_proxy.ports import (
-    BlobCache,
-    ContentKind,
-    Memberships,
-    RegistryReader,
-    ReplicaClient,
-    ReplicaSet,
-    RoutedRepository,
-    UpstreamUnavailableError,
-)
-from registry_proxy.proxy.contents import ask, find_cached_manifest, has, links_of, parts_of
+from registry_proxy.operations.contents import ask, find_cached_manifest, has, links_of, parts_of
+from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.replication.refusals import FinalRefusalError, final_refusal, judge_blob, may_be_final
 from registry_proxy.replication.uploads import read_range
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag
 
 _DEPTH_MAX = 16
 """How deep indexes are followed at once: what lies deeper is a key of its own, and goes before the next round."""

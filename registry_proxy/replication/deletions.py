@@ -6,20 +6,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from registry_proxy.ports import (
-    Change,
-    ConflictError,
-    ContentKind,
-    Memberships,
-    RegistryReader,
-    ReplicaClient,
-    ReplicaSet,
-    RoutedRepository,
-    Store,
-    StoreChanges,
-    StoreUnavailableError,
-    Table,
-)
+from registry_proxy.ports.content import Memberships
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
+from registry_proxy.ports.store import Change, Store, StoreChanges, Table
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, change_of, parse_key
 from registry_proxy.replication.journal import Journal
@@ -30,8 +23,6 @@ from registry_proxy.replication.manifests import (
     tag_record_key,
     write_lease,
 )
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Tag, parse_digest
 
 _KEPT_SECONDS = 7 * 86_400.0
 """How long a deletion stays on record: a node that was off for longer asks the replicas anew for all that it knew."""
@@ -96,7 +87,7 @@ async def _changes_that_forget(
 
 
 class DeletionReplication:
-    """Deletes at all replicas of an upstream: what ``proxy.manage`` asks of them.
+    """Deletes at all replicas of an upstream: what ``operations.manage`` asks of them.
 
     Args:
         replica_sets: the replicas by upstream.

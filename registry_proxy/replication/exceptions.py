@@ -9,10 +9,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from registry_proxy.ports import Change, ConflictError, Record, Store, Table
+from registry_proxy.ports.errors import ConflictError
+from registry_proxy.ports.store import Change, Record, Store, Table
+from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.intents import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
 from registry_proxy.replication.manifests import manifest_record_key, tag_record_key
-from registry_proxy.spec.reference import Digest, Tag, parse_digest
 
 _log = logging.getLogger(__name__)
 

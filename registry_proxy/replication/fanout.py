@@ -6,9 +6,10 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from registry_proxy.ports import ReplicaClient, ReplicaSet, StorageKind, UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.replication.refusals import FinalRefusalError
-from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.tasks import spawn
 
 GRACE_SECONDS = 10.0

@@ -6,8 +6,9 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self
 
-from registry_proxy.ports import Change, RoutedRepository, Table
-from registry_proxy.spec.reference import Digest, Repository, parse_digest
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Change, Table
+from registry_proxy.protocol.reference import Digest, Repository, parse_digest
 
 NO_REFUSALS: Mapping[str, str] = MappingProxyType({})
 

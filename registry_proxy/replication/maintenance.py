@@ -9,20 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from registry_proxy.ports import (
-    ConflictError,
-    Pause,
-    PauseRefusedError,
-    ReplicaClient,
-    ReplicaSet,
-    StorageKind,
-    Store,
-    Table,
-)
+from registry_proxy.ports.errors import ConflictError
+from registry_proxy.ports.journal import Pause, PauseRefusedError
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.ports.store import Store, Table
+from registry_proxy.protocol.reference import Digest, parse_digest
 from registry_proxy.replication.canary import is_remembered, leave_canary, remove_canary
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.pauses import change_of_pause, find_pause, parse_pause, pause_key, repair_lease
-from registry_proxy.spec.reference import Digest, parse_digest
 
 KNOWN_SECONDS = 2.0
 """After this time every process that can reach the store knows of a pause, and sends the replica no blobs either."""

@@ -4,21 +4,16 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from registry_proxy.ports import (
-    BlobCache,
-    Change,
-    ContentKind,
-    Memberships,
-    ReplicaClient,
-    ReplicaSet,
-    RoutedRepository,
-    StorageKind,
-    Store,
-    Table,
-    UpstreamUnavailableError,
-)
-from registry_proxy.proxy.contents import ask, find_cached_manifest, has, parts_of
-from registry_proxy.proxy.push import WrittenManifest, content_unknown
+from registry_proxy.operations.contents import ask, find_cached_manifest, has, parts_of
+from registry_proxy.operations.push import WrittenManifest, content_unknown
+from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.protocol.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
+from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
 from registry_proxy.replication.copies import may_lack_content
 from registry_proxy.replication.fanout import (
     Outcome,
@@ -31,9 +26,6 @@ from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.refusals import final_refusal, may_be_final
 from registry_proxy.replication.uploads import UploadReplication
-from registry_proxy.spec.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError, unavailable
-from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +110,7 @@ def configured_names(replica_set: ReplicaSet) -> Sequence[str]:
 
 
 class ManifestReplication:
-    """Manifests to all replicas of an upstream: what ``proxy.push`` asks of them.
+    """Manifests to all replicas of an upstream: what ``operations.push`` asks of them.
 
     Args:
         replica_sets: the replicas by upstream.

@@ -4,15 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from registry_proxy.ports import Pause, RoutedRepository
+from registry_proxy.ports.journal import Pause
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.replication.intents import Intent, IntentKey, IntentKind
-from registry_proxy.spec.reference import Digest, Tag
 
 NO_PAUSES: Mapping[str, Pause] = MappingProxyType({})
 
 
 class JournalMarks:
-    """The open intents as a snapshot, indexed for the questions of ``ports.Marks``."""
+    """The open intents as a snapshot, indexed for the questions of ``ports.journal.Marks``."""
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from registry_proxy.ports import Change, Pause, Record, Store, Table
+from registry_proxy.ports.journal import Pause
+from registry_proxy.ports.store import Change, Record, Store, Table
 
 
 def pause_key(upstream: str) -> str:

@@ -7,8 +7,9 @@ the two may come through two nodes.
 import time
 from collections.abc import Callable
 
-from registry_proxy.ports import Change, RoutedRepository, Store, Table
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.protocol.reference import Digest
 
 LIFETIME_SECONDS = 24 * 3600.0
 """Time that a pushed blob may wait for its manifest."""

@@ -1,7 +1,7 @@
 """Refusals that a replica will repeat: it has all that a content needs, and does not take it."""
 
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest
 
 _FINAL_STATUSES = frozenset({400, 413, 415, 422})
 """Statuses by which a registry judges a content. 401, 403 and 429 are about us or the moment; 405 is the answer of

@@ -11,21 +11,16 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from registry_proxy.ports import (
-    Change,
-    ConflictError,
-    ContentKind,
-    Observer,
-    ReplicaClient,
-    ReplicaSet,
-    Spool,
-    StorageKind,
-    Store,
-    StoreUnavailableError,
-    Table,
-    UpstreamUnavailableError,
-)
-from registry_proxy.proxy.contents import has, unless_absent
+from registry_proxy.operations.contents import has, unless_absent
+from registry_proxy.ports.content import Spool
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.events import Observer
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.copies import Copies
 from registry_proxy.replication.deletions import forget_deleted
 from registry_proxy.replication.exceptions import Exceptions
@@ -36,9 +31,6 @@ from registry_proxy.replication.manifests import manifest_record_key, tag_lease,
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.spec.descriptor import Descriptor
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Digest, Tag, parse_digest
 from registry_proxy.tasks import spawn
 
 _LOOK_SECONDS = 1.0

@@ -14,9 +14,11 @@ import secrets
 import time
 from collections.abc import Callable
 
-from registry_proxy.ports import Change, ConflictError, RoutedRepository, Store, Table
-from registry_proxy.proxy.push import UploadSession
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.operations.push import UploadSession
+from registry_proxy.ports.errors import ConflictError
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
 LIFETIME_SECONDS = 6 * 3600
 """How long an upload may rest between two requests."""

@@ -7,22 +7,16 @@ import os
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from registry_proxy.ports import (
-    BlobCache,
-    CacheUnavailableError,
-    ContentKind,
-    FillFailedError,
-    ReplicaClient,
-    ReplicaSet,
-    RoutedRepository,
-    Spool,
-    SpoolFile,
-    StorageKind,
-    UpstreamUnavailableError,
-)
-from registry_proxy.proxy.contents import ask
-from registry_proxy.proxy.pull import is_committed
-from registry_proxy.proxy.push import UploadSession
+from registry_proxy.operations.contents import ask
+from registry_proxy.operations.pull import is_committed
+from registry_proxy.operations.push import UploadSession
+from registry_proxy.ports.content import BlobCache, Spool, SpoolFile
+from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, UpstreamUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import RegistryError, unavailable
+from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.replication.fanout import (
     GRACE_SECONDS,
     Lane,
@@ -37,9 +31,6 @@ from registry_proxy.replication.fanout import (
 )
 from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
-from registry_proxy.spec.descriptor import Descriptor
-from registry_proxy.spec.errors import RegistryError, unavailable
-from registry_proxy.spec.reference import Digest, Repository
 from registry_proxy.tasks import spawn
 
 _PIECE_BYTES = 1024 * 1024
@@ -188,7 +179,7 @@ async def cancel_sessions(replica_set: ReplicaSet, locations: Mapping[str, str])
 
 
 class UploadReplication:
-    """Blobs to all replicas of an upstream: what ``proxy.push`` asks of them.
+    """Blobs to all replicas of an upstream: what ``operations.push`` asks of them.
 
     Args:
         replica_sets: the replicas by upstream.

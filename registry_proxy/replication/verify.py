@@ -12,27 +12,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from registry_proxy.ports import (
-    ContentKind,
-    ReplicaClient,
-    ReplicaSet,
-    RoutedRepository,
-    StorageKind,
-    Store,
-    StoreUnavailableError,
-    Table,
-    UpstreamUnavailableError,
-)
-from registry_proxy.proxy.contents import ask, has, links_of, unless_absent
+from registry_proxy.operations.contents import ask, has, links_of, unless_absent
+from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.ports.store import Store, Table
+from registry_proxy.protocol.descriptor import Manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
 from registry_proxy.replication.copies import is_nowhere
 from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import recorded_repositories, tag_record_key, write_lease
 from registry_proxy.replication.marks import JournalMarks
-from registry_proxy.spec.descriptor import Manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag, parse_digest
 
 _T = TypeVar("_T")
 _NOTED_MAX = 1000

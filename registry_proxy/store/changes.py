@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.tasks import end, spawn
 
 POLL_INTERVAL_SECONDS = 0.5
@@ -82,7 +83,7 @@ class ChangePage:
 
 
 class StoreWatch:
-    """Asks the store for its versions twice a second, and gives them to all who compare (ports.StoreChanges).
+    """Asks the store for its versions twice a second, and gives them to all who compare (ports.store.StoreChanges).
 
     It is the sure way for what other nodes commit, and for a commit whose process died before it could say so.
 

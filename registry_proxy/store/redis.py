@@ -1,4 +1,4 @@
-"""The shared store: Redis, for several nodes (ports.Store).
+"""The shared store: Redis, for several nodes (ports.store.Store).
 
 Keys, all under one prefix: ``table:<name>`` a hash of key -> ``<revision> <JSON>``; ``keys:<name>`` a sorted set of the
 keys, for listing by prefix; ``versions`` a hash of table -> sequence number, with the sequence itself in ``sequence``.
@@ -19,7 +19,8 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import LockError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.store import Change, Record, Table
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.redis_connection import connect, parse_redis_url
 from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
@@ -148,7 +149,7 @@ class RedisStore:
 
     @contextlib.asynccontextmanager
     async def lease(self, key: str) -> AsyncIterator[None]:
-        """Hold an exclusive lease over all nodes; see ports.Store.
+        """Hold an exclusive lease over all nodes; see ports.store.Store.
 
         It is extended while it is held. Should Redis be away for longer than the lease lasts it is lost, and another
         may get it: what is written under a lease is therefore committed with an ``expect``.

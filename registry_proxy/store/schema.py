@@ -1,6 +1,6 @@
 """The version of what is stored, kept in the store itself from its first commit."""
 
-from registry_proxy.ports import Table
+from registry_proxy.ports.store import Table
 
 SCHEMA_VERSION = 1
 SCHEMA_TABLE = Table.META

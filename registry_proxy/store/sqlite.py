@@ -1,4 +1,4 @@
-"""The embedded store: one SQLite file, shared by the workers of one node (ports.Store)."""
+"""The embedded store: one SQLite file, shared by the workers of one node (ports.store.Store)."""
 
 import asyncio
 import builtins
@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.store import Change, Record, Table
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
 
@@ -105,7 +106,7 @@ class SqliteStore:
 
     @contextlib.asynccontextmanager
     async def lease(self, key: str) -> AsyncIterator[None]:
-        """Hold an exclusive lease over all workers of the node; see ports.Store."""
+        """Hold an exclusive lease over all workers of the node; see ports.store.Store."""
         directory = f"{self._path}.leases"
         os.makedirs(directory, mode=0o700, exist_ok=True)
         # A file for each key: shared files would let one task wait for itself when it takes two leases.

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState, StaleReason
-from registry_proxy.spec.endpoints import operations
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.protocol.endpoints import operations
+from registry_proxy.protocol.scope import Action
 from registry_proxy.telemetry.samples import KINDS, sample_file
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

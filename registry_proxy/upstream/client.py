@@ -8,9 +8,11 @@ from typing import Any
 
 import aiohttp
 
-from registry_proxy.ports import ByteStream, ContentKind, Observer
-from registry_proxy.spec.byterange import parse_content_range
-from registry_proxy.spec.descriptor import (
+from registry_proxy.ports.content import ByteStream
+from registry_proxy.ports.events import Observer
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.protocol.byterange import parse_content_range
+from registry_proxy.protocol.descriptor import (
     BLOB_MEDIA_TYPE,
     MANIFEST_MAX_BYTES,
     MANIFEST_MEDIA_TYPES,
@@ -20,8 +22,8 @@ from registry_proxy.spec.descriptor import (
     derive_media_type,
     stated_media_type,
 )
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import (
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import (
     RESERVED_PREFIX,
     Digest,
     Repository,
@@ -31,7 +33,7 @@ from registry_proxy.spec.reference import (
     is_tag,
     parse_digest,
 )
-from registry_proxy.spec.scope import CATALOG, Action, format_scope, repository_access
+from registry_proxy.protocol.scope import CATALOG, Action, format_scope, repository_access
 from registry_proxy.upstream.failure import (
     AccessRefusedError,
     BadUpstreamError,

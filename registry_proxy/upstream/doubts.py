@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from registry_proxy.ports import RoutedRepository, UpstreamLimitError
+from registry_proxy.ports.errors import UpstreamLimitError
+from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.upstream.recent import Recent
 
 DOUBT_SECONDS = 60.0

@@ -7,22 +7,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from registry_proxy.ports import (
+from registry_proxy.ports.content import ByteStream
+from registry_proxy.ports.errors import (
     AbsenceUnknownError,
-    ByteStream,
-    ContentKind,
-    Marks,
-    MarkSource,
-    ReplicaState,
-    RoutedRepository,
-    StorageKind,
     UpstreamLimitError,
     UpstreamUnavailableError,
     WrongContentError,
 )
-from registry_proxy.spec.descriptor import Descriptor, Manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag
+from registry_proxy.ports.journal import Marks, MarkSource
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import ReplicaState, StorageKind
+from registry_proxy.protocol.descriptor import Descriptor, Manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import Doubts

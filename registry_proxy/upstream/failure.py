@@ -12,8 +12,8 @@ from email.utils import parsedate_to_datetime
 
 import aiohttp
 
-from registry_proxy.ports import UpstreamLimitError, UpstreamUnavailableError
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
 ERROR_BODY_MAX_BYTES = 256 * 1024
 _WORDS_MAX = 500

@@ -2,9 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 
-from registry_proxy.spec.descriptor import Descriptor
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Repository
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Repository
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.recent import Recent
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from registry_proxy.ports import ReplicaState, UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
 
 ANSWERS_SECONDS = 1.0

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import parse_digest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import parse_digest
 from registry_proxy.upstream.failure import BadUpstreamError, has_errors
 from registry_proxy.upstream.transport import Request, Transport
 

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import aiohttp
 from yarl import URL
 
-from registry_proxy.spec.challenge import Challenge
+from registry_proxy.protocol.challenge import Challenge
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError, limit_error, translated
 from registry_proxy.upstream.recent import Recent
 from registry_proxy.upstream.sessions import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, Timeouts

@@ -2,8 +2,8 @@
 
 import json
 
-from registry_proxy.spec.descriptor import OCI_INDEX, Descriptor, Manifest
-from registry_proxy.spec.reference import Repository, Tag, digest_of
+from registry_proxy.protocol.descriptor import OCI_INDEX, Descriptor, Manifest
+from registry_proxy.protocol.reference import Repository, Tag, digest_of
 
 
 def placeholder_of(repository: Repository, tag: Tag) -> Manifest:

@@ -8,16 +8,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from registry_proxy.ports import (
-    MarkSource,
-    Observer,
-    Pause,
-    ReplicaState,
-    StorageKind,
-    StoreUnavailableError,
-    UpstreamUnavailableError,
-)
-from registry_proxy.spec.errors import RegistryError
+from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.events import Observer
+from registry_proxy.ports.journal import MarkSource, Pause
+from registry_proxy.ports.replicas import ReplicaState, StorageKind
+from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts

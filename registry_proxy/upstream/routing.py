@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from registry_proxy.ports import RoutedRepository
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.patterns import literal_prefix, may_match_below
-from registry_proxy.spec.reference import Repository, is_repository
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.patterns import literal_prefix, may_match_below
+from registry_proxy.protocol.reference import Repository, is_repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Route:
 
 
 class PrefixRouter:
-    """The routes of the configuration as a ``ports.Router``."""
+    """The routes of the configuration as a ``ports.names.Router``."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._routes = sorted(routes, key=lambda route: len(route.prefix), reverse=True)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from registry_proxy.ports import StorageKind
+from registry_proxy.ports.replicas import StorageKind
 
 
 @dataclass(frozen=True, slots=True)

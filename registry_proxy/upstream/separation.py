@@ -12,10 +12,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from registry_proxy.ports import ContentKind, Observer, UpstreamUnavailableError
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_INDEX, Descriptor, Manifest
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import RESERVED_PREFIX, Digest, Repository, Tag, digest_of
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.events import Observer
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_INDEX, Descriptor, Manifest
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import RESERVED_PREFIX, Digest, Repository, Tag, digest_of
 
 PROBE = Repository(f"{RESERVED_PREFIX}probe")
 """The repository with the contents of our own."""
@@ -60,7 +62,7 @@ class Remembered(Protocol):
 
 
 class Separation:
-    """Implements ``ports.Separation`` for the replicas of one upstream.
+    """Implements ``ports.replicas.Separation`` for the replicas of one upstream.
 
     Args:
         upstream: its name.
@@ -95,7 +97,7 @@ class Separation:
         self._is_writable: Callable[[str], bool] = lambda _: False
         self._lock = asyncio.Lock()
 
-    # ------------------------------------------------------------ ports.Separation
+    # ------------------------------------------------------------ ports.replicas.Separation
 
     def is_mixed(self, kind: ContentKind) -> bool:
         return kind in self._mixed

@@ -12,9 +12,10 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from yarl import URL
 
-from registry_proxy.ports import Observer, UpstreamLimitError
-from registry_proxy.spec.challenge import Challenge, parse_challenges
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.ports.errors import UpstreamLimitError
+from registry_proxy.ports.events import Observer
+from registry_proxy.protocol.challenge import Challenge, parse_challenges
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.tasks import request_id
 from registry_proxy.upstream.failure import (
     ERROR_BODY_MAX_BYTES,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_proxy.access.carried import carries, format_carried, read_carried
-from registry_proxy.spec.scope import CATALOG, Access, repository_access
+from registry_proxy.protocol.scope import CATALOG, Access, repository_access
 
 NAMES = st.text("abc/-0", min_size=1, max_size=255)
 ACTIONS = st.frozensets(st.sampled_from(["pull", "push", "delete"]), min_size=1)

@@ -20,9 +20,10 @@ from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
-from registry_proxy.ports import Change, Store, StoreUnavailableError, Table
-from registry_proxy.spec.patterns import compile_text_pattern
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.protocol.patterns import compile_text_pattern
+from registry_proxy.protocol.scope import Action
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.tasks import spawn

@@ -16,8 +16,8 @@ from registry_proxy.access.directory import (
     UserInput,
 )
 from registry_proxy.access.records import GrantMode
-from registry_proxy.ports import Change, Store, Table
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.protocol.scope import Action
 from registry_proxy.store.open import open_store
 
 SECRET = "password of ann"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from registry_proxy.access import grants as module
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
-from registry_proxy.spec.patterns import compile_repository_pattern
-from registry_proxy.spec.scope import CATALOG, Access, Action, repository_access
+from registry_proxy.protocol.patterns import compile_repository_pattern
+from registry_proxy.protocol.scope import CATALOG, Access, Action, repository_access
 
 ANN, BOB, ROOT = User("ann", "h"), User("bob", "h"), User("root", "h", is_admin=True)
 PULL, PUSH, CREATE, DELETE, MANAGE = Action.PULL, Action.PUSH, Action.CREATE, Action.DELETE, Action.MANAGE

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys, IssuerUnavailableError
-from registry_proxy.spec.patterns import compile_text_pattern
+from registry_proxy.protocol.patterns import compile_text_pattern
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, part, running_issuer
 
 

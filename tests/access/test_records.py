@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from registry_proxy.access.records import Grant, GrantMode, Group, User, grant_of, group_of, user_of
-from registry_proxy.ports import Record
-from registry_proxy.spec.scope import Action
+from registry_proxy.ports.store import Record
+from registry_proxy.protocol.scope import Action
 
 
 def _through_json(value: dict[str, Any]) -> dict[str, Any]:

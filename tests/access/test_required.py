@@ -3,9 +3,9 @@
 import pytest
 
 from registry_proxy.access.required import required_access
-from registry_proxy.spec.endpoints import Operation, RegistryRequest
-from registry_proxy.spec.reference import Repository
-from registry_proxy.spec.scope import CATALOG, Action, repository_access
+from registry_proxy.protocol.endpoints import Operation, RegistryRequest
+from registry_proxy.protocol.reference import Repository
+from registry_proxy.protocol.scope import CATALOG, Action, repository_access
 
 NAME = Repository("team/a")
 EXPECTED = {

@@ -26,7 +26,7 @@ from registry_proxy.access.tokens import (
     create_key_file,
     public_key_of,
 )
-from registry_proxy.spec.scope import CATALOG, Access, Action, repository_access
+from registry_proxy.protocol.scope import CATALOG, Access, Action, repository_access
 from tests.fakes.issuer import part
 
 SERVICE = "registry-proxy"

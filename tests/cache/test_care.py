@@ -9,7 +9,7 @@ import pytest
 
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.spec.reference import Digest
+from registry_proxy.protocol.reference import Digest
 from registry_proxy.tasks import spawn
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put

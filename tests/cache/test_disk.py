@@ -11,8 +11,8 @@ import pytest
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports import CacheUnavailableError, FillFailedError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError
+from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.waiting import until

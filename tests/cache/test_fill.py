@@ -11,16 +11,16 @@ import pytest
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.part import OwnedPart
 from registry_proxy.cache.progress import HOLD_BACK_BYTES
-from registry_proxy.ports import (
-    BlobReader,
-    CacheResult,
+from registry_proxy.ports.content import BlobReader
+from registry_proxy.ports.errors import (
     CacheUnavailableError,
     FillFailedError,
     UpstreamUnavailableError,
     WrongContentError,
 )
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.names import CacheResult
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.waiting import until

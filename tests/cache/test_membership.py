@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
-from registry_proxy.ports import ContentKind, RoutedRepository
-from registry_proxy.spec.descriptor import OCI_MANIFEST, Descriptor
-from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.descriptor import OCI_MANIFEST, Descriptor
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 
 APP = RoutedRepository("main", Repository("team/app"))
 TEAM = RoutedRepository("main", Repository("team"))

@@ -12,8 +12,8 @@ import pytest
 from registry_proxy.cache.accounts import Change
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports import CacheUnavailableError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
 from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all

@@ -11,9 +11,10 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports import CacheUnavailableError, SpoolFile
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.content import SpoolFile
+from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.fakes.cache import MIB, content, read_all
 

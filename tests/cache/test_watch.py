@@ -13,8 +13,10 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import is_sealed, prepare_cache
-from registry_proxy.ports import BlobReader, CacheResult, UpstreamUnavailableError
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.content import BlobReader
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.names import CacheResult
+from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.fakes.cache import MIB, Answer, Source, content, read_all
 from tests.waiting import until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.admin import BOB, Node
+from tests.admin_bench import BOB, Node
 from tests.cli.conftest import Run
 
 POLICY = """\

@@ -22,9 +22,10 @@ from typer.testing import CliRunner, Result
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.main import app
 from registry_proxy.cli.output import print_table
-from registry_proxy.ports import Change, ReplicaState, Table
-from registry_proxy.spec.reference import digest_of
-from tests.admin import ADMIN, BOB, Node
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.ports.store import Change, Table
+from registry_proxy.protocol.reference import digest_of
+from tests.admin_bench import ADMIN, BOB, Node
 from tests.cli.conftest import Run
 from tests.servers import free_port
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from registry_proxy.backup import Backup, write_file
 from registry_proxy.cli.main import app
-from registry_proxy.ports import Table
+from registry_proxy.offline.backup import Backup, write_file
+from registry_proxy.ports.store import Table
 from tests.conftest import StartProxy
 
 ROOT = Path(__file__).parent.parent.parent

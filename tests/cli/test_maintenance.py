@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.cli import maintenance
-from registry_proxy.ports import Pause
-from tests.admin import Node
+from registry_proxy.ports.journal import Pause
+from tests.admin_bench import Node
 from tests.cli.conftest import Run
 
 

@@ -1,4 +1,4 @@
-"""ports.Store: one suite for SQLite and for a real Redis."""
+"""ports.store.Store: one suite for SQLite and for a real Redis."""
 
 import asyncio
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import Change, ConflictError, Record, StoreUnavailableError, Table
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.store import Change, Record, Table
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
@@ -321,7 +322,7 @@ async def test_content_survives_reopening(url: str, tmp_path: Path) -> None:
 
 _COMMITTER = """
 import asyncio, sys
-from registry_proxy.ports import Change, Table
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.open import open_store
 
 async def main():

@@ -10,15 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from registry_proxy.ports import (
-    BlobReader,
-    CacheResult,
-    ContentKind,
-    ReplicaState,
-    StaleReason,
-    UpstreamUnavailableError,
-)
-from registry_proxy.spec.reference import Digest
+from registry_proxy.ports.content import BlobReader
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.protocol.reference import Digest
 
 MIB = 1024 * 1024
 

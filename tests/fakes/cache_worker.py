@@ -10,7 +10,7 @@ from typing import Any
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports import CacheUnavailableError
+from registry_proxy.ports.errors import CacheUnavailableError
 from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 

@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from registry_proxy.spec.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
-from registry_proxy.spec.reference import Digest, digest_of
+from registry_proxy.protocol.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
+from registry_proxy.protocol.reference import Digest, digest_of
 
 
 @dataclass(frozen=True)

@@ -7,32 +7,28 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from registry_proxy.ports import (
-    AbsenceUnknownError,
-    AskedRight,
-    AuditEvent,
+from registry_proxy.operations.holdings import Holdings
+from registry_proxy.ports.content import (
     BlobCache,
     BlobReader,
     ByteStream,
     CachedTag,
-    CacheResult,
-    CacheUnavailableError,
-    ContentKind,
-    FillFailedError,
     Membership,
     Memberships,
     OpenSource,
-    RegistryReader,
-    ReplicaState,
-    RoutedRepository,
-    Separation,
-    StaleReason,
+)
+from registry_proxy.ports.errors import (
+    AbsenceUnknownError,
+    CacheUnavailableError,
+    FillFailedError,
     UpstreamUnavailableError,
 )
-from registry_proxy.proxy.holdings import Holdings
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.ports.events import AskedRight, AuditEvent
+from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository, StaleReason
+from registry_proxy.ports.replicas import RegistryReader, ReplicaState, Separation
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 
 
 class MemoryStream:

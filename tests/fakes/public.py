@@ -25,19 +25,20 @@ from registry_proxy.access.tokens import (
     create_key_file,
     public_key_of,
 )
-from registry_proxy.ports import ContentKind, RoutedRepository, StoreUnavailableError
-from registry_proxy.proxy.discover import Discover
-from registry_proxy.proxy.manage import Manage
-from registry_proxy.proxy.pull import Pull
-from registry_proxy.proxy.push import Push, UploadAnswer
-from registry_proxy.proxy.tags import TagRules
-from registry_proxy.spec.byterange import ByteRange
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
-from registry_proxy.spec.scope import Action, parse_scopes
-from registry_proxy.web.public import PublicApp, PublicOptions
-from registry_proxy.web.server import PublicServer, ServerLimits, run_public
+from registry_proxy.edge.public import PublicApp, PublicOptions
+from registry_proxy.edge.server import PublicServer, ServerLimits, run_public
+from registry_proxy.operations.discover import Discover
+from registry_proxy.operations.manage import Manage
+from registry_proxy.operations.pull import Pull
+from registry_proxy.operations.push import Push, UploadAnswer
+from registry_proxy.operations.tags import TagRules
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.byterange import ByteRange
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.protocol.scope import Action, parse_scopes
 from tests.fakes.memory import CountingObserver, MemoryAudit, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
 
 SERVICE = "registry-proxy"

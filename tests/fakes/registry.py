@@ -13,8 +13,8 @@ from typing import Self
 
 from aiohttp import web
 
-from registry_proxy.spec.descriptor import OCI_MANIFEST
-from registry_proxy.spec.reference import Digest, digest_of, parse_digest
+from registry_proxy.protocol.descriptor import OCI_MANIFEST
+from registry_proxy.protocol.reference import Digest, digest_of, parse_digest
 
 _ROUTES = re.compile(
     r"/v2/(?:(?P<name>.+)/(?P<kind>manifests|blobs/uploads|blobs|tags)/(?P<slot>[^/]*)|(?P<catalog>_catalog)?)"

@@ -9,29 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from registry_proxy.ports import (
-    AbsenceUnknownError,
-    BlobCache,
-    CacheUnavailableError,
-    Memberships,
-    ReplicaClient,
-    ReplicaSet,
-    RoutedRepository,
-    Spool,
-    StorageKind,
-    Table,
-    UpstreamUnavailableError,
-)
-from registry_proxy.proxy.manage import Manage
-from registry_proxy.proxy.push import Push
+from registry_proxy.operations.manage import Manage
+from registry_proxy.operations.push import Push
+from registry_proxy.ports.content import BlobCache, Memberships, Spool
+from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.ports.store import Table
+from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.replication.deletions import DeletionReplication
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import ManifestReplication
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
-from registry_proxy.spec.descriptor import Descriptor, Manifest, parse_manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore

@@ -7,10 +7,11 @@ import os
 import sys
 import time
 
-from registry_proxy import supervisor, worker
-from registry_proxy.fork_server import ForkServer, RunCopy, serve_forks
-from registry_proxy.node import StartError, forget_configuration
-from registry_proxy.settings_load import load_settings
+from registry_proxy.config.errors import StartError
+from registry_proxy.config.load import load_settings
+from registry_proxy.node import supervisor, worker
+from registry_proxy.node.fork_server import ForkServer, RunCopy, serve_forks
+from registry_proxy.node.host import forget_configuration
 from tests.fakes.worker import prepare, run_worker
 
 

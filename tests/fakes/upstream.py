@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from registry_proxy.ports import Marks, Pause, RoutedRepository, StorageKind
-from registry_proxy.spec.reference import Digest, Repository, Tag
+from registry_proxy.ports.journal import Marks, Pause
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.replicas import StorageKind
+from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas

@@ -13,8 +13,8 @@ import signal
 import sys
 from dataclasses import asdict
 
-from registry_proxy import worker
-from registry_proxy.settings import Settings
+from registry_proxy.config.model import Settings
+from registry_proxy.node import worker
 
 
 async def _answer(

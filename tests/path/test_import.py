@@ -8,7 +8,7 @@ import pytest
 from typer.testing import Result
 
 from registry_proxy.cli.importing import SOURCE_PASSWORD_VARIABLE
-from registry_proxy.spec.descriptor import OCI_INDEX, OCI_MANIFEST
+from registry_proxy.protocol.descriptor import OCI_INDEX, OCI_MANIFEST
 from tests.conftest import StartProxy, StartRegistry
 from tests.product import Image, Proxy, digest_of, make_image, push_blob_directly, push_directly
 from tests.servers import Server

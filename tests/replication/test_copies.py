@@ -2,11 +2,11 @@
 
 import pytest
 
-from registry_proxy.ports import ContentKind
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.copies import Copies, Pace
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import image, index
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
 

@@ -6,13 +6,16 @@ from functools import partial
 
 import pytest
 
-from registry_proxy.ports import ContentKind, StorageKind, Table, UpstreamUnavailableError
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.ports.replicas import StorageKind
+from registry_proxy.ports.store import Table
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.deletions import DeletionsElsewhere
 from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.manifests import tag_revision
-from registry_proxy.spec.descriptor import Descriptor
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image
 from tests.fakes.memory import MemoryMemberships
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench

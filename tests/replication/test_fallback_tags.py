@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from registry_proxy.ports import Change, Table, UpstreamUnavailableError
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.store import Change, Table
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Tag
 from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
 from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Tag
 from registry_proxy.tasks import end, spawn
 from tests.fakes.images import image
 from tests.fakes.memory import CountingObserver

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from registry_proxy.ports import ReplicaClient, StorageKind, UpstreamUnavailableError
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.replicas import ReplicaClient, StorageKind
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.replication.fanout import check_writable, fan_out, lanes_of, require_quorum
-from registry_proxy.spec.errors import ErrorCode, RegistryError
 from tests.fakes.replicas import MemoryReplica, MemoryReplicaSet
 
 REFUSED = RegistryError(ErrorCode.MANIFEST_INVALID, "no")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.replication.kept import KeptCopies
-from registry_proxy.spec.reference import Digest, digest_of
 from tests.fakes.images import image
 from tests.fakes.memory import CountingObserver
 from tests.fakes.replicas import Bench

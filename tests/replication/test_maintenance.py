@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 import pytest_asyncio
 
-from registry_proxy.ports import PauseRefusedError, StorageKind
+from registry_proxy.ports.journal import PauseRefusedError
+from registry_proxy.ports.replicas import StorageKind
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import WRITING_SECONDS
 from registry_proxy.replication.maintenance import KNOWN_SECONDS, Maintenance
 from registry_proxy.replication.pauses import repair_lease
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Tag, digest_of
 from registry_proxy.tasks import spawn
 from tests.fakes.images import Parts, image
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench

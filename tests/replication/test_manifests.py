@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 
-from registry_proxy.ports import ContentKind, Table, UpstreamUnavailableError
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, DOCKER_SCHEMA1_SIGNED, OCI_MANIFEST, Descriptor
-from registry_proxy.spec.errors import ErrorCode
-from registry_proxy.spec.reference import Tag, digest_of
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.ports.store import Table
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, DOCKER_SCHEMA1_SIGNED, OCI_MANIFEST, Descriptor
+from registry_proxy.protocol.errors import ErrorCode
+from registry_proxy.protocol.reference import Tag, digest_of
 from tests.fakes.images import Parts, image, index
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.refusal import refused

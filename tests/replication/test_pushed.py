@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from registry_proxy.ports import RoutedRepository, Table
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Table
+from registry_proxy.protocol.reference import Repository, digest_of
 from registry_proxy.replication.pushed import LIFETIME_SECONDS, PushedBlobs
-from registry_proxy.spec.reference import Repository, digest_of
 from registry_proxy.store.open import open_store
 
 APP, OTHER = RoutedRepository("main", Repository("team/app")), RoutedRepository("main", Repository("team/app2"))

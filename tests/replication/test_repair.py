@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from registry_proxy.ports import Change, StoreUnavailableError, Table, UpstreamUnavailableError
+from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.store import Change, Table
+from registry_proxy.protocol.descriptor import Manifest
+from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.intents import IntentKey, IntentKind, parse_key
 from registry_proxy.replication.journal import WRITING_SECONDS
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.verify import Verifier
-from registry_proxy.spec.descriptor import Manifest
-from registry_proxy.spec.reference import Tag, digest_of
 from tests.fakes.images import Parts, image, index
 from tests.fakes.memory import CountingObserver
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from registry_proxy.ports import RoutedRepository, Store, Table
-from registry_proxy.proxy.push import UploadSession
+from registry_proxy.operations.push import UploadSession
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Store, Table
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Repository
 from registry_proxy.replication.sessions import LIFETIME_SECONDS, SignedSessions
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Repository
 from registry_proxy.store.open import open_store
 from tests.fakes.replicas import ANN, ROUTED
 

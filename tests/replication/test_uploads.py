@@ -14,10 +14,10 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports import ContentKind, RoutedRepository
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, digest_of
 from registry_proxy.replication.uploads import follow
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, digest_of
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
 from tests.fakes.images import Parts, image, index

@@ -19,7 +19,8 @@ import httpx
 import pytest
 import yaml
 
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState, StaleReason
+from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
+from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.telemetry.metrics import CONTENT_TYPE, PrometheusObserver
 from tests.conftest import StartProxy, require_program
 from tests.product import digest_of, make_image, push_directly, random_bytes

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from registry_proxy.spec.descriptor import OCI_MANIFEST
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, digest_of
+from registry_proxy.protocol.descriptor import OCI_MANIFEST
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from tests.conftest import StartProxy
 from tests.fakes.registry import FakeRegistry, Fault

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from registry_proxy.ports import ReplicaState
-from registry_proxy.spec.reference import Tag, digest_of
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import AccessRefusedError
 from tests.fakes.registry import FakeRegistry, Fault, Recorded

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from registry_proxy.ports import ReplicaState, UpstreamUnavailableError
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Repository, Tag, digest_of
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError
 from tests.fakes.registry import FakeRegistry, Fault

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from registry_proxy.spec.descriptor import (
+from registry_proxy.protocol.descriptor import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     DOCKER_SCHEMA1_SIGNED,

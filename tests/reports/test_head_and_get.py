@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Repository, Tag, digest_of
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
 from tests.conftest import StartProxy
 from tests.fakes.registry import FakeRegistry, Fault

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.spec.reference import Tag
+from registry_proxy.protocol.reference import Tag
 from tests.fakes.images import Parts, build_cache
 from tests.fakes.replicas import REPOSITORY, Bench, bench
 from tests.replication.test_repair import Workshop, push, same

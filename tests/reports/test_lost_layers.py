@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry_proxy.ports import ContentKind
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import digest_of
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import digest_of
 from tests.conftest import StartProxy
 from tests.fakes.images import image
 from tests.fakes.public import PublicBench

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import ContentKind
+from registry_proxy.ports.names import ContentKind
+from registry_proxy.protocol.descriptor import OCI_INDEX, Manifest
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.spec.descriptor import OCI_INDEX, Manifest
 from tests.fakes.images import Parts, image, index
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 from tests.replication.test_repair import Workshop, push, same

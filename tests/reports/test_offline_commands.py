@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from registry_proxy.cli.main import app
-from registry_proxy.ports import Change, StoreUnavailableError, Table
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.open import open_store
 from tests.servers import Server
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from registry_proxy.ports import RoutedRepository, UpstreamLimitError, UpstreamUnavailableError
-from registry_proxy.proxy.discover import Discover
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Repository
+from registry_proxy.operations.discover import Discover
+from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Repository
 from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartProxy, StartRegistry
 from tests.fakes.memory import MemoryReader

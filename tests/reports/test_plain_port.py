@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from registry_proxy.web.admin_server import serving_admin
+from registry_proxy.admin.server import serving_admin
 from tests.fakes.public import PublicBench, read_to_end
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)

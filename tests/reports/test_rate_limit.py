@@ -10,12 +10,12 @@ from email.utils import formatdate
 
 import pytest
 
-from registry_proxy.ports import UpstreamLimitError
-from registry_proxy.spec.errors import ErrorCode
-from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.edge.exchange import as_registry_error
+from registry_proxy.ports.errors import UpstreamLimitError
+from registry_proxy.protocol.errors import ErrorCode
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import limit_error
-from registry_proxy.web.exchange import as_registry_error
 from tests.conftest import StartProxy
 from tests.fakes.memory import CountingObserver
 from tests.fakes.registry import FakeRegistry, Fault

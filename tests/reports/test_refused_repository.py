@@ -15,9 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from registry_proxy.ports import ReplicaState, UpstreamUnavailableError
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import Repository, Tag, digest_of
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from registry_proxy.spec.errors import ErrorCode
+from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.upstream.failure import refusal
 from tests.conftest import StartProxy
 from tests.product import Image, digest_of, make_image, random_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.settings_load import load_settings
+from registry_proxy.config.load import load_settings
 
 EXAMPLES = sorted((Path(__file__).parent.parent.parent / "config").glob("*.yaml"))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import UpstreamUnavailableError
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Tag, digest_of
 from tests.conftest import StartProxy, StartRegistry
 from tests.fakes.images import build_cache, image, index
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import Change, Table
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.changes import ChangePage, StoreWatch
 from registry_proxy.store.open import open_store
 from tests.servers import Server

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import Change, StoreUnavailableError, Table
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.store import redis as store_redis
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.redis import RedisStore

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import Change, StoreUnavailableError, Table
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.redis_connection import parse_redis_url

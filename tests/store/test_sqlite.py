@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import Change, StoreUnavailableError, Table
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.store import sqlite
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.open import open_store
@@ -74,7 +75,7 @@ def test_a_lock_on_a_removed_file_is_no_lease(tmp_path: Path, monkeypatch: pytes
 
 _OPENER = """
 import asyncio, sys
-from registry_proxy.ports import Change, Table
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.open import open_store
 
 async def main():

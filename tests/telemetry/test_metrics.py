@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.ports.names import CacheResult, ContentKind
+from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.telemetry.metrics import PrometheusObserver
 
 WORKER = """
 import sys
-from registry_proxy.ports import CacheResult, ContentKind, ReplicaState
+from registry_proxy.ports.names import CacheResult, ContentKind
+from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.telemetry.metrics import PrometheusObserver
 observer = PrometheusObserver(sys.argv[1], sys.argv[2])
 for _ in range(int(sys.argv[3])):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from registry_proxy.spec.descriptor import (
+from registry_proxy.protocol.descriptor import (
     BLOB_MEDIA_TYPE,
     MANIFEST_MAX_BYTES,
     MANIFEST_MEDIA_TYPES,
@@ -14,8 +14,8 @@ from registry_proxy.spec.descriptor import (
     Descriptor,
     Manifest,
 )
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Repository, Tag, digest_of
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.tasks import request_id, spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError

@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from registry_proxy.ports import (
-    AbsenceUnknownError,
-    RoutedRepository,
-    StorageKind,
-    UpstreamUnavailableError,
-    WrongContentError,
-)
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Tag, digest_of
+from registry_proxy.ports.errors import AbsenceUnknownError, UpstreamUnavailableError, WrongContentError
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.replicas import StorageKind
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Tag, digest_of
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamReplicas

@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry_proxy.spec.reference import Repository
+from registry_proxy.protocol.reference import Repository
 from registry_proxy.upstream.heads import BELIEVED_SECONDS, DISBELIEVED_SECONDS, USELESS_SECONDS, Heads
 
 ONE, OTHER = Repository("team/one"), Repository("team/other")

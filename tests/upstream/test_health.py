@@ -2,8 +2,9 @@
 
 import pytest
 
-from registry_proxy.ports import ReplicaState, UpstreamLimitError, UpstreamUnavailableError
-from registry_proxy.spec.errors import ErrorCode, RegistryError
+from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
 from registry_proxy.upstream.health import ANSWERS_SECONDS, ReplicaHealth
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from registry_proxy.spec.descriptor import Descriptor
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Tag, digest_of
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartRegistry
 from tests.fakes.registry import FakeRegistry, Fault

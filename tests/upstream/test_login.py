@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from registry_proxy.ports import UpstreamUnavailableError
-from registry_proxy.spec.challenge import parse_challenges
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Repository, digest_of
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.protocol.challenge import parse_challenges
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Repository, digest_of
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
 from registry_proxy.upstream.login import Login, is_loopback
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions

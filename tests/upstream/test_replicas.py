@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.ports import Pause, ReplicaState
-from registry_proxy.spec.reference import digest_of
+from registry_proxy.ports.journal import Pause
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.protocol.reference import digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry

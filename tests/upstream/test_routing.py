@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_proxy.ports import RoutedRepository
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.patterns import compile_repository_pattern
-from registry_proxy.spec.reference import parse_repository
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.patterns import compile_repository_pattern
+from registry_proxy.protocol.reference import parse_repository
 from registry_proxy.upstream.routing import PrefixRouter, Route
 
 ROUTER = PrefixRouter(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_proxy.ports import StorageKind
+from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
 
 A, B, C = Standing("a"), Standing("b"), Standing("c")

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from registry_proxy.ports import ContentKind, RoutedRepository, UpstreamUnavailableError
-from registry_proxy.spec.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
-from registry_proxy.spec.errors import ErrorCode, RegistryError
-from registry_proxy.spec.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.separation import NOWHERE, PROBE, Separation
 from tests.fakes.memory import CountingObserver, MemoryMemberships

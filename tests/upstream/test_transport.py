@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from registry_proxy.spec.errors import RegistryError
-from registry_proxy.spec.reference import digest_of
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import digest_of
 from registry_proxy.tasks import request_id
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, translated
 from tests.conftest import StartRegistry

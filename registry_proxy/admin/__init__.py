@@ -1,0 +1,1 @@
+"""The admin listener: permissions, replicas, repositories, audit, health and metrics over HTTP."""

@@ -1,0 +1,278 @@
+"""Who may use the admin API: administrators, owners of namespaces for grants there, each user for what is his own.
+
+They come by password, by a secret, or by one of our tokens.
+
+Whatever is not named as open asks first, paths that do not exist too: nobody learns here what exists.
+"""
+
+import base64
+import binascii
+import json
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from registry_proxy.access.control import Login
+from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
+from registry_proxy.access.grants import Policy
+from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
+from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
+from registry_proxy.admin.problems import Handler, ProblemError, as_problem
+from registry_proxy.admin.requests import ASKED_FOR, JUDGE_ANEW
+from registry_proxy.http.limits import CLIENT_LEFT
+from registry_proxy.ports.events import AuditEvent, AuditLog
+from registry_proxy.tasks import request_id
+
+_log = logging.getLogger(__name__)
+SELF_PREFIX = "/me"
+"""Below it a user asks about itself, and needs no right for that."""
+
+CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
+"""Who sends a request that was let through."""
+
+BY_PASSWORD: web.RequestKey[bool] = web.RequestKey("by_password", bool)
+"""Whether the caller gave the password of a user: neither a secret that was made for it, nor a token."""
+
+NAMESPACES: web.RequestKey[tuple[str, ...]] = web.RequestKey("namespaces", tuple)
+"""The namespaces that the caller owns, as patterns; absent for administrators, who may do everything."""
+
+OWNER_ROUTES = frozenset(
+    {("GET", "/grants"), ("POST", "/grants"), ("GET", "/grants/{name}"), ("DELETE", "/grants/{name}")}
+    | {("PATCH", "/grants/{name}"), ("POST", "/explain")}
+)
+"""What the owner of a namespace may ask for; the handlers see to it that it stays inside."""
+
+_CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
+_QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay", "/policy/diff"})
+"""What is sent by POST and changes nothing."""
+
+_LOGIN_SECONDS = 300.0
+"""For how long a login is told of once: each request brings the password, also those of `audit tail -f`, which would
+go on for ever about itself."""
+
+_LOGINS_MAX = 1000
+
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+_OTHER_SITES = frozenset({"cross-site", "same-site"})
+
+
+class Control(Protocol):
+    """What the admin listener asks of ``access.control.AccessControl``, which says what each raises."""
+
+    @property
+    def knows_ldap(self) -> bool: ...
+    async def policy(self) -> Policy: ...
+    async def login(self, username: str, password: str, address: str) -> Login: ...
+    async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]: ...
+
+
+def _unauthorized(detail: str) -> ProblemError:
+    return ProblemError(401, detail, headers={"WWW-Authenticate": _CHALLENGE})
+
+
+def _parse_basic(encoded: str) -> tuple[str, str]:
+    try:
+        username, separator, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        separator = username = password = ""
+    if not separator:
+        raise _unauthorized("the Authorization header is not Basic with a name and a password (RFC 7617)")
+    return username, password
+
+
+class AdminGuard:
+    """Lets administrators through, and the owners of namespaces to the grants there.
+
+    Args:
+        control: knows logins, tokens and who is an administrator.
+        open_paths: routes that ask for nothing.
+        prefix: of the API.
+        client_address: tells who sent a request; failed logins are counted under it.
+        name_request: gives it its ID.
+        audit: is told of logins, refusals and changes.
+        count_login: is told how each login ended, as ``Observer.login``.
+    """
+
+    def __init__(
+        self,
+        *,
+        control: Control,
+        open_paths: Collection[str],
+        prefix: str,
+        client_address: Callable[[web.BaseRequest], str],
+        name_request: Callable[[web.BaseRequest], str],
+        audit: AuditLog,
+        count_login: Callable[[str], None],
+    ) -> None:
+        self._count_login = count_login
+        self._control = control
+        self._prefix = prefix
+        self._name_request = name_request
+        self._audit = audit
+        self._client_address = client_address
+        self._told_at: dict[tuple[str, str | None, str], float] = {}
+        self._self_prefix = f"{prefix}{SELF_PREFIX}/"
+        self._open_paths = frozenset(open_paths)
+
+    def middleware(self) -> Middleware:
+        """Return the check, for ``web.Application``."""
+
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            request_id.set(self._name_request(request))
+            resource = request.match_info.route.resource
+            if resource is not None and resource.canonical in self._open_paths:
+                return await handler(request)
+            _refuse_other_sites(request)
+            if request.can_read_body:
+                known = await self._control.policy()
+                request[JUDGE_ANEW] = lambda: self._judge_anew(request, known)
+            caller = await self._judge(request)
+            if request.method in _SAFE_METHODS or self._path(request) in _QUESTIONS:
+                return await handler(request)
+            status, response = CLIENT_LEFT, None
+            try:
+                response = await handler(request)
+                status = response.status
+            except Exception as error:
+                status = as_problem(error).status
+                raise
+            finally:
+                _log.info("%s %s by %s: %d", request.method, request.path, caller.subject, status)
+                self._record(request, caller, "ok" if status < 400 else "failed", status, response)
+            await self._audit.written()
+            return response
+
+        return guard
+
+    async def _judge(self, request: web.Request) -> Login:
+        """Return who sends a request, if he may; his namespaces are put into it. Raises ProblemError."""
+        resource = request.match_info.route.resource
+        caller = request[CALLER] = await self._caller(request)
+        is_own = resource is not None and f"{resource.canonical}/".startswith(self._self_prefix)
+        if not is_own and not await self._may_manage(request, caller):
+            self._record(request, caller, "denied", 403)
+            raise ProblemError(403, "this needs a user with the admin's right")
+        return caller
+
+    async def _judge_anew(self, request: web.Request, known: Policy) -> None:
+        """Judge a request whose body has come: what changed while it was held back counts. Raises ProblemError."""
+        if await self._control.policy() is not known:
+            await self._judge(request)
+
+    async def _may_manage(self, request: web.Request, caller: Login) -> bool:
+        """Tell whether the caller may ask for this; an owner's namespaces are put into the request."""
+        if caller.actions is not None:
+            return False
+        policy = await self._control.policy()
+        if policy.is_admin(caller.subject):
+            return True
+        method = "GET" if request.method == "HEAD" else request.method
+        namespaces = policy.namespaces(caller.subject) if (method, self._path(request)) in OWNER_ROUTES else ()
+        request[NAMESPACES] = namespaces
+        return bool(namespaces)
+
+    def _path(self, request: web.Request) -> str:
+        resource = request.match_info.route.resource
+        return "" if resource is None else resource.canonical.removeprefix(self._prefix)
+
+    def _record(
+        self,
+        request: web.Request,
+        caller: Login,
+        outcome: str,
+        status: int,
+        response: web.StreamResponse | None = None,
+    ) -> None:
+        """Tell the audit log of a change, or of an attempt; the action is named after the route."""
+        words = [word for word in self._path(request).split("/") if word and not word.startswith("{")]
+        detail = {"path": request.path, "status": status, "asked": request.get(ASKED_FOR)}
+        if status == 201 and isinstance(response, web.Response) and response.content_type == "application/json":
+            made = json.loads(response.body if isinstance(response.body, bytes) else b"{}")
+            detail |= {name: made[name] for name in ("id", "kid") if name in made}
+        asked = request.get(ASKED_FOR) or {}
+        event = AuditEvent(
+            ".".join([*words, request.method.lower()]),
+            outcome,
+            subject=caller.subject,
+            address=self._client_address(request),
+            repository=asked["repository"] if isinstance(asked.get("repository"), str) else "",
+            detail={name: value for name, value in detail.items() if value is not None},
+        )
+        self._audit.record(event)
+
+    async def _caller(self, request: web.Request) -> Login:
+        """Return who sends the request. Raises ProblemError 401, 403, 429, 503."""
+        request[BY_PASSWORD] = False
+        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+        match scheme.lower():
+            case "basic":
+                username, password = _parse_basic(credentials.strip())
+                login = await self._login(username, password, self._client_address(request))
+                request[BY_PASSWORD] = login.secret_id is None and login.subject.startswith(f"{SubjectKind.USER}:")
+                return login
+            case "bearer":
+                try:
+                    token, policy = await self._control.authenticate(credentials.strip(), time.time())
+                except InvalidTokenError:
+                    raise _unauthorized("the token is not valid, or not any more") from None
+                if token.subject == ANONYMOUS:
+                    raise _unauthorized("a token of nobody is not taken here")
+                if token.is_scoped:
+                    # Whoever asked for one that is good for a repository did not mean to give all else away with it.
+                    raise ProblemError(403, "a token with a scope is not taken here: ask /auth/token for one without")
+                secret = None if token.secret_id is None else policy.find_secret(token.secret_id)
+                return Login(token.subject, token.secret_id, None if secret is None else secret.actions)
+            case _:
+                raise _unauthorized("this needs the name and password, or a token, of an administrator")
+
+    async def _login(self, username: str, password: str, address: str) -> Login:
+        try:
+            login = await self._control.login(username, password, address)
+        except LoginRefusedError as error:
+            self._record_login("refused", claimed_subject(username), address, rule=error.reason)
+            raise _unauthorized("the name or the password is wrong") from None
+        except LoginUnavailableError as error:
+            self._record_login("failed", claimed_subject(username), address, rule=str(error), counted="unavailable")
+            raise ProblemError(503, f"the login cannot be checked now: {error}") from None
+        except TooManyLoginsError as error:
+            self._record_login("limited", claimed_subject(username), address, rule=error.reason)
+            raise too_many_logins(error) from None
+        if self._is_new(login, address):
+            self._record_login("ok", login.subject, address)
+        return login
+
+    def _is_new(self, login: Login, address: str) -> bool:
+        """Tell whether nobody was told of such a login lately, and take it as told."""
+        who, now = (login.subject, login.secret_id, address), time.monotonic()
+        if now - self._told_at.get(who, -_LOGIN_SECONDS) < _LOGIN_SECONDS:
+            return False
+        if len(self._told_at) >= _LOGINS_MAX:
+            self._told_at.clear()
+        self._told_at[who] = now
+        return True
+
+    def _record_login(
+        self, outcome: str, subject: str, address: str, *, rule: str = "", counted: str | None = None
+    ) -> None:
+        self._count_login(counted or outcome)
+        detail = {"listener": "admin"}
+        event = AuditEvent("login", outcome, subject=subject, address=address, rule=rule, detail=detail)
+        self._audit.record(event)
+
+
+def too_many_logins(error: TooManyLoginsError) -> ProblemError:
+    """Return the 429 for a login, or a new password, that has to wait."""
+    return ProblemError(
+        429, "too many logins: try again later", headers={"Retry-After": str(error.retry_after_seconds)}
+    )
+
+
+def _refuse_other_sites(request: web.Request) -> None:
+    """Refuse a change that a page of another site sends with the credentials the browser remembers."""
+    if request.method not in _SAFE_METHODS and request.headers.get("Sec-Fetch-Site") in _OTHER_SITES:
+        raise ProblemError(403, "changes are not taken from pages of other sites")

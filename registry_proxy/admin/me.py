@@ -1,0 +1,94 @@
+"""The caller's own account, of the admin API: who it is, what it may do, its password."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from registry_proxy.access.credentials import LoginRefusedError
+from registry_proxy.access.directory import Directory, InvalidError, UserInput
+from registry_proxy.access.records import User
+from registry_proxy.access.subject import SubjectKind
+from registry_proxy.admin.access import grant_document
+from registry_proxy.admin.auth import CALLER, SELF_PREFIX, Control
+from registry_proxy.admin.bodies import PasswordBody
+from registry_proxy.admin.documents import MeDocument
+from registry_proxy.admin.openapi import Endpoint
+from registry_proxy.admin.problems import Fault, ProblemError, invalid
+from registry_proxy.admin.requests import patched, read_body, read_query
+
+
+class MeResources:
+    """The handlers about the caller.
+
+    Args:
+        directory: holds the users.
+        control: logins and the current policy.
+        client_address: returns the address a request comes from, also behind a trusted proxy.
+    """
+
+    def __init__(
+        self, directory: Directory, control: Control, client_address: Callable[[web.BaseRequest], str]
+    ) -> None:
+        self._directory = directory
+        self._control = control
+        self._client_address = client_address
+
+    def routes(self) -> list[Endpoint]:
+        """Return the routes, below /admin/v1."""
+        return [
+            Endpoint("GET", SELF_PREFIX, self.show_me, "Show who you are, and what you may do", {200: MeDocument}),
+            Endpoint(
+                "POST",
+                f"{SELF_PREFIX}/password",
+                self.change_password,
+                "Change your own password",
+                {204: None},
+                body=PasswordBody,
+            ),
+        ]
+
+    async def show_me(self, request: web.Request) -> web.Response:
+        """Answer the caller's subject, groups and grants."""
+        read_query(request)
+        subject, policy = request[CALLER].subject, await self._control.policy()
+        document = MeDocument(
+            subject=subject,
+            admin=policy.is_admin(subject),
+            groups=sorted(group.partition(":")[2] for group in policy.groups_of(subject)),
+            grants=[grant_document(grant) for grant in policy.grants_of(subject)],
+        )
+        return web.json_response(document.as_json())
+
+    async def change_password(self, request: web.Request) -> web.Response:
+        """Put a new password in the place of the current one; the user's bearer and refresh tokens end with it."""
+        body = await read_body(request, PasswordBody)
+        kind, _, name = request[CALLER].subject.partition(":")
+        if kind != SubjectKind.USER:
+            raise ProblemError(403, f"{request[CALLER].subject} has no password: only a user has one")
+        await self._check_current(request, name, body.current.get_secret_value())
+
+        async def write(user: User, expect: int) -> User:
+            given = UserInput(
+                password=body.new.get_secret_value(),
+                is_admin=user.is_admin,
+                is_disabled=user.is_disabled,
+                groups=user.groups,
+            )
+            return (await self._directory.put_user(name, given, expect=expect))[0]
+
+        try:
+            await patched(request, lambda: self._directory.get_user(name), write)
+        except InvalidError as error:
+            raise invalid([Fault("#/new", text) for _, text in error.faults]) from None
+        return web.Response(status=204)
+
+    async def _check_current(self, request: web.Request, name: str, password: str) -> None:
+        """Judge the current password as a login does, failures counted alike. Raises ProblemError."""
+        if (await self._directory.get_user(name)).is_ldap:
+            raise ProblemError(409, f"LDAP keeps the password of {name}: change it there")
+        try:
+            login = await self._control.login(name, password, self._client_address(request))
+        except LoginRefusedError:
+            login = None
+        if login is None or not login.is_own_password:
+            raise invalid([Fault("#/current", "this is not the current password")])

@@ -1,0 +1,128 @@
+"""What monitoring reads of the admin listener, without credentials: /metrics, /healthz, /readyz."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.telemetry.metrics import CONTENT_TYPE
+
+OPS_PATHS = ("/metrics", "/healthz", "/readyz")
+"""Open to everyone who reaches the listener."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the node is doing, in words.
+
+    ``reasons`` say why it should get no requests; ``warnings`` what it cannot do, and no other node could either.
+    """
+
+    reasons: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+StateSource = Callable[[], Awaitable[State]]
+
+
+class ReplicaStatus(Protocol):
+    """How one replica is doing."""
+
+    @property
+    def state(self) -> ReplicaState: ...
+
+
+class UpstreamStatus(Protocol):
+    """How the replicas of one upstream are doing."""
+
+    def status(self) -> Sequence[ReplicaStatus]: ...
+    def warnings(self) -> Sequence[str]: ...
+
+
+class _PolicySource(Protocol):
+    async def policy(self) -> object: ...
+
+
+class Warns(Protocol):
+    """Knows what an operator should know of one upstream."""
+
+    def warnings(self) -> Sequence[str]: ...
+
+
+class StoreContact(Protocol):
+    """Whether the store answers this worker."""
+
+    def is_silent(self) -> bool: ...
+    def seconds_since_contact(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Tells whether the node is ready; call it.
+
+    Replicas that are down, or a store that is away, are no reason: they are the same for all nodes, which a load
+    balancer would take out all at once, with what is in their caches.
+
+    Args:
+        upstreams: by name.
+        control: where permissions come from; it may answer from its snapshot while the store is away.
+        store: tells whether it is away.
+        repairers: what repairs the upstreams, by name.
+        is_draining: whether the node is about to stop.
+    """
+
+    upstreams: Mapping[str, UpstreamStatus]
+    control: _PolicySource
+    store: StoreContact
+    repairers: Mapping[str, Warns]
+    is_draining: Callable[[], bool]
+
+    async def __call__(self) -> State:
+        reasons = ["this node is draining"] if self.is_draining() else []
+        try:
+            await self.control.policy()
+        except StoreUnavailableError:
+            reasons.append("the store cannot be reached, and permissions are not known")
+        # One that is behind in some keys still serves all others.
+        warnings = [
+            f"no replica of upstream {name} is up"
+            for name, upstream in self.upstreams.items()
+            if not any(replica.state in {ReplicaState.UP, ReplicaState.BEHIND} for replica in upstream.status())
+        ]
+        if self.store.is_silent():
+            since = f"has not answered for {self.store.seconds_since_contact():.0f} s"
+            warnings.append(
+                f"the store {since}: permissions are those of then, pushes and changes are answered with 503"
+            )
+        sources: Sequence[Warns] = [*self.upstreams.values(), *self.repairers.values()]
+        warnings += [warning for source in sources for warning in source.warnings()]
+        return State(reasons, warnings)
+
+
+def add_ops_routes(app: web.Application, render_metrics: Callable[[], bytes], readiness: StateSource) -> None:
+    """Add the paths to the admin listener.
+
+    Args:
+        app: where.
+        render_metrics: gives the exposition of all workers of the node; called in a thread, for it reads files.
+        readiness: tells whether the node is ready.
+    """
+
+    async def metrics(_: web.Request) -> web.Response:
+        body = await asyncio.to_thread(render_metrics)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        state = await readiness()
+        document = {"ready": not state.reasons, "reasons": list(state.reasons), "warnings": list(state.warnings)}
+        return web.json_response(document, status=503 if state.reasons else 200)
+
+    for path, handler in zip(OPS_PATHS, (metrics, healthz, readyz), strict=True):
+        app.router.add_get(path, handler)

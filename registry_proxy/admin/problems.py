@@ -1,0 +1,130 @@
+"""Errors of the admin listener: RFC 9457 problem documents, whatever went wrong."""
+
+import http
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from registry_proxy.ports.errors import StoreUnavailableError
+
+_log = logging.getLogger(__name__)
+_RETRY_AFTER_SECONDS = "5"
+_KEPT_HEADERS = ("Allow", "Retry-After")
+FAULTS_MAX = 100
+"""How many faults of one request are told."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a request.
+
+    ``pointer`` is a JSON pointer as a URI fragment (RFC 6901, section 6) into the body, "" when it is elsewhere.
+    """
+
+    pointer: str
+    detail: str
+
+
+class ProblemError(Exception):
+    """An error answer of the admin API.
+
+    Args:
+        status: of HTTP.
+        detail: a sentence for whoever sent the request; never holds a secret.
+        faults: all that is wrong with the body; the first ``FAULTS_MAX`` are told, and how many more there are.
+        more_faults: how many there are that are not in ``faults``.
+        headers: sent along.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        faults: Sequence[Fault] = (),
+        more_faults: int = 0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.faults = tuple(faults[:FAULTS_MAX])
+        if more := more_faults + len(faults) - len(self.faults):
+            self.faults += (Fault("", f"and {more} more"),)
+        self.headers = headers or {}
+
+    def response(self) -> web.Response:
+        """Return it as an answer (RFC 9457, section 3)."""
+        document: dict[str, object] = {
+            "type": "about:blank",
+            "title": http.HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.faults:
+            document["errors"] = [{"pointer": fault.pointer, "detail": fault.detail} for fault in self.faults]
+        return web.Response(
+            status=self.status,
+            body=json.dumps(document).encode(),
+            content_type="application/problem+json",
+            headers=self.headers,
+        )
+
+
+def pointer_to(location: Sequence[str | int]) -> str:
+    """Return the pointer to a place in the body, ``#/actions/0``."""
+    return "#" + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in location)
+
+
+def invalid(faults: Sequence[Fault]) -> ProblemError:
+    """Return the 400 for a request whose values are not all valid."""
+    return ProblemError(400, "some values are not valid", faults=faults)
+
+
+def _from_http(error: web.HTTPException) -> ProblemError:
+    headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
+    match error.status:
+        case 404:
+            detail = "there is nothing at this path"
+        case 405:
+            detail = f"this path takes {error.headers.get('Allow', 'no such method')}"
+        case 413:
+            detail = "the body is larger than this path takes"
+        case _:
+            detail = error.reason
+    return ProblemError(error.status, detail, headers=headers)
+
+
+def as_problem(error: Exception) -> ProblemError:
+    """Return what the caller is told about an error; of one that nobody expected, not its text."""
+    match error:
+        case ProblemError():
+            return error
+        case web.HTTPException():
+            return _from_http(error)
+        case StoreUnavailableError():
+            detail = "the store cannot be reached; nothing was changed"
+            return ProblemError(503, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS})
+        case OSError():
+            return ProblemError(503, f"a disk or a connection of the node failed: {error.strerror or error}")
+        case _:
+            return ProblemError(500, "registry-proxy failed at this request; its log says why")
+
+
+@web.middleware
+async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into a problem document, and log what nobody expected."""
+    try:
+        return await handler(request)
+    except Exception as error:  # noqa: BLE001 -- the border: nobody above would answer
+        problem = as_problem(error)
+        if isinstance(error, OSError):
+            _log.error("%s %s failed: %s", request.method, request.path, error)
+        elif problem.status == 500:
+            _log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return problem.response()

@@ -1,0 +1,249 @@
+"""Reading requests of the admin API: bodies, pages and preconditions. Everything that is wrong is told at once."""
+
+import asyncio
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Protocol, TypeVar, overload
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from registry_proxy.access.directory import RevisionConflictError
+from registry_proxy.access.subject import is_name
+from registry_proxy.admin.bodies import BODY_MAX_BYTES, Body
+from registry_proxy.admin.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
+
+_BODY_SECONDS = 10.0  # for what has 1 MiB at most; what may be larger has as much longer
+_FAULTS_COUNTED_MAX = 1000
+_PAGE_SIZE_DEFAULT = 100
+_PAGE_SIZE_MAX = 1000
+_PAGE_SIZE = re.compile(r"[0-9]{1,9}")
+_SECRET = re.compile(r"password|secret(?!_id)|token(?!_id)|hash|credential|private", re.IGNORECASE)
+
+ASKED_FOR: web.RequestKey[dict[str, Any]] = web.RequestKey("asked_for", dict)
+"""The body that was read, without its secrets: for the audit log."""
+
+JUDGE_ANEW: web.RequestKey[Callable[[], Awaitable[None]]] = web.RequestKey("judge_anew")
+"""Raises ProblemError unless the caller still may; there in every request with a body."""
+
+_Item = TypeVar("_Item")
+_B = TypeVar("_B", bound=Body)
+_ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
+
+
+async def read_body(request: web.Request, model: type[_B]) -> _B:
+    """Return the JSON body; an empty one counts as ``{}``. The caller is judged again once it has come.
+
+    Raises:
+        ProblemError: 400 with every fault, 408 for a body that is held back, 415 for an encoded one; what the caller
+            may not do any more.
+        web.HTTPRequestEntityTooLarge: more than the model's ``max_bytes``.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
+    seconds = _BODY_SECONDS * max(1, model.max_bytes / BODY_MAX_BYTES)
+    try:
+        async with asyncio.timeout(seconds):
+            content = await request.clone(client_max_size=model.max_bytes).read()
+    except TimeoutError:
+        detail = f"the body did not come within {seconds:g} s; nothing was changed"
+        raise ProblemError(408, detail, headers={"Connection": "close"}) from None
+    if (judge_anew := request.get(JUDGE_ANEW)) is not None:
+        await judge_anew()
+    try:
+        body = model.model_validate_json(content or b"{}")
+    except ValidationError as error:
+        faults, more = _faults_of(error, model, content)
+        detail = "the body is not what is expected here"
+        raise ProblemError(400, detail, faults=faults, more_faults=more) from None
+    request[ASKED_FOR] = without_secrets(body.model_dump(exclude_unset=True))
+    return body
+
+
+def _faults_of(error: ValidationError, model: type[Body], content: bytes) -> tuple[list[Fault], int]:
+    """Return the first faults of a body, and how many more there are."""
+    count = error.error_count()
+    if count > _FAULTS_COUNTED_MAX:
+        # A megabyte has room for so many that listing them all would have everybody else wait for seconds.
+        try:
+            model.model_validate_json(json.dumps(_beginning(json.loads(content))))
+        except ValidationError as first:
+            error = first
+        except ValueError:  # a number of thousands of digits
+            return [], count
+        else:
+            return [], count
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:FAULTS_MAX]
+    return [
+        Fault(pointer_to(fault["loc"]), fault["msg"].removeprefix("Value error, ")) for fault in found
+    ], count - len(found)
+
+
+def _beginning(value: Any) -> Any:
+    """Return JSON with the first entries of each of its lists and objects alone."""
+    if isinstance(value, dict):
+        return {name: _beginning(inner) for name, inner in islice(value.items(), FAULTS_MAX)}
+    return [_beginning(inner) for inner in value[:FAULTS_MAX]] if isinstance(value, list) else value
+
+
+def note_difference(request: web.Request, name: str, before: Sequence[str], after: Sequence[str]) -> None:
+    """Have the audit log tell how a list of the body differs from what was there: its length hides nobody."""
+    asked, old, new = request.get(ASKED_FOR, {}), set(before), set(after)
+    if name in asked:
+        request[ASKED_FOR] = {**asked, name: {"added": sorted(new - old), "removed": sorted(old - new)}}
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a value as JSON has it, with "***" in the place of every field whose name speaks of a secret."""
+    if isinstance(value, Mapping):
+        return {
+            str(name): "***" if inner is not None and _SECRET.search(str(name)) else without_secrets(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner) for inner in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def read_query(request: web.Request, known: Sequence[str] = ()) -> Mapping[str, str]:
+    """Return the query parameters; a misspelt filter must not list everything.
+
+    Raises:
+        ProblemError: 400 for one that is not known, or given twice.
+    """
+    faults = [Fault("", f"unknown query parameter {key[:100]!r}") for key in request.query if key not in known]
+    faults += [Fault("", f"{key} is given twice") for key in known if len(request.query.getall(key, ())) > 1]
+    if faults:
+        raise ProblemError(400, "the query is not what is expected here", faults=faults)
+    return request.query
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """Which part of a list is asked for: at most ``limit`` items whose key is greater than ``after``."""
+
+    limit: int
+    after: str
+
+    def cut(self, items: Mapping[str, _Item], document: Callable[[_Item], Any]) -> dict[str, Any]:
+        """Return the part as the API answers it; ``next`` is the ``after`` of the next part, null at the end.
+
+        Args:
+            items: all that there are, by what they are sorted by.
+            document: gives what is answered for one; asked for those of the part alone.
+        """
+        keys = sorted(items)
+        start = bisect_right(keys, self.after) if self.after else 0
+        chosen = keys[start : start + self.limit]
+        more = start + self.limit < len(keys)
+        return {"items": [document(items[key]) for key in chosen], "next": chosen[-1] if more else None}
+
+
+def name_of(request: web.Request, kind: str) -> str:
+    """Return the name in the path; one that cannot be is not looked up."""
+    name = request.match_info["name"]
+    if not is_name(name):
+        raise ProblemError(404, f"there is no such {kind}")
+    return name
+
+
+def read_page(query: Mapping[str, str]) -> PageRequest:
+    """Return the page that ``limit`` and ``after`` ask for; at most 1000 items, 100 when not said.
+
+    Raises:
+        ProblemError: 400 for a limit that is no number from 1.
+    """
+    limit = query.get("limit", str(_PAGE_SIZE_DEFAULT))
+    if _PAGE_SIZE.fullmatch(limit) is None or int(limit) == 0:
+        raise ProblemError(400, "limit is not a whole number from 1")
+    return PageRequest(min(int(limit), _PAGE_SIZE_MAX), query.get("after", ""))
+
+
+@overload
+def format_time(moment: float) -> str: ...
+@overload
+def format_time(moment: None) -> None: ...
+@overload
+def format_time(moment: float | None) -> str | None: ...
+def format_time(moment: float | None) -> str | None:
+    """Return Unix seconds as a text of RFC 3339."""
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
+
+
+def warned(warnings: Sequence[str]) -> dict[str, str]:
+    """Return the header that tells of what was done and is of no use as things are (RFC 7234, section 5.5)."""
+    return {"Warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
+
+
+def format_etag(revision: int) -> str:
+    """Return the entity tag of a revision."""
+    return f'"{revision}"'
+
+
+def expected_revision(request: web.Request, current: int | None) -> int | None:
+    """Return the revision that a write may replace: None for any, 0 for "must not exist" (RFC 9110, section 13.1).
+
+    Args:
+        request: with If-Match or ``If-None-Match: *``, or neither.
+        current: the revision that is stored; None when there is none.
+
+    Raises:
+        ProblemError: 412 when the precondition does not hold.
+    """
+    if (if_match := request.headers.get("If-Match")) is not None:
+        tags = {"*"} if if_match.strip() == "*" else {tag.strip() for tag in _ETAG.findall(if_match)}
+        if current is None or not tags & {"*", format_etag(current)}:
+            raise changed_meanwhile()
+        return current
+    if request.headers.get("If-None-Match", "").strip() == "*":
+        if current is not None:
+            raise ProblemError(412, f"{request.match_info.get('name', 'it')} exists already")
+        return 0
+    return None
+
+
+def changed_meanwhile() -> ProblemError:
+    """Return the 412 for a write that would undo somebody else's."""
+    return ProblemError(412, "it is not, or not any more, as If-Match says")
+
+
+class Revised(Protocol):
+    """What is stored, with its revision."""
+
+    @property
+    def revision(self) -> int: ...
+
+
+_R = TypeVar("_R", bound=Revised)
+_T = TypeVar("_T")
+_ATTEMPTS = 20
+
+
+async def patched(
+    request: web.Request, read: Callable[[], Awaitable[_R]], write: Callable[[_R, int], Awaitable[_T]]
+) -> _T:
+    """Return what ``write`` made of what is there; done anew if that changed in between and If-Match did not forbid it.
+
+    Args:
+        request: with If-Match or without.
+        read: gives what is there.
+        write: judges what was read, and changes it only in the revision that it is given.
+
+    Raises:
+        ProblemError: 412 when the precondition does not hold.
+        RevisionConflictError: it changed too often.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        current = await read()
+        expected_revision(request, current.revision)
+        try:
+            return await write(current, current.revision)
+        except RevisionConflictError:
+            if "If-Match" in request.headers or attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")

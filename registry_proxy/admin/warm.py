@@ -1,0 +1,118 @@
+"""Warming of the cache by the admin API: an image is brought into it in the background, and its progress told."""
+
+import asyncio
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from registry_proxy.admin.bodies import WarmBody
+from registry_proxy.admin.documents import WarmingDocument
+from registry_proxy.admin.openapi import Endpoint
+from registry_proxy.admin.problems import Fault, ProblemError, invalid
+from registry_proxy.admin.requests import read_body, read_query
+from registry_proxy.operations.warm import Warmer, WarmProgress
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.platform import Platform, parse_platform
+from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_repository, parse_tag_or_digest
+from registry_proxy.tasks import spawn
+
+_REMEMBERED = 1000
+_AT_ONCE = 4
+
+
+class WarmResources:
+    """The handlers; what was begun is remembered by this process alone."""
+
+    def __init__(self, warmer: Warmer, route: Callable[[Repository], RoutedRepository]) -> None:
+        self._warmer = warmer
+        self._route = route
+        self._jobs: OrderedDict[str, WarmProgress] = OrderedDict()
+        self._running: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    def routes(self) -> list[Endpoint]:
+        """Return the routes, below /admin/v1."""
+        return [
+            Endpoint(
+                "POST",
+                "/cache/warm",
+                self.warm,
+                "Begin to bring an image into the cache",
+                {202: WarmingDocument},
+                body=WarmBody,
+            ),
+            Endpoint("GET", "/cache/warm/{id}", self.get_progress, "Show how far a warming is", {200: WarmingDocument}),
+        ]
+
+    async def warm(self, request: web.Request) -> web.Response:
+        """Begin; 202 with the id to ask for its progress by."""
+        body = await read_body(request, WarmBody)
+        routed, reference, platforms = self._parse(body)
+        job, progress = uuid.uuid4().hex, WarmProgress(f"{body.repository}:{body.reference}")
+        if isinstance(reference, Digest):
+            progress.image = f"{body.repository}@{body.reference}"
+        while len(self._jobs) >= _REMEMBERED:
+            self._jobs.popitem(last=False)
+        self._jobs[job] = progress
+        task = spawn(self._run(routed, reference, platforms, progress), f"warming of {progress.image}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return web.json_response(_document(job, progress), status=202)
+
+    async def get_progress(self, request: web.Request) -> web.Response:
+        read_query(request)
+        job = request.match_info["id"]
+        if (progress := self._jobs.get(job)) is None:
+            raise ProblemError(404, "no such warming is remembered: the node may have been restarted since")
+        return web.json_response(_document(job, progress))
+
+    async def _run(
+        self,
+        routed: RoutedRepository,
+        reference: Tag | Digest,
+        platforms: frozenset[Platform],
+        progress: WarmProgress,
+    ) -> None:
+        async with self._turns:
+            await self._warmer.warm(routed, reference, platforms, progress)
+
+    def _parse(self, body: WarmBody) -> tuple[RoutedRepository, Tag | Digest, frozenset[Platform]]:
+        """Return what is meant. Raises ProblemError 400 that names every fault."""
+        faults: list[Fault] = []
+        routed: RoutedRepository | None = None
+        reference: Tag | Digest | None = None
+        try:
+            routed = self._route(parse_repository(body.repository))
+        except RegistryError as error:
+            faults.append(Fault("#/repository", error.message))
+        try:
+            reference = parse_tag_or_digest(body.reference)
+        except RegistryError as error:
+            faults.append(Fault("#/reference", error.message))
+        platforms = [parse_platform(text) for text in body.platforms]
+        faults += [
+            Fault(f"#/platforms/{index}", "expected os/architecture, such as linux/amd64 or linux/arm/v7")
+            for index, platform in enumerate(platforms)
+            if platform is None
+        ]
+        if faults or routed is None or reference is None:
+            raise invalid(faults)
+        return routed, reference, frozenset(platform for platform in platforms if platform is not None)
+
+
+def _document(job: str, progress: WarmProgress) -> dict[str, Any]:
+    return WarmingDocument(
+        id=job,
+        image=progress.image,
+        digest=None if progress.digest is None else str(progress.digest),
+        blobs_total=progress.blobs_total,
+        blobs_done=progress.blobs_done,
+        bytes_total=progress.bytes_total,
+        bytes_done=progress.bytes_done,
+        done=progress.is_done,
+        error=progress.error,
+    ).as_json()

@@ -1,0 +1,1 @@
+"""The tamper-evident log: its chain, signatures, sinks, and the search in it."""

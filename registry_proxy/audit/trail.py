@@ -1,0 +1,450 @@
+"""The audit log of one process: events are taken at once, and threads bring them to the file and the other sinks.
+
+No request waits for a disk or a peer but a change by the admin API, which waits for a moment: what a sink does not take
+waits in a bounded queue, and beyond that is dropped, counted, and said in the log itself.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+from registry_proxy.audit.chain import (
+    FILE_ACTION,
+    START_HASH,
+    ChainFile,
+    Head,
+    begin_of,
+    file_name,
+    find_end,
+    list_chains,
+    seal,
+)
+from registry_proxy.files.durable import sync_directory
+from registry_proxy.ports.events import AskedRight, AuditEvent
+from registry_proxy.tasks import request_id
+
+QUEUE_MAX = 20_000
+_GATHER_SECONDS = 0.1
+_SYNC_SECONDS = 4.0
+_RETRY_SECONDS = 1.0
+_END_SECONDS = 2.0
+_WRITTEN_SECONDS = 1.0  # a disk that hangs holds no administrator up for longer
+_ASKED_MAX = 20_000
+_TEXT_MAX_LENGTH = 255  # that of a repository's name
+_DETAIL_MAX_BYTES = 8192  # a datagram of syslog has a bound, and one that is too long would be tried for ever
+_ENTRIES_MAX = (100, 30, 10, 3, 1)  # of a list: as many as there is room for
+_NAMES_MIN = 8  # of an object: no body has more fields
+_TEXTS = ("action", "subject", "address", "repository", "tag", "digest", "rule")
+_log = logging.getLogger(__name__)
+
+
+class Taken(NamedTuple):
+    """An event with what was known when it was taken; ``at`` is in Unix seconds."""
+
+    at: float
+    request_id: str
+    event: AuditEvent
+
+    def fields(self, node: str, process: str) -> dict[str, Any]:
+        """Return it as a line has it, without its time; what is empty is left out."""
+        event = self.event
+        fields: dict[str, Any] = {"action": event.action, "outcome": event.outcome}
+        named = {
+            "subject": event.subject,
+            "address": event.address,
+            "repository": event.repository,
+            "tag": event.tag,
+            "digest": event.digest,
+            "rule": event.rule,
+            "request_id": self.request_id,
+        }
+        fields |= {name: value for name, value in named.items() if value}
+        if event.detail:
+            fields["detail"] = dict(event.detail)
+        return fields | {"node": node, "process": process}
+
+    @property
+    def time(self) -> str:
+        """When it was taken, in RFC 3339; texts sort as the times do."""
+        return format_moment(self.at)
+
+
+def format_moment(at: float) -> str:
+    """Return Unix seconds as the log has them: UTC, always with microseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _shortened(event: AuditEvent) -> AuditEvent:
+    """Return an event of bounded size, shortened field by field: what a caller puts into one hides no other."""
+    texts = {name: _cut(text) for name in _TEXTS if len(text := getattr(event, name)) > _TEXT_MAX_LENGTH}
+    if not texts and not event.detail:
+        return event
+    detail: Mapping[str, Any] = event.detail
+    for entries_max in _ENTRIES_MAX:
+        detail = _short(event.detail, entries_max)
+        if len(json.dumps(detail)) <= _DETAIL_MAX_BYTES:
+            break
+    return replace(event, **texts, detail=detail)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT_MAX_LENGTH else text[: _TEXT_MAX_LENGTH - 1] + "…"
+
+
+def _short(value: Any, entries_max: int) -> Any:
+    if isinstance(value, str):
+        return _cut(value)
+    if isinstance(value, Mapping):
+        first = islice(value.items(), max(_NAMES_MIN, entries_max))
+        entries = [(_cut(str(name)), _short(inner, entries_max)) for name, inner in first]
+        return dict(entries) | ({"…": f"and {more} more"} if (more := len(value) - len(entries)) else {})
+    if isinstance(value, list | tuple):
+        # What is named twice is named once: no repetition takes the room of the rest.
+        is_of_texts = all(isinstance(inner, str) for inner in value)
+        different = list(dict.fromkeys(value)) if is_of_texts else value
+        more = len(different) - entries_max
+        return [_short(inner, entries_max) for inner in different[:entries_max]] + (
+            [f"and {more} more"] if more > 0 else []
+        )
+    return value
+
+
+class Sink(Protocol):
+    """Where events go; its methods are called in one thread, and may take as long as they like."""
+
+    def write(self, batch: Sequence[Taken]) -> None:
+        """Take all or none. Raises OSError; then it is called again, later."""
+
+    def rest(self) -> None:
+        """Do what can wait: some seconds have passed, or it is the end. Raises OSError."""
+
+    def close(self) -> None:
+        """Release what it holds."""
+
+
+class SinkThread:
+    """Hands events to a sink in a thread.
+
+    Args:
+        name: of the sink, for metrics and the log.
+        sink: takes them.
+        dropped: is told how many were lost because the sink takes nothing.
+    """
+
+    def __init__(self, name: str, sink: Sink, dropped: Callable[[str, int], None]) -> None:
+        self._name = name
+        self._sink = sink
+        self._dropped = dropped
+        self._pending: deque[Taken] = deque()
+        self._lost = self._lost_told = 0  # each is written by one thread only
+        self._put_count = self._written_count = 0
+        self._has_work = threading.Event()
+        self._hurry = threading.Event()
+        self._has_written = threading.Condition()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"audit {name}", daemon=True)
+
+    def put(self, taken: Taken) -> None:
+        """Queue an event; never waits."""
+        if len(self._pending) >= QUEUE_MAX:
+            self._lost += 1
+            self._dropped(self._name, 1)
+            return
+        self._pending.append(taken)
+        self._put_count += 1
+        if not self._has_work.is_set():
+            self._has_work.set()
+
+    async def written(self, timeout_seconds: float) -> None:
+        """Wait until the sink has all that was put so far, or for as long."""
+        count = self._put_count
+        self._hurry.set()
+
+        def wait() -> None:
+            with self._has_written:
+                self._has_written.wait_for(lambda: self._written_count >= count, timeout_seconds)
+
+        await asyncio.to_thread(wait)
+
+    def waiting_seconds(self) -> float:
+        """Return how long the oldest event has waited."""
+        try:
+            return time.time() - self._pending[0].at
+        except IndexError:
+            return 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Write for the length of a with block; what is pending when it is left is written if the sink takes it."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            self._hurry.set()
+            self._has_work.set()
+            self._thread.join(timeout=_END_SECONDS)
+
+    def _run(self) -> None:
+        rested = time.monotonic()
+        while True:
+            self._has_work.wait(_SYNC_SECONDS)
+            self._hurry.wait(_GATHER_SECONDS)
+            is_last = self._ending.is_set()
+            self._hurry.clear()
+            self._has_work.clear()
+            try:
+                self._write()
+                if is_last or time.monotonic() - rested >= _SYNC_SECONDS:
+                    self._sink.rest()
+                    rested = time.monotonic()
+            except OSError as error:
+                _log.error("audit: %s takes nothing, %d events wait: %s", self._name, len(self._pending), error)
+                self._ending.wait(_RETRY_SECONDS)
+                self._has_work.set()
+            if is_last:
+                self._sink.close()
+                return
+
+    def _write(self) -> None:
+        while self._pending:
+            batch = [self._pending[i] for i in range(min(len(self._pending), 500))]
+            lost = self._lost - self._lost_told
+            if lost:
+                event = AuditEvent("audit.dropped", "failed", detail={"count": lost, "sink": self._name})
+                batch.append(Taken(batch[-1].at, "", event))
+            self._sink.write(batch)
+            self._lost_told += lost
+            written_count = len(batch) - bool(lost)
+            for _ in range(written_count):
+                self._pending.popleft()
+            with self._has_written:
+                self._written_count += written_count
+                self._has_written.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long and how much of its log a process keeps, and how large and old one file gets."""
+
+    file_bytes: int
+    file_seconds: float
+    total_bytes: int
+    total_seconds: float
+
+
+class ChainWriter:
+    """The file sink: appends sealed lines, goes on after a crash, rotates, and removes what is too old or too much.
+
+    Args:
+        directory: of this node's audit log.
+        node: names it.
+        process: names the chain; no two processes at a time have the same.
+        retention: its limits.
+    """
+
+    def __init__(self, directory: str, node: str, process: str, retention: Retention) -> None:
+        self._directory = directory
+        self._node = node
+        self._process = process
+        self._retention = retention
+        self._fd: int | None = None
+        self._size_bytes = 0
+        self._opened_at = 0.0
+        self._head = Head(0, START_HASH)
+        self._is_synced = True
+        self.synced: Head | None = None
+        """The last line that is safe on the disk; read by the one who signs it."""
+
+    def write(self, batch: Sequence[Taken]) -> None:
+        """Append a batch. Raises OSError, and then the file is as it was."""
+        fd = self._open(batch[0].at) if self._fd is None else self._fd
+        is_old = time.time() - self._opened_at >= self._retention.file_seconds
+        if self._size_bytes >= self._retention.file_bytes or is_old:
+            fd = self._rotate(batch[0].at)
+        lines, head = [], self._head
+        for taken in batch:
+            seq = head.seq + 1
+            line, digest = seal(head.hash, seq, taken.time, taken.fields(self._node, self._process))
+            lines.append(line)
+            head = Head(seq, digest)
+        self._append(fd, b"".join(lines), head)
+
+    def rest(self) -> None:
+        """Bring what was written to the disk; it can be signed then. Raises OSError."""
+        if self._fd is not None and not self._is_synced:
+            os.fsync(self._fd)
+            self._is_synced = True
+            self.synced = self._head
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _append(self, fd: int, data: bytes, head: Head) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(fd, data[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, self._size_bytes)
+            raise
+        self._size_bytes += written
+        self._head = head
+        self._is_synced = False
+
+    def _open(self, at: float) -> int:
+        """Go on where the last run of this process's chain ended: behind its last whole line."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        files = list_chains(self._directory).get(self._process, [])
+        while files:
+            head, size_bytes = find_end(files[-1].path)
+            if head is not None:
+                fd = os.open(files[-1].path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                torn_bytes = os.fstat(fd).st_size - size_bytes
+                if torn_bytes:
+                    os.ftruncate(fd, size_bytes)  # a crash in the middle of a line, which nobody had signed
+                    _log.warning("audit: %d bytes of a line that was never finished are dropped", torn_bytes)
+                self._fd, self._size_bytes, self._head = fd, size_bytes, head
+                self._opened_at = _opened_at(files[-1])
+                return fd
+            os.unlink(files.pop().path)  # a crash before its first line was whole
+        return self._begin_file(self._head.seq + 1, at)
+
+    def _rotate(self, at: float) -> int:
+        self.rest()
+        self.close()
+        chains = list_chains(self._directory)
+        kept = self._kept(chains.get(self._process, []))
+        fd = self._begin_file(kept[0].first if kept else self._head.seq + 1, at)
+        self.rest()
+        # Only now: the new file's first line, safe on the disk, says that they may be gone.
+        for process, files in chains.items():
+            gone = [file for file in files if file not in kept] if process == self._process else self._dead(files)
+            for file in gone:
+                os.unlink(file.path)
+        return fd
+
+    def _kept(self, files: Sequence[ChainFile]) -> list[ChainFile]:
+        """Return the newest files that are neither too old nor, with one more, too much."""
+        kept: list[ChainFile] = []
+        total_bytes = self._retention.file_bytes
+        for file in reversed(files):
+            status = os.stat(file.path)
+            total_bytes += status.st_size
+            too_old = time.time() - status.st_mtime > self._retention.total_seconds
+            if too_old or total_bytes > self._retention.total_bytes:
+                break
+            kept.insert(0, file)
+        return kept
+
+    def _dead(self, files: Sequence[ChainFile]) -> Sequence[ChainFile]:
+        """Return the chain of a process that there has not been for as long as anything is kept."""
+        age_seconds = time.time() - os.stat(files[-1].path).st_mtime
+        return files if age_seconds > self._retention.total_seconds else ()
+
+    def _begin_file(self, begins: int, at: float) -> int:
+        first = self._head.seq + 1
+        path = os.path.join(self._directory, file_name(self._process, first))
+        fields = {
+            "action": FILE_ACTION,
+            "outcome": "ok",
+            "begins": begins,
+            "previous": self._head.hash,
+            "node": self._node,
+            "process": self._process,
+        }
+        # The time of what follows, so that times never go back in a chain.
+        self._opened_at = at
+        line, digest = seal(self._head.hash, first, format_moment(self._opened_at), fields)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            self._size_bytes = 0
+            self._append(fd, line, Head(first, digest))
+            sync_directory(self._directory)
+        except OSError:
+            os.close(fd)
+            raise
+        self._fd = fd
+        return fd
+
+
+def _opened_at(file: ChainFile) -> float:
+    """Return when a file was begun; what cannot be read makes it old."""
+    with open(file.path, "rb") as lines:
+        text = lines.readline()[:200].decode(errors="replace")
+    with contextlib.suppress(ValueError, IndexError):
+        return datetime.fromisoformat(text.split('"time":"')[1].split('"')[0]).timestamp()
+    return 0.0 if begin_of(file.path) is None else time.time()
+
+
+class AuditTrail:
+    """An ``AuditLog`` over sinks.
+
+    Args:
+        sinks: are given each event; the first one keeps them.
+        decisions: is given the questions that were decided, from time to time.
+        records_pulls: whether pulls that are allowed are events.
+    """
+
+    def __init__(self, sinks: Sequence[SinkThread], decisions: SinkThread, *, records_pulls: bool) -> None:
+        self._sinks = tuple(sinks)
+        self._decisions = decisions
+        self._records_pulls = records_pulls
+        self._asked: dict[AskedRight, list[int]] = {}  # the count, where one look-up finds it
+
+    @property
+    def records_pulls(self) -> bool:
+        """Whether it wants to be told of each pull that was allowed."""
+        return self._records_pulls
+
+    def record(self, event: AuditEvent) -> None:
+        """Take an event of the request that is being answered."""
+        taken = Taken(time.time(), request_id.get(), _shortened(event))
+        for sink in self._sinks:
+            sink.put(taken)
+
+    async def written(self) -> None:
+        """Wait until the events recorded so far are in the file: what ends this process then loses none."""
+        await self._sinks[0].written(_WRITTEN_SECONDS)
+
+    def asked(self, right: AskedRight) -> None:
+        """Count a question that was decided; beyond a bound of different ones, others wait for the next interval."""
+        counted = self._asked.get(right)
+        if counted is not None:
+            counted[0] += 1
+        elif len(self._asked) < _ASKED_MAX:
+            self._asked[right] = [1]
+
+    def flush_asked(self) -> None:
+        """Hand the questions of this interval on."""
+        asked, self._asked = self._asked, {}
+        for (subject, repository, action, tag), (count,) in asked.items():
+            detail: Mapping[str, Any] = {"count": count}
+            event = AuditEvent(str(action), "", subject=subject, repository=repository, tag=tag or "", detail=detail)
+            self._decisions.put(Taken(time.time(), "", event))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Write for the length of a with block."""
+        with contextlib.ExitStack() as stack:
+            for sink in (*self._sinks, self._decisions):
+                stack.enter_context(sink.running())
+            try:
+                yield
+            finally:
+                self.flush_asked()

@@ -1,0 +1,1 @@
+"""The settings: their model, sources, checks, and the replicas that DNS knows."""

@@ -1,0 +1,10 @@
+"""Bounds of a request, and the status of one that was cut."""
+
+LINE_MAX_BYTES = 128 * 1024
+"""The longest URL: a GET for a token with 200 scopes of 255 characters, each slash escaped."""
+
+FIELD_MAX_BYTES = 16 * 1024
+"""The longest header field: an ID token of 8 KB and more as the password of Basic."""
+
+CLIENT_LEFT = 499
+"""The status, in log and metrics, of a request whose answer was cut; nginx's number for a client that left."""

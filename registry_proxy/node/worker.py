@@ -1,0 +1,212 @@
+"""The worker's side of the supervisor: takes settings and sockets from it, says that it lives, ends when told to.
+
+Both talk over a socket pair. The supervisor sends one frame (4 bytes of length, then JSON) and later lines: ``stop`` or
+``hand over``, and ``reloaded OUTCOME``. The worker sends lines: ``ready``, ``alive`` every second, ``failed REASON``,
+``prepared RESULT``, and ``reload``, each of which is answered.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvloop
+
+from registry_proxy.config.errors import StartError
+from registry_proxy.config.model import Settings
+from registry_proxy.node.fork_server import name_process
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.events import ReloadOutcome
+from registry_proxy.tasks import spawn
+
+HEARTBEAT_SECONDS: Final = 1.0
+STOP: Final = "stop"
+HAND_OVER: Final = "hand over"
+_log = logging.getLogger(__name__)
+
+
+class Ending:
+    """The order to end; wait for it."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._stop = asyncio.Event()
+        self.is_replaced = False
+        """Whether other workers serve the same sockets from now on; else they are to be closed."""
+
+    def give(self, *, is_replaced: bool) -> None:
+        """Give the order; a second one only tells a worker that is replaced that now the service stops."""
+        if not self._event.is_set():
+            self.is_replaced = is_replaced
+            self._event.set()
+        if not is_replaced:
+            self._stop.set()
+
+    def is_set(self) -> bool:
+        """Tell whether it was given."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Return when it is given."""
+        await self._event.wait()
+
+    async def wait_for_stop(self) -> None:
+        """Return when the service stops."""
+        await self._stop.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """What the supervisor gives to one worker.
+
+    ``process`` is an identity that no other process of the node has now. ``admin_socket`` is there in slot 0 only.
+    ``ready()`` is called once requests are answered. ``reload()`` has the supervisor read the configuration again.
+    """
+
+    slot: int
+    process: str
+    public_sockets: Sequence[socket.socket]
+    admin_socket: socket.socket | None
+    ending: Ending
+    ready: Callable[[], None]
+    reload: Callable[[], Awaitable[ReloadOutcome]]
+
+
+RunWorker = Callable[[Settings, WorkerContext], Awaitable[None]]
+"""Serves until ``ending`` is set and the requests have ended; raises when it cannot start."""
+
+Prepare = Callable[[Settings, str | None], Awaitable[str | None]]
+"""Makes store, key and cache ready, once, before any worker serves; given REGISTRY_PROXY_ADMIN_PASSWORD, returns the
+password that it made up for the first admin, or None."""
+
+
+def main(run_worker: RunWorker, prepare: Prepare, descriptors: Sequence[int]) -> int:
+    """Run one worker; return its exit status.
+
+    Args:
+        run_worker: serves.
+        prepare: called before, by the first worker of all.
+        descriptors: the channel to the supervisor, the sockets, and what is only to be kept open.
+    """
+    name_process("regproxy-worker")
+    channel = socket.socket(fileno=descriptors[0])
+    order = _receive_order(channel)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(channel, order, descriptors[1:], run_worker, prepare))
+
+
+def send_order(channel: socket.socket, order: dict[str, Any]) -> None:
+    """Send a worker its first frame; blocks until it has taken it."""
+    frame = json.dumps(order).encode()
+    channel.sendall(struct.pack("!I", len(frame)) + frame)
+
+
+def _receive_order(channel: socket.socket) -> dict[str, Any]:
+    (length,) = struct.unpack("!I", _receive(channel, 4))
+    order: dict[str, Any] = json.loads(_receive(channel, length))
+    return order
+
+
+def _receive(channel: socket.socket, length: int) -> bytes:
+    received = b""
+    while len(received) < length:
+        chunk = channel.recv(length - len(received))
+        if not chunk:
+            raise SystemExit(1)  # the supervisor is gone
+        received += chunk
+    return received
+
+
+async def _serve(
+    channel: socket.socket,
+    order: dict[str, Any],
+    descriptors: Sequence[int],
+    run_worker: RunWorker,
+    prepare: Prepare,
+) -> int:
+    settings = Settings.from_json(order["settings"])
+    orders = _Orders(*await asyncio.open_connection(sock=channel))
+    writer, ending = orders.writer, orders.ending
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: ending.give(is_replaced=False))
+    count = order["public_count"]
+    context = WorkerContext(
+        slot=order["slot"],
+        process=order["process"],
+        public_sockets=[socket.socket(fileno=descriptor) for descriptor in descriptors[:count]],
+        admin_socket=socket.socket(fileno=descriptors[count]) if order["has_admin"] else None,
+        ending=ending,
+        ready=lambda: writer.write(b"ready\n"),
+        reload=orders.reload,
+    )
+    tasks = [spawn(_beat(writer), "heartbeat"), spawn(orders.obey(), "orders of the supervisor")]
+    try:
+        if order["is_first"]:
+            result = await prepare(settings, order["admin_password"])
+            writer.write(f"prepared {json.dumps(result)}\n".encode())
+        await run_worker(settings, context)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor tells it
+        _tell_failure(writer, error)
+        return 1
+    else:
+        return 0
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await _close(writer)
+
+
+async def _beat(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"alive\n")
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+class _Orders:
+    """What the supervisor says after the first frame, and what it is asked."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+        self.ending = Ending()
+        self._reloads: deque[asyncio.Future[ReloadOutcome]] = deque()
+
+    async def reload(self) -> ReloadOutcome:
+        """Ask for a reload and wait for what becomes of it; the answers come in the order of the questions."""
+        outcome: asyncio.Future[ReloadOutcome] = asyncio.get_running_loop().create_future()
+        self._reloads.append(outcome)
+        self.writer.write(b"reload\n")
+        return await outcome
+
+    async def obey(self) -> None:
+        """Take orders until this process ends, with the supervisor at the latest."""
+        while line := (await self._reader.readline()).decode().rstrip("\n"):
+            if line in {STOP, HAND_OVER}:
+                self.ending.give(is_replaced=line == HAND_OVER)
+            elif line.startswith("reloaded "):
+                outcome, document = self._reloads.popleft(), json.loads(line.removeprefix("reloaded "))
+                if not outcome.done():  # the one who asked may have gone
+                    outcome.set_result(ReloadOutcome(**{**document, "faults": tuple(document["faults"])}))
+        os._exit(1)  # the supervisor is gone, and there is nobody left to serve for
+
+
+def _tell_failure(writer: asyncio.StreamWriter, error: Exception) -> None:
+    """Tell the reason; an error that no operator can cause comes with its traceback."""
+    if not isinstance(error, OSError | StartError | StoreUnavailableError):
+        _log.error("this is a defect, or a dependency that behaves in a new way", exc_info=error)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    writer.write(f"failed {reason[:2000]}\n".encode())
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()

@@ -1,0 +1,58 @@
+"""Contents of either kind, manifests and blobs: asked of a registry, named by a manifest, found in the cache."""
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import RegistryReader
+from registry_proxy.protocol.descriptor import Manifest, ManifestLinks, parse_manifest
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Digest, Repository
+
+_T = TypeVar("_T")
+
+
+def ask(reader: RegistryReader, repository: Repository, kind: ContentKind, digest: Digest) -> Awaitable[object]:
+    """Ask a registry for a content, for ``has``."""
+    if kind is ContentKind.BLOB:
+        return reader.stat_blob(repository, digest)
+    return reader.fetch_manifest(repository, digest)
+
+
+async def has(question: Awaitable[object]) -> bool:
+    """Tell whether a registry has what it is asked for: False for a 404."""
+    return await unless_absent(question) is not None
+
+
+async def unless_absent(answer: Awaitable[_T]) -> _T | None:
+    """Return an answer, None for a 404."""
+    try:
+        return await answer
+    except RegistryError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
+def links_of(manifest: Manifest) -> ManifestLinks:
+    """Return what a manifest refers to; nothing for kinds of which we do not know it, such as Docker schema 1."""
+    try:
+        return parse_manifest(manifest.body, manifest.descriptor.media_type)
+    except RegistryError:
+        return ManifestLinks((), (), None)
+
+
+def parts_of(links: ManifestLinks) -> list[tuple[ContentKind, Digest]]:
+    """Return the contents that must lie in a repository before a manifest with these links."""
+    blobs = [(ContentKind.BLOB, blob.digest) for blob in links.blobs]
+    return blobs + [(ContentKind.MANIFEST, child.digest) for child in links.manifests]
+
+
+def find_cached_manifest(
+    memberships: Memberships, cache: BlobCache, routed: RoutedRepository, digest: Digest
+) -> Manifest | None:
+    """Return a manifest that this node has, and knows its repository to hold."""
+    known = memberships.find(routed, ContentKind.MANIFEST, digest)
+    body = None if known is None else cache.read_small(digest)
+    return None if known is None or body is None else Manifest(known.descriptor, body)

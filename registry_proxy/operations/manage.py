@@ -1,0 +1,78 @@
+"""Content management: deleting manifests and blobs (spec, "Content Management")."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from registry_proxy.operations.holdings import Holdings
+from registry_proxy.ports.content import Memberships
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.tasks import run_to_end
+
+
+class Deletions(Protocol):
+    """Deletes at the replicas of an upstream, and sees to it that what was down deletes later."""
+
+    def check_writable(self, upstream: str) -> None: ...
+    def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
+        """Serialise with the pushes of a digest, or of a tag."""
+
+    async def delete_manifest(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
+        """Delete it and every tag on it; MANIFEST_UNKNOWN when not ``is_known`` and no replica has it."""
+
+    async def delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
+        """Delete a tag alone; return what it was. MANIFEST_UNKNOWN when no replica has it."""
+
+    async def delete_blob(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
+        """Delete it from the repository; BLOB_UNKNOWN when not ``is_known`` and no replica has it."""
+
+
+class Manage:
+    """The verbs of deleting. Once begun, a delete goes on when the caller is cancelled."""
+
+    def __init__(self, *, memberships: Memberships, holdings: Holdings, deletions: Deletions) -> None:
+        self._memberships = memberships
+        self._holdings = holdings
+        self._deletions = deletions
+
+    async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Digest:
+        """Delete a manifest by digest, with every tag on it, or a tag alone (spec end-9); return the digest.
+
+        Raises:
+            RegistryError: UNSUPPORTED (405) where the replicas do not delete; DENIED (403) on a read-only upstream;
+                MANIFEST_UNKNOWN; UNAVAILABLE without a quorum.
+            UpstreamUnavailableError: whether it exists cannot be known now.
+        """
+        self._deletions.check_writable(routed.upstream)
+        if isinstance(tag_or_digest, Digest):
+            return await run_to_end(self._delete_manifest(routed, tag_or_digest), "delete of a manifest")
+        return await run_to_end(self._delete_tag(routed, tag_or_digest), "delete of a tag")
+
+    async def delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
+        """Delete a blob from a repository (spec end-10); errors as for a manifest, with BLOB_UNKNOWN."""
+        self._deletions.check_writable(routed.upstream)
+        await run_to_end(self._delete_blob(routed, digest), "delete of a blob")
+
+    async def _delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
+        async with self._deletions.lease(routed, tag):
+            digest = await self._deletions.delete_tag(routed, tag)
+            self._memberships.end_tag(routed, tag)
+            return digest
+
+    async def _delete_manifest(self, routed: RoutedRepository, digest: Digest) -> Digest:
+        await self._holdings.require(routed, ContentKind.MANIFEST, digest)
+        async with self._deletions.lease(routed, digest):
+            is_known = self._memberships.find(routed, ContentKind.MANIFEST, digest) is not None
+            await self._deletions.delete_manifest(routed, digest, is_known=is_known)
+            self._memberships.end(routed, ContentKind.MANIFEST, digest)
+            self._memberships.forget_tags_of(routed, digest)
+            await self._holdings.note_delete(routed, ContentKind.MANIFEST, digest)
+            return digest
+
+    async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
+        await self._holdings.require(routed, ContentKind.BLOB, digest)
+        async with self._deletions.lease(routed, digest):
+            is_known = self._memberships.find(routed, ContentKind.BLOB, digest) is not None
+            await self._deletions.delete_blob(routed, digest, is_known=is_known)
+            self._memberships.end(routed, ContentKind.BLOB, digest)
+            await self._holdings.note_delete(routed, ContentKind.BLOB, digest)

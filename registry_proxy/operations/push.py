@@ -1,0 +1,556 @@
+"""Push: uploads of blobs, mounts and manifests (spec, "Pushing"). What is acknowledged is in the cache and known.
+
+An upload touches neither disk nor replicas before its first byte. From then on one writer feeds the spool, the senders
+to the replicas follow it, and nothing is committed anywhere before the digest has been compared.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
+from registry_proxy.operations.pull import is_committed
+from registry_proxy.ports.content import BlobCache, Memberships, Spool, SpoolFile
+from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.byterange import ByteRange
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.tasks import run_to_end
+
+_EMPTY_SHA256 = digest_of(b"").hex
+
+# ---------------------------------------------------------------- what the verbs stand on
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSession:
+    """An upload between two requests.
+
+    ``offset`` is how many bytes it has, ``sha256`` their hash in hexadecimal, ``locations`` where each replica that
+    has the same bytes goes on with it, ``node_id`` the node that spooled them all. Once a request came to a node that
+    lacks what came before, no node has them all: ``node_id`` is empty, and with the next byte so is ``sha256``.
+    """
+
+    session_id: str
+    offset: int
+    sha256: str
+    locations: Mapping[str, str]
+    node_id: str = ""
+
+
+class Sessions(Protocol):
+    """Turns a session into the state of a Location and back."""
+
+    async def sign(self, routed: RoutedRepository, subject: str, session: UploadSession) -> str: ...
+    async def verify(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> UploadSession:
+        """Return the session of a state that we wrote for this subject, repository and session; BLOB_UPLOAD_UNKNOWN."""
+
+
+class UploadStream(Protocol):
+    """The senders that follow one request of an upload."""
+
+    async def finish(self) -> Mapping[str, str]:
+        """Wait until the quorum has caught up with the spool; return the next location of each that did."""
+
+    async def abort(self) -> None: ...
+
+
+class BlobReplicas(Protocol):
+    """Writes blobs to the replicas of an upstream."""
+
+    def check_writable(self, upstream: str) -> None: ...
+    def follow(
+        self, routed: RoutedRepository, file: SpoolFile, session: UploadSession, size_bytes: int | None
+    ) -> UploadStream: ...
+    async def commit(
+        self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Commit at a quorum; return the names of the replicas that miss it."""
+
+    async def commit_sessions(
+        self, routed: RoutedRepository, descriptor: Descriptor, locations: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Do as ``commit`` with what only the replicas have; what one of them misses is then pinned here."""
+
+    async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None: ...
+    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        """Tell whether no replica that can be written to lacks a content, but for those on record as missing it."""
+
+    async def mount(
+        self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None
+    ) -> tuple[Descriptor, Sequence[str]] | None: ...
+    async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenManifest:
+    """An acknowledged manifest: the ``revision`` of what is recorded of it, and the names of replicas that miss it."""
+
+    revision: int
+    missing: Sequence[str]
+
+
+class ManifestReplicas(Protocol):
+    """Writes manifests and tags to the replicas of an upstream."""
+
+    def check_writable(self, upstream: str) -> None: ...
+    def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AbstractAsyncContextManager[None]:
+        """Serialise the writes of a digest and of a tag over all workers and nodes."""
+
+    async def put(
+        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
+    ) -> WrittenManifest:
+        """Write at a quorum, and record what misses it, under the lease."""
+
+
+# ---------------------------------------------------------------- the verbs
+
+
+@dataclass(frozen=True, slots=True)
+class UploadAnswer:
+    """Where an upload stands: the ``state`` belongs into its next Location, ``offset`` is how many bytes it has."""
+
+    session_id: str
+    state: str
+    offset: int
+
+
+class Push:
+    """The verbs of pushing, over one cache and all upstreams.
+
+    ``subject`` is the subject of the token: an upload belongs to who started it. The rights were judged before.
+    """
+
+    def __init__(
+        self,
+        *,
+        spool: Spool,
+        cache: BlobCache,
+        memberships: Memberships,
+        holdings: Holdings,
+        sessions: Sessions,
+        blobs: BlobReplicas,
+        manifests: ManifestReplicas,
+    ) -> None:
+        self._spool = spool
+        self._cache = cache
+        self._memberships = memberships
+        self._holdings = holdings
+        self._sessions = sessions
+        self._blobs = blobs
+        self._manifests = manifests
+
+    async def start_upload(self, routed: RoutedRepository, subject: str) -> UploadAnswer:
+        """Start an upload (spec end-4a): 403 for a read-only upstream, 503 without a quorum, at once."""
+        self._blobs.check_writable(routed.upstream)
+        return await self._answer(routed, subject, _new_session())
+
+    async def append_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
+        self,
+        routed: RoutedRepository,
+        subject: str,
+        session_id: str,
+        state: str | None,
+        body: AsyncIterator[bytes],
+        size_bytes: int | None,
+        chunk: ByteRange | None,
+    ) -> UploadAnswer:
+        """Take one PATCH (spec end-5).
+
+        When ``body`` ends in an error or the caller is cancelled the upload is over, here and at the replicas.
+
+        Args:
+            routed: the repository.
+            subject: who asks.
+            session_id: from the path.
+            state: from the query.
+            body: the bytes.
+            size_bytes: Content-Length, when given.
+            chunk: Content-Range, when given.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_UNKNOWN, RANGE_INVALID (416 with the true Range), SIZE_INVALID, UNAVAILABLE.
+        """
+        session = await self._sessions.verify(routed, subject, session_id, state)
+        file, session = await self._receive(routed, session, body, size_bytes, chunk)
+        file.close()
+        return await self._answer(routed, subject, session)
+
+    async def commit_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
+        self,
+        routed: RoutedRepository,
+        subject: str,
+        session_id: str,
+        state: str | None,
+        digest: Digest,
+        body: AsyncIterator[bytes],
+        size_bytes: int | None,
+        chunk: ByteRange | None,
+    ) -> Descriptor:
+        """Take the PUT that ends an upload, with its last bytes or none (spec end-6).
+
+        Where no node has all the bytes, the replicas compare the digest, and this node's cache takes none of them.
+
+        Raises:
+            RegistryError: as ``append_upload``, and DIGEST_INVALID: nothing was committed then, the upload is over.
+        """
+        session = await self._sessions.verify(routed, subject, session_id, state)
+        try:
+            file, session = await self._receive(routed, session, body, size_bytes, chunk)
+        except RegistryError as error:
+            committed = self._find_committed(routed, session, digest)
+            if error.code is not ErrorCode.BLOB_UPLOAD_UNKNOWN or committed is None:
+                raise
+            return committed
+        return await self._commit(routed, digest, file, session)
+
+    async def push_blob(
+        self,
+        routed: RoutedRepository,
+        subject: str,  # noqa: ARG002 - every verb of an upload says who asks; this one leaves no session behind
+        digest: Digest,
+        body: AsyncIterator[bytes],
+        size_bytes: int | None,
+    ) -> Descriptor:
+        """Take a blob in one POST (spec end-4b)."""
+        self._blobs.check_writable(routed.upstream)
+        file, session = await self._receive(routed, _new_session(), body, size_bytes, None)
+        return await self._commit(routed, digest, file, session)
+
+    async def upload_status(
+        self, routed: RoutedRepository, subject: str, session_id: str, state: str | None
+    ) -> UploadAnswer:
+        """Return how far an upload is (spec end-13), also when the answer to its last request was lost."""
+        session = await self._sessions.verify(routed, subject, session_id, state)
+        file = self._reopen(session)
+        if file is None:
+            return await self._answer(routed, subject, session)
+        try:
+            if file.size_bytes != session.offset:
+                sha256 = (await file.digest("sha256")).hex
+                session = UploadSession(session_id, file.size_bytes, sha256, {}, self._spool.node_id)
+        finally:
+            file.close()
+        return await self._answer(routed, subject, session)
+
+    async def cancel_upload(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> None:
+        """End an upload that nobody wants any more; BLOB_UPLOAD_UNKNOWN when it has ended already."""
+        session = await self._sessions.verify(routed, subject, session_id, state)
+        file = self._reopen(session)
+        if file is not None:
+            file.discard()
+        self._spool.mark_cancelled(session_id)
+        await self._blobs.cancel(routed, session.locations)
+
+    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        """Tell whether a pusher may leave out a content: what one replica lost is pushed to all of them again."""
+        return await self._blobs.is_everywhere(routed, kind, digest)
+
+    async def mount_blob(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
+        """Mount a blob from a repository that the caller may pull from (spec end-11); None: it has to be uploaded."""
+        self._blobs.check_writable(routed.upstream)
+        if source.upstream != routed.upstream:
+            return None
+        return await run_to_end(self._mount(routed, digest, source), "mount of a blob")
+
+    async def put_manifest(
+        self,
+        routed: RoutedRepository,
+        tag_or_digest: Tag | Digest,
+        media_type: str,
+        body: bytes,
+        *,
+        may_move_tags: bool,
+    ) -> Descriptor:
+        """Take a manifest (spec end-7); it is whole at a quorum, or the caller hears an error.
+
+        Once begun it goes on when the caller is cancelled.
+
+        Raises:
+            RegistryError: MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN; DENIED (403) when the tag exists
+                and ``may_move_tags`` is False, or the upstream is read-only; UNAVAILABLE.
+        """
+        self._manifests.check_writable(routed.upstream)
+        links = parse_manifest(body, media_type)
+        if isinstance(tag_or_digest, Digest):
+            digest, tag = tag_or_digest, None
+            if not digest.matches(body):
+                raise _digest_invalid(digest)
+        else:
+            digest, tag = digest_of(body), tag_or_digest
+        manifest = Manifest(Descriptor(media_type, digest, len(body)), body)
+        put = self._put_manifest(routed, tag, manifest, links, may_move_tags=may_move_tags)
+        return await run_to_end(put, "push of a manifest")
+
+    # ---------------------------------------------------------------- the steps
+
+    async def _answer(self, routed: RoutedRepository, subject: str, session: UploadSession) -> UploadAnswer:
+        state = await self._sessions.sign(routed, subject, session)
+        return UploadAnswer(session.session_id, state, session.offset)
+
+    def _reopen(self, session: UploadSession) -> SpoolFile | None:
+        """Open the file of an upload that this node received from its beginning; None when it has no byte of it.
+
+        Else what this node may have is an older part of it, of which nobody knows that it is the same: it goes.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_UNKNOWN when the upload has ended.
+        """
+        file = self._spool.reopen(session.session_id)
+        if file is not None and session.offset and session.node_id != self._spool.node_id:
+            file.discard()
+            file = None
+        if file is None and self._has_ended(session):
+            raise _lost()
+        return file
+
+    def _has_ended(self, session: UploadSession) -> bool:
+        """Tell whether an upload without a file at this node was cancelled, or has its bytes nowhere else."""
+        if self._spool.is_cancelled(session.session_id):
+            return True
+        return session.offset > 0 and (session.node_id == self._spool.node_id or not session.locations)
+
+    def _find_committed(self, routed: RoutedRepository, session: UploadSession, digest: Digest) -> Descriptor | None:
+        """Return the blob of an upload whose commit is repeated: clients do that when they got no answer.
+
+        The signed state proves that this subject sent these bytes to this repository, which must still hold them.
+        """
+        if digest != Digest("sha256", session.sha256) or self._spool.is_cancelled(session.session_id):
+            return None
+        known = self._memberships.find(routed, ContentKind.BLOB, digest)
+        return known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
+
+    def _open_spool(self, session: UploadSession) -> SpoolFile:
+        """Open the file of an upload where its state says it is, or a tail to go on with at the replicas."""
+        file = self._reopen(session)
+        if file is None:
+            try:
+                if session.offset:
+                    return self._spool.create_tail(session.offset)
+                return self._spool.create(session.session_id)
+            except CacheUnavailableError as error:
+                raise _no_space(error) from error
+        if file.size_bytes != session.offset:
+            size_bytes = file.size_bytes
+            file.close()
+            raise _out_of_order(size_bytes)
+        return file
+
+    async def _receive(
+        self,
+        routed: RoutedRepository,
+        session: UploadSession,
+        body: AsyncIterator[bytes],
+        size_bytes: int | None,
+        chunk: ByteRange | None,
+    ) -> tuple[SpoolFile, UploadSession]:
+        """Write one request's body to the spool, the senders behind; return the open file and the session after it."""
+        if chunk is not None:
+            if chunk.first != session.offset:
+                raise _out_of_order(session.offset)
+            if size_bytes is not None and size_bytes != chunk.size_bytes:
+                raise _size_invalid(chunk.size_bytes, size_bytes)
+        expected = size_bytes if chunk is None else chunk.size_bytes
+        file = self._open_spool(session)
+        try:
+            stream = self._blobs.follow(routed, file, session, expected)
+            try:
+                await _write(file, body, expected)
+                file.finish_request()
+                locations = await stream.finish()
+            except BaseException:
+                await stream.abort()
+                raise
+            return file, await self._after(session, file, locations)
+        except BaseException:
+            file.discard()
+            raise
+
+    async def _after(self, session: UploadSession, file: SpoolFile, locations: Mapping[str, str]) -> UploadSession:
+        """Return the session after a request whose body is in ``file`` and at ``locations``."""
+        sha256, node_id = session.sha256, self._spool.node_id
+        if file.start_offset:
+            if not locations:
+                raise _lost()
+            node_id = ""
+        if file.size_bytes != session.offset:
+            sha256 = "" if file.start_offset else (await file.digest("sha256")).hex
+        return UploadSession(session.session_id, file.size_bytes, sha256, dict(locations), node_id)
+
+    async def _commit(
+        self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession
+    ) -> Descriptor:
+        try:
+            await self._check_digest(routed, digest, file, session)
+        except BaseException:
+            file.discard()
+            raise
+        descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, session.offset)
+        return await run_to_end(self._acknowledge(routed, descriptor, file, session.locations), "commit of a blob")
+
+    async def _check_digest(
+        self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession
+    ) -> None:
+        if digest.algorithm == "sha256" and session.sha256:
+            actual = Digest("sha256", session.sha256)
+        elif file.start_offset:
+            return  # the replicas compare
+        else:
+            actual = await file.digest(digest.algorithm)
+        if actual != digest:
+            await self._blobs.cancel(routed, session.locations)
+            raise _digest_invalid(digest)
+
+    async def _acknowledge(
+        self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
+    ) -> Descriptor:
+        """Commit at the replicas and in the cache; what some replica misses is on record before this returns."""
+        digest = descriptor.digest
+        if file.start_offset:
+            file.discard()
+            try:
+                missing = await self._blobs.commit_sessions(routed, descriptor, locations)
+            except CacheUnavailableError as error:
+                raise _no_space(error) from error
+            return await self._recorded(routed, descriptor, missing)
+        try:
+            missing = await self._blobs.commit(routed, descriptor, file, locations)
+            if missing:
+                self._pin(digest)
+            await self._keep(file, digest, must=bool(missing))
+        except BaseException:
+            file.discard()
+            raise
+        file.close()
+        return await self._recorded(routed, descriptor, missing)
+
+    async def _recorded(self, routed: RoutedRepository, descriptor: Descriptor, missing: Sequence[str]) -> Descriptor:
+        await self._blobs.record_missing(routed, descriptor.digest, missing)
+        await self._holdings.note_push(routed, descriptor.digest)
+        self._memberships.remember(routed, ContentKind.BLOB, descriptor)
+        return descriptor
+
+    def _pin(self, digest: Digest) -> None:
+        try:
+            self._spool.pin(digest)
+        except CacheUnavailableError as error:
+            raise _no_space(error) from error
+
+    @staticmethod
+    async def _keep(file: SpoolFile, digest: Digest, *, must: bool) -> None:
+        """Make the upload a cache entry; a full disk is an error only where a replica still needs our copy."""
+        try:
+            await file.commit(digest)
+        except CacheUnavailableError as error:
+            if must:
+                raise _no_space(error) from error
+            file.discard()
+
+    async def _keep_manifest(self, manifest: Manifest, *, must: bool) -> None:
+        """Do the same with a manifest: the lease that is held keeps a repair from unpinning it before it is there."""
+        digest = manifest.descriptor.digest
+        if must:
+            self._pin(digest)
+        await self._cache.store(digest, manifest.body)
+        if must and not is_committed(self._cache, digest):
+            raise _no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
+
+    async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
+        if not await self._holdings.may_mount(source, digest):
+            return None
+        known = self._memberships.find(source, ContentKind.BLOB, digest)
+        held = known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
+        mounted = await self._blobs.mount(routed, source.repository, digest, held)
+        if mounted is None:
+            return None
+        descriptor, missing = mounted
+        if missing:
+            self._pin(digest)
+            if not is_committed(self._cache, digest):
+                return None
+        return await self._recorded(routed, descriptor, missing)
+
+    async def _put_manifest(
+        self,
+        routed: RoutedRepository,
+        tag: Tag | None,
+        manifest: Manifest,
+        links: ManifestLinks,
+        *,
+        may_move_tags: bool,
+    ) -> Descriptor:
+        descriptor = manifest.descriptor
+        if lacking := await self._holdings.find_lacking(routed, links):
+            raise content_unknown(lacking)
+        async with self._manifests.lease(routed, descriptor.digest, tag):
+            written = await self._manifests.put(routed, tag, manifest, links, may_move=may_move_tags)
+            await self._keep_manifest(manifest, must=bool(written.missing))
+            self._memberships.remember(routed, ContentKind.MANIFEST, descriptor)
+            if tag is not None:
+                self._memberships.move_tag(routed, tag, descriptor, recorded=written.revision)
+        return descriptor
+
+
+async def _write(file: SpoolFile, body: AsyncIterator[bytes], expected: int | None) -> None:
+    start = file.size_bytes
+    try:
+        async for piece in body:
+            if expected is not None and file.size_bytes - start + len(piece) > expected:
+                raise _size_invalid(expected, file.size_bytes - start + len(piece))
+            await file.write(piece)
+    except CacheUnavailableError as error:
+        raise _no_space(error) from error
+    if expected is not None and file.size_bytes - start != expected:
+        raise _size_invalid(expected, file.size_bytes - start)
+
+
+def _new_session() -> UploadSession:
+    return UploadSession(str(uuid.uuid4()), 0, _EMPTY_SHA256, {})
+
+
+def _lost() -> RegistryError:
+    return RegistryError(
+        ErrorCode.BLOB_UPLOAD_UNKNOWN,
+        "the bytes of this upload are not here any more: start a new one",
+        detail={"reason": "the upload was ended, or no replica that has its beginning can be reached"},
+    )
+
+
+def _out_of_order(size_bytes: int) -> RegistryError:
+    return RegistryError(
+        ErrorCode.RANGE_INVALID,
+        "the chunk does not begin where the upload ends",
+        detail={"offset": size_bytes},
+        headers={"Range": f"0-{max(size_bytes - 1, 0)}"},
+    )
+
+
+def _size_invalid(expected: int, actual: int) -> RegistryError:
+    return RegistryError(
+        ErrorCode.SIZE_INVALID,
+        "the body does not have the size that its headers say",
+        detail={"expected": expected, "actual": actual},
+    )
+
+
+def content_unknown(digests: Iterable[Digest]) -> RegistryError:
+    """Return the refusal of a manifest that names what its repository does not hold."""
+    return RegistryError(
+        ErrorCode.MANIFEST_BLOB_UNKNOWN,
+        "the repository does not hold all that the manifest names: push it again with its blobs",
+        detail=[{"digest": str(digest)} for digest in sorted(digests, key=str)],
+    )
+
+
+def _digest_invalid(digest: Digest) -> RegistryError:
+    return RegistryError(
+        ErrorCode.DIGEST_INVALID, "the content does not have the digest given", detail={"digest": str(digest)}
+    )
+
+
+def _no_space(error: CacheUnavailableError) -> RegistryError:
+    return unavailable("the disk of the proxy cannot take the upload now", detail={"reason": str(error)})

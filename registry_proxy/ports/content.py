@@ -1,0 +1,263 @@
+"""Bytes: streams, the blob cache, the spool, and which repository holds which digest."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.reference import Digest, Tag
+
+
+class ByteStream(Protocol):
+    """Bytes that arrive once, in order: the body of an upstream answer, or of a client's request.
+
+    ``offset`` is where the first byte lies in the content; ``size_bytes`` the size of the WHOLE content, None when
+    the sender did not say. Iterating raises ``UpstreamUnavailableError`` when the sender dies, stalls or cuts.
+    Whoever opened it closes it; closing twice is fine.
+    """
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def size_bytes(self) -> int | None: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class BlobReader(Protocol):
+    """A file with a watermark: bytes below ``available_bytes`` may be sent from ``fd``.
+
+    The descriptor belongs to the reader, is read with an explicit offset (sendfile, pread), and stays good when the
+    blob is evicted. ``verified`` is True once the digest of the whole was right; until then the tail is held back.
+    """
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def available_bytes(self) -> int: ...
+    @property
+    def verified(self) -> bool: ...
+
+    async def wait_beyond(self, offset: int) -> None:
+        """Return when ``available_bytes > offset``, at once if it is already.
+
+        Raises:
+            FillFailedError: the content will never be complete here.
+            FillLostError: as above, and only the disk is to blame.
+        """
+
+    def close(self) -> None:
+        """Close the descriptor; twice is fine."""
+
+
+OpenSource = Callable[[int], "AbstractAsyncContextManager[ByteStream]"]
+"""Opens a content at an offset. Entering raises what the upstream answered (RegistryError 404, ...) or
+UpstreamUnavailableError. The stream it gives may start before the offset asked for (a replica that ignores Range):
+its ``offset`` tells; never after it."""
+
+
+class BlobCache(Protocol):
+    """Content-addressed bytes on local disk, verified before anything else may call them committed."""
+
+    def open_committed(self, digest: Digest) -> BlobReader | None:
+        """Open what is complete and verified; None when it is not here. Counts as a use for eviction."""
+
+    async def open_checked(self, digest: Digest) -> BlobReader | None:
+        """As ``open_committed``, for sending: a sample of these is read and compared with its digest first."""
+
+    def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
+        """Return a committed content of at most 1 MiB from memory or disk; None when absent or larger.
+
+        With ``only_on_disk`` it must be on disk, untouched, at this moment, though its bytes may come from memory.
+        """
+
+    async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
+        """Open a content, starting or joining the one fetch of it.
+
+        Returns as soon as the size is known and, for content up to the hold-back, it is verified. The fill goes on
+        when the reader is closed or the caller is cancelled.
+
+        Raises:
+            RegistryError: what the upstream said to the first request (such as BLOB_UNKNOWN).
+            UpstreamUnavailableError, FillFailedError: nothing to serve.
+            CacheUnavailableError: the cache cannot take it; the caller passes the content through.
+        """
+
+    async def store(self, digest: Digest, content: bytes) -> None:
+        """Commit a small content whose digest the caller has checked. A full disk is no error: it is not kept."""
+
+    def is_filling(self, digest: Digest) -> bool:
+        """Tell whether a fill of it is running on this node."""
+
+    def drop(self, digest: Digest) -> None:
+        """Remove a content from disk and memory; readers that have it open are not cut."""
+
+
+class SpoolFile(Protocol):
+    """The bytes of one upload as they come in; the senders to the replicas read it behind the writer.
+
+    One writer at a time. ``size_bytes`` is how far the upload is. What may be read from ``fd`` up to there begins at
+    ``start_offset``: 0, unless another node received what comes before; only a whole upload has a digest here.
+    """
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def start_offset(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    async def write(self, chunk: bytes) -> None: ...
+    async def wait_beyond(self, offset: int) -> bool:
+        """Return True when ``size_bytes > offset``; False when the writer finished the request at or before it."""
+
+    def finish_request(self) -> None:
+        """Wake the readers: no more bytes come with this request."""
+
+    async def digest(self, algorithm: str) -> Digest:
+        """Return the digest of all bytes so far (in a thread, from the file, unless the running hash knows)."""
+
+    async def commit(self, digest: Digest) -> None:
+        """Make it the cache's committed content of ``digest``: fsync, rename. The caller has compared the digest."""
+
+    def close(self) -> None:
+        """Release it, keeping the file for the next request of the session."""
+
+    def discard(self) -> None:
+        """Remove it."""
+
+
+class Spool(Protocol):
+    """The uploads of a node. ``node_id`` tells it from all other nodes, for as long as its uploads are kept."""
+
+    @property
+    def node_id(self) -> str: ...
+    def create(self, session_id: str) -> SpoolFile:
+        """Start an upload. Raises CacheUnavailableError when there is no space."""
+
+    def create_tail(self, offset: int) -> SpoolFile:
+        """Give room to one request of an upload whose first ``offset`` bytes another node received.
+
+        Its bytes lie in ``fd`` where they lie in the upload. It has no name, and is gone when it is closed.
+
+        Raises:
+            CacheUnavailableError: there is no space.
+        """
+
+    def reopen(self, session_id: str) -> SpoolFile | None:
+        """Open an upload for its next request; None when this node does not have it.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_INVALID when another request is writing to it.
+        """
+
+    def mark_cancelled(self, session_id: str) -> None:
+        """Remember for six hours that an upload was cancelled."""
+
+    def is_cancelled(self, session_id: str) -> bool:
+        """Tell whether an upload was cancelled at this node."""
+
+    def pin(self, digest: Digest) -> None:
+        """Keep a committed content from eviction until ``unpin``: some replica does not have it yet."""
+
+    def unpin(self, digest: Digest) -> None: ...
+    def pinned(self, min_age_seconds: float) -> Sequence[Digest]:
+        """Return what was pinned at least so long ago, also what is no longer here."""
+
+    def holds(self, digest: Digest) -> bool:
+        """Tell whether a content is committed on the node's disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """That a repository holds a digest, learned from a replica or from our own acknowledged commit.
+
+    ``descriptor`` carries the media type (of a manifest, exactly as stored; of a blob application/octet-stream) and
+    the size in bytes. ``age_seconds`` since it was last confirmed.
+    """
+
+    descriptor: Descriptor
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTag:
+    """What a tag was when a replica last said so, or a push through us made it.
+
+    ``recorded`` is the revision that the tag's record in the store had before that was asked, 0 without a record; None
+    when it could not be known. ``version`` changes whenever the entry is written.
+    """
+
+    descriptor: Descriptor
+    age_seconds: float
+    recorded: int | None
+    version: object = field(compare=False)
+
+    @property
+    def digest(self) -> Digest:
+        """What the tag was."""
+        return self.descriptor.digest
+
+
+class Memberships(Protocol):
+    """What each repository holds and what its tags were: small files, seen by every worker of the node at once."""
+
+    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None: ...
+    def moment(self) -> int:
+        """Return what ``remember`` is given as ``asked_at``, to be taken before a replica is asked."""
+
+    def remember(
+        self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
+    ) -> None:
+        """Note that a repository holds it: for an answer of a replica, unless anything was deleted meanwhile.
+
+        Args:
+            routed: repository as named at the upstream.
+            kind: what the digest was asked for as.
+            descriptor: what it holds.
+            asked_at: the ``moment`` before the replica was asked; None for what a push through us made true.
+        """
+
+    def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None: ...
+    def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
+        """Forget what was deleted, also as far as somebody learns it at this moment."""
+
+    def manifests_of(self, routed: RoutedRepository) -> Sequence[Digest]:
+        """Return the manifests that a repository is known to hold, those confirmed last first."""
+
+    def has_tag_on(self, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether a cached tag of the repository is ``digest``."""
+
+    def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None: ...
+
+    def remember_tag(
+        self,
+        routed: RoutedRepository,
+        tag: Tag,
+        descriptor: Descriptor,
+        *,
+        recorded: int | None,
+        unless_changed_from: object,
+    ) -> bool:
+        """Write what a replica said, unless a push or another answer came between: then change nothing, return False.
+
+        Args:
+            routed: repository as named at the upstream.
+            tag: the tag.
+            descriptor: what it is.
+            recorded: as in ``CachedTag``.
+            unless_changed_from: ``CachedTag.version`` read before the replica was asked, None when there was none.
+        """
+
+    def move_tag(self, routed: RoutedRepository, tag: Tag, descriptor: Descriptor, *, recorded: int) -> None:
+        """Write what a push through us made it: wins over every answer that was asked for before."""
+
+    def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None: ...
+    def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
+        """Forget a tag that was deleted; ``moment`` changes first, so that whoever learns it just now can see it."""
+
+    def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
+        """Remove every cached tag that is ``digest``; return them."""

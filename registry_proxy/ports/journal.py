@@ -1,0 +1,59 @@
+"""Writes that one replica misses, and what the operator paused."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.reference import Digest, Tag
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A replica that an administrator took out of writes and repair, as for its own garbage collection.
+
+    ``revision`` is that of its record: a write whose intents are older did not know of it. ``since`` is in seconds
+    since the epoch, ``by`` a typed subject.
+    """
+
+    replica: str
+    reason: str
+    by: str
+    since: float
+    revision: int
+
+
+class PauseRefusedError(Exception):
+    """A replica cannot be paused, or resumed, as things are; the text says why."""
+
+
+class Marks(Protocol):
+    """What each replica is known to miss: an immutable snapshot of the open intents."""
+
+    def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool: ...
+    def misses_any(self, replica: str, routed: RoutedRepository) -> bool:
+        """Its 404 counts only where this is False."""
+
+    def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether the replica still holds a manifest or blob that was deleted through us."""
+
+    def pending(self, replica: str, upstream: str) -> int:
+        """How many keys it is behind in."""
+
+    def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:
+        """Tell whether the replica cannot have this: it is not asked for it, and its 404 proves nothing."""
+
+    def refused(self, replica: str, upstream: str) -> int:
+        """Return the number of keys that it cannot have, less those that a person dismissed."""
+
+    def lost(self, upstream: str) -> int:
+        """Return the number of keys that no replica has any more, less those that a person dismissed."""
+
+    def pause(self, upstream: str) -> Pause | None:
+        """Return the pause of one of its replicas; there is one at most."""
+
+
+class MarkSource(Protocol):
+    """Gives the marks as they are now, including every write acknowledged on this node."""
+
+    async def marks(self, *, of_all_nodes: bool = False) -> Marks:
+        """Return the marks; with ``of_all_nodes`` what any node acknowledged until now counts, if the store answers."""

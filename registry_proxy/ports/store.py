@@ -1,0 +1,107 @@
+"""The store of records, shared by workers and nodes."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Protocol
+
+
+class Table(StrEnum):
+    """The kinds of record in the store."""
+
+    META = "meta"
+    USERS = "users"
+    GROUPS = "groups"
+    GRANTS = "grants"
+    SUBJECTS = "subjects"  # generations: survive the user, so that an old token never becomes good again
+    KEYS = "keys"  # public halves of the token keys
+    LOCATION_KEYS = "location_keys"  # HMAC keys of upload locations
+    INTENTS = "intents"  # open writes: the journal
+    MANIFESTS = "manifests"  # every manifest acknowledged through us
+    TAGS = "tags"  # what each tag was last made through us
+    ROBOTS = "robots"
+    SECRETS = "secrets"  # of robots, personal and refresh tokens: hashes only
+    REVOKED_TOKENS = "revoked_tokens"  # by token id, until they would have expired
+    AUDIT_HEADS = "audit_heads"  # the signed ends of the audit logs, by node and process
+    PUSHED_BLOBS = "pushed_blobs"  # where replicas mix repositories: what no manifest may name yet
+    DELETIONS = "deletions"  # of content: until every node has surely forgotten that a repository held it
+    COMPARED = (
+        "compared"  # by upstream: replicas whose fallback tags are on record, or at all others; see store.changes
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored value. ``revision`` is the sequence number of the commit that wrote it: it only ever rises."""
+
+    key: str
+    value: Mapping[str, Any]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write of a commit. ``value`` None deletes.
+
+    ``expect`` is a precondition: None for none, 0 for "must not exist", else the revision it must have.
+    """
+
+    table: Table
+    key: str
+    value: Mapping[str, Any] | None
+    expect: int | None = None
+
+
+class Store(Protocol):
+    """Records in tables, changed several at a time, atomically and durably.
+
+    Every method raises StoreUnavailableError when it cannot be reached.
+    """
+
+    async def get(self, table: Table, key: str) -> Record | None: ...
+    async def list(self, table: Table, prefix: str = "") -> list[Record]:
+        """Return the records whose key starts with ``prefix``, by key."""
+
+    async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
+        """Return what stands before the first ``|`` in the keys that ``list`` would return, each once.
+
+        Costs a look-up for each of them, however many keys begin with it.
+        """
+
+    async def count(self, table: Table, prefix: str = "") -> int:
+        """Return how many records ``list`` would return."""
+
+    async def commit(self, changes: Sequence[Change], *, versions: Mapping[Table, int] = MappingProxyType({})) -> int:
+        """Apply all changes or none; return the new sequence number, the revision of every record written.
+
+        Args:
+            changes: what is written; where there are none, nothing is compared either.
+            versions: of tables that may not have changed, as ``versions`` told them; 0 for one that it did not tell.
+
+        Raises:
+            ConflictError: an ``expect`` does not hold, or a table has another version.
+        """
+
+    async def versions(self) -> Mapping[Table, int]:
+        """Return for each table the sequence number of its last change; 0 or absent where there was none."""
+
+    def lease(self, key: str) -> AbstractAsyncContextManager[None]:
+        """Hold an exclusive lease on ``key``, over all workers (SQLite) or all nodes (Redis); waits for it.
+
+        Raises:
+            StoreUnavailableError: not obtained within 30 s.
+        """
+
+    async def aclose(self) -> None: ...
+
+
+class StoreChanges(Protocol):
+    """Knows cheaply when a table may have changed, in this worker, another one, or another node."""
+
+    def version(self, table: Table) -> int:
+        """Return a number that differs from an earlier one whenever the table may have changed; costs under 1 us."""
+
+    async def check(self) -> None:
+        """Have ``version`` know what every node committed until now. Raises StoreUnavailableError."""

@@ -1,0 +1,112 @@
+"""Repositories, tags and digests (spec, "Pulling manifests"; image-spec, "Digests")."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NewType, TypeGuard
+
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+# <name>: [a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
+_FALLBACK_TAG = re.compile(rf"sha256-[0-9a-f]{{64}}(?:{'|'.join(map(re.escape, _COSIGN_SUFFIXES))})?")
+_HEX_LENGTHS = {"sha256": 64, "sha512": 128}
+_HEX = re.compile(r"[0-9a-f]+")
+
+REPOSITORY_MAX_LENGTH = 255
+
+RESERVED_PREFIX = "registry-proxy-internal/"
+"""Repositories of our own begin with it; clients do not see them."""
+
+Repository = NewType("Repository", str)
+"""A ``<name>`` that matches the spec's grammar and is at most 255 characters long."""
+
+Tag = NewType("Tag", str)
+"""A tag that matches the spec's grammar."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """A content digest; ``algorithm`` is sha256 or sha512, ``hex`` is lower case and of that algorithm's length."""
+
+    algorithm: str
+    hex: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+    def hasher(self) -> "_Hash":
+        """Return a new hash object of this digest's algorithm."""
+        return hashlib.new(self.algorithm, usedforsecurity=False)
+
+    def matches(self, content: bytes) -> bool:
+        """Tell whether this is the digest of ``content``."""
+        return hashlib.new(self.algorithm, content, usedforsecurity=False).hexdigest() == self.hex
+
+
+def digest_of(content: bytes) -> Digest:
+    """Return the sha256 digest of ``content``."""
+    return Digest("sha256", hashlib.sha256(content).hexdigest())
+
+
+def is_repository(text: str) -> TypeGuard[Repository]:
+    """Tell whether ``text`` is a repository name."""
+    return len(text) <= REPOSITORY_MAX_LENGTH and _REPOSITORY.fullmatch(text) is not None
+
+
+def parse_repository(text: str) -> Repository:
+    """Return ``text`` as a repository, or raise NAME_INVALID."""
+    if not is_repository(text):
+        raise RegistryError(
+            ErrorCode.NAME_INVALID,
+            "the repository name is not valid: lower-case letters, digits, single separators, at most 255 characters",
+            detail={"name": text[:300]},
+        )
+    return text
+
+
+def is_tag(text: str) -> TypeGuard[Tag]:
+    """Tell whether ``text`` is a tag."""
+    return _TAG.fullmatch(text) is not None
+
+
+def fallback_tags(digest: Digest) -> list[Tag]:
+    """Return the tags that may list referrers of a digest: the specification's first, then those that cosign makes."""
+    name = f"{digest.algorithm}-{digest.hex[:64]}"  # truncated as the specification says
+    return [Tag(name), *(Tag(f"{name}{suffix}") for suffix in _COSIGN_SUFFIXES)]
+
+
+def is_fallback_tag(tag: Tag) -> bool:
+    """Tell whether a tag lists referrers of a digest (spec, "Referrers Tag Schema"), or is what cosign makes of one."""
+    return _FALLBACK_TAG.fullmatch(tag) is not None
+
+
+def parse_digest(text: str) -> Digest:
+    """Return ``text`` (``algorithm:hex``) as a digest, or raise DIGEST_INVALID."""
+    algorithm, _, encoded = text.partition(":")
+    if len(encoded) != _HEX_LENGTHS.get(algorithm) or _HEX.fullmatch(encoded) is None:
+        raise RegistryError(
+            ErrorCode.DIGEST_INVALID,
+            "the digest is not valid: expected sha256: and 64, or sha512: and 128, lower-case hexadecimal digits",
+            detail={"digest": text[:300]},
+        )
+    return Digest(algorithm, encoded)
+
+
+def parse_tag_or_digest(text: str) -> Tag | Digest:
+    """Return what stands in the ``<tag-or-digest>`` slot, or raise DIGEST_INVALID or TAG_INVALID."""
+    if ":" in text:
+        return parse_digest(text)
+    if not is_tag(text):
+        raise RegistryError(
+            ErrorCode.TAG_INVALID,
+            "the tag is not valid: letters, digits, '_', '.' and '-', at most 128, not starting with '.' or '-'",
+            detail={"tag": text[:300]},
+        )
+    return text

@@ -1,0 +1,236 @@
+"""Owners of namespaces: they give and take rights inside, and learn of nothing outside."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from registry_proxy.access.directory import GrantInput, InvalidError, SecretInput, UserInput
+from registry_proxy.access.secrets import SecretKind
+from tests.admin_bench import Contract, Node, admin_node, contract_of
+
+GIVEN = {"subject": "user:bob", "repository": "team/app", "tags": "*", "actions": ["pull"], "mode": "enforce"}
+
+
+class Owners:
+    """An admin listener with ann, who owns team/**, and each user, who owns home/NAME/**."""
+
+    def __init__(self, node: Node, http: TestClient[Request, Application], contract: Contract) -> None:
+        self.node = node
+        self._http = http
+        self._contract = contract
+
+    async def grant(self, subject: str, repository: str, *actions: str, expires_at: float | None = None) -> str:
+        """Have an administrator give a right; return its id."""
+        given = GrantInput(subject=subject, repository=repository, actions=actions, expires_at=expires_at)
+        return (await self.node.directory.add_grant(given)).id
+
+    async def call(self, method: str, path: str, body: Any = None, *, caller: str = "user:ann") -> tuple[int, Any]:
+        """Send a request with a token of the caller; return status and document."""
+        token = self.node.signer.issue(caller, 0, (), time.time()).token
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self._http.request(method, f"/admin/v1{path}", json=body, headers=headers) as response:
+            document = None if response.status == 204 else await response.json()
+            self._contract.check(
+                method, f"/admin/v1{path}".partition("?")[0], response.status, response.content_type, document
+            )
+            return response.status, document
+
+    async def seen(self, caller: str = "user:ann") -> set[str]:
+        """Return the patterns of the grants that a caller is shown."""
+        return {each["repository"] for each in (await self.call("GET", "/grants", caller=caller))[1]["items"]}
+
+
+@pytest.fixture
+async def owners(tmp_path: Path) -> AsyncIterator[Owners]:
+    """Start an admin listener with the users admin, ann and bob."""
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        await node.directory.put_user("ann", UserInput(password="the password of ann"))
+        bench = Owners(node, http, await contract_of(node, http))
+        await bench.grant("user:ann", "team/**", "manage")
+        await bench.grant("anonymous", "home/{subject}/**", "manage")
+        yield bench
+
+
+async def test_an_owner_gives_and_takes_rights_inside(owners: Owners) -> None:
+    """Without being an administrator, in force at once, and with the owner's name in the audit log."""
+    question = {"subject": "user:bob", "repository": "team/app", "action": "pull"}
+    assert not (await owners.call("POST", "/explain", question))[1]["allowed"]
+    status, made = await owners.call("POST", "/grants", GIVEN)
+    assert (status, made["repository"]) == (201, "team/app")
+    assert (await owners.call("POST", "/explain", question))[1]["grant"] == made["id"]
+    assert (await owners.call("GET", f"/grants/{made['id']}"))[1] == made
+    assert (await owners.call("DELETE", f"/grants/{made['id']}"))[0] == 204
+    assert not (await owners.call("POST", "/explain", question))[1]["allowed"]
+    changes = [event for event in owners.node.audit.events if event.action in {"grants.post", "grants.delete"}]
+    assert [(event.subject, event.outcome) for event in changes] == [("user:ann", "ok")] * 2
+
+
+async def test_a_pattern_inside_is_taken(owners: Owners) -> None:
+    """Any pattern that matches nothing outside may be given, in any of the owner's namespaces."""
+    for repository in ("team/**", "team/*", "team/**/x", "team/{subject}/**", "home/ann/**", "team/a*"):
+        assert (await owners.call("POST", "/grants", {**GIVEN, "repository": repository}))[0] == 201, repository
+
+
+OUTSIDE = [
+    *(
+        "**",
+        "*",
+        "*/app",
+        "**/app",
+        "team",
+        "team*/app",
+        "t*/app",
+        "teams/app",
+        "team-x/**",
+        "other/team/app",
+        "home/**",
+    ),
+    *(
+        "home/bob/**",
+        "home/{subject}/**",
+        "home/*/app",
+        "{subject}/app",
+        "Team/app",
+        "",
+        "/",
+        "../team/app",
+        "/team/app",
+    ),
+]
+
+
+async def test_a_pattern_that_reaches_outside_is_refused(owners: Owners) -> None:
+    """Whatever could match a name outside of the namespace is not the owner's to give; nothing is made."""
+    before = await owners.node.directory.list_grants()
+    for repository in OUTSIDE:
+        status, problem = await owners.call("POST", "/grants", {**GIVEN, "repository": repository})
+        assert status == 403, repository
+        assert problem["errors"] == [
+            {"pointer": "#/repository", "detail": "expected a pattern that lies in home/ann/** or team/**"}
+        ]
+    for repository in ("team/", "team//a", "team/A", "team/a**"):  # inside, but no pattern
+        assert (await owners.call("POST", "/grants", {**GIVEN, "repository": repository}))[0] == 400, repository
+    assert await owners.node.directory.list_grants() == before
+
+
+async def test_an_owner_makes_and_removes_no_owners(owners: Owners) -> None:
+    """The right to manage is given and taken by administrators alone, also inside of the namespace."""
+    status, problem = await owners.call("POST", "/grants", {**GIVEN, "repository": "team/a/**", "actions": ["manage"]})
+    assert (status, problem["errors"][0]["pointer"]) == (403, "#/actions")
+    owned = await owners.grant("user:bob", "team/sub/**", "manage", "pull")
+    assert (await owners.call("DELETE", f"/grants/{owned}"))[0] == 403
+    assert await owners.seen("user:bob") == {"team/sub/**"}
+    assert (await owners.call("DELETE", f"/grants/{owned}", caller="user:admin"))[0] == 204
+
+
+async def test_what_lies_outside_is_not_to_be_seen(owners: Owners) -> None:
+    """A grant outside is like one that does not exist; lists, questions and all other routes tell nothing of it."""
+    outside, inside = (
+        await owners.grant("user:bob", "other/**", "pull"),
+        await owners.grant("user:bob", "team/a", "pull"),
+    )
+    assert await owners.seen() == {"team/**", "team/a"}
+    assert await owners.seen("user:bob") == set()
+    assert await owners.seen("user:admin") == {"team/**", "team/a", "other/**", "home/{subject}/**"}
+    for method in ("GET", "DELETE"):
+        status, problem = await owners.call(method, f"/grants/{outside}")
+        absent = await owners.call(method, f"/grants/{'0' * len(outside)}")
+        assert (status, problem["detail"].replace(outside, "0" * len(outside))) == (404, absent[1]["detail"])
+    question = {"subject": "user:bob", "repository": "other/app", "action": "pull"}
+    assert (await owners.call("POST", "/explain", question))[0] == 403
+    for method, path in (
+        ("GET", "/users"),
+        ("GET", "/groups"),
+        ("GET", "/policy"),
+        ("PUT", "/policy"),
+        ("GET", "/audit"),
+    ):
+        assert (await owners.call(method, path))[0] == 403, path
+    assert {each.id for each in await owners.node.directory.list_grants()} >= {outside, inside}
+
+
+async def test_owning_ends_with_its_grant(owners: Owners) -> None:
+    """Removed or expired, or with a token that was narrowed: then it is a user as any other."""
+    await owners.grant("user:bob", "short/**", "manage", expires_at=time.time() - 1)
+    assert (await owners.call("POST", "/grants", {**GIVEN, "repository": "short/a"}, caller="user:bob"))[0] == 403
+    narrowed = SecretInput(actions=["pull"])
+    secret, _ = await owners.node.directory.add_secret("user:ann", SecretKind.PERSONAL, narrowed)
+    token = owners.node.signer.issue("user:ann", 0, (), time.time(), secret_id=secret.id).token
+    headers = {"Authorization": f"Bearer {token}"}
+    async with owners._http.post("/admin/v1/grants", json=GIVEN, headers=headers) as response:
+        assert response.status == 403
+    for grant in await owners.node.directory.list_grants():
+        await owners.node.directory.delete_grant(grant.id)
+    status, problem = await owners.call("POST", "/grants", GIVEN)
+    assert (status, problem["detail"]) == (403, "this needs a user with the admin's right")
+
+
+async def test_a_grant_that_makes_no_owner_is_refused(owners: Owners) -> None:
+    """To manage is for one namespace with all its tags, never on trial, and not for everybody."""
+    good = GrantInput(subject="user:ann", repository="team/**", actions=("pull", "manage"))
+    for bad, field in (
+        (replace(good, repository="**"), "repository"),
+        (replace(good, repository="team"), "repository"),
+        (replace(good, repository="te*/**"), "repository"),
+        (replace(good, tags="v*"), "tags"),
+        (replace(good, mode="warn"), "mode"),
+        (replace(good, subject="anonymous"), "subject"),
+    ):
+        with pytest.raises(InvalidError) as caught:
+            await owners.node.directory.add_grant(bad)
+        assert [name for name, _ in caught.value.faults] == [field]
+
+
+async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
+    """What lies outside is not there to a PATCH; no owner is made or unmade by one, and nothing changes then."""
+    _, made = await owners.call("POST", "/grants", GIVEN)
+    path = f"/grants/{made['id']}"
+    assert (await owners.call("PATCH", path, {"actions": ["push"]}))[1] == {**made, "actions": ["push"]}
+    assert (await owners.call("PATCH", path, {"actions": ["manage"]}))[0] == 403
+    assert (await owners.call("PATCH", path, {"repository": "other/**"}))[0] == 400
+    outside, own = (
+        await owners.grant("user:bob", "other/app", "pull"),
+        await owners.grant("user:bob", "team/x/**", "manage"),
+    )
+    assert (await owners.call("PATCH", f"/grants/{outside}", {"actions": ["push"]}))[0] == 404
+    for body in ({"actions": ["pull"]}, {"expires_at": 1}, {}):
+        assert (await owners.call("PATCH", f"/grants/{own}", body))[0] == 403
+    grants = {grant.id: sorted(grant.actions) for grant in await owners.node.directory.list_grants()}
+    assert (grants[made["id"]], grants[outside], grants[own]) == (["push"], ["pull"], ["manage"])
+
+
+async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None:
+    """Whether it is allowed, yes; by which grant, only of those inside; who the subject is, never."""
+    await owners.node.directory.put_user("off", UserInput(password="a password", is_disabled=True))
+    await owners.node.directory.put_user("boss", UserInput(password="a password", is_admin=True))
+    await owners.node.directory.put_robot("old", 1.0, ())
+    wide = await owners.grant("group:secret-project", "**", "pull", "create")
+    await owners.node.directory.put_group("secret-project", ["bob"])
+    question = {"repository": "team/app", "action": "pull"}
+    for subject in ("user:off", "user:nobody", "robot:old", "robot:nobody", "oidc:ci/main/x", "group:none"):
+        _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
+        refusal = f"no grant lets {subject} pull team/app: it would take one with the action pull on team/app"
+        assert told == {"allowed": False, "would_deny": False, "grant": None, "reason": refusal}
+    for subject in ("user:boss", "user:bob"):
+        _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
+        reason = f"what an administrator decided lets {subject} pull team/app"
+        assert told == {"allowed": True, "would_deny": False, "grant": None, "reason": reason}
+    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "push", "tag": "v1"})
+    assert (told["allowed"], "what an administrator decided lets user:bob" in told["reason"]) == (True, True)
+    assert not [text for text in (wide, "secret-project", "**") if text in told["reason"]]
+    over = await owners.grant("user:bob", "**", "delete", expires_at=1.0)
+    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
+    assert "expired" not in told["reason"]
+    inside = await owners.grant("user:bob", "team/*", "delete", expires_at=1.0)
+    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
+    assert (f"grant {inside} let user:bob" in told["reason"], over in told["reason"]) == (True, False)
+    inside = await owners.grant("user:ann", "team/a*", "pull")
+    assert (await owners.call("POST", "/explain", {**question, "subject": "user:ann"}))[1]["grant"] == inside
+    told = (await owners.call("POST", "/explain", {**question, "subject": "user:bob"}, caller="user:admin"))[1]
+    assert (told["grant"], wide in told["reason"]) == (wide, True)

@@ -1,0 +1,56 @@
+"""The admin API under requests that schemathesis makes of its OpenAPI document, right ones and wrong ones.
+
+A failed run prints its seed; ``FUZZ_SEED=… make test`` sends the same requests again.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from registry_proxy.access.directory import UserInput
+from tests.admin_bench import admin_node, contract_of
+
+SOAK_SECONDS = 300
+
+
+async def _fuzz(root: Path, *, seconds: float, examples: int) -> Counter[tuple[str, int]]:
+    """Send rounds of requests until the time is over, at least one."""
+    from tests.fuzz import PASSWORD, ROOT, Fuzz  # noqa: PLC0415
+
+    seed = int(os.environ.get("FUZZ_SEED") or random.randrange(1 << 32))
+    async with admin_node(root) as node, TestClient(TestServer(node.app)) as http:
+        await node.directory.put_user(ROOT, UserInput(password=PASSWORD, is_admin=True))
+        await node.directory.put_group("dev", ["bob"])
+        await node.directory.put_robot("ci", None, [])
+        node.verifier.gate.set()
+        fuzz = Fuzz(node, (await contract_of(node, http)).document, str(http.make_url("/")).rstrip("/"))
+        ends_at = time.monotonic() + seconds
+        while True:
+            print(f"FUZZ_SEED={seed}")
+            await asyncio.to_thread(fuzz.round, seed, examples)
+            if time.monotonic() > ends_at:
+                break
+            seed += 1
+    return fuzz.statuses
+
+
+async def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path) -> None:
+    """Whatever is sent: no 5xx, nothing beside the schema; what is wrong is refused, most of the rest understood."""
+    statuses = await _fuzz(tmp_path, seconds=0, examples=3)
+    understood = {operation for operation, status in statuses if status < 300}
+    assert len(understood) > len({operation for operation, _ in statuses}) / 2
+    assert not {status for _, status in statuses} & {401, 403}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SOAK_SECONDS * 2)
+async def test_no_request_gets_an_answer_that_is_not_described_in_five_minutes(tmp_path: Path) -> None:
+    """As above, for five minutes."""
+    statuses = await _fuzz(tmp_path, seconds=SOAK_SECONDS, examples=30)
+    print(statuses)

@@ -1,0 +1,51 @@
+"""GET /admin/v1/repositories: what the store and the cache of the node know, under the names of today's routes."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.store import Change, Table
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.reference import Repository, Tag, digest_of
+from registry_proxy.replication.manifests import manifest_record_key, tag_record_key
+from tests.admin_bench import admin_node, contract_of
+
+D = digest_of(b"content")
+
+
+def _routed(name: str, upstream: str = "main") -> RoutedRepository:
+    return RoutedRepository(upstream, Repository(name))
+
+
+async def test_what_is_known_is_listed_by_name_in_pages(tmp_path: Path) -> None:
+    """What was pushed and what is cached, each once and sorted; a prefix chooses, pages follow one another."""
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        contract = await contract_of(node, http)
+        headers = {"Authorization": f"Bearer {node.signer.issue('user:admin', 0, (), time.time()).token}"}
+
+        async def listed(query: str = "") -> tuple[int, Any]:
+            async with http.get(f"/admin/v1/repositories{query}", headers=headers) as response:
+                document = await response.json()
+                contract.check("GET", "/admin/v1/repositories", response.status, response.content_type, document)
+                return response.status, document
+
+        assert await listed() == (200, {"items": [], "next": None})
+        tags = [Change(Table.TAGS, tag_record_key(_routed("team/app"), Tag(tag)), {}) for tag in ("v1", "v2")]
+        pushed = Change(Table.MANIFESTS, manifest_record_key(_routed("team/untagged"), D), {})
+        elsewhere = Change(Table.TAGS, tag_record_key(_routed("gone", "no-more"), Tag("v1")), {})
+        await node.store.commit([*tags, pushed, elsewhere])
+        memberships = FileMemberships(tmp_path / "cache")
+        for name in ("team/app", "library/alpine"):
+            memberships.remember(_routed(name), ContentKind.BLOB, Descriptor("x/y", D, 7))
+        alpine = {"name": "library/alpine", "upstream": "main", "tags_on_record": 0, "cached": True}
+        app = {"name": "team/app", "upstream": "main", "tags_on_record": 2, "cached": True}
+        untagged = {"name": "team/untagged", "upstream": "main", "tags_on_record": 0, "cached": False}
+        assert (await listed())[1]["items"] == [alpine, app, untagged]
+        assert (await listed("?prefix=team/"))[1]["items"] == [app, untagged]
+        assert (await listed("?prefix=team/&limit=1"))[1] == {"items": [app], "next": "team/app"}
+        assert (await listed("?prefix=team/&limit=1&after=team/app"))[1] == {"items": [untagged], "next": None}
+        assert (await listed("?name=team"))[0] == 400

@@ -1,0 +1,101 @@
+"""Bodies of the admin API: what is wrong with them is told, and no more of it than anybody reads."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import encode_basic_auth
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from registry_proxy.admin.problems import FAULTS_MAX
+from tests.admin_bench import ADMIN, admin_node
+
+_Http = TestClient[Request, Application]
+
+
+@pytest.fixture
+async def http(tmp_path: Path) -> AsyncIterator[_Http]:
+    """Start an admin listener and log in."""
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        http.session.headers["Authorization"] = encode_basic_auth(*ADMIN)
+        yield http
+
+
+async def _refused(http: _Http, method: str, path: str, body: bytes) -> list[dict[str, str]]:
+    async with http.request(method, f"/admin/v1{path}", data=body) as response:
+        assert response.status == 400
+        faults: list[dict[str, str]] = (await response.json(content_type=None))["errors"]
+        return faults
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place", "count"),
+    [
+        ("/users/ann", {f"x{number}": 1 for number in range(50_000)}, "#/x0", 50_000),
+        ("/users/ann", {"groups": [1] * 900}, "#/groups/0", 900),
+        ("/users/ann", {"groups": ["$"] * 900}, "#/groups", 900),
+        ("/policy", {"version": 1, "groups": {}, "grants": [{}] * 50_000}, "#/grants/0/subject", 150_000),
+        (
+            "/policy",
+            {"version": 1, "groups": {}, "grants": [{**dict.fromkeys("abcdef", 1)}] * 100},
+            "#/grants/0/a",
+            900,
+        ),
+    ],
+)
+async def test_of_many_faults_the_first_are_told(http: _Http, path: str, body: Any, place: str, count: int) -> None:
+    """And how many more there are: whoever sends a megabyte of them keeps nobody waiting."""
+    faults = await _refused(http, "PUT", path, json.dumps(body).encode())
+    assert len(faults) == FAULTS_MAX + 1
+    assert place in {fault["pointer"] for fault in faults}
+    assert faults[-1] == {"pointer": "", "detail": f"and {count - FAULTS_MAX} more"}
+
+
+async def test_faults_far_behind_are_counted(http: _Http) -> None:
+    """Where there are thousands, and none in the beginning, their number is told."""
+    good = {"subject": "user:ann", "repository": "a", "actions": ["pull"]}
+    body = {"version": 1, "groups": {}, "grants": [good] * 200 + [{}] * 1000}
+    faults = await _refused(http, "PUT", "/policy", json.dumps(body).encode())
+    assert faults == [{"pointer": "", "detail": "and 3000 more"}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "field", "entry", "most"),
+    [
+        ("PUT", "/users/ann", "groups", "dev", 1000),
+        ("PATCH", "/users/bob", "groups", "dev", 1000),
+        ("PUT", "/groups/dev", "members", "bob", 10_000),
+        ("PATCH", "/groups/dev", "members", "bob", 10_000),
+        ("PUT", "/robots/ci", "networks", "10.0.0.0/8", 1000),
+        ("POST", "/grants", "actions", "pull", 100),
+        ("POST", "/me/tokens", "actions", "pull", 100),
+        ("POST", "/policy/replay", "remove", "x", 100_000),
+        ("POST", "/cache/warm", "platforms", "linux/amd64", 100),
+    ],
+)
+async def test_a_list_has_an_end(http: _Http, method: str, path: str, field: str, entry: str, most: int) -> None:
+    """One that is longer than it may be is one fault, and the description of the API says how long it may be."""
+    required = {"subject": "user:bob", "repository": "a"} if path == "/grants" else {}
+    required |= {"repository": "a"} if path == "/cache/warm" else {}
+    body = {**required, field: [entry] * (most + 1)}
+    (fault,) = await _refused(http, method, path, json.dumps(body).encode())
+    assert fault["pointer"] == f"#/{field}"
+    assert str(most) in fault["detail"]
+    async with http.get("/admin/v1/openapi.json") as response:
+        schemas = (await response.json())["components"]["schemas"]
+    found = [schema["properties"][field] for schema in schemas.values() if field in schema.get("properties", {})]
+    assert most in {each.get("maxItems") for one in found for each in [one, *one.get("anyOf", [])]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/grants"), ("PATCH", "/grants/1"), ("POST", "/explain"), ("POST", "/me/tokens")],
+)
+async def test_what_not_only_administrators_send_is_small(http: _Http, method: str, path: str) -> None:
+    """So that nobody else's worker is kept busy with their faults."""
+    for size_bytes, status in ((64 * 1024, 400), (64 * 1024 + 1, 413)):
+        async with http.request(method, f"/admin/v1{path}", data=b" " * size_bytes) as response:
+            assert response.status == status

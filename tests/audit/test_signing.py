@@ -1,0 +1,64 @@
+"""Signed heads are compared with the files of the node that signed them."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry_proxy.audit.signing import AuditVerification, AuditVerifier
+from registry_proxy.ports.store import Change, Table
+from registry_proxy.store.open import open_store
+
+
+def open_unsigned(text: str, _kind: str, _jwks: Mapping[str, Any]) -> bytes:
+    """Return what was "signed": the text itself; anything else was not."""
+    if not text.startswith("{"):
+        raise ValueError("not signed")
+    return text.encode()
+
+
+def head(node: str, process: str, age_seconds: float = 0) -> Change:
+    """Return the record of a head."""
+    document = {"node": node, "process": process, "seq": 7, "hash": "0" * 64, "at": time.time() - age_seconds}
+    return Change(Table.AUDIT_HEADS, f"{node}/{process}", {"signed": json.dumps(document)})
+
+
+async def verification(root: Path, *, is_only_node: bool) -> AuditVerification:
+    """Verify a node without any file, in whose store are heads of its own, of another node, and old ones."""
+    heads = [
+        head("own", "0"),
+        head("own", "1", 7200),
+        head("other", "0", 60),
+        head("other", "1"),
+        head("gone", "0", 7200),
+    ]
+    async with open_store(f"sqlite:///{root / 'store.db'}", None) as (store, _):
+        await store.commit([*heads, Change(Table.AUDIT_HEADS, "forged/0", {"signed": "x"})])
+        verifier = AuditVerifier(
+            store=store,
+            node="own",
+            is_only_node=is_only_node,
+            directory=str(root / "audit"),
+            kept_seconds=3600,
+            open_signed=open_unsigned,
+        )
+        return await verifier.verify()
+
+
+async def test_heads_of_other_nodes_are_listed(tmp_path: Path) -> None:
+    """Among several nodes only the heads of this one are faults; of the others it is told who signed last, and when."""
+    found = await verification(tmp_path, is_only_node=False)
+    assert [(report.process, len(report.faults)) for report in found.reports] == [("0", 1)]
+    assert found.elsewhere == {"other": pytest.approx(time.time(), abs=30)}
+
+
+async def test_every_head_is_of_the_only_node(tmp_path: Path) -> None:
+    """With SQLite a head under another id is of this node before it lost its id: named, as is one that is forged."""
+    found = await verification(tmp_path, is_only_node=True)
+    names = ["0", "0 (of node forged)", "0 (of node other)", "1 (of node other)"]
+    assert [report.process for report in found.reports] == names
+    assert all(report.faults for report in found.reports)
+    assert found.elsewhere == {}

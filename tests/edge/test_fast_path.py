@@ -1,0 +1,219 @@
+"""Hot pulls by digest: answered beside aiohttp, and nobody can tell."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from registry_proxy.edge.server import ServerLimits
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.reference import Repository, digest_of
+from tests.fakes.public import PublicBench
+
+APP = RoutedRepository("main", Repository("team/app"))
+CONTENT = b"a layer " * 1000
+D = digest_of(CONTENT)
+BODY = b'{"schemaVersion":2}'
+M = digest_of(BODY)
+PATHS = [f"/v2/team/app/manifests/{M}", f"/v2/team/app/blobs/{D}"]
+FOR_THE_SERVER = "X-Unheard-Of: 1"
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class Connection:
+    """One connection of a client that writes its requests by hand."""
+
+    def __init__(self, public: PublicBench, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._public = public
+        self._token = public.token()
+        self.reader = reader
+        self.writer = writer
+
+    def bytes_of(self, line: str, *headers: str) -> bytes:
+        """Return a request with the connection's token."""
+        lines = [f"{line} HTTP/1.1", "Host: x", f"Authorization: Bearer {self._token}", *headers]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+    async def read(self, *, has_body: bool = True) -> Answer:
+        """Return the next answer."""
+        async with asyncio.timeout(5):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.strip().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines)
+            body = await self.reader.readexactly(int(headers["Content-Length"])) if has_body else b""
+        return int(first.split()[1]), headers, body
+
+    async def ask(self, line: str, *headers: str) -> Answer:
+        """Send a request and return its answer."""
+        self.writer.write(self.bytes_of(line, *headers))
+        return await self.read(has_body=not line.startswith("HEAD"))
+
+
+@asynccontextmanager
+async def connected(public: PublicBench) -> AsyncIterator[Connection]:
+    """Connect, and pull everything once, so that it is hot and the token known."""
+    public.allow("pull")
+    public.reader.add_blob("team/app", CONTENT)
+    public.reader.add_manifest("team/app", BODY, "latest")
+    reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+    try:
+        connection = Connection(public, reader, writer)
+        for path in PATHS:
+            assert (await connection.ask(f"GET {path}", FOR_THE_SERVER))[0] == 200
+        yield connection
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def through_server(public: PublicBench, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the targets of the requests that aiohttp's side has answered; grows."""
+    seen: list[str] = []
+    make_app = public.make_app
+
+    def watched() -> object:
+        app = make_app()
+        handle = app.handle
+
+        async def watch(request: object) -> object:
+            seen.append(request.raw_path)  # type: ignore[attr-defined]  # a BaseRequest
+            return await handle(request)  # type: ignore[arg-type]  # a BaseRequest
+
+        monkeypatch.setattr(app, "handle", watch)
+        return app
+
+    monkeypatch.setattr(public, "make_app", watched)
+    return seen
+
+
+@pytest.fixture
+async def public(tmp_path_factory: pytest.TempPathFactory) -> PublicBench:
+    """Return a listener that is not served yet."""
+    return PublicBench(tmp_path_factory.mktemp("public"))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", [*PATHS, f"/v2/team/app/manifests/{M}?ns=docker.io"])
+async def test_both_ways_answer_count_and_log_the_same(
+    public: PublicBench, through_server: list[str], method: str, path: str
+) -> None:
+    """Status, headers, body, counters and log of a hot pull are those of the server's own answer."""
+    public.allow("pull", repository="hub/team/app")
+    async with public.serving(), connected(public) as connection:
+        if "ns=" in path:
+            connection._token = public.token("user:ann", "repository:hub/team/app:pull")
+            public.reader.add_manifest("hub/team/app", BODY, "latest")
+            await connection.ask(f"GET {path}", FOR_THE_SERVER)
+        results: list[tuple[Answer, Counter[tuple[object, ...]], dict[str, object]]] = []
+        for headers in ([FOR_THE_SERVER], []):
+            through_server.clear()
+            public.observer.counts.clear()
+            answer = await connection.ask(f"{method} {path}", *headers)
+            assert through_server == [path] * len(headers)
+            for volatile in ("X-Request-ID", "Date"):
+                assert answer[1].pop(volatile)
+            logged = dict(public.logged[-1])
+            assert logged.pop("seconds") is not None
+            results.append((answer, Counter(public.observer.counts), logged))
+        slow, hot = results
+        assert slow == hot
+        assert hot[0][0] == 200
+        assert hot[0][2] == (b"" if method == "HEAD" else BODY if "manifests" in path else CONTENT)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_what_is_no_longer_allowed_or_held_ends_at_the_next_request(public: PublicBench, path: str) -> None:
+    """A grant, a membership or a generation that is gone is gone for requests that were hot a moment ago."""
+    async with public.serving(), connected(public) as connection:
+        assert (await connection.ask(f"GET {path}"))[0] == 200
+        grants, public.control.grants = public.control.grants, []
+        assert (await connection.ask(f"GET {path}"))[0] == 401
+        public.control.grants = grants
+        assert (await connection.ask(f"GET {path}"))[0] == 200
+        kind, digest = (ContentKind.MANIFEST, M) if "manifests" in path else (ContentKind.BLOB, D)
+        public.memberships.forget(APP, kind, digest)
+        public.reader.manifests.clear()
+        public.reader.blobs.clear()
+        assert (await connection.ask(f"GET {path}"))[0] == 404
+        public.control.generations["user:ann"] = 1
+        assert (await connection.ask(f"GET {path}"))[0] == 401
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Range: bytes=0-1",
+        f'If-None-Match: "{D}"',
+        "Content-Length: 0",
+        "Transfer-Encoding: chunked",
+        "Connection: close",
+        "Content-Encoding: gzip",
+        "Expect: 100-continue",
+        "Authorization: Bearer another",
+        "Host: y",
+        "Host : x",
+        " folded: 1",
+        "Accept: \tx",
+        "Accept: x\x00y",
+    ],
+)
+async def test_a_request_that_is_not_plain_is_for_the_server(public: PublicBench, header: str) -> None:
+    """Conditions, ranges, bodies, doubles and odd spellings are not judged here."""
+    async with public.serving(), connected(public) as connection:
+        app = public.make_app()
+        transport = cast(asyncio.Transport, connection.writer.transport)
+        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}"), transport) is not None
+        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}", header), transport) is None
+        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}") + b"x", transport) is None
+        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}") * 2, transport) is None
+        assert app.hot.answer(connection.bytes_of(f"POST {PATHS[1]}"), transport) is None
+        assert app.hot.answer(connection.bytes_of("GET /v2/team/app/manifests/latest"), transport) is None
+
+
+async def test_the_end_of_a_header_is_no_request_of_its_own(public: PublicBench) -> None:
+    """A piece that would be a hot request by itself belongs to the header that aiohttp holds the beginning of."""
+    async with public.serving(), connected(public) as connection:
+        connection.writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Part: ")
+        await connection.writer.drain()
+        await _until_seen(public)
+        connection.writer.write(connection.bytes_of(f"GET {PATHS[0]}"))
+        assert (await connection.read())[0] == 400  # two Host fields
+
+
+async def test_a_hot_request_waits_for_those_before_it(public: PublicBench) -> None:
+    """Requests behind one another are answered in their order, whichever way each takes."""
+    async with public.serving(), connected(public) as connection:
+        public.reader.gate = asyncio.Event()
+        public.reader.add_blob("team/app", b"cold")
+        connection.writer.write(connection.bytes_of(f"GET /v2/team/app/blobs/{digest_of(b'cold')}"))
+        await _until_seen(public)
+        connection.writer.write(connection.bytes_of(f"GET {PATHS[0]}"))
+        await _until_seen(public)
+        public.reader.gate.set()
+        assert [(await connection.read())[2] for _ in range(2)] == [b"cold", BODY]
+
+
+async def _until_seen(public: PublicBench) -> None:
+    """Return when the server has read what was written: one more request, on its own connection, came behind it."""
+    for _ in range(3):
+        async with public.session.get("/healthz") as response:
+            assert response.status == 200
+
+
+async def test_a_hot_connection_stays_open_as_any_other(public: PublicBench, through_server: list[str]) -> None:
+    """Hot answers put the end of an idle connection off; when they stop, it is closed."""
+    public.limits = ServerLimits(keep_alive_seconds=0.4)
+    async with public.serving(), connected(public) as connection:
+        through_server.clear()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 1.0
+        while loop.time() < end:
+            assert (await connection.ask(f"GET {PATHS[0]}"))[0] == 200
+            await asyncio.sleep(0.02)
+        assert through_server == []
+        async with asyncio.timeout(5):
+            assert await connection.reader.read() == b""

@@ -1,0 +1,202 @@
+"""Every route of both listeners against every kind of caller: who gets through, and that a refusal tells nothing."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientResponse, encode_basic_auth
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from registry_proxy.access.directory import GrantInput, UserInput
+from registry_proxy.admin.ops import OPS_PATHS
+from registry_proxy.protocol.endpoints import Operation, parse_request
+from registry_proxy.protocol.reference import Digest, digest_of
+from tests.admin_bench import ADMIN, ADMIN_ROUTES, CALLERS, Node, admin_node, filled
+from tests.fakes.public import PublicBench
+
+API = "/admin/v1"
+ABSENT = "nil"
+"""As long as the names of what is there: the lengths of answers are compared too."""
+CONTENT, BODY = b"a layer", b'{"schemaVersion":2}'
+HERE, NOT_HERE = {"blob": digest_of(CONTENT), "manifest": digest_of(BODY)}, digest_of(b"not here")
+SESSION = "{}/blobs/uploads/session-0?_state=state%20of%20session-0"
+
+_TOKEN = frozenset(CALLERS) - {"no token"}
+_PULL = frozenset({"pull", "admin"})
+_PUSH = frozenset({"create", "push", "admin"})
+_DELETE = frozenset({"delete", "admin"})
+
+# Of each operation: a request, and who may send it. {} is the repository, then a digest.
+REGISTRY: Mapping[Operation, tuple[str, str, frozenset[str]]] = {
+    Operation.PING: ("GET", "", _TOKEN),
+    Operation.LIST_REPOSITORIES: ("GET", "_catalog", _TOKEN),
+    Operation.LIST_TAGS: ("GET", "{}/tags/list", _PULL),
+    Operation.GET_BLOB: ("GET", "{}/blobs/{blob}", _PULL),
+    Operation.HEAD_BLOB: ("HEAD", "{}/blobs/{blob}", _PULL),
+    Operation.GET_MANIFEST: ("GET", "{}/manifests/{manifest}", _PULL),
+    Operation.HEAD_MANIFEST: ("HEAD", "{}/manifests/{manifest}", _PULL),
+    Operation.LIST_REFERRERS: ("GET", "{}/referrers/{manifest}", _PULL),
+    Operation.START_UPLOAD: ("POST", "{}/blobs/uploads/", _PUSH),
+    Operation.UPLOAD_STATUS: ("GET", SESSION, _PUSH),
+    Operation.APPEND_UPLOAD: ("PATCH", SESSION, _PUSH),
+    Operation.COMMIT_UPLOAD: ("PUT", SESSION + "&digest={blob}", _PUSH),
+    Operation.CANCEL_UPLOAD: ("DELETE", SESSION, _PUSH),
+    Operation.PUT_MANIFEST: ("PUT", "{}/manifests/latest", _PUSH),
+    Operation.DELETE_MANIFEST: ("DELETE", "{}/manifests/{manifest}", _DELETE),
+    Operation.DELETE_BLOB: ("DELETE", "{}/blobs/{blob}", _DELETE),
+}
+BESIDE_REGISTRY = {"/auth/token", "/auth/keys", "/healthz"}
+"""Open to everyone: to log in one needs no token."""
+
+
+def _path(template: str, repository: str, digests: Mapping[str, Digest]) -> str:
+    return "/v2/" + template.format(repository, **{kind: str(digest) for kind, digest in digests.items()})
+
+
+async def _told(response: ClientResponse, *names: str) -> tuple[int, str, str]:
+    """Return all that an answer tells, with the names that were asked for taken out."""
+    headers = {name: value for name, value in response.headers.items() if name not in {"Date", "X-Request-ID"}}
+    texts = [(await response.read()).decode(), json.dumps(headers, sort_keys=True)]
+    for name in names:
+        texts = [text.replace(name, "NAME") for text in texts]
+    return response.status, texts[0], texts[1]
+
+
+def test_the_table_of_the_registry_is_complete() -> None:
+    """An operation that is added to the registry's API is put into the table, with a request that means it."""
+    assert set(REGISTRY) == set(Operation)
+    for operation, (method, template, _) in REGISTRY.items():
+        path, _, query = _path(template, "team/app", HERE).partition("?")
+        assert parse_request(method, path, query).operation is operation
+
+
+async def test_the_table_of_the_public_listener_is_complete(public: PublicBench) -> None:
+    """A path beside /v2/ that is added is put into the table; each is open, and there are no others."""
+    assert set(public.make_app().beside_registry) == BESIDE_REGISTRY
+    for path in BESIDE_REGISTRY:
+        async with public.session.get(path) as response:
+            assert response.status == 200
+    for path in ("/", "/v1/", "/auth", "/auth/token/", "/metrics", "/readyz", f"{API}/users"):
+        async with public.session.get(path) as response:
+            assert response.status == 404
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+async def test_the_registry(public: PublicBench, caller: str) -> None:
+    """Who has the right gets through; whoever has not hears the same whether the thing is there, and none is asked."""
+    public.reader.add_blob("team/app", CONTENT)
+    public.reader.add_manifest("team/app", BODY, "latest")
+    subject = {"admin": "user:admin", "anonymous": "anonymous"}.get(caller, "user:ann")
+    if caller in {"pull", "create", "push", "delete"}:
+        public.allow(caller, repository="team/*")
+    if caller == "owner":
+        public.allow("manage", repository="team/**")  # who gives rights has none by that
+    scopes = [f"repository:{repository}:pull,push,delete" for repository in ("team/app", f"team/{ABSENT}")]
+    headers = {} if caller == "no token" else public.bearer(subject, *scopes)
+    for operation, (method, template, allowed) in REGISTRY.items():
+        # An upload carries the right it was opened with: whoever may not push meets another one's.
+        public.push.sessions = {"session-0": subject if caller in _PUSH else "user:bob"}
+        here = _path(template, "team/app", HERE)
+        async with public.session.request(method, here, headers=headers) as response:
+            if caller in allowed:
+                assert response.status < 300 or operation is Operation.LIST_REFERRERS, operation
+                if operation is Operation.LIST_REPOSITORIES:
+                    shown = (await response.json())["repositories"]
+                    assert shown == (["team/app"] if caller in _PULL else [])
+                continue
+            told = await _told(response, "team/app")
+        assert told[0] == 401, operation
+        for repository, digests in (
+            (f"team/{ABSENT}", HERE),
+            ("team/app", dict.fromkeys(HERE, NOT_HERE)),
+        ):
+            url = _path(template, repository, digests)
+            async with public.session.request(method, url, headers=headers) as response:
+                assert await _told(response, repository) == told, operation
+    if caller not in _PULL:
+        assert {request[0] for request in public.reader.requests} <= {"list_repositories"}
+    if caller not in _DELETE:
+        assert public.manage.calls == []
+    if caller not in _PUSH:
+        assert {call[0] for call in public.push.calls} <= {"status"}  # whose upload it is
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"])
+async def test_what_is_no_operation_is_forwarded_to_nobody(public: PublicBench, method: str) -> None:
+    """Another path under /v2/, or another method, is refused: to nobody with 401, to an administrator with 404, 405."""
+    for path in ("/v2/team/app", "/v2/team/app/blobs", "/v2/_admin/gc", "/v2/team/app/tags", "/v2/team/app/x/y"):
+        async with public.session.request(method, path) as response:
+            assert response.status == 401, path
+        async with public.session.request(method, path, headers=public.bearer("user:admin")) as response:
+            assert response.status in {404, 405}, path
+    assert public.reader.requests == []
+    assert (public.push.calls, public.manage.calls) == ([], [])
+
+
+class AdminBench:
+    """An admin listener with a user for each kind of caller."""
+
+    def __init__(self, node: Node, http: TestClient[Request, Application]) -> None:
+        self.node = node
+        self.http = http
+
+    def headers(self, caller: str) -> dict[str, str]:
+        """Return what a caller sends."""
+        if caller == "no token":
+            return {}
+        if caller == "anonymous":
+            return {"Authorization": f"Bearer {self.node.signer.issue(caller, 0, (), time.time()).token}"}
+        password = ADMIN[1] if caller == ADMIN[0] else f"the password of {caller}"
+        return {"Authorization": encode_basic_auth(caller, password)}
+
+    async def told(self, method: str, path: str, caller: str) -> tuple[int, str, str]:
+        """Return all that a caller is told."""
+        target = path if path in OPS_PATHS else API + path
+        async with self.http.request(method, target, json={}, headers=self.headers(caller)) as response:
+            return await _told(response)
+
+
+@pytest.fixture
+async def admin(tmp_path: Path) -> AsyncIterator[AdminBench]:
+    """Start an admin listener; each user has one right, everywhere."""
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        for name in ("none", "pull", "create", "push", "delete"):
+            await node.directory.put_user(name, UserInput(password=f"the password of {name}"))
+            if name != "none":
+                await node.directory.add_grant(GrantInput(subject=f"user:{name}", repository="**", actions=(name,)))
+        await node.directory.put_user("owner", UserInput(password="the password of owner"))
+        await node.directory.add_grant(GrantInput(subject="user:owner", repository="own/**", actions=("manage",)))
+        yield AdminBench(node, http)
+
+
+async def test_the_table_of_the_admin_listener_is_complete(admin: AdminBench) -> None:
+    """A route that is added is put into the table of who may use it."""
+    routes = {
+        f"{route.method} {route.resource.canonical.removeprefix(API)}"
+        for route in admin.node.app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    assert routes == set(ADMIN_ROUTES)
+
+
+async def test_the_admin_listener(admin: AdminBench) -> None:
+    """Who may gets through; all others hear the same of what is there and of what is not, and change nothing."""
+    before = [await admin.node.directory.list_users(), await admin.node.directory.list_grants()]
+    for caller in CALLERS:
+        for route, allowed in ADMIN_ROUTES.items():
+            method, path = route.split()
+            told = await admin.told(method, filled(path), caller)
+            if caller in allowed:
+                assert told[0] not in {401, 403}, (caller, route)
+                assert told[0] < 500, (caller, route)
+            else:
+                refusal = 401 if caller in {"no token", "anonymous"} else 403
+                assert told[0] == refusal, (caller, route)
+                if caller in {"no token", "none"}:
+                    assert await admin.told(method, filled(path, name=ABSENT), caller) == told, (caller, route)
+        if caller != "admin":
+            now = [await admin.node.directory.list_users(), await admin.node.directory.list_grants()]
+            assert now == before, caller

@@ -1,0 +1,26 @@
+"""What one node has to itself, and the state of the process that it starts in."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from registry_proxy.node.host import open_standard_streams
+from tests.copied import told_by_a_copy
+
+
+def test_nothing_that_is_opened_takes_the_place_of_closed_output() -> None:
+    """Started with input, output and errors closed, a process prints into nothing, and so do those that it starts."""
+
+    def load() -> Callable[[], list[list[object]]]:
+        def tell() -> list[list[object]]:
+            for standard in range(3):
+                os.close(standard)
+            sys.stdin = sys.stdout = sys.stderr = None
+            open_standard_streams()
+            print("to nobody")
+            print("to nobody", file=sys.stderr, flush=True)
+            return [[os.readlink(f"/proc/self/fd/{number}"), os.get_inheritable(number)] for number in range(3)]
+
+        return tell
+
+    assert told_by_a_copy(load) == [[os.devnull, True]] * 3

@@ -1,0 +1,29 @@
+"""What a worker tells its supervisor."""
+
+import socket
+
+import pytest
+
+from registry_proxy.config.model import Settings
+from registry_proxy.node.worker import _serve
+from registry_proxy.ports.errors import StoreUnavailableError
+
+
+async def test_a_store_that_is_away_when_it_starts_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    """The supervisor is told why, and starts another one; the log has no traceback."""
+
+    async def run_worker(*_: object) -> None:
+        raise StoreUnavailableError("Redis does not answer")
+
+    async def prepare(*_: object) -> None:
+        raise AssertionError("another one has prepared the node")
+
+    main = {"replicas": [{"url": "http://127.0.0.1:1"}]}
+    settings = Settings.model_validate({"upstreams": {"main": main}, "routes": [{"prefix": "", "upstream": "main"}]})
+    order = {"slot": 0, "process": "0", "public_count": 0, "has_admin": False, "is_first": False}
+    order["settings"] = settings.to_json()
+    supervisor, worker = socket.socketpair()
+    with supervisor:
+        assert await _serve(worker, order, [], run_worker, prepare) == 1
+        assert supervisor.recv(1000).endswith(b"failed Redis does not answer\n")
+    assert caplog.text == ""

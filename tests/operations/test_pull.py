@@ -1,0 +1,646 @@
+"""The verbs of pulling over ports in memory."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS
+from registry_proxy.operations.passthrough import HOLD_BACK_BYTES, PassThrough
+from registry_proxy.operations.pull import FAR_RANGE_BYTES, BlobAnswer, Pull
+from registry_proxy.operations.tags import TagRules
+from registry_proxy.ports.errors import FillFailedError, StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository, StaleReason
+from registry_proxy.protocol.byterange import ByteRange
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from tests.fakes.memory import (
+    CountingObserver,
+    MemoryCache,
+    MemoryFile,
+    MemoryMemberships,
+    MemoryReader,
+    holdings_of,
+)
+from tests.waiting import until
+
+A = RoutedRepository("main", Repository("a"))
+B = RoutedRepository("main", Repository("b"))
+SECRET = b"the bytes of a private layer" * 100
+LATEST = Tag("latest")
+OLD = MEMBERSHIP_FRESH_SECONDS + 1
+
+
+@dataclass
+class Bench:
+    """A Pull over fakes: one upstream, the patient and the impatient reader."""
+
+    reader: MemoryReader = field(default_factory=MemoryReader)
+    impatient: MemoryReader = field(default_factory=MemoryReader)
+    cache: MemoryCache = field(default_factory=MemoryCache)
+    memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
+    observer: CountingObserver = field(default_factory=CountingObserver)
+    rules: dict[str, TagRules] = field(default_factory=lambda: {"main": TagRules(10)})
+    revision: int | StoreUnavailableError | None = None
+
+    def __post_init__(self) -> None:
+        self.impatient.blobs, self.impatient.tags = self.reader.blobs, self.reader.tags
+        self.impatient.manifests, self.impatient.requests = self.reader.manifests, self.reader.requests
+        self.restart()
+
+    def restart(self) -> None:
+        """Lose what is only in the process's memory."""
+        self.pull = Pull(
+            readers={"main": self.reader},
+            impatient_readers={"main": self.impatient},
+            cache=self.cache,
+            memberships=self.memberships,
+            holdings=holdings_of(self.reader, self.memberships, self.cache),
+            observer=self.observer,
+            tag_rules=self.rules,
+            tag_revision=None if self.revision is None else self.tell_revision,
+        )
+
+    async def tell_revision(self, _: RoutedRepository, __: Tag) -> int:
+        """Tell what the store says of every tag."""
+        if isinstance(self.revision, int):
+            return self.revision
+        raise self.revision or AssertionError("nobody else moves tags")
+
+    def go_down(self) -> None:
+        self.reader.is_down = self.impatient.is_down = True
+
+    async def get(self, routed: RoutedRepository, digest: Digest, range_header: str | None = None) -> bytes:
+        return await read(await self.pull.open_blob(routed, digest, range_header))
+
+    def remember_blob(self, routed: RoutedRepository, content: bytes) -> Digest:
+        digest = digest_of(content)
+        descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, len(content))
+        self.memberships.remember(routed, ContentKind.BLOB, descriptor)
+        return digest
+
+
+async def read(answer: BlobAnswer) -> bytes:
+    """Read what an answer gives, and close it."""
+    content = answer.content
+    if isinstance(content, PassThrough):
+        try:
+            return b"".join([chunk async for chunk in content])
+        finally:
+            await content.aclose()
+    try:
+        await content.wait_beyond(answer.descriptor.size_bytes - 1)
+        assert isinstance(content, MemoryFile)
+        part = answer.byte_range or ByteRange(0, answer.descriptor.size_bytes - 1)
+        return os.pread(content.fd, part.size_bytes, part.first)
+    finally:
+        content.close()
+
+
+async def collect(stream: PassThrough, into: list[bytes]) -> None:
+    """Read a stream, keeping what came before it failed."""
+    async for chunk in stream:
+        into.append(chunk)  # noqa: PERF401 - what came before the error is wanted
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """Give a bench; it must leave no reader open."""
+    bench = Bench()
+    yield bench
+    await asyncio.gather(*bench.cache.filling.values())
+    assert bench.cache.open_readers == 0
+    await bench.cache.aclose()
+
+
+async def refused(bench: Bench, routed: RoutedRepository, digest: Digest) -> RegistryError:
+    """Return the error with which a blob is refused."""
+    with pytest.raises(RegistryError) as caught:
+        await bench.pull.open_blob(routed, digest, None)
+    return caught.value
+
+
+# ---------------------------------------------------------------- membership
+
+
+async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench: Bench) -> None:
+    """A digest cached from b is a 404 in a, by GET and HEAD, as long as no replica says that a has it."""
+    digest = bench.reader.add_blob("b", SECRET)
+    assert await bench.get(B, digest) == SECRET
+    assert (await refused(bench, A, digest)).code is ErrorCode.BLOB_UNKNOWN
+    with pytest.raises(RegistryError):
+        await bench.pull.head_blob(A, digest)
+    assert bench.reader.count("open_blob") == 1
+
+
+async def test_a_shared_layer_is_asked_for_once_and_not_fetched_again(bench: Bench) -> None:
+    """A digest that is here for b costs one HEAD in a when a replica says that a has it too."""
+    digest = bench.reader.add_blob("b", SECRET)
+    bench.reader.add_blob("a", SECRET)
+    await bench.get(B, digest)
+    answer = await bench.pull.open_blob(A, digest, None)
+    assert (answer.result, await read(answer)) == (CacheResult.HIT, SECRET)
+    assert await bench.get(A, digest) == SECRET
+    assert bench.reader.requests == [("open_blob", "b", "0"), ("stat_blob", "a", str(digest))]
+
+
+async def test_joining_the_fill_of_another_repository_needs_its_own_membership(bench: Bench) -> None:
+    """While b's blob is on its way, a is asked for by a HEAD, and refused when that says no."""
+    big = SECRET * 100
+    digest = bench.reader.add_blob("b", big)
+    bench.reader.body_gate = asyncio.Event()
+    answer = await bench.pull.open_blob(B, digest, None)
+    assert (await refused(bench, A, digest)).code is ErrorCode.BLOB_UNKNOWN
+    bench.reader.body_gate.set()
+    assert await read(answer) == big
+
+
+async def test_a_fill_won_by_another_repository_in_between_teaches_nothing(bench: Bench) -> None:
+    """Whoever joins a fill that it did not start, without having seen it begin, asks for itself."""
+    digest = bench.reader.add_blob("b", SECRET)
+    bench.reader.gate = asyncio.Event()
+    first = asyncio.get_running_loop().create_task(bench.get(B, digest))
+    await bench.reader.was_asked.wait()
+    bench.cache.hides_fills = True  # another worker's fill, seen too late
+    second = asyncio.get_running_loop().create_task(bench.pull.open_blob(A, digest, None))
+    await asyncio.sleep(0)
+    bench.reader.gate.set()
+    assert await first == SECRET
+    with pytest.raises(RegistryError) as caught:
+        await second
+    assert caught.value.code is ErrorCode.BLOB_UNKNOWN
+
+
+async def test_another_repository_s_404_is_not_mine(bench: Bench) -> None:
+    """A fill that b started and that ends in b's 404 is started anew for a, which has the blob."""
+    digest = bench.reader.add_blob("a", SECRET)
+    bench.remember_blob(A, SECRET)
+    bench.reader.gate = asyncio.Event()
+    of_b = asyncio.get_running_loop().create_task(bench.get(B, digest))
+    await bench.reader.was_asked.wait()
+    of_a = asyncio.get_running_loop().create_task(bench.get(A, digest))
+    await asyncio.sleep(0)
+    bench.reader.gate.set()
+    assert await of_a == SECRET
+    with pytest.raises(RegistryError):
+        await of_b
+
+
+async def test_a_miss_of_membership_counts_as_nothing(bench: Bench) -> None:
+    """A refused request is no hit: nothing tells that the bytes are here."""
+    digest = bench.reader.add_blob("b", SECRET)
+    await bench.get(B, digest)
+    before = bench.observer.counts.copy()
+    await refused(bench, A, digest)
+    assert bench.observer.counts == before
+
+
+async def test_a_known_member_is_served_without_the_upstream(bench: Bench) -> None:
+    """Known and committed: bytes come with every replica down, after a restart too, and HEAD knows the size."""
+    digest = bench.reader.add_blob("a", SECRET)
+    await bench.get(A, digest)
+    bench.go_down()
+    bench.restart()
+    answer = await bench.pull.open_blob(A, digest, None)
+    assert (answer.result, await read(answer)) == (CacheResult.HIT, SECRET)
+    descriptor, result = await bench.pull.head_blob(A, digest)
+    assert (descriptor.size_bytes, result) == (len(SECRET), CacheResult.HIT)
+    assert len(bench.reader.requests) == 1
+
+
+async def test_not_known_and_all_replicas_down_cannot_be_known(bench: Bench) -> None:
+    """Bytes that are here for b are neither served to a nor denied to exist while nobody can be asked."""
+    digest = bench.reader.add_blob("b", SECRET)
+    await bench.get(B, digest)
+    bench.go_down()
+    with pytest.raises(UpstreamUnavailableError):
+        await bench.pull.open_blob(A, digest, None)
+    with pytest.raises(UpstreamUnavailableError):
+        await bench.pull.head_blob(A, digest)
+
+
+@pytest.mark.parametrize("fault", ["down", "credentials"])
+async def test_an_old_membership_stands_when_nobody_answers(bench: Bench, fault: str) -> None:
+    """Past its age a membership is asked for by one impatient HEAD, and served when that tells nothing."""
+    digest = bench.remember_blob(A, SECRET)
+    bench.cache.add(SECRET)
+    bench.memberships.ages[digest] = OLD
+    bench.impatient.is_down, bench.impatient.refuses_credentials = fault == "down", fault == "credentials"
+    assert await bench.get(A, digest) == SECRET
+    assert bench.reader.requests == [("stat_blob", "a", str(digest))]
+
+
+async def test_an_old_membership_is_renewed_or_ended_by_what_a_replica_says(bench: Bench) -> None:
+    """A 2xx makes it fresh; the 404 of all ends it, although the bytes are here."""
+    digest = bench.remember_blob(A, SECRET)
+    bench.cache.add(SECRET)
+    bench.reader.add_blob("a", SECRET)
+    bench.memberships.ages[digest] = OLD
+    assert await bench.get(A, digest) == SECRET
+    assert await bench.get(A, digest) == SECRET
+    assert bench.reader.count("stat_blob") == 1
+    bench.memberships.ages[digest] = OLD
+    del bench.reader.blobs["a", digest]
+    assert (await refused(bench, A, digest)).code is ErrorCode.BLOB_UNKNOWN
+    assert bench.memberships.find(A, ContentKind.BLOB, digest) is None
+
+
+async def test_a_member_whose_bytes_were_evicted_is_fetched_or_forgotten(bench: Bench) -> None:
+    """After eviction the next GET is a clean miss; when the upstream lost it too, the membership ends."""
+    digest = bench.reader.add_blob("a", SECRET)
+    await bench.get(A, digest)
+    bench.cache.drop(digest)
+    answer = await bench.pull.open_blob(A, digest, None)
+    assert (answer.result, await read(answer)) == (CacheResult.MISS, SECRET)
+    bench.cache.drop(digest)
+    del bench.reader.blobs["a", digest]
+    await refused(bench, A, digest)
+    assert bench.memberships.find(A, ContentKind.BLOB, digest) is None
+
+
+# ---------------------------------------------------------------- herds
+
+
+async def test_fifty_cold_clients_cost_one_get_and_no_head(bench: Bench) -> None:
+    """One is a miss, the others follow it."""
+    big = SECRET * 100
+    digest = bench.reader.add_blob("a", big)
+    answers = await asyncio.gather(*(bench.pull.open_blob(A, digest, None) for _ in range(50)))
+    assert bench.reader.requests == [("open_blob", "a", "0")]
+    assert [answer.result for answer in answers].count(CacheResult.MISS) == 1
+    assert {answer.result for answer in answers} == {CacheResult.MISS, CacheResult.LATCH}
+    assert set(await asyncio.gather(*map(read, answers))) == {big}
+
+
+async def test_the_first_of_a_herd_may_leave(bench: Bench) -> None:
+    """Cancelling the client that started the fetch hurts none of those that wait for it."""
+    digest = bench.reader.add_blob("a", SECRET)
+    bench.reader.gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    clients = [loop.create_task(bench.get(A, digest)) for _ in range(10)]
+    await bench.reader.was_asked.wait()
+    clients[0].cancel()
+    bench.reader.gate.set()
+    results = await asyncio.gather(*clients, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert set(results[1:]) == {SECRET}
+    assert bench.reader.count("open_blob") == 1
+
+
+async def test_the_failure_of_the_first_reaches_all(bench: Bench) -> None:
+    """Each of a herd gets the upstream's 404, none hangs, none gets an empty success."""
+    digest = digest_of(SECRET)
+    results = await asyncio.gather(*(refused(bench, A, digest) for _ in range(20)))
+    assert {error.code for error in results} == {ErrorCode.BLOB_UNKNOWN}
+    assert bench.reader.count("open_blob") == 1
+
+
+async def test_cold_head_costs_one_head_and_no_body(bench: Bench) -> None:
+    """Twenty HEADs of an unknown blob are one question to the upstream."""
+    digest = bench.reader.add_blob("a", SECRET)
+    answers = await asyncio.gather(*(bench.pull.head_blob(A, digest) for _ in range(20)))
+    assert {descriptor.size_bytes for descriptor, _ in answers} == {len(SECRET)}
+    assert bench.reader.requests == [("stat_blob", "a", str(digest))]
+
+
+# ---------------------------------------------------------------- ranges and pass-through
+
+
+async def test_ranges_are_parsed_against_the_size(bench: Bench) -> None:
+    """A range is cut out; one beyond the end is a 416 that tells the size, and leaves nothing open."""
+    digest = bench.reader.add_blob("a", SECRET)
+    assert await bench.get(A, digest, "bytes=4-8") == SECRET[4:9]
+    assert await bench.get(A, digest, "bytes=-5") == SECRET[-5:]
+    with pytest.raises(RegistryError) as caught:
+        await bench.get(A, digest, f"bytes={len(SECRET)}-")
+    assert caught.value.headers["Content-Range"] == f"bytes */{len(SECRET)}"
+
+
+async def test_a_range_far_ahead_of_the_fill_goes_upstream_by_itself(bench: Bench) -> None:
+    """Nobody waits for 40 MiB to read the last bytes; those bytes are not cached."""
+    big = bytes(FAR_RANGE_BYTES + 8 * 1024 * 1024)
+    digest = bench.reader.add_blob("a", big)
+    bench.reader.body_gate = asyncio.Event()
+    start = len(big) - 10
+    answer = await bench.pull.open_blob(A, digest, f"bytes={start}-")
+    assert isinstance(answer.content, PassThrough)
+    assert bench.reader.requests == [("open_blob", "a", "0"), ("open_blob", "a", str(start))]
+    assert await read(answer) == big[start:]
+    bench.reader.body_gate.set()
+
+
+@pytest.mark.parametrize("ignores_offset", [False, True])
+async def test_a_full_disk_passes_through_and_survives_a_cut(bench: Bench, ignores_offset: bool) -> None:  # noqa: FBT001 - a table of two cases
+    """What the cache cannot take is sent all the same; a replica that dies in mid-body is replaced by the next."""
+    big = bytes(range(256)) * 4000
+    digest = bench.reader.add_blob("a", big)
+    bench.cache.is_full = True
+    bench.reader.ignores_offset = ignores_offset
+    bench.reader.cuts = [300_000]
+    answer = await bench.pull.open_blob(A, digest, None)
+    bench.reader.cuts = [500_000]
+    assert (answer.result, await read(answer)) == (CacheResult.MISS, big)
+    assert await bench.get(A, digest, "bytes=1000-600000") == big[1000:600001]
+
+
+async def test_pass_through_never_completes_a_wrong_body(bench: Bench) -> None:
+    """The last 64 KiB are held back until the digest is right: a lie ends short."""
+    big = bytes(range(256)) * 4000
+    digest = bench.reader.add_blob("a", big)
+    bench.reader.blobs["a", digest] = big[:-1] + b"x"
+    bench.cache.is_full = True
+    answer = await bench.pull.open_blob(A, digest, None)
+    assert isinstance(answer.content, PassThrough)
+    received: list[bytes] = []
+    with pytest.raises(FillFailedError):
+        await collect(answer.content, received)
+    await answer.content.aclose()
+    assert sum(map(len, received)) == len(big) - HOLD_BACK_BYTES
+
+
+async def test_pass_through_gives_up_without_progress(bench: Bench) -> None:
+    """An upstream that sends nothing more ends the body, it is not asked for ever."""
+    digest = bench.reader.add_blob("a", SECRET * 100)
+    bench.cache.is_full = True
+    bench.reader.cuts = [0] * 20
+    with pytest.raises(FillFailedError):
+        await bench.get(A, digest)
+    assert bench.reader.count("open_blob") < 8
+
+
+# ---------------------------------------------------------------- manifests
+
+
+BODY = b'{"schemaVersion": 2, "spaces":   "kept"}'
+
+
+async def test_manifest_by_digest_keeps_bytes_and_media_type(bench: Bench) -> None:
+    """What was pushed is what is served, from the upstream and from the cache."""
+    digest = digest_of(BODY)
+    media_type = "application/vnd.example+json"
+    bench.reader.manifests["a", digest] = Manifest(Descriptor(media_type, digest, len(BODY)), BODY)
+    first = await bench.pull.get_manifest(A, digest)
+    second = await bench.pull.get_manifest(A, digest)
+    assert (first.manifest, first.result) == (second.manifest, CacheResult.MISS)
+    assert (second.manifest.body, second.manifest.descriptor.media_type) == (BODY, media_type)
+    assert second.result is CacheResult.HIT
+    assert bench.reader.count("fetch_manifest") == 1
+
+
+async def test_a_manifest_of_a_private_repository_does_not_leak(bench: Bench) -> None:
+    """Manifests have memberships too."""
+    digest = bench.reader.add_manifest("b", BODY)
+    await bench.pull.get_manifest(B, digest)
+    for ask in (bench.pull.get_manifest, bench.pull.head_manifest):
+        with pytest.raises(RegistryError) as caught:
+            await ask(A, digest)
+        assert caught.value.code is ErrorCode.MANIFEST_UNKNOWN
+
+
+async def test_large_manifests_are_hits_too(bench: Bench) -> None:
+    """A manifest beyond what is kept in memory is read from disk."""
+    body = b" " * (2 * 1024 * 1024)
+    digest = bench.reader.add_manifest("a", body)
+    await bench.pull.get_manifest(A, digest)
+    answer = await bench.pull.get_manifest(A, digest)
+    assert (answer.result, answer.manifest.body) == (CacheResult.HIT, body)
+
+
+async def test_an_old_manifest_membership_stands_or_falls_as_a_blob_s(bench: Bench) -> None:
+    """Nobody answers: served. The 404 of all: gone."""
+    digest = bench.reader.add_manifest("a", BODY)
+    await bench.pull.get_manifest(A, digest)
+    bench.memberships.ages[digest] = OLD
+    bench.go_down()
+    answer = await bench.pull.get_manifest(A, digest)
+    assert (answer.result, answer.manifest.body) == (CacheResult.HIT, BODY)
+    bench.reader.is_down = bench.impatient.is_down = False
+    bench.reader.manifests.clear()
+    with pytest.raises(RegistryError):
+        await bench.pull.get_manifest(A, digest)
+    assert bench.memberships.find(A, ContentKind.MANIFEST, digest) is None
+
+
+async def test_a_tag_is_answered_within_its_ttl_and_asked_for_past_it(bench: Bench) -> None:
+    """Within: no request upstream. Past: one HEAD, whatever the number of clients; the new digest is fetched once."""
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    assert (await bench.pull.get_manifest(A, LATEST)).result is CacheResult.HIT
+    assert (await bench.pull.head_manifest(A, LATEST)).result is CacheResult.HIT
+    assert [request[0] for request in bench.reader.requests] == ["resolve_tag", "fetch_manifest"]
+    new = bench.reader.add_manifest("a", BODY + b" ", "latest")
+    bench.memberships.tag_age_seconds = 11
+    answers = await asyncio.gather(*(bench.pull.get_manifest(A, LATEST) for _ in range(20)))
+    assert {answer.manifest.descriptor.digest for answer in answers} == {new}
+    assert bench.reader.count("resolve_tag") == 2
+    assert bench.reader.count("fetch_manifest") == 2
+
+
+async def test_head_of_a_cold_tag_costs_one_head_and_is_remembered(bench: Bench) -> None:
+    """Watchers that ask only for the digest cause no GETs, which count against pull limits."""
+    digest = bench.reader.add_manifest("a", BODY, "latest")
+    heads = [await bench.pull.head_manifest(A, LATEST) for _ in range(2)]
+    assert {head.descriptor for head in heads} == {Descriptor(OCI_MANIFEST, digest, len(BODY))}
+    assert [head.result for head in heads] == [CacheResult.MISS, CacheResult.HIT]
+    assert [request[0] for request in bench.reader.requests] == ["resolve_tag"]
+    bench.restart()  # as in another worker
+    assert (await bench.pull.head_manifest(A, LATEST)).descriptor == heads[0].descriptor
+    assert bench.reader.count("resolve_tag") == 1
+
+
+async def test_what_a_head_announced_is_served_after_the_tag_moved(bench: Bench) -> None:
+    """HEAD tag, the tag moves, GET of the announced digest."""
+    digest = bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.head_manifest(A, LATEST)
+    bench.reader.add_manifest("a", BODY + b" ", "latest")
+    assert (await bench.pull.get_manifest(A, digest)).manifest.body == BODY
+
+
+async def test_a_stale_tag_is_served_with_a_warning(bench: Bench) -> None:
+    """Past its TTL and nobody to ask: what it was, said to be old. Never pulled before: it cannot be known."""
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    bench.memberships.tag_age_seconds = 42
+    bench.go_down()
+    answer = await bench.pull.get_manifest(A, LATEST)
+    head = await bench.pull.head_manifest(A, LATEST)
+    assert answer.manifest.body == BODY
+    assert answer.warning is not None
+    assert answer.warning.startswith('299 - "')
+    assert "42 s" in answer.warning
+    assert head.warning == answer.warning
+    with pytest.raises(UpstreamUnavailableError):
+        await bench.pull.get_manifest(A, Tag("other"))
+    bench.cache.drop(answer.manifest.descriptor.digest)
+    with pytest.raises(UpstreamUnavailableError):
+        await bench.pull.get_manifest(A, LATEST)
+
+
+async def test_a_deleted_tag_is_forgotten_and_not_served_stale(bench: Bench) -> None:
+    """A definite 404 ends a tag; a later outage does not bring it back. Refused credentials do not end it."""
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    bench.memberships.tag_age_seconds = 11
+    bench.reader.tags.clear()
+    bench.impatient.refuses_credentials = True
+    with pytest.raises(RegistryError) as caught:
+        await bench.pull.get_manifest(A, LATEST)
+    assert caught.value.status == 502
+    assert bench.memberships.find_tag(A, LATEST) is not None
+    bench.impatient.refuses_credentials = False
+    with pytest.raises(RegistryError) as caught:
+        await bench.pull.get_manifest(A, LATEST)
+    assert caught.value.code is ErrorCode.MANIFEST_UNKNOWN
+    bench.go_down()
+    with pytest.raises(UpstreamUnavailableError):
+        await bench.pull.get_manifest(A, LATEST)
+
+
+@pytest.mark.parametrize("reason", list(StaleReason))
+async def test_a_rule_says_in_spite_of_what_a_stale_tag_is_served(bench: Bench, reason: StaleReason) -> None:
+    """By default only where nobody answers; where a rule names 401 and 403, or 404, then too, told and counted."""
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    bench.memberships.tag_age_seconds = 42
+    bench.impatient.is_down = reason is StaleReason.UNAVAILABLE
+    bench.impatient.refuses_credentials = reason is StaleReason.REFUSED
+    if reason is StaleReason.ABSENT:
+        bench.reader.tags.clear()
+    bench.rules["main"] = TagRules(10, frozenset({reason}))
+    answer = await bench.pull.get_manifest(A, LATEST)
+    assert answer.manifest.body == BODY
+    assert answer.warning is not None
+    assert bench.observer.counts["stale", reason.value] == 1
+    bench.rules["main"] = TagRules(10, frozenset())
+    with pytest.raises((RegistryError, UpstreamUnavailableError)):
+        await bench.pull.get_manifest(A, LATEST)
+    assert bench.observer.counts["stale", reason.value] == 1
+
+
+async def test_a_tag_that_another_node_moved_is_asked_for_within_its_ttl(bench: Bench) -> None:
+    """The record's revision is not the one the tag was learned under: the replicas are asked; the same one: not."""
+    bench.revision = 7
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    await bench.pull.get_manifest(A, LATEST)
+    assert bench.reader.count("resolve_tag") == 1
+    new = bench.reader.add_manifest("a", BODY + b" ", "latest")
+    bench.revision = 8
+    assert (await bench.pull.head_manifest(A, LATEST)).descriptor.digest == new
+    assert (await bench.pull.get_manifest(A, LATEST)).manifest.descriptor.digest == new
+    assert bench.reader.count("resolve_tag") == 2
+
+
+async def test_who_comes_after_a_push_elsewhere_does_not_join_an_older_question(bench: Bench) -> None:
+    """A question asked before the push may be answered with what was before it; a request after it asks anew."""
+    bench.revision = 7
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    bench.reader.gate = asyncio.Event()
+    before = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
+    await bench.reader.was_asked.wait()
+    bench.revision = 8
+    after = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
+    await until(lambda: bench.reader.count("resolve_tag") == 2)
+    bench.reader.gate.set()
+    await asyncio.gather(before, after)
+
+
+async def test_without_the_store_a_replica_is_asked_for_every_tag(bench: Bench) -> None:
+    """Nobody can tell then whether another node moved it; where no replica answers either, the tag is not known."""
+    bench.revision = 7
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.get_manifest(A, LATEST)
+    bench.revision = StoreUnavailableError("away")
+    new = bench.reader.add_manifest("a", BODY + b" ", "latest")
+    for _ in range(2):
+        assert (await bench.pull.head_manifest(A, LATEST)).descriptor.digest == new
+    assert bench.reader.count("resolve_tag") == 3
+    bench.go_down()
+    with pytest.raises(UpstreamUnavailableError):
+        await bench.pull.head_manifest(A, LATEST)
+
+
+async def test_what_another_node_moved_is_no_answer_when_replicas_are_away(bench: Bench) -> None:
+    """A tag stands in for a replica that does not answer only while the record says that nobody has moved it since."""
+    bench.revision = 7
+    bench.restart()
+    known = bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.head_manifest(A, LATEST)
+    bench.go_down()
+    bench.memberships.tag_age_seconds = 42
+    answer = await bench.pull.head_manifest(A, LATEST)
+    assert (answer.descriptor.digest, answer.warning is not None) == (known, True)
+    for moved in (8, 0):
+        bench.revision = moved
+        with pytest.raises(UpstreamUnavailableError):
+            await bench.pull.head_manifest(A, LATEST)
+
+
+async def test_what_a_replica_says_while_the_record_changes_is_asked_again(bench: Bench) -> None:
+    """What a push in between made it is not kept under the revision of before, which a delete brings back."""
+    bench.revision = 0
+    bench.restart()
+    bench.reader.add_manifest("a", BODY, "latest")
+    bench.reader.gate = asyncio.Event()
+    asking = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
+    await until(lambda: bench.reader.count("resolve_tag") == 1)
+    bench.revision = 8
+    bench.reader.gate.set()
+    await asking
+    assert bench.reader.count("resolve_tag") == 2
+    bench.revision = 0
+    await bench.pull.head_manifest(A, LATEST)
+    assert bench.reader.count("resolve_tag") == 3
+
+
+async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Bench) -> None:
+    """A manifest and a blob that a replica gave before a delete, to a question that ends after it."""
+    manifest, blob = bench.reader.add_manifest("a", BODY), bench.reader.add_blob("a", SECRET)
+    bench.reader.gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    asking = [loop.create_task(bench.pull.get_manifest(A, manifest)), loop.create_task(bench.pull.head_blob(A, blob))]
+    await until(lambda: len(bench.reader.requests) == 2)
+    bench.memberships.end(A, ContentKind.MANIFEST, manifest)
+    bench.memberships.end(A, ContentKind.BLOB, blob)
+    bench.reader.gate.set()
+    await asyncio.gather(*asking)
+    assert bench.memberships.entries == {}
+
+
+async def test_a_push_during_the_question_wins_over_its_answer(bench: Bench) -> None:
+    """An answer that was asked for before the push does not bring the old tag back."""
+    bench.reader.add_manifest("a", BODY, "latest")
+    bench.reader.gate = asyncio.Event()
+    asking = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
+    await bench.reader.was_asked.wait()
+    pushed = bench.reader.add_manifest("a", BODY + b" pushed")
+    bench.memberships.move_tag(A, LATEST, Descriptor(OCI_MANIFEST, pushed, 1), recorded=0)
+    bench.reader.gate.set()
+    assert (await asking).descriptor.digest == pushed
+
+
+async def test_a_tag_whose_manifest_was_collected_is_asked_for_again(bench: Bench) -> None:
+    """Within the TTL the tag was moved and what it was deleted: the client gets the new one, not a 404."""
+    old = bench.reader.add_manifest("a", BODY, "latest")
+    await bench.pull.head_manifest(A, LATEST)
+    del bench.reader.manifests["a", old]
+    new = bench.reader.add_manifest("a", BODY + b" ", "latest")
+    assert (await bench.pull.get_manifest(A, LATEST)).manifest.descriptor.digest == new
+
+
+async def test_hits_and_misses_are_counted_once_a_request(bench: Bench) -> None:
+    """Each served body is one hit, miss or latch."""
+    digest = bench.reader.add_blob("a", SECRET)
+    bench.reader.add_manifest("a", BODY, "latest")
+    for _ in range(3):
+        await bench.get(A, digest)
+        await bench.pull.get_manifest(A, LATEST)
+    counts = bench.observer.counts
+    assert (counts["cache", "blob", "miss"], counts["cache", "blob", "hit"]) == (1, 2)
+    assert (counts["cache", "manifest", "miss"], counts["cache", "manifest", "hit"]) == (1, 2)

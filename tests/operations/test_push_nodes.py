@@ -1,0 +1,234 @@
+"""Uploads whose requests come to different nodes, each with a spool and a cache of its own, over the same replicas."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from registry_proxy.operations.push import UploadAnswer
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.protocol.errors import ErrorCode
+from registry_proxy.protocol.reference import Digest, digest_of
+from registry_proxy.tasks import spawn
+from tests.fakes.memory import MemoryCache, MemoryMemberships
+from tests.fakes.replicas import (
+    ANN,
+    REPOSITORY,
+    ROUTED,
+    MemoryReplica,
+    MemoryReplicaSet,
+    MemorySpool,
+    Pushing,
+    body_of,
+    pushing,
+)
+from tests.refusal import refused
+from tests.waiting import until
+
+LAYER = os.urandom(300_000)
+DIGEST = digest_of(LAYER)
+
+
+@dataclass
+class Node:
+    """One node: what it has alone."""
+
+    spool: MemorySpool
+    cache: MemoryCache
+    under_test: Pushing
+
+    async def start(self) -> UploadAnswer:
+        return await self.under_test.push.start_upload(ROUTED, ANN)
+
+    async def append(self, at: UploadAnswer, content: bytes) -> UploadAnswer:
+        push = self.under_test.push
+        return await push.append_upload(ROUTED, ANN, at.session_id, at.state, body_of(content), None, None)
+
+    async def commit(self, at: UploadAnswer, content: bytes = b"", digest: Digest = DIGEST) -> None:
+        push = self.under_test.push
+        await push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest, body_of(content), None, None)
+
+
+@dataclass
+class Nodes:
+    """Two nodes over two replicas."""
+
+    a: MemoryReplica
+    b: MemoryReplica
+    replicas: MemoryReplicaSet
+    one: Node
+    two: Node
+
+    def assert_at_both(self) -> None:
+        """The layer is at both replicas, nothing is missed, and no node keeps anything for a replica."""
+        assert self.a.blobs == self.b.blobs == {(REPOSITORY, DIGEST): LAYER}
+        assert self.one.spool.pins == self.two.spool.pins == set()
+
+
+@pytest_asyncio.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    """Assemble two nodes over one store; at the end no upload may be open, and no tail lies about."""
+    a, b = MemoryReplica(name="a"), MemoryReplica(name="b")
+    replicas = MemoryReplicaSet([a, b])
+    async with AsyncExitStack() as stack:
+        made = []
+        for name in ("one", "two"):
+            cache = MemoryCache()
+            stack.push_async_callback(cache.aclose)
+            (tmp_path / name).mkdir()
+            spool = MemorySpool(str(tmp_path / name), cache, name)
+            opened = pushing(tmp_path, replicas, spool, cache, MemoryMemberships())
+            made.append(Node(spool, cache, await stack.enter_async_context(opened)))
+        yield Nodes(a, b, replicas, *made)
+        for node in made:
+            assert node.spool.open == {}
+            assert "tail" not in node.spool.sessions
+
+
+@pytest.mark.parametrize("way", list(itertools.product(range(2), repeat=4)), ids=str)
+async def test_every_request_may_come_to_another_node(nodes: Nodes, way: tuple[int, ...]) -> None:
+    """POST, two PATCHes and the PUT, over the nodes in every way: 201, the blob at both replicas, nothing else left."""
+    both = (nodes.one, nodes.two)
+    at = await both[way[0]].start()
+    at = await both[way[1]].append(at, LAYER[:1000])
+    at = await both[way[2]].append(at, LAYER[1000:200_000])
+    await both[way[3]].commit(at, LAYER[200_000:])
+    nodes.assert_at_both()
+    assert await nodes.one.under_test.intents() == {}
+    for node in both:
+        assert node.cache.read_small(DIGEST) in {None, LAYER}
+
+
+async def test_docker_over_two_nodes(nodes: Nodes) -> None:
+    """The whole layer in one PATCH to one node, the PUT without a body to the other."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    await nodes.two.commit(at)
+    nodes.assert_at_both()
+    assert nodes.a.count("push_blob") == 0
+
+
+async def test_what_another_node_took_in_its_place_is_never_taken_for_it(nodes: Nodes) -> None:
+    """A PATCH whose answer was lost, repeated with other bytes at another node: those of the first count nowhere."""
+    start = await nodes.one.start()
+    await nodes.one.append(start, bytes(len(LAYER)))
+    at = await nodes.two.append(start, LAYER)
+    await nodes.one.commit(at)
+    nodes.assert_at_both()
+    assert nodes.one.cache.read_small(DIGEST) in {None, LAYER}
+    assert nodes.one.spool.sessions == []
+
+
+async def test_a_replica_that_is_down_at_the_commit_is_recorded(nodes: Nodes) -> None:
+    """The copy of the node that commits counts as the second one: fetched back, pinned, and on record."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    nodes.replicas.down.add("b")
+    await nodes.two.commit(at)
+    assert nodes.two.cache.read_small(DIGEST) == LAYER
+    assert nodes.two.spool.pins == {DIGEST}
+    assert list((await nodes.one.under_test.intents()).values()) == [["b"]]
+
+
+async def test_a_replica_that_lost_its_session_gets_the_blob_from_another(nodes: Nodes) -> None:
+    """With both needed for the quorum and the session of one gone, the blob comes from the one that took it."""
+    nodes.replicas.write_quorum = 2
+    at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
+    nodes.b.uploads.clear()
+    at = await nodes.two.append(at, LAYER[1000:])
+    await nodes.one.commit(at)
+    nodes.assert_at_both()
+    assert await nodes.one.under_test.intents() == {}
+
+
+async def test_a_blob_is_copied_only_when_the_whole_of_it_came_back(nodes: Nodes) -> None:
+    """While the replica that took it still sends it, nothing goes to the other one; then all of it does."""
+    nodes.replicas.write_quorum = 2
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    nodes.b.uploads.clear()
+    nodes.a.body_gate = asyncio.Event()
+    commit = spawn(nodes.two.commit(at), "commit")
+    await until(lambda: nodes.a.count("open_blob") == 1)
+    assert nodes.b.count("push_blob") == 0
+    nodes.a.body_gate.set()
+    await commit
+    nodes.assert_at_both()
+
+
+async def test_a_copy_that_fails_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) -> None:
+    """Without a quorum in the end nothing stays pinned for a replica that nobody owes anything."""
+    nodes.replicas.write_quorum = 2
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    nodes.b.uploads.clear()
+    nodes.b.errors["push_blob"] = UpstreamUnavailableError("the connection broke")
+    assert (await refused(nodes.two.commit(at))).status == 503
+    assert nodes.two.spool.pins == set()
+    assert await nodes.two.under_test.intents() == {}
+
+
+async def test_an_end_that_is_repeated_is_acknowledged_again(nodes: Nodes) -> None:
+    """The node that got the PUT died over it: at the other one the replicas have the blob in place of the session."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    for location in [*nodes.a.uploads]:
+        await nodes.a.commit_upload(location, DIGEST)
+    nodes.b.uploads.clear()
+    await nodes.two.commit(at)
+    nodes.assert_at_both()
+
+
+async def test_an_upload_that_is_lost_is_not_taken_for_another_blob(nodes: Nodes) -> None:
+    """A blob of that digest which is there, but is of another size than what was sent, is not the end of it."""
+    for replica in (nodes.a, nodes.b):
+        replica.add_blob(REPOSITORY, b"other")
+    at = await nodes.two.append(await nodes.one.append(await nodes.one.start(), LAYER[:1000]), LAYER[1000:])
+    nodes.a.uploads.clear()
+    nodes.b.uploads.clear()
+    error = await refused(nodes.one.commit(at, digest=digest_of(b"other")))
+    assert (error.status, error.code) == (404, ErrorCode.BLOB_UPLOAD_UNKNOWN)
+
+
+async def test_a_full_disk_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) -> None:
+    """What one replica misses and this node cannot keep is not acknowledged."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    nodes.two.spool.is_full = True
+    assert (await refused(nodes.two.commit(at))).status == 503
+
+
+async def test_without_any_session_the_upload_is_unknown(nodes: Nodes) -> None:
+    """When no replica has what came before, the client hears 404 and starts anew: from a PATCH, a PUT and a status."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
+    nodes.a.uploads.clear()
+    nodes.b.uploads.clear()
+    error = await refused(nodes.two.append(at, LAYER[1000:]))
+    assert (error.status, error.code) == (404, ErrorCode.BLOB_UPLOAD_UNKNOWN)
+    error = await refused(nodes.two.commit(at, LAYER[1000:]))
+    assert (error.status, error.code) == (404, ErrorCode.BLOB_UPLOAD_UNKNOWN)
+    assert nodes.a.blobs == nodes.b.blobs == {}
+    await nodes.one.commit(at, LAYER[1000:])  # the node that has it all still can
+    nodes.assert_at_both()
+
+
+@pytest.mark.parametrize("last", [b"", b"tail"])
+async def test_a_wrong_digest_is_refused_by_whoever_knows(nodes: Nodes, last: bytes) -> None:
+    """By this node where the Location tells the hash, else by the replicas; and nothing is anywhere."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER)
+    error = await refused(nodes.two.commit(at, last, digest_of(b"other")))
+    assert (error.status, error.code) == (400, ErrorCode.DIGEST_INVALID)
+    assert nodes.a.blobs == nodes.b.blobs == {}
+    assert nodes.two.spool.pins == set()
+
+
+async def test_status_and_cancel_through_another_node(nodes: Nodes) -> None:
+    """Any node tells how far an upload is, also one that has an older part of it, and ends it at the replicas."""
+    at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
+    at = await nodes.two.append(at, LAYER[1000:2000])
+    push = nodes.one.under_test.push
+    status = await push.upload_status(ROUTED, ANN, at.session_id, at.state)
+    assert status.offset == 2000
+    await push.cancel_upload(ROUTED, ANN, status.session_id, status.state)
+    assert nodes.a.uploads == nodes.b.uploads == {}
+    assert nodes.one.spool.sessions == nodes.two.spool.sessions == []
