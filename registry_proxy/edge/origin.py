@@ -8,6 +8,8 @@ from typing import Protocol
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDictProxy
 
+from registry_proxy.protocol.addresses import parse_address, plain_address
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -46,28 +48,25 @@ class Origins:
         return known
 
     def _is_in_networks(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        mapped = getattr(parsed, "ipv4_mapped", None)
-        return any((mapped or parsed) in network for network in self._trusted)
+        parsed = parse_address(address)
+        return parsed is not None and any(parsed in network for network in self._trusted)
 
     def client_address(self, request: Caller) -> str:
-        """Return the client's address: the last one of X-Forwarded-For that is no trusted proxy."""
-        address = request.remote or ""
+        """Return the client's address: the last one of X-Forwarded-For that is no trusted proxy.
+
+        A caller from IPv4 has its IPv4 address, also where the listener knows it by an IPv4-mapped one.
+        """
+        address = plain_address(request.remote or "")
         if not self.is_trusted(address):
             return address
         chain = request.headers.getall("X-Forwarded-For", None)
         if chain is None:
             return address
         for forwarded in reversed(",".join(chain).split(",")):
-            candidate = forwarded.strip()
-            try:
-                ipaddress.ip_address(candidate)
-            except ValueError:
+            candidate = parse_address(forwarded.strip())
+            if candidate is None:
                 return address
-            address = candidate
+            address = str(candidate)
             if not self.is_trusted(address):
                 return address
         return address

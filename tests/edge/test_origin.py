@@ -44,6 +44,8 @@ async def test_realm(tmp_path: Path, options: PublicOptions, headers: dict[str, 
         ("203.0.113.9, 127.0.0.1", "203.0.113.9"),
         ("nonsense", "127.0.0.1"),
         ("2001:db8::1", "2001:db8::1"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
     ],
 )
 async def test_client_address_behind_a_trusted_proxy(tmp_path: Path, forwarded: str | None, address: str) -> None:

@@ -1,0 +1,42 @@
+"""IP addresses of callers: one notation for each, and the owner that bounds and shares are counted for."""
+
+import functools
+import ipaddress
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_OWNER_PREFIX_BITS = 64
+"""One IPv6 customer has at least a /64: each host chooses the other half freely."""
+
+
+def parse_address(text: str) -> Address | None:
+    """Return the address; IPv4-mapped IPv6 (``::ffff:192.0.2.1``) as IPv4, without a zone; None where it is none."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@functools.lru_cache(maxsize=16_384)
+def plain_address(text: str) -> str:
+    """Return the usual notation of an address, and any other text as it is.
+
+    A listener on ``[::]`` knows IPv4 callers by their mapped addresses; networks and logs mean the plain ones.
+    """
+    address = parse_address(text)
+    return text if address is None else str(address)
+
+
+@functools.lru_cache(maxsize=16_384)
+def address_owner(text: str) -> str:
+    """Return the name under which all addresses of one caller are counted.
+
+    That is the address itself for IPv4, the /64 network for IPv6 (``2001:db8::/64``), and any other text as it is.
+    """
+    address = parse_address(text)
+    if address is None:
+        return text
+    if address.version == 4 or address.is_loopback:
+        return str(address)
+    return str(ipaddress.ip_network((int(address), _OWNER_PREFIX_BITS), strict=False))
