@@ -27,7 +27,8 @@ from registry_proxy.telemetry.metrics import PrometheusObserver
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+RECORDS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -132,12 +133,21 @@ def test_the_schema_of_the_configuration_is_current() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_sections_that_are_pointed_to_are_there(document: Path) -> None:
-    """A section named beside a link has a heading, or bold words, in the file linked; a record has its number."""
+    """A section named beside a link has a heading, or bold words, in the file linked."""
     text = document.read_text()
     for title, link in re.findall(r'"([^"]+)"\s+in\s+\[[^\]]*\]\(([^)#]+)\)', text):
         target = (document.parent / link).read_text()
         assert re.search(rf"^(#+ |\*\*){re.escape(' '.join(title.split()))}", target, re.MULTILINE), title
-    if document.name == "decisions.md":
-        numbers = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
-        named = set(re.findall(r"\b[Rr]ecords?\s+(\d+)\b", text))
-        assert named <= numbers, named - numbers
+
+
+def test_each_decision_is_one_file_with_a_status() -> None:
+    """A record's file, heading and status agree, no two have one number, and records name only those that there are."""
+    records = {path: path.read_text() for path in RECORDS}
+    numbers = [int(path.name.split("-")[0]) for path in records]
+    assert sorted(numbers) == list(range(1, len(records) + 1))
+    for path, text in records.items():
+        number = int(path.name.split("-")[0])
+        assert re.match(
+            rf"# {number}\. .+\n\nStatus: (accepted|(amended|superseded) by \d+(, \d+)*)\n\n\*\*Context", text
+        ), path
+        assert {int(named) for named in re.findall(r"\b[Rr]ecords?\s+(\d+)\b", text)} <= set(numbers), path

@@ -1,4 +1,4 @@
-"""Contents that cannot be everywhere: lost, because no replica has them, or refused by some (docs/decisions.md, 38).
+"""Contents that cannot be everywhere: lost, because no replica has them, or refused by some (docs/decisions/38).
 
 They are a part of the journal's intents, and no reason to keep a replica out. A push of the key, or its deletion, ends
 them.

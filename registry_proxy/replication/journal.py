@@ -1,4 +1,4 @@
-"""The journal: which replicas miss which write. State, not history (docs/decisions.md, 8).
+"""The journal: which replicas miss which write. State, not history (docs/decisions/08).
 
 An intent is stored before a manifest, a tag or a delete touches the first replica, naming every replica as missing it;
 those that confirmed are taken out at the end, and with the last one the intent goes. While the write is under way its

@@ -1,4 +1,4 @@
-"""Repair: a replica that missed writes is made equal to the newest intent of each key (docs/decisions.md, 8 and 19).
+"""Repair: a replica that missed writes is made equal to the newest intent of each key (docs/decisions/, 08 and 19).
 
 The journal is all the state there is: whoever repairs may die at any byte, and another node goes on.
 """

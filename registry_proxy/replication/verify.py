@@ -1,4 +1,4 @@
-"""Comparing the replicas of an upstream without the journal, and having mended what differs (docs/decisions.md, 21).
+"""Comparing the replicas of an upstream without the journal, and having mended what differs (docs/decisions/21).
 
 What can be compared is what the protocol lists, tags, and what is on record: the manifests pushed through us. From
 these everything else follows. What was pushed past us without a tag cannot be found.

@@ -1,4 +1,4 @@
-"""Trust in the HEADs of a replica, and the cases in which a GET decides (docs/decisions.md, 35)."""
+"""Trust in the HEADs of a replica, and the cases in which a GET decides (docs/decisions/35)."""
 
 from collections.abc import Awaitable, Callable
 
