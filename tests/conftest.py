@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,24 @@ hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
 
-def pytest_configure() -> None:
-    """Compile the package: else, with PYTHONDONTWRITEBYTECODE, each of the many processes that tests start does so."""
+_COPIES = pytest.StashKey[Copies]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the package: else, with PYTHONDONTWRITEBYTECODE, each of the many processes that tests start does so.
+
+    Then make what copies the service, where tests are to run: now, because the collected tests are a hundred MiB, which
+    each copy would map and unmap several times.
+    """
     compileall.compile_dir(Path(__file__).parent.parent / "registry_proxy", quiet=1)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.stash[_COPIES] = Copies()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what copies the service."""
+    if _COPIES in config.stash:
+        config.stash[_COPIES].close()
 
 
 _LONG = ("chaos", "path", "clients", "nginx")
@@ -41,15 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for number in range(processes) for item in items[number::processes]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def copies() -> Iterator[Copies]:
+@pytest.fixture(scope="session")
+def copies(pytestconfig: pytest.Config) -> Copies:
     """Return what copies the service, made before any test has changed anything in this process."""
-    with closing(Copies()) as copies:
-        yield copies
+    return pytestconfig.stash[_COPIES]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _loopback_only(copies: Copies) -> Iterator[None]:
+def _loopback_only() -> Iterator[None]:
     """Fail whatever dials another machine."""
     connect = socket.socket.connect
 

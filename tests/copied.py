@@ -1,7 +1,8 @@
 """`registry-proxy serve` without the second of a processor that a new Python needs to load it.
 
 It is copied from a process that has loaded all of it, as the service copies its workers. From there on nothing is
-different: a process of its own, with its arguments, environment, output, signals and exit status.
+different: a process of its own, with its arguments, environment, output, signals and exit status. But passwords are
+hashed quickly: each hash as it is stored takes 50 ms of a processor, and each start, user and login makes one.
 """
 
 import asyncio
@@ -20,7 +21,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from registry_proxy.node.fork_server import ForkServer, RunCopy, name_process
+from tests.passwords import hash_quickly
 
 _PAUSE_SECONDS = 0.01
 
@@ -112,6 +116,7 @@ def _load() -> RunCopy:
     from registry_proxy.cli.main import app  # noqa: PLC0415
     from tests.fakes import service  # noqa: PLC0415
 
+    hash_quickly(pytest.MonkeyPatch())
     programs: dict[str, Callable[[], None]] = {"registry-proxy": app, "service": service.main}
 
     def run(descriptors: list[int]) -> int:

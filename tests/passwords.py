@@ -9,9 +9,14 @@ from argon2 import PasswordHasher
 from registry_proxy.access import credentials
 
 
+def hash_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Have what is made from now on hash passwords quickly: a hash as it is stored takes 50 ms of a processor."""
+    patch.setattr(credentials, "PasswordHasher", lambda **_: PasswordHasher(1, 64, 1))
+
+
 @contextmanager
 def quick_passwords() -> Iterator[None]:
-    """Have what is made in a with block hash passwords quickly: a hash as it is stored takes 50 ms of a processor."""
+    """Have what is made in a with block hash passwords quickly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(credentials, "PasswordHasher", lambda **_: PasswordHasher(1, 64, 1))
+        hash_quickly(patch)
         yield

@@ -296,11 +296,15 @@ def terminated(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 30) -> None:
-    """Return when something holds; fail when it does not within the time."""
-    deadline = time.monotonic() + timeout_seconds
+    """Return when something holds; fail when it does not within the time.
+
+    The longer it takes the less often it is asked: a question may cost the service as much as a pull.
+    """
+    began = time.monotonic()
     while not holds():
-        assert time.monotonic() < deadline, f"still not so after {timeout_seconds} s: {what}"
-        time.sleep(0.05)
+        elapsed = time.monotonic() - began
+        assert elapsed < timeout_seconds, f"still not so after {timeout_seconds} s: {what}"
+        time.sleep(min(max(elapsed / 5, 0.02), 0.25))
 
 
 def ldap_server(root: Path, passwords: Mapping[str, str], certificate: Path | None = None) -> Server:
