@@ -3,6 +3,7 @@
 import compileall
 import functools
 import ipaddress
+import itertools
 import os
 import shutil
 import socket
@@ -45,15 +46,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_COPIES].close()
 
 
-_LONG = ("chaos", "path", "clients", "nginx")
+_LONG = ("chaos", "clients", "path", "nginx", "reports", "attack")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each process of xdist, which cuts the list into as many parts, its share of long tests, and those first."""
+    """Give each process of xdist, which cuts the list into as many parts, its share of modules, the long ones first.
+
+    A module stays in one piece, so that what its tests share is started once.
+    """
     root = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(root).parts[0] not in _LONG)
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    items[:] = [item for number in range(processes) for item in items[number::processes]]
+    folders = {folder: rank for rank, folder in enumerate(_LONG)}
+    modules = [list(tests) for _, tests in itertools.groupby(items, key=lambda item: item.path)]
+    # Large ones before small ones, which even the parts out.
+    modules.sort(key=lambda tests: (folders.get(tests[0].path.relative_to(root).parts[0], len(_LONG)), -len(tests)))
+    parts: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
+    for tests in modules:
+        min(parts, key=len).extend(tests)
+    items[:] = itertools.chain.from_iterable(parts)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from tests.chaos.run import Run
 from tests.copied import Copies
 
 LENGTHS = [
-    pytest.param(60.0, Front.TURNS, marks=pytest.mark.timeout(300), id="a minute"),
+    pytest.param(40.0, Front.TURNS, marks=pytest.mark.timeout(300), id="40 seconds"),
     *(
         pytest.param(600.0, front, marks=[pytest.mark.soak, pytest.mark.timeout(1200)], id=f"ten minutes, {front}")
         for front in Front

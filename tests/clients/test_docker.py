@@ -144,7 +144,7 @@ def test_docker_gets_over_a_kill_in_mid_push_and_in_mid_pull(
     """Kill -9 of the whole service while docker pushes, and while it pulls: docker's own retries get to the end."""
     proxy.add_user("ann", pull_push=["team/**"])
     name = f"{proxy.host}/team/app:1"
-    docker.build_image(name, random_bytes(192 << 20))
+    docker.build_image(name, random_bytes(64 << 20))
     image_id = docker.image_id(name)
     docker.login(proxy.host, "ann", "password of a user")
 
@@ -156,8 +156,8 @@ def test_docker_gets_over_a_kill_in_mid_push_and_in_mid_pull(
                 shutil.rmtree(proxy.cache)
                 proxy.start()
             running = pool.submit(docker.run, verb, name)
-            # Files of some MiB: docker is in the middle of the layer.
-            wait_until(partial(holds_bytes, proxy.cache / folder, 8 << 20), f"the {verb} has begun")
+            # A file of some MiB: docker is in the middle of the layer.
+            wait_until(partial(holds_bytes, proxy.cache / folder, 2 << 20), f"the {verb} has begun")
             assert not running.done()
             proxy.kill_everything()
             proxy.start()

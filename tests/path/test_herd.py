@@ -16,7 +16,7 @@ from tests.servers import Server, blob_gets, wait_until
 
 MIB = 1024 * 1024
 CLIENTS = 200
-SIZES = [16 * MIB, pytest.param(100 * MIB, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+SIZES = [8 * MIB, pytest.param(100 * MIB, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
 
 
 def token_of(proxy: Proxy) -> str:
@@ -123,7 +123,7 @@ def test_clients_that_leave_or_dawdle_harm_nobody(
 ) -> None:
     """A hundred clients leave a fetch at any moment, one reads nothing: the others get all, and nothing is left."""
     registry = start_registry()
-    blob = random_bytes(16 * MIB)
+    blob = random_bytes(8 * MIB)
     push_directly(registry, "team/app", "1", make_image(blob))
     with Relay(registry.port, pause_after=len(blob) // 2).running() as relay:
         proxy = start_proxy([Server([], relay.port, tmp_path / "none")], {"workers": 2})

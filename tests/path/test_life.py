@@ -39,7 +39,7 @@ def reload(proxy: Proxy, **changes: Any) -> httpx.Response:
 
 @dataclass
 class Load:
-    """Clients that pull and push without a pause and repeat nothing, each on a connection that it keeps."""
+    """Clients that pull and push all the time and repeat nothing, each on a connection that it keeps."""
 
     user: User
     image: Image
@@ -95,10 +95,10 @@ class Load:
         """Keep it up for the length of a with block."""
         self.user.token("repository:team/app:pull,push")
         tasks = [
-            (self.pull_hot, 0.02),
+            (self.pull_hot, 0.1),
             (self.pull_hot, 1.01),
-            (self.pull_cold, 0.01),
-            (self.push, 0.02),
+            (self.pull_cold, 0.03),
+            (self.push, 0.1),
             (self.push, 0.3),
         ]
         threads = [threading.Thread(target=self._work, args=task) for task in tasks]

@@ -77,6 +77,7 @@ class Load:
                 except httpx.TransportError:
                     continue
                 self.pulls += 1
+                self._stopping.wait(0.005)  # the load is to meet what changes, not to fill a processor
                 if answer.status_code != 200 or digest_of(answer.content) != digest:
                     self.wrong.append(f"{digest}: {answer.status_code}, {len(answer.content)} bytes")
 
@@ -101,7 +102,7 @@ def test_no_change_that_shows_is_ever_served(start_proxy: StartProxy, registry: 
     print(f"seed {seed}")
     chance = random.Random(seed)
     with Load(user, digests) as load:
-        for _ in range(4):
+        for _ in range(2):
             for digest in chance.sample(digests, COUNT // SHARE):
                 file = file_of(proxy, digest)
                 wait_until(file.exists, "it was fetched again")
@@ -116,7 +117,7 @@ def test_no_change_that_shows_is_ever_served(start_proxy: StartProxy, registry: 
                 user.get(REPOSITORY, f"blobs/{digest}")
                 wait_until(lambda: len(blob_gets(registry, digest)) > before, "it was fetched again")  # noqa: B023 - as above
     assert load.wrong == []
-    assert proxy.metric("registry_proxy_cache_errors_total", reason="rot") >= 4 * (COUNT // SHARE)
+    assert proxy.metric("registry_proxy_cache_errors_total", reason="rot") >= 2 * (COUNT // SHARE)
 
 
 def test_one_scrub_finds_all_rot_and_none_is_served_after(start_proxy: StartProxy, registry: Server) -> None:
