@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     each copy would map and unmap several times.
     """
     compileall.compile_dir(Path(__file__).parent.parent / "registry_proxy", quiet=1)
+    os.environ.setdefault("GOGC", "800")  # registries would collect garbage for a fifth of their time
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         config.stash[_COPIES] = Copies()
 
