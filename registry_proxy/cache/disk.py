@@ -29,7 +29,8 @@ from registry_proxy.protocol.reference import Digest
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_SMALL_BYTES = 1024 * 1024
+_SMALL_BYTES = 4 * 1024 * 1024  # the largest manifest
+_COMPARED_BYTES = 64 * 1024
 _MEMORY_ENTRY_BYTES = 256 * 1024
 _MEMORY_BYTES = 32 * 1024 * 1024
 _TOUCH_SECONDS = 60
@@ -114,11 +115,21 @@ class DiskCache:
         return None if opened is None else CommittedReader(*opened)
 
     async def open_checked(self, digest: Digest) -> BlobReader | None:
-        reader = self.open_committed(digest)
-        if reader is None or random.random() >= self._check_share:  # noqa: S311 - a sample, no secret
-            return reader
-        reader.close()
-        if await self._is_right(CommittedBlob(digest, self.paths.blob(digest), reader.size_bytes, 0), 0):
+        opened = self._open(digest)
+        if opened is None:
+            return None
+        fd, size_bytes = opened
+        if size_bytes <= _COMPARED_BYTES:
+            content = self._memory.get(digest)
+            if content is not None:
+                os.close(fd)
+            elif (content := self._read_compared(digest, fd, size_bytes)) is None:
+                return None
+            return CommittedReader(_in_memory(content), size_bytes)
+        if random.random() >= self._check_share:  # noqa: S311 - a sample, no secret
+            return CommittedReader(fd, size_bytes)
+        os.close(fd)
+        if await self._is_right(CommittedBlob(digest, self.paths.blob(digest), size_bytes, 0), 0):
             return self.open_committed(digest)
         self.reject(digest, "an opening")
         return None
@@ -132,20 +143,10 @@ class DiskCache:
         if opened is None:
             return None
         fd, size_bytes = opened
-        try:
-            if size_bytes > _SMALL_BYTES:
-                return None
-            content = os.pread(fd, size_bytes, 0)
-        except OSError:
-            return None
-        finally:
+        if size_bytes > _SMALL_BYTES:
             os.close(fd)
-        if not digest.matches(content):  # the whole is in hand: a bit that rotted on disk is found here for little
-            self.reject(digest, "a reading")
             return None
-        if size_bytes <= _MEMORY_ENTRY_BYTES:
-            self._memory.put(digest, content)
-        return content
+        return self._read_compared(digest, fd, size_bytes)
 
     async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
         while True:
@@ -313,6 +314,21 @@ class DiskCache:
         self._touch(digest, fd)
         return fd, status.st_size
 
+    def _read_compared(self, digest: Digest, fd: int, size_bytes: int) -> bytes | None:
+        """Read a small content whole, and close it; None when it cannot be read, or rotted without a trace."""
+        try:
+            content = os.pread(fd, size_bytes, 0)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        if not digest.matches(content):
+            self.reject(digest, "a reading")
+            return None
+        if size_bytes <= _MEMORY_ENTRY_BYTES:
+            self._memory.put(digest, content)
+        return content
+
     def _touch(self, digest: Digest, file: int | str) -> None:
         """Record a use for eviction, at most once a minute; what follows the first within a minute is one with it."""
         now = time.monotonic()
@@ -379,6 +395,13 @@ def _open_unnoticed(path: str) -> int:
     except PermissionError:  # not our file: somebody copied the cache
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
+    return fd
+
+
+def _in_memory(content: bytes) -> int:
+    """Return the descriptor of a file in memory with this content: what was compared is what is sent."""
+    fd = os.memfd_create("content")
+    os.write(fd, content)
     return fd
 
 

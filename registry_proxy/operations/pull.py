@@ -22,7 +22,7 @@ from registry_proxy.ports.events import Observer
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.protocol.byterange import ByteRange, parse_range
-from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, MANIFEST_MAX_BYTES, Descriptor, Manifest
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 
@@ -187,7 +187,7 @@ class Pull:
     def read_cached_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:
         """Return a manifest that the repository is known to hold and that is here, else None; counts nothing."""
         membership = self._fresh(routed, digest)
-        body = None if membership is None else self._read_manifest(digest)
+        body = None if membership is None else self._cache.read_small(digest)
         return None if membership is None or body is None else Manifest(membership.descriptor, body)
 
     async def head_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestHead:
@@ -219,7 +219,7 @@ class Pull:
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> tuple[Manifest, CacheResult]:
         membership = self._fresh(routed, digest)
-        if membership is not None and (body := self._read_manifest(digest)) is not None:
+        if membership is not None and (body := self._cache.read_small(digest)) is not None:
             return Manifest(membership.descriptor, body), CacheResult.HIT
         fetched, is_first = await self._fetches.run((routed, digest), lambda: self._fetch_manifest(routed, digest))
         if fetched.was_here:
@@ -229,7 +229,7 @@ class Pull:
     async def _fetch_manifest(self, routed: RoutedRepository, digest: Digest) -> _Fetched:
         """Fetch it, which learns the membership; where a membership has only aged, what is here can stand in."""
         known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
-        body = None if known is None else self._read_manifest(digest)
+        body = None if known is None else self._cache.read_small(digest)
         asked_at = self._memberships.moment()
         readers = self._readers if body is None else self._impatient_readers
         try:
@@ -253,20 +253,6 @@ class Pull:
     ) -> Membership | None:
         membership = self._memberships.find(routed, kind, digest)
         return membership if membership is not None and membership.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
-
-    def _read_manifest(self, digest: Digest) -> bytes | None:
-        body = self._cache.read_small(digest)
-        if body is not None:
-            return body
-        reader = self._cache.open_committed(digest)
-        if reader is None:
-            return None
-        try:
-            return os.pread(reader.fd, reader.size_bytes, 0) if reader.size_bytes <= MANIFEST_MAX_BYTES else None
-        except OSError:
-            return None
-        finally:
-            reader.close()
 
     # ------------------------------------------------------------ blobs
 

@@ -67,10 +67,10 @@ class BlobCache(Protocol):
         """Open what is complete and verified; None when it is not here. Counts as a use for eviction."""
 
     async def open_checked(self, digest: Digest) -> BlobReader | None:
-        """As ``open_committed``, for sending: a sample of these is read and compared with its digest first."""
+        """As ``open_committed``, for sending: up to 64 KiB compared with its digest, of larger ones a sample is."""
 
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:
-        """Return a committed content of at most 1 MiB from memory or disk; None when absent or larger.
+        """Return a committed content of at most 4 MiB, compared with its digest since it was read from disk; else None.
 
         With ``only_on_disk`` it must be on disk, untouched, at this moment, though its bytes may come from memory.
         """

@@ -65,9 +65,9 @@ async def test_sha512_content_is_cached_too(cache: DiskCache) -> None:
 
 
 async def test_small_reads_come_from_memory(cache: DiskCache, cache_path: Path) -> None:
-    """A small content that was read once needs no disk; one over 1 MiB is never read whole."""
+    """A small content that was read once needs no disk; one over 4 MiB is never read whole."""
     small, small_digest = await put(cache, 5000)
-    _, large_digest = await put(cache, MIB + 1)
+    _, large_digest = await put(cache, 4 * MIB + 1)
     assert cache.read_small(small_digest) == small
     blob_file(cache_path, small_digest).unlink()
     assert cache.read_small(small_digest) == small

@@ -236,7 +236,7 @@ class MemoryCache:
 
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:  # noqa: ARG002 - all is "on disk"
         file = self.files.get(digest)
-        return None if file is None or file.size_bytes > 1024 * 1024 else os.pread(file.fd, file.size_bytes, 0)
+        return None if file is None or file.size_bytes > 4 * 1024 * 1024 else os.pread(file.fd, file.size_bytes, 0)
 
     async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
         if (committed := self.open_committed(digest)) is not None:
