@@ -3,7 +3,7 @@
 blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtime 0 (see ``is_sealed``)
 fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be
 uploads/<session>.part                        a push in progress
-cancelled/<session>                           a push that was cancelled: its Location is no longer valid
+cancelled/<session>                           a push that ended: a link that says how; its Location is no longer valid
 quarantine/<algorithm>-<hex>.<source>.<time>  content that was not what its digest says, for a look at it
 order/<generation>                            the order in which committed content came in, for eviction
 repositories/<upstream>/<repository>/_blobs | _manifests | _tags
@@ -65,8 +65,8 @@ class CachePaths:
     def upload(self, session_id: str) -> str:
         return f"{self.root}/uploads/{session_id}.part"
 
-    def cancelled(self, session_id: str) -> str:
-        return f"{self.cancellations}/{session_id}"
+    def ended(self, session_id: str) -> str:
+        return f"{self.ends}/{session_id}"
 
     def pin(self, digest: Digest) -> str:
         return f"{self.pins}/{digest.algorithm}-{digest.hex}"
@@ -97,7 +97,7 @@ class CachePaths:
         return f"{self.kept}/node-id", f"{self.root}/node-id"
 
     @property
-    def cancellations(self) -> str:
+    def ends(self) -> str:
         return f"{self.root}/cancelled"
 
     @property

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import read_node_id, seal
 from registry_proxy.files.durable import sync_directory
-from registry_proxy.ports.content import SpoolFile
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 
@@ -95,13 +95,23 @@ class DiskSpool:
             running = None  # another worker wrote the requests in between
         return UploadFile(self, session_id, fd, running)
 
-    def mark_cancelled(self, session_id: str) -> None:
+    def mark_ended(self, session_id: str, committed: Digest | None = None) -> bool:
         """Remember it. A disk that does not take the mark leaves the Location good, for an upload from the start."""
-        with contextlib.suppress(OSError):
-            os.close(os.open(self.cache.paths.cancelled(session_id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # A symbolic link is made whole or not at all, and one this short takes no block of the disk.
+        try:
+            os.symlink(_end_of(committed), self.cache.paths.ended(session_id))
+        except FileExistsError:
+            return not self.has_ended(session_id, committed)
+        except OSError:
+            return True
+        return True
 
-    def is_cancelled(self, session_id: str) -> bool:
-        return os.path.exists(self.cache.paths.cancelled(session_id))
+    def has_ended(self, session_id: str, committed: Digest | None = None) -> bool:
+        try:
+            found = os.readlink(self.cache.paths.ended(session_id))
+        except OSError:
+            return False
+        return committed is None or found != _end_of(committed)
 
     def pin(self, digest: Digest) -> None:
         """Keep it, whether it is committed already or will be. Raises CacheUnavailableError when the disk fails."""
@@ -130,10 +140,10 @@ class DiskSpool:
     def sweep(self) -> int:
         """Remove the uploads that nobody writes to and nobody wrote to for six hours; return how many.
 
-        The marks of cancelled uploads go after the same time, when no Location of theirs is valid any more.
+        The marks of uploads that ended go when no Location of theirs is valid any more.
         """
-        _remove_old(self.cache.paths.cancellations)
-        return _remove_old(self.cache.paths.uploads)
+        _remove_old(self.cache.paths.ends, UPLOAD_LIFETIME_SECONDS)
+        return _remove_old(self.cache.paths.uploads, _IDLE_SECONDS)
 
     def keep_hash(self, session_id: str, running: _RunningHash) -> None:
         """Keep the running hash for the next request of the session, should it come to this worker."""
@@ -150,18 +160,26 @@ class DiskSpool:
         return self.cache.paths.upload(session_id)
 
 
-def _remove_old(directory: str) -> int:
+def _end_of(committed: Digest | None) -> str:
+    """Return what the mark of an upload that ended says: the beginning of the digest that it became."""
+    return "cancelled" if committed is None else f"{committed.algorithm}-{committed.hex[:40]}"
+
+
+def _remove_old(directory: str, age_seconds: float) -> int:
     removed = 0
     # A cache of an earlier release lacks a directory until the next start.
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
-                if time.time() - entry.stat().st_mtime > _IDLE_SECONDS:
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > age_seconds:
                     removed += _remove_if_unused(entry.path)
     return removed
 
 
 def _remove_if_unused(path: str) -> bool:
+    if os.path.islink(path):
+        os.unlink(path)
+        return True
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,18 +18,13 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.protocol.scope import Access, Action, format_scope
 
-SESSION_OPERATIONS = frozenset(
-    {Operation.APPEND_UPLOAD, Operation.COMMIT_UPLOAD, Operation.UPLOAD_STATUS, Operation.CANCEL_UPLOAD}
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Authorized:
     """A request that may be done.
 
     ``routed`` is None where the request names no repository. ``may_move_tags`` is False where only new tags may be
-    made. ``refusal`` is set for a request of an upload that would be refused unless its session carries the right.
-    ``asked`` is what was decided, ``rule`` by which grant or for which reason; both are for the audit log.
+    made. ``asked`` is what was decided, ``rule`` by which grant or for which reason; both are for the audit log.
     """
 
     subject: str
@@ -37,7 +32,6 @@ class Authorized:
     token: VerifiedToken
     routed: RoutedRepository | None
     may_move_tags: bool = True
-    refusal: RegistryError | None = None
     asked: AskedRight | None = None
     rule: str = ""
 
@@ -205,18 +199,10 @@ class Authenticator:
             error="insufficient_scope",
             detail={"repository": repository, "action": action.value},
         )
-        if wanted.operation in SESSION_OPERATIONS and wanted.state is not None:
-            # An upload carries the right it was opened with: whether this is one is known where it is opened.
-            routed = self._router.route(repository)
-            return Authorized(token.subject, policy, token, routed, refusal=refusal, asked=asked, rule=reason)
-        self.refused(asked, wanted, exchange.address, reason)
-        raise refusal
-
-    def refused(self, asked: AskedRight, wanted: RegistryRequest, address: str, reason: str) -> None:
-        """Count a refusal, and tell the audit log."""
-        self._observer.decision(asked[2], "deny")
+        self._observer.decision(action, "deny")
         self._audit.asked(asked)
-        self._audit.record(_event(asked, wanted, address, "denied", reason))
+        self._audit.record(_event(asked, wanted, exchange.address, "denied", reason))
+        raise refusal
 
     def _challenge(
         self,

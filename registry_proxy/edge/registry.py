@@ -19,6 +19,7 @@ from registry_proxy.ports.content import BlobReader
 from registry_proxy.ports.errors import AbsenceUnknownError
 from registry_proxy.ports.events import AuditEvent, AuditLog, Observer
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository, Router
+from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.byterange import ByteRange, format_content_range, parse_chunk_range
 from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
 from registry_proxy.protocol.endpoints import PAGE_SIZE_MAX, Operation, RegistryRequest, parse_request
@@ -109,8 +110,6 @@ class Registry:
         if exchange.request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise RegistryError(ErrorCode.UNSUPPORTED, "a body with a Content-Encoding is not taken", status=415)
         call = _Call(exchange, wanted, authorized)
-        if authorized.refusal is not None:
-            await self._check_session(call, authorized.refusal)
         if wanted.source_host is not None and authorized.routed is not None:
             # spec, "Registry Proxying": names the source that answers.
             exchange.answer_headers["OCI-Namespace"] = wanted.source_host
@@ -121,15 +120,6 @@ class Registry:
                 raise
             # Whoever is about to push asks first. A false "absent" costs him an upload, a 503 would cost him the push.
             raise RegistryError(_ASKED_BEFORE_PUSH[wanted.operation], str(error)) from error
-
-    async def _check_session(self, call: "_Call", refusal: RegistryError) -> None:
-        try:
-            await self._push.upload_status(call.routed, call.subject, call.session_id, call.wanted.state)
-        except RegistryError:
-            asked, wanted = call.authorized.asked, call.wanted
-            if asked is not None:
-                self._authenticator.refused(asked, wanted, call.exchange.address, call.authorized.rule)
-            raise refusal from None
 
     @contextmanager
     def _audited(self, call: "_Call", action: Action) -> Iterator[None]:
@@ -231,13 +221,16 @@ class Registry:
         if wanted.mount is not None:
             mounted = await self._mount(call, wanted.mount)
             if mounted is not None:
+                with self._audited(call, Action.PUSH):
+                    call.made = mounted.digest
                 return _created(f"{call.base}/blobs/{mounted.digest}", mounted)
         elif wanted.digest is not None:
             body = read_body(call.exchange)
             size_bytes = call.exchange.request.content_length
-            pushed = await self._push.push_blob(routed, call.subject, wanted.digest, body, size_bytes)
+            with self._audited(call, Action.PUSH):
+                pushed = await self._push.push_blob(routed, call.uploader, wanted.digest, body, size_bytes)
             return _created(f"{call.base}/blobs/{pushed.digest}", pushed)
-        return call.upload_response(202, await self._push.start_upload(routed, call.subject))
+        return call.upload_response(202, await self._push.start_upload(routed, call.uploader))
 
     async def _mount(self, call: "_Call", digest: Digest) -> Descriptor | None:
         """Mount where the caller may read the source; what it may not read is, to it, not there."""
@@ -255,7 +248,7 @@ class Registry:
     async def _append_upload(self, call: "_Call") -> StreamResponse:
         upload = await self._push.append_upload(
             call.routed,
-            call.subject,
+            call.uploader,
             call.session_id,
             call.wanted.state,
             read_body(call.exchange),
@@ -265,24 +258,25 @@ class Registry:
         return call.upload_response(202, upload)
 
     async def _commit_upload(self, call: "_Call") -> StreamResponse:
-        descriptor = await self._push.commit_upload(
-            call.routed,
-            call.subject,
-            call.session_id,
-            call.wanted.state,
-            call.digest,
-            read_body(call.exchange),
-            call.exchange.request.content_length,
-            call.chunk(),
-        )
+        with self._audited(call, Action.PUSH):
+            descriptor = await self._push.commit_upload(
+                call.routed,
+                call.uploader,
+                call.session_id,
+                call.wanted.state,
+                call.digest,
+                read_body(call.exchange),
+                call.exchange.request.content_length,
+                call.chunk(),
+            )
         return _created(f"{call.base}/blobs/{descriptor.digest}", descriptor)
 
     async def _upload_status(self, call: "_Call") -> StreamResponse:
-        upload = await self._push.upload_status(call.routed, call.subject, call.session_id, call.wanted.state)
+        upload = await self._push.upload_status(call.routed, call.uploader, call.session_id, call.wanted.state)
         return call.upload_response(204, upload)
 
     async def _cancel_upload(self, call: "_Call") -> StreamResponse:
-        await self._push.cancel_upload(call.routed, call.subject, call.session_id, call.wanted.state)
+        await self._push.cancel_upload(call.routed, call.uploader, call.session_id, call.wanted.state)
         return Response(status=204)
 
     async def _put_manifest(self, call: "_Call") -> StreamResponse:
@@ -341,6 +335,10 @@ class _Call:
         self.authorized = authorized
         self.subject = authorized.subject
         self.made: Digest | None = None
+
+    @property
+    def uploader(self) -> Uploader:
+        return Uploader(self.subject, self.authorized.token.generation)
 
     @property
     def routed(self) -> RoutedRepository:

@@ -7,83 +7,24 @@ to the replicas follow it, and nothing is committed anywhere before the digest h
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
 from registry_proxy.operations.pull import is_committed
-from registry_proxy.ports.content import BlobCache, Memberships, Spool, SpoolFile
+from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.uploads import BlobReplicas, Spool, SpoolFile, Uploader, UploadSession, UploadSessions
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
-from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.protocol.reference import Digest, Tag, digest_of
 from registry_proxy.tasks import run_to_end
 
 _EMPTY_SHA256 = digest_of(b"").hex
 
 # ---------------------------------------------------------------- what the verbs stand on
-
-
-@dataclass(frozen=True, slots=True)
-class UploadSession:
-    """An upload between two requests.
-
-    ``offset`` is how many bytes it has, ``sha256`` their hash in hexadecimal, ``locations`` where each replica that
-    has the same bytes goes on with it, ``node_id`` the node that spooled them all. Once a request came to a node that
-    lacks what came before, no node has them all: ``node_id`` is empty, and with the next byte so is ``sha256``.
-    """
-
-    session_id: str
-    offset: int
-    sha256: str
-    locations: Mapping[str, str]
-    node_id: str = ""
-
-
-class Sessions(Protocol):
-    """Turns a session into the state of a Location and back."""
-
-    async def sign(self, routed: RoutedRepository, subject: str, session: UploadSession) -> str: ...
-    async def verify(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> UploadSession:
-        """Return the session of a state that we wrote for this subject, repository and session; BLOB_UPLOAD_UNKNOWN."""
-
-
-class UploadStream(Protocol):
-    """The senders that follow one request of an upload."""
-
-    async def finish(self) -> Mapping[str, str]:
-        """Wait until the quorum has caught up with the spool; return the next location of each that did."""
-
-    async def abort(self) -> None: ...
-
-
-class BlobReplicas(Protocol):
-    """Writes blobs to the replicas of an upstream."""
-
-    def check_writable(self, upstream: str) -> None: ...
-    def follow(
-        self, routed: RoutedRepository, file: SpoolFile, session: UploadSession, size_bytes: int | None
-    ) -> UploadStream: ...
-    async def commit(
-        self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
-    ) -> Sequence[str]:
-        """Commit at a quorum; return the names of the replicas that miss it."""
-
-    async def commit_sessions(
-        self, routed: RoutedRepository, descriptor: Descriptor, locations: Mapping[str, str]
-    ) -> Sequence[str]:
-        """Do as ``commit`` with what only the replicas have; what one of them misses is then pinned here."""
-
-    async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None: ...
-    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
-        """Tell whether no replica that can be written to lacks a content, but for those on record as missing it."""
-
-    async def mount(
-        self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None
-    ) -> tuple[Descriptor, Sequence[str]] | None: ...
-    async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +63,7 @@ class UploadAnswer:
 class Push:
     """The verbs of pushing, over one cache and all upstreams.
 
-    ``subject`` is the subject of the token: an upload belongs to who started it. The rights were judged before.
+    An upload belongs to the uploader that started it. The rights are judged before, for each of its requests anew.
     """
 
     def __init__(
@@ -132,7 +73,7 @@ class Push:
         cache: BlobCache,
         memberships: Memberships,
         holdings: Holdings,
-        sessions: Sessions,
+        sessions: UploadSessions,
         blobs: BlobReplicas,
         manifests: ManifestReplicas,
     ) -> None:
@@ -144,15 +85,15 @@ class Push:
         self._blobs = blobs
         self._manifests = manifests
 
-    async def start_upload(self, routed: RoutedRepository, subject: str) -> UploadAnswer:
+    async def start_upload(self, routed: RoutedRepository, uploader: Uploader) -> UploadAnswer:
         """Start an upload (spec end-4a): 403 for a read-only upstream, 503 without a quorum, at once."""
         self._blobs.check_writable(routed.upstream)
-        return await self._answer(routed, subject, _new_session())
+        return await self._answer(routed, uploader, _new_session())
 
     async def append_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
         self,
         routed: RoutedRepository,
-        subject: str,
+        uploader: Uploader,
         session_id: str,
         state: str | None,
         body: AsyncIterator[bytes],
@@ -165,7 +106,7 @@ class Push:
 
         Args:
             routed: the repository.
-            subject: who asks.
+            uploader: the subject of the token.
             session_id: from the path.
             state: from the query.
             body: the bytes.
@@ -175,15 +116,15 @@ class Push:
         Raises:
             RegistryError: BLOB_UPLOAD_UNKNOWN, RANGE_INVALID (416 with the true Range), SIZE_INVALID, UNAVAILABLE.
         """
-        session = await self._sessions.verify(routed, subject, session_id, state)
+        session = await self._verify(routed, uploader, session_id, state)
         file, session = await self._receive(routed, session, body, size_bytes, chunk)
         file.close()
-        return await self._answer(routed, subject, session)
+        return await self._answer(routed, uploader, session)
 
     async def commit_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
         self,
         routed: RoutedRepository,
-        subject: str,
+        uploader: Uploader,
         session_id: str,
         state: str | None,
         digest: Digest,
@@ -198,7 +139,7 @@ class Push:
         Raises:
             RegistryError: as ``append_upload``, and DIGEST_INVALID: nothing was committed then, the upload is over.
         """
-        session = await self._sessions.verify(routed, subject, session_id, state)
+        session = await self._verify(routed, uploader, session_id, state, digest)
         try:
             file, session = await self._receive(routed, session, body, size_bytes, chunk)
         except RegistryError as error:
@@ -211,7 +152,7 @@ class Push:
     async def push_blob(
         self,
         routed: RoutedRepository,
-        subject: str,  # noqa: ARG002 - every verb of an upload says who asks; this one leaves no session behind
+        uploader: Uploader,  # noqa: ARG002 - every verb of an upload says who asks; this one leaves no session behind
         digest: Digest,
         body: AsyncIterator[bytes],
         size_bytes: int | None,
@@ -222,28 +163,31 @@ class Push:
         return await self._commit(routed, digest, file, session)
 
     async def upload_status(
-        self, routed: RoutedRepository, subject: str, session_id: str, state: str | None
+        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
     ) -> UploadAnswer:
         """Return how far an upload is (spec end-13), also when the answer to its last request was lost."""
-        session = await self._sessions.verify(routed, subject, session_id, state)
+        session = await self._verify(routed, uploader, session_id, state)
         file = self._reopen(session)
         if file is None:
-            return await self._answer(routed, subject, session)
+            return await self._answer(routed, uploader, session)
         try:
             if file.size_bytes != session.offset:
                 sha256 = (await file.digest("sha256")).hex
-                session = UploadSession(session_id, file.size_bytes, sha256, {}, self._spool.node_id)
+                node_id = self._spool.node_id
+                session = replace(session, offset=file.size_bytes, sha256=sha256, locations={}, node_id=node_id)
         finally:
             file.close()
-        return await self._answer(routed, subject, session)
+        return await self._answer(routed, uploader, session)
 
-    async def cancel_upload(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> None:
+    async def cancel_upload(
+        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
+    ) -> None:
         """End an upload that nobody wants any more; BLOB_UPLOAD_UNKNOWN when it has ended already."""
-        session = await self._sessions.verify(routed, subject, session_id, state)
+        session = await self._verify(routed, uploader, session_id, state)
         file = self._reopen(session)
         if file is not None:
             file.discard()
-        self._spool.mark_cancelled(session_id)
+        self._spool.mark_ended(session_id)
         await self._blobs.cancel(routed, session.locations)
 
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
@@ -288,9 +232,23 @@ class Push:
 
     # ---------------------------------------------------------------- the steps
 
-    async def _answer(self, routed: RoutedRepository, subject: str, session: UploadSession) -> UploadAnswer:
-        state = await self._sessions.sign(routed, subject, session)
+    async def _answer(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> UploadAnswer:
+        state = await self._sessions.sign(routed, uploader, session)
         return UploadAnswer(session.session_id, state, session.offset)
+
+    async def _verify(
+        self,
+        routed: RoutedRepository,
+        uploader: Uploader,
+        session_id: str,
+        state: str | None,
+        committed: Digest | None = None,
+    ) -> UploadSession:
+        """Return the session of a request; BLOB_UPLOAD_UNKNOWN when it ended, but by the commit that is repeated."""
+        session = await self._sessions.verify(routed, uploader, session_id, state)
+        if self._spool.has_ended(session_id, committed):
+            raise _lost()
+        return session
 
     def _reopen(self, session: UploadSession) -> SpoolFile | None:
         """Open the file of an upload that this node received from its beginning; None when it has no byte of it.
@@ -309,9 +267,7 @@ class Push:
         return file
 
     def _has_ended(self, session: UploadSession) -> bool:
-        """Tell whether an upload without a file at this node was cancelled, or has its bytes nowhere else."""
-        if self._spool.is_cancelled(session.session_id):
-            return True
+        """Tell whether an upload without a file at this node has its bytes nowhere else."""
         return session.offset > 0 and (session.node_id == self._spool.node_id or not session.locations)
 
     def _find_committed(self, routed: RoutedRepository, session: UploadSession, digest: Digest) -> Descriptor | None:
@@ -319,7 +275,7 @@ class Push:
 
         The signed state proves that this subject sent these bytes to this repository, which must still hold them.
         """
-        if digest != Digest("sha256", session.sha256) or self._spool.is_cancelled(session.session_id):
+        if digest != Digest("sha256", session.sha256):
             return None
         known = self._memberships.find(routed, ContentKind.BLOB, digest)
         return known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
@@ -379,18 +335,24 @@ class Push:
             node_id = ""
         if file.size_bytes != session.offset:
             sha256 = "" if file.start_offset else (await file.digest("sha256")).hex
-        return UploadSession(session.session_id, file.size_bytes, sha256, dict(locations), node_id)
+        return replace(session, offset=file.size_bytes, sha256=sha256, locations=dict(locations), node_id=node_id)
 
     async def _commit(
         self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession
     ) -> Descriptor:
         try:
             await self._check_digest(routed, digest, file, session)
+            self._claim(session, digest)
         except BaseException:
             file.discard()
             raise
         descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, session.offset)
         return await run_to_end(self._acknowledge(routed, descriptor, file, session.locations), "commit of a blob")
+
+    def _claim(self, session: UploadSession, digest: Digest) -> None:
+        """Have an upload become this blob and no other; BLOB_UPLOAD_UNKNOWN when it is over already."""
+        if not self._spool.mark_ended(session.session_id, digest):
+            raise _lost()
 
     async def _check_digest(
         self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from registry_proxy.ports.content import Spool
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.replicas import ReplicaSet
+from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.reference import Digest, parse_digest
 from registry_proxy.replication.intents import IntentKey
 from registry_proxy.replication.journal import Journal

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.operations.contents import has, unless_absent
-from registry_proxy.ports.content import Spool
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest

@@ -1,7 +1,7 @@
 """Upload sessions that live in their Location: signed, so that any node can go on with them.
 
-The state carries only what the request does not: repository, subject and session ID go into the signature alone, so a
-state is worth nothing in another repository or to another subject.
+The state carries only what the request does not: repository, subject, its generation and session ID go into the
+signature alone, so a state is worth nothing in another repository, to another subject, or after a revocation.
 """
 
 import base64
@@ -14,14 +14,12 @@ import secrets
 import time
 from collections.abc import Callable
 
-from registry_proxy.operations.push import UploadSession
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, Uploader, UploadSession
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
-LIFETIME_SECONDS = 6 * 3600
-"""How long an upload may rest between two requests."""
 _PERIOD_SECONDS = 7 * 24 * 3600
 _STATE_MAX_LENGTH = 16 * 1024
 
@@ -29,7 +27,7 @@ _STATE_MAX_LENGTH = 16 * 1024
 def _unknown() -> RegistryError:
     return RegistryError(
         ErrorCode.BLOB_UPLOAD_UNKNOWN,
-        "there is no such upload here: it ended, expired, or belongs to somebody else; start a new one",
+        "there is no such upload here: it ended, expired, was revoked, or belongs to somebody else; start a new one",
         detail={"reason": "the session in the Location is not valid"},
     )
 
@@ -54,12 +52,12 @@ class SignedSessions:
         self._clock = clock
         self._keys: dict[int, bytes] = {}
 
-    async def sign(self, routed: RoutedRepository, subject: str, session: UploadSession) -> str:
-        """Return the state, made of ``A-Z a-z 0-9 - _ .``; it is good for six hours."""
+    async def sign(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> str:
+        """Return the state, made of ``A-Z a-z 0-9 - _ .``; it is good until the session is too old."""
         now = self._clock()
         period = int(now // _PERIOD_SECONDS)
         content = [
-            int(now) + LIFETIME_SECONDS,
+            session.opened_at or int(now),
             session.offset,
             session.sha256,
             dict(session.locations),
@@ -67,15 +65,17 @@ class SignedSessions:
         ]
         payload = _encode(json.dumps(content, separators=(",", ":")).encode())
         key = await self._key(period, create=True)
-        mac = _mac(key, period, payload, routed.upstream, routed.repository, subject, session.session_id)
+        mac = _mac(key, period, payload, *_about(routed, uploader, session.session_id))
         return f"{period}.{payload}.{_encode(mac)}"
 
-    async def verify(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> UploadSession:
+    async def verify(
+        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
+    ) -> UploadSession:
         """Return the session that a request names.
 
         Raises:
-            RegistryError: BLOB_UPLOAD_UNKNOWN when we did not write this state for this subject, repository and
-                session, or it has expired.
+            RegistryError: BLOB_UPLOAD_UNKNOWN when we did not write this state for this subject, its generation,
+                repository and session, or the session is too old.
         """
         now = self._clock()
         try:
@@ -84,16 +84,14 @@ class SignedSessions:
             if abs(period - int(now // _PERIOD_SECONDS)) > 1:
                 raise _unknown()
             key = await self._key(period, create=False)
-            if not hmac.compare_digest(
-                mac, _mac(key, period, payload, routed.upstream, routed.repository, subject, session_id)
-            ):
+            if not hmac.compare_digest(mac, _mac(key, period, payload, *_about(routed, uploader, session_id))):
                 raise _unknown()
-            expires_at, offset, sha256, locations, node_id = json.loads(_decode(payload))
+            opened_at, offset, sha256, locations, node_id = json.loads(_decode(payload))
         except (ValueError, binascii.Error) as error:
             raise _unknown() from error
-        if expires_at < now:
+        if opened_at + UPLOAD_LIFETIME_SECONDS < now:
             raise _unknown()
-        return UploadSession(session_id, offset, sha256, locations, node_id)
+        return UploadSession(session_id, offset, sha256, locations, node_id, opened_at)
 
     async def _key(self, period: int, *, create: bool) -> bytes:
         key = self._keys.get(period)
@@ -114,6 +112,11 @@ class SignedSessions:
         if record is None:
             raise _unknown()
         return _decode(record.value["key"])
+
+
+def _about(routed: RoutedRepository, uploader: Uploader, session_id: str) -> tuple[object, ...]:
+    """Return what a state is for, which is signed with it and stands elsewhere in the request."""
+    return routed.upstream, routed.repository, uploader.subject, uploader.generation, session_id
 
 
 def _mac(key: bytes, *signed: object) -> bytes:

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from registry_proxy.operations.contents import ask
 from registry_proxy.operations.pull import is_committed
-from registry_proxy.operations.push import UploadSession
-from registry_proxy.ports.content import BlobCache, Spool, SpoolFile
+from registry_proxy.ports.content import BlobCache
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.ports.uploads import Spool, SpoolFile, UploadSession
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError, unavailable
 from registry_proxy.protocol.reference import Digest, Repository

@@ -11,8 +11,8 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports.content import SpoolFile
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
@@ -166,16 +166,30 @@ async def test_idle_uploads_are_swept(spool: DiskSpool, cache_path: Path) -> Non
     busy.discard()
 
 
-def test_a_cancelled_upload_is_remembered_as_long_as_its_location_is_valid(spool: DiskSpool, cache_path: Path) -> None:
-    """Every worker knows it for six hours; a directory that is missing, or a disk that refuses, makes no error."""
-    hours_ago = time.time() - 7 * 3600
+def test_an_upload_that_ended_is_remembered_as_long_as_its_location_is_valid(
+    spool: DiskSpool, cache_path: Path
+) -> None:
+    """Every worker knows it for a day; a directory that is missing, or a disk that refuses, makes no error."""
+    days_ago = time.time() - UPLOAD_LIFETIME_SECONDS - 60
     for session in ("old", "new"):
-        assert not spool.is_cancelled(session)
-        spool.mark_cancelled(session)
-        assert DiskSpool(spool.cache).is_cancelled(session)
-    os.utime(cache_path / "cancelled" / "old", (hours_ago, hours_ago))
+        assert not spool.has_ended(session)
+        assert spool.mark_ended(session)
+        assert DiskSpool(spool.cache).has_ended(session)
+    os.utime(cache_path / "cancelled" / "old", (days_ago, days_ago), follow_symlinks=False)
     assert spool.sweep() == 0
-    assert [spool.is_cancelled(session) for session in ("old", "new")] == [False, True]
+    assert [spool.has_ended(session) for session in ("old", "new")] == [False, True]
     shutil.rmtree(cache_path / "cancelled")
-    spool.mark_cancelled("another")
+    assert spool.mark_ended("another")
     assert spool.sweep() == 0
+
+
+def test_an_upload_becomes_one_content(spool: DiskSpool) -> None:
+    """The commit that is repeated may go on; another content, and any other request, meets an upload that is over."""
+    (_, one), (_, other) = content(10, 1), content(10, 2)
+    assert spool.mark_ended("session", one)
+    assert spool.mark_ended("session", one)
+    assert not spool.has_ended("session", one)
+    assert not spool.mark_ended("session", other)
+    assert not spool.mark_ended("session")
+    assert spool.has_ended("session", other)
+    assert spool.has_ended("session")

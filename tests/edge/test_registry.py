@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 from yarl import URL
@@ -133,25 +133,36 @@ async def test_hidden_and_absent_repositories_answer_alike(public: PublicBench) 
     assert public.reader.requests == []
 
 
-async def test_an_upload_goes_on_with_the_right_it_was_opened_with(public: PublicBench) -> None:
-    """A right that is withdrawn in mid-upload does not end it (a 401 there ends the push); a revocation does."""
+async def test_each_step_of_an_upload_takes_the_right_to_push(public: PublicBench) -> None:
+    """A right that is withdrawn ends an upload, as do a token without it and a revocation; a new token does not."""
     public.allow("push")
-    headers = public.bearer()
-    async with public.session.post("/v2/team/app/blobs/uploads/", headers=headers) as response:
+    async with public.session.post("/v2/team/app/blobs/uploads/", headers=public.bearer()) as response:
         location = response.headers["Location"]
+    narrow = public.bearer("user:ann", "repository:team/app:pull")
+
+    async def statuses(headers: Mapping[str, str]) -> set[int]:
+        found = set()
+        for method, url in (
+            ("GET", location),
+            ("PATCH", location),
+            ("PUT", f"{location}&digest={D}"),
+            ("DELETE", location),
+        ):
+            async with public.session.request(method, url, data=b"12345", headers=headers) as response:
+                found.add(response.status)
+        return found
+
+    assert await statuses(narrow) == {401}
     public.control.grants.clear()
-    async with public.session.patch(location, data=b"12345", headers=headers) as response:
-        assert response.status == 202
-    async with public.session.patch(location, data=b"12345", headers=public.bearer("user:bob")) as response:
-        assert response.status == 401
-    async with public.session.patch(location + "x", data=b"12345", headers=headers) as response:
-        assert response.status == 401
-    async with public.session.post("/v2/team/app/blobs/uploads/", headers=headers) as response:
-        assert response.status == 401
+    assert await statuses(public.bearer()) == {401}
+    public.allow("push")
+    before = public.bearer()
     public.control.generations["user:ann"] = 1
-    async with public.session.patch(location, data=b"12345", headers=headers) as response:
-        assert response.status == 401
-    assert public.push.bodies == [b"12345"]
+    assert await statuses(before) == {401}
+    assert public.push.calls == [("start", "main/team/app", "user:ann")]
+    public.control.generations["user:ann"] = 0
+    async with public.session.patch(location, data=b"12345", headers=public.bearer()) as response:
+        assert response.status == 202
 
 
 # ---------------------------------------------------------------- pull

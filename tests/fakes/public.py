@@ -34,6 +34,7 @@ from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -122,20 +123,20 @@ class FakePush:
         self.bodies.append(content)
         return content
 
-    def _check(self, subject: str, session_id: str, state: str | None) -> None:
-        if self.sessions.get(session_id) != subject or state != f"state of {session_id}":
+    def _check(self, uploader: Uploader, session_id: str, state: str | None) -> None:
+        if self.sessions.get(session_id) != uploader.subject or state != f"state of {session_id}":
             raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "no such upload")
 
-    async def start_upload(self, routed: RoutedRepository, subject: str) -> UploadAnswer:
-        self.calls.append(("start", str(routed), subject))
+    async def start_upload(self, routed: RoutedRepository, uploader: Uploader) -> UploadAnswer:
+        self.calls.append(("start", str(routed), uploader.subject))
         session_id = f"session-{len(self.sessions)}"
-        self.sessions[session_id] = subject
+        self.sessions[session_id] = uploader.subject
         return UploadAnswer(session_id, f"state of {session_id}", 0)
 
     async def append_upload(
         self,
         routed: RoutedRepository,
-        subject: str,
+        uploader: Uploader,
         session_id: str,
         state: str | None,
         body: AsyncIterator[bytes],
@@ -143,14 +144,14 @@ class FakePush:
         chunk: ByteRange | None,
     ) -> UploadAnswer:
         self.calls.append(("append", str(routed), size_bytes, chunk))
-        self._check(subject, session_id, state)
+        self._check(uploader, session_id, state)
         content = await self._read(body)
         return UploadAnswer(session_id, f"state of {session_id}", len(content))
 
     async def commit_upload(
         self,
         routed: RoutedRepository,
-        subject: str,
+        uploader: Uploader,
         session_id: str,
         state: str | None,
         digest: Digest,
@@ -159,30 +160,32 @@ class FakePush:
         chunk: ByteRange | None,
     ) -> Descriptor:
         self.calls.append(("commit", str(routed), size_bytes, chunk))
-        self._check(subject, session_id, state)
+        self._check(uploader, session_id, state)
         return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body)))
 
     async def push_blob(
         self,
         routed: RoutedRepository,
-        subject: str,
+        uploader: Uploader,
         digest: Digest,
         body: AsyncIterator[bytes],
         size_bytes: int | None,
     ) -> Descriptor:
-        self.calls.append(("push", str(routed), subject, size_bytes))
+        self.calls.append(("push", str(routed), uploader.subject, size_bytes))
         return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body)))
 
     async def upload_status(
-        self, routed: RoutedRepository, subject: str, session_id: str, state: str | None
+        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
     ) -> UploadAnswer:
         self.calls.append(("status", str(routed)))
-        self._check(subject, session_id, state)
+        self._check(uploader, session_id, state)
         return UploadAnswer(session_id, f"state of {session_id}", 5)
 
-    async def cancel_upload(self, routed: RoutedRepository, subject: str, session_id: str, state: str | None) -> None:
+    async def cancel_upload(
+        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
+    ) -> None:
         self.calls.append(("cancel", str(routed)))
-        self._check(subject, session_id, state)
+        self._check(uploader, session_id, state)
 
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         self.calls.append(("everywhere", str(routed), kind, str(digest)))

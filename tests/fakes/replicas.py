@@ -11,11 +11,12 @@ from typing import TypeVar
 
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.push import Push
-from registry_proxy.ports.content import BlobCache, Memberships, Spool
+from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Table
+from registry_proxy.ports.uploads import Spool, Uploader
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
@@ -39,7 +40,7 @@ from tests.fakes.memory import (
 
 REPOSITORY = Repository("team/app")
 ROUTED = RoutedRepository("main", REPOSITORY)
-ANN = "user:ann"
+ANN = Uploader("user:ann", 0)
 _T = TypeVar("_T")
 
 
@@ -239,7 +240,7 @@ class MemorySpool:
         self._directory, self.cache, self.node_id = directory, cache, node_id
         self.open: dict[str, MemorySpoolFile] = {}
         self.pins: set[Digest] = set()
-        self.cancelled: set[str] = set()
+        self.ended: dict[str, Digest | None] = {}
         self.is_full = False
 
     def _path(self, session_id: str) -> str:
@@ -270,11 +271,14 @@ class MemorySpool:
             raise RegistryError(ErrorCode.BLOB_UPLOAD_INVALID, "another request writes to it")
         return self._open(session_id) if os.path.exists(self._path(session_id)) else None
 
-    def mark_cancelled(self, session_id: str) -> None:
-        self.cancelled.add(session_id)
+    def mark_ended(self, session_id: str, committed: Digest | None = None) -> bool:
+        if self.has_ended(session_id, committed):
+            return False
+        self.ended[session_id] = committed
+        return True
 
-    def is_cancelled(self, session_id: str) -> bool:
-        return session_id in self.cancelled
+    def has_ended(self, session_id: str, committed: Digest | None = None) -> bool:
+        return session_id in self.ended and (committed is None or self.ended[session_id] != committed)
 
     def pin(self, digest: Digest) -> None:
         self.pins.add(digest)

@@ -11,6 +11,7 @@ import pytest_asyncio
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
+from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode
@@ -115,6 +116,21 @@ async def test_a_repeated_commit_is_acknowledged_only_where_the_blob_is_known(se
     assert (await refused(commit(DIGEST))).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
 
 
+async def test_a_session_commits_one_blob(setting: Bench) -> None:
+    """Its first Location takes no second blob; the commit that is repeated, body and all, is acknowledged again."""
+    push = setting.under_test.push
+    start = await push.start_upload(ROUTED, ANN)
+
+    def commit(content: bytes) -> Coroutine[Any, Any, Descriptor]:
+        return push.commit_upload(
+            ROUTED, ANN, start.session_id, start.state, digest_of(content), body_of(content), None, None
+        )
+
+    assert [await commit(LAYER) for _ in range(2)] == [DESCRIPTOR] * 2
+    assert (await refused(commit(b"another"))).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
+    assert {digest for _, digest in setting.a.blobs} == {DIGEST}
+
+
 async def test_sha512_is_compared_from_the_file(setting: Bench) -> None:
     """A blob may be named by sha512; a wrong one is refused."""
     push = setting.under_test.push
@@ -179,16 +195,16 @@ async def test_a_session_is_worth_nothing_to_others(setting: Bench) -> None:
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     sid, state = start.session_id, start.state
-    other = RoutedRepository("main", Repository("team/other"))
+    other, eve = RoutedRepository("main", Repository("team/other")), Uploader("user:eve", 0)
     changed = state[:-3] + ("AAA" if state[-3:] != "AAA" else "BBB")
     for attempt in (
-        push.append_upload(ROUTED, "user:eve", sid, state, body_of(b"x"), None, None),
+        push.append_upload(ROUTED, eve, sid, state, body_of(b"x"), None, None),
         push.append_upload(other, ANN, sid, state, body_of(b"x"), None, None),
         push.append_upload(ROUTED, ANN, "another", state, body_of(b"x"), None, None),
         push.append_upload(ROUTED, ANN, sid, changed, body_of(b"x"), None, None),
-        push.upload_status(ROUTED, "user:eve", sid, state),
-        push.cancel_upload(ROUTED, "user:eve", sid, state),
-        push.commit_upload(ROUTED, "user:eve", sid, state, DIGEST, body_of(LAYER), None, None),
+        push.upload_status(ROUTED, eve, sid, state),
+        push.cancel_upload(ROUTED, eve, sid, state),
+        push.commit_upload(ROUTED, eve, sid, state, DIGEST, body_of(LAYER), None, None),
     ):
         error = await refused(attempt)
         assert (error.code, error.status) == (ErrorCode.BLOB_UPLOAD_UNKNOWN, 404)

@@ -97,7 +97,10 @@ def test_each_event_says_who_did_what_by_which_rule_from_where(proxy: Proxy) -> 
         admin.delete(f"/grants/{deletes}").raise_for_status()
         assert admin.post("/grants", json={"subject": "nobody", "repository": "a", "actions": []}).status_code == 400
 
-    push = the_one(proxy, action="push", subject="user:ann", outcome="ok")
+    wait_until(lambda: len(events(proxy, action="push", outcome="ok")) == 3, "the push of two blobs and of a manifest")
+    pushes = events(proxy, action="push", subject="user:ann", outcome="ok")
+    assert {each["digest"] for each in pushes if not each.get("tag")} == image.blobs.keys()
+    (push,) = (each for each in pushes if each.get("tag"))
     assert (push["repository"], push["tag"], push["digest"]) == ("team/app", "v1", image.digest)
     assert (push["rule"], push["address"]) == (grant["id"], "127.0.0.1")
     denied = the_one(proxy, action="pull", outcome="denied")

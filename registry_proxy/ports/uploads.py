@@ -1,0 +1,167 @@
+"""Uploads of blobs: whose they are, their bytes on this node, and their sessions at the replicas."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.reference import Digest, Repository
+
+UPLOAD_LIFETIME_SECONDS = 24 * 3600
+"""How long an upload may take from its opening to the start of its last request, whatever is asked meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uploader:
+    """The subject that an upload belongs to, and its generation: what was begun before a revocation has ended."""
+
+    subject: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSession:
+    """An upload between two requests.
+
+    ``offset`` is how many bytes it has, ``sha256`` their hash in hexadecimal, ``locations`` where each replica that
+    has the same bytes goes on with it, ``node_id`` the node that spooled them all. Once a request came to a node that
+    lacks what came before, no node has them all: ``node_id`` is empty, and with the next byte so is ``sha256``.
+    ``opened_at`` is in Unix seconds; 0 until its first state was signed.
+    """
+
+    session_id: str
+    offset: int
+    sha256: str
+    locations: Mapping[str, str]
+    node_id: str = ""
+    opened_at: int = 0
+
+
+class UploadSessions(Protocol):
+    """Turns a session into the state of a Location and back."""
+
+    async def sign(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> str: ...
+    async def verify(
+        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
+    ) -> UploadSession:
+        """Return the session of a state that we wrote for this uploader, repository and session.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_UNKNOWN, also when the session is older than ``UPLOAD_LIFETIME_SECONDS``.
+        """
+
+
+class SpoolFile(Protocol):
+    """The bytes of one upload as they come in; the senders to the replicas read it behind the writer.
+
+    One writer at a time. ``size_bytes`` is how far the upload is. What may be read from ``fd`` up to there begins at
+    ``start_offset``: 0, unless another node received what comes before; only a whole upload has a digest here.
+    """
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def start_offset(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    async def write(self, chunk: bytes) -> None: ...
+    async def wait_beyond(self, offset: int) -> bool:
+        """Return True when ``size_bytes > offset``; False when the writer finished the request at or before it."""
+
+    def finish_request(self) -> None:
+        """Wake the readers: no more bytes come with this request."""
+
+    async def digest(self, algorithm: str) -> Digest:
+        """Return the digest of all bytes so far (in a thread, from the file, unless the running hash knows)."""
+
+    async def commit(self, digest: Digest) -> None:
+        """Make it the cache's committed content of ``digest``: fsync, rename. The caller has compared the digest."""
+
+    def close(self) -> None:
+        """Release it, keeping the file for the next request of the session."""
+
+    def discard(self) -> None:
+        """Remove it."""
+
+
+class Spool(Protocol):
+    """The uploads of a node. ``node_id`` tells it from all other nodes, for as long as its uploads are kept."""
+
+    @property
+    def node_id(self) -> str: ...
+    def create(self, session_id: str) -> SpoolFile:
+        """Start an upload. Raises CacheUnavailableError when there is no space."""
+
+    def create_tail(self, offset: int) -> SpoolFile:
+        """Give room to one request of an upload whose first ``offset`` bytes another node received.
+
+        Its bytes lie in ``fd`` where they lie in the upload. It has no name, and is gone when it is closed.
+
+        Raises:
+            CacheUnavailableError: there is no space.
+        """
+
+    def reopen(self, session_id: str) -> SpoolFile | None:
+        """Open an upload for its next request; None when this node does not have it.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_INVALID when another request is writing to it.
+        """
+
+    def mark_ended(self, session_id: str, committed: Digest | None = None) -> bool:
+        """Remember as long as a Location is valid that an upload is over; return False when it was, in another way.
+
+        Args:
+            session_id: the upload.
+            committed: what it became; None for a cancelled one.
+        """
+
+    def has_ended(self, session_id: str, committed: Digest | None = None) -> bool:
+        """Tell whether an upload ended at this node in another way than by becoming ``committed``."""
+
+    def pin(self, digest: Digest) -> None:
+        """Keep a committed content from eviction until ``unpin``: some replica does not have it yet."""
+
+    def unpin(self, digest: Digest) -> None: ...
+    def pinned(self, min_age_seconds: float) -> Sequence[Digest]:
+        """Return what was pinned at least so long ago, also what is no longer here."""
+
+    def holds(self, digest: Digest) -> bool:
+        """Tell whether a content is committed on the node's disk."""
+
+
+class UploadStream(Protocol):
+    """The senders that follow one request of an upload."""
+
+    async def finish(self) -> Mapping[str, str]:
+        """Wait until the quorum has caught up with the spool; return the next location of each that did."""
+
+    async def abort(self) -> None: ...
+
+
+class BlobReplicas(Protocol):
+    """Writes blobs to the replicas of an upstream."""
+
+    def check_writable(self, upstream: str) -> None: ...
+    def follow(
+        self, routed: RoutedRepository, file: SpoolFile, session: UploadSession, size_bytes: int | None
+    ) -> UploadStream: ...
+    async def commit(
+        self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Commit at a quorum; return the names of the replicas that miss it."""
+
+    async def commit_sessions(
+        self, routed: RoutedRepository, descriptor: Descriptor, locations: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Do as ``commit`` with what only the replicas have; what one of them misses is then pinned here."""
+
+    async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None: ...
+    async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
+        """Tell whether no replica that can be written to lacks a content, but for those on record as missing it."""
+
+    async def mount(
+        self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None
+    ) -> tuple[Descriptor, Sequence[str]] | None: ...
+    async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None: ...
