@@ -34,12 +34,11 @@ from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.journal import Pause, PauseRefusedError
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.ports.repair import Comparison, Difference, RepairStatus
+from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus
 from registry_proxy.ports.store import Store
 from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
-from registry_proxy.replication.repair import RepairStatus
-from registry_proxy.replication.verify import Comparison, Difference
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
@@ -160,8 +159,8 @@ class Upstream:
     async def refresh(self) -> None:
         """Nothing changes behind the test's back."""
 
-    def status(self) -> Sequence[Replica]:
-        return self.replicas
+    def status(self) -> Sequence[ReplicaStatus]:
+        return [ReplicaStatus(**vars(replica)) for replica in self.replicas]
 
     def warnings(self) -> Sequence[str]:
         return self.told

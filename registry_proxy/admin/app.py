@@ -19,12 +19,14 @@ from registry_proxy.admin.openapi import OpenApiResource
 from registry_proxy.admin.ops import OPS_PATHS, StateSource, add_ops_routes
 from registry_proxy.admin.policy import PolicyResources
 from registry_proxy.admin.problems import answer_problems
-from registry_proxy.admin.replicas import Maintains, Repairs, ReplicaResources, Upstream, Verifies
+from registry_proxy.admin.replicas import ReplicaResources
 from registry_proxy.admin.repositories import KnownRepositories, RepositoryResources
 from registry_proxy.admin.warm import WarmResources
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import AuditLog, ReloadOutcome
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.repair import Maintains, Repairs, Verifies
+from registry_proxy.ports.replicas import UpstreamStatus
 from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.tasks import request_id
 
@@ -66,7 +68,7 @@ class AdminServices:
     directory: Directory
     control: AdminControl
     signer: TokenSigner
-    replicas: Mapping[str, Upstream]
+    replicas: Mapping[str, UpstreamStatus]
     repairers: Mapping[str, Repairs]
     verifiers: Mapping[str, Verifies]
     maintenances: Mapping[str, Maintains]

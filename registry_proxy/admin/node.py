@@ -19,25 +19,13 @@ from registry_proxy.admin.documents import (
 from registry_proxy.admin.openapi import PAGE, Endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, invalid
 from registry_proxy.admin.requests import format_time, read_body, read_page, read_query
+from registry_proxy.ports.content import CachedBlob
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.names import CacheResult, ContentKind
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, parse_digest, parse_repository
 
 _CACHE_REQUESTS = "registry_proxy_cache_requests_total"
-
-
-class CachedBlob(Protocol):
-    """One content of the cache; ``used_at`` in seconds since the epoch, ``protected`` from eviction."""
-
-    @property
-    def digest(self) -> Digest: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def used_at(self) -> float: ...
-    @property
-    def protected(self) -> bool: ...
 
 
 class Cache(Protocol):

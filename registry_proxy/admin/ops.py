@@ -8,7 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.ports.replicas import ReplicaState, UpstreamStatus
 from registry_proxy.telemetry.metrics import CONTENT_TYPE
 
 OPS_PATHS = ("/metrics", "/healthz", "/readyz")
@@ -27,20 +27,6 @@ class State:
 
 
 StateSource = Callable[[], Awaitable[State]]
-
-
-class ReplicaStatus(Protocol):
-    """How one replica is doing."""
-
-    @property
-    def state(self) -> ReplicaState: ...
-
-
-class UpstreamStatus(Protocol):
-    """How the replicas of one upstream are doing."""
-
-    def status(self) -> Sequence[ReplicaStatus]: ...
-    def warnings(self) -> Sequence[str]: ...
 
 
 class _PolicySource(Protocol):

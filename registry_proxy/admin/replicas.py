@@ -1,9 +1,9 @@
 """Upstreams of the admin API: how their replicas are, their repair, and comparing them."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from aiohttp import web
@@ -27,167 +27,10 @@ from registry_proxy.admin.openapi import PAGE, Endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, invalid
 from registry_proxy.admin.requests import format_time, read_body, read_page, read_query
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.journal import Pause, PauseRefusedError
-from registry_proxy.ports.replicas import ReplicaState
-from registry_proxy.protocol.reference import Digest
+from registry_proxy.ports.journal import ContentException, Pause, PauseRefusedError
+from registry_proxy.ports.repair import Comparison, Difference, Maintains, Repairs, RepairStatus, Verifies
+from registry_proxy.ports.replicas import ReplicaStatus, UpstreamStatus
 from registry_proxy.tasks import spawn
-
-
-class ReplicaStatus(Protocol):
-    """How one replica is doing; ``latency_seconds`` is that of the last answer, None before the first.
-
-    ``reason`` says why it is not up, or has us wait (429); "" otherwise.
-    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it, None while unknown.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def state(self) -> ReplicaState: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def latency_seconds(self) -> float | None: ...
-    @property
-    def pending(self) -> int: ...
-    @property
-    def refused(self) -> int: ...
-    @property
-    def keeps_apart(self) -> bool | None: ...
-    @property
-    def pause(self) -> Pause | None: ...
-
-
-class Upstream(Protocol):
-    """The replicas of one upstream; ``refresh`` brings the counts of ``status`` and ``lost`` up to date."""
-
-    @property
-    def lost(self) -> int: ...
-    async def refresh(self) -> None: ...
-    def status(self) -> Sequence[ReplicaStatus]: ...
-    def warnings(self) -> Sequence[str]: ...
-
-
-class RepairStatus(Protocol):
-    """How the repair of one replica goes, as far as this node does it: keys, and seconds since the epoch."""
-
-    @property
-    def is_running(self) -> bool: ...
-    @property
-    def started_at(self) -> float | None: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def error(self) -> str: ...
-
-
-class ContentException(Protocol):
-    """A key that is lost, or that some replicas refuse, by name, and why."""
-
-    @property
-    def key(self) -> Any: ...
-    @property
-    def is_lost(self) -> bool: ...
-    @property
-    def refused(self) -> Mapping[str, str]: ...
-    @property
-    def is_dismissed(self) -> bool: ...
-
-
-class Exceptions(Protocol):
-    """The contents that cannot be everywhere. Raises StoreUnavailableError."""
-
-    async def list(self, upstream: str) -> Sequence[ContentException]: ...
-    async def dismiss(self, upstream: str, repository: str | None, name: str | None) -> int: ...
-    async def forget(self, upstream: str, repository: str | None, name: str | None) -> int: ...
-
-
-class Repairs(Protocol):
-    """Repairs the replicas of one upstream."""
-
-    @property
-    def exceptions(self) -> Exceptions: ...
-    def status(self, replica: str) -> RepairStatus: ...
-    async def retry(self) -> None: ...
-    def warnings(self) -> Sequence[str]: ...
-
-
-class Maintains(Protocol):
-    """Takes replicas of one upstream out of writes. Raises PauseRefusedError, StoreUnavailableError."""
-
-    async def pause(self, replica: str, reason: str, by: str) -> None: ...
-    async def resume(self, replica: str, by: str, *, force: bool = False) -> None: ...
-    async def is_quiet(self, pause: Pause) -> bool: ...
-
-
-class Difference(Protocol):
-    """A replica does not hold what it shall; see ``replication.verify``."""
-
-    @property
-    def key(self) -> Any: ...
-    @property
-    def replica(self) -> str | None: ...
-    @property
-    def wanted(self) -> Digest | None: ...
-    @property
-    def found(self) -> Digest | None: ...
-    @property
-    def holders(self) -> Sequence[str]: ...
-
-
-class Failure(Protocol):
-    """A replica could not be asked for something."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def replica(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-
-
-class Comparison(Protocol):
-    """How far a comparison of replicas is, and what it found."""
-
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def is_done(self) -> bool: ...
-    @property
-    def error(self) -> str: ...
-    @property
-    def repositories(self) -> int: ...
-    @property
-    def repositories_done(self) -> int: ...
-    @property
-    def manifests(self) -> int: ...
-    @property
-    def blobs(self) -> int: ...
-    @property
-    def differing(self) -> int: ...
-    @property
-    def undecided(self) -> int: ...
-    @property
-    def lost(self) -> int: ...
-    @property
-    def mended(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def differences(self) -> Sequence[Difference]: ...
-    @property
-    def failures(self) -> Sequence[Failure]: ...
-
-
-class Verifies(Protocol):
-    """Compares the replicas of one upstream."""
-
-    def new(self) -> Any: ...
-    async def compare(self, comparison: Any, *, mend: bool = False, prefer: str | None = None) -> None: ...
 
 
 def _without_credentials(url: str) -> str:
@@ -273,7 +116,7 @@ class ReplicaResources:
 
     def __init__(
         self,
-        upstreams: Mapping[str, Upstream],
+        upstreams: Mapping[str, UpstreamStatus],
         repairers: Mapping[str, Repairs],
         verifiers: Mapping[str, Verifies],
         maintenances: Mapping[str, Maintains],

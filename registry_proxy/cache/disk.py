@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from registry_proxy import tasks
@@ -19,7 +18,7 @@ from registry_proxy.cache.memory import SmallContents
 from registry_proxy.cache.progress import CommittedReader
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
-from registry_proxy.ports.content import BlobReader, OpenSource
+from registry_proxy.ports.content import BlobReader, CachedBlob, OpenSource
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.names import CacheResult
@@ -39,20 +38,6 @@ _THREADS = 16
 _READ_BYTES = 1024 * 1024
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CachedBlob:
-    """One committed content as an administrator sees it.
-
-    ``used_at`` is when it was used last, in seconds since the epoch, exact to a minute; ``protected`` tells that
-    eviction leaves it: some replica does not have it yet, or its repository is pinned.
-    """
-
-    digest: Digest
-    size_bytes: int
-    used_at: float
-    protected: bool
 
 
 class DiskCache:

@@ -187,3 +187,17 @@ class Memberships(Protocol):
 
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         """Remove every cached tag that is ``digest``; return them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBlob:
+    """One committed content as an administrator sees it.
+
+    ``used_at`` is when it was used last, in seconds since the epoch, exact to a minute; ``protected`` tells that
+    eviction leaves it: some replica does not have it yet, or its repository is pinned.
+    """
+
+    digest: Digest
+    size_bytes: int
+    used_at: float
+    protected: bool

@@ -1,6 +1,8 @@
 """Writes that one replica misses, and what the operator paused."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from registry_proxy.ports.names import RoutedRepository
@@ -57,3 +59,42 @@ class MarkSource(Protocol):
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:
         """Return the marks; with ``of_all_nodes`` what any node acknowledged until now counts, if the store answers."""
+
+
+class IntentKind(StrEnum):
+    """The kind of object that an intent is about; the middle part of its key."""
+
+    MANIFEST = "manifest"
+    TAG = "tag"
+    BLOB = "blob"
+
+
+@dataclass(frozen=True, slots=True)
+class IntentKey:
+    """The object that a write is about: the newest intent of a key is the truth."""
+
+    routed: RoutedRepository
+    kind: IntentKind
+    name: str
+    """A digest or a tag, as text."""
+
+    def __str__(self) -> str:
+        return f"{self.routed}|{self.kind}|{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ContentException:
+    """A key that is lost, or that some replicas refuse: ``refused`` names them, and why."""
+
+    key: IntentKey
+    is_lost: bool
+    refused: Mapping[str, str]
+    is_dismissed: bool
+
+
+class Exceptions(Protocol):
+    """The contents that cannot be everywhere. Raises StoreUnavailableError."""
+
+    async def list(self, upstream: str) -> Sequence[ContentException]: ...
+    async def dismiss(self, upstream: str, repository: str | None, name: str | None) -> int: ...
+    async def forget(self, upstream: str, repository: str | None, name: str | None) -> int: ...

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Protocol
 
 from registry_proxy.ports.content import ByteStream
+from registry_proxy.ports.journal import Pause
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.reference import Digest, Repository, Tag
@@ -125,3 +127,33 @@ class ReplicaSet(Protocol):
 
     def report_failure(self, replica: str, error: Exception) -> None:
         """Tell health that a request to it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica as the admin API shows it; ``reason`` is empty when there is nothing to explain.
+
+    It misses ``pending`` keys, and cannot have ``refused`` others.
+    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it, None while unknown.
+    ``pause`` is there while it is paused.
+    """
+
+    name: str
+    url: str
+    state: ReplicaState
+    reason: str
+    latency_seconds: float | None
+    pending: int
+    refused: int
+    keeps_apart: bool | None
+    pause: Pause | None = None
+
+
+class UpstreamStatus(Protocol):
+    """The replicas of one upstream; ``refresh`` brings the counts of ``status`` and ``lost`` up to date."""
+
+    @property
+    def lost(self) -> int: ...
+    async def refresh(self) -> None: ...
+    def status(self) -> Sequence[ReplicaStatus]: ...
+    def warnings(self) -> Sequence[str]: ...

@@ -8,13 +8,14 @@ from contextlib import AbstractAsyncContextManager
 
 from registry_proxy.ports.content import Memberships
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
 from registry_proxy.ports.store import Change, Store, StoreChanges, Table
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
-from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, change_of, parse_key
+from registry_proxy.replication.intents import Intent, change_of, parse_key
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import (
     configured_names,

@@ -7,25 +7,16 @@ them.
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from registry_proxy.ports.errors import ConflictError
+from registry_proxy.ports.journal import ContentException, IntentKey, IntentKind
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
-from registry_proxy.replication.intents import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
+from registry_proxy.replication.intents import NO_REFUSALS, Intent, change_of, parse_key
 from registry_proxy.replication.manifests import manifest_record_key, tag_record_key
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ContentException:
-    """A key that is lost, or that some replicas refuse: ``refused`` names them, and why."""
-
-    key: IntentKey
-    is_lost: bool
-    refused: Mapping[str, str]
-    is_dismissed: bool
 
 
 class Exceptions:

@@ -13,12 +13,12 @@ from collections.abc import Collection
 
 from registry_proxy.operations.contents import unless_absent
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet
 from registry_proxy.ports.store import Change, Store, StoreChanges, Table
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag, is_fallback_tag
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import tag_record_key
 from registry_proxy.replication.verify import Verifier

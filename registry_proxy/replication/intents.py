@@ -2,36 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self
 
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import Digest, Repository, parse_digest
 
 NO_REFUSALS: Mapping[str, str] = MappingProxyType({})
-
-
-class IntentKind(StrEnum):
-    """The kind of object that an intent is about; the middle part of its key."""
-
-    MANIFEST = "manifest"
-    TAG = "tag"
-    BLOB = "blob"
-
-
-@dataclass(frozen=True, slots=True)
-class IntentKey:
-    """The object that a write is about: the newest intent of a key is the truth."""
-
-    routed: RoutedRepository
-    kind: IntentKind
-    name: str
-    """A digest or a tag, as text."""
-
-    def __str__(self) -> str:
-        return f"{self.routed}|{self.kind}|{self.name}"
 
 
 def parse_key(text: str) -> IntentKey:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.events import Observer
-from registry_proxy.ports.journal import Marks, Pause
+from registry_proxy.ports.journal import IntentKey, IntentKind, Marks, Pause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
 from registry_proxy.protocol.reference import Digest
-from registry_proxy.replication.intents import NO_REFUSALS, Intent, IntentKey, IntentKind, change_of, parse_key
+from registry_proxy.replication.intents import NO_REFUSALS, Intent, change_of, parse_key
 from registry_proxy.replication.marks import JournalMarks
 from registry_proxy.replication.pauses import find_pause
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import Observer
+from registry_proxy.ports.journal import IntentKey
 from registry_proxy.ports.replicas import ReplicaSet
 from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.reference import Digest, parse_digest
-from registry_proxy.replication.intents import IntentKey
 from registry_proxy.replication.journal import Journal
 
 _PAUSE_SECONDS = 60.0

@@ -8,6 +8,7 @@ from registry_proxy.operations.contents import ask, find_cached_manifest, has, p
 from registry_proxy.operations.push import WrittenManifest, content_unknown
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
@@ -22,7 +23,6 @@ from registry_proxy.replication.fanout import (
     lanes_of,
     require_quorum,
 )
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.refusals import final_refusal, may_be_final
 from registry_proxy.replication.uploads import UploadReplication

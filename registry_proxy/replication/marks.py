@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from registry_proxy.ports.journal import Pause
+from registry_proxy.ports.journal import IntentKey, IntentKind, Pause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.reference import Digest, Tag
-from registry_proxy.replication.intents import Intent, IntentKey, IntentKind
+from registry_proxy.replication.intents import Intent
 
 NO_PAUSES: Mapping[str, Pause] = MappingProxyType({})
 

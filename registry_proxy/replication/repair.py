@@ -9,12 +9,13 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from registry_proxy.operations.contents import has, unless_absent
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.events import Observer
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind
+from registry_proxy.ports.repair import RepairStatus
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.ports.uploads import Spool
@@ -24,7 +25,7 @@ from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.copies import Copies
 from registry_proxy.replication.deletions import forget_deleted
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, parse_key
+from registry_proxy.replication.intents import Intent, parse_key
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.kept import KeptCopies
 from registry_proxy.replication.manifests import manifest_record_key, tag_lease, tag_record_key, write_lease
@@ -49,20 +50,6 @@ _ORDER = {  # blobs before what refers to them, tags last; deletes then, and wha
 }
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class RepairStatus:
-    """How the repair of one replica goes, as far as this process does it.
-
-    ``done`` and ``failed`` count keys since ``started_at`` (seconds since the epoch); ``error`` is the last failure.
-    """
-
-    is_running: bool = False
-    started_at: float | None = None
-    done: int = 0
-    failed: int = 0
-    error: str = ""
 
 
 class Repairer:

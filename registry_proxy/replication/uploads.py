@@ -11,6 +11,7 @@ from registry_proxy.operations.contents import ask
 from registry_proxy.operations.pull import is_committed
 from registry_proxy.ports.content import BlobCache
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.uploads import Spool, SpoolFile, UploadSession
@@ -29,7 +30,6 @@ from registry_proxy.replication.fanout import (
     require_quorum,
     settle,
 )
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.tasks import spawn
 

@@ -14,7 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from registry_proxy.operations.contents import ask, has, links_of, unless_absent
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.repair import Comparison, Difference, Failure
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.descriptor import Manifest
@@ -22,86 +24,11 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
 from registry_proxy.replication.copies import is_nowhere
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import recorded_repositories, tag_record_key, write_lease
 from registry_proxy.replication.marks import JournalMarks
 
 _T = TypeVar("_T")
-_NOTED_MAX = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A replica does not hold what it shall: ``found`` is what a tag is there instead, None for nothing.
-
-    Where ``wanted`` is None nobody can tell what a tag shall be: the replicas disagree, and no push through us decided.
-    ``holders`` are the replicas that hold ``wanted``. Where ``replica`` is None, none of them does: it is lost.
-    """
-
-    key: IntentKey
-    replica: str | None
-    wanted: Digest | None
-    found: Digest | None
-    media_type: str
-    holders: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A replica could not be asked for a key, and why; ``is_held``: another one has it, so it is not lost."""
-
-    key: str
-    replica: str
-    reason: str
-    is_held: bool
-
-
-@dataclass(slots=True)
-class Comparison:
-    """How far a comparison is, and what it found. Times in seconds since the epoch; ``error`` is why it ended early.
-
-    ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
-    nobody dismissed, ``failed`` what could not be asked. ``differences`` and ``failures`` hold the first thousand;
-    ``mended`` were entered into the journal for repair.
-    """
-
-    started_at: float
-    is_done: bool = False
-    error: str = ""
-    repositories: int = 0
-    repositories_done: int = 0
-    manifests: int = 0
-    blobs: int = 0
-    differing: int = 0
-    undecided: int = 0
-    lost: int = 0
-    mended: int = 0
-    failed: int = 0
-    differences: list[Difference] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-    def note(self, difference: Difference) -> None:
-        """Count a difference, and keep the first ones."""
-        is_lost = difference.replica is None
-        self.differing += not is_lost
-        self.undecided += difference.wanted is None
-        self.lost += is_lost
-        if len(self.differences) < _NOTED_MAX:
-            self.differences.append(difference)
-
-    def fail(self, failure: Failure) -> None:
-        """Count what could not be asked, and keep the first ones."""
-        self.failed += 1
-        if len(self.failures) < _NOTED_MAX:
-            self.failures.append(failure)
-
-    def doubt_about(self, replica: str) -> str:
-        """Return why it is not known that a replica has all that can be had; "" when it is."""
-        for failure in self.failures:
-            if failure.replica == replica or not failure.is_held:
-                return f"{failure.key} could not be asked of {failure.replica}: {failure.reason}"
-        return "" if self.failed <= len(self.failures) else f"{self.failed} contents could not be asked for"
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import MarkSource, Pause
-from registry_proxy.ports.replicas import ReplicaState, StorageKind
+from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus, StorageKind
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
@@ -47,26 +47,6 @@ class UpstreamConfig:
     write_quorum: int = 1
     timeouts: Timeouts = field(default_factory=Timeouts)
     mixes_repositories: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """One replica as the admin API shows it; ``reason`` is empty when there is nothing to explain.
-
-    It misses ``pending`` keys, and cannot have ``refused`` others.
-    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it, None while unknown.
-    ``pause`` is there while it is paused.
-    """
-
-    name: str
-    url: str
-    state: ReplicaState
-    reason: str
-    latency_seconds: float | None
-    pending: int
-    refused: int
-    keeps_apart: bool | None
-    pause: Pause | None = None
 
 
 @dataclass(slots=True)

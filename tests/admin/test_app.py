@@ -24,13 +24,13 @@ from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import ReloadOutcome
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
+from registry_proxy.ports.repair import Difference, RepairStatus
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
-from registry_proxy.replication.intents import Intent, IntentKey, IntentKind, change_of
-from registry_proxy.replication.repair import RepairStatus
-from registry_proxy.replication.verify import Difference
+from registry_proxy.replication.intents import Intent, change_of
 from registry_proxy.tasks import spawn
 from tests.admin_bench import ADMIN, ADMIN_ROUTES, BOB, CACHE_MAX_BYTES, Contract, Node, admin_node, contract_of, filled
 

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Table
@@ -14,7 +15,6 @@ from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.deletions import DeletionsElsewhere
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.manifests import tag_revision
 from tests.fakes.images import Parts, image
 from tests.fakes.memory import MemoryMemberships

@@ -7,11 +7,11 @@ import pytest
 import pytest_asyncio
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag
 from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import end, spawn

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 import pytest_asyncio
 
-from registry_proxy.ports.journal import PauseRefusedError
+from registry_proxy.ports.journal import IntentKey, IntentKind, PauseRefusedError
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from registry_proxy.replication.journal import WRITING_SECONDS
 from registry_proxy.replication.maintenance import KNOWN_SECONDS, Maintenance
 from registry_proxy.replication.pauses import repair_lease

@@ -2,11 +2,12 @@
 
 import pytest
 
+from registry_proxy.ports.journal import IntentKind
+from registry_proxy.ports.repair import Comparison
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import Tag
-from registry_proxy.replication.intents import IntentKind
-from registry_proxy.replication.verify import Comparison, Verifier
+from registry_proxy.replication.verify import Verifier
 from tests.fakes.images import Parts, image, index
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.replication.test_repair import Workshop, push, same

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import OCI_INDEX
 from registry_proxy.protocol.reference import Digest, Tag, digest_of
 from registry_proxy.replication.exceptions import Exceptions
-from registry_proxy.replication.intents import IntentKey, IntentKind
 from tests.conftest import StartProxy, StartRegistry
 from tests.fakes.images import Parts, build_cache, image, index
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench

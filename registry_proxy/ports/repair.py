@@ -1,0 +1,122 @@
+"""Replicas made equal: repair, maintenance, and the comparison of replicas, as an administrator sees them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from registry_proxy.ports.journal import Exceptions, IntentKey, Pause
+from registry_proxy.protocol.reference import Digest
+
+_NOTED_MAX = 1000
+
+
+@dataclass(slots=True)
+class RepairStatus:
+    """How the repair of one replica goes, as far as this process does it.
+
+    ``done`` and ``failed`` count keys since ``started_at`` (seconds since the epoch); ``error`` is the last failure.
+    """
+
+    is_running: bool = False
+    started_at: float | None = None
+    done: int = 0
+    failed: int = 0
+    error: str = ""
+
+
+class Repairs(Protocol):
+    """Repairs the replicas of one upstream."""
+
+    @property
+    def exceptions(self) -> Exceptions: ...
+    def status(self, replica: str) -> RepairStatus: ...
+    async def retry(self) -> None: ...
+    def warnings(self) -> Sequence[str]: ...
+
+
+class Maintains(Protocol):
+    """Takes replicas of one upstream out of writes. Raises PauseRefusedError, StoreUnavailableError."""
+
+    async def pause(self, replica: str, reason: str, by: str) -> None: ...
+    async def resume(self, replica: str, by: str, *, force: bool = False) -> None: ...
+    async def is_quiet(self, pause: Pause) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A replica does not hold what it shall: ``found`` is what a tag is there instead, None for nothing.
+
+    Where ``wanted`` is None nobody can tell what a tag shall be: the replicas disagree, and no push through us decided.
+    ``holders`` are the replicas that hold ``wanted``. Where ``replica`` is None, none of them does: it is lost.
+    """
+
+    key: IntentKey
+    replica: str | None
+    wanted: Digest | None
+    found: Digest | None
+    media_type: str
+    holders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A replica could not be asked for a key, and why; ``is_held``: another one has it, so it is not lost."""
+
+    key: str
+    replica: str
+    reason: str
+    is_held: bool
+
+
+@dataclass(slots=True)
+class Comparison:
+    """How far a comparison is, and what it found. Times in seconds since the epoch; ``error`` is why it ended early.
+
+    ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
+    nobody dismissed, ``failed`` what could not be asked. ``differences`` and ``failures`` hold the first thousand;
+    ``mended`` were entered into the journal for repair.
+    """
+
+    started_at: float
+    is_done: bool = False
+    error: str = ""
+    repositories: int = 0
+    repositories_done: int = 0
+    manifests: int = 0
+    blobs: int = 0
+    differing: int = 0
+    undecided: int = 0
+    lost: int = 0
+    mended: int = 0
+    failed: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def note(self, difference: Difference) -> None:
+        """Count a difference, and keep the first ones."""
+        is_lost = difference.replica is None
+        self.differing += not is_lost
+        self.undecided += difference.wanted is None
+        self.lost += is_lost
+        if len(self.differences) < _NOTED_MAX:
+            self.differences.append(difference)
+
+    def fail(self, failure: Failure) -> None:
+        """Count what could not be asked, and keep the first ones."""
+        self.failed += 1
+        if len(self.failures) < _NOTED_MAX:
+            self.failures.append(failure)
+
+    def doubt_about(self, replica: str) -> str:
+        """Return why it is not known that a replica has all that can be had; "" when it is."""
+        for failure in self.failures:
+            if failure.replica == replica or not failure.is_held:
+                return f"{failure.key} could not be asked of {failure.replica}: {failure.reason}"
+        return "" if self.failed <= len(self.failures) else f"{self.failed} contents could not be asked for"
+
+
+class Verifies(Protocol):
+    """Compares the replicas of one upstream."""
+
+    def new(self) -> Comparison: ...
+    async def compare(self, comparison: Comparison, *, mend: bool = False, prefer: str | None = None) -> None: ...
