@@ -26,13 +26,12 @@ from registry_proxy.config.model import (
 from registry_proxy.telemetry.metrics import PrometheusObserver
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 RECORDS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Give the dotted names of all keys of a part of the configuration, as the README writes them."""
+    """Give the dotted names of all keys of a part of the configuration, as the reference writes them."""
     nested: dict[str, tuple[str, type[BaseModel]]] = {
         "upstreams": ("upstreams.NAME.", UpstreamSettings),
         "replicas": (f"{prefix}replicas[].", ReplicaSettings),
@@ -51,38 +50,39 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def table(heading: str) -> list[list[str]]:
-    """Return the cells of the rows of the last table below a heading of the README, without the header."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
-    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("|")]
+def table(name: str) -> list[list[str]]:
+    """Return the cells of the rows of the last table in a file of the reference, without the header."""
+    lines = (ROOT / "docs" / "reference" / f"{name}.md").read_text().splitlines()
+    rows = [line.strip("|").split(" | ") for line in lines if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows if not set("".join(row)) <= set("-|")][1:]
 
 
 def test_every_key_is_documented_and_no_other() -> None:
     """The table of the configuration has exactly the keys that are read, in their order."""
-    assert [row[0].strip("`") for row in table("Configuration")] == list(keys(Settings))
+    assert [row[0].strip("`") for row in table("configuration")] == list(keys(Settings))
 
 
 def test_every_metric_is_documented_and_no_other() -> None:
     """The table of metrics has exactly the series that are exposed."""
     exposed = {metric.name for metric in PrometheusObserver()._registry.collect()}
-    documented = {f"registry_proxy_{row[0].strip('`').removesuffix('_total')}" for row in table("Metrics")}
+    documented = {f"registry_proxy_{row[0].strip('`').removesuffix('_total')}" for row in table("metrics")}
     assert documented == exposed
 
 
 def test_every_command_is_documented_and_no_other() -> None:
     """The table of the admin API names exactly the commands there are below each noun."""
     documented: dict[str, set[str]] = {}
-    for row in table("Admin API and command line"):
+    for row in table("admin"):
         noun, *verbs = re.findall(r"[a-z]+", row[1].split("`")[1])
         documented[noun] = set(verbs)
+    admin = (ROOT / "docs" / "reference" / "admin.md").read_text()
     root = get_command(app)
     assert isinstance(root, typer.core.TyperGroup)
     for name, command in root.commands.items():
         if isinstance(command, typer.core.TyperGroup):
             assert documented[name] == set(command.commands), name
         else:
-            assert re.search(rf"\b{name}\b", README), name
+            assert re.search(rf"\b{name}\b", admin), name
     assert set(documented) <= set(root.commands)
 
 
@@ -151,3 +151,8 @@ def test_each_decision_is_one_file_with_a_status() -> None:
             rf"# {number}\. .+\n\nStatus: (accepted|(amended|superseded) by \d+(, \d+)*)\n\n\*\*Context", text
         ), path
         assert {int(named) for named in re.findall(r"\b[Rr]ecords?\s+(\d+)\b", text)} <= set(numbers), path
+
+
+def test_the_readme_stays_short() -> None:
+    """The README is read to its end: tables stand in docs/reference."""
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
