@@ -5,8 +5,8 @@ storage or a token service that is away while the registry itself answers, redir
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 
@@ -17,6 +17,7 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError
+from tests.fakes.malice import Malice, answer, challenge
 from tests.fakes.registry import FakeRegistry, Fault
 from tests.fakes.upstream import PATIENT, REPOSITORY, ToldMarks, open_client, open_replicas
 from tests.servers import free_port
@@ -27,44 +28,12 @@ BODY = b'{"schemaVersion": 2}'
 NOWHERE = f"http://127.0.0.1:{free_port()}"
 HASTY_HEADERS = type(PATIENT)(connect=5, first_byte=0.3, stall=0.3, probe=10, commit=10)
 
-Answers = Callable[[str, str], bytes]
-"""Takes method and path; returns the bytes of an answer; b"" closes the connection."""
 
-
-def answer(status: int, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-    """Return the bytes of an answer."""
-    fields = {"Content-Length": str(len(body)), **headers}
-    lines = [f"HTTP/1.1 {status} As told", *(f"{name}: {value}" for name, value in fields.items())]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-def challenge(path: str) -> bytes:
-    """Return a 401 that names a token endpoint."""
-    return answer(401, {"WWW-Authenticate": f'Bearer realm="{path}",service="x"'})
-
-
-@asynccontextmanager
-async def serving(answers: Answers) -> AsyncIterator[str]:
-    """Serve bytes as they are told; give the URL."""
-    connections: set[asyncio.StreamWriter] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(writer)
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while told := answers(*(await reader.readuntil(b"\r\n\r\n")).decode().split(" ")[:2]):
-                writer.write(told)
-                await writer.drain()
-                if not told.startswith(b"HTTP/1.1") or b"\r\n\r\n" not in told:
-                    break
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for writer in connections:
-            writer.close()
+@contextmanager
+def serving(answers: Callable[[str, str], bytes]) -> Iterator[str]:
+    """Serve what ``answers`` makes of method and target; give the URL."""
+    with Malice(lambda asked: answers(asked.method, asked.target)) as malice:
+        yield malice.url
 
 
 BROKEN_ANSWERS: dict[str, bytes] = {
@@ -101,10 +70,11 @@ async def scene(kind: str) -> AsyncIterator[tuple[FailoverReader, Callable[[], R
             return BROKEN_ANSWERS[kind].replace(b"{url}", here[0].encode())
         return others.get(path.partition("?")[0], fine[method])
 
-    async with serving(answers) as url, open_replicas([url]) as replicas:
-        here[0] = url
-        reader = FailoverReader(replicas, ToldMarks(), 0)
-        yield reader, lambda: replicas.status()[0].state, lambda: replicas.is_writable("a")
+    with serving(answers) as url:
+        async with open_replicas([url]) as replicas:
+            here[0] = url
+            reader = FailoverReader(replicas, ToldMarks(), 0)
+            yield reader, lambda: replicas.status()[0].state, lambda: replicas.is_writable("a")
 
 
 async def fails(reader: FailoverReader) -> None:
@@ -165,10 +135,11 @@ async def test_a_probe_outlives_a_token_without_measure() -> None:
         return challenge(f"http://127.0.0.1:{port[0]}/for-ever")
 
     port = [""]
-    async with serving(answers) as url, open_client(url) as client:
-        port[0] = url.rpartition(":")[2]
-        with pytest.raises(ReplicaFailedError, match="gives no token"):
-            await client.probe()
+    with serving(answers) as url:
+        async with open_client(url) as client:
+            port[0] = url.rpartition(":")[2]
+            with pytest.raises(ReplicaFailedError, match="gives no token"):
+                await client.probe()
 
 
 @pytest.mark.parametrize("location", ["//[bad/x", "http://host//[x", "http://[::1/v2/x", "http://host:99999/v2/x"])
@@ -181,9 +152,10 @@ async def test_a_location_that_is_no_url_fails_one_upload(location: str) -> None
     async def body() -> AsyncIterator[bytes]:
         yield BODY
 
-    async with serving(answers) as url, open_client(url) as client:
-        with suppress(BadUpstreamError):  # any other error fails the test
-            await client.push_blob(REPOSITORY, Descriptor(BLOB_MEDIA_TYPE, digest_of(BODY), len(BODY)), body)
+    with serving(answers) as url:
+        async with open_client(url) as client:
+            with suppress(BadUpstreamError):  # any other error fails the test
+                await client.push_blob(REPOSITORY, Descriptor(BLOB_MEDIA_TYPE, digest_of(BODY), len(BODY)), body)
 
 
 async def test_a_link_that_is_no_url_fails_one_list() -> None:
@@ -192,6 +164,7 @@ async def test_a_link_that_is_no_url_fails_one_list() -> None:
     def answers(*_: str) -> bytes:
         return answer(200, {"Link": '<//[bad/x>; rel="next"'}, b'{"tags": ["1"]}')
 
-    async with serving(answers) as url, open_client(url) as client:
-        with pytest.raises(BadUpstreamError, match="no URL"):
-            await client.list_tags(REPOSITORY)
+    with serving(answers) as url:
+        async with open_client(url) as client:
+            with pytest.raises(BadUpstreamError, match="no URL"):
+                await client.list_tags(REPOSITORY)
