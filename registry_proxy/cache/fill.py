@@ -14,7 +14,7 @@ from registry_proxy.cache.progress import FillProgress
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
 from registry_proxy.cache.writer import PartWriter
-from registry_proxy.ports.content import ByteStream, OpenSource
+from registry_proxy.ports.content import ByteStream, OpenSource, Reopenings
 from registry_proxy.ports.errors import (
     CacheUnavailableError,
     FillFailedError,
@@ -29,9 +29,7 @@ from registry_proxy.protocol.reference import Digest
 
 _T = TypeVar("_T")
 _MAX_ROUNDS = 4
-_MAX_IDLE_ATTEMPTS = 3
 _MAX_MISMATCHES = 3
-_IDLE_PAUSE_SECONDS = 0.05
 _SPACE_CHECK_BYTES = 16 * 1024 * 1024
 
 
@@ -220,7 +218,7 @@ class Fill:
         if part.found_bytes and part.written_bytes == progress.size_bytes:
             self._check(progress, part, is_proven=False)
             return
-        idle = 0
+        reopenings = Reopenings()
         while True:
             before, has_begun = part.written_bytes, False
             try:
@@ -232,10 +230,10 @@ class Fill:
             except UpstreamUnavailableError as error:
                 if part.written_bytes == 0 and not has_begun:
                     raise  # nobody can answer; one that broke off may have told the size already
-                idle = 0 if part.written_bytes > before else idle + 1
-                if idle >= _MAX_IDLE_ATTEMPTS:
+                pause_seconds = reopenings.broke_off(part.written_bytes - before)
+                if pause_seconds is None:
                     raise FillFailedError(f"no replica could go on: {error}") from error
-            await asyncio.sleep(_IDLE_PAUSE_SECONDS * idle)
+            await asyncio.sleep(pause_seconds)
 
     async def _copy(self, stream: ByteStream, progress: FillProgress, part: OwnedPart) -> None:
         await self._accept_size(stream.size_bytes, progress)

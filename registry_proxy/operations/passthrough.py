@@ -1,10 +1,11 @@
 """Bytes handed from a replica to a client without the cache: when the disk cannot take them, and for far ranges."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
-from registry_proxy.ports.content import ByteStream, OpenSource
+from registry_proxy.ports.content import ByteStream, OpenSource, Reopenings
 from registry_proxy.ports.errors import FillFailedError, UpstreamUnavailableError, WrongContentError
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.reference import Digest
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 HOLD_BACK_BYTES = 64 * 1024
 """How much of the end of a whole content is kept back until its digest was right."""
-
-_FRUITLESS_OPENS_MAX = 3
 
 
 class PassThrough:
@@ -79,7 +78,7 @@ class PassThrough:
         return self._wanted() if self._hasher is None else self._verified(self._hasher)
 
     async def _wanted(self) -> AsyncGenerator[bytes, None]:
-        fruitless = 0
+        reopenings = Reopenings()
         while self._position < self._end:
             before = self._position
             try:
@@ -92,9 +91,11 @@ class PassThrough:
             except UpstreamUnavailableError as error:
                 cause = error
             self._stream = None
-            fruitless = fruitless + 1 if self._position == before else 0
-            if self._position < self._end and fruitless >= _FRUITLESS_OPENS_MAX:
-                raise FillFailedError("the upstream did not send the whole content") from cause
+            if self._position < self._end:
+                pause_seconds = reopenings.broke_off(self._position - before)
+                if pause_seconds is None:
+                    raise FillFailedError("the upstream did not send the whole content") from cause
+                await asyncio.sleep(pause_seconds)
 
     async def _read_stream(self) -> AsyncGenerator[bytes, None]:
         """Yield what the open stream has of the wanted part; it may begin before it, and go on behind it."""

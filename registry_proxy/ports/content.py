@@ -59,6 +59,30 @@ OpenSource = Callable[[int], "AbstractAsyncContextManager[ByteStream]"]
 UpstreamUnavailableError. The stream it gives may start before the offset asked for (a replica that ignores Range):
 its ``offset`` tells; never after it."""
 
+_IDLE_STREAMS_MAX = 3
+_MEAGRE_STREAMS_MAX = 10
+_MEAGRE_BYTES = 64 * 1024
+_PAUSE_SECONDS = 0.05
+
+
+class Reopenings:
+    """The budget of one content for streams that break off, which a source could spend by giving a byte in each.
+
+    Streams that bring at least 64 KiB are free. Of those that bring less, ten in a row are too many, and so are three
+    that bring nothing.
+    """
+
+    def __init__(self) -> None:
+        self._idle = self._meagre = 0
+
+    def broke_off(self, gained_bytes: int) -> float | None:
+        """Count a stream; return how many seconds to wait before the next one is opened, None to give up."""
+        self._idle = 0 if gained_bytes else self._idle + 1
+        self._meagre = 0 if gained_bytes >= _MEAGRE_BYTES else self._meagre + 1
+        if self._idle >= _IDLE_STREAMS_MAX or self._meagre >= _MEAGRE_STREAMS_MAX:
+            return None
+        return _PAUSE_SECONDS * max(self._idle, self._meagre - 1)
+
 
 class BlobCache(Protocol):
     """Content-addressed bytes on local disk, verified before anything else may call them committed."""

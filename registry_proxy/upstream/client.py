@@ -1,14 +1,17 @@
 """One replica over HTTP: both sides of the protocol (spec, "Endpoints"), the oddities of registries smoothed."""
 
+import asyncio
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
 
 from registry_proxy.ports.content import ByteStream
+from registry_proxy.ports.errors import UpstreamLimitError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.byterange import parse_content_range
@@ -51,6 +54,7 @@ from registry_proxy.upstream.streams import BlobStream
 from registry_proxy.upstream.transport import Request, Transport
 
 _ACCEPT = {"Accept": ", ".join(MANIFEST_MEDIA_TYPES)}
+_NOWHERE = Repository(f"{RESERVED_PREFIX}nowhere")
 _UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/[^/]*")
 _MANIFEST_CODES = frozenset({ErrorCode.MANIFEST_INVALID, ErrorCode.MANIFEST_BLOB_UNKNOWN, ErrorCode.MANIFEST_UNKNOWN})
 
@@ -88,6 +92,25 @@ class HttpReplicaClient:
             AccessRefusedError, BadUpstreamError, ReplicaFailedError: it is not.
         """
         await self._transport.probe()
+
+    async def probe_storage(self) -> None:
+        """Return when it answers for a content that nobody has, whatever it says.
+
+        ``probe`` asks for no content: a registry answers it while its storage hangs.
+
+        Raises:
+            ReplicaFailedError: it does not answer.
+        """
+        nothing = digest_of(secrets.token_bytes(16))
+        try:
+            with suppress(UpstreamLimitError):
+                async with asyncio.timeout(self._transport.timeouts.probe):
+                    await self.answers(ContentKind.BLOB, _NOWHERE, nothing)
+        except TimeoutError as error:
+            raise ReplicaFailedError(f"{self._name}: its contents are not answered for in time", "timeout") from error
+        except ReplicaFailedError as error:
+            if not error.is_elsewhere and error.outcome != "4xx":
+                raise
 
     # ------------------------------------------------------------ manifests
 

@@ -50,7 +50,12 @@ class Doubts:
     def is_doubted(self, replica: str, key: str) -> bool:
         """Tell whether to ask it last."""
         now = self._clock()
-        return (self._cuts.get((replica, key)) or now) > now or self._asked_last.get(replica, now) > now
+        return self.has_failed(replica, key) or self._asked_last.get(replica, now) > now
+
+    def has_failed(self, replica: str, key: str) -> bool:
+        """Tell whether it failed with it or broke off a short while ago."""
+        now = self._clock()
+        return (self._cuts.get((replica, key)) or now) > now
 
     def has_lied(self, replica: str, key: str) -> bool:
         """Tell whether not to ask it."""

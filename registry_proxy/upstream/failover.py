@@ -24,6 +24,7 @@ from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import Doubts
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, WrongBytesError
+from registry_proxy.upstream.health import ReplicaHealth
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
 
@@ -58,15 +59,15 @@ class _Question:
         fields = {"tag": self.tag, "digest": self.digest and str(self.digest)}
         return {key: value for key, value in fields.items() if value}
 
-    def standing(self, name: str, marks: Marks, *, is_up: bool, doubts: Doubts) -> Standing:
+    def standing(self, name: str, marks: Marks, health: ReplicaHealth, doubts: Doubts) -> Standing:
         """Return what is known of a replica for this question."""
         return Standing(
             name,
-            is_askable=is_up and doubts.limit(name, self.routed) is None,
+            is_askable=health.is_up and doubts.limit(name, self.routed) is None,
             is_current=not marks.misses_any(name, self.routed),
             is_exempt=self._is_exempt(name, marks),
             is_deleted=self.digest is not None and marks.has_tombstone(name, self.routed, self.digest),
-            is_doubted=doubts.is_doubted(name, self.key),
+            is_doubted=health.is_suspect or doubts.is_doubted(name, self.key),
             has_lied=doubts.has_lied(name, self.key),
         )
 
@@ -197,7 +198,7 @@ class FailoverReader:
                 }
             )
 
-        return await self._patiently(attempt)
+        return await self._patiently(question, attempt)
 
     async def list_repositories(self) -> list[Repository]:
         # No repository has this name: marks are per repository, and say nothing about a list of them.
@@ -210,7 +211,7 @@ class FailoverReader:
             self._check_whole(turn, lists, {n for n in lists if not marks.pending(n, self._replicas.upstream)})
             return sorted({name for names in lists.values() for name in names})
 
-        return await self._patiently(attempt)
+        return await self._patiently(question, attempt)
 
     # ------------------------------------------------------------ asking
 
@@ -218,11 +219,11 @@ class FailoverReader:
         return RoutedRepository(self._replicas.upstream, repository)
 
     async def _ask(self, question: _Question, ask: _Ask[_T]) -> _T:
-        return await self._patiently(lambda: self._attempt(question, ask, self._ask_in_order))
+        return await self._patiently(question, lambda: self._attempt(question, ask, self._ask_in_order))
 
     async def _ask_hedged(self, question: _Question, ask: _Ask[_T]) -> _T:
         """Do as ``_ask``; where an answer takes unusually long, the next replica is asked as well."""
-        return await self._patiently(lambda: self._attempt(question, ask, self._ask_overlapping))
+        return await self._patiently(question, lambda: self._attempt(question, ask, self._ask_overlapping))
 
     async def _attempt(
         self, question: _Question, ask: _Ask[_T], ask_some: Callable[[_Round, _Ask[_T], Marks], Awaitable[_T | None]]
@@ -329,26 +330,42 @@ class FailoverReader:
         behind = UpstreamUnavailableError("it has not yet got everything")
         raise self._cannot_answer(turn, self._problems(turn) | dict.fromkeys(lists, behind))
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+    async def _patiently(self, question: _Question, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat an attempt that no replica could answer, as long as there is patience.
 
-        A replica that failed by its deadline is down by then and not asked again: its deadline is paid once.
+        Where it was the key that replicas failed with, tries become rare, also those of other requests.
         """
         deadline = time.monotonic() + self._patience_seconds
+        retries, (routed, key) = self._replicas.retries, (question.routed, question.key)
+        problem = retries.standing(routed, key, self._replicas.changes)
+        may_try = problem is None
         while True:
             changes = self._replicas.changes
-            try:
-                return await attempt()
-            except UpstreamLimitError:
-                raise
-            except UpstreamUnavailableError as error:
-                remaining = deadline - time.monotonic()
-                if isinstance(error, AbsenceUnknownError):
-                    # Most likely it is absent. Waiting is for a replica that restarts, not for one long dead.
-                    remaining = min(remaining, self._patience_seconds - self._seconds_since_change())
-                if remaining <= 0:
+            if may_try or problem is None:
+                try:
+                    answer = await attempt()
+                except UpstreamLimitError:
                     raise
+                except UpstreamUnavailableError as error:
+                    problem = error
+                    self._note_failure(question, error, changes)
+                else:
+                    retries.answered(routed, key)
+                    return answer
+            remaining = deadline - time.monotonic()
+            if isinstance(problem, AbsenceUnknownError):
+                # Most likely it is absent. Waiting is for a replica that restarts, not for one long dead.
+                remaining = min(remaining, self._patience_seconds - self._seconds_since_change())
+            if remaining <= 0:
+                raise problem
             await self._replicas.wait_for_change(min(remaining, _RETRY_PAUSE_SECONDS), changes)
+            is_standing = retries.standing(routed, key, self._replicas.changes) is not None
+            may_try = not is_standing and retries.take(routed, key)
+
+    def _note_failure(self, question: _Question, error: UpstreamUnavailableError, changes: int) -> None:
+        """Remember a failure that is one of the key: a replica that is down says nothing about it."""
+        if any(self._replicas.doubts.has_failed(name, question.key) for name in self._replicas.health()):
+            self._replicas.retries.failed(question.routed, question.key, error, changes)
 
     def _seconds_since_change(self) -> float:
         return time.monotonic() - max(health.changed_at for health in self._replicas.health().values())
@@ -360,7 +377,7 @@ class FailoverReader:
 
     def _standings(self, question: _Question, marks: Marks) -> list[Standing]:
         return [
-            question.standing(name, marks, is_up=health.is_up, doubts=self._replicas.doubts)
+            question.standing(name, marks, health, self._replicas.doubts)
             for name, health in self._replicas.health().items()
         ]
 

@@ -1,6 +1,7 @@
 """What goes wrong with a replica, in our words: foreign answers and exceptions are translated here and nowhere else."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -21,13 +22,18 @@ _RETRY_AFTER_MAX_SECONDS = 24 * 3600.0
 _RETRY_AFTER_DEFAULT_SECONDS = 1.0
 
 
+_OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""Why no connection is made for want of something of this machine, whoever is at the other end."""
+
+
 class ReplicaFailedError(UpstreamUnavailableError):
     """One replica could not answer.
 
     Args:
         reason: for the log and the detail of a 503, with the replica's name, without secrets.
         outcome: the label of registry_proxy_upstream_requests_total: connect, timeout, stall, cut, mismatch, 4xx, 5xx.
-        is_elsewhere: the replica answered; the storage or the token endpoint to which it sends us failed.
+        is_elsewhere: it is not the replica that failed, but the storage or the token endpoint to which it sends us, or
+            this machine, which has no descriptor or port left.
     """
 
     def __init__(self, reason: str, outcome: str, *, is_elsewhere: bool = False) -> None:
@@ -84,6 +90,7 @@ def translated(replica: str, *, in_body: bool = False, is_elsewhere: bool = Fals
         yield
     except (aiohttp.ClientError, OSError, UnicodeError, asyncio.IncompleteReadError) as error:
         reason, outcome = _judge(error, in_body=in_body)
+        is_elsewhere = is_elsewhere or getattr(error, "errno", None) in _OUR_SHORTAGES
         raise ReplicaFailedError(f"{replica}: {reason}", outcome, is_elsewhere=is_elsewhere) from error
 
 

@@ -7,14 +7,14 @@ from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
 
 ANSWERS_SECONDS = 1.0
-"""Whatever gave an answer so short a while ago is no black hole: what hangs then is one object."""
+"""Time since its last answer from which on a replica that does not answer is asked last, until a probe was answered."""
 
 _SILENCES = frozenset({"timeout", "stall"})
 _SUSPICIOUS_OUTCOMES = frozenset({"cut", "5xx", *_SILENCES})
 
 
 class ReplicaHealth:
-    """The state of one replica. Requests can only make it worse; only a probe makes it up again.
+    """The state of one replica. Only a connection that is refused, and a probe, can change it.
 
     Args:
         name: of the replica; ``reason`` is told beside it, and does not begin with it.
@@ -28,6 +28,12 @@ class ReplicaHealth:
         self.reason = "not probed yet"
         self.changed_at = clock()
         self.latency_seconds: float | None = None
+        self.is_silent = False
+        """Whether a request had no answer, and a probe has to tell whether contents have any."""
+
+        self.is_suspect = False
+        """Whether nothing at all had an answer lately: it is asked last until a probe was answered, or not."""
+
         self._answered_at = float("-inf")
         self._limited_until = float("-inf")
 
@@ -45,6 +51,7 @@ class ReplicaHealth:
         """Take note; return True when the state changed."""
         self.latency_seconds = latency_seconds
         self._answered_at = self._clock()
+        self.is_silent = self.is_suspect = False
         return self._become(ReplicaState.UP, "")
 
     def probe_failed(self, error: Exception) -> bool:
@@ -59,6 +66,7 @@ class ReplicaHealth:
     def request_succeeded(self) -> None:
         """Take note of any answer that is not 5xx: a 404 is a good answer."""
         self._answered_at = self._clock()
+        self.is_suspect = False
 
     def request_failed(self, error: Exception) -> bool:
         """Take note; return True when it is worth probing at once."""
@@ -69,8 +77,11 @@ class ReplicaHealth:
             return False
         if isinstance(error, ReplicaFailedError):
             return self._replica_failed(error)
-        if isinstance(error, UpstreamUnavailableError | OSError):
+        if isinstance(error, OSError):
             return self._become(ReplicaState.DOWN, str(error))
+        if isinstance(error, UpstreamUnavailableError):
+            self.is_silent = True
+            return True
         # Refused access to one repository, or an odd answer: a probe tells whether there is more to it.
         return isinstance(error, AccessRefusedError | BadUpstreamError)
 
@@ -78,9 +89,11 @@ class ReplicaHealth:
         """One object that it fails with, or sits on, is no reason to take everything else from everybody."""
         if error.is_elsewhere:
             return True
-        is_silent = error.outcome in _SILENCES and self._clock() >= self._answered_at + ANSWERS_SECONDS
-        if error.outcome == "connect" or is_silent:
+        if error.outcome == "connect":
             return self._become(ReplicaState.DOWN, str(error))
+        if error.outcome in _SILENCES:
+            self.is_silent = True
+            self.is_suspect = self.is_suspect or self._clock() >= self._answered_at + ANSWERS_SECONDS
         return error.outcome in _SUSPICIOUS_OUTCOMES
 
     def _become(self, state: ReplicaState, reason: str) -> bool:

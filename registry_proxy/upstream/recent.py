@@ -25,5 +25,9 @@ class Recent(Generic[_K, _V]):
         while len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 
+    def forget(self, key: _K) -> None:
+        """Remove a key, if it is there."""
+        self._entries.pop(key, None)
+
     def __len__(self) -> int:
         return len(self._entries)

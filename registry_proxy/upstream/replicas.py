@@ -18,13 +18,14 @@ from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
 from registry_proxy.upstream.hedging import Hedging
+from registry_proxy.upstream.retries import Retries
 from registry_proxy.upstream.separation import Remembered, Separation
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 
 PROBE_SECONDS = 10.0
 PROBE_SECONDS_WHILE_NOT_UP = 1.0
 PROBE_PAUSE_SECONDS = 1.0
-"""Shortest time between two probes, however often requests give reason for one."""
+"""Least time between two probes, however often requests give reason for one."""
 
 _REPORT_SECONDS = 1.0
 _LONG_PAUSE_HOURS = 1.0
@@ -80,6 +81,7 @@ class UpstreamReplicas:
         self._marks = marks
         self._observer = observer
         self.doubts = Doubts(time.monotonic)
+        self.retries = Retries(time.monotonic)
         self.hedging = Hedging()
         self.separation = Separation(
             config.name,
@@ -258,8 +260,7 @@ class UpstreamReplicas:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval * random.uniform(1 - _JITTER, 1 + _JITTER)):  # noqa: S311 - spread
                     await member.suspicion.wait()
-            if member.health.is_up:
-                await asyncio.sleep(member.probed_at + PROBE_PAUSE_SECONDS - time.monotonic())
+            await asyncio.sleep(member.probed_at + PROBE_PAUSE_SECONDS - time.monotonic())
             member.suspicion.clear()
             await self._probe(member)
 
@@ -268,6 +269,8 @@ class UpstreamReplicas:
         started_at = time.monotonic()
         try:
             await member.client.probe()
+            if member.health.is_silent:
+                await member.client.probe_storage()
         except (RegistryError, UpstreamUnavailableError) as error:
             member.health.probe_failed(error)
         else:

@@ -380,3 +380,13 @@ async def test_two_hundred_cancelled_readers_leave_nothing(cache: DiskCache, cac
     await committed(cache, digest)
     await until(lambda: _resources() == before)
     assert leftovers(cache_path) == []
+
+
+async def test_a_byte_for_each_connection_is_no_progress(cache: DiskCache) -> None:
+    """A sender that breaks off after a byte, again and again, is given up, and not asked once for each byte."""
+    body, digest = content(MIB)
+    source = Source(Answer(body, cut_after=1))
+    reader, _ = await cache.open_or_fill(digest, source)
+    with pytest.raises(FillFailedError):
+        await read_all(reader)
+    assert len(source.offsets) <= 10

@@ -52,23 +52,34 @@ def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> Non
     assert (health.is_up, health.explain(), health.latency_seconds) == (True, "", 0.5)
 
 
-@pytest.mark.parametrize("outcome", ["connect", "timeout", "stall"])
-def test_no_answer_takes_it_down_at_once(outcome: str) -> None:
-    """One failed connection or missed deadline is enough where nothing else was heard; only a probe brings it back."""
+def test_a_refused_connection_takes_it_down_at_once() -> None:
+    """One is enough, and only a probe brings it back."""
+    for error in (ReplicaFailedError("a: gone", "connect"), OSError("gone")):
+        health = healthy()
+        assert health.request_failed(error)
+        health.request_succeeded()
+        assert health.state is ReplicaState.DOWN
+
+
+@pytest.mark.parametrize("outcome", ["timeout", "stall"])
+def test_silence_is_for_a_probe_to_judge(outcome: str) -> None:
+    """One that answers nothing is asked last and probed, also about contents, and is down only by the probe."""
     clock = Clock()
     health = healthy(clock)
     clock.now += ANSWERS_SECONDS
-    assert health.request_failed(ReplicaFailedError("a: gone", outcome))
-    health.request_succeeded()
-    assert health.state is ReplicaState.DOWN
+    assert health.request_failed(ReplicaFailedError("a: no answer in time", outcome))
+    assert (health.is_up, health.is_suspect, health.is_silent) == (True, True, True)
+    assert health.probe_failed(ReplicaFailedError("a: no answer in time", "timeout"))
+    assert (health.is_up, health.is_silent) == (False, True)
+    assert health.probe_succeeded(0.1)
+    assert (health.is_up, health.is_suspect, health.is_silent) == (True, False, False)
 
 
-def test_failures_of_others_kinds_take_it_down() -> None:
-    """What a writer reports without an outcome counts like a lost connection."""
-    for error in (UpstreamUnavailableError("gone"), OSError("gone")):
-        health = healthy()
-        health.request_failed(error)
-        assert not health.is_up
+def test_a_write_that_is_not_confirmed_in_time_is_a_silence() -> None:
+    """A failure that a writer reports without an outcome asks for a probe, and takes nothing down."""
+    health = healthy()
+    assert health.request_failed(UpstreamUnavailableError("did not confirm in time"))
+    assert (health.is_up, health.is_silent) == (True, True)
 
 
 @pytest.mark.parametrize("outcome", ["timeout", "stall"])
@@ -81,6 +92,7 @@ def test_what_hangs_while_others_are_answered_is_one_object(outcome: str) -> Non
         health.request_succeeded()
         assert health.request_failed(ReplicaFailedError("a: no answer in time", outcome))
         assert health.is_up
+        assert not health.is_suspect
 
 
 @pytest.mark.parametrize(

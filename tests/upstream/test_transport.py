@@ -1,6 +1,7 @@
 """Redirects, TLS and probes: where a request goes and what goes with it."""
 
 import datetime as dt
+import errno
 import ipaddress
 import re
 import socket
@@ -173,6 +174,18 @@ async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ss
         failed = aiohttp.ClientConnectorError(key, error)
         with pytest.raises(ReplicaFailedError, match=re.escape(f"no connection ({text})")), translated("a"):
             raise failed
+
+
+def test_what_this_machine_lacks_is_no_fault_of_the_replica() -> None:
+    """Without a descriptor or port left no connection is made: that says nothing about who is at the other end."""
+    key = aiohttp.client_reqrep.ConnectionKey(
+        "a", 1, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None
+    )
+    for number, is_ours in ((errno.EMFILE, True), (errno.EADDRNOTAVAIL, True), (errno.ECONNREFUSED, False)):
+        error = aiohttp.ClientConnectorError(key, OSError(number, "no"))
+        with pytest.raises(ReplicaFailedError) as failed, translated("a"):
+            raise error
+        assert (failed.value.outcome, failed.value.is_elsewhere) == ("connect", is_ours)
 
 
 async def test_a_replica_at_an_address_is_called_by_its_name(certificate: tuple[ssl.SSLContext, Path]) -> None:
