@@ -13,17 +13,16 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from registry_proxy.config.model import (
-    Address,
     AuditSettings,
     AuthSettings,
     CacheSettings,
     LdapSettings,
-    ListenAddress,
     OidcSettings,
     ReplicaSettings,
     Settings,
 )
 from registry_proxy.config.source import Fault, KeyPath, Source, describe
+from registry_proxy.config.types import Address, ListenAddress
 
 _T = TypeVar("_T")
 _MINIMAL: Mapping[str, Any] = {

@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from registry_proxy.config.errors import StartError
-from registry_proxy.config.model import Address, ReplicaSettings, Settings, UpstreamSettings, is_replica_place
+from registry_proxy.config.model import ReplicaSettings, Settings, UpstreamSettings
+from registry_proxy.config.types import Address, is_replica_place
 
 _ANSWER_SECONDS = 5.0
 _LONGEST_SECONDS = 300.0

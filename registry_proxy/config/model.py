@@ -1,372 +1,53 @@
 """The configuration as one validated, frozen value; ``config.load`` reads it from YAML and the environment.
 
-Attributes carry their unit (``max_size_bytes``), the keys of the file do not (``max_size``). Errors raised by the
-validators are read by people: each says what was expected.
+Attributes carry their unit (``max_size_bytes``), the keys of the file do not (``max_size``).
 """
 
 import ipaddress
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
-    WithJsonSchema,
     field_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from registry_proxy.protocol.patterns import repository_pattern_fault
-from registry_proxy.protocol.reference import is_repository
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.IGNORECASE)
-_SIZE_PREFIXES = "KMGT"
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*"
+from registry_proxy.config.types import (
+    Address,
+    AuditFileSize,
+    BindDn,
+    ClaimPatterns,
+    Duration,
+    GroupName,
+    HostName,
+    IssuerUrl,
+    LdapUrl,
+    ListenAddress,
+    Network,
+    OidcSubject,
+    Path,
+    PublicUrl,
+    ReplicaName,
+    ReplicaUrl,
+    RepositoryPattern,
+    RoutePrefix,
+    Size,
+    StoreUrl,
+    SyslogUrl,
+    Timeout,
+    TokenLifetime,
+    UpstreamName,
 )
-_UPSTREAM_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
-_REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
-_MAX_NUMBER_LENGTH = 20
-_AUDIT_FILE_MIN_BYTES = 4096
+
 _REALM_HOSTS = {"registry-1.docker.io": "auth.docker.io"}  # the one registry that everybody puts behind a proxy
-_LOOPBACK_NAMES = frozenset({"127.0.0.1", "::1", "localhost"})
-_CLAIM_PATTERN_MAX_LENGTH = 500
-_GROUP_NAME = re.compile(r"(?!oidc\Z)[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")  # as access.subject has it
-_OIDC_SUBJECT = re.compile(r"(?:\{[A-Za-z0-9._:/-]+\}(?!\{)|[A-Za-z0-9._@+:/-])+")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ldap": 389, "ldaps": 636}
-
-
-def expected(what: str) -> PydanticCustomError:
-    """Return the error of a value that is not ``what``; a report puts the value found behind it."""
-    return PydanticCustomError("expected", "expected {what}", {"what": what})
-
-
-class Address(NamedTuple):
-    """An IP address and a port to listen on."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _parse_duration(value: Any) -> float:
-    """Return seconds from ``10s``, ``500ms`` or a plain number of seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
-        return float(value)
-    text = f"{value}s" if isinstance(value, str) and value.isdecimal() else value
-    match = _DURATION.fullmatch(text) if isinstance(text, str) and len(text) <= _MAX_NUMBER_LENGTH else None
-    if match is None:
-        raise expected("a duration such as 500ms, 10s, 5m or 24h")
-    return float(match[1]) * _DURATION_UNITS[match[2]]
-
-
-def _parse_size(value: Any) -> int:
-    """Return bytes from ``10GiB``, ``500MB`` or a plain number of bytes."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = _SIZE.fullmatch(value) if isinstance(value, str) and len(value) <= _MAX_NUMBER_LENGTH else None
-    if match is None:
-        raise expected("a size such as 10GiB, 500MB or a number of bytes")
-    prefix = (match[2] or "").upper()
-    power = _SIZE_PREFIXES.index(prefix[0]) + 1 if prefix else 0
-    return int(float(match[1]) * (1024 if prefix.endswith("I") else 1000) ** power)
-
-
-def _parse_address(value: Any) -> Address:
-    """Return the address of ``127.0.0.1:5000``, ``[::1]:5000`` or ``localhost:5000``."""
-    if isinstance(value, list | tuple) and [type(part) for part in value] == [str, int]:
-        value = str(Address(*value))  # as the supervisor sends it to a worker
-    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise expected("an IPv6 address in brackets and a port, such as [::1]:5000")
-    host = "127.0.0.1" if host == "localhost" else host
-    try:
-        ipaddress.ip_address(host)
-        number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else 0
-    except ValueError:
-        raise expected("an IP address and a port, such as 127.0.0.1:5000 or 0.0.0.0:5000") from None
-    if not 0 < number < 1 << 16:
-        raise expected("an IP address and a port from 1 to 65535, such as 127.0.0.1:5000")
-    return Address(host, number)
-
-
-def _parse_network(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network) else _no_network()
-    try:
-        return ipaddress.ip_network(value)
-    except ValueError:
-        return _no_network()
-
-
-def _no_network() -> Any:
-    raise expected("an address or network without host bits, such as 127.0.0.1/32 or 10.0.0.0/8")
-
-
-def split_url(value: str) -> SplitResult | None:
-    """Return the parts of a URL whose host and port make sense; None for anything else."""
-    if not value.isascii() or not value.isprintable() or " " in value or len(value) > 2000:
-        return None
-    try:
-        parts = urlsplit(value)
-        port, host = parts.port, parts.hostname or ""
-        if ":" in host:
-            ipaddress.IPv6Address(host)
-    except ValueError:
-        return None
-    if port == 0 or not (":" in host or _HOST_NAME.fullmatch(host)):
-        return None
-    return parts
-
-
-def is_replica_place(host: str, port: int) -> bool:
-    """Tell whether ``host:port`` can be where a replica is, and its name."""
-    place = f"{host}:{port}"
-    return split_url(f"//{place}") is not None and _REPLICA_NAME.fullmatch(place) is not None
-
-
-def _parse_origin(value: Any, *, example: str) -> str:
-    """Return ``scheme://host[:port]``, without the slash that some write behind it."""
-    parts = split_url(value) if isinstance(value, str) else None
-    if (
-        parts is None
-        or parts.scheme not in {"http", "https"}
-        or parts.path not in {"", "/"}
-        or parts.query
-        or parts.fragment
-    ):
-        raise expected(f"http:// or https://, a host and, if need be, a port, such as {example}")
-    if "@" in parts.netloc:
-        raise expected("a URL without credentials: give them as username and password_file")
-    return f"{parts.scheme}://{parts.netloc.lower()}"
-
-
-def _check_path(value: str) -> str:
-    if not value or "\0" in value:
-        raise expected("a path")
-    return os.path.abspath(value)
-
-
-def _check_prefix(value: str) -> str:
-    if value and not (value.endswith("/") and is_repository(value[:-1])):
-        raise expected('"" or whole components of a repository name, ending in "/", such as "hub/"')
-    return value
-
-
-def _check_pattern(value: str) -> str:
-    if (fault := repository_pattern_fault(value)) is not None:
-        raise PydanticCustomError("pattern", "{fault}", {"fault": fault})
-    return value
-
-
-def _check_host(value: str) -> str:
-    if split_url(f"//{value}") is None or "/" in value or "@" in value:
-        raise expected("a host name, such as docker.io")
-    return value.lower()
-
-
-_REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+sentinel", "rediss+sentinel"})
-_REDIS_DATABASE = re.compile(r"[0-9]{0,5}")
-_REDIS_PARAMETERS = frozenset(
-    {
-        "client_name",
-        "sentinel_password",
-        "sentinel_username",
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_cert_reqs",
-        "ssl_certfile",
-        "ssl_check_hostname",
-        "ssl_keyfile",
-    }
-)
-"""Of those that redis-py takes in a URL; it passes on what it does not know, and fails at the first use."""
-
-
-def _check_store(value: SecretStr) -> SecretStr:
-    url = value.get_secret_value()
-    scheme, _, rest = url.partition("://")
-    if scheme == "sqlite" and rest.startswith("/") and rest.strip("/") and not rest.endswith("/") and "\0" not in rest:
-        return value
-    if scheme in {"redis", "rediss"} and split_url(url) is not None and _is_redis_path(rest.partition("/")[2]):
-        return value
-    if scheme in {"redis+sentinel", "rediss+sentinel"} and _names_sentinels(rest):
-        return value
-    text = (
-        "sqlite:///relative/path.db, sqlite:////absolute/path.db, redis://host:6379/0 or "
-        "redis+sentinel://host:26379,host:26379/name/0; rediss for TLS"
-    )
-    if scheme in _REDIS_SCHEMES:
-        text += (
-            f"; in a password %40 for @, %2F for /, %3F for ?; parameters are {', '.join(sorted(_REDIS_PARAMETERS))}"
-        )
-    raise expected(text)
-
-
-def _names_sentinels(rest: str) -> bool:
-    authority, _, path = rest.partition("/")
-    hosts = authority.rpartition("@")[2]
-    before, _, query = path.partition("?")
-    name, _, number = before.partition("/")
-    is_path = _is_redis_path(f"{number}?{query}")
-    return bool(name) and is_path and all(split_url(f"redis://{host}") is not None for host in hosts.split(","))
-
-
-def _is_redis_path(path: str) -> bool:
-    """Tell whether the part of a Redis URL behind its authority is a database's number and parameters that we know."""
-    number, _, query = path.partition("?")
-    parameters = parse_qsl(query, keep_blank_values=True)
-    return _REDIS_DATABASE.fullmatch(number) is not None and all(name in _REDIS_PARAMETERS for name, _ in parameters)
-
-
-def _check_syslog(value: str | None) -> str | None:
-    if value is None:
-        return None
-    scheme, _, rest = value.partition("://")
-    if (scheme == "unix" and rest.startswith("/")) or (scheme in {"udp", "tcp"} and _is_bare(split_url(value))):
-        return value
-    raise expected("unix:///dev/log, udp://host:514 or tcp://host:514")
-
-
-def _is_bare(parts: SplitResult | None) -> bool:
-    return parts is not None and "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
-
-
-def _check_audit_file_size(value: int) -> int:
-    if value < _AUDIT_FILE_MIN_BYTES:
-        raise expected("a size of at least 4KiB")
-    return value
-
-
-def _check_name(value: str, *, pattern: re.Pattern[str], what: str) -> str:
-    if pattern.fullmatch(value) is None:
-        raise expected(what)
-    return value
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise expected("a duration longer than 0")
-    return value
-
-
-def _bounded_lifetime(value: float) -> float:
-    if not 60 <= value <= 86400:
-        raise expected("a number of seconds from 60 to 86400 (docker takes anything less as 60)")
-    return value
-
-
-def _check_issuer(value: str) -> str:
-    """Keep a URL as it is, because tokens hold it so; what it says about keys must not be forged on the way."""
-    parts = split_url(value)
-    if parts is None or not {"@", "?", "#"}.isdisjoint(value):
-        raise expected("an https:// URL, such as https://token.actions.githubusercontent.com")
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK_NAMES):
-        raise expected("an https:// URL (http:// only for this machine), since its keys decide who may log in")
-    return value
-
-
-def _check_ldap(value: str) -> str:
-    parts = split_url(value)
-    if not _is_bare(parts) or parts is None or parts.scheme not in {"ldap", "ldaps"}:
-        raise expected("ldaps://, a host and, if need be, a port, such as ldaps://ldap.example.com")
-    if parts.scheme != "ldaps" and parts.hostname not in _LOOPBACK_NAMES:
-        raise expected("an ldaps:// URL (ldap:// only for this machine), since passwords are sent there")
-    return value
-
-
-def _check_bind_dn(value: str) -> str:
-    if value.count("{name}") != 1 or value == "{name}" or not value.isprintable():
-        raise expected("a DN with the name in braces, such as uid={name},ou=people,dc=example,dc=com")
-    return value
-
-
-def _check_claim_pattern(value: str) -> str:
-    if not value or not value.isprintable() or len(value) > _CLAIM_PATTERN_MAX_LENGTH:
-        raise expected("text of at most 500 characters, in which * is any text")
-    return value
-
-
-def _empty_is_none(value: Any) -> Any:
-    return None if value == "" else value
-
-
-def _told_as(*examples: str, kinds: Sequence[str] = ("string",), pattern: str = "") -> WithJsonSchema:
-    """Return how the JSON schema tells what a file may hold, which is not what it becomes."""
-    schema: dict[str, Any] = {"type": kinds[0] if len(kinds) == 1 else list(kinds), "examples": list(examples)}
-    return WithJsonSchema(schema | ({"pattern": f"^(?:{pattern})$"} if pattern else {}))
-
-
-_DURATION_TOLD = _told_as(
-    "500ms", "10s", "5m", "24h", kinds=("string", "number"), pattern=_DURATION.pattern + "|[0-9]+"
-)
-Duration = Annotated[float, BeforeValidator(_parse_duration), _DURATION_TOLD]
-Timeout = Annotated[float, BeforeValidator(_parse_duration), AfterValidator(_positive), _DURATION_TOLD]
-Size = Annotated[int, BeforeValidator(_parse_size), _told_as("10GiB", "500MB", kinds=("string", "integer"))]
-ListenAddress = Annotated[Address, BeforeValidator(_parse_address), _told_as("127.0.0.1:5000", "[::1]:5000")]
-Network = Annotated[
-    ipaddress.IPv4Network | ipaddress.IPv6Network,
-    BeforeValidator(_parse_network),
-    _told_as("127.0.0.1/32", "10.0.0.0/8", "::1/128"),
-]
-Path = Annotated[str, AfterValidator(_check_path)]
-PublicUrl = Annotated[
-    str | None,
-    BeforeValidator(lambda value: value and _parse_origin(value, example="https://registry.example.com")),
-    BeforeValidator(_empty_is_none),
-]
-ReplicaUrl = Annotated[str, BeforeValidator(partial(_parse_origin, example="http://127.0.0.1:5001"))]
-UpstreamName = Annotated[
-    str,
-    AfterValidator(
-        partial(_check_name, pattern=_UPSTREAM_NAME, what="a name of lower-case letters, digits, single - or _")
-    ),
-]
-IssuerUrl = Annotated[str, AfterValidator(_check_issuer)]
-ClaimPattern = Annotated[str, AfterValidator(_check_claim_pattern)]
-ClaimPatterns = Annotated[
-    tuple[ClaimPattern, ...],
-    Field(min_length=1),
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
-]
-GroupName = Annotated[
-    str, AfterValidator(partial(_check_name, pattern=_GROUP_NAME, what="the name of a group, such as deployers"))
-]
-OidcSubject = Annotated[
-    str,
-    AfterValidator(
-        partial(
-            _check_name,
-            pattern=_OIDC_SUBJECT,
-            what="letters, digits, any of . _ @ + : / - and, between these, names of claims in braces",
-        )
-    ),
-]
-RepositoryPattern = Annotated[str, AfterValidator(_check_pattern)]
-HostName = Annotated[str, AfterValidator(_check_host)]
-ReplicaName = Annotated[
-    str,
-    AfterValidator(
-        partial(_check_name, pattern=_REPLICA_NAME, what="a name of up to 100 letters, digits and any of . : _ - [ ]")
-    ),
-]
 
 
 class Section(BaseModel):
@@ -495,7 +176,7 @@ class UpstreamSettings(Section):
 class RouteSettings(Section):
     """Which repositories lie in which upstream."""
 
-    prefix: Annotated[str, AfterValidator(_check_prefix)]
+    prefix: RoutePrefix
     upstream: str
     strip_prefix: bool = False
     namespaces: tuple[HostName, ...] = ()
@@ -523,8 +204,8 @@ class OidcSettings(Section):
 class LdapSettings(ServerSettings):
     """The directory that knows the passwords of users who have none here."""
 
-    url: Annotated[str, AfterValidator(_check_ldap)]
-    bind_dn: Annotated[str, AfterValidator(_check_bind_dn)]
+    url: LdapUrl
+    bind_dn: BindDn
     ca_file: Path | None = None
 
     @property
@@ -537,9 +218,7 @@ class AuthSettings(Section):
     """The tokens we issue, and the ID tokens of others that they are given for."""
 
     service: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")] = "registry-proxy"
-    token_lifetime_seconds: Annotated[Duration, AfterValidator(_bounded_lifetime)] = Field(
-        default=300.0, alias="token_lifetime"
-    )
+    token_lifetime_seconds: TokenLifetime = Field(default=300.0, alias="token_lifetime")
     refresh_tokens: bool = False
     refresh_token_lifetime_seconds: Timeout = Field(default=90 * 86400.0, alias="refresh_token_lifetime")
     signing_key_file: Path = Field(default="var/token-key.pem", validate_default=True)
@@ -551,13 +230,13 @@ class AuditSettings(Section):
     """The log of who did what: how much of it each worker keeps, and where it goes besides."""
 
     path: Path | None = None  # beside the cache when absent: <cache.path>.audit
-    file_bytes: Annotated[Size, AfterValidator(_check_audit_file_size)] = Field(default=64 << 20, alias="file_size")
+    file_bytes: AuditFileSize = Field(default=64 << 20, alias="file_size")
     file_seconds: Timeout = Field(default=86400.0, alias="file_age")
     total_bytes: Size = Field(default=1 << 30, alias="max_size")
     total_seconds: Timeout = Field(default=90 * 86400.0, alias="max_age")
     pulls: bool = False
     stdout: bool = False
-    syslog: Annotated[str | None, AfterValidator(_check_syslog), BeforeValidator(_empty_is_none)] = None
+    syslog: SyslogUrl = None
 
 
 class DrainSettings(Section):
@@ -576,7 +255,7 @@ class Settings(Section):
     public_url: PublicUrl = None
     trusted_proxies: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.1/32"),)
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    store: Annotated[SecretStr, AfterValidator(_check_store)] = SecretStr("sqlite:///var/registry-proxy.db")
+    store: StoreUrl = SecretStr("sqlite:///var/registry-proxy.db")
     store_outage: StoreOutageSettings = StoreOutageSettings()
     cache: CacheSettings = Field(default_factory=CacheSettings)
     nameservers: tuple[ListenAddress, ...] = ()  # asked for the replicas to discover; else the system's

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from registry_proxy.config.load import SettingsError, load_settings
-from registry_proxy.config.model import Address, ReplicaSettings, Settings
+from registry_proxy.config.model import ReplicaSettings, Settings
+from registry_proxy.config.types import Address
 
 EVERY_KEY = """
 listen: 127.0.0.1:5000
