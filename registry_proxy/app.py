@@ -129,6 +129,7 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
                         ADMIN_PASSWORD_VARIABLE,
                         FIRST_ADMIN,
                     )
+                await directory.remove_expired_refresh_tokens()
                 return made
             except InvalidError as error:
                 raise StartError(

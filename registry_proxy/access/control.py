@@ -5,25 +5,18 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry_proxy.access.credentials import (
-    LoginLimiter,
-    LoginRefusedError,
-    LoginUnavailableError,
-    Passwords,
-    TooManyLoginsError,
-)
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.id_tokens import IdTokenRefusedError, IdTokenVerifier
-from registry_proxy.access.issuer_keys import IssuerUnavailableError
-from registry_proxy.access.ldap import LdapPasswords, LdapUnavailableError
+from registry_proxy.access.id_tokens import IdTokenVerifier
+from registry_proxy.access.ldap import LdapPasswords
+from registry_proxy.access.logins import Login, Logins
 from registry_proxy.access.records import User, grant_of, group_of, robot_of, user_of
-from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of
-from registry_proxy.access.subject import OIDC_LOGIN_NAME, is_name, login_name, user_subject
+from registry_proxy.access.refresh_tokens import RefreshTokens
+from registry_proxy.access.secrets import is_refresh_id, secret_of
 from registry_proxy.access.tokens import (
     InvalidTokenError,
     NextKey,
@@ -33,9 +26,8 @@ from registry_proxy.access.tokens import (
     VerifiedToken,
     public_key_of,
 )
-from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
-from registry_proxy.protocol.scope import Action
 from registry_proxy.tasks import end, spawn
 
 KEY_LIFETIME_SECONDS = 30 * 86_400
@@ -60,22 +52,6 @@ _SNAPSHOT_MAX_AGE_SECONDS = 600.0  # keys expire without any commit
 _READS_UNTIL_STABLE = 3
 _CHECK_PAUSE_SECONDS = 0.02  # no token of somebody else's costs the store more
 _CHECK_PATIENCE_SECONDS = 5.0  # a store on a disk that hangs never fails
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """What credentials prove. ``secret_id`` None: none of the secrets made here. ``actions`` None: all it may.
-
-    ``is_own_password``: it is kept here, so that a refresh token can stand for it. ``expires_at`` is when an ID token
-    ends that was given, in Unix seconds, None for all else; ``evidence`` is what it says of itself, for the audit log.
-    """
-
-    subject: str
-    secret_id: str | None = None
-    actions: frozenset[Action] | None = None
-    is_own_password: bool = False
-    expires_at: float | None = None
-    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
 class WatchedChanges(StoreChanges, Protocol):
@@ -126,9 +102,11 @@ class AccessControl:
         self._verifier = verifier
         self._max_age_seconds = _CLOSED_AFTER_SECONDS if outage_max_age_seconds is None else outage_max_age_seconds
         self._id_tokens = id_tokens
-        self._ldap = ldap
-        self._passwords = Passwords()
-        self._limiter = LoginLimiter()
+        self._refresh_tokens = RefreshTokens(store, changes)
+        self._copies_refresh_tokens = outage_max_age_seconds is not None
+        self._logins = Logins(store, self, self._refresh_tokens, id_tokens, ldap)
+        self.knows_ldap = ldap is not None
+        """Whether LDAP can be asked for passwords."""
         self._snapshot: _Snapshot | None = None
         self._own_jwk: Mapping[str, str] | None = None
         self._loading = asyncio.Lock()
@@ -136,11 +114,6 @@ class AccessControl:
         self._next_check: asyncio.Task[None] | None = None
         self._failed_at = float("-inf")
         self._failure: StoreUnavailableError | None = None
-
-    @property
-    def knows_ldap(self) -> bool:
-        """Whether LDAP can be asked for passwords."""
-        return self._ldap is not None
 
     async def policy(self) -> Policy:
         """Return the policy as it is now: all that was committed on this node is in it.
@@ -190,55 +163,21 @@ class AccessControl:
             return None
 
     async def login(self, username: str, password: str, address: str) -> Login:
-        """Return what a name and a password, or a secret of a robot or of the user's making, prove.
+        """See ``Logins.login``."""
+        return await self._logins.login(username, password, address)
 
-        The store itself is read, so who was made on another node can log in at once. With the name ``oidc`` the
-        password is an ID token.
+    async def refresh(self, refresh_token: str) -> Login:
+        """See ``Logins.refresh``."""
+        return await self._logins.refresh(refresh_token)
 
-        Args:
-            username: as given.
-            password: as given.
-            address: where the attempt comes from; failures are counted by (username, address).
+    async def users(self) -> Mapping[str, User]:
+        """Return all users by name, as they are now. Raises StoreUnavailableError."""
+        return (await self._current()).users
 
-        Raises:
-            LoginRefusedError: wrong, or disabled; IdTokenRefusedError, which tells why, for an ID token.
-            TooManyLoginsError: too many failures, or too many at once.
-            StoreUnavailableError: nobody can be looked up.
-            LoginUnavailableError: the issuer of the ID token, or LDAP, cannot be asked.
-        """
-        if username == OIDC_LOGIN_NAME:
-            return await self._login_by_id_token(password)
-        async with self._limiter.attempt(username[:200], address):
-            if (secret_id := secret_id_of(password)) is not None:
-                return await self._login_by_secret(username, secret_id, password, address)
-            found = await self._find_user(username) if is_name(username) else None
-            user = None if found is None or found.is_disabled else found
-            if not await self._is_right(user, password) or user is None:
-                raise LoginRefusedError("the user name or the password is wrong", self._why_refused(username, found))
-        if not user.is_ldap and self._passwords.is_outdated(user.password_hash):
-            await self._rehash(user, password)
-        await self._know(user)
-        return Login(user_subject(user.name), is_own_password=not user.is_ldap)
-
-    async def refresh(self, refresh_token: str, address: str) -> Login:
-        """Return what a refresh token proves (RFC 6749 section 6). It is not replaced: docker keeps the one it has.
-
-        Raises:
-            LoginRefusedError: it is none, was revoked, or has expired; its user was disabled or has a new password.
-            TooManyLoginsError: too many failures.
-            StoreUnavailableError: nobody can be looked up.
-        """
-        async with self._limiter.attempt("", address):
-            secret_id = secret_id_of(refresh_token)
-            secret = None if secret_id is None else await self._find_secret(secret_id)
-            if secret is None or secret.kind is not SecretKind.REFRESH or not secret.matches(refresh_token):
-                raise LoginRefusedError("the refresh token is not valid", "there is no such refresh token")
-            await self._know_secret(secret)
-            generation = (await self.policy()).generation(secret.subject)
-            if generation is None or generation != secret.generation or not secret.is_valid(time.time()):
-                reason = f"the refresh token of {secret.subject} has expired, or is void since a change of the user"
-                raise LoginRefusedError("the refresh token is not valid any more", reason)
-        return Login(secret.subject, secret.id, secret.actions)
+    async def check_store(self) -> None:
+        """Look for a change that the watch has not told of yet; in an outage, what is known stands."""
+        with contextlib.suppress(StoreUnavailableError):
+            await self._changes.check()
 
     async def public_keys(self) -> dict[str, Any]:
         """Return the accepted keys as a JSON Web Key Set (RFC 7517 section 5). Raises StoreUnavailableError."""
@@ -247,15 +186,21 @@ class AccessControl:
 
     @contextlib.asynccontextmanager
     async def publishing(self, signer: TokenSigner) -> AsyncIterator[None]:
-        """Accept the node's own key, and keep it published for the other nodes, for the length of a with block."""
+        """Accept the node's own key, and keep it published for the other nodes, for the length of a with block.
+
+        Refresh tokens are kept copied meanwhile, where they serve an outage.
+        """
         self._own_jwk = signer.public_jwk
         self._snapshot = None
         published = await self._try_publish(signer.public_jwk)
-        task = spawn(self._keep_published(signer, published=published), "key publication")
+        tasks = [spawn(self._keep_published(signer, published=published), "key publication")]
+        if self._copies_refresh_tokens:
+            tasks.append(spawn(self._refresh_tokens.keep_copied(), "copy of refresh tokens"))
         try:
             yield
         finally:
-            await end(task)
+            for task in tasks:
+                await end(task)
 
     async def rotate_key(self, signer: TokenSigner) -> str:
         """Have this node sign with a new key; what the old one signed stays good to its end. Return the new ``kid``.
@@ -275,7 +220,7 @@ class AccessControl:
 
     async def aclose(self) -> None:
         """End the threads that hash passwords."""
-        self._passwords.close()
+        self._logins.passwords.close()
 
     # ------------------------------------------------------------ the snapshot
 
@@ -370,16 +315,14 @@ class AccessControl:
             raise _PerhapsTooNewError("the token's subject is not known, or was disabled")
         if verified.generation < generation or policy.is_revoked(verified.token_id):
             raise InvalidTokenError("the token was revoked")
-        if verified.secret_id is not None:
+        if verified.secret_id is not None and is_refresh_id(verified.secret_id):
+            if policy.is_revoked(verified.secret_id):
+                raise InvalidTokenError("the refresh token that it was given for was removed")
+        elif verified.secret_id is not None:
             secret = policy.find_secret(verified.secret_id)
             if secret is None or not secret.is_valid(now):
                 raise _PerhapsTooNewError("the secret that the token was given for is no more")
         return verified
-
-    async def _check_store(self) -> None:
-        """Look for a change that the watch has not told of yet; in an outage, what is known stands."""
-        with contextlib.suppress(StoreUnavailableError):
-            await self._changes.check()
 
     async def _check_store_in_turn(self) -> None:
         """Do the same, together with all who ask for it before it begins: anybody can send tokens with unknown keys."""
@@ -391,120 +334,9 @@ class AccessControl:
         async with self._checking:
             await asyncio.sleep(_CHECK_PAUSE_SECONDS - self._changes.seconds_since_contact())
             self._next_check = None
-            await self._check_store()
+            await self.check_store()
 
-    # ------------------------------------------------------------ logins and keys
-
-    async def _login_by_id_token(self, id_token: str) -> Login:
-        # Failures are not counted: a signature is not guessed, and the runners of a company share an address.
-        if self._id_tokens is None:
-            raise IdTokenRefusedError("no issuer of ID tokens is configured here (auth.oidc)")
-        try:
-            proved = await self._id_tokens.verify(id_token)
-        except IssuerUnavailableError:
-            # Whence they are fetched, and what failed there, is in the log alone: anybody may ask.
-            raise LoginUnavailableError("the keys of the token's issuer cannot be fetched") from None
-        return Login(proved.subject, expires_at=proved.expires_at, evidence=proved.evidence)
-
-    async def _is_right(self, user: User | None, password: str) -> bool:
-        """Tell whether a password is right; that of nobody never is.
-
-        With LDAP a wrong one costs a hash and a bind, whoever's it is. While LDAP is away a name that nobody has is
-        answered like one that LDAP knows, so that these do not stand out; what is kept here is judged without it.
-
-        Raises:
-            LoginUnavailableError: LDAP, which knows or may know it, does not answer.
-            TooManyLoginsError: too many at once.
-        """
-        try:
-            if user is not None and user.is_ldap:
-                return await self._is_right_by_ldap(user.name, password)
-            right = await self._passwords.verify(password, (user and user.password_hash) or None)
-            if not right and self._ldap is not None:
-                try:
-                    await self._ldap.refuse()
-                except LdapUnavailableError:
-                    if user is None:
-                        raise
-            return right
-        except LdapUnavailableError:
-            # Where it is, and why it does not answer, is in the log alone: anybody may ask.
-            raise LoginUnavailableError("LDAP, which may know the password, does not answer") from None
-
-    def _why_refused(self, username: str, user: User | None) -> str:
-        """Return why a password was not taken, for the audit log."""
-        if not is_name(username):
-            return "the name is no user's, and the password has not the form of a secret"
-        if user is None:
-            return "there is no such user"
-        if user.is_disabled:
-            return "the user is disabled"
-        if not user.is_ldap:
-            return "the password is wrong"
-        if self._ldap is None:
-            return "LDAP knows the password, and auth.ldap is not configured"
-        return "LDAP does not take the password"
-
-    async def _is_right_by_ldap(self, name: str, password: str) -> bool:
-        right = False
-        try:
-            if self._ldap is None:
-                _log.warning("%s cannot log in: LDAP knows the password, and auth.ldap is not configured", name)
-            else:
-                right = await self._ldap.verify(name, password)
-            return right
-        finally:
-            if not right:
-                await self._passwords.verify(password, None)
-
-    async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> Login:
-        refusal = "the user name or the secret is wrong"
-        secret = await self._find_secret(secret_id)
-        if secret is None or secret.kind is SecretKind.REFRESH or not secret.matches(text):
-            raise LoginRefusedError(refusal, "there is no such secret")
-        if username != login_name(secret.subject):
-            raise LoginRefusedError(refusal, f"secret {secret_id} is of {secret.subject}")
-        if not secret.is_valid(time.time()):
-            raise LoginRefusedError(refusal, f"secret {secret_id} has expired")
-        await self._know_secret(secret)
-        policy = await self.policy()
-        if policy.generation(secret.subject) is None:
-            raise LoginRefusedError(refusal, f"{secret.subject} is no more, was disabled, or has expired")
-        robot = policy.find_robot(secret.subject)
-        if robot is not None and not robot.may_come_from(address):
-            raise LoginRefusedError(refusal, f"{secret.subject} may not come from this address")
-        return Login(secret.subject, secret.id, secret.actions)
-
-    async def _find_secret(self, secret_id: str) -> Secret | None:
-        try:
-            record = await self._store.get(Table.SECRETS, secret_id)
-        except StoreUnavailableError:
-            return (await self.policy()).find_secret(secret_id)
-        return None if record is None else secret_of(record)
-
-    async def _know_secret(self, secret: Secret) -> None:
-        """Have the snapshot know a secret of another node, and what it came with."""
-        if (await self.policy()).find_secret(secret.id) is None:
-            await self._check_store()
-
-    async def _rehash(self, user: User, password: str) -> None:
-        """Store the password's hash with the parameters of today; whoever changed the user meanwhile wins."""
-        with contextlib.suppress(StoreUnavailableError, ConflictError, TooManyLoginsError):
-            renewed = replace(user, password_hash=await self._passwords.hash(password))
-            await self._store.commit([Change(Table.USERS, user.name, renewed.stored(), user.revision)])
-
-    async def _find_user(self, username: str) -> User | None:
-        try:
-            record = await self._store.get(Table.USERS, username)
-        except StoreUnavailableError:
-            return (await self._current()).users.get(username)
-        return None if record is None else user_of(record)
-
-    async def _know(self, user: User) -> None:
-        """Have the snapshot know what the login read, so that a token can be issued at once."""
-        known = (await self._current()).users.get(user.name)
-        if known is None or known.revision != user.revision:
-            await self._check_store()
+    # ------------------------------------------------------------ keys
 
     async def _try_publish(self, jwk: Mapping[str, str]) -> bool:
         value = {"jwk": dict(jwk), "expires_at": time.time() + KEY_LIFETIME_SECONDS}

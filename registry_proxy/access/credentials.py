@@ -5,19 +5,25 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from registry_proxy.access.turns import OPERATOR, Caller, FairTurns, QueueFullError
+from registry_proxy.ports.store import Failures
+
 PASSWORD_MIN_LENGTH = 8
 PASSWORD_MAX_LENGTH = 1024
+QUEUE_RETRY_SECONDS = 2
+"""When whoever found no place in a queue may come again."""
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 _HASHES_AT_ONCE = 2  # each takes 19 MiB and a core
 _HASHES_WAITING_MAX = 64
@@ -25,7 +31,6 @@ _REMEMBER_SECONDS = 60.0
 _REMEMBERED_MAX = 10_000
 _FAILURES_FREE = 10
 _WINDOW_SECONDS = 60.0
-_WINDOWS_MAX = 10_000
 
 
 class LoginRefusedError(Exception):
@@ -55,7 +60,7 @@ class TooManyLoginsError(Exception):
 
 
 class Passwords:
-    """Hashes and verifies passwords in threads of its own, with a bounded queue.
+    """Hashes and verifies passwords in threads of its own, with a bounded queue that owners of addresses share fairly.
 
     A password that was right is remembered for a minute under a keyed hash of it and of the stored hash: when the
     stored hash changes, what was remembered no longer fits anything.
@@ -64,26 +69,27 @@ class Passwords:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
         self._executor = ThreadPoolExecutor(_HASHES_AT_ONCE, thread_name_prefix="password")
-        self._waiting = 0
+        self._turns = FairTurns(_HASHES_AT_ONCE, _HASHES_WAITING_MAX)
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, float] = OrderedDict()
         self._dummy_hash: str | None = None
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, password: str, caller: Caller = OPERATOR) -> str:
         """Return the argon2id hash to store.
 
         Raises:
             TooManyLoginsError: the queue is full.
         """
-        return await self._in_thread(lambda: self._hasher.hash(_encode(password)))
+        return await self._in_thread(lambda: self._hasher.hash(_encode(password)), caller)
 
-    async def verify(self, password: str, stored_hash: str | None) -> bool:
+    async def verify(self, password: str, stored_hash: str | None, caller: Caller = OPERATOR) -> bool:
         """Tell whether the password is the one that was hashed.
 
         Args:
             password: what was given.
             stored_hash: None for a user that is not there: takes the same time, and is never right.
+            caller: whose turn it takes.
 
         Raises:
             TooManyLoginsError: the queue is full.
@@ -92,18 +98,15 @@ class Passwords:
             return False
         if stored_hash is None:
             if self._dummy_hash is None:
-                self._dummy_hash = await self.hash(secrets.token_hex(16))
-            await self._in_thread(lambda: self._is_right(password, str(self._dummy_hash)))
+                self._dummy_hash = await self.hash(secrets.token_hex(16), caller)
+            await self._in_thread(lambda: self._is_right(password, str(self._dummy_hash)), caller)
             return False
         key = hmac.digest(self._key, f"{stored_hash}\0".encode() + _encode(password), hashlib.sha256)
         if self._remembered.get(key, float("-inf")) > self._clock():
             return True
-        right = await self._in_thread(lambda: self._is_right(password, stored_hash))
+        right = await self._in_thread(lambda: self._is_right(password, stored_hash), caller)
         if right:
-            self._remembered[key] = self._clock() + _REMEMBER_SECONDS
-            self._remembered.move_to_end(key)
-            if len(self._remembered) > _REMEMBERED_MAX:
-                self._remembered.popitem(last=False)
+            _remember(self._remembered, key, self._clock() + _REMEMBER_SECONDS)
         return right
 
     def is_outdated(self, stored_hash: str) -> bool:
@@ -120,64 +123,65 @@ class Passwords:
         except (VerificationError, InvalidHashError):
             return False
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        if self._waiting >= _HASHES_WAITING_MAX:
-            raise TooManyLoginsError(retry_after_seconds=2)
-        self._waiting += 1
-        # Counted until the thread is done with it: a caller that leaves does not make room.
+    async def _in_thread(self, work: Callable[[], _T], caller: Caller) -> _T:
+        try:
+            await self._turns.begin(caller)
+        except QueueFullError:
+            raise TooManyLoginsError(QUEUE_RETRY_SECONDS) from None
+        # It ends when the thread is done with it: a caller that leaves does not make room.
         future = self._executor.submit(work)
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: _call_if_running(loop, self._done))
+        future.add_done_callback(lambda _: _call_if_running(loop, self._turns.end))
         return await asyncio.wrap_future(future)
-
-    def _done(self) -> None:
-        self._waiting -= 1
-
-
-@dataclass
-class _Window:
-    """The recent failures of one user from one address, and the lock that makes their attempts take turns."""
-
-    failures: deque[float] = field(default_factory=lambda: deque(maxlen=_FAILURES_FREE))
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class LoginLimiter:
-    """Refuses a (user, address) that failed ten times within a minute, until the first of these is a minute old.
+    """Refuses a user of an address that failed ten times within a minute, until the first of these is a minute old.
 
-    Attempts of one pair take turns, else a hundred at once would all be within the first ten; a right password is
-    remembered, so that those behind it do not wait long.
+    Only passwords that were compared are failures: names alone change nothing. Attempts of one pair take turns in a
+    worker, so that a hundred at once are not all within the first ten; other workers may let one more through each. A
+    right password is remembered, so those behind it do not wait long.
+
+    Args:
+        failures: counts them, over all that share the store.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._windows: OrderedDict[tuple[str, str], _Window] = OrderedDict()
+    def __init__(self, failures: Failures) -> None:
+        self._failures = failures
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()
+        self._known: OrderedDict[str, None] = OrderedDict()
 
     @asynccontextmanager
-    async def attempt(self, user: str, address: str) -> AsyncIterator[None]:
-        """Make one attempt: leaving the block by LoginRefusedError is a failure.
+    async def attempt(self, user: str, owner: str) -> AsyncIterator[Caller]:
+        """Make one attempt: a block that ends without an error is a login, LoginRefusedError is a failure.
+
+        Args:
+            user: the name given.
+            owner: of the address that it comes from.
 
         Raises:
             TooManyLoginsError: there were too many failures; nothing may be tried now.
         """
-        key = (user, address)
-        window = self._windows.setdefault(key, _Window())
-        self._windows.move_to_end(key)
-        while len(self._windows) > _WINDOWS_MAX:
-            self._windows.popitem(last=False)
-        async with window.lock:
-            self._check(window)
+        key = f"{user}\0{owner}"
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            wait_seconds = await self._failures.wait_seconds(key, _FAILURES_FREE, _WINDOW_SECONDS)
+            if wait_seconds > 0:
+                reason = f"{_FAILURES_FREE} failures within a minute from this address: nothing was looked at"
+                raise TooManyLoginsError(int(wait_seconds) + 1, reason)
             try:
-                yield
+                yield Caller(owner, is_known=key in self._known)
             except LoginRefusedError:
-                window.failures.append(self._clock())
+                await self._failures.note(key, _FAILURES_FREE, _WINDOW_SECONDS)
                 raise
+            _remember(self._known, key, None)
 
-    def _check(self, window: _Window) -> None:
-        now = self._clock()
-        if len(window.failures) == _FAILURES_FREE and window.failures[0] + _WINDOW_SECONDS > now:
-            reason = f"{_FAILURES_FREE} failures within a minute from this address: nothing was looked at"
-            raise TooManyLoginsError(int(window.failures[0] + _WINDOW_SECONDS - now) + 1, reason)
+
+def _remember(known: OrderedDict[_K, _T], key: _K, value: _T) -> None:
+    """Keep a value as the newest, and forget the oldest where there are too many."""
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > _REMEMBERED_MAX:
+        known.popitem(last=False)
 
 
 def _encode(password: str) -> bytes:

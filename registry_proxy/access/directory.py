@@ -15,7 +15,15 @@ from typing import TypeVar
 from registry_proxy.access.credentials import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH, Passwords
 from registry_proxy.access.policy_document import PolicyDifference, compare, sorted_grants
 from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User, grant_of, group_of, robot_of, user_of
-from registry_proxy.access.secrets import Secret, SecretKind, make_secret_text, secret_of
+from registry_proxy.access.secrets import (
+    Secret,
+    SecretKind,
+    is_refresh_id,
+    make_secret_text,
+    refresh_id_prefix,
+    secret_of,
+    table_of,
+)
 from registry_proxy.access.subject import (
     ANONYMOUS,
     SubjectKind,
@@ -115,7 +123,7 @@ class Removed:
     def changes(self) -> list[Change]:
         """Return the changes that delete the grants and secrets."""
         changes = [Change(Table.GRANTS, grant.id, None) for grant in self.grants]
-        return changes + [Change(Table.SECRETS, secret.id, None) for secret in self.secrets]
+        return changes + [Change(table_of(secret.id), secret.id, None) for secret in self.secrets]
 
 
 class Directory:
@@ -307,8 +315,15 @@ class Directory:
 
     async def list_secrets(self, subject: str) -> list[Secret]:
         """Return the secrets of a user or robot, oldest first; also those that have expired."""
-        secrets_ = [secret_of(record) for record in await self._store.list(Table.SECRETS)]
-        return sorted((each for each in secrets_ if each.subject == subject), key=lambda each: each.created_at)
+        found = [secret_of(record) for record in await self._store.list(Table.SECRETS)]
+        found = [each for each in found if each.subject == subject] + await self._list_refresh_tokens(subject)
+        return sorted(found, key=lambda each: each.created_at)
+
+    async def _list_refresh_tokens(self, subject: str) -> list[Secret]:
+        """Return the refresh tokens of a subject, oldest first; not those of earlier versions."""
+        records = await self._store.list(Table.REFRESH_TOKENS, refresh_id_prefix(subject))
+        found = [each for each in map(secret_of, records) if each.subject == subject]
+        return sorted(found, key=lambda each: each.created_at)
 
     async def add_secret(self, subject: str, kind: SecretKind, given: SecretInput) -> tuple[Secret, str]:
         """Make a secret of a user or robot that is there; return it and its text, which is never to be had again.
@@ -328,7 +343,7 @@ class Directory:
             raise InvalidError(faults)
         await self._check_holder(subject)
         record = await self._store.get(Table.SUBJECTS, subject)
-        secret_id, text, hashed = make_secret_text(kind)
+        secret_id, text, hashed = make_secret_text(kind, subject)
         secret = Secret(
             id=secret_id,
             subject=subject,
@@ -340,23 +355,39 @@ class Directory:
             actions=None if given.actions is None else frozenset(Action(action) for action in given.actions),
             generation=0 if record is None else int(record.value["generation"]),
         )
-        present = [each for each in await self.list_secrets(subject) if each.kind is kind]
+        is_refresh = kind is SecretKind.REFRESH
+        present = await (self._list_refresh_tokens(subject) if is_refresh else self.list_secrets(subject))
+        present = [each for each in present if each.kind is kind]
         dead = [each for each in present if not each.is_valid(secret.created_at)]
         alive = [each for each in present if each not in dead]
         if len(alive) >= _SECRETS_MAX:
-            if kind is not SecretKind.REFRESH:
+            if not is_refresh:
                 raise InvalidError([("", f"{subject} has {_SECRETS_MAX} secrets: remove some first")])
             dead += alive[: len(alive) - _SECRETS_MAX + 1]  # nobody logs out: the oldest was most likely forgotten
-        removals = [Change(Table.SECRETS, each.id, None) for each in dead]
-        revision = await self._store.commit([Change(Table.SECRETS, secret_id, secret.stored(), expect=0), *removals])
+        changes = [Change(table_of(secret_id), secret_id, secret.stored(), expect=0), *Removed(secrets=dead).changes()]
+        revision = await self._store.commit(changes)
         return replace(secret, revision=revision), text
 
     async def delete_secret(self, subject: str, secret_id: str) -> None:
         """Delete a secret, which voids the tokens that were given for it. Raises NotFoundError."""
-        record = await self._store.get(Table.SECRETS, secret_id)
+        record = await self._store.get(table_of(secret_id), secret_id)
         if record is None or secret_of(record).subject != subject:
             raise NotFoundError(f"{subject} has no secret {secret_id}")
-        await self._store.commit([Change(Table.SECRETS, secret_id, None)])
+        changes = [Change(table_of(secret_id), secret_id, None)]
+        if is_refresh_id(secret_id):  # in no snapshot of the policy, so its absence tells nobody
+            changes += await self._revocation(secret_id)
+        await self._store.commit(changes)
+
+    async def remove_expired_refresh_tokens(self) -> None:
+        """Delete the refresh tokens that nobody can use any more, whoever's they are."""
+        now = time.time()
+        tokens = [
+            secret_of(record)
+            for table in (Table.SECRETS, Table.REFRESH_TOKENS)
+            for record in await self._store.list(table)
+        ]
+        expired = [each for each in tokens if each.kind is SecretKind.REFRESH and not each.is_valid(now)]
+        await self._store.commit(Removed(secrets=expired).changes())
 
     # ------------------------------------------------------------ grants
 
@@ -516,11 +547,15 @@ class Directory:
         """
         if _TOKEN_ID.fullmatch(token_id) is None:
             raise InvalidError([("token_id", "expected the jti of a token")])
+        await self._store.commit(await self._revocation(token_id))
+
+    async def _revocation(self, token_id: str) -> list[Change]:
+        """Return the changes that void what bears an id, and forget ids of which everything has expired."""
         now = time.time()
         records = await self._store.list(Table.REVOKED_TOKENS)
         forgotten = [Change(Table.REVOKED_TOKENS, r.key, None) for r in records if r.value["expires_at"] <= now]
         until = {"expires_at": now + TOKEN_LIFETIME_MAX_SECONDS + LEEWAY_SECONDS}
-        await self._store.commit([Change(Table.REVOKED_TOKENS, token_id, until), *forgotten])
+        return [Change(Table.REVOKED_TOKENS, token_id, until), *forgotten]
 
     # ------------------------------------------------------------ one attempt each
 

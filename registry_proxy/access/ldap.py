@@ -9,12 +9,19 @@ import secrets
 import ssl
 from typing import Final
 
-from registry_proxy.access.credentials import PASSWORD_MAX_LENGTH, LoginUnavailableError
+from registry_proxy.access.credentials import (
+    PASSWORD_MAX_LENGTH,
+    QUEUE_RETRY_SECONDS,
+    LoginUnavailableError,
+    TooManyLoginsError,
+)
+from registry_proxy.access.turns import OPERATOR, Caller, FairTurns, QueueFullError
 
 NAME: Final = "{name}"
 """Stands for the user's name in the DN to bind as."""
 
 _BINDS_AT_ONCE = 10
+_BINDS_WAITING_MAX = 256
 _TIMEOUT_SECONDS = 5.0
 _ANSWER_MAX_BYTES = 64 * 1024
 _SEQUENCE, _INTEGER, _OCTET_STRING, _ENUMERATED = 0x30, 0x02, 0x04, 0x0A
@@ -47,31 +54,34 @@ class LdapPasswords:
         self._port = port
         self._bind_dn = bind_dn
         self._tls = tls
-        self._binds = asyncio.Semaphore(_BINDS_AT_ONCE)
+        self._turns = FairTurns(_BINDS_AT_ONCE, _BINDS_WAITING_MAX)
 
-    async def verify(self, name: str, password: str) -> bool:
+    async def verify(self, name: str, password: str, caller: Caller = OPERATOR) -> bool:
         """Tell whether the password of a user, whose name ``is_name`` has accepted, is right.
 
         Raises:
             LdapUnavailableError: it cannot be known.
+            TooManyLoginsError: too many binds are waiting.
         """
         if not _may_be_sent(password):
-            await self.refuse()
+            await self.refuse(caller)
             return False
-        code = await self._ask(name, password)
+        code = await self._ask(name, password, caller)
         if code not in {_SUCCESS, _INVALID_CREDENTIALS}:
             _log.warning("the LDAP server at %s:%d refused a login with result code %d", self._host, self._port, code)
         return code == _SUCCESS
 
-    async def refuse(self) -> None:
-        """Take as long as a wrong password does, by asking for a name that nobody has. Raises LdapUnavailableError."""
-        await self._ask(secrets.token_hex(16), secrets.token_hex(16))
+    async def refuse(self, caller: Caller = OPERATOR) -> None:
+        """Take as long as a wrong password does, by asking for a name that nobody has. Raises as ``verify``."""
+        await self._ask(secrets.token_hex(16), secrets.token_hex(16), caller)
 
-    async def _ask(self, name: str, password: str) -> int:
-        """Return the result code of a bind that says something. Raises LdapUnavailableError."""
+    async def _ask(self, name: str, password: str, caller: Caller) -> int:
+        """Return the result code of a bind that says something. Raises as ``verify``."""
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS), self._binds:
+            async with asyncio.timeout(_TIMEOUT_SECONDS), self._turns.turn(caller):
                 code = await self._bind(self._dn(name), password)
+        except QueueFullError:
+            raise TooManyLoginsError(QUEUE_RETRY_SECONDS) from None
         except TimeoutError:
             raise self._unavailable(f"no answer within {_TIMEOUT_SECONDS:g} s") from None
         except (OSError, ValueError, asyncio.IncompleteReadError) as error:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from registry_proxy.ports.store import Record
+from registry_proxy.protocol.addresses import parse_address
 from registry_proxy.protocol.scope import Action
 
 
@@ -75,11 +76,8 @@ class Robot:
         """Tell whether its login may come from an IP address."""
         if not self.networks:
             return True
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in ipaddress.ip_network(network) for network in self.networks)
+        parsed = parse_address(address)
+        return parsed is not None and any(parsed in ipaddress.ip_network(network) for network in self.networks)
 
     def stored(self) -> dict[str, Any]:
         """Return what is stored under the name."""

@@ -1,7 +1,11 @@
 """Secrets that are made, not chosen: those of robots, personal access tokens, refresh tokens.
 
-Each holds 256 random bits, so a plain hash of it is as good as a slow one, and its text names the record it belongs to:
-checking one costs one look-up, whoever presents it.
+Each holds 256 random bits, so a plain hash of it is as good as a slow one, and guesses need no limit. Its text names
+the record it belongs to: checking one costs one look-up, whoever presents it.
+
+Logins make refresh tokens, people make all others. So refresh tokens have a table of their own, which is in no snapshot
+of the policy: a login makes no worker load anything. Their ids begin with a hash of the subject: those of one subject
+are found without the others.
 """
 
 import hashlib
@@ -12,10 +16,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from registry_proxy.ports.store import Record
+from registry_proxy.ports.store import Record, Table
 from registry_proxy.protocol.scope import Action
 
-_TEXT = re.compile(r"rp_(robot|personal|refresh)_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+_TEXT = re.compile(r"rp_(robot|personal|refresh)_([0-9a-f]{16}|[0-9a-f]{32})_[A-Za-z0-9_-]{43}")
+_SUBJECT_LENGTH = 16
+_REFRESH_ID_LENGTH = 2 * _SUBJECT_LENGTH
 
 
 class SecretKind(StrEnum):
@@ -90,9 +96,11 @@ class Secret:
         }
 
 
-def make_secret_text(kind: SecretKind) -> tuple[str, str, str]:
+def make_secret_text(kind: SecretKind, subject: str) -> tuple[str, str, str]:
     """Return the id, the text and the hash of a new secret."""
     secret_id = secrets.token_hex(8)
+    if kind is SecretKind.REFRESH:
+        secret_id = refresh_id_prefix(subject) + secret_id
     text = f"rp_{kind}_{secret_id}_{secrets.token_urlsafe(32)}"
     return secret_id, text, _hash(text)
 
@@ -101,6 +109,21 @@ def secret_id_of(text: str) -> str | None:
     """Return the id that a text names; None when it is no secret that was made here."""
     match = _TEXT.fullmatch(text)
     return None if match is None else match[2]
+
+
+def refresh_id_prefix(subject: str) -> str:
+    """Return the beginning of the ids of a subject's refresh tokens; other subjects may have it by chance."""
+    return hashlib.sha256(subject.encode()).hexdigest()[:_SUBJECT_LENGTH]
+
+
+def is_refresh_id(secret_id: str) -> bool:
+    """Tell whether an id is of a refresh token, other than those of earlier versions, which look like other secrets."""
+    return len(secret_id) == _REFRESH_ID_LENGTH
+
+
+def table_of(secret_id: str) -> Table:
+    """Return the table that holds a secret."""
+    return Table.REFRESH_TOKENS if is_refresh_id(secret_id) else Table.SECRETS
 
 
 def secret_of(record: Record) -> Secret:

@@ -16,9 +16,10 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from registry_proxy.access.control import Login
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.grants import Policy
+from registry_proxy.access.logins import Login
+from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.admin.problems import Handler, ProblemError, as_problem
@@ -72,6 +73,19 @@ class Control(Protocol):
 
 def _unauthorized(detail: str) -> ProblemError:
     return ProblemError(401, detail, headers={"WWW-Authenticate": _CHALLENGE})
+
+
+def _login_of(token: VerifiedToken, policy: Policy) -> Login:
+    """Return the login that a token stands for.
+
+    Docker keeps its refresh token in a file, and whoever reads that is not meant to get the admin API with it.
+    """
+    if token.secret_id is None:
+        return Login(token.subject)
+    secret = policy.find_secret(token.secret_id)
+    actions = None if secret is None else secret.actions
+    is_refreshed = is_refresh_id(token.secret_id) or (secret is not None and secret.kind is SecretKind.REFRESH)
+    return Login(token.subject, token.secret_id, actions, may_manage=not is_refreshed)
 
 
 def _parse_basic(encoded: str) -> tuple[str, str]:
@@ -156,6 +170,8 @@ class AdminGuard:
         is_own = resource is not None and f"{resource.canonical}/".startswith(self._self_prefix)
         if not is_own and not await self._may_manage(request, caller):
             self._record(request, caller, "denied", 403)
+            if not caller.may_manage:
+                raise ProblemError(403, "a token got by a refresh token gives no rights here: log in with the password")
             raise ProblemError(403, "this needs a user with the admin's right")
         return caller
 
@@ -166,7 +182,7 @@ class AdminGuard:
 
     async def _may_manage(self, request: web.Request, caller: Login) -> bool:
         """Tell whether the caller may ask for this; an owner's namespaces are put into the request."""
-        if caller.actions is not None:
+        if caller.actions is not None or not caller.may_manage:
             return False
         policy = await self._control.policy()
         if policy.is_admin(caller.subject):
@@ -225,8 +241,7 @@ class AdminGuard:
                 if token.is_scoped:
                     # Whoever asked for one that is good for a repository did not mean to give all else away with it.
                     raise ProblemError(403, "a token with a scope is not taken here: ask /auth/token for one without")
-                secret = None if token.secret_id is None else policy.find_secret(token.secret_id)
-                return Login(token.subject, token.secret_id, None if secret is None else secret.actions)
+                return _login_of(token, policy)
             case _:
                 raise _unauthorized("this needs the name and password, or a token, of an administrator")
 

@@ -11,10 +11,11 @@ from urllib.parse import parse_qsl
 
 from aiohttp.web import StreamResponse
 
-from registry_proxy.access.control import AccessControl, Login
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, SecretInput
 from registry_proxy.access.id_tokens import IdTokenRefusedError
+from registry_proxy.access.logins import Login
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import ANONYMOUS, OIDC_LOGIN_NAME, claimed_subject
 from registry_proxy.access.tokens import TokenSigner
@@ -150,9 +151,7 @@ class TokenEndpoint:
             case "refresh_token":
                 token = form.get("refresh_token", "")
                 refusal = "the refresh token is not valid, or not any more: log in again"
-                login = await self._counted(
-                    exchange, "", lambda: self._control.refresh(token, exchange.address), refusal
-                )
+                login = await self._counted(exchange, "", lambda: self._control.refresh(token), refusal)
             case _:
                 raise _bad_request("grant_type is expected to be password or refresh_token")
         wants = form.get("access_type") == "offline" and form["grant_type"] == "password"

@@ -22,7 +22,7 @@ class Table(StrEnum):
     MANIFESTS = "manifests"  # every manifest acknowledged through us
     TAGS = "tags"  # what each tag was last made through us
     ROBOTS = "robots"
-    SECRETS = "secrets"  # of robots, personal and refresh tokens: hashes only
+    SECRETS = "secrets"  # of robots and personal tokens, and refresh tokens of earlier versions: hashes only
     REVOKED_TOKENS = "revoked_tokens"  # by token id, until they would have expired
     AUDIT_HEADS = "audit_heads"  # the signed ends of the audit logs, by node and process
     PUSHED_BLOBS = "pushed_blobs"  # where replicas mix repositories: what no manifest may name yet
@@ -30,6 +30,7 @@ class Table(StrEnum):
     COMPARED = (
         "compared"  # by upstream: replicas whose fallback tags are on record, or at all others; see store.changes
     )
+    REFRESH_TOKENS = "refresh_tokens"  # hashes; apart from the others, as logins make them
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,28 @@ class Change:
     expect: int | None = None
 
 
+class Failures(Protocol):
+    """Recent failures by key, counted over all that share the store; none raises where it is away.
+
+    ``limit`` and ``window_seconds`` are the same at all calls for a key.
+    """
+
+    async def wait_seconds(self, key: str, limit: int, window_seconds: float) -> float:
+        """Return how long until fewer than ``limit`` failures are within the window; 0 where it is so now."""
+
+    async def note(self, key: str, limit: int, window_seconds: float) -> None:
+        """Count a failure."""
+
+
 class Store(Protocol):
     """Records in tables, changed several at a time, atomically and durably.
 
     Every method raises StoreUnavailableError when it cannot be reached.
     """
+
+    @property
+    def failures(self) -> Failures:
+        """Failures that all workers and nodes with this store count together."""
 
     async def get(self, table: Table, key: str) -> Record | None: ...
     async def list(self, table: Table, prefix: str = "") -> list[Record]:

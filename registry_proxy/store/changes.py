@@ -8,23 +8,25 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
 from registry_proxy.tasks import end, spawn
 
 POLL_INTERVAL_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
-_PAGE_BYTES = 4096
+_PAGE_BYTES = 4096  # of the counters; what follows them holds the failures
 _ENTRY = struct.Struct("=QQ")  # counter, sequence number of the table's last change
 _OFFSETS = {table: index * _ENTRY.size for index, table in enumerate(Table)}
 _SLOTS = {table: index * 2 for index, table in enumerate(Table)}
 
 
 class ChangePage:
-    """One page of memory shared by all workers of a node, with a counter for each table.
+    """Memory shared by all workers of a node, with a counter for each table; ``failures`` are in it, too.
 
     Beside the counter stands the sequence number the table was last seen with, so that what several workers learn of
     one change counts once. The counter itself only rises: no reader can meet the same number for other content, even
@@ -42,13 +44,14 @@ class ChangePage:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # A hole written to on a full disk is a SIGBUS, not an ENOSPC.
-            os.posix_fallocate(self._fd, 0, _PAGE_BYTES)
-            self._page = mmap.mmap(self._fd, _PAGE_BYTES)
+            os.posix_fallocate(self._fd, 0, _PAGE_BYTES + FAILURES_BYTES)
+            self._page = mmap.mmap(self._fd, _PAGE_BYTES + FAILURES_BYTES)
         except BaseException:
             os.close(self._fd)
             raise
         self._counters = memoryview(self._page).cast("Q")
         self._lock = threading.Lock()  # flock excludes other processes, not the threads that share this descriptor
+        self.failures = NodeFailures(self._page, _PAGE_BYTES, self._locked)
 
     def version(self, table: Table) -> int:
         """Return the counter of a table."""
@@ -56,13 +59,19 @@ class ChangePage:
 
     def note(self, versions: Mapping[Table, int]) -> None:
         """Count a change for each table whose sequence number is not the one known so far."""
+        with self._locked():
+            for table, sequence in versions.items():
+                counter, known = _ENTRY.unpack_from(self._page, _OFFSETS[table])
+                if known != sequence:
+                    _ENTRY.pack_into(self._page, _OFFSETS[table], counter + 1, sequence)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep all other writers of the node out for the length of a with block."""
         with self._lock:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             try:
-                for table, sequence in versions.items():
-                    counter, known = _ENTRY.unpack_from(self._page, _OFFSETS[table])
-                    if known != sequence:
-                        _ENTRY.pack_into(self._page, _OFFSETS[table], counter + 1, sequence)
+                yield
             finally:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 

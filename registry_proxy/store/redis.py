@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 
 from redis.asyncio.lock import Lock
 from redis.asyncio.sentinel import MasterNotFoundError
+from redis.commands.core import AsyncScript
 from redis.exceptions import LockError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Table
 from registry_proxy.store.changes import ChangePage
+from registry_proxy.store.failures import NOTE_SCRIPT, WAIT_SCRIPT, ClusterFailures
 from registry_proxy.store.redis_connection import connect, parse_redis_url
 from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
 from registry_proxy.tasks import obeying_cancellation, spawn
@@ -115,6 +117,8 @@ class RedisStore:
         self._commit_script = self._redis.register_script(_COMMIT)
         self._list_script = self._redis.register_script(_LIST)
         self._heads_script = self._redis.register_script(_HEADS)
+        wait, note = self._redis.register_script(WAIT_SCRIPT), self._redis.register_script(NOTE_SCRIPT)
+        self.failures = ClusterFailures(self._failure_script(wait), self._failure_script(note), page.failures)
         self._schema_checked = False
         self._checking_schema = asyncio.Lock()
 
@@ -200,6 +204,10 @@ class RedisStore:
             await self._sentinel.aclose()
 
     # ------------------------------------------------------------ inside
+
+    def _failure_script(self, script: AsyncScript) -> Callable[[str, int, int], Awaitable[int]]:
+        """Return a function that runs a script of ``failures`` for a key, with the store's deadlines."""
+        return lambda key, *rest: self._ask(lambda: script(keys=[f"{_PREFIX}failures:{key}"], args=list(rest)))
 
     async def _ask(self, ask: Callable[[], Awaitable[_T]]) -> _T:
         loop = asyncio.get_running_loop()

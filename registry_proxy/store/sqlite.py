@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
-from registry_proxy.ports.store import Change, Record, Table
+from registry_proxy.ports.store import Change, Failures, Record, Table
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.schema import SCHEMA_KEY, SCHEMA_TABLE, SCHEMA_VERSION, check_schema
 
@@ -68,6 +68,11 @@ class SqliteStore:
         self._page = page
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._connection: sqlite3.Connection | None = None
+
+    @property
+    def failures(self) -> Failures:
+        """Failures that the workers of the node count together."""
+        return self._page.failures
 
     async def get(self, table: Table, key: str) -> Record | None:
         rows = await self._run(

@@ -1,13 +1,16 @@
 """Passwords and the limit on guesses."""
 
 import asyncio
+import contextlib
+import mmap
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from registry_proxy.access import credentials as module
 from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords, TooManyLoginsError
+from registry_proxy.access.turns import FairTurns
+from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
 from tests.waiting import until
 
 
@@ -33,6 +36,12 @@ def passwords(clock: Clock) -> Iterator[Passwords]:
     passwords = Passwords(clock)
     yield passwords
     passwords.close()
+
+
+@pytest.fixture
+def limiter(clock: Clock) -> LoginLimiter:
+    """A limiter with that clock."""
+    return LoginLimiter(NodeFailures(mmap.mmap(-1, FAILURES_BYTES), 0, contextlib.nullcontext, clock))
 
 
 @pytest.fixture
@@ -106,7 +115,7 @@ async def test_an_unknown_user_costs_as_much_as_a_known_one(passwords: Passwords
 
 async def test_two_at_once_and_a_bounded_queue(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two hashes run at once; what does not fit into the queue is refused; a caller that leaves makes no room early."""
-    monkeypatch.setattr(module, "_HASHES_WAITING_MAX", 5)
+    monkeypatch.setattr(passwords, "_turns", FairTurns(2, 3))
     release, counting, running, most = threading.Event(), threading.Lock(), 0, 0
 
     def slow(_password: str, _stored: str) -> bool:
@@ -141,9 +150,8 @@ async def fail(limiter: LoginLimiter, user: str = "ann", address: str = "192.0.2
             raise LoginRefusedError("no")
 
 
-async def test_ten_failures_a_minute_are_free(clock: Clock) -> None:
+async def test_ten_failures_a_minute_are_free(limiter: LoginLimiter, clock: Clock) -> None:
     """The eleventh attempt is told when to come again; when the first failure is a minute old, one more is free."""
-    limiter = LoginLimiter(clock)
     for _ in range(10):
         await fail(limiter)
         clock.now += 1
@@ -156,9 +164,8 @@ async def test_ten_failures_a_minute_are_free(clock: Clock) -> None:
         await fail(limiter)
 
 
-async def test_other_addresses_and_users_are_not_refused(clock: Clock) -> None:
+async def test_other_addresses_and_users_are_not_refused(limiter: LoginLimiter) -> None:
     """Failures count for one user from one address: nobody can lock another out."""
-    limiter = LoginLimiter(clock)
     for _ in range(10):
         await fail(limiter)
     async with limiter.attempt("ann", "192.0.2.2"):
@@ -167,9 +174,8 @@ async def test_other_addresses_and_users_are_not_refused(clock: Clock) -> None:
         pass
 
 
-async def test_successes_and_other_errors_do_not_count(clock: Clock) -> None:
+async def test_successes_and_other_errors_do_not_count(limiter: LoginLimiter) -> None:
     """A CI system that logs in all day, or meets a store that is away, is not limited."""
-    limiter = LoginLimiter(clock)
     for _ in range(30):
         async with limiter.attempt("ci", "192.0.2.1"):
             pass
@@ -178,9 +184,9 @@ async def test_successes_and_other_errors_do_not_count(clock: Clock) -> None:
                 raise KeyError
 
 
-async def test_a_hundred_guesses_at_once_are_ten(clock: Clock) -> None:
+async def test_a_hundred_guesses_at_once_are_ten(limiter: LoginLimiter) -> None:
     """Attempts of one pair take turns, so that guessing in parallel gains nothing."""
-    limiter, tried = LoginLimiter(clock), 0
+    tried = 0
 
     async def guess() -> None:
         nonlocal tried
@@ -194,10 +200,20 @@ async def test_a_hundred_guesses_at_once_are_ten(clock: Clock) -> None:
     assert sum(isinstance(answer, TooManyLoginsError) for answer in answers) == 90
 
 
-async def test_memory_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """User names come from callers: the number of windows does not grow with them."""
-    monkeypatch.setattr(module, "_WINDOWS_MAX", 20)
-    limiter = LoginLimiter(clock)
+async def test_a_login_makes_a_user_known_at_its_address(limiter: LoginLimiter) -> None:
+    """Known is who logged in before from there: neither whoever failed, nor another user or another address."""
+    await fail(limiter, "eve", "here")
+    async with limiter.attempt("ann", "here") as caller:
+        assert not caller.is_known
+    known = {}
+    for user, owner in (("ann", "here"), ("ann", "there"), ("eve", "here")):
+        async with limiter.attempt(user, owner) as caller:
+            known[user, owner] = caller.is_known
+    assert known == {("ann", "here"): True, ("ann", "there"): False, ("eve", "here"): False}
+
+
+async def test_no_lock_outlives_its_attempts(limiter: LoginLimiter) -> None:
+    """User names come from callers: nothing that is kept in the process grows with names that fail."""
     for number in range(100):
         await fail(limiter, user=str(number))
-    assert len(limiter._windows) <= 20
+    assert (len(limiter._turns), len(limiter._known)) == (0, 0)

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from registry_proxy.access.control import Login
+from registry_proxy.access.logins import Login
 from tests.fakes.public import PublicBench
 from tests.nginx.shipped import nginx_server
 from tests.servers import running

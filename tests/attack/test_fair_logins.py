@@ -1,0 +1,124 @@
+"""A flood of wrong passwords keeps nobody out who comes from elsewhere: turns at hashing are shared by address."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
+from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.logins import Login
+from registry_proxy.access.tokens import TokenVerifier
+from registry_proxy.store.open import open_store
+from registry_proxy.tasks import spawn
+from tests.passwords import quick_passwords
+from tests.waiting import until
+
+PASSWORD = "password of ann"
+ABUSER = "192.0.2.66"
+HOME = "192.0.2.1"
+
+
+@dataclass
+class Hashing:
+    """The threads that hash: they wait until the test opens the gate; ``done`` holds the passwords compared."""
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    done: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Bench:
+    """Logins of the user ann, with hashing that a test holds up."""
+
+    control: AccessControl
+    hashing: Hashing
+
+    def attempt(self, name: str, password: str, address: str) -> asyncio.Task[Login]:
+        """Try to log in, without waiting for the outcome."""
+        return spawn(self.control.login(name, password, address), "login")
+
+    async def flood(self, *addresses: str) -> list[asyncio.Task[Login]]:
+        """Send a wrong password for a new name from each address, until all of them wait for a thread."""
+        names = [f"guess{number}" for number in range(len(addresses))]
+        tasks = [self.attempt(name, "wrong", address) for name, address in zip(names, addresses, strict=True)]
+        await until(lambda: sum(task.done() for task in tasks) + 66 >= len(tasks))
+        await asyncio.sleep(0)
+        return tasks
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """Give the bench; the gate is open at the end."""
+    async with AsyncExitStack() as stack:
+        store, watch = await stack.enter_async_context(
+            open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page"))
+        )
+        with quick_passwords():
+            directory = Directory(store)
+            control = AccessControl(store, watch, TokenVerifier("registry-proxy"), outage_max_age_seconds=None)
+        stack.push_async_callback(directory.aclose)
+        stack.push_async_callback(control.aclose)
+        await directory.put_user("ann", UserInput(password=PASSWORD))
+        hashing, is_right = Hashing(), control._logins.passwords._is_right
+
+        def held_up(password: str, stored_hash: str) -> bool:
+            hashing.gate.wait(60)
+            hashing.done.append(password)
+            return is_right(password, stored_hash)
+
+        monkeypatch.setattr(control._logins.passwords, "_is_right", held_up)
+        stack.callback(hashing.gate.set)
+        yield Bench(control, hashing)
+
+
+def outcomes(answers: list[Login | BaseException]) -> set[type]:
+    """Return the kinds of answer."""
+    return {type(answer) for answer in answers}
+
+
+async def test_a_right_password_passes_a_flood_from_another_address(bench: Bench) -> None:
+    """Two hundred guesses of one address wait; the user of another address is served next and not refused."""
+    flood = await bench.flood(*[ABUSER] * 200)
+    right = bench.attempt("ann", PASSWORD, HOME)
+    await asyncio.sleep(0.05)
+    bench.hashing.gate.set()
+    assert (await right).subject == "user:ann"
+    assert bench.hashing.done.index(PASSWORD) <= 4, "it waited behind the flood"
+    assert outcomes(await asyncio.gather(*flood, return_exceptions=True)) == {LoginRefusedError, TooManyLoginsError}
+
+
+async def test_who_logged_in_before_passes_a_flood_from_many_addresses(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood from as many addresses as there are places: a user who is known at their address is served first."""
+    bench.hashing.gate.set()
+    await bench.control.login("ann", PASSWORD, HOME)
+    bench.hashing.gate.clear()
+    bench.hashing.done.clear()
+    monkeypatch.setattr(
+        bench.control._logins.passwords, "_remembered", type(bench.control._logins.passwords._remembered)()
+    )
+    flood = await bench.flood(*(f"198.51.100.{number}" for number in range(200)))
+    right = bench.attempt("ann", PASSWORD, HOME)
+    await asyncio.sleep(0.05)
+    bench.hashing.gate.set()
+    assert (await right).subject == "user:ann"
+    assert bench.hashing.done.index(PASSWORD) <= 4, "it waited behind the flood"
+    await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def test_a_site_with_ipv6_is_one_address(bench: Bench) -> None:
+    """Guesses from two hundred addresses of one /64 share one queue."""
+    flood = await bench.flood(*(f"2001:db8::{number:x}" for number in range(200)))
+    right = bench.attempt("ann", PASSWORD, HOME)
+    await asyncio.sleep(0.05)
+    bench.hashing.gate.set()
+    assert (await right).subject == "user:ann"
+    assert bench.hashing.done.index(PASSWORD) <= 4, "it waited behind the flood"
+    await asyncio.gather(*flood, return_exceptions=True)

@@ -1,0 +1,73 @@
+"""A login costs the same whatever others have stored, and disturbs no worker."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.directory import Directory, SecretInput, UserInput
+from registry_proxy.access.secrets import SecretKind
+from registry_proxy.access.tokens import TokenVerifier
+from registry_proxy.ports.store import Record, Table
+from registry_proxy.store.open import open_store
+from registry_proxy.store.sqlite import SqliteStore
+from tests.passwords import quick_passwords
+
+HOME = "192.0.2.1"
+OTHERS = 50
+
+
+@dataclass
+class Bench:
+    """Two workers of a node; ``listed`` counts the records that were read in lists."""
+
+    directory: Directory
+    workers: list[AccessControl]
+    listed: list[int]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """Open two workers, with refresh tokens of fifty users."""
+    async with AsyncExitStack() as stack:
+        url, workers = f"sqlite:///{tmp_path / 'store.db'}", []
+        store, _ = await stack.enter_async_context(open_store(url, str(tmp_path / "page")))
+        with quick_passwords():
+            directory = Directory(store)
+            stack.push_async_callback(directory.aclose)
+            for _ in range(2):
+                store, watch = await stack.enter_async_context(open_store(url, str(tmp_path / "page")))
+                control = AccessControl(store, watch, TokenVerifier("registry-proxy"), outage_max_age_seconds=None)
+                stack.push_async_callback(control.aclose)
+                workers.append(control)
+        for number in range(OTHERS):
+            await directory.put_user(f"user{number}", UserInput(password="password of a user"))
+            await directory.add_secret(f"user:user{number}", SecretKind.REFRESH, SecretInput())
+        await directory.put_user("ann", UserInput(password="password of ann"))
+        for control in workers:
+            await control.policy()
+        listed: list[int] = []
+        list_records = SqliteStore.list
+
+        async def counted(store: SqliteStore, table: Table, prefix: str = "") -> list[Record]:
+            found = await list_records(store, table, prefix)
+            listed.append(len(found))
+            return found
+
+        monkeypatch.setattr(SqliteStore, "list", counted)
+        yield Bench(directory, workers, listed)
+
+
+async def test_a_refresh_token_is_made_and_used_without_the_others(bench: Bench) -> None:
+    """No login reads the refresh tokens of others, and none makes a worker load the policy anew."""
+    policies: list[Any] = [await worker.policy() for worker in bench.workers]
+    secret, text = await bench.directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput())
+    for worker in bench.workers:
+        login = await worker.refresh(text)
+        assert (login.subject, login.secret_id) == ("user:ann", secret.id)
+    assert sum(bench.listed) <= 1
+    assert [await worker.policy() for worker in bench.workers] == policies

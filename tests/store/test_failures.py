@@ -1,0 +1,116 @@
+"""Failures: counted by key, over workers, in memory of a fixed size, and in Redis."""
+
+import contextlib
+import mmap
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.store import failures as module
+from registry_proxy.store.changes import ChangePage
+from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
+from registry_proxy.store.redis import RedisStore
+from tests.servers import Server
+
+LIMIT, WINDOW_SECONDS = 3, 60.0
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of the failures."""
+    return Clock()
+
+
+@pytest.fixture
+def failures(clock: Clock) -> NodeFailures:
+    """Failures with that clock."""
+    return NodeFailures(mmap.mmap(-1, FAILURES_BYTES), 0, contextlib.nullcontext, clock)
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Iterator[list[ChangePage]]:
+    """Two workers of a node."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(ChangePage(str(tmp_path / "page")))) for _ in range(2)]
+
+
+async def test_a_key_waits_until_its_oldest_failure_leaves_the_window(failures: NodeFailures, clock: Clock) -> None:
+    """The newest failures count, as many as the limit; others keys are not concerned."""
+    for _ in range(LIMIT):
+        assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) == 0
+        await failures.note("key", LIMIT, WINDOW_SECONDS)
+        clock.now += 10
+    assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) == 30
+    assert await failures.wait_seconds("other", LIMIT, WINDOW_SECONDS) == 0
+    clock.now += 30
+    assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) == 0
+    await failures.note("key", LIMIT, WINDOW_SECONDS)
+    assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) == 10
+
+
+async def test_failures_of_before_a_restart_of_the_machine_do_not_count(failures: NodeFailures, clock: Clock) -> None:
+    """The clock began anew, and the file is still there: nobody waits for ever."""
+    for _ in range(LIMIT):
+        await failures.note("key", LIMIT, WINDOW_SECONDS)
+    clock.now = 5.0
+    assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) == 0
+
+
+async def test_ten_thousand_others_push_nobody_out(failures: NodeFailures) -> None:
+    """A bucket takes 128 failures; keys are spread over 256, by a secret that is different for each node."""
+    for _ in range(LIMIT):
+        await failures.note("key", LIMIT, WINDOW_SECONDS)
+    for number in range(10_000):
+        await failures.note(str(number), LIMIT, WINDOW_SECONDS)
+    assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) > 0
+    other = NodeFailures(mmap.mmap(-1, FAILURES_BYTES), 0, contextlib.nullcontext)
+    assert failures._find("key") != other._find("key")
+
+
+async def test_a_full_bucket_forgets_its_oldest(failures: NodeFailures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is written beyond it."""
+    monkeypatch.setattr(failures, "_find", lambda key: (key.encode().ljust(16), failures._start))
+    for number in range(module._PLACES + 1):
+        await failures.note(f"key{number}", 1, WINDOW_SECONDS)
+    waits = [await failures.wait_seconds(f"key{number}", 1, WINDOW_SECONDS) > 0 for number in range(129)]
+    assert waits == [False] + [True] * 128
+    beyond = failures._start + module._BUCKET_BYTES
+    assert not any(failures._memory[beyond:])
+
+
+async def test_workers_count_together(pages: list[ChangePage]) -> None:
+    """Also names that cannot be encoded."""
+    for key in ("key", "\ud800"):
+        for number in range(LIMIT):
+            await pages[number % 2].failures.note(key, LIMIT, WINDOW_SECONDS)
+        waits = [await page.failures.wait_seconds(key, LIMIT, WINDOW_SECONDS) for page in pages]
+        assert all(50 < wait <= 60 for wait in waits)
+
+
+async def test_nodes_count_together_in_redis(redis: Server, pages: list[ChangePage], tmp_path: Path) -> None:
+    """By the clock of Redis; keys end with their window, and no name that a caller gave is in them."""
+    url = f"redis://127.0.0.1:{redis.port}/0"
+    with contextlib.closing(ChangePage(str(tmp_path / "other"))) as other:
+        stores = [RedisStore(url, page) for page in (pages[0], other)]
+        for number in range(LIMIT):
+            assert [await store.failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) for store in stores] == [0, 0]
+            await stores[number % 2].failures.note("key", LIMIT, WINDOW_SECONDS)
+        waits = [await store.failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) for store in stores]
+        assert all(50 < wait <= 60 for wait in waits)
+        (name,) = [key async for key in stores[0]._redis.scan_iter("registry-proxy:failures:*")]
+        assert "key" not in name.rpartition(":")[2]
+        assert 50_000 < await stores[0]._redis.pttl(name) <= 60_000
+        assert await stores[0]._redis.llen(name) == LIMIT
+        for store in stores:
+            await store.aclose()
