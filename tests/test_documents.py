@@ -1,5 +1,6 @@
 """The documents say what the code says: keys, defaults, metrics, commands, and links that lead somewhere."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -156,3 +157,16 @@ def test_each_decision_is_one_file_with_a_status() -> None:
 def test_the_readme_stays_short() -> None:
     """The README is read to its end: tables stand in docs/reference."""
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    """No docstring of the package begins with a question word: the reader looks for the thing itself."""
+    questions = re.compile(r"(What|Who|Whom|Whose|How|Where|That|Whoever|Whatever)\b")
+    begin_so = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+        for path in sorted((ROOT / "registry_proxy").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and questions.match(ast.get_docstring(node) or "")
+    ]
+    assert begin_so == []

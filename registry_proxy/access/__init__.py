@@ -1,1 +1,1 @@
-"""Who may do what: identities, tokens, grants and the decision over them."""
+"""Permissions: identities, tokens, grants and the decision over them."""

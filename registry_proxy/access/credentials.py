@@ -47,7 +47,7 @@ class LoginRefusedError(Exception):
 
 
 class LoginUnavailableError(Exception):
-    """Whoever knows whether credentials are right cannot be asked now; the message says who, and why."""
+    """The authority over credentials cannot be asked now; the message names it, and says why."""
 
 
 class TooManyLoginsError(Exception):

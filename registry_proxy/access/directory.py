@@ -1,4 +1,4 @@
-"""What the admin API changes: users, groups, robots, secrets, grants, generations; each validated and in one commit.
+"""Changes of the admin API: users, groups, robots, secrets, grants, generations; each validated and in one commit.
 
 A user's groups and a group's members are one relation. The group's record owns it; the record of each user concerned
 is written along, so that its revision rises with every change of what it shows.
@@ -78,7 +78,7 @@ class RevisionConflictError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserInput:
-    """What a PUT of a user says; ``password`` None keeps the one it has, ``is_ldap`` None where it is known.
+    """The content of a PUT of a user; ``password`` None keeps the one it has, ``is_ldap`` None where it is known.
 
     A password makes LDAP forget about it.
     """
@@ -92,7 +92,7 @@ class UserInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantInput:
-    """What a POST of a grant says; ``expires_at`` in Unix seconds."""
+    """The content of a POST of a grant; ``expires_at`` in Unix seconds."""
 
     subject: str
     repository: str
@@ -104,7 +104,7 @@ class GrantInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretInput:
-    """What a POST of a secret says; ``actions`` None leaves its holder all its rights, times in Unix seconds."""
+    """The content of a POST of a secret; ``actions`` None leaves its holder all its rights, times in Unix seconds."""
 
     label: str = ""
     expires_at: float | None = None

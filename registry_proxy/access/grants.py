@@ -1,4 +1,4 @@
-"""Who may do what: pure decisions on an immutable snapshot. What nobody granted is denied."""
+"""Decisions about rights: pure, on an immutable snapshot. A right that nobody granted is denied."""
 
 import functools
 import re

@@ -51,7 +51,7 @@ class TrustedIssuer:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedIdToken:
-    """Whom a token speaks of, until when (Unix seconds), and what tells it from others in an audit log."""
+    """The person or job that a token speaks of, its end (Unix seconds), and its mark in an audit log."""
 
     subject: str
     expires_at: float

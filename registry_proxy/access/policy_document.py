@@ -9,7 +9,7 @@ from registry_proxy.ports.store import Change, Record, Table
 
 @dataclass(frozen=True, slots=True)
 class PolicyDifference:
-    """What putting a document in the place of the stored policy does; all empty where it is the stored one.
+    """The changes that a document makes in the stored policy; all empty where it is the stored one.
 
     ``groups_changed`` holds each group as it is and as it shall be. The grants that go have their stored ids.
     """

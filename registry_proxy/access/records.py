@@ -86,7 +86,7 @@ class Robot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """That a subject may do some actions in repositories and on tags that match patterns; in Unix seconds until."""
+    """The right of a subject to actions in repositories and on tags that match patterns; in Unix seconds until."""
 
     id: str
     subject: str

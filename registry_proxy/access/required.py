@@ -1,4 +1,4 @@
-"""What a request needs, as a function of the parsed request alone: decided before anything is looked up."""
+"""The rights that a request needs, as a function of the parsed request alone: decided before anything is looked up."""
 
 from registry_proxy.protocol.endpoints import Operation, RegistryRequest
 from registry_proxy.protocol.reference import Repository

@@ -25,7 +25,7 @@ _REFRESH_ID_LENGTH = 2 * _SUBJECT_LENGTH
 
 
 class SecretKind(StrEnum):
-    """What a secret is for; stands in its text, so that a scanner of leaked secrets can tell."""
+    """The use of a secret; stands in its text, so that a scanner of leaked secrets can tell."""
 
     ROBOT = "robot"
     PERSONAL = "personal"

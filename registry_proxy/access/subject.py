@@ -21,7 +21,7 @@ OIDC_LOGIN_NAME = "oidc"
 
 
 class SubjectKind(StrEnum):
-    """What stands before the colon; ``ANONYMOUS`` stands alone."""
+    """The part before the colon; ``ANONYMOUS`` stands alone."""
 
     USER = "user"
     ROBOT = "robot"

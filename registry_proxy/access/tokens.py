@@ -43,7 +43,7 @@ class UnknownKeyError(InvalidTokenError):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """What a token says whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds.
+    """The content of a token whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds.
 
     ``secret_id`` names the secret that it was given for, without which it is void; None for one given for a password.
     ``is_scoped`` says that it was asked for with a scope, of which ``access`` has what was allowed, perhaps nothing.
@@ -147,7 +147,7 @@ class TokenSigner:
 
     @property
     def key_file(self) -> str:
-        """Where the private key lies."""
+        """The path of the private key."""
         return self._key_file
 
     @property

@@ -41,7 +41,7 @@ class AdminControl(Control, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AdminServices:
-    """What the admin listener stands on.
+    """The services below the admin listener.
 
     Args:
         directory: users, groups, grants.

@@ -1,4 +1,4 @@
-"""Who may use the admin API: administrators, owners of namespaces for grants there, each user for what is his own.
+"""Access to the admin API: administrators, owners of namespaces for grants there, each user for their own things.
 
 They come by password, by a secret, or by one of our tokens.
 
@@ -62,7 +62,7 @@ _OTHER_SITES = frozenset({"cross-site", "same-site"})
 
 
 class Control(Protocol):
-    """What the admin listener asks of ``access.control.AccessControl``, which says what each raises."""
+    """The questions of the admin listener to ``access.control.AccessControl``, where the errors of each stand."""
 
     @property
     def knows_ldap(self) -> bool: ...

@@ -1,4 +1,4 @@
-"""What the admin API takes: every body, as the handlers read it and as the OpenAPI document describes it."""
+"""The bodies that the admin API takes, each, as the handlers read it and as the OpenAPI document describes it."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -246,7 +246,7 @@ class ChosenBody(Body):
 
 
 class WarmBody(Body):
-    """What to bring into the cache: an image, of an index only the platforms named, such as linux/amd64."""
+    """An image to bring into the cache; of an index only the platforms named, such as linux/amd64."""
 
     repository: str
     reference: str = "latest"
@@ -254,7 +254,7 @@ class WarmBody(Body):
 
 
 class PurgeBody(Body):
-    """What to remove from the cache: one digest, what one repository holds, or everything."""
+    """Content to remove from the cache: one digest, all that one repository holds, or everything."""
 
     digest: str | None = None
     repository: str | None = None

@@ -1,4 +1,4 @@
-"""What the admin API answers: every document, as the handlers make it and as the OpenAPI document describes it."""
+"""The documents that the admin API answers, each, as the handlers make it and as the OpenAPI document describes it."""
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -51,7 +51,7 @@ class GroupDocument(Document):
 
 
 class StatedGrantDocument(Document):
-    """What a subject may do, as a whole policy states it."""
+    """A right of a subject, as a whole policy states it."""
 
     subject: str
     repository: str
@@ -62,7 +62,7 @@ class StatedGrantDocument(Document):
 
 
 class GrantDocument(StatedGrantDocument):
-    """What a subject may do."""
+    """A right of a subject."""
 
     id: str
 
@@ -76,14 +76,14 @@ class PolicyDocument(Document):
 
 
 class MembersDocument(Document):
-    """How the members of a group differ."""
+    """The differences of a group's members."""
 
     added: list[str]
     removed: list[str]
 
 
 class PolicyDifferenceDocument(Document):
-    """What another policy changes; all empty where it is the one in force."""
+    """The changes that another policy makes; all empty where it is the one in force."""
 
     groups_added: dict[str, list[str]]
     groups_removed: dict[str, list[str]]
@@ -123,7 +123,7 @@ class TokenRevocationDocument(Document):
 
 
 class RevocationDocument(RootModel[SubjectRevocationDocument | TokenRevocationDocument]):
-    """What was revoked."""
+    """The credentials that were revoked."""
 
 
 class RobotDocument(Document):
@@ -171,7 +171,7 @@ class KeyDocument(Document):
 
 
 class RepairDocument(Document):
-    """How the repair of one replica goes; ``done`` and ``failed`` count keys."""
+    """Progress of the repair of one replica; ``done`` and ``failed`` count keys."""
 
     running: bool
     started_at: Time | None
@@ -193,7 +193,7 @@ class PauseDocument(Document):
 
 
 class ReplicaDocument(Document):
-    """How one replica is doing; ``reason`` says why it is not up, "" when it is.
+    """State of one replica; ``reason`` says why it is not up, "" when it is.
 
     It misses ``pending`` keys, and cannot have ``refused`` others.
     ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it; null while unknown.
@@ -268,7 +268,7 @@ class FailureDocument(Document):
 
 
 class ComparisonDocument(Document):
-    """How far a comparison of replicas is, and what it found; the lists hold the first thousand."""
+    """Progress and findings of a comparison of replicas; the lists hold the first thousand."""
 
     started_at: Time
     done: bool
@@ -323,13 +323,13 @@ class CacheVerificationDocument(Document):
 
 
 class PurgeDocument(Document):
-    """How many entries were removed."""
+    """The number of entries that were removed."""
 
     removed: int
 
 
 class WarmingDocument(Document):
-    """How far the warming of an image is; ``error`` is why it ended early, "" when it did not."""
+    """Progress of the warming of an image; ``error`` is why it ended early, "" when it did not."""
 
     id: str
     image: str
@@ -357,7 +357,7 @@ class ChainFaultDocument(Document):
 
 
 class ChainDocument(Document):
-    """What verifying the audit log of one process found; ``unsigned`` counts the lines after the last signature."""
+    """Findings in the audit log of one process; ``unsigned`` counts the lines after the last signature."""
 
     process: str
     first: int
@@ -397,7 +397,7 @@ class QuestionDocument(Document):
 
 
 class ReplayDocument(Document):
-    """What a proposed policy would say to what was asked lately."""
+    """The answers of a proposed policy to the latest questions."""
 
     decisions: int
     since: Time | None

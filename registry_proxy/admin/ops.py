@@ -1,4 +1,4 @@
-"""What monitoring reads of the admin listener, without credentials: /metrics, /healthz, /readyz."""
+"""Pages of the admin listener for monitoring, without credentials: /metrics, /healthz, /readyz."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ OPS_PATHS = ("/metrics", "/healthz", "/readyz")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How the node is doing, in words.
+    """State of the node, in words.
 
     ``reasons`` say why it should get no requests; ``warnings`` what it cannot do, and no other node could either.
     """

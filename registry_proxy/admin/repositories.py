@@ -15,7 +15,7 @@ from registry_proxy.protocol.reference import Repository
 
 @dataclass(frozen=True, slots=True)
 class KnownRepositories:
-    """Where repositories are known from, without asking a registry.
+    """Sources of the names of repositories, without asking a registry.
 
     Args:
         recorded: those that something was pushed to.

@@ -213,7 +213,7 @@ def changed_meanwhile() -> ProblemError:
 
 
 class Revised(Protocol):
-    """What is stored, with its revision."""
+    """A stored value, with its revision."""
 
     @property
     def revision(self) -> int: ...

@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.1
 
 @dataclass
 class _Requests:
-    """How many are being read or handled, and whether each is the last on its connection."""
+    """The number of requests being read or handled, and whether each is the last on its connection."""
 
     running: int = 0
     are_last: bool = False

@@ -1,4 +1,4 @@
-"""How the audit log lies on disk: JSON lines, each sealed with a hash over itself and the one before it.
+"""The audit log on disk: JSON lines, each sealed with a hash over itself and the one before it.
 
 A file is named after the process that writes it and the number of its first line. That first line says how the chain
 stands there: the hash it goes on from, and the first line that retention has left. Whoever changes, removes or moves a
@@ -41,7 +41,7 @@ class ChainFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SignedHead:
-    """What was signed into the store, and when (Unix seconds)."""
+    """The signed head of a chain in the store, and its time (Unix seconds)."""
 
     head: Head
     signed_at: float
@@ -58,7 +58,7 @@ class ChainFault:
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """What verifying one process's chain found; ``unsigned`` counts the lines after the last signature."""
+    """Findings in one process's chain; ``unsigned`` counts the lines after the last signature."""
 
     process: str
     first: int

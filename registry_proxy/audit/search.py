@@ -15,7 +15,7 @@ from registry_proxy.audit.chain import ChainFile, list_chains, time_of
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """What is looked for; ``fields`` are compared as they are, an action also by its beginning (``users``).
+    """The conditions of a search; ``fields`` are compared as they are, an action also by its beginning (``users``).
 
     Times are as the log has them (RFC 3339, UTC, microseconds): ``since`` and later, before ``until``; only what comes
     behind ``after``, the place of a line.

@@ -1,4 +1,4 @@
-"""Where else audit events go: standard output, syslog, and the questions that policies were asked."""
+"""Further destinations of audit events: standard output, syslog, and the questions that policies were asked."""
 
 import json
 import os

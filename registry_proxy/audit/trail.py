@@ -121,7 +121,7 @@ def _short(value: Any, entries_max: int) -> Any:
 
 
 class Sink(Protocol):
-    """Where events go; its methods are called in one thread, and may take as long as they like."""
+    """A destination of events; its methods are called in one thread, and may take as long as they like."""
 
     def write(self, batch: Sequence[Taken]) -> None:
         """Take all or none. Raises OSError; then it is called again, later."""
@@ -236,7 +236,7 @@ class SinkThread:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long and how much of its log a process keeps, and how large and old one file gets."""
+    """Bounds of the log that a process keeps, and of one file: age and size."""
 
     file_bytes: int
     file_seconds: float

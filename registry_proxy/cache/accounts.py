@@ -1,4 +1,4 @@
-"""How much is committed, and where eviction stands: a page that all workers of the node map.
+"""The bytes that are committed, and the position of eviction: a page that all workers of the node map.
 
 What is in the page is true at every instant, whoever is killed: a change of the disk is announced in the page, done,
 and closed in the page, all under one lock. Whoever gets the lock next and finds a change announced looks at the disk
@@ -27,7 +27,7 @@ _SHARDS = 256
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a rename or an unlink does to the counters; ``present`` tells how to see that it happened."""
+    """The effect of a rename or an unlink on the counters; ``present`` tells how to see that it happened."""
 
     digest: Digest
     size_bytes: int
@@ -37,7 +37,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the page says.
+    """The content of the page.
 
     ``committed_bytes`` and ``entries`` are what lies under ``blobs/``. ``records`` of the order file number
     ``generation`` count, and ``hand`` is the next of them that eviction looks at. During a recount the shards below
@@ -107,7 +107,7 @@ class Accounts:
 
     @property
     def state(self) -> State:
-        """What the page says now; without the lock it may change at once."""
+        """The content of the page now; without the lock it may change at once."""
         while True:
             selector = self._page[_SELECTOR_AT]
             state = self._read(_COPIES_AT[selector & 1])

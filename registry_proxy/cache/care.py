@@ -1,4 +1,4 @@
-"""What the cache of a node does for itself, one worker at a time: count what must be counted, and look for rot."""
+"""The upkeep of a node's cache, by one worker at a time: counting anew where needed, and a look for rot."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ _PAUSE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ScrubRound:
-    """How far the scrub is: the shards below ``shard`` of the round that began at ``started_at`` (epoch) were read."""
+    """Progress of the scrub: the shards below ``shard`` of the round that began at ``started_at`` (epoch) were read."""
 
     shard: int
     started_at: float

@@ -47,7 +47,7 @@ class _LostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FillTools:
-    """What every fill of a cache works with."""
+    """The tools of every fill of a cache."""
 
     paths: CachePaths
     space: Space

@@ -1,4 +1,4 @@
-"""Where things lie under ``cache.path``, and how the directory is made ready before any worker starts.
+"""The layout of ``cache.path``, and its preparation before any worker starts.
 
 blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtime 0 (see ``is_sealed``)
 fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be

@@ -1,4 +1,4 @@
-"""What each repository holds and what its tags were: small files, seen by every worker of the node at once.
+"""Contents and last tags of each repository: small files, seen by every worker of the node at once.
 
 Presence of the file is the membership; its mtime is when that was last confirmed. A component of a repository never
 starts with "_", so the directories below cannot clash with a repository's own components.
@@ -240,7 +240,7 @@ class FileMemberships:
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
-        """Where the disk refuses to forget something, have all asked for again that was remembered until then."""
+        """Have everything remembered until then asked for again, where the disk refuses to forget something."""
         try:
             yield
         except OSError as error:

@@ -46,7 +46,7 @@ def read_size(paths: CachePaths, digest: Digest) -> int | None:
 
 
 class OwnedPart:
-    """What the owner of the lock may do. ``written_bytes`` of the file are in the hash.
+    """The rights of the lock's owner. ``written_bytes`` of the file are in the hash.
 
     ``found_bytes`` is what a former owner left, ``found_sealed`` whether it died after the digest was right: then
     readers of other workers rely on these bytes.

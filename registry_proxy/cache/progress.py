@@ -1,4 +1,4 @@
-"""How far a content in the making is, and the readers that follow it within this process."""
+"""Progress of a content in the making, and the readers that follow it within this process."""
 
 import asyncio
 import os

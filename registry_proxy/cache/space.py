@@ -36,7 +36,7 @@ _RECENT_NS = 24 * 3600 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class _Incoming:
-    """What fills and uploads hold and will hold. ``unwritten_bytes`` are promised to fills, but not on disk yet."""
+    """The bytes of fills and uploads, now and later. ``unwritten_bytes`` are promised to fills, but not on disk yet."""
 
     size_bytes: int
     unwritten_bytes: int
@@ -44,7 +44,7 @@ class _Incoming:
 
 @dataclass(frozen=True, slots=True)
 class _Shortage:
-    """How many bytes are missing: ``soft`` to keep under ``max_size``, ``hard`` to leave ``min_free``."""
+    """The bytes that are missing: ``soft`` to keep under ``max_size``, ``hard`` to leave ``min_free``."""
 
     soft: int
     hard: int
@@ -92,7 +92,7 @@ class Space:
 
     @property
     def incoming_bytes(self) -> int:
-        """What the fills and uploads in progress take, counting what is promised to them."""
+        """The bytes that fills and uploads in progress take, with those promised to them."""
         return self._incoming().size_bytes
 
     def reserve(self, digest: Digest, size_bytes: int) -> None:

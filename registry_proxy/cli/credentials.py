@@ -1,4 +1,4 @@
-"""Where the commands find the admin's URL, name and password: the environment, else what `login` stored."""
+"""Sources of the admin's URL, name and password: the environment, else what `login` stored."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a command says when it cannot do its work."""
+"""The words of a command that cannot do its work."""
 
 from collections.abc import Sequence
 

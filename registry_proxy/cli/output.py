@@ -1,4 +1,4 @@
-"""What commands print: JSON for machines, tables for people. Data to standard output, all else to standard error."""
+"""Output of commands: JSON for machines, tables for people. Data to standard output, all else to standard error."""
 
 import json
 import sys

@@ -36,7 +36,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What DNS says of an entry, for how many seconds that holds, and what of it cannot be used, with the reason."""
+    """The answer of DNS about an entry, the seconds it holds, and the unusable part of it, with the reason."""
 
     found: Sequence[_Found]
     seconds: float

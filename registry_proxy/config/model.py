@@ -57,14 +57,14 @@ class Section(BaseModel):
 
 
 class StoreOutageSettings(Section):
-    """What happens while Redis is away: go on from the last snapshot up to its age, or refuse at once."""
+    """The behaviour while Redis is away: go on from the last snapshot up to its age, or refuse at once."""
 
     mode: Literal["open", "closed"] = "open"
     max_age_seconds: Duration = Field(default=86400.0, alias="max_age")
 
 
 class ScrubSettings(Section):
-    """How committed content is read again, to find what rotted on disk."""
+    """The reading of committed content again, to find rot on the disk."""
 
     bytes_per_second: Size = Field(default=10_000_000, alias="rate")  # 0: never
     interval_seconds: Timeout = Field(default=7 * 86400.0, alias="interval")
@@ -72,7 +72,7 @@ class ScrubSettings(Section):
 
 
 class CacheSettings(Section):
-    """Where blobs are kept, how much disk they may take, and which of them stay."""
+    """The directory of the blobs, the disk they may take, and those that stay."""
 
     path: Path = Field(default="var/cache", validate_default=True)
     max_size_bytes: Size = Field(default=10 << 30, alias="max_size")
@@ -83,7 +83,7 @@ class CacheSettings(Section):
 
 
 class TimeoutSettings(Section):
-    """How long one request to a replica may take to connect, to answer, and between two reads."""
+    """The time that one request to a replica may take to connect, to answer, and between two reads."""
 
     connect_seconds: Timeout = Field(default=2.0, alias="connect")
     first_byte_seconds: Timeout = Field(default=5.0, alias="first_byte")
@@ -183,7 +183,7 @@ class RouteSettings(Section):
 
 
 class OidcRuleSettings(Section):
-    """Who is taken: each claim is what one of its patterns says; and what he is called then."""
+    """A kind of tokens that is taken, each claim as one of its patterns says, and the subject that it stands for."""
 
     name: UpstreamName
     claims: Mapping[str, ClaimPatterns] = Field(min_length=1)
@@ -240,7 +240,7 @@ class AuditSettings(Section):
 
 
 class DrainSettings(Section):
-    """How a node, or a worker that is replaced at a reload, takes its leave."""
+    """The leave of a node, or of a worker that is replaced at a reload."""
 
     delay_seconds: Duration = Field(default=0.0, alias="delay")  # not ready, but still accepting
     timeout_seconds: Duration = Field(default=10.0, alias="timeout")
@@ -277,12 +277,12 @@ class Settings(Section):
 
     @property
     def audit_path(self) -> str:
-        """Where the audit log of this node lies: beside the cache, which may be deleted."""
+        """The directory of this node's audit log: beside the cache, which may be deleted."""
         return self.audit.path or f"{self.cache.path}.audit"
 
     @property
     def changes_path(self) -> str:
-        """Where the workers of this node, and commands beside them, tell each other what changed in the store."""
+        """The directory by which workers of this node, and commands beside them, tell of changes in the store."""
         return os.path.join(self.cache.path, "changes")
 
     @property

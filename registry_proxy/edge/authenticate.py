@@ -1,4 +1,4 @@
-"""Who asks, and whether they may: only Bearer tokens, denied unless token and grants both allow it."""
+"""The caller, and their right: only Bearer tokens, denied unless token and grants both allow it."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What happens around every request, in this order: its ID, its measure, its errors."""
+"""The frame of every request, in this order: its ID, its measure, its errors."""
 
 import itertools
 import secrets

@@ -1,4 +1,4 @@
-"""Who calls, and by which address we were called; what a proxy in front says counts only when it is trusted."""
+"""The caller's address, and the one we were called by; the word of a proxy in front counts only when it is trusted."""
 
 import ipaddress
 import re

@@ -27,7 +27,7 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
 @dataclass(frozen=True, slots=True)
 class PublicOptions:
-    """What the public listener needs to know.
+    """The options of the public listener.
 
     Args:
         service: the name of this registry in tokens.

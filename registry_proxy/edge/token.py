@@ -34,7 +34,7 @@ _FORM_MAX_BYTES = LINE_MAX_BYTES  # the same fields by POST as by GET
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is asked for; ``wants_refresh_token`` as ``offline_token`` of GET and ``access_type`` of POST say it."""
+    """A request for a token; ``wants_refresh_token`` as ``offline_token`` of GET and ``access_type`` of POST say it."""
 
     login: Login
     scopes: list[str]

@@ -1,4 +1,4 @@
-"""What must still be there after the power fails."""
+"""Files that are still there after the power has failed."""
 
 import contextlib
 import errno

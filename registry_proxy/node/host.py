@@ -1,4 +1,4 @@
-"""What one node has to itself: the lock on its cache, its limits, what its workers inherit."""
+"""The property of one node: the lock on its cache, its limits, what its workers inherit."""
 
 import asyncio
 import contextlib

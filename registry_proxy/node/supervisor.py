@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How patient the supervisor is, in seconds."""
+    """The supervisor's patience, in seconds."""
 
     silence: float = 15.0  # a worker that has not said "alive" for so long is hung
     start: float = 60.0  # a worker that is not ready after this is not going to be

@@ -65,7 +65,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What the supervisor gives to one worker.
+    """The first frame from the supervisor to a worker.
 
     ``process`` is an identity that no other process of the node has now. ``admin_socket`` is there in slot 0 only.
     ``ready()`` is called once requests are answered. ``reload()`` has the supervisor read the configuration again.
@@ -171,7 +171,7 @@ async def _beat(writer: asyncio.StreamWriter) -> None:
 
 
 class _Orders:
-    """What the supervisor says after the first frame, and what it is asked."""
+    """Frames after the first, in both directions."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

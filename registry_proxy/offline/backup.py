@@ -1,4 +1,4 @@
-"""What is in the store, as one file: to come back after a loss, or to move from one kind of store to the other.
+"""The content of the store as one file: to come back after a loss, or to move from one kind of store to the other.
 
 A file is lines of JSON: what it is, one record a line, and the number and the SHA-256 of all before. It holds hashes of
 passwords and secrets: it is written for its owner alone.
@@ -50,12 +50,12 @@ class Backup:
 
     @property
     def count(self) -> int:
-        """How many records it holds."""
+        """The number of records in it."""
         return sum(len(records) for records in self.contents.values())
 
     @property
     def pending(self) -> int:
-        """How many writes some replica lacked."""
+        """The number of writes that some replica lacked."""
         return len(self.contents.get(Table.INTENTS, {}))
 
 

@@ -54,7 +54,7 @@ class PassThrough:
 
     @property
     def offset(self) -> int:
-        """Where the first byte lies in the content."""
+        """The position of the first byte in the content."""
         return self._offset
 
     @property

@@ -47,7 +47,7 @@ class ManifestAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
-    """What a HEAD of a manifest tells; fields as in ``ManifestAnswer``."""
+    """The answer to a HEAD of a manifest; fields as in ``ManifestAnswer``."""
 
     descriptor: Descriptor
     result: CacheResult

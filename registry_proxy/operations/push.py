@@ -53,7 +53,7 @@ class ManifestReplicas(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UploadAnswer:
-    """Where an upload stands: the ``state`` belongs into its next Location, ``offset`` is how many bytes it has."""
+    """The progress of an upload: the ``state`` belongs into its next Location, ``offset`` is how many bytes it has."""
 
     session_id: str
     state: str

@@ -1,4 +1,4 @@
-"""What a tag is now: asked of the upstream, remembered for the upstream's TTL."""
+"""The present value of a tag: asked of the upstream, remembered for the upstream's TTL."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ TagRevision = Callable[[RoutedRepository, Tag], Awaitable[int]]
 
 @dataclass(frozen=True, slots=True)
 class TagRules:
-    """How tags of an upstream are answered: for ``ttl_seconds`` without asking, in spite of ``stale_on`` as before."""
+    """The rules for tags of an upstream: ``ttl_seconds`` without asking, in spite of ``stale_on`` as before."""
 
     ttl_seconds: float
     stale_on: frozenset[StaleReason] = frozenset({StaleReason.UNAVAILABLE})
@@ -34,7 +34,7 @@ class TagRules:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTag:
-    """What a tag is; ``was_asked`` tells whether a replica said it for this request.
+    """The value of a tag; ``was_asked`` tells whether a replica said it for this request.
 
     ``warning`` is the value of a Warning header (spec, "Warnings") where the answer may be older than the TTL.
     """
@@ -45,7 +45,7 @@ class ResolvedTag:
 
     @property
     def digest(self) -> Digest:
-        """What identifies it."""
+        """The descriptor that identifies it."""
         return self.descriptor.digest
 
 

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Filling(Protocol):
-    """What is needed of ``Pull``."""
+    """The part of ``Pull`` that is needed."""
 
     async def get_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestAnswer: ...
     def read_cached_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None: ...
@@ -105,7 +105,7 @@ def _blobs_of(manifest: Manifest) -> list[Digest]:
 
 @dataclass(slots=True)
 class WarmProgress:
-    """How far the warming of one image is. Bytes are those of its blobs; ``error`` is why it ended early."""
+    """Progress of the warming of one image. Bytes are those of its blobs; ``error`` is why it ended early."""
 
     image: str
     digest: Digest | None = None

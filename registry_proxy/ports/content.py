@@ -123,7 +123,7 @@ class BlobCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """That a repository holds a digest, learned from a replica or from our own acknowledged commit.
+    """The fact that a repository holds a digest, learned from a replica or from our own acknowledged commit.
 
     ``descriptor`` carries the media type (of a manifest, exactly as stored; of a blob application/octet-stream) and
     the size in bytes. ``age_seconds`` since it was last confirmed.
@@ -135,7 +135,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class CachedTag:
-    """What a tag was when a replica last said so, or a push through us made it.
+    """The value of a tag when a replica last named it, or a push through us made it.
 
     ``recorded`` is the revision that the tag's record in the store had before that was asked, 0 without a record; None
     when it could not be known. ``version`` changes whenever the entry is written.
@@ -148,12 +148,12 @@ class CachedTag:
 
     @property
     def digest(self) -> Digest:
-        """What the tag was."""
+        """The descriptor that the tag was."""
         return self.descriptor.digest
 
 
 class Memberships(Protocol):
-    """What each repository holds and what its tags were: small files, seen by every worker of the node at once."""
+    """Contents and last tags of each repository: small files, seen by every worker of the node at once."""
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None: ...
     def moment(self) -> int:

@@ -42,7 +42,7 @@ class FillLostError(FillFailedError):
 
 
 class WrongContentError(FillFailedError):
-    """What a source sent is not the content asked for: other length, or other digest.
+    """The bytes of a source are not the content asked for: other length, or other digest.
 
     It is raised inside the source's context, where ``sender`` ("upstream/replica") is filled in.
 

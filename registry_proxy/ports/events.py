@@ -126,7 +126,7 @@ class AuditLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReloadOutcome:
-    """What became of reading the configuration again.
+    """The outcome of reading the configuration again.
 
     ``generation`` is that of the workers that serve now, from 1. ``faults`` are those of the configuration, each with
     its place; ``failure`` is why workers did not start with it. With either the old workers serve on, with the old one.

@@ -29,7 +29,7 @@ class PauseRefusedError(Exception):
 
 
 class Marks(Protocol):
-    """What each replica is known to miss: an immutable snapshot of the open intents."""
+    """The writes that each replica is known to miss: an immutable snapshot of the open intents."""
 
     def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool: ...
     def misses_any(self, replica: str, routed: RoutedRepository) -> bool:
@@ -39,7 +39,7 @@ class Marks(Protocol):
         """Tell whether the replica still holds a manifest or blob that was deleted through us."""
 
     def pending(self, replica: str, upstream: str) -> int:
-        """How many keys it is behind in."""
+        """The number of keys that it is behind in."""
 
     def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:
         """Tell whether the replica cannot have this: it is not asked for it, and its 404 proves nothing."""

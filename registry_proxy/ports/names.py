@@ -20,7 +20,7 @@ class RoutedRepository:
 
 
 class ContentKind(StrEnum):
-    """What a digest is asked for as; label of metrics and part of the membership key."""
+    """The kind that a digest is asked for as; label of metrics and part of the membership key."""
 
     BLOB = "blob"
     MANIFEST = "manifest"

@@ -12,7 +12,7 @@ _NOTED_MAX = 1000
 
 @dataclass(slots=True)
 class RepairStatus:
-    """How the repair of one replica goes, as far as this process does it.
+    """Progress of the repair of one replica, as far as this process does it.
 
     ``done`` and ``failed`` count keys since ``started_at`` (seconds since the epoch); ``error`` is the last failure.
     """
@@ -70,7 +70,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Comparison:
-    """How far a comparison is, and what it found. Times in seconds since the epoch; ``error`` is why it ended early.
+    """Progress and findings of a comparison. Times in seconds since the epoch; ``error`` is why it ended early.
 
     ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
     nobody dismissed, ``failed`` what could not be asked. ``differences`` and ``failures`` hold the first thousand;

@@ -20,7 +20,7 @@ class ByteRange:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes it spans."""
+        """The number of bytes that it spans."""
         return self.last - self.first + 1
 
 

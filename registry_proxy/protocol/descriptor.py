@@ -41,7 +41,7 @@ MANIFEST_MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What identifies content: its media type, digest and size in bytes."""
+    """Identity of content: its media type, digest and size in bytes."""
 
     media_type: str
     digest: Digest
@@ -58,7 +58,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class ManifestLinks:
-    """What a manifest refers to: ``blobs`` must lie in its repository before it, ``manifests`` are its children.
+    """The references of a manifest: ``blobs`` must lie in its repository before it, ``manifests`` are its children.
 
     An index may name blobs, too: the cache that BuildKit exports is an index of layers. Foreign layers
     (non-distributable, with ``urls``) are left out: they lie elsewhere. ``manifest_subject`` is the manifest that it

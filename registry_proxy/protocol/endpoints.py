@@ -25,7 +25,7 @@ PAGE_SIZE_MAX = 1000
 
 
 class Operation(Enum):
-    """What a request asks for; the comment gives the row of spec "Endpoints"."""
+    """The operation of a request; the comment gives the row of spec "Endpoints"."""
 
     PING = auto()  # end-1
     GET_BLOB = auto()  # end-2

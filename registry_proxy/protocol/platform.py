@@ -11,7 +11,7 @@ _PLATFORM = re.compile(r"([a-z0-9_.-]{1,64})/([a-z0-9_.-]{1,64})(?:/([a-z0-9_.-]
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What an image runs on; ``variant`` "" is any when asked for, none when stated."""
+    """The machine that an image runs on; ``variant`` "" is any when asked for, none when stated."""
 
     os: str
     architecture: str

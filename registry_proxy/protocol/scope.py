@@ -8,7 +8,7 @@ from registry_proxy.protocol.reference import is_repository
 
 
 class Action(StrEnum):
-    """What may be done to a repository: the names used in scopes, tokens and grants."""
+    """An action on a repository: the names used in scopes, tokens and grants."""
 
     PULL = "pull"
     PUSH = "push"

@@ -23,7 +23,7 @@ Lane = Sequence[ReplicaClient]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a write came to: the names of the replicas that confirmed it, and why each of the others did not."""
+    """The outcome of a write: the names of the replicas that confirmed it, and why each of the others did not."""
 
     confirmed: frozenset[str]
     failures: Mapping[str, Exception]

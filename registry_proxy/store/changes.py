@@ -1,4 +1,4 @@
-"""How a change in the store becomes known: at once on the node that made it, within a second on the others."""
+"""The spreading of changes in the store: at once on the node that made it, within a second on the others."""
 
 import asyncio
 import fcntl

@@ -18,7 +18,7 @@ _SENTINEL_PORT = 26379
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """What a store URL says, without its secrets.
+    """The parts of a store URL, without its secrets.
 
     Attributes:
         parts: the URL, its scheme ``redis`` or ``rediss`` and its host the first one.

@@ -1,1 +1,1 @@
-"""What the operator sees: metrics, logs, and the audit log."""
+"""The operator's view: metrics and logs."""

@@ -1,4 +1,4 @@
-"""What replicas did with content lately, and what follows for the next question: pure, the clock is given."""
+"""Recent behaviour of replicas with contents, and its consequence for the next question: pure, the clock is given."""
 
 from collections.abc import Callable
 

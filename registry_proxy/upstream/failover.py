@@ -39,7 +39,7 @@ _DOUBTFUL_OUTCOMES = frozenset({"5xx", "timeout", "cut", "stall", "mismatch"})
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked of the replicas: of a tag, of a digest, or (neither) of a list."""
+    """A question to the replicas: of a tag, of a digest, or (neither) of a list."""
 
     routed: RoutedRepository
     unknown: ErrorCode
@@ -79,7 +79,7 @@ class _Question:
 
 @dataclass(slots=True)
 class _Round:
-    """What the replicas said to one question."""
+    """The answers of the replicas to one question."""
 
     question: _Question
     standings: list[Standing]

@@ -1,4 +1,4 @@
-"""What goes wrong with a replica, in our words: foreign answers and exceptions are translated here and nowhere else."""
+"""Failures of a replica, in our words: foreign answers and exceptions are translated here and nowhere else."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""How a replica is doing: a pure table of what probes and requests said; no I/O, the clock is given."""
+"""State of a replica: a pure table of the findings of probes and requests; no I/O, the clock is given."""
 
 from collections.abc import Callable
 

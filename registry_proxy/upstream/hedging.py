@@ -16,7 +16,7 @@ _BURST = 10.0
 
 
 class Hedging:
-    """How long an upstream's replicas usually take, and how many questions may be asked twice.
+    """The usual time of an upstream's replicas to answer, and the questions that may be asked twice.
 
     A question is asked again once it takes longer than 95 % of the answers of the quickest replica. At most a tenth of
     all questions are, besides a burst of ten: where everybody is slow, asking twice makes it worse.

@@ -31,7 +31,7 @@ _DEFAULT_LIFETIME_SECONDS = 60.0  # token-spec: when expires_in is absent
 
 @dataclass(frozen=True, slots=True)
 class _TokenRequest:
-    """Where a token is had, at a realm that was checked, and for which scopes."""
+    """The source of a token, at a realm that was checked, and its scopes."""
 
     realm: URL
     service: str | None
@@ -68,7 +68,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 class Login:
-    """What one replica is shown as ``Authorization``. Tokens are kept by scope until they expire."""
+    """The ``Authorization`` for one replica. Tokens are kept by scope until they expire."""
 
     def __init__(
         self, address: ReplicaAddress, session: aiohttp.ClientSession, timeouts: Timeouts, *, tls: ssl.SSLContext | bool

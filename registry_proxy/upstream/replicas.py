@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConfig:
-    """What an upstream is made of; ``write_quorum`` counts over the configured replicas."""
+    """The parts of an upstream; ``write_quorum`` counts over the configured replicas."""
 
     name: str
     replicas: Sequence[ReplicaAddress]
@@ -209,7 +209,7 @@ class UpstreamReplicas:
 
     @property
     def changes(self) -> int:
-        """How often a replica has changed its state: for ``wait_for_change``."""
+        """The number of changes of a replica's state: for ``wait_for_change``."""
         return self._changes
 
     async def wait_for_change(self, timeout_seconds: float, since: int) -> bool:

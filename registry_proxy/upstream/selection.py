@@ -9,7 +9,7 @@ from registry_proxy.ports.replicas import StorageKind
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is known of a replica for one question.
+    """The knowledge of a replica for one question.
 
     Args:
         name: of the replica.

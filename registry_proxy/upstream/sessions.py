@@ -20,7 +20,7 @@ REDIRECTS_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class ReplicaAddress:
-    """Where a replica is and how we log in to it.
+    """The address of a replica, and our login there.
 
     Args:
         upstream: name of its upstream.
