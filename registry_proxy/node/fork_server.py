@@ -189,29 +189,29 @@ def serve_forks(load: Callable[[], RunCopy], descriptor: int, supervisor: int) -
         descriptor: of the socket to the supervisor.
         supervisor: its process id.
     """
-    control = socket.socket(fileno=descriptor)
-    name_process("regproxy-forker")
-    _end_with(supervisor)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group: the supervisor decides
-        signal.signal(ignored, signal.SIG_IGN)
-    _keep_only(descriptor)
-    run = load()
-    gc.collect()
-    gc.freeze()  # else the first collection of every copy would write to, and so copy, all that is shared
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 16, _MAX_DESCRIPTORS)
-        if not message:
-            return 0
-        if message != b"fork":  # it only asks whether all is loaded
-            control.send(b"0")
-            continue
-        try:
-            _fork_away(control, supervisor, run, descriptors)
-        except OSError as error:
-            control.send(b"%d" % -(error.errno or errno.EAGAIN))
-        for passed_on in descriptors:
-            os.close(passed_on)
+    with socket.socket(fileno=descriptor) as control:
+        name_process("regproxy-forker")
+        _end_with(supervisor)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for ignored in (signal.SIGINT, signal.SIGHUP):  # sent by a terminal to the whole group: the supervisor decides
+            signal.signal(ignored, signal.SIG_IGN)
+        _keep_only(descriptor)
+        run = load()
+        gc.collect()
+        gc.freeze()  # else the first collection of every copy would write to, and so copy, all that is shared
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(control, 16, _MAX_DESCRIPTORS)
+            if not message:
+                return 0
+            if message != b"fork":  # it only asks whether all is loaded
+                control.send(b"0")
+                continue
+            try:
+                _fork_away(control, supervisor, run, descriptors)
+            except OSError as error:
+                control.send(b"%d" % -(error.errno or errno.EAGAIN))
+            for passed_on in descriptors:
+                os.close(passed_on)
 
 
 def _fork_away(control: socket.socket, supervisor: int, run: RunCopy, descriptors: list[int]) -> None:
