@@ -1,0 +1,139 @@
+"""Whoever holds back the rest of requests takes nothing from others: neither their answers nor health and admin.
+
+The service runs with room for few open files, and so for few connections: hundreds do here what thousands do elsewhere.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.attack.withholding import (
+    ADMIN_DOCUMENT,
+    AT_REST,
+    HALF_A_HEAD,
+    NOTHING,
+    TOKEN_FORM,
+    UPLOAD,
+    Withholding,
+    withholding,
+)
+from tests.conftest import require_program
+from tests.nginx.shipped import nginx_server
+from tests.product import ADMIN_PASSWORD, Image, Proxy, User, make_image, proxy_server, random_bytes
+from tests.servers import docker_registry, running, wait_until
+
+FILES = 700
+"""Open files of each process; half of them are for connections of clients."""
+
+ROUNDS = 20
+
+
+def start_service(stack: ExitStack, root: Path, files: int) -> tuple[Proxy, User, Image]:
+    """Start a registry and the service before it, and push an image."""
+    require_program("docker-registry")
+    registry = stack.enter_context(running(docker_registry(root / "registry")))
+    proxy = proxy_server(root / "proxy", [registry])
+    proxy.arguments = [require_program("prlimit"), f"--nofile={files}:{files}", *proxy.arguments]
+    stack.enter_context(running(proxy))
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    image = make_image(random_bytes(100_000))
+    user.push("team/app", "1", image)
+    return proxy, user, image
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, User, Image]]:
+    """Start the service with room for few connections."""
+    with ExitStack() as stack:
+        yield start_service(stack, tmp_path_factory.mktemp("service"), FILES)
+
+
+def check_others(proxy: Proxy, user: User, image: Image, rounds: int, url: str | None = None) -> None:
+    """Ask, on new connections, for all that an ordinary client asks for; everything is answered."""
+    public, token = url or proxy.url, user.token("repository:team/app:pull")
+    bearer = {"Authorization": f"Bearer {token}"}
+    asked: list[Callable[[], httpx.Response]] = [
+        lambda: httpx.get(f"{public}/healthz", verify=False),
+        lambda: httpx.get(f"{public}/auth/token", auth=(user.name or "", user.password or ""), verify=False),
+        lambda: httpx.post(
+            f"{public}/auth/token",
+            verify=False,
+            data={
+                "grant_type": "password",
+                "username": user.name,
+                "password": user.password,
+                "service": "x",
+                "client_id": "x",
+            },
+        ),
+        lambda: httpx.get(f"{public}/v2/team/app/manifests/1", headers=bearer, verify=False),
+        lambda: httpx.get(
+            f"{public}/v2/team/app/blobs/{max(image.blobs, key=lambda one: len(image.blobs[one]))}",
+            headers=bearer,
+            verify=False,
+        ),
+        lambda: httpx.get(f"{proxy.admin_url}/healthz"),
+        lambda: httpx.get(f"{proxy.admin_url}/metrics"),
+        lambda: httpx.get(f"{proxy.admin_url}/admin/v1/me", auth=("admin", ADMIN_PASSWORD)),
+    ]
+    for number in range(rounds):
+        assert [ask().status_code for ask in asked] == [200] * len(asked), f"round {number}"
+        assert httpx.get(f"{proxy.admin_url}/readyz").status_code in {200, 503}
+
+
+@pytest.mark.parametrize(
+    "beginnings", [[TOKEN_FORM], [HALF_A_HEAD, NOTHING, UPLOAD]], ids=["forms", "heads and uploads"]
+)
+def test_one_address_that_withholds_takes_nothing_from_others(
+    service: tuple[Proxy, User, Image], beginnings: Sequence[bytes]
+) -> None:
+    """One address opens more connections than there may be, and finishes no request: others notice nothing."""
+    proxy, user, image = service
+    with withholding([Withholding(proxy.port, "127.0.0.2", beginnings, FILES)]):
+        check_others(proxy, user, image, ROUNDS)
+
+
+def test_many_addresses_that_withhold_take_nothing_from_others(service: tuple[Proxy, User, Image]) -> None:
+    """None of them has more than its share, together they have all there are; /readyz tells that it runs short."""
+    proxy, user, image = service
+    kinds = [TOKEN_FORM, HALF_A_HEAD, NOTHING, UPLOAD, AT_REST]
+    attacks = [Withholding(proxy.port, f"127.0.0.{number}", kinds, 40) for number in range(2, 14)]
+    with withholding(attacks):
+        wait_until(lambda: "connections" in httpx.get(f"{proxy.admin_url}/readyz").text, "/readyz tells of it")
+        check_others(proxy, user, image, ROUNDS)
+    wait_until(lambda: "connections" not in httpx.get(f"{proxy.admin_url}/readyz").text, "/readyz tells of it no more")
+
+
+def test_the_admin_listener_is_not_held_either(service: tuple[Proxy, User, Image]) -> None:
+    """Documents that are withheld from the admin listener keep nobody else from it."""
+    proxy, user, image = service
+    with withholding([Withholding(proxy.admin_port, "127.0.0.2", [ADMIN_DOCUMENT, HALF_A_HEAD, NOTHING], FILES)]):
+        check_others(proxy, user, image, 5)
+
+
+def test_a_client_behind_the_shipped_nginx_takes_nothing_from_others(
+    service: tuple[Proxy, User, Image], tmp_path: Path
+) -> None:
+    """Nginx bounds each address, and tells the service whose a request is: others are served through it, too."""
+    proxy, user, image = service
+    require_program("nginx")
+    with running(nginx_server(tmp_path / "nginx", None, proxy.port)) as nginx:
+        attack = Withholding(nginx.port, "127.0.0.2", [TOKEN_FORM, UPLOAD], FILES)
+        with withholding([attack]):
+            check_others(proxy, user, image, 5, nginx.url)
+
+
+@pytest.mark.soak
+def test_thousands_of_withheld_bodies_take_nothing_from_others(tmp_path: Path) -> None:
+    """The issue's attack: 8,192 forms from one address, and as many connections from sixteen."""
+    with ExitStack() as stack:
+        proxy, user, image = start_service(stack, tmp_path, 20_000)
+        with withholding([Withholding(proxy.port, "127.0.0.2", [TOKEN_FORM], 8192)]):
+            check_others(proxy, user, image, 100)
+        kinds = [TOKEN_FORM, HALF_A_HEAD, UPLOAD, AT_REST]
+        attacks = [Withholding(proxy.port, f"127.0.0.{number}", kinds, 550) for number in range(2, 18)]
+        with withholding(attacks):
+            check_others(proxy, user, image, 100)
