@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from tests.servers import wait_until
 
 TOKEN_FORM = (
-    b"POST /auth/token HTTP/1.1
-Host: x
-Content-Length: 60000
-"
-    b"Content-Type: application/x-www-form-urlencoded
-
-g"
+    b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\n\r\ng"
 )
 UPLOAD = b"PATCH /v2/a/blobs/uploads/x HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\nx"
 ADMIN_DOCUMENT = (
-    b"PUT /admin/v1/users/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 600\r\n\r\n{"
+    b"PUT /admin/v1/users/x HTTP/1.1\r\nHost: x\r\nContent-Length: 600\r\nContent-Type: application/json\r\n\r\n{"
 )
 HALF_A_HEAD = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Y: "
 NOTHING = b""
