@@ -1,0 +1,71 @@
+"""A replica that sends what nobody asked for, without end, is left: it costs neither time nor memory of others."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import pytest
+
+from registry_proxy.spec.reference import digest_of
+from registry_proxy.upstream.failure import ReplicaFailedError
+from tests.fakes.upstream import REPOSITORY, open_client
+from tests.waiting import until
+
+INFORMATIONAL = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
+
+
+class Flooding:
+    """A server that sends ``head`` to each request, then ``flood`` again and again until the client leaves."""
+
+    def __init__(self, head: bytes, flood: bytes) -> None:
+        self._head = head
+        self._flood = flood
+        self.sent_bytes = 0
+        self.left = 0
+        self.may_flood = asyncio.Event()
+        self.may_flood.set()
+        self.url = ""
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            try:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._head)
+                await self.may_flood.wait()
+                while self._flood:
+                    writer.write(self._flood)
+                    self.sent_bytes += len(self._flood)
+                    await writer.drain()
+            except (OSError, asyncio.IncompleteReadError):
+                self.left += 1
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["Flooding"]:
+        """Serve on a free port."""
+        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            yield self
+
+
+async def test_a_flood_of_informational_answers_fails_the_request() -> None:
+    """The replica fails after a few of them: the others have the loop meanwhile, and no deadline has to pass."""
+    async with (
+        Flooding(b"", INFORMATIONAL).serving() as server,
+        open_client(server.url) as client,
+    ):
+        with pytest.raises(ReplicaFailedError, match="informational"):
+            await client.stat_blob(REPOSITORY, digest_of(b"x"))
+        await until(lambda: server.left == 1)
+    assert server.sent_bytes < 20_000_000  # what the buffers of two sockets hold, and not five seconds of it
+
+
+async def test_a_few_informational_answers_are_taken() -> None:
+    """A registry may say that it is still at work (RFC 9110, 15.2)."""
+    digest = digest_of(b"x")
+    early = b"HTTP/1.1 102 Processing\r\n\r\n" * 8
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nDocker-Content-Digest: {digest}\r\n\r\n".encode()
+    async with Flooding(early + head, b"").serving() as server, open_client(server.url) as client:
+        server.may_flood.clear()
+        assert (await client.stat_blob(REPOSITORY, digest)).size_bytes == 5
+        server.may_flood.set()
