@@ -1,0 +1,146 @@
+"""Requests that cannot be read, or in two ways: they are refused, and cost no memory while others are answered."""
+
+import asyncio
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.protocol.reference import digest_of
+from tests.fakes.public import PublicBench, read_to_end
+from tests.waiting import until
+
+CONTENT = b"a layer " * 1000
+D = digest_of(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /healthz HTTP/0.9\r\n\r\n", b"400"),
+        (b"GET /healthz\r\n\r\n", b"400"),
+        (b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n", b"505"),
+        (b"GET /healthz HTTP/1.2\r\nHost: x\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+        (b"nonsense\r\n\r\n", b"400"),
+    ],
+)
+async def test_only_http_1_is_answered(public: PublicBench, head: bytes, status: bytes) -> None:
+    """Other versions are refused in HTTP/1.1, also behind a request that is answered."""
+    good = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    for before in (b"", good):
+        answers = (await public.raw(before + head + good)).data
+        assert answers.count(b"HTTP/1.1 200 OK\r\n") == (1 if before else 0)
+        assert b"HTTP/1.1 %b " % status in answers
+        assert b"aiohttp" not in answers
+        assert answers.count(b"HTTP/") == answers.count(b"HTTP/1.1 ") == (2 if before else 1) + answers.count(b"use HTTP/1.1")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x01" * 250_000,
+        b"GET /nothing HTTP/1.1\r\nHost: x\r\n" + b"X-Long: %b\r\n" % (b"y" * 15_000) * 40 + b"\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: x\r\n" + b"X-Y: z\r\n" * 30_000,
+    ],
+    ids=["garbage", "long requests", "a head without end"],
+)
+async def test_what_comes_behind_a_request_costs_little_memory(public: PublicBench, garbage: bytes) -> None:
+    """While a request is answered, what its client sends behind it is not kept."""
+    public.reader.gate = asyncio.Event()
+    public.reader.add_blob("team/app", CONTENT)
+    public.allow("pull")
+    request = public.request(f"GET /v2/team/app/blobs/{D}")
+    tracemalloc.start()
+    try:
+        connections = [await asyncio.open_connection("127.0.0.1", public.port) for _ in range(5)]
+        sent = 0
+        for _, writer in connections:
+            writer.transport.set_write_buffer_limits(high=0)
+            writer.write(request.replace(b"Connection: close\r\n", b""))
+        await until(lambda: len(public.reader.calls) > 0)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(40):
+            for _, writer in connections:
+                if writer.transport.get_write_buffer_size() == 0:
+                    writer.write(garbage)
+                    sent += len(garbage)
+            await asyncio.sleep(0.005)
+        kept = tracemalloc.get_traced_memory()[0] - before
+        kept -= sum(writer.transport.get_write_buffer_size() for _, writer in connections)
+    finally:
+        tracemalloc.stop()
+    assert kept < 5 * 1_500_000, sent
+    public.reader.gate.set()
+    for reader, writer in connections:
+        assert await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(len(CONTENT)) == CONTENT
+        writer.close()
+
+
+async def test_the_beginning_of_a_head_is_not_forgotten(public: PublicBench) -> None:
+    """What follows the beginning of a head belongs to it, though it looks like a request that can be answered at once."""
+    public.reader.add_blob("team/app", CONTENT)
+    public.allow("pull")
+    hot = public.request(f"GET /v2/team/app/blobs/{D}").replace(b"Connection: close\r\n", b"")
+    reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+    for _ in range(2):
+        writer.write(hot)
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(len(CONTENT)) == CONTENT
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nX-Beginning: ")
+    assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+    await reader.readexactly(16)
+    writer.write(hot)
+    assert b"404 Not Found" in await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def test_a_body_before_it_is_no_reason_to_answer_slowly(public: PublicBench) -> None:
+    """After a body that ended where it had to, requests are answered at once again."""
+    public.reader.add_blob("team/app", CONTENT)
+    public.allow("pull")
+    hot = public.request(f"GET /v2/team/app/blobs/{D}").replace(b"Connection: close\r\n", b"")
+    assert public.server is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+    form = b"grant_type=x"
+    writer.write(b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(form), form[:4]))
+    await asyncio.sleep(0.01)
+    writer.write(form[4:])
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 400 " in head
+    await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+    connection = next(iter(public.server._server._open))
+    assert connection.has_read_whole_requests
+    writer.write(hot + hot[:10])
+    await reader.readuntil(b"\r\n\r\n")
+    assert await reader.readexactly(len(CONTENT)) == CONTENT
+    assert not connection.has_read_whole_requests
+    writer.close()
+
+
+async def test_a_head_that_goes_on_for_ever_is_refused(public: PublicBench) -> None:
+    """All fields together have a bound, whatever their number."""
+    answer = await public.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X-Long: %b\r\n" % (b"y" * 15_000) * 60)
+    assert answer.status == 431
+
+
+async def test_the_form_of_a_login_has_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends a small body byte by byte gets 408 in our form, and the connection ends."""
+    monkeypatch.setattr("registry_proxy.edge.exchange.SMALL_BODY_SECONDS", 0.3)
+    async with PublicBench(tmp_path).serving() as public:
+        reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+        writer.write(b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
+
+        async def drip() -> None:
+            while not writer.is_closing():
+                writer.write(b"g")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.get_running_loop().create_task(drip())
+        async with asyncio.timeout(8):
+            answer = await read_to_end(reader)
+        dripping.cancel()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"errors"' in answer
