@@ -21,7 +21,7 @@ from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
-from registry_proxy.admin.ops import Readiness
+from registry_proxy.admin.ops import ADMIN, PUBLIC, Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.server import serving_admin
 from registry_proxy.audit.signing import AuditVerifier, HeadSigner
@@ -38,6 +38,7 @@ from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicApp, PublicOptions
 from registry_proxy.edge.server import run_public
+from registry_proxy.http.connections import ConnectionLimits, Connections
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
 from registry_proxy.node.listeners import refuse_new_connections
 from registry_proxy.node.worker import Ending, WorkerContext
@@ -96,6 +97,9 @@ _ASKED_SECONDS = 30.0
 
 _HANDSHAKE_SECONDS = 0.05
 """What connections that are under way are given to arrive before the address is closed."""
+
+_FILES_PER_CONNECTION, _FILES_PER_ADMIN_CONNECTION = 2, 8
+"""One in so many of the files that a worker may open is a connection of a client; one that is answered needs two."""
 
 _IDLE_SECONDS_STOPPING, _IDLE_SECONDS_REPLACED = 1.0, 5.0
 """How long a connection may rest that was not told yet to close: its next request may be on its way."""
@@ -168,11 +172,16 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         trail = await stack.enter_async_context(_auditing(settings, node, observer, context))
         pull = _pull(settings, node, observer)
         app = _public_app(settings, node, pull, observer, trail, access_log)
-        public = await run_public(app.handle, context.public_sockets, answer_now=app.hot.answer)
+        connections = _connections(settings)
+        public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.hot.answer)
         admin = None
         if context.admin_socket is not None:
-            services = _admin_services(settings, node, pull, repairers, verifiers, observer, trail, context)
-            admin = await stack.enter_async_context(serving_admin(make_admin_app(services), context.admin_socket))
+            services = _admin_services(
+                settings, node, pull, repairers, verifiers, observer, trail, context, connections
+            )
+            admin = await stack.enter_async_context(
+                serving_admin(make_admin_app(services), context.admin_socket, connections[ADMIN])
+            )
         context.ready()
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
@@ -206,6 +215,16 @@ async def _limit_at_stop(ending: Ending, limit: asyncio.Timeout, seconds: float)
 
 
 # ---------------------------------------------------------------- what a worker stands on
+
+
+def _connections(settings: Settings) -> Mapping[str, Connections]:
+    """Return what counts the connections of each listener of this worker."""
+    origins, clock = Origins(settings.public_url, settings.trusted_proxies), asyncio.get_running_loop().time
+    limits = {
+        PUBLIC: ConnectionLimits().within_files(_FILES_PER_CONNECTION),
+        ADMIN: ConnectionLimits(connections_max=512).within_files(_FILES_PER_ADMIN_CONNECTION),
+    }
+    return {name: Connections(each, origins, clock) for name, each in limits.items()}
 
 
 def _replica_names(settings: Settings) -> Mapping[str, Sequence[str]]:
@@ -616,6 +635,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
     observer: PrometheusObserver,
     trail: AuditTrail,
     context: WorkerContext,
+    connections: Mapping[str, Connections],
 ) -> AdminServices:
     origins = Origins(settings.public_url, settings.trusted_proxies)
     directory = settings.audit_path
@@ -641,7 +661,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         ),
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=partial(_render_metrics, node.cache, observer),
-        readiness=Readiness(node.replicas, node.control, node.changes, repairers, context.ending.is_set),
+        readiness=Readiness(node.replicas, node.control, node.changes, repairers, context.ending.is_set, connections),
         reload=context.reload,
         client_address=origins.client_address,
         name_request=RequestIds(origins).name,

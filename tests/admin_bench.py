@@ -312,7 +312,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 ),
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
-                readiness=Readiness(upstreams, control, changes, repairs, lambda: draining[0]),
+                readiness=Readiness(upstreams, control, changes, repairs, lambda: draining[0], {}),
                 reload=reload,
                 client_address=origins.client_address,
                 name_request=RequestIds(origins).name,

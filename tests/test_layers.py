@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "admin": "access audit http operations ports protocol tasks telemetry",
         "node": "config ports tasks telemetry",
         "offline": "access files operations ports protocol store tasks telemetry upstream",
-        "app": "access admin audit cache config edge node operations ports protocol replication store tasks telemetry"
-        " upstream",
+        "app": "access admin audit cache config edge http node operations ports protocol replication store tasks"
+        " telemetry upstream",
         "load": "app node",
         "cli": "config load node offline ports protocol",
         "__main__": "cli load node",
@@ -52,6 +52,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "cli": "httpx rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
         "edge": "aiohttp multidict",
+        "http": "aiohttp multidict",
         "node": "uvloop",
         "store": "redis",
         "telemetry": "prometheus_client pythonjsonlogger",

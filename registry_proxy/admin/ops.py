@@ -7,10 +7,13 @@ from typing import Protocol
 
 from aiohttp import web
 
+from registry_proxy.http.connections import Connections
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.replicas import ReplicaState, UpstreamStatus
 from registry_proxy.telemetry.metrics import CONTENT_TYPE
 
+PUBLIC = "public"
+ADMIN = "admin"
 OPS_PATHS = ("/metrics", "/healthz", "/readyz")
 """Open to everyone who reaches the listener."""
 
@@ -59,6 +62,7 @@ class Readiness:
         store: tells whether it is away.
         repairers: what repairs the upstreams, by name.
         is_draining: whether the node is about to stop.
+        connections: those of this worker's listeners, by the listener's name.
     """
 
     upstreams: Mapping[str, UpstreamStatus]
@@ -66,6 +70,7 @@ class Readiness:
     store: StoreContact
     repairers: Mapping[str, Warns]
     is_draining: Callable[[], bool]
+    connections: Mapping[str, Connections]
 
     async def __call__(self) -> State:
         reasons = ["this node is draining"] if self.is_draining() else []
@@ -86,6 +91,17 @@ class Readiness:
             )
         sources: Sequence[Warns] = [*self.upstreams.values(), *self.repairers.values()]
         warnings += [warning for source in sources for warning in source.warnings()]
+        for name, connections in self.connections.items():
+            match connections.shortage():
+                case "full" if name == PUBLIC:
+                    reasons.append(f"{connections.total} connections are open, and new ones are refused")
+                case "full" | "short":
+                    warnings.append(
+                        f"connections of the {name} listener run short: {connections.total} are open, and those that "
+                        "are slow or at rest are ended for others"
+                    )
+                case _:
+                    pass
         return State(reasons, warnings)
 
 

@@ -5,18 +5,20 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Handler
 
+from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.admin.problems import ProblemError
-from registry_proxy.http.limits import FIELD_MAX_BYTES
+from registry_proxy.http.connections import Connections
+from registry_proxy.http.guarded import Guard, GuardedConnection, RefusedHeadError
 from registry_proxy.http.plain_port import plain_port
 
 _LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
+_HEALTH = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in OPS_PATHS)
 
 
 @dataclass
@@ -59,7 +61,7 @@ class AdminServer:
                 await server.shutdown(timeout_seconds)
 
 
-class _Connection(web.RequestHandler):
+class _Connection(GuardedConnection):
     """A connection. Bytes that are no HTTP get a problem document; aiohttp repeats them, and logs a traceback."""
 
     def handle_error(
@@ -74,11 +76,25 @@ class _Connection(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         if isinstance(exc, LineTooLong):
             problem = ProblemError(431, f"a line of the request is longer than {exc.args[1]} bytes: send less in it")
+        elif isinstance(exc, RefusedHeadError):
+            problem = ProblemError(exc.code, exc.message)
         else:
             problem = ProblemError(400, "the request cannot be read as HTTP")
         response = problem.response()
+        response.headers["Server"] = "registry-proxy"
         response.force_close()
         return response
+
+
+def _busy() -> bytes:
+    """Return the whole answer to a request for which there is no connection to spare."""
+    problem = ProblemError(503, "the admin listener has too many connections to serve one more: try again").response()
+    assert isinstance(problem.body, bytes)  # noqa: S101 - a document of ours
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
+        b"Server: registry-proxy\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(problem.body), problem.body)
+    )
 
 
 @web.middleware
@@ -96,7 +112,9 @@ async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 @contextlib.asynccontextmanager
-async def serving_admin(app: web.Application, listener: socket.socket) -> AsyncIterator[AdminServer]:
+async def serving_admin(
+    app: web.Application, listener: socket.socket, connections: Connections
+) -> AsyncIterator[AdminServer]:
     """Serve an application on a bound socket; requests that still run at the end are cut."""
     app[_REQUESTS] = _Requests()
     app.middlewares.insert(0, _count)
@@ -107,9 +125,10 @@ async def serving_admin(app: web.Application, listener: socket.socket) -> AsyncI
         manager = runner.server
         assert manager is not None  # noqa: S101 - it is set up
 
+        guard = Guard(connections, _HEALTH, _busy())
+
         def connection() -> _Connection:
-            options: dict[str, Any] = {"access_log": None, "max_field_size": FIELD_MAX_BYTES}
-            return _Connection(manager, loop=loop, **options)
+            return _Connection(manager, guard, loop=loop)
 
         server = await loop.create_server(plain_port(connection), sock=listener)
         try:

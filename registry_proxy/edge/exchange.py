@@ -19,6 +19,9 @@ from registry_proxy.ports.errors import (
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, bad_gateway, format_errors, unavailable
 
+SMALL_BODY_SECONDS = 10.0
+"""How long a small body may take, for each MiB that it may have."""
+
 STALL_SECONDS = 300.0
 """How long a client may neither send nor take a byte."""
 
@@ -92,7 +95,8 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
     """Return the whole body.
 
     Raises:
-        RegistryError: SIZE_INVALID, 413, as soon as it is known to be larger than ``max_bytes``.
+        RegistryError: SIZE_INVALID, 413, as soon as it is known to be larger than ``max_bytes``; 408 when it is held
+            back, for longer than ``SMALL_BODY_SECONDS`` for each MiB that it may have.
     """
     too_large = RegistryError(
         ErrorCode.SIZE_INVALID,
@@ -104,11 +108,17 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
         raise too_large
     chunks: list[bytes] = []
     size = 0
-    async for chunk in read_body(exchange):
-        size += len(chunk)
-        if size > max_bytes:
-            raise too_large
-        chunks.append(chunk)
+    seconds = SMALL_BODY_SECONDS * max(1.0, max_bytes / 2**20)
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in read_body(exchange):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        message = f"the body did not come within {seconds:g} s; nothing was changed"
+        raise RegistryError(ErrorCode.SIZE_INVALID, message, detail={"received": size}, status=408) from None
     return b"".join(chunks)
 
 

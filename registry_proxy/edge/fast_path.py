@@ -17,6 +17,7 @@ from registry_proxy.edge.middleware import Ended, Measure, RequestIds, answer_he
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.registry import API_VERSION, RANGES_TAKEN, content_headers
 from registry_proxy.edge.send import SMALL_BYTES
+from registry_proxy.http.guarded import peer_address
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.warm import Prefetch
 from registry_proxy.ports.events import Observer
@@ -137,7 +138,7 @@ class HotPulls:
             self._observer.sent_bytes("cache", len(body))
             if self._prefetch is not None and head.kind is ContentKind.MANIFEST and authorized.routed is not None:
                 self._prefetch.manifest_sent(authorized.subject, authorized.routed, head.digest)
-        caller = _Caller(head.headers, _peer_address(transport))
+        caller = _Caller(head.headers, peer_address(transport))
         identifier = self._ids.name(caller)
         headers = content_headers(descriptor, CacheResult.HIT) | API_VERSION | answer_headers(identifier)
         if head.kind is ContentKind.BLOB:
@@ -177,11 +178,6 @@ class HotPulls:
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True))
         return self._date[1]
-
-
-def _peer_address(transport: asyncio.Transport) -> str | None:
-    name = transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) else name
 
 
 def _read_head(data: bytes) -> _Head | None:

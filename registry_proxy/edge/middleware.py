@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp.web import StreamResponse
@@ -133,9 +134,11 @@ def with_errors(handler: Handler) -> Handler:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets our body and the log the rest
             response = error_response(as_registry_error(error))
-        if not exchange.request.content.at_eof() and not await drain_body(exchange):
+        if not exchange.request.content.at_eof() and (
+            response.status == HTTPStatus.REQUEST_TIMEOUT or not await drain_body(exchange)
+        ):
             response.force_close()
-            if exchange.awaits_continue:
+            if exchange.awaits_continue or response.status == HTTPStatus.REQUEST_TIMEOUT:
                 expect_no_body(exchange.request)
         return response
 

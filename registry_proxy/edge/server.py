@@ -5,7 +5,6 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import StreamReader, web
@@ -15,17 +14,28 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from registry_proxy.edge.exchange import error_response
-from registry_proxy.http.limits import FIELD_MAX_BYTES, LINE_MAX_BYTES
+from registry_proxy.http.connections import Connections
+from registry_proxy.http.guarded import Guard, GuardedConnection, RefusedHeadError
+from registry_proxy.http.limits import LINE_MAX_BYTES
 from registry_proxy.http.plain_port import plain_port
-from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError, format_errors
 from registry_proxy.tasks import spawn
 
-_FIELDS_MAX = 64  # with these lengths a header still takes no more than about 1 MiB
+_FIELDS_MAX = 64
 _TOO_MANY_FIELDS = "Too many headers received"  # aiohttp has no type for it
 _READ_BUFFER_BYTES = 256 * 1024
 _BACKLOG = 1024
 _LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
+
+_HEALTH = (b"GET /healthz ", b"HEAD /healthz ")
+_BUSY_BODY = format_errors(
+    ErrorCode.UNAVAILABLE.value, "this node has too many connections to serve one more: try again", {}
+)
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Server: registry-proxy\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_BUSY_BODY), _BUSY_BODY)
+)
 
 _log = logging.getLogger(__name__)
 
@@ -34,29 +44,12 @@ AnswerNow = Callable[[bytes, asyncio.Transport], bytes | None]
 """Takes what came on an idle connection; returns a whole answer, or None without having done anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """Bounds on what a client may hold.
+class _Protocol(GuardedConnection):
+    """A connection. What aiohttp leaves open: half-closed clients, our error bodies, answers without a task."""
 
-    Args:
-        header_seconds: from the first byte of a request, or from the connect, to the end of its header.
-        keep_alive_seconds: how long a connection may rest between requests.
-        connections_max: at once, in this process; one more is closed at once.
-    """
-
-    header_seconds: float = 15.0
-    keep_alive_seconds: float = 75.0
-    connections_max: int = 8192
-
-
-class _Protocol(RequestHandler):
-    """A connection. What aiohttp leaves open: slow headers, half-closed clients, our error bodies."""
-
-    def __init__(self, manager: "_Server", limits: ServerLimits, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self._limits = limits
+    def __init__(self, manager: "_Server", guard: Guard, **options: Any) -> None:
+        super().__init__(manager, guard, **options)
         self._server = manager
-        self._header_timer: asyncio.TimerHandle | None = None
         self.answered_at = 0.0
         """When the last request on it was answered, by the loop's clock."""
 
@@ -65,33 +58,16 @@ class _Protocol(RequestHandler):
         """Whether the listener is being closed."""
         return self._server.is_draining
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if len(self._server.connections) > self._limits.connections_max:
-            _log.warning("a connection is refused: there are too many")
-            self._abort()
-            return
-        self._start_header_timer()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_header_timer()
-        super().connection_lost(exc)
-
     def data_received(self, data: bytes) -> None:
-        if self._server.answer_now is not None and self._answer_now(data, self._server.answer_now):
-            return
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count != before:
-            self._stop_header_timer()
-        elif self._waiter is not None and self._header_timer is None:
-            self._start_header_timer()
+        if self._server.answer_now is None or not self._answer_now(data, self._server.answer_now):
+            super().data_received(data)
 
     def _answer_now(self, data: bytes, answer_now: AnswerNow) -> bool:
         """Answer a whole request on an idle connection in place of aiohttp, which then never sees it."""
         transport = self.transport
         if (
             self._header_timer is not None  # it is new, or aiohttp holds the beginning of a header
+            or not self.has_read_whole_requests
             or self._waiter is None
             or self._waiter.done()
             or self._messages
@@ -109,7 +85,7 @@ class _Protocol(RequestHandler):
         if answer is None:
             return False
         transport.write(answer)
-        self._next_keepalive_close_time = self._loop.time() + self._limits.keep_alive_seconds
+        self._next_keepalive_close_time = self._loop.time() + self._guard.connections.limits.keep_alive_seconds
         return True
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own type; aiohttp narrows it to None
@@ -139,12 +115,15 @@ class _Protocol(RequestHandler):
         elif message == _TOO_MANY_FIELDS:
             text = f"the request has more than {_FIELDS_MAX} header fields: send fewer"
             error = RegistryError(ErrorCode.UNSUPPORTED, text, detail={"limit": _FIELDS_MAX}, status=431)
+        elif isinstance(exc, RefusedHeadError):
+            error = RegistryError(ErrorCode.UNSUPPORTED, exc.message, status=exc.code)
         elif status == 400:
             error = RegistryError(ErrorCode.UNSUPPORTED, "the request cannot be read as HTTP", status=400)
         else:
             _log.error("a request failed outside of its handler: %s", message, exc_info=exc)
             error = RegistryError(ErrorCode.UNKNOWN, "the proxy made a mistake; its log tells which")
         response = error_response(error)
+        response.headers["Server"] = "registry-proxy"
         response.force_close()
         return response
 
@@ -160,24 +139,6 @@ class _Protocol(RequestHandler):
     def _is_at_rest(self) -> bool:
         is_waiting = self._waiter is not None and not self._waiter.done()
         return not self._messages and (is_waiting or self._request_count == 0)
-
-    def _start_header_timer(self) -> None:
-        self._header_timer = self._loop.call_later(self._limits.header_seconds, self._header_too_slow)
-
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _header_too_slow(self) -> None:
-        self._header_timer = None
-        self.force_close()
-
-    def _abort(self) -> None:
-        transport = self.transport
-        self.force_close()
-        if transport is not None:
-            transport.abort()
 
 
 def _too_long(limit: int) -> RegistryError:
@@ -209,14 +170,14 @@ class _Server(web.Server):
     def __init__(
         self,
         handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
-        limits: ServerLimits,
+        guard: Guard,
         answer_now: AnswerNow | None,
     ) -> None:
         super().__init__(self._handle, request_factory=self._make_our_request)
         self.answer_now = answer_now
         self.is_draining = False
         self._handler = handler
-        self._limits = limits
+        self._guard = guard
         self._open: set[_Protocol] = set()
         self._running = 0
         self._ended = asyncio.Event()
@@ -248,16 +209,13 @@ class _Server(web.Server):
     def __call__(self) -> RequestHandler:
         return _Protocol(
             self,
-            self._limits,
+            self._guard,
             loop=self._loop,
-            keepalive_timeout=self._limits.keep_alive_seconds,
             # Blobs are stored as they are sent: a body must never be unpacked on its way.
             auto_decompress=False,
             read_bufsize=_READ_BUFFER_BYTES,
             max_line_size=LINE_MAX_BYTES,
-            max_field_size=FIELD_MAX_BYTES,
             max_headers=_FIELDS_MAX,
-            access_log=None,
         )
 
     async def _handle(self, request: BaseRequest) -> StreamResponse:
@@ -324,11 +282,11 @@ class PublicServer:
 async def run_public(
     handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
     listening: Sequence[socket.socket],
-    limits: ServerLimits | None = None,
+    connections: Connections,
     answer_now: AnswerNow | None = None,
 ) -> PublicServer:
     """Serve the handler on bound sockets until ``drain``; requests that ``answer_now`` answers never reach it."""
-    server = _Server(handler, limits or ServerLimits(), answer_now)
+    server = _Server(handler, Guard(connections, _HEALTH, _BUSY), answer_now)
     loop = asyncio.get_running_loop()
     listeners = [await loop.create_server(plain_port(server), sock=each, backlog=_BACKLOG) for each in listening]
     return PublicServer(server, listeners)

@@ -6,5 +6,8 @@ LINE_MAX_BYTES = 128 * 1024
 FIELD_MAX_BYTES = 16 * 1024
 """The longest header field: an ID token of 8 KB and more as the password of Basic."""
 
+HEAD_MAX_BYTES = LINE_MAX_BYTES + 8 * FIELD_MAX_BYTES
+"""A head that has not come whole yet; all its lines together."""
+
 CLIENT_LEFT = 499
 """The status, in log and metrics, of a request whose answer was cut; nginx's number for a client that left."""

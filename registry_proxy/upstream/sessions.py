@@ -4,15 +4,23 @@ import asyncio
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
+from aiohttp import StreamReader
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 
 _READ_BUFFER_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 32 * 1024
 """Signed redirect locations are long."""
 
+INFORMATIONAL_MAX = 32
+"""More informational answers than that before an answer are taken for an attack."""
+
+_READ_BEFORE_ANSWER_BYTES = 4096
 _DEAD_PEER_MILLISECONDS = 30_000
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 REDIRECTS_MAX = 5
@@ -102,6 +110,46 @@ async def _headers_sent(_session: aiohttp.ClientSession, context: object, _param
         pace.deadline.move(pace.seconds)
 
 
+class _AnswerReader(ResponseHandler):
+    """aiohttp's protocol of a connection to a replica, with a bound on what comes before an answer."""
+
+    _awaits_answer = False
+    _informational = 0
+
+    def set_response_params(self, **options: Any) -> None:
+        """Begin to wait for an answer."""
+        self._awaits_answer, self._informational = True, 0
+        super().set_response_params(**options)
+
+    def data_received(self, data: bytes) -> None:
+        """Read. Before an answer a little at a time: thousands of informational ones would fit into one read."""
+        while self._awaits_answer and len(data) > _READ_BEFORE_ANSWER_BYTES and self.exception() is None:
+            super().data_received(data[:_READ_BEFORE_ANSWER_BYTES])
+            data = data[_READ_BEFORE_ANSWER_BYTES:]
+        if self.exception() is None:
+            super().data_received(data)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take an answer. Informational ones (RFC 9110, 15.2) say nothing to us, and too many end the connection."""
+        if not 100 <= data[0].code < 200:
+            self._awaits_answer = False
+            super().feed_data(data, size)
+            return
+        self._informational += 1
+        if self._informational == INFORMATIONAL_MAX + 1:
+            self.set_exception(HttpProcessingError(code=502, message="informational answers without end"))
+            if self.transport is not None:
+                self.transport.abort()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's connections, read by our protocol."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_AnswerReader, loop=self._loop)  # type: ignore[assignment]  # a partial of a subclass
+
+
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_request_headers_sent.append(_headers_sent)
@@ -141,10 +189,10 @@ class Sessions:
     def open(cls) -> Self:
         """Make them; needs the running loop."""
         return cls(
-            data=_session(aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, socket_factory=_make_socket)),
+            data=_session(_Connector(limit=0, ttl_dns_cache=10, socket_factory=_make_socket)),
             # A probe that reused a connection would not notice that nobody listens any more.
-            probes=_session(aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False)),
-            tokens=_session(aiohttp.TCPConnector(limit=20, ttl_dns_cache=10)),
+            probes=_session(_Connector(limit=0, force_close=True, use_dns_cache=False)),
+            tokens=_session(_Connector(limit=20, ttl_dns_cache=10)),
         )
 
     async def aclose(self) -> None:

@@ -6,6 +6,7 @@ import socket
 from aiohttp import web
 
 from registry_proxy.admin.server import serving_admin
+from tests.fakes.listeners import any_connections
 from tests.fakes.public import read_to_end
 from tests.waiting import refuses, until
 
@@ -35,7 +36,7 @@ async def test_a_request_on_its_way_is_answered_and_was_the_last() -> None:
     serves, ending = asyncio.Event(), asyncio.Event()
 
     async def serve(listener: socket.socket) -> None:
-        async with serving_admin(app, listener) as server:
+        async with serving_admin(app, listener, any_connections()) as server:
             serves.set()
             await ending.wait()
             await server.drain(30, 30)
@@ -62,7 +63,7 @@ async def test_a_request_on_its_way_is_answered_and_was_the_last() -> None:
 async def test_a_connection_at_rest_is_not_waited_for_without_end() -> None:
     """A client that keeps its connection and asks nothing does not hold up the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with serving_admin(web.Application(), listener) as server, asyncio.timeout(10):
+        async with serving_admin(web.Application(), listener, any_connections()) as server, asyncio.timeout(10):
             _, writer = await asyncio.open_connection(*listener.getsockname())
             await server.drain(30, 0.1)
         writer.close()
@@ -75,7 +76,7 @@ async def test_what_runs_is_not_cut_for_being_slow() -> None:
     app.router.add_get("/", answer_much)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        async with serving_admin(app, listener) as server, asyncio.TaskGroup() as tasks:
+        async with serving_admin(app, listener, any_connections()) as server, asyncio.TaskGroup() as tasks:
             (sent_to, sending), (reading, asking) = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             asking.write(REQUEST)
             received = await reading.readuntil(b"\r\n\r\n")
@@ -103,7 +104,7 @@ async def test_what_runs_for_too_long_is_cut() -> None:
     app.router.add_put("/", answer_with_body)
     app.router.add_get("/", hang)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with asyncio.timeout(20), serving_admin(app, listener) as server:
+        async with asyncio.timeout(20), serving_admin(app, listener, any_connections()) as server:
             (sent_to, sending), (reading, asking) = [
                 await asyncio.open_connection(*listener.getsockname()) for _ in range(2)
             ]

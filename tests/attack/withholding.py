@@ -21,8 +21,8 @@ NOTHING = b""
 AT_REST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 """Answered at once; the connection is kept then."""
 
-_OPENED_AT_ONCE = 50
-_PAUSE_SECONDS = 0.02
+_OPENED_AT_ONCE = 20
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from registry_proxy.edge.server import ServerLimits
+from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.reference import Repository, digest_of
 from tests.fakes.public import PublicBench
@@ -206,7 +206,7 @@ async def _until_seen(public: PublicBench) -> None:
 
 async def test_a_hot_connection_stays_open_as_any_other(public: PublicBench, through_server: list[str]) -> None:
     """Hot answers put the end of an idle connection off; when they stop, it is closed."""
-    public.limits = ServerLimits(keep_alive_seconds=0.4)
+    public.limits = ConnectionLimits(keep_alive_seconds=0.4)
     async with public.serving(), connected(public) as connection:
         through_server.clear()
         loop = asyncio.get_running_loop()

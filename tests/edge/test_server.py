@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry_proxy.edge.exchange import DRAIN_MAX_BYTES
-from registry_proxy.edge.server import ServerLimits
+from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.protocol.reference import digest_of
 from tests.fakes.public import PublicBench, read_to_end
 from tests.waiting import refuses, until
@@ -50,13 +50,13 @@ async def test_what_is_no_http_is_a_400_of_ours(
 @pytest.mark.parametrize("sent", [b"", b"GET /v2/ HTTP/1.1\r\nHost:"])
 async def test_slow_headers_are_not_waited_for(tmp_path: Path, sent: bytes) -> None:
     """A connection that does not finish its header in time is closed."""
-    async with PublicBench(tmp_path, limits=ServerLimits(header_seconds=0.1)).serving() as public:
+    async with PublicBench(tmp_path, limits=ConnectionLimits(header_seconds=0.1)).serving() as public:
         assert (await public.raw(sent)).data == b""
 
 
 async def test_a_slow_header_of_a_later_request_is_not_waited_for_either(tmp_path: Path) -> None:
     """The deadline begins again with the first byte of each request."""
-    async with PublicBench(tmp_path, limits=ServerLimits(header_seconds=0.1)).serving() as public:
+    async with PublicBench(tmp_path, limits=ConnectionLimits(header_seconds=0.1)).serving() as public:
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
@@ -82,7 +82,7 @@ async def test_a_client_that_leaves_between_requests_is_let_go(tmp_path: Path) -
 
 async def test_the_deadline_is_of_the_header_alone(tmp_path: Path) -> None:
     """A body may take longer, and so may the pause between two requests."""
-    async with PublicBench(tmp_path, limits=ServerLimits(header_seconds=0.2)).serving() as public:
+    async with PublicBench(tmp_path, limits=ConnectionLimits(header_seconds=0.2)).serving() as public:
         public.allow("push")
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
         head = f"POST /v2/team/app/blobs/uploads/?digest={D} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
@@ -94,16 +94,27 @@ async def test_the_deadline_is_of_the_header_alone(tmp_path: Path) -> None:
         writer.close()
 
 
-async def test_too_many_connections_are_refused(tmp_path: Path) -> None:
-    """One more than the cap is closed at once; the others are served."""
-    async with PublicBench(tmp_path, limits=ServerLimits(connections_max=2)).serving() as public:
+async def test_too_many_connections_are_good_for_health_checks_alone(tmp_path: Path) -> None:
+    """While all that there may be are being served, one more gets 503, or says that the node lives."""
+    async with PublicBench(tmp_path, limits=ConnectionLimits(connections_max=2)).serving() as public:
+        public.reader.gate = asyncio.Event()
+        public.reader.add_blob("team/app", CONTENT)
+        public.allow("pull")
         held = [await asyncio.open_connection("127.0.0.1", public.port) for _ in range(2)]
-        for reader, writer in held:
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
-        assert (await public.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).data == b""
         for _, writer in held:
+            writer.write(public.request(f"GET /v2/team/app/blobs/{D}"))
+        await public.reader.was_asked.wait()
+        assert public.connections.shortage() == "short"
+        refused = await public.raw(public.request("GET /v2/"))
+        assert (refused.status, b"Retry-After: 1" in refused.head) == (503, True)
+        assert errors_of(refused.body)[0]["code"] == "UNAVAILABLE"
+        assert (await public.raw(public.request("GET /healthz"))).status == 200
+        public.reader.gate.set()
+        for reader, writer in held:
+            assert (await read_to_end(reader)).endswith(CONTENT)
             writer.close()
+        await until(lambda: public.connections.total == 0)
+        assert (await public.raw(public.request("GET /v2/"))).status == 200
 
 
 async def test_a_half_closed_client_gets_its_answer(public: PublicBench) -> None:

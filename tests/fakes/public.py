@@ -26,8 +26,10 @@ from registry_proxy.access.tokens import (
     create_key_file,
     public_key_of,
 )
+from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicApp, PublicOptions
-from registry_proxy.edge.server import PublicServer, ServerLimits, run_public
+from registry_proxy.edge.server import PublicServer, run_public
+from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.operations.discover import Discover
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
@@ -41,6 +43,7 @@ from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.protocol.scope import Action, parse_scopes
+from tests.fakes.listeners import any_connections
 from tests.fakes.memory import CountingObserver, MemoryAudit, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
 
 SERVICE = "registry-proxy"
@@ -269,7 +272,7 @@ class PublicBench:
 
     directory: Path
     options: PublicOptions = field(default_factory=lambda: PublicOptions(service=SERVICE))
-    limits: ServerLimits = field(default_factory=ServerLimits)
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     reader: MemoryReader = field(default_factory=MemoryReader)
     cache: MemoryCache = field(default_factory=MemoryCache)
     memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
@@ -322,7 +325,9 @@ class PublicBench:
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         app = self.make_app()
-        self.server = await run_public(app.handle, [listening], self.limits, app.hot.answer)
+        origins = Origins(self.options.public_url, self.options.trusted_proxies)
+        self.connections = any_connections(self.limits, origins)
+        self.server = await run_public(app.handle, [listening], self.connections, app.hot.answer)
         try:
             async with aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", auto_decompress=False) as self.session:
                 yield self

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from registry_proxy.admin.server import serving_admin
+from tests.fakes.listeners import any_connections
 from tests.fakes.public import PublicBench, read_to_end
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
@@ -33,7 +34,7 @@ async def serving_an_admin_port() -> AsyncIterator[int]:
     app = web.Application()
     app.router.add_get("/healthz", answer)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with serving_admin(app, listener):
+        async with serving_admin(app, listener, any_connections()):
             yield listener.getsockname()[1]
 
 

@@ -1,0 +1,241 @@
+"""Whose connections a listener has, and which of them make room for others when they run short.
+
+A connection is *unfinished* while a head or a body is on its way, *at rest* between two requests, else it is being
+served. Each owner of addresses has a share of what is unfinished. Under shortage the slowest unfinished ones and those
+at rest make room, those of the heaviest owner first; a connection that is being served is never ended for another.
+"""
+
+import logging
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final, Literal, Protocol, Self
+
+from multidict import CIMultiDictProxy
+
+from registry_proxy.protocol.addresses import address_owner
+
+LEAST_BYTES_PER_SECOND: Final = 4096
+"""A body that comes more slowly is ended under shortage."""
+
+_SHARE: Final = 8
+"""One owner has at most an eighth of all connections unfinished."""
+
+_RESERVE: Final = 32
+"""A 32nd is taken beyond the most there may be, for health checks alone."""
+
+_SHORT: Final = 0.75
+"""The part of all connections from which on they run short."""
+
+_LOOKED_AT_OF_SHARE: Final = 16
+_ROOM_MADE_AT_ONCE: Final = 64
+_LOOK_SECONDS: Final = 0.05
+_LOG_SECONDS: Final = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """For how many seconds a head may be on its way, a body may be late, and a connection may rest."""
+
+    head: float
+    body: float
+    rest: float
+
+
+_SHORT_PATIENCE: Final = Patience(5, 10, 10)
+_FULL_PATIENCE: Final = Patience(1, 1, 1)
+_HEAVIER_PATIENCE: Final = Patience(0, 0.2, 1)
+"""With those of an owner who has more than the newcomer, when there is no room at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Bounds on what clients may hold of one listener in one process.
+
+    Args:
+        header_seconds: from the first byte of a request, or from the connect, to the end of its head.
+        keep_alive_seconds: how long a connection may rest between requests.
+        connections_max: at once; beyond it only health checks are answered.
+    """
+
+    header_seconds: float = 15.0
+    keep_alive_seconds: float = 75.0
+    connections_max: int = 8192
+
+    def within_files(self, part: int) -> Self:
+        """Return the limits for a process that may open few files: at most one in ``part`` of them for connections."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        connections_max = min(self.connections_max, max(_SHARE, files // part))
+        return type(self)(self.header_seconds, self.keep_alive_seconds, connections_max)
+
+
+class Connection(Protocol):
+    """A connection as the ``Connections`` of its listener know it; ``now`` is by the loop's clock."""
+
+    def is_late(self, now: float, patience: Patience) -> bool:
+        """Tell whether a head has been on its way for too long, or a body comes more slowly than the least rate."""
+        ...
+
+    def rests(self, now: float, seconds: float) -> bool:
+        """Tell whether it has been at rest for longer than ``seconds``."""
+        ...
+
+    def abort(self) -> None:
+        """End it at once, and tell ``Connections`` of it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Where a request comes from: the peer's address, and the headers in which a trusted proxy says more."""
+
+    remote: str | None
+    headers: CIMultiDictProxy[str]
+
+
+class SenderAddresses(Protocol):
+    """Knows whose requests come through trusted proxies."""
+
+    def is_trusted(self, address: str) -> bool: ...
+    def client_address(self, request: Sender) -> str: ...
+
+
+@dataclass(eq=False, slots=True)
+class Owner:
+    """All addresses of one caller; of ``unfinished`` the oldest are first.
+
+    ``is_exempt``: a trusted proxy, which stands for many callers.
+    """
+
+    name: str
+    is_exempt: bool
+    connections: set[Connection] = field(default_factory=set)
+    unfinished: dict[Connection, None] = field(default_factory=dict)
+
+
+class Connections:
+    """The connections of one listener in this process.
+
+    Args:
+        limits: how many there may be.
+        addresses: tells whose a request is.
+        clock: the loop's.
+    """
+
+    def __init__(self, limits: ConnectionLimits, addresses: SenderAddresses, clock: Callable[[], float]) -> None:
+        self.limits = limits
+        self.addresses = addresses
+        self.total = 0
+        self._clock = clock
+        self._share = max(_SHARE, limits.connections_max // _SHARE)
+        self._short = max(1, int(limits.connections_max * _SHORT))
+        self._reserve = max(_SHARE, limits.connections_max // _RESERVE)
+        self._owners: dict[str, Owner] = {}
+        self._reserved: dict[Connection, None] = {}
+        self._found_few = {True: (0.0, 0), False: (0.0, 0)}
+        self._tells_from: dict[str, float] = {}
+
+    def open(self, connection: Connection, address: str) -> Owner:
+        """Count a new connection; one that is too many ends, or makes another one end. Return whose it is."""
+        owner = self._owner(address)
+        owner.connections.add(connection)
+        self.total += 1
+        if self.total > self._short:
+            self._make_room(owner)
+            if self.total > self.limits.connections_max:
+                self._reserve_for(connection)
+        return owner
+
+    def close(self, connection: Connection, owner: Owner) -> None:
+        """Forget a connection that has ended; a second time does nothing."""
+        if connection in owner.connections:
+            owner.connections.remove(connection)
+            self.total -= 1
+            self._reserved.pop(connection, None)
+            self._forget(owner)
+
+    def is_reserved(self, connection: Connection) -> bool:
+        """Tell whether a connection is one too many, and good for health checks alone."""
+        return bool(self._reserved) and connection in self._reserved and self.total > self.limits.connections_max
+
+    def begin(self, connection: Connection, address: str) -> Owner:
+        """Count an unfinished head or body of a caller; return whose it is. Over their share the latest one ends."""
+        owner = self._owner(address)
+        if len(owner.unfinished) >= self._share and not owner.is_exempt:
+            now = self._clock()
+            first = islice(owner.unfinished, _LOOKED_AT_OF_SHARE)
+            late = next((one for one in first if one.is_late(now, _FULL_PATIENCE)), connection)
+            self._tell("share", f"{owner.name} has its share of {self._share} unfinished requests: one of them is cut")
+            late.abort()
+            if late is connection:
+                return owner
+        owner.unfinished[connection] = None
+        return owner
+
+    def end(self, connection: Connection, owner: Owner) -> None:
+        """Count it no more: it has come, or its connection has ended."""
+        if owner.unfinished.pop(connection, self) is None:
+            self._forget(owner)
+
+    def shortage(self) -> Literal["", "short", "full"]:
+        """Tell whether connections run short, or can be had no more by those who have none."""
+        if self.total > self.limits.connections_max:
+            return "full"
+        return "short" if self.total > self._short else ""
+
+    def _owner(self, address: str) -> Owner:
+        name = address_owner(address)
+        owner = self._owners.get(name)
+        if owner is None:
+            owner = self._owners[name] = Owner(name, self.addresses.is_trusted(address))
+        return owner
+
+    def _forget(self, owner: Owner) -> None:
+        if not owner.connections and not owner.unfinished:
+            self._owners.pop(owner.name, None)
+
+    # ------------------------------------------------------------ room for others
+
+    def _make_room(self, newcomer: Owner) -> None:
+        """End some that are late or at rest.
+
+        Where few are, it is looked at again after a moment only, or for a newcomer of whom less is unfinished.
+        """
+        now = self._clock()
+        is_full = self.total > self.limits.connections_max
+        looks_from, weight = self._found_few[is_full]
+        if now < looks_from and len(newcomer.unfinished) >= weight:
+            return
+        victims = list(islice(self._candidates(newcomer, now, is_full=is_full), _ROOM_MADE_AT_ONCE))
+        if len(victims) < _ROOM_MADE_AT_ONCE:
+            self._found_few[is_full] = (now + _LOOK_SECONDS, len(newcomer.unfinished))
+        if victims:
+            self._tell("short", f"connections run short, {self.total} are open: slow and idle ones are ended")
+        for connection in victims:
+            connection.abort()
+
+    def _candidates(self, newcomer: Owner, now: float, *, is_full: bool) -> Iterator[Connection]:
+        patience = _FULL_PATIENCE if is_full else _SHORT_PATIENCE
+        owners = [owner for owner in self._owners.values() if not owner.is_exempt]
+        for owner in sorted(owners, key=lambda each: len(each.unfinished), reverse=True):
+            is_heavier = is_full and len(owner.unfinished) > len(newcomer.unfinished) + 1
+            with_owner = _HEAVIER_PATIENCE if is_heavier else patience
+            yield from (each for each in owner.unfinished if each.is_late(now, with_owner))
+        for owner in sorted(owners, key=lambda each: len(each.connections), reverse=True):
+            yield from (each for each in owner.connections if each.rests(now, patience.rest))
+
+    def _reserve_for(self, connection: Connection) -> None:
+        """Keep one that is too many for the moment of a health check; of these the latest stay."""
+        if len(self._reserved) >= self._reserve:
+            next(iter(self._reserved)).abort()
+        self._reserved[connection] = None
+        self._tell("full", f"there are too many connections, {self.total}: new ones are refused")
+
+    def _tell(self, what: str, text: str) -> None:
+        now = self._clock()
+        if now >= self._tells_from.get(what, now):
+            self._tells_from[what] = now + _LOG_SECONDS
+            _log.warning("%s", text)

@@ -1,0 +1,260 @@
+"""aiohttp's protocol of a connection with the bounds that it lacks: on heads, on what is withheld, on garbage."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import StreamReader, web
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+from aiohttp.web_protocol import _ErrInfo
+
+from registry_proxy.http.connections import LEAST_BYTES_PER_SECOND, Connections, Owner, Patience, Sender
+from registry_proxy.http.limits import FIELD_MAX_BYTES, HEAD_MAX_BYTES
+
+_QUEUED_MAX: Final = 2  # requests behind the one that is answered: a client that pipelines more is read later
+_RESERVED_SECONDS: Final = 2.0
+_REASON_MAX: Final = 100
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+
+class RefusedHeadError(BadHttpMessage):
+    """A head that can be read and is not taken; ``code`` is the status of the answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.code = status
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The bounds of one listener, for all its connections.
+
+    Args:
+        connections: counts them.
+        health: how requests begin that are answered when there are too many connections.
+        busy: the whole answer to all others then.
+    """
+
+    connections: Connections
+    health: tuple[bytes, ...]
+    busy: bytes
+
+
+class GuardedConnection(RequestHandler):
+    """A connection that its listener can bound, and end for others."""
+
+    def __init__(self, manager: web.Server, guard: Guard, **options: Any) -> None:
+        limits = guard.connections.limits
+        super().__init__(
+            manager,
+            keepalive_timeout=limits.keep_alive_seconds,
+            max_field_size=FIELD_MAX_BYTES,
+            access_log=None,  # type: ignore[arg-type]  # for none
+            **options,
+        )
+        self._max_msg_queue_size, self._msg_queue_resume_size = _QUEUED_MAX, _QUEUED_MAX // 2
+        self._guard = guard
+        self._address = ""
+        self._owner: Owner | None = None
+        self._unfinished_of: Owner | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._late_since = 0.0
+        self._head_bytes = 0
+        self._is_spoilt = False
+        self._body_to_come: int | None = 0  # None where it is not known
+
+    @property
+    def has_read_whole_requests(self) -> bool:
+        """Whether nothing came behind the last request: else aiohttp may hold the beginning of the next one."""
+        return self._body_to_come == 0
+
+    # ------------------------------------------------------------ bytes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._address = peer_address(transport) or ""
+        connections = self._guard.connections
+        self._owner = connections.open(self, self._address)
+        is_reserved = connections.is_reserved(self)
+        self._await_head(_RESERVED_SECONDS if is_reserved else connections.limits.header_seconds)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End."""
+        self._stop_header_timer()
+        self._leave()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read; what is no HTTP, or not taken, ends the reading, and is answered behind the requests before it."""
+        if self._is_spoilt or (self._header_timer is not None and self._is_refused(data)):
+            return
+        before = self._request_count
+        has_body_to_come = self._unfinished_of is not None and self._header_timer is None
+        if has_body_to_come:
+            self._late_since = min(self._loop.time(), self._late_since + len(data) / LEAST_BYTES_PER_SECOND)
+            self._body_to_come = None if self._body_to_come is None else self._body_to_come - len(data)
+        super().data_received(data)
+        if self._request_count != before:
+            self._stop_header_timer()
+            self._finish()
+            self._look_at(self._request_count - before, data)
+            self._head_bytes = 0
+        elif not has_body_to_come and data and not self._upgraded:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES:
+                self._refuse_head()
+            elif self._waiter is not None and self._header_timer is None:
+                self._await_head(self._guard.connections.limits.header_seconds)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - its signature
+        """Go on; while nothing was read, the client could not send."""
+        super().resume_reading(resume_parser)
+        self._late_since = self._loop.time()
+
+    def _is_refused(self, data: bytes) -> bool:
+        """Answer for a node that has no room for one more, unless it is asked for its health."""
+        transport = self.transport
+        if transport is None or not self._guard.connections.is_reserved(self) or data.startswith(self._guard.health):
+            return False
+        transport.write(self._guard.busy)
+        self.force_close()
+        return True
+
+    def _look_at(self, count: int, data: bytes) -> None:
+        """Look at the ``count`` requests that have come with some bytes."""
+        for index in range(-count, 0):
+            message, body = self._messages[index]
+            if isinstance(message, _ErrInfo):
+                self._spoil(index, _without_content(message))
+                return
+            if message.version is not HttpVersion11 and message.version is not HttpVersion10:
+                self._spoil(index, _refused_version(message))
+                return
+            if index == -1:
+                self._look_for_more(message, body, data, is_alone=count == 1)
+
+    def _look_for_more(self, message: RawRequestMessage, body: StreamReader, data: bytes, *, is_alone: bool) -> None:
+        """Look whether more of the last request is to come, or something has come behind it."""
+        if body is EMPTY_PAYLOAD:
+            self._body_to_come = 0 if data.endswith(_END_OF_HEAD) else None
+            return
+        is_plain = is_alone and not self._head_bytes and self._body_to_come == 0
+        size = message.headers.get("Content-Length", "") if is_plain else ""
+        came = len(data) - data.find(_END_OF_HEAD) - len(_END_OF_HEAD)
+        self._body_to_come = int(size) - came if size.isdecimal() else None
+        if not body.is_eof():
+            self._await_body(message, body)
+
+    def _spoil(self, index: int, error: _ErrInfo) -> None:
+        """Put an error in the place of the requests from the one at ``index`` on, and read no more."""
+        self._is_spoilt = True
+        for _ in range(-index):
+            self._messages.pop()
+        self._messages.append((error, EMPTY_PAYLOAD))
+
+    def _refuse_head(self) -> None:
+        self._is_spoilt = True
+        self._stop_header_timer()
+        self._finish()
+        message = f"the head of the request is longer than {HEAD_MAX_BYTES} bytes: send less in it"
+        self._messages.append((_ErrInfo(431, RefusedHeadError(431, message), message), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _make_error_handler(self, err_info: _ErrInfo) -> Callable[[BaseRequest], Awaitable[StreamResponse]]:
+        answer = super()._make_error_handler(err_info)
+
+        async def handle(request: BaseRequest) -> StreamResponse:
+            request._version = HttpVersion11  # noqa: SLF001 - aiohttp answers 1.0 to what it could not read
+            return await answer(request)
+
+        return handle
+
+    # ------------------------------------------------------------ what is unfinished
+
+    def _await_head(self, seconds: float) -> None:
+        self._header_timer = self._loop.call_later(seconds, self._header_too_slow)
+        self._begin(self._address)
+
+    def _await_body(self, message: RawRequestMessage, body: StreamReader) -> None:
+        address = self._address
+        if self._owner is not None and self._owner.is_exempt:
+            address = self._guard.connections.addresses.client_address(Sender(address, message.headers))
+        self._begin(address)
+        body.on_eof(self._finish)
+
+    def _begin(self, address: str) -> None:
+        self._late_since = self._loop.time()
+        self._unfinished_of = self._guard.connections.begin(self, address)
+
+    def _finish(self) -> None:
+        owner, self._unfinished_of = self._unfinished_of, None
+        if owner is not None:
+            self._guard.connections.end(self, owner)
+
+    def _leave(self) -> None:
+        self._finish()
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            self._guard.connections.close(self, owner)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _header_too_slow(self) -> None:
+        self._header_timer = None
+        self.force_close()
+
+    # ------------------------------------------------------------ for Connections
+
+    def is_late(self, now: float, patience: Patience) -> bool:
+        """Tell whether a head has been on its way for too long, or a body comes more slowly than the least rate."""
+        seconds = patience.body if self._header_timer is None else patience.head
+        return not self._reading_paused and now > self._late_since + seconds
+
+    def rests(self, now: float, seconds: float) -> bool:
+        """Tell whether it has been at rest for longer than ``seconds``."""
+        return (
+            self._unfinished_of is None
+            and self._waiter is not None
+            and not self._waiter.done()
+            and not self._messages
+            and now > self._next_keepalive_close_time - self.keepalive_timeout + seconds
+            and self.transport is not None
+            and not self.transport.get_write_buffer_size()
+        )
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._leave()
+        transport = self.transport
+        self.force_close()
+        if transport is not None:
+            transport.abort()
+
+
+def peer_address(transport: asyncio.BaseTransport) -> str | None:
+    """Return the address at the other end; None where there is none."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else name
+
+
+def _refused_version(message: RawRequestMessage) -> _ErrInfo:
+    version = f"HTTP/{message.version.major}.{message.version.minor}"
+    error = RefusedHeadError(400 if message.version < HttpVersion10 else 505, f"{version} is not spoken: use HTTP/1.1")
+    return _ErrInfo(error.code, error, error.message)
+
+
+def _without_content(error: _ErrInfo) -> _ErrInfo:
+    """Return an error that does not hold the bytes that it is about: it may wait long for the answer before it."""
+    if isinstance(error.exc, LineTooLong):
+        return _ErrInfo(error.status, error.exc.with_traceback(None), error.message)
+    message = error.message[:_REASON_MAX]
+    return _ErrInfo(error.status, BadHttpMessage(message), message)

@@ -1,0 +1,11 @@
+"""The connections of a listener in a test."""
+
+import asyncio
+
+from registry_proxy.edge.origin import Origins
+from registry_proxy.http.connections import ConnectionLimits, Connections
+
+
+def any_connections(limits: ConnectionLimits | None = None, origins: Origins | None = None) -> Connections:
+    """Return what counts the connections of a listener on the running loop; by default nobody is a trusted proxy."""
+    return Connections(limits or ConnectionLimits(), origins or Origins(None, ()), asyncio.get_running_loop().time)

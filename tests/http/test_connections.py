@@ -1,0 +1,149 @@
+"""Whose connections a listener has, and which of them make room for others."""
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from registry_proxy.edge.origin import Origins
+from registry_proxy.http.connections import ConnectionLimits, Connections, Owner, Patience
+
+PROXIES = (ipaddress.ip_network("10.0.0.1/32"),)
+MAX = 64
+SHARE = 8
+RESERVE = 8
+
+
+@dataclass(eq=False)
+class Connection:
+    """A connection that is late, or at rest, by so many seconds."""
+
+    late_seconds: float = -1
+    rests_seconds: float = -1
+    has_ended: bool = False
+    leave: list[Callable[[], None]] = field(default_factory=list)
+
+    def is_late(self, now: float, patience: Patience) -> bool:  # noqa: ARG002 - it is told
+        return self.late_seconds > patience.body
+
+    def rests(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - it is told
+        return self.rests_seconds > seconds
+
+    def abort(self) -> None:
+        self.has_ended = True
+        for leave in self.leave:
+            leave()
+
+
+class Listener:
+    """A listener of which ``10.0.0.1`` is a trusted proxy."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.connections = Connections(ConnectionLimits(connections_max=MAX), Origins(None, PROXIES), lambda: self.now)
+
+    def open(self, address: str, connection: Connection | None = None, *, is_unfinished: bool = False) -> Connection:
+        """Open a connection."""
+        made, book = connection or Connection(), self.connections
+
+        def leave(owner: Owner, ends: Callable[[Connection, Owner], None]) -> None:
+            made.leave.append(lambda: ends(made, owner))
+
+        leave(book.open(made, address), book.close)
+        if is_unfinished:
+            leave(book.begin(made, address), book.end)
+        return made
+
+
+@pytest.fixture
+def listener() -> Listener:
+    """Make a listener."""
+    return Listener()
+
+
+def test_an_owner_has_a_share_of_what_is_unfinished(listener: Listener) -> None:
+    """One more than the share ends, as it is the latest; others, and what is no longer unfinished, do not count."""
+    own = [listener.open("192.0.2.1", is_unfinished=True) for _ in range(SHARE)]
+    served = [listener.open("192.0.2.1") for _ in range(SHARE)]
+    assert listener.open("192.0.2.1", is_unfinished=True).has_ended
+    assert not listener.open("192.0.2.2", is_unfinished=True).has_ended
+    own[0].leave[1]()
+    assert not listener.open("192.0.2.1", is_unfinished=True).has_ended
+    assert not any(connection.has_ended for connection in own + served)
+
+
+def test_a_late_one_makes_room_for_a_new_one_of_the_same_owner(listener: Listener) -> None:
+    """Of one owner's share, an abuser's withheld request ends before a request that has just begun."""
+    late = listener.open("192.0.2.1", Connection(late_seconds=5), is_unfinished=True)
+    for _ in range(SHARE):
+        assert not listener.open("192.0.2.1", is_unfinished=True).has_ended
+    assert late.has_ended
+
+
+def test_a_network_of_ipv6_is_one_owner_and_a_trusted_proxy_none(listener: Listener) -> None:
+    """Who has a /64 has one share of it; a proxy stands for many, and mapped addresses are those of IPv4."""
+    for number in range(SHARE):
+        listener.open(f"2001:db8::{number}", is_unfinished=True)
+        listener.open("192.0.2.1" if number % 2 else "::ffff:192.0.2.1", is_unfinished=True)
+    assert listener.open("2001:db8::ffff:1", is_unfinished=True).has_ended
+    assert listener.open("::ffff:192.0.2.1", is_unfinished=True).has_ended
+    assert not listener.open("2001:db8:0:1::1", is_unfinished=True).has_ended
+    assert not any(listener.open("10.0.0.1", is_unfinished=True).has_ended for _ in range(2 * SHARE))
+
+
+def test_slow_and_idle_connections_make_room_before_there_are_too_many(listener: Listener) -> None:
+    """From three quarters on those that are late or at rest for long end; none that is being served."""
+    idle = [listener.open("192.0.2.1", Connection(rests_seconds=60)) for _ in range(10)]
+    late = [
+        listener.open(f"198.51.100.{number}", Connection(late_seconds=11), is_unfinished=True) for number in range(10)
+    ]
+    brisk = [listener.open(f"192.0.2.{number}", Connection(late_seconds=2), is_unfinished=True) for number in range(10)]
+    served = [listener.open("203.0.113.1") for _ in range(18)]
+    assert (listener.connections.shortage(), any(each.has_ended for each in idle + late)) == ("", False)
+    listener.open("203.0.113.2")
+    assert all(each.has_ended for each in idle + late)
+    assert not any(each.has_ended for each in brisk + served)
+
+
+def test_the_heaviest_owner_makes_room_for_a_newcomer(listener: Listener) -> None:
+    """When all connections are taken, the newest requests of somebody with many give way to the first of another."""
+    heavy = [listener.open("198.51.100.1", Connection(late_seconds=0.5), is_unfinished=True) for _ in range(SHARE)]
+    light = [
+        listener.open(f"192.0.2.{number}", Connection(late_seconds=0.5), is_unfinished=True)
+        for number in range(MAX - SHARE)
+    ]
+    assert not listener.open("203.0.113.1", is_unfinished=True).has_ended
+    assert all(each.has_ended for each in heavy)
+    assert not any(each.has_ended for each in light)
+
+
+def test_a_few_too_many_are_kept_for_health_checks(listener: Listener) -> None:
+    """While everything is being served there is room for the health checks of anybody: the latest of them stay."""
+    served = [listener.open(f"192.0.2.{number}") for number in range(MAX)]
+    reserved = [listener.open("198.51.100.1") for _ in range(RESERVE)]
+    assert listener.connections.shortage() == "full"
+    assert all(listener.connections.is_reserved(each) and not each.has_ended for each in reserved)
+    latest = listener.open("203.0.113.1")
+    assert (reserved[0].has_ended, latest.has_ended, listener.connections.is_reserved(latest)) == (True, False, True)
+    for each in served[:RESERVE]:
+        each.abort()
+    assert not listener.connections.is_reserved(latest)
+    assert listener.connections.shortage() == "short"
+
+
+def test_nothing_is_remembered_of_those_who_left(listener: Listener) -> None:
+    """No address grows the memory beyond its connections."""
+    for number in range(200):
+        listener.open(f"192.0.2.{number}", is_unfinished=True).abort()
+    assert (listener.connections.total, listener.connections._owners) == (0, {})
+
+
+def test_those_who_find_no_room_do_not_hinder_those_who_would(listener: Listener) -> None:
+    """After a look for somebody with much unfinished found nothing, somebody with nothing has a look at once."""
+    for number in range(MAX):
+        listener.open(f"198.51.100.{number // SHARE}", Connection(late_seconds=0.5), is_unfinished=True)
+    crowd = [listener.open("198.51.100.1") for _ in range(3)]
+    assert all(listener.connections.is_reserved(each) for each in crowd)
+    newcomer = listener.open("203.0.113.1")
+    assert not listener.connections.is_reserved(newcomer)
