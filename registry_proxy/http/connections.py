@@ -1,4 +1,4 @@
-"""Whose connections a listener has, and which of them make room for others when they run short.
+"""The connections of a listener: their owners, and those that make room for others when they run short.
 
 A connection is *unfinished* while a head or a body is on its way, *at rest* between two requests, else it is being
 served. Each owner of addresses has a share of what is unfinished. Under shortage the slowest unfinished ones and those
@@ -90,7 +90,7 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Where a request comes from: the peer's address, and the headers in which a trusted proxy says more."""
+    """The origin of a request: the address of the peer, and the headers in which a trusted proxy says more."""
 
     remote: str | None
     headers: CIMultiDictProxy[str]
