@@ -6,8 +6,10 @@ nothing and grants nothing; each request is still judged by the grants.
 """
 
 import base64
+import functools
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,11 +37,16 @@ def format_carried(access: Iterable[Access]) -> dict[str, Any]:
 
 def read_carried(claims: Mapping[str, Any]) -> CarriedAccess:
     """Return the access of a verified token. Raises ValueError, TypeError, KeyError or AttributeError."""
-    carried = {f"{each['type']}:{each['name']}": frozenset(map(str, each["actions"])) for each in claims["access"]}
+    carried = {f"{each['type']}:{each['name']}": _actions(*map(str, each["actions"])) for each in claims["access"]}
     for actions, text in claims.get("access_digests", {}).items():
         digests = [text[start : start + _DIGEST_LENGTH] for start in range(0, len(text), _DIGEST_LENGTH)]
-        carried |= dict.fromkeys(digests, frozenset(actions.split(",")))
+        carried |= dict.fromkeys(digests, _actions(*actions.split(",")))
     return carried
+
+
+def size_of(access: CarriedAccess) -> int:
+    """Return how many bytes of memory the access of a token takes; tokens share the sets of actions."""
+    return sys.getsizeof(access) + sum(map(sys.getsizeof, access))
 
 
 def carries(access: CarriedAccess, kind: str, name: str, action: str) -> bool:
@@ -47,6 +54,11 @@ def carries(access: CarriedAccess, kind: str, name: str, action: str) -> bool:
     key = f"{kind}:{name}"
     actions = access.get(key) or access.get(_digest(key))
     return actions is not None and action in actions
+
+
+@functools.lru_cache(maxsize=64)
+def _actions(*actions: str) -> frozenset[str]:
+    return frozenset(actions)
 
 
 def _digest(key: str) -> str:

@@ -31,7 +31,8 @@ from registry_proxy.protocol.patterns import (
 )
 from registry_proxy.protocol.scope import CATALOG, Access, Action, is_repository_access
 
-_REMEMBERED_DECISIONS = 50_000
+_REMEMBERED_BYTES = 24 * 1024 * 1024
+_ENTRY_BYTES = 600  # of a decision that is remembered, besides the names, which its reason repeats
 _REMEMBERED_SUBJECTS = 10_000
 _SATISFIED_BY = {action: frozenset({action}) for action in Action} | {
     Action.CREATE: frozenset({Action.CREATE, Action.PUSH})
@@ -125,6 +126,7 @@ class Policy:
             self._grants.setdefault(grant.subject, []).append(_compile(grant))
         # (subject, repository, action, tag) -> the decision, and until when it holds
         self._decided: dict[tuple[str, str, Action, str | None], tuple[Decision, float | None]] = {}
+        self._decided_bytes = 0
         # (subject, action) -> all grants of the action that the subject has part in
         self._held: dict[tuple[str, Action], _Index] = {}
 
@@ -243,9 +245,12 @@ class Policy:
         now = time.time() if now is None else now
         needs_all_tags = _needs_all_tags(action, tag)
         decision, until = self._judge(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
-        if len(self._decided) >= _REMEMBERED_DECISIONS:
+        if self._decided_bytes >= _REMEMBERED_BYTES:
             self._decided.clear()  # names come from callers: memory must stay bounded
+            self._decided_bytes = 0
         self._decided[key] = (decision, until)
+        names_bytes = len(subject) + len(repository) + len(tag or "")
+        self._decided_bytes += _ENTRY_BYTES + names_bytes + len(decision.reason)
         return decision
 
     def decide_request(self, subject: str, repository: str, action: Action, tag: str | None) -> tuple[Decision, bool]:

@@ -15,7 +15,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry_proxy.access.carried import CarriedAccess, carries, format_carried, read_carried
+from registry_proxy.access.carried import CarriedAccess, carries, format_carried, read_carried, size_of
 from registry_proxy.access.subject import parse_subject
 from registry_proxy.files.durable import write_file, write_new_file
 from registry_proxy.protocol.scope import Access
@@ -26,8 +26,8 @@ LEEWAY_SECONDS = 60
 _ALGORITHM = "ES256"
 _TOKEN_MAX_LENGTH = 16_384
 _HEADERS_THAT_CHOOSE_A_KEY = frozenset({"jwk", "jku", "x5c", "x5u", "x5t", "x5t#S256", "crit"})
-_REMEMBERED_TOKENS = 10_000
-_REMEMBERED_CHARACTERS = 8 * 1024 * 1024  # what a token says takes up to five times its length
+_REMEMBERED_BYTES = 16 * 1024 * 1024
+_ENTRY_BYTES = 700  # of a token that is remembered, besides its text and its access
 _KEY_CHECK_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
@@ -226,13 +226,13 @@ class TokenVerifier:
         self._service = service
         self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
         self._verified: dict[str, tuple[VerifiedToken, float]] = {}  # with its nbf; oldest first
-        self._verified_characters = 0
+        self._verified_bytes = 0
 
     def set_keys(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
         """Replace the keys, by ``kid``; what was verified with one that is gone is forgotten."""
         if not self._keys.keys() <= keys.keys():
             self._verified.clear()
-            self._verified_characters = 0
+            self._verified_bytes = 0
         self._keys = dict(keys)
 
     def remembers(self, token: str) -> bool:
@@ -260,11 +260,10 @@ class TokenVerifier:
 
     def _remember(self, token: str, known: tuple[VerifiedToken, float]) -> None:
         self._verified[token] = known
-        self._verified_characters += len(token)
-        while len(self._verified) > _REMEMBERED_TOKENS or self._verified_characters > _REMEMBERED_CHARACTERS:
+        self._verified_bytes += _size_of(token, known[0])
+        while self._verified_bytes > _REMEMBERED_BYTES:
             oldest = next(iter(self._verified))
-            del self._verified[oldest]
-            self._verified_characters -= len(oldest)
+            self._verified_bytes -= _size_of(oldest, self._verified.pop(oldest)[0])
 
     def _verify(self, token: str) -> tuple[VerifiedToken, float]:
         if len(token) > _TOKEN_MAX_LENGTH:
@@ -334,6 +333,11 @@ def _private_key_on_p256(key: object, key_file: str) -> ec.EllipticCurvePrivateK
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
         return key
     raise ValueError(f"{key_file} holds a key of another kind than EC P-256")
+
+
+def _size_of(token: str, verified: VerifiedToken) -> int:
+    """Return how many bytes of memory it takes to remember a token."""
+    return len(token) + _ENTRY_BYTES + size_of(verified.access)
 
 
 def _check_times(token: VerifiedToken, not_before: float, now: float) -> None:

@@ -35,7 +35,8 @@ _KINDS = {
     Operation.HEAD_BLOB: ContentKind.BLOB,
 }
 _HEAD_MAX_BYTES = 8190  # room for any token; below the server's own bounds, which refuse nothing that is taken here
-_REMEMBERED_HEADS = 1024
+_REMEMBERED_HEADS_BYTES = 4 * 1024 * 1024
+_HEAD_BYTES = 1500  # of a head that is remembered, besides its text, which it holds twice
 _REQUEST_LINE = re.compile(
     r"(GET|HEAD) (/v2/[a-z0-9._/-]+/(?:manifests|blobs)/sha(?:256|512):[0-9a-f]+)(?:\?([A-Za-z0-9=&._:%-]*))? HTTP/1\.1"
 )
@@ -114,6 +115,7 @@ class HotPulls:
         self._measure = measure
         # What bytes mean as a request, which no change of rights can alter. Clients repeat themselves.
         self._heads: dict[bytes, _Head] = {}
+        self._heads_bytes = 0
         self._date = (0, "")
 
     def answer(self, data: bytes, transport: asyncio.Transport) -> bytes | None:
@@ -168,9 +170,11 @@ class HotPulls:
     def _read(self, data: bytes) -> _Head | None:
         head = _read_head(data)
         if head is not None:
-            if len(self._heads) >= _REMEMBERED_HEADS:
+            if self._heads_bytes >= _REMEMBERED_HEADS_BYTES:
                 self._heads.clear()
+                self._heads_bytes = 0
             self._heads[data] = head
+            self._heads_bytes += _HEAD_BYTES + 2 * len(data)
         return head
 
     def _http_date(self) -> str:

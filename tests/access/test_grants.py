@@ -207,11 +207,11 @@ def test_expiry_is_not_broken_by_memory() -> None:
 
 def test_remembers_no_more_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names come from callers: the memory of decisions does not grow with them."""
-    monkeypatch.setattr(module, "_REMEMBERED_DECISIONS", 100)
+    monkeypatch.setattr(module, "_REMEMBERED_BYTES", 70_000)
     judge = policy(grant())
     for number in range(1000):
         assert judge.decide("user:ann", f"team/{number}", PULL).allowed
-        assert len(judge._decided) <= 100
+        assert len(judge._decided) <= 110
 
 
 def test_generations() -> None:

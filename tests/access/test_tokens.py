@@ -330,7 +330,7 @@ def test_remembers_no_more_than_a_bound(
     signer: TokenSigner, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory does not grow with the number of tokens."""
-    monkeypatch.setattr(module, "_REMEMBERED_TOKENS", 5)
+    monkeypatch.setattr(module, "_REMEMBERED_BYTES", 6_000)
     for _ in range(12):
         verifier.verify(signer.issue("user:ann", 0, [], NOW).token, NOW)
     assert len(verifier._verified) == 5
@@ -340,7 +340,7 @@ def test_remembers_long_tokens_within_the_same_bound(
     signer: TokenSigner, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory does not grow with what tokens carry: the oldest go, the newest stay, also after the keys changed."""
-    monkeypatch.setattr(module, "_REMEMBERED_CHARACTERS", 20_000)
+    monkeypatch.setattr(module, "_REMEMBERED_BYTES", 120_000)
     access = [Access("repository", f"{i:0255}", frozenset({"pull"})) for i in range(200)]
     for _ in range(2):
         tokens = [signer.issue("user:ann", 0, access, NOW).token for _ in range(9)]
