@@ -171,6 +171,49 @@ def test_an_image_is_pushed_and_pulled_through_nginx(
     assert json.loads(inspected.stdout)["Digest"] == image.digest
 
 
+@pytest.mark.parametrize("count", [1, 2], ids=["one node", "two nodes"])
+async def test_a_caller_has_a_hundred_logins_at_once(tmp_path: Path, count: int) -> None:
+    """A form that is withheld reaches no node, and the next login of its address or /64 gets 429; others are served."""
+    seen: list[bytes] = []
+
+    async def backend(request: web.BaseRequest) -> web.Response:
+        seen.append(await request.read())
+        return web.Response(text="{}")
+
+    def login(address: str, form: bytes = b"") -> bytes:
+        headers = f"Host: x\r\nX-Real-IP: {address}\r\nConnection: close\r\nContent-Length: 6\r\n"
+        return f"POST /auth/token HTTP/1.1\r\n{headers}\r\n".encode() + form
+
+    async with RawTestServer(backend) as server, AsyncExitStack() as stack:
+        nginx = nginx_server(tmp_path / "nginx", None, *[server.port or 0] * count)
+        config = tmp_path / "nginx" / "nginx.conf"
+        trusting = "http { set_real_ip_from 127.0.0.1; real_ip_header X-Real-IP;"
+        config.write_text(config.read_text().replace("http {", trusting))
+        stack.enter_context(running(nginx))
+
+        async def send(data: bytes) -> asyncio.StreamReader:
+            reader, writer = await asyncio.open_connection("127.0.0.1", nginx.port)
+            stack.callback(writer.close)
+            writer.write(data)
+            return reader
+
+        for number in range(100):
+            await send(login(f"2001:db8::{number:x}"))
+            await send(login("192.0.2.1"))
+
+        async def ask(address: str) -> bytes:
+            return await (await send(login(address, b"a=b&c="))).read()
+
+        async with asyncio.timeout(30):
+            for address in ("2001:db8::ffff:1", "192.0.2.1"):
+                while not (answer := await ask(address)).startswith(b"HTTP/1.1 429 "):
+                    assert answer.startswith(b"HTTP/1.1 200 ")  # not all of those above have been read yet
+                assert json.loads(answer.partition(b"\r\n\r\n")[2])["errors"][0]["code"] == "TOOMANYREQUESTS"
+            for address in ("2001:db8:0:1::1", "192.0.2.2"):
+                assert (await ask(address)).startswith(b"HTTP/1.1 200 ")
+    assert set(seen) == {b"a=b&c="}
+
+
 @dataclass
 class Backends:
     """Two backends behind nginx: ``asked`` is who got which method and how much of its body."""
