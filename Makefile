@@ -49,6 +49,7 @@ bench: ## measure beside nginx and docker-registry
 	.venv/bin/python -m benchmarks.distant
 	.venv/bin/python -m benchmarks.decide
 	.venv/bin/python -m benchmarks.repair
+	.venv/bin/python -m benchmarks.fairness
 
 .PHONY: soak
 soak: ## the long sweeps: chaos, faults, fuzz
