@@ -516,6 +516,7 @@ async def _upstream_replicas(
             password=replica.read_password(),
             ca_file=None if replica.ca_file is None else Path(replica.ca_file),
             realm_hosts=replica.realm_hosts,
+            redirect_hosts=replica.redirect_hosts,
             allow_plain_credentials=replica.insecure_credentials,
             server_name=replica.server_name,
         )

@@ -119,6 +119,7 @@ class ReplicaSettings(ServerSettings):
     password_file: Path | None = None
     ca_file: Path | None = None
     realm_hosts: tuple[HostName, ...] = ()  # where else its tokens may be fetched, with the password
+    redirect_hosts: tuple[HostName, ...] = ()  # where its blobs may lie inside the network, when it is not itself there
     insecure_credentials: bool = False  # send them over plain HTTP beyond loopback
 
     @model_validator(mode="after")

@@ -103,7 +103,7 @@ async def import_images(
         ImportFailedError: see the class.
         OSError, ssl.SSLError: a ``ca_file`` cannot be used.
     """
-    observer, sessions = PrometheusObserver(), Sessions.open()
+    observer, sessions = PrometheusObserver(), Sessions()
     try:
         clients = [HttpReplicaClient(access.address(), _TIMEOUTS, sessions, observer) for access in (source, target)]
         work = _Import(clients[0], clients[1], selection)

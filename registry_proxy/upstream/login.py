@@ -19,7 +19,7 @@ from yarl import URL
 from registry_proxy.protocol.challenge import Challenge
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError, limit_error, translated
 from registry_proxy.upstream.recent import Recent
-from registry_proxy.upstream.sessions import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, Timeouts
+from registry_proxy.upstream.sessions import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, Sessions, Timeouts
 
 REFUSED_SECONDS = 5.0
 """Time for which a refusal of the token endpoint is remembered, and a token that was just replaced is kept."""
@@ -71,10 +71,10 @@ class Login:
     """The ``Authorization`` for one replica. Tokens are kept by scope until they expire."""
 
     def __init__(
-        self, address: ReplicaAddress, session: aiohttp.ClientSession, timeouts: Timeouts, *, tls: ssl.SSLContext | bool
+        self, address: ReplicaAddress, sessions: Sessions, timeouts: Timeouts, *, tls: ssl.SSLContext | bool
     ) -> None:
         self._address = address
-        self._session = session
+        self._sessions = sessions
         self._timeouts = timeouts
         self._tls = tls
         self._url = URL(address.url)
@@ -226,11 +226,19 @@ class Login:
         url = request.realm.extend_query(query)
         for _ in range(REDIRECTS_MAX + 1):
             headers = {} if self._address.username is None else {"Authorization": self._basic(url)}
-            async with self._session.get(url, headers=headers, allow_redirects=False, ssl=self._tls) as response:
+            session = self._session(url)
+            async with session.get(url, headers=headers, allow_redirects=False, ssl=self._tls) as response:
                 if response.status not in REDIRECTS:
                     return response.status, response.headers, await _read_some(response.content)
                 url = self._next_hop(url, response.headers.get("Location", ""))
         raise self._refused(f"its token endpoint redirects more than {REDIRECTS_MAX} times")
+
+    def _session(self, url: URL) -> aiohttp.ClientSession:
+        """Return the pool for a URL; at another port of the replica's host its name may mean another address."""
+        is_listed = url.host in self._address.realm_hosts
+        if is_listed or url.origin() == self._url.origin():
+            return self._sessions.tokens
+        return self._sessions.elsewhere(is_listed=False)
 
     def _next_hop(self, url: URL, location: str) -> URL:
         what = "a redirect of its token endpoint"

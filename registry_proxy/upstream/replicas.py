@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
@@ -92,7 +92,7 @@ class UpstreamReplicas:
             observer=observer,
         )
         self._members: dict[str, _Member] = {}
-        self._sessions: Sessions | None = None
+        self._closing = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self.lost = 0
         """Number of keys that no replica has any more, at the last ``refresh`` or a second ago."""
@@ -108,10 +108,11 @@ class UpstreamReplicas:
         Raises:
             OSError, ssl.SSLError: a ``ca_file`` cannot be used.
         """
-        self._sessions = Sessions.open()
         try:
             for address in self._config.replicas:
-                client = HttpReplicaClient(address, self._config.timeouts, self._sessions, self._observer)
+                sessions = Sessions()
+                self._closing.push_async_callback(sessions.aclose)
+                client = HttpReplicaClient(address, self._config.timeouts, sessions, self._observer)
                 self._members[address.name] = _Member(address, client, ReplicaHealth(address.name, time.monotonic))
             await asyncio.gather(*(self._probe(member) for member in self._members.values()))
             for member in self._members.values():
@@ -123,7 +124,7 @@ class UpstreamReplicas:
                     await self.separation.look()
             await self.refresh()
         except BaseException:
-            await self._sessions.aclose()
+            await self._closing.aclose()
             raise
         name = self._config.name
         self._tasks = [spawn(self._watch(member), f"probe {name}/{key}") for key, member in self._members.items()]
@@ -136,8 +137,7 @@ class UpstreamReplicas:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if self._sessions is not None:
-            await self._sessions.aclose()
+        await self._closing.aclose()
 
     # ------------------------------------------------------------ ReplicaSet
 

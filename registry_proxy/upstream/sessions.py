@@ -13,6 +13,8 @@ from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
+from registry_proxy.upstream.zones import InsideError, Zone, zone_of
+
 _READ_BUFFER_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 32 * 1024
 """Signed redirect locations are long."""
@@ -38,6 +40,7 @@ class ReplicaAddress:
         password: belongs to it.
         ca_file: PEM file of certificates trusted besides the system's.
         realm_hosts: hosts besides its own at which its tokens may be fetched, with the password.
+        redirect_hosts: hosts that its redirects may lead to wherever they are, also inside the network.
         allow_plain_credentials: send the password over plain HTTP beyond loopback.
         server_name: what it is called by, in TLS and the Host header; None for the host of the URL.
     """
@@ -49,6 +52,7 @@ class ReplicaAddress:
     password: str | None = None
     ca_file: Path | None = None
     realm_hosts: tuple[str, ...] = ()
+    redirect_hosts: tuple[str, ...] = ()
     allow_plain_credentials: bool = False
     server_name: str | None = None
 
@@ -177,28 +181,50 @@ def _make_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return made
 
 
-@dataclass(frozen=True, slots=True)
 class Sessions:
-    """Connection pools of an upstream."""
+    """Connection pools of one replica, and of where it sends us.
 
-    data: aiohttp.ClientSession
-    probes: aiohttp.ClientSession
-    tokens: aiohttp.ClientSession
+    ``zone`` is the outermost one in which the replica was connected to, None before the first connection. It only
+    moves outwards: a name that means an address inside for once opens nothing.
+    """
 
-    @classmethod
-    def open(cls) -> Self:
-        """Make them; needs the running loop."""
-        return cls(
-            data=_session(_Connector(limit=0, ttl_dns_cache=10, socket_factory=_make_socket)),
+    def __init__(self) -> None:
+        self.zone: Zone | None = None
+        self._elsewhere: dict[Zone, aiohttp.ClientSession] = {}
+        self.data = _session(_Connector(limit=0, ttl_dns_cache=10, socket_factory=self._make_own_socket))
+        self.probes = _session(
             # A probe that reused a connection would not notice that nobody listens any more.
-            probes=_session(_Connector(limit=0, force_close=True, use_dns_cache=False)),
-            tokens=_session(_Connector(limit=20, ttl_dns_cache=10)),
+            _Connector(limit=0, force_close=True, use_dns_cache=False, socket_factory=self._make_own_socket)
         )
+        self.tokens = _session(_Connector(limit=20, ttl_dns_cache=10))
+
+    def elsewhere(self, *, is_listed: bool) -> aiohttp.ClientSession:
+        """Return the pool for a host that the replica names, and not its own address.
+
+        Its connections go no further inside than where the replica is itself; ``is_listed`` hosts may be anywhere but
+        in ``Zone.NEVER``. The address decides that a connection is made to, however the host was written.
+        """
+        limit = Zone.LOOPBACK if is_listed else min(self.zone or Zone.GLOBAL, Zone.LOOPBACK)
+        if limit not in self._elsewhere:
+            factory = partial(_make_socket_within, limit)
+            self._elsewhere[limit] = _session(_Connector(limit=0, ttl_dns_cache=10, socket_factory=factory))
+        return self._elsewhere[limit]
+
+    def _make_own_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        zone = zone_of(address[4][0])
+        self.zone = zone if self.zone is None else min(self.zone, zone)
+        return _make_socket(address)
 
     async def aclose(self) -> None:
         """Close every connection."""
-        for session in (self.data, self.probes, self.tokens):
+        for session in (self.data, self.probes, self.tokens, *self._elsewhere.values()):
             await session.close()
+
+
+def _make_socket_within(limit: Zone, address: aiohttp.AddrInfoType) -> socket.socket:
+    if zone_of(address[4][0]) > limit:
+        raise InsideError
+    return _make_socket(address)
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:

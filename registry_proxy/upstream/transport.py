@@ -1,7 +1,6 @@
 """Requests to one replica: login, redirects, deadlines, and what went wrong in our words."""
 
-import ipaddress
-import socket
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -36,6 +35,9 @@ from registry_proxy.upstream.sessions import (
     Timeouts,
     tls_context,
 )
+from registry_proxy.upstream.zones import InsideError
+
+_log = logging.getLogger(__name__)
 
 _LOGINS_OF_A_PROBE = 2
 """The second one is for a token that has expired early."""
@@ -125,7 +127,7 @@ class Transport:
         self._host = (
             f"{address.server_name}:{parts.port}" if address.server_name and parts.port else address.server_name
         )
-        self._login = Login(address, sessions.tokens, timeouts, tls=self._tls)
+        self._login = Login(address, sessions, timeouts, tls=self._tls)
 
     # ------------------------------------------------------------ targets
 
@@ -281,8 +283,6 @@ class Transport:
             raise BadUpstreamError(self.name, "it redirects to what is no http URL")
         if parts.scheme == "http" and urlsplit(url).scheme == "https":
             raise BadUpstreamError(self.name, "it redirects from https to http")
-        if _is_link_local(parts.hostname):
-            raise BadUpstreamError(self.name, "it redirects to a link-local address")
         return hop
 
     def _join(self, base: str, location: str) -> str:
@@ -310,7 +310,7 @@ class Transport:
                         data = paced = _PacedBody(request.body, request.size_bytes, deadline, pace)
                     if request.size_bytes is not None:
                         headers["Content-Length"] = str(request.size_bytes)
-                    return await self._sessions.data.request(
+                    return await self._session(url, is_here=is_here).request(
                         request.method,
                         URL(url, encoded=True),
                         headers=headers,
@@ -321,11 +321,35 @@ class Transport:
                         timeout=aiohttp.ClientTimeout(total=None, sock_connect=pace.connect),
                         trace_request_ctx=RequestPace(deadline, wait),
                     )
-        except ReplicaFailedError:
+        except ReplicaFailedError as error:
+            if not is_here:
+                self._check_hop(url, error)
             if paced is not None and paced.failure is not None:
                 # It is the client that failed, not the replica.
                 raise paced.failure from None
             raise
+
+    def _session(self, url: str, *, is_here: bool) -> aiohttp.ClientSession:
+        if is_here:
+            return self._sessions.data
+        return self._sessions.elsewhere(is_listed=urlsplit(url).hostname in self._address.redirect_hosts)
+
+    def _check_hop(self, url: str, error: ReplicaFailedError) -> None:
+        """Raise the 502 of a redirect that is not followed; where it led inside is for the log, and not for clients."""
+        cause = error.__cause__
+        if isinstance(cause, aiohttp.InvalidURL):
+            raise BadUpstreamError(self.name, "it redirects to what is no URL") from error
+        if not isinstance(cause, aiohttp.ClientConnectorError) or not isinstance(cause.os_error, InsideError):
+            return
+        _log.warning(
+            "replica %s/%s redirects to %s, which is further inside the network than the replica itself. Where this is "
+            "its storage, list the host in its redirect_hosts; link-local addresses and metadata services are never "
+            "asked",
+            self._address.upstream,
+            self.name,
+            urlsplit(url).netloc[:300],
+        )
+        raise BadUpstreamError(self.name, "it redirects to an address inside the network") from error
 
     # ------------------------------------------------------------ probes
 
@@ -378,15 +402,3 @@ class Transport:
 
 def _challenges_of(response: aiohttp.ClientResponse) -> list[Challenge]:
     return parse_challenges(response.headers.getall("WWW-Authenticate", ()))
-
-
-def _is_link_local(host: str) -> bool:
-    """Tell whether a host is an address such as that of a cloud's metadata service, in whatever notation."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        try:
-            address = ipaddress.IPv4Address(socket.inet_aton(host))  # 0xa9fea9fe, 169.254.43518
-        except (OSError, UnicodeError):
-            return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_link_local

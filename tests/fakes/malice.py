@@ -51,20 +51,22 @@ def challenge(realm: str) -> bytes:
 
 
 class Malice:
-    """A server on a free port of 127.0.0.1, in a thread: a test, or the loop of a test, may stand still beside it.
+    """A server on a free port, in a thread: a test, or the loop of a test, may stand still beside it.
 
     A connection is kept as long as whole answers are sent on it. Bytes that are no HTTP, and answers in pieces, end it.
 
     Args:
         answers: receives each request, in the thread of the server.
+        host: where it listens.
         behind: the port of 127.0.0.1 of the real server that gets what ``answers`` passes on.
     """
 
-    def __init__(self, answers: Answers, behind: int | None = None) -> None:
+    def __init__(self, answers: Answers, behind: int | None = None, host: str = "127.0.0.1") -> None:
         self.answers = answers
         self.requests: list[Asked] = []
         self.port = 0
         self._behind = behind
+        self._host = host
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._ended: asyncio.Event | None = None
@@ -73,7 +75,7 @@ class Malice:
     @property
     def url(self) -> str:
         """Its base URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     def count(self, target: str = "", method: str = "") -> int:
         """Return how many requests had this method and a target that matches the regular expression."""
@@ -105,7 +107,7 @@ class Malice:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        server = await asyncio.start_server(take, "127.0.0.1", 0, backlog=1024)
+        server = await asyncio.start_server(take, self._host, 0, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._ended.wait()

@@ -25,7 +25,7 @@ async def open_client(
     url: str, *, timeouts: Timeouts = PATIENT, observer: CountingObserver | None = None, **address: Any
 ) -> AsyncIterator[HttpReplicaClient]:
     """Open a client of the replica ``a`` at a URL; ``address`` are further fields of ReplicaAddress."""
-    sessions = Sessions.open()
+    sessions = Sessions()
     try:
         replica = ReplicaAddress("main", "a", url, **address)
         yield HttpReplicaClient(replica, timeouts, sessions, observer or CountingObserver())

@@ -65,9 +65,10 @@ async def pair() -> AsyncIterator[Pair]:
 
 def assert_nothing_is_asked(replicas: UpstreamReplicas) -> None:
     """Fail where a connection was not given back."""
-    assert replicas._sessions is not None
-    assert replicas._sessions.data.connector is not None
-    assert not replicas._sessions.data.connector._acquired
+    for client in replicas.replicas:
+        connector = client._transport._sessions.data.connector
+        assert connector is not None
+        assert not connector._acquired
 
 
 async def stop(registry: FakeRegistry) -> None:

@@ -129,8 +129,8 @@ async def test_the_password_goes_to_no_other_host() -> None:
 )
 async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> None:  # noqa: FBT001 - table
     """The realm must be on the replica's own host, never less safe, and carry no user."""
-    sessions = Sessions.open()
-    login = Login(ReplicaAddress("main", "a", "https://registry.example"), sessions.tokens, PATIENT, tls=True)
+    sessions = Sessions()
+    login = Login(ReplicaAddress("main", "a", "https://registry.example"), sessions, PATIENT, tls=True)
     try:
         assert str(login._check_url(realm, "the realm")) == realm
     except AccessRefusedError:
@@ -155,8 +155,8 @@ async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> Non
 )
 async def test_passwords_over_plain_http(url: str, options: dict[str, bool], is_sent: bool) -> None:  # noqa: FBT001 - table
     """Only to this machine, unless the configuration says so."""
-    sessions = Sessions.open()
-    login = Login(ReplicaAddress("main", "a", url, *ANN, **options), sessions.tokens, PATIENT, tls=True)  # type: ignore[arg-type]  # flags
+    sessions = Sessions()
+    login = Login(ReplicaAddress("main", "a", url, *ANN, **options), sessions, PATIENT, tls=True)  # type: ignore[arg-type]  # flags
     try:
         assert (await login.answer(parse_challenges(["Basic realm=x"]), (), rejected=None)).startswith("Basic ")
     except AccessRefusedError:
