@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -116,6 +117,7 @@ def _load() -> RunCopy:
     from registry_proxy.cli.main import app  # noqa: PLC0415
     from tests.fakes import service  # noqa: PLC0415
 
+    warnings.simplefilter("ignore")  # as in a new Python; tests make errors of them
     hash_quickly(pytest.MonkeyPatch())
     programs: dict[str, Callable[[], None]] = {"registry-proxy": app, "service": service.main}
 

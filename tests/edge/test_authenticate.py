@@ -149,10 +149,26 @@ async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) ->
 
 
 # Not shrunk: that takes minutes here, and the question is told with the policy.
-@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.reuse, Phase.generate])
+UNSHRUNK = settings(suppress_health_check=[HealthCheck.too_slow], phases=[Phase.reuse, Phase.generate])
+
+
+@settings(UNSHRUNK, max_examples=80)
 @given(policy=POLICIES, questions=QUESTIONS)
 def test_explain_equals_enforcement(keys: Keys, policy: Policy, questions: list[Question]) -> None:
-    """In 10,000 generated cases a request passes exactly where ``explain`` says so, by the grant that it names."""
+    """In thousands of generated cases a request passes exactly where ``explain`` says so, by the grant it names."""
+    compare(keys, policy, questions)
+
+
+@pytest.mark.soak
+@settings(UNSHRUNK, max_examples=2000)
+@given(policy=POLICIES, questions=QUESTIONS)
+def test_explain_equals_enforcement_in_many_cases(keys: Keys, policy: Policy, questions: list[Question]) -> None:
+    """As above, in 80,000 cases."""
+    compare(keys, policy, questions)
+
+
+def compare(keys: Keys, policy: Policy, questions: list[Question]) -> None:
+    """Fail where a request passes and ``explain`` says otherwise, or the other way round."""
     outcomes = asyncio.run(enforced(keys, policy, questions))
     for question, outcome in zip(questions, outcomes, strict=True):
         told = policy.explain(*question)

@@ -457,7 +457,7 @@ def test_a_stop_does_not_wait_for_a_reload(service: StartService) -> None:
 @pytest.mark.parametrize("behaviour", ["broken/", "never-ready/"])
 def test_workers_that_do_not_start_leave_the_old_ones(service: StartService, behaviour: str) -> None:
     """The reason is told, what was started is gone, and the old workers serve on, replaced when they crash."""
-    running = service(silence=1 if behaviour == "never-ready/" else 20).started()
+    running = service(silence=2 if behaviour == "never-ready/" else 20).started()
     before = running.ask("pid")
     running.configure(routes=[{"prefix": behaviour, "upstream": "main"}], workers=3)
     outcome = reloaded(running)
@@ -497,7 +497,7 @@ def test_identities_are_used_again(service: StartService) -> None:
     """After many reloads the number of files for metrics is that of the processes that ran at once."""
     running = service().started()
     seen = set()
-    for _ in range(8):
+    for _ in range(5):
         reloaded(running)
         seen.add(json.loads(running.ask("inside"))["id"])
         wait_until(lambda: len(running.workers()) == 1, "the old one has gone")
@@ -519,7 +519,7 @@ def test_a_hung_worker_is_no_obstacle_to_a_reload(service: StartService) -> None
 def test_a_worker_that_crashes_during_a_reload_is_replaced(service: StartService) -> None:
     """Old workers that die while the new ones start: in the end there is one of each slot, and all are answered."""
     running = service(workers=2).started()
-    for _ in range(3):
+    for _ in range(2):
         running.send_signal(signal.SIGHUP)
         for worker in running.workers():
             with suppress(psutil.NoSuchProcess):
@@ -557,7 +557,7 @@ def test_old_generations_do_not_pile_up(service: StartService) -> None:
     running = service().started()
     running.configure(drain={"timeout": 0.2, "reload_timeout": 60})
     with ExitStack() as stack:
-        for _ in range(7):
+        for _ in range(1 + supervisor.MAX_OLD_GENERATIONS):
             reloaded(running)
             assert stack.enter_context(Connection(running.port)).ask("slow") == "started"
         wait_until(lambda: len(running.workers()) == 1 + supervisor.MAX_OLD_GENERATIONS, "as many as may")

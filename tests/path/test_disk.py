@@ -34,8 +34,8 @@ def registry(start_registry: StartRegistry) -> Server:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Mount a file system of 64 MiB."""
-    with mounted_disk(tmp_path / "small", 64) as mounted:
+    """Mount a file system of 32 MiB."""
+    with mounted_disk(tmp_path / "small", 32) as mounted:
         yield mounted
 
 
@@ -108,8 +108,8 @@ def pids(proxy: Proxy) -> set[int]:
 def test_pulls_of_far_more_than_the_disk_all_succeed(
     start_proxy: StartProxy, registry: Server, disk: Disk, min_free: str, rounds: int
 ) -> None:
-    """64 MiB of disk, hundreds of MiB pulled by four clients: not one fails, the disk keeps what it shall."""
-    blobs = add_blobs(registry, 12 if rounds == 1 else 16, 6 * MIB)
+    """32 MiB of disk, 200 MiB pulled by four clients: not one fails, the disk keeps what it shall."""
+    blobs = add_blobs(registry, 12 if rounds == 1 else 16, 4 * MIB)
     proxy = start_proxy([registry], cache_on(disk, min_free=min_free))
     cache, workers = disk.path / "cache", pids(proxy)
     user = proxy.add_user("ann", pull=["team/**"])
@@ -127,7 +127,7 @@ def test_who_follows_a_fetch_when_the_disk_is_full_gets_the_rest_from_upstream(
     start_proxy: StartProxy, registry: Server, disk: Disk, tmp_path: Path
 ) -> None:
     """Full at half a body: ten clients over two workers have it whole and right, and nothing stays on the disk."""
-    (blob,) = add_blobs(registry, 1, 32 * MIB).values()
+    (blob,) = add_blobs(registry, 1, 16 * MIB).values()
     with Relay(registry.port, pause_after=len(blob) // 2).running() as relay:
         proxy = start_proxy([Server([], relay.port, tmp_path / "none")], cache_on(disk, min_free="0"))
         workers, cache = pids(proxy), disk.path / "cache"

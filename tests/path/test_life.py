@@ -128,7 +128,7 @@ def make_load(proxy: Proxy, registry: Server, url: str | None = None) -> Load:
     return Load(user, image, cold)
 
 
-@pytest.mark.parametrize("reloads", [4, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("reloads", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_reloads_fail_no_request(start_proxy: StartProxy, start_registry: StartRegistry, reloads: int) -> None:
     """Pulls of hot and cold blobs, pushes, connections that are kept: many reloads, no failure, one generation left."""
     registry = start_registry()
