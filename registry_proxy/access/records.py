@@ -1,12 +1,11 @@
 """Users, groups, robots and grants as values, and their stored form."""
 
-import ipaddress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from registry_proxy.ports.store import Record
-from registry_proxy.protocol.addresses import parse_address
+from registry_proxy.protocol.addresses import parse_address, parse_network
 from registry_proxy.protocol.scope import Action
 
 
@@ -77,7 +76,7 @@ class Robot:
         if not self.networks:
             return True
         parsed = parse_address(address)
-        return parsed is not None and any(parsed in ipaddress.ip_network(network) for network in self.networks)
+        return parsed is not None and any(parsed in parse_network(network) for network in self.networks)
 
     def stored(self) -> dict[str, Any]:
         """Return what is stored under the name."""

@@ -1,6 +1,5 @@
 """The caller's address, and the one we were called by; the word of a proxy in front counts only when it is trusted."""
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,9 +7,7 @@ from typing import Protocol
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDictProxy
 
-from registry_proxy.protocol.addresses import parse_address, plain_address
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from registry_proxy.protocol.addresses import Network, parse_address, plain_address
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

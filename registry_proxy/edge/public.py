@@ -12,7 +12,7 @@ from registry_proxy.edge.authenticate import Authenticator
 from registry_proxy.edge.exchange import Exchange, Handler, json_response, make_exchange
 from registry_proxy.edge.fast_path import HotPulls
 from registry_proxy.edge.middleware import LogRequest, Measure, RequestIds, with_errors, with_measure, with_request_id
-from registry_proxy.edge.origin import Network, Origins
+from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.registry import API_VERSION, Registry
 from registry_proxy.edge.token import TokenEndpoint
 from registry_proxy.operations.discover import Discover
@@ -22,6 +22,7 @@ from registry_proxy.operations.push import Push
 from registry_proxy.operations.warm import Prefetch
 from registry_proxy.ports.events import AuditLog, Observer
 from registry_proxy.ports.names import Router
+from registry_proxy.protocol.addresses import Network
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
 

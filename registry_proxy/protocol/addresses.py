@@ -4,6 +4,9 @@ import functools
 import ipaddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_MAPPED_PREFIX_BITS = 96
 
 _OWNER_PREFIX_BITS = 64
 """One IPv6 customer has at least a /64: each host chooses the other half freely."""
@@ -16,6 +19,15 @@ def parse_address(text: str) -> Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def parse_network(text: str) -> Network:
+    """Return the network; one of IPv4-mapped addresses as IPv4. Raises ValueError for any other text."""
+    network = ipaddress.ip_network(text)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_PREFIX_BITS:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_PREFIX_BITS))
 
 
 @functools.lru_cache(maxsize=16_384)

@@ -3,7 +3,9 @@
 import json
 from typing import Any
 
-from registry_proxy.access.records import Grant, GrantMode, Group, User, grant_of, group_of, user_of
+import pytest
+
+from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User, grant_of, group_of, user_of
 from registry_proxy.ports.store import Record
 from registry_proxy.protocol.scope import Action
 
@@ -41,3 +43,19 @@ def test_a_user_of_an_earlier_version_is_read() -> None:
 def test_a_user_never_shows_its_hash() -> None:
     """The password hash is in no repr, which may reach a log."""
     assert "secret-hash" not in repr(User("ann", "secret-hash"))
+
+
+@pytest.mark.parametrize(
+    ("network", "inside", "outside"),
+    [
+        ("192.0.2.0/24", ["192.0.2.7", "::ffff:192.0.2.7"], ["192.0.3.7", "::ffff:192.0.3.7", "::192.0.2.7", "", "x"]),
+        ("::ffff:192.0.2.0/120", ["192.0.2.7", "::ffff:192.0.2.7"], ["192.0.3.7", "::ffff:192.0.3.7"]),
+        ("2001:db8::/32", ["2001:db8::1"], ["2001:db9::1", "192.0.2.7", "::ffff:192.0.2.7"]),
+        ("0.0.0.0/0", ["192.0.2.7", "::ffff:192.0.2.7"], ["2001:db8::1"]),
+    ],
+)
+def test_a_robot_comes_from_its_networks(network: str, inside: list[str], outside: list[str]) -> None:
+    """In whichever notation: a listener on ``[::]`` knows IPv4 callers by their mapped addresses."""
+    robot = Robot("ci", networks=(network,))
+    assert [address for address in inside + outside if robot.may_come_from(address)] == inside
+    assert Robot("ci").may_come_from(outside[0])

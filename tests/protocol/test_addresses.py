@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry_proxy.protocol.addresses import address_owner, parse_address, plain_address
+from registry_proxy.protocol.addresses import address_owner, parse_address, parse_network, plain_address
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,26 @@ def test_a_text_that_is_no_address_is_none() -> None:
     """Nothing is guessed."""
     assert parse_address("192.0.2.1.5") is None
     assert parse_address("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("192.0.2.0/24", "192.0.2.0/24"),
+        ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("2001:db8::1", "2001:db8::1/128"),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_of_ipv4(text: str, network: str) -> None:
+    """As the addresses in it are; no other network is changed."""
+    assert str(parse_network(text)) == network
+
+
+def test_a_network_with_host_bits_is_none() -> None:
+    """Also where they are those of a mapped address."""
+    for text in ("192.0.2.1/24", "::ffff:192.0.2.1/120", "x"):
+        with pytest.raises(ValueError, match=r"host bits|does not appear"):
+            parse_network(text)
