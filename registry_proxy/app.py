@@ -47,7 +47,7 @@ from registry_proxy.operations.holdings import Holdings
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
-from registry_proxy.operations.tags import TagRules
+from registry_proxy.operations.tags import RecordedTags, TagRules
 from registry_proxy.operations.warm import Prefetch, Warmer
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import AuditEvent, Observer
@@ -60,6 +60,7 @@ from registry_proxy.protocol.reference import Digest
 from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
+from registry_proxy.replication.inspection import Inspection
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.maintenance import Maintenance
 from registry_proxy.replication.manifests import (
@@ -67,11 +68,13 @@ from registry_proxy.replication.manifests import (
     count_recorded_tags,
     recorded_manifests,
     recorded_repositories,
-    tag_revision,
 )
 from registry_proxy.replication.pushed import PushedBlobs
+from registry_proxy.replication.recovery import Recovery, loss_warnings
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.sessions import SignedSessions
+from registry_proxy.replication.tag_findings import TagFindings
+from registry_proxy.replication.tag_records import read_tag_record
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.store.changes import StoreWatch
@@ -82,7 +85,7 @@ from registry_proxy.telemetry.access_log import AccessLog
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
-from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
+from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
 
@@ -168,7 +171,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         # One worker of a node repairs: the one that can tell how it goes.
         repairers = _repairers(settings, node, verifiers, observer) if context.admin_socket is not None else {}
         comparisons = _comparisons(settings, node, verifiers) if context.admin_socket is not None else {}
-        duties = await stack.enter_async_context(_on_duty(node, repairers, comparisons))
+        recoveries = _recoveries(settings, node, verifiers) if context.admin_socket is not None else {}
+        duties = await stack.enter_async_context(_on_duty(node, repairers, comparisons, recoveries))
         trail = await stack.enter_async_context(_auditing(settings, node, observer, context))
         pull = _pull(settings, node, observer)
         app = _public_app(settings, node, pull, observer, trail, access_log)
@@ -231,6 +235,11 @@ def _replica_names(settings: Settings) -> Mapping[str, Sequence[str]]:
     return {name: [replica.name for replica in each.replicas] for name, each in settings.upstreams.items()}
 
 
+def _guarded(settings: Settings) -> Sequence[str]:
+    """Return the upstreams whose replicas can differ."""
+    return [name for name, upstream in settings.upstreams.items() if upstream.can_differ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Node:
     store: Store
@@ -244,6 +253,7 @@ class _Node:
     memberships: FileMemberships
     holdings: Holdings
     journal: Journal
+    inspection: Inspection
     replicas: Mapping[str, UpstreamReplicas]
     readers: Mapping[str, RegistryReader]
     impatient_readers: Mapping[str, RegistryReader]
@@ -258,6 +268,7 @@ def _routes(settings: Settings) -> list[Route]:
             route.strip_prefix,
             route.namespaces,
             is_docker_hub="docker.io" in route.namespaces and settings.upstreams[route.upstream].read_only,
+            is_writable=not settings.upstreams[route.upstream].read_only,
         )
         for route in settings.routes
     ]
@@ -288,19 +299,22 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         if settings.sqlite_path is None:
             following = DeletionsElsewhere(store, changes, memberships).run()
             await stack.enter_async_context(_in_background(following, "deletions through other nodes"))
-        guarded = [name for name, upstream in settings.upstreams.items() if upstream.can_differ]
+        guarded = _guarded(settings)
         journal = Journal(store, changes, observer, _replica_names(settings), guarded=guarded)
         with contextlib.suppress(StoreUnavailableError):  # a worker that takes another one's place while it is away
-            await journal.note_members()
+            await journal.roster.note()
             await journal.snapshot()  # the gauges say from the start which replica is behind
             for name, upstream in settings.upstreams.items():
                 if not upstream.is_recorded:
                     await forget_comparison(store, name)
         proof = AbsenceProof(store, changes, journal)
         proofs = {name: proof for name, upstream in settings.upstreams.items() if upstream.is_recorded}
+        recorded = [name for name, upstream in settings.upstreams.items() if upstream.is_recorded]
+        inspection = Inspection(store=store, journal=journal, recorded=recorded)
         replicas: dict[str, UpstreamReplicas] = {}
         for name, upstream in settings.upstreams.items():
-            opened = _upstream_replicas(name, upstream, journal, observer, memberships)
+            inspect = inspection.inspect if upstream.can_differ else None
+            opened = _upstream_replicas(name, upstream, journal, observer, memberships, inspect)
             replicas[name] = await stack.enter_async_context(opened)
         readers = _failover_readers(replicas, journal, REPLICA_PATIENCE_SECONDS, proofs)
         yield _Node(
@@ -322,6 +336,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
                 pushed=PushedBlobs(store),
             ),
             journal=journal,
+            inspection=inspection,
             replicas=replicas,
             readers=readers,
             impatient_readers=_failover_readers(replicas, journal, 0, proofs),
@@ -331,7 +346,10 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
 
 @contextlib.asynccontextmanager
 async def _on_duty(
-    node: _Node, repairers: Mapping[str, Repairer], comparisons: Mapping[str, FallbackTagComparison]
+    node: _Node,
+    repairers: Mapping[str, Repairer],
+    comparisons: Mapping[str, FallbackTagComparison],
+    recoveries: Mapping[str, Recovery],
 ) -> AsyncIterator[contextlib.AsyncExitStack]:
     """Run what a worker does for the whole node; closing the stack leaves it to others."""
     async with contextlib.AsyncExitStack() as duties:
@@ -341,6 +359,10 @@ async def _on_duty(
             await duties.enter_async_context(_in_background(repairer.run(), f"repair of {name}"))
         for name, comparison in comparisons.items():
             await duties.enter_async_context(_in_background(comparison.run(), f"comparison of {name}"))
+        for name, recovery in recoveries.items():
+            await duties.enter_async_context(_in_background(recovery.run(), f"recovery of {name}"))
+            keeping = node.inspection.keep_sentinels(node.replicas[name])
+            await duties.enter_async_context(_in_background(keeping, f"sentinels of {name}"))
         yield duties
 
 
@@ -417,6 +439,20 @@ def _comparisons(
         )
         for name, upstream in settings.upstreams.items()
         if upstream.is_recorded and len(upstream.replicas) > 1
+    }
+
+
+def _recoveries(settings: Settings, node: _Node, verifiers: Mapping[str, Verifier]) -> Mapping[str, Recovery]:
+    names = _guarded(settings)
+    return {
+        name: Recovery(
+            replica_set=node.replicas[name],
+            store=node.store,
+            journal=node.journal,
+            verifier=verifiers[name],
+            upstreams=names,
+        )
+        for name in names
     }
 
 
@@ -504,8 +540,13 @@ def _ldap_passwords(configured: LdapSettings) -> LdapPasswords:
 
 
 @contextlib.asynccontextmanager
-async def _upstream_replicas(
-    name: str, upstream: UpstreamSettings, marks: MarkSource, observer: Observer, memberships: FileMemberships
+async def _upstream_replicas(  # noqa: PLR0917 - all that an upstream is made of
+    name: str,
+    upstream: UpstreamSettings,
+    marks: MarkSource,
+    observer: Observer,
+    memberships: FileMemberships,
+    inspect: Inspect | None,
 ) -> AsyncIterator[UpstreamReplicas]:
     addresses = [
         ReplicaAddress(
@@ -534,7 +575,7 @@ async def _upstream_replicas(
         ),
         mixes_repositories=upstream.mixes_repositories,
     )
-    replicas = UpstreamReplicas(config, marks, observer, memberships)
+    replicas = UpstreamReplicas(config, marks, observer, memberships, inspect)
     try:
         await replicas.start()
         yield replicas
@@ -565,11 +606,21 @@ def _pull(settings: Settings, node: _Node, observer: Observer) -> Pull:
         holdings=node.holdings,
         observer=observer,
         tag_rules={
-            name: TagRules(upstream.tag_ttl_seconds, frozenset(map(StaleReason, upstream.stale_on)))
+            name: TagRules(
+                upstream.tag_ttl_seconds,
+                frozenset(map(StaleReason, upstream.stale_on)),
+                is_recorded=not upstream.read_only and not upstream.pushed_past_us,
+            )
             for name, upstream in settings.upstreams.items()
         },
-        # With SQLite there is one node, whose workers share what they know of tags.
-        tag_revision=partial(tag_revision, node.store) if settings.sqlite_path is None else None,
+        records=RecordedTags(
+            read=partial(read_tag_record, node.store),
+            find=TagFindings(
+                replica_sets=node.replicas, store=node.store, journal=node.journal, inspection=node.inspection
+            ).find,
+            # With SQLite there is one node, whose workers share what they know of tags.
+            is_shared=settings.sqlite_path is None,
+        ),
     )
 
 
@@ -662,7 +713,15 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
         ),
         purge_repository=lambda repository: node.memberships.purge(node.router.route(repository)),
         render_metrics=partial(_render_metrics, node.cache, observer),
-        readiness=Readiness(node.replicas, node.control, node.changes, repairers, context.ending.is_set, connections),
+        readiness=Readiness(
+            node.replicas,
+            node.control,
+            node.changes,
+            repairers,
+            partial(loss_warnings, node.store, _guarded(settings)),
+            context.ending.is_set,
+            connections,
+        ),
         reload=context.reload,
         client_address=origins.client_address,
         name_request=RequestIds(origins).name,

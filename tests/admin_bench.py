@@ -39,6 +39,7 @@ from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus
 from registry_proxy.ports.store import Store
 from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
+from registry_proxy.replication.recovery import loss_warnings
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
@@ -312,7 +313,15 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 ),
                 purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
-                readiness=Readiness(upstreams, control, changes, repairs, lambda: draining[0], {}),
+                readiness=Readiness(
+                    upstreams,
+                    control,
+                    changes,
+                    repairs,
+                    partial(loss_warnings, store, ["main"]),
+                    lambda: draining[0],
+                    {},
+                ),
                 reload=reload,
                 client_address=origins.client_address,
                 name_request=RequestIds(origins).name,

@@ -48,6 +48,7 @@ _TABLES = (
 )
 _CLOSED_AFTER_SECONDS = 5.0  # an outage begins here: a restart of Redis is no reason to refuse everybody
 _PAUSE_AFTER_FAILURE_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
 _SNAPSHOT_MAX_AGE_SECONDS = 600.0  # keys expire without any commit
 _READS_UNTIL_STABLE = 3
 _CHECK_PAUSE_SECONDS = 0.02  # no token of somebody else's costs the store more
@@ -349,5 +350,24 @@ class AccessControl:
 
     async def _keep_published(self, signer: TokenSigner, *, published: bool) -> None:
         while True:
-            await asyncio.sleep(KEY_RENEWAL_SECONDS if published else _PAUSE_AFTER_FAILURE_SECONDS)
+            if published:
+                await self._wait_until_due(signer)
+            else:
+                await asyncio.sleep(_PAUSE_AFTER_FAILURE_SECONDS)
             published = await self._try_publish(signer.public_jwk)
+
+    async def _wait_until_due(self, signer: TokenSigner) -> None:
+        """Return when the published key has to be renewed, or the store has lost it."""
+        due_at, version = time.monotonic() + KEY_RENEWAL_SECONDS, -1
+        while time.monotonic() < due_at:
+            if (now := self._changes.version(Table.KEYS)) != version:
+                version = now
+                if not await self._is_published(signer.public_jwk):
+                    return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _is_published(self, jwk: Mapping[str, str]) -> bool:
+        """Tell whether a key is on record, as it is not in a store that was emptied; also where nobody can tell."""
+        with contextlib.suppress(StoreUnavailableError):
+            return await self._store.get(Table.KEYS, jwk["kid"]) is not None
+        return True

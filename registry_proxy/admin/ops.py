@@ -61,6 +61,7 @@ class Readiness:
         control: where permissions come from; it may answer from its snapshot while the store is away.
         store: tells whether it is away.
         repairers: what repairs the upstreams, by name.
+        store_warnings: tells, in words, that the store is not what it was.
         is_draining: whether the node is about to stop.
         connections: those of this worker's listeners, by the listener's name.
     """
@@ -69,6 +70,7 @@ class Readiness:
     control: _PolicySource
     store: StoreContact
     repairers: Mapping[str, Warns]
+    store_warnings: Callable[[], Awaitable[Sequence[str]]]
     is_draining: Callable[[], bool]
     connections: Mapping[str, Connections]
 
@@ -89,6 +91,7 @@ class Readiness:
             warnings.append(
                 f"the store {since}: permissions are those of then, pushes and changes are answered with 503"
             )
+        warnings += await self.store_warnings()
         sources: Sequence[Warns] = [*self.upstreams.values(), *self.repairers.values()]
         warnings += [warning for source in sources for warning in source.warnings()]
         for name, connections in self.connections.items():

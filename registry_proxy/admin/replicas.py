@@ -29,7 +29,7 @@ from registry_proxy.admin.requests import format_time, read_body, read_page, rea
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import ContentException, Pause, PauseRefusedError
 from registry_proxy.ports.repair import Comparison, Difference, Maintains, Repairs, RepairStatus, Verifies
-from registry_proxy.ports.replicas import ReplicaStatus, UpstreamStatus
+from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus, UpstreamStatus
 from registry_proxy.tasks import spawn
 
 
@@ -44,7 +44,7 @@ def _replica_document(replica: ReplicaStatus, repair: RepairStatus, pause: Pause
         name=replica.name,
         url=_without_credentials(replica.url),
         state=replica.state,
-        reason=replica.reason,
+        reason="; ".join(filter(None, (replica.reason, repair.error if replica.state is ReplicaState.BEHIND else ""))),
         latency_seconds=replica.latency_seconds,
         pending=replica.pending,
         refused=replica.refused,

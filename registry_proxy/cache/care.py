@@ -63,7 +63,8 @@ class Caretaker:
         if self._cache.space.must_recount:
             await self._cache.recount()
         done = self._read_note()
-        if self._rate and (done.shard < len(shards()) or time.time() - done.started_at >= self._interval_seconds):
+        is_recent = 0 <= time.time() - done.started_at < self._interval_seconds
+        if self._rate and (done.shard < len(shards()) or not is_recent):
             await self._scrub(done)
 
     async def _scrub(self, done: ScrubRound) -> None:
@@ -86,7 +87,7 @@ class Caretaker:
             with open(self._note, encoding="ascii") as file:
                 document = json.load(file)
                 return ScrubRound(int(document["shard"]), float(document["started_at"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return ScrubRound(0, time.time())
 
     def _write_note(self, done: ScrubRound) -> None:

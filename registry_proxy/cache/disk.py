@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from registry_proxy import tasks
 from registry_proxy.cache.accounts import shard_of, shards
 from registry_proxy.cache.fill import Fill, FillTools
-from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, seal
+from registry_proxy.cache.layout import CachePaths, CommittedBlob, age_seconds, is_sealed, scan_shard, seal
 from registry_proxy.cache.memory import SmallContents
 from registry_proxy.cache.progress import CommittedReader
 from registry_proxy.cache.space import Space
@@ -325,7 +325,7 @@ class DiskCache:
         with contextlib.suppress(OSError):
             status = os.stat(file)
             # Setting the times of a file that was tampered with would hide it.
-            if is_sealed(status) and time.time() - status.st_atime > _TOUCH_SECONDS:
+            if is_sealed(status) and age_seconds(status.st_atime_ns) > _TOUCH_SECONDS:
                 os.utime(file, ns=(time.time_ns(), 0))
 
     def _store(self, digest: Digest, content: bytes) -> None:

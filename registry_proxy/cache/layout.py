@@ -29,12 +29,15 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from registry_proxy.files.durable import move_file, write_new_file
+from registry_proxy.files.durable import move_file, write_file, write_new_file
 from registry_proxy.protocol.reference import Digest
 
 SCHEMA_VERSION = 2
 SEALED_MODE = 0o444
 LOCK_STRIPES = 64
+_TICK_SECONDS = 1.0
+_NODE_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NODE_ID_MAX_BYTES = 100
 _DIRECTORIES = ("blobs", "fills", "uploads", "cancelled", "quarantine", "order", "repositories", "temp", "locks")
 
 
@@ -159,6 +162,15 @@ def scan_shard(paths: CachePaths, shard: int) -> list[CommittedBlob]:
     return blobs
 
 
+def age_seconds(changed_at_ns: int) -> float:
+    """Return how long ago a time of a file was; infinite for one in the future, which tells nothing.
+
+    A clock that was put back would else keep young what was written before, until it has come there again.
+    """
+    age = time.time() - changed_at_ns / 1e9
+    return max(0.0, age) if age > -_TICK_SECONDS else float("inf")
+
+
 def write_small_file(paths: CachePaths, target: str, content: bytes) -> None:
     """Write a file that others see whole or not at all; makes its directory. Not fsynced. Raises OSError."""
     temporary = paths.temporary()
@@ -216,12 +228,30 @@ def _move_files(source: str, target: str) -> None:
 
 
 def read_node_id(paths: CachePaths) -> str:
-    """Return what tells this node from the others; the first worker that asks makes it."""
+    """Return what tells this node from the others; the first worker that asks makes it.
+
+    Raises:
+        CacheMoveError: it is damaged, and so is its copy, or there is none.
+    """
+    damaged = []
     for path in paths.node_ids:
-        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii") as file:
-            return file.read()
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
+            if _NODE_ID.fullmatch(node_id := file.read(_NODE_ID_MAX_BYTES).strip()):
+                return node_id
+            damaged.append(path)
+    if damaged:
+        raise CacheMoveError(
+            f"{' and '.join(damaged)}: not the id of a node, so the file is damaged. Put it back from a copy, or remove"
+            " it: the node is then a new one, which has an audit log of its own"
+        )
     write_new_file(paths.node_ids[0], str(uuid.uuid4()).encode())
     return read_node_id(paths)
+
+
+def _holds(path: str, node_id: str) -> bool:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        return file.read() == node_id.encode()
+    return False
 
 
 def _bring_out(paths: CachePaths, audit_path: str) -> None:
@@ -233,7 +263,8 @@ def _bring_out(paths: CachePaths, audit_path: str) -> None:
         _move_files(f"{paths.root}/pins", paths.pins)
         node_id = read_node_id(paths)
         for path in paths.node_ids:
-            write_new_file(path, node_id.encode())
+            if not _holds(path, node_id):
+                write_file(path, node_id.encode())  # missing, or damaged
     except OSError as error:
         raise CacheMoveError(
             f"{error.filename2 or error.filename}: {error.strerror}; the service keeps in {paths.kept} what must"

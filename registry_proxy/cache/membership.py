@@ -10,6 +10,7 @@ import json
 import logging
 import mmap
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, write_small_file
+from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, age_seconds, write_small_file
 from registry_proxy.ports.content import CachedTag, Membership
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor
@@ -26,8 +27,10 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_dig
 
 _log = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 4096
+_SIZE_MAX = 1 << 62
 _REMEMBERED_MEMBERS = 4096
 _UNKNOWN_UNTIL_NS, _DELETED = range(2)
+_DIGEST_NAME = re.compile(r"[a-z0-9]+-[0-9a-f]+")
 _DIRECTORIES = {ContentKind.BLOB: "_blobs", ContentKind.MANIFEST: "_manifests"}
 
 
@@ -69,7 +72,7 @@ class FileMemberships:
                 del self._members[key]
                 return None
             if _stamp(status) == member.stamp and status.st_mtime_ns > self._shared[_UNKNOWN_UNTIL_NS]:
-                return Membership(member.descriptor, _age_seconds(status.st_mtime_ns))
+                return Membership(member.descriptor, age_seconds(status.st_mtime_ns))
         member = _read_member(self._member(routed, kind, digest), digest)
         if member is None or member.stamp[0] <= self._shared[_UNKNOWN_UNTIL_NS]:
             self._members.pop(key, None)
@@ -77,7 +80,7 @@ class FileMemberships:
         if len(self._members) >= _REMEMBERED_MEMBERS:
             self._members.clear()  # names come from callers: memory must stay bounded
         self._members[key] = member
-        return Membership(member.descriptor, _age_seconds(member.stamp[0]))
+        return Membership(member.descriptor, age_seconds(member.stamp[0]))
 
     def moment(self) -> int:
         return self._shared[_DELETED]
@@ -137,12 +140,13 @@ class FileMemberships:
             return None
         document, changed_at_ns = found[0], found[1].st_mtime_ns
         try:
-            digest = parse_digest(str(document.get("digest")))
-            descriptor = Descriptor(str(document["media_type"]), digest, int(document["size"]))
-        except (RegistryError, KeyError, TypeError, ValueError):
+            descriptor = _descriptor(document, parse_digest(str(document.get("digest"))))
+        except RegistryError:
+            return None
+        if descriptor is None:
             return None
         recorded = document.get("recorded")
-        return CachedTag(descriptor, _age_seconds(changed_at_ns), recorded, document.get("nonce"))
+        return CachedTag(descriptor, age_seconds(changed_at_ns), recorded, document.get("nonce"))
 
     def remember_tag(
         self,
@@ -214,7 +218,7 @@ class FileMemberships:
 
     def _digests(self, routed: RoutedRepository, kind: ContentKind) -> set[Digest]:
         names = _names(f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}")
-        return {Digest(*name.split("-", 1)) for name in names}
+        return {Digest(*name.split("-", 1)) for name in names if _DIGEST_NAME.fullmatch(name)}
 
     def _member(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> str:
         return f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}/{digest.algorithm}-{digest.hex}"
@@ -301,10 +305,18 @@ def _read_member(path: str, digest: Digest) -> _Member | None:
     if found is None:
         return None
     document, status = found
+    descriptor = _descriptor(document, digest)
+    return None if descriptor is None else _Member(path, _stamp(status), descriptor)
+
+
+def _descriptor(document: dict[str, Any], digest: Digest) -> Descriptor | None:
+    """Return what a file says of a content; None where it is damaged: it is asked for again, and written anew."""
     media_type, size_bytes = document.get("media_type"), document.get("size")
-    if not isinstance(media_type, str) or not isinstance(size_bytes, int):
+    if not isinstance(media_type, str) or not (media_type.isascii() and media_type.isprintable()):
         return None
-    return _Member(path, _stamp(status), Descriptor(media_type, digest, size_bytes))
+    if type(size_bytes) is not int or not 0 <= size_bytes <= _SIZE_MAX:
+        return None
+    return Descriptor(media_type, digest, size_bytes)
 
 
 def _read(path: str) -> tuple[dict[str, Any], os.stat_result] | None:
@@ -316,12 +328,8 @@ def _read(path: str) -> tuple[dict[str, Any], os.stat_result] | None:
     try:
         document = json.loads(os.read(fd, _MAX_FILE_BYTES))
         status = os.fstat(fd)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # of brackets alone, json makes a RecursionError
         return None
     finally:
         os.close(fd)
     return (document, status) if isinstance(document, dict) else None
-
-
-def _age_seconds(changed_at_ns: int) -> float:
-    return max(0.0, time.time() - changed_at_ns / 1e9)

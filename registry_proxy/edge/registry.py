@@ -24,7 +24,7 @@ from registry_proxy.protocol.byterange import ByteRange, format_content_range, p
 from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
 from registry_proxy.protocol.endpoints import PAGE_SIZE_MAX, Operation, RegistryRequest, parse_request
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag
 from registry_proxy.protocol.scope import Action
 
 _ASKED_BEFORE_PUSH = {
@@ -110,6 +110,7 @@ class Registry:
         if exchange.request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise RegistryError(ErrorCode.UNSUPPORTED, "a body with a Content-Encoding is not taken", status=415)
         call = _Call(exchange, wanted, authorized)
+        self._check_tag(call)
         if wanted.source_host is not None and authorized.routed is not None:
             # spec, "Registry Proxying": names the source that answers.
             exchange.answer_headers["OCI-Namespace"] = wanted.source_host
@@ -120,6 +121,18 @@ class Registry:
                 raise
             # Whoever is about to push asks first. A false "absent" costs him an upload, a 503 would cost him the push.
             raise RegistryError(_ASKED_BEFORE_PUSH[wanted.operation], str(error)) from error
+
+    def _check_tag(self, call: "_Call") -> None:
+        """Refuse a tag that is reserved for our own use: it is absent to those who read."""
+        tag, routed = call.wanted.tag_or_digest, call.authorized.routed
+        if tag is None or isinstance(tag, Digest) or not tag.startswith(RESERVED_TAG_PREFIX):
+            return
+        if routed is None or not self._router.reserves_names(routed.upstream):
+            return
+        if call.wanted.operation in {Operation.GET_MANIFEST, Operation.HEAD_MANIFEST}:
+            raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "the tag is reserved", detail={"tag": tag})
+        message = f"tags that begin with {RESERVED_TAG_PREFIX} are reserved: use another name"
+        raise RegistryError(ErrorCode.DENIED, message, detail={"tag": tag}, status=403)
 
     @contextmanager
     def _audited(self, call: "_Call", action: Action) -> Iterator[None]:

@@ -32,7 +32,7 @@ _CHANGES_MAX = 150_000
 _OF_A_NODE = frozenset({Table.KEYS, Table.LOCATION_KEYS})
 """Each node publishes its own keys when it starts; secrets that sign uploads stay where they are."""
 
-_JOURNAL = frozenset({Table.INTENTS, Table.TAGS, Table.DELETIONS, Table.COMPARED})
+_JOURNAL = frozenset({Table.INTENTS, Table.TAGS, Table.DELETIONS, Table.COMPARED, Table.WITNESSES})
 
 _Contents = dict[Table, dict[str, Mapping[str, Any]]]
 

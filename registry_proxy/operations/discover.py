@@ -8,7 +8,7 @@ from registry_proxy.ports.names import RoutedRepository, Router
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.protocol.endpoints import PAGE_SIZE_MAX
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Repository
+from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Repository
 
 _NO_LIST = '299 - "not all upstream registries have a list of their repositories; those of the others are listed"'
 
@@ -51,7 +51,10 @@ class Discover:
             RegistryError: NAME_UNKNOWN.
             UpstreamUnavailableError: no replica answered.
         """
-        return _page(await self._readers[routed.upstream].list_tags(routed.repository), page_size, last)
+        tags = await self._readers[routed.upstream].list_tags(routed.repository)
+        if self._router.reserves_names(routed.upstream):
+            tags = [tag for tag in tags if not tag.startswith(RESERVED_TAG_PREFIX)]
+        return _page(tags, page_size, last)
 
     async def list_repositories(
         self,

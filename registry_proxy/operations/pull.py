@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
 from registry_proxy.operations.passthrough import PassThrough
-from registry_proxy.operations.tags import TagResolver, TagRevision, TagRules
+from registry_proxy.operations.tags import RecordedTags, TagResolver, TagRules
 from registry_proxy.ports.content import BlobCache, BlobReader, ByteStream, Membership, Memberships, OpenSource
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, FillLostError, UpstreamUnavailableError
 from registry_proxy.ports.events import Observer
@@ -115,7 +115,7 @@ class Pull:
         holdings: whether an answer of the upstream is one about the repository.
         observer: is told hits and misses.
         tag_rules: by upstream, how long a tag is answered without asking, and what it is answered in spite of.
-        tag_revision: as for ``TagResolver``.
+        records: the records of tags; None for none.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Pull:
         holdings: Holdings,
         observer: Observer,
         tag_rules: Mapping[str, TagRules],
-        tag_revision: TagRevision | None = None,
+        records: RecordedTags | None = None,
     ) -> None:
         self._readers = readers
         self._impatient_readers = impatient_readers
@@ -142,7 +142,8 @@ class Pull:
             memberships=memberships,
             observer=observer,
             rules=tag_rules,
-            revision=tag_revision,
+            records=records,
+            content=self._find_manifest,
         )
         self._fetches: SingleFlight[_Fetched] = SingleFlight()
         self._learning: SingleFlight[_Learned] = SingleFlight()
@@ -247,6 +248,14 @@ class Pull:
         await self._cache.store(digest, manifest.body)
         self._memberships.remember(routed, ContentKind.MANIFEST, manifest.descriptor, asked_at=asked_at)
         return _Fetched(manifest, was_here=False)
+
+    async def _find_manifest(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
+        """Return the descriptor of a manifest that can be served; None where it cannot."""
+        try:
+            manifest, _ = await self._manifest(routed, digest)
+        except (RegistryError, UpstreamUnavailableError):
+            return None
+        return manifest.descriptor
 
     def _fresh(
         self, routed: RoutedRepository, digest: Digest, kind: ContentKind = ContentKind.MANIFEST

@@ -1,35 +1,63 @@
 """The present value of a tag: asked of the upstream, remembered for the upstream's TTL."""
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.ports.content import CachedTag, Memberships
-from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.errors import StoreUnavailableError, UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.names import RoutedRepository, StaleReason
 from registry_proxy.ports.replicas import RegistryReader
+from registry_proxy.ports.tags import TagFinding, TagRecord
 from registry_proxy.protocol.descriptor import Descriptor
-from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 
 _RACES_MAX = 3
+_OLDER_WARNING = '299 - "the replicas that can be asked have only an older state of the tag"'
 _REASONS = {
     StaleReason.UNAVAILABLE: "no replica of the upstream could be asked",
     StaleReason.REFUSED: "the upstream refuses to say what the tag is",
     StaleReason.ABSENT: "the upstream does not have the tag any more",
 }
 
-TagRevision = Callable[[RoutedRepository, Tag], Awaitable[int]]
-"""Returns the revision of a tag's record in the store, 0 without one. Raises StoreUnavailableError."""
+ReadTagRecord = Callable[[RoutedRepository, Tag], Awaitable[TagRecord]]
+"""Returns what the store knows of a tag. Raises StoreUnavailableError."""
+
+FindTag = Callable[[RoutedRepository, Tag], Awaitable[TagFinding | None]]
+"""Asks every replica for a tag; None while it is being written. Raises StoreUnavailableError."""
+
+FindContent = Callable[[RoutedRepository, Digest], Awaitable[Descriptor | None]]
+"""Returns the descriptor of a manifest that can be served; None where it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
 class TagRules:
-    """The rules for tags of an upstream: ``ttl_seconds`` without asking, in spite of ``stale_on`` as before."""
+    """The rules for tags of an upstream: ``ttl_seconds`` without asking, in spite of ``stale_on`` as before.
+
+    ``is_recorded``: every move of a tag is on record, so that an answer can be held against it.
+    """
 
     ttl_seconds: float
     stale_on: frozenset[StaleReason] = frozenset({StaleReason.UNAVAILABLE})
+    is_recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTags:
+    """The records of tags, which answers of replicas are held against.
+
+    Args:
+        read: reads the record of a tag.
+        find: asks every replica for one.
+        is_shared: other nodes write records, too, so that each read of a tag has to ask whether one did.
+    """
+
+    read: ReadTagRecord
+    find: FindTag
+    is_shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +86,8 @@ class TagResolver:
         memberships: where tags are remembered.
         observer: is told of stale answers.
         rules: by upstream.
-        revision: where other nodes move tags, too: tells whether one did. None where ``memberships`` knows every move.
+        records: what the store knows of tags; None for nothing.
+        content: tells whether a manifest can be served; goes with ``records``.
     """
 
     def __init__(
@@ -69,14 +98,17 @@ class TagResolver:
         memberships: Memberships,
         observer: Observer,
         rules: Mapping[str, TagRules],
-        revision: TagRevision | None = None,
+        records: RecordedTags | None = None,
+        content: FindContent | None = None,
     ) -> None:
         self._readers = readers
         self._impatient_readers = impatient_readers
         self._memberships = memberships
         self._observer = observer
         self._rules = rules
-        self._revision = revision
+        self._records = records
+        self._content = content
+        self._is_shared = records is not None and records.is_shared
         self._flights: SingleFlight[ResolvedTag] = SingleFlight()
 
     async def resolve(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag:
@@ -86,7 +118,7 @@ class TagResolver:
             RegistryError: MANIFEST_UNKNOWN, NAME_UNKNOWN when every current replica said so.
             UpstreamUnavailableError: it cannot be known, and never was.
         """
-        recorded = await self._recorded(routed, tag)
+        recorded = await self._revision(routed, tag)
         cached = self._memberships.find_tag(routed, tag)
         if cached is not None and self._is_current(routed, cached, recorded):
             return ResolvedTag(cached.descriptor, was_asked=False)
@@ -95,34 +127,47 @@ class TagResolver:
         resolved, _ = await self._flights.run(key, lambda: self._ask(routed, tag, recorded))
         return resolved
 
-    async def _recorded(self, routed: RoutedRepository, tag: Tag) -> int | None:
-        """Return the revision of the tag's record; None where it cannot be known now, or nobody else moves tags."""
-        if self._revision is None:
+    async def _record(self, routed: RoutedRepository, tag: Tag) -> TagRecord | None:
+        """Return the record of a tag; None where it cannot be known now, or answers are not held against it."""
+        if self._records is None or not (self._is_shared or self._rules[routed.upstream].is_recorded):
             return None
         try:
-            return await self._revision(routed, tag)
+            return await self._records.read(routed, tag)
         except StoreUnavailableError:
             return None
+
+    async def _revision(self, routed: RoutedRepository, tag: Tag) -> int | None:
+        """Return the revision of the tag's record; None where it cannot be known now, or nobody else moves tags."""
+        record = await self._record(routed, tag) if self._is_shared else None
+        return None if record is None else record.revision
 
     def _is_current(self, routed: RoutedRepository, cached: CachedTag, recorded: int | None) -> bool:
         return cached.age_seconds < self._rules[routed.upstream].ttl_seconds and self._is_last(cached, recorded)
 
     def _is_last(self, cached: CachedTag, recorded: int | None) -> bool:
         """Tell whether no node has moved or deleted the tag since it was learned; no where that cannot be known."""
-        return self._revision is None or (recorded is not None and cached.recorded == recorded)
+        return not self._is_shared or (recorded is not None and cached.recorded == recorded)
 
     async def _ask(self, routed: RoutedRepository, tag: Tag, recorded: int | None) -> ResolvedTag:
         for _ in range(_RACES_MAX):
             asked_at, before = self._memberships.moment(), self._memberships.find_tag(routed, tag)
-            readers = self._readers if before is None else self._impatient_readers
             try:
-                descriptor = await readers[routed.upstream].resolve_tag(routed.repository, tag)
+                resolved = await self._ask_replicas(routed, tag, before, recorded)
             except (RegistryError, UpstreamUnavailableError) as error:
                 return self._stand_in(routed, tag, before, recorded, error)
-            if (after := await self._recorded(routed, tag)) != recorded:
+            if not resolved.was_asked or resolved.warning is not None:
+                return resolved
+            record = await self._record(routed, tag)
+            if self._is_shared and (after := None if record is None else record.revision) != recorded:
                 # Another node came between: the record may be gone again, and be told by nothing later.
                 recorded = after
                 continue
+            if self._is_recorded(routed) and record is not None and record.is_past(resolved.digest):
+                settled = await self._settle(routed, tag)
+                if settled is None or not settled.was_asked or settled.warning is not None:
+                    return settled or resolved
+                resolved = settled
+            descriptor = resolved.descriptor
             version = None if before is None else before.version
             if self._memberships.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
                 if self._memberships.moment() != asked_at:  # it may have been deleted meanwhile: true only until then
@@ -133,6 +178,67 @@ class TagResolver:
             if now is not None:
                 return ResolvedTag(now.descriptor, was_asked=True)
         raise UpstreamUnavailableError(f"{routed}:{tag} is moved faster than it can be read")
+
+    def _is_recorded(self, routed: RoutedRepository) -> bool:
+        return self._records is not None and self._rules[routed.upstream].is_recorded
+
+    async def _ask_replicas(
+        self, routed: RoutedRepository, tag: Tag, before: CachedTag | None, recorded: int | None
+    ) -> ResolvedTag:
+        """Ask the replicas; wait for one to come back where nothing can stand in.
+
+        Raises:
+            RegistryError, UpstreamUnavailableError: as ``resolve``.
+        """
+        upstream, is_recorded = routed.upstream, self._is_recorded(routed)
+        readers = self._readers if before is None and not is_recorded else self._impatient_readers
+        try:
+            descriptor = await readers[upstream].resolve_tag(routed.repository, tag)
+        except UpstreamUnavailableError as error:
+            if not is_recorded or isinstance(error, UpstreamLimitError):
+                raise
+            settled = await self._settle(routed, tag)
+            if settled is not None and settled.warning is None:
+                return settled
+            if before is not None and self._is_last(before, recorded):
+                raise
+            try:
+                descriptor = await self._readers[upstream].resolve_tag(routed.repository, tag)
+            except UpstreamUnavailableError:
+                if settled is None:
+                    raise
+                return settled
+        return ResolvedTag(descriptor, was_asked=True)
+
+    async def _settle(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag | None:
+        """Return what a tag is where a replica is at odds with its record, or none that counts can be asked.
+
+        None where it is being written: then the answer that was had may be right. With a warning what it was before,
+        where nobody has what it shall be.
+
+        Raises:
+            RegistryError: MANIFEST_UNKNOWN: it was deleted, and a replica that went back in time has it again.
+        """
+        assert self._records is not None  # noqa: S101 - there is no record to be at odds with otherwise
+        try:
+            finding = await self._records.find(routed, tag)
+        except StoreUnavailableError:
+            return None
+        if finding is None:
+            return None
+        if finding.current is not None:
+            return ResolvedTag(finding.current, was_asked=True)
+        if finding.older is None:
+            return None
+        if finding.recorded is None:
+            raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "the tag was deleted", detail={"tag": tag})
+        recorded = None if self._content is None else await self._content(routed, finding.recorded)
+        if recorded is not None:
+            return ResolvedTag(recorded, was_asked=False)
+        if StaleReason.UNAVAILABLE not in self._rules[routed.upstream].stale_on:
+            raise UpstreamUnavailableError(f"the replicas that can be asked have only an older state of {routed}:{tag}")
+        self._observer.stale_answer(StaleReason.UNAVAILABLE)
+        return ResolvedTag(finding.older, was_asked=True, warning=_OLDER_WARNING)
 
     def _stand_in(
         self,
@@ -162,4 +268,5 @@ def _reason(error: RegistryError | UpstreamUnavailableError) -> StaleReason:
 
 
 def _warning(reason: StaleReason, age_seconds: float) -> str:
-    return f'299 - "{_REASONS[reason]}; this is what it was {age_seconds:.0f} s ago"'
+    when = f"{age_seconds:.0f} s ago" if math.isfinite(age_seconds) else "before the clock of this node was put back"
+    return f'299 - "{_REASONS[reason]}; this is what it was {when}"'

@@ -24,6 +24,9 @@ class Observer(Protocol):
     def replica_refused(self, upstream: str, replica: str, count: int) -> None:
         """Note how many keys a replica cannot have."""
 
+    def replica_returned(self, upstream: str, replica: str, reason: str) -> None:
+        """Note that a replica is not what it was; ``reason`` is older, empty, other or exchanged."""
+
     def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None: ...
     def lost_contents(self, upstream: str, count: int) -> None:
         """Note how many keys no replica of an upstream has any more."""

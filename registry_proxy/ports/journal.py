@@ -38,6 +38,9 @@ class Marks(Protocol):
     def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:
         """Tell whether the replica still holds a manifest or blob that was deleted through us."""
 
+    def why_new(self, replica: str, upstream: str) -> str:
+        """Return why a replica has to be compared with the others before it counts; "" where it has not."""
+
     def pending(self, replica: str, upstream: str) -> int:
         """The number of keys that it is behind in."""
 

@@ -61,5 +61,8 @@ class Router(Protocol):
     def may_lead(self, pattern: str, upstream: str) -> bool:
         """Tell whether some repository that matches a pattern of grants may lie in an upstream."""
 
+    def reserves_names(self, upstream: str) -> bool:
+        """Tell whether names of our own are kept from clients there: where we write (``protocol.reference``)."""
+
     @property
     def upstreams(self) -> Sequence[str]: ...

@@ -27,10 +27,16 @@ class Table(StrEnum):
     AUDIT_HEADS = "audit_heads"  # the signed ends of the audit logs, by node and process
     PUSHED_BLOBS = "pushed_blobs"  # where replicas mix repositories: what no manifest may name yet
     DELETIONS = "deletions"  # of content: until every node has surely forgotten that a repository held it
+    WITNESSES = "witnesses"  # by upstream and slot: keys of late writes, by which an older storage is recognised
     COMPARED = (
         "compared"  # by upstream: replicas whose fallback tags are on record, or at all others; see store.changes
     )
     REFRESH_TOKENS = "refresh_tokens"  # hashes; apart from the others, as logins make them
+
+
+LOSS_KEY = "loss"
+"""The key in META of the record that the store came back without what it held: ``noticed_at`` in seconds since the
+epoch, and in ``compared`` the upstreams whose replicas were compared since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,9 @@ class Store(Protocol):
         """Failures that all workers and nodes with this store count together."""
 
     async def get(self, table: Table, key: str) -> Record | None: ...
+    async def get_all(self, keys: Sequence[tuple[Table, str]]) -> Sequence[Record | None]:
+        """Return a record or None for each key, as they are at one moment, by one question."""
+
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         """Return the records whose key starts with ``prefix``, by key."""
 
@@ -120,6 +129,9 @@ class StoreChanges(Protocol):
 
     def version(self, table: Table) -> int:
         """Return a number that differs from an earlier one whenever the table may have changed; costs under 1 us."""
+
+    def losses(self) -> int:
+        """Return a number that rises when the store turns out to be empty, or older than it was."""
 
     async def check(self) -> None:
         """Have ``version`` know what every node committed until now. Raises StoreUnavailableError."""

@@ -22,7 +22,10 @@ _HEX = re.compile(r"[0-9a-f]+")
 REPOSITORY_MAX_LENGTH = 255
 
 RESERVED_PREFIX = "registry-proxy-internal/"
-"""Repositories of our own begin with it; clients do not see them."""
+"""Repositories of our own begin with it, at upstreams that we write to; clients can neither see nor name them."""
+
+RESERVED_TAG_PREFIX = "rp-keep-"
+"""Tags of our own in the repositories of clients begin with it, likewise."""
 
 Repository = NewType("Repository", str)
 """A ``<name>`` that matches the spec's grammar and is at most 255 characters long."""

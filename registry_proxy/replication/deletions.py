@@ -11,7 +11,7 @@ from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
-from registry_proxy.ports.store import Change, Store, StoreChanges, Table
+from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
@@ -21,9 +21,9 @@ from registry_proxy.replication.manifests import (
     configured_names,
     manifest_record_key,
     tag_lease,
-    tag_record_key,
     write_lease,
 )
+from registry_proxy.replication.tag_records import deleted_value, tag_record_key
 
 _KEPT_SECONDS = 7 * 86_400.0
 """How long a deletion stays on record: a node that was off for longer asks the replicas anew for all that it knew."""
@@ -48,13 +48,16 @@ async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str]) -
     """
     if key.kind is IntentKind.TAG:
         # Noted once more: whoever asked a replica meanwhile remembers the tag with the revision of before.
-        await store.commit([Change(Table.TAGS, tag_record_key(key.routed, Tag(key.name)), None), _deletion(key)])
+        tag = tag_record_key(key.routed, Tag(key.name))
+        records = await store.get_all([(Table.TAGS, tag), (Table.DELETIONS, str(key))])
+        await store.commit([Change(Table.TAGS, tag, None), _deletion(key, *records)])
     elif key.kind is IntentKind.MANIFEST:
         await _forget_manifest(store, key.routed, parse_digest(key.name), missing)
 
 
-def _deletion(key: IntentKey) -> Change:
-    return Change(Table.DELETIONS, str(key), {"deleted_at": time.time()})
+def _deletion(key: IntentKey, *records: Record | None) -> Change:
+    """Return the change that notes a deletion; ``records`` are those of a deleted tag."""
+    return Change(Table.DELETIONS, str(key), deleted_value(time.time(), *records))
 
 
 async def _forget_manifest(store: Store, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
@@ -72,8 +75,9 @@ async def _changes_that_forget(
     for record in await store.list(Table.TAGS, f"{routed}|"):
         if record.value["digest"] == str(digest):
             changes.append(Change(Table.TAGS, record.key, None, expect=record.revision))
-            tag = record.key.removeprefix(f"{routed}|")
-            lacking[str(IntentKey(routed, IntentKind.TAG, tag))] = (set(missing), 0)
+            tag = IntentKey(routed, IntentKind.TAG, record.key.removeprefix(f"{routed}|"))
+            changes.append(_deletion(tag, record))
+            lacking[str(tag)] = (set(missing), 0)
     for record in await store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|"):
         intent = Intent.from_value(record.value)
         if intent.digest == digest:

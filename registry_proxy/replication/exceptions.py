@@ -14,7 +14,8 @@ from registry_proxy.ports.journal import ContentException, IntentKey, IntentKind
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.intents import NO_REFUSALS, Intent, change_of, parse_key
-from registry_proxy.replication.manifests import manifest_record_key, tag_record_key
+from registry_proxy.replication.manifests import manifest_record_key
+from registry_proxy.replication.tag_records import tag_record_key
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from registry_proxy.ports.store import Change, Store, StoreChanges, Table
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag, is_fallback_tag
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import tag_record_key
+from registry_proxy.replication.tag_records import tag_record_key
 from registry_proxy.replication.verify import Verifier
 
 _LOOK_SECONDS = 1.0
@@ -122,7 +122,7 @@ class FallbackTagComparison:
         upstream = self._replica_set.upstream
         async with self._store.lease(f"compare fallback tags of {upstream}"):
             before = await self._store.get(Table.COMPARED, upstream)
-            version = (await self._store.versions()).get(Table.META, 0)  # of the roster: see Journal.note_members
+            version = (await self._store.versions()).get(Table.META, 0)  # of the roster: see Roster.note
             marks = await self._journal.snapshot()
             members = [one for one in self._replica_set.replicas if not marks.is_newcomer(upstream, one.name)]
             doubtful = await self._doubtful(members)

@@ -10,6 +10,11 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import Digest, Repository, parse_digest
 
+WRITING_SECONDS = 60.0
+"""How long a write may be under way before its intent counts as abandoned."""
+
+_CLOCKS_APART_SECONDS = 60.0
+
 NO_REFUSALS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -44,9 +49,20 @@ class Intent:
         """Tell whether there is nothing to remember of it."""
         return not (self.missing or self.refused or self.is_lost)
 
+    def is_under_way(self, now: float) -> bool:
+        """Tell whether its write may go on still.
+
+        An end that is further away than a write may take was set by a clock that has been put back since.
+        """
+        return now < self.writing_until <= now + WRITING_SECONDS + _CLOCKS_APART_SECONDS
+
     def replicas_behind(self, now: float) -> tuple[str, ...]:
         """Return the replicas that it counts against."""
-        return self.behind if now < self.writing_until else self.missing
+        return self.behind if self.is_under_way(now) else self.missing
+
+    def may_be_missed(self, replica: str, now: float) -> bool:
+        """Tell whether a replica may rightly have something else: it did not confirm this, or cannot have it."""
+        return self.is_under_way(now) or replica in self.missing or replica in self.refused
 
     def to_value(self) -> Mapping[str, Any]:
         """Return what is stored."""

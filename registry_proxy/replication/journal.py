@@ -17,14 +17,16 @@ from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import IntentKey, IntentKind, Marks, Pause
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
+from registry_proxy.ports.store import LOSS_KEY, Change, Record, Store, StoreChanges, Table
 from registry_proxy.protocol.reference import Digest
-from registry_proxy.replication.intents import NO_REFUSALS, Intent, change_of, parse_key
+from registry_proxy.replication.intents import NO_REFUSALS, WRITING_SECONDS, Intent, change_of, parse_key
 from registry_proxy.replication.marks import JournalMarks
-from registry_proxy.replication.pauses import find_pause
+from registry_proxy.replication.pauses import find_pause, restored_pause
+from registry_proxy.replication.roster import Roster
+from registry_proxy.replication.tag_records import moved
+from registry_proxy.replication.witnesses import is_witness, witness_of
 
-WRITING_SECONDS = 60.0
-"""How long a write may be under way before its intent counts as abandoned."""
+_RACES_MAX = 5
 
 _log = logging.getLogger(__name__)
 
@@ -74,11 +76,13 @@ class Journal:
         self._changes = changes
         self._observer = observer
         self._replicas = replicas
+        self.roster = Roster(store, replicas, guarded, observer)
         self._guarded = guarded
         self._clock = clock
         self._marks: JournalMarks | None = None
         self._read: dict[str, tuple[int, IntentKey, Intent]] = {}
         self._version = (-1, -1)
+        self._losses = changes.losses()
         self._loading = asyncio.Lock()
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:
@@ -103,8 +107,9 @@ class Journal:
                 return marks
             version, now = self._versions(), self._clock()
             try:
+                await self._restore_lost()
                 records = await self._store.list(Table.INTENTS)
-                newcomers, pauses = await self._newcomers(), await self._pauses()
+                newcomers, pauses = await self.roster.newcomers(), await self._pauses()
             except StoreUnavailableError:
                 if self._marks is None:
                     raise
@@ -114,6 +119,46 @@ class Journal:
             self._marks, self._version = JournalMarks(intents, now, newcomers, pauses), version
             self._report(self._marks)
             return self._marks
+
+    async def _restore_lost(self) -> None:
+        """Write again what the store has lost, as this process remembers it: what replicas miss, and who is new.
+
+        Raises:
+            StoreUnavailableError: it does not answer.
+        """
+        losses = self._changes.losses()
+        if losses == self._losses:
+            return
+        for _ in range(_RACES_MAX):
+            with contextlib.suppress(ConflictError):  # another process does the same
+                await self._store.commit(await self._lost_changes())
+                break
+        self._losses = losses
+
+    async def _lost_changes(self) -> list[Change]:
+        if self._marks is None:
+            return []
+        intents = {str(key): change_of(key, intent, expect=0) for _, key, intent in self._read.values()}
+        pauses = {name: pause for name in self._guarded if (pause := self._marks.pause(name)) is not None}
+        changes = [
+            *intents.values(),
+            *self.roster.remembered(self._marks.newcomers),
+            *(restored_pause(name, pause) for name, pause in pauses.items()),
+        ]
+        found = await self._store.get_all([(change.table, change.key) for change in changes]) if changes else []
+        lost = [change for change, record in zip(changes, found, strict=True) if record is None]
+        if lost:
+            _log.warning("the store was lost: %d records of what replicas miss are written again", len(lost))
+        return lost
+
+    async def is_doubtful(self) -> bool:
+        """Tell whether the store was lost, and the replicas were not compared since: what they miss is not known.
+
+        Raises:
+            StoreUnavailableError: it cannot be known.
+        """
+        await self._changes.check()
+        return await self._store.get(Table.META, LOSS_KEY) is not None
 
     def _read_again(self, record: Record) -> tuple[int, IntentKey, Intent]:
         """Return what a record says, with its revision; with many open intents to read most are as they were."""
@@ -138,39 +183,6 @@ class Journal:
                 self._observer.replica_refused(upstream, name, marks.refused(name, upstream))
             self._observer.lost_contents(upstream, marks.lost(upstream))
 
-    # ------------------------------------------------------------ members
-
-    async def note_members(self) -> None:
-        """Put on record who the replicas of an upstream are, the first time, and who is none any more.
-
-        One that comes later, or comes back, may hold anything and lack anything: see ``JournalMarks.is_newcomer``.
-        Where none of those on record is left there is nothing to compare with, and all are taken as they are.
-        """
-        for upstream in self._guarded:
-            record = await self._store.get(Table.META, _members_key(upstream))
-            configured = list(self._replicas[upstream])
-            names = configured if record is None else [name for name in record.value["names"] if name in configured]
-            if record is None or names != record.value["names"]:
-                with contextlib.suppress(ConflictError):  # another worker or node did so
-                    # The result of a comparison holds for the replicas that were compared, and for no others.
-                    compared = Change(Table.COMPARED, upstream, None)
-                    await self._store.commit([_members_change(upstream, record, names or configured), compared])
-
-    async def admit(self, upstream: str, replica: str) -> None:
-        """Make a newcomer one of the members: it holds what they hold."""
-        record = await self._store.get(Table.META, _members_key(upstream))
-        names = [] if record is None else record.value["names"]
-        if replica not in names:
-            await self._store.commit([_members_change(upstream, record, [*names, replica])])
-
-    async def _newcomers(self) -> set[tuple[str, str]]:
-        found: set[tuple[str, str]] = set()
-        for upstream in self._guarded:
-            record = await self._store.get(Table.META, _members_key(upstream))
-            if record is not None:
-                found |= {(upstream, name) for name in self._replicas[upstream] if name not in record.value["names"]}
-        return found
-
     # ------------------------------------------------------------ pauses
 
     async def _pauses(self) -> Mapping[str, Pause]:
@@ -189,8 +201,8 @@ class Journal:
 
     # ------------------------------------------------------------ intents
 
-    async def miss(self, key: IntentKey, digest: Digest, media_type: str, replica: str) -> bool:
-        """Note that a replica was found to lack what a key shall be; return whether the journal says so now.
+    async def miss(self, key: IntentKey, digest: Digest | None, media_type: str, replica: str) -> bool:
+        """Note that a replica was found to lack what a key shall be, None for deleted; return whether that is so now.
 
         Nothing happens when the key shall be something else.
         """
@@ -214,7 +226,7 @@ class Journal:
             (key, intent)
             for _, key, intent in self._read.values()
             if key.routed.upstream == upstream and key.kind is not IntentKind.TAG and intent.digest is not None
-            if intent.missing and self._clock() >= intent.writing_until
+            if intent.missing and not intent.is_under_way(self._clock())
         ]
 
     async def find(self, key: IntentKey) -> Intent | None:
@@ -256,17 +268,28 @@ class Journal:
             before = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
             behind, until = before.replicas_behind(now), now + WRITING_SECONDS
             intents[key] = Intent(digest, media_type, tuple(replicas), behind, until, before.refused)
-        previous += [(one.table, one.key, await self._store.get(one.table, one.key)) for one in changes]
+        records = [await self._store.get(one.table, one.key) for one in changes]
+        previous += [(one.table, one.key, record) for one, record in zip(changes, records, strict=True)]
+        changes = [await self._moved(one, record) for one, record in zip(changes, records, strict=True)]
         stored = [Change(Table.INTENTS, str(key), intent.to_value()) for key, intent in intents.items()]
         expecting = [
             replace(change, expect=0 if record is None else record.revision)
             for change, (_, _, record) in zip([*stored, *changes], previous, strict=True)
         ]
-        revision = await self._store.commit(expecting) if expecting else 0
+        witnesses = [witness_of(key) for key, intent in intents.items() if is_witness(key, intent.digest)]
+        revision = await self._store.commit([*expecting, *witnesses]) if expecting else 0
         tags = [replace(change, expect=revision) for change in changes if change.table is Table.TAGS]
         # Looked for after the commit: whoever pauses a replica later finds these intents, and waits for their end.
         pause = await find_pause(self._store, next(iter(intents)).routed.upstream) if intents else None
         return OpenWrite(intents, previous, revision, tags, None if pause is None else pause.replica)
+
+    async def _moved(self, change: Change, before: Record | None) -> Change:
+        """Return a change of a tag's record with what the tag was before."""
+        deleted = None
+        if change.table is Table.TAGS and before is None:
+            routed, _, tag = change.key.partition("|")
+            deleted = await self._store.get(Table.DELETIONS, f"{routed}|{IntentKind.TAG}|{tag}")
+        return moved(change, before, deleted)
 
     async def conclude(
         self, write: OpenWrite, confirmed: Collection[str], refused: Mapping[str, str] = NO_REFUSALS
@@ -347,15 +370,6 @@ class Journal:
         except ConflictError:
             return False
         return set(intent.missing) == {replica}
-
-
-def _members_key(upstream: str) -> str:
-    return f"members/{upstream}"
-
-
-def _members_change(upstream: str, record: Record | None, names: Sequence[str]) -> Change:
-    expect = 0 if record is None else record.revision
-    return Change(Table.META, _members_key(upstream), {"names": list(names)}, expect=expect)
 
 
 def _concluded(intent: Intent, refused: Mapping[str, str]) -> Intent:

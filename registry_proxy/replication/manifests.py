@@ -25,6 +25,7 @@ from registry_proxy.replication.fanout import (
 )
 from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.refusals import final_refusal, may_be_final
+from registry_proxy.replication.tag_records import tag_record_key
 from registry_proxy.replication.uploads import UploadReplication
 
 _log = logging.getLogger(__name__)
@@ -33,11 +34,6 @@ _log = logging.getLogger(__name__)
 def manifest_record_key(routed: RoutedRepository, digest: Digest) -> str:
     """Return the key of a manifest in the table MANIFESTS."""
     return f"{routed}|{digest}"
-
-
-def tag_record_key(routed: RoutedRepository, tag: Tag) -> str:
-    """Return the key of a tag in the table TAGS."""
-    return f"{routed}|{tag}"
 
 
 async def recorded_repositories(store: Store, prefix: str = "") -> set[RoutedRepository]:
@@ -64,20 +60,6 @@ async def recorded_manifests(store: Store, routed: RoutedRepository) -> list[Dig
 async def count_recorded_tags(store: Store, routed: RoutedRepository) -> int:
     """Return how many tags of a repository are on record."""
     return await store.count(Table.TAGS, f"{routed}|")
-
-
-async def tag_revision(store: Store, routed: RoutedRepository, tag: Tag) -> int:
-    """Return the revision of a tag's record, or of its deletion; 0 when there is neither.
-
-    It changes before any replica's tag does, and once more before a push or delete of the tag is acknowledged.
-
-    Raises:
-        StoreUnavailableError: it cannot be known.
-    """
-    record = await store.get(Table.TAGS, tag_record_key(routed, tag))
-    if record is None:
-        record = await store.get(Table.DELETIONS, str(IntentKey(routed, IntentKind.TAG, tag)))
-    return 0 if record is None else record.revision
 
 
 @asynccontextmanager

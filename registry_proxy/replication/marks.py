@@ -10,6 +10,7 @@ from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.replication.intents import Intent
 
 NO_PAUSES: Mapping[str, Pause] = MappingProxyType({})
+NO_NEWCOMERS: Mapping[tuple[str, str], str] = MappingProxyType({})
 
 
 class JournalMarks:
@@ -19,22 +20,22 @@ class JournalMarks:
         self,
         intents: Iterable[tuple[IntentKey, Intent]],
         now: float,
-        newcomers: Iterable[tuple[str, str]] = (),
+        newcomers: Mapping[tuple[str, str], str] = NO_NEWCOMERS,
         pauses: Mapping[str, Pause] = NO_PAUSES,
     ) -> None:
-        self._newcomers = frozenset(newcomers)
+        self.newcomers = newcomers
         self._pauses = pauses
         self._tags: set[tuple[str, RoutedRepository, str]] = set()
         self._tombstones: set[tuple[str, RoutedRepository, str]] = set()
         self._repositories: set[tuple[str, RoutedRepository]] = set()
-        self._pending: dict[tuple[str, str], int] = dict.fromkeys(self._newcomers, 1)
+        self._pending: dict[tuple[str, str], int] = dict.fromkeys(newcomers, 1)
         self._refusing: set[tuple[str, RoutedRepository, str]] = set()
         self._refused: Counter[tuple[str, str]] = Counter()
         self._lost: dict[IntentKey, bool] = {}
         self._missed_contents: set[str] = set()
         self.valid_until = float("inf")
         for key, intent in intents:
-            if now < intent.writing_until:
+            if intent.is_under_way(now):
                 self.valid_until = min(self.valid_until, intent.writing_until)
             if key.kind is not IntentKind.TAG and intent.digest is not None and (intent.missing or intent.is_lost):
                 self._missed_contents.add(key.name)
@@ -70,7 +71,11 @@ class JournalMarks:
 
     def is_newcomer(self, upstream: str, replica: str) -> bool:
         """Tell whether the replica was not compared with the others yet: it may miss anything."""
-        return bool(self._newcomers) and (upstream, replica) in self._newcomers
+        return bool(self.newcomers) and (upstream, replica) in self.newcomers
+
+    def why_new(self, replica: str, upstream: str) -> str:
+        """Return why a replica has to be compared with the others; "" where it has not."""
+        return self.newcomers.get((upstream, replica), "")
 
     def has_tag_intent(self, replica: str, routed: RoutedRepository, tag: str) -> bool:
         """Tell whether it is on record that it misses a move or the end of this tag."""

@@ -26,6 +26,12 @@ def change_of_pause(upstream: str, value: Mapping[str, Any] | None, before: Reco
     return Change(Table.META, pause_key(upstream), value, expect=0 if before is None else before.revision)
 
 
+def restored_pause(upstream: str, pause: Pause) -> Change:
+    """Return the change that stores a pause which the store has lost."""
+    value = {"replica": pause.replica, "reason": pause.reason, "by": pause.by, "since": pause.since}
+    return change_of_pause(upstream, value, None)
+
+
 async def find_pause(store: Store, upstream: str) -> Pause | None:
     """Return the pause of an upstream from the store itself. Raises StoreUnavailableError."""
     return parse_pause(await store.get(Table.META, pause_key(upstream)))

@@ -28,15 +28,17 @@ from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.intents import Intent, parse_key
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.kept import KeptCopies
-from registry_proxy.replication.manifests import manifest_record_key, tag_lease, tag_record_key, write_lease
+from registry_proxy.replication.manifests import manifest_record_key, tag_lease, write_lease
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
+from registry_proxy.replication.tag_records import holds_deleted, tag_record_key, taken_back
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import spawn
 
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
 _PAUSE_BEFORE_NEXT_COMPARISON_SECONDS = 60.0
+_PAUSES_OF_A_COMPARISON = 5
 _BLOBS_AT_ONCE = 4
 """A registry far away is mostly waited for. Blobs depend on nothing; what refers to them goes one by one, in order."""
 
@@ -136,14 +138,16 @@ class Repairer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._woken.wait()
+            began = time.monotonic()
             try:
                 is_well = await self.repair(client)
                 is_new = (await self._journal.snapshot()).is_newcomer(self._replica_set.upstream, client.name)
             except StoreUnavailableError:
                 is_well, is_new = True, False  # the journal cannot be read now, or another node is at it
+            took = time.monotonic() - began
             pause = _LOOK_SECONDS if is_well else _PAUSE_AFTER_FAILURE_SECONDS
-            if is_new and not is_well:
-                pause = _PAUSE_BEFORE_NEXT_COMPARISON_SECONDS
+            if is_new and not is_well:  # a comparison costs the registries as much as it takes time
+                pause = min(max(pause, _PAUSES_OF_A_COMPARISON * took), _PAUSE_BEFORE_NEXT_COMPARISON_SECONDS)
 
     async def repair(self, client: ReplicaClient) -> bool:
         """Repair one replica once; return False when something could not be.
@@ -194,6 +198,7 @@ class Repairer:
         """Bring to a new replica what the others have; it becomes one of them when it differs in nothing any more."""
         upstream = self._replica_set.upstream
         _log.info("replica %s/%s is new: it is compared with the others", upstream, client.name)
+        await self._find_deleted(client)
         before, after = self._verifier.new(), self._verifier.new()
         await self._verifier.compare(before, mend=True, only_at=client.name)
         await self._repair_all(client, status)
@@ -207,14 +212,22 @@ class Repairer:
                 f"decide about: see `registry-proxy replica verify {upstream}`"
             )
         if not status.error:
-            await self._journal.admit(upstream, client.name)
+            await self._journal.roster.admit(upstream, client.name)
+
+    async def _find_deleted(self, client: ReplicaClient) -> None:
+        """Note what a new replica holds that was deleted through us while it was not one of them."""
+        for record in await self._store.list(Table.DELETIONS, f"{self._replica_set.upstream}/"):
+            key = parse_key(record.key)
+            with contextlib.suppress(RegistryError, UpstreamUnavailableError):  # the comparison asks again
+                if await holds_deleted(self._store, client, key):
+                    await self._journal.miss(key, None, "", client.name)
 
     async def _open_keys(self, replica: str) -> list[IntentKey]:
         now = time.time()
         found = []
         for record in await self._store.list(Table.INTENTS, f"{self._replica_set.upstream}/"):
             key, intent = parse_key(record.key), Intent.from_value(record.value)
-            if replica in intent.missing and now >= intent.writing_until:
+            if replica in intent.missing and not intent.is_under_way(now):
                 found.append((_ORDER[key.kind, intent.digest is None], record.revision, key))
         return [key for _, _, key in sorted(found, key=lambda each: each[:2])]
 
@@ -222,7 +235,7 @@ class Repairer:
         try:
             async with self._lease(key):
                 intent = await self._journal.find(key)
-                if intent is None or client.name not in intent.missing or time.time() < intent.writing_until:
+                if intent is None or client.name not in intent.missing or intent.is_under_way(time.time()):
                     return  # somebody else was here, or is
                 try:
                     outcome = await self._make_equal(client, key, intent)
@@ -363,8 +376,8 @@ class Repairer:
             forgotten = Change(Table.MANIFESTS, manifest_record_key(key.routed, intent.digest), None)
         else:
             truth = await self._agreed_tag(key, [c for c in self._replica_set.replicas if c.name not in intent.behind])
-            value = None if truth is None else {"digest": str(truth.digest)}
-            forgotten = Change(Table.TAGS, tag_record_key(key.routed, Tag(key.name)), value)
+            tagged = await self._store.get(Table.TAGS, tag_record_key(key.routed, Tag(key.name)))
+            forgotten = taken_back(key, None if truth is None else truth.digest, tagged)
             if intent.behind:
                 digest, media_type = (None, "") if truth is None else (truth.digest, truth.media_type)
                 before = Intent(digest, media_type, intent.behind)

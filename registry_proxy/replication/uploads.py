@@ -340,7 +340,7 @@ class UploadReplication:
 
     async def release(self, digest: Digest) -> None:
         """Unpin our copy of a content, unless a replica still misses it in some repository."""
-        if not (await self._journal.snapshot()).is_missed(digest):
+        if not (await self._journal.snapshot()).is_missed(digest) and not await self._journal.is_doubtful():
             self._pins.unpin(digest)
 
     async def mount(

@@ -25,8 +25,9 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_dig
 from registry_proxy.replication.copies import is_nowhere
 from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import recorded_repositories, tag_record_key, write_lease
+from registry_proxy.replication.manifests import recorded_repositories, write_lease
 from registry_proxy.replication.marks import JournalMarks
+from registry_proxy.replication.tag_records import tag_record_key
 
 _T = TypeVar("_T")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.ports.store import LOSS_KEY, Change, Store, Table
 from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
 from registry_proxy.tasks import end, spawn
 
@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _PAGE_BYTES = 4096  # of the counters; what follows them holds the failures
 _ENTRY = struct.Struct("=QQ")  # counter, sequence number of the table's last change
 _OFFSETS = {table: index * _ENTRY.size for index, table in enumerate(Table)}
+_LOSSES = _PAGE_BYTES // 8 - 1
 _SLOTS = {table: index * 2 for index, table in enumerate(Table)}
 
 
@@ -75,6 +76,19 @@ class ChangePage:
             finally:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    def losses(self) -> int:
+        """Return how often the store was found to be older than it had been."""
+        return self._counters[_LOSSES]
+
+    def note_loss(self) -> None:
+        """Count that the store was found to be older than it had been; before any of its numbers is noted."""
+        with self._lock:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                self._counters[_LOSSES] += 1
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
     def known(self) -> Mapping[Table, int]:
         """Return the sequence number that each table was last seen with."""
         return {table: _ENTRY.unpack_from(self._page, offset)[1] for table, offset in _OFFSETS.items()}
@@ -113,11 +127,16 @@ class StoreWatch:
         self._compared = compared
         self._contact_at = float("-inf")
         self._is_silent = False
+        self._told_losses = page.losses()
         self._task: asyncio.Task[None] | None = None
 
     def version(self, table: Table) -> int:
         """Return a number that differs whenever the table may have changed since."""
         return self._page.version(table)
+
+    def losses(self) -> int:
+        """Return a number that rises when the store turns out to be empty, or older than it was."""
+        return self._page.losses()
 
     def seconds_since_contact(self) -> float:
         """Return how long ago the store last answered here; infinite when it never did."""
@@ -137,7 +156,10 @@ class StoreWatch:
         try:
             versions = await self._store.versions()
             if any(versions.get(table, 0) < sequence for table, sequence in known.items()):
-                await self._forget_comparisons()
+                self._page.note_loss()
+            if (losses := self._page.losses()) != self._told_losses:
+                await self._tell_loss()
+                self._told_losses = losses
         except StoreUnavailableError:
             self._is_silent = True
             raise
@@ -146,12 +168,12 @@ class StoreWatch:
         self._contact_at = asked_at
         self._compared(began_at)
 
-    async def _forget_comparisons(self) -> None:
-        """Remove what rests on every push being on record: the store lacks commits that this node has seen."""
-        _log.warning("the store is older than it was: it was lost, or restored from a copy")
+    async def _tell_loss(self) -> None:
+        """Put on record that the store lacks commits that this node has seen; what rested on all of them goes."""
+        _log.error("the store is older than it was: it was lost, or restored from a copy")
         records = await self._store.list(Table.COMPARED)
-        if records:
-            await self._store.commit([Change(Table.COMPARED, record.key, None) for record in records])
+        loss = Change(Table.META, LOSS_KEY, {"noticed_at": time.time(), "compared": []})
+        await self._store.commit([loss, *(Change(Table.COMPARED, record.key, None) for record in records)])
 
     async def start(self) -> None:
         """Look once, so that nothing that happened before is missed, then go on in the background."""

@@ -127,6 +127,21 @@ class RedisStore:
         stored = await self._stored(table, key)
         return None if stored is None else _record(key, stored)
 
+    async def get_all(self, keys: Sequence[tuple[Table, str]]) -> Sequence[Record | None]:
+        await self._check_schema()
+        found = await self._ask(lambda: self._get_all(keys))
+        return [
+            None if stored is None else _record(key, stored if isinstance(stored, str) else stored.decode())
+            for (_, key), stored in zip(keys, found, strict=True)
+        ]
+
+    async def _get_all(self, keys: Sequence[tuple[Table, str]]) -> "builtins.list[str | bytes | None]":
+        async with self._redis.pipeline() as pipeline:
+            for table, key in keys:
+                _ = pipeline.hget(f"{_PREFIX}table:{table}", key)  # is asked with the others, below
+            found: list[str | bytes | None] = await pipeline.execute()
+            return found
+
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         await self._check_schema()
         found = await self._ask(lambda: self._list_script(args=[_PREFIX, table.value, prefix]))
@@ -149,6 +164,7 @@ class RedisStore:
     async def versions(self) -> Mapping[Table, int]:
         await self._check_schema()
         stored = await self._stored_versions()
+        self._schema_checked = bool(stored)  # one that was emptied gets its schema again
         return {table: int(stored[table.value]) for table in Table if table.value in stored}
 
     @contextlib.asynccontextmanager
@@ -234,12 +250,15 @@ class RedisStore:
             arguments += [change.table.value, change.key, expect, write, value]
         if not changes:
             return int((await self._stored_versions()).get(_SEQUENCE_FIELD, 0))
+        known = self._page.known()
         outcome, *details = await self._ask(lambda: self._run_commit(arguments))
         if outcome == "conflict":
             name, key, revision, expect = details
             what = f"{name} {key} has revision" if key else f"{name} has version"
             raise ConflictError(f"{what} {revision}, expected {expect}")
         sequence = int(details[0])
+        if any(sequence <= known[change.table] for change in changes):
+            self._page.note_loss()  # the note below would hide it from those who compare
         self._page.note_commit({change.table for change in changes}, sequence)
         return sequence
 

@@ -80,6 +80,13 @@ class SqliteStore:
         )
         return Record(key, json.loads(rows[0][0]), rows[0][1]) if rows else None
 
+    async def get_all(self, keys: Sequence[tuple[Table, str]]) -> Sequence[Record | None]:
+        query = "SELECT tbl, key, value, revision FROM records WHERE (tbl, key) IN (VALUES {})"
+        places, values = ", ".join(["(?, ?)"] * len(keys)), [part for key in keys for part in key]
+        rows = await self._run(lambda db: db.execute(query.format(places), values))
+        found = {(table, key): Record(key, json.loads(value), revision) for table, key, value, revision in rows}
+        return [found.get((table.value, key)) for table, key in keys]
+
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         query = "SELECT key, value, revision FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key"
         rows = await self._run(lambda db: db.execute(query, (table, prefix, prefix + _LAST_CHARACTER)))

@@ -51,6 +51,7 @@ _OUTCOME = _label("outcome", "2xx", "3xx", "4xx", "429", "5xx", "connect", "time
 _WINNER = _label("winner", "first", "later", "none")
 _DECISION = (_label("action", *Action), _label("result", "allow", "deny", "would_deny"))
 _REASON = _label("reason", "write", "read", "evict", "full", "mismatch", "rot")
+_RETURN = _label("reason", "older", "empty", "other", "exchanged")
 _REPAIR = _label("outcome", "copied", "deleted", "given_up", "failed", "refused", "lost")
 _LOGIN = _label("outcome", "ok", "refused", "limited", "unavailable")
 _SINK = _label("sink", "file", "stdout", "syslog", "decisions")
@@ -133,6 +134,9 @@ class PrometheusObserver:
         self._repaired_bytes = self._counter("repaired_bytes", "Bytes sent to repair a replica.", replica)
         self._wrong_contents = self._counter(
             "wrong_content", "Contents that a replica sent and that were not what was asked for.", replica
+        )
+        self._returned = self._counter(
+            "replica_returned", "Replicas that were not what they had been, by what they were.", replica, _RETURN
         )
         self._scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes of cached content read and compared.")
         self._logins = self._counter("logins", "Logins, by how they ended.", _LOGIN)
@@ -227,6 +231,9 @@ class PrometheusObserver:
 
     def replica_refused(self, upstream: str, replica: str, count: int) -> None:
         self._replica_refused.labels(upstream, replica).set(count)
+
+    def replica_returned(self, upstream: str, replica: str, reason: str) -> None:
+        self._add(self._returned, 1, upstream, replica, reason)
 
     def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None:
         self._replica_paused.labels(upstream, replica).set(is_paused)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import MarkSource, Pause
-from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus, StorageKind
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState, ReplicaStatus, StorageKind
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.client import HttpReplicaClient
@@ -37,6 +38,12 @@ _JITTER = 0.1
 _log = logging.getLogger(__name__)
 
 
+class Inspect(Protocol):
+    """Looks whether a replica that answers is still what it was; ``is_returning``: it was not up until now."""
+
+    async def __call__(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamConfig:
     """The parts of an upstream; ``write_quorum`` counts over the configured replicas."""
@@ -59,6 +66,7 @@ class _Member:
     probed_at: float = float("-inf")
     pending: int = 0
     refused: int = 0
+    why_new: str = ""
     pause: Pause | None = None
 
     @property
@@ -74,10 +82,19 @@ class UpstreamReplicas:
         marks: what each replica misses: makes ``behind`` of ``up``.
         observer: is told states, pending marks and requests.
         remembered: what this node remembers of their answers.
+        inspect: looks whether a replica that answers is still what it was, before it counts as up.
     """
 
-    def __init__(self, config: UpstreamConfig, marks: MarkSource, observer: Observer, remembered: Remembered) -> None:
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        marks: MarkSource,
+        observer: Observer,
+        remembered: Remembered,
+        inspect: Inspect | None = None,
+    ) -> None:
         self._config = config
+        self._inspect = inspect
         self._marks = marks
         self._observer = observer
         self.doubts = Doubts(time.monotonic)
@@ -232,7 +249,7 @@ class UpstreamReplicas:
                 name=name,
                 url=member.address.url,
                 state=member.state,
-                reason=member.health.explain(),
+                reason=member.health.explain() or member.why_new,
                 latency_seconds=member.health.latency_seconds,
                 pending=member.pending,
                 refused=member.refused,
@@ -274,9 +291,17 @@ class UpstreamReplicas:
         except (RegistryError, UpstreamUnavailableError) as error:
             member.health.probe_failed(error)
         else:
-            member.health.probe_succeeded(time.monotonic() - started_at)
+            latency_seconds = time.monotonic() - started_at
+            await self._inspect_now(member)
+            member.health.probe_succeeded(latency_seconds)
         member.probed_at = time.monotonic()
         self._note_change(member, was)
+
+    async def _inspect_now(self, member: _Member) -> None:
+        if self._inspect is not None:
+            with suppress(TimeoutError):  # what is not known by then is looked at with the next probe
+                async with asyncio.timeout(self._config.timeouts.probe):
+                    await self._inspect(self, member.client, is_returning=not member.health.is_up)
 
     def _log_state(self, member: _Member) -> None:
         health = member.health
@@ -317,6 +342,7 @@ class UpstreamReplicas:
         for name, member in self._members.items():
             if marks is not None:
                 member.pending = marks.pending(name, self.upstream)
+                member.why_new = marks.why_new(name, self.upstream)
                 member.refused = marks.refused(name, self.upstream)
                 member.pause = pause if pause is not None and pause.replica == name else None
             self._observer.replica_paused(self.upstream, name, is_paused=member.pause is not None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.patterns import literal_prefix, may_match_below
-from registry_proxy.protocol.reference import Repository, is_repository
+from registry_proxy.protocol.reference import RESERVED_PREFIX, Repository, is_repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Route:
         strip_prefix: whether the upstream's names lack the prefix.
         namespaces: values of ``ns`` that mean this route (spec, "Registry Proxying"), in lower case.
         is_docker_hub: whether a name of one component means an official image there: ``library/NAME``.
+        is_writable: whether clients may push there: names of our own are reserved then.
     """
 
     prefix: str
@@ -26,6 +27,7 @@ class Route:
     strip_prefix: bool = False
     namespaces: tuple[str, ...] = ()
     is_docker_hub: bool = False
+    is_writable: bool = False
 
     def name_there(self, canonical: Repository) -> Repository:
         """Return what the upstream calls a repository."""
@@ -39,6 +41,7 @@ class PrefixRouter:
     def __init__(self, routes: Sequence[Route]) -> None:
         self._routes = sorted(routes, key=lambda route: len(route.prefix), reverse=True)
         self._by_namespace = {namespace: route for route in routes for namespace in route.namespaces}
+        self._reserving = frozenset(route.upstream for route in routes if route.is_writable)
 
     @property
     def upstreams(self) -> Sequence[str]:
@@ -59,10 +62,16 @@ class PrefixRouter:
     def route(self, canonical: Repository) -> RoutedRepository:
         for route in self._routes:
             if canonical.startswith(route.prefix):
-                return RoutedRepository(route.upstream, route.name_there(canonical))
+                name = route.name_there(canonical)
+                if route.is_writable and name.startswith(RESERVED_PREFIX):
+                    raise RegistryError(ErrorCode.NAME_UNKNOWN, "the name is reserved", detail={"name": str(canonical)})
+                return RoutedRepository(route.upstream, name)
         raise RegistryError(
             ErrorCode.NAME_UNKNOWN, "no route leads to this repository", detail={"name": str(canonical)}
         )
+
+    def reserves_names(self, upstream: str) -> bool:
+        return upstream in self._reserving
 
     def local_name(self, routed: RoutedRepository) -> Repository | None:
         for route in self._routes:

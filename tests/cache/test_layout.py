@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.cache.layout import CacheSchemaError, prepare_cache
+from registry_proxy.cache.layout import CacheMoveError, CachePaths, CacheSchemaError, prepare_cache, read_node_id
 from registry_proxy.cache.spool import DiskSpool
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
@@ -46,3 +46,21 @@ def test_a_newer_or_strange_directory_is_refused_untouched(cache_path: Path, sch
     with pytest.raises(CacheSchemaError, match=str(cache_path)):
         prepare_cache(cache_path)
     assert os.listdir(cache_path / "fills") == ["x.part"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"not an id", b"\x00" * 36])
+def test_a_damaged_node_id_comes_back_from_its_copy(cache_path: Path, damage: bytes) -> None:
+    """One of the two files is enough for the node to stay who it is; without either the start names both."""
+    paths = CachePaths(str(cache_path))
+    node_id, first, copy = read_node_id(paths), Path(paths.node_ids[0]), Path(paths.node_ids[1])
+    for path in (first, copy):
+        path.chmod(0o600)
+        path.write_bytes(damage)
+        prepare_cache(cache_path)
+        assert first.read_text() == copy.read_text() == node_id
+    first.write_bytes(damage)
+    copy.write_bytes(damage)
+    with pytest.raises(CacheMoveError) as caught:
+        prepare_cache(cache_path)
+    assert str(first) in str(caught.value)
+    assert str(copy) in str(caught.value)

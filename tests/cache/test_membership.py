@@ -114,16 +114,51 @@ def test_what_ends_while_it_is_learned_is_not_remembered(memberships: FileMember
     assert memberships.find(APP, ContentKind.BLOB, ONE) is not None
 
 
-@pytest.mark.parametrize("text", [b"", b"[", b"[]", b"{}", b'{"media_type":1,"size":2}', b"\xff"])
+DAMAGED = [
+    *(b"", b"[", b"[]", b"{}", b"\xff", b"[" * 4096),
+    *(
+        b'{"media_type":1,"size":2,%s}',
+        b'{"media_type":"a/b","size":Infinity,%s}',
+        b'{"media_type":"a/b","size":1e999,%s}',
+    ),
+    *(
+        b'{"media_type":"a/b","size":-1,%s}',
+        b'{"media_type":"a/b","size":true,%s}',
+        b'{"media_type":"a/b","size":NaN,%s}',
+    ),
+    *(
+        b'{"media_type":"a\\r\\nb","size":1,%s}',
+        b'{"media_type":"\xc3\xa4","size":1,%s}',
+        b'{"media_type":"a","size":"1",%s}',
+    ),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_damaged_records_are_as_if_absent(memberships: FileMemberships, cache_path: Path, text: bytes) -> None:
     """A record that cannot be understood is asked again, not an error."""
     memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
     memberships.move_tag(APP, LATEST, manifest(ONE), recorded=1)
     for directory in ("_blobs", "_tags"):
         (path,) = (cache_path / "repositories" / str(APP) / directory).iterdir()
-        path.write_bytes(text)
+        path.write_bytes(text.replace(b"%s", b'"digest":"%s"' % str(ONE).encode()))
+    (cache_path / "repositories" / str(APP) / "_blobs" / "damaged").touch()
     assert memberships.find(APP, ContentKind.BLOB, ONE) is None
     assert memberships.find_tag(APP, LATEST) is None
+    assert memberships.digests_of(lambda _: True) == {ONE}
+
+
+def test_a_clock_that_is_put_back_keeps_nothing_fresh(memberships: FileMemberships, cache_path: Path) -> None:
+    """What was learned in what is now the future is old, and is asked for again."""
+    memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
+    memberships.move_tag(APP, LATEST, manifest(ONE), recorded=1)
+    for directory in ("_blobs", "_tags"):
+        (path,) = (cache_path / "repositories" / str(APP) / directory).iterdir()
+        os.utime(path, (time.time() + 3600, time.time() + 3600))
+    found, cached = memberships.find(APP, ContentKind.BLOB, ONE), memberships.find_tag(APP, LATEST)
+    assert found is not None
+    assert cached is not None
+    assert found.age_seconds == cached.age_seconds == float("inf")
 
 
 def test_an_answer_asked_for_before_a_push_does_not_undo_it(memberships: FileMemberships) -> None:

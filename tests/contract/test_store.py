@@ -58,6 +58,13 @@ async def test_gives_back_what_was_written(store: Store) -> None:
     assert await store.get(Table.GROUPS, "ann") is None
 
 
+async def test_several_records_come_by_one_question(store: Store) -> None:
+    """Each in its place, also of different tables, and None for what is not there."""
+    revision = await store.commit([Change(Table.USERS, "a", {"n": 1}), Change(Table.GROUPS, "a", {"n": 2})])
+    keys = [(Table.GROUPS, "a"), (Table.USERS, "b"), (Table.USERS, "a")]
+    assert await store.get_all(keys) == [Record("a", {"n": 2}, revision), None, Record("a", {"n": 1}, revision)]
+
+
 async def test_lists_by_prefix_in_order(store: Store) -> None:
     """A list holds exactly the keys that start with the prefix, sorted, whatever characters they are made of."""
     keys = ["a", "a|b", "a|b/c", "a|bb", "a|\u00fc", "b", "B", "a|[x]*", "%", "_"]

@@ -335,6 +335,21 @@ async def test_the_catalogue_shows_what_the_caller_may_pull_in_full_pages(public
         assert response.status == 400
 
 
+async def test_tags_of_our_own_cannot_be_named(public: PublicBench) -> None:
+    """Those that begin with rp-keep- are absent to readers, refused to writers, and not listed."""
+    public.allow("pull", "push", "delete")
+    public.reader.add_manifest("team/app", BODY, "latest")
+    public.reader.add_manifest("team/app", BODY, "rp-keep-1")
+    headers = {**public.bearer(), "Content-Type": OCI_MANIFEST}
+    for method, status in (("GET", 404), ("HEAD", 404), ("PUT", 403), ("DELETE", 403)):
+        body = BODY if method == "PUT" else None
+        path = "/v2/team/app/manifests/rp-keep-1"
+        async with public.session.request(method, path, headers=headers, data=body) as response:
+            assert response.status == status, method
+    async with public.session.get("/v2/team/app/tags/list", headers=headers) as response:
+        assert (await response.json())["tags"] == ["latest"]
+
+
 async def test_tags_are_paged(public: PublicBench) -> None:
     """Sorted, from after ``last``, with a relative Link that leads to the rest."""
     for tag in ("c", "a", "b"):

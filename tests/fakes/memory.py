@@ -487,6 +487,9 @@ class CountingObserver:
     def replica_refused(self, upstream: str, replica: str, count: int) -> None:
         self.counts["refused", upstream, replica] = count
 
+    def replica_returned(self, upstream: str, replica: str, reason: str) -> None:
+        self.counts["returned", upstream, replica, reason] += 1
+
     def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None:
         self.counts["paused", upstream, replica] = is_paused
 

@@ -243,6 +243,9 @@ class OneUpstream:
     def local_name(self, routed: RoutedRepository) -> Repository | None:
         return routed.repository
 
+    def reserves_names(self, upstream: str) -> bool:
+        return upstream == "main"
+
     def may_lead(self, pattern: str, upstream: str) -> bool:  # noqa: ARG002 - everything lies in the one
         return True
 

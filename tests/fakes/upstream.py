@@ -42,6 +42,7 @@ class ToldMarks:
     behind: set[str] = field(default_factory=set)
     refusals: set[tuple[str, Tag | Digest]] = field(default_factory=set)
     paused: Pause | None = None
+    newcomers: set[str] = field(default_factory=set)
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:  # noqa: ARG002 - there is one node
         return self
@@ -56,6 +57,9 @@ class ToldMarks:
 
     def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:  # noqa: ARG002 - told of one repository
         return (replica, digest) in self.tombstones
+
+    def why_new(self, replica: str, upstream: str) -> str:  # noqa: ARG002 - told of one upstream
+        return "it is new" if replica in self.newcomers else ""
 
     def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:  # noqa: ARG002 - told of one repository
         return (replica, tag_or_digest) in self.refusals

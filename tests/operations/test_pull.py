@@ -10,9 +10,10 @@ import pytest
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS
 from registry_proxy.operations.passthrough import HOLD_BACK_BYTES, PassThrough
 from registry_proxy.operations.pull import FAR_RANGE_BYTES, BlobAnswer, Pull
-from registry_proxy.operations.tags import TagRules
+from registry_proxy.operations.tags import RecordedTags, TagRules
 from registry_proxy.ports.errors import FillFailedError, StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository, StaleReason
+from registry_proxy.ports.tags import TagFinding, TagRecord
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -61,14 +62,18 @@ class Bench:
             holdings=holdings_of(self.reader, self.memberships, self.cache),
             observer=self.observer,
             tag_rules=self.rules,
-            tag_revision=None if self.revision is None else self.tell_revision,
+            records=None if self.revision is None else RecordedTags(self.tell_record, self.find_tag, is_shared=True),
         )
 
-    async def tell_revision(self, _: RoutedRepository, __: Tag) -> int:
+    async def tell_record(self, _: RoutedRepository, __: Tag) -> TagRecord:
         """Tell what the store says of every tag."""
         if isinstance(self.revision, int):
-            return self.revision
+            return TagRecord(self.revision)
         raise self.revision or AssertionError("nobody else moves tags")
+
+    async def find_tag(self, _: RoutedRepository, __: Tag) -> TagFinding | None:
+        """Find nothing: no answer is at odds with the record."""
+        return None
 
     def go_down(self) -> None:
         self.reader.is_down = self.impatient.is_down = True

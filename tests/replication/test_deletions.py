@@ -15,7 +15,7 @@ from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.deletions import DeletionsElsewhere
-from registry_proxy.replication.manifests import tag_revision
+from registry_proxy.replication.tag_records import read_tag_record
 from tests.fakes.images import Parts, image
 from tests.fakes.memory import MemoryMemberships
 from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
@@ -148,15 +148,15 @@ async def test_whoever_asked_during_the_delete_of_a_tag_asks_again(setting: Benc
     setting.a.tags[REPOSITORY, "past"] = setting.b.tags[REPOSITORY, "past"] = app.digest
     store, past = setting.under_test.store, Tag("past")
     for tag in (LATEST, past):
-        before = await tag_revision(store, ROUTED, tag)
+        before = (await read_tag_record(store, ROUTED, tag)).revision
         setting.b.gates["delete_tag"] = gate = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(setting.under_test.manage.delete_manifest(ROUTED, tag))
             request = ("delete_tag", REPOSITORY, tag)
             await until(partial(setting.b.requests.__contains__, request))
-            during = await tag_revision(store, ROUTED, tag)
+            during = (await read_tag_record(store, ROUTED, tag)).revision
             gate.set()
-        after = await tag_revision(store, ROUTED, tag)
+        after = (await read_tag_record(store, ROUTED, tag)).revision
         assert after not in {before, during}
 
 
@@ -304,6 +304,6 @@ async def test_old_deletions_leave_the_record(setting: Bench) -> None:
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     store, changes = setting.under_test.store, setting.under_test.changes
     await DeletionsElsewhere(store, changes, MemoryMemberships()).follow()
-    assert len(await store.list(Table.DELETIONS)) == 1
+    assert len(await store.list(Table.DELETIONS)) == 2  # of the manifest, and of the tag that was on it
     await DeletionsElsewhere(store, changes, MemoryMemberships(), lambda: time.time() + 8 * 86_400).follow()
     assert await setting.under_test.store.list(Table.DELETIONS) == []

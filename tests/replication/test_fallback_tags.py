@@ -54,7 +54,7 @@ def desk_over(setting: Bench) -> Desk:
 @pytest_asyncio.fixture
 async def desk(setting: Bench) -> Desk:
     """Give both over the bench, whose members are on record."""
-    await setting.under_test.journal.note_members()
+    await setting.under_test.journal.roster.note()
     return desk_over(setting)
 
 
@@ -135,7 +135,7 @@ async def test_a_replica_that_is_new_is_compared_when_it_has_been_taken_in(desk:
 
     async def roster(*names: str) -> Journal:
         journal = Journal(store, changes, CountingObserver(), {"main": names}, guarded=["main"])
-        await journal.note_members()
+        await journal.roster.note()
         return journal
 
     await roster("a")
@@ -143,7 +143,7 @@ async def test_a_replica_that_is_new_is_compared_when_it_has_been_taken_in(desk:
     assert not await desk.is_absent("a")
     assert not await desk.comparison.compare()  # b is new
     assert [await desk.is_absent(name) for name in ("a", "b")] == [True, False]
-    await journal.admit("main", "b")
+    await journal.roster.admit("main", "b")
     assert await desk.comparison.compare()
     assert await desk.is_absent("b")
 

@@ -11,7 +11,8 @@ from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
-from registry_proxy.replication.journal import WRITING_SECONDS, Journal
+from registry_proxy.replication.intents import WRITING_SECONDS
+from registry_proxy.replication.journal import Journal
 from registry_proxy.store.open import open_store
 from tests.fakes.memory import CountingObserver
 from tests.fakes.replicas import ROUTED

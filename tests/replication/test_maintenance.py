@@ -11,7 +11,7 @@ from registry_proxy.ports.journal import IntentKey, IntentKind, PauseRefusedErro
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
-from registry_proxy.replication.journal import WRITING_SECONDS
+from registry_proxy.replication.intents import WRITING_SECONDS
 from registry_proxy.replication.maintenance import KNOWN_SECONDS, Maintenance
 from registry_proxy.replication.pauses import repair_lease
 from registry_proxy.tasks import spawn

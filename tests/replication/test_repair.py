@@ -13,8 +13,7 @@ from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.copies import Copies, Pace
-from registry_proxy.replication.intents import parse_key
-from registry_proxy.replication.journal import WRITING_SECONDS
+from registry_proxy.replication.intents import WRITING_SECONDS, parse_key
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.verify import Verifier
 from tests.fakes.images import Parts, image, index

@@ -177,7 +177,7 @@ async def test_replicas_over_one_store_are_equal(setting: Bench) -> None:
 
 async def make_newcomer(setting: Bench) -> None:
     """Have b configured anew beside a, which was there before."""
-    await setting.under_test.journal.note_members()
+    await setting.under_test.journal.roster.note()
     store = setting.under_test.store
     await store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
 
@@ -214,11 +214,11 @@ async def test_a_newcomer_with_contents_of_its_own_waits_for_a_person(setting: B
 async def test_members_are_noted_once_and_leave_with_the_configuration(setting: Bench) -> None:
     """The first start takes all as they are; who is not configured any more comes back as a newcomer."""
     journal, store = setting.under_test.journal, setting.under_test.store
-    await journal.note_members()
+    await journal.roster.note()
     assert (await store.list(Table.META, "members/"))[0].value == {"names": ["a", "b"]}
     await store.commit([Change(Table.META, "members/main", {"names": ["a", "b", "gone"]})])
-    await journal.note_members()
+    await journal.roster.note()
     assert (await store.list(Table.META, "members/"))[0].value == {"names": ["a", "b"]}
     await store.commit([Change(Table.META, "members/main", {"names": ["others"]})])
-    await journal.note_members()
+    await journal.roster.note()
     assert not (await journal.snapshot()).is_newcomer("main", "a")

@@ -63,13 +63,16 @@ def test_a_log_that_is_gone_is_named(start_proxy: StartProxy, also_cache: bool) 
         assert re.search(rf"^(process {process} |{process}-\d+\.jsonl)", verified.stderr, re.MULTILINE)
 
 
+NODE_ID = "2f1d2c1e-7f0b-4f7e-9d57-0d9be2f0a001"
+
+
 def _whole(cache: Path) -> None:
     (cache / "audit").mkdir(parents=True)
     for name in ("0-000000000001.jsonl", "decisions-0.jsonl"):
         (cache / "audit" / name).write_text(name)
     (cache / "pins").mkdir()
     (cache / "pins" / f"sha256-{'a' * 64}").touch()
-    (cache / "node-id").write_text("the node")
+    (cache / "node-id").write_text(NODE_ID)
     (cache / "schema").write_text("1\n")
 
 
@@ -91,7 +94,7 @@ def test_what_an_older_release_kept_inside_is_moved(tmp_path: Path, make: Callab
     expected = ["0-000000000001.jsonl", "decisions-0.jsonl", "node-id", f"pins/sha256-{'a' * 64}"]
     assert [name for name in names(kept) if len(name.split(".")) < 3] == expected
     assert (kept / "0-000000000001.jsonl").read_text() == "0-000000000001.jsonl"
-    assert (kept / "node-id").read_text() == "the node"
+    assert (kept / "node-id").read_text() == NODE_ID
     assert not (cache / "audit").exists()
     assert not (cache / "pins").exists()
     assert (cache / "schema").read_text() == "2\n"

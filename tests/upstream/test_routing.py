@@ -40,6 +40,17 @@ def test_the_longest_prefix_of_whole_components_wins(name: str, upstream: str, t
     assert ROUTER.route(parse_repository(name)) == RoutedRepository(upstream, parse_repository(there))
 
 
+def test_names_of_our_own_lead_nowhere_where_we_write() -> None:
+    """A repository below the reserved prefix is unknown at an upstream that we write to, and as any other elsewhere."""
+    router = PrefixRouter([Route("", "main", is_writable=True), Route("hub/", "hub", strip_prefix=True)])
+    with pytest.raises(RegistryError) as caught:
+        router.route(parse_repository("registry-proxy-internal/sentinel"))
+    assert caught.value.code is ErrorCode.NAME_UNKNOWN
+    assert router.route(parse_repository("hub/registry-proxy-internal/x")).upstream == "hub"
+    assert router.local_name(RoutedRepository("main", parse_repository("registry-proxy-internal/x"))) is None
+    assert [router.reserves_names(name) for name in ("main", "hub")] == [True, False]
+
+
 def test_ns_names_the_route_and_rights_are_judged_on_its_name() -> None:
     """`?ns=docker.io` turns the name into the one below the route that serves it."""
     for host in ("docker.io", "DOCKER.IO", "Docker.io"):

@@ -1,0 +1,179 @@
+"""A replica that was put back from an older copy, or swapped with another: never an older tag without a warning."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import StartProxy
+from tests.product import OCI_MANIFEST, Image, Proxy, User, make_image, push_directly, random_bytes
+from tests.servers import Server, wait_until
+
+REPOSITORY = "team/app"
+TAGS = [f"1.{number}" for number in range(6)]
+
+
+def data_of(registry: Server) -> Path:
+    """Return the directory of a registry's storage."""
+    return registry.log.parent / "data"
+
+
+def keep_copy(registry: Server) -> Path:
+    """Copy the storage of a registry, as a backup does."""
+    copy = registry.log.parent / "copy"
+    shutil.copytree(data_of(registry), copy)
+    return copy
+
+
+def put_back(registry: Server, copy: Path) -> None:
+    """Put a copy in the place of a registry's storage, under the running process, which remembers nothing."""
+    data_of(registry).rename(registry.log.parent / "newer")
+    copy.rename(data_of(registry))
+
+
+def start(start_proxy: StartProxy, registries: Sequence[Server]) -> tuple[Proxy, User]:
+    """Start a proxy that asks for a tag each time."""
+    replicas = [{"url": server.url} for server in registries]
+    proxy = start_proxy([], {"upstreams": {"main": {"replicas": replicas, "tag_ttl": "0s"}}})
+    return proxy, proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
+
+
+def push_all(user: User, label: str) -> dict[str, Image]:
+    """Push another image under each tag."""
+    layer = random_bytes(1000)
+    images = {tag: make_image(layer, label=f"{label} {tag}") for tag in TAGS}
+    for tag, image in images.items():
+        user.push(REPOSITORY, tag, image)
+    return images
+
+
+def told(user: User) -> dict[str, str | None]:
+    """Return what the proxy says that the tags are; None for one that is not there."""
+    heads = {tag: user.head(REPOSITORY, f"manifests/{tag}") for tag in TAGS}
+    return {tag: head.headers.get("Docker-Content-Digest") for tag, head in heads.items()}
+
+
+def held(registry: Server) -> dict[str, str | None]:
+    """Return what a registry says that the tags are, asked past the proxy."""
+    with httpx.Client(base_url=f"{registry.url}/v2/{REPOSITORY}", verify=False) as client:
+        heads = {tag: client.head(f"/manifests/{tag}", headers={"Accept": OCI_MANIFEST}) for tag in TAGS}
+    return {tag: head.headers.get("Docker-Content-Digest") for tag, head in heads.items()}
+
+
+def wait_until_healed(proxy: Proxy) -> None:
+    """Return once both replicas are up and miss nothing."""
+    wait_until(
+        lambda: (
+            proxy.metric("registry_proxy_replica_state", state="up") == 2
+            and proxy.metric("registry_proxy_replica_pending") == 0
+        ),
+        "both replicas are up",
+        timeout_seconds=60,
+    )
+
+
+def digests(images: dict[str, Image]) -> dict[str, str]:
+    """Return what each tag is."""
+    return {tag: image.digest for tag, image in images.items()}
+
+
+def test_a_replica_put_back_from_an_older_copy_is_not_believed(
+    registries: list[Server], start_proxy: StartProxy
+) -> None:
+    """Each tag is what was pushed last, also at once; the replica is compared and repaired by itself, and counted."""
+    first, second = registries
+    proxy, user = start(start_proxy, registries)
+    old = push_all(user, "old")
+    gone = old[TAGS[0]]
+    copy = keep_copy(second)
+    new = push_all(user, "new")
+    with user.client(REPOSITORY, "delete") as client:
+        assert client.delete(f"/manifests/{gone.digest}").status_code == 202
+    put_back(second, copy)
+    assert held(second) == digests(old)
+    for _ in range(3):
+        assert told(user) == digests(new)
+    wait_until(lambda: proxy.metric("registry_proxy_replica_returned_total") > 0, "it is counted")
+    wait_until_healed(proxy)
+    assert held(first) == held(second) == digests(new)
+    assert user.get(REPOSITORY, f"manifests/{gone.digest}").status_code == 404
+
+
+def test_a_restart_with_an_older_copy_is_noticed_before_a_request(
+    registries: list[Server], start_proxy: StartProxy
+) -> None:
+    """What was deleted stays deleted, and the replica is behind as soon as it is back, before anybody asks."""
+    first, second = registries
+    proxy, user = start(start_proxy, registries)
+    old = push_all(user, "old")
+    copy = keep_copy(second)
+    with user.client(REPOSITORY, "delete") as client:
+        for image in old.values():
+            assert client.delete(f"/manifests/{image.digest}").status_code == 202
+    second.stop(9)
+    put_back(second, copy)
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be away")
+    second.start()
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be back")
+    for image in old.values():
+        assert user.get(REPOSITORY, f"manifests/{image.digest}").status_code == 404
+    assert told(user) == dict.fromkeys(TAGS)
+    wait_until_healed(proxy)
+    assert held(first) == held(second) == dict.fromkeys(TAGS)
+
+
+def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: StartProxy) -> None:
+    """While the other one is down: what it holds as recorded is served; an older tag only with a Warning."""
+    first, second = registries
+    proxy, user = start(start_proxy, registries)
+    old = push_all(user, "old")
+    copy = keep_copy(second)
+    new = make_image(random_bytes(1000), label="new")
+    user.push(REPOSITORY, TAGS[0], new)
+    put_back(second, copy)
+    first.stop(9)
+    for _ in range(2):  # the second time it is known to have gone back
+        # The recorded digest is in the cache: it is what the tag is.
+        assert user.head(REPOSITORY, f"manifests/{TAGS[0]}").headers["Docker-Content-Digest"] == new.digest
+        kept = user.head(REPOSITORY, f"manifests/{TAGS[1]}")
+        assert kept.headers["Docker-Content-Digest"] == old[TAGS[1]].digest
+        assert "Warning" not in kept.headers
+    proxy.stop()
+    shutil.rmtree(proxy.cache / "repositories")
+    proxy.start()
+    older = user.get(REPOSITORY, f"manifests/{TAGS[0]}")
+    assert (older.status_code, older.headers["Docker-Content-Digest"]) == (200, old[TAGS[0]].digest)
+    assert "older" in older.headers["Warning"]
+
+
+def test_a_push_past_us_is_no_return(registries: list[Server], start_proxy: StartProxy) -> None:
+    """A digest that the record does not know is believed as before, and nothing is counted."""
+    proxy, user = start(start_proxy, registries)
+    push_all(user, "old")
+    past = make_image(random_bytes(1000), label="past us")
+    for registry in registries:
+        push_directly(registry, REPOSITORY, TAGS[0], past)
+    assert told(user)[TAGS[0]] == past.digest
+    assert proxy.metric("registry_proxy_replica_returned_total") == 0
+
+
+def test_two_registries_that_were_swapped_are_told_apart(registries: list[Server], start_proxy: StartProxy) -> None:
+    """What one of them misses stays missed, under whichever address it is: no older tag, nothing deleted comes back."""
+    first, second = registries
+    proxy, user = start(start_proxy, registries)
+    push_all(user, "old")
+    second.stop(9)
+    new = push_all(user, "new")
+    first.stop(9)
+    for registry in registries:
+        data_of(registry).rename(registry.log.parent / "moved")
+    for registry, other in ((first, second), (second, first)):
+        (other.log.parent / "moved").rename(data_of(registry))
+    first.start()
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "the first one is back")
+    assert {tag: digest for tag, digest in told(user).items() if digest != new[tag].digest} == {}
+    second.start()
+    wait_until_healed(proxy)
+    assert told(user) == digests(new)
+    assert held(first) == held(second) == digests(new)

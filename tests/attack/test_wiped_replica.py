@@ -1,0 +1,60 @@
+"""A replica whose storage is suddenly empty: noticed, filled from the other, and never believed meanwhile."""
+
+import shutil
+
+from tests.attack.test_replica_back_in_time import (
+    REPOSITORY,
+    TAGS,
+    data_of,
+    digests,
+    held,
+    push_all,
+    start,
+    told,
+    wait_until_healed,
+)
+from tests.conftest import StartProxy
+from tests.servers import Server, wait_until
+
+
+def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
+    registries: list[Server], start_proxy: StartProxy
+) -> None:
+    """It comes back empty: nobody is told that something is absent, and it alone serves everything a moment later."""
+    first, second = registries
+    proxy, user = start(start_proxy, registries)
+    images = push_all(user, "one")
+    second.stop(9)
+    shutil.rmtree(data_of(second))
+    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be away")
+    second.start()
+    wait_until(lambda: proxy.metric("registry_proxy_replica_returned_total", reason="empty") > 0, "it is counted")
+    wait_until_healed(proxy)
+    assert held(second) == digests(images)
+    first.stop(9)
+    proxy.stop()
+    shutil.rmtree(proxy.cache / "repositories")
+    proxy.start()
+    assert told(user) == digests(images)
+    assert user.pull(REPOSITORY, TAGS[0]) == images[TAGS[0]]
+
+
+def test_a_wiped_replica_says_nothing_is_absent(registries: list[Server], start_proxy: StartProxy) -> None:
+    """With the other one down, what it lacks is 503 and not 404: it may be there."""
+    first, second = registries
+    proxy, user = start(start_proxy, registries)
+    images = push_all(user, "one")
+    for registry in registries:
+        registry.stop(9)
+    shutil.rmtree(data_of(second))
+    proxy.stop()
+    shutil.rmtree(proxy.cache / "repositories")
+    second.start()
+    proxy.start()
+    assert user.get(REPOSITORY, f"manifests/{images[TAGS[0]].digest}").status_code == 503
+    assert user.get(REPOSITORY, f"manifests/{TAGS[0]}").status_code == 503
+    listed = proxy.command("replica", "list")
+    assert "empty" in listed.stdout.replace("\n", " "), listed.stdout
+    first.start()
+    wait_until_healed(proxy)
+    assert held(second) == digests(images)
