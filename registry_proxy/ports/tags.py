@@ -1,4 +1,4 @@
-"""What a tag was made through us, and what is known of it where replicas are at odds with that."""
+"""The record of a tag in the store, and what replicas say of a tag, held against it."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class TagRecord:
 
 @dataclass(frozen=True, slots=True)
 class TagFinding:
-    """What the replicas say of a tag, held against its record.
+    """The answers of the replicas about a tag, held against its record.
 
     Args:
         current: what it is; None where no replica that can be asked says it.
