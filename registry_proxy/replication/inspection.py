@@ -1,4 +1,4 @@
-"""Inspection of a replica, whether it is still what it was: with every probe, and before one that was away counts as up.
+"""Inspection of a replica with every probe: whether it is still what it was, before it counts as up.
 
 Two things tell. The *sentinel* is a small manifest of our own under a reserved name, another one at each replica: it is
 missing where the storage was wiped, and stands elsewhere where registries were swapped. The *witnesses* are late writes
