@@ -1,4 +1,4 @@
-"""The roster: which replicas of an upstream are on record as holding what was acknowledged (docs/decisions/51).
+"""The roster: which replicas of an upstream are on record as holding what was acknowledged (docs/decisions/52).
 
 A replica that comes new, or that turns out not to hold any more what it had confirmed, is a newcomer: it may hold
 anything and miss anything until it was compared with the others.
