@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from aiohttp import web
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from registry_proxy.access.directory import RevisionConflictError
 from registry_proxy.access.subject import is_name
@@ -23,6 +24,18 @@ _FAULTS_COUNTED_MAX = 1000
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 1000
 _PAGE_SIZE = re.compile(r"[0-9]{1,9}")
+_EXPECTED = {
+    "missing": "expected a value: the field is not there",
+    "extra_forbidden": "unknown field",
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "list_type": "expected a list",
+    "dict_type": "expected an object",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+}
 _SECRET = re.compile(r"password|secret(?!_id)|token(?!_id)|hash|credential|private", re.IGNORECASE)
 
 ASKED_FOR: web.RequestKey[dict[str, Any]] = web.RequestKey("asked_for", dict)
@@ -79,9 +92,15 @@ def _faults_of(error: ValidationError, model: type[Body], content: bytes) -> tup
         else:
             return [], count
     found = error.errors(include_url=False, include_context=False, include_input=False)[:FAULTS_MAX]
-    return [
-        Fault(pointer_to(fault["loc"]), fault["msg"].removeprefix("Value error, ")) for fault in found
-    ], count - len(found)
+    return [Fault(pointer_to(fault["loc"]), _words(fault)) for fault in found], count - len(found)
+
+
+def _words(fault: ErrorDetails) -> str:
+    """Return pydantic's complaint as all other faults are written: what was expected."""
+    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
+    if kind in _EXPECTED:
+        return _EXPECTED[kind]
+    return message.replace("Input should be ", "expected ").replace("String should have ", "expected text of ")
 
 
 def _beginning(value: Any) -> Any:
@@ -160,7 +179,7 @@ def read_page(query: Mapping[str, str]) -> PageRequest:
     """
     limit = query.get("limit", str(_PAGE_SIZE_DEFAULT))
     if _PAGE_SIZE.fullmatch(limit) is None or int(limit) == 0:
-        raise ProblemError(400, "limit is not a whole number from 1")
+        raise ProblemError(400, "limit: expected a whole number from 1")
     return PageRequest(min(int(limit), _PAGE_SIZE_MAX), query.get("after", ""))
 
 

@@ -13,7 +13,7 @@ import yaml
 from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.grants import print_replay
-from registry_proxy.cli.output import JsonOption, YesOption, confirm, print_json, print_lines, print_note
+from registry_proxy.cli.output import JsonOption, YesOption, confirm, counted, print_json, print_lines, print_note
 from registry_proxy.config.source import Source, format_path, read_yaml
 
 access_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
@@ -147,10 +147,10 @@ def _confirm(difference: Mapping[str, Any], source: Source) -> None:
     if sum(removed) > sum(kept):
         for line in _difference_lines(difference):
             print_note(line)
-        question = (
-            f"Remove {removed[0]} groups and {removed[1]} grants, and keep {kept[0]} groups and {kept[1]} grants?"
+        goes, stays = (
+            f"{counted(groups, 'group')} and {counted(grants, 'grant')}" for groups, grants in (removed, kept)
         )
-        confirm(question, yes=False)
+        confirm(f"Remove {goes}, and keep {stays}?", yes=False)
 
 
 @access_app.command("apply")
@@ -177,4 +177,4 @@ def apply_policy(
         else:
             print_lines(lines)
         done = "would be made; nothing was changed" if dry_run else "made, in force now"
-        print_note(f"{len(lines)} changes {done}." if lines else "No difference: nothing was changed.")
+        print_note(f"{counted(len(lines), 'change')} {done}." if lines else "No difference: nothing was changed.")

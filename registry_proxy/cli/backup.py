@@ -11,7 +11,7 @@ import typer
 
 from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import print_note
+from registry_proxy.cli.output import counted, print_note
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.load import SettingsError, load_settings
 from registry_proxy.config.model import Settings
@@ -36,9 +36,11 @@ def backup(
     with told_offline():
         settings = load_settings(config, os.environ)
         made = asyncio.run(backup_store(settings.store_url, file, replaces=replace))
-        print_note(f"{made.count} records are in {'what was printed' if file == STANDARD_STREAM else file}.")
+        where = "what was printed" if file == STANDARD_STREAM else file
+        print_note(f"{counted(made.count, 'record', f'are in {where}')}.")
         if made.pending:
-            print_note(f"{made.pending} writes were pending at some replica: wait for the repair before a move.")
+            pending = counted(made.pending, "write", "were pending at some replica")
+            print_note(f"{pending}: wait for the repair before a move.")
 
 
 def restore(
@@ -59,8 +61,9 @@ def restore(
     with told_offline():
         settings = load_settings(config, os.environ)
         held, written = asyncio.run(_restore(settings, file, moves=moved, replaces=replace))
-        made_at = dt.datetime.fromtimestamp(held.made_at, dt.UTC).isoformat(timespec="seconds")
-        print_note(f"{written} records of {made_at} are restored into {settings.sqlite_path or 'the store'}.")
+        made_at = f"{dt.datetime.fromtimestamp(held.made_at, dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+        where = settings.sqlite_path or "the store"
+        print_note(f"{counted(written, 'record', f'of {made_at} restored into {where}')}.")
         if not moved:
             print_note("The journal of that time was left out (--moved takes it). Passwords are those of the backup.")
             print_note("Start the nodes, then compare the registries: `registry-proxy replica verify`.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, YesOption, confirm, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, YesOption, confirm, counted, print_json, print_note, print_table
 from registry_proxy.cli.repair import upstream_names
 
 _Upstream = Annotated[str, typer.Argument(help="The upstream.")]
@@ -66,7 +66,7 @@ def dismiss_exceptions(
     if as_json:
         print_json(result)
     else:
-        print_note(f"{result['dismissed']} exceptions dismissed.")
+        print_note(f"{counted(result['dismissed'], 'exception')} dismissed.")
 
 
 def forget_lost(
@@ -86,16 +86,17 @@ def forget_lost(
     with admin_client() as admin:
         if everything:
             lost = [one for one in admin.list_all("upstreams", upstream, "exceptions") if one["lost"]]
-            confirm(f"Forget all {len(lost)} contents that are lost in {upstream}?", yes=yes)
+            confirm(f"Forget {counted(len(lost), 'lost content')} of {upstream}?", yes=yes)
         result = admin.call("POST", "upstreams", upstream, "forget", body=chosen).document
     if as_json:
         print_json(result)
     else:
-        print_note(f"{result['forgotten']} lost contents forgotten.")
+        print_note(f"{counted(result['forgotten'], 'lost content')} forgotten.")
 
 
 def print_lost(upstream: dict[str, Any]) -> None:
     """Tell that contents of an upstream are lost, where some are."""
     if upstream["lost"]:
         name = upstream["name"]
-        print_note(f"{name}: {upstream['lost']} contents are lost: see `registry-proxy replica exceptions {name}`.")
+        lost = counted(upstream["lost"], "content", "are lost")
+        print_note(f"{name}: {lost}: see `registry-proxy replica exceptions {name}`.")

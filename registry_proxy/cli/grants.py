@@ -6,7 +6,16 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.output import JsonOption, confirm, print_json, print_note, print_object, print_table
+from registry_proxy.cli.output import (
+    JsonOption,
+    confirm,
+    counted,
+    format_value,
+    print_json,
+    print_note,
+    print_object,
+    print_table,
+)
 
 grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
 
@@ -158,10 +167,12 @@ def print_replay(result: Mapping[str, Any]) -> None:
     """Tell what a proposed policy newly denies and allows."""
     for name, title in (("newly_denied", "Newly denied"), ("newly_allowed", "Newly allowed")):
         subjects = result[f"subjects_{name}"]
-        print_note(f"{title}: {len(subjects)} subjects{', ' if subjects else ''}{', '.join(subjects)}")
+        print_note(", ".join([f"{title}: {counted(len(subjects), 'subject')}", *subjects]))
         if result[name]:
             print_table(_REPLAY_COLUMNS, result[name], empty="")
-    print_note(f"Tried on {result['decisions']} different questions since {result['since'] or 'never'}.")
+    questions = counted(result["decisions"], "different question")
+    since = format_value(result["since"]) if result["since"] else "never"
+    print_note(f"Tried on {questions} since {since}.")
 
 
 def _proposed(text: str) -> dict[str, Any]:
@@ -194,6 +205,6 @@ def confirm_removal(admin: AdminClient, kind: str, name: str, *, yes: bool) -> s
     grants = admin.list_all("grants", query={"subject": f"{kind}:{name}"})
     if not grants:
         return ""
-    number = f"{len(grants)} grant{'s' if len(grants) > 1 else ''}"
+    number = counted(len(grants), "grant")
     confirm(f"Remove {kind} {name} with {number}?", yes=yes)
     return f" with {number}"

@@ -15,7 +15,7 @@ from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.credentials import admin_url, find_credentials, read_password
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.identities import PasswordFile, PasswordStdin
-from registry_proxy.cli.output import JsonOption, format_size, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note
 from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def import_(  # noqa: PLR0917 - one parameter an option
             print_json(asdict(outcome))
         else:
             size = format_size(outcome.blob_bytes)
-            print_note(f"{outcome.copied} images copied ({size}), {outcome.present} were there already.")
+            present = f"{outcome.present} {'was' if outcome.present == 1 else 'were'} there already"
+            print_note(f"{counted(outcome.copied, 'image')} copied ({size}), {present}.")
         if not outcome.found and not outcome.failed:
             raise CommandError(
                 f"{source} has no image that matches --repository {repository} --tags {tags}",
@@ -78,7 +79,8 @@ def import_(  # noqa: PLR0917 - one parameter an option
             )
         if outcome.failed:
             faults = [f"{name}: {reason}" for name, reason in sorted(outcome.failed.items())]
-            raise CommandError(f"{len(faults)} were not copied", faults=faults, hint="Run the command again for them.")
+            text = counted(len(faults), "image", "were not copied")
+            raise CommandError(text, faults=faults, hint="Run the command again for them.")
 
 
 def _check(repository: str, tags: str, prefix: str) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, print_json, print_note
 from registry_proxy.cli.repair import ABLE, compare_replicas, fail_for, follow_repairs
 
 _POLL_SECONDS = 0.5
@@ -87,7 +87,8 @@ def collect_garbage(
         if as_json:
             print_json(done)
         else:
-            print_note(f"{len(done)} replicas of {upstream} were collected; all replicas hold the same.")
+            collected = counted(len(done), "replica", f"of {upstream} collected")
+            print_note(f"{collected}; all replicas hold the same.")
 
 
 def _choose(admin: AdminClient, upstream: str, replica: str | None) -> list[dict[str, Any]]:
@@ -126,7 +127,8 @@ def _collect(
     _wait_for(admin, upstream, name, lambda one: one["state"] in ABLE, _UP_SECONDS, failure)
     returned, seconds = _make_equal(admin, upstream), time.monotonic() - began_at
     if not as_json:
-        print_note(f"Replica {name}: collected in {seconds:.0f} s; {returned} contents came back from the others.")
+        back = counted(returned, "content")
+        print_note(f"Replica {name}: collected in {seconds:.0f} s; {back} came back from the others.")
     return {"replica": name, "seconds": round(seconds, 1), "returned": returned}
 
 

@@ -13,7 +13,7 @@ from registry_proxy.cli.credentials import (
 )
 from registry_proxy.cli.grants import print_grants
 from registry_proxy.cli.identities import PasswordFile, PasswordStdin
-from registry_proxy.cli.output import JsonOption, print_facts, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, print_facts, print_json, print_note
 
 
 def whoami(as_json: JsonOption = False) -> None:
@@ -56,6 +56,5 @@ def _print_what_stays(url: str, credentials: Credentials) -> None:
     with AdminClient(url, credentials) as client:
         tokens = client.list_all("me", "tokens")
     if left := sum(token["kind"] == "personal" and token["state"] == "valid" for token in tokens):
-        print_note(
-            f"{left} personal tokens are still accepted: `registry-proxy token list` shows them, `token rm` deletes."
-        )
+        accepted = counted(left, "personal token", "are still accepted")
+        print_note(f"{accepted}: `registry-proxy token list` shows them, `token rm` deletes.")

@@ -15,6 +15,7 @@ from registry_proxy.cli.output import (
     JsonOption,
     YesOption,
     confirm,
+    counted,
     format_ratio,
     format_size,
     print_facts,
@@ -127,7 +128,8 @@ def verify_cache(as_json: JsonOption = False) -> None:
         return
     for digest in result["bad"]:
         typer.echo(digest)
-    print_note(f"{len(result['bad'])} bad entries put into quarantine." if result["bad"] else "Every entry is right.")
+    bad = counted(len(result["bad"]), "bad entry", plural="bad entries")
+    print_note(f"{bad} put into quarantine." if result["bad"] else "Every entry is right.")
 
 
 @cache_app.command("ls")
@@ -173,7 +175,7 @@ def purge_cache(
         if as_json:
             print_json(result)
         else:
-            print_note(f"{result['removed']} entries removed.")
+            print_note(f"{counted(result['removed'], 'entry', plural='entries')} removed.")
 
 
 def reload_configuration(as_json: JsonOption = False) -> None:

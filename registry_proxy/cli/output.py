@@ -1,6 +1,7 @@
 """Output of commands: JSON for machines, tables for people. Data to standard output, all else to standard error."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -18,6 +19,9 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _PIPE_WIDTH = 400
 _ANY_WIDTH = 100_000
 _KIB = 1024
+_ONE = {"are": "is", "were": "was"}
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]+Z")
+_SECONDS_LENGTH = len("2030-01-31T00:00:00")
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -64,15 +68,31 @@ def confirm(question: str, *, yes: bool) -> None:
         typer.confirm(f"{question} (--yes: without asking)", abort=True, err=True)
 
 
+def counted(number: int, noun: str, rest: str = "", *, plural: str | None = None) -> str:
+    """Return a number with its noun, ``1 grant`` or ``2 grants``.
+
+    Args:
+        number: of things.
+        noun: for one of them.
+        rest: follows; an ``are`` or ``were`` at its beginning becomes ``is`` or ``was`` for one.
+        plural: of the noun, where that is more than an s.
+    """
+    if number == 1:
+        verb, space, others = rest.partition(" ")
+        return f"1 {noun} {_ONE.get(verb, verb)}{space}{others}".rstrip()
+    return f"{number} {plural or f'{noun}s'} {rest}".rstrip()
+
+
 def format_value(value: Any) -> str:
-    """Return a JSON value as a person reads it."""
+    """Return a JSON value as a person reads it; a time without parts of a second."""
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
-    return str(value)
+    text = str(value)
+    return f"{text[:_SECONDS_LENGTH]}Z" if _TIME.fullmatch(text) else text
 
 
 def format_size(size_bytes: int) -> str:

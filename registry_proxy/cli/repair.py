@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, counted, print_json, print_note, print_table
 
 _POLL_SECONDS = 0.5
 _STUCK_SECONDS = 15.0
@@ -70,8 +70,8 @@ def _print_repaired(documents: list[dict[str, Any]]) -> None:
     refused = sum(replica["refused"] for document in documents for replica in document["replicas"])
     if lost or refused:
         print_note(
-            f"Every replica has all that it can have: {lost} contents are lost, {refused} are refused by a replica. "
-            "See `registry-proxy replica exceptions`."
+            f"Every replica has all that it can have, but for {counted(lost, 'lost content')} and {refused} that a "
+            "replica refuses. See `registry-proxy replica exceptions`."
         )
     else:
         print_note("Every replica has everything.")
@@ -81,9 +81,8 @@ def _print_refused(document: dict[str, Any]) -> None:
     """Tell how much was not compared, because a replica refuses it for good."""
     if refused := sum(replica["refused"] for replica in document["replicas"]):
         name = document["name"]
-        print_note(
-            f"{name}: {refused} contents that a replica refuses: see `registry-proxy replica exceptions {name}`."
-        )
+        contents = counted(refused, "content")
+        print_note(f"{name}: {contents} that a replica refuses: see `registry-proxy replica exceptions {name}`.")
 
 
 def upstream_names(admin: AdminClient, upstream: str | None) -> list[str]:
@@ -113,7 +112,7 @@ def _print_comparisons(comparisons: list[dict[str, Any]], *, as_json: bool) -> N
         print_json(comparisons)
         return
     for comparison in comparisons:
-        counts = f"{comparison['manifests']} manifests and {comparison['blobs']} blobs compared"
+        counts = f"{counted(comparison['manifests'], 'manifest')} and {counted(comparison['blobs'], 'blob')} compared"
         rows = [
             {**row, "wanted": row["wanted"] or "undecided", "replica": row["replica"] or "all: it is lost"}
             for row in comparison["differences"]
@@ -121,7 +120,7 @@ def _print_comparisons(comparisons: list[dict[str, Any]], *, as_json: bool) -> N
         if rows or not comparison["error"]:
             print_table(_COLUMNS, rows, empty=f"{comparison['upstream']}: {counts}, no difference found.")
         if (hidden := comparison["differing"] + comparison["lost"] - len(rows)) > 0:
-            print_note(f"{hidden} more are not shown.")
+            print_note(f"{counted(hidden, 'more difference', 'are not shown')}.")
 
 
 def fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
@@ -148,8 +147,9 @@ def fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
 
 def _told(comparison: dict[str, Any]) -> str:
     return (
-        f"{comparison['differing']} differences, {comparison['undecided']} of them undecided (tags that the replicas "
-        f"disagree about); {comparison['lost']} contents lost (pushed or referred to, and no replica has them)"
+        f"{counted(comparison['differing'], 'difference')}, {comparison['undecided']} of them undecided (tags that the "
+        f"replicas disagree about); {counted(comparison['lost'], 'content', 'lost')} (pushed or referred to, and at no "
+        "replica)"
     )
 
 
@@ -177,7 +177,7 @@ def follow_repairs(admin: AdminClient, names: list[str]) -> list[dict[str, Any]]
             faults = [f"{name}/{replica['name']}: {fault}" for name, replica in behind if (fault := _fault(replica))]
             if is_stuck or (faults and all(replica["state"] not in ABLE for _, replica in behind)):
                 raise CommandError(
-                    f"{pending} keys are not repaired",
+                    counted(pending, "key", "are not repaired"),
                     faults=faults,
                     hint="Bring these replicas back: what they miss is repaired as soon as they are up.",
                 )

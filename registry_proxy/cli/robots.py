@@ -7,7 +7,7 @@ import typer
 
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.grants import confirm_removal
-from registry_proxy.cli.output import JsonOption, YesOption, print_json, print_list, print_note, print_object
+from registry_proxy.cli.output import JsonOption, YesOption, counted, print_json, print_list, print_note, print_object
 
 robot_app = typer.Typer(help="Robots: machines that log in with secrets.", no_args_is_help=True)
 secret_app = typer.Typer(help="The secrets of a robot.", no_args_is_help=True)
@@ -195,11 +195,12 @@ def revoke_tokens(
 def _say_what_is_revoked(subject: str, revocation: dict[str, Any]) -> None:
     print_note(f"The bearer and refresh tokens of {subject} are revoked.")
     kind, _, name = subject.partition(":")
-    secrets = {"user": "personal tokens", "robot": "secrets"}.get(kind, "secrets")
+    secret = "personal token" if kind == "user" else "secret"
     if deleted := revocation["secrets_deleted"]:
-        print_note(f"{deleted} {secrets} are deleted.")
+        print_note(f"{counted(deleted, secret, 'are deleted')}.")
     if left := revocation["secrets_left"]:
-        print_note(f"{left} {secrets} are still accepted: `registry-proxy token revoke {subject} --all` deletes them.")
+        remedy = f"`registry-proxy token revoke {subject} --all` deletes them"
+        print_note(f"{counted(left, secret, 'are still accepted')}: {remedy}.")
     if kind == "user":
         print_note(f"The password is still accepted: `registry-proxy user set {name} --disable` refuses every login.")
 

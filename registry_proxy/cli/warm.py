@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, format_size, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note
 
 _POLL_SECONDS = 0.3
 
@@ -33,10 +33,11 @@ def warm_cache(
             for job in jobs:
                 if not job["error"]:
                     size = format_size(job["bytes_total"])
-                    print_note(f"{job['image']} is in the cache: {job['blobs_total']} blobs, {size}.")
+                    print_note(f"{job['image']} is in the cache: {counted(job['blobs_total'], 'blob')}, {size}.")
         failed = [f"{job['image']}: {job['error']}" for job in jobs if job["error"]]
         if failed:
-            raise CommandError(f"{len(failed)} of {len(jobs)} images are not wholly in the cache", faults=failed)
+            text = f"{len(failed)} of {counted(len(jobs), 'image', 'are not wholly in the cache')}"
+            raise CommandError(text, faults=failed)
 
 
 def _body(image: str, platforms: list[str]) -> dict[str, Any]:

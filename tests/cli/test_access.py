@@ -99,7 +99,7 @@ def test_a_difference_is_told_line_by_line(run: Run, file: Path) -> None:
     assert json.loads(machine.stdout)["groups_changed"] == {"dev": {"added": ["bob"], "removed": ["admin"]}}
     asked = run("access", "apply", str(file))
     assert (asked.exit_code, asked.stdout.strip()) == (1, "")
-    assert "Remove 1 groups and 1 grants, and keep 1 groups and 0 grants?" in asked.stderr
+    assert "Remove 1 group and 1 grant, and keep 1 group and 0 grants?" in asked.stderr
     assert run("access", "export").stdout == before, "more would go than stays, and nobody said yes"
     assert run("access", "apply", "--yes", str(file)).stdout.splitlines() == expected
 
@@ -114,7 +114,7 @@ def test_a_difference_is_tried_on_what_was_asked(run: Run, file: Path, tmp_path:
         file.write_text(less)
         told = run("access", "diff", "--replay", str(file))
         assert told.exit_code == 1
-        assert "Newly denied: 1 subjects, user:bob" in told.stderr
+        assert "Newly denied: 1 subject, user:bob" in told.stderr
         assert "no grant lets user:bob push team/app, tag v1" in told.stdout
     assert json.loads(run("access", "diff", "--replay", "--json", str(file)).stdout)["replay"]["decisions"] == 1
 
@@ -127,9 +127,9 @@ BAD = {
         "policy.yaml:5: grants[0].subject: expected user:NAME",
         "policy.yaml:6: grants[1].mode: expected enforce or warn",
     ],
-    POLICY.replace("version: 1", "version: 2"): ["policy.yaml:1: version: Input should be 1"],
+    POLICY.replace("version: 1", "version: 2"): ["policy.yaml:1: version: expected 1"],
     POLICY + "grants: []\n": ["policy.yaml:7: grants: the key is there twice, first in line 4"],
-    "": ["version: Field required", "groups: Field required", "grants: Field required"],
+    "": [f"{key}: expected a value: the field is not there" for key in ("version", "groups", "grants")],
     "groups: {dev: [": ["not YAML"],
     "- a": ["expected a map of keys"],
     "version: .nan": ["not JSON compliant"],

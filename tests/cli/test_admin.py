@@ -129,7 +129,7 @@ def test_a_user_changes_the_own_password(run: Run, environment: pytest.MonkeyPat
     assert run("token", "add").exit_code == 0
     changed = run("password", "--password-stdin", stdin=SECRET).stderr
     assert "The password of bob is changed." in changed
-    assert "1 personal tokens are still accepted" in changed
+    assert "1 personal token is still accepted" in changed
     me = _json(run("whoami", "--json"))
     assert me == {"subject": "user:bob", "admin": False, "groups": [], "grants": []}
     environment.setenv("REGISTRY_PROXY_ADMIN_USER", "bob")
@@ -301,7 +301,7 @@ def test_the_cache_is_looked_at_verified_and_purged(run: Run, listener: tuple[st
         assert run("cache", "purge", *wrong).exit_code == 2
     assert run("cache", "purge", "--all").exit_code == 1  # nobody says yes
     assert cache.stats()["entries"] == 1
-    assert "1 entries removed." in run("cache", "purge", "--all", "--yes").stderr
+    assert "1 entry removed." in run("cache", "purge", "--all", "--yes").stderr
     _fails(run("cache", "purge", "sha256:1"), "digest: ")
     _fails(run("cache", "warm", "127.0.0.1:5000/team/app:1"), "begins with the address", "Leave it out: team/app:1")
 

@@ -102,7 +102,7 @@ def test_what_could_not_be_copied_is_listed(
     there.rename(elsewhere)
     told = run_import(proxy, source, "--repository", "team/one")
     assert told.exit_code == 1
-    assert "1 were not copied" in told.stderr
+    assert "1 image was not copied" in told.stderr
     assert "team/one:2.0: BLOB_UNKNOWN" in told.stderr
     elsewhere.rename(there)
     again = run_import(proxy, source, "--repository", "team/one")

@@ -36,7 +36,7 @@ def test_what_was_deleted_since_a_backup_can_be_forgotten(registries: list[Serve
         failed.stderr.split()
     )
     asked = proxy.command("replica", "forget", "main", "--all")
-    assert (asked.exit_code, "that are lost in main?" in asked.stderr) == (1, True)
+    assert (asked.exit_code, "lost content of main?" in asked.stderr) == (1, True)
     forgotten = proxy.command("replica", "forget", "main", "--all", "--yes")
     assert (forgotten.exit_code, "0 lost" in forgotten.stderr) == (0, False), forgotten.output
     again = proxy.command("replica", "verify")
