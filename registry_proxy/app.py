@@ -24,9 +24,11 @@ from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.ops import ADMIN, PUBLIC, Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.server import serving_admin
-from registry_proxy.audit.signing import AuditVerifier, HeadSigner
-from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink
-from registry_proxy.audit.trail import AuditTrail, ChainWriter, Retention, SinkThread
+from registry_proxy.admin.sites import Sites
+from registry_proxy.audit.open import AuditOptions, open_trail
+from registry_proxy.audit.signing import AuditVerifier
+from registry_proxy.audit.trail import AuditTrail
+from registry_proxy.audit.writer import Retention
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
@@ -50,7 +52,7 @@ from registry_proxy.operations.push import Push
 from registry_proxy.operations.tags import RecordedTags, TagRules
 from registry_proxy.operations.warm import Prefetch, Warmer
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.events import AuditEvent, Observer
+from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import MarkSource
 from registry_proxy.ports.names import RoutedRepository, StaleReason
 from registry_proxy.ports.replicas import RegistryReader, StorageKind
@@ -94,9 +96,6 @@ SWEEP_SECONDS = 3600.0
 
 REPLICA_PATIENCE_SECONDS = 5.0
 """How long a request waits for a replica to come back: docker gives up a pull at its first 503."""
-
-_ASKED_SECONDS = 30.0
-"""How often what was asked of the policy is written down: often enough for whoever tries another policy."""
 
 _HANDSHAKE_SECONDS = 0.05
 """What connections that are under way are given to arrive before the address is closed."""
@@ -371,39 +370,24 @@ async def _auditing(
     settings: Settings, node: _Node, observer: Observer, context: WorkerContext
 ) -> AsyncIterator[AuditTrail]:
     """Keep this worker's audit log, signed, for the length of a with block."""
-    limits, directory = settings.audit, settings.audit_path
-    name, process = node.spool.node_id, context.process
-    retention = Retention(limits.file_bytes, limits.file_seconds, limits.total_bytes, limits.total_seconds)
-    writer = ChainWriter(directory, name, process, retention)
-    file = SinkThread("file", writer, observer.audit_dropped)
-    sinks = [file]
-    if limits.stdout:
-        sinks.append(SinkThread("stdout", StreamSink(sys.stdout.fileno(), name, process), observer.audit_dropped))
-    if limits.syslog is not None:
-        sinks.append(SinkThread("syslog", SyslogSink(limits.syslog, name, process), observer.audit_dropped))
-    decisions = SinkThread("decisions", DecisionSink(directory, process), observer.audit_dropped)
-    trail = AuditTrail(sinks, decisions, records_pulls=limits.pulls)
-    signer = HeadSigner(
-        store=node.store,
-        node=name,
-        process=process,
-        directory=directory,
-        writer=writer,
-        file=file,
-        trail=trail,
-        sign=node.signer.sign,
-        open_signed=open_signed,
+    limits = settings.audit
+    options = AuditOptions(
+        directory=settings.audit_path,
+        node=node.spool.node_id,
+        process=context.process,
+        acts=Retention(
+            limits.file_bytes, limits.file_seconds, limits.changes.total_bytes, limits.changes.total_seconds
+        ),
+        traffic=Retention(limits.file_bytes, limits.file_seconds, limits.total_bytes, limits.total_seconds),
+        records_pulls=limits.pulls,
+        stdout=sys.stdout.fileno() if limits.stdout else None,
+        syslog=limits.syslog,
     )
-    with trail.running():
-        trail.record(AuditEvent("worker.start", "ok"))
-        async with (
-            _in_background(signer.run(), "signatures of the audit log"),
-            _in_background(_repeat(trail.flush_asked, _ASKED_SECONDS), "recorded decisions"),
-        ):
-            yield trail
-        trail.record(AuditEvent("worker.end", "ok"))
-    with contextlib.suppress(StoreUnavailableError):
-        await signer.sign_now()
+    opening = open_trail(
+        options, store=node.store, dropped=observer.audit_dropped, sign=node.signer.sign, open_signed=open_signed
+    )
+    async with opening as trail:
+        yield trail
 
 
 def _repairers(
@@ -723,6 +707,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
             connections,
         ),
         reload=context.reload,
+        sites=Sites(settings.public_url, settings.admin_hosts),
         client_address=origins.client_address,
         name_request=RequestIds(origins).name,
         audit=trail,
@@ -734,7 +719,9 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
                 node=node.spool.node_id,
                 is_only_node=settings.sqlite_path is not None,
                 directory=directory,
-                kept_seconds=settings.audit.total_seconds,
+                acts_kept_seconds=settings.audit.changes.total_seconds,
+                traffic_kept_seconds=settings.audit.total_seconds,
+                sign=node.signer.sign,
                 open_signed=open_signed,
             ),
             trail.flush_asked,

@@ -22,6 +22,7 @@ from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.ops import Readiness
 from registry_proxy.admin.repositories import KnownRepositories
+from registry_proxy.admin.sites import Sites
 from registry_proxy.audit.signing import AuditVerifier
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
@@ -74,7 +75,7 @@ ADMIN_ROUTES = {
     "GET /grants/{name}": _OWNERS,
     "PATCH /grants/{name}": _OWNERS,
     "DELETE /grants/{name}": _OWNERS,
-    "POST /explain": _OWNERS,
+    "POST /explain": _USERS,
     "POST /revocations": _ADMINS,
     "GET /robots": _ADMINS,
     "GET /robots/{name}": _ADMINS,
@@ -110,6 +111,7 @@ ADMIN_ROUTES = {
     "POST /reload": _ADMINS,
     "GET /audit": _ADMINS,
     "POST /audit/verify": _ADMINS,
+    "POST /audit/accept": _ADMINS,
     "POST /policy/replay": _ADMINS,
     "GET /openapi.json": _ADMINS,
     "GET /policy": _ADMINS,
@@ -323,6 +325,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     {},
                 ),
                 reload=reload,
+                sites=Sites(None, ["registry.internal"]),
                 client_address=origins.client_address,
                 name_request=RequestIds(origins).name,
                 audit=audit,
@@ -334,7 +337,9 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                         node="node",
                         is_only_node=True,
                         directory=str(root / "audit"),
-                        kept_seconds=3600,
+                        acts_kept_seconds=3600,
+                        traffic_kept_seconds=3600,
+                        sign=signer.sign,
                         open_signed=open_signed,
                     ),
                     lambda: None,

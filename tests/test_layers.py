@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "cache": "files ports protocol tasks",
         "upstream": "ports protocol tasks",
         "store": "ports tasks",
-        "audit": "files ports tasks",
+        "audit": "files ports protocol tasks",
         "telemetry": "ports protocol tasks",
         "operations": "ports protocol tasks",
         "replication": "operations ports protocol tasks",
@@ -47,7 +47,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     part: frozenset(libraries.split())
     for part, libraries in {
         "access": "aiohttp argon2 cryptography jwt",
-        "admin": "aiohttp prometheus_client pydantic",  # reads the scrape of all workers
+        "admin": "aiohttp prometheus_client pydantic pydantic_core",  # reads the scrape of all workers
         "cache": "inotify_simple",
         "cli": "httpx rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",

@@ -3,7 +3,7 @@
 import functools
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -276,23 +276,43 @@ class Policy:
         """Return what ``decide_request`` says, with the reason for people.
 
         A push that may only make new tags is allowed, and the reason says so. A refusal names the grant that allowed it
-        before it expired.
+        before it expired. A grant for some tags allows every digest, which the reason says where no tag is named.
 
         Args:
             subject: see ``decide``, also for what follows.
             repository: in question.
             action: in question.
             tag: in question.
-            namespaces: patterns the caller owns. Grants outside them, and the subject's groups, are left out of the
-                answer. None for an administrator.
+            namespaces: patterns the caller owns. Grants outside them, the subject's groups, and whether it is an
+                administrator, are left out of the answer: it says what grants allow. None for an administrator.
         """
-        decision, may_move_tags = self.decide_request(subject, repository, action, tag)
+        decide = self.decide_request if namespaces is None else self._decide_by_grants
+        decision, may_move_tags = decide(subject, repository, action, tag)
         told = self._told(decision, (subject, repository, action, tag), namespaces)
         if told.allowed and not may_move_tags:
             told = replace(told, reason=f"{told.reason}: new tags only, no grant lets {subject} move tags that exist")
+        if action is Action.PULL and tag is None and self._is_for_some_tags(told.grant):
+            told = replace(told, reason=f"{told.reason}; by digest, any manifest of {repository}")
         if told.allowed or (ended := self._ended(subject, repository, action, tag, namespaces)) is None:
             return told
         return replace(told, reason=f"{told.reason}; {ended}")
+
+    def _decide_by_grants(
+        self, subject: str, repository: str, action: Action, tag: str | None
+    ) -> tuple[Decision, bool]:
+        """Decide as ``decide_request`` does, and of an administrator as of any other user."""
+        if not self.is_admin(subject):
+            return self.decide_request(subject, repository, action, tag)
+        now, needs_all_tags = time.time(), _needs_all_tags(action, tag)
+        decision, _ = self._weigh(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
+        if action is not Action.PUSH or decision.allowed:
+            return decision, True
+        created, _ = self._weigh(subject, repository, Action.CREATE, tag, now, needs_all_tags=False)
+        return (created, False) if created.allowed else (decision, False)
+
+    def _is_for_some_tags(self, grant_id: str | None) -> bool:
+        grant = self._grants_by_id.get(grant_id or "")
+        return grant is not None and grant.tags.strip("*") != ""
 
     def _ended(
         self, subject: str, repository: str, action: Action, tag: str | None, namespaces: Collection[str] | None
@@ -329,6 +349,18 @@ class Policy:
             decision, grant=None, reason=f"what an administrator decided lets {subject} {action} {repository}"
         )
 
+    def tags_to_pull(self, subject: str, repository: str) -> Callable[[str], bool] | None:
+        """Return a test for the tags that a subject may pull by name; None where it may pull them all."""
+        if self.is_admin(subject):
+            return None
+        now, allowed = time.time(), []
+        for compiled in self._candidates(subject, repository, Action.PULL):
+            if compiled.matches(subject, repository, None) and not _has_ended(compiled.grant, now):
+                if compiled.tags is None:
+                    return None
+                allowed.append(compiled.tags)
+        return lambda tag: any(pattern.fullmatch(tag) is not None for pattern in allowed)
+
     def allowed_access(self, subject: str, access: Access) -> Access | None:
         """Return the part of ``access`` that a token of the subject may carry; None when it is empty.
 
@@ -360,6 +392,12 @@ class Policy:
         if self.is_admin(subject):
             reason = f"{subject} is an administrator, who may do everything"
             return Decision(allowed=True, would_deny=False, grant=None, reason=reason), None
+        return self._weigh(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
+
+    def _weigh(
+        self, subject: str, repository: str, action: Action, tag: str | None, now: float, *, needs_all_tags: bool
+    ) -> tuple[Decision, float | None]:
+        """Return a decision by grants alone, and until when it holds."""
         trial: Grant | None = None
         robot = self._robots.get(subject)
         until = None if robot is None else robot.expires_at

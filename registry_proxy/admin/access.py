@@ -21,7 +21,7 @@ from registry_proxy.access.grants import Policy
 from registry_proxy.access.records import Grant, Group, User
 from registry_proxy.access.secrets import SecretState
 from registry_proxy.access.subject import ANONYMOUS, is_name, parse_subject
-from registry_proxy.admin.auth import NAMESPACES, Control, too_many_logins
+from registry_proxy.admin.auth import CALLER, NAMESPACES, Control, too_many_logins
 from registry_proxy.admin.bodies import (
     ExplainBody,
     GrantBody,
@@ -441,11 +441,13 @@ class AccessResources:
             faults.append(Fault("#/tag", "expected a tag, such as v1"))
         if faults:
             raise invalid(faults)
-        policy = await self._control.policy()
-        if not _may_see(request, body.repository):
-            outside = Fault("#/repository", f"expected one that lies in {_joined(request[NAMESPACES])}")
-            raise ProblemError(403, "this is not yours to ask", faults=[outside])
-        namespaces = request.get(NAMESPACES)
+        policy, caller = await self._control.policy(), request[CALLER].subject
+        namespaces = None if body.subject == caller else request.get(NAMESPACES)
+        if namespaces is not None and not _may_see(request, body.repository):
+            # Of itself everybody may know everything: whoami shows the grants anyway.
+            outside = Fault("#/repository", f"expected one that lies in {_joined(namespaces)}")
+            not_self = Fault("#/subject", f"expected {caller}: only administrators and owners ask about others")
+            raise ProblemError(403, "this is not yours to ask", faults=[outside if namespaces else not_self])
         decision = policy.explain(body.subject, body.repository, body.action, body.tag, namespaces=namespaces)
         document = DecisionDocument(
             allowed=decision.allowed, would_deny=decision.would_deny, grant=decision.grant, reason=decision.reason

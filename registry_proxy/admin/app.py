@@ -21,6 +21,7 @@ from registry_proxy.admin.policy import PolicyResources
 from registry_proxy.admin.problems import answer_problems
 from registry_proxy.admin.replicas import ReplicaResources
 from registry_proxy.admin.repositories import KnownRepositories, RepositoryResources
+from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.warm import WarmResources
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import AuditLog, ReloadOutcome
@@ -58,6 +59,7 @@ class AdminServices:
         render_metrics: gives the exposition of all workers of the node.
         readiness: tells whether the node is ready; ``ops.Readiness``.
         reload: reads the configuration again; the workers that serve then are others.
+        sites: refuses requests by foreign names and from foreign pages.
         client_address: tells who sent a request, also behind a trusted proxy.
         name_request: gives a request its ID.
         audit: is told of logins, refusals and changes.
@@ -80,6 +82,7 @@ class AdminServices:
     render_metrics: Callable[[], bytes]
     readiness: StateSource
     reload: Callable[[], Awaitable[ReloadOutcome]]
+    sites: Sites
     client_address: Callable[[web.BaseRequest], str]
     name_request: Callable[[web.BaseRequest], str]
     audit: AuditLog
@@ -93,6 +96,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         control=services.control,
         open_paths=OPS_PATHS,
         prefix=_PREFIX,
+        sites=services.sites,
         client_address=services.client_address,
         name_request=services.name_request,
         audit=services.audit,

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -12,9 +12,10 @@ from aiohttp import web
 from registry_proxy.access.directory import Directory, InvalidError, grant_from
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
-from registry_proxy.admin.auth import Control
-from registry_proxy.admin.bodies import EmptyBody, ReplayBody, grant_input
+from registry_proxy.admin.auth import CALLER, Control
+from registry_proxy.admin.bodies import AcceptBody, EmptyBody, ReplayBody, grant_input
 from registry_proxy.admin.documents import (
+    AcceptedFaultDocument,
     AuditPage,
     AuditVerificationDocument,
     ChainDocument,
@@ -25,10 +26,10 @@ from registry_proxy.admin.documents import (
 )
 from registry_proxy.admin.openapi import Endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, invalid, pointer_to
-from registry_proxy.admin.requests import format_time, read_body, read_page, read_query
+from registry_proxy.admin.requests import ASKED_FOR, format_time, read_body, read_page, read_query
 from registry_proxy.audit.chain import ChainReport
 from registry_proxy.audit.search import AuditQuery, place_of, search, search_last
-from registry_proxy.audit.signing import AuditVerification
+from registry_proxy.audit.signing import AuditVerification, NotAcceptableError
 from registry_proxy.audit.sinks import RecordedDecision, read_decisions
 from registry_proxy.audit.trail import format_moment
 from registry_proxy.protocol.scope import Action
@@ -43,6 +44,7 @@ class Verifier(Protocol):
     """``telemetry.audit_signing.AuditVerifier``, which says what it raises."""
 
     async def verify(self) -> AuditVerification: ...
+    async def accept(self, by: str, reason: str) -> AuditVerification: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,20 @@ def _chain_document(report: ChainReport) -> ChainDocument:
         last=report.last,
         signed_at=format_time(report.signed_at),
         unsigned=report.unsigned,
+        begins_at=report.begins_at,
+        removed=max(0, report.first - 1),
         faults=[ChainFaultDocument(file=fault.file, line=fault.line, text=fault.text) for fault in report.faults],
+        accepted=[
+            AcceptedFaultDocument(
+                file=each.fault.file,
+                line=each.fault.line,
+                text=each.fault.text,
+                by=each.by,
+                at=format_time(each.at),
+                reason=each.reason,
+            )
+            for each in report.accepted
+        ],
     )
 
 
@@ -109,6 +124,14 @@ class AuditResources:
             ),
             Endpoint(
                 "POST",
+                "/audit/accept",
+                self.accept,
+                "Accept the faults of the audit log: they are told, and do not count any more",
+                {200: AuditVerificationDocument},
+                body=AcceptBody,
+            ),
+            Endpoint(
+                "POST",
                 "/policy/replay",
                 self.replay,
                 "Try another policy on what was asked lately",
@@ -140,10 +163,31 @@ class AuditResources:
     async def verify(self, request: web.Request) -> web.Response:
         """Read the whole log and compare it with its hashes and signatures."""
         await read_body(request, EmptyBody)
+        async with self._verified_once():
+            return await self._verification()
+
+    async def accept(self, request: web.Request) -> web.Response:
+        """Accept all faults that there are, and record each in the log."""
+        body = await read_body(request, AcceptBody)
+        async with self._verified_once():
+            try:
+                found = await self._files.verifier.accept(request[CALLER].subject, body.reason)
+            except NotAcceptableError as error:
+                raise ProblemError(409, str(error)) from None
+            faults = [f"{report.process}: {fault.text}" for report in found.reports for fault in report.faults]
+            request[ASKED_FOR] = {"reason": body.reason, "faults": faults}
+            return await self._verification()
+
+    @contextlib.asynccontextmanager
+    async def _verified_once(self) -> AsyncIterator[None]:
+        """Refuse a second walk over the whole log beside one. Raises ProblemError."""
         if self._verifying.locked():
-            raise ProblemError(409, "the audit log is being verified already")
+            raise ProblemError(409, "the audit log is being verified already: wait until that has ended")
         async with self._verifying:
-            found = await self._files.verifier.verify()
+            yield
+
+    async def _verification(self) -> web.Response:
+        found = await self._files.verifier.verify()
         document = AuditVerificationDocument(
             intact=not any(report.faults for report in found.reports),
             processes=[_chain_document(report) for report in found.reports],

@@ -24,8 +24,9 @@ from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subjec
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.admin.problems import Handler, ProblemError, as_problem
 from registry_proxy.admin.requests import ASKED_FOR, JUDGE_ANEW
+from registry_proxy.admin.sites import SAFE_METHODS, Sites
 from registry_proxy.http.limits import CLIENT_LEFT
-from registry_proxy.ports.events import AuditEvent, AuditLog
+from registry_proxy.ports.events import AuditEvent, AuditKind, AuditLog
 from registry_proxy.tasks import request_id
 
 _log = logging.getLogger(__name__)
@@ -43,9 +44,12 @@ NAMESPACES: web.RequestKey[tuple[str, ...]] = web.RequestKey("namespaces", tuple
 
 OWNER_ROUTES = frozenset(
     {("GET", "/grants"), ("POST", "/grants"), ("GET", "/grants/{name}"), ("DELETE", "/grants/{name}")}
-    | {("PATCH", "/grants/{name}"), ("POST", "/explain")}
+    | {("PATCH", "/grants/{name}")}
 )
 """What the owner of a namespace may ask for; the handlers see to it that it stays inside."""
+
+USER_ROUTES = frozenset({("POST", "/explain")})
+"""What every user may ask for beside what lies below ``SELF_PREFIX``; the handlers tell nothing of others."""
 
 _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
 _QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay", "/policy/diff"})
@@ -56,9 +60,6 @@ _LOGIN_SECONDS = 300.0
 go on for ever about itself."""
 
 _LOGINS_MAX = 1000
-
-_SAFE_METHODS = frozenset({"GET", "HEAD"})
-_OTHER_SITES = frozenset({"cross-site", "same-site"})
 
 
 class Control(Protocol):
@@ -105,6 +106,7 @@ class AdminGuard:
         control: knows logins, tokens and who is an administrator.
         open_paths: routes that ask for nothing.
         prefix: of the API.
+        sites: refuses requests by foreign names, from foreign pages, or in a form that any page can send.
         client_address: tells who sent a request; failed logins are counted under it.
         name_request: gives it its ID.
         audit: is told of logins, refusals and changes.
@@ -117,6 +119,7 @@ class AdminGuard:
         control: Control,
         open_paths: Collection[str],
         prefix: str,
+        sites: Sites,
         client_address: Callable[[web.BaseRequest], str],
         name_request: Callable[[web.BaseRequest], str],
         audit: AuditLog,
@@ -125,6 +128,7 @@ class AdminGuard:
         self._count_login = count_login
         self._control = control
         self._prefix = prefix
+        self._sites = sites
         self._name_request = name_request
         self._audit = audit
         self._client_address = client_address
@@ -141,12 +145,12 @@ class AdminGuard:
             resource = request.match_info.route.resource
             if resource is not None and resource.canonical in self._open_paths:
                 return await handler(request)
-            _refuse_other_sites(request)
+            self._sites.check(request)
             if request.can_read_body:
                 known = await self._control.policy()
                 request[JUDGE_ANEW] = lambda: self._judge_anew(request, known)
             caller = await self._judge(request)
-            if request.method in _SAFE_METHODS or self._path(request) in _QUESTIONS:
+            if request.method in SAFE_METHODS or self._path(request) in _QUESTIONS:
                 return await handler(request)
             status, response = CLIENT_LEFT, None
             try:
@@ -165,10 +169,8 @@ class AdminGuard:
 
     async def _judge(self, request: web.Request) -> Login:
         """Return who sends a request, if he may; his namespaces are put into it. Raises ProblemError."""
-        resource = request.match_info.route.resource
         caller = request[CALLER] = await self._caller(request)
-        is_own = resource is not None and f"{resource.canonical}/".startswith(self._self_prefix)
-        if not is_own and not await self._may_manage(request, caller):
+        if not self._is_own(request) and not await self._may_manage(request, caller):
             self._record(request, caller, "denied", 403)
             if not caller.may_manage:
                 raise ProblemError(403, "a token got by a refresh token gives no rights here: log in with the password")
@@ -182,15 +184,15 @@ class AdminGuard:
 
     async def _may_manage(self, request: web.Request, caller: Login) -> bool:
         """Tell whether the caller may ask for this; an owner's namespaces are put into the request."""
-        if caller.actions is not None or not caller.may_manage:
-            return False
-        policy = await self._control.policy()
-        if policy.is_admin(caller.subject):
+        policy, is_narrowed = await self._control.policy(), caller.actions is not None or not caller.may_manage
+        if policy.is_admin(caller.subject) and not is_narrowed:
             return True
         method = "GET" if request.method == "HEAD" else request.method
-        namespaces = policy.namespaces(caller.subject) if (method, self._path(request)) in OWNER_ROUTES else ()
-        request[NAMESPACES] = namespaces
-        return bool(namespaces)
+        route = (method, self._path(request))
+        if route not in OWNER_ROUTES | USER_ROUTES:
+            return False
+        request[NAMESPACES] = () if is_narrowed else policy.namespaces(caller.subject)
+        return bool(request[NAMESPACES]) or route in USER_ROUTES
 
     def _path(self, request: web.Request) -> str:
         resource = request.match_info.route.resource
@@ -204,7 +206,7 @@ class AdminGuard:
         status: int,
         response: web.StreamResponse | None = None,
     ) -> None:
-        """Tell the audit log of a change, or of an attempt; the action is named after the route."""
+        """Record a change, or an attempt, in the audit log; the action is named after the route."""
         words = [word for word in self._path(request).split("/") if word and not word.startswith("{")]
         detail = {"path": request.path, "status": status, "asked": request.get(ASKED_FOR)}
         if status == 201 and isinstance(response, web.Response) and response.content_type == "application/json":
@@ -218,8 +220,22 @@ class AdminGuard:
             address=self._client_address(request),
             repository=asked["repository"] if isinstance(asked.get("repository"), str) else "",
             detail={name: value for name, value in detail.items() if value is not None},
+            kind=self._kind(request, outcome),
         )
         self._audit.record(event)
+
+    def _kind(self, request: web.Request, outcome: str) -> AuditKind:
+        """Return the kind of event that a change is: an administrator's stays in the log whatever others do."""
+        if outcome == "denied":
+            return AuditKind.TRAFFIC
+        if NAMESPACES not in request and not self._is_own(request):
+            return AuditKind.ACT
+        return AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
+
+    def _is_own(self, request: web.Request) -> bool:
+        """Tell whether a request is about the caller's own account."""
+        resource = request.match_info.route.resource
+        return resource is not None and f"{resource.canonical}/".startswith(self._self_prefix)
 
     async def _caller(self, request: web.Request) -> Login:
         """Return who sends the request. Raises ProblemError 401, 403, 429, 503."""
@@ -276,7 +292,8 @@ class AdminGuard:
     ) -> None:
         self._count_login(counted or outcome)
         detail = {"listener": "admin"}
-        event = AuditEvent("login", outcome, subject=subject, address=address, rule=rule, detail=detail)
+        kind = AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
+        event = AuditEvent("login", outcome, subject=subject, address=address, rule=rule, detail=detail, kind=kind)
         self._audit.record(event)
 
 
@@ -285,9 +302,3 @@ def too_many_logins(error: TooManyLoginsError) -> ProblemError:
     return ProblemError(
         429, "too many logins: try again later", headers={"Retry-After": str(error.retry_after_seconds)}
     )
-
-
-def _refuse_other_sites(request: web.Request) -> None:
-    """Refuse a change that a page of another site sends with the credentials the browser remembers."""
-    if request.method not in _SAFE_METHODS and request.headers.get("Sec-Fetch-Site") in _OTHER_SITES:
-        raise ProblemError(403, "changes are not taken from pages of other sites")

@@ -213,6 +213,12 @@ class PasswordBody(Body):
     new: SecretStr
 
 
+class AcceptBody(Body):
+    """POST to accept the faults of the audit log."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
 class EmptyBody(Body):
     """Nothing, or ``{}``."""
 

@@ -356,15 +356,29 @@ class ChainFaultDocument(Document):
     text: str
 
 
+class AcceptedFaultDocument(ChainFaultDocument):
+    """A fault that an administrator knows of, and does not count any more."""
+
+    by: str
+    at: Time
+    reason: str
+
+
 class ChainDocument(Document):
-    """Findings in the audit log of one process; ``unsigned`` counts the lines after the last signature."""
+    """Findings in one chain of the audit log; ``unsigned`` counts the lines after the last signature.
+
+    Retention has removed ``removed`` lines, all of them older than ``begins_at``, the time of the first one left.
+    """
 
     process: str
     first: int
     last: int
+    begins_at: Time | None
+    removed: int
     signed_at: Time | None
     unsigned: int
     faults: list[ChainFaultDocument]
+    accepted: list[AcceptedFaultDocument]
 
 
 class OtherNodeDocument(Document):
@@ -375,7 +389,10 @@ class OtherNodeDocument(Document):
 
 
 class AuditVerificationDocument(Document):
-    """Whether the audit log of this node is as it was written; ``elsewhere`` are the nodes whose log is not here."""
+    """Whether the audit log of this node is as it was written, but for accepted faults and what retention removed.
+
+    ``elsewhere`` are the nodes whose log is not here.
+    """
 
     intact: bool
     processes: list[ChainDocument]

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 FILE_ACTION = "audit.file"
 GAP_ACTION = "audit.gap"
 START_HASH = "0" * 64
+TRAFFIC_SUFFIX = "traffic"
+"""Ends the name of the chain that a process keeps its clients' requests and refusals in; acts have one without it."""
 
 _FILE_NAME = re.compile(r"([A-Za-z0-9]{1,40})-([0-9]{12})\.jsonl")
 _LINE = re.compile(rb'\{"seq":([0-9]{1,15}),"time":"([^"]{1,40})",')
@@ -57,8 +59,22 @@ class ChainFault:
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptedFault:
+    """A fault that an administrator knows of: who accepted it, when (Unix seconds), and why."""
+
+    fault: ChainFault
+    by: str
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChainReport:
-    """Findings in one process's chain; ``unsigned`` counts the lines after the last signature."""
+    """Findings in one process's chain.
+
+    ``unsigned`` counts the lines after the last signature; retention has removed the lines before ``first``, all of
+    them older than ``begins_at`` (RFC 3339, None where nothing can be read). ``faults`` has no accepted ones.
+    """
 
     process: str
     first: int
@@ -66,6 +82,8 @@ class ChainReport:
     signed_at: float | None
     unsigned: int
     faults: Sequence[ChainFault]
+    begins_at: str | None = None
+    accepted: Sequence[AcceptedFault] = ()
 
 
 def file_name(process: str, first: int) -> str:
@@ -146,6 +164,12 @@ def begin_of(path: str) -> tuple[int, str] | None:
         return _begin(file.readline())
 
 
+def begins_at(file: ChainFile) -> str | None:
+    """Return the time of the first line of a file; None for what is no line. Raises OSError."""
+    with open(file.path, "rb") as lines:
+        return time_of(lines.readline())
+
+
 def _begin(line: bytes) -> tuple[int, str] | None:
     try:
         fields = json.loads(line)
@@ -176,6 +200,7 @@ class _Verification:
         self.expected: int | None = None
         self.previous: str | None = None
         self.begins: int | None = None
+        self.begins_at: str | None = None
 
     def file(self, file: ChainFile, signed: Head | None, *, is_last: bool) -> None:
         name = os.path.basename(file.path)
@@ -183,6 +208,7 @@ class _Verification:
             for number, line in enumerate(lines, 1):
                 if not line.endswith(b"\n") and is_last:
                     return  # being written at this moment, or torn by a crash and never signed
+                self.begins_at = self.begins_at or time_of(line)
                 parsed = _parse(line)
                 if parsed is None:
                     self.faults.append(ChainFault(name, number, "this is no line of the audit log"))
@@ -238,6 +264,7 @@ def verify_chain(files: Sequence[ChainFile], signed: SignedHead | None) -> Chain
         text = f"the end is cut: lines {last + 1} to {signed.head.seq} were signed, and are missing"
         state.faults.append(ChainFault(name, 0, text))
     unsigned = last - first + 1 if signed is None else max(0, last - signed.head.seq)
+    signed_at = None if signed is None else signed.signed_at
     return ChainReport(
-        files[0].process, first, last, None if signed is None else signed.signed_at, unsigned, tuple(state.faults)
+        files[0].process, first, last, signed_at, unsigned, tuple(state.faults), begins_at=state.begins_at
     )

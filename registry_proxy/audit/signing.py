@@ -5,11 +5,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from registry_proxy.audit.chain import (
     GAP_ACTION,
+    TRAFFIC_SUFFIX,
+    AcceptedFault,
     ChainFault,
     ChainReport,
     Head,
@@ -18,13 +20,21 @@ from registry_proxy.audit.chain import (
     list_chains,
     verify_chain,
 )
-from registry_proxy.audit.trail import AuditTrail, ChainWriter, SinkThread
+from registry_proxy.audit.trail import AuditTrail, SinkThread
+from registry_proxy.audit.writer import ChainWriter
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.events import AuditEvent
+from registry_proxy.ports.events import AuditEvent, AuditKind
 from registry_proxy.ports.store import Change, Store, Table
 
 KIND = "registry-proxy-audit-head"
 """The ``typ`` of a signed head: it can never be taken for a token."""
+
+ACCEPTED_KIND = "registry-proxy-audit-accepted"
+"""The ``typ`` of the signed list of faults that an administrator has accepted."""
+
+FAULTS_ACCEPTED_MAX = 1000
+
+_ACCEPTED_PREFIX = "accepted:"  # of keys in the table of heads, with the node's id behind it
 
 SIGN_SECONDS = 5.0
 """With the time until lines are safe on the disk, a line is signed within ten seconds."""
@@ -36,13 +46,17 @@ Sign = Callable[[bytes, str], str]
 OpenSigned = Callable[[str, str, Mapping[str, Mapping[str, Any]]], bytes]
 
 
+async def _keys(store: Store) -> Mapping[str, Mapping[str, Any]]:
+    """Return every public key of this registry by its id. Raises StoreUnavailableError."""
+    return {each.key: each.value["jwk"] for each in await store.list(Table.KEYS)}
+
+
 async def _read_head(store: Store, key: str, open_signed: OpenSigned) -> SignedHead | None:
     """Return a signed head. Raises ValueError when it is not signed by a known key, StoreUnavailableError."""
     record = await store.get(Table.AUDIT_HEADS, key)
     if record is None:
         return None
-    jwks = {each.key: each.value["jwk"] for each in await store.list(Table.KEYS)}
-    document = json.loads(open_signed(str(record.value["signed"]), KIND, jwks))
+    document = json.loads(open_signed(str(record.value["signed"]), KIND, await _keys(store)))
     if f"{document['node']}/{document['process']}" != key:
         raise ValueError("it is the head of another log")
     return SignedHead(Head(int(document["seq"]), str(document["hash"])), float(document["at"]))
@@ -59,7 +73,7 @@ class HeadSigner:
         directory: of the files.
         writer: tells what is safe on the disk.
         file: the thread that it writes in.
-        trail: is told of a gap.
+        trail: receives the event of a gap.
         sign: signs with the node's key.
         open_signed: returns what was signed.
     """
@@ -110,14 +124,21 @@ class HeadSigner:
         try:
             before = await _read_head(self.store, f"{self.node}/{self.process}", self.open_signed)
         except (ValueError, KeyError, TypeError):
-            self.trail.record(AuditEvent(GAP_ACTION, "failed", rule="the head in the store is not signed by us"))
+            self._record_gap("the head in the store is not signed by us")
             return True
         if before is not None:
             files = (await asyncio.to_thread(list_chains, self.directory)).get(self.process, [])
             if not await asyncio.to_thread(has_line, files, before.head):
-                reason = f"line {before.head.seq}, which was signed, is not in the files"
-                self.trail.record(AuditEvent(GAP_ACTION, "failed", rule=reason))
+                self._record_gap(f"line {before.head.seq}, which was signed, is not in the files")
         return True
+
+    def _record_gap(self, reason: str) -> None:
+        kind = AuditKind.TRAFFIC if self.process.endswith(TRAFFIC_SUFFIX) else AuditKind.ACT
+        self.trail.record(AuditEvent(GAP_ACTION, "failed", rule=reason, kind=kind))
+
+
+class NotAcceptableError(Exception):
+    """Faults cannot be accepted; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +158,9 @@ class AuditVerifier:
         node: whose log it is.
         is_only_node: whether no other node uses the store: then every head in it is of this node.
         directory: of the files.
-        kept_seconds: how long retention keeps a log whose process is no more.
+        acts_kept_seconds: how long retention keeps the acts of a process that is no more.
+        traffic_kept_seconds: how long it keeps the rest.
+        sign: signs with the node's key.
         open_signed: returns what was signed.
     """
 
@@ -145,11 +168,13 @@ class AuditVerifier:
     node: str
     is_only_node: bool
     directory: str
-    kept_seconds: float
+    acts_kept_seconds: float
+    traffic_kept_seconds: float
+    sign: Sign
     open_signed: OpenSigned
 
     async def verify(self) -> AuditVerification:
-        """Compare every signed head in the store with the files.
+        """Compare every signed head in the store with the files; accepted faults are told apart from others.
 
         Raises:
             StoreUnavailableError: the signed heads cannot be read.
@@ -160,6 +185,8 @@ class AuditVerifier:
         elsewhere: dict[str, float] = {}
         # Before the files: what is signed is in them already.
         for record in await self.store.list(Table.AUDIT_HEADS):
+            if record.key.startswith(_ACCEPTED_PREFIX):
+                continue
             node, _, process = record.key.partition("/")
             is_ours = node == self.node or self.is_only_node
             name = process if node == self.node else f"{process} (of node {node})"
@@ -171,13 +198,67 @@ class AuditVerifier:
                 continue
             if head is not None and is_ours:
                 heads[name] = head
-            elif head is not None and self._is_kept(head):
+            elif head is not None and self._is_kept(process, head):
                 elsewhere[node] = max(head.signed_at, elsewhere.get(node, 0))
-        return AuditVerification(await asyncio.to_thread(self._verify_files, heads, unsigned), elsewhere)
+        reports = await asyncio.to_thread(self._verify_files, heads, unsigned)
+        accepted = await self._accepted()
+        return AuditVerification([_without_accepted(report, accepted) for report in reports], elsewhere)
 
-    def _is_kept(self, signed: SignedHead) -> bool:
+    async def accept(self, by: str, reason: str) -> AuditVerification:
+        """Accept all faults that there are: from now on they are told as accepted, and are no faults any more.
+
+        Args:
+            by: the administrator's subject.
+            reason: in words, for whoever reads it later.
+
+        Returns:
+            What was verified before.
+
+        Raises:
+            NotAcceptableError: there is no fault, or there are too many.
+            StoreUnavailableError, OSError: as ``verify``.
+        """
+        found = await self.verify()
+        at = time.time()
+        new = [
+            (report.process, AcceptedFault(fault, by, at, reason))
+            for report in found.reports
+            for fault in report.faults
+        ]
+        if not new:
+            raise NotAcceptableError("there is nothing to accept: the log is as it was written")
+        # An accepted fault that is not found any more, because retention has removed its place, is forgotten.
+        entries = [(report.process, each) for report in found.reports for each in report.accepted] + new
+        if len(entries) > FAULTS_ACCEPTED_MAX:
+            raise NotAcceptableError(
+                f"{len(entries)} faults are more than the {FAULTS_ACCEPTED_MAX} that can be accepted: "
+                f"move the files of {self.directory} away, and accept that they are missing"
+            )
+        document = [{"process": process, **asdict(each)} for process, each in entries]
+        value = {"signed": self.sign(json.dumps(document).encode(), ACCEPTED_KIND)}
+        await self.store.commit([Change(Table.AUDIT_HEADS, f"{_ACCEPTED_PREFIX}{self.node}", value)])
+        return found
+
+    async def _accepted(self) -> Mapping[tuple[str, ChainFault], AcceptedFault]:
+        """Return the accepted faults by process; none where the list is not signed by a key of this registry."""
+        record = await self.store.get(Table.AUDIT_HEADS, f"{_ACCEPTED_PREFIX}{self.node}")
+        if record is None:
+            return {}
+        try:
+            text = self.open_signed(str(record.value["signed"]), ACCEPTED_KIND, await _keys(self.store))
+            accepted = {}
+            for each in json.loads(text):
+                fault = ChainFault(**each["fault"])
+                accepted[each["process"], fault] = AcceptedFault(fault, each["by"], each["at"], each["reason"])
+        except (ValueError, KeyError, TypeError):
+            return {}
+        return accepted
+
+    def _is_kept(self, process: str, signed: SignedHead) -> bool:
         """Tell whether retention keeps what was signed, also of a process that is no more."""
-        return time.time() - signed.signed_at <= self.kept_seconds
+        is_traffic = process.partition(" ")[0].endswith(TRAFFIC_SUFFIX)
+        kept_seconds = self.traffic_kept_seconds if is_traffic else self.acts_kept_seconds
+        return time.time() - signed.signed_at <= kept_seconds
 
     def _verify_files(self, heads: Mapping[str, SignedHead], unsigned: set[str]) -> list[ChainReport]:
         chains = list_chains(self.directory)
@@ -190,10 +271,17 @@ class AuditVerifier:
                 report = ChainReport(process, report.first, report.last, None, 0, (*report.faults, fault))
             elif files:
                 report = verify_chain(files, signed)
-            elif signed is not None and self._is_kept(signed):
+            elif signed is not None and self._is_kept(process, signed):
                 fault = ChainFault("", 0, f"all files are missing: lines up to {signed.head.seq} were signed")
                 report = ChainReport(process, 0, 0, signed.signed_at, 0, (fault,))
             else:
                 continue  # retention has removed what a process left that there is no more
             reports.append(report)
         return reports
+
+
+def _without_accepted(report: ChainReport, accepted: Mapping[tuple[str, ChainFault], AcceptedFault]) -> ChainReport:
+    """Return a report with its accepted faults told apart."""
+    known = {fault: accepted[report.process, fault] for fault in report.faults if (report.process, fault) in accepted}
+    faults = tuple(fault for fault in report.faults if fault not in known)
+    return replace(report, faults=faults, accepted=tuple(known.values()))

@@ -8,30 +8,18 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from registry_proxy.audit.chain import (
-    FILE_ACTION,
-    START_HASH,
-    ChainFile,
-    Head,
-    begin_of,
-    file_name,
-    find_end,
-    list_chains,
-    seal,
-)
-from registry_proxy.files.durable import sync_directory
-from registry_proxy.ports.events import AskedRight, AuditEvent
+from registry_proxy.audit.folding import Folding
+from registry_proxy.ports.events import AskedRight, AuditEvent, AuditKind
 from registry_proxy.tasks import request_id
 
 QUEUE_MAX = 20_000
@@ -87,7 +75,9 @@ def format_moment(at: float) -> str:
 
 def _shortened(event: AuditEvent) -> AuditEvent:
     """Return an event of bounded size, shortened field by field: what a caller puts into one hides no other."""
-    texts = {name: _cut(text) for name in _TEXTS if len(text := getattr(event, name)) > _TEXT_MAX_LENGTH}
+    texts: dict[str, Any] = {
+        name: _cut(text) for name in _TEXTS if len(text := getattr(event, name)) > _TEXT_MAX_LENGTH
+    }
     if not texts and not event.detail:
         return event
     detail: Mapping[str, Any] = event.detail
@@ -234,175 +224,30 @@ class SinkThread:
                 self._has_written.notify_all()
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Bounds of the log that a process keeps, and of one file: age and size."""
-
-    file_bytes: int
-    file_seconds: float
-    total_bytes: int
-    total_seconds: float
-
-
-class ChainWriter:
-    """The file sink: appends sealed lines, goes on after a crash, rotates, and removes what is too old or too much.
-
-    Args:
-        directory: of this node's audit log.
-        node: names it.
-        process: names the chain; no two processes at a time have the same.
-        retention: its limits.
-    """
-
-    def __init__(self, directory: str, node: str, process: str, retention: Retention) -> None:
-        self._directory = directory
-        self._node = node
-        self._process = process
-        self._retention = retention
-        self._fd: int | None = None
-        self._size_bytes = 0
-        self._opened_at = 0.0
-        self._head = Head(0, START_HASH)
-        self._is_synced = True
-        self.synced: Head | None = None
-        """The last line that is safe on the disk; read by the one who signs it."""
-
-    def write(self, batch: Sequence[Taken]) -> None:
-        """Append a batch. Raises OSError, and then the file is as it was."""
-        fd = self._open(batch[0].at) if self._fd is None else self._fd
-        is_old = time.time() - self._opened_at >= self._retention.file_seconds
-        if self._size_bytes >= self._retention.file_bytes or is_old:
-            fd = self._rotate(batch[0].at)
-        lines, head = [], self._head
-        for taken in batch:
-            seq = head.seq + 1
-            line, digest = seal(head.hash, seq, taken.time, taken.fields(self._node, self._process))
-            lines.append(line)
-            head = Head(seq, digest)
-        self._append(fd, b"".join(lines), head)
-
-    def rest(self) -> None:
-        """Bring what was written to the disk; it can be signed then. Raises OSError."""
-        if self._fd is not None and not self._is_synced:
-            os.fsync(self._fd)
-            self._is_synced = True
-            self.synced = self._head
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def _append(self, fd: int, data: bytes, head: Head) -> None:
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(fd, data[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, self._size_bytes)
-            raise
-        self._size_bytes += written
-        self._head = head
-        self._is_synced = False
-
-    def _open(self, at: float) -> int:
-        """Go on where the last run of this process's chain ended: behind its last whole line."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        files = list_chains(self._directory).get(self._process, [])
-        while files:
-            head, size_bytes = find_end(files[-1].path)
-            if head is not None:
-                fd = os.open(files[-1].path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-                torn_bytes = os.fstat(fd).st_size - size_bytes
-                if torn_bytes:
-                    os.ftruncate(fd, size_bytes)  # a crash in the middle of a line, which nobody had signed
-                    _log.warning("audit: %d bytes of a line that was never finished are dropped", torn_bytes)
-                self._fd, self._size_bytes, self._head = fd, size_bytes, head
-                self._opened_at = _opened_at(files[-1])
-                return fd
-            os.unlink(files.pop().path)  # a crash before its first line was whole
-        return self._begin_file(self._head.seq + 1, at)
-
-    def _rotate(self, at: float) -> int:
-        self.rest()
-        self.close()
-        chains = list_chains(self._directory)
-        kept = self._kept(chains.get(self._process, []))
-        fd = self._begin_file(kept[0].first if kept else self._head.seq + 1, at)
-        self.rest()
-        # Only now: the new file's first line, safe on the disk, says that they may be gone.
-        for process, files in chains.items():
-            gone = [file for file in files if file not in kept] if process == self._process else self._dead(files)
-            for file in gone:
-                os.unlink(file.path)
-        return fd
-
-    def _kept(self, files: Sequence[ChainFile]) -> list[ChainFile]:
-        """Return the newest files that are neither too old nor, with one more, too much."""
-        kept: list[ChainFile] = []
-        total_bytes = self._retention.file_bytes
-        for file in reversed(files):
-            status = os.stat(file.path)
-            total_bytes += status.st_size
-            too_old = time.time() - status.st_mtime > self._retention.total_seconds
-            if too_old or total_bytes > self._retention.total_bytes:
-                break
-            kept.insert(0, file)
-        return kept
-
-    def _dead(self, files: Sequence[ChainFile]) -> Sequence[ChainFile]:
-        """Return the chain of a process that there has not been for as long as anything is kept."""
-        age_seconds = time.time() - os.stat(files[-1].path).st_mtime
-        return files if age_seconds > self._retention.total_seconds else ()
-
-    def _begin_file(self, begins: int, at: float) -> int:
-        first = self._head.seq + 1
-        path = os.path.join(self._directory, file_name(self._process, first))
-        fields = {
-            "action": FILE_ACTION,
-            "outcome": "ok",
-            "begins": begins,
-            "previous": self._head.hash,
-            "node": self._node,
-            "process": self._process,
-        }
-        # The time of what follows, so that times never go back in a chain.
-        self._opened_at = at
-        line, digest = seal(self._head.hash, first, format_moment(self._opened_at), fields)
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            self._size_bytes = 0
-            self._append(fd, line, Head(first, digest))
-            sync_directory(self._directory)
-        except OSError:
-            os.close(fd)
-            raise
-        self._fd = fd
-        return fd
-
-
-def _opened_at(file: ChainFile) -> float:
-    """Return when a file was begun; what cannot be read makes it old."""
-    with open(file.path, "rb") as lines:
-        text = lines.readline()[:200].decode(errors="replace")
-    with contextlib.suppress(ValueError, IndexError):
-        return datetime.fromisoformat(text.split('"time":"')[1].split('"')[0]).timestamp()
-    return 0.0 if begin_of(file.path) is None else time.time()
-
-
 class AuditTrail:
     """An ``AuditLog`` over sinks.
 
     Args:
-        sinks: are given each event; the first one keeps them.
-        decisions: is given the questions that were decided, from time to time.
+        acts: keeps changes and logins.
+        traffic: keeps all other events.
+        decisions: receives the questions that were decided, from time to time.
+        copies: receive each event that is kept.
         records_pulls: whether pulls that are allowed are events.
     """
 
-    def __init__(self, sinks: Sequence[SinkThread], decisions: SinkThread, *, records_pulls: bool) -> None:
-        self._sinks = tuple(sinks)
+    def __init__(
+        self,
+        *,
+        acts: SinkThread,
+        traffic: SinkThread,
+        decisions: SinkThread,
+        copies: Sequence[SinkThread] = (),
+        records_pulls: bool,
+    ) -> None:
+        self._acts = acts
+        self._traffic = traffic
+        self._copies = tuple(copies)
+        self._folding = Folding()
         self._decisions = decisions
         self._records_pulls = records_pulls
         self._asked: dict[AskedRight, list[int]] = {}  # the count, where one look-up finds it
@@ -413,14 +258,18 @@ class AuditTrail:
         return self._records_pulls
 
     def record(self, event: AuditEvent) -> None:
-        """Take an event of the request that is being answered."""
-        taken = Taken(time.time(), request_id.get(), _shortened(event))
-        for sink in self._sinks:
+        """Take an event of the request that is being answered, whole or as one of many; see ``Folding``."""
+        event = _shortened(event)
+        if self._folding.takes_whole(event):
+            self._put(Taken(time.time(), request_id.get(), event))
+
+    def _put(self, taken: Taken) -> None:
+        for sink in (self._traffic if taken.event.kind is AuditKind.TRAFFIC else self._acts, *self._copies):
             sink.put(taken)
 
     async def written(self) -> None:
-        """Wait until the events recorded so far are in the file: what ends this process then loses none."""
-        await self._sinks[0].written(_WRITTEN_SECONDS)
+        """Wait until the acts recorded so far are in their file: the end of this process then loses none of them."""
+        await self._acts.written(_WRITTEN_SECONDS)
 
     def asked(self, right: AskedRight) -> None:
         """Count a question that was decided; beyond a bound of different ones, others wait for the next interval."""
@@ -429,6 +278,11 @@ class AuditTrail:
             counted[0] += 1
         elif len(self._asked) < _ASKED_MAX:
             self._asked[right] = [1]
+
+    def flush_folded(self, *, all_of_them: bool = False) -> None:
+        """Write the line of each fold whose minute is over, or of each that there is."""
+        for event in self._folding.lines(all_of_them=all_of_them):
+            self._put(Taken(time.time(), "", event))
 
     def flush_asked(self) -> None:
         """Hand the questions of this interval on."""
@@ -442,9 +296,10 @@ class AuditTrail:
     def running(self) -> Iterator[None]:
         """Write for the length of a with block."""
         with contextlib.ExitStack() as stack:
-            for sink in (*self._sinks, self._decisions):
+            for sink in (self._acts, self._traffic, *self._copies, self._decisions):
                 stack.enter_context(sink.running())
             try:
                 yield
             finally:
+                self.flush_folded(all_of_them=True)
                 self.flush_asked()

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.output import JsonOption, print_json, print_json_line, print_note, print_table
+from registry_proxy.cli.output import (
+    JsonOption,
+    YesOption,
+    confirm,
+    counted,
+    format_value,
+    print_json,
+    print_json_line,
+    print_note,
+    print_table,
+)
 
 audit_app = typer.Typer(help="The audit log of a node: who did what, by which rule, from where.", no_args_is_help=True)
 
@@ -23,6 +33,7 @@ _COLUMNS = {
 _CHAIN_COLUMNS = {
     "process": "PROCESS",
     "lines": "LINES",
+    "removed": "REMOVED",
     "signed_at": "SIGNED",
     "unsigned": "NOT YET SIGNED",
     "state": "STATE",
@@ -41,15 +52,19 @@ def _filters(subject: str | None, repository: str | None, action: str | None, ou
 
 
 def _row(event: Mapping[str, Any]) -> dict[str, Any]:
+    detail = event.get("detail", {})
     what = str(event.get("repository", ""))
     if event.get("tag"):
         what += f":{event['tag']}"
     if event.get("digest"):
         what += f"@{event['digest'][:19]}"
-    detail = event.get("detail", {})
+    if "folded" in detail:
+        what = f"{what} {counted(detail['folded'], 'more event')} since {detail['since']}".strip()
+    if "removed_lines" in detail:
+        what = f"retention removed {counted(detail['removed_lines'], 'line')}, before {detail['removed_before']}"
     asked = detail.get("asked") or {}
     whom = asked.get("subject") or asked.get("token_id")  # of a grant, of a revocation
-    row = {**event, "time": event["time"][:19] + "Z"}
+    row = dict(event)
     row["what"] = " ".join(text for text in (what or detail.get("path"), whom) if text) or None
     if event.get("outcome") == "failed" and "status" in detail:
         row["rule"] = f"answered {detail['status']}" + (f": {event['rule']}" if event.get("rule") else "")
@@ -105,6 +120,7 @@ def search_audit(
     action: _Action = None,
     outcome: _Outcome = None,
     request_id: Annotated[str | None, typer.Option(help="Only this request, as X-Request-ID named it.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, max=1000, help="Only that many of the newest.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find events, oldest first; as JSON a line each."""
@@ -112,34 +128,88 @@ def search_audit(
     query = _filters(subject, repository, action, outcome)
     query |= {name: value for name, value in given.items() if value is not None}
     with admin_client() as admin:
-        _print(admin.list_all("audit", query=query), as_json=as_json)
+        if last is None:
+            found = admin.list_all("audit", query=query)
+        else:
+            found = admin.call("GET", "audit", query={**query, "last": str(last)}).document["items"]
+        _print(found, as_json=as_json)
 
 
 @audit_app.command("verify")
 def verify_audit(as_json: JsonOption = False) -> None:
-    """Compare the whole log with its hashes and signatures; exit status 1 when any of it was changed or is missing."""
+    """Compare the whole log with its hashes and signatures; exit status 1 when any of it was changed or is missing.
+
+    What retention removed is told, and is no fault; a fault that `audit accept` was told of is one no more.
+    """
     with admin_client() as admin:
         result = admin.call("POST", "audit", "verify", patient=True).document
     if as_json:
         print_json(result)
     else:
-        rows = [
-            {**chain, "lines": f"{chain['first']} to {chain['last']}", "state": _state(chain)}
-            for chain in result["processes"]
-        ]
-        print_table(_CHAIN_COLUMNS, rows, empty="The audit log is empty.")
-        for chain in result["processes"]:
-            for fault in chain["faults"]:
-                place = f"{fault['file']}:{fault['line']}" if fault["file"] else f"process {chain['process']}"
-                print_note(f"{place}: {fault['text']}")
-        for node in result["elsewhere"]:
-            print_note(
-                f"Not compared: the log of node {node['node']}, last signed {node['signed_at']}. Verify it there."
-            )
+        _print_verification(result)
     if not result["intact"]:
         print_note("The log is not what was written: keep a copy of it, and of what the other sinks have.")
+        print_note("You know why, as after a restore? `registry-proxy audit accept --reason TEXT`.")
         raise typer.Exit(1)
 
 
+@audit_app.command("accept")
+def accept_faults(
+    reason: Annotated[str, typer.Option(help="The cause, for whoever reads it later.", show_default=False)],
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Accept the faults that `audit verify` finds now, after a restore for example.
+
+    They are recorded in the log with the reason and your name, and told by `audit verify` ever after; its exit status
+    is 0 again until there is another fault.
+    """
+    with admin_client() as admin:
+        found = admin.call("POST", "audit", "verify", patient=True).document
+        if number := sum(len(chain["faults"]) for chain in found["processes"]):
+            _print_faults(found)
+            confirm(f"Accept {counted(number, 'fault')}?", yes=yes)
+        result = admin.call("POST", "audit", "accept", body={"reason": reason}, patient=True).document
+    if as_json:
+        print_json(result)
+    else:
+        print_note(f"Accepted {counted(number, 'fault')}: `registry-proxy audit verify` tells of it.")
+
+
+def _print_verification(result: Mapping[str, Any]) -> None:
+    rows = [
+        {**chain, "lines": f"{chain['first']} to {chain['last']}", "removed": _removed(chain), "state": _state(chain)}
+        for chain in result["processes"]
+    ]
+    print_table(_CHAIN_COLUMNS, rows, empty="The audit log is empty.")
+    _print_faults(result)
+    for chain in result["processes"]:
+        for each in chain["accepted"]:
+            known = f"accepted by {each['by']} at {format_value(each['at'])}: {each['reason']}"
+            print_note(f"{_place(chain, each)}: {each['text']} ({known})")
+    for node in result["elsewhere"]:
+        signed_at = format_value(node["signed_at"])
+        print_note(f"Not compared: the log of node {node['node']}, last signed {signed_at}. Verify it there.")
+
+
+def _print_faults(result: Mapping[str, Any]) -> None:
+    for chain in result["processes"]:
+        for fault in chain["faults"]:
+            print_note(f"{_place(chain, fault)}: {fault['text']}")
+
+
+def _place(chain: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
+    return f"{fault['file']}:{fault['line']}" if fault["file"] else f"process {chain['process']}"
+
+
+def _removed(chain: Mapping[str, Any]) -> str | None:
+    """Return what retention has removed of a chain."""
+    return (
+        f"{counted(chain['removed'], 'line')} before {format_value(chain['begins_at'])}" if chain["removed"] else None
+    )
+
+
 def _state(chain: Mapping[str, Any]) -> str:
-    return f"{len(chain['faults'])} faults" if chain["faults"] else "as written"
+    if chain["faults"]:
+        return counted(len(chain["faults"]), "fault")
+    return f"{counted(len(chain['accepted']), 'fault')} accepted" if chain["accepted"] else "as written"

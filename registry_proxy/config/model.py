@@ -21,6 +21,7 @@ from pydantic import (
 
 from registry_proxy.config.types import (
     Address,
+    AdminHost,
     AuditFileSize,
     BindDn,
     ClaimPatterns,
@@ -227,6 +228,13 @@ class AuthSettings(Section):
     ldap: LdapSettings | None = None
 
 
+class AuditChangesSettings(Section):
+    """Bounds of the changes and logins that each worker keeps, which requests of clients cannot push out."""
+
+    total_bytes: Size = Field(default=1 << 28, alias="max_size")
+    total_seconds: Timeout = Field(default=365 * 86400.0, alias="max_age")
+
+
 class AuditSettings(Section):
     """The log of who did what: how much of it each worker keeps, and where it goes besides."""
 
@@ -235,6 +243,7 @@ class AuditSettings(Section):
     file_seconds: Timeout = Field(default=86400.0, alias="file_age")
     total_bytes: Size = Field(default=1 << 30, alias="max_size")
     total_seconds: Timeout = Field(default=90 * 86400.0, alias="max_age")
+    changes: AuditChangesSettings = AuditChangesSettings()
     pulls: bool = False
     stdout: bool = False
     syslog: SyslogUrl = None
@@ -253,6 +262,7 @@ class Settings(Section):
 
     listen: ListenAddress = Address("127.0.0.1", 5000)
     admin_listen: ListenAddress = Address("127.0.0.1", 5080)
+    admin_hosts: tuple[AdminHost, ...] = ()  # names of the admin listener beside its addresses
     public_url: PublicUrl = None
     trusted_proxies: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.1/32"),)
     workers: Annotated[int, Field(ge=1, le=64)] = 1

@@ -173,6 +173,12 @@ def _check_host(value: str) -> str:
     return value.lower()
 
 
+def _check_admin_host(value: str) -> str:
+    if _HOST_NAME.fullmatch(value) is None:
+        raise expected("a host name without a port, such as admin.example.com")
+    return value.lower()
+
+
 _REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+sentinel", "rediss+sentinel"})
 _REDIS_DATABASE = re.compile(r"[0-9]{0,5}")
 _REDIS_PARAMETERS = frozenset(
@@ -353,6 +359,7 @@ OidcSubject = Annotated[
 ]
 RepositoryPattern = Annotated[str, AfterValidator(_check_pattern)]
 HostName = Annotated[str, AfterValidator(_check_host)]
+AdminHost = Annotated[str, AfterValidator(_check_admin_host)]
 ReplicaName = Annotated[
     str,
     AfterValidator(

@@ -315,7 +315,8 @@ class Registry:
         return Response(status=202)
 
     async def _list_tags(self, call: "_Call") -> StreamResponse:
-        page = await self._discover.list_tags(call.routed, call.wanted.page_size, call.wanted.last)
+        may_pull = call.authorized.policy.tags_to_pull(call.subject, call.canonical)
+        page = await self._discover.list_tags(call.routed, call.wanted.page_size, call.wanted.last, may_pull)
         body = {"name": call.wanted.repository, "tags": list(page.items)}
         return json_response(body, call.link(f"{call.base}/tags/list", page))
 
@@ -358,6 +359,13 @@ class _Call:
         if self.authorized.routed is None:
             raise _nothing_named()
         return self.authorized.routed
+
+    @property
+    def canonical(self) -> str:
+        """The name under which rights are judged."""
+        if self.authorized.asked is None:
+            raise _nothing_named()
+        return self.authorized.asked[1]
 
     @property
     def digest(self) -> Digest:

@@ -22,7 +22,7 @@ from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.edge.exchange import Exchange, json_response, read_small_body
 from registry_proxy.http.limits import LINE_MAX_BYTES
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.events import AuditEvent, AuditLog, Observer
+from registry_proxy.ports.events import AuditEvent, AuditKind, AuditLog, Observer
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.protocol.scope import Access, format_scope, parse_scopes
 
@@ -215,7 +215,10 @@ class TokenEndpoint:
         detail: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._observer.login(counted or outcome)
-        event = AuditEvent("login", outcome, subject=subject, address=exchange.address, rule=rule, detail=detail)
+        kind = AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
+        event = AuditEvent(
+            "login", outcome, subject=subject, address=exchange.address, rule=rule, detail=detail, kind=kind
+        )
         self._audit.record(event)
 
 

@@ -44,8 +44,22 @@ class Discover:
         self._readers = readers
         self._router = router
 
-    async def list_tags(self, routed: RoutedRepository, page_size: int | None, last: str | None) -> Page:
-        """Return a page of a repository's tags, sorted.
+    async def list_tags(
+        self,
+        routed: RoutedRepository,
+        page_size: int | None,
+        last: str | None,
+        may_pull: Callable[[str], bool] | None = None,
+    ) -> Page:
+        """Return a page of the tags of a repository that the caller may pull, sorted.
+
+        Hidden tags are taken out before paging, as in ``list_repositories``.
+
+        Args:
+            routed: the repository.
+            page_size: None for as many as one page may hold.
+            last: the tag after which the page begins.
+            may_pull: decides; None where the caller may pull all tags.
 
         Raises:
             RegistryError: NAME_UNKNOWN.
@@ -54,6 +68,8 @@ class Discover:
         tags = await self._readers[routed.upstream].list_tags(routed.repository)
         if self._router.reserves_names(routed.upstream):
             tags = [tag for tag in tags if not tag.startswith(RESERVED_TAG_PREFIX)]
+        if may_pull is not None:
+            tags = list(filter(may_pull, tags))
         return _page(tags, page_size, last)
 
     async def list_repositories(

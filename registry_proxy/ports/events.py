@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
@@ -79,6 +80,19 @@ class Observer(Protocol):
         """Note that events did not reach the audit log; ``sink`` is file, stdout, syslog or decisions."""
 
 
+class AuditKind(StrEnum):
+    """The callers that can cause an event, which decides how many lines it may take and how long these are kept."""
+
+    ACT = "act"
+    """A change by an administrator, or of the service by itself: always a line of its own."""
+
+    ACCOUNT = "account"
+    """A login, or a change by a user or an owner of namespaces: bounded for each subject, and kept as long as acts."""
+
+    TRAFFIC = "traffic"
+    """A request of a client, and whatever was refused to anybody: refusals are bounded for each address."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
     """Something that shall be known later: who did, or was refused, what. No field may hold a secret.
@@ -93,6 +107,7 @@ class AuditEvent:
         digest: where one is named or made.
         rule: the id of the grant that decided, or the reason, also that of a login which its answer does not tell.
         detail: what else there is, as JSON has it.
+        kind: the callers that can cause it.
     """
 
     action: str
@@ -104,6 +119,7 @@ class AuditEvent:
     digest: str = ""
     rule: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
+    kind: AuditKind = AuditKind.TRAFFIC
 
 
 AskedRight = tuple[str, str, Action, str | None]

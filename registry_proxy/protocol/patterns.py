@@ -33,6 +33,9 @@ def repository_pattern_fault(pattern: str, *, takes_subject: bool = False) -> st
             "expected components of lower-case letters, digits, '.', '_', '-' and '*', separated by single '/', "
             f"at most {REPOSITORY_MAX_LENGTH} characters"
         )
+    for component in pattern.split("/"):
+        if ".." in component or not ("*" in component or is_repository(component)):
+            return f"no repository has a component such as '{component}'"
     if any("**" in component and component != "**" for component in pattern.split("/")):
         return "'**' stands for whole components: write 'team/**', not 'team**'"
     return None

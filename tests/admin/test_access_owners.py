@@ -217,10 +217,15 @@ async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None
         _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
         refusal = f"no grant lets {subject} pull team/app: it would take one with the action pull on team/app"
         assert told == {"allowed": False, "would_deny": False, "grant": None, "reason": refusal}
-    for subject in ("user:boss", "user:bob"):
-        _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
-        reason = f"what an administrator decided lets {subject} pull team/app"
-        assert told == {"allowed": True, "would_deny": False, "grant": None, "reason": reason}
+    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob"})
+    reason = "what an administrator decided lets user:bob pull team/app"
+    assert told == {"allowed": True, "would_deny": False, "grant": None, "reason": reason}
+    for action in ("pull", "push", "delete", "manage"):
+        told = [
+            (await owners.call("POST", "/explain", {**question, "subject": subject, "action": action}))[1]
+            for subject in ("user:boss", "user:nobody")
+        ]
+        assert {**told[0], "reason": told[0]["reason"].replace("user:boss", "user:nobody")} == told[1]
     _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "push", "tag": "v1"})
     assert (told["allowed"], "what an administrator decided lets user:bob" in told["reason"]) == (True, True)
     assert not [text for text in (wide, "secret-project", "**") if text in told["reason"]]

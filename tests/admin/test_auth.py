@@ -38,7 +38,7 @@ class Bench:
     def bearer(self, subject: str, secret_id: str | None = None) -> dict[str, str]:
         """Return the header with a token."""
         token = self.node.signer.issue(subject, 0, (), time.time(), secret_id=secret_id).token
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 def basic(login: tuple[str, str]) -> dict[str, str]:
-    """Return the header with a name and a password."""
-    return {"Authorization": encode_basic_auth(*login)}
+    """Return the headers of a JSON body with a name and a password."""
+    return {"Authorization": encode_basic_auth(*login), "Content-Type": "application/json"}
 
 
 class HeldBack:
@@ -154,7 +154,8 @@ async def test_a_body_is_not_waited_for_forever(
 async def test_who_has_not_logged_in_is_not_waited_for(bench: Bench, reading: asyncio.Event) -> None:
     """The body of a stranger is not read: it would be memory for nothing."""
     body = HeldBack(b"{}")
-    async with bench.http.put(f"{API}/groups/dev", data=body.parts()) as response:
+    as_json = {"Content-Type": "application/json"}
+    async with bench.http.put(f"{API}/groups/dev", data=body.parts(), headers=as_json) as response:
         assert response.status == 401
     async with bench.http.put(f"{API}/groups/dev", data=body.parts(), headers=basic(BOB)) as response:
         assert response.status == 403

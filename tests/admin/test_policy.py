@@ -41,7 +41,7 @@ class Policy:
         self, method: str, path: str = "/policy", body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any, str]:
         """Send a request as the administrator; return status, document and ETag."""
-        sent = {"Authorization": encode_basic_auth(*ADMIN), **(headers or {})}
+        sent = {"Authorization": encode_basic_auth(*ADMIN), "Content-Type": "application/json", **(headers or {})}
         content = None if body is None else io.BytesIO(json.dumps(body).encode())
         async with self._http.request(method, f"/admin/v1{path}", data=content, headers=sent) as response:
             document = await response.json()

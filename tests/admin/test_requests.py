@@ -20,7 +20,7 @@ _Http = TestClient[Request, Application]
 async def http(tmp_path: Path) -> AsyncIterator[_Http]:
     """Start an admin listener and log in."""
     async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
-        http.session.headers["Authorization"] = encode_basic_auth(*ADMIN)
+        http.session.headers.update({"Authorization": encode_basic_auth(*ADMIN), "Content-Type": "application/json"})
         yield http
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.audit.chain import Head, SignedHead, has_line, list_chains, verify_chain
-from registry_proxy.audit.trail import ChainWriter, Retention, Taken
+from registry_proxy.audit.trail import Taken
+from registry_proxy.audit.writer import ChainWriter, Retention
 from registry_proxy.ports.events import AuditEvent
 
 HUGE = Retention(1 << 20, 3600, 1 << 30, 3600)

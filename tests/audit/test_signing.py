@@ -20,6 +20,11 @@ def open_unsigned(text: str, _kind: str, _jwks: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
+def sign_plainly(payload: bytes, _kind: str) -> str:
+    """Return what ``open_unsigned`` opens."""
+    return payload.decode()
+
+
 def head(node: str, process: str, age_seconds: float = 0) -> Change:
     """Return the record of a head."""
     document = {"node": node, "process": process, "seq": 7, "hash": "0" * 64, "at": time.time() - age_seconds}
@@ -42,7 +47,9 @@ async def verification(root: Path, *, is_only_node: bool) -> AuditVerification:
             node="own",
             is_only_node=is_only_node,
             directory=str(root / "audit"),
-            kept_seconds=3600,
+            acts_kept_seconds=3600,
+            traffic_kept_seconds=3600,
+            sign=sign_plainly,
             open_signed=open_unsigned,
         )
         return await verifier.verify()

@@ -6,14 +6,17 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry_proxy.audit import trail as audit
 from registry_proxy.audit.chain import list_chains, verify_chain
 from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink, read_decisions
-from registry_proxy.audit.trail import AuditTrail, ChainWriter, Retention, SinkThread, Taken
+from registry_proxy.audit.trail import AuditTrail, SinkThread, Taken
+from registry_proxy.audit.writer import ChainWriter, Retention
 from registry_proxy.ports.events import AuditEvent
 from registry_proxy.protocol.scope import Action
 from tests.disks import mounted_disk
@@ -23,8 +26,10 @@ from tests.servers import wait_until
 class Stuck:
     """A sink that takes nothing until it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_go: bool = False) -> None:
         self.may_go = threading.Event()
+        if may_go:
+            self.may_go.set()
         self.taken: list[Taken] = []
 
     def write(self, batch: Sequence[Taken]) -> None:
@@ -59,7 +64,7 @@ async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(audit, "_GATHER_SECONDS", 3600)
     writer = ChainWriter(str(tmp_path), "node", "1", Retention(2**20, 3600, 2**30, 3600))
     thread, decisions = SinkThread("file", writer, _never), SinkThread("decisions", Stuck(), _never)
-    trail = AuditTrail([thread], decisions, records_pulls=False)
+    trail = AuditTrail(acts=thread, traffic=thread, decisions=decisions, records_pulls=False)
     with thread.running():
         for action in ("first", "second"):
             trail.record(AuditEvent(action, "ok"))
@@ -70,7 +75,7 @@ async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: p
     stuck = Stuck()
     thread = SinkThread("file", stuck, _never)
     with thread.running():
-        trail = AuditTrail([thread], decisions, records_pulls=False)
+        trail = AuditTrail(acts=thread, traffic=thread, decisions=decisions, records_pulls=False)
         trail.record(AuditEvent("third", "ok"))
         await trail.written()
         assert stuck.taken == []
@@ -128,7 +133,8 @@ def test_questions_are_counted_and_read_back(tmp_path: Path) -> None:
     """Questions that were decided are kept by what was asked, with their number, newest first, over all processes."""
     for process in ("0", "1"):
         thread = SinkThread("decisions", DecisionSink(str(tmp_path), process), _never)
-        trail = AuditTrail([], thread, records_pulls=False)
+        acts, traffic = (SinkThread("file", Stuck(may_go=True), _never) for _ in range(2))
+        trail = AuditTrail(acts=acts, traffic=traffic, decisions=thread, records_pulls=False)
         with trail.running():
             for _ in range(3):
                 trail.asked(("user:ann", "team/app", Action.PULL, "v1"))
@@ -171,10 +177,10 @@ def test_standard_output_and_syslog_get_each_event_as_json(tmp_path: Path) -> No
 
 def _recorded(event: AuditEvent) -> AuditEvent:
     """Return an event as a sink of an audit log is given it."""
-    sink = Stuck()
-    sink.may_go.set()
+    sink = Stuck(may_go=True)
     thread = SinkThread("file", sink, lambda *_: None)
-    trail = AuditTrail([thread], SinkThread("decisions", Stuck(), lambda *_: None), records_pulls=True)
+    decisions = SinkThread("decisions", Stuck(), lambda *_: None)
+    trail = AuditTrail(acts=thread, traffic=thread, decisions=decisions, records_pulls=True)
     with thread.running():
         trail.record(event)
     (taken,) = sink.taken
@@ -185,9 +191,8 @@ def test_what_a_caller_writes_is_cut() -> None:
     """No text of an event is longer than 255 characters, wherever it stands: a refusal must not fill the disk."""
     long = "x" * 900_000
     texts = ("subject", "address", "repository", "tag", "digest", "rule")
-    event = _recorded(
-        AuditEvent("login", "refused", **dict.fromkeys(texts, long), detail={"path": long, long: [[long]]})
-    )
+    longs: dict[str, Any] = dict.fromkeys(texts, long)
+    event = _recorded(replace(AuditEvent("login", "refused", detail={"path": long, long: [[long]]}), **longs))
     cut = "x" * 254 + "…"
     assert [getattr(event, name) for name in texts] == [cut] * 6
     assert event.detail == {"path": cut, cut: [[cut]]}

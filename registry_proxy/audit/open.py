@@ -1,0 +1,109 @@
+"""Opening the audit log of one process: its chains, their signatures, and the other sinks."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from registry_proxy.audit.chain import TRAFFIC_SUFFIX
+from registry_proxy.audit.signing import HeadSigner, OpenSigned, Sign
+from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink
+from registry_proxy.audit.trail import AuditTrail, SinkThread
+from registry_proxy.audit.writer import ChainWriter, Retention
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.events import AuditEvent, AuditKind
+from registry_proxy.ports.store import Store
+from registry_proxy.tasks import end, spawn
+
+_FLUSH_SECONDS = 30.0  # often enough for those who try another policy on what was asked
+
+
+@dataclass(frozen=True, slots=True)
+class AuditOptions:
+    """Place and bounds of the audit log of a process.
+
+    Args:
+        directory: of the node's audit log.
+        node: its id.
+        process: names the chains; no two processes at a time have the same.
+        acts: the limits of changes and logins.
+        traffic: the limits of all other events.
+        records_pulls: whether pulls that are allowed are events.
+        stdout: a file descriptor that receives each event as JSON, or None.
+        syslog: the URL of a syslog daemon, or None.
+    """
+
+    directory: str
+    node: str
+    process: str
+    acts: Retention
+    traffic: Retention
+    records_pulls: bool
+    stdout: int | None
+    syslog: str | None
+
+
+@contextlib.asynccontextmanager
+async def open_trail(
+    options: AuditOptions,
+    *,
+    store: Store,
+    dropped: Callable[[str, int], None],
+    sign: Sign,
+    open_signed: OpenSigned,
+) -> AsyncIterator[AuditTrail]:
+    """Keep an audit log, signed into the store, for the length of a with block.
+
+    Args:
+        options: where and how.
+        store: receives the signed heads.
+        dropped: is called with a sink's name and the number of events that it lost.
+        sign: signs with the node's key.
+        open_signed: returns what was signed.
+    """
+    node, process = options.node, options.process
+    retention = {process: options.acts, f"{process}{TRAFFIC_SUFFIX}": options.traffic}
+    writers = {chain: ChainWriter(options.directory, node, chain, limits) for chain, limits in retention.items()}
+    files = {chain: SinkThread("file", writer, dropped) for chain, writer in writers.items()}
+    copies = []
+    if options.stdout is not None:
+        copies.append(SinkThread("stdout", StreamSink(options.stdout, node, process), dropped))
+    if options.syslog is not None:
+        copies.append(SinkThread("syslog", SyslogSink(options.syslog, node, process), dropped))
+    acts, traffic = files.values()
+    decisions = SinkThread("decisions", DecisionSink(options.directory, process), dropped)
+    trail = AuditTrail(
+        acts=acts, traffic=traffic, decisions=decisions, copies=copies, records_pulls=options.records_pulls
+    )
+    signers = [
+        HeadSigner(
+            store=store,
+            node=node,
+            process=chain,
+            directory=options.directory,
+            writer=writer,
+            file=files[chain],
+            trail=trail,
+            sign=sign,
+            open_signed=open_signed,
+        )
+        for chain, writer in writers.items()
+    ]
+    with trail.running():
+        trail.record(AuditEvent("worker.start", "ok", kind=AuditKind.ACT))
+        async with contextlib.AsyncExitStack() as background:
+            for signer in signers:
+                background.push_async_callback(end, spawn(signer.run(), f"signatures of audit log {signer.process}"))
+            background.push_async_callback(end, spawn(_flush(trail), "counted audit events"))
+            yield trail
+        trail.record(AuditEvent("worker.end", "ok", kind=AuditKind.ACT))
+    with contextlib.suppress(StoreUnavailableError):
+        for signer in signers:
+            await signer.sign_now()
+
+
+async def _flush(trail: AuditTrail) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        trail.flush_asked()
+        trail.flush_folded()

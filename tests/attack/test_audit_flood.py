@@ -1,0 +1,106 @@
+"""Garbage of strangers fills no audit log: what administrators did stays there, and what retention took is told."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.copied import Copies
+from tests.product import Proxy, proxy_server
+from tests.servers import Server, free_port, running
+
+GARBAGE = 600
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
+    """Start a proxy whose audit log has room for some hundred lines."""
+    root = tmp_path_factory.mktemp("flood")
+    absent = Server([], free_port(), root / "log")
+    extra = {"audit": {"file_size": "4KiB", "max_size": "32KiB", "changes": {"max_size": "64KiB"}}}
+    proxy = proxy_server(root / "proxy", [absent], extra, copies=copies)
+    with running(proxy):
+        yield proxy
+
+
+def events(proxy: Proxy, **query: str) -> list[dict[str, Any]]:
+    """Return the last thousand events like this."""
+    with proxy.admin() as admin:
+        found: list[dict[str, Any]] = admin.get("/audit", params={"last": "1000", **query}).json()["items"]
+        return found
+
+
+def told(found: list[dict[str, Any]]) -> int:
+    """Return how many events there were: a line stands for one, or says for how many."""
+    return sum(event.get("detail", {}).get("folded", 1) for event in found)
+
+
+def flood(proxy: Proxy) -> Counter[int]:
+    """Send garbage as nobody, tokens and logins under a made-up name; count the answers by status."""
+    answers: Counter[int] = Counter()
+    with httpx.Client(base_url=proxy.url, verify=False, timeout=60) as client:
+        for number in range(GARBAGE):
+            if number % 2 == 0:
+                answers[client.get("/auth/token", auth=("nobody", f"wrong {number}")).status_code] += 1
+                continue
+            bad = {"Authorization": f"Bearer garbage-{number}-{'x' * 200}"}
+            answers[client.get(f"/v2/secret/{number}/manifests/v1", headers=bad).status_code] += 1
+    return answers
+
+
+def test_an_administrator_is_never_folded(proxy: Proxy) -> None:
+    """A hundred changes in a row are a hundred lines: none stands for another one."""
+    with proxy.admin() as admin:
+        for number in range(100):
+            assert admin.put(f"/groups/g{number}", json={}).status_code == 201
+    paths = [event["detail"]["path"] for event in events(proxy, action="groups.put")]
+    assert paths == [f"/admin/v1/groups/g{number}" for number in range(100)]
+
+
+def test_garbage_pushes_no_act_out(proxy: Proxy) -> None:
+    """Garbage that would fill the log several times leaves an administrator's change where it is, and is all told."""
+    proxy.add_user("ann")
+    assert set(flood(proxy)) == {401, 429}
+    assert len(events(proxy, action="token") + events(proxy, action="login", outcome="refused")) <= 20
+    assert told(events(proxy, action="users.put")) == 1
+    proxy.stop()  # what was counted is written at the end of a minute, or of the process
+    proxy.start()
+    refused = [*events(proxy, action="token"), *events(proxy, action="login", outcome="refused")]
+    refused += events(proxy, action="login", outcome="limited")
+    assert told(refused) == GARBAGE
+    assert {event["address"] for event in refused} == {"127.0.0.1"}
+    assert told(events(proxy, action="users.put")) == 1
+    with proxy.admin() as admin:
+        assert admin.post("/audit/verify").json()["intact"] is True
+    assert "more events since" in proxy.command("audit", "search", "--action", "token").stdout
+
+
+def test_what_a_user_repeats_is_folded(proxy: Proxy) -> None:
+    """Users who may change only their own account fill no log, neither with refusals nor with changes of their own."""
+    eve = proxy.add_user("eve")
+    assert eve.password is not None
+    with httpx.Client(base_url=f"{proxy.admin_url}/admin/v1", auth=("eve", eve.password), verify=False) as client:
+        for _ in range(50):
+            made = client.post("/me/tokens", json={}).raise_for_status().json()
+            assert client.delete(f"/me/tokens/{made['id']}").status_code == 204
+            assert client.get("/users").status_code == 403
+    assert len(events(proxy, subject="user:eve")) <= 40
+    assert told(events(proxy, action="users.put")) == 2
+
+
+def test_retention_is_told(proxy: Proxy) -> None:
+    """What retention has removed is said by `audit verify` and in the log itself; the log counts as intact."""
+    with proxy.admin() as admin:
+        for number in range(150):
+            admin.put(f"/groups/g{number % 100}", json={"members": []}).raise_for_status()
+        document = admin.post("/audit/verify").raise_for_status().json()
+    (acts,) = [chain for chain in document["processes"] if chain["process"] == "0"]
+    assert document["intact"] is True
+    assert acts["removed"] == acts["first"] - 1 > 0
+    newest = events(proxy, action="audit.file")[-1]
+    assert 0 < newest["detail"]["removed_lines"] <= acts["removed"]
+    assert newest["detail"]["removed_before"] <= acts["begins_at"]
+    told_by_command = proxy.command("audit", "verify")
+    assert (told_by_command.exit_code, f"{acts['removed']} lines before" in told_by_command.stdout) == (0, True)

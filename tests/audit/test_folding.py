@@ -1,0 +1,87 @@
+"""Folding: what strangers and users cause is bounded in lines; nothing is uncounted, and no act is folded."""
+
+import pytest
+
+from registry_proxy.audit.folding import REFUSALS_MAX, WHOLE_MAX, WINDOW_SECONDS, Folding
+from registry_proxy.ports.events import AuditEvent, AuditKind
+
+
+class Clock:
+    """A clock that a test moves on."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def refusal(address: str, action: str = "login", subject: str = "", rule: str = "") -> AuditEvent:
+    """Return an event that anybody can cause."""
+    return AuditEvent(action, "refused", address=address, subject=subject, rule=rule)
+
+
+def test_refusals_beyond_the_first_are_one_line_an_address_and_minute() -> None:
+    """The first of a minute are whole; the rest are counted by action, with examples of what differs."""
+    clock = Clock()
+    folding = Folding(clock)
+    whole = [folding.takes_whole(refusal("10.0.0.1", subject=f"user:{number}", rule="wrong")) for number in range(500)]
+    assert whole == [True] * WHOLE_MAX + [False] * (500 - WHOLE_MAX)
+    assert not folding.takes_whole(refusal("10.0.0.1", "token"))
+    assert folding.takes_whole(refusal("10.0.0.2"))
+    assert folding.lines() == []
+    clock.now = WINDOW_SECONDS
+    logins, tokens = folding.lines()
+    assert (logins.action, logins.outcome, logins.address, logins.rule) == ("login", "refused", "10.0.0.1", "wrong")
+    assert (logins.detail["folded"], tokens.detail["folded"]) == (500 - WHOLE_MAX, 1)
+    assert (logins.subject, len(logins.detail["subject"])) == ("", 5)
+    assert folding.lines() == []
+    assert folding.takes_whole(refusal("10.0.0.1"))
+
+
+def test_all_addresses_together_are_bounded() -> None:
+    """However many addresses and actions there are, lines of a minute and what is remembered stay bounded."""
+    clock = Clock()
+    folding = Folding(clock)
+    events = [refusal(f"10.{number >> 8}.{number & 255}.1", f"x{number}") for number in range(5000)]
+    whole = sum(folding.takes_whole(event) for event in events)
+    assert whole == REFUSALS_MAX
+    lines = folding.lines(all_of_them=True)
+    assert len(lines) <= 256 + 10
+    assert whole + sum(line.detail["folded"] for line in lines) == len(events)
+    assert folding.lines(all_of_them=True) == []
+
+
+def test_an_ipv6_network_counts_as_one() -> None:
+    """Addresses of one /64 share their lines, which name the network."""
+    folding = Folding(Clock())
+    whole = [folding.takes_whole(refusal(f"2001:db8::{number:x}")) for number in range(100)]
+    assert sum(whole) == WHOLE_MAX
+    assert [line.address for line in folding.lines(all_of_them=True)] == ["2001:db8::/64"]
+
+
+def test_acts_and_the_work_of_clients_are_never_folded() -> None:
+    """Changes by administrators, also failed ones, and pushes are whole; what users do with their own is folded."""
+    folding = Folding(Clock())
+    for outcome in ("ok", "failed"):
+        act = AuditEvent("grants.post", outcome, subject="user:admin", address="::1", kind=AuditKind.ACT)
+        assert all(folding.takes_whole(act) for _ in range(500))
+    assert all(folding.takes_whole(AuditEvent("push", "ok", subject="user:ann")) for _ in range(500))
+    own = AuditEvent("me.tokens.post", "ok", subject="user:ann", address="10.0.0.1", kind=AuditKind.ACCOUNT)
+    assert sum(folding.takes_whole(own) for _ in range(500)) == WHOLE_MAX
+    assert folding.takes_whole(AuditEvent("login", "ok", subject="user:bob", kind=AuditKind.ACCOUNT))
+    (line,) = folding.lines(all_of_them=True)
+    assert (line.subject, line.address, line.kind, line.detail["folded"]) == (
+        "user:ann",
+        "10.0.0.1",
+        AuditKind.ACCOUNT,
+        500 - WHOLE_MAX,
+    )
+
+
+@pytest.mark.parametrize("subject", ["user:ann", "others"])
+def test_a_name_cannot_take_the_place_of_another_owner(subject: str) -> None:
+    """An address that is spelt like a subject has lines of its own."""
+    folding = Folding(Clock())
+    own = AuditEvent("login", "ok", subject=subject, kind=AuditKind.ACCOUNT)
+    assert all(folding.takes_whole(own) for _ in range(WHOLE_MAX))
+    assert folding.takes_whole(refusal(subject))
