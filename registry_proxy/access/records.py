@@ -1,5 +1,6 @@
 """Users, groups, robots and grants as values, and their stored form."""
 
+import functools
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -145,9 +146,14 @@ def grant_of(record: Record) -> Grant:
         id=record.key,
         subject=value["subject"],
         repository=value["repository"],
-        actions=frozenset(Action(action) for action in value["actions"]),
+        actions=_actions(*value["actions"]),
         tags=value["tags"],
         mode=GrantMode(value["mode"]),
         expires_at=value["expires_at"],
         revision=record.revision,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _actions(*names: str) -> frozenset[Action]:
+    return frozenset(map(Action, names))

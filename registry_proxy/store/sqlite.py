@@ -89,8 +89,12 @@ class SqliteStore:
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         query = "SELECT key, value, revision FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key"
-        rows = await self._run(lambda db: db.execute(query, (table, prefix, prefix + _LAST_CHARACTER)))
-        return [Record(key, json.loads(value), revision) for key, value, revision in rows]
+
+        def read() -> builtins.list[Record]:
+            rows = self._connect().execute(query, (table, prefix, prefix + _LAST_CHARACTER))
+            return [Record(key, json.loads(value), revision) for key, value, revision in rows]
+
+        return await self._in_thread(read)
 
     async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
         where = {"tbl": table, "first": prefix, "last": prefix + _LAST_CHARACTER}

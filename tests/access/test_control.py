@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +17,14 @@ from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, Passwords, TooManyLoginsError
 from registry_proxy.access.directory import Directory, GrantInput, SecretInput, UserInput
+from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.protocol.patterns import compile_text_pattern
 from registry_proxy.protocol.scope import Action
 from registry_proxy.store.changes import StoreWatch
@@ -136,6 +139,48 @@ async def test_a_policy_is_loaded_once_for_all_who_ask(node: Node, monkeypatch: 
     await node.store.commit([Change(Table.TAGS, "t", {})])
     assert await node.control.policy() is policies[0]
     assert loads == 1
+
+
+async def test_a_table_that_did_not_change_is_not_read_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new group costs no reading of the grants; after ten minutes everything is read, whatever was told."""
+    listed: list[Table] = []
+    list_records = node.store.list
+
+    async def counted(table: Table, prefix: str = "") -> list[Record]:
+        listed.append(table)
+        return await list_records(table, prefix)
+
+    await node.control.policy()
+    monkeypatch.setattr(node.store, "list", counted)
+    await node.directory.put_group("dev", ["ann"])
+    listed.clear()
+    policy = await node.control.policy()
+    assert {*listed} - {Table.REFRESH_TOKENS} == {Table.USERS, Table.GROUPS}
+    assert policy.groups_of("user:ann") == ["group:dev"]
+    assert policy.decide("user:ann", "team/a", Action.PULL).allowed
+    monkeypatch.setattr(module, "_SNAPSHOT_MAX_AGE_SECONDS", -1)
+    listed.clear()
+    await node.control.policy()
+    assert {*listed} - {Table.REFRESH_TOKENS} == {*module._TABLES}
+
+
+async def test_the_loop_goes_on_while_a_policy_is_built(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand grants take a second: whoever needs no new policy does not wait for it."""
+    building, may_end = threading.Event(), threading.Event()
+    build = node.control._build
+
+    def held_up(tables: Mapping[Table, list[Any]]) -> Policy:
+        building.set()
+        assert may_end.wait(30)
+        return build(tables)
+
+    monkeypatch.setattr(node.control, "_build", held_up)
+    await node.directory.put_group("dev", ["ann"])
+    waiting = spawn(node.control.policy(), "policy")
+    await until(building.is_set)
+    assert not waiting.done()
+    may_end.set()
+    assert (await waiting).groups_of("user:ann") == ["group:dev"]
 
 
 async def test_a_change_during_a_load_is_not_missed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
