@@ -36,6 +36,13 @@ _EXPECTED = {
     "model_type": "expected an object",
     "model_attributes_type": "expected an object",
 }
+_REWORDED = (
+    (re.compile(r"^Invalid JSON: "), "expected JSON: "),
+    (re.compile(r"^List should have at (most|least) ([0-9]+) items? .*"), r"expected at \1 \2 entries"),
+    (re.compile(r"^Input should be (?=greater|less)"), "expected a number "),
+    (re.compile(r"^Input should be "), "expected "),
+    (re.compile(r"^String should have "), "expected text of "),
+)
 _SECRET = re.compile(r"password|secret(?!_id)|token(?!_id)|hash|credential|private", re.IGNORECASE)
 
 ASKED_FOR: web.RequestKey[dict[str, Any]] = web.RequestKey("asked_for", dict)
@@ -100,7 +107,9 @@ def _words(fault: ErrorDetails) -> str:
     kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
     if kind in _EXPECTED:
         return _EXPECTED[kind]
-    return message.replace("Input should be ", "expected ").replace("String should have ", "expected text of ")
+    for pattern, words in _REWORDED:
+        message = pattern.sub(words, message)
+    return message
 
 
 def _beginning(value: Any) -> Any:

@@ -234,7 +234,7 @@ class AuditVerifier:
                 f"{len(entries)} faults are more than the {FAULTS_ACCEPTED_MAX} that can be accepted: "
                 f"move the files of {self.directory} away, and accept that they are missing"
             )
-        document = [{"process": process, **asdict(each)} for process, each in entries]
+        document = {"node": self.node, "faults": [{"process": process, **asdict(each)} for process, each in entries]}
         value = {"signed": self.sign(json.dumps(document).encode(), ACCEPTED_KIND)}
         await self.store.commit([Change(Table.AUDIT_HEADS, f"{_ACCEPTED_PREFIX}{self.node}", value)])
         return found
@@ -246,8 +246,10 @@ class AuditVerifier:
             return {}
         try:
             text = self.open_signed(str(record.value["signed"]), ACCEPTED_KIND, await _keys(self.store))
-            accepted = {}
-            for each in json.loads(text):
+            document, accepted = json.loads(text), {}
+            if document["node"] != self.node:
+                return {}
+            for each in document["faults"]:
                 fault = ChainFault(**each["fault"])
                 accepted[each["process"], fault] = AcceptedFault(fault, each["by"], each["at"], each["reason"])
         except (ValueError, KeyError, TypeError):

@@ -178,7 +178,7 @@ def accept_faults(
 
 def _print_verification(result: Mapping[str, Any]) -> None:
     rows = [
-        {**chain, "lines": f"{chain['first']} to {chain['last']}", "removed": _removed(chain), "state": _state(chain)}
+        {**chain, "lines": _lines(chain), "removed": _removed(chain), "state": _state(chain)}
         for chain in result["processes"]
     ]
     print_table(_CHAIN_COLUMNS, rows, empty="The audit log is empty.")
@@ -200,6 +200,10 @@ def _print_faults(result: Mapping[str, Any]) -> None:
 
 def _place(chain: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
     return f"{fault['file']}:{fault['line']}" if fault["file"] else f"process {chain['process']}"
+
+
+def _lines(chain: Mapping[str, Any]) -> str | None:
+    return f"{chain['first']} to {chain['last']}" if chain["last"] else None
 
 
 def _removed(chain: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,7 @@
 """Policy: deny by default, and every rule about grants."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -382,6 +383,25 @@ def test_decides_as_a_walk_over_all_grants(
         decision = judge.decide(subject, name, action, tag, now)
         assert decision.allowed == bool(modes)
         assert decision.would_deny == (modes == {GrantMode.WARN})
+
+
+@given(st.lists(GRANTS, max_size=8), SUBJECTS, NAMES, st.sampled_from(["v1", "x", "y"]))
+def test_the_tags_to_pull_are_those_that_may_be_pulled(grants: list[Grant], subject: str, name: str, tag: str) -> None:
+    """A list of tags shows what a request for each of them would give, no more and no less."""
+    judge = Policy([ANN, BOB], [Group("dev", ("ann",))], [replace(each, expires_at=None) for each in grants], {})
+    may_pull = judge.tags_to_pull(subject, name)
+    assert (may_pull is None or may_pull(tag)) == judge.decide(subject, name, PULL, tag).allowed
+    if may_pull is None:
+        assert judge.decide(subject, name, PULL, "any-other").allowed
+
+
+def test_tags_to_pull_end_with_their_grant() -> None:
+    """An expired grant shows nothing; an administrator is shown everything."""
+    judge = policy(grant(tags="v*", expires_at=1.0), grant(tags="x", id="2"))
+    may_pull = judge.tags_to_pull("user:ann", "team/a")
+    assert may_pull is not None
+    assert (may_pull("v1"), may_pull("x")) == (False, True)
+    assert judge.tags_to_pull("user:root", "team/a") is None
 
 
 def test_the_patterns_of_a_subject_hold_all_that_it_may() -> None:

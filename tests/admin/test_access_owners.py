@@ -114,7 +114,17 @@ async def test_a_pattern_that_reaches_outside_is_refused(owners: Owners) -> None
         assert problem["errors"] == [
             {"pointer": "#/repository", "detail": "expected a pattern that lies in home/ann/** or team/**"}
         ]
-    for repository in ("team/", "team//a", "team/A", "team/a**"):  # inside, but no pattern
+    # Inside, but no pattern, or one that matches nothing.
+    for repository in (
+        "team/",
+        "team//a",
+        "team/A",
+        "team/a**",
+        "team/../other/app",
+        "team/..",
+        "team/*../a",
+        "team/-a",
+    ):
         assert (await owners.call("POST", "/grants", {**GIVEN, "repository": repository}))[0] == 400, repository
     assert await owners.node.directory.list_grants() == before
 

@@ -241,3 +241,25 @@ async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatc
     monkeypatch.setattr(auth, "_LOGIN_SECONDS", 0.0)
     await bench.call("GET", "/audit", basic(ADMIN))
     assert (bench.node.audit.events[-1].outcome, bench.node.audit.events[-1].subject) == ("ok", "user:admin")
+
+
+async def test_everybody_is_told_why_they_may(bench: Bench) -> None:
+    """A user, a robot and a narrowed secret ask about themselves alone, and learn of nobody else."""
+    directory = bench.node.directory
+    await directory.put_robot("ci", None, ())
+    narrowed, _ = await directory.add_secret("user:admin", SecretKind.PERSONAL, SecretInput(actions=[Action.PULL]))
+    grant = await directory.add_grant(GrantInput(subject="robot:ci", repository="team/**", actions=("push",)))
+    callers = {
+        "user:bob": bench.bearer("user:bob"),
+        "robot:ci": bench.bearer("robot:ci"),
+        "user:admin": bench.bearer("user:admin", narrowed.id),
+    }
+    question = {"repository": "team/app", "action": "push"}
+    told = {}
+    for caller, headers in callers.items():
+        for subject in ("user:admin", "user:bob", "robot:ci", "anonymous", "user:nobody"):
+            status, told[subject] = await bench.call("POST", "/explain", headers, {**question, "subject": subject})
+            assert status == (200 if subject == caller else 403), (caller, subject)
+        assert {told[subject]["detail"] for subject in told if subject != caller} == {"this is not yours to ask"}
+    status, own = await bench.call("POST", "/explain", callers["robot:ci"], {**question, "subject": "robot:ci"})
+    assert (own["allowed"], own["grant"]) == (True, grant.id)

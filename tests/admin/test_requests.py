@@ -54,6 +54,31 @@ async def test_of_many_faults_the_first_are_told(http: _Http, path: str, body: A
     assert faults[-1] == {"pointer": "", "detail": f"and {count - FAULTS_MAX} more"}
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/users/ann", b'{"admin": "x"}', {"#/admin": "expected true or false"}),
+        ("/users/ann", b'{"groups": 1, "y": 1}', {"#/groups": "expected a list", "#/y": "unknown field"}),
+        ("/users/ann", b"[]", {"#": "expected an object"}),
+        ("/users/ann", b"{", {"#": "expected JSON: EOF while parsing an object at line 1 column 1"}),
+        (
+            "/policy",
+            b'{"version": 2, "groups": {}}',
+            {"#/version": "expected 1", "#/grants": "expected a value: the field is not there"},
+        ),
+        (
+            "/robots/ci",
+            json.dumps({"networks": ["x"] * 1001}).encode(),
+            {"#/networks": "expected at most 1000 entries"},
+        ),
+    ],
+)
+async def test_each_fault_says_what_was_expected(http: _Http, path: str, body: bytes, expected: dict[str, str]) -> None:
+    """All faults are written in one way, whoever found them."""
+    faults = await _refused(http, "PUT", path, body)
+    assert {fault["pointer"]: fault["detail"] for fault in faults} == expected
+
+
 async def test_faults_far_behind_are_counted(http: _Http) -> None:
     """Where there are thousands, and none in the beginning, their number is told."""
     good = {"subject": "user:ann", "repository": "a", "actions": ["pull"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from registry_proxy.audit.signing import AuditVerification, AuditVerifier
+from registry_proxy.audit.signing import AuditVerification, AuditVerifier, NotAcceptableError
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.open import open_store
 
@@ -69,3 +69,32 @@ async def test_every_head_is_of_the_only_node(tmp_path: Path) -> None:
     assert [report.process for report in found.reports] == names
     assert all(report.faults for report in found.reports)
     assert found.elsewhere == {}
+
+
+async def test_accepted_faults_are_told_apart(tmp_path: Path) -> None:
+    """What was accepted is a fault no more; a fault that comes later is one, and a list that is forged says nothing."""
+    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", None) as (store, _):
+        await store.commit([head("own", "0")])
+        verifier = AuditVerifier(
+            store=store,
+            node="own",
+            is_only_node=True,
+            directory=str(tmp_path / "audit"),
+            acts_kept_seconds=3600,
+            traffic_kept_seconds=3600,
+            sign=sign_plainly,
+            open_signed=open_unsigned,
+        )
+        assert [len(report.faults) for report in (await verifier.accept("user:admin", "a fire")).reports] == [1]
+        (report,) = (await verifier.verify()).reports
+        (known,) = report.accepted
+        assert (report.faults, known.by, known.reason) == ((), "user:admin", "a fire")
+        with pytest.raises(NotAcceptableError, match="nothing to accept"):
+            await verifier.accept("user:admin", "again")
+        await store.commit([head("own", "1")])
+        assert [len(report.faults) for report in (await verifier.verify()).reports] == [0, 1]
+        await verifier.accept("user:boss", "another fire")
+        accepted = [each.by for report in (await verifier.verify()).reports for each in report.accepted]
+        assert accepted == ["user:admin", "user:boss"]
+        await store.commit([Change(Table.AUDIT_HEADS, "accepted:own", {"signed": "forged"})])
+        assert [len(report.faults) for report in (await verifier.verify()).reports] == [1, 1]

@@ -66,3 +66,8 @@ def test_a_row_says_to_whom_and_what_became_of_it(run: Run, tmp_path: Path) -> N
         "login failed - - - LDAP does not answer",
         "worker.start ok - - - -",
     ]
+    last = run("audit", "search", "--last", "2", "--outcome", "failed").stdout.splitlines()[1:]
+    assert [line.split()[:2] for line in last] == [
+        ["2020-01-31T00:00:00Z", "users.put"],
+        ["2020-01-31T00:00:00Z", "login"],
+    ]

@@ -1,0 +1,33 @@
+"""Text that commands print for people."""
+
+from typing import Any
+
+import pytest
+
+from registry_proxy.cli.output import counted, format_value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("2030-01-31T00:00:00.123456Z", "2030-01-31T00:00:00Z"),
+        ("2030-01-31T00:00:00Z", "2030-01-31T00:00:00Z"),
+        ("seen at 2030-01-31T00:00:00.123456Z", "seen at 2030-01-31T00:00:00.123456Z"),
+        (None, "-"),
+        ([], "-"),
+        (True, "yes"),
+        (["a", 1], "a, 1"),
+    ],
+)
+def test_a_value_is_printed_for_people(value: Any, text: str) -> None:
+    """A time has no parts of a second; other texts stay as they are."""
+    assert format_value(value) == text
+
+
+def test_a_number_has_the_right_noun_and_verb() -> None:
+    """One thing is, several things are."""
+    assert [counted(number, "grant") for number in (0, 1, 2)] == ["0 grants", "1 grant", "2 grants"]
+    assert counted(1, "entry", plural="entries") == "1 entry"
+    assert counted(2, "entry", plural="entries") == "2 entries"
+    assert counted(1, "key", "are not repaired") == "1 key is not repaired"
+    assert counted(2, "key", "were not repaired") == "2 keys were not repaired"
