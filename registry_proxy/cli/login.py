@@ -41,8 +41,8 @@ def login(
         print_note(f"Logged in at {url} as {user}; kept in {path}.")
         if not is_admin:
             print_note(
-                f"{user} is not an admin. These commands work: `whoami`, `password`, `token`, `import`, `explain` about "
-                "the user, and, in namespaces that the user owns, `grant` and `explain` about others."
+                f"{user} is not an admin. These commands work: `whoami`, `password`, `token`, `import`, `explain` "
+                "about the user, and, in namespaces that the user owns, `grant` and `explain` about others."
             )
 
 
