@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_CHECK_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the client's request that is being answered: in the log, and sent upstream as X-Request-ID; "" outside of one."""
@@ -73,6 +74,20 @@ async def _outcome(coroutine: Coroutine[Any, Any, _T]) -> "_T | _Failure":
 class _Failure:
     def __init__(self, error: Exception) -> None:
         self.error = error
+
+
+async def run_while(check: Callable[[], None], coroutine: Coroutine[Any, Any, _T], name: str) -> _T:
+    """Await a coroutine; every second ``check`` may raise what ends it then."""
+    task = spawn(_outcome(coroutine), name)
+    try:
+        while not (await asyncio.wait([task], timeout=_CHECK_SECONDS))[0]:
+            check()
+        outcome = task.result()
+    finally:
+        await end(task)
+    if isinstance(outcome, _Failure):
+        raise outcome.error
+    return outcome
 
 
 async def run_to_end(coroutine: Coroutine[Any, Any, _T], name: str) -> _T:

@@ -4,8 +4,10 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from aiohttp.http import HttpVersion11
 from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
@@ -18,6 +20,11 @@ from registry_proxy.ports.errors import (
     UpstreamUnavailableError,
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, bad_gateway, format_errors, unavailable
+from registry_proxy.tasks import run_while
+
+_T = TypeVar("_T")
+_CLOSE_WAIT = 8
+"""State of a connection whose other end has closed (TCP_CLOSE_WAIT of Linux)."""
 
 SMALL_BODY_SECONDS = 10.0
 """How long a small body may take, for each MiB that it may have."""
@@ -120,6 +127,34 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
         message = f"the body did not come within {seconds:g} s; nothing was changed"
         raise RegistryError(ErrorCode.SIZE_INVALID, message, detail={"received": size}, status=408) from None
     return b"".join(chunks)
+
+
+async def unless_left(exchange: Exchange, answer: Coroutine[Any, Any, _T]) -> _T:
+    """Return what a coroutine returns that may take long; end it when the client leaves.
+
+    Raises:
+        ConnectionError: there is nobody to answer any more.
+    """
+
+    def check() -> None:
+        if _has_left(exchange.request.transport):
+            raise ConnectionResetError("the client left")
+
+    return await run_while(check, answer, "answer")
+
+
+def _has_left(transport: asyncio.BaseTransport | None) -> bool:
+    """Tell whether a connection is over, or its client has sent all that it ever will.
+
+    A client that closes its end alone is answered as others are, if that does not take long.
+    """
+    if transport is None or transport.is_closing():
+        return True
+    pseudo = transport.get_extra_info("socket")
+    if pseudo is None or pseudo.fileno() < 0:
+        return True
+    with socket.fromfd(pseudo.fileno(), pseudo.family, pseudo.type) as connection:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
 
 
 async def drain_body(exchange: Exchange) -> bool:

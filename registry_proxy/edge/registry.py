@@ -7,7 +7,14 @@ from urllib.parse import quote, urlencode
 from aiohttp.web import Response, StreamResponse
 
 from registry_proxy.edge.authenticate import Authenticator, Authorized
-from registry_proxy.edge.exchange import Exchange, as_registry_error, json_response, read_body, read_small_body
+from registry_proxy.edge.exchange import (
+    Exchange,
+    as_registry_error,
+    json_response,
+    read_body,
+    read_small_body,
+    unless_left,
+)
 from registry_proxy.edge.send import send_file, send_stream
 from registry_proxy.operations.discover import Discover, Page
 from registry_proxy.operations.manage import Manage
@@ -316,18 +323,20 @@ class Registry:
 
     async def _list_tags(self, call: "_Call") -> StreamResponse:
         may_pull = call.authorized.policy.tags_to_pull(call.subject, call.canonical)
-        page = await self._discover.list_tags(call.routed, call.wanted.page_size, call.wanted.last, may_pull)
+        listing = self._discover.list_tags(call.routed, call.wanted.page_size, call.wanted.last, may_pull)
+        page = await unless_left(call.exchange, listing)
         body = {"name": call.wanted.repository, "tags": list(page.items)}
         return json_response(body, call.link(f"{call.base}/tags/list", page))
 
     async def _list_repositories(self, call: "_Call") -> StreamResponse:
         policy, subject = call.authorized.policy, call.subject
-        page = await self._discover.list_repositories(
+        listing = self._discover.list_repositories(
             policy.patterns(subject, Action.PULL),
             lambda name: policy.decide(subject, name, Action.PULL).allowed,
             call.wanted.page_size,
             call.wanted.last,
         )
+        page = await unless_left(call.exchange, listing)
         headers = call.link("/v2/_catalog", page) | ({"Warning": page.warning} if page.warning else {})
         return json_response({"repositories": list(page.items)}, headers)
 

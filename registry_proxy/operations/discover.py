@@ -1,8 +1,12 @@
 """Listing tags and repositories (spec, "Content Discovery"; distribution's ``_catalog``)."""
 
+import asyncio
+import heapq
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from registry_proxy.ports.names import RoutedRepository, Router
 from registry_proxy.ports.replicas import RegistryReader
@@ -10,6 +14,8 @@ from registry_proxy.protocol.endpoints import PAGE_SIZE_MAX
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Repository
 
+_N = TypeVar("_N", bound=str)
+_STEPS_WITHOUT_PAUSE = 500
 _NO_LIST = '299 - "not all upstream registries have a list of their repositories; those of the others are listed"'
 
 
@@ -25,13 +31,6 @@ class Page:
     warning: str | None = None
 
 
-def _page(items: Sequence[str], page_size: int | None, last: str | None) -> Page:
-    size = PAGE_SIZE_MAX if page_size is None else min(page_size, PAGE_SIZE_MAX)
-    start = 0 if last is None else bisect_right(items, last)
-    # n=0 is an empty list and no next page (spec, "Listing Tags").
-    return Page(items[start : start + size], more=0 < size < len(items) - start)
-
-
 class Discover:
     """The lists. ``last`` need not exist: what sorts after it follows.
 
@@ -43,6 +42,7 @@ class Discover:
     def __init__(self, *, readers: Mapping[str, RegistryReader], router: Router) -> None:
         self._readers = readers
         self._router = router
+        self._names: dict[str, tuple[Sequence[Repository], Sequence[Repository]]] = {}
 
     async def list_tags(
         self,
@@ -66,11 +66,13 @@ class Discover:
             UpstreamUnavailableError: no replica answered.
         """
         tags = await self._readers[routed.upstream].list_tags(routed.repository)
-        if self._router.reserves_names(routed.upstream):
-            tags = [tag for tag in tags if not tag.startswith(RESERVED_TAG_PREFIX)]
-        if may_pull is not None:
-            tags = list(filter(may_pull, tags))
-        return _page(tags, page_size, last)
+        hides_reserved = self._router.reserves_names(routed.upstream)
+
+        def is_shown(tag: str) -> bool:
+            is_hidden = hides_reserved and tag.startswith(RESERVED_TAG_PREFIX)
+            return not is_hidden and (may_pull is None or may_pull(tag))
+
+        return await _page([tags], is_shown, page_size, last)
 
     async def list_repositories(
         self,
@@ -96,24 +98,55 @@ class Discover:
             RegistryError: UNSUPPORTED where no upstream has a list; what an upstream answered that should have one.
             UpstreamUnavailableError: an upstream cannot be asked; a list that silently lacks it would be a lie.
         """
-        names: set[Repository] = set()
-        listed, without_list = 0, None
+        lists: list[Sequence[Repository]] = []
+        without_list = None
         for upstream in self._router.upstreams:
             if not any(self._router.may_lead(pattern, upstream) for pattern in patterns):
                 continue
             try:
-                repositories = await self._readers[upstream].list_repositories()
+                lists.append(await self._local_names(upstream))
             except RegistryError as error:
                 if error.code is not ErrorCode.UNSUPPORTED:
                     raise
                 without_list = error
-                continue
-            listed += 1
-            for repository in repositories:
-                name = self._router.local_name(RoutedRepository(upstream, repository))
-                if name is not None and may_pull(name):
-                    names.add(name)
-        if without_list is not None and not listed:
+        if without_list is not None and not lists:
             raise without_list
-        page = _page(sorted(names), page_size, last)
+        page = await _page(lists, may_pull, page_size, last)
         return page if without_list is None else replace(page, warning=_NO_LIST)
+
+    async def _local_names(self, upstream: str) -> Sequence[Repository]:
+        """Return the repositories of an upstream by their names here, sorted; a reader gives one list several times."""
+        repositories = await self._readers[upstream].list_repositories()
+        known = self._names.get(upstream)
+        if known is None or known[0] is not repositories:
+            names = set()
+            for number, repository in enumerate(repositories, 1):
+                name = self._router.local_name(RoutedRepository(upstream, repository))
+                if name is not None:
+                    names.add(name)
+                await _let_others_run(number)
+            known = self._names[upstream] = repositories, sorted(names)
+        return known[1]
+
+
+async def _page(
+    lists: Sequence[Sequence[_N]], is_shown: Callable[[_N], bool], page_size: int | None, last: str | None
+) -> Page:
+    """Return a page of what some sorted lists hold together; names beyond it are not looked at."""
+    size = PAGE_SIZE_MAX if page_size is None else min(page_size, PAGE_SIZE_MAX)
+    following = [itertools.islice(names, 0 if last is None else bisect_right(names, last), None) for names in lists]
+    items: list[_N] = []
+    for number, (name, _) in enumerate(itertools.groupby(heapq.merge(*following)), 1):
+        if len(items) > size:
+            break
+        if is_shown(name):
+            items.append(name)
+        await _let_others_run(number)
+    # n=0 is an empty list and no next page (spec, "Listing Tags").
+    return Page(items[:size], more=0 < size < len(items))
+
+
+async def _let_others_run(number: int) -> None:
+    """Let the loop go on after each so many steps of work without a pause."""
+    if number % _STEPS_WITHOUT_PAUSE == 0:
+        await asyncio.sleep(0)

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 
@@ -47,7 +47,7 @@ from registry_proxy.upstream.failure import (
     refusal,
 )
 from registry_proxy.upstream.heads import Heads
-from registry_proxy.upstream.listing import list_names, list_referrers
+from registry_proxy.upstream.listing import list_names, list_referrers, merged
 from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.upstream.streams import BlobStream
@@ -337,7 +337,7 @@ class HttpReplicaClient:
         target = self._transport.target(f"/v2/{repository}/tags/list?n=1000")
         request = Request(method="GET", target=target, scopes=_scope(repository, Action.PULL))
         names = await list_names(self._transport, request, "tags", {"repository": repository})
-        return sorted(name for name in names if is_tag(name))
+        return await merged([(cast("set[Tag]", names), is_tag)])
 
     async def list_repositories(self) -> list[Repository]:
         """Return its repositories. Raises UNSUPPORTED where it gives no list, or not to us, as Docker Hub does."""
@@ -353,7 +353,7 @@ class HttpReplicaClient:
                 "the upstream registry gives no list of its repositories",
                 detail={"replica": self._name},
             ) from error
-        return sorted(name for name in names if is_repository(name) and not name.startswith(RESERVED_PREFIX))
+        return await merged([(cast("set[Repository]", names), _is_listed)])
 
     async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]] | None:
         """Return the descriptors of what refers to a manifest (spec, "Listing Referrers"); None without that API."""
@@ -493,6 +493,10 @@ class HttpReplicaClient:
     def _mismatch(self, method: str, reason: str, started_at: float) -> ReplicaFailedError:
         self._transport.count(method, "mismatch", started_at)
         return ReplicaFailedError(f"{self._name}: {reason}", "mismatch")
+
+
+def _is_listed(name: str) -> bool:
+    return is_repository(name) and not name.startswith(RESERVED_PREFIX)
 
 
 def _stated_digest(response: aiohttp.ClientResponse) -> Digest | None:

@@ -1,23 +1,37 @@
 """Lists of a replica, over all their pages (spec, "Listing Tags"; distribution's _catalog)."""
 
 import asyncio
+import heapq
+import itertools
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.link import parse_next
 from registry_proxy.protocol.reference import parse_digest
 from registry_proxy.upstream.failure import BadUpstreamError, has_errors
 from registry_proxy.upstream.transport import Request, Transport
 
+_N = TypeVar("_N", bound=str)
 _PAGE_MAX_BYTES = 64 * 1024 * 1024
 """distribution 2.8.2 ignores n and sends every tag at once."""
 _NAMES_MAX = 1_000_000
 _PAGES_MAX = 100_000
-_LOADED_ON_THE_LOOP_MAX_BYTES = 256 * 1024
-_NEXT = re.compile(r'<([^<>]+)>\s*;(?:[^,"]|"[^"]*")*\brel="?next"?', re.IGNORECASE)
+_IDLE_PAGES_MAX = 100
+"""Number of pages in a row that may bring nothing new: registries page before they leave out what we may not see."""
+
+_LIST_SECONDS = 600.0
+"""Time for a whole list, which a repair may need; clients wait for less (``failover.LIST_SECONDS``)."""
+
+_ON_THE_LOOP_MAX_BYTES = 256 * 1024
+_ON_THE_LOOP_MAX_NAMES = 5_000
+_RUN = 20_000
+"""Number of names sorted at a time: the interpreter does nothing else meanwhile, in whatever thread."""
+
+_STRING = re.compile(rb'\s*("(?:[^"\\]|\\.)*+")\s*([,\]])')
 
 
 async def list_names(transport: Transport, request: Request, key: str, detail: dict[str, str]) -> set[str]:
@@ -31,18 +45,24 @@ async def list_names(transport: Transport, request: Request, key: str, detail: d
         detail: of the error when there is no such list.
 
     Raises:
-        RegistryError: NAME_UNKNOWN; UNSUPPORTED when it gives no such list; a 502 when what it says cannot be
-            understood, or has no end.
+        RegistryError: NAME_UNKNOWN; UNSUPPORTED when it gives no such list; a 502 when its answer cannot be
+            understood, or has no end: in pages, names or time.
         ReplicaFailedError, UpstreamLimitError: it did not answer, for one page at least.
     """
     names: set[str] = set()
+    idle_pages = 0
     try:
-        async for status, body in _pages(transport, request):
-            if status != 200 or body is None:
-                raise _no_list(transport.name, status, body, detail)
-            names |= await _parse_page(transport.name, body, key)
-            if len(names) > _NAMES_MAX:
-                raise _endless(transport.name)
+        async with asyncio.timeout(_LIST_SECONDS):
+            async for status, body in _pages(transport, request):
+                if status != 200 or body is None:
+                    raise _no_list(transport.name, status, body, detail)
+                before = len(names)
+                await _add_page(transport.name, body, key, names)
+                idle_pages = idle_pages + 1 if len(names) == before else 0
+                if len(names) > _NAMES_MAX or idle_pages > _IDLE_PAGES_MAX:
+                    raise _endless(transport.name)
+    except TimeoutError as error:
+        raise _endless(transport.name) from error
     except RegistryError as error:
         if not names or isinstance(error, BadUpstreamError):
             raise
@@ -88,16 +108,16 @@ async def _pages(transport: Transport, request: Request) -> AsyncIterator[tuple[
         seen.add(request.target)
         async with transport.request(request) as response:
             body = await transport.read_body(response, _PAGE_MAX_BYTES)
-            status, links = response.status, ", ".join(response.headers.getall("Link", ()))
+            status, links = response.status, response.headers.getall("Link", ())
         if status == 400 and len(seen) == 1 and request.target != without_size:
             # Registries that allow smaller pages alone refuse ours; they say by Link which page is the next.
             request = replace(request, target=without_size)
             continue
         yield status, body
-        match = _NEXT.search(links)
-        if match is None:
+        following = parse_next(links)
+        if following is None:
             return
-        request = replace(request, target=transport.local_target(match[1], request.target))
+        request = replace(request, target=transport.local_target(following, request.target))
     raise _endless(transport.name)
 
 
@@ -113,12 +133,49 @@ def _no_list(replica: str, status: int, body: bytes | None, detail: dict[str, st
     return BadUpstreamError(replica, f"it answers {status} where a list was asked for")
 
 
-async def _parse_page(replica: str, body: bytes, key: str) -> set[str]:
-    def load() -> set[str]:
-        names: Any = json.loads(body)[key] or []
-        return {name for name in names if isinstance(name, str)}
-
+async def _add_page(replica: str, body: bytes, key: str, names: set[str]) -> None:
+    """Add the names of a page; those of a long one in a thread, and never many without a break."""
     try:
-        return await asyncio.to_thread(load) if len(body) > _LOADED_ON_THE_LOOP_MAX_BYTES else load()
+        if len(body) > _ON_THE_LOOP_MAX_BYTES:
+            await asyncio.to_thread(_scan, body, key, names)
+        else:
+            names.update(name for name in json.loads(body)[key] or () if isinstance(name, str))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadUpstreamError(replica, f"its list has no {key}") from error
+
+
+def _scan(body: bytes, key: str, names: set[str]) -> None:
+    """Add the strings of a JSON array, up to one more than there may be. Raises ValueError where it is none.
+
+    The parser of the standard library holds the interpreter until it has read the whole.
+    """
+    begin = re.compile(rb'"%s"\s*:\s*\[' % key.encode()).search(body)
+    if begin is None:
+        raise ValueError
+    position, separator = begin.end(), b","
+    while separator == b"," and len(names) <= _NAMES_MAX:
+        match = _STRING.match(body, position)
+        if match is None:
+            raise ValueError
+        names.add(json.loads(match[1]))
+        position, separator = match.end(), match[2]
+
+
+async def merged(lists: Sequence[tuple[Collection[_N], Callable[[_N], bool]]]) -> list[_N]:
+    """Return what some lists of names hold together, sorted; of each list the names for which the function is true.
+
+    However many they are, the loop goes on meanwhile.
+    """
+
+    def merge() -> list[_N]:
+        runs = [sorted(run) for names, is_kept in lists for run in _runs(filter(is_kept, names))]
+        return [name for name, _ in itertools.groupby(heapq.merge(*runs))]
+
+    if sum(len(names) for names, _ in lists) > _ON_THE_LOOP_MAX_NAMES:
+        return await asyncio.to_thread(merge)
+    return merge()
+
+
+def _runs(names: Iterator[_N]) -> Iterator[list[_N]]:
+    while run := list(itertools.islice(names, _RUN)):
+        yield run

@@ -6,6 +6,7 @@ larger ones with PAGINATION_NUMBER_INVALID; behind proxies their catalog was emp
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.fakes.registry import FakeRegistry, Fault
 from tests.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_reader
 from tests.product import make_image, push_directly
 from tests.refusal import refused
+from tests.servers import wait_until
 
 TOO_LARGE = b'{"errors":[{"code":"PAGINATION_NUMBER_INVALID","message":"invalid number of results requested"}]}'
 
@@ -130,6 +132,7 @@ async def test_replicas_that_miss_something_make_no_list_alone() -> None:
         async with open_reader([a.url, b.url], marks=ToldMarks(behind={"a"})) as reader:
             assert await reader.list_repositories() == ["new", "old"]
             fault = b.inject(Fault("_catalog", status=500))
+        async with open_reader([a.url, b.url], marks=ToldMarks(behind={"a"})) as reader:
             with pytest.raises(UpstreamUnavailableError, match="a: it has not yet got everything"):
                 await reader.list_repositories()
             b.faults.remove(fault)
@@ -240,4 +243,5 @@ async def test_the_warning_reaches_the_client(start_proxy: StartProxy) -> None:
 
         assert await asyncio.to_thread(catalog) == (200, {"repositories": ["team/app"]}, True)
         main.inject(Fault("_catalog", status=400))
-        assert (await asyncio.to_thread(catalog))[0] == 502
+        wait = partial(wait_until, lambda: catalog()[0] == 502, "the list that was read before stands no longer")
+        await asyncio.to_thread(wait)

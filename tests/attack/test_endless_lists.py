@@ -1,0 +1,167 @@
+"""Lists of a registry end, in pages, names and time, and are read once for all who ask."""
+
+import asyncio
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry_proxy.upstream import failover, listing, sharing
+from registry_proxy.upstream.failover import FailoverReader
+from registry_proxy.upstream.failure import BadUpstreamError
+from tests.conftest import StartProxy
+from tests.fakes.malice import Asked, Malice, Said, answer
+from tests.fakes.registry import FakeRegistry
+from tests.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
+from tests.servers import Server, wait_until
+from tests.waiting import until
+
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def endless(*, brings_news: bool) -> Iterator[Malice]:
+    """Serve lists whose pages each name another one; with ``brings_news`` each holds another name."""
+    numbers = itertools.count()
+
+    def answers(asked: Asked) -> Said:
+        if not asked.target.partition("?")[0].endswith(("/tags/list", "/_catalog")):
+            return answer(200, JSON, b"{}")
+        number = next(numbers)
+        name = f"v{number if brings_news else 0}"
+        link = f'<{asked.target.partition("?")[0]}?last={number}>; rel="next"'
+        return answer(200, {**JSON, "Link": link}, json.dumps({"tags": [name], "repositories": [name]}).encode())
+
+    with Malice(answers) as malice:
+        yield malice
+
+
+async def stays_quiet(malice: Malice, target: str) -> None:
+    """Return once no more pages are asked for: two looks, with an answer to something else between them, agree."""
+
+    def count() -> int:
+        return malice.count(target)
+
+    async with asyncio.timeout(20):
+        before = -1
+        while before != (now := count()):
+            before = now
+            async with open_client(malice.url) as client:
+                await client.probe()
+
+
+async def test_pages_without_news_are_few() -> None:
+    """A list whose pages bring nothing new is a 502 after a bounded number of them."""
+    with endless(brings_news=False) as malice:
+        async with open_client(malice.url) as client:
+            with pytest.raises(BadUpstreamError, match="does not answer as"):
+                await client.list_tags(REPOSITORY)
+        assert malice.count("tags/list") <= listing._IDLE_PAGES_MAX + 2
+
+
+async def test_a_list_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that brings a name with each page is a 502 when its time is over, and is left then."""
+    monkeypatch.setattr(failover, "LIST_SECONDS", 0.3)
+    with endless(brings_news=True) as malice:
+        async with open_replicas([malice.url]) as replicas:
+            reader = FailoverReader(replicas, ToldMarks(), 5)
+            with pytest.raises(BadUpstreamError) as refused:
+                await reader.list_tags(REPOSITORY)
+            assert "takes longer than" in refused.value.reason
+            await stays_quiet(malice, "tags/list")
+
+
+async def test_a_list_ends_with_its_callers() -> None:
+    """Callers share one reading of a list, which goes on for the one that stays, and ends with the last."""
+    with endless(brings_news=True) as malice:
+        async with open_replicas([malice.url]) as replicas:
+            reader = FailoverReader(replicas, ToldMarks(), 5)
+            callers = [asyncio.ensure_future(reader.list_tags(REPOSITORY)) for _ in range(10)]  # noqa: TID251 - cancelled
+            await until(lambda: malice.count("tags/list") > 5)
+            assert malice.count("tags/list.n=1000") == 1, "ten callers cost one list"
+            callers[0].cancel()
+            await until(lambda: malice.count("tags/list.n=1000") == 2)
+            for caller in callers:
+                caller.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
+            await stays_quiet(malice, "tags/list")
+            assert not reader._tag_lists
+
+
+def test_a_client_that_leaves_ends_its_list(start_proxy: StartProxy, tmp_path: Path) -> None:
+    """The product reads no further pages for clients that have closed their connections."""
+    with endless(brings_news=True) as malice:
+        proxy = start_proxy([Server([], malice.port, tmp_path / "none")])
+        user = proxy.add_user("ann", pull=["**"])
+        with user.client("team/app") as client, pytest.raises(httpx.ReadTimeout):
+            client.get("/tags/list", timeout=0.5)
+        counts: list[int] = []
+
+        def is_quiet() -> bool:
+            counts.append(malice.count("tags/list"))
+            threading.Event().wait(0.3)
+            return len(counts) > 1 and counts[-1] == counts[-2]
+
+        wait_until(is_quiet, "no more pages are asked for")
+
+
+async def test_a_catalog_is_read_once_until_something_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for a page of it within seconds gets it from the last reading, unless there was a push since."""
+    monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
+
+    class Marks:
+        def __init__(self) -> None:
+            self.now = ToldMarks()
+
+        async def marks(self, *, of_all_nodes: bool = False) -> ToldMarks:  # noqa: ARG002 - there is one node
+            return self.now
+
+    marks = Marks()
+    async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
+        for registry in (a, b):
+            registry.add_manifest("team/app", b"{}", "1")
+        reader = FailoverReader(replicas, marks, 0)
+        for _ in range(20):
+            assert await reader.list_repositories() == ["team/app"]
+        assert [registry.count("GET", "_catalog") for registry in (a, b)] == [1, 1]
+        a.add_manifest("team/new", b"{}", "1")
+        marks.now = ToldMarks(behind={"another"})
+        assert await reader.list_repositories() == ["team/app", "team/new"]
+
+
+async def test_names_without_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page with more names than a list may have is a 502, and is not read to its end."""
+    monkeypatch.setattr(listing, "_NAMES_MAX", 1000)
+    names = {f"v{number}" for number in range(100_000)}
+    body = json.dumps({"name": "x", "tags": sorted(names)}).encode()
+    found: set[str] = set()
+    listing._scan(body, "tags", found)
+    assert len(found) == 1001
+    with Malice(lambda _: answer(200, JSON, body)) as malice:
+        async with open_client(malice.url) as client:
+            with pytest.raises(BadUpstreamError):
+                await client.list_tags(REPOSITORY)
+
+
+async def test_many_names_are_sorted_and_whole() -> None:
+    """What is read and sorted in parts is what was sent, from all replicas, less what is no tag."""
+    body = json.dumps({"tags": [f"v{number * 7919 % 30_000}" for number in range(30_000)] + ["-", 'a"b', "x"]}).encode()
+    with Malice(lambda _: answer(200, JSON, body)) as malice, Malice(lambda _: answer(200, JSON, body)) as other:
+        async with open_replicas([malice.url, other.url]) as replicas:
+            tags = await FailoverReader(replicas, ToldMarks(), 0).list_tags(REPOSITORY)
+    assert tags == sorted({*(f"v{number}" for number in range(30_000)), "x"})
+
+
+@pytest.mark.parametrize("end", [b"", b"5]}", b'"a" "b"]}', b'"a]}'])
+async def test_a_long_page_that_is_no_list_is_a_502(end: bytes) -> None:
+    """Garbage in the middle of a page is no end of the list."""
+    body = b'{"tags": [' + b'"name",' * 100_000 + end
+    with Malice(lambda _: answer(200, JSON, body)) as malice:
+        async with open_client(malice.url) as client:
+            with pytest.raises(BadUpstreamError):
+                await client.list_tags(REPOSITORY)
