@@ -21,7 +21,6 @@ NOTHING = b""
 AT_REST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 """Answered at once; the connection is kept then."""
 
-_OPENED_AT_ONCE = 20
 _PAUSE_SECONDS = 0.05
 
 
@@ -29,13 +28,14 @@ _PAUSE_SECONDS = 0.05
 class Withholding:
     """Keeps up to ``count`` connections open; one that the server ends is opened anew.
 
-    ``opened`` is how many there were in all.
+    ``at_once`` are opened every 50 ms at most. ``opened`` is how many there were in all.
     """
 
     port: int
     source: str
     beginnings: Sequence[bytes]
     count: int
+    at_once: int = 20
     held: int = 0
     opened: int = 0
 
@@ -59,7 +59,7 @@ class Withholding:
         held: set[asyncio.Task[None]] = set()
         number = 0
         while not ending.is_set():
-            for _ in range(min(_OPENED_AT_ONCE, self.count - self.held)):
+            for _ in range(min(self.at_once, self.count - self.held)):
                 self.held += 1
                 task = asyncio.get_running_loop().create_task(
                     self._hold(self.beginnings[number % len(self.beginnings)])
