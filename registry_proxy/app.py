@@ -175,7 +175,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         trail = await stack.enter_async_context(_auditing(settings, node, observer, context))
         pull = _pull(settings, node, observer)
         app = _public_app(settings, node, pull, observer, trail, access_log)
-        connections = _connections(settings)
+        connections = _connections(settings, observer)
         public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.hot.answer)
         admin = None
         if context.admin_socket is not None:
@@ -220,14 +220,17 @@ async def _limit_at_stop(ending: Ending, limit: asyncio.Timeout, seconds: float)
 # ---------------------------------------------------------------- what a worker stands on
 
 
-def _connections(settings: Settings) -> Mapping[str, Connections]:
+def _connections(settings: Settings, observer: Observer) -> Mapping[str, Connections]:
     """Return what counts the connections of each listener of this worker."""
     origins, clock = Origins(settings.public_url, settings.trusted_proxies), asyncio.get_running_loop().time
     limits = {
         PUBLIC: ConnectionLimits().within_files(_FILES_PER_CONNECTION),
         ADMIN: ConnectionLimits(connections_max=512).within_files(_FILES_PER_ADMIN_CONNECTION),
     }
-    return {name: Connections(each, origins, clock) for name, each in limits.items()}
+    return {
+        name: Connections(each, origins, clock, partial(observer.connection_ended, name))
+        for name, each in limits.items()
+    }
 
 
 def _replica_names(settings: Settings) -> Mapping[str, Sequence[str]]:

@@ -123,13 +123,21 @@ class Connections:
         limits: how many there may be.
         addresses: tells whose a request is.
         clock: the loop's.
+        count_ended: receives the reason for each connection that is ended for others: share, room or full.
     """
 
-    def __init__(self, limits: ConnectionLimits, addresses: SenderAddresses, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        addresses: SenderAddresses,
+        clock: Callable[[], float],
+        count_ended: Callable[[str], None],
+    ) -> None:
         self.limits = limits
         self.addresses = addresses
         self.total = 0
         self._clock = clock
+        self._count_ended = count_ended
         self._share = max(_SHARE, limits.connections_max // _SHARE)
         self._short = max(1, int(limits.connections_max * _SHORT))
         self._reserve = max(_SHARE, limits.connections_max // _RESERVE)
@@ -169,6 +177,7 @@ class Connections:
             first = islice(owner.unfinished, _LOOKED_AT_OF_SHARE)
             late = next((one for one in first if one.is_late(now, _FULL_PATIENCE)), connection)
             self._tell("share", f"{owner.name} has its share of {self._share} unfinished requests: one of them is cut")
+            self._count_ended("share")
             late.abort()
             if late is connection:
                 return owner
@@ -215,6 +224,7 @@ class Connections:
         if victims:
             self._tell("short", f"connections run short, {self.total} are open: slow and idle ones are ended")
         for connection in victims:
+            self._count_ended("room")
             connection.abort()
 
     def _candidates(self, newcomer: Owner, now: float, *, is_full: bool) -> Iterator[Connection]:
@@ -232,6 +242,7 @@ class Connections:
         if len(self._reserved) >= self._reserve:
             next(iter(self._reserved)).abort()
         self._reserved[connection] = None
+        self._count_ended("full")
         self._tell("full", f"there are too many connections, {self.total}: new ones are refused")
 
     def _tell(self, what: str, text: str) -> None:

@@ -79,6 +79,9 @@ class Observer(Protocol):
     def audit_dropped(self, sink: str, count: int) -> None:
         """Note that events did not reach the audit log; ``sink`` is file, stdout, syslog or decisions."""
 
+    def connection_ended(self, listener: str, reason: str) -> None:
+        """Note a connection ended for others; ``listener`` is public or admin, ``reason`` share, room or full."""
+
 
 class AuditKind(StrEnum):
     """The callers that can cause an event, which decides how many lines it may take and how long these are kept."""

@@ -55,6 +55,7 @@ _RETURN = _label("reason", "older", "empty", "other", "exchanged")
 _REPAIR = _label("outcome", "copied", "deleted", "given_up", "failed", "refused", "lost")
 _LOGIN = _label("outcome", "ok", "refused", "limited", "unavailable")
 _SINK = _label("sink", "file", "stdout", "syslog", "decisions")
+_ENDED = (_label("listener", "public", "admin"), _label("reason", "share", "room", "full"))
 _ROUTE = _Labels(
     ("route", "method"),
     (
@@ -140,6 +141,9 @@ class PrometheusObserver:
         )
         self._scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes of cached content read and compared.")
         self._logins = self._counter("logins", "Logins, by how they ended.", _LOGIN)
+        self._connections_ended = self._counter(
+            "connections_ended", "Connections of clients that were ended for others, by why.", *_ENDED
+        )
         self._audit_dropped = self._counter("audit_dropped", "Events that did not reach the audit log.", _SINK)
         self._request_durations = self._histogram(
             "request_duration_seconds",
@@ -291,6 +295,9 @@ class PrometheusObserver:
 
     def login(self, outcome: str) -> None:
         self._add(self._logins, 1, outcome)
+
+    def connection_ended(self, listener: str, reason: str) -> None:
+        self._add(self._connections_ended, 1, listener, reason)
 
     def audit_dropped(self, sink: str, count: int) -> None:
         self._add(self._audit_dropped, count, sink)

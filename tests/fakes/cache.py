@@ -90,6 +90,7 @@ class Events:
     def scrub_ended(self, ended_at: float) -> None:
         self.rounds.append(ended_at)
 
+    def connection_ended(self, listener: str, reason: str) -> None: ...
     def audit_dropped(self, sink: str, count: int) -> None: ...
 
     def login(self, outcome: str) -> None:

@@ -8,4 +8,5 @@ from registry_proxy.http.connections import ConnectionLimits, Connections
 
 def any_connections(limits: ConnectionLimits | None = None, origins: Origins | None = None) -> Connections:
     """Return what counts the connections of a listener on the running loop; by default nobody is a trusted proxy."""
-    return Connections(limits or ConnectionLimits(), origins or Origins(None, ()), asyncio.get_running_loop().time)
+    clock = asyncio.get_running_loop().time
+    return Connections(limits or ConnectionLimits(), origins or Origins(None, ()), clock, lambda _: None)

@@ -515,6 +515,9 @@ class CountingObserver:
     def stale_answer(self, reason: StaleReason) -> None:
         self.counts["stale", reason.value] += 1
 
+    def connection_ended(self, listener: str, reason: str) -> None:
+        self.counts["connection ended", listener, reason] += 1
+
     def audit_dropped(self, sink: str, count: int) -> None:
         self.counts["audit dropped", sink] += count
 

@@ -41,7 +41,10 @@ class Listener:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.connections = Connections(ConnectionLimits(connections_max=MAX), Origins(None, PROXIES), lambda: self.now)
+        self.ended: list[str] = []
+        self.connections = Connections(
+            ConnectionLimits(connections_max=MAX), Origins(None, PROXIES), lambda: self.now, self.ended.append
+        )
 
     def open(self, address: str, connection: Connection | None = None, *, is_unfinished: bool = False) -> Connection:
         """Open a connection."""
@@ -71,6 +74,7 @@ def test_an_owner_has_a_share_of_what_is_unfinished(listener: Listener) -> None:
     own[0].leave[1]()
     assert not listener.open("192.0.2.1", is_unfinished=True).has_ended
     assert not any(connection.has_ended for connection in own + served)
+    assert listener.ended == ["share"]
 
 
 def test_a_late_one_makes_room_for_a_new_one_of_the_same_owner(listener: Listener) -> None:
@@ -116,6 +120,7 @@ def test_the_heaviest_owner_makes_room_for_a_newcomer(listener: Listener) -> Non
     assert not listener.open("203.0.113.1", is_unfinished=True).has_ended
     assert all(each.has_ended for each in heavy)
     assert not any(each.has_ended for each in light)
+    assert listener.ended == ["room"] * SHARE
 
 
 def test_a_few_too_many_are_kept_for_health_checks(listener: Listener) -> None:
@@ -129,6 +134,7 @@ def test_a_few_too_many_are_kept_for_health_checks(listener: Listener) -> None:
     for each in served[:RESERVE]:
         each.abort()
     assert not listener.connections.is_reserved(latest)
+    assert listener.ended == ["full"] * (RESERVE + 1)
     assert listener.connections.shortage() == "short"
 
 

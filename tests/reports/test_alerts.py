@@ -182,6 +182,7 @@ CLOSED_SETS: Mapping[str, Sequence[Iterable[Any]]] = {
     "wrong_content": (["main"], ("a", "b")),
     "scrubbed": ([1],),
     "login": (("ok", "refused", "limited", "unavailable"),),
+    "connection_ended": (("public", "admin"), ("share", "room", "full")),
     "audit_dropped": (("file", "stdout", "syslog", "decisions"), [1]),
 }
 """What an ``Observer`` is told, with all values of each label."""
