@@ -31,8 +31,10 @@ _KEPT_SECONDS = 7 * 86_400.0
 _LOOK_SECONDS = 0.5
 
 
-async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str]) -> None:
+async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str], *, has_tombstone: bool = True) -> None:
     """Remove the records of what was deleted; to be called under the lease of its writers.
+
+    Nothing happens when the tombstone is there no more: the lease ended meanwhile, and a newer write came between.
 
     With a manifest go the records of the tags that were on it, and each leaves a tombstone: a replica that missed such
     a tag may hold an older one, and one that missed the delete still has the tag, also when the same manifest is pushed
@@ -42,29 +44,35 @@ async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str]) -
         store: where the records are.
         key: of the deleted manifest, tag or blob.
         missing: the replicas that missed the delete.
+        has_tombstone: False over shared storage, where the journal holds none.
 
     Raises:
         StoreUnavailableError: the records may be there still.
     """
-    if key.kind is IntentKind.TAG:
-        # Noted once more: whoever asked a replica meanwhile remembers the tag with the revision of before.
-        tag = tag_record_key(key.routed, Tag(key.name))
-        records = await store.get_all([(Table.TAGS, tag), (Table.DELETIONS, str(key))])
-        await store.commit([Change(Table.TAGS, tag, None), _deletion(key, *records)])
-    elif key.kind is IntentKind.MANIFEST:
-        await _forget_manifest(store, key.routed, parse_digest(key.name), missing)
+    if key.kind is IntentKind.BLOB:
+        return
+    while True:
+        with contextlib.suppress(ConflictError):  # a tag of the manifest was moved away meanwhile: look again
+            changes: list[Change] = []
+            if has_tombstone:
+                tombstone = await store.get(Table.INTENTS, str(key))
+                if tombstone is None or Intent.from_value(tombstone.value).digest is not None:
+                    return
+                changes.append(Change(Table.INTENTS, tombstone.key, tombstone.value, expect=tombstone.revision))
+            if key.kind is IntentKind.TAG:
+                # Noted once more: whoever asked a replica meanwhile remembers the tag with the revision of before.
+                tag = tag_record_key(key.routed, Tag(key.name))
+                records = await store.get_all([(Table.TAGS, tag), (Table.DELETIONS, str(key))])
+                changes += [Change(Table.TAGS, tag, None), _deletion(key, *records)]
+            else:
+                changes += await _changes_that_forget(store, key.routed, parse_digest(key.name), missing)
+            await store.commit(changes)
+            return
 
 
 def _deletion(key: IntentKey, *records: Record | None) -> Change:
     """Return the change that notes a deletion; ``records`` are those of a deleted tag."""
     return Change(Table.DELETIONS, str(key), deleted_value(time.time(), *records))
-
-
-async def _forget_manifest(store: Store, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None:
-    while True:
-        with contextlib.suppress(ConflictError):  # one of the tags was moved away meanwhile: look again
-            await store.commit(await _changes_that_forget(store, routed, digest, missing))
-            return
 
 
 async def _changes_that_forget(
@@ -170,7 +178,8 @@ class DeletionReplication:
             await self._journal.withdraw(write)
         else:
             missing = [name for name in configured_names(replica_set) if name not in outcome.confirmed]
-            await forget_deleted(self._store, key, missing)  # before the intents go: whoever finds them does so, too
+            # Before the intents go: whoever finds them does so, too.
+            await forget_deleted(self._store, key, missing, has_tombstone=bool(write.intents))
             await self._journal.conclude(write, outcome.confirmed)
         require_quorum(replica_set, outcome)
 

@@ -33,6 +33,7 @@ class Intent:
     ``writing_until`` is when the write under way counts as abandoned, in seconds since the epoch, 0 once concluded.
     ``refused`` are the replicas that cannot have it, and why: they are as good as any other for every other key.
     ``is_lost`` when no replica has it any more. ``is_dismissed`` when a person has taken note of either.
+    ``doubted`` are the missing ones that an older write reached late, after one that was acknowledged or is under way.
     """
 
     digest: Digest | None
@@ -43,6 +44,7 @@ class Intent:
     refused: Mapping[str, str] = field(default_factory=dict)
     is_lost: bool = False
     is_dismissed: bool = False
+    doubted: tuple[str, ...] = ()
 
     @property
     def is_settled(self) -> bool:
@@ -75,6 +77,7 @@ class Intent:
             "refused": dict(self.refused),
             "lost": self.is_lost,
             "dismissed": self.is_dismissed,
+            "doubted": list(self.doubted),
         }
 
     @classmethod
@@ -90,6 +93,7 @@ class Intent:
             value.get("refused", {}),
             value.get("lost", False),
             value.get("dismissed", False),
+            tuple(value.get("doubted", ())),
         )
 
 

@@ -18,7 +18,7 @@ from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import IntentKey, IntentKind, Marks, Pause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import LOSS_KEY, Change, Record, Store, StoreChanges, Table
-from registry_proxy.protocol.reference import Digest
+from registry_proxy.protocol.reference import Digest, parse_digest
 from registry_proxy.replication.intents import NO_REFUSALS, WRITING_SECONDS, Intent, change_of, parse_key
 from registry_proxy.replication.marks import JournalMarks
 from registry_proxy.replication.pauses import find_pause, restored_pause
@@ -310,25 +310,81 @@ class Journal:
             return await self._store.commit([*concluded, *write.tags])
         except ConflictError:  # somebody confirmed one of the keys, or a newer write has taken it over
             for key, intent in write.intents.items():
-                await self._conclude_changed(key, intent.digest, confirmed, refused)
+                await self._conclude_changed(key, intent, confirmed, refused)
+                reached = [name for name in intent.missing if name != write.paused]
+                await self.note_late(key, intent.digest, reached, revision=write.revision)
         with contextlib.suppress(ConflictError):  # a newer write has the last word
             return await self._store.commit(write.tags)
         return write.revision
 
     async def _conclude_changed(
-        self, key: IntentKey, digest: Digest | None, confirmed: Collection[str], refused: Mapping[str, str]
+        self, key: IntentKey, concluded: Intent, confirmed: Collection[str], refused: Mapping[str, str]
     ) -> None:
         while True:
             record = await self._store.get(Table.INTENTS, str(key))
             if record is None:
                 return
             intent = Intent.from_value(record.value)
-            if intent.digest != digest:
+            if intent.digest != concluded.digest:
                 return
+            proven = {name for name in confirmed if name not in intent.doubted}
             current = _concluded(intent, refused)
             with contextlib.suppress(ConflictError):
-                await self._store.commit([_without(key, current, confirmed, expect=record.revision)])
+                await self._store.commit([_without(key, current, proven, expect=record.revision)])
                 return
+
+    async def note_late(
+        self, key: IntentKey, written: Digest | None, replicas: Collection[str], *, revision: int | None = None
+    ) -> None:
+        """Note that a write may have reached replicas after a newer one of its key: they may not have what that made.
+
+        So it is where a process stood still for longer than its lease lasts. Nothing happens when the newer write made
+        the same.
+
+        Args:
+            key: of the write.
+            written: what the late write made of it, None for deleted.
+            replicas: those that it may have reached.
+            revision: of its begin, to know a deletion that came after; None where that does not matter.
+        """
+        while True:
+            record = await self._store.get(Table.INTENTS, str(key))
+            truth = Intent.from_value(record.value) if record is not None else await self._recorded(key, revision)
+            if truth is None or truth.digest == written or truth.is_lost:
+                return
+            late = tuple(name for name in replicas if name not in truth.refused)
+            noted = replace(
+                truth,
+                missing=_joined(truth.missing, late),
+                behind=_joined(truth.behind, late) if truth.writing_until else truth.behind,
+                doubted=_joined(truth.doubted, late),
+            )
+            with contextlib.suppress(ConflictError):
+                expect = 0 if record is None else record.revision
+                await self._store.commit([change_of(key, noted, expect=expect)])
+                _log.warning("a write of %s came late, after a newer one: %s may lack it", key, ", ".join(late))
+                break
+        if key.kind is IntentKind.MANIFEST and written is None:  # the delete took every tag on it as well
+            for record in await self._store.list(Table.TAGS, f"{key.routed}|"):
+                if record.value["digest"] == key.name:
+                    tag = record.key.rpartition("|")[2]
+                    await self.note_late(IntentKey(key.routed, IntentKind.TAG, tag), None, replicas)
+
+    async def _recorded(self, key: IntentKey, revision: int | None) -> Intent | None:
+        """Return what a key without an intent shall be, as far as that is on record."""
+        if key.kind is IntentKind.BLOB:
+            return None
+        table = Table.TAGS if key.kind is IntentKind.TAG else Table.MANIFESTS
+        record = await self._store.get(table, f"{key.routed}|{key.name}")
+        if record is None:
+            deletion = None if revision is None else await self._store.get(Table.DELETIONS, str(key))
+            is_newer = deletion is not None and revision is not None and deletion.revision > revision
+            return Intent(None, "", ()) if is_newer else None
+        if key.kind is IntentKind.MANIFEST:
+            return Intent(parse_digest(key.name), record.value["media_type"], ())
+        manifest = await self._store.get(Table.MANIFESTS, f"{key.routed}|{record.value['digest']}")
+        media_type = "" if manifest is None else manifest.value["media_type"]
+        return Intent(parse_digest(record.value["digest"]), media_type, ())
 
     async def withdraw(self, write: OpenWrite) -> None:
         """Put back what was there before a write that no replica took."""
@@ -377,8 +433,14 @@ def _concluded(intent: Intent, refused: Mapping[str, str]) -> Intent:
     return replace(intent, missing=missing, behind=(), writing_until=0, refused=refused)
 
 
+def _joined(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*names, *more)))
+
+
 def _without(key: IntentKey, intent: Intent, confirmed: Collection[str], *, expect: int) -> Change:
     missing = tuple(name for name in intent.missing if name not in confirmed)
     behind = tuple(name for name in intent.behind if name not in confirmed)
     refused = {name: why for name, why in intent.refused.items() if name not in confirmed}
-    return change_of(key, replace(intent, missing=missing, behind=behind, refused=refused), expect=expect)
+    doubted = tuple(name for name in intent.doubted if name not in confirmed)
+    found = replace(intent, missing=missing, behind=behind, refused=refused, doubted=doubted)
+    return change_of(key, found, expect=expect)

@@ -307,6 +307,8 @@ class Repairer:
         is_closed = outcome == "refused"
         if outcome in {"copied", "deleted"}:
             is_closed = await self._journal.confirm(key, intent.digest, client.name)
+            if not is_closed:  # the lease may have ended while this process stood still
+                await self._journal.note_late(key, intent.digest, [client.name])
         if is_closed and key.kind is not IntentKind.TAG:
             self._kept.closed(parse_digest(key.name))
 
@@ -316,7 +318,9 @@ class Repairer:
         """Tell whether some replica once confirmed a write; else the node that began it died before one had it."""
         marks, upstream = await self._journal.snapshot(), self._replica_set.upstream
         members = [c.name for c in self._replica_set.replicas if not marks.is_newcomer(upstream, c.name)]
-        return not intent.writing_until and any(name not in intent.missing for name in members)
+        return not intent.writing_until and any(
+            name not in intent.missing or name in intent.doubted for name in members
+        )
 
     async def _outdated(self, key: IntentKey, intent: Intent) -> Mapping[str, str]:
         """Return the replicas that have an older state of a tag whose manifest is lost: nobody may be told of it."""

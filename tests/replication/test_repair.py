@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -16,9 +17,10 @@ from registry_proxy.replication.copies import Copies, Pace
 from registry_proxy.replication.intents import WRITING_SECONDS, parse_key
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.verify import Verifier
+from registry_proxy.tasks import spawn
 from tests.fakes.images import Parts, image, index
 from tests.fakes.memory import CountingObserver
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.waiting import until
 
 LATEST = Tag("latest")
@@ -363,3 +365,121 @@ async def test_a_replica_is_repaired_as_soon_as_it_is_up(setting: Bench, worksho
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
+
+
+# ---------------------------------------------------------------- writes that come late
+
+
+def without_leases(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every lease given at once: so it is for a node that stood still for longer than a lease lasts."""
+    monkeypatch.setattr(setting.under_test.store, "lease", lambda _: contextlib.nullcontext())
+
+
+def before(replica: MemoryReplica, method: str, act: Callable[[], Awaitable[object]]) -> None:
+    """Have something happen before the next call of a method reaches a replica: the call comes late."""
+    call = getattr(replica, method)
+
+    async def late(*arguments: object) -> None:
+        setattr(replica, method, call)
+        await act()
+        await call(*arguments)
+
+    setattr(replica, method, late)
+
+
+async def test_a_late_delete_of_a_repair_takes_no_newer_push(
+    setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another node pushed and acknowledged meanwhile is on record as missing, and is there in the end."""
+    without_leases(setting, monkeypatch)
+    app = await push(setting, image(b"layer"), "latest")
+    setting.replicas.down.add("b")
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    before(setting.b, "delete_manifest", lambda: push(setting, app, "latest"))
+    await workshop.repair()
+    assert (await setting.under_test.journal.snapshot()).pending("b", "main") > 0
+    assert await workshop.repair()
+    assert same(setting)
+    assert setting.b.tags == {(REPOSITORY, "latest"): app.digest}
+
+
+async def test_a_late_tag_of_a_repair_is_not_the_newest(
+    setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag that was moved on meanwhile is not answered by the replica that has the older one, and is put right."""
+    without_leases(setting, monkeypatch)
+    old, new = image(b"old"), image(b"new")
+    setting.replicas.down.add("b")
+    await push(setting, old, "latest")
+    await push(setting, new)
+    put = setting.b.put_manifest
+
+    async def late(repository: str, tag_or_digest: object, manifest: Manifest) -> None:
+        if tag_or_digest == LATEST:
+            setting.b.put_manifest = put  # type: ignore[method-assign]  # of this replica alone
+            await setting.under_test.put(LATEST, new.manifest, new.media_type)
+        await put(repository, tag_or_digest, manifest)  # type: ignore[arg-type]  # handed on
+
+    setting.b.put_manifest = late  # type: ignore[method-assign]  # of this replica alone
+    await workshop.repair()
+    assert setting.b.tags == {(REPOSITORY, "latest"): old.digest}
+    assert (await setting.under_test.journal.snapshot()).misses_tag("b", ROUTED, LATEST)
+    assert await workshop.repair()
+    assert same(setting)
+    assert setting.b.tags == {(REPOSITORY, "latest"): new.digest}
+
+
+@pytest.mark.parametrize("newer_is_over", [True, False])
+async def test_a_late_push_is_not_the_newest(
+    setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, *, newer_is_over: bool
+) -> None:
+    """A push that reaches a replica after a newer one of its tag leaves a mark there, also while that goes on."""
+    without_leases(setting, monkeypatch)
+    old, new = image(b"old"), image(b"new")
+    await push(setting, old)
+    await push(setting, new)
+    newer: list[asyncio.Task[object]] = []
+    may_end = asyncio.Event()
+
+    async def move() -> None:
+        newer.append(spawn(setting.under_test.put(LATEST, new.manifest, new.media_type), "newer push"))
+        if newer_is_over:
+            await newer[0]
+        else:
+            await until(lambda: setting.b.tags.get((REPOSITORY, LATEST)) == new.digest)
+
+    if not newer_is_over:
+        put = setting.a.put_manifest
+
+        async def hold_the_newer(*arguments: Any) -> None:
+            if arguments[2].descriptor.digest == new.digest:
+                await may_end.wait()
+            await put(*arguments)
+
+        setting.a.put_manifest = hold_the_newer  # type: ignore[method-assign, assignment]  # of this replica alone
+    before(setting.b, "put_manifest", move)
+    await setting.under_test.put(LATEST, old.manifest, old.media_type)
+    may_end.set()
+    await newer[0]
+    assert setting.b.tags == {(REPOSITORY, "latest"): old.digest}
+    assert (await setting.under_test.journal.snapshot()).misses_tag("b", ROUTED, LATEST)
+    setting.replicas.down.clear()
+    for replica in (setting.a, setting.b):
+        await workshop.repairer.repair(replica)
+    assert same(setting)
+    assert setting.b.tags == {(REPOSITORY, "latest"): new.digest}
+
+
+async def test_a_late_delete_takes_no_newer_push(
+    setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delete that reaches one replica after a newer push of the same image leaves a mark there."""
+    without_leases(setting, monkeypatch)
+    app = await push(setting, image(b"layer"), "latest")
+    before(setting.b, "delete_manifest", lambda: push(setting, app, "latest"))
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    assert (await setting.under_test.journal.snapshot()).pending("b", "main") > 0
+    for replica in (setting.a, setting.b):
+        await workshop.repairer.repair(replica)
+    assert (REPOSITORY, app.digest) in setting.b.manifests
+    assert same(setting)
