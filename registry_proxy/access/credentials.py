@@ -166,7 +166,7 @@ class LoginLimiter:
         async with self._turns.setdefault(key, asyncio.Lock()):
             wait_seconds = await self._failures.wait_seconds(key, _FAILURES_FREE, _WINDOW_SECONDS)
             if wait_seconds > 0:
-                reason = f"{_FAILURES_FREE} failures within a minute from this address: nothing was looked at"
+                reason = f"{_FAILURES_FREE} wrong passwords of this user within a minute from this address"
                 raise TooManyLoginsError(int(wait_seconds) + 1, reason)
             try:
                 yield Caller(owner, is_known=key in self._known)

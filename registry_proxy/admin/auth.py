@@ -299,6 +299,4 @@ class AdminGuard:
 
 def too_many_logins(error: TooManyLoginsError) -> ProblemError:
     """Return the 429 for a login, or a new password, that has to wait."""
-    return ProblemError(
-        429, "too many logins: try again later", headers={"Retry-After": str(error.retry_after_seconds)}
-    )
+    return ProblemError(429, f"it was not checked: {error}", headers={"Retry-After": str(error.retry_after_seconds)})

@@ -194,7 +194,7 @@ class TokenEndpoint:
             self._record(exchange, "limited", claimed_subject(username), rule=error.reason)
             raise RegistryError(
                 ErrorCode.TOOMANYREQUESTS,
-                "too many failed logins: wait and try again",
+                f"the login was not checked: {error}",
                 detail={"retry_after_seconds": error.retry_after_seconds},
                 headers={"Retry-After": str(error.retry_after_seconds)},
             ) from error
