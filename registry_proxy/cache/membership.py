@@ -177,6 +177,9 @@ class FileMemberships:
             self._shared[_DELETED] += 1
             self._unlink(self._tag(routed, tag))
 
+    def doubt_all(self) -> None:
+        self._shared[_UNKNOWN_UNTIL_NS] = time.time_ns()
+
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         forgotten: list[Tag] = []
         with self._locked(routed), self._forgetting():
@@ -249,7 +252,7 @@ class FileMemberships:
             yield
         except OSError as error:
             _log.error("cannot forget what a repository held, all of it is asked for again: %s", error.strerror)
-            self._shared[_UNKNOWN_UNTIL_NS] = time.time_ns()
+            self.doubt_all()
 
     def _write(self, path: str, document: dict[str, Any]) -> bool:
         try:

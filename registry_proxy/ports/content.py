@@ -209,6 +209,9 @@ class Memberships(Protocol):
     def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
         """Forget a tag that was deleted; ``moment`` changes first, so that whoever learns it just now can see it."""
 
+    def doubt_all(self) -> None:
+        """Have everything that was remembered until now asked for again."""
+
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         """Remove every cached tag that is ``digest``; return them."""
 

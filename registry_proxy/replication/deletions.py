@@ -221,6 +221,7 @@ class DeletionsElsewhere:
         self._clock = clock
         self._version = -1
         self._done = 0
+        self._losses = changes.losses()
 
     async def run(self) -> None:
         """Go on until cancelled. Forgetting once too often costs a question, so a start begins with all on record."""
@@ -231,7 +232,10 @@ class DeletionsElsewhere:
 
     async def follow(self) -> None:
         """Forget what was deleted since the last call. Raises StoreUnavailableError."""
-        version = self._changes.version(Table.DELETIONS)
+        losses, version = self._changes.losses(), self._changes.version(Table.DELETIONS)
+        if losses != self._losses:  # the store came back without deletions that this node may not have heard of
+            self._memberships.doubt_all()
+            self._losses, self._done = losses, 0
         if version == self._version:
             return
         records = await self._store.list(Table.DELETIONS)

@@ -134,6 +134,7 @@ class Journal:
                 await self._store.commit(await self._lost_changes())
                 break
         self._losses = losses
+        self._read.clear()  # another store gives the same revisions to other records
 
     async def _lost_changes(self) -> list[Change]:
         if self._marks is None:

@@ -131,3 +131,15 @@ def taken_back(key: IntentKey, digest: Digest | None, record: Record | None) -> 
     earlier = [one for one in ([] if record is None else _earlier(record)) if one != str(digest)]
     value = {"digest": str(digest), "earlier": earlier} if earlier else {"digest": str(digest)}
     return Change(Table.TAGS, tag, value)
+
+
+async def choose(store: Store, key: IntentKey, digest: Digest) -> None:
+    """Put on record what a tag is, where another digest is on record; under the lease of its writers.
+
+    Raises:
+        StoreUnavailableError: it may not be on record.
+    """
+    name = tag_record_key(key.routed, Tag(key.name))
+    record = await store.get(Table.TAGS, name)
+    if record is not None and record.value["digest"] != str(digest):
+        await store.commit([moved(Change(Table.TAGS, name, {"digest": str(digest)}, record.revision), record, None)])

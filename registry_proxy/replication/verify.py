@@ -27,7 +27,7 @@ from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import recorded_repositories, write_lease
 from registry_proxy.replication.marks import JournalMarks
-from registry_proxy.replication.tag_records import tag_record_key
+from registry_proxy.replication.tag_records import choose, tag_record_key
 
 _T = TypeVar("_T")
 
@@ -103,7 +103,7 @@ class Verifier:
             async for difference in self._compare_repository(walk, marks):
                 comparison.note(difference)
                 if mend and difference.holders and only_at in {None, difference.replica}:
-                    comparison.mended += await self._enter(difference)
+                    comparison.mended += await self._enter(difference, is_chosen=prefer is not None)
             if failed == comparison.failed:
                 await self._recover(walk, marks)
             comparison.repositories_done += 1
@@ -290,16 +290,22 @@ class Verifier:
 
     # ------------------------------------------------------------ mending
 
-    async def _enter(self, difference: Difference) -> bool:
-        """Enter a difference into the journal, if it is still one; return whether it is there now."""
+    async def _enter(self, difference: Difference, *, is_chosen: bool = False) -> bool:
+        """Enter a difference into the journal, if it is still one; return whether it is there now.
+
+        Where a person has chosen what a tag is, that is on record from now on: it may be an earlier state.
+        """
         key, wanted = difference.key, difference.wanted
         assert wanted is not None  # noqa: S101 - only what has holders is entered
         async with self._lease(key, wanted):
             clients = {client.name: client for client in self._replica_set.replicas}
             if not await self._holds(clients[difference.holders[0]], key, wanted):
                 return False
-            if key.kind is IntentKind.TAG and not await self._is_unmoved(key, wanted):
-                return False
+            if key.kind is IntentKind.TAG:
+                if not await self._is_unmoved(key, wanted):
+                    return False
+                if is_chosen:
+                    await choose(self._store, key, wanted)
             return await self._journal.miss(key, wanted, difference.media_type, difference.replica or "")
 
     def _lease(self, key: IntentKey, digest: Digest) -> AbstractAsyncContextManager[None]:

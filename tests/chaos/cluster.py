@@ -1,5 +1,6 @@
 """Two registries, two nodes, a Redis and an nginx, as real processes, and what can be done to them."""
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from pathlib import Path
 import httpx
 import psutil
 import redis
+from typer.testing import CliRunner
 
+from registry_proxy.cli.main import app
 from tests.chaos.plan import Fault, Harm
 from tests.conftest import require_program
 from tests.copied import Copies
 from tests.nginx.shipped import nginx_server
-from tests.product import Proxy, proxy_server
+from tests.product import ADMIN_PASSWORD, Proxy, proxy_server
 from tests.servers import Server, docker_registry, nginx_in_turns, redis_server, running
 
 
@@ -43,6 +46,8 @@ class Cluster:
     redis: Server
     url: str
     harmed: set[str] = field(default_factory=set)
+    copies: dict[str, Path] = field(default_factory=dict)
+    """By replica: its storage as it was before the last fault to its data."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -55,7 +60,12 @@ class Cluster:
     def do_harm(self, fault: Fault) -> None:
         """Let a fault happen."""
         server = self._server(fault.target)
-        if fault.harm is Harm.STOP:
+        if fault.harm in {Harm.OLDER, Harm.WIPE, Harm.SWAP}:
+            self._harm_data(fault)
+        elif fault.harm is Harm.EMPTY:
+            with redis.Redis(port=self.redis.port) as client:
+                client.flushall()
+        elif fault.harm is Harm.STOP:
             for process in _processes(server):
                 process.send_signal(signal.SIGSTOP)
         elif fault.harm is Harm.RESTART:
@@ -70,12 +80,47 @@ class Cluster:
         """Let a server go on, or start it again."""
         self.harmed.remove(fault.target)
         server = self._server(fault.target)
+        if fault.harm is Harm.EMPTY:
+            self._make_user_again()
+            return
+        if fault.harm is Harm.SWAP:
+            for other in self.replicas.values():
+                if other is not server:
+                    other.launch()
         if fault.harm is not Harm.STOP:
             server.launch()
             return
         for process in _processes(server):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
+
+    def _harm_data(self, fault: Fault) -> None:
+        """Stop a registry and change its storage: to the copy of before the last such fault, to nothing, to another."""
+        server = self.replicas[fault.target]
+        for one in self.replicas.values() if fault.harm is Harm.SWAP else [server]:
+            one.stop(signal.SIGKILL)
+        data = _data_of(server)
+        if fault.harm is Harm.SWAP:
+            other = next(_data_of(one) for one in self.replicas.values() if one is not server)
+            aside = data.with_name("aside")
+            for source, target in ((data, aside), (other, data), (aside, other)):
+                source.rename(target)
+            return
+        copy, kept = self.copies.get(fault.target), data.with_name(f"copy-{time.monotonic_ns()}")
+        data.rename(kept)
+        if fault.harm is Harm.OLDER and copy is not None:
+            shutil.copytree(copy, data)
+        self.copies[fault.target] = kept
+
+    def _make_user_again(self) -> None:
+        """Do what an operator does whose store is empty: make an administrator past the API, and the users."""
+        node = next(iter(self.nodes.values()))
+        secret = node.root / "password"
+        secret.write_text(ADMIN_PASSWORD)
+        arguments = ["admin", "reset", "--config", str(node.config), "--password-file", str(secret)]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        node.add_user(USER, PASSWORD, pull_push_delete=["team/**"])
 
     def tend(self) -> None:
         """Start again what ended by itself, as a service manager does: a node cannot start without Redis."""
@@ -102,6 +147,8 @@ class Cluster:
                 up = sum(node.metric("registry_proxy_replica_state", state=state) for state in states)
                 if up != len(self.replicas):
                     found.append(f"{name}: {up:g} replicas are up")
+                if mind_pending and "the store came back" in answer.text:
+                    found.append(f"{name}: the replicas were not compared since the store was emptied")
                 if mind_pending and (pending := node.metric("registry_proxy_replica_pending")):
                     found.append(f"{name}: {pending:g} keys are pending")
             except (httpx.HTTPError, OSError) as error:
@@ -127,6 +174,10 @@ class Cluster:
             if '"level": "ERROR"' in line or "Traceback" in line
         ]
         return "\n".join(lines[-20:])
+
+
+def _data_of(server: Server) -> Path:
+    return server.log.parent / "data"
 
 
 def _processes(server: Server) -> list[psutil.Process]:

@@ -78,13 +78,15 @@ def short(digest: str) -> str:
 class Window:
     """A fault, and how long it lasted until everything had healed.
 
-    ``stops_writes`` tells that pushes may fail meanwhile: Redis or the quorum was away.
+    ``stops_writes`` tells that pushes may fail meanwhile: Redis or the quorum was away. ``stops_reads`` that nobody
+    can be answered: all replicas were away, or nobody was known.
     """
 
     name: str
     started_at: float
     ended_at: float
     stops_writes: bool = False
+    stops_reads: bool = False
 
     def __str__(self) -> str:
         return f"{self.started_at:7.2f} - {self.ended_at:7.2f} === {self.name}"
@@ -229,7 +231,7 @@ class History:
             return
         elif read.outcome is Outcome.ABSENT:
             yield "a tag that was acknowledged is said not to exist"
-        elif not self.may_be_unavailable:
+        elif not self._may_fail(read):
             yield "a pull of an acknowledged tag failed"
 
     def _judge_pull(self, pull: Operation) -> Iterator[str]:
@@ -240,8 +242,15 @@ class History:
             return
         elif pull.outcome is Outcome.ABSENT:
             yield "an image that was acknowledged is said not to exist"
-        elif not self.may_be_unavailable:
+        elif not self._may_fail(pull):
             yield "a pull of an acknowledged image failed"
+
+    def _may_fail(self, read: Operation) -> bool:
+        """Tell whether a read may have ended with a clean error."""
+        return self.may_be_unavailable or any(
+            window.stops_reads and window.started_at <= read.ended_at and read.started_at <= window.ended_at
+            for window in self.windows
+        )
 
     def tags(self, repository: str) -> set[str]:
         return {one.tag for one in self._of(Kind.PUSH, repository)}

@@ -40,6 +40,15 @@ class Harm(StrEnum):
     KILL = "SIGKILL"
     STOP = "SIGSTOP"
     RESTART = "restart"
+    OLDER = "restart from an older copy of"
+    WIPE = "restart without the data of"
+    SWAP = "exchange with its other replica"
+    EMPTY = "emptying of"
+
+
+HARMS_OF_ALL = (Harm.KILL, Harm.STOP, Harm.RESTART)
+HARMS_TO_DATA = {"replica": (Harm.OLDER, Harm.WIPE, Harm.SWAP), "redis": (Harm.EMPTY,)}
+"""By the kind of a target; only where all others are well, for the data may be nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,13 @@ def steps(seed: int, client: int, pace_seconds: float) -> Iterator[Step]:
         yield Step(verb, pause, repository, tag, image)
 
 
-def faults(seed: int, targets: tuple[str, ...]) -> Iterator[Fault]:
-    """Give the faults, without end."""
+def faults(seed: int, targets: tuple[str, ...], *, harms_data: bool = False) -> Iterator[Fault]:
+    """Give the faults, without end; with ``harms_data`` some are to the data of their target."""
     chance = random.Random(f"{seed} faults")
     while True:
-        harm = chance.choice(list(Harm))
-        longest = 4.0 if harm is Harm.KILL else 6.0
-        yield Fault(harm, chance.choice(targets), chance.uniform(0.3, 2.0), chance.uniform(0.3, longest))
+        harm, target = chance.choice(HARMS_OF_ALL), chance.choice(targets)
+        to_data = HARMS_TO_DATA.get(target.partition("-")[0], ())
+        if harms_data and to_data and chance.random() < 0.5:
+            harm = chance.choice(to_data)
+        longest = {Harm.KILL: 4.0, Harm.SWAP: 0.3}.get(harm, 6.0)
+        yield Fault(harm, target, chance.uniform(0.3, 2.0), chance.uniform(0.3, longest))

@@ -13,7 +13,7 @@ import httpx
 from tests.chaos.cluster import PASSWORD, USER, Cluster
 from tests.chaos.docker import BrokenError, Docker, RefusedError
 from tests.chaos.history import History, Kind, Operation, Outcome, Window
-from tests.chaos.plan import REPOSITORIES, Fault, Step, Verb, faults, steps
+from tests.chaos.plan import REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
 from tests.product import OCI_MANIFEST, digest_of
 
 _SCOPES = {
@@ -34,6 +34,9 @@ _KINDS = {
 }
 FORGETTING_SECONDS = 2.0
 """Within what all nodes forget what was deleted (docs/operations.md)."""
+
+_COMING_BACK_SECONDS = 5.0
+"""After which all replicas are known to be up again, or a user that was made again is known to all."""
 
 _GATEWAY_ERRORS = frozenset({502, 504})
 
@@ -97,7 +100,7 @@ class Run:
         return self.cluster.targets if self.repairs else self.cluster.targets[1:]
 
     def _one_by_one(self) -> None:
-        for fault in faults(self.seed, self._targets):
+        for fault in faults(self.seed, self._targets, harms_data=True):
             if self.now() + fault.after_seconds + fault.for_seconds > self.seconds:
                 break
             time.sleep(fault.after_seconds)
@@ -105,6 +108,11 @@ class Run:
             self.cluster.do_harm(fault)
             time.sleep(fault.for_seconds)
             self.cluster.end_harm(fault)
+            if fault.harm in {Harm.SWAP, Harm.EMPTY}:
+                until = self.now() + _COMING_BACK_SECONDS
+                self.history.windows.append(
+                    Window("nobody is answered", began, until, stops_writes=True, stops_reads=True)
+                )
             ailments = self.cluster.wait_until_healed(mind_pending=self.repairs)
             self._note(fault, began)
             if ailments:

@@ -9,7 +9,7 @@ TARGETS = ("replica-1", "node-1", "redis")
 
 def plan(seed: int) -> tuple[list[Step], list[Fault]]:
     """Return the beginning of a plan."""
-    return list(islice(steps(seed, 1, 0.1), 80)), list(islice(faults(seed, TARGETS), 20))
+    return list(islice(steps(seed, 1, 0.1), 80)), list(islice(faults(seed, TARGETS, harms_data=True), 20))
 
 
 def test_the_same_seed_is_the_same_plan() -> None:

@@ -373,6 +373,10 @@ class MemoryMemberships:
         self.deleted += 1
         self.forget_tag(routed, tag)
 
+    def doubt_all(self) -> None:
+        self.entries.clear()
+        self.tags.clear()
+
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         found = [key[1] for key, entry in self.tags.items() if key[0] == routed and entry.digest == digest]
         for tag in found:
