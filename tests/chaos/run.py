@@ -62,6 +62,7 @@ class Run:
         pace_seconds: between two steps of a client, on average.
         heals: each fault waits until the last one has healed.
         lull: how much longer than planned it is from one fault to the next that does not wait.
+        harms_data: faults that heal are also older copies, wiped and exchanged replicas, and an emptied Redis.
         repairs: replicas get what they missed by themselves; without, only one of them fails.
     """
 
@@ -72,6 +73,7 @@ class Run:
     pace_seconds: float = 0.2
     heals: bool = True
     lull: float = 1.0
+    harms_data: bool = False
     repairs: bool = True
     history: History = field(default_factory=lambda: History(forgetting_seconds=FORGETTING_SECONDS))
     failures: list[str] = field(default_factory=list)
@@ -100,7 +102,7 @@ class Run:
         return self.cluster.targets if self.repairs else self.cluster.targets[1:]
 
     def _one_by_one(self) -> None:
-        for fault in faults(self.seed, self._targets, harms_data=True):
+        for fault in faults(self.seed, self._targets, harms_data=self.harms_data):
             if self.now() + fault.after_seconds + fault.for_seconds > self.seconds:
                 break
             time.sleep(fault.after_seconds)
