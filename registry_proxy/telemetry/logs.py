@@ -11,6 +11,7 @@ from typing import TextIO
 from pythonjsonlogger.json import JsonFormatter
 
 from registry_proxy.tasks import request_id
+from registry_proxy.telemetry.folding import Folding
 
 _QUEUE_MAX = 10_000
 
@@ -65,6 +66,8 @@ def json_logging(stream: TextIO | None = None, worker: str | None = None) -> Ite
     )
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(_QUEUE_MAX)
     handler = _RecordQueue(records)
+    folding = Folding(lambda record: handler.enqueue(handler.prepare(record)))
+    handler.addFilter(folding)
     listener = _RecordWriter(records, writer)
     root = logging.getLogger()
     before = root.level
@@ -76,4 +79,5 @@ def json_logging(stream: TextIO | None = None, worker: str | None = None) -> Ite
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
+        folding.flush()
         listener.stop()
