@@ -6,9 +6,11 @@ many they were.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from registry_proxy.ports.events import AuditEvent, AuditKind
 from registry_proxy.protocol.addresses import address_owner
@@ -17,12 +19,12 @@ WINDOW_SECONDS = 60.0
 """The shortest time that one line sums up."""
 
 WHOLE_MAX = 20
-"""Whole lines of one owner in that time: of an address for refusals, of a subject for changes of its own."""
+"""Whole lines of one owner in that time: of an address for refusals, of a subject at an address for its changes."""
 
-REFUSALS_MAX = 200
-"""Whole lines of the refusals of all addresses together in that time."""
+TOGETHER_MAX = 200
+"""Whole lines of all addresses together in that time: of refusals, and of each subject."""
 
-_OWNERS_MAX = 256  # followed at a time; all further ones count as one
+_OWNERS_MAX = {AuditKind.TRAFFIC: 256, AuditKind.ACCOUNT: 4096}  # followed at a time; all further ones count as one
 _FOLDS_MAX = 8  # kinds of event of one owner; all further ones count as one
 _EXAMPLES = ("subject", "repository", "rule")
 _EXAMPLES_MAX = 5
@@ -49,8 +51,14 @@ class _Fold:
         detail: dict[str, object] = {"folded": self.count, "since": self.since}
         detail |= {name: sorted(texts) for name, texts in self.examples.items() if len(texts) > 1}
         only = {name: next(iter(texts)) for name, texts in self.examples.items() if len(texts) == 1}
-        address = self.event.address if self.event.kind is AuditKind.ACCOUNT else owner
-        return AuditEvent(action, self.event.outcome, address=address, kind=self.event.kind, detail=detail, **only)
+        return AuditEvent(action, self.event.outcome, address=owner, kind=self.event.kind, detail=detail, **only)
+
+
+class _OwnerName(NamedTuple):
+    """Events are counted by subject, "" for refusals, and by the owner of the address."""
+
+    subject: str
+    address: str
 
 
 @dataclass(slots=True)
@@ -71,19 +79,21 @@ class Folding:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._owners: dict[tuple[AuditKind, str], _Owner] = {}
-        self._refusals, self._refusals_since = 0, clock()
+        self._owners: dict[AuditKind, dict[_OwnerName, _Owner]] = {kind: {} for kind in AuditKind}
+        self._whole: Counter[str] = Counter()  # of all addresses together, by subject, "" for refusals
+        self._whole_since = clock()
 
     def takes_whole(self, event: AuditEvent) -> bool:
         """Tell whether an event is to be written as it is; one that is not is counted here."""
         if event.kind is AuditKind.ACT or (event.kind is AuditKind.TRAFFIC and event.outcome == "ok"):
             return True
-        now = self._clock()
-        key = (event.kind, event.subject if event.kind is AuditKind.ACCOUNT else address_owner(event.address))
-        if key not in self._owners and len(self._owners) >= _OWNERS_MAX:
-            key = (event.kind, _OTHERS)
-        owner = self._owners.setdefault(key, _Owner(now))
-        if owner.whole < WHOLE_MAX and (event.kind is AuditKind.ACCOUNT or self._has_room(now)):
+        now, owners = self._clock(), self._owners[event.kind]
+        subject = event.subject if event.kind is AuditKind.ACCOUNT else ""
+        name = _OwnerName(subject, address_owner(event.address))
+        if name not in owners and len(owners) >= _OWNERS_MAX[event.kind]:
+            name = _OwnerName("", _OTHERS)
+        owner = owners.setdefault(name, _Owner(now))
+        if owner.whole < WHOLE_MAX and self._has_room(subject, now):
             owner.whole += 1
             return True
         kind = (event.action, event.outcome)
@@ -97,16 +107,17 @@ class Folding:
 
     def lines(self, *, all_of_them: bool = False) -> Sequence[AuditEvent]:
         """Return, once, an event for each fold whose time is over, or for each that there is."""
-        now = self._clock()
-        over = [
-            (key, owner) for key, owner in self._owners.items() if all_of_them or now - owner.began_at >= WINDOW_SECONDS
-        ]
-        for key, _ in over:
-            del self._owners[key]
-        return [fold.line(action, name) for (_, name), owner in over for (action, _), fold in owner.folds.items()]
+        now, found = self._clock(), []
+        for owners in self._owners.values():
+            for name, owner in list(owners.items()):
+                if all_of_them or now - owner.began_at >= WINDOW_SECONDS:
+                    del owners[name]
+                    found += [fold.line(action, name.address) for (action, _), fold in owner.folds.items()]
+        return found
 
-    def _has_room(self, now: float) -> bool:
-        if now - self._refusals_since >= WINDOW_SECONDS:
-            self._refusals, self._refusals_since = 0, now
-        self._refusals += 1
-        return self._refusals <= REFUSALS_MAX
+    def _has_room(self, subject: str, now: float) -> bool:
+        """Count a line of all addresses together; tell whether it is one of the first."""
+        if now - self._whole_since >= WINDOW_SECONDS:
+            self._whole, self._whole_since = Counter(), now
+        self._whole[subject] += 1
+        return self._whole[subject] <= TOGETHER_MAX

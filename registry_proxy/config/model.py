@@ -231,7 +231,7 @@ class AuthSettings(Section):
 class AuditChangesSettings(Section):
     """Bounds of the changes and logins that each worker keeps, which requests of clients cannot push out."""
 
-    total_bytes: Size = Field(default=1 << 28, alias="max_size")
+    total_bytes: Size = Field(default=1 << 30, alias="max_size")
     total_seconds: Timeout = Field(default=365 * 86400.0, alias="max_age")
 
 

@@ -1,8 +1,8 @@
 """Folding: what strangers and users cause is bounded in lines; nothing is uncounted, and no act is folded."""
 
-import pytest
+from dataclasses import replace
 
-from registry_proxy.audit.folding import REFUSALS_MAX, WHOLE_MAX, WINDOW_SECONDS, Folding
+from registry_proxy.audit.folding import TOGETHER_MAX, WHOLE_MAX, WINDOW_SECONDS, Folding
 from registry_proxy.ports.events import AuditEvent, AuditKind
 
 
@@ -44,7 +44,7 @@ def test_all_addresses_together_are_bounded() -> None:
     folding = Folding(clock)
     events = [refusal(f"10.{number >> 8}.{number & 255}.1", f"x{number}") for number in range(5000)]
     whole = sum(folding.takes_whole(event) for event in events)
-    assert whole == REFUSALS_MAX
+    assert whole == TOGETHER_MAX
     lines = folding.lines(all_of_them=True)
     assert len(lines) <= 256 + 10
     assert whole + sum(line.detail["folded"] for line in lines) == len(events)
@@ -78,10 +78,14 @@ def test_acts_and_the_work_of_clients_are_never_folded() -> None:
     )
 
 
-@pytest.mark.parametrize("subject", ["user:ann", "others"])
-def test_a_name_cannot_take_the_place_of_another_owner(subject: str) -> None:
-    """An address that is spelt like a subject has lines of its own."""
+def test_a_login_from_another_address_is_not_lost_among_others() -> None:
+    """Each address of a subject has lines of its own, up to what all of them together have; others' are not touched."""
     folding = Folding(Clock())
-    own = AuditEvent("login", "ok", subject=subject, kind=AuditKind.ACCOUNT)
-    assert all(folding.takes_whole(own) for _ in range(WHOLE_MAX))
-    assert folding.takes_whole(refusal(subject))
+    busy = AuditEvent("login", "ok", subject="robot:ci", address="10.0.0.1", kind=AuditKind.ACCOUNT)
+    assert sum(folding.takes_whole(busy) for _ in range(500)) == WHOLE_MAX
+    assert folding.takes_whole(replace(busy, address="192.0.2.1"))
+    spread = [replace(busy, address=f"10.1.{number}.1") for number in range(250)]
+    assert sum(folding.takes_whole(event) for event in spread) < TOGETHER_MAX
+    assert folding.takes_whole(replace(busy, subject="user:ann"))
+    assert folding.takes_whole(refusal("10.0.0.1"))
+    assert sum(line.detail["folded"] for line in folding.lines(all_of_them=True)) > 480

@@ -107,7 +107,7 @@ def test_what_could_not_be_copied_is_listed(
     elsewhere.rename(there)
     again = run_import(proxy, source, "--repository", "team/one")
     assert again.exit_code == 0, again.output
-    assert "1 images copied" in again.stderr
+    assert "1 image copied" in again.stderr
 
 
 def test_a_registry_that_cannot_be_used_is_named(
