@@ -1,6 +1,7 @@
 """A run: clients in a thread of their own, faults in this one, and the verdict."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Awaitable, Iterator
@@ -15,6 +16,7 @@ from tests.chaos.docker import BrokenError, Docker, RefusedError
 from tests.chaos.history import History, Kind, Operation, Outcome, Window
 from tests.chaos.plan import REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
 from tests.product import OCI_MANIFEST, digest_of
+from tests.servers import Server
 
 _SCOPES = {
     Verb.PUSH: "repository:{}:pull,push",
@@ -279,10 +281,23 @@ class Run:
                 for name, server in self.cluster.replicas.items():
                     problem = _look_for(server.url, repository, digest)
                     if problem and self.history.must_hold(repository, digest, at):
-                        found.append(f"{name} lacks {problem} of {repository}@{digest}")
+                        story = self._story(server, repository, digest)
+                        found.append(f"{name} lacks {problem} of {repository}@{digest}{story}")
                     if not problem and not self.history.may_hold(repository, digest, at):
-                        found.append(f"{name} still has {repository}@{digest}, which was deleted")
+                        story = self._story(server, repository, digest)
+                        found.append(f"{name} still has {repository}@{digest}, which was deleted{story}")
         return found
+
+    def _story(self, server: Server, repository: str, digest: str) -> str:
+        """Return who pushed and deleted an image, and each write of a manifest that a registry logged beside it."""
+        told = [
+            str(one)
+            for one in self.history.operations
+            if (one.repository, one.digest) == (repository, digest) and one.kind in {Kind.PUSH, Kind.DELETE}
+        ]
+        write = re.compile(rf'"(PUT|DELETE) /v2/{repository}/manifests/')
+        told += [line for line in server.log_text().splitlines() if write.search(line)]
+        return "".join(f"\n    {line}" for line in told)
 
     def verify(self, timeout_seconds: float = 60) -> list[str]:
         """Return [] once the product itself finds no difference between the replicas, or what it finds in the end."""
