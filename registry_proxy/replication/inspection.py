@@ -118,10 +118,14 @@ class Inspection:
     async def keep_sentinels(self, replica_set: ReplicaSet) -> None:
         """Leave a sentinel at each member that has none, as soon as it can be written to; until cancelled."""
         while True:
-            for client in replica_set.replicas:
-                with contextlib.suppress(StoreUnavailableError, UpstreamUnavailableError, RegistryError):
-                    await self._leave_sentinel(replica_set, client)
+            await self.leave_sentinels(replica_set)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def leave_sentinels(self, replica_set: ReplicaSet) -> None:
+        """Leave a sentinel at each member that has none and can be written to now."""
+        for client in replica_set.replicas:
+            with contextlib.suppress(StoreUnavailableError, UpstreamUnavailableError, RegistryError):
+                await self._leave_sentinel(replica_set, client)
 
     async def _leave_sentinel(self, replica_set: ReplicaSet, client: ReplicaClient) -> None:
         upstream, name = replica_set.upstream, client.name

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import StartProxy
-from tests.product import OCI_MANIFEST, Image, Proxy, User, make_image, push_directly, random_bytes
+from tests.product import OCI_MANIFEST, Image, Proxy, User, make_image, random_bytes
 from tests.servers import Server, wait_until
 
 REPOSITORY = "team/app"
@@ -145,17 +145,6 @@ def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: 
     older = user.get(REPOSITORY, f"manifests/{TAGS[0]}")
     assert (older.status_code, older.headers["Docker-Content-Digest"]) == (200, old[TAGS[0]].digest)
     assert "older" in older.headers["Warning"]
-
-
-def test_a_push_past_us_is_no_return(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A digest that the record does not know is believed as before, and nothing is counted."""
-    proxy, user = start(start_proxy, registries)
-    push_all(user, "old")
-    past = make_image(random_bytes(1000), label="past us")
-    for registry in registries:
-        push_directly(registry, REPOSITORY, TAGS[0], past)
-    assert told(user)[TAGS[0]] == past.digest
-    assert proxy.metric("registry_proxy_replica_returned_total") == 0
 
 
 def test_two_registries_that_were_swapped_are_told_apart(registries: list[Server], start_proxy: StartProxy) -> None:

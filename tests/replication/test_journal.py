@@ -13,6 +13,7 @@ from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.replication.intents import WRITING_SECONDS
 from registry_proxy.replication.journal import Journal
+from registry_proxy.replication.roster import Return
 from registry_proxy.store.open import open_store
 from tests.fakes.memory import CountingObserver
 from tests.fakes.replicas import ROUTED
@@ -147,3 +148,24 @@ async def test_without_the_store_the_last_marks_stand(tmp_path: Path, monkeypatc
 
         monkeypatch.setattr(store, "list", unavailable)
         assert (await journal.marks()).misses_tag("b", ROUTED, LATEST)
+
+
+async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
+    """Open intents, newcomers and pauses of memory are on record again, and the store's word is doubtful."""
+    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, changes):
+        journal = Journal(store, changes, CountingObserver(), {"main": NAMES}, guarded=["main"])
+        await journal.roster.note()
+        key = IntentKey(ROUTED, IntentKind.TAG, "latest")
+        await journal.miss(key, digest_of(b"1"), "", "b")
+        await journal.roster.doubt("main", "a", Return.OLDER)
+        before = (await journal.snapshot()).why_new("a", "main")
+        assert before
+        assert not await journal.is_doubtful()
+        for table in Table:
+            records = await store.list(table)
+            await store.commit([Change(table, record.key, None) for record in records])
+        changes._page.note_loss()  # as the watch does that finds an older store
+        marks = await journal.snapshot()
+        assert marks.has_tag_intent("b", ROUTED, "latest")
+        assert marks.why_new("a", "main") == before
+        assert await journal.is_doubtful()

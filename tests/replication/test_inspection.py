@@ -1,0 +1,165 @@
+"""Replicas that are not what they were, in memory: what proves it, what does not, and what follows."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from registry_proxy.ports.journal import IntentKey, IntentKind
+from registry_proxy.ports.store import Table
+from registry_proxy.protocol.reference import RESERVED_PREFIX, Tag
+from registry_proxy.replication.inspection import SENTINEL_TAG, SENTINELS, Inspection
+from registry_proxy.replication.roster import sentinel_key
+from registry_proxy.replication.tag_findings import TagFindings
+from tests.fakes.images import Parts, image
+from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
+
+LATEST = Tag("latest")
+
+
+async def push(setting: Bench, content: bytes, *tags: str) -> Parts:
+    """Push a whole image under its tags."""
+    parts = image(content)
+    for blob in parts.blobs:
+        await setting.under_test.upload(blob)
+    for tag in tags:
+        await setting.under_test.put(tag, parts.manifest, parts.media_type)
+    return parts
+
+
+def state_of(replica: MemoryReplica) -> dict[str, Any]:
+    """Return a copy of all that a replica stores."""
+    return {name: copy.copy(getattr(replica, name)) for name in ("tags", "manifests", "blobs")}
+
+
+def put_back(replica: MemoryReplica, state: dict[str, Any]) -> None:
+    """Give a replica another storage."""
+    for name, value in state.items():
+        setattr(replica, name, value)
+
+
+@pytest.fixture
+async def inspection(setting: Bench) -> Inspection:
+    """Return an inspection of both replicas, which are on the roster and have sentinels."""
+    store, journal = setting.under_test.store, setting.under_test.journal
+    await journal.roster.note()
+    made = Inspection(store=store, journal=journal, recorded=["main"])
+    await made.leave_sentinels(setting.replicas)
+    return made
+
+
+async def doubts(setting: Bench, inspection: Inspection) -> dict[str, str]:
+    """Inspect both replicas as they come back; return which are doubted, and why."""
+    for client in (setting.a, setting.b):
+        await inspection.inspect(setting.replicas, client, is_returning=True)
+    marks = await setting.under_test.journal.snapshot()
+    return {name: why for name in "ab" if (why := marks.why_new(name, "main"))}
+
+
+async def test_a_replica_that_holds_what_it_confirmed_is_not_doubted(setting: Bench, inspection: Inspection) -> None:
+    """Also one that lacks a manifest without a tag, which its garbage collection took, and one that misses a write."""
+    old = await push(setting, b"1", LATEST)
+    await push(setting, b"2", LATEST)
+    del setting.b.manifests[REPOSITORY, old.digest]
+    setting.replicas.down.add("a")
+    await push(setting, b"3", LATEST, "new")
+    setting.replicas.down.clear()
+    assert await doubts(setting, inspection) == {}
+
+
+async def test_an_older_state_is_known_by_a_late_write(setting: Bench, inspection: Inspection) -> None:
+    """It gives no tags, its 404 proves nothing, and what was deleted since counts as deleted there; counted once."""
+    gone = await push(setting, b"1", LATEST, "gone")
+    before = state_of(setting.b)
+    await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
+    await push(setting, b"2", LATEST)
+    put_back(setting.b, before)
+    found = await doubts(setting, inspection)
+    assert list(found) == ["b"]
+    assert "older state" in found["b"]
+    marks = await setting.under_test.journal.snapshot()
+    assert marks.misses_tag("b", ROUTED, LATEST)
+    assert marks.misses_any("b", ROUTED)
+    assert marks.has_tombstone("b", ROUTED, gone.digest)
+    assert not marks.has_tombstone("a", ROUTED, gone.digest)
+
+
+async def test_an_emptied_storage_is_told_from_an_older_one(setting: Bench, inspection: Inspection) -> None:
+    """Without a repository it was wiped. The last replica stays on the roster: nothing else could replace it."""
+    await push(setting, b"1", LATEST)
+    for replica in (setting.a, setting.b):
+        put_back(replica, {"tags": {}, "manifests": {}, "blobs": {}})
+    found = await doubts(setting, inspection)
+    assert list(found) == ["a"]
+    assert "empty" in found["a"]
+
+
+async def test_a_sentinel_that_somebody_deleted_is_left_anew(setting: Bench, inspection: Inspection) -> None:
+    """Where the replica has all that it confirmed, nothing else is wrong."""
+    await push(setting, b"1", LATEST)
+    del setting.a.tags[SENTINELS, SENTINEL_TAG]
+    assert await doubts(setting, inspection) == {}
+    assert await setting.under_test.store.get(Table.META, sentinel_key("main", "a")) is None
+
+
+async def test_a_foreign_registry_is_doubted(setting: Bench, inspection: Inspection) -> None:
+    """One with a sentinel that nobody here left."""
+    app = await push(setting, b"1", LATEST)
+    setting.b.manifests[SENTINELS, app.digest] = setting.b.manifests[REPOSITORY, app.digest]
+    setting.b.tags[SENTINELS, SENTINEL_TAG] = app.digest
+    assert "another registry" in (await doubts(setting, inspection))["b"]
+
+
+async def test_exchanged_registries_both_miss_what_one_misses(setting: Bench, inspection: Inspection) -> None:
+    """They stay on the roster, under each other's names; their sentinels are known again."""
+    await push(setting, b"1", LATEST)
+    setting.replicas.down.add("b")
+    await push(setting, b"2", LATEST)
+    setting.replicas.down.clear()
+    first, second = state_of(setting.a), state_of(setting.b)
+    put_back(setting.a, second)
+    put_back(setting.b, first)
+    for _ in range(2):
+        assert await doubts(setting, inspection) == {}
+    intent = await setting.under_test.journal.find(IntentKey(ROUTED, IntentKind.TAG, LATEST))
+    assert intent is not None
+    assert intent.missing == ("a", "b")
+
+
+async def test_two_addresses_of_one_registry_are_not_exchanged(setting: Bench, inspection: Inspection) -> None:
+    """The second name for a registry is doubted, and the reason says why."""
+    await push(setting, b"1", LATEST)
+    put_back(setting.b, state_of(setting.a))
+    found = await doubts(setting, inspection)
+    assert list(found) == ["b"]
+    assert "another replica" in found["b"]
+
+
+async def test_a_tag_is_held_against_its_record(setting: Bench, inspection: Inspection) -> None:
+    """An older answer counts for nothing while another replica has the recorded one; an unknown one is believed."""
+    store, journal = setting.under_test.store, setting.under_test.journal
+    findings = TagFindings(replica_sets={"main": setting.replicas}, store=store, journal=journal, inspection=inspection)
+    old = await push(setting, b"1", LATEST)
+    new = await push(setting, b"2", LATEST)
+    past = await push(setting, b"3", "other")
+    setting.a.tags[REPOSITORY, LATEST] = setting.b.tags[REPOSITORY, LATEST] = past.digest
+    found = await findings.find(ROUTED, LATEST)
+    assert found is not None
+    assert found.current is not None
+    assert (found.current.digest, found.older) == (past.digest, None)
+    setting.a.tags[REPOSITORY, LATEST], setting.b.tags[REPOSITORY, LATEST] = old.digest, new.digest
+    found = await findings.find(ROUTED, LATEST)
+    assert found is not None
+    assert found.current is not None
+    assert found.current.digest == new.digest
+    assert (await journal.snapshot()).is_newcomer("main", "a")
+    setting.replicas.down.add("b")  # what is not compared yet is believed in what is on record alone
+    found = await findings.find(ROUTED, LATEST)
+    assert found is not None
+    assert (found.current, found.recorded) == (None, new.digest)
+    assert found.older is not None
+
+
+def test_sentinels_lie_under_a_reserved_name() -> None:
+    """Clients do not see them."""
+    assert SENTINELS.startswith(RESERVED_PREFIX)
