@@ -67,7 +67,7 @@ class _Protocol(GuardedConnection):
         transport = self.transport
         if (
             self._header_timer is not None  # it is new, or aiohttp holds the beginning of a header
-            or not self.has_read_whole_requests
+            or self._body_to_come != 0  # or something came behind the last request
             or self._waiter is None
             or self._waiter.done()
             or self._messages
@@ -85,7 +85,7 @@ class _Protocol(GuardedConnection):
         if answer is None:
             return False
         transport.write(answer)
-        self._next_keepalive_close_time = self._loop.time() + self._guard.connections.limits.keep_alive_seconds
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         return True
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own type; aiohttp narrows it to None

@@ -65,12 +65,8 @@ class GuardedConnection(RequestHandler):
         self._late_since = 0.0
         self._head_bytes = 0
         self._is_spoilt = False
-        self._body_to_come: int | None = 0  # None where it is not known
-
-    @property
-    def has_read_whole_requests(self) -> bool:
-        """Whether nothing came behind the last request: else aiohttp may hold the beginning of the next one."""
-        return self._body_to_come == 0
+        # Of the last request, in bytes; None where something came behind it, perhaps the beginning of the next one.
+        self._body_to_come: int | None = 0
 
     # ------------------------------------------------------------ bytes
 

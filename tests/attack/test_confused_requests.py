@@ -1,10 +1,16 @@
 """Requests that cannot be read, or in two ways: they are refused, and cost no memory while others are answered."""
 
 import asyncio
+import itertools
+import re
+import select
+import socket
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from registry_proxy.protocol.reference import digest_of
 from tests.fakes.public import PublicBench, read_to_end
@@ -113,11 +119,11 @@ async def test_a_body_before_it_is_no_reason_to_answer_slowly(public: PublicBenc
     assert b" 400 " in head
     await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
     connection = next(iter(public.server._server._open))
-    assert connection.has_read_whole_requests
+    assert connection._body_to_come == 0
     writer.write(hot + hot[:10])
     await reader.readuntil(b"\r\n\r\n")
     assert await reader.readexactly(len(CONTENT)) == CONTENT
-    assert not connection.has_read_whole_requests
+    assert connection._body_to_come is None
     writer.close()
 
 
@@ -146,3 +152,52 @@ async def test_the_form_of_a_login_has_ten_seconds(tmp_path: Path, monkeypatch: 
         writer.close()
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"errors"' in answer
+
+
+_NAMES = ["hot", "healthz", "form", "chunks", "nothing", "beginning", "empty line"]
+_PIECES = st.lists(st.tuples(st.sampled_from(_NAMES), st.booleans()), min_size=1, max_size=6)
+"""What is sent, and whether it goes in one packet with what stands before it."""
+
+
+async def test_a_stream_of_requests_is_read_in_one_way(tmp_path: Path) -> None:
+    """However requests are cut into packets, the two readers of a connection never take one's bytes for another's."""
+    async with PublicBench(tmp_path).serving() as public:
+        public.reader.add_blob("team/app", CONTENT)
+        public.allow("pull")
+        await public.raw(public.request(f"GET /v2/team/app/blobs/{D}"))
+        hot = public.request(f"GET /v2/team/app/blobs/{D}").replace(b"Connection: close\r\n", b"")
+        pieces = {
+            "hot": hot,
+            "healthz": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+            "form": b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(hot), hot),
+            "chunks": b"POST /auth/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+            % (len(hot), hot),
+            "nothing": b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+            "beginning": b"GET /nothing HTTP/1.1\r\nX-Beginning: ",
+            "empty line": b"\r\n",
+        }
+        statuses = {"hot": 200, "healthz": 200, "form": 400, "chunks": 400, "nothing": 404, "beginning": 404}
+
+        def attack(sent: list[tuple[str, bool]], cuts: list[int]) -> None:
+            data, places = b"", {0}
+            for name, is_glued in sent:
+                places |= set() if is_glued else {len(data)}
+                data += pieces[name]
+                if name == "beginning":  # of a head, to which belongs what looks like a request
+                    places.add(len(data))
+                    data += hot
+            data += public.request("GET /healthz")
+            places |= {len(data), *(cut % len(data) for cut in cuts)}
+            with socket.create_connection(("127.0.0.1", public.port), 10) as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for begin, end in itertools.pairwise(sorted(places)):
+                    client.sendall(data[begin:end])
+                    select.select([client], [], [], 0.005)  # an answer, or time enough to be read apart
+                received = b"".join(iter(lambda: client.recv(1 << 16), b""))
+            found = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) [A-Z]", received)]
+            assert found == [statuses[name] for name, _ in sent if name in statuses] + [200]
+
+        attacked = settings(max_examples=40, deadline=None)(
+            given(_PIECES, st.lists(st.integers(0, 10**6), max_size=2))(attack)
+        )
+        await asyncio.get_running_loop().run_in_executor(None, attacked)

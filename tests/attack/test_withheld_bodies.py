@@ -134,6 +134,6 @@ def test_thousands_of_withheld_bodies_take_nothing_from_others(tmp_path: Path) -
         with withholding([Withholding(proxy.port, "127.0.0.2", [TOKEN_FORM], 8192, 30)]):
             check_others(proxy, user, image, 20)
         kinds = [TOKEN_FORM, HALF_A_HEAD, UPLOAD, AT_REST]
-        attacks = [Withholding(proxy.port, f"127.0.0.{number}", kinds, 550, 3) for number in range(2, 18)]
+        attacks = [Withholding(proxy.port, f"127.0.0.{number}", kinds, 550, 5) for number in range(2, 18)]
         with withholding(attacks):
             check_others(proxy, user, image, 20)

@@ -88,7 +88,7 @@ def withholding(attacks: Sequence[Withholding]) -> Iterator[None]:
     thread.start()
     try:
         wait_until(
-            lambda: all(each.opened >= each.count for each in attacks), "all attackers are there", timeout_seconds=60
+            lambda: all(each.opened >= each.count for each in attacks), "all attackers are there", timeout_seconds=240
         )
         yield
     finally:
