@@ -48,6 +48,20 @@ class Record:
     revision: int
 
 
+TRACED_TABLES = frozenset({Table.INTENTS})
+"""Tables whose changes in each of the last ``TRACED_COMMITS`` commits to any table are known to the store."""
+
+TRACED_COMMITS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Records of a table that were written since a version of it, None for those removed; and its version now."""
+
+    version: int
+    records: Mapping[str, Record | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One write of a commit. ``value`` None deletes.
@@ -90,6 +104,12 @@ class Store(Protocol):
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         """Return the records whose key starts with ``prefix``, by key."""
+
+    async def changed_since(self, table: Table, version: int) -> Difference | None:
+        """Return how a table in ``TRACED_TABLES`` differs from what it was at a version; None where that is not known.
+
+        Costs a look-up for each commit and record since then, however many records there are.
+        """
 
     async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
         """Return what stands before the first ``|`` in the keys that ``list`` would return, each once.

@@ -80,7 +80,7 @@ class Journal:
         self._guarded = guarded
         self._clock = clock
         self._marks: JournalMarks | None = None
-        self._read: dict[str, tuple[int, IntentKey, Intent]] = {}
+        self._revision = 0
         self._version = (-1, -1)
         self._losses = changes.losses()
         self._loading = asyncio.Lock()
@@ -107,39 +107,59 @@ class Journal:
                 return marks
             version, now = self._versions(), self._clock()
             try:
-                await self._restore_lost()
-                records = await self._store.list(Table.INTENTS)
+                is_same_store = not await self._restore_lost()
                 newcomers, pauses = await self.roster.newcomers(), await self._pauses()
+                marks = await self._read(self._marks if is_same_store else None, now, newcomers, pauses)
             except StoreUnavailableError:
                 if self._marks is None:
                     raise
                 return self._marks
-            self._read = {record.key: self._read_again(record) for record in records}
-            intents = [(key, intent) for _, key, intent in self._read.values()]
-            self._marks, self._version = JournalMarks(intents, now, newcomers, pauses), version
-            self._report(self._marks)
-            return self._marks
+            self._marks = marks
+            self._version = version
+            self._report(marks)
+            return marks
 
-    async def _restore_lost(self) -> None:
+    async def _read(
+        self,
+        known: JournalMarks | None,
+        now: float,
+        newcomers: Mapping[tuple[str, str], str],
+        pauses: Mapping[str, Pause],
+    ) -> JournalMarks:
+        """Return a snapshot of what is open: from the last one where the store knows what has changed since."""
+        if known is not None and (changed := await self._store.changed_since(Table.INTENTS, self._revision)):
+            self._revision = changed.version
+            differing = {parse_key(key): _intent_of(record) for key, record in changed.records.items()}
+            return known.changed(differing, now, newcomers, pauses)
+        revision = (await self._store.versions()).get(Table.INTENTS, 0)
+        records = await self._store.list(Table.INTENTS)
+        self._revision = revision
+        intents = ((parse_key(record.key), Intent.from_value(record.value)) for record in records)
+        return JournalMarks(intents, now, newcomers, pauses)
+
+    async def _restore_lost(self) -> bool:
         """Write again what the store has lost, as this process remembers it: what replicas miss, and who is new.
+
+        Returns:
+            True where it was lost since this was called last.
 
         Raises:
             StoreUnavailableError: it does not answer.
         """
         losses = self._changes.losses()
         if losses == self._losses:
-            return
+            return False
         for _ in range(_RACES_MAX):
             with contextlib.suppress(ConflictError):  # another process does the same
                 await self._store.commit(await self._lost_changes())
                 break
         self._losses = losses
-        self._read.clear()  # another store gives the same revisions to other records
+        return True
 
     async def _lost_changes(self) -> list[Change]:
         if self._marks is None:
             return []
-        intents = {str(key): change_of(key, intent, expect=0) for _, key, intent in self._read.values()}
+        intents = {str(key): change_of(key, intent, expect=0) for key, intent in self._marks.intents}
         pauses = {name: pause for name in self._guarded if (pause := self._marks.pause(name)) is not None}
         changes = [
             *intents.values(),
@@ -160,13 +180,6 @@ class Journal:
         """
         await self._changes.check()
         return await self._store.get(Table.META, LOSS_KEY) is not None
-
-    def _read_again(self, record: Record) -> tuple[int, IntentKey, Intent]:
-        """Return what a record says, with its revision; with many open intents to read most are as they were."""
-        known = self._read.get(record.key)
-        if known is not None and known[0] == record.revision:
-            return known
-        return record.revision, parse_key(record.key), Intent.from_value(record.value)
 
     def _current(self) -> JournalMarks | None:
         marks = self._marks
@@ -222,10 +235,10 @@ class Journal:
 
     async def missed_contents(self, upstream: str) -> Sequence[tuple[IntentKey, Intent]]:
         """Return the manifests and blobs of an upstream that some replica misses, but those being written now."""
-        await self.snapshot()
+        marks = await self.snapshot()
         return [
             (key, intent)
-            for _, key, intent in self._read.values()
+            for key, intent in marks.intents
             if key.routed.upstream == upstream and key.kind is not IntentKind.TAG and intent.digest is not None
             if intent.missing and not intent.is_under_way(self._clock())
         ]
@@ -427,6 +440,10 @@ class Journal:
         except ConflictError:
             return False
         return set(intent.missing) == {replica}
+
+
+def _intent_of(record: Record | None) -> Intent | None:
+    return None if record is None else Intent.from_value(record.value)
 
 
 def _concluded(intent: Intent, refused: Mapping[str, str]) -> Intent:

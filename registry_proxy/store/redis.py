@@ -21,7 +21,7 @@ from redis.exceptions import LockError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
-from registry_proxy.ports.store import Change, Record, Table
+from registry_proxy.ports.store import TRACED_COMMITS, TRACED_TABLES, Change, Difference, Record, Table
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.failures import NOTE_SCRIPT, WAIT_SCRIPT, ClusterFailures
 from registry_proxy.store.redis_connection import connect, parse_redis_url
@@ -39,9 +39,13 @@ _SEQUENCE_FIELD = "sequence"
 _SILENCE_SECONDS = 0.5
 """How long a Redis that did not answer in time is not asked again, so that not every request waits for it."""
 
+# What each commit changed in a traced table, and the version before it, lies in ``trace:<name>``, a sorted set by
+# sequence number: whoever finds no gap has missed nothing.
 # ARGV: prefix, then table, key, expected revision ("" for none), "1" to write or "0" to delete, value.
 _COMMIT = """
 local prefix = ARGV[1]
+local traced = {TRACED}
+local keys_of = {}
 for i = 2, #ARGV, 5 do
   local expect = ARGV[i + 2]
   if ARGV[i + 3] == 'version' then
@@ -56,6 +60,11 @@ end
 local sequence = string.format('%.0f', redis.call('HINCRBY', prefix .. 'versions', 'sequence', 1))
 for i = 2, #ARGV, 5 do
   local records, keys = prefix .. 'table:' .. ARGV[i], prefix .. 'keys:' .. ARGV[i]
+  if traced[ARGV[i]] and ARGV[i + 3] ~= 'version' then
+    local previous = redis.call('HGET', prefix .. 'versions', ARGV[i]) or '0'
+    keys_of[ARGV[i]] = keys_of[ARGV[i]] or {sequence, previous}
+    table.insert(keys_of[ARGV[i]], ARGV[i + 1])
+  end
   if ARGV[i + 3] == 'version' then
     -- compared above
   elseif ARGV[i + 3] == '1' then
@@ -67,7 +76,40 @@ for i = 2, #ARGV, 5 do
   end
   if ARGV[i + 3] ~= 'version' then redis.call('HSET', prefix .. 'versions', ARGV[i], sequence) end
 end
+for name, entry in pairs(keys_of) do
+  local trace = prefix .. 'trace:' .. name
+  redis.call('ZADD', trace, sequence, cjson.encode(entry))
+  redis.call('ZREMRANGEBYSCORE', trace, '-inf', tonumber(sequence) - {COMMITS})
+end
 return {'done', sequence}
+""".replace("{TRACED}", "{" + ", ".join(f"{table.value} = true" for table in TRACED_TABLES) + "}").replace(
+    "{COMMITS}", str(TRACED_COMMITS)
+)
+
+# Returns nothing where there is a gap, else the version, then each key and what is stored, "" for nothing. ARGV:
+# prefix, table, version.
+_CHANGED_SINCE = """
+local version = ARGV[3]
+local keys, found = {}, {}
+local since = '(' .. version
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', ARGV[1] .. 'trace:' .. ARGV[2], since, '+inf')) do
+  local fields = cjson.decode(entry)
+  if fields[2] ~= version then return {} end
+  version = fields[1]
+  for i = 3, #fields do
+    if not found[fields[i]] then
+      found[fields[i]] = true
+      table.insert(keys, fields[i])
+    end
+  end
+end
+if version ~= (redis.call('HGET', ARGV[1] .. 'versions', ARGV[2]) or '0') then return {} end
+local answer = {version}
+for _, key in ipairs(keys) do
+  table.insert(answer, key)
+  table.insert(answer, redis.call('HGET', ARGV[1] .. 'table:' .. ARGV[2], key) or '')
+end
+return answer
 """
 
 # One script, so that no commit comes between the keys and their values. ARGV: prefix, table, prefix of the keys.
@@ -117,6 +159,7 @@ class RedisStore:
         self._commit_script = self._redis.register_script(_COMMIT)
         self._list_script = self._redis.register_script(_LIST)
         self._heads_script = self._redis.register_script(_HEADS)
+        self._changed_script = self._redis.register_script(_CHANGED_SINCE)
         wait, note = self._redis.register_script(WAIT_SCRIPT), self._redis.register_script(NOTE_SCRIPT)
         self.failures = ClusterFailures(self._failure_script(wait), self._failure_script(note), page.failures)
         self._schema_checked = False
@@ -146,6 +189,14 @@ class RedisStore:
         await self._check_schema()
         found = await self._ask(lambda: self._list_script(args=[_PREFIX, table.value, prefix]))
         return [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
+
+    async def changed_since(self, table: Table, version: int) -> Difference | None:
+        await self._check_schema()
+        found = await self._ask(lambda: self._changed_script(args=[_PREFIX, table.value, str(version)]))
+        if not found:
+            return None
+        pairs = zip(found[1::2], found[2::2], strict=True)
+        return Difference(int(found[0]), {key: _record(key, stored) if stored else None for key, stored in pairs})
 
     async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
         await self._check_schema()

@@ -1,8 +1,10 @@
 """ports.store.Store: one suite for SQLite and for a real Redis."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import redis.asyncio
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Table
@@ -389,3 +392,42 @@ async def test_a_commit_may_depend_on_whole_tables(store: Store) -> None:
     with pytest.raises(ConflictError, match="grants has version"):
         await store.commit([Change(Table.USERS, "ann", None)], versions=known)
     assert await store.get(Table.USERS, "ann") is not None
+
+
+async def test_tells_what_changed_since_a_version(open_one: Open) -> None:
+    """Of a traced table: what anybody wrote or removed, and nothing else; None where it is not known."""
+    store, other = [(await open_one(node))[0] for node in ("node", "other")]
+    await store.commit([Change(Table.INTENTS, key, {"n": 1}) for key in ("a", "b|\u00fc", "c")])
+    version = (await store.versions())[Table.INTENTS]
+    same = await store.changed_since(Table.INTENTS, version)
+    assert same is not None
+    assert (same.version, same.records) == (version, {})
+    await other.commit([Change(Table.INTENTS, "a", {"n": 2}), Change(Table.USERS, "ann", {})])
+    await store.commit([Change(Table.USERS, "ann", None)])
+    last = await store.commit([Change(Table.INTENTS, "b|\u00fc", None), Change(Table.INTENTS, "a", {"n": 3})])
+    for asked in (store, other):
+        changed = await asked.changed_since(Table.INTENTS, version)
+        assert changed is not None
+        assert (changed.version, changed.records) == (last, {"a": Record("a", {"n": 3}, last), "b|\u00fc": None})
+    assert await store.changed_since(Table.INTENTS, last + 1) is None
+
+
+async def test_a_gap_in_what_changed_is_noticed(url: str, open_one: Open) -> None:
+    """After a commit of a release that does not trace, it is not known what changed, until a later version."""
+    store, _ = await open_one()
+    await store.commit([Change(Table.INTENTS, "a", {})])
+    version = (await store.versions())[Table.INTENTS]
+    await store.commit([Change(Table.INTENTS, "b", {})])
+    if isinstance(store, SqliteStore):
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
+            connection.execute("DELETE FROM trace WHERE revision > ?", (version,))
+    else:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            await client.zremrangebyscore("registry-proxy:trace:intents", version + 1, "+inf")
+    assert await store.changed_since(Table.INTENTS, version) is None
+    known = (await store.versions())[Table.INTENTS]
+    await store.commit([Change(Table.INTENTS, "c", {})])
+    assert await store.changed_since(Table.INTENTS, version) is None
+    changed = await store.changed_since(Table.INTENTS, known)
+    assert changed is not None
+    assert changed.records.keys() == {"c"}
