@@ -91,9 +91,6 @@ from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamRe
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
 
-SWEEP_SECONDS = 3600.0
-"""How often uploads that nobody goes on with are looked for."""
-
 REPLICA_PATIENCE_SECONDS = 5.0
 """How long a request waits for a replica to come back: docker gives up a pull at its first 503."""
 
@@ -356,7 +353,7 @@ async def _on_duty(
     """Run what a worker does for the whole node; closing the stack leaves it to others."""
     async with contextlib.AsyncExitStack() as duties:
         await duties.enter_async_context(_in_background(node.caretaker.run(), "care of the cache"))
-        await duties.enter_async_context(_in_background(_repeat(node.spool.sweep, SWEEP_SECONDS), "sweep of uploads"))
+        await duties.enter_async_context(_in_background(_uploads(node).run(), "care of uploads"))
         for name, repairer in repairers.items():
             await duties.enter_async_context(_in_background(repairer.run(), f"repair of {name}"))
         for name, comparison in comparisons.items():
@@ -611,10 +608,14 @@ def _pull(settings: Settings, node: _Node, observer: Observer) -> Pull:
     )
 
 
+def _uploads(node: _Node) -> UploadReplication:
+    return UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=node.spool)
+
+
 def _public_app(  # noqa: PLR0917 - all that a worker has, in the order in which it is made
     settings: Settings, node: _Node, pull: Pull, observer: Observer, trail: AuditTrail, access_log: AccessLog
 ) -> PublicApp:
-    uploads = UploadReplication(replica_sets=node.replicas, journal=node.journal, cache=node.cache, pins=node.spool)
+    uploads = _uploads(node)
     manifests = ManifestReplication(
         replica_sets=node.replicas,
         store=node.store,

@@ -82,7 +82,7 @@ class Proxy(Server):
 
     def temporary_files(self) -> list[Path]:
         """Return what lies in its cache that is neither committed nor a record of it."""
-        return [*(self.cache / "fills").glob("*"), *(self.cache / "uploads").glob("*")]
+        return [*(self.cache / "fills").glob("*"), *(self.cache / "spool").glob("*/*.part")]
 
     def launch(self) -> None:
         """Start it and return at once."""

@@ -30,7 +30,6 @@ from registry_proxy.protocol.reference import Digest
 _T = TypeVar("_T")
 _MAX_ROUNDS = 4
 _MAX_MISMATCHES = 3
-_SPACE_CHECK_BYTES = 16 * 1024 * 1024
 
 
 class _LostError(Exception):
@@ -240,19 +239,23 @@ class Fill:
         skip = part.written_bytes - stream.offset
         if skip < 0:
             raise WrongContentError("the stream starts after the offset asked for", is_proven=False)
-        received, checked = part.written_bytes, part.written_bytes
+        received, step_bytes = part.written_bytes, self._tools.space.step_bytes
+        room_until = received - received % step_bytes + step_bytes
         writer = PartWriter(part, self._tools.executor, progress.advance)
         try:
             async for chunk in stream:
                 fresh = chunk[skip:] if skip else chunk
                 skip -= len(chunk) - len(fresh)
-                received += len(fresh)
-                if progress.size_bytes is None:
-                    if received - checked > _SPACE_CHECK_BYTES:
-                        await self._tools.in_thread(self._make_room)
-                        checked = received
-                elif received > progress.size_bytes:
+                if progress.size_bytes is not None and received + len(fresh) > progress.size_bytes:
                     raise WrongContentError("more bytes came than were announced", is_proven=False)
+                while received + len(fresh) > room_until:
+                    head, fresh = fresh[: room_until - received], fresh[room_until - received :]
+                    await writer.write(head)
+                    await writer.drain()
+                    received = room_until
+                    await self._tools.in_thread(self._make_room, progress.size_bytes)
+                    room_until += step_bytes
+                received += len(fresh)
                 if fresh:
                     await writer.write(fresh)
         finally:
@@ -268,8 +271,10 @@ class Fill:
             await self._tools.in_thread(self._tools.space.reserve, self.digest, size_bytes)
             progress.size_bytes = size_bytes
 
-    def _make_room(self) -> None:
-        self._tools.space.make_room(0, over_max_size=False)
+    def _make_room(self, announced_bytes: int | None) -> None:
+        """Make room for the next step, which counts as taken by itself where the size was announced."""
+        space = self._tools.space
+        space.make_room(space.step_bytes if announced_bytes is None else 0, over_max_size=False)
 
     def _check(self, progress: FillProgress, part: OwnedPart, *, is_proven: bool) -> None:
         """Compare the digest; if right release the tail at once: fsync of a large file takes seconds."""

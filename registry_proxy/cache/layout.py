@@ -2,7 +2,7 @@
 
 blobs/<algorithm>/<2 hex>/<hex>               committed content: mode 0444, mtime 0 (see ``is_sealed``)
 fills/<algorithm>-<hex>.part, .size           a fetch in progress, and how large the content will be
-uploads/<session>.part                        a push in progress
+spool/<2 hex>/<owner>-<session>.part          a push in progress (see cache.uploads); upload-sums: how much there is
 cancelled/<session>                           a push that ended: a link that says how; its Location is no longer valid
 quarantine/<algorithm>-<hex>.<source>.<time>  content that was not what its digest says, for a look at it
 order/<generation>                            the order in which committed content came in, for eviction
@@ -24,6 +24,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
 import time
 import uuid
@@ -38,7 +39,7 @@ LOCK_STRIPES = 64
 _TICK_SECONDS = 1.0
 _NODE_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NODE_ID_MAX_BYTES = 100
-_DIRECTORIES = ("blobs", "fills", "uploads", "cancelled", "quarantine", "order", "repositories", "temp", "locks")
+_DIRECTORIES = ("blobs", "fills", "spool", "cancelled", "quarantine", "order", "repositories", "temp", "locks")
 
 
 class CacheSchemaError(Exception):
@@ -65,8 +66,18 @@ class CachePaths:
         """Return the file that tells other workers how large the content of a fill will be."""
         return f"{self.root}/fills/{digest.algorithm}-{digest.hex}.size"
 
-    def upload(self, session_id: str) -> str:
-        return f"{self.root}/uploads/{session_id}.part"
+    def upload_bucket(self, owner: str) -> str:
+        return f"{self.uploads}/{owner[:2]}"
+
+    def upload_stem(self, owner: str, session_id: str) -> str:
+        return f"{self.upload_bucket(owner)}/{owner}-{session_id}"
+
+    def upload(self, owner: str, session_id: str) -> str:
+        return f"{self.upload_stem(owner, session_id)}.part"
+
+    @property
+    def upload_sums(self) -> str:
+        return f"{self.root}/upload-sums"
 
     def ended(self, session_id: str) -> str:
         return f"{self.ends}/{session_id}"
@@ -87,7 +98,7 @@ class CachePaths:
 
     @property
     def uploads(self) -> str:
-        return f"{self.root}/uploads"
+        return f"{self.root}/spool"
 
     @property
     def kept(self) -> str:
@@ -272,6 +283,24 @@ def _bring_out(paths: CachePaths, audit_path: str) -> None:
         ) from error
 
 
+def _clear_uploads(paths: CachePaths) -> None:
+    """Remove what an earlier run left of uploads; what the replicas have of them is cancelled there by and by.
+
+    An upload of which the replicas alone have the bytes goes on.
+    """
+    shutil.rmtree(f"{paths.root}/uploads", ignore_errors=True)  # where earlier releases kept them
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(paths.upload_sums)
+    with os.scandir(paths.uploads) as buckets:
+        for bucket in buckets:
+            for name in os.listdir(bucket.path):
+                stem, _, kind = f"{bucket.path}/{name}".rpartition(".")
+                if kind == "part":
+                    os.unlink(f"{stem}.part")
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(f"{stem}.note", f"{stem}.gone")
+
+
 def prepare_cache(path: "str | os.PathLike[str]", audit_path: str | None = None) -> None:
     """Make the directory ready: layout, schema, no leftovers of a crash. What is committed is not looked at.
 
@@ -294,7 +323,8 @@ def prepare_cache(path: "str | os.PathLike[str]", audit_path: str | None = None)
         _write_schema(paths)
     for name in _DIRECTORIES:
         os.makedirs(f"{paths.root}/{name}", exist_ok=True)
-    for name in ("fills", "uploads", "temp"):
+    _clear_uploads(paths)
+    for name in ("fills", "temp"):
         with os.scandir(f"{paths.root}/{name}") as entries:
             for entry in entries:
                 os.unlink(entry.path)

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from registry_proxy.cache.accounts import Accounts, Change, State, boot_id, shard_of, shards
+from registry_proxy.cache.incoming import Incoming, read_fills, remove_dead_fills
 from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, write_small_file
 from registry_proxy.cache.order import OrderFile, Record
+from registry_proxy.cache.uploads import UploadRoom
 from registry_proxy.files.durable import sync_directory
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.events import Observer
@@ -27,19 +29,16 @@ _ATTEMPTS = 20
 _LAPS = 2
 """In the first lap everything may have been used since the last; what is left after the second cannot go."""
 
+_STEP_BYTES = 16 * 1024 * 1024
+_LEAST_STEP_BYTES = 64 * 1024
+_STEP_PART = 64
+"""What comes in asks for room each time it grew by so much: 16 MiB, or this part of a small cache."""
+
 _MAX_QUARANTINED = 8
 _QUARANTINE_PART = 20
 _REWRITE_SLACK = 4096
 _RECENT_NS = 24 * 3600 * 10**9
 """After a recount, what was used in this time before it counts as used."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Incoming:
-    """The bytes of fills and uploads, now and later. ``unwritten_bytes`` are promised to fills, but not on disk yet."""
-
-    size_bytes: int
-    unwritten_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +74,15 @@ class Space:
         self._paths = paths
         self.max_size_bytes = max_size_bytes
         self._min_free_bytes = min_free_bytes
+        self.step_bytes = max(_LEAST_STEP_BYTES, min(_STEP_BYTES, max_size_bytes // _STEP_PART))
         self._observer = observer
         self._find_kept = find_kept
         self._accounts = open_accounts(paths)
+        self.uploads = UploadRoom(paths, max_size_bytes)
 
     def close(self) -> None:
         self._accounts.close()
+        self.uploads.close()
 
     @property
     def committed_bytes(self) -> int:
@@ -96,7 +98,10 @@ class Space:
         return self._incoming().size_bytes
 
     def reserve(self, digest: Digest, size_bytes: int) -> None:
-        """Promise room to a fill and publish its size to the other workers.
+        """Publish the size of a fill to the other workers, and make room for its first step.
+
+        An announcement evicts no more than that: a sender may announce what never comes. The fill makes room for each
+        further step when it has written those before, with ``make_room(0)``: the step is promised to it by then.
 
         Raises:
             CacheUnavailableError: larger than the cache, or what could be evicted does not suffice.
@@ -104,7 +109,12 @@ class Space:
         """
         if size_bytes > self.max_size_bytes:
             raise CacheUnavailableError(f"{size_bytes} bytes are more than the whole cache may hold")
-        with self._room(size_bytes, over_max_size=False):
+        shortage = self._shortage(size_bytes)
+        wanted_bytes = max(shortage.soft, shortage.hard) - self.uploads.total_bytes
+        if wanted_bytes > 0 and wanted_bytes > self.committed_bytes - self.size_of(self.find_protected()):
+            self._observer.cache_error("full")
+            raise CacheUnavailableError(f"no room for {size_bytes} bytes, and too little to evict for them")
+        with self._room(min(size_bytes, self.step_bytes), over_max_size=False):
             write_small_file(self._paths, self._paths.size(digest), b"%d\n" % size_bytes)
 
     def make_room(self, size_bytes: int, *, over_max_size: bool) -> None:
@@ -268,21 +278,9 @@ class Space:
 
     # ------------------------------------------------------------ room
 
-    def _incoming(self) -> _Incoming:
-        written: dict[str, int] = {}
-        promised: dict[str, int] = {}
-        for directory in (self._paths.fills, self._paths.uploads, self._paths.quarantine):
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    name, _, kind = entry.name.rpartition(".")
-                    with contextlib.suppress(FileNotFoundError, ValueError):
-                        if kind == "size":
-                            with open(entry.path, encoding="ascii") as file:
-                                promised[name] = int(file.read())
-                        else:
-                            written[name if kind == "part" else entry.name] = entry.stat().st_size
-        total = sum(max(written.get(name, 0), promised.get(name, 0)) for name in written.keys() | promised.keys())
-        return _Incoming(total, total - sum(written.values()))
+    def _incoming(self) -> Incoming:
+        fills = read_fills(self._paths, self.step_bytes)
+        return Incoming(fills.size_bytes + self.uploads.total_bytes, fills.unwritten_bytes)
 
     def _shortage(self, size_bytes: int) -> _Shortage:
         incoming = self._incoming()
@@ -323,15 +321,22 @@ class Space:
                 return True
             started_at_ns = time.time_ns()
             kept = self.find_protected()
-            if not in_vain and wanted_bytes > self.committed_bytes - self.size_of(kept):
-                return False
+            if not in_vain:
+                lacking_bytes = wanted_bytes - self.committed_bytes + self.size_of(kept)
+                if lacking_bytes > 0:
+                    freed_bytes = self.uploads.remove_abandoned(lacking_bytes)
+                    wanted_bytes -= freed_bytes
+                    if lacking_bytes > freed_bytes:
+                        return False
             path = self._paths.order(self._accounts.state.generation)
             with OrderFile(path) as order, contextlib.closing(self._circle(order)) as circle:
-                for record in circle:
+                for record in circle if wanted_bytes > 0 else ():
                     wanted_bytes -= self._pass(order, record, kept, started_at_ns)
                     if wanted_bytes <= 0:
                         break
             self._shorten_order()
+            if wanted_bytes > 0:
+                wanted_bytes -= self.uploads.remove_abandoned(wanted_bytes)
             return wanted_bytes <= 0
 
     def _circle(self, order: OrderFile) -> Generator[Record]:
@@ -405,11 +410,7 @@ class Space:
     def _sweep_dead_fills(self) -> int:
         """Remove the fills whose worker died and that nobody took over; return the bytes that were promised to them."""
         before = self._incoming().size_bytes
-        removed = False
-        names = [name.removesuffix(".part") for name in os.listdir(self._paths.fills) if name.endswith(".part")]
-        for name in names:
-            removed |= _remove_if_dead(f"{self._paths.fills}/{name}.part", f"{self._paths.fills}/{name}.size")
-        return max(0, before - self._incoming().size_bytes) if removed else 0
+        return max(0, before - self._incoming().size_bytes) if remove_dead_fills(self._paths) else 0
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -433,18 +434,3 @@ def open_accounts(paths: CachePaths) -> Accounts:
         if not accounts.state.boot and not os.listdir(f"{paths.root}/blobs"):
             accounts.write(State(boot_id()))
     return accounts
-
-
-def _remove_if_dead(part: str, size: str) -> bool:
-    with contextlib.suppress(OSError):
-        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(part)):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(size)
-                os.unlink(part)
-                return True
-        finally:
-            os.close(fd)
-    return False

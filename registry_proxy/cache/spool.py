@@ -1,76 +1,61 @@
-"""The uploads of a node: bytes of a push as they come in, followed by the senders to the replicas."""
+"""The uploads of a node: where each begins, goes on and ends; what became of it; what is kept for replicas."""
 
-import asyncio
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import re
-import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.layout import read_node_id, seal
+from registry_proxy.cache.layout import read_node_id
+from registry_proxy.cache.upload_file import RUNNING_ALGORITHM, RunningHash, UploadFile
+from registry_proxy.cache.uploads import owner_of
 from registry_proxy.files.durable import sync_directory
 from registry_proxy.ports.errors import CacheUnavailableError
-from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile
+from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile, Uploader
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-_T = TypeVar("_T")
-_RUNNING_ALGORITHM = "sha256"
-_IDLE_SECONDS = 6 * 3600
 _MAX_RUNNING_HASHES = 1000
-_READ_BYTES = 1024 * 1024
-_SPACE_CHECK_BYTES = 16 * 1024 * 1024
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
-
-@dataclass(frozen=True, slots=True)
-class _RunningHash:
-    """The hash of the first ``size_bytes`` of an upload, kept between its requests."""
-
-    hasher: "_Hash"
-    size_bytes: int
+_log = logging.getLogger(__name__)
 
 
 class DiskSpool:
-    """Implements ``ports.content.Spool`` in a cache's directory, on its file system, so that a commit is a rename."""
+    """Implements ``ports.uploads.Spool`` in a cache's directory, on its file system, so that a commit is a rename."""
 
     def __init__(self, cache: DiskCache) -> None:
         self.cache = cache
         self.node_id = read_node_id(cache.paths)
-        self._running: OrderedDict[str, _RunningHash] = OrderedDict()
+        self.room = cache.space.uploads
+        self._running: OrderedDict[str, RunningHash] = OrderedDict()
 
-    def create(self, session_id: str) -> SpoolFile:
-        path = self._path(session_id)
+    def create(self, session_id: str, uploader: Uploader) -> SpoolFile:
+        name = self._name(session_id, uploader)
+        running = RunningHash(hashlib.new(RUNNING_ALGORITHM, usedforsecurity=False), 0)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = self.room.open_part(*name)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileExistsError:
+            raise _busy(session_id) from None
         except OSError as error:
             self.cache.observer.cache_error("write")
-            raise CacheUnavailableError(f"no upload can be started: {error.strerror}") from error
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return UploadFile(self, session_id, fd, _RunningHash(hashlib.new(_RUNNING_ALGORITHM, usedforsecurity=False), 0))
+            _log.warning("an upload begins without the cache: %s", error.strerror)
+            fd = -1
+        return UploadFile(self, name, fd, running=running)
 
-    def create_tail(self, offset: int) -> SpoolFile:
-        try:
-            with tempfile.TemporaryFile(dir=self.cache.paths.uploads) as nameless:
-                fd = os.dup(nameless.fileno())
-            os.ftruncate(fd, offset)  # a hole takes no room, and the senders find each byte where it is in the upload
-        except OSError as error:
-            self.cache.observer.cache_error("write")
-            raise CacheUnavailableError(f"no upload can be gone on with: {error.strerror}") from error
-        return UploadFile(self, None, fd, None)
+    def create_tail(self, session_id: str, uploader: Uploader, offset: int) -> SpoolFile:
+        name = self._name(session_id, uploader)
+        self.room.drop_note(*name)
+        return UploadFile(self, name, -1, offset=offset)
 
-    def reopen(self, session_id: str) -> SpoolFile | None:
-        path = self._path(session_id)
+    def reopen(self, session_id: str, uploader: Uploader) -> SpoolFile | None:
+        name = self._name(session_id, uploader)
+        path = self.cache.paths.upload(*name)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -80,11 +65,7 @@ class DiskSpool:
             current = os.path.samestat(os.fstat(fd), os.stat(path))
         except BlockingIOError:
             os.close(fd)
-            raise RegistryError(
-                ErrorCode.BLOB_UPLOAD_INVALID,
-                "another request is writing to this upload: send one at a time",
-                detail={"session": session_id},
-            ) from None
+            raise _busy(session_id) from None
         except OSError:
             current = False
         if not current:  # committed or discarded between open and lock
@@ -93,7 +74,7 @@ class DiskSpool:
         running = self._running.pop(session_id, None)
         if running is not None and running.size_bytes != os.fstat(fd).st_size:
             running = None  # another worker wrote the requests in between
-        return UploadFile(self, session_id, fd, running)
+        return UploadFile(self, name, fd, running=running)
 
     def mark_ended(self, session_id: str, committed: Digest | None = None) -> bool:
         """Remember it. A disk that does not take the mark leaves the Location good, for an upload from the start."""
@@ -142,10 +123,19 @@ class DiskSpool:
 
         The marks of uploads that ended go when no Location of theirs is valid any more.
         """
-        _remove_old(self.cache.paths.ends, UPLOAD_LIFETIME_SECONDS)
-        return _remove_old(self.cache.paths.uploads, _IDLE_SECONDS)
+        oldest = time.time() - UPLOAD_LIFETIME_SECONDS
+        # A cache of an earlier release lacks a directory until the next start.
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.cache.paths.ends) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                        os.unlink(entry.path)
+        return self.room.sweep()
 
-    def keep_hash(self, session_id: str, running: _RunningHash) -> None:
+    def take_gone(self) -> list[bytes]:
+        return self.room.take_gone()
+
+    def keep_hash(self, session_id: str, running: RunningHash) -> None:
         """Keep the running hash for the next request of the session, should it come to this worker."""
         self._running[session_id] = running
         if len(self._running) > _MAX_RUNNING_HASHES:
@@ -154,174 +144,21 @@ class DiskSpool:
     def forget_hash(self, session_id: str) -> None:
         self._running.pop(session_id, None)
 
-    def _path(self, session_id: str) -> str:
+    @staticmethod
+    def _name(session_id: str, uploader: Uploader) -> tuple[str, str]:
         if _SESSION_ID.fullmatch(session_id) is None:
             raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "there is no such upload", detail={})
-        return self.cache.paths.upload(session_id)
+        return owner_of(uploader.subject), session_id
+
+
+def _busy(session_id: str) -> RegistryError:
+    return RegistryError(
+        ErrorCode.BLOB_UPLOAD_INVALID,
+        "another request is writing to this upload: send one at a time",
+        detail={"session": session_id},
+    )
 
 
 def _end_of(committed: Digest | None) -> str:
     """Return what the mark of an upload that ended says: the beginning of the digest that it became."""
     return "cancelled" if committed is None else f"{committed.algorithm}-{committed.hex[:40]}"
-
-
-def _remove_old(directory: str, age_seconds: float) -> int:
-    removed = 0
-    # A cache of an earlier release lacks a directory until the next start.
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime > age_seconds:
-                    removed += _remove_if_unused(entry.path)
-    return removed
-
-
-def _remove_if_unused(path: str) -> bool:
-    if os.path.islink(path):
-        os.unlink(path)
-        return True
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-    finally:
-        os.close(fd)
-    return True
-
-
-class UploadFile:
-    """Implements ``ports.content.SpoolFile``. Made by ``DiskSpool``, with the lock of the file held on ``fd``.
-
-    Without a session ID it is a tail: a file without a name, whose bytes begin where it ends now.
-    """
-
-    def __init__(self, spool: DiskSpool, session_id: str | None, fd: int, running: _RunningHash | None) -> None:
-        self._spool = spool
-        self._tools = spool.cache.tools
-        self._session_id = session_id
-        self._fd = fd
-        self._size_bytes = os.fstat(fd).st_size
-        self.start_offset = self._size_bytes if session_id is None else 0
-        self._room_until = self._size_bytes
-        self._hasher = None if running is None else running.hasher
-        self._finished = False
-        self._ended = False
-        self._working = 0
-        self._closing = False
-        self._changed: asyncio.Future[None] | None = None
-
-    @property
-    def fd(self) -> int:
-        return self._fd
-
-    @property
-    def size_bytes(self) -> int:
-        return self._size_bytes
-
-    async def write(self, chunk: bytes) -> None:
-        """Append, and hash in the same pass. Raises CacheUnavailableError when the disk does not take it.
-
-        A write that is cancelled is still done to its end, so that size, hash and file agree.
-        """
-        try:
-            await self._in_thread(self._append, chunk)
-        except OSError as error:
-            self._spool.cache.observer.cache_error("write")
-            raise CacheUnavailableError(f"the upload cannot be kept: {error.strerror}") from error
-        finally:
-            self._wake()
-
-    async def wait_beyond(self, offset: int) -> bool:
-        while self._size_bytes <= offset:
-            if self._finished:
-                return False
-            if self._changed is None:
-                self._changed = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._changed)
-        return True
-
-    def finish_request(self) -> None:
-        self._finished = True
-        self._wake()
-
-    async def digest(self, algorithm: str) -> Digest:
-        if algorithm == _RUNNING_ALGORITHM and self._hasher is not None:
-            return Digest(algorithm, self._hasher.hexdigest())
-        hasher = await self._in_thread(self._hash, algorithm)
-        if algorithm == _RUNNING_ALGORITHM:
-            self._hasher = hasher
-        return Digest(algorithm, hasher.hexdigest())
-
-    async def commit(self, digest: Digest) -> None:
-        """Make it the committed content. Raises CacheUnavailableError when the disk fails."""
-        assert self._session_id is not None  # noqa: S101 - a tail is not the content of any digest
-        try:
-            await self._in_thread(self._commit, self._spool.cache.paths.upload(self._session_id), digest)
-        except OSError as error:
-            self._spool.cache.observer.cache_error("write")
-            raise CacheUnavailableError(f"the upload cannot be committed: {error.strerror}") from error
-        self._ended = True
-        self._spool.cache.report_size()
-
-    def close(self) -> None:
-        """Release it; twice is fine. The descriptor outlives a write that is still under way in a thread."""
-        if not self._closing:
-            self._closing = True
-            if self._hasher is not None and self._session_id is not None and not self._ended:
-                self._spool.keep_hash(self._session_id, _RunningHash(self._hasher, self._size_bytes))
-            self.finish_request()
-            self._close_when_idle()
-
-    def discard(self) -> None:
-        if not self._ended:
-            self._ended = True
-            if self._session_id is not None:
-                self._spool.forget_hash(self._session_id)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._spool.cache.paths.upload(self._session_id))
-        self.close()
-
-    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
-        self._working += 1
-        try:
-            return await self._tools.in_thread(function, *arguments)
-        finally:
-            self._working -= 1
-            self._close_when_idle()
-
-    def _close_when_idle(self) -> None:
-        if self._closing and self._working == 0 and self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _append(self, chunk: bytes) -> None:
-        if self._size_bytes + len(chunk) > self._room_until:
-            self._room_until = self._size_bytes + len(chunk) + _SPACE_CHECK_BYTES
-            self._tools.space.make_room(len(chunk), over_max_size=True)
-        view = memoryview(chunk)
-        while view:
-            written = os.pwrite(self._fd, view, self._size_bytes)
-            if self._hasher is not None:
-                self._hasher.update(view[:written])
-            self._size_bytes += written
-            view = view[written:]
-
-    def _hash(self, algorithm: str) -> "_Hash":
-        hasher = hashlib.new(algorithm, usedforsecurity=False)
-        offset = 0
-        while chunk := os.pread(self._fd, _READ_BYTES, offset):
-            hasher.update(chunk)
-            offset += len(chunk)
-        return hasher
-
-    def _commit(self, path: str, digest: Digest) -> None:
-        seal(self._fd)
-        os.fsync(self._fd)
-        self._tools.space.commit(path, digest, self._size_bytes)
-        # What came in over max_size goes out again now; what is pinned may exceed it for a while.
-        self._tools.space.make_room(0, over_max_size=True)
-
-    def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None

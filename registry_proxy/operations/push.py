@@ -117,8 +117,8 @@ class Push:
             RegistryError: BLOB_UPLOAD_UNKNOWN, RANGE_INVALID (416 with the true Range), SIZE_INVALID, UNAVAILABLE.
         """
         session = await self._verify(routed, uploader, session_id, state)
-        file, session = await self._receive(routed, session, body, size_bytes, chunk)
-        file.close()
+        file, session = await self._receive(routed, uploader, session, body, size_bytes, chunk)
+        file.close(self._blobs.note(routed, session.locations))
         return await self._answer(routed, uploader, session)
 
     async def commit_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
@@ -141,7 +141,7 @@ class Push:
         """
         session = await self._verify(routed, uploader, session_id, state, digest)
         try:
-            file, session = await self._receive(routed, session, body, size_bytes, chunk)
+            file, session = await self._receive(routed, uploader, session, body, size_bytes, chunk)
         except RegistryError as error:
             committed = self._find_committed(routed, session, digest)
             if error.code is not ErrorCode.BLOB_UPLOAD_UNKNOWN or committed is None:
@@ -152,14 +152,14 @@ class Push:
     async def push_blob(
         self,
         routed: RoutedRepository,
-        uploader: Uploader,  # noqa: ARG002 - every verb of an upload says who asks; this one leaves no session behind
+        uploader: Uploader,
         digest: Digest,
         body: AsyncIterator[bytes],
         size_bytes: int | None,
     ) -> Descriptor:
         """Take a blob in one POST (spec end-4b)."""
         self._blobs.check_writable(routed.upstream)
-        file, session = await self._receive(routed, _new_session(), body, size_bytes, None)
+        file, session = await self._receive(routed, uploader, _new_session(), body, size_bytes, None)
         return await self._commit(routed, digest, file, session)
 
     async def upload_status(
@@ -167,13 +167,13 @@ class Push:
     ) -> UploadAnswer:
         """Return how far an upload is (spec end-13), also when the answer to its last request was lost."""
         session = await self._verify(routed, uploader, session_id, state)
-        file = self._reopen(session)
+        file = self._reopen(uploader, session)
         if file is None:
             return await self._answer(routed, uploader, session)
         try:
             if file.size_bytes != session.offset:
-                sha256 = (await file.digest("sha256")).hex
-                node_id = self._spool.node_id
+                digest, node_id = await file.digest("sha256"), self._spool.node_id
+                sha256 = "" if digest is None else digest.hex
                 session = replace(session, offset=file.size_bytes, sha256=sha256, locations={}, node_id=node_id)
         finally:
             file.close()
@@ -184,7 +184,7 @@ class Push:
     ) -> None:
         """End an upload that nobody wants any more; BLOB_UPLOAD_UNKNOWN when it has ended already."""
         session = await self._verify(routed, uploader, session_id, state)
-        file = self._reopen(session)
+        file = self._reopen(uploader, session)
         if file is not None:
             file.discard()
         self._spool.mark_ended(session_id)
@@ -250,7 +250,7 @@ class Push:
             raise _lost()
         return session
 
-    def _reopen(self, session: UploadSession) -> SpoolFile | None:
+    def _reopen(self, uploader: Uploader, session: UploadSession) -> SpoolFile | None:
         """Open the file of an upload that this node received from its beginning; None when it has no byte of it.
 
         Else what this node may have is an older part of it, of which nobody knows that it is the same: it goes.
@@ -258,7 +258,7 @@ class Push:
         Raises:
             RegistryError: BLOB_UPLOAD_UNKNOWN when the upload has ended.
         """
-        file = self._spool.reopen(session.session_id)
+        file = self._spool.reopen(session.session_id, uploader)
         if file is not None and session.offset and session.node_id != self._spool.node_id:
             file.discard()
             file = None
@@ -280,25 +280,23 @@ class Push:
         known = self._memberships.find(routed, ContentKind.BLOB, digest)
         return known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
 
-    def _open_spool(self, session: UploadSession) -> SpoolFile:
+    def _open_spool(self, uploader: Uploader, session: UploadSession) -> SpoolFile:
         """Open the file of an upload where its state says it is, or a tail to go on with at the replicas."""
-        file = self._reopen(session)
+        file = self._reopen(uploader, session)
         if file is None:
-            try:
-                if session.offset:
-                    return self._spool.create_tail(session.offset)
-                return self._spool.create(session.session_id)
-            except CacheUnavailableError as error:
-                raise _no_space(error) from error
+            if session.offset:
+                return self._spool.create_tail(session.session_id, uploader, session.offset)
+            return self._spool.create(session.session_id, uploader)
         if file.size_bytes != session.offset:
             size_bytes = file.size_bytes
             file.close()
             raise _out_of_order(size_bytes)
         return file
 
-    async def _receive(
+    async def _receive(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
         self,
         routed: RoutedRepository,
+        uploader: Uploader,
         session: UploadSession,
         body: AsyncIterator[bytes],
         size_bytes: int | None,
@@ -311,7 +309,7 @@ class Push:
             if size_bytes is not None and size_bytes != chunk.size_bytes:
                 raise _size_invalid(chunk.size_bytes, size_bytes)
         expected = size_bytes if chunk is None else chunk.size_bytes
-        file = self._open_spool(session)
+        file = self._open_spool(uploader, session)
         try:
             stream = self._blobs.follow(routed, file, session, expected)
             try:
@@ -329,12 +327,13 @@ class Push:
     async def _after(self, session: UploadSession, file: SpoolFile, locations: Mapping[str, str]) -> UploadSession:
         """Return the session after a request whose body is in ``file`` and at ``locations``."""
         sha256, node_id = session.sha256, self._spool.node_id
-        if file.start_offset:
+        if not file.is_whole:
             if not locations:
                 raise _lost()
             node_id = ""
         if file.size_bytes != session.offset:
-            sha256 = "" if file.start_offset else (await file.digest("sha256")).hex
+            digest = await file.digest("sha256")
+            sha256 = "" if digest is None else digest.hex
         return replace(session, offset=file.size_bytes, sha256=sha256, locations=dict(locations), node_id=node_id)
 
     async def _commit(
@@ -358,12 +357,10 @@ class Push:
         self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession
     ) -> None:
         if digest.algorithm == "sha256" and session.sha256:
-            actual = Digest("sha256", session.sha256)
-        elif file.start_offset:
-            return  # the replicas compare
+            actual: Digest | None = Digest("sha256", session.sha256)
         else:
             actual = await file.digest(digest.algorithm)
-        if actual != digest:
+        if actual is not None and actual != digest:  # what this node cannot tell the replicas compare
             await self._blobs.cancel(routed, session.locations)
             raise _digest_invalid(digest)
 
@@ -372,7 +369,7 @@ class Push:
     ) -> Descriptor:
         """Commit at the replicas and in the cache; what some replica misses is on record before this returns."""
         digest = descriptor.digest
-        if file.start_offset:
+        if not file.is_whole:
             file.discard()
             try:
                 missing = await self._blobs.commit_sessions(routed, descriptor, locations)
@@ -459,13 +456,10 @@ class Push:
 
 async def _write(file: SpoolFile, body: AsyncIterator[bytes], expected: int | None) -> None:
     start = file.size_bytes
-    try:
-        async for piece in body:
-            if expected is not None and file.size_bytes - start + len(piece) > expected:
-                raise _size_invalid(expected, file.size_bytes - start + len(piece))
-            await file.write(piece)
-    except CacheUnavailableError as error:
-        raise _no_space(error) from error
+    async for piece in body:
+        if expected is not None and file.size_bytes - start + len(piece) > expected:
+            raise _size_invalid(expected, file.size_bytes - start + len(piece))
+        await file.write(piece)
     if expected is not None and file.size_bytes - start != expected:
         raise _size_invalid(expected, file.size_bytes - start)
 
@@ -515,4 +509,5 @@ def _digest_invalid(digest: Digest) -> RegistryError:
 
 
 def _no_space(error: CacheUnavailableError) -> RegistryError:
-    return unavailable("the disk of the proxy cannot take the upload now", detail={"reason": str(error)})
+    message = "a replica misses the content, and the disk of the proxy cannot keep it for that now; try again"
+    return unavailable(message, detail={"reason": str(error)})

@@ -52,19 +52,36 @@ class UploadSessions(Protocol):
         """
 
 
+class SpoolReader(Protocol):
+    """One sender of an upload: what it has not read yet is kept for it."""
+
+    async def read(self, offset: int) -> bytes:
+        """Return the next piece from an offset on, when it has come; b"" at the end of the request.
+
+        Raises:
+            CacheUnavailableError: it is not here any more, or this sender was too slow.
+        """
+
+    def close(self) -> None: ...
+
+
 class SpoolFile(Protocol):
     """The bytes of one upload as they come in; the senders to the replicas read it behind the writer.
 
-    One writer at a time. ``size_bytes`` is how far the upload is. What may be read from ``fd`` up to there begins at
-    ``start_offset``: 0, unless another node received what comes before; only a whole upload has a digest here.
+    One writer at a time. ``size_bytes`` is how far the upload is. What this node has of it begins at ``start_offset``:
+    0, unless another node received what comes before. ``is_whole`` while all of it is on this node's disk: where that
+    has no room for more, the upload goes on without it, and the writer waits for the senders.
     """
 
-    @property
-    def fd(self) -> int: ...
     @property
     def start_offset(self) -> int: ...
     @property
     def size_bytes(self) -> int: ...
+    @property
+    def is_whole(self) -> bool: ...
+    def open_reader(self, offset: int) -> SpoolReader:
+        """Follow the writer from an offset on, or from a later one."""
+
     async def write(self, chunk: bytes) -> None: ...
     async def wait_beyond(self, offset: int) -> bool:
         """Return True when ``size_bytes > offset``; False when the writer finished the request at or before it."""
@@ -72,14 +89,22 @@ class SpoolFile(Protocol):
     def finish_request(self) -> None:
         """Wake the readers: no more bytes come with this request."""
 
-    async def digest(self, algorithm: str) -> Digest:
-        """Return the digest of all bytes so far (in a thread, from the file, unless the running hash knows)."""
+    async def digest(self, algorithm: str) -> Digest | None:
+        """Return the digest of all bytes so far, from the running hash or in a thread; None where neither has all."""
 
     async def commit(self, digest: Digest) -> None:
-        """Make it the cache's committed content of ``digest``: fsync, rename. The caller has compared the digest."""
+        """Make it the cache's committed content of ``digest``: fsync, rename. The caller has compared the digest.
 
-    def close(self) -> None:
-        """Release it, keeping the file for the next request of the session."""
+        Raises:
+            CacheUnavailableError: the disk fails, or does not have it all.
+        """
+
+    def close(self, note: bytes | None = None) -> None:
+        """Release it, keeping the file for the next request of the session.
+
+        Args:
+            note: how the upload is cancelled at the replicas, should nobody go on with it.
+        """
 
     def discard(self) -> None:
         """Remove it."""
@@ -90,19 +115,17 @@ class Spool(Protocol):
 
     @property
     def node_id(self) -> str: ...
-    def create(self, session_id: str) -> SpoolFile:
-        """Start an upload. Raises CacheUnavailableError when there is no space."""
-
-    def create_tail(self, offset: int) -> SpoolFile:
-        """Give room to one request of an upload whose first ``offset`` bytes another node received.
-
-        Its bytes lie in ``fd`` where they lie in the upload. It has no name, and is gone when it is closed.
+    def create(self, session_id: str, uploader: Uploader) -> SpoolFile:
+        """Start an upload, without the cache where that has no space.
 
         Raises:
-            CacheUnavailableError: there is no space.
+            RegistryError: BLOB_UPLOAD_INVALID when another request has just done so.
         """
 
-    def reopen(self, session_id: str) -> SpoolFile | None:
+    def create_tail(self, session_id: str, uploader: Uploader, offset: int) -> SpoolFile:
+        """Go on for one request, without the cache, with an upload whose first ``offset`` bytes are not here."""
+
+    def reopen(self, session_id: str, uploader: Uploader) -> SpoolFile | None:
         """Open an upload for its next request; None when this node does not have it.
 
         Raises:
@@ -119,6 +142,12 @@ class Spool(Protocol):
 
     def has_ended(self, session_id: str, committed: Digest | None = None) -> bool:
         """Tell whether an upload ended at this node in another way than by becoming ``committed``."""
+
+    def take_gone(self) -> Sequence[bytes]:
+        """Return the notes of the uploads that were removed since because nobody went on with them, each once."""
+
+    def sweep(self) -> int:
+        """Remove the uploads that nobody went on with for six hours; return how many."""
 
     def pin(self, digest: Digest) -> None:
         """Keep a committed content from eviction until ``unpin``: some replica does not have it yet."""
@@ -165,3 +194,5 @@ class BlobReplicas(Protocol):
         self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None
     ) -> tuple[Descriptor, Sequence[str]] | None: ...
     async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None: ...
+    def note(self, routed: RoutedRepository, locations: Mapping[str, str]) -> bytes:
+        """Return what ``cancel`` takes as a note, for an upload that may be abandoned."""

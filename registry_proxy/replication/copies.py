@@ -14,7 +14,7 @@ from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Mani
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.replication.refusals import FinalRefusalError, final_refusal, judge_blob, may_be_final
-from registry_proxy.replication.uploads import read_range
+from registry_proxy.replication.upload_stream import read_range
 
 _DEPTH_MAX = 16
 """How deep indexes are followed at once: what lies deeper is a key of its own, and goes before the next round."""

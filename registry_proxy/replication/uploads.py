@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import logging
-import os
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from registry_proxy.operations.contents import ask
@@ -19,163 +19,21 @@ from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError, unavailable
 from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.replication.fanout import (
-    GRACE_SECONDS,
     Lane,
     Outcome,
-    cancel_all,
     check_writable,
     fan_out,
     lanes_of,
     quorum_of,
     require_quorum,
-    settle,
 )
 from registry_proxy.replication.journal import Journal
-from registry_proxy.tasks import spawn
+from registry_proxy.replication.upload_stream import ReplicaStream, cancel_sessions, follow, read_range, session_at
 
-_PIECE_BYTES = 1024 * 1024
-_INLINE_BYTES = 256 * 1024
-_CANCEL_SECONDS = 5.0
+_SWEEP_SECONDS = 60.0
+"""Time between two looks for uploads that nobody goes on with."""
 
 _log = logging.getLogger(__name__)
-
-
-async def read_at(fd: int, offset: int, end: int) -> bytes:
-    """Return the next piece of a file.
-
-    Bytes just behind the writer lie in the page cache and are read at once; a reader that lags waits in a thread.
-
-    Raises:
-        OSError: the file is shorter than ``end``.
-    """
-    size_bytes = end - offset
-    if size_bytes <= _INLINE_BYTES:
-        piece = os.pread(fd, size_bytes, offset)
-    else:
-        piece = await asyncio.to_thread(os.pread, fd, min(size_bytes, _PIECE_BYTES), offset)
-    if not piece:
-        raise OSError(f"a file ends before {end} bytes")
-    return piece
-
-
-async def follow(file: SpoolFile, offset: int) -> AsyncIterator[bytes]:
-    """Give the bytes of an upload from ``offset`` on as they come in, until the request that writes them ends."""
-    while await file.wait_beyond(offset):
-        piece = await read_at(file.fd, offset, file.size_bytes)
-        offset += len(piece)
-        yield piece
-
-
-async def read_range(fd: int, size_bytes: int) -> AsyncIterator[bytes]:
-    """Give the first ``size_bytes`` bytes of a file."""
-    offset = 0
-    while offset < size_bytes:
-        piece = await read_at(fd, offset, size_bytes)
-        offset += len(piece)
-        yield piece
-
-
-class ReplicaStream:
-    """The senders of one request of an upload: each follows the spool to its own replica, at its own speed.
-
-    A sender that fails takes its replica out of the session; the client does not notice, and the commit sends the
-    whole blob to that replica in a session of its own.
-    """
-
-    def __init__(
-        self,
-        replica_set: ReplicaSet,
-        repository: Repository,
-        file: SpoolFile,
-        session: UploadSession,
-        size_bytes: int | None,
-    ) -> None:
-        self._replica_set = replica_set
-        self._repository = repository
-        self._file = file
-        self._session = session
-        self._end = None if size_bytes is None else session.offset + size_bytes
-        self._locations = dict(session.locations)
-        self._next: dict[str, str] = {}
-        self._tasks = [
-            spawn(self._send(lane), f"upload to {lane[0].name}")
-            for lane in _lanes_with(
-                replica_set, file, session, lanes_of(replica_set, session.session_id, session.locations)
-            )
-            if session.offset == 0 or replica_set.storage is StorageKind.SHARED or lane[0].name in session.locations
-        ]
-
-    async def _send(self, lane: Lane) -> bool:
-        for client in lane:
-            try:
-                await self._send_to(client, takes_over=client is lane[0])
-            except UpstreamUnavailableError as error:
-                self._replica_set.report_failure(client.name, error)
-                _log.warning("replica %s left an upload: %s", client.name, error)
-            except RegistryError as error:
-                _log.warning("replica %s left an upload: %s", client.name, error)
-            else:
-                return True
-        return False
-
-    async def _send_to(self, client: ReplicaClient, *, takes_over: bool) -> None:
-        """Send to one replica; ``takes_over`` tells that nobody has written to the session in this request."""
-        location = self._session.locations.get(client.name)
-        if takes_over:
-            location = _session_at(self._replica_set, client.name, self._session.locations)
-        offset = 0 if location is None else self._session.offset
-        if not await self._file.wait_beyond(offset):
-            if location is not None:
-                self._next[client.name] = location
-            return
-        if location is None:
-            location = self._locations[client.name] = await client.start_upload(self._repository)
-        size_bytes = None if self._end is None else self._end - offset
-        self._next[client.name] = await client.append_upload(location, follow(self._file, offset), size_bytes)
-
-    async def finish(self) -> Mapping[str, str]:
-        """Wait for the senders, the slow ones 10 s past the quorum; return the next location at each that kept up."""
-        await settle(self._tasks, quorum_of(self._replica_set), GRACE_SECONDS)
-        return self._next
-
-    async def abort(self) -> None:
-        """End the senders and, as far as they answer, the sessions at the replicas."""
-        await cancel_all(self._tasks)
-        await cancel_sessions(self._replica_set, {**self._locations, **self._next})
-
-
-def _session_at(replica_set: ReplicaSet, replica: str, locations: Mapping[str, str]) -> str | None:
-    """Return where an upload goes on at a replica, None where it has to be begun.
-
-    Over shared storage any replica goes on with the session of another one, if they have the same ``http.secret``.
-    """
-    if replica in locations or replica_set.storage is StorageKind.INDEPENDENT:
-        return locations.get(replica)
-    return next(iter(locations.values()), None)
-
-
-def _lanes_with(
-    replica_set: ReplicaSet, file: SpoolFile, session: UploadSession, lanes: Sequence[Lane]
-) -> Sequence[Lane]:
-    """Leave out the replicas that lack what the file lacks: nobody can send it to them."""
-    if not file.start_offset:
-        return lanes
-    if replica_set.storage is StorageKind.SHARED:
-        return [lane[:1] for lane in lanes]
-    able = [[client for client in lane if client.name in session.locations] for lane in lanes]
-    return [lane for lane in able if lane]
-
-
-async def cancel_sessions(replica_set: ReplicaSet, locations: Mapping[str, str]) -> None:
-    """Tell the replicas that an upload is over. What they do not hear they purge by themselves."""
-
-    async def cancel(client: ReplicaClient) -> None:
-        with contextlib.suppress(RegistryError, UpstreamUnavailableError, TimeoutError):
-            async with asyncio.timeout(_CANCEL_SECONDS):
-                await client.cancel_upload(locations[client.name])
-
-    clients = [client for client in replica_set.replicas if client.name in locations]
-    await asyncio.gather(*(cancel(client) for client in clients if replica_set.is_writable(client.name)))
 
 
 class UploadReplication:
@@ -210,6 +68,29 @@ class UploadReplication:
         """End an upload at the replicas, as far as they answer."""
         await cancel_sessions(self._replica_sets[routed.upstream], locations)
 
+    def note(self, routed: RoutedRepository, locations: Mapping[str, str]) -> bytes:
+        """Return what an upload needs to be cancelled by ``cancel_abandoned``."""
+        return json.dumps([routed.upstream, dict(locations)]).encode()
+
+    async def run(self) -> None:
+        """Look after the uploads that nobody goes on with, until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            await self.cancel_abandoned()
+
+    async def cancel_abandoned(self) -> None:
+        """Remove the uploads that nobody went on with, and end them at the replicas, as far as these answer."""
+        try:
+            await asyncio.to_thread(self._pins.sweep)
+            gone = await asyncio.to_thread(self._pins.take_gone)
+        except OSError as error:
+            _log.warning("abandoned uploads cannot be looked for: %s", error)
+            return
+        for note in gone:
+            with contextlib.suppress(ValueError, KeyError):  # cut by a full disk, or of an upstream that is gone
+                upstream, locations = json.loads(note)
+                await cancel_sessions(self._replica_sets[upstream], locations)
+
     async def commit(
         self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
     ) -> Sequence[str]:
@@ -222,7 +103,7 @@ class UploadReplication:
         """
 
         async def commit_at(client: ReplicaClient) -> None:
-            location = _session_at(replica_set, client.name, locations)
+            location = session_at(replica_set, client.name, locations)
             if location is not None:
                 try:
                     await client.commit_upload(location, descriptor.digest)
@@ -230,7 +111,7 @@ class UploadReplication:
                     _log.warning("replica %s lost an upload, sending the blob anew: %s", client.name, error)
                 else:
                     return
-            await client.push_blob(routed.repository, descriptor, lambda: read_range(file.fd, descriptor.size_bytes))
+            await client.push_blob(routed.repository, descriptor, lambda: follow(file.open_reader(0), 0))
 
         replica_set = self._replica_sets[routed.upstream]
         lanes = lanes_of(replica_set, str(descriptor.digest), locations)
@@ -250,11 +131,11 @@ class UploadReplication:
         """
         digest, replica_set = descriptor.digest, self._replica_sets[routed.upstream]
         lanes = lanes_of(replica_set, str(digest), locations)
-        able = [[client for client in lane if _session_at(replica_set, client.name, locations)] for lane in lanes]
+        able = [[client for client in lane if session_at(replica_set, client.name, locations)] for lane in lanes]
 
         async def commit_at(client: ReplicaClient) -> None:
             try:
-                await client.commit_upload(_session_at(replica_set, client.name, locations) or "", digest)
+                await client.commit_upload(session_at(replica_set, client.name, locations) or "", digest)
             except RegistryError as error:
                 # A node died over this very request, which was repeated at another one: the session ended well.
                 # Only the repository's own blob says so: any other of this digest was not uploaded by this caller.

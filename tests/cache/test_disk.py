@@ -12,6 +12,7 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError
+from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
@@ -230,15 +231,17 @@ async def test_content_without_a_length_that_outgrows_the_disk(make_cache: MakeC
 
 
 async def test_a_disk_that_takes_no_files(cache: DiskCache, cache_path: Path, events: Events) -> None:
-    """Hits are served from a disk that takes nothing any more; misses are passed through, uploads refused."""
+    """Hits are served from a disk that takes nothing any more; misses and uploads are passed through."""
     hit, hit_digest = await put(cache, MIB, 7)
-    for name in ("fills", "temp", "uploads"):
+    for name in ("fills", "temp", "spool"):
         (cache_path / name).rmdir()
     body, digest = content(1000)
     with pytest.raises(CacheUnavailableError):
         await cache.open_or_fill(digest, Source(Answer(body)))
-    with pytest.raises(CacheUnavailableError):
-        DiskSpool(cache).create("one")
+    upload = DiskSpool(cache).create("one", Uploader("user:ann", 0))
+    await upload.write(body)
+    assert not upload.is_whole
+    upload.discard()
     await cache.store(digest, body)
     assert events.errors["write"] == 3
     reader = cache.open_committed(hit_digest)

@@ -30,7 +30,7 @@ SIZES = [0, 1, HOLD_BACK_BYTES, HOLD_BACK_BYTES + 1, 3 * MIB + 17]
 
 def leftovers(path: Path) -> list[str]:
     """Return what lies in the directories of unfinished work."""
-    return [f"{name}/{entry}" for name in ("fills", "uploads", "temp") for entry in os.listdir(path / name)]
+    return [f"{name}/{entry}" for name in ("fills", "spool", "temp") for entry in os.listdir(path / name)]
 
 
 def is_committed(cache: DiskCache, digest: Digest) -> bool:

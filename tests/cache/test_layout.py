@@ -18,12 +18,23 @@ async def test_leftovers_go_and_content_stays(make_cache: MakeCache, cache_path:
     _, two = await put(cache, 2000, 2)
     DiskSpool(cache).pin(one)
     await cache.close()
-    for name in ("fills/sha256-aa.part", "fills/sha256-aa.size", "uploads/s.part", "temp/1-2"):
+    for name in (
+        "fills/sha256-aa.part",
+        "fills/sha256-aa.size",
+        "uploads/s.part",
+        "spool/00/o-s.part",
+        "spool/00/o-s.note",
+        "spool/00/o-t.note",
+        "temp/1-2",
+    ):
+        (cache_path / name).parent.mkdir(exist_ok=True)
         (cache_path / name).write_bytes(b"x")
     blob_file(cache_path, two).unlink()
     (cache_path / "page").write_bytes(b"\xff" * 4096)
     prepare_cache(cache_path)
-    assert [os.listdir(cache_path / name) for name in ("fills", "uploads", "temp")] == [[], [], []]
+    assert [os.listdir(cache_path / name) for name in ("fills", "temp")] == [[], []]
+    assert not (cache_path / "uploads").exists()
+    assert sorted(os.listdir(cache_path / "spool" / "00")) == ["o-s.gone", "o-t.note"]
     again = make_cache()
     assert again.space.must_recount
     await again.recount()

@@ -11,12 +11,13 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports.errors import CacheUnavailableError
-from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile
+from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile, Uploader
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.fakes.cache import MIB, content, read_all
+
+ANN = Uploader("user:ann", 0)
 
 
 @pytest.fixture
@@ -25,18 +26,24 @@ def spool(cache: DiskCache) -> DiskSpool:
     return DiskSpool(cache)
 
 
+def parts(cache_path: Path) -> list[str]:
+    """Return the names of what lies there of unfinished uploads."""
+    return sorted(path.name for path in (cache_path / "spool").glob("*/*"))
+
+
 async def send(upload: SpoolFile) -> bytes:
     """Follow an upload as a sender does."""
-    received = b""
-    while await upload.wait_beyond(len(received)):
-        received += os.pread(upload.fd, upload.size_bytes - len(received), len(received))
+    received, reader = b"", upload.open_reader(0)
+    while piece := await reader.read(len(received)):
+        received += piece
+    reader.close()
     return received
 
 
 async def test_senders_follow_the_writer(spool: DiskSpool) -> None:
     """Every sender gets all bytes in order, and an end when the request is finished."""
     body, _ = content(MIB)
-    upload = spool.create("one")
+    upload = spool.create("one", ANN)
     senders = [asyncio.ensure_future(send(upload)) for _ in range(3)]  # noqa: TID251 - awaited below
     for start in range(0, MIB, 100_000):
         await upload.write(body[start : start + 100_000])
@@ -49,7 +56,7 @@ async def test_senders_follow_the_writer(spool: DiskSpool) -> None:
 async def test_a_committed_upload_is_a_hit(spool: DiskSpool, cache: DiskCache, cache_path: Path) -> None:
     """The commit is a cache entry at once, and nothing stays behind."""
     body, digest = content(MIB)
-    upload = spool.create("one")
+    upload = spool.create("one", ANN)
     await upload.write(body)
     assert await upload.digest("sha256") == digest
     await upload.commit(digest)
@@ -58,38 +65,38 @@ async def test_a_committed_upload_is_a_hit(spool: DiskSpool, cache: DiskCache, c
     reader = cache.open_committed(digest)
     assert reader is not None
     assert await read_all(reader) == body
-    assert os.listdir(cache_path / "uploads") == []
+    assert parts(cache_path) == []
     assert cache.stats()["committed_bytes"] == MIB
-    assert spool.reopen("one") is None
+    assert spool.reopen("one", ANN) is None
 
 
 async def test_committing_what_is_there_already(spool: DiskSpool, cache: DiskCache, cache_path: Path) -> None:
     """A second push of the same content is fine and counted once."""
     body, digest = content(1000)
     for session in ("one", "two"):
-        upload = spool.create(session)
+        upload = spool.create(session, ANN)
         await upload.write(body)
         await upload.commit(digest)
         upload.close()
     assert cache.stats()["committed_bytes"] == 1000
-    assert os.listdir(cache_path / "uploads") == []
+    assert parts(cache_path) == []
 
 
 async def test_requests_of_a_session_on_different_workers(make_cache: MakeCache) -> None:
     """The bytes and the digest go on wherever the next request comes, and back again."""
     workers = [DiskSpool(make_cache()), DiskSpool(make_cache())]
     body, digest = content(6 * 50_000)
-    upload: SpoolFile | None = workers[0].create("one")
+    upload: SpoolFile | None = workers[0].create("one", ANN)
     for number, worker in enumerate([0, 0, 1, 0, 1, 1]):
         if number:
-            upload = workers[worker].reopen("one")
+            upload = workers[worker].reopen("one", ANN)
         assert upload is not None
         assert upload.size_bytes == number * 50_000
         await upload.write(body[number * 50_000 : (number + 1) * 50_000])
         so_far = body[: (number + 1) * 50_000]
         assert await upload.digest("sha256") == Digest("sha256", hashlib.sha256(so_far).hexdigest())
         upload.close()
-    upload = workers[0].reopen("one")
+    upload = workers[0].reopen("one", ANN)
     assert upload is not None
     assert await upload.digest("sha512") == Digest("sha512", hashlib.sha512(body).hexdigest())
     assert await upload.digest("sha256") == digest
@@ -100,18 +107,18 @@ async def test_requests_of_a_session_on_different_workers(make_cache: MakeCache)
 async def test_one_writer_at_a_time(make_cache: MakeCache) -> None:
     """A second request to the same upload is refused with the spec's code, on any worker, until the first ends."""
     spools = [DiskSpool(make_cache()), DiskSpool(make_cache())]
-    upload = spools[0].create("one")
+    upload = spools[0].create("one", ANN)
     for spool in spools:
         with pytest.raises(RegistryError) as raised:
-            spool.reopen("one")
+            spool.reopen("one", ANN)
         assert raised.value.code is ErrorCode.BLOB_UPLOAD_INVALID
-    with pytest.raises(CacheUnavailableError):
-        spools[1].create("one")
+    with pytest.raises(RegistryError):
+        spools[1].create("one", ANN)
     upload.close()
-    again = spools[1].reopen("one")
+    again = spools[1].reopen("one", ANN)
     assert again is not None
     again.discard()
-    assert spools[0].reopen("one") is None
+    assert spools[0].reopen("one", ANN) is None
 
 
 @pytest.mark.parametrize("session", ["../../etc/passwd", "", "a/b", ".", "x" * 200, "a\n"])
@@ -119,14 +126,14 @@ def test_a_session_is_never_a_path(spool: DiskSpool, session: str) -> None:
     """What is no session id is unknown, whatever signed it."""
     for call in (spool.create, spool.reopen):
         with pytest.raises(RegistryError) as raised:
-            call(session)
+            call(session, ANN)
         assert raised.value.code is ErrorCode.BLOB_UPLOAD_UNKNOWN
 
 
 @pytest.mark.parametrize("end", ["close", "discard"])
 async def test_senders_are_woken_when_the_upload_ends(spool: DiskSpool, end: str) -> None:
     """Nobody waits for a writer that is gone."""
-    upload = spool.create("one")
+    upload = spool.create("one", ANN)
     sender = asyncio.ensure_future(upload.wait_beyond(0))  # noqa: TID251 - awaited below
     await asyncio.sleep(0)
     getattr(upload, end)()
@@ -136,14 +143,14 @@ async def test_senders_are_woken_when_the_upload_ends(spool: DiskSpool, end: str
 async def test_a_cancelled_write_keeps_file_and_hash_in_step(spool: DiskSpool) -> None:
     """The client leaves in mid-write: what the size says is in the file and in the digest."""
     body, _ = content(4 * MIB)
-    upload = spool.create("one")
+    upload = spool.create("one", ANN)
     writing = asyncio.ensure_future(upload.write(body))  # noqa: TID251 - to be cancelled here
     await asyncio.sleep(0)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
     upload.close()
-    again = spool.reopen("one")
+    again = spool.reopen("one", ANN)
     assert again is not None
     expected = hashlib.sha256(body[: again.size_bytes]).hexdigest()
     assert await again.digest("sha256") == Digest("sha256", expected)
@@ -154,15 +161,16 @@ async def test_idle_uploads_are_swept(spool: DiskSpool, cache_path: Path) -> Non
     """After six idle hours an upload goes, unless a request is writing to it."""
     hours_ago = time.time() - 7 * 3600
     for session in ("idle", "busy", "fresh"):
-        upload = spool.create(session)
+        upload = spool.create(session, ANN)
         await upload.write(b"x")
         upload.close()
-    busy = spool.reopen("busy")
+    busy = spool.reopen("busy", ANN)
     assert busy is not None
     for session in ("idle", "busy"):
-        os.utime(cache_path / "uploads" / f"{session}.part", (hours_ago, hours_ago))
+        (part,) = (cache_path / "spool").glob(f"*/*-{session}.part")
+        os.utime(part, (hours_ago, hours_ago))
     assert spool.sweep() == 1
-    assert sorted(os.listdir(cache_path / "uploads")) == ["busy.part", "fresh.part"]
+    assert [name.partition("-")[2] for name in parts(cache_path)] == ["busy.part", "fresh.part"]
     busy.discard()
 
 

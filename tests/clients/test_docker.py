@@ -149,7 +149,7 @@ def test_docker_gets_over_a_kill_in_mid_push_and_in_mid_pull(
     docker.login(proxy.host, "ann", "password of a user")
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        for verb, folder in (("push", "uploads"), ("pull", "fills")):
+        for verb, folder in (("push", "spool"), ("pull", "fills")):
             if verb == "pull":
                 docker.forget(name)
                 proxy.stop()
@@ -167,4 +167,4 @@ def test_docker_gets_over_a_kill_in_mid_push_and_in_mid_pull(
 
 def holds_bytes(folder: Path, size_bytes: int) -> bool:
     """Tell whether a directory holds a file of at least that size."""
-    return any(file.stat().st_size >= size_bytes for file in folder.glob("*.part"))
+    return any(file.stat().st_size >= size_bytes for file in folder.rglob("*.part"))

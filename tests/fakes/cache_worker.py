@@ -11,6 +11,7 @@ from typing import Any
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.uploads import Uploader
 from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 
@@ -50,9 +51,9 @@ async def churn(cache: DiskCache, seed: int) -> None:
         with contextlib.suppress(CacheUnavailableError):
             match chance.randrange(4):
                 case 0:
-                    upload = spool.create(os.urandom(8).hex())
+                    upload = spool.create(os.urandom(8).hex(), Uploader("user:ann", 0))
                     await upload.write(body)
-                    await upload.commit(await upload.digest("sha256"))
+                    await upload.commit(digest)
                     upload.close()
                 case 1:
                     cache.drop(digest)

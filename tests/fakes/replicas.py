@@ -179,14 +179,29 @@ class MemoryReplicaSet:
         self.down.add(replica)
 
 
+class MemorySpoolReader:
+    """A sender of a ``MemorySpoolFile``, which keeps everything."""
+
+    def __init__(self, file: "MemorySpoolFile") -> None:
+        self._file = file
+
+    async def read(self, offset: int) -> bytes:
+        file = self._file
+        return os.pread(file.fd, file.size_bytes - offset, offset) if await file.wait_beyond(offset) else b""
+
+    def close(self) -> None:
+        """Keep nothing for it."""
+
+
 class MemorySpoolFile:
-    """An upload of ``MemorySpool``."""
+    """An upload of ``MemorySpool``; once that is full, or without its beginning, it leaves nothing behind."""
 
     def __init__(self, spool: "MemorySpool", session_id: str, path: str, start_offset: int = 0) -> None:
         self._spool, self._session_id, self._path = spool, session_id, path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
         self.size_bytes = os.fstat(self.fd).st_size + start_offset
         self.start_offset = start_offset
+        self.has_left_disk = bool(start_offset) or (spool.is_full and not self.size_bytes)
         self._is_over = False
         self._moved = asyncio.Event()
 
@@ -195,11 +210,18 @@ class MemorySpoolFile:
         self._moved = asyncio.Event()
 
     async def write(self, chunk: bytes) -> None:
-        if self._spool.is_full:
-            raise CacheUnavailableError("no space left on device")
+        self.has_left_disk |= self._spool.is_full
         os.pwrite(self.fd, chunk, self.size_bytes)
         self.size_bytes += len(chunk)
         self._wake()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is on the disk."""
+        return not (self.size_bytes and self.has_left_disk)
+
+    def open_reader(self, offset: int) -> MemorySpoolReader:  # noqa: ARG002 - it keeps everything
+        return MemorySpoolReader(self)
 
     async def wait_beyond(self, offset: int) -> bool:
         while self.size_bytes <= offset and not self._is_over:
@@ -210,7 +232,9 @@ class MemorySpoolFile:
         self._is_over = True
         self._wake()
 
-    async def digest(self, algorithm: str) -> Digest:
+    async def digest(self, algorithm: str) -> Digest | None:
+        if self.start_offset:
+            return None
         hasher = Digest(algorithm, "").hasher()
         hasher.update(os.pread(self.fd, self.size_bytes, 0))
         return Digest(algorithm, hasher.hexdigest())
@@ -220,21 +244,25 @@ class MemorySpoolFile:
             raise CacheUnavailableError("no space left on device")
         content = os.pread(self.fd, self.size_bytes, 0)
         Path(self._path).unlink()
+        self._spool.notes.pop(self._session_id, None)
         await self._spool.cache.store(digest, content)
 
-    def close(self) -> None:
-        if self.start_offset:
+    def close(self, note: bytes | None = None) -> None:
+        if note is not None:
+            self._spool.notes[self._session_id] = note
+        if self.has_left_disk:
             Path(self._path).unlink(missing_ok=True)
         if self._spool.open.pop(self._session_id, None) is not None:
             os.close(self.fd)
 
     def discard(self) -> None:
+        self._spool.notes.pop(self._session_id, None)
         self.close()
         Path(self._path).unlink(missing_ok=True)
 
 
 class MemorySpool:
-    """A ``Spool`` in a directory; ``is_full`` makes it refuse; ``open`` must be empty at the end of a test."""
+    """A ``Spool`` in a directory; ``is_full`` keeps nothing more; ``open`` must be empty at the end of a test."""
 
     def __init__(self, directory: str, cache: MemoryCache, node_id: str = "node") -> None:
         self._directory, self.cache, self.node_id = directory, cache, node_id
@@ -242,6 +270,8 @@ class MemorySpool:
         self.pins: set[Digest] = set()
         self.ended: dict[str, Digest | None] = {}
         self.is_full = False
+        self.notes: dict[str, bytes] = {}
+        self.gone: list[bytes] = []
 
     def _path(self, session_id: str) -> str:
         return os.path.join(self._directory, session_id)
@@ -251,14 +281,10 @@ class MemorySpool:
         """The uploads that have a file."""
         return os.listdir(self._directory)
 
-    def create(self, session_id: str) -> MemorySpoolFile:
-        if self.is_full:
-            raise CacheUnavailableError("no space left on device")
+    def create(self, session_id: str, uploader: Uploader) -> MemorySpoolFile:  # noqa: ARG002 - nothing is counted
         return self._open(session_id)
 
-    def create_tail(self, offset: int) -> MemorySpoolFile:
-        if self.is_full:
-            raise CacheUnavailableError("no space left on device")
+    def create_tail(self, session_id: str, uploader: Uploader, offset: int) -> MemorySpoolFile:  # noqa: ARG002 - as above
         self.open["tail"] = MemorySpoolFile(self, "tail", self._path("tail"), offset)
         return self.open["tail"]
 
@@ -266,7 +292,16 @@ class MemorySpool:
         self.open[session_id] = MemorySpoolFile(self, session_id, self._path(session_id))
         return self.open[session_id]
 
-    def reopen(self, session_id: str) -> MemorySpoolFile | None:
+    def sweep(self) -> int:
+        self.gone += self.notes.values()
+        self.notes.clear()
+        return len(self.gone)
+
+    def take_gone(self) -> list[bytes]:
+        gone, self.gone = self.gone, []
+        return gone
+
+    def reopen(self, session_id: str, uploader: Uploader) -> MemorySpoolFile | None:  # noqa: ARG002 - as above
         if session_id in self.open:
             raise RegistryError(ErrorCode.BLOB_UPLOAD_INVALID, "another request writes to it")
         return self._open(session_id) if os.path.exists(self._path(session_id)) else None
@@ -302,6 +337,7 @@ class Pushing:
     journal: Journal
     store: SqliteStore | RedisStore
     changes: StoreWatch
+    uploads: UploadReplication
 
     async def upload(self, content: bytes, *, routed: RoutedRepository = ROUTED) -> Descriptor:
         """Push a blob as docker does: POST, one PATCH, PUT."""
@@ -351,7 +387,12 @@ async def pushing(
         readers = {replicas.upstream: _Replicas(replicas, journal)}
         deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal)
         yield Pushing(
-            push, Manage(memberships=memberships, holdings=holdings, deletions=deletions), journal, store, changes
+            push,
+            Manage(memberships=memberships, holdings=holdings, deletions=deletions),
+            journal,
+            store,
+            changes,
+            uploads,
         )
 
 

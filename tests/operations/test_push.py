@@ -216,7 +216,7 @@ async def test_an_upload_whose_file_is_gone_is_unknown(setting: Bench) -> None:
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
-    file = setting.spool.reopen(at.session_id)
+    file = setting.spool.reopen(at.session_id, ANN)
     assert file is not None
     file.discard()
     for attempt in (
@@ -371,17 +371,48 @@ async def test_shared_storage_is_written_through_one_replica(setting: Bench) -> 
     assert await setting.under_test.intents() == {}
 
 
-async def test_a_full_disk_is_a_503(setting: Bench) -> None:
-    """No room for the upload: an honest 503, nothing left behind, and no replica holds half of it."""
+@pytest.mark.parametrize("full_at", ["start", "middle", "commit"])
+async def test_a_full_disk_costs_the_cache_entry_only(setting: Bench, full_at: str) -> None:
+    """With no room from the start, from the middle on or at the end: 201 at all replicas, and nothing left behind."""
     push = setting.under_test.push
-    start = await push.start_upload(ROUTED, ANN)
+    setting.spool.is_full = full_at == "start"
+    at = await push.start_upload(ROUTED, ANN)
+    for piece in (LAYER[:1000], LAYER[1000:]):
+        at = await push.append_upload(ROUTED, ANN, at.session_id, at.state, body_of(piece), None, None)
+        setting.spool.is_full |= full_at == "middle"
     setting.spool.is_full = True
-    for _ in range(2):
-        error = await refused(
-            push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
-        )
-        assert error.status == 503
+    commit = push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None)
+    assert await commit == DESCRIPTOR
+    for replica in (setting.a, setting.b):
+        assert replica.blobs == {(REPOSITORY, DIGEST): LAYER}
+    assert setting.cache.open_committed(DIGEST) is None
     assert setting.spool.sessions == []
+
+
+async def test_a_wrong_digest_is_refused_without_a_copy(setting: Bench) -> None:
+    """The hash of what went past the disk is known: nothing is committed anywhere."""
+    setting.spool.is_full = True
+    wrong = digest_of(b"another")
+    push = setting.under_test.push.push_blob(ROUTED, ANN, wrong, body_of(LAYER), None)
+    assert (await refused(push)).code is ErrorCode.DIGEST_INVALID
+    assert not setting.a.blobs
+    assert not setting.a.uploads
+
+
+async def test_an_abandoned_upload_is_cancelled_at_the_replicas(setting: Bench) -> None:
+    """What nobody goes on with ends behind us, too; what was committed or cancelled is left alone."""
+    push = setting.under_test.push
+    await setting.under_test.upload(b"committed")
+    at = [await push.start_upload(ROUTED, ANN) for _ in range(2)]
+    for one in at:
+        await push.append_upload(ROUTED, ANN, one.session_id, one.state, body_of(LAYER), None, None)
+    requests = len(setting.a.requests)
+    await setting.under_test.uploads.cancel_abandoned()
+    assert [method for method, *_ in setting.a.requests[requests:]] == ["cancel_upload"] * 2
+    assert not setting.a.uploads
+    assert not setting.b.uploads
+    await setting.under_test.uploads.cancel_abandoned()
+    assert len(setting.a.requests) == requests + 2
 
 
 async def test_a_disk_that_fills_at_the_commit_matters_only_where_our_copy_does(setting: Bench) -> None:

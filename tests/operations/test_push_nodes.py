@@ -194,7 +194,8 @@ async def test_an_upload_that_is_lost_is_not_taken_for_another_blob(nodes: Nodes
 async def test_a_full_disk_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) -> None:
     """What one replica misses and this node cannot keep is not acknowledged."""
     at = await nodes.one.append(await nodes.one.start(), LAYER)
-    nodes.two.spool.is_full = True
+    nodes.b.uploads.clear()
+    nodes.two.spool.is_full = nodes.two.cache.is_full = True
     assert (await refused(nodes.two.commit(at))).status == 503
 
 

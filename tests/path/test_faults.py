@@ -136,7 +136,7 @@ def wrong_files(cache: Path) -> list[Path]:
 
 def held_locks(workers: list[psutil.Process], cache: Path) -> int:
     """Return how many locks on files of fills and uploads the workers hold."""
-    inodes = {os.stat(file).st_ino for folder in ("fills", "uploads") for file in (cache / folder).iterdir()}
+    inodes = {os.stat(file).st_ino for folder in ("fills", "spool") for file in (cache / folder).rglob("*")}
     pids = {str(worker.pid) for worker in workers}
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     return sum(1 for line in lines if line[4] in pids and int(line[5].rpartition(":")[2]) in inodes)

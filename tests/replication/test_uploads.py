@@ -17,7 +17,7 @@ from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
-from registry_proxy.replication.uploads import follow
+from registry_proxy.replication.upload_stream import follow
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
 from tests.fakes.images import Parts, image, index
@@ -91,7 +91,7 @@ async def test_an_image_reaches_both_registries(setting: Setting) -> None:
             assert (await get(server, f"{REPOSITORY}/blobs/{digest_of(LAYER)}")).content == LAYER
     assert setting.cache.read_small(app.digest) == app.manifest
     assert await setting.under_test.intents() == {}
-    assert os.listdir(setting.cache.paths.uploads) == []
+    assert [*Path(setting.cache.paths.uploads).glob("*/*")] == []
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
@@ -212,7 +212,7 @@ async def test_a_push_leaves_no_descriptor_open(setting: Setting) -> None:
         with pytest.raises(ConnectionResetError):
             await push.append_upload(ROUTED, ANN, start.session_id, start.state, broken_body(), None, None)
     assert len(os.listdir("/proc/self/fd")) <= before + 10  # connections to the registries
-    assert os.listdir(setting.cache.paths.uploads) == []
+    assert [*Path(setting.cache.paths.uploads).glob("*/*")] == []
 
 
 async def broken_body() -> AsyncIterator[bytes]:
@@ -223,9 +223,9 @@ async def broken_body() -> AsyncIterator[bytes]:
 
 async def test_a_follower_reads_what_the_writer_writes(setting: Setting) -> None:
     """A sender that starts late reads from the beginning, in order, to the end of the request."""
-    file = DiskSpool(setting.cache).create("session")
+    file = DiskSpool(setting.cache).create("session", ANN)
     await file.write(LAYER)
     await file.write(b"tail")
     file.finish_request()
-    assert b"".join([piece async for piece in follow(file, 5)]) == LAYER[5:] + b"tail"
+    assert b"".join([piece async for piece in follow(file.open_reader(5), 5)]) == LAYER[5:] + b"tail"
     file.discard()
