@@ -26,9 +26,10 @@ HOME = "192.0.2.1"
 
 @dataclass
 class Hashing:
-    """The threads that hash: they wait until the test opens the gate; ``done`` holds the passwords compared."""
+    """The threads that hash: ``held`` of them wait at the gate; ``done`` holds the passwords compared."""
 
     gate: threading.Event = field(default_factory=threading.Event)
+    held: int = 0
     done: list[str] = field(default_factory=list)
 
 
@@ -43,12 +44,23 @@ class Bench:
         """Try to log in, without waiting for the outcome."""
         return spawn(self.control.login(name, password, address), "login")
 
+    async def wait_in_line(self, name: str, password: str, address: str) -> asyncio.Task[Login]:
+        """Try to log in; return when the attempt waits for a thread."""
+        task, turns = self.attempt(name, password, address), self.control._logins.passwords._turns
+        await until(lambda: turns._known.count(address) + turns._unknown.count(address) == 1)
+        return task
+
     async def flood(self, *addresses: str) -> list[asyncio.Task[Login]]:
         """Send a wrong password for a new name from each address, until all of them wait for a thread."""
         names = [f"guess{number}" for number in range(len(addresses))]
         tasks = [self.attempt(name, "wrong", address) for name, address in zip(names, addresses, strict=True)]
-        await until(lambda: sum(task.done() for task in tasks) + 66 >= len(tasks))
-        await asyncio.sleep(0)
+        turns = self.control._logins.passwords._turns
+
+        def are_settled() -> bool:
+            waiting = len(turns._known) + len(turns._unknown)
+            return self.hashing.held == 2 and sum(task.done() for task in tasks) + waiting + 2 == len(tasks)
+
+        await until(are_settled)
         return tasks
 
 
@@ -65,10 +77,14 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         stack.push_async_callback(directory.aclose)
         stack.push_async_callback(control.aclose)
         await directory.put_user("ann", UserInput(password=PASSWORD))
-        hashing, is_right = Hashing(), control._logins.passwords._is_right
+        counting, hashing, is_right = threading.Lock(), Hashing(), control._logins.passwords._is_right
 
         def held_up(password: str, stored_hash: str) -> bool:
+            with counting:
+                hashing.held += 1
             hashing.gate.wait(60)
+            with counting:
+                hashing.held -= 1
             hashing.done.append(password)
             return is_right(password, stored_hash)
 
@@ -85,8 +101,7 @@ def outcomes(answers: list[Login | BaseException]) -> set[type]:
 async def test_a_right_password_passes_a_flood_from_another_address(bench: Bench) -> None:
     """Two hundred guesses of one address wait; the user of another address is served next and not refused."""
     flood = await bench.flood(*[ABUSER] * 200)
-    right = bench.attempt("ann", PASSWORD, HOME)
-    await asyncio.sleep(0.05)
+    right = await bench.wait_in_line("ann", PASSWORD, HOME)
     bench.hashing.gate.set()
     assert (await right).subject == "user:ann"
     assert bench.hashing.done.index(PASSWORD) <= 4, "it waited behind the flood"
@@ -105,8 +120,7 @@ async def test_who_logged_in_before_passes_a_flood_from_many_addresses(
         bench.control._logins.passwords, "_remembered", type(bench.control._logins.passwords._remembered)()
     )
     flood = await bench.flood(*(f"198.51.100.{number}" for number in range(200)))
-    right = bench.attempt("ann", PASSWORD, HOME)
-    await asyncio.sleep(0.05)
+    right = await bench.wait_in_line("ann", PASSWORD, HOME)
     bench.hashing.gate.set()
     assert (await right).subject == "user:ann"
     assert bench.hashing.done.index(PASSWORD) <= 4, "it waited behind the flood"
@@ -116,8 +130,7 @@ async def test_who_logged_in_before_passes_a_flood_from_many_addresses(
 async def test_a_site_with_ipv6_is_one_address(bench: Bench) -> None:
     """Guesses from two hundred addresses of one /64 share one queue."""
     flood = await bench.flood(*(f"2001:db8::{number:x}" for number in range(200)))
-    right = bench.attempt("ann", PASSWORD, HOME)
-    await asyncio.sleep(0.05)
+    right = await bench.wait_in_line("ann", PASSWORD, HOME)
     bench.hashing.gate.set()
     assert (await right).subject == "user:ann"
     assert bench.hashing.done.index(PASSWORD) <= 4, "it waited behind the flood"
