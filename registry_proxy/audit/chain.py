@@ -236,7 +236,7 @@ class _Verification:
         if self.previous is not None and _hash(self.previous, line.body) != line.hash:
             yield f"line {line.seq} was changed, or line {line.seq - 1} was replaced"
         if b'"action":"%s"' % GAP_ACTION.encode() in line.body:
-            yield f"line {line.seq} tells that signed lines before it were missing when the service started"
+            yield f"line {line.seq} tells that signed lines were missing when the service started"
         self.expected, self.previous = line.seq + 1, line.hash
 
 

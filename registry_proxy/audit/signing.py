@@ -133,8 +133,9 @@ class HeadSigner:
         return True
 
     def _record_gap(self, reason: str) -> None:
-        kind = AuditKind.TRAFFIC if self.process.endswith(TRAFFIC_SUFFIX) else AuditKind.ACT
-        self.trail.record(AuditEvent(GAP_ACTION, "failed", rule=reason, kind=kind))
+        # An act, whichever chain has it: refusals beside it must not fold it.
+        rule = f"log of process {self.process}: {reason}"
+        self.trail.record(AuditEvent(GAP_ACTION, "failed", rule=rule, kind=AuditKind.ACT))
 
 
 class NotAcceptableError(Exception):

@@ -190,7 +190,7 @@ def test_a_cut_end_is_not_covered_up_by_a_restart(start_proxy: StartProxy, regis
     the_one(proxy, action="audit.gap")
     before = verify(proxy)["processes"][0]["signed_at"]
     wait_until(lambda: verify(proxy)["processes"][0]["signed_at"] not in {None, before}, "a new signature")
-    assert any("signed lines before it were missing" in text for text in faults(proxy))
+    assert any("signed lines were missing" in text for text in faults(proxy))
 
 
 def test_the_log_goes_on_after_kill_and_over_rotation(start_proxy: StartProxy, registry: Server) -> None:
