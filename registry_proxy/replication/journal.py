@@ -107,14 +107,17 @@ class Journal:
                 return marks
             version, now = self._versions(), self._clock()
             try:
-                is_same_store = not await self._restore_lost()
+                losses = self._changes.losses()
+                is_same_store = losses == self._losses
+                if not is_same_store:
+                    await self._restore_lost()
                 newcomers, pauses = await self.roster.newcomers(), await self._pauses()
                 marks = await self._read(self._marks if is_same_store else None, now, newcomers, pauses)
             except StoreUnavailableError:
                 if self._marks is None:
                     raise
                 return self._marks
-            self._marks = marks
+            self._marks, self._losses = marks, losses
             self._version = version
             self._report(marks)
             return marks
@@ -137,24 +140,16 @@ class Journal:
         intents = ((parse_key(record.key), Intent.from_value(record.value)) for record in records)
         return JournalMarks(intents, now, newcomers, pauses)
 
-    async def _restore_lost(self) -> bool:
+    async def _restore_lost(self) -> None:
         """Write again what the store has lost, as this process remembers it: what replicas miss, and who is new.
-
-        Returns:
-            True where it was lost since this was called last.
 
         Raises:
             StoreUnavailableError: it does not answer.
         """
-        losses = self._changes.losses()
-        if losses == self._losses:
-            return False
         for _ in range(_RACES_MAX):
             with contextlib.suppress(ConflictError):  # another process does the same
                 await self._store.commit(await self._lost_changes())
                 break
-        self._losses = losses
-        return True
 
     async def _lost_changes(self) -> list[Change]:
         if self._marks is None:
@@ -183,7 +178,9 @@ class Journal:
 
     def _current(self) -> JournalMarks | None:
         marks = self._marks
-        if marks is None or self._versions() != self._version or self._clock() >= marks.valid_until:
+        if marks is None or self._versions() != self._version:
+            return None
+        if not marks.valid_from <= self._clock() < marks.valid_until:  # or the clock was put back
             return None
         return marks
 

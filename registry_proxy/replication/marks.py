@@ -46,7 +46,7 @@ class JournalMarks:
         self._refused: dict[tuple[str, str], int] = {}
         self._lost: dict[IntentKey, bool] = {}
         self._missed_contents: dict[str, int] = {}
-        self.valid_until = float("inf")
+        self.valid_from, self.valid_until = now, float("inf")
         self._put(intents, now)
 
     def changed(
@@ -60,7 +60,8 @@ class JournalMarks:
         later = JournalMarks((), now, newcomers, pauses)
         for name in ("_entries", "_under_way", "_behind", "_pending", "_refused", "_lost", "_missed_contents"):
             setattr(later, name, getattr(self, name).copy())
-        overdue = {key: self._entries[key].intent for key, until in self._under_way.items() if until <= now}
+        under_way = {key: self._entries[key].intent for key in self._under_way}
+        overdue = {key: intent for key, intent in under_way.items() if not intent.is_under_way(now)}
         wanted = {**overdue, **changes}
         for key in wanted:
             later._take_out(key)

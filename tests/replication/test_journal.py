@@ -169,3 +169,14 @@ async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
         assert marks.has_tag_intent("b", ROUTED, "latest")
         assert marks.why_new("a", "main") == before
         assert await journal.is_doubtful()
+
+
+async def test_a_clock_that_is_put_back_keeps_no_write_open(tmp_path: Path) -> None:
+    """The end of an abandoned write, set before, is in a future that no write can have: it counts against all."""
+    clock = Clock()
+    async with open_journal(tmp_path, clock) as (journal, _):
+        key = IntentKey(ROUTED, IntentKind.TAG, "latest")
+        await journal.begin({key: (digest_of(b"1"), "")}, NAMES)
+        assert not (await journal.snapshot()).has_tag_intent("a", ROUTED, "latest")
+        clock.now -= 3600
+        assert [name for name in NAMES if (await journal.snapshot()).has_tag_intent(name, ROUTED, "latest")] == NAMES

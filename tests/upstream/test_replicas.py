@@ -115,6 +115,14 @@ async def test_behind_is_up_with_marks() -> None:
         assert observer.counts["pending", "main", "a"] == 0
 
 
+async def test_a_replica_that_is_compared_says_why() -> None:
+    """A newcomer is up and behind: its reason is there all the same."""
+    marks = ToldMarks(behind={"a"}, newcomers={"a"})
+    async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks) as replicas:
+        [status] = replicas.status()
+        assert (status.state, status.reason) == (ReplicaState.BEHIND, "it is new")
+
+
 async def test_a_paused_replica_is_up_and_not_written_to() -> None:
     """Its pause is heard of by itself, told as 1 and then 0, and warned of when it is older than an hour."""
     marks, observer = ToldMarks(), CountingObserver()
