@@ -32,6 +32,8 @@ _LOOKED_AT_OF_SHARE: Final = 16
 _ROOM_MADE_AT_ONCE: Final = 64
 _LOOK_SECONDS: Final = 0.05
 _LOG_SECONDS: Final = 60.0
+_TOLD_SECONDS: Final = 10.0
+"""A shortage is told for so long after the last connection made room: at each moment there is some again."""
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +147,7 @@ class Connections:
         self._reserved: dict[Connection, None] = {}
         self._found_few = {True: (0.0, 0), False: (0.0, 0)}
         self._tells_from: dict[str, float] = {}
+        self._short_until = 0.0
 
     def open(self, connection: Connection, address: str) -> Owner:
         """Count a new connection; one that is too many ends, or makes another one end. Return whose it is."""
@@ -193,7 +196,7 @@ class Connections:
         """Tell whether connections run short, or can be had no more by those who have none."""
         if self.total > self.limits.connections_max:
             return "full"
-        return "short" if self.total > self._short else ""
+        return "short" if self.total > self._short or self._clock() < self._short_until else ""
 
     def _owner(self, address: str) -> Owner:
         name = address_owner(address)
@@ -222,6 +225,7 @@ class Connections:
         if len(victims) < _ROOM_MADE_AT_ONCE:
             self._found_few[is_full] = (now + _LOOK_SECONDS, len(newcomer.unfinished))
         if victims:
+            self._short_until = now + _TOLD_SECONDS
             self._tell("short", f"connections run short, {self.total} are open: slow and idle ones are ended")
         for connection in victims:
             self._count_ended("room")

@@ -108,6 +108,9 @@ def test_slow_and_idle_connections_make_room_before_there_are_too_many(listener:
     listener.open("203.0.113.2")
     assert all(each.has_ended for each in idle + late)
     assert not any(each.has_ended for each in brisk + served)
+    assert listener.connections.shortage() == "short"  # also now that there is room again
+    listener.now += 60
+    assert listener.connections.shortage() == ""
 
 
 def test_the_heaviest_owner_makes_room_for_a_newcomer(listener: Listener) -> None:
