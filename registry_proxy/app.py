@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import ssl
 import sys
@@ -157,18 +156,21 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         stack.enter_context(json_logging(worker=str(context.slot)))
         access_log = AccessLog(sys.stderr.fileno(), str(context.slot))
         stack.enter_context(access_log.running())
-        metrics, begins = os.path.join(settings.cache.path, "metrics"), context.admin_socket is not None
-        observer = PrometheusObserver(metrics, context.process, _replica_names(settings) if begins else None)
-        node = await stack.enter_async_context(_open_node(settings, observer))
+        begins = context.admin_socket is not None
+        observer = PrometheusObserver(context.metrics, context.process, _replica_names(settings) if begins else None)
+        observer.cache_disk_stalled(is_stalled=context.is_stand_in)
+        node = await stack.enter_async_context(_open_node(settings, observer, context))
         verifiers = {
             name: Verifier(replica_set=replicas, store=node.store, journal=node.journal)
             for name, replicas in node.replicas.items()
         }
         # One worker of a node repairs: the one that can tell how it goes.
         repairers = _repairers(settings, node, verifiers, observer) if context.admin_socket is not None else {}
+        # A cache in memory has none of the copies that are kept for replicas: it must not tell that they are lost.
+        repairing = {} if context.is_stand_in else repairers
         comparisons = _comparisons(settings, node, verifiers) if context.admin_socket is not None else {}
         recoveries = _recoveries(settings, node, verifiers) if context.admin_socket is not None else {}
-        duties = await stack.enter_async_context(_on_duty(node, repairers, comparisons, recoveries))
+        duties = await stack.enter_async_context(_on_duty(node, repairing, comparisons, recoveries))
         trail = await stack.enter_async_context(_auditing(settings, node, observer, context))
         pull = _pull(settings, node, observer)
         app = _public_app(settings, node, pull, observer, trail, access_log)
@@ -274,7 +276,7 @@ def _routes(settings: Settings) -> list[Route]:
 
 
 @contextlib.asynccontextmanager
-async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_Node]:
+async def _open_node(settings: Settings, observer: Observer, context: WorkerContext) -> AsyncIterator[_Node]:
     async with contextlib.AsyncExitStack() as stack:
         opening = open_store(settings.store_url, settings.changes_path, observer.policy_current, may_create=False)
         store, changes = await stack.enter_async_context(opening)
@@ -284,6 +286,8 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         limits = settings.cache
         router = PrefixRouter(_routes(settings))
         memberships = FileMemberships(limits.path)
+        if context.was_away:
+            memberships.doubt_all()
         cache = DiskCache(
             limits.path,
             limits.max_size_bytes,
@@ -294,7 +298,7 @@ async def _open_node(settings: Settings, observer: Observer) -> AsyncIterator[_N
         )
         stack.push_async_callback(cache.close)
         caretaker = Caretaker(cache, limits.scrub.bytes_per_second, limits.scrub.interval_seconds)
-        spool = DiskSpool(cache)
+        spool = DiskSpool(cache, is_lasting=not context.is_stand_in)
         if settings.sqlite_path is None:
             following = DeletionsElsewhere(store, changes, memberships).run()
             await stack.enter_async_context(_in_background(following, "deletions through other nodes"))
@@ -709,6 +713,7 @@ def _admin_services(  # noqa: PLR0917 - all that a worker has, in the order in w
             partial(loss_warnings, node.store, _guarded(settings)),
             context.ending.is_set,
             connections,
+            is_stand_in=context.is_stand_in,
         ),
         reload=context.reload,
         sites=Sites(settings.public_url, settings.admin_hosts),

@@ -1,8 +1,10 @@
-"""Small real disks: a file system in a file, on a memory disk that can be made to fail under it."""
+"""Small real disks, in a file on a memory disk or served by a program, that can be made to fail or to stall."""
 
 import contextlib
 import fcntl
 import os
+import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 MIB = 1024 * 1024
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = struct.pack("=I", 2)
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,19 @@ class Disk:
         with (self.image.parent / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 65536)
+
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Have every write wait for the length of a with block, as on a device that hangs; reads go on (fsfreeze)."""
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(directory, _FIFREEZE, 0)
+            try:
+                yield
+            finally:
+                fcntl.ioctl(directory, _FITHAW, 0)
+        finally:
+            os.close(directory)
 
     def die(self) -> None:
         """Have every call to the file system fail with EIO, as after an error that it cannot live with."""
@@ -93,3 +109,43 @@ def mounted_disk(root: Path, size_mib: int, device_mib: int | None = None) -> It
         _run("mount", "-o", "loop", image, path)
         stack.callback(_unmount, path)
         yield Disk(path, image)
+
+
+@dataclass(frozen=True)
+class StallingDisk:
+    """A directory at ``path`` that another process serves, as a server of NFS does; ``program`` is its process."""
+
+    path: Path
+    program: int
+
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Have every call to it wait for the length of a with block."""
+        os.kill(self.program, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.program, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def mounted_by_program(root: Path) -> Iterator[StallingDisk]:
+    """Mount a directory by way of bindfs for the length of a with block; skip the test where that cannot be."""
+    if shutil.which("bindfs") is None:
+        pytest.skip("bindfs is not installed")
+    backing, path = root / "backing", root / "disk"
+    backing.mkdir(parents=True)
+    path.mkdir()
+    program = subprocess.Popen(["bindfs", "-f", backing, path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while not path.is_mount():
+            if program.poll() is not None:
+                pytest.skip(
+                    f"bindfs needs root and a kernel that has FUSE: {program.communicate()[1].decode().strip()}"
+                )
+        yield StallingDisk(path, program.pid)
+    finally:
+        if path.is_mount():
+            _unmount(path)
+        program.terminate()
+        program.communicate()

@@ -64,6 +64,7 @@ class Readiness:
         store_warnings: tells, in words, that the store is not what it was.
         is_draining: whether the node is about to stop.
         connections: those of this worker's listeners, by the listener's name.
+        is_stand_in: whether a cache in memory stands in for one whose disk does not answer.
     """
 
     upstreams: Mapping[str, UpstreamStatus]
@@ -73,6 +74,7 @@ class Readiness:
     store_warnings: Callable[[], Awaitable[Sequence[str]]]
     is_draining: Callable[[], bool]
     connections: Mapping[str, Connections]
+    is_stand_in: bool = False
 
     async def __call__(self) -> State:
         reasons = ["this node is draining"] if self.is_draining() else []
@@ -92,6 +94,11 @@ class Readiness:
                 f"the store {since}: permissions are those of then, pushes and changes are answered with 503"
             )
         warnings += await self.store_warnings()
+        if self.is_stand_in:
+            warnings.append(
+                "the disk of the cache does not answer: content comes from the replicas, and a push that one of them"
+                " misses is answered with 503"
+            )
         sources: Sequence[Warns] = [*self.upstreams.values(), *self.repairers.values()]
         warnings += [warning for source in sources for warning in source.warnings()]
         for name, connections in self.connections.items():

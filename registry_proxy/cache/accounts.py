@@ -7,7 +7,6 @@ and closes it. The page itself changes by one byte that says which of its two co
 
 import contextlib
 import fcntl
-import mmap
 import os
 import struct
 import threading
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
+from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.protocol.reference import Digest
 
 _MAGIC = b"rp-page2"
@@ -95,23 +95,22 @@ class Accounts:
 
     def __init__(self, path: str, is_present: Callable[[Digest], bool]) -> None:
         self._is_present = is_present
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.posix_fallocate(self._fd, 0, mmap.PAGESIZE)  # a hole written to on a full disk is a SIGBUS, not an ENOSPC
-        self._page = mmap.mmap(self._fd, mmap.PAGESIZE)
+        self._page = SharedPage(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._memory = self._page.memory
         self._thread_lock = threading.Lock()
-        if self._page[:_SELECTOR_AT] != _MAGIC:
+        if self._memory[:_SELECTOR_AT] != _MAGIC:
             with self._flock():
-                if self._page[:_SELECTOR_AT] != _MAGIC:
+                if self._memory[:_SELECTOR_AT] != _MAGIC:
                     self.write(State(boot="", recount_shard=0))
-                    self._page[:_SELECTOR_AT] = _MAGIC
+                    self._page.write(0, _MAGIC)
 
     @property
     def state(self) -> State:
         """The content of the page now; without the lock it may change at once."""
         while True:
-            selector = self._page[_SELECTOR_AT]
+            selector = self._memory[_SELECTOR_AT]
             state = self._read(_COPIES_AT[selector & 1])
-            if self._page[_SELECTOR_AT] == selector:
+            if self._memory[_SELECTOR_AT] == selector:
                 return state
 
     @contextmanager
@@ -136,28 +135,23 @@ class Accounts:
 
     def close(self) -> None:
         """Unmap the page; twice is fine."""
-        if self._fd >= 0:
-            self._page.close()
-            os.close(self._fd)
-            self._fd = -1
+        self._page.close()
 
     @contextmanager
     def _flock(self) -> Iterator[None]:
         # The threads of one process share the descriptor, and flock knows only descriptors.
         with self._thread_lock:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            fcntl.flock(self._page.fd, fcntl.LOCK_EX)
             try:
                 yield
             finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                fcntl.flock(self._page.fd, fcntl.LOCK_UN)
 
     def write(self, state: State) -> None:
         """Replace the state; the caller holds the lock."""
-        selector = (self._page[_SELECTOR_AT] + 1) % 256
+        selector = (self._memory[_SELECTOR_AT] + 1) % 256
         change = state.change
-        _STATE.pack_into(
-            self._page,
-            _COPIES_AT[selector & 1],
+        content = _STATE.pack(
             state.boot.encode(),
             state.committed_bytes,
             state.entries,
@@ -172,10 +166,11 @@ class Accounts:
             0 if change is None else change.entries,
             change is not None and change.present,
         )
-        self._page[_SELECTOR_AT] = selector
+        self._page.write(_COPIES_AT[selector & 1], content)
+        self._page.write(_SELECTOR_AT, bytes([selector]))
 
     def _read(self, offset: int) -> State:
-        boot, a, b, c, d, e, f, g, h, digest, size_bytes, entries, present = _STATE.unpack_from(self._page, offset)
+        boot, a, b, c, d, e, f, g, h, digest, size_bytes, entries, present = _STATE.unpack_from(self._memory, offset)
         algorithm, _, encoded = digest.rstrip(b"\0").decode().partition(":")
         change = Change(Digest(algorithm, encoded), size_bytes, entries, bool(present)) if algorithm else None
         return State(boot.rstrip(b"\0").decode(), a, b, c, d, e, f, g, h, change)

@@ -10,7 +10,8 @@ repositories/<upstream>/<repository>/_blobs | _manifests | _tags
 temp/                                         small files before their rename
 page, unknown, evict.lock, locks/<stripe>, scrub, duty.lock, node-id (a copy), schema
 
-Others keep there what belongs to one node as well: metrics/, changes, discovered.json, node.lock.
+Others keep there what belongs to one node as well: changes, discovered.json, node.lock, probe, and metrics/ where the
+machine has no memory for them (``node.memory``).
 
 Beside it, in ``<cache.path>.audit``, lies what must outlive the cache, whose directory may be deleted:
 

@@ -8,9 +8,9 @@ import contextlib
 import fcntl
 import json
 import logging
-import mmap
 import os
 import re
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, age_seconds, write_small_file
+from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.content import CachedTag, Membership
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor
@@ -58,7 +59,8 @@ class FileMemberships:
         self._repositories = f"{self._paths.root}/repositories"
         self._members: dict[tuple[str, str, ContentKind, Digest], _Member] = {}
         # Two numbers: what was remembered until then is unknown, 0 when all is well; how much was ever deleted.
-        self._shared = _open_shared_numbers(f"{self._paths.root}/unknown")
+        self._page = _open_shared_page(f"{self._paths.root}/unknown")
+        self._shared = memoryview(self._page.memory).cast("Q")
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
         key = (routed.upstream, routed.repository, kind, digest)
@@ -82,6 +84,13 @@ class FileMemberships:
         self._members[key] = member
         return Membership(member.descriptor, age_seconds(member.stamp[0]))
 
+    def doubt_all(self) -> None:
+        """Have all be asked for again that was remembered until now, by every worker of the node."""
+        self._set_shared(_UNKNOWN_UNTIL_NS, time.time_ns())
+
+    def _set_shared(self, number: int, value: int) -> None:
+        self._page.write(number * self._shared.itemsize, value.to_bytes(self._shared.itemsize, sys.byteorder))
+
     def moment(self) -> int:
         return self._shared[_DELETED]
 
@@ -99,7 +108,7 @@ class FileMemberships:
 
     def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         with self._locked(routed):
-            self._shared[_DELETED] += 1
+            self._set_shared(_DELETED, self._shared[_DELETED] + 1)
         self.forget(routed, kind, digest)
 
     def manifests_of(self, routed: RoutedRepository) -> list[Digest]:
@@ -174,7 +183,7 @@ class FileMemberships:
 
     def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
         with self._locked(routed):
-            self._shared[_DELETED] += 1
+            self._set_shared(_DELETED, self._shared[_DELETED] + 1)
             self._unlink(self._tag(routed, tag))
 
     def doubt_all(self) -> None:
@@ -285,18 +294,12 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _open_shared_numbers(path: str) -> "memoryview[int]":
-    """Map numbers that all workers of the node share; of this worker's own where the disk does not take them."""
+def _open_shared_page(path: str) -> SharedPage:
+    """Map the page that all workers of the node share; one of this worker's own where the disk does not take it."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, mmap.PAGESIZE)  # a hole written to on a full disk is a SIGBUS, not an ENOSPC
-            page = mmap.mmap(fd, mmap.PAGESIZE)
-        finally:
-            os.close(fd)
+        return SharedPage(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError:
-        page = mmap.mmap(-1, mmap.PAGESIZE)
-    return memoryview(page).cast("Q")
+        return SharedPage(os.memfd_create("unknown"))
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -26,10 +26,16 @@ _log = logging.getLogger(__name__)
 
 
 class DiskSpool:
-    """Implements ``ports.uploads.Spool`` in a cache's directory, on its file system, so that a commit is a rename."""
+    """Implements ``ports.uploads.Spool`` in a cache's directory, on its file system, so that a commit is a rename.
 
-    def __init__(self, cache: DiskCache) -> None:
+    Args:
+        cache: whose directory it is.
+        is_lasting: whether what lies there outlives a power cut; where it does not, nothing can be pinned.
+    """
+
+    def __init__(self, cache: DiskCache, *, is_lasting: bool = True) -> None:
         self.cache = cache
+        self._is_lasting = is_lasting
         self.node_id = read_node_id(cache.paths)
         self.room = cache.space.uploads
         self._running: OrderedDict[str, RunningHash] = OrderedDict()
@@ -96,6 +102,8 @@ class DiskSpool:
 
     def pin(self, digest: Digest) -> None:
         """Keep it, whether it is committed already or will be. Raises CacheUnavailableError when the disk fails."""
+        if not self._is_lasting:
+            raise CacheUnavailableError("the content cannot be pinned: the disk of the cache does not answer")
         try:
             os.close(os.open(self.cache.paths.pin(digest), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             sync_directory(self.cache.paths.pins)  # a push is acknowledged for it

@@ -12,7 +12,6 @@ directory stands in a page that all workers map. Each reading of a directory cor
 import contextlib
 import fcntl
 import hashlib
-import mmap
 import os
 import struct
 import time
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from registry_proxy.cache.layout import CachePaths
+from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.errors import CacheUnavailableError
 
 ABANDONED_SECONDS = 300.0
@@ -74,11 +74,7 @@ class UploadRoom:
         self._share_of_all_bytes = max_size_bytes // _SHARE_OF_ALL
         self._fruitless_until = 0.0
         fd = os.open(paths.upload_sums, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, _SUMS.size)  # a hole written to on a full disk is a SIGBUS, not an ENOSPC
-            self._sums = mmap.mmap(fd, _SUMS.size)
-        finally:
-            os.close(fd)
+        self._sums = SharedPage(fd, _SUMS.size)
 
     def close(self) -> None:
         self._sums.close()
@@ -86,7 +82,7 @@ class UploadRoom:
     @property
     def total_bytes(self) -> int:
         """Bytes of all unfinished uploads of the node."""
-        return sum(_SUMS.unpack_from(self._sums))
+        return sum(_SUMS.unpack_from(self._sums.memory))
 
     def admit(self, owner: str, session_id: str, size_bytes: int) -> None:
         """Let an upload grow to a size, if need be in the place of others that were abandoned.
@@ -210,11 +206,11 @@ class UploadRoom:
 
     def _read(self, owner: str) -> int:
         size_bytes: int
-        (size_bytes,) = _SUM.unpack_from(self._sums, int(owner[:2], 16) * _SUM.size)
+        (size_bytes,) = _SUM.unpack_from(self._sums.memory, int(owner[:2], 16) * _SUM.size)
         return size_bytes
 
     def _write(self, owner: str, size_bytes: int) -> None:
-        _SUM.pack_into(self._sums, int(owner[:2], 16) * _SUM.size, size_bytes)
+        self._sums.write(int(owner[:2], 16) * _SUM.size, _SUM.pack(size_bytes))
 
 
 def _scan(bucket: str) -> list[_Upload]:

@@ -29,7 +29,7 @@ _MINIMAL: Mapping[str, Any] = {
     "upstreams": {"x": {"replicas": [{"url": "http://127.0.0.1:1"}]}},
     "routes": [{"prefix": "", "upstream": "x"}],
 }
-_BEFORE_SCHEMA = frozenset({"lost+found", "node.lock", "changes", "discovered.json", "metrics", "schema.new"})
+_BEFORE_SCHEMA = frozenset({"lost+found", "node.lock", "changes", "discovered.json", "metrics", "probe", "schema.new"})
 """In a cache directory before its schema is written: of the file system, and of a start that did not come that far."""
 
 

@@ -21,6 +21,7 @@ _ANSWER_SECONDS = 5.0
 _LONGEST_SECONDS = 300.0
 _SHORTEST_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
+_WRITE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +138,9 @@ class Discovery:
         before = dict(self._known)
         await asyncio.gather(*(self._ask(settings.nameservers, *entry) for entry in _entries(settings)))
         if self._known != before:
-            self._write()
+            with suppress(TimeoutError):  # a disk that hangs must not hold up the supervisor
+                async with asyncio.timeout(_WRITE_SECONDS):
+                    await asyncio.to_thread(self._write)
 
     async def _ask(self, nameservers: Sequence[Address], upstream: UpstreamSettings, replica: ReplicaSettings) -> None:
         ask = _find_targets if replica.discover == "srv" else _find_addresses

@@ -16,16 +16,19 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from registry_proxy.config.discovery import Discovery
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.load import SettingsError
 from registry_proxy.config.model import Settings
+from registry_proxy.node.disk_watch import DiskWatch
 from registry_proxy.node.fork_server import ForkServer
+from registry_proxy.node.generation import Generation, Timing, Worker, needs_restart
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE, empty_directory, locked_cache, raise_file_limit
 from registry_proxy.node.listeners import PortTakenError, bind_listeners
+from registry_proxy.node.memory import NodeMemory, claim_memory
 from registry_proxy.node.processes import Launcher, Process, first_of
+from registry_proxy.node.refusal import refusing
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.logs import json_logging
@@ -37,46 +40,11 @@ MAX_OLD_GENERATIONS = 4
 _PAUSE_AFTER_DNS_SECONDS = 10.0
 """Until DNS may cause the next reload: one that is refused is not tried again at once."""
 
+_MOVE_SECONDS = 10.0
+"""Time for workers to get ready when the disk hangs or answers again, and until they are tried again."""
+
 _STOPPING = "the service is stopping"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """The supervisor's patience, in seconds."""
-
-    silence: float = 15.0  # a worker that has not said "alive" for so long is hung
-    start: float = 60.0  # a worker that is not ready after this is not going to be
-    grace: float = 5.0  # so long after the time a worker has to finish, it is killed
-    first_back_off: float = 0.1
-    longest_back_off: float = 5.0
-    healthy: float = 30.0  # a worker that lived so long is restarted without back-off
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A process of a slot; ``end`` gives why it ended."""
-
-    process: Process
-    end: asyncio.Task[str]
-
-
-@dataclass(eq=False)
-class _Generation:
-    """The workers that run with the same settings; ``over`` is set when none of them is replaced any more."""
-
-    number: int
-    settings: Settings
-    workers: dict[int, _Worker] = field(default_factory=dict)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    keepers: list[asyncio.Task[None]] = field(default_factory=list)
-
-    def running(self) -> list[_Worker]:
-        return [worker for worker in self.workers.values() if not worker.end.done()]
-
-    def kill(self) -> None:
-        for worker in self.running():
-            worker.process.kill()
 
 
 class Supervisor:
@@ -96,13 +64,16 @@ class Supervisor:
         self._settings = load()  # those of the first generation; what needs a restart stays as it is here
         self._forks = forks
         self._timing = timing
+        self._memory: NodeMemory | None = None
         self._metrics_directory = os.path.join(self._settings.cache.path, "metrics")
+        self._disk = DiskWatch(self._settings.cache.path, timing.disk, timing.calm)
+        self._disk_changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._processes: set[Process] = set()
         self._public: list[socket.socket] = []
         self._admin: socket.socket | None = None
-        self._current = _Generation(1, self._settings)
-        self._old: list[_Generation] = []
+        self._current = Generation(1, self._settings, self._settings)
+        self._old: list[Generation] = []
         self._discovery = Discovery(os.path.join(self._settings.cache.path, "discovered.json"))
         self._reload_wanted = asyncio.Event()
         self._reload_askers: list[Process] = []
@@ -150,15 +121,20 @@ class Supervisor:
             with contextlib.ExitStack() as stack:
                 self._launcher = Launcher(self._forks, [lock.fileno()], self.reload)
                 stack.callback(self._close_listeners)
-                self._current.settings = await self._discovery.expand(self._settings)
+                self._current.configured = self._current.settings = await self._discovery.expand(self._settings)
                 self._bind()
+                if (memory := claim_memory(self._settings.cache.path, self._settings.workers)) is not None:
+                    self._memory, self._metrics_directory = memory, memory.metrics
+                    stack.callback(memory.close)
                 raise_file_limit()
                 empty_directory(self._metrics_directory)
                 try:
                     await self._serve()
                 finally:
                     self._kill_all()
-                    await asyncio.gather(*(process.process.wait() for process in self._processes))
+                    ends = asyncio.gather(*(process.process.wait() for process in self._processes))
+                    with contextlib.suppress(TimeoutError):  # whoever waits for a disk that hangs ends when it goes on
+                        await asyncio.wait_for(ends, self._timing.grace)
 
     async def _serve(self) -> None:
         try:
@@ -173,16 +149,19 @@ class Supervisor:
         self._announce()
         self._keep_all(self._current)
         self._discovery.confirm(self._settings)
-        following = spawn(self._follow_dns(), "replicas in DNS")
+        following = [spawn(self._follow_dns(), "replicas in DNS"), spawn(self._follow_disk(), "disk of the cache")]
         while not self._stopping.is_set():
-            await first_of(None, self._stopping.wait(), self._reload_wanted.wait())
+            await first_of(None, self._stopping.wait(), self._reload_wanted.wait(), self._disk_changed.wait())
+            if self._disk_changed.is_set():
+                await self._move_to_disk()
             if self._reload_wanted.is_set():
                 self._reload_wanted.clear()
                 askers, self._reload_askers = self._reload_askers, []
                 outcome = await self._reload_unless_stopped()
                 for asker in askers:
                     asker.answer_reload(outcome)
-        following.cancel()
+        for each in following:
+            each.cancel()
         generations = [self._current, *self._old]
         await asyncio.gather(*(worker.end for each in generations for worker in each.workers.values()))
 
@@ -198,8 +177,11 @@ class Supervisor:
             raise StartError(message) from None
 
     def _close_listeners(self) -> None:
-        for listener in [*self._public, *([self._admin] if self._admin else [])]:
+        for listener in self._listeners():
             listener.close()
+
+    def _listeners(self) -> list[socket.socket]:
+        return [*self._public, *([self._admin] if self._admin else [])]
 
     async def _prepare(self) -> str | None:
         """Start the first worker, wait until it has made the node ready for all; return a password that it made up."""
@@ -237,26 +219,82 @@ class Supervisor:
             return self._refused(ReloadOutcome(number, failure=str(error)))
         if faults := tuple(needs_restart(self._settings, settings)):
             return self._refused(ReloadOutcome(number, faults=faults))
-        generation = _Generation(number + 1, settings)
+        try:
+            await self._forks.renew()
+            await self._start_next(settings)
+        except (StartError, OSError) as error:
+            return self._refused(ReloadOutcome(number, failure=str(error)))
+        self._discovery.confirm(configured)
+        _log.info("the configuration is reloaded: generation %d serves", self._current.number)
+        return ReloadOutcome(self._current.number)
+
+    async def _start_next(self, settings: Settings) -> None:
+        """Replace the generation by one with these settings, for the disk as it is.
+
+        Raises:
+            StartError, OSError: it does not start, and nothing has changed.
+        """
+        generation = self._next_generation(settings)
         sockets = len(self._public)
         try:
             self._bind_more(settings.workers)
-            await self._forks.renew()
             await self._start(generation)
-        except (StartError, OSError) as error:
+        except BaseException:
             generation.kill()
             for unused in self._public[sockets:]:
                 unused.close()
             del self._public[sockets:]
-            return self._refused(ReloadOutcome(number, failure=str(error)))
-        self._discovery.confirm(configured)
+            raise
         outdated, self._current = self._current, generation
         if self._stopping.is_set():
             generation.over.set()
         self._keep_all(generation)
         self._retire(outdated)
-        _log.info("the configuration is reloaded: generation %d serves", generation.number)
-        return ReloadOutcome(generation.number)
+
+    def _next_generation(self, settings: Settings) -> Generation:
+        number = self._current.number + 1
+        if not self._disk.is_silent:
+            return Generation(number, settings, settings)
+        if self._memory is None:
+            raise StartError("there is no memory (/dev/shm) for a cache that takes its place")
+        return Generation(number, settings, self._memory.stand_in(settings, number), is_stand_in=True)
+
+    # ------------------------------------------------------------ the disk of the cache
+
+    async def _follow_disk(self) -> None:
+        """Tell everybody when the disk of the cache hangs, and when it answers again."""
+        if self._memory is not None:
+            self._memory.remember_node(self._settings.cache.path)
+        with self._disk.running():
+            while True:
+                await self._disk.changed()
+                if self._memory is not None:
+                    self._memory.set_mark(is_silent=self._disk.is_silent)
+                self._disk_changed.set()
+
+    async def _move_to_disk(self) -> None:
+        """Have a generation for the disk as it is: with a cache in memory while it hangs, else with its own.
+
+        While none can be started, requests are refused, with the reason: no worker may be there to do it.
+        """
+        disk = f"the disk of the cache ({self._settings.cache.path})"
+        hangs = f"{disk} has not answered for {self._timing.disk:g} s"
+        async with contextlib.AsyncExitStack() as stack:
+            is_refusing = False
+            while self._disk.is_silent != self._current.is_stand_in and not self._stopping.is_set():
+                self._disk_changed.clear()
+                fact = hangs if self._disk.is_silent else f"{disk} answers again"
+                _log.error("%s: new workers take over", fact)
+                try:
+                    async with asyncio.timeout(_MOVE_SECONDS):
+                        await self._start_next(self._current.configured)
+                except (StartError, OSError) as error:  # TimeoutError is an OSError
+                    _log.error("%s, and no worker starts: %s", fact, error)
+                    if self._disk.is_silent and not is_refusing:
+                        is_refusing = True
+                        await stack.enter_async_context(refusing(self._listeners(), f"{hangs}, and it is needed"))
+                    await first_of(_MOVE_SECONDS, self._stopping.wait(), self._disk_changed.wait())
+        self._disk_changed.clear()
 
     async def _follow_dns(self) -> None:
         """Reload whenever DNS names other replicas."""
@@ -281,10 +319,14 @@ class Supervisor:
             except OSError as error:
                 raise StartError(f"cannot listen once more on {listen}: {error.strerror}") from None
 
-    def _retire(self, generation: _Generation) -> None:
+    def _retire(self, generation: Generation) -> None:
         generation.over.set()
         for worker in generation.running():
             worker.process.hand_over()
+        if self._memory is not None and generation.is_stand_in:
+            ends = [worker.end for worker in generation.workers.values()]
+            removing = self._memory.remove_cache(generation.number, ends)
+            generation.keepers.append(spawn(removing, f"cache of generation {generation.number}"))
         loop, drain = asyncio.get_running_loop(), self._current.settings.drain
         loop.call_later(generation.settings.drain.reload_timeout_seconds + self._timing.grace, generation.kill)
         self._old = [old for old in [*self._old, generation] if old.running()]
@@ -297,11 +339,11 @@ class Supervisor:
         taken = {process.identity for process in self._processes}
         return next(number for number in itertools.count() if number not in taken)
 
-    def _admit(self, process: Process) -> _Worker:
+    def _admit(self, process: Process) -> Worker:
         self._processes.add(process)
         if self._stopping.is_set():
             process.kill()
-        return _Worker(process, spawn(self._follow(process), f"life of {process.name}"))
+        return Worker(process, spawn(self._follow(process), f"life of {process.name}"))
 
     async def _follow(self, process: Process) -> str:
         reason = await process.run(self._timing.silence, self._timing.start)
@@ -310,7 +352,7 @@ class Supervisor:
         forget_gauges(self._metrics_directory, str(process.identity))
         return reason
 
-    async def _start(self, generation: _Generation) -> None:
+    async def _start(self, generation: Generation) -> None:
         """Start all workers of a generation that are not there and wait until each is ready.
 
         Raises:
@@ -321,7 +363,7 @@ class Supervisor:
                 await self._launch(generation, slot)
         await asyncio.gather(*(self._wait_ready(slot, worker) for slot, worker in generation.workers.items()))
 
-    async def _launch(self, generation: _Generation, slot: int, *, is_first: bool = False) -> None:
+    async def _launch(self, generation: Generation, slot: int, *, is_first: bool = False) -> None:
         """Start the worker of a slot on the sockets of that slot; the first of all prepares the node before."""
         if self._stopping.is_set():
             raise StartError(_STOPPING)
@@ -333,6 +375,10 @@ class Supervisor:
             "is_first": is_first,
             "admin_password": (os.environ.get(ADMIN_PASSWORD_VARIABLE) or None) if is_first else None,
             "process": str(identity),
+            "metrics": self._metrics_directory,
+            "mark": None if self._memory is None or generation.is_stand_in else self._memory.mark,
+            "is_stand_in": generation.is_stand_in,
+            "was_away": self._current.is_stand_in and not generation.is_stand_in,
             "settings": generation.settings.to_json(),
         }
         process = await self._launcher.launch(f"worker {slot}", identity, order, public, admin)
@@ -340,25 +386,25 @@ class Supervisor:
         if generation.over.is_set():
             process.kill()
 
-    async def _wait_ready(self, slot: int, worker: _Worker) -> None:
+    async def _wait_ready(self, slot: int, worker: Worker) -> None:
         """Wait until a worker is ready; raise StartError, with its reason, when it ends or takes too long."""
         if (reason := await self._why_not(worker, worker.process.ready, "ready")) is not None:
             raise StartError(f"worker {slot} did not start: {reason}")
 
-    async def _why_not(self, worker: _Worker, said: asyncio.Event, state: str) -> str | None:
+    async def _why_not(self, worker: Worker, said: asyncio.Event, state: str) -> str | None:
         """Wait until a worker has said that it is so far; return why it did not when it ends or takes too long."""
         await first_of(self._timing.start, said.wait(), asyncio.wait([worker.end]))
         if said.is_set():
             return None
         return worker.end.result() if worker.end.done() else f"not {state} within {self._timing.start:g} s"
 
-    def _keep_all(self, generation: _Generation) -> None:
+    def _keep_all(self, generation: Generation) -> None:
         generation.keepers = [
             spawn(self._keep(generation, slot), f"keep worker {slot} of generation {generation.number}")
             for slot in generation.workers
         ]
 
-    async def _keep(self, generation: _Generation, slot: int) -> None:
+    async def _keep(self, generation: Generation, slot: int) -> None:
         """Replace the worker of a slot whenever it ends, until the generation is over."""
         loop, back_off = asyncio.get_running_loop(), 0.0
         while True:
@@ -382,23 +428,6 @@ class Supervisor:
 
     def _next_back_off(self, back_off: float) -> float:
         return min(back_off * 2, self._timing.longest_back_off) if back_off else self._timing.first_back_off
-
-
-def needs_restart(old: Settings, new: Settings) -> list[str]:
-    """Return what a reload cannot change, in words: addresses, and where a running node keeps what it writes."""
-    changed = {
-        "listen": (str(old.listen), str(new.listen)),
-        "admin_listen": (str(old.admin_listen), str(new.admin_listen)),
-        "store": (old.store_url, new.store_url),
-        "cache.path": (old.cache.path, new.cache.path),
-        "audit.path": (old.audit_path, new.audit_path),
-        "auth.signing_key_file": (old.auth.signing_key_file, new.auth.signing_key_file),
-    }
-    return [
-        f"{key}: needs a restart" + ("" if key == "store" else f" to become {value[1]} in place of {value[0]}")
-        for key, value in changed.items()
-        if value[0] != value[1]
-    ]
 
 
 async def run(load: Callable[[], Settings], forks: ForkServer, timing: Timing | None = None) -> None:

@@ -23,6 +23,7 @@ import uvloop
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import Settings
 from registry_proxy.node.fork_server import name_process
+from registry_proxy.node.stuck import StuckLoop
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.tasks import spawn
@@ -67,12 +68,19 @@ class Ending:
 class WorkerContext:
     """The first frame from the supervisor to a worker.
 
-    ``process`` is an identity that no other process of the node has now. ``admin_socket`` is there in slot 0 only.
-    ``ready()`` is called once requests are answered. ``reload()`` has the supervisor read the configuration again.
+    ``process`` is an identity that no other process of the node has now. ``metrics`` is the directory in which the
+    workers share theirs. ``admin_socket`` is there in slot 0 only. ``ready()`` is called once requests are answered.
+    ``reload()`` has the supervisor read the configuration again.
+
+    ``is_stand_in`` says that the cache of the settings is one in memory, because the disk of the configured one hangs;
+    ``was_away``, that it answers again, and that what its cache remembers of repositories may be out of date.
     """
 
     slot: int
     process: str
+    metrics: str
+    is_stand_in: bool
+    was_away: bool
     public_sockets: Sequence[socket.socket]
     admin_socket: socket.socket | None
     ending: Ending
@@ -140,13 +148,18 @@ async def _serve(
     context = WorkerContext(
         slot=order["slot"],
         process=order["process"],
+        metrics=order["metrics"],
+        is_stand_in=order["is_stand_in"],
+        was_away=order["was_away"],
         public_sockets=[socket.socket(fileno=descriptor) for descriptor in descriptors[:count]],
         admin_socket=socket.socket(fileno=descriptors[count]) if order["has_admin"] else None,
         ending=ending,
         ready=lambda: writer.write(b"ready\n"),
         reload=orders.reload,
     )
-    tasks = [spawn(_beat(writer), "heartbeat"), spawn(orders.obey(), "orders of the supervisor")]
+    stuck = StuckLoop(order["mark"])
+    stuck.start()
+    tasks = [spawn(_beat(writer, stuck), "heartbeat"), spawn(orders.obey(), "orders of the supervisor")]
     try:
         if order["is_first"]:
             result = await prepare(settings, order["admin_password"])
@@ -164,8 +177,9 @@ async def _serve(
         await _close(writer)
 
 
-async def _beat(writer: asyncio.StreamWriter) -> None:
+async def _beat(writer: asyncio.StreamWriter, stuck: StuckLoop) -> None:
     while True:
+        stuck.beat()
         writer.write(b"alive\n")
         await asyncio.sleep(HEARTBEAT_SECONDS)
 

@@ -3,7 +3,6 @@
 import asyncio
 import fcntl
 import logging
-import mmap
 import os
 import struct
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import LOSS_KEY, Change, Store, Table
 from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
@@ -39,18 +39,12 @@ class ChangePage:
 
     def __init__(self, path: str | None) -> None:
         if path is None:
-            self._fd = os.memfd_create("changes")
+            fd = os.memfd_create("changes")
         else:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # A hole written to on a full disk is a SIGBUS, not an ENOSPC.
-            os.posix_fallocate(self._fd, 0, _PAGE_BYTES + FAILURES_BYTES)
-            self._page = mmap.mmap(self._fd, _PAGE_BYTES + FAILURES_BYTES)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self._counters = memoryview(self._page).cast("Q")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._page = SharedPage(fd, _PAGE_BYTES + FAILURES_BYTES)
+        self._counters = memoryview(self._page.memory).cast("Q")
         self._lock = threading.Lock()  # flock excludes other processes, not the threads that share this descriptor
         self.failures = NodeFailures(self._page, _PAGE_BYTES, self._locked)
 
@@ -60,21 +54,24 @@ class ChangePage:
 
     def note(self, versions: Mapping[Table, int]) -> None:
         """Count a change for each table whose sequence number is not the one known so far."""
+        noted = self.known()
+        if all(noted[table] == sequence for table, sequence in versions.items()):
+            return  # without the lock, which whoever waits for a disk that hangs may hold
         with self._locked():
             for table, sequence in versions.items():
-                counter, known = _ENTRY.unpack_from(self._page, _OFFSETS[table])
+                counter, known = self._entry(table)
                 if known != sequence:
-                    _ENTRY.pack_into(self._page, _OFFSETS[table], counter + 1, sequence)
+                    self._page.write(_OFFSETS[table], _ENTRY.pack(counter + 1, sequence))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep all other writers of the node out for the length of a with block."""
         with self._lock:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            fcntl.flock(self._page.fd, fcntl.LOCK_EX)
             try:
                 yield
             finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                fcntl.flock(self._page.fd, fcntl.LOCK_UN)
 
     def losses(self) -> int:
         """Return how often the store was found to be older than it had been."""
@@ -83,15 +80,19 @@ class ChangePage:
     def note_loss(self) -> None:
         """Count that the store was found to be older than it had been; before any of its numbers is noted."""
         with self._lock:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            fcntl.flock(self._page.fd, fcntl.LOCK_EX)
             try:
                 self._counters[_LOSSES] += 1
             finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                fcntl.flock(self._page.fd, fcntl.LOCK_UN)
 
     def known(self) -> Mapping[Table, int]:
         """Return the sequence number that each table was last seen with."""
-        return {table: _ENTRY.unpack_from(self._page, offset)[1] for table, offset in _OFFSETS.items()}
+        return {table: self._entry(table)[1] for table in _OFFSETS}
+
+    def _entry(self, table: Table) -> tuple[int, int]:
+        counter, sequence = _ENTRY.unpack_from(self._page.memory, _OFFSETS[table])
+        return counter, sequence
 
     def note_commit(self, tables: Iterable[Table], sequence: int) -> None:
         """Count a commit that changed these tables and got this sequence number."""
@@ -99,10 +100,8 @@ class ChangePage:
 
     def close(self) -> None:
         """Unmap the page; twice is fine."""
-        if not self._page.closed:
-            self._counters.release()
-            self._page.close()
-            os.close(self._fd)
+        self._counters.release()
+        self._page.close()
 
 
 class StoreWatch:

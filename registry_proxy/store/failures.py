@@ -1,13 +1,13 @@
 """Recent failures by key: counted over the workers of a node, or over all nodes of a Redis (ports.store.Failures)."""
 
 import hashlib
-import mmap
 import secrets
 import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 
+from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Failures
 
@@ -27,7 +27,7 @@ class NodeFailures:
     secret of the hash, so nobody can aim at a bucket: to push a failure out takes thousands of others.
 
     Args:
-        memory: shared, and zero when it is new.
+        page: shared, and zero when it is new.
         start: the offset in it; ``FAILURES_BYTES`` from there are ours.
         locked: keeps all other writers out for the length of a with block.
         clock: in seconds, the same for all workers.
@@ -35,19 +35,19 @@ class NodeFailures:
 
     def __init__(
         self,
-        memory: mmap.mmap,
+        page: SharedPage,
         start: int,
         locked: Callable[[], AbstractContextManager[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._memory = memory
+        self._page, self._memory = page, page.memory
         self._start = start + _SECRET_BYTES
         self._locked = locked
         self._clock = clock
         with locked():
-            if not any(memory[start : self._start]):
-                memory[start : self._start] = secrets.token_bytes(_SECRET_BYTES)
-        self._secret = memory[start : self._start]
+            if not any(self._memory[start : self._start]):
+                page.write(start, secrets.token_bytes(_SECRET_BYTES))
+        self._secret = self._memory[start : self._start]
 
     async def wait_seconds(self, key: str, limit: int, window_seconds: float) -> float:
         name, start = self._find(key)
@@ -65,8 +65,8 @@ class NodeFailures:
         with self._locked():
             (count,) = _COUNT.unpack_from(self._memory, start)
             place = start + _COUNT.size + count % _PLACES * _ENTRY.size
-            _ENTRY.pack_into(self._memory, place, name, self._clock())
-            _COUNT.pack_into(self._memory, start, count + 1)
+            self._page.write(place, _ENTRY.pack(name, self._clock()))
+            self._page.write(start, _COUNT.pack(count + 1))
 
     def _find(self, key: str) -> tuple[bytes, int]:
         """Return the hash of a key, and where its bucket starts."""

@@ -171,6 +171,9 @@ class PrometheusObserver:
             "replica",
         )
         self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
+        self._cache_disk_stalled = self._gauge(
+            "cache_disk_stalled", "1 while the cache's disk does not answer, and a small cache in memory stands in."
+        )
         # A series for each worker: the newest statement of any would hide one that has lost the store.
         self._policy_current = self._gauge(
             "policy_current_timestamp_seconds", "When it last knew that it decides by what the store holds.", "worker"
@@ -267,6 +270,10 @@ class PrometheusObserver:
 
     def cache_error(self, reason: str) -> None:
         self._add(self._cache_errors, 1, reason)
+
+    def cache_disk_stalled(self, *, is_stalled: bool) -> None:
+        """Tell whether a cache in memory stands in for the one on disk."""
+        self._cache_disk_stalled.set(is_stalled)
 
     def cache_evicted(self, size_bytes: int) -> None:
         self._add(self._cache_evicted, 1)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import mmap
+import os
 import threading
 from collections.abc import Iterator
 
@@ -10,6 +10,7 @@ import pytest
 
 from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, Passwords, TooManyLoginsError
 from registry_proxy.access.turns import FairTurns
+from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
 from tests.waiting import until
 
@@ -41,7 +42,9 @@ def passwords(clock: Clock) -> Iterator[Passwords]:
 @pytest.fixture
 def limiter(clock: Clock) -> LoginLimiter:
     """A limiter with that clock."""
-    return LoginLimiter(NodeFailures(mmap.mmap(-1, FAILURES_BYTES), 0, contextlib.nullcontext, clock))
+    return LoginLimiter(
+        NodeFailures(SharedPage(os.memfd_create("failures"), FAILURES_BYTES), 0, contextlib.nullcontext, clock)
+    )
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from registry_proxy.config.errors import StartError
 from registry_proxy.config.load import load_settings
 from registry_proxy.node import supervisor, worker
 from registry_proxy.node.fork_server import ForkServer, RunCopy, serve_forks
+from registry_proxy.node.generation import Timing
 from registry_proxy.node.host import forget_configuration
 from tests.fakes.worker import prepare, run_worker
 
@@ -29,7 +30,7 @@ def main() -> None:
         sys.exit(serve_forks(load, *map(int, sys.argv[2:])))
     config, silence = sys.argv[1:]
     command = [sys.executable, __file__, "fork-server"]
-    timing = supervisor.Timing(silence=float(silence), start=float(silence) * 4, grace=1)
+    timing = Timing(silence=float(silence), start=float(silence) * 4, grace=1)
     try:
         with contextlib.closing(ForkServer(load, command)) as forks:
             asyncio.run(supervisor.run(functools.partial(load_settings, config, os.environ), forks, timing))

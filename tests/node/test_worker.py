@@ -20,7 +20,17 @@ async def test_a_store_that_is_away_when_it_starts_is_no_defect(caplog: pytest.L
 
     main = {"replicas": [{"url": "http://127.0.0.1:1"}]}
     settings = Settings.model_validate({"upstreams": {"main": main}, "routes": [{"prefix": "", "upstream": "main"}]})
-    order = {"slot": 0, "process": "0", "public_count": 0, "has_admin": False, "is_first": False}
+    order = {
+        "slot": 0,
+        "process": "0",
+        "public_count": 0,
+        "has_admin": False,
+        "is_first": False,
+        "metrics": "",
+        "mark": None,
+        "is_stand_in": False,
+        "was_away": False,
+    }
     order["settings"] = settings.to_json()
     supervisor, worker = socket.socketpair()
     with supervisor:

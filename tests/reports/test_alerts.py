@@ -48,6 +48,7 @@ FIRST_EVENTS: Mapping[str, Callable[[PrometheusObserver], object]] = {
     "CopiesLost": lambda node: node.lost_copies("main", 1),
     "RepairFails": lambda node: node.repaired("main", "b", "failed"),
     "CacheDiskTrouble": lambda node: node.cache_error("rot"),
+    "CacheDiskHangs": lambda node: node.cache_disk_stalled(is_stalled=True),
     "WrongContent": lambda node: node.wrong_content("main", "b"),
     "RepositoriesMixed": lambda node: node.repositories_mixed("main", "b", True),  # noqa: FBT003 - a gauge's value
     "ServerErrors": lambda node: fail_requests(node, 100),

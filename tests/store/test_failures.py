@@ -1,13 +1,14 @@
 """Failures: counted by key, over workers, in memory of a fixed size, and in Redis."""
 
 import contextlib
-import mmap
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.store import failures as module
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
@@ -35,7 +36,7 @@ def clock() -> Clock:
 @pytest.fixture
 def failures(clock: Clock) -> NodeFailures:
     """Failures with that clock."""
-    return NodeFailures(mmap.mmap(-1, FAILURES_BYTES), 0, contextlib.nullcontext, clock)
+    return NodeFailures(SharedPage(os.memfd_create("failures"), FAILURES_BYTES), 0, contextlib.nullcontext, clock)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ async def test_ten_thousand_others_push_nobody_out(failures: NodeFailures) -> No
     for number in range(10_000):
         await failures.note(str(number), LIMIT, WINDOW_SECONDS)
     assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) > 0
-    other = NodeFailures(mmap.mmap(-1, FAILURES_BYTES), 0, contextlib.nullcontext)
+    other = NodeFailures(SharedPage(os.memfd_create("failures"), FAILURES_BYTES), 0, contextlib.nullcontext)
     assert failures._find("key") != other._find("key")
 
 

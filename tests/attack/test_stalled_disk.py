@@ -1,0 +1,100 @@
+"""The disk of a cache that stalls: calls to it neither return nor fail. The node goes on without it, and says so."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import pytest
+
+from tests.conftest import StartProxy, StartRegistry
+from tests.disks import mounted_by_program, mounted_disk
+from tests.product import Image, Proxy, User, make_image, random_bytes
+from tests.servers import wait_until
+
+REPOSITORY = "team/app"
+LIMIT_SECONDS = 90.0
+"""Of everything that is waited for: far above what a busy machine makes of some seconds."""
+
+
+class Stalls(Protocol):
+    """A disk that can be stalled for the length of a with block."""
+
+    @property
+    def path(self) -> Path: ...
+    def stalled(self) -> AbstractContextManager[None]: ...
+
+
+@pytest.fixture(params=["writes", "everything"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stalls]:
+    """Mount a disk of which writes stall, or every call."""
+    if request.param == "writes":
+        with mounted_disk(tmp_path / "disk", 64) as frozen:
+            yield frozen
+    else:
+        with mounted_by_program(tmp_path / "disk") as hung:
+            yield hung
+
+
+def says(proxy: Proxy) -> dict[str, Any] | None:
+    """Return what /readyz says, where both health checks answer soon."""
+    with suppress(httpx.TransportError):
+        if httpx.get(f"{proxy.url}/healthz", timeout=5).status_code == 200:
+            answer: dict[str, Any] = httpx.get(f"{proxy.admin_url}/readyz", timeout=5).json()
+            return answer
+    return None
+
+
+def is_stalled(proxy: Proxy) -> bool:
+    """Tell whether the node serves, and says that the disk of its cache does not answer."""
+    state = says(proxy)
+    return state is not None and state["ready"] and any("does not answer" in text for text in state["warnings"])
+
+
+def ask_on(user: User, path: str, ended: list[int | None]) -> None:
+    """Ask for something again and again; note each answer, None for a connection that was cut."""
+    with user.client(REPOSITORY) as client:
+        while len(ended) < 1000 and (not ended or ended[-1] == 200):
+            try:
+                ended.append(client.get(path).status_code)
+            except httpx.TimeoutException:
+                ended.append(0)
+            except httpx.TransportError:
+                ended.append(None)
+
+
+def test_a_node_goes_on_without_the_disk_of_its_cache(
+    start_proxy: StartProxy, start_registry: StartRegistry, disk: Stalls
+) -> None:
+    """Health answers, nobody is left hanging, pulls and pushes pass through, and the cache is back with its disk."""
+    registry = start_registry()
+    proxy = start_proxy([registry], {"workers": 2, "cache": {"path": str(disk.path / "cache"), "min_free": "0"}})
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    user.timeout_seconds = LIMIT_SECONDS
+    old = make_image(random_bytes(20_000), random_bytes(3_000_000))
+    user.push(REPOSITORY, "old", old)
+    user.pull(REPOSITORY, "old")
+    digest = next(iter(old.blobs))
+    ended: list[list[int | None]] = [[] for _ in range(4)]
+    callers = [threading.Thread(target=ask_on, args=(user, f"/blobs/{digest}", each)) for each in ended]
+    with disk.stalled():
+        for caller in callers:
+            caller.start()
+        wait_until(lambda: is_stalled(proxy), "the node goes on", timeout_seconds=LIMIT_SECONDS)
+        assert proxy.metric("registry_proxy_cache_disk_stalled") == 1
+        assert user.pull(REPOSITORY, "old").blobs == old.blobs
+        new: Image = make_image(random_bytes(30_000))
+        user.push(REPOSITORY, "new", new)
+        assert user.pull(REPOSITORY, "new").blobs == new.blobs
+        for caller in callers:
+            caller.join(LIMIT_SECONDS)
+        assert all(each[-1] != 0 for each in ended), "a caller was left hanging"
+        assert not any(caller.is_alive() for caller in callers)
+    wait_until(
+        lambda: (says(proxy) or {}).get("warnings") == [], "the disk is used again", timeout_seconds=LIMIT_SECONDS
+    )
+    assert user.get(REPOSITORY, f"blobs/{digest}").headers["X-Cache"] == "HIT"
+    assert proxy.metric("registry_proxy_cache_disk_stalled") == 0
+    assert user.pull(REPOSITORY, "new").blobs == new.blobs
