@@ -27,7 +27,9 @@ _WALK_SHARE = 10
 """A walk over a repository is valid for so long, or for so many times as long as it took."""
 
 _WALKS_MAX = 64
-_LINKS_MAX = 4096
+_DIGESTS_MAX = 100_000
+"""Digests remembered of manifests, and as many of walks: some 30 MB each. A walk over more is remembered alone."""
+
 _AT_ONCE = 8
 
 _T = TypeVar("_T")
@@ -74,6 +76,7 @@ class Holdings:
         self._recorded = recorded
         self._pushed = pushed
         self._links: dict[Digest, frozenset[Digest]] = {}
+        self._linked = 0
         self._walks: SingleFlight[Collection[Digest]] = SingleFlight()
         self._walked: dict[RoutedRepository, tuple[float, Collection[Digest]]] = {}
 
@@ -189,9 +192,12 @@ class Holdings:
         digest = manifest.descriptor.digest
         found = self._links.get(digest)
         if found is None:
-            if len(self._links) >= _LINKS_MAX:
+            found = frozenset(part for _, part in parts_of(links_of(manifest)))
+            self._linked += len(found) + 1
+            if self._linked > _DIGESTS_MAX:
                 self._links.clear()
-            found = self._links[digest] = frozenset(part for _, part in parts_of(links_of(manifest)))
+                self._linked = len(found) + 1
+            self._links[digest] = found
         return found
 
     async def _walk(self, routed: RoutedRepository) -> Collection[Digest]:
@@ -225,7 +231,8 @@ class Holdings:
             held |= {blob.digest for links in read_links for blob in links.blobs}
             fresh = {child.digest for links in read_links for child in links.manifests} - held
             held |= fresh
-        if len(self._walked) >= _WALKS_MAX:
+        walked = sum(len(each) for _, each in self._walked.values()) + len(held)
+        if len(self._walked) >= _WALKS_MAX or walked > _DIGESTS_MAX:
             self._walked.clear()
         took = time.monotonic() - began
         self._walked[routed] = (time.monotonic() + max(_WALK_SECONDS, _WALK_SHARE * took), held)

@@ -26,6 +26,7 @@ REFUSED_SECONDS = 5.0
 
 NO_SCOPE = ("",)
 _TOKEN_ANSWER_MAX_BYTES = 256 * 1024
+_TOKEN_MAX_LENGTH = 16 * 1024  # more than any server takes in a header; a thousand are remembered for each replica
 _DEFAULT_LIFETIME_SECONDS = 60.0  # token-spec: when expires_in is absent
 
 
@@ -259,6 +260,8 @@ class Login:
             raise ReplicaFailedError(f"{self._address.name}: its token endpoint gives no token", "5xx") from error
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise ReplicaFailedError(f"{self._address.name}: its token endpoint gives no token", "5xx")
+        if len(token) > _TOKEN_MAX_LENGTH:
+            raise ReplicaFailedError(f"{self._address.name}: its token is longer than {_TOKEN_MAX_LENGTH} bytes", "5xx")
         margin = min(10.0, lifetime / 4)  # on its way a token must not expire
         return _Token(f"Bearer {token}", started_at + lifetime - margin)
 

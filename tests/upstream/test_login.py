@@ -178,7 +178,17 @@ async def test_a_challenge_that_cannot_be_met_is_a_refusal(challenge: str | None
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"null", b"{}", b'{"token": 5}', b'{"token": "a\\r\\nX: y"}', b"[" * 9999]
+    "body",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"token": 5}',
+        b'{"token": "a\\r\\nX: y"}',
+        b"[" * 9999,
+        pytest.param(b'{"token": "%s"}' % (b"a" * 20_000), id="too long to be remembered"),
+    ],
 )
 async def test_a_token_endpoint_that_gives_no_token_is_a_failure(body: bytes) -> None:
     """What is no token answer makes the replica unavailable; nothing of it is sent on."""

@@ -1,0 +1,169 @@
+"""Mappings whose keys come from callers, objects and replicas: each is named here with its bound."""
+
+import ast
+import json
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+
+from registry_proxy.operations.holdings import Holdings
+from registry_proxy.protocol.descriptor import OCI_MANIFEST, Descriptor, Manifest
+from registry_proxy.protocol.reference import digest_of
+
+PACKAGE = Path(__file__).parents[2] / "registry_proxy"
+AT_THE_START = {"app", "cli", "config", "node", "offline", "load", "__main__"}
+"""Parts that know the configuration, their own processes or an operator's command, and no request."""
+
+COLLECTIONS = {"dict", "OrderedDict", "set", "deque", "Recent", "Counter", "WeakValueDictionary", "defaultdict"}
+
+CONFIGURED = "one for each configured replica, upstream or issuer"
+RUNNING = "one for each request, connection, task or fetch that is running"
+STORED = "a copy of what lies in the store; what callers may store has its own bounds"
+RECENT = "1,000 entries (Recent); names of 255 characters and digests, or what the row says"
+
+BOUNDS = {
+    "access.control.AccessControl._tables": STORED,
+    "access.credentials.LoginLimiter._known": "10,000 users with the owners of their addresses",
+    "access.credentials.LoginLimiter._turns": "64 that wait",
+    "access.credentials.Passwords._remembered": "10,000 keyed digests of 32 bytes",
+    "access.grants.Policy._decided": "24 MiB",
+    "access.grants.Policy._grants": STORED,
+    "access.grants.Policy._grants_by_id": STORED,
+    "access.grants.Policy._held": "one for each subject and action of the policy",
+    "access.issuer_keys.IssuerKeys._keys": "an issuer's answer of bounded size",
+    "access.refresh_tokens.RefreshTokens._copies": STORED,
+    "access.tokens.TokenVerifier._keys": STORED,
+    "access.tokens.TokenVerifier._verified": "16 MiB",
+    "access.turns._Line._queues": "64 that wait",
+    "admin.auth.AdminGuard._told_at": "1,000 subjects that exist, with addresses",
+    "admin.replicas.ReplicaResources._comparisons": CONFIGURED,
+    "admin.replicas.ReplicaResources._running": CONFIGURED,
+    "admin.warm.WarmResources._jobs": "1,000 jobs of administrators",
+    "admin.warm.WarmResources._running": RUNNING,
+    "audit.chain._Verification.faults": "one verification, of an administrator",
+    "audit.folding.Folding._owners": "256 owners",
+    "audit.trail.AuditTrail._asked": "20,000 questions of names with bounded lengths",
+    "audit.trail.SinkThread._pending": "20,000 events of 8 KB at most",
+    "cache.disk.DiskCache._fills": RUNNING,
+    "cache.disk.DiskCache._running": RUNNING,
+    "cache.disk.DiskCache._touched": "100,000 digests of content that is here",
+    "cache.membership.FileMemberships._members": "4,096 names of 255 characters",
+    "cache.memory.SmallContents._contents": "32 MiB",
+    "cache.spool.DiskSpool._running": "1,000 hashes",
+    "cache.upload_file.UploadFile._readers": CONFIGURED,
+    "cache.upload_file.UploadFile._window": "1 MiB",
+    "cache.watch.FileWatcher._watches": RUNNING,
+    "cache.writer.PartWriter._pending": "1 MiB and a chunk",
+    "edge.fast_path.HotPulls._heads": "4 MiB",
+    "edge.origin.Origins._known": "10,000 addresses in their usual notation",
+    "edge.server._Server._open": RUNNING,
+    "http.connections.Connections._owners": RUNNING,
+    "http.connections.Connections._reserved": RUNNING,
+    "http.connections.Connections._tells_from": "reasons from a closed set",
+    "operations.discover.Discover._names": "one list for each upstream, of a million names at most",
+    "operations.flight.SingleFlight._flying": RUNNING,
+    "operations.holdings.Holdings._links": "100,000 digests",
+    "operations.holdings.Holdings._walked": "100,000 digests, or the largest repository",
+    "operations.warm.Prefetch._pulled": "4,096 subjects and repositories",
+    "operations.warm.Prefetch._queue": "200 blobs",
+    "operations.warm.Prefetch._workers": RUNNING,
+    "replication.fanout._FanOut.confirmed": CONFIGURED,
+    "replication.fanout._FanOut.failures": CONFIGURED,
+    "replication.inspection.Inspection._refused": CONFIGURED,
+    "replication.journal.Journal._read": STORED,
+    "replication.kept.KeptCopies._closed": STORED,
+    "replication.kept.KeptCopies._lost": STORED,
+    "replication.marks.JournalMarks._lost": STORED,
+    "replication.marks.JournalMarks._missed_contents": STORED,
+    "replication.marks.JournalMarks._refused": STORED,
+    "replication.marks.JournalMarks._refusing": STORED,
+    "replication.marks.JournalMarks._repositories": STORED,
+    "replication.marks.JournalMarks._tags": STORED,
+    "replication.marks.JournalMarks._tombstones": STORED,
+    "replication.sessions.SignedSessions._keys": "one for each period of hours that has a key in the store",
+    "replication.upload_stream.ReplicaStream._next": CONFIGURED,
+    "telemetry.access_log.AccessLog._pending": "20,000 lines with paths of 1,000 characters",
+    "telemetry.metrics.PrometheusObserver._bound": "labels from closed sets",
+    "upstream.doubts.Doubts._asked_last": CONFIGURED,
+    "upstream.doubts.Doubts._cuts": RECENT,
+    "upstream.doubts.Doubts._lies": RECENT,
+    "upstream.doubts.Doubts._limits": RECENT,
+    "upstream.failover.FailoverReader._tag_lists": RUNNING,
+    "upstream.heads.Heads._believed_until": RECENT,
+    "upstream.heads.Heads._useless_until": RECENT,
+    "upstream.hedging.Hedging._durations": CONFIGURED,
+    "upstream.login.Login._locks": RUNNING,
+    "upstream.login.Login._refusals": RECENT,
+    "upstream.login.Login._tokens": "1,000 tokens of 16 KiB",
+    "upstream.login.Login._ways": RECENT,
+    "upstream.recent.Recent._entries": RECENT,
+    "upstream.replicas.UpstreamReplicas._members": CONFIGURED,
+    "upstream.replicas.UpstreamReplicas._tasks": CONFIGURED,
+    "upstream.retries.Retries._budgets": RECENT,
+    "upstream.retries.Retries._failures": RECENT,
+    "upstream.separation.Separation._is_apart": CONFIGURED,
+    "upstream.separation.Separation._latest": CONFIGURED,
+    "upstream.separation.Separation._unverified": CONFIGURED,
+    "upstream.sessions.Sessions._elsewhere": CONFIGURED,
+}
+
+
+def is_empty_collection(value: ast.expr) -> bool:
+    """Tell whether an expression makes a collection that will be filled."""
+    if isinstance(value, ast.Dict):
+        return not value.keys
+    if isinstance(value, ast.List):
+        return not value.elts
+    if not isinstance(value, ast.Call) or value.args:
+        return False
+    made = value.func.value if isinstance(value.func, ast.Subscript) else value.func
+    return isinstance(made, ast.Name) and made.id in COLLECTIONS
+
+
+def collections_of(module: str, source: str) -> set[str]:
+    """Return the names of the collections that the objects of a module begin with, empty."""
+    found = set()
+    for owner in ast.walk(ast.parse(source)):
+        if isinstance(owner, ast.ClassDef):
+            makers = [each for each in owner.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+            for statement in (each for maker in makers for each in ast.walk(maker)):
+                if not isinstance(statement, ast.AnnAssign | ast.Assign) or statement.value is None:
+                    continue
+                target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+                value = statement.value
+                if isinstance(target, ast.Attribute) and is_empty_collection(value):
+                    found.add(f"{module}.{owner.name}.{target.attr}")
+    return found
+
+
+def test_every_collection_that_outlives_a_request_has_a_bound_that_is_known() -> None:
+    """A new mapping, set or queue is added to the table above, with what keeps callers from filling it."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if module.partition(".")[0] not in AT_THE_START:
+            found |= collections_of(module, path.read_text())
+    assert found == BOUNDS.keys()
+
+
+@pytest.mark.parametrize("source", ["class A:\n  def __init__(self):\n    self.b: dict[str, int] = {}"])
+def test_a_collection_is_found(source: str) -> None:
+    """The search above finds what it is for."""
+    assert collections_of("m", source) == {"m.A.b"}
+
+
+def test_manifests_with_many_parts_are_remembered_within_a_bound_of_digests() -> None:
+    """Manifests of thousands of layers each, as anybody who may push can make them: the number of digests stays."""
+    holdings = Holdings(
+        readers={}, separations={}, memberships=MagicMock(), cache=MagicMock(), recorded=MagicMock(), pushed=MagicMock()
+    )
+    for number in range(12):
+        parts = [
+            {"mediaType": "a/b", "digest": str(digest_of(b"%d of %d" % (part, number))), "size": 1}
+            for part in range(10_000)
+        ]
+        document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts}
+        body = json.dumps(document).encode()
+        assert len(holdings._read_links(Manifest(Descriptor(OCI_MANIFEST, digest_of(body), len(body)), body))) == 10_000
+        assert sum(map(len, holdings._links.values())) <= 100_000
