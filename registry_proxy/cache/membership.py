@@ -84,10 +84,6 @@ class FileMemberships:
         self._members[key] = member
         return Membership(member.descriptor, age_seconds(member.stamp[0]))
 
-    def doubt_all(self) -> None:
-        """Have all be asked for again that was remembered until now, by every worker of the node."""
-        self._set_shared(_UNKNOWN_UNTIL_NS, time.time_ns())
-
     def _set_shared(self, number: int, value: int) -> None:
         self._page.write(number * self._shared.itemsize, value.to_bytes(self._shared.itemsize, sys.byteorder))
 
@@ -187,7 +183,7 @@ class FileMemberships:
             self._unlink(self._tag(routed, tag))
 
     def doubt_all(self) -> None:
-        self._shared[_UNKNOWN_UNTIL_NS] = time.time_ns()
+        self._set_shared(_UNKNOWN_UNTIL_NS, time.time_ns())
 
     def forget_tags_of(self, routed: RoutedRepository, digest: Digest) -> list[Tag]:
         forgotten: list[Tag] = []

@@ -57,6 +57,8 @@ class NodeMemory:
     def make_cache(self, number: int) -> str:
         """Make an empty cache, for the generation of that number; return its path. Raises OSError."""
         path = self.cache(number)
+        for left in (path, f"{path}.audit"):  # by an attempt that failed
+            shutil.rmtree(left, ignore_errors=True)
         os.makedirs(f"{path}.audit", mode=0o700)
         if self._node_id is not None:
             with open(CachePaths(path).node_ids[0], "w", encoding="ascii") as file:

@@ -98,3 +98,24 @@ def test_a_node_goes_on_without_the_disk_of_its_cache(
     assert user.get(REPOSITORY, f"blobs/{digest}").headers["X-Cache"] == "HIT"
     assert proxy.metric("registry_proxy_cache_disk_stalled") == 0
     assert user.pull(REPOSITORY, "new").blobs == new.blobs
+
+
+def test_a_node_whose_store_hangs_too_says_so(
+    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
+) -> None:
+    """With store and cache on one disk no worker can start: every request gets a reason, until the disk answers."""
+    with mounted_disk(tmp_path / "disk", 64) as disk:
+        on_disk = {"cache": {"path": f"{disk.path}/cache", "min_free": "0"}, "store": f"sqlite:///{disk.path}/store.db"}
+        proxy = start_proxy([start_registry()], on_disk)
+
+        def refusal(url: str) -> str:
+            with suppress(httpx.TransportError):
+                answer = httpx.get(f"{url}/healthz", timeout=5)
+                if answer.status_code == 503:
+                    return str(answer.json()["errors"][0]["message"])
+            return ""
+
+        with disk.stalled():
+            for url in (proxy.url, proxy.admin_url):
+                wait_until(lambda: "has not answered" in refusal(url), "it is told", timeout_seconds=LIMIT_SECONDS)  # noqa: B023 - called at once
+        wait_until(lambda: (says(proxy) or {}).get("warnings") == [], "it serves", timeout_seconds=LIMIT_SECONDS)
