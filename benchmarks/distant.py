@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import describe_machine
-from tests.product import OCI_MANIFEST, Image, digest_of, make_image, proxy_server, push_directly, random_bytes
-from tests.relay import Relay
-from tests.servers import docker_registry, running
+from tests.support.product import OCI_MANIFEST, Image, digest_of, make_image, proxy_server, push_directly, random_bytes
+from tests.support.relay import Relay
+from tests.support.servers import docker_registry, running
 
 MIB = 2**20
 REPOSITORY = "team/app"

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import describe_machine
-from tests.product import (
+from tests.support.product import (
     OCI_MANIFEST,
     Image,
     Proxy,
@@ -30,8 +30,8 @@ from tests.product import (
     push_blob_directly,
     random_bytes,
 )
-from tests.relayed import REPOSITORY, Relayed, relayed
-from tests.servers import Server, docker_registry, redis_server, running, wait_until
+from tests.support.relayed import REPOSITORY, Relayed, relayed
+from tests.support.servers import Server, docker_registry, redis_server, running, wait_until
 
 MIB = 2**20
 _POLL_SECONDS = 0.005

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests.support.fakes.malice import Asked, Malice, answer
 
 from benchmarks.load import describe_machine
-from tests.fakes.malice import Asked, Malice, answer
-from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
-from tests.servers import Server, docker_registry, running
+from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
+from tests.support.servers import Server, docker_registry, running
 
 CLIENTS = 10
 PAUSE_SECONDS = 0.15

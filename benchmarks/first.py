@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import Herd, Load, Target, describe_machine, run_herd, run_wrk
-from tests.product import (
+from tests.support.product import (
     OCI_MANIFEST,
     Image,
     Proxy,
@@ -26,7 +26,7 @@ from tests.product import (
     push_directly,
     random_bytes,
 )
-from tests.servers import Server, docker_registry, free_port, running
+from tests.support.servers import Server, docker_registry, free_port, running
 
 MIB = 2**20
 BIG_BYTES = 64 * MIB

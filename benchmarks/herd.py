@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.first import nginx_server
 from benchmarks.load import cpu_seconds, describe_machine
-from tests.crowd import Crowd
-from tests.product import Proxy, digest_of, proxy_server, push_blob_directly, random_bytes
-from tests.relay import Relay
-from tests.servers import Server, docker_registry, running
+from tests.support.crowd import Crowd
+from tests.support.product import Proxy, digest_of, proxy_server, push_blob_directly, random_bytes
+from tests.support.relay import Relay
+from tests.support.servers import Server, docker_registry, running
 
 MIB = 2**20
 CLIENTS = 200

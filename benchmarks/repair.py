@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks.failover import p99
 from benchmarks.load import describe_machine
-from tests.product import Image, Proxy, User, make_image, proxy_server, random_bytes
-from tests.servers import Server, docker_registry, running
+from tests.support.product import Image, Proxy, User, make_image, proxy_server, random_bytes
+from tests.support.servers import Server, docker_registry, running
 
 MIB = 2**20
 REPOSITORY = "bench/app"

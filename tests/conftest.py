@@ -18,9 +18,9 @@ import hypothesis
 import pytest
 import typer.main
 
-from tests import servers
-from tests.copied import Copies
-from tests.product import Proxy, proxy_server
+from tests.support import servers
+from tests.support.copied import Copies
+from tests.support.product import Proxy, proxy_server
 
 # A busy machine is no fault of the code; what failed can be repeated from what is printed.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)

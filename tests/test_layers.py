@@ -59,7 +59,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "upstream": "aiohttp yarl",
     }.items()
 }
-BESIDE_THE_PACKAGE = {"acceptance", "attack", "chaos", "clients", "contract", "fakes", "nginx", "path", "reports"}
+BESIDE_THE_PACKAGE = {"acceptance", "attack", "chaos", "clients", "contract", "nginx", "path", "reports", "support"}
 """Folders of tests that look at several modules, or at the whole from outside."""
 WITHOUT_MODULE = {"tests/test_layers.py", "tests/test_documents.py", "tests/edge/test_matrix.py"}
 

@@ -11,9 +11,9 @@ import pytest
 from tests.acceptance.clients import Client
 from tests.acceptance.programs import find_program, why_not
 from tests.acceptance.registries import DESCRIBE
-from tests.copied import Copies
-from tests.product import Proxy, proxy_server
-from tests.servers import docker_registry, running, terminated, wait_until
+from tests.support.copied import Copies
+from tests.support.product import Proxy, proxy_server
+from tests.support.servers import docker_registry, running, terminated, wait_until
 
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
 

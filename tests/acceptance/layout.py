@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.product import Image, digest_of
+from tests.support.product import Image, digest_of
 
 TAG = "image"
 """The name of the one image in a layout."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.acceptance.programs import find_program
-from tests.servers import Server, docker_registry, free_port
+from tests.support.servers import Server, docker_registry, free_port
 
 
 def distribution(root: Path) -> Server:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.acceptance.clients import Client
 from tests.acceptance.layout import holds_image, write_layout
-from tests.product import make_image, random_bytes, tar_of
+from tests.support.product import make_image, random_bytes, tar_of
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.programs import find_program
-from tests.product import Proxy, User, make_image, random_bytes, tar_of
+from tests.support.product import Proxy, User, make_image, random_bytes, tar_of
 
 pytestmark = pytest.mark.acceptance("containerd", "ctr")
 

@@ -11,8 +11,8 @@ import pytest
 from tests.acceptance.layout import write_layout
 from tests.acceptance.programs import find_program
 from tests.clients.conftest import Docker
-from tests.product import Proxy, User, make_image, random_bytes, tar_of
-from tests.servers import terminated, wait_until
+from tests.support.product import Proxy, User, make_image, random_bytes, tar_of
+from tests.support.servers import terminated, wait_until
 
 pytestmark = pytest.mark.acceptance("containerd", "docker", "dockerd")
 

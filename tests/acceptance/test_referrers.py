@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.clients import Client
-from tests.copied import Copies
-from tests.product import Image, Proxy, User, make_image, proxy_server, random_bytes, tar_of
-from tests.servers import docker_registry, running, wait_until
+from tests.support.copied import Copies
+from tests.support.product import Image, Proxy, User, make_image, proxy_server, random_bytes, tar_of
+from tests.support.servers import docker_registry, running, wait_until
 
 pytestmark = pytest.mark.acceptance
 _PASSWORD = "password of a user"

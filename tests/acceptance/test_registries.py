@@ -11,7 +11,7 @@ import pytest
 from tests.acceptance.conftest import LogIn
 from tests.acceptance.layout import holds_image, make_index, write_layout
 from tests.acceptance.registries import DESCRIBE
-from tests.product import Image, make_image, random_bytes, tar_of
+from tests.support.product import Image, make_image, random_bytes, tar_of
 
 pytestmark = pytest.mark.acceptance("crane")
 

@@ -8,7 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.acceptance.conftest import LogIn
-from tests.product import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Image, Proxy, User, make_image, random_bytes, tar_of
+from tests.support.product import (
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Image,
+    Proxy,
+    User,
+    make_image,
+    random_bytes,
+    tar_of,
+)
 
 pytestmark = pytest.mark.acceptance
 _IMAGES = 100

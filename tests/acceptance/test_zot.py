@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.registries import DESCRIBE
-from tests.copied import Copies
-from tests.product import Proxy, proxy_server
 from tests.reports.test_mixed_repositories import SECRET, Eve, Setting, attack
-from tests.servers import running
+from tests.support.copied import Copies
+from tests.support.product import Proxy, proxy_server
+from tests.support.servers import running
 
 pytestmark = pytest.mark.acceptance
 

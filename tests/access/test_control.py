@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.fakes.issuer import AUDIENCE, running_issuer
 
 from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
@@ -31,10 +32,9 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.tasks import spawn
 from tests.conftest import require_program
-from tests.fakes.issuer import AUDIENCE, running_issuer
-from tests.passwords import quick_passwords
-from tests.servers import Server, free_port, ldap_server, running
-from tests.waiting import until
+from tests.support.passwords import quick_passwords
+from tests.support.servers import Server, free_port, ldap_server, running
+from tests.support.waiting import until
 
 SECRET = "password of ann"
 NO_NAME = "the name is no user's, and the password has not the form of a secret"

@@ -12,7 +12,7 @@ from registry_proxy.access.credentials import LoginLimiter, LoginRefusedError, P
 from registry_proxy.access.turns import FairTurns
 from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 class Clock:

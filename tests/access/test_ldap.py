@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from registry_proxy.access import ldap as module
 from registry_proxy.access.ldap import LdapPasswords, LdapUnavailableError
 from tests.conftest import require_program
-from tests.servers import Server, free_port, ldap_server, running
+from tests.support.servers import Server, free_port, ldap_server, running
 
 BIND_DN = "uid={name},ou=people,dc=example,dc=com"
 LONG = "x" * 1000

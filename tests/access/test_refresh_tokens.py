@@ -16,9 +16,9 @@ from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.store.open import open_store
 from registry_proxy.tasks import end, spawn
-from tests.passwords import quick_passwords
-from tests.servers import Server
-from tests.waiting import until
+from tests.support.passwords import quick_passwords
+from tests.support.servers import Server
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from aiohttp.web import Application, Request
 
 from registry_proxy.access.directory import GrantInput, InvalidError, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
-from tests.admin_bench import Contract, Node, admin_node, contract_of
+from tests.support.admin_bench import Contract, Node, admin_node, contract_of
 
 GIVEN = {"subject": "user:bob", "repository": "team/app", "tags": "*", "actions": ["pull"], "mode": "enforce"}
 

@@ -32,7 +32,17 @@ from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
 from registry_proxy.replication.intents import Intent, change_of
 from registry_proxy.tasks import spawn
-from tests.admin_bench import ADMIN, ADMIN_ROUTES, BOB, CACHE_MAX_BYTES, Contract, Node, admin_node, contract_of, filled
+from tests.support.admin_bench import (
+    ADMIN,
+    ADMIN_ROUTES,
+    BOB,
+    CACHE_MAX_BYTES,
+    Contract,
+    Node,
+    admin_node,
+    contract_of,
+    filled,
+)
 
 API = "/admin/v1"
 

@@ -17,7 +17,7 @@ from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.admin import auth, requests
 from registry_proxy.protocol.scope import CATALOG, Access, Action
-from tests.admin_bench import ADMIN, BOB, Node, admin_node
+from tests.support.admin_bench import ADMIN, BOB, Node, admin_node
 
 API = "/admin/v1"
 

@@ -9,7 +9,7 @@ import jsonschema_rs
 from aiohttp.test_utils import TestClient, TestServer
 
 from registry_proxy.access.subject import SUBJECT_PATTERN
-from tests.admin_bench import ADMIN_ROUTES, admin_node, contract_of
+from tests.support.admin_bench import ADMIN_ROUTES, admin_node, contract_of
 
 
 async def test_every_route_is_described(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from registry_proxy.access.directory import UserInput
-from tests.admin_bench import admin_node, contract_of
+from tests.support.admin_bench import admin_node, contract_of
 
 SOAK_SECONDS = 300
 
 
 async def _fuzz(root: Path, *, seconds: float, examples: int) -> Counter[tuple[str, int]]:
     """Send rounds of requests until the time is over, at least one."""
-    from tests.fuzz import PASSWORD, ROOT, Fuzz  # noqa: PLC0415
+    from tests.support.fuzz import PASSWORD, ROOT, Fuzz  # noqa: PLC0415
 
     seed = int(os.environ.get("FUZZ_SEED") or random.randrange(1 << 32))
     async with admin_node(root) as node, TestClient(TestServer(node.app)) as http:

@@ -14,7 +14,7 @@ from aiohttp.web import Application, Request
 
 from registry_proxy.access.directory import GrantInput, UserInput
 from registry_proxy.ports.events import AuditEvent
-from tests.admin_bench import ADMIN, Contract, Node, admin_node, contract_of
+from tests.support.admin_bench import ADMIN, Contract, Node, admin_node, contract_of
 
 DEV = {"subject": "group:dev", "repository": "team/**", "tags": "*", "actions": ["pull", "push"], "mode": "enforce"}
 GRANT = {**DEV, "expires_at": None}

@@ -13,7 +13,7 @@ from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.replication.manifests import manifest_record_key
 from registry_proxy.replication.tag_records import tag_record_key
-from tests.admin_bench import admin_node, contract_of
+from tests.support.admin_bench import admin_node, contract_of
 
 D = digest_of(b"content")
 

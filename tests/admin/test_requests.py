@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
 from registry_proxy.admin.problems import FAULTS_MAX
-from tests.admin_bench import ADMIN, admin_node
+from tests.support.admin_bench import ADMIN, admin_node
 
 _Http = TestClient[Request, Application]
 

@@ -4,11 +4,11 @@ import asyncio
 import socket
 
 from aiohttp import web
+from tests.support.fakes.listeners import any_connections
+from tests.support.fakes.public import read_to_end
 
 from registry_proxy.admin.server import serving_admin
-from tests.fakes.listeners import any_connections
-from tests.fakes.public import read_to_end
-from tests.waiting import refuses, until
+from tests.support.waiting import refuses, until
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE = b"x" * 20_000_000

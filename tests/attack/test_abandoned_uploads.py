@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from tests.conftest import require_program
-from tests.copied import Copies
-from tests.disks import MIB
-from tests.product import Proxy, User, digest_of, make_image, proxy_server, random_bytes
-from tests.servers import docker_registry, running
+from tests.support.copied import Copies
+from tests.support.disks import MIB
+from tests.support.product import Proxy, User, digest_of, make_image, proxy_server, random_bytes
+from tests.support.servers import docker_registry, running
 
 MAX_SIZE = 64 * MIB
 LAYER = 4 * MIB

@@ -4,11 +4,12 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 
+from tests.support.fakes.malice import Asked, Malice, Said
+
 from tests.conftest import StartProxy, StartRegistry
-from tests.disks import MIB
-from tests.fakes.malice import Asked, Malice, Said
-from tests.product import digest_of, make_image, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.disks import MIB
+from tests.support.product import digest_of, make_image, random_bytes
+from tests.support.servers import Server, wait_until
 
 MAX_SIZE = 32 * MIB
 

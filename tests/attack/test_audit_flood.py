@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.copied import Copies
-from tests.product import Proxy, proxy_server
-from tests.servers import Server, free_port, running
+from tests.support.copied import Copies
+from tests.support.product import Proxy, proxy_server
+from tests.support.servers import Server, free_port, running
 
 GARBAGE = 600
 

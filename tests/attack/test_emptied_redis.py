@@ -4,8 +4,8 @@ import httpx
 import redis as client_of_redis
 
 from tests.conftest import StartProxy
-from tests.product import make_image, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import make_image, random_bytes
+from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.support.fakes.malice import Asked, Malice, Said, answer
+from tests.support.fakes.registry import FakeRegistry
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
 
 from registry_proxy.upstream import failover, listing, sharing
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartProxy
-from tests.fakes.malice import Asked, Malice, Said, answer
-from tests.fakes.registry import FakeRegistry
-from tests.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
-from tests.servers import Server, wait_until
-from tests.waiting import until
+from tests.support.servers import Server, wait_until
+from tests.support.waiting import until
 
 JSON = {"Content-Type": "application/json"}
 

@@ -16,8 +16,8 @@ from registry_proxy.access.logins import Login
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.store.open import open_store
 from registry_proxy.tasks import spawn
-from tests.passwords import quick_passwords
-from tests.waiting import until
+from tests.support.passwords import quick_passwords
+from tests.support.waiting import until
 
 PASSWORD = "password of ann"
 ABUSER = "192.0.2.66"

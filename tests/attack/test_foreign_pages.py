@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.copied import Copies
-from tests.product import Proxy, proxy_server
-from tests.servers import Server, free_port, running
+from tests.support.copied import Copies
+from tests.support.product import Proxy, proxy_server
+from tests.support.servers import Server, free_port, running
 
 SIMPLE_TYPES = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", None)
 """What a page sends without asking first (a browser asks before any other type); None sends none."""

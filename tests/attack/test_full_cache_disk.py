@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from tests.conftest import require_program
-from tests.copied import Copies
-from tests.disks import MIB, Disk, mounted_disk
-from tests.product import Proxy, User, digest_of, make_image, proxy_server, random_bytes
-from tests.servers import Server, docker_registry, running, wait_until
+from tests.support.copied import Copies
+from tests.support.disks import MIB, Disk, mounted_disk
+from tests.support.product import Proxy, User, digest_of, make_image, proxy_server, random_bytes
+from tests.support.servers import Server, docker_registry, running, wait_until
 
 REPOSITORY = "team/app"
 

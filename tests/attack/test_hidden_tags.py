@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from tests.conftest import require_program
-from tests.copied import Copies
-from tests.product import Image, Proxy, User, make_image, proxy_server, random_bytes
-from tests.servers import docker_registry, running
+from tests.support.copied import Copies
+from tests.support.product import Image, Proxy, User, make_image, proxy_server, random_bytes
+from tests.support.servers import docker_registry, running
 
 SHOWN = ["v1", "v2", "v3"]
 HIDDEN = ["a-secret", "v", "zz-secret"]

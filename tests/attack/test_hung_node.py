@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.conftest import StartProxy, StartRegistry
 from tests.nginx.shipped import nginx_server
-from tests.product import Proxy, User, make_image, random_bytes
-from tests.servers import Server, running
+from tests.support.product import Proxy, User, make_image, random_bytes
+from tests.support.servers import Server, running
 
 PATIENCE_SECONDS = 60.0
 """Of a client: far from the 900 s that nginx waits for a write, and far above what a busy machine makes of some."""

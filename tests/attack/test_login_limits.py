@@ -14,8 +14,8 @@ from registry_proxy.access.directory import Directory, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.store.open import open_store
-from tests.passwords import quick_passwords
-from tests.servers import Server
+from tests.support.passwords import quick_passwords
+from tests.support.servers import Server
 
 PASSWORD = "password of ann"
 HOME = "192.0.2.1"

@@ -15,7 +15,7 @@ from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.ports.store import Record, Table
 from registry_proxy.store.open import open_store
 from registry_proxy.store.sqlite import SqliteStore
-from tests.passwords import quick_passwords
+from tests.support.passwords import quick_passwords
 
 HOME = "192.0.2.1"
 OTHERS = 50

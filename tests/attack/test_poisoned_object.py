@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_replicas
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaState
@@ -13,10 +16,7 @@ from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.sessions import Timeouts
-from tests.fakes.memory import CountingObserver
-from tests.fakes.registry import FakeRegistry, Fault
-from tests.fakes.upstream import REPOSITORY, ToldMarks, open_replicas
-from tests.waiting import until
+from tests.support.waiting import until
 
 POISONED = Repository("eve/app")
 QUICK = Timeouts(connect=5, first_byte=0.2, stall=0.2, probe=1, commit=1)

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
 from registry_proxy.access.secrets import SecretKind
-from tests.admin_bench import ADMIN, Node, admin_node
+from tests.support.admin_bench import ADMIN, Node, admin_node
 
 HOME = "192.0.2.1"
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy
-from tests.product import OCI_MANIFEST, Image, Proxy, User, make_image, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import OCI_MANIFEST, Image, Proxy, User, make_image, random_bytes
+from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
 TAGS = [f"1.{number}" for number in range(6)]

@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import StartProxy, StartRegistry
 from tests.path.test_rot import file_of, flip
-from tests.product import Image, Proxy, User, digest_of, make_image, push_directly, random_bytes
-from tests.servers import wait_until
+from tests.support.product import Image, Proxy, User, digest_of, make_image, push_directly, random_bytes
+from tests.support.servers import wait_until
 
 REPOSITORY = "team/app"
 SIZES = (10, 2_000, 64 * 1024)

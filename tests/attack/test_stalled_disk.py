@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.disks import mounted_by_program, mounted_disk
-from tests.product import Image, Proxy, User, make_image, random_bytes
-from tests.servers import wait_until
+from tests.support.disks import mounted_by_program, mounted_disk
+from tests.support.product import Image, Proxy, User, make_image, random_bytes
+from tests.support.servers import wait_until
 
 REPOSITORY = "team/app"
 LIMIT_SECONDS = 90.0

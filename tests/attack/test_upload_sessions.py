@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from tests.conftest import require_program
-from tests.copied import Copies
-from tests.product import Proxy, User, digest_of, proxy_server, random_bytes
-from tests.servers import docker_registry, running, wait_until
+from tests.support.copied import Copies
+from tests.support.product import Proxy, User, digest_of, proxy_server, random_bytes
+from tests.support.servers import docker_registry, running, wait_until
 
 REPOSITORY = "team/app"
 PASSWORD = "password of a user"

@@ -16,7 +16,7 @@ from tests.attack.test_replica_back_in_time import (
     wait_until_healed,
 )
 from tests.conftest import StartProxy
-from tests.servers import Server, wait_until
+from tests.support.servers import Server, wait_until
 
 
 def test_a_wiped_replica_is_noticed_before_the_other_one_dies(

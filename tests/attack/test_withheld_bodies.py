@@ -22,8 +22,8 @@ from tests.attack.withholding import (
 )
 from tests.conftest import require_program
 from tests.nginx.shipped import nginx_server
-from tests.product import ADMIN_PASSWORD, Image, Proxy, User, make_image, proxy_server, random_bytes
-from tests.servers import docker_registry, running, wait_until
+from tests.support.product import ADMIN_PASSWORD, Image, Proxy, User, make_image, proxy_server, random_bytes
+from tests.support.servers import docker_registry, running, wait_until
 
 FILES = 400
 """Open files of each process; half of them are for connections of clients."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 
 TOKEN_FORM = (
     b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n"

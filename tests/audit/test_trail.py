@@ -19,8 +19,8 @@ from registry_proxy.audit.trail import AuditTrail, SinkThread, Taken
 from registry_proxy.audit.writer import ChainWriter, Retention
 from registry_proxy.ports.events import AuditEvent
 from registry_proxy.protocol.scope import Action
-from tests.disks import mounted_disk
-from tests.servers import wait_until
+from tests.support.disks import mounted_disk
+from tests.support.servers import wait_until
 
 
 class Stuck:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.support.fakes.cache import Answer, Events, Source, read_all
 
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
@@ -13,8 +14,7 @@ from registry_proxy.protocol.reference import Digest
 from registry_proxy.tasks import spawn
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
-from tests.fakes.cache import Answer, Events, Source, read_all
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 def rot(path: Path, digest: Digest) -> None:

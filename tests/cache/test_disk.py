@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
@@ -15,8 +16,7 @@ from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
-from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 async def put(cache: DiskCache, size_bytes: int, seed: int = 0) -> tuple[bytes, Digest]:

@@ -4,6 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.support.fakes.cache import MIB, content
+from tests.support.fakes.replicas import ANN
 
 from registry_proxy.cache import upload_file
 from registry_proxy.cache.disk import DiskCache
@@ -12,8 +14,6 @@ from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.uploads import SpoolFile
 from registry_proxy.tasks import spawn
 from tests.cache.conftest import MakeCache
-from tests.fakes.cache import MIB, content
-from tests.fakes.replicas import ANN
 
 
 @pytest.fixture

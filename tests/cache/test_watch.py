@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import pytest
+from tests.support.fakes.cache import MIB, Answer, Source, content, read_all
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import is_sealed, prepare_cache
@@ -18,8 +19,7 @@ from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import CacheResult
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
-from tests.fakes.cache import MIB, Answer, Source, content, read_all
-from tests.waiting import until
+from tests.support.waiting import until
 
 SIZE = 8 * MIB
 StartWorker = Callable[..., Coroutine[None, None, Process]]
@@ -27,11 +27,11 @@ StartWorker = Callable[..., Coroutine[None, None, Process]]
 
 @pytest.fixture
 async def start_worker(cache_path: Path) -> AsyncIterator[StartWorker]:
-    """Return a function that starts a process on the same cache; see ``tests.fakes.cache_worker``."""
+    """Return a function that starts a process on the same cache; see ``tests.support.fakes.cache_worker``."""
     processes: list[Process] = []
 
     async def start(*arguments: object, max_size_bytes: int = 1 << 40) -> Process:
-        command = [sys.executable, "-m", "tests.fakes.cache_worker", cache_path, max_size_bytes, *arguments]
+        command = [sys.executable, "-m", "tests.support.fakes.cache_worker", cache_path, max_size_bytes, *arguments]
         process = await asyncio.create_subprocess_exec(*map(str, command), stdin=PIPE, stdout=PIPE)
         processes.append(process)
         return process

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from registry_proxy.cli.main import app
 from tests.chaos.plan import Fault, Harm
 from tests.conftest import require_program
-from tests.copied import Copies
 from tests.nginx.shipped import nginx_server
-from tests.product import ADMIN_PASSWORD, Proxy, proxy_server
-from tests.servers import Server, docker_registry, nginx_in_turns, redis_server, running
+from tests.support.copied import Copies
+from tests.support.product import ADMIN_PASSWORD, Proxy, proxy_server
+from tests.support.servers import Server, docker_registry, nginx_in_turns, redis_server, running
 
 
 class Front(StrEnum):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
-from tests.product import OCI_MANIFEST, Image, digest_of
+from tests.support.product import OCI_MANIFEST, Image, digest_of
 
 TRIES = 5
 PAUSE_SECONDS = 5.0

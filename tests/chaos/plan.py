@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tests.product import Image, make_image
+from tests.support.product import Image, make_image
 
 REPOSITORIES = ("team/api", "team/web", "team/deep/tool")
 TAGS = ("latest", "1.0", "1.1")

@@ -15,8 +15,8 @@ from tests.chaos.cluster import PASSWORD, USER, Cluster
 from tests.chaos.docker import BrokenError, Docker, RefusedError
 from tests.chaos.history import History, Kind, Operation, Outcome, Window
 from tests.chaos.plan import REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
-from tests.product import OCI_MANIFEST, digest_of
-from tests.servers import Server
+from tests.support.product import OCI_MANIFEST, digest_of
+from tests.support.servers import Server
 
 _SCOPES = {
     Verb.PUSH: "repository:{}:pull,push",

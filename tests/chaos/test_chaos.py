@@ -14,7 +14,7 @@ import pytest
 
 from tests.chaos.cluster import Front, cluster
 from tests.chaos.run import Run
-from tests.copied import Copies
+from tests.support.copied import Copies
 
 _SHORT_SECONDS = 40.0
 LENGTHS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.chaos.cluster import Cluster
 from tests.chaos.plan import Fault, Harm
 from tests.conftest import require_program
-from tests.servers import redis_server, running, wait_for_port, wait_until
+from tests.support.servers import redis_server, running, wait_for_port, wait_until
 
 
 def test_a_server_whose_port_is_taken_when_it_comes_back_is_started_again(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from aiohttp import web
 from typer.testing import CliRunner, Result
 
 from registry_proxy.cli.main import app
-from tests.admin_bench import ADMIN, Node, admin_node
+from tests.support.admin_bench import ADMIN, Node, admin_node
 
 Run = Callable[..., Result]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.admin_bench import BOB, Node
 from tests.cli.conftest import Run
+from tests.support.admin_bench import BOB, Node
 
 POLICY = """\
 version: 1

@@ -25,9 +25,9 @@ from registry_proxy.cli.output import print_table
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import digest_of
-from tests.admin_bench import ADMIN, BOB, Node
 from tests.cli.conftest import Run
-from tests.servers import free_port
+from tests.support.admin_bench import ADMIN, BOB, Node
+from tests.support.servers import free_port
 
 SECRET = "a secret that must not be seen"
 

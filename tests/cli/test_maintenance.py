@@ -11,8 +11,8 @@ import pytest
 
 from registry_proxy.cli import maintenance
 from registry_proxy.ports.journal import Pause
-from tests.admin_bench import Node
 from tests.cli.conftest import Run
+from tests.support.admin_bench import Node
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_program
-from tests.servers import terminated
+from tests.support.servers import terminated
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pytest
 
 from tests.clients.conftest import Docker
 from tests.conftest import StartProxy
-from tests.product import Proxy, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import Proxy, random_bytes
+from tests.support.servers import Server, wait_until
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from registry_proxy.config.discovery import Discovery
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import Settings
 from registry_proxy.tasks import spawn
-from tests.servers import Dns
+from tests.support.servers import Dns
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
-from tests.waiting import until
+from tests.support.waiting import until
 
 Opened = tuple[SqliteStore | RedisStore, StoreWatch]
 Open = Callable[..., Awaitable[Opened]]

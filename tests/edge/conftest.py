@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-from tests.fakes.public import PublicBench
+from tests.support.fakes.public import PublicBench
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import require_program
-from tests.servers import Server, free_port
+from tests.support.servers import Server, free_port
 
 CONFIGURATIONS = Path(__file__).parents[2] / "nginx"
 CONFIGURATION = CONFIGURATIONS / "tls.conf"

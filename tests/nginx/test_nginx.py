@@ -18,8 +18,8 @@ from yarl import URL
 
 from tests.conftest import StartProxy, StartRegistry, make_certificate, require_program
 from tests.nginx.shipped import CONFIGURATION, TWO_NODES, Certificate, nginx_server
-from tests.product import make_image, random_bytes
-from tests.servers import Server, free_port, running
+from tests.support.product import make_image, random_bytes
+from tests.support.servers import Server, free_port, running
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from registry_proxy.node.listeners import bind_listeners
 from registry_proxy.node.refusal import refusing
-from tests.servers import free_port
+from tests.support.servers import free_port
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])

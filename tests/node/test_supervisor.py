@@ -18,12 +18,12 @@ import yaml
 
 from registry_proxy.node import supervisor
 from registry_proxy.node.listeners import PortTakenError, bind_listeners
-from tests.copied import Copies
-from tests.product import is_worker
-from tests.servers import Started, free_port, wait_for_port, wait_until
-from tests.waiting import refuses
+from tests.support.copied import Copies
+from tests.support.product import is_worker
+from tests.support.servers import Started, free_port, wait_for_port, wait_until
+from tests.support.waiting import refuses
 
-SERVICE = Path(__file__).parents[1] / "fakes" / "service.py"
+SERVICE = Path(__file__).parents[1] / "support" / "fakes" / "service.py"
 PATIENCE_SECONDS = 30.0
 
 
@@ -61,7 +61,7 @@ class Service:
 
     def start(self) -> "Service":
         """Start it without waiting."""
-        repository = str(SERVICE.parents[2])
+        repository = str(SERVICE.parents[3])
         measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": repository, **measured, **self.environment}
         self.process = self._copies.run(self._command, environment, self.log)

@@ -21,7 +21,7 @@ from registry_proxy.offline.backup import (
 )
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.store.open import open_store
-from tests.servers import Server
+from tests.support.servers import Server
 
 CONTENTS = [
     Change(Table.USERS, "ann", {"password_hash": "$argon2id$..."}),

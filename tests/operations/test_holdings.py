@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.memory import MemoryCache, MemoryMemberships, MemoryReader, ToldSeparation, holdings_of
 
 from registry_proxy.operations import holdings as holdings_module
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
@@ -18,9 +20,7 @@ from registry_proxy.protocol.descriptor import (
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
-from tests.fakes.images import Parts, image, index
-from tests.fakes.memory import MemoryCache, MemoryMemberships, MemoryReader, ToldSeparation, holdings_of
-from tests.refusal import refused
+from tests.support.refusal import refused
 
 BLOB, MANIFEST = ContentKind.BLOB, ContentKind.MANIFEST
 APP, OTHER = RoutedRepository("main", Repository("team/app")), RoutedRepository("main", Repository("team/other"))

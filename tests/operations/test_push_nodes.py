@@ -10,14 +10,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-
-from registry_proxy.operations.push import UploadAnswer
-from registry_proxy.ports.errors import UpstreamUnavailableError
-from registry_proxy.protocol.errors import ErrorCode
-from registry_proxy.protocol.reference import Digest, digest_of
-from registry_proxy.tasks import spawn
-from tests.fakes.memory import MemoryCache, MemoryMemberships
-from tests.fakes.replicas import (
+from tests.support.fakes.memory import MemoryCache, MemoryMemberships
+from tests.support.fakes.replicas import (
     ANN,
     REPOSITORY,
     ROUTED,
@@ -28,8 +22,14 @@ from tests.fakes.replicas import (
     body_of,
     pushing,
 )
-from tests.refusal import refused
-from tests.waiting import until
+
+from registry_proxy.operations.push import UploadAnswer
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.protocol.errors import ErrorCode
+from registry_proxy.protocol.reference import Digest, digest_of
+from registry_proxy.tasks import spawn
+from tests.support.refusal import refused
+from tests.support.waiting import until
 
 LAYER = os.urandom(300_000)
 DIGEST = digest_of(LAYER)

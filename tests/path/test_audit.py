@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.copied import Copies
-from tests.product import ADMIN_PASSWORD, Proxy, make_image, proxy_server, random_bytes
-from tests.servers import Server, running, wait_until
+from tests.support.copied import Copies
+from tests.support.product import ADMIN_PASSWORD, Proxy, make_image, proxy_server, random_bytes
+from tests.support.servers import Server, running, wait_until
 
 
 @pytest.fixture

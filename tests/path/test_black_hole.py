@@ -3,9 +3,9 @@
 import signal
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import digest_of, push_blob_directly, random_bytes
-from tests.relayed import REPOSITORY
-from tests.servers import wait_until
+from tests.support.product import digest_of, push_blob_directly, random_bytes
+from tests.support.relayed import REPOSITORY
+from tests.support.servers import wait_until
 
 QUICK = {"upstreams": {"main": {"timeouts": {"first_byte": "1s", "probe": "1s"}}}}
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import httpx
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import Image, Proxy, User, make_image, push_blob_directly, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import Image, Proxy, User, make_image, push_blob_directly, random_bytes
+from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
 LAYER = random_bytes(100_000)

@@ -3,8 +3,8 @@
 import httpx
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import OCI_MANIFEST, Proxy, make_image, random_bytes
-from tests.servers import Dns, wait_until
+from tests.support.product import OCI_MANIFEST, Proxy, make_image, random_bytes
+from tests.support.servers import Dns, wait_until
 
 
 def states(proxy: Proxy) -> dict[str, str]:

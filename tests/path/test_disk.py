@@ -16,11 +16,11 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.crowd import Crowd
-from tests.disks import Disk, mounted_disk
-from tests.product import Proxy, User, digest_of, make_image, push_directly, random_bytes
-from tests.relay import Relay
-from tests.servers import Server, wait_until
+from tests.support.crowd import Crowd
+from tests.support.disks import Disk, mounted_disk
+from tests.support.product import Proxy, User, digest_of, make_image, push_directly, random_bytes
+from tests.support.relay import Relay
+from tests.support.servers import Server, wait_until
 
 MIB = 1024 * 1024
 REPOSITORY = "team/app"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy
-from tests.product import (
+from tests.support.product import (
     OCI_MANIFEST,
     Proxy,
     User,
@@ -22,7 +22,7 @@ from tests.product import (
     push_directly,
     random_bytes,
 )
-from tests.servers import Server, wait_until
+from tests.support.servers import Server, wait_until
 
 MIB = 1024 * 1024
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_program
-from tests.copied import Copies
-from tests.product import digest_of
-from tests.relayed import relayed
+from tests.support.copied import Copies
+from tests.support.product import digest_of
+from tests.support.relayed import relayed
 
 MIB = 1024 * 1024
 

@@ -12,12 +12,12 @@ import aiohttp
 import httpx
 import psutil
 import pytest
+from tests.support.fakes.registry import FakeRegistry, Fault
 
 from tests.conftest import StartProxy
-from tests.fakes.registry import FakeRegistry, Fault
-from tests.product import Proxy, User, digest_of, own_descriptors
-from tests.servers import Server
-from tests.waiting import until
+from tests.support.product import Proxy, User, digest_of, own_descriptors
+from tests.support.servers import Server
+from tests.support.waiting import until
 
 REPOSITORY = "team/app"
 AT_ONCE = 8

@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.crowd import Crowd
-from tests.product import Proxy, digest_of, make_image, own_descriptors, push_directly, random_bytes
-from tests.relay import Relay
-from tests.servers import Server, blob_gets, wait_until
+from tests.support.crowd import Crowd
+from tests.support.product import Proxy, digest_of, make_image, own_descriptors, push_directly, random_bytes
+from tests.support.relay import Relay
+from tests.support.servers import Server, blob_gets, wait_until
 
 MIB = 1024 * 1024
 CLIENTS = 200

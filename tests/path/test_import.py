@@ -10,8 +10,8 @@ from typer.testing import Result
 from registry_proxy.cli.importing import SOURCE_PASSWORD_VARIABLE
 from registry_proxy.protocol.descriptor import OCI_INDEX, OCI_MANIFEST
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import Image, Proxy, digest_of, make_image, push_blob_directly, push_directly
-from tests.servers import Server
+from tests.support.product import Image, Proxy, digest_of, make_image, push_blob_directly, push_directly
+from tests.support.servers import Server
 
 EMPTY = b"{}"
 

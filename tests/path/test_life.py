@@ -20,9 +20,18 @@ import pytest
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry, require_program
-from tests.product import ADMIN_PASSWORD, Image, Proxy, User, digest_of, make_image, push_blob_directly, random_bytes
-from tests.servers import Server, blob_gets, free_port, nginx_in_turns, running, wait_until
-from tests.waiting import refuses
+from tests.support.product import (
+    ADMIN_PASSWORD,
+    Image,
+    Proxy,
+    User,
+    digest_of,
+    make_image,
+    push_blob_directly,
+    random_bytes,
+)
+from tests.support.servers import Server, blob_gets, free_port, nginx_in_turns, running, wait_until
+from tests.support.waiting import refuses
 
 MIB = 1024 * 1024
 

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import OCI_MANIFEST, Proxy, User, digest_of, make_image, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import OCI_MANIFEST, Proxy, User, digest_of, make_image, random_bytes
+from tests.support.servers import Server, wait_until
 
 LAYER = random_bytes(3 * 1024 * 1024 + 17)
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from tests.conftest import StartProxy
-from tests.product import OCI_MANIFEST, Proxy, digest_of, make_image, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import OCI_MANIFEST, Proxy, digest_of, make_image, random_bytes
+from tests.support.servers import Server, wait_until
 
 MIB = 2**20
 REPOSITORY = "team/app"

@@ -4,9 +4,9 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import digest_of, make_image, push_directly, random_bytes
-from tests.relay import Relay
-from tests.servers import Server, wait_until
+from tests.support.product import digest_of, make_image, push_directly, random_bytes
+from tests.support.relay import Relay
+from tests.support.servers import Server, wait_until
 
 SIZE = 300_000
 SATISFIABLE = [

@@ -7,8 +7,8 @@ import httpx
 import yaml
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import OCI_MANIFEST, Image, Proxy, make_image, push_directly, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import OCI_MANIFEST, Image, Proxy, make_image, push_directly, random_bytes
+from tests.support.servers import Server, wait_until
 
 MIB = 2**20
 REPOSITORY = "team/app"

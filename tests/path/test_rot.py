@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import Proxy, User, digest_of, make_image, push_directly, random_bytes
-from tests.servers import Server, blob_gets, wait_until
+from tests.support.product import Proxy, User, digest_of, make_image, push_directly, random_bytes
+from tests.support.servers import Server, blob_gets, wait_until
 
 REPOSITORY = "team/app"
 SIZES = (2000, 70_000, 300_000)

@@ -3,8 +3,8 @@
 import json
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import Proxy, digest_of, make_image, push_directly, random_bytes
-from tests.servers import blob_gets, wait_until
+from tests.support.product import Proxy, digest_of, make_image, push_directly, random_bytes
+from tests.support.servers import blob_gets, wait_until
 
 MIB = 2**20
 REPOSITORY = "team/app"

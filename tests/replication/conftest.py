@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest_asyncio
-
-from tests.fakes.replicas import Bench, bench
+from tests.support.fakes.replicas import Bench, bench
 
 
 @pytest_asyncio.fixture

@@ -5,6 +5,9 @@ import time
 from functools import partial
 
 import pytest
+from tests.support.fakes.images import Parts, image
+from tests.support.fakes.memory import MemoryMemberships
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -16,11 +19,8 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.deletions import DeletionsElsewhere
 from registry_proxy.replication.tag_records import read_tag_record
-from tests.fakes.images import Parts, image
-from tests.fakes.memory import MemoryMemberships
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
-from tests.refusal import refused
-from tests.waiting import until
+from tests.support.refusal import refused
+from tests.support.waiting import until
 
 LATEST = Tag("latest")
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
+from tests.support.fakes.images import image
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -15,10 +18,7 @@ from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagCo
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import end, spawn
-from tests.fakes.images import image
-from tests.fakes.memory import CountingObserver
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
-from tests.waiting import until
+from tests.support.waiting import until
 
 APP = image(b"1")
 FALLBACK = Tag(f"sha256-{APP.digest.hex}")

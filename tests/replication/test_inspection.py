@@ -4,6 +4,8 @@ import copy
 from typing import Any
 
 import pytest
+from tests.support.fakes.images import Parts, image
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.store import Table
@@ -11,8 +13,6 @@ from registry_proxy.protocol.reference import RESERVED_PREFIX, Tag
 from registry_proxy.replication.inspection import SENTINEL_TAG, SENTINELS, Inspection
 from registry_proxy.replication.roster import sentinel_key
 from registry_proxy.replication.tag_findings import TagFindings
-from tests.fakes.images import Parts, image
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 LATEST = Tag("latest")
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import pytest_asyncio
+from tests.support.fakes.images import Parts, image
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 from registry_proxy.ports.journal import IntentKey, IntentKind, PauseRefusedError
 from registry_proxy.ports.replicas import StorageKind
@@ -15,11 +17,9 @@ from registry_proxy.replication.intents import WRITING_SECONDS
 from registry_proxy.replication.maintenance import KNOWN_SECONDS, Maintenance
 from registry_proxy.replication.pauses import repair_lease
 from registry_proxy.tasks import spawn
-from tests.fakes.images import Parts, image
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench
-from tests.refusal import refused
 from tests.replication.test_repair import Workshop, same
-from tests.waiting import until
+from tests.support.refusal import refused
+from tests.support.waiting import until
 
 LATEST = Tag("latest")
 MANIFEST_KEY = IntentKey(ROUTED, IntentKind.MANIFEST, str(digest_of(b"manifest")))

@@ -1,6 +1,8 @@
 """Comparing replicas without the journal, and what is entered into it."""
 
 import pytest
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 from registry_proxy.ports.journal import IntentKind
 from registry_proxy.ports.repair import Comparison
@@ -8,8 +10,6 @@ from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import Tag
 from registry_proxy.replication.verify import Verifier
-from tests.fakes.images import Parts, image, index
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.replication.test_repair import Workshop, push, same
 
 LATEST = Tag("latest")

@@ -23,8 +23,8 @@ from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.telemetry.metrics import CONTENT_TYPE, PrometheusObserver
 from tests.conftest import StartProxy, require_program
-from tests.product import digest_of, make_image, push_directly, random_bytes
-from tests.servers import Server, free_port, running, wait_until
+from tests.support.product import digest_of, make_image, push_directly, random_bytes
+from tests.support.servers import Server, free_port, running, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 RULES = ROOT / "config" / "alerts.yml"

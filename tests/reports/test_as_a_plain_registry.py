@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from tests.conftest import require_program
-from tests.copied import Copies
-from tests.product import (
+from tests.support.copied import Copies
+from tests.support.product import (
     OCI_CONFIG,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -29,7 +29,7 @@ from tests.product import (
     proxy_server,
     random_bytes,
 )
-from tests.servers import docker_registry, running
+from tests.support.servers import docker_registry, running
 
 REPOSITORY = "team/app"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

@@ -7,16 +7,16 @@ import asyncio
 import json
 
 import pytest
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, open_client
 
 from registry_proxy.protocol.descriptor import OCI_MANIFEST
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from tests.conftest import StartProxy
-from tests.fakes.registry import FakeRegistry, Fault
-from tests.fakes.upstream import REPOSITORY, open_client
-from tests.product import make_image, random_bytes
-from tests.servers import Server
+from tests.support.product import make_image, random_bytes
+from tests.support.servers import Server
 
 MANIFEST = make_image(b"layer").manifest
 

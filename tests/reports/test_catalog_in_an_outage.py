@@ -4,8 +4,8 @@ Reports: catalog pages and list jobs of one team that fail because a registry of
 """
 
 from tests.conftest import StartProxy
-from tests.product import User, make_image
-from tests.servers import Server
+from tests.support.product import User, make_image
+from tests.support.servers import Server
 
 
 def catalog(user: User) -> tuple[int, list[str] | None]:

@@ -15,8 +15,8 @@ import pytest
 from tests.clients.test_skopeo import run
 from tests.conftest import StartProxy, StartRegistry, require_program
 from tests.path.test_repair import contents, is_up, pending
-from tests.product import Image, Proxy, User, make_image, push_directly, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import Image, Proxy, User, make_image, push_directly, random_bytes
+from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
 

@@ -15,8 +15,8 @@ import pytest
 
 from registry_proxy.cache.layout import CacheMoveError, CachePaths, prepare_cache, read_node_id
 from tests.conftest import StartProxy
-from tests.product import Image, Proxy, User, make_image, random_bytes
-from tests.servers import Server, wait_until
+from tests.support.product import Image, Proxy, User, make_image, random_bytes
+from tests.support.servers import Server, wait_until
 
 NOWHERE = Server([], 1, Path())
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cli.main import app
 from tests.conftest import StartProxy
-from tests.copied import Copies
-from tests.product import proxy_server
-from tests.servers import Server, wait_until
+from tests.support.copied import Copies
+from tests.support.product import proxy_server
+from tests.support.servers import Server, wait_until
 
 NOWHERE = Server([], 1, Path())
 

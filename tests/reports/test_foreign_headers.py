@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import httpx
+from tests.support.fakes.registry import FakeRegistry, Fault
 
 from registry_proxy.protocol.descriptor import (
     DOCKER_LIST,
@@ -18,9 +19,8 @@ from registry_proxy.protocol.descriptor import (
     OCI_MANIFEST,
 )
 from tests.conftest import StartProxy
-from tests.fakes.registry import FakeRegistry, Fault
-from tests.product import digest_of, make_image
-from tests.servers import Server
+from tests.support.product import digest_of, make_image
+from tests.support.servers import Server
 
 REPOSITORY = "team/app"
 IMAGE = json.loads(make_image(b"layer").manifest)

@@ -1,7 +1,8 @@
 """Registries of others serve through us with the manners that they are known for.
 
 Reports: pull-through proxies and mirrors that fail before GHCR, ECR Public, Harbor, Quay and Artifactory, one manner at
-a time; each of the five is a fake with what its documentation and its issues tell of it (tests/fakes/manners.py).
+a time; each of the five is a fake with what its documentation and its issues tell of it
+(tests/support/fakes/manners.py).
 """
 
 import asyncio
@@ -9,11 +10,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.support.fakes.manners import MANNERS, registry_with
+from tests.support.fakes.registry import FakeRegistry
+
 from tests.conftest import StartProxy
-from tests.fakes.manners import MANNERS, registry_with
-from tests.fakes.registry import FakeRegistry
-from tests.product import Image, Proxy, digest_of, make_image, random_bytes
-from tests.servers import Server
+from tests.support.product import Image, Proxy, digest_of, make_image, random_bytes
+from tests.support.servers import Server
 
 TAGS = [f"v{number:04d}" for number in range(120)]
 BASE = random_bytes(200_000)

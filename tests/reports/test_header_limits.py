@@ -13,12 +13,12 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
+from tests.support.fakes.public import PublicBench
 from yarl import URL
 
 from registry_proxy.access.logins import Login
-from tests.fakes.public import PublicBench
 from tests.nginx.shipped import nginx_server
-from tests.servers import running
+from tests.support.servers import running
 
 SCOPES_MAX = 200
 ANN = aiohttp.encode_basic_auth("ann", "ann-password")

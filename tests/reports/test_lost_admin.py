@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from registry_proxy.cli.main import app
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import ADMIN_PASSWORD, Proxy
+from tests.support.product import ADMIN_PASSWORD, Proxy
 
 NEW = "a new password of the admin"
 

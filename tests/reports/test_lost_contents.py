@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from tests.support.fakes.images import Parts, build_cache, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -20,14 +22,12 @@ from registry_proxy.protocol.descriptor import OCI_INDEX
 from registry_proxy.protocol.reference import Digest, Tag, digest_of
 from registry_proxy.replication.exceptions import Exceptions
 from tests.conftest import StartProxy, StartRegistry
-from tests.fakes.images import Parts, build_cache, image, index
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 from tests.path.test_repair import is_up, pending
-from tests.product import Image, Proxy, User, make_image, random_bytes
-from tests.product import digest_of as digest_of_bytes
 from tests.replication.test_repair import Workshop, begin_and_die, push, same
 from tests.replication.test_verify import compare, is_equal, make_newcomer, put_past
-from tests.servers import Server, wait_until
+from tests.support.product import Image, Proxy, User, make_image, random_bytes
+from tests.support.product import digest_of as digest_of_bytes
+from tests.support.servers import Server, wait_until
 
 LATEST = Tag("latest")
 REPO = "team/app"

@@ -14,11 +14,11 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from tests.support.fakes.registry import FakeRegistry
 
 from tests.conftest import StartProxy
-from tests.fakes.registry import FakeRegistry
-from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image
-from tests.servers import Server
+from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image
+from tests.support.servers import Server
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 ABSENT = digest_of(b"nobody has this")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import Proxy, make_image, push_directly, random_bytes
+from tests.support.product import Proxy, make_image, push_directly, random_bytes
 
 IMAGE = make_image(random_bytes(1000))
 

@@ -15,7 +15,7 @@ from registry_proxy.cli.main import app
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.open import open_store
-from tests.servers import Server
+from tests.support.servers import Server
 
 FIRST_ADMIN = Change(Table.USERS, "admin", {"admin": True})
 

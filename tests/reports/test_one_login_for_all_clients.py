@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from tests.conftest import require_program
-from tests.copied import Copies
-from tests.product import Proxy, make_image, proxy_server, random_bytes
-from tests.servers import docker_registry, running
+from tests.support.copied import Copies
+from tests.support.product import Proxy, make_image, proxy_server, random_bytes
+from tests.support.servers import docker_registry, running
 
 PASSWORD = "password of a user"
 

@@ -6,8 +6,8 @@ Reports: "Redis was down for an hour: /readyz had no warning, and the audit log 
 import httpx
 
 from tests.conftest import StartProxy, StartRegistry
-from tests.product import Proxy, make_image
-from tests.servers import Server, wait_until
+from tests.support.product import Proxy, make_image
+from tests.support.servers import Server, wait_until
 
 
 def readiness(proxy: Proxy) -> httpx.Response:

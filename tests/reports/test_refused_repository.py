@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import PATIENT, ToldMarks, open_client, open_replicas
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaState
@@ -24,10 +26,8 @@ from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartProxy
-from tests.fakes.registry import FakeRegistry, Fault
-from tests.fakes.upstream import PATIENT, ToldMarks, open_client, open_replicas
-from tests.product import OCI_MANIFEST, make_image
-from tests.waiting import until
+from tests.support.product import OCI_MANIFEST, make_image
+from tests.support.waiting import until
 
 ANN = ("ann", "secret-of-ann")
 CREDENTIALS: dict[str, Any] = {"username": ANN[0], "password": ANN[1]}

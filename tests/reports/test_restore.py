@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from registry_proxy.cli.main import app
 from tests.conftest import StartProxy
-from tests.product import make_image
-from tests.servers import Server, free_port
+from tests.support.product import make_image
+from tests.support.servers import Server, free_port
 
 
 def offline(*arguments: str) -> None:

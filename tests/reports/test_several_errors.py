@@ -10,8 +10,8 @@ import pytest
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.upstream.failure import refusal
 from tests.conftest import StartProxy
-from tests.product import Image, digest_of, make_image, random_bytes
-from tests.servers import Server
+from tests.support.product import Image, digest_of, make_image, random_bytes
+from tests.support.servers import Server
 
 FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.conftest import StartProxy
 from tests.path.test_repair import contents, is_up, pending
-from tests.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, push_directly
-from tests.servers import Server, wait_until
+from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, push_directly
+from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

@@ -9,21 +9,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.fakes.images import build_cache, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.exceptions import Exceptions
 from tests.conftest import StartProxy, StartRegistry
-from tests.fakes.images import build_cache, image, index
-from tests.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 from tests.path.test_repair import is_up, pending
-from tests.product import Image, make_image, random_bytes
-from tests.product import digest_of as digest_of_bytes
-from tests.refusal import refused
 from tests.replication.test_repair import Workshop, push, same
 from tests.replication.test_verify import compare
-from tests.servers import wait_until
+from tests.support.product import Image, make_image, random_bytes
+from tests.support.product import digest_of as digest_of_bytes
+from tests.support.refusal import refused
+from tests.support.servers import wait_until
 
 LATEST = Tag("latest")
 FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"

@@ -13,8 +13,8 @@ import pytest
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.changes import ChangePage, StoreWatch
 from registry_proxy.store.open import open_store
-from tests.servers import Server
-from tests.waiting import until
+from tests.support.servers import Server
+from tests.support.waiting import until
 
 
 @pytest.fixture

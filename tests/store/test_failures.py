@@ -13,7 +13,7 @@ from registry_proxy.store import failures as module
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
 from registry_proxy.store.redis import RedisStore
-from tests.servers import Server
+from tests.support.servers import Server
 
 LIMIT, WINDOW_SECONDS = 3, 60.0
 

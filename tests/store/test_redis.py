@@ -14,7 +14,7 @@ from registry_proxy.store import redis as store_redis
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.redis_connection import CONNECTIONS_MAX
-from tests.servers import Server, free_port, redis_server, running
+from tests.support.servers import Server, free_port, redis_server, running
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.redis_connection import parse_redis_url
 from tests.conftest import require_program
-from tests.servers import Server, free_port, redis_server, running
+from tests.support.servers import Server, free_port, redis_server, running
 
 PATIENCE_SECONDS = 8.0
 """For one answer; a Sentinel has a quarter. A busy machine needs it."""

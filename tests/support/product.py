@@ -20,8 +20,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from registry_proxy.cli.main import app
-from tests.copied import Copies
-from tests.servers import Server, free_port, wait_until
+from tests.support.copied import Copies
+from tests.support.servers import Server, free_port, wait_until
 
 ADMIN_PASSWORD = "correct horse battery"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

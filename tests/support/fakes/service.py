@@ -13,7 +13,7 @@ from registry_proxy.node import supervisor, worker
 from registry_proxy.node.fork_server import ForkServer, RunCopy, serve_forks
 from registry_proxy.node.generation import Timing
 from registry_proxy.node.host import forget_configuration
-from tests.fakes.worker import prepare, run_worker
+from tests.support.fakes.worker import prepare, run_worker
 
 
 def load() -> RunCopy:

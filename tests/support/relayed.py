@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.copied import Copies
-from tests.product import Proxy, User, proxy_server, push_blob_directly, random_bytes
-from tests.relay import Relay
-from tests.servers import Server, docker_registry, running, wait_until
+from tests.support.copied import Copies
+from tests.support.product import Proxy, User, proxy_server, push_blob_directly, random_bytes
+from tests.support.relay import Relay
+from tests.support.servers import Server, docker_registry, running, wait_until
 
 REPOSITORY = "team/app"
 

@@ -12,7 +12,7 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.uploads import Uploader
-from tests.fakes.cache import MIB, Answer, Events, Source, content, read_all
+from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 
 async def fill_and_stop(cache: DiskCache, size_bytes: int, stop_at: int) -> None:

@@ -29,7 +29,7 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
-from tests.fakes.memory import (
+from tests.support.fakes.memory import (
     CountingObserver,
     MemoryCache,
     MemoryMemberships,

@@ -13,7 +13,7 @@ from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
-from tests.fakes.memory import CountingObserver, MemoryMemberships
+from tests.support.fakes.memory import CountingObserver, MemoryMemberships
 
 REPOSITORY = Repository("team/app")
 PATIENT = Timeouts(connect=5, first_byte=10, stall=10, probe=10, commit=10)

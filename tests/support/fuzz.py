@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.admin_bench import Node, name_below
+from tests.support.admin_bench import Node, name_below
 
 CHECKS = [
     not_a_server_error,

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from tests.fakes.registry import FakeRegistry, Fault, TokenService
+from tests.support.fakes.registry import FakeRegistry, Fault, TokenService
 
 _SIGNED_FOR_GET = Fault(method="HEAD", status=403)
 

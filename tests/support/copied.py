@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from registry_proxy.node.fork_server import ForkServer, RunCopy, name_process
-from tests.passwords import hash_quickly
+from tests.support.passwords import hash_quickly
 
 _PAUSE_SECONDS = 0.01
 
@@ -115,7 +115,7 @@ def _load() -> RunCopy:
     import registry_proxy.app  # noqa: PLC0415
     import registry_proxy.node.worker  # noqa: F401, PLC0415
     from registry_proxy.cli.main import app  # noqa: PLC0415
-    from tests.fakes import service  # noqa: PLC0415
+    from tests.support.fakes import service  # noqa: PLC0415
 
     warnings.simplefilter("ignore")  # as in a new Python; tests make errors of them
     hash_quickly(pytest.MonkeyPatch())

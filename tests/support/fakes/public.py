@@ -43,8 +43,15 @@ from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.protocol.scope import Action, parse_scopes
-from tests.fakes.listeners import any_connections
-from tests.fakes.memory import CountingObserver, MemoryAudit, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
+from tests.support.fakes.listeners import any_connections
+from tests.support.fakes.memory import (
+    CountingObserver,
+    MemoryAudit,
+    MemoryCache,
+    MemoryMemberships,
+    MemoryReader,
+    holdings_of,
+)
 
 SERVICE = "registry-proxy"
 
