@@ -29,8 +29,6 @@ from registry_proxy.replication.roster import Return, roster_key, sentinel_key
 from registry_proxy.replication.tag_records import held_at, read_record
 
 SENTINELS = Repository(f"{RESERVED_PREFIX}sentinel")
-SENTINEL_TAG = Tag("replica")
-
 _LOOK_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
@@ -77,7 +75,7 @@ class Inspection:
         why: Return | None = Return.OLDER
         with contextlib.suppress(UpstreamUnavailableError, RegistryError):
             sentinels = await self._sentinels(replica_set)
-            owner = _owner(await self._find_sentinel(client), sentinels)
+            owner = _owner(await _find_sentinel(replica_set.upstream, client), sentinels)
             if client.name in sentinels and owner is not None and owner != client.name:
                 why = await self._judge_exchange(replica_set, client, owner, sentinels)
         if why is not None:
@@ -86,7 +84,7 @@ class Inspection:
     async def _judge(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> Return | None:
         """Return in which way a member is not what it was; None where it is, or nothing proves it."""
         sentinels = await self._sentinels(replica_set)
-        known, found = sentinels.get(client.name), await self._find_sentinel(client)
+        known, found = sentinels.get(client.name), await _find_sentinel(replica_set.upstream, client)
         if known is not None and found is not None and found != known:
             owner = _owner(found, sentinels)
             return Return.OTHER if owner is None else await self._judge_exchange(replica_set, client, owner, sentinels)
@@ -110,11 +108,6 @@ class Inspection:
             if record is not None
         }
 
-    @staticmethod
-    async def _find_sentinel(client: ReplicaClient) -> Digest | None:
-        found = await unless_absent(client.resolve_tag(SENTINELS, SENTINEL_TAG))
-        return None if found is None else found.digest
-
     async def keep_sentinels(self, replica_set: ReplicaSet) -> None:
         """Leave a sentinel at each member that has none, as soon as it can be written to; until cancelled."""
         while True:
@@ -137,7 +130,7 @@ class Inspection:
         async with self._store.lease(f"sentinel of {upstream}/{name}"):
             if await self._store.get(Table.META, key) is not None:
                 return
-            digest = await self._find_sentinel(client)
+            digest = await _find_sentinel(upstream, client)
             if digest is None or digest in (await self._sentinels(replica_set)).values():
                 digest = await self._push_sentinel(upstream, client)
             if digest is not None:
@@ -151,7 +144,7 @@ class Inspection:
         body = json.dumps(document).encode()
         descriptor = Descriptor(OCI_INDEX, digest_of(body), len(body))
         try:
-            await client.put_manifest(SENTINELS, SENTINEL_TAG, Manifest(descriptor, body))
+            await client.put_manifest(SENTINELS, sentinel_tag(upstream), Manifest(descriptor, body))
         except RegistryError as error:
             if (upstream, client.name) not in self._refused:
                 self._refused.add((upstream, client.name))
@@ -234,7 +227,7 @@ class Inspection:
         upstream, name = replica_set.upstream, client.name
         other = next(each for each in replica_set.replicas if each.name == owner)
         try:
-            is_exchanged = await self._find_sentinel(other) == sentinels[name]
+            is_exchanged = await _find_sentinel(upstream, other) == sentinels[name]
         except (RegistryError, UpstreamUnavailableError):
             is_exchanged = False
         if is_exchanged:
@@ -262,6 +255,16 @@ class Inspection:
             }
             changes.append(Change(Table.META, roster.key, value, roster.revision))
         await self._store.commit([*changes, Change(Table.COMPARED, upstream, None)])
+
+
+def sentinel_tag(upstream: str) -> Tag:
+    """Return the tag of an upstream's sentinels: one registry may be a replica of several upstreams."""
+    return Tag(upstream[:128])
+
+
+async def _find_sentinel(upstream: str, client: ReplicaClient) -> Digest | None:
+    found = await unless_absent(client.resolve_tag(SENTINELS, sentinel_tag(upstream)))
+    return None if found is None else found.digest
 
 
 def _owner(sentinel: Digest | None, sentinels: Mapping[str, Digest]) -> str | None:

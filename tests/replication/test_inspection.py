@@ -4,17 +4,18 @@ import copy
 from typing import Any
 
 import pytest
-from tests.support.fakes.images import Parts, image
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.store import Table
 from registry_proxy.protocol.reference import RESERVED_PREFIX, Tag
-from registry_proxy.replication.inspection import SENTINEL_TAG, SENTINELS, Inspection
+from registry_proxy.replication.inspection import SENTINELS, Inspection, sentinel_tag
 from registry_proxy.replication.roster import sentinel_key
 from registry_proxy.replication.tag_findings import TagFindings
+from tests.support.fakes.images import Parts, image
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 LATEST = Tag("latest")
+SENTINEL_TAG = sentinel_tag("main")
 
 
 async def push(setting: Bench, content: bytes, *tags: str) -> Parts:
@@ -108,6 +109,14 @@ async def test_a_foreign_registry_is_doubted(setting: Bench, inspection: Inspect
     setting.b.manifests[SENTINELS, app.digest] = setting.b.manifests[REPOSITORY, app.digest]
     setting.b.tags[SENTINELS, SENTINEL_TAG] = app.digest
     assert "another registry" in (await doubts(setting, inspection))["b"]
+
+
+async def test_a_registry_may_be_a_replica_of_two_upstreams(setting: Bench, inspection: Inspection) -> None:
+    """The sentinel that another upstream left at the same registry says nothing."""
+    app = await push(setting, b"1", LATEST)
+    setting.b.manifests[SENTINELS, app.digest] = setting.b.manifests[REPOSITORY, app.digest]
+    setting.b.tags[SENTINELS, sentinel_tag("other")] = app.digest
+    assert await doubts(setting, inspection) == {}
 
 
 async def test_exchanged_registries_both_miss_what_one_misses(setting: Bench, inspection: Inspection) -> None:

@@ -1,16 +1,16 @@
 """Comparing replicas without the journal, and what is entered into it."""
 
 import pytest
-from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 from registry_proxy.ports.journal import IntentKind
-from registry_proxy.ports.repair import Comparison
+from registry_proxy.ports.repair import Comparison, Difference
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import Tag
 from registry_proxy.replication.verify import Verifier
 from tests.replication.test_repair import Workshop, push, same
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 LATEST = Tag("latest")
 
@@ -147,10 +147,10 @@ async def test_a_push_between_finding_and_entering_wins(setting: Bench, monkeypa
     )
     enter = verifier._enter
 
-    async def push_first(difference: object) -> bool:
+    async def push_first(difference: Difference, *, is_chosen: bool) -> bool:
         monkeypatch.undo()
         await push(setting, new, "latest")
-        return await enter(difference)  # type: ignore[arg-type]  # handed on
+        return await enter(difference, is_chosen=is_chosen)
 
     monkeypatch.setattr(verifier, "_enter", push_first)
     await verifier.compare(verifier.new(), mend=True)
