@@ -170,9 +170,9 @@ class UploadFile:
             return
         self._closing = True
         if not self._ended:
-            if note is not None:
+            if note is not None and self._size_bytes:
                 self._spool.room.write_note(*self._name, note)
-            if self._is_past_disk:
+            if self._is_past_disk or not self._size_bytes:  # without bytes it begins anew
                 self._unlink()
             else:
                 self._count(self._size_bytes)
@@ -292,8 +292,10 @@ class UploadFile:
     def _count(self, size_bytes: int) -> None:
         """Have the room of all uploads know how much this one takes."""
         if size_bytes != self._counted_bytes:
-            self._spool.room.count(self._name[0], size_bytes - self._counted_bytes)
-            self._counted_bytes = size_bytes
+            grown_bytes, self._counted_bytes = size_bytes - self._counted_bytes, size_bytes
+            if not self._spool.room.count_now(self._name[0], grown_bytes):
+                with contextlib.suppress(RuntimeError):  # the node ends: the next sweep counts
+                    self._tools.executor.submit(self._spool.room.count, self._name[0], grown_bytes)
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         self._working += 1
@@ -310,7 +312,8 @@ class UploadFile:
 
     def _append(self, chunk: bytes) -> None:
         if self._size_bytes + len(chunk) > self._room_until:
-            room_until = self._size_bytes + len(chunk) + self._tools.space.step_bytes
+            # No more than it has already: of many that grow side by side, what nobody looks at stays below the shares.
+            room_until = self._size_bytes + len(chunk) + min(self._size_bytes, self._tools.space.step_bytes)
             self._spool.room.admit(*self._name, self._size_bytes + len(chunk))
             self._counted_bytes = self._size_bytes + len(chunk)
             self._tools.space.make_room(len(chunk), over_max_size=True)

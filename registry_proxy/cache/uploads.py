@@ -30,6 +30,9 @@ _IDLE_SECONDS = 6 * 3600.0
 _SHARE_OF_ONE = 4
 _SHARE_OF_ALL = 2
 _MAX_SESSIONS = 1000
+_MAX_SESSIONS_WITH_NOTES = 2 * _MAX_SESSIONS
+"""Of those without a part, which are beyond the share, the oldest ends then: a note is a file as well."""
+
 _FRUITLESS_SECONDS = 10.0
 """Time for which the other owners are not looked at again when none of them had anything abandoned."""
 
@@ -61,7 +64,7 @@ class UploadRoom:
     """Decides whether an upload may grow, and makes room for it among those that nobody goes on with.
 
     Its methods may wait for the disk or for another worker: they are called in threads, but for the properties,
-    ``count`` and what concerns one upload alone.
+    ``count_now`` and what concerns one upload alone.
 
     Args:
         paths: the cache.
@@ -99,7 +102,8 @@ class UploadRoom:
             for each in own:
                 if held_bytes + size_bytes <= self._share_bytes and count < _MAX_SESSIONS:
                     break
-                if _remove_if_abandoned(each, ABANDONED_SECONDS):
+                is_one_too_many = count >= _MAX_SESSIONS_WITH_NOTES and not each.has_part
+                if _remove_if_abandoned(each, 0 if is_one_too_many else ABANDONED_SECONDS):
                     held_bytes, count = held_bytes - each.size_bytes, count - 1
                     uploads.remove(each)
             is_over = held_bytes + size_bytes > self._share_bytes or count >= _MAX_SESSIONS
@@ -116,6 +120,17 @@ class UploadRoom:
         """Note that an upload grew, or became smaller, since it was admitted."""
         with contextlib.suppress(OSError), self._locked(owner):
             self._write(owner, max(0, self._read(owner) + grown_bytes))
+
+    def count_now(self, owner: str, grown_bytes: int) -> bool:
+        """Do the same without waiting; False when another worker or thread is at the number just now."""
+        try:
+            with self._locked(owner, fcntl.LOCK_NB):
+                self._write(owner, max(0, self._read(owner) + grown_bytes))
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def remove_abandoned(self, size_bytes: int) -> int:
         """Remove the oldest uploads that were abandoned, whosever they are; return how many bytes became free."""
@@ -194,12 +209,12 @@ class UploadRoom:
             yield from _scan(bucket)
 
     @contextmanager
-    def _locked(self, owner: str) -> Iterator[str]:
+    def _locked(self, owner: str, flags: int = 0) -> Iterator[str]:
         """Exclude every other worker and thread from the number of an owner's directory."""
         bucket = self._paths.upload_bucket(owner)
         fd = os.open(bucket, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_EX | flags)
             yield bucket
         finally:
             os.close(fd)

@@ -114,6 +114,7 @@ async def test_one_writer_at_a_time(make_cache: MakeCache) -> None:
         assert raised.value.code is ErrorCode.BLOB_UPLOAD_INVALID
     with pytest.raises(RegistryError):
         spools[1].create("one", ANN)
+    await upload.write(b"x")
     upload.close()
     again = spools[1].reopen("one", ANN)
     assert again is not None

@@ -1,0 +1,73 @@
+"""Whoever begins many uploads at once, or empty ones, takes no more of the disk than whoever begins them in turn."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.layout import prepare_cache
+from registry_proxy.cache.spool import DiskSpool
+from registry_proxy.cache.uploads import owner_of
+from tests.support.fakes.cache import MIB, Events
+from tests.support.fakes.replicas import ANN
+from tests.support.servers import wait_until
+
+SHARE = 16 * MIB
+
+
+@pytest.fixture
+async def spool(tmp_path: Path) -> AsyncIterator[DiskSpool]:
+    """Open the uploads of a cache of which one subject may take ``SHARE``."""
+    prepare_cache(tmp_path / "cache")
+    cache = DiskCache(tmp_path / "cache", 4 * SHARE, 0, Events())
+    yield DiskSpool(cache)
+    await cache.close()
+
+
+async def test_uploads_that_grow_side_by_side_stay_near_the_share_of_their_subject(spool: DiskSpool) -> None:
+    """However many uploads of a subject grow at the same time, they take at most twice its share."""
+    uploads = [spool.create(str(number), ANN) for number in range(100)]
+    piece = bytes(64 * 1024)
+    for _ in range(15):
+        for upload in uploads:
+            await upload.write(piece)
+    held = sum(part.stat().st_size for part in Path(spool.cache.paths.uploads).glob("*/*.part"))
+    for upload in uploads:
+        upload.discard()
+    assert held <= 2 * SHARE
+
+
+async def test_an_upload_without_bytes_leaves_nothing_on_the_disk(spool: DiskSpool) -> None:
+    """A request that brings nothing makes no file that stays."""
+    for number in range(3):
+        upload = spool.create(str(number), ANN)
+        upload.finish_request()
+        upload.close(b"note")
+    assert not [*Path(spool.cache.paths.uploads).glob("*/*")]
+
+
+async def test_a_crowded_directory_of_uploads_does_not_hold_the_loop(spool: DiskSpool) -> None:
+    """While another worker counts the uploads of a subject, ending one of them waits in a thread."""
+    upload = spool.create("1", ANN)
+    await upload.write(b"x")
+    owner = owner_of(ANN.subject)
+    before = spool.room.total_bytes
+    with spool.room._locked(owner):  # as another worker does
+        upload.discard()
+        assert spool.room.total_bytes == before == 1
+    await asyncio.to_thread(wait_until, lambda: not spool.room.total_bytes, "the upload counts no more")
+
+
+async def test_the_notes_of_a_subject_are_bounded(spool: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many uploads a subject begins beyond its share, the oldest of them end, and are to be cancelled."""
+    monkeypatch.setattr("registry_proxy.cache.uploads._MAX_SESSIONS", 2)
+    monkeypatch.setattr("registry_proxy.cache.uploads._MAX_SESSIONS_WITH_NOTES", 4)
+    for number in range(10):
+        upload = spool.create(str(number), ANN)
+        await upload.write(b"x")
+        upload.finish_request()
+        upload.close(b"note")
+    assert len([*Path(spool.cache.paths.uploads).glob("*/*.note")]) <= 5
+    assert len(spool.take_gone()) >= 5
