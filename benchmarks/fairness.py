@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.support.fakes.malice import Asked, Malice, answer
 
 from benchmarks.load import describe_machine
+from tests.support.fakes.malice import Asked, Malice, answer
 from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
 from tests.support.servers import Server, docker_registry, running
 

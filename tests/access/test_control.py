@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.fakes.issuer import AUDIENCE, running_issuer
 
 from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
@@ -32,6 +31,7 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.tasks import spawn
 from tests.conftest import require_program
+from tests.support.fakes.issuer import AUDIENCE, running_issuer
 from tests.support.passwords import quick_passwords
 from tests.support.servers import Server, free_port, ldap_server, running
 from tests.support.waiting import until

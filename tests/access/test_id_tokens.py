@@ -10,11 +10,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.fakes.issuer import AUDIENCE, FakeIssuer, part, running_issuer
 
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys, IssuerUnavailableError
 from registry_proxy.protocol.patterns import compile_text_pattern
+from tests.support.fakes.issuer import AUDIENCE, FakeIssuer, part, running_issuer
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from tests.support.fakes.issuer import DISCOVERY, FakeIssuer, running_issuer
 
 from registry_proxy.access import issuer_keys
 from registry_proxy.access.issuer_keys import IssuerKeys, IssuerUnavailableError
+from tests.support.fakes.issuer import DISCOVERY, FakeIssuer, running_issuer
 from tests.support.waiting import until
 
 

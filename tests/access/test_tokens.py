@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.fakes.issuer import part
 
 from registry_proxy.access import tokens as module
 from registry_proxy.access.tokens import (
@@ -28,6 +27,7 @@ from registry_proxy.access.tokens import (
     public_key_of,
 )
 from registry_proxy.protocol.scope import CATALOG, Access, Action, repository_access
+from tests.support.fakes.issuer import part
 
 SERVICE = "registry-proxy"
 NOW = 1_700_000_000.0

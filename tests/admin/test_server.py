@@ -4,10 +4,10 @@ import asyncio
 import socket
 
 from aiohttp import web
-from tests.support.fakes.listeners import any_connections
-from tests.support.fakes.public import read_to_end
 
 from registry_proxy.admin.server import serving_admin
+from tests.support.fakes.listeners import any_connections
+from tests.support.fakes.public import read_to_end
 from tests.support.waiting import refuses, until
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -4,10 +4,9 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 
-from tests.support.fakes.malice import Asked, Malice, Said
-
 from tests.conftest import StartProxy, StartRegistry
 from tests.support.disks import MIB
+from tests.support.fakes.malice import Asked, Malice, Said
 from tests.support.product import digest_of, make_image, random_bytes
 from tests.support.servers import Server, wait_until
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.fakes.public import PublicBench, read_to_end
 
 from registry_proxy.protocol.reference import digest_of
+from tests.support.fakes.public import PublicBench, read_to_end
 
 CONTENT = b"a layer " * 1000
 D = digest_of(CONTENT)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.fakes.malice import Asked, Malice, Said, answer
-from tests.support.fakes.registry import FakeRegistry
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
 
 from registry_proxy.upstream import failover, listing, sharing
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartProxy
+from tests.support.fakes.malice import Asked, Malice, Said, answer
+from tests.support.fakes.registry import FakeRegistry
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
 from tests.support.servers import Server, wait_until
 from tests.support.waiting import until
 

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from tests.support.fakes.upstream import REPOSITORY, open_client
 
 from registry_proxy.protocol.reference import digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
+from tests.support.fakes.upstream import REPOSITORY, open_client
 from tests.support.waiting import until
 
 INFORMATIONAL = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000

@@ -18,7 +18,6 @@ from aiohttp.http_parser import HttpRequestParser
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from multidict import CIMultiDictProxy
-from tests.support.fakes.public import PublicBench
 
 from registry_proxy.access.subject import parse_subject
 from registry_proxy.access.tokens import InvalidTokenError, TokenVerifier
@@ -33,6 +32,7 @@ from registry_proxy.protocol.platform import parse_platform
 from registry_proxy.protocol.reference import parse_repository, parse_tag_or_digest
 from registry_proxy.protocol.scope import parse_scopes
 from registry_proxy.upstream.failure import limit_error, parse_errors
+from tests.support.fakes.public import PublicBench
 from tests.support.product import make_image
 
 LONGEST = 60_000

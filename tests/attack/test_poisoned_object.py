@@ -5,9 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_replicas
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaState
@@ -16,6 +13,9 @@ from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.sessions import Timeouts
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_replicas
 from tests.support.waiting import until
 
 POISONED = Repository("eve/app")

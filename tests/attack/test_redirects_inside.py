@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.support.fakes.malice import Asked, Malice, Said, answer, challenge
-from tests.support.fakes.upstream import REPOSITORY, open_client, read_all
 
 from registry_proxy.protocol.reference import digest_of
 from registry_proxy.upstream import sessions
 from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError
 from registry_proxy.upstream.zones import Zone, zone_of
+from tests.support.fakes.malice import Asked, Malice, Said, answer, challenge
+from tests.support.fakes.upstream import REPOSITORY, open_client, read_all
 
 BODY = b"of the storage"
 OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"

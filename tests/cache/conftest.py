@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import Events
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
+from tests.support.fakes.cache import Events
 
 MakeCache = Callable[..., DiskCache]
 

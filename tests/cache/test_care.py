@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import Answer, Events, Source, read_all
 
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
@@ -14,6 +13,7 @@ from registry_proxy.protocol.reference import Digest
 from registry_proxy.tasks import spawn
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
+from tests.support.fakes.cache import Answer, Events, Source, read_all
 from tests.support.waiting import until
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
@@ -16,6 +15,7 @@ from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
+from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.support.waiting import until
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.part import OwnedPart
@@ -23,6 +22,7 @@ from registry_proxy.ports.names import CacheResult
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
+from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.support.waiting import until
 
 SIZES = [0, 1, HOLD_BACK_BYTES, HOLD_BACK_BYTES + 1, 3 * MIB + 17]

@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
-from tests.support.fakes.cache import content
-
 from registry_proxy.cache.layout import CachePaths
 from registry_proxy.cache.part import is_current, open_part, try_lock
+from tests.support.fakes.cache import content
 
 
 def test_one_owner_at_a_time_whoever_opened_first(cache_path: Path) -> None:

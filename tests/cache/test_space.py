@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 from registry_proxy.cache.accounts import Change
 from registry_proxy.cache.disk import DiskCache
@@ -18,6 +17,7 @@ from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
+from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.support.waiting import until
 
 

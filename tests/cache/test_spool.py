@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import MIB, content, read_all
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
@@ -16,6 +15,7 @@ from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile, Upl
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
+from tests.support.fakes.cache import MIB, content, read_all
 
 ANN = Uploader("user:ann", 0)
 

@@ -4,8 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import MIB, content
-from tests.support.fakes.replicas import ANN
 
 from registry_proxy.cache import upload_file
 from registry_proxy.cache.disk import DiskCache
@@ -14,6 +12,8 @@ from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.uploads import SpoolFile
 from registry_proxy.tasks import spawn
 from tests.cache.conftest import MakeCache
+from tests.support.fakes.cache import MIB, content
+from tests.support.fakes.replicas import ANN
 
 
 @pytest.fixture

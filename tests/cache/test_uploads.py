@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import MIB, content
-from tests.support.fakes.replicas import ANN
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.cache.uploads import UploadRoom, owner_of
 from registry_proxy.ports.errors import CacheUnavailableError
 from tests.cache.conftest import MakeCache
+from tests.support.fakes.cache import MIB, content
+from tests.support.fakes.replicas import ANN
 
 OWNER, OTHER, THIRD = owner_of("user:ann"), owner_of("user:bob"), owner_of("user:cat")
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.cache import MIB, Answer, Source, content, read_all
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import is_sealed, prepare_cache
@@ -19,6 +18,7 @@ from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import CacheResult
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
+from tests.support.fakes.cache import MIB, Answer, Source, content, read_all
 from tests.support.waiting import until
 
 SIZE = 8 * MIB

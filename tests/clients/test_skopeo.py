@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.support.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 
 from tests.clients.conftest import Docker
 from tests.conftest import StartProxy, StartRegistry, require_program
+from tests.support.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 from tests.support.product import Proxy, make_image, random_bytes, tar_of
 
 

@@ -11,8 +11,6 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.support.fakes.memory import CountingObserver, MemoryAudit
-from tests.support.fakes.public import SERVICE, FakeControl, OneUpstream
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.grants import Policy
@@ -25,6 +23,8 @@ from registry_proxy.protocol.endpoints import Operation, RegistryRequest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.protocol.scope import Access, Action
+from tests.support.fakes.memory import CountingObserver, MemoryAudit
+from tests.support.fakes.public import SERVICE, FakeControl, OneUpstream
 
 PAST, FUTURE = 1.0, 4e9
 DIGEST = Digest("sha256", "0" * 64)

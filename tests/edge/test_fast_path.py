@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
-from tests.support.fakes.public import PublicBench
 
 from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.reference import Repository, digest_of
+from tests.support.fakes.public import PublicBench
 
 APP = RoutedRepository("main", Repository("team/app"))
 CONTENT = b"a layer " * 1000

@@ -9,13 +9,13 @@ import pytest
 from aiohttp import ClientResponse, encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
-from tests.support.fakes.public import PublicBench
 
 from registry_proxy.access.directory import GrantInput, UserInput
 from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.protocol.endpoints import Operation, parse_request
 from registry_proxy.protocol.reference import Digest, digest_of
 from tests.support.admin_bench import ADMIN, ADMIN_ROUTES, CALLERS, Node, admin_node, filled
+from tests.support.fakes.public import PublicBench
 
 API = "/admin/v1"
 ABSENT = "nil"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tests.support.fakes.public import SERVICE, PublicBench
 
 from registry_proxy.edge.public import PublicOptions
+from tests.support.fakes.public import SERVICE, PublicBench
 
 LOCAL = (ipaddress.ip_network("127.0.0.1/32"),)
 HTTPS = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "registry.example"}

@@ -5,12 +5,12 @@ import json
 from collections.abc import AsyncIterator, Mapping
 
 import pytest
-from tests.support.fakes.public import PublicBench, grant
 from yarl import URL
 
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, MANIFEST_MAX_BYTES, OCI_MANIFEST, Descriptor
 from registry_proxy.protocol.reference import Repository, digest_of
+from tests.support.fakes.public import PublicBench, grant
 
 APP = RoutedRepository("main", Repository("team/app"))
 CONTENT = b"a layer " * 1000

@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 import uvloop
-from tests.support.fakes.memory import GrowingFile
-from tests.support.fakes.public import PublicBench, read_to_end
 
 from registry_proxy.edge.send import SMALL_BYTES
 from registry_proxy.protocol.reference import Digest, digest_of
+from tests.support.fakes.memory import GrowingFile
+from tests.support.fakes.public import PublicBench, read_to_end
 from tests.support.waiting import until
 
 Scenario = Callable[[PublicBench], Awaitable[None]]

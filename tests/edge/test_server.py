@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.fakes.public import PublicBench, read_to_end
 
 from registry_proxy.edge.exchange import DRAIN_MAX_BYTES
 from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.protocol.reference import digest_of
+from tests.support.fakes.public import PublicBench, read_to_end
 from tests.support.waiting import refuses, until
 
 CONTENT = b"a layer " * 1000

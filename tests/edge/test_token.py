@@ -10,11 +10,11 @@ from typing import Any
 import aiohttp
 import jwt
 import pytest
-from tests.support.fakes.public import PublicBench
 
 from registry_proxy.access.id_tokens import IdTokenRefusedError
 from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.logins import Login
+from tests.support.fakes.public import PublicBench
 
 ANN = {"Authorization": aiohttp.encode_basic_auth("ann", "ann-password")}
 

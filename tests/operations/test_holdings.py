@@ -3,8 +3,6 @@
 import asyncio
 
 import pytest
-from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.memory import MemoryCache, MemoryMemberships, MemoryReader, ToldSeparation, holdings_of
 
 from registry_proxy.operations import holdings as holdings_module
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
@@ -20,6 +18,8 @@ from registry_proxy.protocol.descriptor import (
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.memory import MemoryCache, MemoryMemberships, MemoryReader, ToldSeparation, holdings_of
 from tests.support.refusal import refused
 
 BLOB, MANIFEST = ContentKind.BLOB, ContentKind.MANIFEST

@@ -1,12 +1,12 @@
 """Bytes past the cache: how often a sender that breaks off is asked to go on."""
 
 import pytest
-from tests.support.fakes.cache import MIB, Answer, Source, content
-from tests.support.fakes.upstream import read_all
 
 from registry_proxy.operations.passthrough import PassThrough
 from registry_proxy.ports.errors import FillFailedError
 from registry_proxy.protocol.byterange import ByteRange
+from tests.support.fakes.cache import MIB, Answer, Source, content
+from tests.support.fakes.upstream import read_all
 
 
 @pytest.mark.parametrize("byte_range", [None, ByteRange(10, MIB - 1)], ids=["whole", "part"])

@@ -6,14 +6,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
-from tests.support.fakes.memory import (
-    CountingObserver,
-    MemoryCache,
-    MemoryFile,
-    MemoryMemberships,
-    MemoryReader,
-    holdings_of,
-)
 
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS
 from registry_proxy.operations.passthrough import HOLD_BACK_BYTES, PassThrough
@@ -26,6 +18,14 @@ from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from tests.support.fakes.memory import (
+    CountingObserver,
+    MemoryCache,
+    MemoryFile,
+    MemoryMemberships,
+    MemoryReader,
+    holdings_of,
+)
 from tests.support.waiting import until
 
 A = RoutedRepository("main", Repository("a"))

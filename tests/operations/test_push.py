@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Bench, bench, body_of
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -17,6 +16,7 @@ from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
+from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Bench, bench, body_of
 from tests.support.refusal import refused
 from tests.support.waiting import until
 

@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+
+from registry_proxy.operations.push import UploadAnswer
+from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.protocol.errors import ErrorCode
+from registry_proxy.protocol.reference import Digest, digest_of
+from registry_proxy.tasks import spawn
 from tests.support.fakes.memory import MemoryCache, MemoryMemberships
 from tests.support.fakes.replicas import (
     ANN,
@@ -22,12 +28,6 @@ from tests.support.fakes.replicas import (
     body_of,
     pushing,
 )
-
-from registry_proxy.operations.push import UploadAnswer
-from registry_proxy.ports.errors import UpstreamUnavailableError
-from registry_proxy.protocol.errors import ErrorCode
-from registry_proxy.protocol.reference import Digest, digest_of
-from registry_proxy.tasks import spawn
 from tests.support.refusal import refused
 from tests.support.waiting import until
 

@@ -4,8 +4,6 @@ import asyncio
 import json
 
 import pytest
-from tests.support.fakes.images import Parts, image
-from tests.support.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
 
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.tags import TagRules
@@ -14,6 +12,8 @@ from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import OCI_INDEX, Descriptor, Manifest
 from registry_proxy.protocol.platform import Platform
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from tests.support.fakes.images import Parts, image
+from tests.support.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
 from tests.support.waiting import until
 
 APP = RoutedRepository("main", Repository("team/app"))

@@ -12,9 +12,9 @@ import aiohttp
 import httpx
 import psutil
 import pytest
-from tests.support.fakes.registry import FakeRegistry, Fault
 
 from tests.conftest import StartProxy
+from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.product import Proxy, User, digest_of, own_descriptors
 from tests.support.servers import Server
 from tests.support.waiting import until

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from tests.support.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 
 from tests.conftest import StartProxy, StartRegistry, require_program
 from tests.support.copied import Copies
+from tests.support.fakes.issuer import AUDIENCE, FakeIssuer, running_issuer
 from tests.support.product import ADMIN_PASSWORD, Proxy, User, make_image, proxy_server, random_bytes
 from tests.support.servers import Server, docker_registry, ldap_server, running, wait_until
 

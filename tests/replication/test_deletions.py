@@ -5,9 +5,6 @@ import time
 from functools import partial
 
 import pytest
-from tests.support.fakes.images import Parts, image
-from tests.support.fakes.memory import MemoryMemberships
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -19,6 +16,9 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.deletions import DeletionsElsewhere
 from registry_proxy.replication.tag_records import read_tag_record
+from tests.support.fakes.images import Parts, image
+from tests.support.fakes.memory import MemoryMemberships
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.support.refusal import refused
 from tests.support.waiting import until
 

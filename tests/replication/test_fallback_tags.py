@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from tests.support.fakes.images import image
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -18,6 +15,9 @@ from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagCo
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import end, spawn
+from tests.support.fakes.images import image
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.support.waiting import until
 
 APP = image(b"1")

@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from tests.support.fakes.replicas import MemoryReplica, MemoryReplicaSet
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaClient, StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.replication.fanout import check_writable, fan_out, lanes_of, require_quorum
+from tests.support.fakes.replicas import MemoryReplica, MemoryReplicaSet
 
 REFUSED = RegistryError(ErrorCode.MANIFEST_INVALID, "no")
 DOWN = UpstreamUnavailableError("down")

@@ -5,8 +5,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.replicas import ROUTED
 
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -17,6 +15,8 @@ from registry_proxy.replication.intents import WRITING_SECONDS
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.roster import Return
 from registry_proxy.store.open import open_store
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.replicas import ROUTED
 
 LATEST = Tag("latest")
 OLD, NEW = digest_of(b"old"), digest_of(b"new")

@@ -1,12 +1,12 @@
 """What a node keeps for a replica stays pinned until the replica has it, and is told when it is gone."""
 
 import pytest
-from tests.support.fakes.images import image
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.replicas import Bench
 
 from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.replication.kept import KeptCopies
+from tests.support.fakes.images import image
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.replicas import Bench
 
 
 class Keeper:

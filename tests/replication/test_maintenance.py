@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import pytest_asyncio
-from tests.support.fakes.images import Parts, image
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 from registry_proxy.ports.journal import IntentKey, IntentKind, PauseRefusedError
 from registry_proxy.ports.replicas import StorageKind
@@ -18,6 +16,8 @@ from registry_proxy.replication.maintenance import KNOWN_SECONDS, Maintenance
 from registry_proxy.replication.pauses import repair_lease
 from registry_proxy.tasks import spawn
 from tests.replication.test_repair import Workshop, same
+from tests.support.fakes.images import Parts, image
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.support.refusal import refused
 from tests.support.waiting import until
 

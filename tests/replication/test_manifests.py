@@ -3,8 +3,6 @@
 import asyncio
 
 import pytest
-from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind
@@ -12,6 +10,8 @@ from registry_proxy.ports.store import Table
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, DOCKER_SCHEMA1_SIGNED, OCI_MANIFEST, Descriptor
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.protocol.reference import Tag, digest_of
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.support.refusal import refused
 from tests.support.waiting import until
 

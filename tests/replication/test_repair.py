@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -21,6 +18,9 @@ from registry_proxy.replication.intents import WRITING_SECONDS, parse_key
 from registry_proxy.replication.repair import Repairer
 from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import spawn
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.support.waiting import until
 
 LATEST = Tag("latest")

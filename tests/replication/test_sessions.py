@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.support.fakes.replicas import ANN, ROUTED
 
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Store, Table
@@ -15,6 +14,7 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.store.open import open_store
+from tests.support.fakes.replicas import ANN, ROUTED
 
 WEEK = 7 * 24 * 3600
 LOCATIONS = {"a": "/v2/team/app/blobs/uploads/1?_state=x%3D%3D"}

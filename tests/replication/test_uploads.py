@@ -9,10 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Pushing, body_of, pushing
-from tests.support.fakes.upstream import open_replicas
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
@@ -24,6 +20,10 @@ from registry_proxy.protocol.reference import Digest, Repository, digest_of
 from registry_proxy.replication.upload_stream import follow
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Pushing, body_of, pushing
+from tests.support.fakes.upstream import open_replicas
 from tests.support.servers import Server
 from tests.support.waiting import until
 

@@ -7,14 +7,14 @@ import asyncio
 import json
 
 import pytest
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, open_client
 
 from registry_proxy.protocol.descriptor import OCI_MANIFEST
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from tests.conftest import StartProxy
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, open_client
 from tests.support.product import make_image, random_bytes
 from tests.support.servers import Server
 

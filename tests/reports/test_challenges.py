@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from multidict import CIMultiDict
-from tests.support.fakes.registry import FakeRegistry, Fault, Recorded
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
 
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import AccessRefusedError
+from tests.support.fakes.registry import FakeRegistry, Fault, Recorded
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
 
 ANN = ("ann", "secret-of-ann")
 CREDENTIALS: dict[str, Any] = {"username": ANN[0], "password": ANN[1]}

@@ -9,9 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
-from tests.support.fakes.malice import Malice, answer, challenge
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import PATIENT, REPOSITORY, ToldMarks, open_client, open_replicas
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaState
@@ -20,6 +17,9 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError
+from tests.support.fakes.malice import Malice, answer, challenge
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import PATIENT, REPOSITORY, ToldMarks, open_client, open_replicas
 from tests.support.servers import free_port
 from tests.support.waiting import until
 

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import httpx
-from tests.support.fakes.registry import FakeRegistry, Fault
 
 from registry_proxy.protocol.descriptor import (
     DOCKER_LIST,
@@ -19,6 +18,7 @@ from registry_proxy.protocol.descriptor import (
     OCI_MANIFEST,
 )
 from tests.conftest import StartProxy
+from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.product import digest_of, make_image
 from tests.support.servers import Server
 

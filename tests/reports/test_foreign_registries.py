@@ -10,10 +10,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import StartProxy
 from tests.support.fakes.manners import MANNERS, registry_with
 from tests.support.fakes.registry import FakeRegistry
-
-from tests.conftest import StartProxy
 from tests.support.product import Image, Proxy, digest_of, make_image, random_bytes
 from tests.support.servers import Server
 

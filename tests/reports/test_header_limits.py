@@ -13,11 +13,11 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
-from tests.support.fakes.public import PublicBench
 from yarl import URL
 
 from registry_proxy.access.logins import Login
 from tests.nginx.shipped import nginx_server
+from tests.support.fakes.public import PublicBench
 from tests.support.servers import running
 
 SCOPES_MAX = 200

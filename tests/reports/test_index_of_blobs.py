@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.images import Parts, build_cache
-from tests.support.fakes.replicas import REPOSITORY, Bench, bench
 
 from registry_proxy.protocol.reference import Tag
 from tests.replication.test_repair import Workshop, push, same
 from tests.replication.test_verify import compare
+from tests.support.fakes.images import Parts, build_cache
+from tests.support.fakes.replicas import REPOSITORY, Bench, bench
 
 LATEST = Tag("latest")
 

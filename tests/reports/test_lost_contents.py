@@ -12,8 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from tests.support.fakes.images import Parts, build_cache, image, index
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
@@ -25,6 +23,8 @@ from tests.conftest import StartProxy, StartRegistry
 from tests.path.test_repair import is_up, pending
 from tests.replication.test_repair import Workshop, begin_and_die, push, same
 from tests.replication.test_verify import compare, is_equal, make_newcomer, put_past
+from tests.support.fakes.images import Parts, build_cache, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 from tests.support.product import Image, Proxy, User, make_image, random_bytes
 from tests.support.product import digest_of as digest_of_bytes
 from tests.support.servers import Server, wait_until

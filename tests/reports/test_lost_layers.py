@@ -9,14 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.fakes.images import image
-from tests.support.fakes.public import PublicBench
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import digest_of
 from tests.conftest import StartProxy
+from tests.support.fakes.images import image
+from tests.support.fakes.public import PublicBench
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 from tests.support.product import make_image
 from tests.support.refusal import refused
 from tests.support.servers import Server

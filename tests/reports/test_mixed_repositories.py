@@ -14,9 +14,9 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-from tests.support.fakes.registry import FakeRegistry
 
 from tests.conftest import StartProxy
+from tests.support.fakes.registry import FakeRegistry
 from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image
 from tests.support.servers import Server
 

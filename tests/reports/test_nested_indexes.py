@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import OCI_INDEX, Manifest
 from registry_proxy.replication.exceptions import Exceptions
 from tests.replication.test_repair import Workshop, push, same
 from tests.replication.test_verify import make_newcomer, put_past
+from tests.support.fakes.images import Parts, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
 
 @pytest.fixture

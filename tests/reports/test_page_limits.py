@@ -9,9 +9,6 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from tests.support.fakes.memory import MemoryReader
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_reader
 
 from registry_proxy.operations.discover import Discover
 from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
@@ -20,6 +17,9 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository
 from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartProxy, StartRegistry
+from tests.support.fakes.memory import MemoryReader
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_reader
 from tests.support.product import make_image, push_directly
 from tests.support.refusal import refused
 from tests.support.servers import wait_until

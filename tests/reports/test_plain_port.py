@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from tests.support.fakes.listeners import any_connections
-from tests.support.fakes.public import PublicBench, read_to_end
 
 from registry_proxy.admin.server import serving_admin
+from tests.support.fakes.listeners import any_connections
+from tests.support.fakes.public import PublicBench, read_to_end
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

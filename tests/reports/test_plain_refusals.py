@@ -6,13 +6,13 @@ Reports: registries in Go that set no Content-Type (olareg, `crane registry`, ko
 import json
 
 import pytest
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, open_client
 
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failure import BadUpstreamError
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, open_client
 
 ABSENT = digest_of(b"absent")
 TEXT = {"Content-Type": "text/plain; charset=utf-8"}

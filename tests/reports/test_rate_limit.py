@@ -9,9 +9,6 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
 import pytest
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas
 
 from registry_proxy.edge.exchange import as_registry_error
 from registry_proxy.ports.errors import UpstreamLimitError
@@ -20,6 +17,9 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import limit_error
 from tests.conftest import StartProxy
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas
 from tests.support.product import make_image
 
 WORDS = "You have reached your pull rate limit. See https://example.org/limits"

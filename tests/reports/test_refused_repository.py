@@ -14,8 +14,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import PATIENT, ToldMarks, open_client, open_replicas
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaState
@@ -26,6 +24,8 @@ from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartProxy
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import PATIENT, ToldMarks, open_client, open_replicas
 from tests.support.product import OCI_MANIFEST, make_image
 from tests.support.waiting import until
 

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.images import build_cache, image, index
-from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -20,6 +18,8 @@ from tests.conftest import StartProxy, StartRegistry
 from tests.path.test_repair import is_up, pending
 from tests.replication.test_repair import Workshop, push, same
 from tests.replication.test_verify import compare
+from tests.support.fakes.images import build_cache, image, index
+from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 from tests.support.product import Image, make_image, random_bytes
 from tests.support.product import digest_of as digest_of_bytes
 from tests.support.refusal import refused

@@ -14,7 +14,6 @@ from typing import Any
 import jsonschema_rs
 from aiohttp import web
 from aiohttp.test_utils import TestClient
-from tests.support.fakes.memory import MemoryAudit, MemoryReader, holdings_of
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, UserInput
@@ -45,6 +44,7 @@ from registry_proxy.replication.recovery import loss_warnings
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
+from tests.support.fakes.memory import MemoryAudit, MemoryReader, holdings_of
 from tests.support.passwords import quick_passwords
 
 ADMIN = ("admin", "correct horse battery")

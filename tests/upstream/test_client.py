@@ -5,9 +5,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import HASTY, PATIENT, REPOSITORY, open_client, read_all
 
 from registry_proxy.protocol.descriptor import (
     BLOB_MEDIA_TYPE,
@@ -25,6 +22,9 @@ from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError
 from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import HASTY, PATIENT, REPOSITORY, open_client, read_all
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 TAG = Tag("1")

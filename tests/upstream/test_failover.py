@@ -7,9 +7,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import pytest
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas, read_all
 
 from registry_proxy.ports.errors import AbsenceUnknownError, UpstreamUnavailableError, WrongContentError
 from registry_proxy.ports.names import RoutedRepository
@@ -22,6 +19,9 @@ from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, order_for_read
 from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas, read_all
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 TAG = Tag("1")

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, open_client
 
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartRegistry
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import REPOSITORY, open_client
 from tests.upstream.test_client import in_pieces, manifest_of
 
 

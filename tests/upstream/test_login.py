@@ -4,8 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import PATIENT, REPOSITORY, open_client
 from yarl import URL
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
@@ -15,6 +13,8 @@ from registry_proxy.protocol.reference import Repository, digest_of
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
 from registry_proxy.upstream.login import Login, is_loopback
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import PATIENT, REPOSITORY, open_client
 
 ANN = ("ann", "secret-of-ann")
 CREDENTIALS: dict[str, Any] = {"username": ANN[0], "password": ANN[1]}

@@ -6,9 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.fakes.memory import CountingObserver
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import HASTY, REPOSITORY, ToldMarks, open_replicas
 
 from registry_proxy.ports.journal import Pause
 from registry_proxy.ports.replicas import ReplicaState
@@ -16,6 +13,9 @@ from registry_proxy.protocol.reference import digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
+from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import HASTY, REPOSITORY, ToldMarks, open_replicas
 from tests.support.waiting import until
 
 

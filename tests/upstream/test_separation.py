@@ -5,9 +5,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.support.fakes.memory import CountingObserver, MemoryMemberships
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import open_client, open_replicas
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -16,6 +13,9 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.separation import NOWHERE, PROBE, Separation
+from tests.support.fakes.memory import CountingObserver, MemoryMemberships
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import open_client, open_replicas
 
 BLOB, MANIFEST = ContentKind.BLOB, ContentKind.MANIFEST
 ONE, TWO = digest_of(b"1"), digest_of(b"2")

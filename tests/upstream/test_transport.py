@@ -15,14 +15,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import HASTY, REPOSITORY, open_client, read_all
 
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import digest_of
 from registry_proxy.tasks import request_id
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, translated
 from tests.conftest import StartRegistry
+from tests.support.fakes.registry import FakeRegistry, Fault
+from tests.support.fakes.upstream import HASTY, REPOSITORY, open_client, read_all
 from tests.support.servers import free_port
 
 ANN: dict[str, Any] = {"username": "ann", "password": "secret"}
