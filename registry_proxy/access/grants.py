@@ -193,6 +193,11 @@ class Policy:
         equal = (compiled.grant for compiled in self._grants.get(grant.subject, ()))
         return next((each for each in equal if each.content() == content), None)
 
+    def count_grants_below(self, namespaces: Collection[str]) -> int:
+        """Return how many grants are for nothing but what lies in some namespaces, such as ``team/**``."""
+        grants = self._grants_by_id.values()
+        return sum(any(is_below(grant.repository, each) for each in namespaces) for grant in grants)
+
     def why_of_no_use(self, subject: str) -> str | None:
         """Return why what is granted to a subject is of no use to anybody now; None where it may be."""
         if subject.startswith(f"{SubjectKind.GROUP}:"):

@@ -67,6 +67,9 @@ from registry_proxy.protocol.scope import Action
 _T = TypeVar("_T")
 _ACTION_ORDER = list(Action)
 _CHANGING = frozenset({Action.PUSH, Action.CREATE, Action.DELETE})
+_OWNERS_GRANTS_MAX = 1000
+"""Grants in the namespaces of an owner, whoever gave them, beyond which an owner gives no more: every request there is
+compared with them, and every worker reads all grants anew after a change."""
 
 
 def _user_document(user: User) -> dict[str, Any]:
@@ -389,6 +392,8 @@ class AccessResources:
         policy = await self._control.policy()
         given = grant_input(body)
         grant = policy.find_equal(grant_from(given, ""))
+        if grant is None and namespaces is not None:
+            _check_room(namespaces, policy)
         doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
         grant = grant or await self._directory.add_grant(given)
         doubts += _doubts_of_grant(request, grant, policy)
@@ -505,6 +510,16 @@ def _check_inside(namespaces: tuple[str, ...], body: GrantBody) -> None:
         faults.append(Fault("#/actions", "only an administrator gives the right to manage"))
     if faults:
         raise ProblemError(403, "this is not yours to give", faults=faults)
+
+
+def _check_room(namespaces: tuple[str, ...], policy: Policy) -> None:
+    """Refuse one more grant by the owner of namespaces that have as many as an owner may give."""
+    if policy.count_grants_below(namespaces) >= _OWNERS_GRANTS_MAX:
+        detail = (
+            f"there are {_OWNERS_GRANTS_MAX} grants in {_joined(namespaces)} already: remove some first, give one "
+            "to a group instead of to each of its members, or ask an administrator"
+        )
+        raise ProblemError(409, detail)
 
 
 def _check_not_of_owner(grant: Grant) -> None:

@@ -1,0 +1,75 @@
+"""Grants cost each request below them and each worker: the owner of a namespace gives a bounded number of them."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from registry_proxy.access.directory import GrantInput, UserInput, grant_from
+from registry_proxy.ports.store import Change, Table
+from tests.support.admin_bench import Node, admin_node
+
+OWNERS_MAX = 1000
+
+
+class Bench:
+    """An admin listener with ann, who owns team/**, and each user, who owns home/NAME/**."""
+
+    def __init__(self, node: Node, http: TestClient[Request, Application]) -> None:
+        self.node = node
+        self._http = http
+
+    async def call(self, method: str, path: str, body: Any = None, *, caller: str = "user:ann") -> tuple[int, Any]:
+        """Send a request with a token of the caller; return status and document."""
+        token = self.node.signer.issue(caller, 0, (), time.time()).token
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self._http.request(method, f"/admin/v1{path}", json=body, headers=headers) as response:
+            return response.status, None if response.status == 204 else await response.json()
+
+    async def give(self, tags: str, *, repository: str = "team/app", caller: str = "user:ann") -> tuple[int, Any]:
+        """Give everybody the right to pull some tags."""
+        body = {"subject": "anonymous", "repository": repository, "tags": tags, "actions": ["pull"]}
+        return await self.call("POST", "/grants", body, caller=caller)
+
+    async def fill(self, count: int) -> None:
+        """Have there be so many grants in team/app, all at once."""
+        given = [
+            GrantInput(subject="anonymous", repository="team/app", tags=f"x{i}*", actions=["pull"])
+            for i in range(count)
+        ]
+        grants = [grant_from(each, f"{number:016x}") for number, each in enumerate(given)]
+        await self.node.store.commit([Change(Table.GRANTS, grant.id, grant.stored()) for grant in grants])
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    """Start an admin listener with the users admin, ann and bob."""
+    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+        await node.directory.put_user("ann", UserInput(password="the password of ann"))
+        for subject, pattern in (("user:ann", "team/**"), ("anonymous", "home/{subject}/**")):
+            await node.directory.add_grant(GrantInput(subject=subject, repository=pattern, actions=["manage"]))
+        yield Bench(node, http)
+
+
+async def test_an_owner_gives_no_more_than_the_bound(bench: Bench) -> None:
+    """Beyond it an owner is told what to do, until a grant is removed; what is there already can be given again."""
+    await bench.fill(OWNERS_MAX - 2)  # her own right to manage is one as well
+    status, last = await bench.give("last")
+    assert status == 201
+    status, problem = await bench.give("more")
+    assert (status, "1000 grants in home/ann/** or team/**" in problem["detail"]) == (409, True)
+    assert (await bench.give("last"))[0] == 201  # says the same: no other is made
+    assert (await bench.call("DELETE", f"/grants/{last['id']}"))[0] == 204
+    assert (await bench.give("more"))[0] == 201
+
+
+async def test_the_bound_of_an_owner_is_nobody_elses(bench: Bench) -> None:
+    """Administrators, and owners of other namespaces, give grants beside a namespace that is full."""
+    await bench.fill(OWNERS_MAX)
+    assert (await bench.give("more"))[0] == 409
+    assert (await bench.give("more", caller="user:admin"))[0] == 201
+    assert (await bench.give("more", repository="home/bob/app", caller="user:bob"))[0] == 201
