@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.link import parse_next
-from registry_proxy.protocol.reference import parse_digest
+from registry_proxy.protocol.reference import REPOSITORY_MAX_LENGTH, parse_digest
 from registry_proxy.upstream.failure import BadUpstreamError, has_errors
 from registry_proxy.upstream.transport import Request, Transport
 
@@ -31,7 +31,8 @@ _ON_THE_LOOP_MAX_NAMES = 5_000
 _RUN = 20_000
 """Number of names sorted at a time: the interpreter does nothing else meanwhile, in whatever thread."""
 
-_STRING = re.compile(rb'\s*("(?:[^"\\]|\\.)*+")\s*([,\]])')
+_STRING = re.compile(rb'\s{0,999}+("(?:[^"\\]|\\.){0,9999}+")\s{0,999}+([,\]])')
+"""A name in a list, and what follows it. The interpreter does nothing else while it matches, so that it ends early."""
 
 
 async def list_names(transport: Transport, request: Request, key: str, detail: dict[str, str]) -> set[str]:
@@ -139,7 +140,7 @@ async def _add_page(replica: str, body: bytes, key: str, names: set[str]) -> Non
         if len(body) > _ON_THE_LOOP_MAX_BYTES:
             await asyncio.to_thread(_scan, body, key, names)
         else:
-            names.update(name for name in json.loads(body)[key] or () if isinstance(name, str))
+            names.update(filter(_may_be_name, json.loads(body)[key] or ()))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadUpstreamError(replica, f"its list has no {key}") from error
 
@@ -149,7 +150,7 @@ def _scan(body: bytes, key: str, names: set[str]) -> None:
 
     The parser of the standard library holds the interpreter until it has read the whole.
     """
-    begin = re.compile(rb'"%s"\s*:\s*\[' % key.encode()).search(body)
+    begin = re.compile(rb'"%s"\s{0,999}+:\s{0,999}+\[' % key.encode()).search(body)
     if begin is None:
         raise ValueError
     position, separator = begin.end(), b","
@@ -157,8 +158,14 @@ def _scan(body: bytes, key: str, names: set[str]) -> None:
         match = _STRING.match(body, position)
         if match is None:
             raise ValueError
-        names.add(json.loads(match[1]))
+        if _may_be_name(name := json.loads(match[1])):
+            names.add(name)
         position, separator = match.end(), match[2]
+
+
+def _may_be_name(name: object) -> bool:
+    """Tell whether to keep an entry of a list: those of any length would fill the memory, however few they are."""
+    return isinstance(name, str) and len(name) <= REPOSITORY_MAX_LENGTH and name.isascii()
 
 
 async def merged(lists: Sequence[tuple[Collection[_N], Callable[[_N], bool]]]) -> list[_N]:

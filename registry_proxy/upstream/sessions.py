@@ -115,7 +115,11 @@ async def _headers_sent(_session: aiohttp.ClientSession, context: object, _param
 
 
 class _AnswerReader(ResponseHandler):
-    """aiohttp's protocol of a connection to a replica, with a bound on what comes before an answer."""
+    """aiohttp's protocol of a connection to a replica, with bounds on what comes before an answer, and behind it.
+
+    Behind a whole answer nothing may come until there is another request. aiohttp would read and keep it for as long as
+    the connection rests in its pool.
+    """
 
     _awaits_answer = False
     _informational = 0
@@ -134,16 +138,24 @@ class _AnswerReader(ResponseHandler):
             super().data_received(data)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take an answer. Informational ones (RFC 9110, 15.2) say nothing to us, and too many end the connection."""
-        if not 100 <= data[0].code < 200:
+        """Take an answer. Informational ones (RFC 9110, 15.2) say nothing to us, and too many end the connection.
+
+        So does an answer for which nobody asked. The one before it stands: it came whole.
+        """
+        if 100 <= data[0].code < 200:
+            self._informational += 1
+            if self._informational == INFORMATIONAL_MAX + 1:
+                self._end("informational answers without end")
+        elif self._awaits_answer:
             self._awaits_answer = False
             super().feed_data(data, size)
-            return
-        self._informational += 1
-        if self._informational == INFORMATIONAL_MAX + 1:
-            self.set_exception(HttpProcessingError(code=502, message="informational answers without end"))
-            if self.transport is not None:
-                self.transport.abort()
+        elif self.exception() is None:
+            self._end("an answer for which nobody asked")
+
+    def _end(self, why: str) -> None:
+        self.set_exception(HttpProcessingError(code=502, message=why))
+        if self.transport is not None:
+            self.transport.abort()
 
 
 class _Connector(aiohttp.TCPConnector):

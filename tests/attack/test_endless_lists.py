@@ -165,3 +165,28 @@ async def test_a_long_page_that_is_no_list_is_a_502(end: bytes) -> None:
         async with open_client(malice.url) as client:
             with pytest.raises(BadUpstreamError):
                 await client.list_tags(REPOSITORY)
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+async def test_names_of_any_length_are_not_kept(size: int) -> None:
+    """Pages whose names are no names bring nothing new: a million of them would not fit into memory."""
+    numbers = itertools.count()
+
+    def answers(asked: Asked) -> Said:
+        number = next(numbers)
+        link = f'<{asked.target.partition("?")[0]}?last={number}>; rel="next"'
+        name = f"{number}".ljust(size, "a") if "/tags/list" in asked.target else ""
+        return answer(200, {**JSON, "Link": link}, json.dumps({"tags": [name]}).encode())
+
+    with Malice(answers) as malice:
+        async with open_client(malice.url) as client:
+            with pytest.raises(BadUpstreamError):
+                await client.list_tags(REPOSITORY)
+        assert malice.count("tags/list") <= listing._IDLE_PAGES_MAX + 2
+
+
+@pytest.mark.parametrize("begin", [b'"' + b"a" * 10_000_000, b" " * 10_000_000 + b'"a'])
+def test_a_name_without_end_stops_nothing_else(begin: bytes) -> None:
+    """A string of many megabytes is no name, and is not read to its end while the interpreter does nothing else."""
+    with pytest.raises(ValueError):  # noqa: PT011 - which the caller takes for no list
+        listing._scan(b'{"tags": [' + begin + b'"]}', "tags", set())

@@ -69,3 +69,19 @@ async def test_a_few_informational_answers_are_taken() -> None:
         server.may_flood.clear()
         assert (await client.stat_blob(REPOSITORY, digest)).size_bytes == 5
         server.may_flood.set()
+
+
+UNASKED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" * 1_000
+
+
+@pytest.mark.parametrize("behind", [b"", UNASKED])
+async def test_answers_for_which_nobody_asked_end_the_connection(behind: bytes) -> None:
+    """What comes behind an answer is neither read nor kept while the connection rests, and the answer stands."""
+    digest = digest_of(b"x")
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nDocker-Content-Digest: {digest}\r\n\r\n".encode()
+    async with Flooding(head + behind, UNASKED).serving() as server, open_client(server.url) as client:
+        server.may_flood.clear()
+        assert (await client.stat_blob(REPOSITORY, digest)).size_bytes == 5
+        server.may_flood.set()
+        await until(lambda: server.left == 1)
+    assert server.sent_bytes < 20_000_000  # what the buffers of two sockets hold
