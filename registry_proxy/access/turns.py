@@ -1,10 +1,12 @@
 """Turns at work that only a few may do at once, shared fairly: by owner of an address, known callers first."""
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+
+from registry_proxy.protocol.addresses import site_of
 
 
 class QueueFullError(Exception):
@@ -28,7 +30,7 @@ class FairTurns:
 
     Owners are served in rotation: an owner with one attempt does not wait behind the hundred attempts of another.
     Known callers come before all others. In a full queue the owner with the most places gives one up to an owner with
-    fewer, and unknown callers give theirs up to known ones.
+    fewer, where all have as many the site with the most owners does, and unknown callers give theirs up to known ones.
 
     Args:
         at_once: turns given at the same time.
@@ -80,7 +82,7 @@ class FairTurns:
         if line is self._known and len(self._unknown):
             place = self._unknown.take_from_longest(0)
         else:
-            place = line.take_from_longest(line.count(owner) + 1)
+            place = line.take_from_longest(line.count(owner) + 1) or line.take_from_widest(owner)
         if place is None:
             raise QueueFullError
         place.set_exception(QueueFullError())
@@ -124,11 +126,29 @@ class _Line:
         """Take the newest place of the owner who has most of them; None where that is no more than ``longer_than``."""
         owner = max(self._queues, key=self.count, default=None)
         while owner is not None and self.count(owner) > longer_than:
-            place = self._queues[owner].pop()
-            self._shortened(owner)
+            place = self._take_newest(owner)
             if not place.done():
                 return place
         return None
+
+    def take_from_widest(self, owner: str) -> "asyncio.Future[None] | None":
+        """Take the newest place of the site that has most, where the site of ``owner`` has fewer; else None."""
+        places: Counter[str] = Counter()
+        for each, queue in self._queues.items():
+            places[site_of(each)] += len(queue)
+        site = max(places, key=places.__getitem__, default="")
+        if places[site] <= places[site_of(owner)] + 1:
+            return None
+        for each in [each for each in reversed(self._queues) if site_of(each) == site]:
+            place = self._take_newest(each)
+            if not place.done():
+                return place
+        return None
+
+    def _take_newest(self, owner: str) -> "asyncio.Future[None]":
+        place = self._queues[owner].pop()
+        self._shortened(owner)
+        return place
 
     def _shortened(self, owner: str) -> None:
         self._length -= 1

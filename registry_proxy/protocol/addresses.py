@@ -30,6 +30,10 @@ def parse_network(text: str) -> Network:
     return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_PREFIX_BITS))
 
 
+_SITE_PREFIX_BITS = 48
+"""What one organisation is given at most, as a rule (RFC 6177): it is 65,536 owners if it likes."""
+
+
 @functools.lru_cache(maxsize=16_384)
 def plain_address(text: str) -> str:
     """Return the usual notation of an address, and any other text as it is.
@@ -52,3 +56,12 @@ def address_owner(text: str) -> str:
     if address.version == 4 or address.is_loopback:
         return str(address)
     return str(ipaddress.ip_network((int(address), _OWNER_PREFIX_BITS), strict=False))
+
+
+@functools.lru_cache(maxsize=16_384)
+def site_of(owner: str) -> str:
+    """Return the name of the site that an ``address_owner`` is at: the /48 of one with IPv6, else the owner itself."""
+    address = parse_address(owner.partition("/")[0])
+    if address is None or address.version == 4:
+        return owner
+    return str(ipaddress.ip_network((int(address), _SITE_PREFIX_BITS), strict=False))

@@ -123,3 +123,22 @@ async def test_a_turn_ends_with_its_block() -> None:
         await work(fails=False)
         with pytest.raises(KeyError):
             await work(fails=True)
+
+
+async def test_a_full_queue_gives_place_to_an_owner_of_another_site() -> None:
+    """Where each owner has one place, the site with most of them loses its newest one, until another has as many."""
+    turns = FairTurns(1, 3)
+    await turns.begin(Caller("2001:db8::/64", is_known=False))
+    near = [spawn(turns.begin(Caller(f"2001:db8:0:{n}::/64", is_known=False)), "near") for n in range(1, 4)]
+    await asyncio.sleep(0)
+    far = [spawn(turns.begin(Caller(f"2001:db8:{n}::/64", is_known=False)), "far") for n in range(1, 4)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError):
+        await near[2]
+    with pytest.raises(QueueFullError):
+        await near[1]
+    with pytest.raises(QueueFullError):
+        await far[2]
+    for task in (near[0], far[0], far[1]):
+        turns.end()
+        await task

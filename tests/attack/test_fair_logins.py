@@ -135,3 +135,13 @@ async def test_a_site_with_ipv6_is_one_address(bench: Bench) -> None:
     assert (await right).subject == "user:ann"
     assert bench.hashing.done.index(PASSWORD) <= 4, "it waited behind the flood"
     await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def test_one_site_with_many_networks_takes_no_more_than_its_places(bench: Bench) -> None:
+    """Guesses from two hundred /64 of one /48, a place each: a user who logs in from elsewhere is not refused."""
+    flood = await bench.flood(*(f"2001:db8:0:{number:x}::1" for number in range(200)))
+    right = bench.attempt("ann", PASSWORD, HOME)
+    await until(lambda: right.done() or bench.control._logins.passwords._turns._unknown.count(HOME) == 1)
+    bench.hashing.gate.set()
+    assert (await right).subject == "user:ann"
+    await asyncio.gather(*flood, return_exceptions=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry_proxy.protocol.addresses import address_owner, parse_address, parse_network, plain_address
+from registry_proxy.protocol.addresses import address_owner, parse_address, parse_network, plain_address, site_of
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,11 @@ def test_a_network_with_host_bits_is_none() -> None:
     for text in ("192.0.2.1/24", "::ffff:192.0.2.1/120", "x"):
         with pytest.raises(ValueError, match=r"host bits|does not appear"):
             parse_network(text)
+
+
+def test_the_site_of_an_owner_is_a_48() -> None:
+    """Of IPv6 alone; what is no address is its own site."""
+    assert (
+        site_of(address_owner("2001:db8:1:2::3")) == site_of(address_owner("2001:db8:1:ffff::1")) == "2001:db8:1::/48"
+    )
+    assert [site_of(owner) for owner in ("192.0.2.1", "", "/run/socket")] == ["192.0.2.1", "", "/run/socket"]
