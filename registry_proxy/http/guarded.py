@@ -100,11 +100,12 @@ class GuardedConnection(RequestHandler):
             self._finish()
             self._look_at(self._request_count - before, data)
             self._head_bytes = 0
+            self._decline_upgrade()
         elif not has_body_to_come and data and not self._upgraded:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_MAX_BYTES:
-                self._refuse_head()
-            elif self._waiter is not None and self._header_timer is None:
+                self._refuse(431, f"the head of the request is longer than {HEAD_MAX_BYTES} bytes: send less in it")
+            elif self._waiter is not None and not self._waiter.done() and self._header_timer is None:
                 self._await_head(self._guard.connections.limits.header_seconds)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - its signature
@@ -120,6 +121,18 @@ class GuardedConnection(RequestHandler):
         transport.write(self._guard.busy)
         self.force_close()
         return True
+
+    def _decline_upgrade(self) -> None:
+        """Read on in HTTP/1.1 at once; what came behind the request already is not read: it may be no HTTP.
+
+        Else aiohttp would take it, and a body, past all that is looked at.
+        """
+        if self._upgraded and self._parser is not None:
+            self._parser.set_upgraded(False)
+            self._upgraded = False
+            if self._message_tail:
+                self._message_tail = b""
+                self._refuse(400, "something came behind a request for another protocol: wait for its answer")
 
     def _look_at(self, count: int, data: bytes) -> None:
         """Look at the ``count`` requests that have come with some bytes."""
@@ -153,12 +166,12 @@ class GuardedConnection(RequestHandler):
             self._messages.pop()
         self._messages.append((error, EMPTY_PAYLOAD))
 
-    def _refuse_head(self) -> None:
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer with an error behind the requests that have come, and read no more."""
         self._is_spoilt = True
         self._stop_header_timer()
         self._finish()
-        message = f"the head of the request is longer than {HEAD_MAX_BYTES} bytes: send less in it"
-        self._messages.append((_ErrInfo(431, RefusedHeadError(431, message), message), EMPTY_PAYLOAD))
+        self._messages.append((_ErrInfo(status, RefusedHeadError(status, message), message), EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

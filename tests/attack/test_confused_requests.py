@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.protocol.reference import digest_of
 from tests.support.fakes.public import PublicBench, read_to_end
+from tests.support.waiting import until
 
 CONTENT = b"a layer " * 1000
 D = digest_of(CONTENT)
@@ -41,6 +42,48 @@ async def test_only_http_1_is_answered(public: PublicBench, head: bytes, status:
     answer = await read_to_end(reader)
     assert answer.startswith(b"HTTP/1.1 %b " % status)
     assert b"aiohttp" not in answer
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["upgrade", "connect"],
+)
+async def test_an_upgrade_is_no_way_past_the_bounds(public: PublicBench, first: bytes) -> None:
+    """What comes behind a request for another protocol is refused; what comes later counts as any request does."""
+    behind = b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
+    answers = (await public.raw(first + behind)).data
+    assert answers.count(b"HTTP/1.1 ") == 2
+    assert b"HTTP/1.1 400 " in answers
+    assert b"HTTP/1.1 400 " in (await public.raw(first * 6000)).data
+    reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+    for _ in range(2):
+        writer.write(first)
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}")
+    writer.write(behind)
+    await until(lambda: any(owner.unfinished for owner in public.connections._owners.values()))
+    writer.close()
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+async def test_a_body_with_an_upgrade_is_read(public: PublicBench, protocol: str) -> None:
+    """A client that offers another protocol with its form is answered in HTTP/1.1, and its connection goes on."""
+    fields = f"Host: x\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\nContent-Length: 8\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+    for _ in range(2):
+        writer.write(f"POST /auth/token HTTP/1.1\r\n{fields}".encode())
+        writer.write(b"grant")
+        await asyncio.sleep(0.05)
+        writer.write(b"_ty")
+        async with asyncio.timeout(5):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+        assert answer.startswith(b"HTTP/1.1 400 ")
     writer.close()
 
 
