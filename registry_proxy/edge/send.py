@@ -9,6 +9,7 @@ from contextlib import aclosing
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from registry_proxy.edge.exchange import STALL_SECONDS, Exchange
+from registry_proxy.http.guarded import GuardedConnection
 from registry_proxy.ports.content import BlobReader, ByteStream, OpenSource
 from registry_proxy.ports.errors import FillFailedError, FillLostError, UpstreamUnavailableError
 from registry_proxy.protocol.byterange import ByteRange
@@ -176,9 +177,12 @@ class _FileSending:
         self._check_client()
         writable = self._loop.create_future()
         self._loop.add_writer(self._fd, _set_done, writable)
+        connection = self._request.protocol
+        waiting = connection.answer_waits() if isinstance(connection, GuardedConnection) else contextlib.nullcontext()
         try:
-            async with asyncio.timeout(STALL_SECONDS):
-                await writable
+            with waiting:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await writable
         finally:
             self._loop.remove_writer(self._fd)
 

@@ -2,13 +2,14 @@
 
 A connection is *unfinished* while a head or a body is on its way, *at rest* between two requests, else it is being
 served. Each owner of addresses has a share of what is unfinished. Under shortage the slowest unfinished ones and those
-at rest make room, those of the heaviest owner first; a connection that is being served is never ended for another.
+at rest make room, those of the heaviest owner first, then those whose clients take
+nothing of their answers; no other connection that is being served is ended for another.
 """
 
 import logging
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Literal, Protocol, Self
 
@@ -40,16 +41,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """For how many seconds a head may be on its way, a body may be late, and a connection may rest."""
+    """For how many seconds a head may be on its way, a body may be late, a connection rest, an answer wait untaken."""
 
     head: float
     body: float
     rest: float
+    answer: float
 
 
-_SHORT_PATIENCE: Final = Patience(5, 10, 10)
-_FULL_PATIENCE: Final = Patience(1, 1, 1)
-_HEAVIER_PATIENCE: Final = Patience(0, 0.2, 1)
+_SHORT_PATIENCE: Final = Patience(5, 10, 10, 60)
+_FULL_PATIENCE: Final = Patience(1, 1, 1, 10)
+_HEAVIER_PATIENCE: Final = Patience(0, 0.2, 1, 10)
 """With those of an owner who has more than the newcomer, when there is no room at all."""
 
 
@@ -61,17 +63,19 @@ class ConnectionLimits:
         header_seconds: from the first byte of a request, or from the connect, to the end of its head.
         keep_alive_seconds: how long a connection may rest between requests.
         connections_max: at once; beyond it only health checks are answered.
+        answer_seconds: how long a client may take nothing of an answer.
     """
 
     header_seconds: float = 15.0
     keep_alive_seconds: float = 75.0
     connections_max: int = 8192
+    answer_seconds: float = 300.0
 
     def within_files(self, part: int) -> Self:
         """Return the limits for a process that may open few files: at most one in ``part`` of them for connections."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         connections_max = min(self.connections_max, max(_SHARE, files // part))
-        return type(self)(self.header_seconds, self.keep_alive_seconds, connections_max)
+        return replace(self, connections_max=connections_max)
 
 
 class Connection(Protocol):
@@ -83,6 +87,10 @@ class Connection(Protocol):
 
     def rests(self, now: float, seconds: float) -> bool:
         """Tell whether it has been at rest for longer than ``seconds``."""
+        ...
+
+    def stalls(self, now: float, seconds: float) -> bool:
+        """Tell whether its client has taken nothing of an answer for longer than ``seconds``."""
         ...
 
     def abort(self) -> None:
@@ -238,8 +246,11 @@ class Connections:
             is_heavier = is_full and len(owner.unfinished) > len(newcomer.unfinished) + 1
             with_owner = _HEAVIER_PATIENCE if is_heavier else patience
             yield from (each for each in owner.unfinished if each.is_late(now, with_owner))
-        for owner in sorted(owners, key=lambda each: len(each.connections), reverse=True):
+        owners.sort(key=lambda each: len(each.connections), reverse=True)
+        for owner in owners:
             yield from (each for each in owner.connections if each.rests(now, patience.rest))
+        for owner in owners:
+            yield from (each for each in owner.connections if each.stalls(now, patience.answer))
 
     def _reserve_for(self, connection: Connection) -> None:
         """Keep one that is too many for the moment of a health check; of these the latest stay."""

@@ -1,7 +1,9 @@
 """aiohttp's protocol of a connection with the bounds that it lacks: on heads, on what is withheld, on garbage."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,6 +64,8 @@ class GuardedConnection(RequestHandler):
         self._owner: Owner | None = None
         self._unfinished_of: Owner | None = None
         self._header_timer: asyncio.TimerHandle | None = None
+        self._answer_timer: asyncio.TimerHandle | None = None
+        self._untaken_since: float | None = None
         self._late_since = 0.0
         self._head_bytes = 0
         self._is_spoilt = False
@@ -82,6 +86,7 @@ class GuardedConnection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """End."""
         self._stop_header_timer()
+        self._stop_answer_timer()
         self._leave()
         super().connection_lost(exc)
 
@@ -112,6 +117,26 @@ class GuardedConnection(RequestHandler):
         """Go on; while nothing was read, the client could not send."""
         super().resume_reading(resume_parser)
         self._late_since = self._loop.time()
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to take of its answer."""
+        super().pause_writing()
+        self._untaken_since = self._loop.time()
+        self._answer_timer = self._loop.call_later(self._guard.connections.limits.answer_seconds, self.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: it took some."""
+        super().resume_writing()
+        self._stop_answer_timer()
+
+    @contextlib.contextmanager
+    def answer_waits(self) -> Iterator[None]:
+        """Note that an answer waits for its client, where it is not written through the transport."""
+        self._untaken_since = self._loop.time()
+        try:
+            yield
+        finally:
+            self._untaken_since = None
 
     def _is_refused(self, data: bytes) -> bool:
         """Answer for a node that has no room for one more, unless it is asked for its health."""
@@ -217,6 +242,12 @@ class GuardedConnection(RequestHandler):
             self._header_timer.cancel()
             self._header_timer = None
 
+    def _stop_answer_timer(self) -> None:
+        self._untaken_since = None
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
     def _header_too_slow(self) -> None:
         self._header_timer = None
         self.force_close()
@@ -240,12 +271,17 @@ class GuardedConnection(RequestHandler):
             and not self.transport.get_write_buffer_size()
         )
 
+    def stalls(self, now: float, seconds: float) -> bool:
+        """Tell whether its client has taken nothing of an answer for longer than ``seconds``."""
+        return self._untaken_since is not None and now > self._untaken_since + seconds
+
     def abort(self) -> None:
         """End it at once."""
         self._leave()
         transport = self.transport
         self.force_close()
         if transport is not None:
+            _shut_down(transport)
             transport.abort()
 
 
@@ -253,6 +289,14 @@ def peer_address(transport: asyncio.BaseTransport) -> str | None:
     """Return the address at the other end; None where there is none."""
     name = transport.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else name
+
+
+def _shut_down(transport: asyncio.BaseTransport) -> None:
+    """End a connection also for who sends on a duplicate of its socket."""
+    own = transport.get_extra_info("socket")
+    if own is not None and own.fileno() >= 0:
+        with contextlib.suppress(OSError), socket.fromfd(own.fileno(), own.family, own.type) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _refused_version(message: RawRequestMessage) -> _ErrInfo:

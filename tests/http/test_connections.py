@@ -17,10 +17,11 @@ RESERVE = 8
 
 @dataclass(eq=False)
 class Connection:
-    """A connection that is late, or at rest, by so many seconds."""
+    """A connection that is late, at rest, or not read by its client, for so many seconds."""
 
     late_seconds: float = -1
     rests_seconds: float = -1
+    stalls_seconds: float = -1
     has_ended: bool = False
     leave: list[Callable[[], None]] = field(default_factory=list)
 
@@ -29,6 +30,9 @@ class Connection:
 
     def rests(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - it is told
         return self.rests_seconds > seconds
+
+    def stalls(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - it is told
+        return self.stalls_seconds > seconds
 
     def abort(self) -> None:
         self.has_ended = True
@@ -156,3 +160,15 @@ def test_those_who_find_no_room_do_not_hinder_those_who_would(listener: Listener
     assert all(listener.connections.is_reserved(each) for each in crowd)
     newcomer = listener.open("203.0.113.1")
     assert not listener.connections.is_reserved(newcomer)
+
+
+def test_answers_that_nobody_takes_make_room_last(listener: Listener) -> None:
+    """Before a newcomer is refused, those go whose clients have taken nothing for long; others that are served stay."""
+    slow = [listener.open("192.0.2.1", Connection(stalls_seconds=5)) for _ in range(MAX - 2)]
+    stalled, resting = Connection(stalls_seconds=20), Connection(rests_seconds=20)
+    for connection in (stalled, resting):
+        listener.open("192.0.2.1", connection)
+    assert resting.has_ended or not listener.open("192.0.2.2").has_ended
+    assert not any(listener.open("192.0.2.2").has_ended for _ in range(2))
+    assert stalled.has_ended
+    assert not any(connection.has_ended for connection in slow)
