@@ -325,8 +325,16 @@ class Directory:
         found = [each for each in map(secret_of, records) if each.subject == subject]
         return sorted(found, key=lambda each: each.created_at)
 
-    async def add_secret(self, subject: str, kind: SecretKind, given: SecretInput) -> tuple[Secret, str]:
+    async def add_secret(
+        self, subject: str, kind: SecretKind, given: SecretInput, *, generation: int | None = None
+    ) -> tuple[Secret, str]:
         """Make a secret of a user or robot that is there; return it and its text, which is never to be had again.
+
+        Args:
+            subject: whose it is.
+            kind: its use.
+            given: its content.
+            generation: of the login that it is made for; None for that of the subject now.
 
         Raises:
             InvalidError: with every fault of the input, or there are too many.
@@ -342,7 +350,9 @@ class Directory:
         if faults:
             raise InvalidError(faults)
         await self._check_holder(subject)
-        record = await self._store.get(Table.SUBJECTS, subject)
+        if generation is None:
+            record = await self._store.get(Table.SUBJECTS, subject)
+            generation = 0 if record is None else int(record.value["generation"])
         secret_id, text, hashed = make_secret_text(kind, subject)
         secret = Secret(
             id=secret_id,
@@ -353,7 +363,7 @@ class Directory:
             created_at=time.time(),
             expires_at=given.expires_at,
             actions=None if given.actions is None else frozenset(Action(action) for action in given.actions),
-            generation=0 if record is None else int(record.value["generation"]),
+            generation=generation,
         )
         is_refresh = kind is SecretKind.REFRESH
         present = await (self._list_refresh_tokens(subject) if is_refresh else self.list_secrets(subject))

@@ -40,6 +40,8 @@ class Login:
     the password is kept here, so that a refresh token can stand for it. ``expires_at`` is when a token that is given
     for it ends at the latest, in Unix seconds; ``evidence`` is the content of an ID token that the audit log keeps.
     ``may_manage`` is False for what came from a refresh token, which gives no rights in the admin API.
+    ``generation`` is that of the subject when its password, or refresh token, was good: what is made for the login is
+    void with a later one. None for what a later one does not end.
     """
 
     subject: str
@@ -49,6 +51,7 @@ class Login:
     expires_at: float | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
     may_manage: bool = True
+    generation: int | None = None
 
 
 class Snapshots(Protocol):
@@ -109,14 +112,19 @@ class Logins:
         if len(password) > PASSWORD_MAX_LENGTH:  # not counted, as it costs and tells nothing
             raise LoginRefusedError("the user name or the password is wrong", "the password is longer than any may be")
         async with self._limiter.attempt(username[:200], address_owner(address)) as caller:
-            found = await self._find_user(username) if is_name(username) else None
+            found, generation = await self._find_user(username) if is_name(username) else (None, 0)
             user = None if found is None or found.is_disabled else found
             if not await self._is_right(user, password, caller) or user is None:
                 raise LoginRefusedError("the user name or the password is wrong", self._why_refused(username, found))
         if not user.is_ldap and self.passwords.is_outdated(user.password_hash):
             await self._rehash(user, password)
         await self._know(user)
-        return Login(user_subject(user.name), is_own_password=not user.is_ldap)
+        subject = user_subject(user.name)
+        current = (await self._snapshots.policy()).generation(subject)
+        if current is None or generation < current:
+            reason = f"{subject} was disabled, or its password changed or its tokens revoked, during the login"
+            raise LoginRefusedError("the user name or the password is wrong", reason)
+        return Login(subject, is_own_password=not user.is_ldap, generation=generation)
 
     async def refresh(self, refresh_token: str) -> Login:
         """Return the login that a refresh token proves (RFC 6749 section 6).
@@ -139,7 +147,14 @@ class Logins:
             reason = f"the refresh token of {secret.subject} has expired, or is void since a change of the user"
             raise LoginRefusedError("the refresh token is not valid any more", reason)
         await self._know_secret(secret)
-        return Login(secret.subject, secret.id, secret.actions, expires_at=secret.expires_at, may_manage=False)
+        return Login(
+            secret.subject,
+            secret.id,
+            secret.actions,
+            expires_at=secret.expires_at,
+            may_manage=False,
+            generation=secret.generation,
+        )
 
     async def _login_by_id_token(self, id_token: str) -> Login:
         if self._id_tokens is None:
@@ -243,12 +258,15 @@ class Logins:
             renewed = replace(user, password_hash=await self.passwords.hash(password))
             await self._store.commit([Change(Table.USERS, user.name, renewed.stored(), user.revision)])
 
-    async def _find_user(self, username: str) -> User | None:
+    async def _find_user(self, username: str) -> tuple[User | None, int]:
+        """Return a user, and the subject's generation then: the password may be changed while it is judged."""
+        subject = user_subject(username)
         try:
-            record = await self._store.get(Table.USERS, username)
+            user, known = await self._store.get_all([(Table.USERS, username), (Table.SUBJECTS, subject)])
         except StoreUnavailableError:
-            return (await self._snapshots.users()).get(username)
-        return None if record is None else user_of(record)
+            generation = (await self._snapshots.policy()).generation(subject) or 0
+            return (await self._snapshots.users()).get(username), generation
+        return None if user is None else user_of(user), 0 if known is None else int(known.value["generation"])
 
     async def _know(self, user: User) -> None:
         """Have the snapshot know what the login read, so that a token can be issued at once."""

@@ -65,9 +65,12 @@ class MeResources:
         kind, _, name = request[CALLER].subject.partition(":")
         if kind != SubjectKind.USER:
             raise ProblemError(403, f"{request[CALLER].subject} has no password: only a user has one")
-        await self._check_current(request, name, body.current.get_secret_value())
+        current = body.current.get_secret_value()
+        await self._check_current(request, name, current)
 
         async def write(user: User, expect: int) -> User:
+            if not await self._directory.has_password(name, current):  # it was changed since: the later one stands
+                raise _not_current()
             given = UserInput(
                 password=body.new.get_secret_value(),
                 is_admin=user.is_admin,
@@ -91,4 +94,8 @@ class MeResources:
         except LoginRefusedError:
             login = None
         if login is None or not login.is_own_password:
-            raise invalid([Fault("#/current", "this is not the current password")])
+            raise _not_current()
+
+
+def _not_current() -> ProblemError:
+    return invalid([Fault("#/current", "this is not the current password")])

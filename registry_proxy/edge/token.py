@@ -101,7 +101,7 @@ class TokenEndpoint:
         ]
         issued = self._signer.issue(
             login.subject,
-            generation,
+            generation if login.generation is None else login.generation,
             access,
             time.time(),
             secret_id=login.secret_id,
@@ -167,7 +167,9 @@ class TokenEndpoint:
         label = "".join(character for character in asked.client if character.isprintable())[:100]
         given = SecretInput(label=label, expires_at=time.time() + self._refresh_lifetime_seconds)
         try:
-            _, text = await self._directory.add_secret(asked.login.subject, SecretKind.REFRESH, given)
+            _, text = await self._directory.add_secret(
+                asked.login.subject, SecretKind.REFRESH, given, generation=asked.login.generation
+            )
         except (InvalidError, NotFoundError, StoreUnavailableError):
             return None  # the token itself is good: the client goes on with the password
         return text
