@@ -49,13 +49,15 @@ class Inspection:
         self._recorded = recorded
         self._refused: set[tuple[str, str]] = set()
 
-    async def inspect(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> None:
-        """Take a replica from the roster that is not what it was. What cannot be asked now proves nothing.
+    async def inspect(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> bool:
+        """Take a replica from the roster that is not what it was; return whether it could be looked at.
+
+        What cannot be asked now proves nothing, and hides nothing else.
 
         Args:
             replica_set: of the replica.
             client: the replica.
-            is_returning: it was not up until now: all witnesses are heard, else the newest.
+            is_returning: it was not looked at since it came back: all witnesses are heard, else the newest.
         """
         with contextlib.suppress(StoreUnavailableError, UpstreamUnavailableError, RegistryError):
             marks = await self._journal.snapshot()
@@ -63,6 +65,8 @@ class Inspection:
                 why = await self._judge(replica_set, client, is_returning=is_returning)
                 if why is not None:
                     await self._journal.roster.doubt(replica_set.upstream, client.name, why)
+            return True
+        return False
 
     async def found_older(self, replica_set: ReplicaSet, client: ReplicaClient) -> None:
         """Take a replica from the roster that has an older state of a tag than it had confirmed.
@@ -84,7 +88,11 @@ class Inspection:
     async def _judge(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> Return | None:
         """Return in which way a member is not what it was; None where it is, or nothing proves it."""
         sentinels = await self._sentinels(replica_set)
-        known, found = sentinels.get(client.name), await _find_sentinel(replica_set.upstream, client)
+        known, found = sentinels.get(client.name), None
+        try:
+            found = await _find_sentinel(replica_set.upstream, client)
+        except RegistryError:  # we may not read there: the witnesses are left
+            known = None
         if known is not None and found is not None and found != known:
             owner = _owner(found, sentinels)
             return Return.OTHER if owner is None else await self._judge_exchange(replica_set, client, owner, sentinels)
@@ -167,8 +175,9 @@ class Inspection:
             await self._store.list(Table.WITNESSES, f"{replica_set.upstream}/"), key=lambda record: record.revision
         )
         for record in reversed(witnesses if hears_all else witnesses[-1:]):
-            if await self._contradicts(replica_set, client, parse_key(record.value["key"])):
-                return True
+            with contextlib.suppress(RegistryError, UpstreamUnavailableError):  # for this one it does not answer
+                if await self._contradicts(replica_set, client, parse_key(record.value["key"])):
+                    return True
         return False
 
     async def _contradicts(self, replica_set: ReplicaSet, client: ReplicaClient, key: IntentKey) -> bool:

@@ -39,9 +39,12 @@ _log = logging.getLogger(__name__)
 
 
 class Inspect(Protocol):
-    """Looks whether a replica that answers is still what it was; ``is_returning``: it was not up until now."""
+    """Looks whether a replica that answers is still what it was; returns whether that could be done.
 
-    async def __call__(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> None: ...
+    ``is_returning``: it was not looked at since it came back.
+    """
+
+    async def __call__(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class _Member:
     health: ReplicaHealth
     suspicion: asyncio.Event = field(default_factory=asyncio.Event)
     probed_at: float = float("-inf")
+    is_inspected: bool = False
     pending: int = 0
     refused: int = 0
     why_new: str = ""
@@ -299,9 +303,12 @@ class UpstreamReplicas:
 
     async def _inspect_now(self, member: _Member) -> None:
         if self._inspect is not None:
+            is_returning = not (member.is_inspected and member.health.is_up)
+            member.is_inspected = not is_returning
             with suppress(TimeoutError):  # what is not known by then is looked at with the next probe
                 async with asyncio.timeout(self._config.timeouts.probe):
-                    await self._inspect(self, member.client, is_returning=not member.health.is_up)
+                    is_inspected = await self._inspect(self, member.client, is_returning=is_returning)
+                    member.is_inspected = member.is_inspected or is_inspected
 
     def _log_state(self, member: _Member) -> None:
         health = member.health

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.store import Table
-from registry_proxy.protocol.reference import RESERVED_PREFIX, Tag
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import RESERVED_PREFIX, Repository, Tag
 from registry_proxy.replication.inspection import SENTINELS, Inspection, sentinel_tag
 from registry_proxy.replication.roster import sentinel_key
 from registry_proxy.replication.tag_findings import TagFindings
@@ -93,6 +96,31 @@ async def test_an_emptied_storage_is_told_from_an_older_one(setting: Bench, insp
     found = await doubts(setting, inspection)
     assert list(found) == ["a"]
     assert "empty" in found["a"]
+
+
+@pytest.mark.parametrize("unheard", ["sentinel", "witness"])
+async def test_what_a_replica_does_not_answer_for_hides_nothing_else(
+    setting: Bench, inspection: Inspection, monkeypatch: pytest.MonkeyPatch, unheard: str
+) -> None:
+    """One that refuses us the repository of the sentinels, or fails with the newest witness, is older all the same."""
+    await push(setting, b"1", LATEST)
+    before = state_of(setting.b)
+    await push(setting, b"2", LATEST)
+    poisoned = await push(setting, b"3", "poisoned")
+    put_back(setting.b, before)
+    setting.b.tags[REPOSITORY, "poisoned"] = poisoned.digest
+    setting.b.manifests[REPOSITORY, poisoned.digest] = setting.a.manifests[REPOSITORY, poisoned.digest]
+    resolve_tag = setting.b.resolve_tag
+
+    async def resolve_some(repository: Repository, tag: Tag) -> Descriptor:
+        if repository == SENTINELS and unheard == "sentinel":
+            raise RegistryError(ErrorCode.UNAVAILABLE, "no access", status=502)
+        if tag == "poisoned" and unheard == "witness":
+            raise UpstreamUnavailableError("it answers 500")
+        return await resolve_tag(repository, tag)
+
+    monkeypatch.setattr(setting.b, "resolve_tag", resolve_some)
+    assert list(await doubts(setting, inspection)) == ["b"]
 
 
 async def test_a_sentinel_that_somebody_deleted_is_left_anew(setting: Bench, inspection: Inspection) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.ports.journal import Pause
-from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState
 from registry_proxy.protocol.reference import digest_of
+from registry_proxy.upstream import replicas as replicas_module
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
@@ -159,3 +160,21 @@ async def test_closing_ends_every_probe() -> None:
             await registry.wait_for("GET", "^/v2/$", count=2)
         left = {task.get_name() for task in asyncio.all_tasks() - before}
         assert not {name for name in left if name.startswith(("probe", "report"))}
+
+
+async def test_an_inspection_that_was_cut_short_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica is looked at as one that returns until that came to its end once: in time, and with the store there."""
+    monkeypatch.setattr(replicas_module, "PROBE_PAUSE_SECONDS", 0.0)
+    returning: list[bool] = []
+
+    async def inspect(replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> bool:
+        returning.append(is_returning)
+        if len(returning) == 1:
+            await asyncio.Event().wait()
+        return len(returning) > 2
+
+    async with FakeRegistry() as registry, open_replicas([registry.url], timeouts=HASTY, inspect=inspect) as replicas:
+        while len(returning) < 4:
+            replicas.report_slow("a")
+            await asyncio.sleep(0.01)
+    assert returning[:4] == [True, True, True, False]

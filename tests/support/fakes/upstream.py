@@ -11,7 +11,7 @@ from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failover import FailoverReader
-from registry_proxy.upstream.replicas import UpstreamConfig, UpstreamReplicas
+from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 from tests.support.fakes.memory import CountingObserver, MemoryMemberships
 
@@ -87,13 +87,14 @@ async def open_replicas(
     observer: CountingObserver | None = None,
     remembered: MemoryMemberships | None = None,
     read_only: bool = True,
+    inspect: Inspect | None = None,
     **address: Any,
 ) -> AsyncIterator[UpstreamReplicas]:
     """Start the replicas ``a``, ``b``, ... of upstream ``main`` at these URLs; read-only, nothing is pushed to them."""
     addresses = [ReplicaAddress("main", "abcdefgh"[i], url, **address) for i, url in enumerate(urls)]
     config = UpstreamConfig("main", addresses, storage=storage, timeouts=timeouts, read_only=read_only)
     replicas = UpstreamReplicas(
-        config, marks or ToldMarks(), observer or CountingObserver(), remembered or MemoryMemberships()
+        config, marks or ToldMarks(), observer or CountingObserver(), remembered or MemoryMemberships(), inspect
     )
     await replicas.start()
     try:
