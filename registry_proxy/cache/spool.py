@@ -1,5 +1,6 @@
 """The uploads of a node: where each begins, goes on and ends; what became of it; what is kept for replicas."""
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -20,6 +21,9 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 
 _MAX_RUNNING_HASHES = 1000
+_HASHING_AT_ONCE = 4
+"""Uploads that are read again at the same time: a quarter of the cache's threads."""
+
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 _log = logging.getLogger(__name__)
@@ -38,6 +42,7 @@ class DiskSpool:
         self._is_lasting = is_lasting
         self.node_id = read_node_id(cache.paths)
         self.room = cache.space.uploads
+        self.hashing = asyncio.Semaphore(_HASHING_AT_ONCE)
         self._running: OrderedDict[str, RunningHash] = OrderedDict()
 
     def create(self, session_id: str, uploader: Uploader) -> SpoolFile:

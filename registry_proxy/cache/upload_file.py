@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 RUNNING_ALGORITHM = "sha256"
 _READ_BYTES = 1024 * 1024
 _INLINE_BYTES = 256 * 1024
+_HASHED_AT_ONCE_BYTES = 16 * 1024 * 1024
 _WINDOW_BYTES = 1024 * 1024
 """How much of an upload without the cache waits in memory for the slowest of its senders."""
 
@@ -147,7 +148,7 @@ class UploadFile:
             return Digest(algorithm, self._hasher.hexdigest())
         if not self.is_whole:
             return None
-        hasher = await self._in_thread(self._hash, algorithm)
+        hasher = await self._hash(algorithm)
         if algorithm == RUNNING_ALGORITHM:
             self._hasher = hasher
         return Digest(algorithm, hasher.hexdigest())
@@ -326,13 +327,27 @@ class UploadFile:
             self._size_bytes += written
             view = view[written:]
 
-    def _hash(self, algorithm: str) -> "_Hash":
+    async def _hash(self, algorithm: str) -> "_Hash":
+        """Read all of it again, a piece at a time: other uploads take turns, and other work has threads left."""
         hasher = hashlib.new(algorithm, usedforsecurity=False)
-        offset = 0
-        while self._fd >= 0 and (chunk := os.pread(self._fd, _READ_BYTES, offset)):
+        offset, read_bytes = 0, -1
+        self._working += 1  # between two pieces, too: the file stays open
+        try:
+            while read_bytes:
+                async with self._spool.hashing:
+                    read_bytes = await self._in_thread(self._hash_piece, hasher, offset)
+                offset += read_bytes
+        finally:
+            self._working -= 1
+            self._close_when_idle()
+        return hasher
+
+    def _hash_piece(self, hasher: "_Hash", offset: int) -> int:
+        start = offset
+        while offset < start + _HASHED_AT_ONCE_BYTES and (chunk := os.pread(self._fd, _READ_BYTES, offset)):
             hasher.update(chunk)
             offset += len(chunk)
-        return hasher
+        return offset - start
 
     def _commit(self, path: str, digest: Digest) -> None:
         seal(self._fd)

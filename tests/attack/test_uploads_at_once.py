@@ -1,15 +1,21 @@
 """Whoever begins many uploads at once, or empty ones, takes no more of the disk than whoever begins them in turn."""
 
 import asyncio
+import hashlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.spool import DiskSpool
+from registry_proxy.cache.upload_file import UploadFile
 from registry_proxy.cache.uploads import owner_of
+from registry_proxy.protocol.reference import Digest
+from registry_proxy.tasks import spawn
 from tests.support.fakes.cache import MIB, Events
 from tests.support.fakes.replicas import ANN
 from tests.support.servers import wait_until
@@ -71,3 +77,30 @@ async def test_the_notes_of_a_subject_are_bounded(spool: DiskSpool, monkeypatch:
         upload.close(b"note")
     assert len([*Path(spool.cache.paths.uploads).glob("*/*.note")]) <= 5
     assert len(spool.take_gone()) >= 5
+
+
+async def test_uploads_that_are_read_again_leave_threads_to_others(
+    spool: DiskSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many uploads have their hash made anew, the cache goes on with other work."""
+    reading, may_end, read_piece = threading.Semaphore(0), threading.Event(), UploadFile._hash_piece
+
+    def read_slowly(upload: UploadFile, *arguments: Any) -> int:
+        reading.release()
+        may_end.wait(30)
+        return read_piece(upload, *arguments)
+
+    monkeypatch.setattr(UploadFile, "_hash_piece", read_slowly)
+    uploads = [spool.create(str(number), ANN) for number in range(40)]
+    for upload in uploads:
+        await upload.write(b"x")
+    hashing = [spawn(upload.digest("sha512"), "hash") for upload in uploads]
+    await asyncio.to_thread(reading.acquire)
+    try:
+        async with asyncio.timeout(10):
+            assert await spool.cache.tools.in_thread(len, "other work") == 10
+    finally:
+        may_end.set()
+    assert await asyncio.gather(*hashing) == [Digest("sha512", hashlib.sha512(b"x").hexdigest())] * 40
+    for upload in uploads:
+        upload.discard()
