@@ -90,6 +90,8 @@ class Folding:
         now, owners = self._clock(), self._owners[event.kind]
         subject = event.subject if event.kind is AuditKind.ACCOUNT else ""
         name = _OwnerName(subject, address_owner(event.address))
+        if name not in owners and subject and self._whole[subject] >= TOGETHER_MAX:
+            name = _OwnerName(subject, _OTHERS)  # one subject's addresses leave places to other subjects
         if name not in owners and len(owners) >= _OWNERS_MAX[event.kind]:
             name = _OwnerName("", _OTHERS)
         owner = owners.setdefault(name, _Owner(now))

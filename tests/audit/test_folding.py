@@ -89,3 +89,16 @@ def test_a_login_from_another_address_is_not_lost_among_others() -> None:
     assert folding.takes_whole(replace(busy, subject="user:ann"))
     assert folding.takes_whole(refusal("10.0.0.1"))
     assert sum(line.detail["folded"] for line in folding.lines(all_of_them=True)) > 480
+
+
+def test_one_subject_at_many_addresses_leaves_room_for_others() -> None:
+    """A user who logs in from thousands of networks in a minute has nobody else's logins or changes counted."""
+    folding, event = Folding(Clock()), AuditEvent("login", "ok", subject="user:eve", kind=AuditKind.ACCOUNT)
+    whole = sum(folding.takes_whole(replace(event, address=f"2001:db8:0:{n:x}::1")) for n in range(5000))
+    assert whole == TOGETHER_MAX
+    for number in range(50):
+        change = replace(event, action="grants.post", subject=f"user:u{number}", address="192.0.2.1")
+        assert folding.takes_whole(change)
+    lines = folding.lines(all_of_them=True)
+    assert {line.subject for line in lines} == {"user:eve"}
+    assert sum(line.detail["folded"] for line in lines) == 5000 - TOGETHER_MAX
