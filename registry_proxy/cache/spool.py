@@ -21,6 +21,9 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 
 _MAX_RUNNING_HASHES = 1000
+_MAX_MARKS = 100_000
+"""Marks of uploads that ended: each takes an inode of the disk, and a POST with a DELETE makes one."""
+
 _HASHING_AT_ONCE = 4
 """Uploads that are read again at the same time: a quarter of the cache's threads."""
 
@@ -134,15 +137,21 @@ class DiskSpool:
     def sweep(self) -> int:
         """Remove the uploads that nobody writes to and nobody wrote to for six hours; return how many.
 
-        The marks of uploads that ended go when no Location of theirs is valid any more.
+        The marks of uploads that ended go when no Location of theirs is valid any more, and the oldest of too many.
         """
         oldest = time.time() - UPLOAD_LIFETIME_SECONDS
         # A cache of an earlier release lacks a directory until the next start.
         with contextlib.suppress(FileNotFoundError), os.scandir(self.cache.paths.ends) as entries:
+            marks: list[tuple[float, str]] = []
             for entry in entries:
                 with contextlib.suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                        os.unlink(entry.path)
+                    marks.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
+            marks.sort()
+            for number, (ended_at, path) in enumerate(marks):
+                if ended_at >= oldest and len(marks) - number <= _MAX_MARKS:
+                    break
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
         return self.room.sweep()
 
     def take_gone(self) -> list[bytes]:

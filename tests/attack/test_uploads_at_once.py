@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -104,3 +106,16 @@ async def test_uploads_that_are_read_again_leave_threads_to_others(
     assert await asyncio.gather(*hashing) == [Digest("sha512", hashlib.sha512(b"x").hexdigest())] * 40
     for upload in uploads:
         upload.discard()
+
+
+def test_uploads_that_are_begun_and_cancelled_leave_a_bounded_number_of_marks(
+    spool: DiskSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many uploads end, the disk keeps the marks of the last ones alone."""
+    monkeypatch.setattr("registry_proxy.cache.spool._MAX_MARKS", 3)
+    now = time.time()
+    for number in range(8):
+        spool.mark_ended(str(number))
+        os.utime(spool.cache.paths.ended(str(number)), (now + number, now + number), follow_symlinks=False)
+    spool.sweep()
+    assert [number for number in range(8) if spool.has_ended(str(number))] == [5, 6, 7]
