@@ -34,12 +34,16 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class _Walk:
-    """The comparison of one repository; ``lost`` is what every replica said that it does not have."""
+    """The comparison of one repository; ``lost`` is what every replica said that it does not have.
+
+    ``revisions`` are those of its records as the walk began, by table and key.
+    """
 
     comparison: Comparison
     routed: RoutedRepository
     prefer: str | None
     lost: set[IntentKey] = field(default_factory=set)
+    revisions: dict[tuple[Table, str], int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -101,6 +105,8 @@ class Verifier:
             walk = _Walk(comparison, RoutedRepository(self._replica_set.upstream, repository), prefer)
             marks, failed = await self._journal.snapshot(), comparison.failed
             async for difference in self._compare_repository(walk, marks):
+                if not mend and await self._was_written(walk, difference):
+                    continue
                 comparison.note(difference)
                 if mend and difference.holders and only_at in {None, difference.replica}:
                     comparison.mended += await self._enter(difference, is_chosen=prefer is not None)
@@ -133,20 +139,41 @@ class Verifier:
         }
 
     async def _compare_repository(self, walk: _Walk, marks: JournalMarks) -> AsyncIterator[Difference]:
-        recorded = {
-            Tag(record.key.rpartition("|")[2]): parse_digest(record.value["digest"])
-            for record in await self._store.list(Table.TAGS, f"{walk.routed}|")
-        }
-        digests = {
-            parse_digest(record.key.rpartition("|")[2]): str(record.value["media_type"])
-            for record in await self._store.list(Table.MANIFESTS, f"{walk.routed}|")
-        }
+        tags = await self._store.list(Table.TAGS, f"{walk.routed}|")
+        manifests = await self._store.list(Table.MANIFESTS, f"{walk.routed}|")
+        for table, records in ((Table.TAGS, tags), (Table.MANIFESTS, manifests)):
+            walk.revisions |= {(table, record.key): record.revision for record in records}
+        recorded = {Tag(record.key.rpartition("|")[2]): parse_digest(record.value["digest"]) for record in tags}
+        digests = {parse_digest(record.key.rpartition("|")[2]): str(record.value["media_type"]) for record in manifests}
         for tag, answers in (await self._tags(walk, marks, recorded)).items():
             digests |= {digest: "" for digest in answers.held.values() if digest not in digests}
             async for difference in self._compare_tag(walk, tag, recorded.get(tag), answers, marks):
                 yield replace(difference, media_type=digests.get(difference.wanted, "") if difference.wanted else "")
         async for difference in self._compare_contents(walk, marks, digests):
             yield difference
+
+    async def _was_written(self, walk: _Walk, difference: Difference) -> bool:
+        """Tell whether a key was or is being written since the walk began: its writers note who misses it.
+
+        Else whoever pushes without a pause would keep the replicas different for as long as he likes.
+        """
+        key, wanted = difference.key, difference.wanted
+        intent = await self._journal.find(key)
+        if intent is not None and intent.is_under_way(time.time()):
+            return True
+        if key.kind is not IntentKind.BLOB:
+            table = Table.TAGS if key.kind is IntentKind.TAG else Table.MANIFESTS
+            record = await self._store.get(table, f"{key.routed}|{key.name}")
+            known = walk.revisions.get((table, f"{key.routed}|{key.name}"), 0)
+            if (0 if record is None else record.revision) != known:
+                return True
+        if wanted is None or difference.replica is None:
+            return False
+        client = next(one for one in self._replica_set.replicas if one.name == difference.replica)
+        try:
+            return await self._holds(client, key, wanted)
+        except (RegistryError, UpstreamUnavailableError):
+            return False
 
     # ------------------------------------------------------------ asking
 

@@ -1,16 +1,21 @@
 """Comparing replicas without the journal, and what is entered into it."""
 
+import asyncio
+
 import pytest
 
 from registry_proxy.ports.journal import IntentKind
 from registry_proxy.ports.repair import Comparison, Difference
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
-from registry_proxy.protocol.reference import Tag
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.reference import Repository, Tag
 from registry_proxy.replication.verify import Verifier
+from registry_proxy.tasks import spawn
 from tests.replication.test_repair import Workshop, push, same
 from tests.support.fakes.images import Parts, image, index
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
+from tests.support.waiting import until
 
 LATEST = Tag("latest")
 
@@ -55,6 +60,35 @@ async def test_equal_replicas_do_not_differ(setting: Bench) -> None:
     comparison = await compare(setting)
     assert is_equal(comparison)
     assert (comparison.repositories_done, comparison.manifests, comparison.blobs) == (1, 3, 3)
+
+
+async def test_what_is_being_written_does_not_differ(setting: Bench) -> None:
+    """A push that one replica has taken and the other not yet: who pushes on and on keeps no replica out by that."""
+    await push(setting, image(b"1"), "latest")
+    new = image(b"2")
+    for blob in new.blobs:
+        await setting.under_test.upload(blob)
+    gate = setting.a.gates["put_manifest"] = asyncio.Event()
+    pushing = spawn(setting.under_test.put(LATEST, new.manifest, new.media_type), "push")
+    await until(lambda: setting.b.tags[REPOSITORY, LATEST] == new.digest)
+    assert is_equal(await compare(setting))
+    gate.set()
+    await pushing
+    assert is_equal(await compare(setting))
+
+
+async def test_what_was_written_meanwhile_does_not_differ(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tag that moves between the answers of two replicas is the same at both in the end."""
+    await push(setting, image(b"1"), "latest")
+    resolve_tag = setting.b.resolve_tag
+
+    async def resolve_late(repository: Repository, tag: Tag) -> Descriptor:
+        monkeypatch.undo()
+        await push(setting, image(b"2"), "latest")
+        return await resolve_tag(repository, tag)
+
+    monkeypatch.setattr(setting.b, "resolve_tag", resolve_late)
+    assert is_equal(await compare(setting))
 
 
 async def test_an_empty_replica_is_filled(setting: Bench) -> None:
