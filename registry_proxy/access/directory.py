@@ -34,6 +34,7 @@ from registry_proxy.access.subject import (
     user_subject,
 )
 from registry_proxy.access.tokens import LEEWAY_SECONDS
+from registry_proxy.access.turns import OPERATOR, Caller
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.protocol.patterns import SUBJECT, namespace_fault, repository_pattern_fault, tag_pattern_fault
@@ -153,10 +154,13 @@ class Directory:
             raise NotFoundError(f"there is no user {name}")
         return user_of(record, _groups_of(name, await self.list_groups()))
 
-    async def put_user(self, name: str, given: UserInput, *, expect: int | None = None) -> tuple[User, bool]:
+    async def put_user(
+        self, name: str, given: UserInput, *, expect: int | None = None, caller: Caller = OPERATOR
+    ) -> tuple[User, bool]:
         """Make or replace a user; return it, and whether it is new. Groups that are not there yet are made.
 
-        A new password, LDAP in place of one, and disabling void all tokens of the user.
+        A new password, LDAP in place of one, and disabling void all tokens of the user. ``caller`` is whose turn it
+        takes to hash a password.
 
         Raises:
             InvalidError: with every fault of the input.
@@ -171,7 +175,7 @@ class Directory:
         faults += [("groups", f"{group!r}: {_NAME_FAULT}") for group in given.groups if not is_name(group)]
         if faults:
             raise InvalidError(faults)
-        password_hash = None if given.password is None else await self._passwords.hash(given.password)
+        password_hash = None if given.password is None else await self._passwords.hash(given.password, caller)
         return await _retried(lambda: self._put_user(name, given, password_hash, expect))
 
     async def delete_user(self, name: str, *, expect: int | None = None) -> Removed:
@@ -210,11 +214,15 @@ class Directory:
             return None  # another one made it
         return chosen if password is None else None
 
-    async def has_password(self, name: str, password: str) -> bool:
-        """Tell whether this is the password of a user; no for one that is not there, or that LDAP knows."""
+    async def has_password(self, name: str, password: str, caller: Caller = OPERATOR) -> bool:
+        """Tell whether this is the password of a user; no for one that is not there, or that LDAP knows.
+
+        Raises:
+            TooManyLoginsError: too many passwords are being hashed.
+        """
         record = await self._store.get(Table.USERS, name)
         stored = "" if record is None else user_of(record).password_hash
-        return bool(stored) and await self._passwords.verify(password, stored)
+        return bool(stored) and await self._passwords.verify(password, stored, caller)
 
     # ------------------------------------------------------------ groups
 

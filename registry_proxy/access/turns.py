@@ -22,7 +22,7 @@ class Caller:
 
 
 OPERATOR = Caller("", is_known=True)
-"""The caller of work that an administrator, or a user who is logged in, asked for."""
+"""The caller of work that an administrator asked for."""
 
 
 class FairTurns:

@@ -8,6 +8,7 @@ from registry_proxy.access.credentials import LoginRefusedError
 from registry_proxy.access.directory import Directory, InvalidError, UserInput
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
+from registry_proxy.access.turns import Caller
 from registry_proxy.admin.access import grant_document
 from registry_proxy.admin.auth import CALLER, SELF_PREFIX, Control
 from registry_proxy.admin.bodies import PasswordBody
@@ -67,9 +68,11 @@ class MeResources:
             raise ProblemError(403, f"{request[CALLER].subject} has no password: only a user has one")
         current = body.current.get_secret_value()
         await self._check_current(request, name, current)
+        caller = Caller(request[CALLER].subject, is_known=False)  # behind what administrators ask for
 
         async def write(user: User, expect: int) -> User:
-            if not await self._directory.has_password(name, current):  # it was changed since: the later one stands
+            # Where it was changed since it was checked, the later one stands.
+            if not await self._directory.has_password(name, current, caller):
                 raise _not_current()
             given = UserInput(
                 password=body.new.get_secret_value(),
@@ -77,7 +80,7 @@ class MeResources:
                 is_disabled=user.is_disabled,
                 groups=user.groups,
             )
-            return (await self._directory.put_user(name, given, expect=expect))[0]
+            return (await self._directory.put_user(name, given, expect=expect, caller=caller))[0]
 
         try:
             await patched(request, lambda: self._directory.get_user(name), write)
