@@ -323,8 +323,9 @@ class Directory:
 
     async def list_secrets(self, subject: str) -> list[Secret]:
         """Return the secrets of a user or robot, oldest first; also those that have expired."""
-        found = [secret_of(record) for record in await self._store.list(Table.SECRETS)]
-        found = [each for each in found if each.subject == subject] + await self._list_refresh_tokens(subject)
+        records = await self._store.list(Table.SECRETS)
+        found = [secret_of(record) for record in records if record.value["subject"] == subject]
+        found += await self._list_refresh_tokens(subject)
         return sorted(found, key=lambda each: each.created_at)
 
     async def _list_refresh_tokens(self, subject: str) -> list[Secret]:

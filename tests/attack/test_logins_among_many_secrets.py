@@ -10,7 +10,7 @@ import pytest
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory import Directory, SecretInput, UserInput
-from registry_proxy.access.secrets import SecretKind
+from registry_proxy.access.secrets import Secret, SecretKind, secret_of
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.ports.store import Record, Table
 from registry_proxy.store.open import open_store
@@ -71,3 +71,20 @@ async def test_a_refresh_token_is_made_and_used_without_the_others(bench: Bench)
         assert (login.subject, login.secret_id) == ("user:ann", secret.id)
     assert sum(bench.listed) <= 1
     assert [await worker.policy() for worker in bench.workers] == policies
+
+
+async def test_a_list_of_ones_own_secrets_makes_nothing_of_the_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any user may ask for it: with fifty thousand secrets of others all requests of the worker stood still for it."""
+    for number in range(10):
+        await bench.directory.add_secret(f"user:user{number}", SecretKind.PERSONAL, SecretInput())
+    own, _ = await bench.directory.add_secret("user:ann", SecretKind.PERSONAL, SecretInput())
+    made: list[str] = []
+
+    def counted(record: Record) -> Secret:
+        made.append(record.key)
+        return secret_of(record)
+
+    monkeypatch.setattr("registry_proxy.access.directory.secret_of", counted)
+    assert [each.id for each in await bench.directory.list_secrets("user:ann")] == made == [own.id]
