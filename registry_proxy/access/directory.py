@@ -37,7 +37,13 @@ from registry_proxy.access.tokens import LEEWAY_SECONDS
 from registry_proxy.access.turns import OPERATOR, Caller
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Store, Table
-from registry_proxy.protocol.patterns import SUBJECT, namespace_fault, repository_pattern_fault, tag_pattern_fault
+from registry_proxy.protocol.patterns import (
+    SUBJECT,
+    is_below,
+    namespace_fault,
+    repository_pattern_fault,
+    tag_pattern_fault,
+)
 from registry_proxy.protocol.scope import Action
 
 FIRST_ADMIN = "admin"
@@ -410,8 +416,12 @@ class Directory:
 
     # ------------------------------------------------------------ grants
 
-    async def list_grants(self) -> list[Grant]:
-        return [grant_of(record) for record in await self._store.list(Table.GRANTS)]
+    async def list_grants(self, namespaces: Collection[str] | None = None) -> list[Grant]:
+        """Return all grants, or those for nothing but what lies in some namespaces, such as ``team/**``."""
+        records = await self._store.list(Table.GRANTS)
+        if namespaces is not None:
+            records = [each for each in records if any(is_below(each.value["repository"], one) for one in namespaces)]
+        return list(map(grant_of, records))
 
     async def get_grant(self, grant_id: str) -> Grant:
         """Return a grant. Raises NotFoundError."""

@@ -373,10 +373,8 @@ class AccessResources:
             raise ProblemError(400, f"subject: {fault}")
         grants = {
             grant.id: grant
-            for grant in await self._directory.list_grants()
-            if _may_see(request, grant.repository)
-            and (subject is None or grant.subject == subject)
-            and (repository is None or _covers(grant, repository))
+            for grant in await self._directory.list_grants(request.get(NAMESPACES))
+            if (subject is None or grant.subject == subject) and (repository is None or _covers(grant, repository))
         }
         return web.json_response(page.cut(grants, lambda grant: grant_document(grant).as_json()))
 

@@ -10,7 +10,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
 from registry_proxy.access.directory import GrantInput, UserInput, grant_from
-from registry_proxy.ports.store import Change, Table
+from registry_proxy.access.records import Grant, grant_of
+from registry_proxy.ports.store import Change, Record, Table
 from tests.support.admin_bench import Node, admin_node
 
 OWNERS_MAX = 1000
@@ -73,3 +74,18 @@ async def test_the_bound_of_an_owner_is_nobody_elses(bench: Bench) -> None:
     assert (await bench.give("more"))[0] == 409
     assert (await bench.give("more", caller="user:admin"))[0] == 201
     assert (await bench.give("more", repository="home/bob/app", caller="user:bob"))[0] == 201
+
+
+async def test_a_list_for_an_owner_makes_nothing_of_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user may own a namespace: with fifty thousand grants all requests of the worker stood still for a list."""
+    await bench.fill(50)
+    assert (await bench.give("mine", repository="home/bob/app", caller="user:bob"))[0] == 201
+    made: list[str] = []
+
+    def counted(record: Record) -> Grant:
+        made.append(record.value["repository"])
+        return grant_of(record)
+
+    monkeypatch.setattr("registry_proxy.access.directory.grant_of", counted)
+    _, listed = await bench.call("GET", "/grants", caller="user:bob")
+    assert [each["repository"] for each in listed["items"]] == made == ["home/bob/app"]
