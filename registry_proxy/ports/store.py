@@ -48,7 +48,7 @@ class Record:
     revision: int
 
 
-TRACED_TABLES = frozenset({Table.INTENTS})
+TRACED_TABLES = frozenset({Table.INTENTS, Table.DELETIONS})
 """Tables whose changes in each of the last ``TRACED_COMMITS`` commits to any table are known to the store."""
 
 TRACED_COMMITS = 1000

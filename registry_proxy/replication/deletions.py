@@ -29,6 +29,10 @@ _KEPT_SECONDS = 7 * 86_400.0
 """How long a deletion stays on record: a node that was off for longer asks the replicas anew for all that it knew."""
 
 _LOOK_SECONDS = 0.5
+_LIST_AGAIN_SECONDS = 3600.0
+"""How often all deletions are read, to remove old ones; there may be very many. Else what is new is read."""
+
+_REMOVED_AT_ONCE = 1000
 
 
 async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str], *, has_tombstone: bool = True) -> None:
@@ -220,6 +224,8 @@ class DeletionsElsewhere:
         self._memberships = memberships
         self._clock = clock
         self._version = -1
+        self._read_up_to: int | None = None
+        self._listed_at = 0.0
         self._done = 0
         self._losses = changes.losses()
 
@@ -235,23 +241,40 @@ class DeletionsElsewhere:
         losses, version = self._changes.losses(), self._changes.version(Table.DELETIONS)
         if losses != self._losses:  # the store came back without deletions that this node may not have heard of
             self._memberships.doubt_all()
-            self._losses, self._done = losses, 0
+            self._losses, self._done, self._read_up_to = losses, 0, None
         if version == self._version:
             return
-        records = await self._store.list(Table.DELETIONS)
+        records, is_whole = await self._read()
         for record in records:
             if record.revision > self._done:
                 self._forget(parse_key(record.key))
         self._version = version
-        self._done = max((record.revision for record in records), default=self._done)
+        self._done = max((self._done, *(record.revision for record in records)))
+        if is_whole:
+            await self._remove_old(records)
+
+    async def _read(self) -> tuple[Sequence[Record], bool]:
+        """Return what was deleted since the last call, or now and then all that is on record, and which of both."""
+        now, known = self._clock(), self._read_up_to
+        if known is not None and 0 <= now - self._listed_at < _LIST_AGAIN_SECONDS:
+            changed = await self._store.changed_since(Table.DELETIONS, known)
+            if changed is not None:
+                self._read_up_to = changed.version
+                return [record for record in changed.records.values() if record is not None], False
+        version = (await self._store.versions()).get(Table.DELETIONS, 0)
+        records = await self._store.list(Table.DELETIONS)
+        self._read_up_to, self._listed_at = version, now
+        return records, True
+
+    async def _remove_old(self, records: Sequence[Record]) -> None:
         oldest = self._clock() - _KEPT_SECONDS
         expired = [
             Change(Table.DELETIONS, record.key, None, expect=record.revision)
             for record in records
             if record.value["deleted_at"] < oldest
         ]
-        if expired:
-            await self._store.commit(expired)
+        for first in range(0, len(expired), _REMOVED_AT_ONCE):
+            await self._store.commit(expired[first : first + _REMOVED_AT_ONCE])
 
     def _forget(self, key: IntentKey) -> None:
         if key.kind is IntentKind.TAG:

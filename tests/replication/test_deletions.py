@@ -298,6 +298,22 @@ async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> Non
     assert len(theirs.entries) == 2
 
 
+async def test_a_deletion_costs_other_nodes_no_list_of_all(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a hundred thousand on record a list stops Redis for half a second: once one was read, what is new is."""
+    store, theirs = setting.under_test.store, MemoryMemberships()
+    elsewhere = DeletionsElsewhere(store, setting.under_test.changes, theirs)
+    await elsewhere.follow()
+    apps = [await push(setting, image(label), "v1") for label in (b"1", b"2", b"3")]
+    with monkeypatch.context() as patched:
+        for app in apps:
+            theirs.remember(ROUTED, ContentKind.MANIFEST, app.descriptor)
+            await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+            patched.setattr(store, "list", None)
+            await elsewhere.follow()
+            patched.undo()
+            assert theirs.entries == {}
+
+
 async def test_old_deletions_leave_the_record(setting: Bench) -> None:
     """After a week a deletion is not on record any more."""
     app = await push(setting, image(b"1"), "v1")
