@@ -103,7 +103,10 @@ class Store(Protocol):
         """Return a record or None for each key, as they are at one moment, by one question."""
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
-        """Return the records whose key starts with ``prefix``, by key."""
+        """Return the records whose key starts with ``prefix``, by key.
+
+        Thousands are not those of one moment: whoever needs that compares ``versions`` before and after.
+        """
 
     async def changed_since(self, table: Table, version: int) -> Difference | None:
         """Return how a table in ``TRACED_TABLES`` differs from what it was at a version; None where that is not known.

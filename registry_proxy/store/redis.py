@@ -11,6 +11,7 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -34,6 +35,9 @@ LEASE_SECONDS = 10.0
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _COPY_MS = 500
+_LISTED_AT_ONCE = 5_000
+"""Number of records that are one moment of a table; of a longer list what is read later may be newer."""
+
 _PREFIX = "registry-proxy:"
 _SEQUENCE_FIELD = "sequence"
 _SILENCE_SECONDS = 0.5
@@ -112,12 +116,13 @@ end
 return answer
 """
 
-# One script, so that no commit comes between the keys and their values. ARGV: prefix, table, prefix of the keys.
+# One script, so that no commit comes between the keys and their values. ARGV: prefix, table, prefix of the keys, the
+# key behind which it begins ("" for none), how many keys at most: Redis serves nobody else meanwhile.
 _LIST = """
-local first = ARGV[3] == '' and '-' or '[' .. ARGV[3]
+local first = ARGV[4] ~= '' and '(' .. ARGV[4] or ARGV[3] == '' and '-' or '[' .. ARGV[3]
 local last = ARGV[3] == '' and '+' or '[' .. ARGV[3] .. string.char(255)
 local found = {}
-for _, key in ipairs(redis.call('ZRANGEBYLEX', ARGV[1] .. 'keys:' .. ARGV[2], first, last)) do
+for _, key in ipairs(redis.call('ZRANGEBYLEX', ARGV[1] .. 'keys:' .. ARGV[2], first, last, 'LIMIT', 0, ARGV[5])) do
   found[#found + 1] = key
   found[#found + 1] = redis.call('HGET', ARGV[1] .. 'table:' .. ARGV[2], key)
 end
@@ -187,8 +192,14 @@ class RedisStore:
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         await self._check_schema()
-        found = await self._ask(lambda: self._list_script(args=[_PREFIX, table.value, prefix]))
-        return [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
+        records: list[Record] = []
+        while True:
+            after = records[-1].key if records else ""
+            arguments = [_PREFIX, table.value, prefix, after, str(_LISTED_AT_ONCE)]
+            found = await self._ask(partial(self._list_script, args=arguments))
+            records += [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
+            if len(found) < 2 * _LISTED_AT_ONCE:
+                return records
 
     async def changed_since(self, table: Table, version: int) -> Difference | None:
         await self._check_schema()

@@ -162,3 +162,23 @@ async def test_counts_past_what_lua_prints_exactly(store: RedisStore) -> None:
     revision = await store.commit([Change(Table.USERS, "ann", {})])
     assert revision == 10**15
     await store.commit([Change(Table.USERS, "ann", {}, expect=revision)])
+
+
+async def test_a_long_list_is_read_in_parts(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis serves others in between: a hundred thousand records stopped it for half a second. Each is there once."""
+    monkeypatch.setattr(store_redis, "_LISTED_AT_ONCE", 10)
+    keys = [f"team/{letter}|{number:02}" for letter in "abc" for number in range(10)]
+    await store.commit([Change(Table.TAGS, key, {"v": key}) for key in [*keys, "team/a", "zero"]])
+    lengths: list[int] = []
+    list_script = store._list_script
+
+    async def counted(args: list[str]) -> list[str]:
+        answer: list[str] = await list_script(args=args)
+        lengths.append(len(answer))
+        return answer
+
+    monkeypatch.setattr(store, "_list_script", counted)
+    assert [record.key for record in await store.list(Table.TAGS, "team/b|")] == keys[10:20]
+    assert [record.key for record in await store.list(Table.TAGS)] == sorted([*keys, "team/a", "zero"])
+    assert await store.list(Table.TAGS, "team/d") == []
+    assert max(lengths) == 20
