@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry_proxy.access.grants import Policy
+from registry_proxy.access.grants import CompiledGrants, Policy
 from registry_proxy.access.id_tokens import IdTokenVerifier
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.logins import Login, Logins
-from registry_proxy.access.records import User, grant_of, group_of, robot_of, user_of
+from registry_proxy.access.records import Grant, User, grant_of, group_of, robot_of, user_of
 from registry_proxy.access.refresh_tokens import RefreshTokens
 from registry_proxy.access.secrets import is_refresh_id, secret_of
 from registry_proxy.access.tokens import (
@@ -126,6 +126,7 @@ class AccessControl:
         """Whether LDAP can be asked for passwords."""
         self._snapshot: _Snapshot | None = None
         self._tables: dict[Table, _Content] = {}
+        self._compiled: tuple[list[Grant], CompiledGrants] | None = None  # of the thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._own_jwk: Mapping[str, str] | None = None
         self._loading = asyncio.Lock()
@@ -294,11 +295,13 @@ class AccessControl:
         return _Snapshot(policy, {user.name: user for user in tables[Table.USERS]}, jwks, versions)
 
     def _build(self, tables: Mapping[Table, list[Any]]) -> Policy:
-        now = time.time()
+        now, grants = time.time(), tables[Table.GRANTS]
+        if self._compiled is None or self._compiled[0] is not grants:  # most changes are of something else
+            self._compiled = grants, CompiledGrants(grants)
         return Policy(
             tables[Table.USERS],
             tables[Table.GROUPS],
-            tables[Table.GRANTS],
+            self._compiled[1],
             {record.key: int(record.value["generation"]) for record in tables[Table.SUBJECTS]},
             robots=tables[Table.ROBOTS],
             secrets=tables[Table.SECRETS],

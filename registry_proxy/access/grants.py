@@ -79,6 +79,17 @@ _Index = dict[str | None, dict[str, list[_Compiled]]]
 """Grants by the last component of all names that they match, None where that differs, and by how these begin."""
 
 
+class CompiledGrants:
+    """All grants, compiled once for each policy that differs from the last one in something else."""
+
+    def __init__(self, grants: Iterable[Grant]) -> None:
+        self.by_id: dict[str, Grant] = {}
+        self.by_subject: dict[str, list[_Compiled]] = {}
+        for grant in sorted(grants, key=lambda grant: grant.id):
+            self.by_id[grant.id] = grant
+            self.by_subject.setdefault(grant.subject, []).append(_compile(grant))
+
+
 class Policy:
     """A snapshot of all that decides, compiled; never changed, so that what was decided once can be remembered.
 
@@ -97,7 +108,7 @@ class Policy:
         self,
         users: Collection[User],
         groups: Collection[Group],
-        grants: Iterable[Grant],
+        grants: Iterable[Grant] | CompiledGrants,
         generations: Mapping[str, int],
         *,
         robots: Collection[Robot] = (),
@@ -119,11 +130,8 @@ class Policy:
             for member in group.members:
                 memberships.setdefault(user_subject(member), []).append(group_subject(group.name))
         self._memberships = memberships
-        self._grants: dict[str, list[_Compiled]] = {}
-        self._grants_by_id: dict[str, Grant] = {}
-        for grant in sorted(grants, key=lambda grant: grant.id):
-            self._grants_by_id[grant.id] = grant
-            self._grants.setdefault(grant.subject, []).append(_compile(grant))
+        compiled = grants if isinstance(grants, CompiledGrants) else CompiledGrants(grants)
+        self._grants, self._grants_by_id = compiled.by_subject, compiled.by_id
         # (subject, repository, action, tag) -> the decision, and until when it holds
         self._decided: dict[tuple[str, str, Action, str | None], tuple[Decision, float | None]] = {}
         self._decided_bytes = 0

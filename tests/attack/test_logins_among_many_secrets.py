@@ -2,17 +2,21 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from registry_proxy.access import grants
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory, SecretInput, UserInput
+from registry_proxy.access.directory import Directory, GrantInput, SecretInput, UserInput
+from registry_proxy.access.grants import _compile as compile_grant
+from registry_proxy.access.records import Grant
 from registry_proxy.access.secrets import Secret, SecretKind, secret_of
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.ports.store import Record, Table
+from registry_proxy.protocol.scope import Action
 from registry_proxy.store.open import open_store
 from registry_proxy.store.sqlite import SqliteStore
 from tests.support.passwords import quick_passwords
@@ -88,3 +92,28 @@ async def test_a_list_of_ones_own_secrets_makes_nothing_of_the_others(
 
     monkeypatch.setattr("registry_proxy.access.directory.secret_of", counted)
     assert [each.id for each in await bench.directory.list_secrets("user:ann")] == made == [own.id]
+
+
+async def test_a_change_of_ones_own_tokens_compiles_no_grant(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new policy has the grants of the last one: a user who makes tokens on and on had all requests wait for it."""
+    given = GrantInput(subject="user:ann", repository="team/app", actions=["pull"])
+    await bench.directory.add_grant(given)
+    policies = [await worker.policy() for worker in bench.workers]
+    compiled: list[str] = []
+
+    def counted(grant: Grant) -> Any:
+        compiled.append(grant.id)
+        return compile_grant(grant)
+
+    monkeypatch.setattr(grants, "_compile", counted)
+    secret, _ = await bench.directory.add_secret("user:ann", SecretKind.PERSONAL, SecretInput())
+    for worker, before in zip(bench.workers, policies, strict=True):
+        await worker.check_store()
+        policy = await worker.policy()
+        assert policy is not before
+        assert policy.find_secret(secret.id) is not None
+        assert policy.decide("user:ann", "team/app", Action.PULL).allowed
+    assert compiled == []
+    await bench.directory.add_grant(replace(given, repository="team/other"))
+    assert (await bench.workers[0].policy()).decide("user:ann", "team/other", Action.PULL).allowed
+    assert len(compiled) == 2
