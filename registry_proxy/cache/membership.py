@@ -58,7 +58,8 @@ class FileMemberships:
         self._paths = CachePaths(os.fspath(path))
         self._repositories = f"{self._paths.root}/repositories"
         self._members: dict[tuple[str, str, ContentKind, Digest], _Member] = {}
-        # Two numbers: what was remembered until then is unknown, 0 when all is well; how much was ever deleted.
+        # Numbers: what was remembered until then is unknown, 0 when all is well; from _DELETED on how much was ever
+        # deleted in the repositories of each lock, so that who deletes has others forget next to nothing.
         self._page = _open_shared_page(f"{self._paths.root}/unknown")
         self._shared = memoryview(self._page.memory).cast("Q")
 
@@ -87,15 +88,18 @@ class FileMemberships:
     def _set_shared(self, number: int, value: int) -> None:
         self._page.write(number * self._shared.itemsize, value.to_bytes(self._shared.itemsize, sys.byteorder))
 
-    def moment(self) -> int:
-        return self._shared[_DELETED]
+    def moment(self, routed: RoutedRepository) -> int:
+        return self._shared[_DELETED + _stripe(routed)]
+
+    def _count_deletion(self, routed: RoutedRepository) -> None:
+        self._set_shared(_DELETED + _stripe(routed), self.moment(routed) + 1)
 
     def remember(
         self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
     ) -> None:
         document = {"media_type": descriptor.media_type, "size": descriptor.size_bytes, "pushed": asked_at is None}
         self._write(self._member(routed, kind, descriptor.digest), document)
-        if asked_at is not None and asked_at != self._shared[_DELETED]:
+        if asked_at is not None and asked_at != self.moment(routed):
             # Looked at after writing: who deletes counts first and removes then, so one of the two sees the other.
             self.forget(routed, kind, descriptor.digest)
 
@@ -104,7 +108,7 @@ class FileMemberships:
 
     def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         with self._locked(routed):
-            self._set_shared(_DELETED, self._shared[_DELETED] + 1)
+            self._count_deletion(routed)
         self.forget(routed, kind, digest)
 
     def manifests_of(self, routed: RoutedRepository) -> list[Digest]:
@@ -179,7 +183,7 @@ class FileMemberships:
 
     def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
         with self._locked(routed):
-            self._set_shared(_DELETED, self._shared[_DELETED] + 1)
+            self._count_deletion(routed)
             self._unlink(self._tag(routed, tag))
 
     def doubt_all(self) -> None:
@@ -270,9 +274,8 @@ class FileMemberships:
     @contextmanager
     def _locked(self, routed: RoutedRepository) -> Iterator[None]:
         """Exclude the other writers of the repository's tags on this node; what is inside takes microseconds."""
-        stripe = zlib.crc32(str(routed).encode()) % LOCK_STRIPES
         try:
-            fd = os.open(self._paths.lock(stripe), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._paths.lock(_stripe(routed)), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:  # nor can anyone write what it protects
             yield
             return
@@ -288,6 +291,11 @@ def _names(directory: str) -> list[str]:
         return sorted(os.listdir(directory))
     except FileNotFoundError:
         return []
+
+
+def _stripe(routed: RoutedRepository) -> int:
+    """Return the number of the lock that a repository shares with others."""
+    return zlib.crc32(str(routed).encode()) % LOCK_STRIPES
 
 
 def _open_shared_page(path: str) -> SharedPage:

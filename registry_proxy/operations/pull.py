@@ -231,7 +231,7 @@ class Pull:
         """Fetch it, which learns the membership; where a membership has only aged, what is here can stand in."""
         known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
         body = None if known is None else self._cache.read_small(digest)
-        asked_at = self._memberships.moment()
+        asked_at = self._memberships.moment(routed)
         readers = self._readers if body is None else self._impatient_readers
         try:
             reader = readers[routed.upstream]
@@ -319,7 +319,7 @@ class Pull:
     async def _ask(self, routed: RoutedRepository, digest: Digest, old: Descriptor | None = None) -> Descriptor:
         """Learn the membership by one HEAD; what was known before stands when nobody answers."""
         readers = self._readers if old is None else self._impatient_readers
-        asked_at = self._memberships.moment()
+        asked_at = self._memberships.moment(routed)
         try:
             reader = readers[routed.upstream]
             descriptor = await self._holdings.ask(
@@ -338,7 +338,7 @@ class Pull:
         """Learn the membership: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
         if self._cache.is_filling(digest) or is_committed(self._cache, digest):
             return _Learned(await self._ask(routed, digest), was_fetched=False)
-        source, asked_at = self._source(routed, digest), self._memberships.moment()
+        source, asked_at = self._source(routed, digest), self._memberships.moment(routed)
         size_bytes = await self._holdings.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source))
         if source.has_answered and size_bytes is not None:
             return _Learned(self._remember(routed, digest, size_bytes, asked_at), was_fetched=True)
@@ -358,7 +358,7 @@ class Pull:
     async def _open(
         self, routed: RoutedRepository, known: Descriptor, range_header: str | None, learned_by: CacheResult | None
     ) -> BlobAnswer:
-        digest, asked_at = known.digest, self._memberships.moment()
+        digest, asked_at = known.digest, self._memberships.moment(routed)
         reader, result = await self._cache.open_checked(digest), CacheResult.HIT
         if reader is None:
             try:

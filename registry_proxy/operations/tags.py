@@ -123,7 +123,7 @@ class TagResolver:
         if cached is not None and self._is_current(routed, cached, recorded):
             return ResolvedTag(cached.descriptor, was_asked=False)
         # A request after a push at another node, or a delete, must not join a question that was asked before it.
-        key = (routed, tag, recorded, self._memberships.moment())
+        key = (routed, tag, recorded, self._memberships.moment(routed))
         resolved, _ = await self._flights.run(key, lambda: self._ask(routed, tag, recorded))
         return resolved
 
@@ -150,7 +150,7 @@ class TagResolver:
 
     async def _ask(self, routed: RoutedRepository, tag: Tag, recorded: int | None) -> ResolvedTag:
         for _ in range(_RACES_MAX):
-            asked_at, before = self._memberships.moment(), self._memberships.find_tag(routed, tag)
+            asked_at, before = self._memberships.moment(routed), self._memberships.find_tag(routed, tag)
             try:
                 resolved = await self._ask_replicas(routed, tag, before, recorded)
             except (RegistryError, UpstreamUnavailableError) as error:
@@ -170,7 +170,7 @@ class TagResolver:
             descriptor = resolved.descriptor
             version = None if before is None else before.version
             if self._memberships.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
-                if self._memberships.moment() != asked_at:  # it may have been deleted meanwhile: true only until then
+                if self._memberships.moment(routed) != asked_at:  # it may be deleted meanwhile: true only until then
                     self._memberships.forget_tag(routed, tag)
                 return ResolvedTag(descriptor, was_asked=True)
             # A push through us came between: it is right, this answer may be of before it.

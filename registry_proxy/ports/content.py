@@ -156,13 +156,13 @@ class Memberships(Protocol):
     """Contents and last tags of each repository: small files, seen by every worker of the node at once."""
 
     def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None: ...
-    def moment(self) -> int:
+    def moment(self, routed: RoutedRepository) -> int:
         """Return what ``remember`` is given as ``asked_at``, to be taken before a replica is asked."""
 
     def remember(
         self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
     ) -> None:
-        """Note that a repository holds it: for an answer of a replica, unless anything was deleted meanwhile.
+        """Note that a repository holds it: for an answer of a replica, unless something of it was deleted meanwhile.
 
         Args:
             routed: repository as named at the upstream.

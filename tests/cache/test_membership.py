@@ -103,14 +103,14 @@ def test_what_a_tag_was_is_told_with_type_size_and_record(memberships: FileMembe
 
 def test_what_ends_while_it_is_learned_is_not_remembered(memberships: FileMemberships, cache_path: Path) -> None:
     """A delete in any worker between question and answer; what a push made true is remembered all the same."""
-    asked_at = memberships.moment()
+    asked_at = memberships.moment(APP)
     blob = Descriptor("application/octet-stream", ONE, 7)
     FileMemberships(cache_path).end(APP, ContentKind.BLOB, ONE)
     memberships.remember(APP, ContentKind.BLOB, blob, asked_at=asked_at)
     assert memberships.find(APP, ContentKind.BLOB, ONE) is None
     memberships.remember(APP, ContentKind.BLOB, blob)
     assert memberships.find(APP, ContentKind.BLOB, ONE) is not None
-    memberships.remember(APP, ContentKind.BLOB, blob, asked_at=memberships.moment())
+    memberships.remember(APP, ContentKind.BLOB, blob, asked_at=memberships.moment(APP))
     assert memberships.find(APP, ContentKind.BLOB, ONE) is not None
 
 
@@ -245,9 +245,17 @@ def test_compare_and_set_against_a_model(
             expected = None
 
 
+def test_who_deletes_has_others_forget_nothing(memberships: FileMemberships, cache_path: Path) -> None:
+    """A deletion elsewhere says nothing: one user could else have every repository asked for anew all the time."""
+    asked_at = memberships.moment(APP)
+    FileMemberships(cache_path).end(TEAM, ContentKind.BLOB, ONE)
+    memberships.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7), asked_at=asked_at)
+    assert memberships.find(APP, ContentKind.BLOB, ONE) is not None
+
+
 def test_what_replicas_said_can_be_forgotten(memberships: FileMemberships, cache_path: Path) -> None:
     """Answers about one kind in one upstream go, in every worker; what was pushed through us stays."""
-    worker, asked_at = FileMemberships(cache_path), memberships.moment()
+    worker, asked_at = FileMemberships(cache_path), 0
     for routed in (APP, TEAM, OTHER):
         for kind in ContentKind:
             memberships.remember(routed, kind, manifest(ONE))

@@ -306,7 +306,7 @@ class MemoryMemberships:
         descriptor = self.entries.get((routed, kind, digest))
         return None if descriptor is None else Membership(descriptor, self.ages.get(digest, 0.0))
 
-    def moment(self) -> int:
+    def moment(self, routed: RoutedRepository) -> int:  # noqa: ARG002 - of all
         return self.deleted
 
     def remember(
