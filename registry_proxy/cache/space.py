@@ -112,8 +112,11 @@ class Space:
         shortage = self._shortage(size_bytes)
         wanted_bytes = max(shortage.soft, shortage.hard) - self.uploads.total_bytes
         if wanted_bytes > 0 and wanted_bytes > self.committed_bytes - self.size_of(self.find_protected()):
-            self._observer.cache_error("full")
-            raise CacheUnavailableError(f"no room for {size_bytes} bytes, and too little to evict for them")
+            with self._exclusive():
+                wanted_bytes -= self._sweep_dead_fills()
+            if wanted_bytes > self.committed_bytes - self.size_of(self.find_protected()):
+                self._observer.cache_error("full")
+                raise CacheUnavailableError(f"no room for {size_bytes} bytes, and too little to evict for them")
         with self._room(min(size_bytes, self.step_bytes), over_max_size=False):
             write_small_file(self._paths, self._paths.size(digest), b"%d\n" % size_bytes)
 
