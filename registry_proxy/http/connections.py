@@ -32,6 +32,7 @@ _SHORT: Final = 0.75
 _LOOKED_AT_OF_SHARE: Final = 16
 _ROOM_MADE_AT_ONCE: Final = 64
 _LOOK_SECONDS: Final = 0.05
+_LOOK_SECONDS_EXEMPT: Final = 0.005
 _LOG_SECONDS: Final = 60.0
 _TOLD_SECONDS: Final = 10.0
 """A shortage is told for so long after the last connection made room: at each moment there is some again."""
@@ -51,7 +52,7 @@ class Patience:
 
 _SHORT_PATIENCE: Final = Patience(5, 10, 10, 60)
 _FULL_PATIENCE: Final = Patience(1, 1, 1, 10)
-_HEAVIER_PATIENCE: Final = Patience(0, 0.2, 1, 10)
+_HEAVIER_PATIENCE: Final = Patience(0, 0.2, 0, 10)
 """With those of an owner who has more than the newcomer, when there is no room at all."""
 
 
@@ -222,16 +223,17 @@ class Connections:
     def _make_room(self, newcomer: Owner) -> None:
         """End some that are late or at rest.
 
-        Where few are, it is looked at again after a moment only, or for a newcomer of whom less is unfinished.
+        Where few are, it is looked at again after a moment only, or for a newcomer who has fewer connections.
         """
         now = self._clock()
         is_full = self.total > self.limits.connections_max
         looks_from, weight = self._found_few[is_full]
-        if now < looks_from and len(newcomer.unfinished) >= weight:
+        own_weight = 0 if newcomer.is_exempt else len(newcomer.connections)
+        if now < looks_from and own_weight >= weight:
             return
         victims = list(islice(self._candidates(newcomer, now, is_full=is_full), _ROOM_MADE_AT_ONCE))
         if len(victims) < _ROOM_MADE_AT_ONCE:
-            self._found_few[is_full] = (now + _LOOK_SECONDS, len(newcomer.unfinished))
+            self._found_few[is_full] = (now + (_LOOK_SECONDS if own_weight else _LOOK_SECONDS_EXEMPT), own_weight)
         if victims:
             self._short_until = now + _TOLD_SECONDS
             self._tell("short", f"connections run short, {self.total} are open: slow and idle ones are ended")
@@ -248,7 +250,9 @@ class Connections:
             yield from (each for each in owner.unfinished if each.is_late(now, with_owner))
         owners.sort(key=lambda each: len(each.connections), reverse=True)
         for owner in owners:
-            yield from (each for each in owner.connections if each.rests(now, patience.rest))
+            is_heavier = is_full and len(owner.connections) > len(newcomer.connections) + 1
+            rest_seconds = _HEAVIER_PATIENCE.rest if is_heavier else patience.rest
+            yield from (each for each in owner.connections if each.rests(now, rest_seconds))
         for owner in owners:
             yield from (each for each in owner.connections if each.stalls(now, patience.answer))
 
