@@ -27,6 +27,8 @@ BOUNDS = {
     "access.credentials.LoginLimiter._known": "10,000 users with the owners of their addresses",
     "access.credentials.LoginLimiter._turns": "64 that wait",
     "access.credentials.Passwords._remembered": "10,000 keyed digests of 32 bytes",
+    "access.grants.CompiledGrants.by_id": STORED,
+    "access.grants.CompiledGrants.by_subject": STORED,
     "access.grants.Policy._decided": "24 MiB",
     "access.grants.Policy._grants": STORED,
     "access.grants.Policy._grants_by_id": STORED,

@@ -197,7 +197,8 @@ def test_a_device_that_takes_no_more_writes_fails_no_pull(
         assert pull_all(user, [*hot, *cold], 4) == []
         user.pull(REPOSITORY, "1")
         check_alive(proxy, workers)
-        assert httpx.get(f"{proxy.admin_url}/metrics", verify=False).status_code == 503
+        # Whether the gauges of the disk can still be read is up to what the kernel has of it in memory.
+        assert httpx.get(f"{proxy.admin_url}/metrics", verify=False).status_code in {200, 503}
         with user.client(REPOSITORY, "delete") as client:
             assert client.delete(f"/manifests/{manifest.digest}").status_code == 202
         assert user.get(REPOSITORY, f"manifests/{manifest.digest}").status_code == 404
