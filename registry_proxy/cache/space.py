@@ -111,10 +111,12 @@ class Space:
             raise CacheUnavailableError(f"{size_bytes} bytes are more than the whole cache may hold")
         shortage = self._shortage(size_bytes)
         wanted_bytes = max(shortage.soft, shortage.hard) - self.uploads.total_bytes
-        if wanted_bytes > 0 and wanted_bytes > self.committed_bytes - self.size_of(self.find_protected()):
+        if wanted_bytes > 0 and wanted_bytes > (
+            evictable_bytes := self.committed_bytes - self.size_of(self.find_protected())
+        ):
             with self._exclusive():
                 wanted_bytes -= self._sweep_dead_fills()
-            if wanted_bytes > self.committed_bytes - self.size_of(self.find_protected()):
+            if wanted_bytes > evictable_bytes:
                 self._observer.cache_error("full")
                 raise CacheUnavailableError(f"no room for {size_bytes} bytes, and too little to evict for them")
         with self._room(min(size_bytes, self.step_bytes), over_max_size=False):

@@ -33,6 +33,8 @@ _LOOKED_AT_OF_SHARE: Final = 16
 _ROOM_MADE_AT_ONCE: Final = 64
 _LOOK_SECONDS: Final = 0.05
 _LOOK_SECONDS_EXEMPT: Final = 0.005
+"""For what comes through a trusted proxy, which stands for many callers."""
+
 _LOG_SECONDS: Final = 60.0
 _TOLD_SECONDS: Final = 10.0
 """A shortage is told for so long after the last connection made room: at each moment there is some again."""

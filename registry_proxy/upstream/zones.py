@@ -5,6 +5,8 @@ import ipaddress
 import socket
 from enum import IntEnum
 
+from registry_proxy.protocol.addresses import Address, parse_address
+
 _CARRIES_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 """NAT64 (RFC 6052), and what once was "IPv4-compatible" (RFC 4291, 2.5.5.1)."""
 
@@ -34,9 +36,8 @@ class InsideError(OSError):
 
 def zone_of(host: str) -> Zone:
     """Return the zone of an address, in any notation that the system's functions take for one."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
+    address = parse_address(host)
+    if address is None:
         try:
             address = ipaddress.IPv4Address(socket.inet_aton(host))  # 0x7f000001, 0177.1, 2130706433
         except (OSError, UnicodeError):
@@ -50,10 +51,10 @@ def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address to which packets for an IPv6 address go in the end, None where they do not."""
     if any(address in network for network in _CARRIES_IPV4):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour
+    return address.sixtofour
 
 
-def _zone(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Zone:
+def _zone(address: Address) -> Zone:
     if address.is_loopback:
         return Zone.LOOPBACK
     is_nowhere = address.is_unspecified or (address.version == 4 and address in _THIS_NETWORK)
