@@ -60,7 +60,7 @@ def test_a_log_that_is_gone_is_named(start_proxy: StartProxy, also_cache: bool) 
     verified = proxy.command("audit", "verify")
     assert verified.exit_code == 1
     for process in signed:
-        assert re.search(rf"^(process {process} |{process}-\d+\.jsonl)", verified.stderr, re.MULTILINE)
+        assert re.search(rf"^(process {process}[ :]|{process}-\d+\.jsonl)", verified.stderr, re.MULTILINE)
 
 
 NODE_ID = "2f1d2c1e-7f0b-4f7e-9d57-0d9be2f0a001"
