@@ -70,7 +70,7 @@ class WatchedChanges(StoreChanges, Protocol):
     def is_silent(self) -> bool: ...
 
 
-class _PerhapsTooNewError(InvalidTokenError):
+class PerhapsTooNewError(InvalidTokenError):
     """The token speaks of what is not known here, or not yet."""
 
 
@@ -159,28 +159,52 @@ class AccessControl:
         """
         policy = await self.policy()
         try:
-            return self._verify(token, policy, now), policy
-        except _PerhapsTooNewError:
-            await self._check_store_in_turn()
-            policy = await self.policy()
-            return self._verify(token, policy, now), policy
+            return self.verify(token, policy, now), policy
+        except PerhapsTooNewError:
+            policy = await self.renewed_policy()
+            return self.verify(token, policy, now), policy
 
-    def authenticate_now(self, token: str, now: float) -> tuple[VerifiedToken, Policy] | None:
-        """Do what ``authenticate`` does, where nothing has to be waited for; None where that, or a refusal, is due.
+    def policy_now(self) -> Policy | None:
+        """Return the policy as it is now; None where it has to be waited for."""
+        snapshot = self._snapshot
+        if snapshot is None or not self._is_current(snapshot) or self._is_too_old():
+            return None
+        return snapshot.policy
+
+    async def renewed_policy(self) -> Policy:
+        """Return the policy after the store was asked whether it has changed. Raises StoreUnavailableError."""
+        await self._check_store_in_turn()
+        return await self.policy()
+
+    def verify(self, token: str, policy: Policy, now: float) -> VerifiedToken:
+        """Return the content of a token whose subject still stands behind it.
 
         Args:
-            token: as it came with the request; one that was verified before.
+            token: as it came with the request.
+            policy: the current one.
             now: Unix seconds.
+
+        Raises:
+            PerhapsTooNewError: it is refused by this policy; ``renewed_policy`` may know better.
+            InvalidTokenError: malformed, expired or revoked.
         """
-        snapshot = self._snapshot
-        if snapshot is None or not self._is_current(snapshot) or not self._verifier.remembers(token):
-            return None
-        if self._is_too_old():
-            return None
         try:
-            return self._verify(token, snapshot.policy, now), snapshot.policy
-        except InvalidTokenError:
-            return None
+            verified = self._verifier.verify(token, now)
+        except UnknownKeyError as error:
+            raise PerhapsTooNewError(str(error)) from error
+        generation = policy.generation(verified.subject)
+        if generation is None or verified.generation > generation:
+            raise PerhapsTooNewError("the token's subject is not known, or was disabled")
+        if verified.generation < generation or policy.is_revoked(verified.token_id):
+            raise InvalidTokenError("the token was revoked")
+        if verified.secret_id is not None and is_refresh_id(verified.secret_id):
+            if policy.is_revoked(verified.secret_id):
+                raise InvalidTokenError("the refresh token that it was given for was removed")
+        elif verified.secret_id is not None:
+            secret = policy.find_secret(verified.secret_id)
+            if secret is None or not secret.is_valid(now):
+                raise PerhapsTooNewError("the secret that the token was given for is no more")
+        return verified
 
     async def login(self, username: str, password: str, address: str) -> Login:
         """See ``Logins.login``."""
@@ -339,25 +363,6 @@ class AccessControl:
                 _log.warning("the published key %s is not accepted: it is no key on P-256", kid)
         self._verifier.set_keys(keys)
         return {kid: jwks[kid] for kid in keys}
-
-    def _verify(self, token: str, policy: Policy, now: float) -> VerifiedToken:
-        try:
-            verified = self._verifier.verify(token, now)
-        except UnknownKeyError as error:
-            raise _PerhapsTooNewError(str(error)) from error
-        generation = policy.generation(verified.subject)
-        if generation is None or verified.generation > generation:
-            raise _PerhapsTooNewError("the token's subject is not known, or was disabled")
-        if verified.generation < generation or policy.is_revoked(verified.token_id):
-            raise InvalidTokenError("the token was revoked")
-        if verified.secret_id is not None and is_refresh_id(verified.secret_id):
-            if policy.is_revoked(verified.secret_id):
-                raise InvalidTokenError("the refresh token that it was given for was removed")
-        elif verified.secret_id is not None:
-            secret = policy.find_secret(verified.secret_id)
-            if secret is None or not secret.is_valid(now):
-                raise _PerhapsTooNewError("the secret that the token was given for is no more")
-        return verified
 
     async def _check_store_in_turn(self) -> None:
         """Do the same, together with all who ask for it before it begins: anybody can send tokens with unknown keys."""

@@ -235,10 +235,6 @@ class TokenVerifier:
             self._verified_bytes = 0
         self._keys = dict(keys)
 
-    def remembers(self, token: str) -> bool:
-        """Tell whether ``verify`` will only have to compare times: the signature was right before."""
-        return token in self._verified
-
     def verify(self, token: str, now: float) -> VerifiedToken:
         """Return what a token says.
 

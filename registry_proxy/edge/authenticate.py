@@ -117,12 +117,11 @@ class Authenticator:
             headers: the values of Authorization.
             wanted: what is asked for; it names a repository.
         """
-        bearer = _bearer_token(headers)
-        known = None if bearer is None else self._control.authenticate_now(bearer, time.time())
-        if known is None:
+        bearer, policy = _bearer_token(headers), self._control.policy_now()
+        if bearer is None or policy is None:
             return None
-        token, policy = known
         try:
+            token = self._control.verify(bearer, policy, time.time())
             access = required_access(wanted, self._canonical(wanted))
             if access is None:
                 return None
@@ -131,7 +130,7 @@ class Authenticator:
             if not is_allowed:
                 return None
             routed = self._router.route(Repository(access.name))
-        except RegistryError:
+        except (InvalidTokenError, RegistryError):
             return None
         rule = decision.grant or decision.reason
         return Authorized(token.subject, policy, token, routed, may_move_tags, asked=asked, rule=rule), decision
@@ -233,8 +232,8 @@ class Authenticator:
 
 
 def _bearer_token(headers: Sequence[str]) -> str | None:
-    scheme, _, token = headers[0].strip().partition(" ")
-    return None if len(headers) > 1 or scheme.lower() != "bearer" else token.strip()
+    scheme, _, token = "".join(headers[:1]).strip().partition(" ")
+    return None if len(headers) != 1 or scheme.lower() != "bearer" else token.strip()
 
 
 def _tag(wanted: RegistryRequest) -> str | None:

@@ -85,19 +85,21 @@ class FakeControl:
         users = [User(name, "", is_admin=name == "admin") for name in ("ann", "bob", "admin")]
         return Policy(users, [], self.grants, self.generations, oidc_groups=self.oidc_groups)
 
-    async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]:
-        policy = await self.policy()
+    async def renewed_policy(self) -> Policy:
+        return await self.policy()
+
+    def policy_now(self) -> Policy | None:
+        return None if self.is_away else self._policy()
+
+    def verify(self, token: str, policy: Policy, now: float) -> VerifiedToken:
         verified = self._verifier.verify(token, now)
         if verified.generation != policy.generation(verified.subject):
             raise InvalidTokenError("the token was revoked")
-        return verified, policy
+        return verified
 
-    def authenticate_now(self, token: str, now: float) -> tuple[VerifiedToken, Policy] | None:
-        if self.is_away or not self._verifier.remembers(token):
-            return None
-        policy = self._policy()
-        verified = self._verifier.verify(token, now)
-        return (verified, policy) if verified.generation == policy.generation(verified.subject) else None
+    async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]:
+        policy = await self.policy()
+        return self.verify(token, policy, now), policy
 
     async def login(self, username: str, password: str, address: str) -> Login:
         self.logins.append((username, address))
