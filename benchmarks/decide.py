@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.load import describe_machine
+from registry_proxy.access.grant import Grant, GrantMode
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.records import Grant, GrantMode, Group, User
+from registry_proxy.access.records import Group, User
 from registry_proxy.protocol.scope import Action
 
 GRANTS, GROUPS, USERS = 10_000, 1_000, 2_000

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import FIRST_ADMIN, Directory, InvalidError
+from registry_proxy.access.directory import FIRST_ADMIN, Directory
+from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from registry_proxy.access.grant import Grant, grant_of
 from registry_proxy.access.grants import CompiledGrants, Policy
 from registry_proxy.access.id_tokens import IdTokenVerifier
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.logins import Login, Logins
-from registry_proxy.access.records import Grant, User, grant_of, group_of, robot_of, user_of
+from registry_proxy.access.records import User, group_of, robot_of, user_of
 from registry_proxy.access.refresh_tokens import RefreshTokens
 from registry_proxy.access.secrets import is_refresh_id, secret_of
 from registry_proxy.access.tokens import (

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from registry_proxy.access.credentials import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH, Passwords
+from registry_proxy.access.faults import InvalidError, actions_faults, time_faults
+from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
 from registry_proxy.access.policy_document import PolicyDifference, compare, sorted_grants
-from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User, grant_of, group_of, robot_of, user_of
+from registry_proxy.access.records import Group, Robot, User, group_of, robot_of, user_of
 from registry_proxy.access.secrets import (
     Secret,
     SecretKind,
@@ -25,7 +27,6 @@ from registry_proxy.access.secrets import (
     table_of,
 )
 from registry_proxy.access.subject import (
-    ANONYMOUS,
     SubjectKind,
     group_subject,
     is_name,
@@ -38,11 +39,7 @@ from registry_proxy.access.turns import OPERATOR, Caller
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.protocol.patterns import (
-    SUBJECT,
     is_below,
-    namespace_fault,
-    repository_pattern_fault,
-    tag_pattern_fault,
 )
 from registry_proxy.protocol.scope import Action
 
@@ -52,7 +49,6 @@ _T = TypeVar("_T")
 _ATTEMPTS = 20
 _SECRETS_MAX = 100
 _LABEL_MAX_LENGTH = 200
-_SHOWN_MAX = 10
 _SECRET_ACTIONS = frozenset({Action.PULL.value, Action.PUSH.value, Action.DELETE.value})  # as scopes name them
 _TOKEN_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 TOKEN_LIFETIME_MAX_SECONDS = 86_400
@@ -65,14 +61,6 @@ _NAME_FAULT = (
 
 class NotFoundError(Exception):
     """There is no such user, group, robot, secret or grant."""
-
-
-class InvalidError(Exception):
-    """The input is not valid; ``faults`` holds every fault as (field, what was expected)."""
-
-    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{name}: {fault}" for name, fault in faults))
-        self.faults = tuple(faults)
 
 
 class LastAdminError(Exception):
@@ -95,18 +83,6 @@ class UserInput:
     is_admin: bool = False
     is_disabled: bool = False
     groups: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrantInput:
-    """The content of a POST of a grant; ``expires_at`` in Unix seconds."""
-
-    subject: str
-    repository: str
-    actions: Sequence[str]
-    tags: str = "*"
-    mode: str = GrantMode.ENFORCE.value
-    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +267,7 @@ class Directory:
             RevisionConflictError: see the class.
         """
         faults = [] if is_name(name) else [("name", _NAME_FAULT)]
-        faults += _time_faults(expires_at)
+        faults += time_faults(expires_at)
         faults += [("networks", fault) for network in networks if (fault := _network_fault(network)) is not None]
         if faults:
             raise InvalidError(faults)
@@ -355,13 +331,13 @@ class Directory:
             InvalidError: with every fault of the input, or there are too many.
             NotFoundError: there is no such subject.
         """
-        faults = _time_faults(given.expires_at)
+        faults = time_faults(given.expires_at)
         if not faults and given.expires_at is not None and given.expires_at <= time.time():
             faults.append(("expires_at", "expected a time to come: it would never have been good"))
         if len(given.label) > _LABEL_MAX_LENGTH or not given.label.isprintable():
             faults.append(("label", f"expected at most {_LABEL_MAX_LENGTH} printable characters"))
-        if given.actions is not None and (fault := _actions_fault(given.actions, _SECRET_ACTIONS)) is not None:
-            faults.append(("actions", fault))
+        if given.actions is not None:
+            faults += actions_faults(given.actions, _SECRET_ACTIONS)
         if faults:
             raise InvalidError(faults)
         await self._check_holder(subject)
@@ -432,7 +408,7 @@ class Directory:
 
     async def add_grant(self, given: GrantInput) -> Grant:
         """Make a grant under a new id. The subject need not exist yet. Raises InvalidError with every fault."""
-        grant = grant_from(given, secrets.token_hex(8))
+        grant = make_grant(given, secrets.token_hex(8))
         revision = await self._store.commit([Change(Table.GRANTS, grant.id, grant.stored(), expect=0)])
         return replace(grant, revision=revision)
 
@@ -443,7 +419,7 @@ class Directory:
             InvalidError: with every fault of the input.
             NotFoundError, RevisionConflictError.
         """
-        grant = grant_from(given, grant_id)
+        grant = make_grant(given, grant_id)
 
         async def change() -> Grant:
             current = await self.get_grant(grant_id)
@@ -534,7 +510,7 @@ class Directory:
         wanted_grants = []
         for index, each in enumerate(grants):
             try:
-                wanted_grants.append(grant_from(each, secrets.token_hex(8)))
+                wanted_grants.append(make_grant(each, secrets.token_hex(8)))
             except InvalidError as error:
                 faults += [(f"grants/{index}/{field}", text) for field, text in error.faults]
         if faults:
@@ -727,67 +703,6 @@ def _password_faults(password: str) -> list[tuple[str, str]]:
     if PASSWORD_MIN_LENGTH <= len(password) <= PASSWORD_MAX_LENGTH:
         return []
     return [("password", f"expected {PASSWORD_MIN_LENGTH} to {PASSWORD_MAX_LENGTH} characters")]
-
-
-def grant_from(given: GrantInput, grant_id: str) -> Grant:
-    """Return the grant that is described. Raises InvalidError with every fault."""
-    faults = _grant_faults(given)
-    if faults:
-        raise InvalidError(faults)
-    return Grant(
-        id=grant_id,
-        subject=given.subject,
-        repository=given.repository,
-        actions=frozenset(Action(action) for action in given.actions),
-        tags=given.tags,
-        mode=GrantMode(given.mode),
-        expires_at=given.expires_at,
-    )
-
-
-def _grant_faults(given: GrantInput) -> list[tuple[str, str]]:
-    faults = []
-    try:
-        parse_subject(given.subject)
-    except ValueError as error:
-        faults.append(("subject", str(error)))
-    if (fault := repository_pattern_fault(given.repository, takes_subject=True)) is not None:
-        faults.append(("repository", fault))
-    if (fault := tag_pattern_fault(given.tags)) is not None:
-        faults.append(("tags", fault))
-    if (fault := _actions_fault(given.actions, {action.value for action in Action})) is not None:
-        faults.append(("actions", fault))
-    if given.mode not in {mode.value for mode in GrantMode}:
-        faults.append(("mode", "expected enforce or warn"))
-    if Action.MANAGE in given.actions:
-        faults += _manage_faults(given)
-    return faults + _time_faults(given.expires_at)
-
-
-def _actions_fault(actions: Sequence[str], known: Collection[str]) -> str | None:
-    expected = f"expected at least one of {', '.join(sorted(known))}"
-    unknown = [repr(action[:100]) for action in dict.fromkeys(actions) if action not in known]
-    if unknown:
-        return f"{expected}, not {', '.join(unknown[:_SHOWN_MAX])}"
-    return None if actions else expected
-
-
-def _manage_faults(given: GrantInput) -> list[tuple[str, str]]:
-    """Return what a grant must not be that makes its subject the owner of a namespace."""
-    faults = []
-    if (fault := namespace_fault(given.repository)) is not None:
-        faults.append(("repository", f"for manage, {fault}"))
-    if given.tags != "*":
-        faults.append(("tags", "manage is for all tags: leave this out"))
-    if given.mode != GrantMode.ENFORCE:
-        faults.append(("mode", "manage cannot be on trial: write enforce"))
-    if given.subject == ANONYMOUS and SUBJECT not in given.repository:
-        faults.append(("subject", f"everybody would manage the rights of all: name one, or write '{SUBJECT}'"))
-    return faults
-
-
-def _time_faults(expires_at: float | None) -> list[tuple[str, str]]:
-    return [] if expires_at is None or 0 < expires_at < 2**53 else [("expires_at", "expected a time")]
 
 
 def _network_fault(text: str) -> str | None:

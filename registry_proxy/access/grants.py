@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
-from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
+from registry_proxy.access.grant import Grant, GrantMode
+from registry_proxy.access.records import Group, Robot, User
 from registry_proxy.access.secrets import Secret
 from registry_proxy.access.subject import (
     ANONYMOUS,

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from registry_proxy.access.records import Grant, Group
+from registry_proxy.access.grant import Grant
+from registry_proxy.access.records import Group
 from registry_proxy.ports.store import Change, Record, Table
 
 
@@ -46,12 +47,7 @@ class PolicyDifference:
 def sorted_grants(grants: Iterable[Grant]) -> list[Grant]:
     """Return each grant that says something else once, in an order that does not depend on ids."""
     chosen = {grant.content(): grant for grant in grants}
-    return sorted(chosen.values(), key=_order)
-
-
-def _order(grant: Grant) -> tuple[str, str, str, list[str], str, float]:
-    until = float("inf") if grant.expires_at is None else grant.expires_at
-    return grant.subject, grant.repository, grant.tags, sorted(grant.actions), grant.mode.value, until
+    return sorted(chosen.values(), key=Grant.sort_key)
 
 
 def compare(
@@ -74,6 +70,6 @@ def compare(
         ],
         grants_added=sorted_grants(grant for grant in wanted_grants if grant.content() not in stored),
         grants_removed=sorted(
-            (grant for grant in grants if grant.content() not in wanted), key=lambda g: (*_order(g), g.id)
+            (grant for grant in grants if grant.content() not in wanted), key=lambda grant: (grant.sort_key(), grant.id)
         ),
     )

@@ -1,20 +1,10 @@
-"""Users, groups, robots and grants as values, and their stored form."""
+"""Users, groups and robots as values, and their stored form."""
 
-import functools
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, field
 from typing import Any
 
 from registry_proxy.ports.store import Record
 from registry_proxy.protocol.addresses import parse_address, parse_network
-from registry_proxy.protocol.scope import Action
-
-
-class GrantMode(StrEnum):
-    """Whether a grant is in force, or on trial: ``warn`` allows, and what only it allowed is counted."""
-
-    ENFORCE = "enforce"
-    WARN = "warn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,37 +74,6 @@ class Robot:
         return {"expires_at": self.expires_at, "networks": list(self.networks)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
-    """The right of a subject to actions in repositories and on tags that match patterns; in Unix seconds until."""
-
-    id: str
-    subject: str
-    repository: str
-    actions: frozenset[Action]
-    tags: str = "*"
-    mode: GrantMode = GrantMode.ENFORCE
-    expires_at: float | None = None
-    revision: int = 0
-
-    def stored(self) -> dict[str, Any]:
-        """Return what is stored under the id."""
-        return {
-            "subject": self.subject,
-            "repository": self.repository,
-            "tags": self.tags,
-            "actions": sorted(self.actions),
-            "mode": self.mode.value,
-            "expires_at": self.expires_at,
-        }
-
-    def content(self) -> "Grant":
-        """Return the grant without its identity: two grants that say the same have equal contents."""
-        # As precise as the text of a time is, so that what was exported is what it was exported from.
-        until = None if self.expires_at is None else round(self.expires_at, 6)
-        return replace(self, id="", revision=0, expires_at=until)
-
-
 def user_of(record: Record, groups: tuple[str, ...] = ()) -> User:
     """Return the user of a record, who is in these groups."""
     value = record.value
@@ -137,23 +96,3 @@ def group_of(record: Record) -> Group:
 def robot_of(record: Record) -> Robot:
     """Return the robot of a record."""
     return Robot(record.key, record.value["expires_at"], tuple(record.value["networks"]), record.revision)
-
-
-def grant_of(record: Record) -> Grant:
-    """Return the grant of a record."""
-    value = record.value
-    return Grant(
-        id=record.key,
-        subject=value["subject"],
-        repository=value["repository"],
-        actions=_actions(*value["actions"]),
-        tags=value["tags"],
-        mode=GrantMode(value["mode"]),
-        expires_at=value["expires_at"],
-        revision=record.revision,
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _actions(*names: str) -> frozenset[Action]:
-    return frozenset(map(Action, names))

@@ -9,16 +9,16 @@ from aiohttp import web
 from registry_proxy.access.credentials import TooManyLoginsError
 from registry_proxy.access.directory import (
     Directory,
-    InvalidError,
     LastAdminError,
     NotFoundError,
     Removed,
     RevisionConflictError,
     UserInput,
-    grant_from,
 )
+from registry_proxy.access.faults import InvalidError
+from registry_proxy.access.grant import Grant, make_grant
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.records import Grant, Group, User
+from registry_proxy.access.records import Group, User
 from registry_proxy.access.secrets import SecretState
 from registry_proxy.access.subject import ANONYMOUS, is_name, parse_subject
 from registry_proxy.admin.auth import CALLER, NAMESPACES, Control, too_many_logins
@@ -31,7 +31,6 @@ from registry_proxy.admin.bodies import (
     RevocationBody,
     UserBody,
     UserPatch,
-    grant_input,
 )
 from registry_proxy.admin.documents import (
     DecisionDocument,
@@ -39,7 +38,6 @@ from registry_proxy.admin.documents import (
     GroupDocument,
     Page,
     RevocationDocument,
-    StatedGrantDocument,
     SubjectRevocationDocument,
     TokenRevocationDocument,
     UserDocument,
@@ -51,7 +49,6 @@ from registry_proxy.admin.requests import (
     changed_meanwhile,
     expected_revision,
     format_etag,
-    format_time,
     name_of,
     note_difference,
     patched,
@@ -65,7 +62,6 @@ from registry_proxy.protocol.reference import is_repository, is_tag
 from registry_proxy.protocol.scope import Action
 
 _T = TypeVar("_T")
-_ACTION_ORDER = list(Action)
 _CHANGING = frozenset({Action.PUSH, Action.CREATE, Action.DELETE})
 _OWNERS_GRANTS_MAX = 1000
 """Grants in the namespaces of an owner, whoever gave them, beyond which an owner gives no more: every request there is
@@ -82,27 +78,10 @@ def _group_document(group: Group) -> dict[str, Any]:
     return GroupDocument(name=group.name, members=list(group.members)).as_json()
 
 
-def stated_grant(grant: Grant) -> StatedGrantDocument:
-    """Return what a grant says."""
-    return StatedGrantDocument(
-        subject=grant.subject,
-        repository=grant.repository,
-        tags=grant.tags,
-        actions=sorted(grant.actions, key=_ACTION_ORDER.index),
-        mode=grant.mode,
-        expires_at=format_time(grant.expires_at),
-    )
-
-
-def grant_document(grant: Grant) -> GrantDocument:
-    """Return a grant as the API answers it."""
-    return GrantDocument(id=grant.id, **dict(stated_grant(grant)))
-
-
 def note_removed(request: web.Request, removed: Removed) -> None:
     """Have the audit log record what a DELETE took along."""
     parts = {
-        "grants_removed": [grant_document(grant).as_json() for grant in removed.grants],
+        "grants_removed": [GrantDocument.of(grant).as_json() for grant in removed.grants],
         "secret_ids_removed": [secret.id for secret in removed.secrets],
         "groups": list(removed.groups),
         "members": list(removed.members),
@@ -376,11 +355,11 @@ class AccessResources:
             for grant in await self._directory.list_grants(request.get(NAMESPACES))
             if (subject is None or grant.subject == subject) and (repository is None or _covers(grant, repository))
         }
-        return web.json_response(page.cut(grants, lambda grant: grant_document(grant).as_json()))
+        return web.json_response(page.cut(grants, lambda grant: GrantDocument.of(grant).as_json()))
 
     async def get_grant(self, request: web.Request) -> web.Response:
         grant = await self._find_grant(request)
-        return _answer(grant_document(grant).as_json(), grant.revision)
+        return _answer(GrantDocument.of(grant).as_json(), grant.revision)
 
     async def add_grant(self, request: web.Request) -> web.Response:
         body = await read_body(request, GrantBody)
@@ -388,30 +367,29 @@ class AccessResources:
         if namespaces is not None:
             _check_inside(namespaces, body)
         policy = await self._control.policy()
-        given = grant_input(body)
-        grant = policy.find_equal(grant_from(given, ""))
+        given = body.content()
+        grant = policy.find_equal(make_grant(given, ""))
         if grant is None and namespaces is not None:
             _check_room(namespaces, policy)
         doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
         grant = grant or await self._directory.add_grant(given)
         doubts += _doubts_of_grant(request, grant, policy)
-        return _answer(grant_document(grant).as_json(), grant.revision, 201, warnings=doubts)
+        return _answer(GrantDocument.of(grant).as_json(), grant.revision, 201, warnings=doubts)
 
     async def patch_grant(self, request: web.Request) -> web.Response:
         patch = await read_body(request, GrantPatch)
         policy = await self._control.policy()
 
         async def write(grant: Grant, expect: int) -> Grant:
-            current = {**stated_grant(grant).as_json(), "expires_at": grant.expires_at}
-            body = GrantBody(**patch.over(current))
+            body = GrantBody(**patch.over(grant.stored()))
             if NAMESPACES in request:
                 _check_not_of_owner(grant)
                 _check_inside(request[NAMESPACES], body)
-            return await self._directory.change_grant(grant.id, grant_input(body), expect=expect)
+            return await self._directory.change_grant(grant.id, body.content(), expect=expect)
 
         grant = await patched(request, lambda: self._find_grant(request), write)
         doubts = _doubts_of_grant(request, grant, policy)
-        return _answer(grant_document(grant).as_json(), grant.revision, warnings=doubts)
+        return _answer(GrantDocument.of(grant).as_json(), grant.revision, warnings=doubts)
 
     async def delete_grant(self, request: web.Request) -> web.Response:
         async def delete(grant: Grant, expect: int) -> None:

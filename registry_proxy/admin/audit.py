@@ -9,11 +9,13 @@ from typing import Protocol
 
 from aiohttp import web
 
-from registry_proxy.access.directory import Directory, InvalidError, grant_from
+from registry_proxy.access.directory import Directory
+from registry_proxy.access.faults import InvalidError
+from registry_proxy.access.grant import make_grant
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
 from registry_proxy.admin.auth import CALLER, Control
-from registry_proxy.admin.bodies import AcceptBody, EmptyBody, ReplayBody, grant_input
+from registry_proxy.admin.bodies import AcceptBody, EmptyBody, ReplayBody
 from registry_proxy.admin.documents import (
     AcceptedFaultDocument,
     AuditPage,
@@ -205,7 +207,7 @@ class AuditResources:
         added = []
         for index, given in enumerate(body.add):
             try:
-                added.append(grant_from(grant_input(given), f"proposed-{index + 1}"))
+                added.append(make_grant(given.content(), f"proposed-{index + 1}"))
             except InvalidError as error:
                 faults += [Fault(pointer_to(["add", index, field]), text) for field, text in error.faults]
         grants = await self._directory.list_grants()

@@ -6,8 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 
-from registry_proxy.access.directory import GrantInput
-from registry_proxy.access.records import GrantMode
+from registry_proxy.access.grant import GrantInput, GrantMode
 from registry_proxy.access.subject import SUBJECT_PATTERN
 from registry_proxy.protocol.scope import Action
 
@@ -111,17 +110,9 @@ class GrantBody(Body):
     mode: _ModeName = "enforce"
     expires_at: _Time = None
 
-
-def grant_input(body: GrantBody) -> GrantInput:
-    """Return the grant that a body describes."""
-    return GrantInput(
-        subject=body.subject,
-        repository=body.repository,
-        actions=tuple(body.actions),
-        tags=body.tags,
-        mode=body.mode,
-        expires_at=body.expires_at,
-    )
+    def content(self) -> GrantInput:
+        """Return the grant that the body describes."""
+        return GrantInput(**dict(self))
 
 
 class PolicyBody(Body):

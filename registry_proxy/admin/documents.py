@@ -1,22 +1,37 @@
 """The documents that the admin API answers, each, as the handlers make it and as the OpenAPI document describes it."""
 
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
-from registry_proxy.access.records import GrantMode
+from registry_proxy.access.grant import GrantMode
 from registry_proxy.access.secrets import SecretKind, SecretState
+from registry_proxy.admin.requests import format_time
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.scope import Action
 
-Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-"""RFC 3339."""
+_ACTION_ORDER = list(Action)
+
+
+def _read_time(moment: Any) -> Any:
+    return format_time(moment) if isinstance(moment, float | int) else moment
+
+
+Time = Annotated[str, BeforeValidator(_read_time), Field(json_schema_extra={"format": "date-time"})]
+"""A text of RFC 3339; Unix seconds become one."""
+
+Actions = Annotated[list[Action], BeforeValidator(lambda actions: sorted(actions, key=_ACTION_ORDER.index))]
 
 
 class Document(BaseModel):
     """A JSON object with exactly these fields."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+    @classmethod
+    def of(cls, value: object) -> Self:
+        """Return the document of a value, field by field from the attributes of the same names."""
+        return cls.model_validate(value)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as ``json.dumps`` takes it."""
@@ -56,7 +71,7 @@ class StatedGrantDocument(Document):
     subject: str
     repository: str
     tags: str
-    actions: list[Action]
+    actions: Actions
     mode: GrantMode
     expires_at: Time | None
 

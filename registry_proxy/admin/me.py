@@ -5,14 +5,14 @@ from collections.abc import Callable
 from aiohttp import web
 
 from registry_proxy.access.credentials import LoginRefusedError
-from registry_proxy.access.directory import Directory, InvalidError, UserInput
+from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
 from registry_proxy.access.turns import Caller
-from registry_proxy.admin.access import grant_document
 from registry_proxy.admin.auth import CALLER, SELF_PREFIX, Control
 from registry_proxy.admin.bodies import PasswordBody
-from registry_proxy.admin.documents import MeDocument
+from registry_proxy.admin.documents import GrantDocument, MeDocument
 from registry_proxy.admin.openapi import Endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, invalid
 from registry_proxy.admin.requests import patched, read_body, read_query
@@ -56,7 +56,7 @@ class MeResources:
             subject=subject,
             admin=policy.is_admin(subject),
             groups=sorted(group.partition(":")[2] for group in policy.groups_of(subject)),
-            grants=[grant_document(grant) for grant in policy.grants_of(subject)],
+            grants=[GrantDocument.of(grant) for grant in policy.grants_of(subject)],
         )
         return web.json_response(document.as_json())
 

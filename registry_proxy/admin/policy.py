@@ -4,15 +4,22 @@ from collections.abc import Collection, Mapping, Sequence
 
 from aiohttp import web
 
-from registry_proxy.access.directory import Directory, GrantInput, InvalidError
+from registry_proxy.access.directory import Directory
+from registry_proxy.access.faults import InvalidError
+from registry_proxy.access.grant import Grant, GrantInput
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.policy_document import PolicyDifference
-from registry_proxy.access.records import Grant, Group
+from registry_proxy.access.records import Group
 from registry_proxy.access.subject import group_subject
-from registry_proxy.admin.access import grant_document, stated_grant
 from registry_proxy.admin.auth import Control
-from registry_proxy.admin.bodies import PolicyBody, grant_input
-from registry_proxy.admin.documents import MembersDocument, PolicyDifferenceDocument, PolicyDocument
+from registry_proxy.admin.bodies import PolicyBody
+from registry_proxy.admin.documents import (
+    GrantDocument,
+    MembersDocument,
+    PolicyDifferenceDocument,
+    PolicyDocument,
+    StatedGrantDocument,
+)
 from registry_proxy.admin.openapi import Endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, pointer_to
 from registry_proxy.admin.requests import ASKED_FOR, expected_revision, format_etag, read_body, read_query, warned
@@ -25,7 +32,7 @@ def _document(groups: Sequence[Group], grants: Sequence[Grant]) -> PolicyDocumen
     return PolicyDocument(
         version=1,
         groups={group.name: list(group.members) for group in groups},
-        grants=[stated_grant(grant) for grant in grants],
+        grants=[StatedGrantDocument.of(grant) for grant in grants],
     )
 
 
@@ -40,8 +47,8 @@ def _difference_document(difference: PolicyDifference) -> PolicyDifferenceDocume
             )
             for before, after in difference.groups_changed
         },
-        grants_added=[stated_grant(grant) for grant in difference.grants_added],
-        grants_removed=[grant_document(grant) for grant in difference.grants_removed],
+        grants_added=[StatedGrantDocument.of(grant) for grant in difference.grants_added],
+        grants_removed=[GrantDocument.of(grant) for grant in difference.grants_removed],
     )
 
 
@@ -114,7 +121,7 @@ class PolicyResources:
 async def _read(request: web.Request) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
     body = await read_body(request, PolicyBody)
     del request[ASKED_FOR]  # what it changes is told, not all of it
-    return body.groups, [grant_input(given) for given in body.grants]
+    return body.groups, [given.content() for given in body.grants]
 
 
 def _doubts(difference: PolicyDifference, groups: Collection[str], policy: Policy) -> list[str]:

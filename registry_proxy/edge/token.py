@@ -13,7 +13,8 @@ from aiohttp.web import StreamResponse
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
-from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, SecretInput
+from registry_proxy.access.directory import Directory, NotFoundError, SecretInput
+from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.id_tokens import IdTokenRefusedError
 from registry_proxy.access.logins import Login
 from registry_proxy.access.secrets import SecretKind

@@ -1,6 +1,7 @@
 """The way back in when the password of the last administrator is lost: written into the store, past every node."""
 
-from registry_proxy.access.directory import Directory, InvalidError, NotFoundError, UserInput
+from registry_proxy.access.directory import Directory, NotFoundError, UserInput
+from registry_proxy.access.faults import InvalidError
 from registry_proxy.store.open import open_store
 
 

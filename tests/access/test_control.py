@@ -16,7 +16,8 @@ import pytest
 from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, Passwords, TooManyLoginsError
-from registry_proxy.access.directory import Directory, GrantInput, SecretInput, UserInput
+from registry_proxy.access.directory import Directory, SecretInput, UserInput
+from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys

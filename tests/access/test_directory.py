@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.access.directory import (
-    Directory,
-    GrantInput,
-    InvalidError,
-    LastAdminError,
-    NotFoundError,
-    RevisionConflictError,
-    UserInput,
-)
-from registry_proxy.access.records import GrantMode
+from registry_proxy.access.directory import Directory, LastAdminError, NotFoundError, RevisionConflictError, UserInput
+from registry_proxy.access.faults import InvalidError
+from registry_proxy.access.grant import GrantInput, GrantMode
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.scope import Action
 from registry_proxy.store.open import open_store

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_proxy.access import grants as module
+from registry_proxy.access.grant import Grant, GrantMode
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
+from registry_proxy.access.records import Group, Robot, User
 from registry_proxy.protocol.patterns import compile_repository_pattern
 from registry_proxy.protocol.scope import CATALOG, Access, Action, repository_access
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User, grant_of, group_of, user_of
+from registry_proxy.access.records import Group, Robot, User, group_of, user_of
 from registry_proxy.ports.store import Record
-from registry_proxy.protocol.scope import Action
 
 
 def _through_json(value: dict[str, Any]) -> dict[str, Any]:
@@ -21,17 +20,6 @@ def test_values_come_back_as_they_were() -> None:
     assert user_of(Record("ann", _through_json(user.stored()), 3), ("dev",)) == user
     group = Group("dev", ("ann", "bob"), revision=4)
     assert group_of(Record("dev", _through_json(group.stored()), 4)) == group
-    grant = Grant(
-        id="1",
-        subject="group:dev",
-        repository="a/**",
-        actions=frozenset({Action.PULL, Action.CREATE}),
-        tags="v*",
-        mode=GrantMode.WARN,
-        expires_at=1.5,
-        revision=5,
-    )
-    assert grant_of(Record("1", _through_json(grant.stored()), 5)) == grant
 
 
 def test_a_user_of_an_earlier_version_is_read() -> None:

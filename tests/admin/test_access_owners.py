@@ -10,7 +10,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import GrantInput, InvalidError, SecretInput, UserInput
+from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.faults import InvalidError
+from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from tests.support.admin_bench import Contract, Node, admin_node, contract_of
 

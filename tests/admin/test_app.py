@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
+from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.cache.membership import FileMemberships

@@ -13,7 +13,8 @@ from aiohttp import encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
+from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.admin import auth, requests
 from registry_proxy.protocol.scope import CATALOG, Access, Action

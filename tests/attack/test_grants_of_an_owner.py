@@ -9,8 +9,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import GrantInput, UserInput, grant_from
-from registry_proxy.access.records import Grant, grant_of
+from registry_proxy.access.directory import UserInput
+from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
 from registry_proxy.ports.store import Change, Record, Table
 from tests.support.admin_bench import Node, admin_node
 
@@ -42,7 +42,7 @@ class Bench:
             GrantInput(subject="anonymous", repository="team/app", tags=f"x{i}*", actions=["pull"])
             for i in range(count)
         ]
-        grants = [grant_from(each, f"{number:016x}") for number, each in enumerate(given)]
+        grants = [make_grant(each, f"{number:016x}") for number, each in enumerate(given)]
         await self.node.store.commit([Change(Table.GRANTS, grant.id, grant.stored()) for grant in grants])
 
 

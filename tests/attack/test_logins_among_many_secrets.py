@@ -10,9 +10,9 @@ import pytest
 
 from registry_proxy.access import grants
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory, GrantInput, SecretInput, UserInput
+from registry_proxy.access.directory import Directory, SecretInput, UserInput
+from registry_proxy.access.grant import Grant, GrantInput
 from registry_proxy.access.grants import _compile as compile_grant
-from registry_proxy.access.records import Grant
 from registry_proxy.access.secrets import Secret, SecretKind, secret_of
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.ports.store import Record, Table

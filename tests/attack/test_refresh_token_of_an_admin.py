@@ -9,7 +9,8 @@ import pytest
 from aiohttp import encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 
-from registry_proxy.access.directory import GrantInput, SecretInput, UserInput
+from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from tests.support.admin_bench import ADMIN, Node, admin_node
 

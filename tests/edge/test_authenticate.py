@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from registry_proxy.access.control import AccessControl
+from registry_proxy.access.grant import Grant, GrantMode
 from registry_proxy.access.grants import Policy
-from registry_proxy.access.records import Grant, GrantMode, Group, Robot, User
+from registry_proxy.access.records import Group, Robot, User
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, public_key_of
 from registry_proxy.edge.authenticate import Authenticator, Authorized
 from registry_proxy.edge.exchange import make_exchange

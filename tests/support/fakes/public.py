@@ -15,9 +15,10 @@ import aiohttp
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.directory import Directory
+from registry_proxy.access.grant import Grant, GrantMode
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.logins import Login
-from registry_proxy.access.records import Grant, GrantMode, User
+from registry_proxy.access.records import User
 from registry_proxy.access.tokens import (
     InvalidTokenError,
     TokenSigner,

@@ -1,0 +1,118 @@
+"""A grant: its fields, rules and stored form. The forms of the admin API and of the policy file derive from it."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from registry_proxy.access.faults import Faults, InvalidError, actions_faults, time_faults
+from registry_proxy.access.subject import ANONYMOUS, parse_subject
+from registry_proxy.ports.store import Record
+from registry_proxy.protocol.patterns import SUBJECT, namespace_fault, repository_pattern_fault, tag_pattern_fault
+from registry_proxy.protocol.scope import Action
+
+
+class GrantMode(StrEnum):
+    """Whether a grant is in force, or on trial: ``warn`` allows, and what only it allowed is counted."""
+
+    ENFORCE = "enforce"
+    WARN = "warn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantInput:
+    """The content of a grant before its rules are checked: all fields of a grant but its identity.
+
+    ``expires_at`` is in Unix seconds. A new field needs a default, which grants stored without it get.
+    """
+
+    subject: str
+    repository: str
+    tags: str = "*"
+    actions: Sequence[str] | frozenset[str]
+    mode: str = GrantMode.ENFORCE.value
+    expires_at: float | None = None
+
+
+_CONTENT = tuple(field.name for field in fields(GrantInput))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant(GrantInput):
+    """One rule of the policy: ``subject`` may do ``actions`` on repositories and tags that match."""
+
+    id: str
+    actions: frozenset[Action]
+    mode: GrantMode = GrantMode.ENFORCE
+    revision: int = 0
+
+    def stored(self) -> dict[str, Any]:
+        """Return what is stored under the id: plain JSON, in the order of the fields."""
+        content = {name: getattr(self, name) for name in _CONTENT}
+        return {**content, "actions": sorted(self.actions), "mode": self.mode.value}
+
+    def content(self) -> "Grant":
+        """Return the grant without its identity: two grants that say the same have equal contents."""
+        # As precise as the text of a time is, so that what was exported is what it was exported from.
+        until = None if self.expires_at is None else round(self.expires_at, 6)
+        return replace(self, id="", revision=0, expires_at=until)
+
+    def sort_key(self) -> list[tuple[bool, Any]]:
+        """Return what grants are sorted by where ids must not matter: field by field, without an end last."""
+        return [(value is None, value) for value in self.stored().values()]
+
+
+def grant_of(record: Record) -> Grant:
+    """Return the grant of a record; fields that a later release has stored are left out."""
+    content = {name: value for name, value in record.value.items() if name in _CONTENT}
+    return _grant(content, record.key, record.revision)
+
+
+def make_grant(given: GrantInput, grant_id: str) -> Grant:
+    """Return the grant that is described. Raises InvalidError with every fault."""
+    if faults := _faults(given):
+        raise InvalidError(faults)
+    return _grant({name: getattr(given, name) for name in _CONTENT}, grant_id, revision=0)
+
+
+def _grant(content: dict[str, Any], grant_id: str, revision: int) -> Grant:
+    content |= {"actions": _actions(*content["actions"]), "mode": GrantMode(content["mode"])}
+    return Grant(id=grant_id, revision=revision, **content)
+
+
+@functools.lru_cache(maxsize=64)
+def _actions(*names: str) -> frozenset[Action]:
+    return frozenset(map(Action, names))
+
+
+def _faults(given: GrantInput) -> Faults:
+    faults = []
+    try:
+        parse_subject(given.subject)
+    except ValueError as error:
+        faults.append(("subject", str(error)))
+    if (fault := repository_pattern_fault(given.repository, takes_subject=True)) is not None:
+        faults.append(("repository", fault))
+    if (fault := tag_pattern_fault(given.tags)) is not None:
+        faults.append(("tags", fault))
+    faults += actions_faults(tuple(given.actions), {action.value for action in Action})
+    if given.mode not in {mode.value for mode in GrantMode}:
+        faults.append(("mode", "expected enforce or warn"))
+    if Action.MANAGE in given.actions:
+        faults += _manage_faults(given)
+    return faults + time_faults(given.expires_at)
+
+
+def _manage_faults(given: GrantInput) -> Faults:
+    """Return what a grant must not be that makes its subject the owner of a namespace."""
+    faults = []
+    if (fault := namespace_fault(given.repository)) is not None:
+        faults.append(("repository", f"for manage, {fault}"))
+    if given.tags != "*":
+        faults.append(("tags", "manage is for all tags: leave this out"))
+    if given.mode != GrantMode.ENFORCE:
+        faults.append(("mode", "manage cannot be on trial: write enforce"))
+    if given.subject == ANONYMOUS and SUBJECT not in given.repository:
+        faults.append(("subject", f"everybody would manage the rights of all: name one, or write '{SUBJECT}'"))
+    return faults
