@@ -13,7 +13,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     replication                  replicas, writing: fan-out, marks, repair
     edge, admin                  the public listener, the admin listener
     node                         processes, workers, sockets
-    app, load                    composition of a worker; its late loading
+    configured, app, load        settings as the rooms' values; composition of a worker; its late loading
     offline, cli                 work without the service; the command line
 
 The path of a pull::

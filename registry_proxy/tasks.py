@@ -1,8 +1,9 @@
 """Background tasks that the garbage collector cannot take away, and what every task inherits."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -62,6 +63,16 @@ async def end(task: "asyncio.Task[Any]") -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=1)
+
+
+@contextlib.asynccontextmanager
+async def running(coroutine: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run a coroutine in the background for the length of a with block."""
+    task = spawn(coroutine, name)
+    try:
+        yield
+    finally:
+        await end(task)
 
 
 async def _outcome(coroutine: Coroutine[Any, Any, _T]) -> "_T | _Failure":

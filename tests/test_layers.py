@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "admin": "access audit http operations ports protocol tasks telemetry",
         "node": "cache config ports tasks telemetry",
         "offline": "access files operations ports protocol store tasks telemetry upstream",
-        "app": "access admin audit cache config edge http node operations ports protocol replication store tasks"
+        "configured": "access admin audit cache config edge http node operations ports protocol replication upstream",
+        "app": "access admin audit cache config configured edge http node operations ports replication store tasks"
         " telemetry upstream",
         "load": "app node",
         "cli": "config load node offline ports protocol",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from registry_proxy.audit.chain import TRAFFIC_SUFFIX
-from registry_proxy.audit.signing import HeadSigner, OpenSigned, Sign
+from registry_proxy.audit.signing import AuditVerifier, HeadSigner, OpenSigned, Sign
 from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink
 from registry_proxy.audit.trail import AuditTrail, SinkThread
 from registry_proxy.audit.writer import ChainWriter, Retention
@@ -31,6 +31,7 @@ class AuditOptions:
         records_pulls: whether pulls that are allowed are events.
         stdout: a file descriptor that receives each event as JSON, or None.
         syslog: the URL of a syslog daemon, or None.
+        is_only_node: see ``AuditVerifier``.
     """
 
     directory: str
@@ -41,17 +42,25 @@ class AuditOptions:
     records_pulls: bool
     stdout: int | None
     syslog: str | None
+    is_only_node: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The audit log of a process, and the verifier of those of all processes of its node."""
+
+    trail: AuditTrail
+    verifier: AuditVerifier
 
 
 @contextlib.asynccontextmanager
-async def open_trail(
+async def open_audit(
     options: AuditOptions,
-    *,
     store: Store,
     dropped: Callable[[str, int], None],
     sign: Sign,
     open_signed: OpenSigned,
-) -> AsyncIterator[AuditTrail]:
+) -> AsyncIterator[Audit]:
     """Keep an audit log, signed into the store, for the length of a with block.
 
     Args:
@@ -89,13 +98,23 @@ async def open_trail(
         )
         for chain, writer in writers.items()
     ]
+    verifier = AuditVerifier(
+        store=store,
+        node=node,
+        is_only_node=options.is_only_node,
+        directory=options.directory,
+        acts_kept_seconds=options.acts.total_seconds,
+        traffic_kept_seconds=options.traffic.total_seconds,
+        sign=sign,
+        open_signed=open_signed,
+    )
     with trail.running():
         trail.record(AuditEvent("worker.start", "ok", kind=AuditKind.ACT))
         async with contextlib.AsyncExitStack() as background:
             for signer in signers:
                 background.push_async_callback(end, spawn(signer.run(), f"signatures of audit log {signer.process}"))
             background.push_async_callback(end, spawn(_flush(trail), "counted audit events"))
-            yield trail
+            yield Audit(trail, verifier)
         trail.record(AuditEvent("worker.end", "ok", kind=AuditKind.ACT))
     with contextlib.suppress(StoreUnavailableError):
         for signer in signers:

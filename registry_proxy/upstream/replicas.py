@@ -49,7 +49,11 @@ class Inspect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConfig:
-    """The parts of an upstream; ``write_quorum`` counts over the configured replicas."""
+    """The parts of an upstream.
+
+    ``write_quorum`` counts over the configured replicas. ``can_differ``: they may come to hold different things by
+    our writes. ``is_recorded``: every tag that one of them may miss is on record.
+    """
 
     name: str
     replicas: Sequence[ReplicaAddress]
@@ -58,6 +62,8 @@ class UpstreamConfig:
     write_quorum: int = 1
     timeouts: Timeouts = field(default_factory=Timeouts)
     mixes_repositories: bool = False
+    can_differ: bool = False
+    is_recorded: bool = False
 
 
 @dataclass(slots=True)

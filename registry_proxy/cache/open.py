@@ -1,0 +1,101 @@
+"""Opening the cache of a worker: its files, the upload files beside them, and the note of what repositories hold."""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from registry_proxy.cache.care import Caretaker
+from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.cache.spool import DiskSpool
+from registry_proxy.ports.events import Observer
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.patterns import compile_repository_pattern
+from registry_proxy.protocol.reference import Digest, Repository
+
+LocalName = Callable[[RoutedRepository], Repository | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """Place, bounds and upkeep of a cache.
+
+    Args:
+        path: the directory, made ready by ``prepare_cache``.
+        max_size_bytes: see ``DiskCache``.
+        min_free_bytes: see ``DiskCache``.
+        pinned: patterns of the repositories whose content is never evicted.
+        check_share: see ``DiskCache``.
+        scrub_bytes_per_second: see ``Caretaker``.
+        scrub_interval_seconds: see ``Caretaker``.
+        is_lasting: whether it outlives this process; one in memory does not.
+        was_away: whether others may have changed what repositories hold since it was last open.
+    """
+
+    path: str
+    max_size_bytes: int
+    min_free_bytes: int
+    pinned: Sequence[str]
+    check_share: float
+    scrub_bytes_per_second: int
+    scrub_interval_seconds: float
+    is_lasting: bool
+    was_away: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The parts of an open cache."""
+
+    disk: DiskCache
+    spool: DiskSpool
+    memberships: FileMemberships
+    caretaker: Caretaker
+
+
+@contextlib.asynccontextmanager
+async def open_cache(options: CacheOptions, observer: Observer, local_name: LocalName) -> AsyncIterator[Cache]:
+    """Open a cache for the length of a with block.
+
+    Args:
+        options: where and how.
+        observer: receives cache errors and sizes.
+        local_name: returns the name under which clients know a repository, for ``pinned``.
+    """
+    memberships = FileMemberships(options.path)
+    if options.was_away:
+        memberships.doubt_all()
+    disk = DiskCache(
+        options.path,
+        options.max_size_bytes,
+        options.min_free_bytes,
+        observer,
+        find_kept=_finder_of_kept(options.pinned, local_name, memberships),
+        check_share=options.check_share,
+    )
+    try:
+        yield Cache(
+            disk,
+            DiskSpool(disk, is_lasting=options.is_lasting),
+            memberships,
+            Caretaker(disk, options.scrub_bytes_per_second, options.scrub_interval_seconds),
+        )
+    finally:
+        await disk.close()
+
+
+def _finder_of_kept(
+    patterns: Sequence[str], local_name: LocalName, memberships: FileMemberships
+) -> Callable[[], Collection[Digest]]:
+    """Return a function that finds the content of the pinned repositories."""
+    if not patterns:
+        return frozenset
+    pinned = re.compile("|".join(compile_repository_pattern(pattern).pattern for pattern in patterns))
+
+    def is_pinned(routed: RoutedRepository) -> bool:
+        name = local_name(routed)
+        return name is not None and pinned.fullmatch(name) is not None
+
+    return partial(memberships.digests_of, is_pinned)

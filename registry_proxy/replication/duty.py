@@ -1,0 +1,87 @@
+"""The repair duty: one worker of a node looks after the replicas of all upstreams."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+from registry_proxy.replication.copies import Copies, Pace
+from registry_proxy.replication.fallback_tags import FallbackTagComparison
+from registry_proxy.replication.maintenance import Maintenance
+from registry_proxy.replication.open import ReplicaTools
+from registry_proxy.replication.recovery import Recovery
+from registry_proxy.replication.repair import Repairer
+from registry_proxy.replication.verify import Verifier
+from registry_proxy.tasks import running
+
+
+class RepairDuty:
+    """Verification and repair of the replicas, by upstream; it works by itself in ``running`` only.
+
+    Args:
+        bytes_per_second: the pace of repair, by upstream; 0 for no limit.
+        tools: the collaborators.
+    """
+
+    def __init__(self, bytes_per_second: Mapping[str, int], tools: ReplicaTools) -> None:
+        options = tools.records.options
+        store, journal = tools.records.store, tools.records.journal
+        self._inspection = tools.records.inspection
+        self._replica_sets = replica_sets = tools.replica_sets
+        self.verifiers = {
+            name: Verifier(replica_set=each, store=store, journal=journal) for name, each in replica_sets.items()
+        }
+        self.maintenances = {
+            name: Maintenance(replica_set=each, store=store, journal=journal) for name, each in replica_sets.items()
+        }
+        self.repairers = {
+            name: Repairer(
+                replica_set=each,
+                store=store,
+                journal=journal,
+                copies=Copies(
+                    replica_sets=replica_sets,
+                    readers=tools.impatient_readers,
+                    cache=tools.cache,
+                    memberships=tools.memberships,
+                    pace=Pace(bytes_per_second[name]),
+                    copied=tools.observer.repaired_bytes,
+                ),
+                verifier=self.verifiers[name],
+                pins=tools.pins,
+                observer=tools.observer,
+            )
+            for name, each in replica_sets.items()
+        }
+        self._comparisons = {
+            name: FallbackTagComparison(
+                replica_set=replica_sets[name], store=store, journal=journal, verifier=self.verifiers[name]
+            )
+            for name in options.recorded
+            if len(options.replicas[name]) > 1
+        }
+        self._recoveries = {
+            name: Recovery(
+                replica_set=replica_sets[name],
+                store=store,
+                journal=journal,
+                verifier=self.verifiers[name],
+                upstreams=options.guarded,
+            )
+            for name in options.guarded
+        }
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, repairs: bool) -> AsyncIterator[None]:
+        """Look after the replicas for the length of a with block.
+
+        Args:
+            repairs: a cache in memory has none of the copies kept for replicas: it must not report them as lost.
+        """
+        work = {f"repair of {name}": repairer.run() for name, repairer in self.repairers.items() if repairs}
+        work |= {f"comparison of {name}": comparison.run() for name, comparison in self._comparisons.items()}
+        for name, recovery in self._recoveries.items():
+            work[f"recovery of {name}"] = recovery.run()
+            work[f"sentinels of {name}"] = self._inspection.keep_sentinels(self._replica_sets[name])
+        async with contextlib.AsyncExitStack() as stack:
+            for name, coroutine in work.items():
+                await stack.enter_async_context(running(coroutine, name))
+            yield
