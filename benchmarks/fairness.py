@@ -1,7 +1,16 @@
-"""Ordinary clients beside one abuser of each kind, and beside a well-behaved caller with as many requests a second.
+"""Ordinary clients beside one abuser of each kind, and beside a well-behaved caller with an equal load.
 
 Part of `make bench`. Ten clients log in, pull and push through two workers over two real registries; of their requests
 none may fail, and the slowest hundredth is compared. Abusers call from another address of loopback.
+
+The well-behaved caller of an abuser makes the same load as far as the node can see it beforehand:
+
+- a list without an end: as many lists a second, of a repository whose list ends;
+- withheld bodies: as many connections, which last as long and each send one login; but its body comes whole;
+- all others: as many requests a second, which pull a manifest.
+
+The registries' fronts, which are the malicious upstream, run in a process of their own: what they cost is no delay of
+the clients that are measured.
 """
 
 import argparse
@@ -9,22 +18,25 @@ import asyncio
 import base64
 import itertools
 import multiprocessing
+import random
 import re
 import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
+import httpx
 
 from benchmarks.load import describe_machine
 from tests.support.fakes.malice import Asked, Malice, answer
-from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, random_bytes
+from tests.support.product import OCI_MANIFEST, Image, Proxy, digest_of, make_image, proxy_server, random_bytes
 from tests.support.servers import Server, docker_registry, running
 
 CLIENTS = 10
@@ -32,9 +44,12 @@ PAUSE_SECONDS = 0.15
 ABUSER_ADDRESS = "127.0.0.2"
 CLIENT_ADDRESS = "127.0.0.3"
 WITHHELD_CONNECTIONS = 2000
+WITHHELD_SECONDS = (10, 15)
+"""How long a withheld body is waited for: ``registry_proxy.edge.exchange.SMALL_BODY_SECONDS``, scattered."""
 POISON = "poison/app"
 LISTED = "endless/app"
 PASSWORD = "password of a user"
+FORK = multiprocessing.get_context("fork")
 
 Step = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
 """One request, or several, of an abuser or of its well-behaved twin; given a number that grows."""
@@ -60,6 +75,7 @@ class Place:
     proxy: Proxy
     image: Image
     tokens: dict[str, str]
+    refresh_token: str
 
     def bearer(self, name: str) -> dict[str, str]:
         """Return the header with a token of a user."""
@@ -216,6 +232,30 @@ async def withhold(port: int, path: str) -> None:
     await asyncio.gather(*(one() for _ in range(WITHHELD_CONNECTIONS)))
 
 
+async def log_in_and_rest(place: Place) -> None:
+    """Hold as many connections open for as long as withheld bodies do; on each a whole login is sent."""
+    fields = {"grant_type": "refresh_token", "service": "registry-proxy", "refresh_token": place.refresh_token}
+    form = urlencode(fields)
+    head = f"POST /auth/token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(form)}\r\n"
+    request = f"{head}Content-Type: application/x-www-form-urlencoded\r\n\r\n{form}".encode()
+
+    async def one() -> None:
+        while True:
+            with suppress(OSError):
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", place.proxy.port, local_addr=(ABUSER_ADDRESS, 0)
+                )
+                try:
+                    writer.write(request)
+                    await reader.read(10_000)
+                    await asyncio.sleep(random.uniform(*WITHHELD_SECONDS))
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.5)
+
+    await asyncio.gather(*(one() for _ in range(WITHHELD_CONNECTIONS)))
+
+
 async def send_garbage(port: int) -> None:
     """Send bytes without a meaning behind a whole request."""
     request = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -250,28 +290,34 @@ async def repeat(step: Step, rate: float) -> None:
             await asyncio.sleep(1 / rate)
 
 
+async def list_tags(http: aiohttp.ClientSession, place: Place) -> None:
+    """List the tags of a repository."""
+    await read(http, f"{place.proxy.url}/v2/team/app/tags/list", place.bearer("ann"))
+
+
+PULLS, LISTS, LOGINS = "a caller who pulls", "a caller who lists", "a caller who logs in"
+TWINS = {"a list without an end": LISTS, "withheld bodies": LOGINS}
+"""The well-behaved caller whose load is equal; ``PULLS`` for all other abusers."""
+
+
 def abuse(place: Place, kind: str, rate: float) -> None:
-    """Be one abuser, or its twin (``kind`` ""), until the process is ended."""
+    """Be one abuser, or one well-behaved caller, until the process is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if kind == "withheld bodies":
-        asyncio.run(withhold(place.proxy.port, "/auth/token"))
-    elif kind == "garbage behind a request":
-        asyncio.run(send_garbage(place.proxy.port))
-    elif kind:
-        asyncio.run(repeat(steps_of(place)[kind], rate))
-    else:
-
-        async def pull(http: aiohttp.ClientSession, _: int) -> None:
-            await pull_manifest(http, place)
-
-        asyncio.run(repeat(pull, rate))
+    calls: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        "withheld bodies": lambda: withhold(place.proxy.port, "/auth/token"),
+        "garbage behind a request": lambda: send_garbage(place.proxy.port),
+        LOGINS: lambda: log_in_and_rest(place),
+        PULLS: lambda: repeat(lambda http, _: pull_manifest(http, place), rate),
+        LISTS: lambda: repeat(lambda http, _: list_tags(http, place), rate),
+    }
+    asyncio.run(calls[kind]() if kind in calls else repeat(steps_of(place)[kind], rate))
 
 
 def beside(place: Place, kind: str | None, rate: float, requests: int) -> Outcome:
-    """Return the outcome of the ordinary clients beside an abuser, its twin (""), or nobody (None)."""
+    """Return the outcome of the ordinary clients beside an abuser, a well-behaved caller, or nobody (None)."""
     if kind is None:
         return asyncio.run(be_ordinary(place, requests))
-    process = multiprocessing.get_context("fork").Process(target=abuse, args=(place, kind, rate), daemon=True)
+    process = FORK.Process(target=abuse, args=(place, kind, rate), daemon=True)
     process.start()
     try:
         time.sleep(3)  # the abuse is under way
@@ -279,6 +325,7 @@ def beside(place: Place, kind: str | None, rate: float, requests: int) -> Outcom
     finally:
         process.kill()
         process.join()
+        time.sleep(2)  # what it left behind ends
 
 
 def answers(asked: Asked) -> bytes | None:
@@ -292,6 +339,25 @@ def answers(asked: Asked) -> bytes | None:
         body = b'{"name":"%b","tags":["t%d"]}' % (LISTED.encode(), number)
         return answer(200, {"Link": link, "Content-Type": "application/json"}, body)
     return None
+
+
+@contextmanager
+def front(behind: int) -> Iterator[int]:
+    """Answer before a registry, in a process of its own; give the port."""
+    ours, theirs = FORK.Pipe()
+
+    def serve() -> None:
+        with Malice(answers, behind) as malice:
+            theirs.send(malice.port)
+            signal.pause()
+
+    process = FORK.Process(target=serve, daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.kill()
+        process.join()
 
 
 def prepare(proxy: Proxy) -> Place:
@@ -312,35 +378,34 @@ def prepare(proxy: Proxy) -> Place:
             "registry:catalog:*",
         ],
     }
-    tokens = {name: token_of(user, scopes[name]) for name, user in users.items()}
-    return Place(proxy, image, tokens)
-
-
-def token_of(user: User, scopes: Sequence[str]) -> str:
-    """Return a token of a user for all scopes."""
-    return user.token(*scopes)
+    tokens = {name: user.token(*scopes[name]) for name, user in users.items()}
+    parameters = {"service": "registry-proxy", "offline_token": "true", "client_id": "bench"}
+    answer_of_login = httpx.get(f"{proxy.url}/auth/token", params=parameters, auth=("eve", PASSWORD))
+    return Place(proxy, image, tokens, answer_of_login.json()["refresh_token"])
 
 
 def measure(place: Place, kinds: Sequence[str], rate: float, requests: int) -> None:
-    """Print a table, a row for each abuser."""
-    nobody, twin = beside(place, None, rate, requests), beside(place, "", rate, requests)
+    """Print a table, a row for each abuser and each well-behaved caller."""
     print(
         f"\n### {requests} requests of {CLIENTS} ordinary clients beside one abuser ({rate:g} requests a second)\n\n"
-        "| beside | failed | p50 ms | p99 ms | p99 x the twin |\n|---|---|---|---|---|"
+        "| beside | failed | p50 ms | p99 ms | compared with | p99 x that |\n|---|---|---|---|---|---|"
     )
+    twins: dict[str, Outcome] = {}
     failures: dict[str, list[str]] = {}
 
-    def show(name: str, outcome: Outcome) -> None:
+    def show(name: str, outcome: Outcome, twin: str) -> None:
         p50 = statistics.median(outcome.seconds) * 1e3
-        ratio = outcome.p99_ms / twin.p99_ms
-        print(f"| {name} | {len(outcome.failures)} | {p50:.1f} | {outcome.p99_ms:.1f} | {ratio:.2f} |", flush=True)
+        ratio = f"{twin} | {outcome.p99_ms / twins[twin].p99_ms:.2f}" if twin else "|"
+        print(f"| {name} | {len(outcome.failures)} | {p50:.1f} | {outcome.p99_ms:.1f} | {ratio} |", flush=True)
         failures[name] = sorted(set(outcome.failures))[:5]
 
-    show("nobody", nobody)
-    show("a well-behaved caller", twin)
+    show("nobody", beside(place, None, rate, requests), "")
     for kind in kinds:
-        show(kind, beside(place, kind, rate, requests))
-        time.sleep(2)  # what the abuser left behind ends
+        twin = TWINS.get(kind, PULLS)
+        if twin not in twins:
+            twins[twin] = beside(place, twin, rate, requests)
+            show(twin, twins[twin], "")
+        show(kind, beside(place, kind, rate, requests), twin)
     for name, texts in failures.items():
         for text in texts:
             print(f"{name}: {text}")
@@ -358,14 +423,16 @@ def main() -> None:
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         registries = [stack.enter_context(running(docker_registry(root / name))) for name in "ab"]
-        fronts = [stack.enter_context(Malice(answers, registry.port)) for registry in registries]
+        ports = [stack.enter_context(front(registry.port)) for registry in registries]
+        replicas = [{"name": f"r{number}", "url": f"http://127.0.0.1:{port}"} for number, port in enumerate(ports)]
         settings = {
             "workers": 2,
             "trusted_proxies": [],
+            "auth": {"refresh_tokens": True},
             "cache": {"max_size": "256MiB"},
-            "upstreams": {"main": {"replicas": [{"name": f"r{n}", "url": f.url} for n, f in enumerate(fronts)]}},
+            "upstreams": {"main": {"replicas": replicas}},
         }
-        proxy = proxy_server(root / "proxy", [Server([], front.port, root / "none") for front in fronts], settings)
+        proxy = proxy_server(root / "proxy", [Server([], port, root / "none") for port in ports], settings)
         stack.enter_context(running(proxy))
         place = prepare(proxy)
         kinds = [*steps_of(place), "withheld bodies", "garbage behind a request"]

@@ -18,8 +18,9 @@ from registry_proxy.access.directory import RevisionConflictError
 from registry_proxy.access.subject import is_name
 from registry_proxy.admin.bodies import BODY_MAX_BYTES, Body
 from registry_proxy.admin.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
+from registry_proxy.http.limits import scattered
 
-_BODY_SECONDS = 10.0  # for what has 1 MiB at most; what may be larger has as much longer
+_BODY_SECONDS = 10.0  # for what has 1 MiB at most; what may be larger has as much longer. Scattered
 _FAULTS_COUNTED_MAX = 1000
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 1000
@@ -68,7 +69,7 @@ async def read_body(request: web.Request, model: type[_B]) -> _B:
         raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
     seconds = _BODY_SECONDS * max(1, model.max_bytes / BODY_MAX_BYTES)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(scattered(seconds)):
             content = await request.clone(client_max_size=model.max_bytes).read()
     except TimeoutError:
         detail = f"the body did not come within {seconds:g} s; nothing was changed"

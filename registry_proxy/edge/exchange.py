@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from aiohttp.http import HttpVersion11
 from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 
+from registry_proxy.http.limits import scattered
 from registry_proxy.ports.errors import (
     CacheUnavailableError,
     FillFailedError,
@@ -27,7 +28,7 @@ _CLOSE_WAIT = 8
 """State of a connection whose other end has closed (TCP_CLOSE_WAIT of Linux)."""
 
 SMALL_BODY_SECONDS = 10.0
-"""How long a small body may take, for each MiB that it may have."""
+"""How long a small body may take, for each MiB that it may have; up to half as long again (``scattered``)."""
 
 STALL_SECONDS = 300.0
 """How long a client may neither send nor take a byte."""
@@ -78,22 +79,28 @@ async def read_body(exchange: Exchange) -> AsyncIterator[bytes]:
         RegistryError: SIZE_INVALID when the body cannot be read as HTTP.
         ConnectionError: the client left, or sent nothing for five minutes.
     """
-    request = exchange.request
-    if exchange.awaits_continue:
-        exchange.awaits_continue = False
-        if request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         while True:
-            if request.transport is None:
-                raise ConnectionResetError("the client left")
             async with asyncio.timeout(STALL_SECONDS):
-                chunk = await request.content.readany()
+                chunk = await _read_chunk(exchange)
             if not chunk:
                 return
             yield chunk
     except TimeoutError as error:
         raise ConnectionResetError("the client sent nothing for too long") from error
+
+
+async def _read_chunk(exchange: Exchange) -> bytes:
+    """Return what has come of the body; nothing at its end. Raises as ``read_body``."""
+    request = exchange.request
+    if exchange.awaits_continue:
+        exchange.awaits_continue = False
+        if request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if request.transport is None:
+        raise ConnectionResetError("the client left")
+    try:
+        return await request.content.readany()
     except RequestPayloadError as error:
         raise RegistryError(ErrorCode.SIZE_INVALID, "the request's body is not well-formed HTTP") from error
 
@@ -103,7 +110,7 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
 
     Raises:
         RegistryError: SIZE_INVALID, 413, as soon as it is known to be larger than ``max_bytes``; 408 when it is held
-            back, for longer than ``SMALL_BODY_SECONDS`` for each MiB that it may have.
+            back, for longer than ``SMALL_BODY_SECONDS`` for each MiB that it may have, or a little more.
     """
     too_large = RegistryError(
         ErrorCode.SIZE_INVALID,
@@ -117,8 +124,8 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
     size = 0
     seconds = SMALL_BODY_SECONDS * max(1.0, max_bytes / 2**20)
     try:
-        async with asyncio.timeout(seconds):
-            async for chunk in read_body(exchange):
+        async with asyncio.timeout(scattered(seconds)):
+            while chunk := await _read_chunk(exchange):
                 size += len(chunk)
                 if size > max_bytes:
                     raise too_large

@@ -15,7 +15,7 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 from aiohttp.web_protocol import _ErrInfo
 
 from registry_proxy.http.connections import LEAST_BYTES_PER_SECOND, Connections, Owner, Patience, Sender
-from registry_proxy.http.limits import FIELD_MAX_BYTES, HEAD_MAX_BYTES
+from registry_proxy.http.limits import FIELD_MAX_BYTES, HEAD_MAX_BYTES, scattered
 
 _QUEUED_MAX: Final = 2  # requests behind the one that is answered: a client that pipelines more is read later
 _RESERVED_SECONDS: Final = 2.0
@@ -212,7 +212,7 @@ class GuardedConnection(RequestHandler):
     # ------------------------------------------------------------ what is unfinished
 
     def _await_head(self, seconds: float) -> None:
-        self._header_timer = self._loop.call_later(seconds, self._header_too_slow)
+        self._header_timer = self._loop.call_later(scattered(seconds), self._header_too_slow)
         self._begin(self._address)
 
     def _await_body(self, message: RawRequestMessage, body: StreamReader) -> None:

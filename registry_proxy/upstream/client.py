@@ -48,6 +48,7 @@ from registry_proxy.upstream.failure import (
 )
 from registry_proxy.upstream.heads import Heads
 from registry_proxy.upstream.listing import list_names, list_referrers, merged
+from registry_proxy.upstream.long_lists import LongLists
 from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.upstream.streams import BlobStream
@@ -79,6 +80,7 @@ class HttpReplicaClient:
     def __init__(self, address: ReplicaAddress, timeouts: Timeouts, sessions: Sessions, observer: Observer) -> None:
         self._name = address.name
         self._transport = Transport(address, timeouts, sessions, observer)
+        self._tag_lists, self._catalogs, self._referrers = LongLists(), LongLists(), LongLists()
         self._tag_heads, self._blob_heads = Heads(time.monotonic), Heads(time.monotonic)
 
     @property
@@ -336,7 +338,7 @@ class HttpReplicaClient:
     async def list_tags(self, repository: Repository) -> list[Tag]:
         target = self._transport.target(f"/v2/{repository}/tags/list?n=1000")
         request = Request(method="GET", target=target, scopes=_scope(repository, Action.PULL))
-        names = await list_names(self._transport, request, "tags", {"repository": repository})
+        names = await list_names(self._transport, self._tag_lists, request, "tags", {"repository": repository})
         return await merged([(cast("set[Tag]", names), is_tag)])
 
     async def list_repositories(self) -> list[Repository]:
@@ -344,7 +346,7 @@ class HttpReplicaClient:
         target = self._transport.target("/v2/_catalog?n=1000")
         request = Request(method="GET", target=target, scopes=(format_scope(CATALOG),))
         try:
-            names = await list_names(self._transport, request, "repositories", {"registry": self._name})
+            names = await list_names(self._transport, self._catalogs, request, "repositories", {"registry": self._name})
         except RegistryError as error:
             if not isinstance(error, AccessRefusedError) and error.code is not ErrorCode.NAME_UNKNOWN:
                 raise
@@ -363,7 +365,7 @@ class HttpReplicaClient:
             scopes=_scope(repository, Action.PULL),
             headers={"Accept": OCI_INDEX},
         )
-        return await list_referrers(self._transport, request)
+        return await list_referrers(self._transport, self._referrers, request)
 
     # ------------------------------------------------------------ uploads
 

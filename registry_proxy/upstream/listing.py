@@ -5,7 +5,8 @@ import heapq
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,11 +14,10 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.link import parse_next
 from registry_proxy.protocol.reference import REPOSITORY_MAX_LENGTH, parse_digest
 from registry_proxy.upstream.failure import BadUpstreamError, has_errors
+from registry_proxy.upstream.long_lists import LongLists
 from registry_proxy.upstream.transport import Request, Transport
 
 _N = TypeVar("_N", bound=str)
-_PAGE_MAX_BYTES = 64 * 1024 * 1024
-"""distribution 2.8.2 ignores n and sends every tag at once."""
 _NAMES_MAX = 1_000_000
 _PAGES_MAX = 100_000
 _IDLE_PAGES_MAX = 100
@@ -35,11 +35,14 @@ _STRING = re.compile(rb'\s{0,999}+("(?:[^"\\]|\\.){0,9999}+")\s{0,999}+([,\]])')
 """A name in a list, and what follows it. The interpreter does nothing else while it matches, so that it ends early."""
 
 
-async def list_names(transport: Transport, request: Request, key: str, detail: dict[str, str]) -> set[str]:
+async def list_names(
+    transport: Transport, lists: LongLists, request: Request, key: str, detail: dict[str, str]
+) -> set[str]:
     """Return all names of a list.
 
     Args:
         transport: to the replica.
+        lists: those of the same kind that are being read there.
         request: of the first page; the others are where its Link headers say, on the replica itself. Where the replica
             refuses the size of page in its query, it is sent without.
         key: of the names in the JSON, ``tags`` or ``repositories``.
@@ -53,9 +56,9 @@ async def list_names(transport: Transport, request: Request, key: str, detail: d
     names: set[str] = set()
     idle_pages = 0
     try:
-        async with asyncio.timeout(_LIST_SECONDS):
-            async for status, body in _pages(transport, request):
-                if status != 200 or body is None:
+        async with asyncio.timeout(_LIST_SECONDS), aclosing(_pages(transport, lists, request)) as pages:
+            async for status, body in pages:
+                if status != 200:
                     raise _no_list(transport.name, status, body, detail)
                 before = len(names)
                 await _add_page(transport.name, body, key, names)
@@ -73,11 +76,12 @@ async def list_names(transport: Transport, request: Request, key: str, detail: d
     return names
 
 
-async def list_referrers(transport: Transport, request: Request) -> list[dict[str, Any]] | None:
+async def list_referrers(transport: Transport, lists: LongLists, request: Request) -> list[dict[str, Any]] | None:
     """Return the descriptors of an index of referrers, over all its pages; None where the registry has no such API.
 
     Args:
         transport: to the registry.
+        lists: those of referrers that are being read there.
         request: of the first page.
 
     Raises:
@@ -85,40 +89,45 @@ async def list_referrers(transport: Transport, request: Request) -> list[dict[st
         ReplicaFailedError: it did not answer.
     """
     found: list[dict[str, Any]] = []
-    async for status, body in _pages(transport, request):
-        if status in {400, 404, 405}:
-            return None
-        if status != 200 or body is None:
-            raise BadUpstreamError(transport.name, f"it answers {status} where referrers were asked for")
-        try:
-            found += [
-                {**entry, "digest": str(parse_digest(entry["digest"]))} for entry in json.loads(body)["manifests"]
-            ]
-        except (ValueError, KeyError, TypeError, RecursionError, RegistryError) as error:
-            raise BadUpstreamError(transport.name, "its referrers are no index") from error
-        if len(found) > _NAMES_MAX:
-            raise _endless(transport.name)
+    async with aclosing(_pages(transport, lists, request)) as pages:
+        async for status, body in pages:
+            if status in {400, 404, 405}:
+                return None
+            if status != 200:
+                raise BadUpstreamError(transport.name, f"it answers {status} where referrers were asked for")
+            try:
+                found += [
+                    {**entry, "digest": str(parse_digest(entry["digest"]))} for entry in json.loads(body)["manifests"]
+                ]
+            except (ValueError, KeyError, TypeError, RecursionError, RegistryError) as error:
+                raise BadUpstreamError(transport.name, "its referrers are no index") from error
+            if len(found) > _NAMES_MAX:
+                raise _endless(transport.name)
     return found
 
 
-async def _pages(transport: Transport, request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
-    """Yield status and body of each page; None for a body that is too large."""
+async def _pages(transport: Transport, lists: LongLists, request: Request) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Yield status and body of each page. Raises BadUpstreamError for a list that is too long."""
     without_size = request.target.partition("?")[0]
     seen: set[str] = set()
-    while request.target not in seen and len(seen) < _PAGES_MAX:
-        seen.add(request.target)
-        async with transport.request(request) as response:
-            body = await transport.read_body(response, _PAGE_MAX_BYTES)
-            status, links = response.status, response.headers.getall("Link", ())
-        if status == 400 and len(seen) == 1 and request.target != without_size:
-            # Registries that allow smaller pages alone refuse ours; they say by Link which page is the next.
-            request = replace(request, target=without_size)
-            continue
-        yield status, body
-        following = parse_next(links)
-        if following is None:
-            return
-        request = replace(request, target=transport.local_target(following, request.target))
+    async with lists.reading() as reading:
+        while request.target not in seen and len(seen) < _PAGES_MAX:
+            seen.add(request.target)
+            async with transport.request(request) as response:
+                body = await reading.read_page(transport.chunks(response))
+                status, links = response.status, response.headers.getall("Link", ())
+            if status == 400 and len(seen) == 1 and request.target != without_size:
+                # Registries that allow smaller pages alone refuse ours; they say by Link which page is the next.
+                request = replace(request, target=without_size)
+                continue
+            if body is None:
+                raise _endless(transport.name)
+            yield status, body
+            following = parse_next(links)
+            if following is None:
+                return
+            request = replace(request, target=transport.local_target(following, request.target))
+            await reading.go_on()
     raise _endless(transport.name)
 
 
@@ -126,8 +135,8 @@ def _endless(replica: str) -> BadUpstreamError:
     return BadUpstreamError(replica, "its list has no end")
 
 
-def _no_list(replica: str, status: int, body: bytes | None, detail: dict[str, str]) -> RegistryError:
-    if status == 404 and (not (body or b"").strip() or has_errors(body or b"")):
+def _no_list(replica: str, status: int, body: bytes, detail: dict[str, str]) -> RegistryError:
+    if status == 404 and (not body.strip() or has_errors(body)):
         return RegistryError(ErrorCode.NAME_UNKNOWN, "no such repository in the upstream registry", detail=detail)
     if status == 405:
         return RegistryError(ErrorCode.UNSUPPORTED, "the upstream registry gives no such list", detail=detail)

@@ -194,13 +194,22 @@ class Transport:
         """Return the whole body, None when it is longer than the limit."""
         chunks: list[bytes] = []
         size_bytes = 0
-        with translated(self.name, in_body=True, is_elsewhere=not self.is_here(response)):
-            while chunk := await self._read(response):
-                size_bytes += len(chunk)
-                if size_bytes > limit_bytes:
-                    return None
-                chunks.append(chunk)
+        async for chunk in self.chunks(response):
+            size_bytes += len(chunk)
+            if size_bytes > limit_bytes:
+                return None
+            chunks.append(chunk)
         return b"".join(chunks)
+
+    async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """Yield the body as it comes."""
+        is_elsewhere = not self.is_here(response)
+        while True:
+            with translated(self.name, in_body=True, is_elsewhere=is_elsewhere):
+                chunk = await self._read(response)
+            if not chunk:
+                return
+            yield chunk
 
     def is_here(self, response: aiohttp.ClientResponse) -> bool:
         """Tell whether the replica itself answered, and not the storage to which it redirects."""

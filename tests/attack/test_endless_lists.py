@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry_proxy.upstream import failover, listing, sharing
+from registry_proxy.upstream import failover, listing, long_lists, sharing
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartProxy
@@ -62,6 +62,19 @@ async def test_pages_without_news_are_few() -> None:
             with pytest.raises(BadUpstreamError, match="does not answer as"):
                 await client.list_tags(REPOSITORY)
         assert malice.count("tags/list") <= listing._IDLE_PAGES_MAX + 2
+
+
+async def test_small_pages_without_end_come_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the first pages of a list the next small ones wait: else they would keep a core busy for a minute."""
+    monkeypatch.setattr(long_lists, "PAGE_SECONDS", 3600.0)
+    with endless(brings_news=True) as malice:
+        async with open_replicas([malice.url]) as replicas:
+            listing_tags = asyncio.ensure_future(FailoverReader(replicas, ToldMarks(), 5).list_tags(REPOSITORY))  # noqa: TID251 - cancelled
+            await until(lambda: malice.count("tags/list") > long_lists.QUICK_PAGES)
+            await stays_quiet(malice, "tags/list")
+            assert malice.count("tags/list") == long_lists.QUICK_PAGES + 1
+            listing_tags.cancel()
+            await asyncio.gather(listing_tags, return_exceptions=True)
 
 
 async def test_a_list_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
