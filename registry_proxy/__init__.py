@@ -10,7 +10,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     store                        state: SQLite or Redis
     audit, telemetry             the tamper-evident log; metrics and logs
     operations                   the verbs: pull, push, discover, manage
-    replication                  replicas, writing: fan-out, marks, repair
+    replication, repair          replicas, writing: fan-out, journal, marks; replicas made equal
     edge, admin                  the public listener, the admin listener
     node                         processes, workers, sockets
     configured, app, load        settings as the rooms' values; composition of a worker; its late loading

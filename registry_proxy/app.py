@@ -43,7 +43,8 @@ from registry_proxy.operations.tags import RecordedTags
 from registry_proxy.operations.warm import Prefetch, Warmer
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import Observer
-from registry_proxy.replication.duty import RepairDuty
+from registry_proxy.repair.duty import RepairDuty
+from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.open import Records, ReplicaTools, Writes, open_records
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
@@ -172,13 +173,14 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
         cache = await stack.enter_async_context(open_cache(cache_options, observer, router.local_name))
         options, memberships = configured.record_options(settings), cache.memberships
         records = await stack.enter_async_context(open_records(options, store, changes, observer, memberships))
+        inspection = Inspection(store=store, journal=records.journal, recorded=options.recorded)
         upstreams = await stack.enter_async_context(
             open_upstreams(
                 configured.upstream_configs(settings),
-                marks=records.journal,
+                marks=records.journal.current,
                 observer=observer,
                 remembered=memberships,
-                inspect=records.inspection.inspect,
+                inspect=inspection.inspect,
                 proves_absent=records.proof,
             )
         )
@@ -193,7 +195,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             observer=observer,
         )
         rates = {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}
-        writes, repair = Writes(tools), RepairDuty(rates, tools)
+        writes, repair = Writes(tools), RepairDuty(rates, tools, inspection)
         yield _Node(changes, access, cache, records, upstreams, writes, repair, router)
 
 
@@ -218,7 +220,7 @@ def _public_app(
         observer=observer,
         tag_rules=configured.tag_rules(settings),
         # With SQLite there is one node, whose workers share what they know of tags.
-        records=RecordedTags(node.records.tag, writes.tags.find, is_shared=settings.sqlite_path is None),
+        records=RecordedTags(node.records.tag, node.repair.tags.find, is_shared=settings.sqlite_path is None),
     )
     push = Push(
         spool=cache.spool,
@@ -284,7 +286,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
             access.control,
             node.changes,
             node.repair.repairers,
-            node.records.warnings,
+            node.repair.warnings,
             context.ending.is_set,
             connections,
             is_stand_in=context.is_stand_in,

@@ -12,8 +12,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 # The arrows between the parts, from below to above: exactly those that there are. Those in the middle stand side by
-# side and never see each other; `replication` writes to the replicas what `operations` asks its port for, and bytes
-# reach `edge` through `operations`, never from `cache` or `upstream`.
+# side and never see each other; `replication` writes to the replicas what `operations` asks its port for, `repair`
+# makes the replicas equal, and bytes reach `edge` through `operations`, never from `cache` or `upstream`.
 MAY_IMPORT: dict[str, frozenset[str]] = {
     part: frozenset(others.split())
     for part, others in {
@@ -31,13 +31,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "telemetry": "ports protocol tasks",
         "operations": "ports protocol tasks",
         "replication": "operations ports protocol tasks",
+        "repair": "operations ports protocol replication tasks",
         "edge": "access http operations ports protocol tasks",
         "admin": "access audit http operations ports protocol tasks telemetry",
         "node": "cache config ports tasks telemetry",
         "offline": "access files operations ports protocol store tasks telemetry upstream",
         "configured": "access admin audit cache config edge http node operations ports protocol replication upstream",
-        "app": "access admin audit cache config configured edge http node operations ports replication store tasks"
-        " telemetry upstream",
+        "app": "access admin audit cache config configured edge http node operations ports repair replication store"
+        " tasks telemetry upstream",
         "load": "app node",
         "cli": "config load node offline ports protocol",
         "__main__": "cli load node",

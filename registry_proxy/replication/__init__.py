@@ -1,1 +1,1 @@
-"""Replicas behind us, writing: upload sessions, fan-out with a quorum, the journal of what is missing, repair."""
+"""Writing to replicas: upload sessions, fan-out with a quorum, the journal of what each replica misses."""

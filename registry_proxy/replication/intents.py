@@ -1,7 +1,7 @@
 """The entries of the journal: what a key (a manifest, tag or blob of a repository) shall be, and who misses it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -66,6 +66,30 @@ class Intent:
         """Tell whether a replica may rightly have something else: it did not confirm this, or cannot have it."""
         return self.is_under_way(now) or replica in self.missing or replica in self.refused
 
+    def concluded(self, refused: Mapping[str, str]) -> Self:
+        """Return the intent once its write has ended; ``refused`` names the replicas that cannot have it, and why."""
+        missing = tuple(name for name in self.missing if name not in refused)
+        return replace(self, missing=missing, behind=(), writing_until=0, refused=refused)
+
+    def without(self, confirmed: Collection[str]) -> Self:
+        """Return the intent once these replicas have confirmed it."""
+        return replace(
+            self,
+            missing=tuple(name for name in self.missing if name not in confirmed),
+            behind=tuple(name for name in self.behind if name not in confirmed),
+            refused={name: why for name, why in self.refused.items() if name not in confirmed},
+            doubted=tuple(name for name in self.doubted if name not in confirmed),
+        )
+
+    def doubting(self, replicas: Sequence[str]) -> Self:
+        """Return the intent when an older write may have reached these replicas after its own."""
+        return replace(
+            self,
+            missing=_joined(self.missing, replicas),
+            behind=_joined(self.behind, replicas) if self.writing_until else self.behind,
+            doubted=_joined(self.doubted, replicas),
+        )
+
     def to_value(self) -> Mapping[str, Any]:
         """Return what is stored."""
         return {
@@ -100,3 +124,7 @@ class Intent:
 def change_of(key: IntentKey, intent: Intent, *, expect: int | None = None) -> Change:
     """Return the change that stores an intent, or removes one of which there is nothing to remember."""
     return Change(Table.INTENTS, str(key), None if intent.is_settled else intent.to_value(), expect=expect)
+
+
+def _joined(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*names, *more)))

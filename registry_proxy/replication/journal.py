@@ -6,22 +6,21 @@ replicas are as good as before it: only when ``writing_until`` has passed does a
 its node died, count against all of them.
 """
 
-import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.events import Observer
-from registry_proxy.ports.journal import IntentKey, IntentKind, Marks, Pause
+from registry_proxy.ports.journal import IntentKey, IntentKind, Pause
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.store import LOSS_KEY, Change, Record, Store, StoreChanges, Table
+from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
 from registry_proxy.protocol.reference import Digest, parse_digest
-from registry_proxy.replication.intents import NO_REFUSALS, WRITING_SECONDS, Intent, change_of, parse_key
-from registry_proxy.replication.marks import JournalMarks
-from registry_proxy.replication.pauses import find_pause, restored_pause
+from registry_proxy.replication.current_marks import CurrentMarks
+from registry_proxy.replication.intents import NO_REFUSALS, WRITING_SECONDS, Intent, change_of
+from registry_proxy.replication.pauses import find_pause
 from registry_proxy.replication.roster import Roster
 from registry_proxy.replication.tag_records import moved
 from registry_proxy.replication.witnesses import is_witness, witness_of
@@ -51,16 +50,7 @@ class OpenWrite:
 
 
 class Journal:
-    """Writes intents and gives the marks they make: the ``MarkSource`` of the readers.
-
-    Args:
-        store: where the intents lie.
-        changes: tells when another worker or node may have written some.
-        observer: is told how many keys each replica is behind in.
-        replicas: for each upstream the names of its configured replicas, so that a zero is told too.
-        guarded: the upstreams whose members are on record, because their replicas can differ.
-        clock: seconds since the epoch.
-    """
+    """Writes intents; ``current`` gives the marks they make. For the arguments see ``CurrentMarks``."""
 
     def __init__(
         self,
@@ -73,132 +63,11 @@ class Journal:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._changes = changes
-        self._observer = observer
-        self._replicas = replicas
-        self.roster = Roster(store, replicas, guarded, observer)
-        self._guarded = guarded
         self._clock = clock
-        self._marks: JournalMarks | None = None
-        self._revision = 0
-        self._version = (-1, -1)
-        self._losses = changes.losses()
-        self._loading = asyncio.Lock()
-
-    async def marks(self, *, of_all_nodes: bool = False) -> Marks:
-        """Return the snapshot, read again when an intent may have changed.
-
-        While the store is away the last snapshot stands.
-
-        Raises:
-            StoreUnavailableError: there never was one.
-        """
-        if of_all_nodes:
-            with contextlib.suppress(StoreUnavailableError):
-                await self._changes.check()
-        return await self.snapshot()
-
-    async def snapshot(self) -> JournalMarks:
-        """Return what ``marks`` does, with the questions that only writers ask."""
-        if (marks := self._current()) is not None:
-            return marks
-        async with self._loading:
-            if (marks := self._current()) is not None:
-                return marks
-            version, now = self._versions(), self._clock()
-            try:
-                losses = self._changes.losses()
-                is_same_store = losses == self._losses
-                if not is_same_store:
-                    await self._restore_lost()
-                newcomers, pauses = await self.roster.newcomers(), await self._pauses()
-                marks = await self._read(self._marks if is_same_store else None, now, newcomers, pauses)
-            except StoreUnavailableError:
-                if self._marks is None:
-                    raise
-                return self._marks
-            self._marks, self._losses = marks, losses
-            self._version = version
-            self._report(marks)
-            return marks
-
-    async def _read(
-        self,
-        known: JournalMarks | None,
-        now: float,
-        newcomers: Mapping[tuple[str, str], str],
-        pauses: Mapping[str, Pause],
-    ) -> JournalMarks:
-        """Return a snapshot of what is open: from the last one where the store knows what has changed since."""
-        if known is not None and (changed := await self._store.changed_since(Table.INTENTS, self._revision)):
-            self._revision = changed.version
-            differing = {parse_key(key): _intent_of(record) for key, record in changed.records.items()}
-            return known.changed(differing, now, newcomers, pauses)
-        revision = (await self._store.versions()).get(Table.INTENTS, 0)
-        records = await self._store.list(Table.INTENTS)
-        self._revision = revision
-        intents = ((parse_key(record.key), Intent.from_value(record.value)) for record in records)
-        return JournalMarks(intents, now, newcomers, pauses)
-
-    async def _restore_lost(self) -> None:
-        """Write again what the store has lost, as this process remembers it: what replicas miss, and who is new.
-
-        Raises:
-            StoreUnavailableError: it does not answer.
-        """
-        for _ in range(_RACES_MAX):
-            with contextlib.suppress(ConflictError):  # another process does the same
-                await self._store.commit(await self._lost_changes())
-                break
-
-    async def _lost_changes(self) -> list[Change]:
-        if self._marks is None:
-            return []
-        intents = {str(key): change_of(key, intent, expect=0) for key, intent in self._marks.intents}
-        pauses = {name: pause for name in self._guarded if (pause := self._marks.pause(name)) is not None}
-        changes = [
-            *intents.values(),
-            *self.roster.remembered(self._marks.newcomers),
-            *(restored_pause(name, pause) for name, pause in pauses.items()),
-        ]
-        found = await self._store.get_all([(change.table, change.key) for change in changes]) if changes else []
-        lost = [change for change, record in zip(changes, found, strict=True) if record is None]
-        if lost:
-            _log.warning("the store was lost: %d records of what replicas miss are written again", len(lost))
-        return lost
-
-    async def is_doubtful(self) -> bool:
-        """Tell whether the store was lost, and the replicas were not compared since: what they miss is not known.
-
-        Raises:
-            StoreUnavailableError: it cannot be known.
-        """
-        await self._changes.check()
-        return await self._store.get(Table.META, LOSS_KEY) is not None
-
-    def _current(self) -> JournalMarks | None:
-        marks = self._marks
-        if marks is None or self._versions() != self._version:
-            return None
-        if not marks.valid_from <= self._clock() < marks.valid_until:  # or the clock was put back
-            return None
-        return marks
-
-    def _versions(self) -> tuple[int, int]:
-        return self._changes.version(Table.INTENTS), self._changes.version(Table.META)
-
-    def _report(self, marks: JournalMarks) -> None:
-        for upstream, names in self._replicas.items():
-            for name in names:
-                self._observer.replica_pending(upstream, name, marks.pending(name, upstream))
-                self._observer.replica_refused(upstream, name, marks.refused(name, upstream))
-            self._observer.lost_contents(upstream, marks.lost(upstream))
-
-    # ------------------------------------------------------------ pauses
-
-    async def _pauses(self) -> Mapping[str, Pause]:
-        found = {upstream: await find_pause(self._store, upstream) for upstream in self._guarded}
-        return {upstream: pause for upstream, pause in found.items() if pause is not None}
+        self.roster = Roster(store, replicas, guarded, observer)
+        self.current = CurrentMarks(
+            store, changes, observer, replicas, roster=self.roster, guarded=guarded, clock=clock
+        )
 
     async def is_writing(self, pause: Pause, upstream: str) -> bool:
         """Tell whether a write may still be under way that began before a pause was on record."""
@@ -209,8 +78,6 @@ class Journal:
             if now < until and (record.revision < pause.revision or until < pause.since + WRITING_SECONDS):
                 return True
         return False
-
-    # ------------------------------------------------------------ intents
 
     async def miss(self, key: IntentKey, digest: Digest | None, media_type: str, replica: str) -> bool:
         """Note that a replica was found to lack what a key shall be, None for deleted; return whether that is so now.
@@ -232,7 +99,7 @@ class Journal:
 
     async def missed_contents(self, upstream: str) -> Sequence[tuple[IntentKey, Intent]]:
         """Return the manifests and blobs of an upstream that some replica misses, but those being written now."""
-        marks = await self.snapshot()
+        marks = await self.current.snapshot()
         return [
             (key, intent)
             for key, intent in marks.intents
@@ -312,7 +179,7 @@ class Journal:
         that with the earlier revision. Returns the new one.
         """
         concluded = [
-            _without(key, _concluded(intent, refused), confirmed, expect=write.revision)
+            change_of(key, intent.concluded(refused).without(confirmed), expect=write.revision)
             for key, intent in write.intents.items()
         ]
         if not concluded and not write.tags:
@@ -339,9 +206,9 @@ class Journal:
             if intent.digest != concluded.digest:
                 return
             proven = {name for name in confirmed if name not in intent.doubted}
-            current = _concluded(intent, refused)
+            current = intent.concluded(refused).without(proven)
             with contextlib.suppress(ConflictError):
-                await self._store.commit([_without(key, current, proven, expect=record.revision)])
+                await self._store.commit([change_of(key, current, expect=record.revision)])
                 return
 
     async def note_late(
@@ -364,15 +231,9 @@ class Journal:
             if truth is None or truth.digest == written or truth.is_lost:
                 return
             late = tuple(name for name in replicas if name not in truth.refused)
-            noted = replace(
-                truth,
-                missing=_joined(truth.missing, late),
-                behind=_joined(truth.behind, late) if truth.writing_until else truth.behind,
-                doubted=_joined(truth.doubted, late),
-            )
             with contextlib.suppress(ConflictError):
                 expect = 0 if record is None else record.revision
-                await self._store.commit([change_of(key, noted, expect=expect)])
+                await self._store.commit([change_of(key, truth.doubting(late), expect=expect)])
                 _log.warning("a write of %s came late, after a newer one: %s may lack it", key, ", ".join(late))
                 break
         if key.kind is IntentKind.MANIFEST and written is None:  # the delete took every tag on it as well
@@ -433,29 +294,7 @@ class Journal:
         if intent.digest != digest or replica not in {*intent.missing, *intent.refused}:
             return False
         try:
-            await self._store.commit([_without(key, intent, {replica}, expect=record.revision)])
+            await self._store.commit([change_of(key, intent.without({replica}), expect=record.revision)])
         except ConflictError:
             return False
         return set(intent.missing) == {replica}
-
-
-def _intent_of(record: Record | None) -> Intent | None:
-    return None if record is None else Intent.from_value(record.value)
-
-
-def _concluded(intent: Intent, refused: Mapping[str, str]) -> Intent:
-    missing = tuple(name for name in intent.missing if name not in refused)
-    return replace(intent, missing=missing, behind=(), writing_until=0, refused=refused)
-
-
-def _joined(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*names, *more)))
-
-
-def _without(key: IntentKey, intent: Intent, confirmed: Collection[str], *, expect: int) -> Change:
-    missing = tuple(name for name in intent.missing if name not in confirmed)
-    behind = tuple(name for name in intent.behind if name not in confirmed)
-    refused = {name: why for name, why in intent.refused.items() if name not in confirmed}
-    doubted = tuple(name for name in intent.doubted if name not in confirmed)
-    found = replace(intent, missing=missing, behind=behind, refused=refused, doubted=doubted)
-    return change_of(key, found, expect=expect)

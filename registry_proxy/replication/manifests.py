@@ -15,7 +15,6 @@ from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
-from registry_proxy.replication.copies import may_lack_content
 from registry_proxy.replication.fanout import (
     Outcome,
     check_writable,
@@ -24,7 +23,7 @@ from registry_proxy.replication.fanout import (
     require_quorum,
 )
 from registry_proxy.replication.journal import Journal, OpenWrite
-from registry_proxy.replication.refusals import final_refusal, may_be_final
+from registry_proxy.replication.refusals import final_refusal, may_be_final, may_lack_content
 from registry_proxy.replication.tag_records import tag_record_key
 from registry_proxy.replication.uploads import UploadReplication
 
@@ -199,7 +198,7 @@ class ManifestReplication:
 
     async def _is_tag_known(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag) -> bool:
         """Tell whether a replica has the tag: pushed past us. That none of them can be asked is no answer."""
-        marks, answers, failure = await self._journal.marks(), 0, UpstreamUnavailableError("no replica is up")
+        marks, answers, failure = await self._journal.current.marks(), 0, UpstreamUnavailableError("no replica is up")
         for client in replica_set.replicas:
             if not replica_set.is_writable(client.name) or marks.misses_tag(client.name, routed, tag):
                 continue
@@ -260,7 +259,7 @@ class ManifestReplication:
         """Return a refusal as final where the replica has all that the manifest names, or refused that for good."""
         if not may_be_final(refusal):
             return refusal
-        absent, marks = {}, await self._journal.snapshot()
+        absent, marks = {}, await self._journal.current.snapshot()
         for kind, digest in parts_of(links):
             if marks.refuses(client.name, routed, digest):
                 absent[digest] = "it refuses that, too"

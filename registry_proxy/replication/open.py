@@ -13,9 +13,8 @@ from registry_proxy.ports.store import Store, StoreChanges
 from registry_proxy.ports.tags import TagRecord
 from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.replication.absence import AbsenceProof, forget_comparison
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
-from registry_proxy.replication.fallback_tags import AbsenceProof, forget_comparison
-from registry_proxy.replication.inspection import Inspection
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import (
     ManifestReplication,
@@ -24,9 +23,7 @@ from registry_proxy.replication.manifests import (
     recorded_repositories,
 )
 from registry_proxy.replication.pushed import PushedBlobs
-from registry_proxy.replication.recovery import loss_warnings
 from registry_proxy.replication.sessions import SignedSessions
-from registry_proxy.replication.tag_findings import TagFindings
 from registry_proxy.replication.tag_records import read_tag_record
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.tasks import running
@@ -56,7 +53,6 @@ class Records:
     options: RecordOptions
     store: Store
     journal: Journal
-    inspection: Inspection
     proof: AbsenceProof
 
     async def repositories(self) -> Collection[RoutedRepository]:
@@ -74,10 +70,6 @@ class Records:
     async def count_tags(self, routed: RoutedRepository) -> int:
         """Return how many tags of a repository are on record."""
         return await count_recorded_tags(self.store, routed)
-
-    async def warnings(self) -> Sequence[str]:
-        """Return, in words, that the store came back without its content; see ``loss_warnings``."""
-        return await loss_warnings(self.store, self.options.guarded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +98,7 @@ class ReplicaTools:
 
 
 class Writes:
-    """The writes to replicas, and the findings about tags that writes leave behind."""
+    """The writes to replicas."""
 
     def __init__(self, tools: ReplicaTools) -> None:
         records, replica_sets, cache = tools.records, tools.replica_sets, tools.cache
@@ -125,7 +117,6 @@ class Writes:
         self.deletions = DeletionReplication(
             replica_sets=replica_sets, readers=tools.readers, store=store, journal=journal
         )
-        self.tags = TagFindings(replica_sets=replica_sets, store=store, journal=journal, inspection=records.inspection)
 
 
 @contextlib.asynccontextmanager
@@ -148,14 +139,8 @@ async def open_records(
         journal = Journal(store, changes, observer, options.replicas, guarded=options.guarded)
         with contextlib.suppress(StoreUnavailableError):  # a worker that takes another one's place while it is away
             await journal.roster.note()
-            await journal.snapshot()  # the gauges say from the start which replica is behind
+            await journal.current.snapshot()  # the gauges say from the start which replica is behind
             for name in options.replicas:
                 if name not in options.recorded:
                     await forget_comparison(store, name)
-        yield Records(
-            options,
-            store,
-            journal,
-            Inspection(store=store, journal=journal, recorded=options.recorded),
-            AbsenceProof(store, changes, journal),
-        )
+        yield Records(options, store, journal, AbsenceProof(store, changes, journal))

@@ -56,3 +56,11 @@ def judge_blob(refusal: RegistryError, digest: Digest) -> RegistryError:
     if is_algorithm or refusal.status in _FINAL_STATUSES - {400}:
         return FinalRefusalError(refusal, f"it answers {refusal.status} {refusal.code.value}")
     return refusal
+
+
+def may_lack_content(error: RegistryError) -> bool:
+    """Tell whether a registry may have refused a manifest because it lacks a blob or a child that the manifest names.
+
+    The code does not decide it: zot says MANIFEST_INVALID, others BLOB_UNKNOWN or NAME_UNKNOWN.
+    """
+    return error.status in {400, 404}

@@ -148,7 +148,7 @@ def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: 
     assert "older" in older.headers["Warning"]
 
 
-@pytest.mark.soak  # its short form is in tests/replication/test_inspection.py
+@pytest.mark.soak  # its short form is in tests/repair/test_inspection.py
 def test_two_registries_that_were_swapped_are_told_apart(registries: list[Server], start_proxy: StartProxy) -> None:
     """What one of them misses stays missed, under whichever address it is: no older tag, nothing deleted comes back."""
     first, second = registries

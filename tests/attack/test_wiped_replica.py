@@ -42,7 +42,7 @@ def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
     assert user.pull(REPOSITORY, TAGS[0]) == images[TAGS[0]]
 
 
-@pytest.mark.soak  # its short form is in tests/replication/test_inspection.py
+@pytest.mark.soak  # its short form is in tests/repair/test_inspection.py
 def test_a_wiped_replica_says_nothing_is_absent(registries: list[Server], start_proxy: StartProxy) -> None:
     """With the other one down, what it lacks is 503 and not 404: it may be there."""
     first, second = registries

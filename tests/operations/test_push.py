@@ -272,7 +272,7 @@ async def test_a_replica_dies_in_mid_patch_unnoticed(setting: Bench) -> None:
     assert await setting.under_test.intents() == {f"{ROUTED}|blob|{DIGEST}": ["b"]}
     assert setting.spool.pins == {DIGEST}
     assert_acknowledged(setting)
-    marks = await setting.under_test.journal.marks()
+    marks = await setting.under_test.journal.current.marks()
     assert marks.misses_any("b", ROUTED)
     assert not marks.misses_any("a", ROUTED)
 

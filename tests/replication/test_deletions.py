@@ -53,12 +53,12 @@ async def test_a_replica_that_was_down_keeps_a_tombstone(setting: Bench) -> None
     app = await push(setting, image(b"1"), LATEST)
     setting.replicas.down.add("b")
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
-    marks = await setting.under_test.journal.marks()
+    marks = await setting.under_test.journal.current.marks()
     assert marks.has_tombstone("b", ROUTED, app.digest)
     assert not marks.has_tombstone("a", ROUTED, app.digest)
     setting.replicas.down.clear()
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
-    assert not (await setting.under_test.journal.marks()).has_tombstone("b", ROUTED, app.digest)
+    assert not (await setting.under_test.journal.current.marks()).has_tombstone("b", ROUTED, app.digest)
     assert await setting.under_test.intents() == {}
 
 
@@ -69,7 +69,7 @@ async def test_a_deleted_tag_does_not_come_back_older(setting: Bench) -> None:
     new = await push(setting, image(b"new"), LATEST)
     await setting.under_test.manage.delete_manifest(ROUTED, new.digest)
     assert setting.b.tags == {(REPOSITORY, LATEST): old.digest}
-    assert (await setting.under_test.journal.marks()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, LATEST)
     intent = await setting.under_test.journal.find(IntentKey(ROUTED, IntentKind.TAG, LATEST))
     assert intent is not None
     assert intent.digest is None  # not the deleted digest: nobody may bring that back
@@ -113,7 +113,7 @@ async def test_a_replica_that_missed_the_delete_of_a_tag_is_not_asked_for_it(set
     app = await push(setting, image(b"1"), "v1", LATEST)
     setting.replicas.down.add("b")
     await setting.under_test.manage.delete_manifest(ROUTED, LATEST)
-    marks = await setting.under_test.journal.marks()
+    marks = await setting.under_test.journal.current.marks()
     assert marks.misses_tag("b", ROUTED, LATEST)
     assert not marks.misses_tag("b", ROUTED, Tag("v1"))
     assert not marks.has_tombstone("b", ROUTED, app.digest)
@@ -189,7 +189,7 @@ async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
     app = await push(setting, image(b"1"), LATEST)
     setting.b.errors["delete_manifest"] = UpstreamUnavailableError("reset")
     assert (await refused(setting.under_test.manage.delete_manifest(ROUTED, app.digest))).status == 503
-    assert (await setting.under_test.journal.marks()).has_tombstone("b", ROUTED, app.digest)
+    assert (await setting.under_test.journal.current.marks()).has_tombstone("b", ROUTED, app.digest)
     setting.replicas.down.clear()
     setting.b.errors.clear()
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
@@ -225,7 +225,7 @@ async def test_a_blob_is_deleted_from_its_repository(setting: Bench) -> None:
     await setting.under_test.manage.delete_blob(ROUTED, digest)
     assert setting.a.blobs == {}
     assert setting.memberships.find(ROUTED, ContentKind.BLOB, digest) is None
-    assert (await setting.under_test.journal.marks()).has_tombstone("b", ROUTED, digest)
+    assert (await setting.under_test.journal.current.marks()).has_tombstone("b", ROUTED, digest)
     setting.replicas.down.clear()
     await setting.under_test.upload(b"blob")
     assert await setting.under_test.intents() == {}

@@ -45,7 +45,7 @@ async def test_marks_are_those_who_did_not_confirm(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as (journal, _):
         write = await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
         await journal.conclude(write, {"a"})
-        marks = await journal.marks()
+        marks = await journal.current.marks()
         assert marks.misses_tag("b", ROUTED, LATEST)
         assert not marks.misses_tag("a", ROUTED, LATEST)
         assert not marks.misses_tag("b", ROUTED, Tag("other"))
@@ -58,9 +58,9 @@ async def test_a_write_under_way_counts_against_nobody_and_an_abandoned_one_agai
     clock = Clock()
     async with open_journal(tmp_path, clock) as (journal, _):
         await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
-        assert not (await journal.marks()).misses_any("a", ROUTED)
+        assert not (await journal.current.marks()).misses_any("a", ROUTED)
         clock.now += WRITING_SECONDS
-        marks = await journal.marks()
+        marks = await journal.current.marks()
         assert marks.misses_tag("a", ROUTED, LATEST)
         assert marks.misses_tag("b", ROUTED, LATEST)
 
@@ -70,11 +70,11 @@ async def test_who_was_behind_stays_behind_while_a_newer_write_is_under_way(tmp_
     async with open_journal(tmp_path) as (journal, _):
         await journal.conclude(await journal.begin({TAG_KEY: (OLD, "type")}, NAMES), {"a"})
         write = await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
-        marks = await journal.marks()
+        marks = await journal.current.marks()
         assert marks.misses_tag("b", ROUTED, LATEST)
         assert not marks.misses_tag("a", ROUTED, LATEST)
         await journal.conclude(write, {"a", "b"})
-        assert not (await journal.marks()).misses_any("b", ROUTED)
+        assert not (await journal.current.marks()).misses_any("b", ROUTED)
 
 
 async def test_withdrawing_puts_back_what_was(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_a_confirmation_between_begin_and_conclude_is_not_lost(tmp_path: P
         manifest = IntentKey(ROUTED, IntentKind.MANIFEST, str(NEW))
         write = await journal.begin({TAG_KEY: (NEW, "type"), manifest: (NEW, "type")}, NAMES)
         assert not await journal.confirm(manifest, NEW, "b")
-        assert not (await journal.marks()).misses_any("a", ROUTED)
+        assert not (await journal.current.marks()).misses_any("a", ROUTED)
         await journal.conclude(write, {"a"})
         assert {record.key: record.value["missing"] for record in await store.list(Table.INTENTS)} == {
             str(TAG_KEY): ["b"]
@@ -121,9 +121,9 @@ async def test_a_newer_write_of_a_key_is_the_truth(tmp_path: Path) -> None:
 async def test_another_worker_sees_marks_at_once(tmp_path: Path) -> None:
     """Two journals over one store and page: what one records the other answers by."""
     async with open_journal(tmp_path) as (one, _), open_journal(tmp_path) as (other, _):
-        assert not (await other.marks()).misses_any("b", ROUTED)
+        assert not (await other.current.marks()).misses_any("b", ROUTED)
         await one.conclude(await one.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
-        assert (await other.marks()).misses_tag("b", ROUTED, LATEST)
+        assert (await other.current.marks()).misses_tag("b", ROUTED, LATEST)
 
 
 async def test_over_shared_storage_nothing_is_recorded(tmp_path: Path) -> None:
@@ -140,14 +140,14 @@ async def test_without_the_store_the_last_marks_stand(tmp_path: Path, monkeypatc
     """An outage of the store does not make a replica that was behind current, nor stop reading."""
     async with open_journal(tmp_path) as (journal, store):
         await journal.conclude(await journal.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
-        await journal.marks()
+        await journal.current.marks()
         await store.commit([Change(Table.INTENTS, "main/x|tag|y", None)])
 
         async def unavailable(table: Table, prefix: str = "") -> list[object]:
             raise StoreUnavailableError(f"{table} {prefix}")
 
         monkeypatch.setattr(store, "list", unavailable)
-        assert (await journal.marks()).misses_tag("b", ROUTED, LATEST)
+        assert (await journal.current.marks()).misses_tag("b", ROUTED, LATEST)
 
 
 async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
@@ -158,17 +158,17 @@ async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
         key = IntentKey(ROUTED, IntentKind.TAG, "latest")
         await journal.miss(key, digest_of(b"1"), "", "b")
         await journal.roster.doubt("main", "a", Return.OLDER)
-        before = (await journal.snapshot()).why_new("a", "main")
+        before = (await journal.current.snapshot()).why_new("a", "main")
         assert before
-        assert not await journal.is_doubtful()
+        assert not await journal.current.is_doubtful()
         for table in Table:
             records = await store.list(table)
             await store.commit([Change(table, record.key, None) for record in records])
         changes._page.note_loss()  # as the watch does that finds an older store
-        marks = await journal.snapshot()
+        marks = await journal.current.snapshot()
         assert marks.has_tag_intent("b", ROUTED, "latest")
         assert marks.why_new("a", "main") == before
-        assert await journal.is_doubtful()
+        assert await journal.current.is_doubtful()
 
 
 async def test_a_clock_that_is_put_back_keeps_no_write_open(tmp_path: Path) -> None:
@@ -177,6 +177,7 @@ async def test_a_clock_that_is_put_back_keeps_no_write_open(tmp_path: Path) -> N
     async with open_journal(tmp_path, clock) as (journal, _):
         key = IntentKey(ROUTED, IntentKind.TAG, "latest")
         await journal.begin({key: (digest_of(b"1"), "")}, NAMES)
-        assert not (await journal.snapshot()).has_tag_intent("a", ROUTED, "latest")
+        assert not (await journal.current.snapshot()).has_tag_intent("a", ROUTED, "latest")
         clock.now -= 3600
-        assert [name for name in NAMES if (await journal.snapshot()).has_tag_intent(name, ROUTED, "latest")] == NAMES
+        marks = await journal.current.snapshot()
+        assert [name for name in NAMES if marks.has_tag_intent(name, ROUTED, "latest")] == NAMES

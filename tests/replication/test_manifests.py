@@ -90,7 +90,7 @@ async def test_the_intent_is_stored_before_a_replica_is_touched(setting: Bench) 
         await until(lambda: setting.a.count("put_manifest") == 1)
         names = {f"{ROUTED}|manifest|{app.digest}": ["a", "b"], f"{ROUTED}|tag|latest": ["a", "b"]}
         assert await setting.under_test.intents() == names
-        marks = await setting.under_test.journal.marks()
+        marks = await setting.under_test.journal.current.marks()
         assert not marks.misses_any("a", ROUTED)
         assert not marks.misses_tag("b", ROUTED, LATEST)
         gate.set()
@@ -124,7 +124,7 @@ async def test_a_replica_that_is_down_is_marked_and_a_later_push_clears_it(setti
     """What it misses is on record before the answer; the same image pushed again when it is back leaves no mark."""
     setting.replicas.down.add("b")
     app = await push(setting, image(b"layer"))
-    marks = await setting.under_test.journal.marks()
+    marks = await setting.under_test.journal.current.marks()
     assert marks.misses_tag("b", ROUTED, LATEST)
     assert not marks.misses_tag("a", ROUTED, LATEST)
     assert marks.pending("b", "main") == 4  # two blobs, a manifest, a tag
@@ -142,7 +142,7 @@ async def test_a_replica_that_dies_in_the_put_is_marked(setting: Bench) -> None:
     app = await upload(setting, image(b"layer"))
     setting.b.errors["put_manifest"] = UpstreamUnavailableError("reset")
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
-    assert (await setting.under_test.journal.marks()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, LATEST)
     assert setting.replicas.down == {"b"}
 
 

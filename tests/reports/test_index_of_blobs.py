@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.protocol.reference import Tag
-from tests.replication.test_repair import Workshop, push, same
-from tests.replication.test_verify import compare
+from tests.repair.test_repair import Workshop, push, same
+from tests.repair.test_verify import compare
 from tests.support.fakes.images import Parts, build_cache
 from tests.support.fakes.replicas import REPOSITORY, Bench, bench
 

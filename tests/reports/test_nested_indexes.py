@@ -12,9 +12,9 @@ import pytest
 
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import OCI_INDEX, Manifest
-from registry_proxy.replication.exceptions import Exceptions
-from tests.replication.test_repair import Workshop, push, same
-from tests.replication.test_verify import make_newcomer, put_past
+from registry_proxy.repair.exceptions import Exceptions
+from tests.repair.test_repair import Workshop, push, same
+from tests.repair.test_verify import make_newcomer, put_past
 from tests.support.fakes.images import Parts, image, index
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 
@@ -51,7 +51,7 @@ async def test_shared_children_are_dealt_with_once(setting: Bench) -> None:
     await lose(setting, gone)
     setting.b.requests.clear()
     assert await Workshop(setting).repair()
-    assert not (await setting.under_test.journal.snapshot()).is_newcomer("main", "b")
+    assert not (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
     assert len(setting.b.requests) < 16 * 16 * 3, "by each way it would be twice as many with each level"
 
 

@@ -38,9 +38,9 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.repair import Comparison, Difference, RepairStatus
 from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus
 from registry_proxy.ports.store import Store
-from registry_proxy.replication.exceptions import Exceptions
+from registry_proxy.repair.exceptions import Exceptions
+from registry_proxy.repair.recovery import loss_warnings
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
-from registry_proxy.replication.recovery import loss_warnings
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route

@@ -404,7 +404,7 @@ class _Replicas(MemoryReader):
         self._replica_set, self._journal = replicas, journal
 
     async def resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
-        marks, routed = await self._journal.marks(), RoutedRepository(self._replica_set.upstream, repository)
+        marks, routed = await self._journal.current.marks(), RoutedRepository(self._replica_set.upstream, repository)
         current = [one for one in self._replica_set.replicas if not marks.misses_tag(one.name, routed, tag)]
         return await self._first(current, lambda client: client.resolve_tag(repository, tag))
 

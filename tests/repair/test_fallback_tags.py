@@ -11,9 +11,10 @@ from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag
-from registry_proxy.replication.fallback_tags import AbsenceProof, FallbackTagComparison, forget_comparison
+from registry_proxy.repair.fallback_tags import FallbackTagComparison
+from registry_proxy.repair.verify import Verifier
+from registry_proxy.replication.absence import AbsenceProof, forget_comparison
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import end, spawn
 from tests.support.fakes.images import image
 from tests.support.fakes.memory import CountingObserver
@@ -175,7 +176,7 @@ async def test_it_compares_by_itself(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in doubt is told, with what to do, and compared again; a record that went is made again."""
-    module = "registry_proxy.replication.fallback_tags"
+    module = "registry_proxy.repair.fallback_tags"
     monkeypatch.setattr(f"{module}._LOOK_SECONDS", 0.01)
     monkeypatch.setattr(f"{module}._PAUSE_WHILE_DOUBTFUL_SECONDS", 0.01)
     store, b = desk.bench.under_test.store, desk.bench.b

@@ -113,8 +113,8 @@ class KeptCopies:
 
     async def _release(self) -> None:
         """Unpin what nobody misses any more: what we brought to the last replica that did, or some other node."""
-        marks = await self._journal.snapshot()
-        if await self._journal.is_doubtful():  # an empty store says of nobody that it misses something
+        marks = await self._journal.current.snapshot()
+        if await self._journal.current.is_doubtful():  # an empty store says of nobody that it misses something
             return
         closed, self._closed = self._closed, set()
         for digest in {*closed, *self._pins.pinned(_SETTLED_SECONDS)}:

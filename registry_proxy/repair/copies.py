@@ -13,19 +13,17 @@ from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, Replica
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag
-from registry_proxy.replication.refusals import FinalRefusalError, final_refusal, judge_blob, may_be_final
+from registry_proxy.replication.refusals import (
+    FinalRefusalError,
+    final_refusal,
+    judge_blob,
+    may_be_final,
+    may_lack_content,
+)
 from registry_proxy.replication.upload_stream import read_range
 
 _DEPTH_MAX = 16
 """How deep indexes are followed at once: what lies deeper is a key of its own, and goes before the next round."""
-
-
-def may_lack_content(error: RegistryError) -> bool:
-    """Tell whether a registry may have refused a manifest because it lacks a blob or a child that the manifest names.
-
-    The code does not decide it: zot says MANIFEST_INVALID, others BLOB_UNKNOWN or NAME_UNKNOWN.
-    """
-    return error.status in {400, 404}
 
 
 async def is_nowhere(replica_set: ReplicaSet, question: Callable[[ReplicaClient], Awaitable[object]]) -> bool:

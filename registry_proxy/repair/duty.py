@@ -1,15 +1,17 @@
 """The repair duty: one worker of a node looks after the replicas of all upstreams."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
-from registry_proxy.replication.copies import Copies, Pace
-from registry_proxy.replication.fallback_tags import FallbackTagComparison
-from registry_proxy.replication.maintenance import Maintenance
+from registry_proxy.repair.copies import Copies, Pace
+from registry_proxy.repair.fallback_tags import FallbackTagComparison
+from registry_proxy.repair.inspection import Inspection
+from registry_proxy.repair.maintenance import Maintenance
+from registry_proxy.repair.recovery import Recovery, loss_warnings
+from registry_proxy.repair.repair import Repairer
+from registry_proxy.repair.tag_findings import TagFindings
+from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.open import ReplicaTools
-from registry_proxy.replication.recovery import Recovery
-from registry_proxy.replication.repair import Repairer
-from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import running
 
 
@@ -19,13 +21,16 @@ class RepairDuty:
     Args:
         bytes_per_second: the pace of repair, by upstream; 0 for no limit.
         tools: the collaborators.
+        inspection: keeps the sentinels.
     """
 
-    def __init__(self, bytes_per_second: Mapping[str, int], tools: ReplicaTools) -> None:
+    def __init__(self, bytes_per_second: Mapping[str, int], tools: ReplicaTools, inspection: Inspection) -> None:
         options = tools.records.options
         store, journal = tools.records.store, tools.records.journal
-        self._inspection = tools.records.inspection
+        self._records = tools.records
+        self._inspection = inspection
         self._replica_sets = replica_sets = tools.replica_sets
+        self.tags = TagFindings(replica_sets=replica_sets, store=store, journal=journal, inspection=inspection)
         self.verifiers = {
             name: Verifier(replica_set=each, store=store, journal=journal) for name, each in replica_sets.items()
         }
@@ -68,6 +73,10 @@ class RepairDuty:
             )
             for name in options.guarded
         }
+
+    async def warnings(self) -> Sequence[str]:
+        """Return, in words, that the store came back without its content; see ``loss_warnings``."""
+        return await loss_warnings(self._records.store, self._records.options.guarded)
 
     @contextlib.asynccontextmanager
     async def running(self, *, repairs: bool) -> AsyncIterator[None]:

@@ -11,11 +11,11 @@ from registry_proxy.ports.journal import IntentKey, IntentKind, PauseRefusedErro
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
+from registry_proxy.repair.maintenance import KNOWN_SECONDS, Maintenance
 from registry_proxy.replication.intents import WRITING_SECONDS
-from registry_proxy.replication.maintenance import KNOWN_SECONDS, Maintenance
 from registry_proxy.replication.pauses import repair_lease
 from registry_proxy.tasks import spawn
-from tests.replication.test_repair import Workshop, same
+from tests.repair.test_repair import Workshop, same
 from tests.support.fakes.images import Parts, image
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.support.refusal import refused
@@ -205,7 +205,7 @@ async def test_one_replica_at_a_time(setting: Bench, ward: Ward) -> None:
         await ward.maintenance.resume("b", "user:ann")
     await ward.maintenance.resume("a", "user:ann")
     await ward.pause("b")
-    assert (await setting.under_test.journal.snapshot()).pause("main") == await ward.maintenance.find()
+    assert (await setting.under_test.journal.current.snapshot()).pause("main") == await ward.maintenance.find()
 
 
 async def test_the_pause_of_a_replica_that_is_configured_no_more_ends_with_it(setting: Bench, ward: Ward) -> None:

@@ -14,8 +14,8 @@ from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.repair import Comparison
 from registry_proxy.ports.replicas import ReplicaSet
 from registry_proxy.ports.store import LOSS_KEY, Change, Store, Table
+from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.verify import Verifier
 
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 60.0
@@ -122,7 +122,7 @@ class Recovery:
         """Wait for the repair of what was found to be missing; return False where a replica goes down meanwhile."""
         upstream = self._replica_set.upstream
         while True:
-            marks = await self._journal.marks()
+            marks = await self._journal.current.marks()
             names = [client.name for client in self._replica_set.replicas]
             if not any(marks.pending(name, upstream) for name in names):
                 return True

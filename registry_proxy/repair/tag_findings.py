@@ -13,7 +13,7 @@ from registry_proxy.ports.tags import TagFinding
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag
-from registry_proxy.replication.inspection import Inspection
+from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.tag_records import read_tag_record
 
@@ -50,7 +50,7 @@ class TagFindings:
         key = IntentKey(routed, IntentKind.TAG, tag)
         for _ in range(_RACES_MAX):
             marks, intent, record = (
-                await self._journal.snapshot(),
+                await self._journal.current.snapshot(),
                 await self._journal.find(key),
                 await read_tag_record(self._store, routed, tag),
             )

@@ -6,7 +6,7 @@ from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
-from registry_proxy.replication.copies import Copies, Pace
+from registry_proxy.repair.copies import Copies, Pace
 from tests.support.fakes.images import image, index
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 

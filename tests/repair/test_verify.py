@@ -10,9 +10,9 @@ from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.reference import Repository, Tag
-from registry_proxy.replication.verify import Verifier
+from registry_proxy.repair.verify import Verifier
 from registry_proxy.tasks import spawn
-from tests.replication.test_repair import Workshop, push, same
+from tests.repair.test_repair import Workshop, push, same
 from tests.support.fakes.images import Parts, image, index
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.support.waiting import until
@@ -221,7 +221,7 @@ async def test_a_newcomer_is_behind_in_everything_until_it_was_compared(setting:
     app = await push(setting, image(b"1"), "latest")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
-    marks = await setting.under_test.journal.snapshot()
+    marks = await setting.under_test.journal.current.snapshot()
     assert marks.is_newcomer("main", "b")
     assert marks.misses_tag("b", ROUTED, LATEST)
     assert marks.misses_any("b", ROUTED)
@@ -229,7 +229,7 @@ async def test_a_newcomer_is_behind_in_everything_until_it_was_compared(setting:
     assert not marks.misses_any("a", ROUTED)
     assert await Workshop(setting).repair()
     assert setting.b.tags == {(REPOSITORY, "latest"): app.digest}
-    marks = await setting.under_test.journal.snapshot()
+    marks = await setting.under_test.journal.current.snapshot()
     assert (marks.is_newcomer("main", "b"), marks.pending("b", "main")) == (False, 0)
 
 
@@ -242,7 +242,7 @@ async def test_a_newcomer_with_contents_of_its_own_waits_for_a_person(setting: B
     assert not await workshop.repair()
     assert "replica verify" in workshop.repairer.status("b").error
     assert (REPOSITORY, "own") not in setting.a.tags
-    assert (await setting.under_test.journal.snapshot()).is_newcomer("main", "b")
+    assert (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
 
 
 async def test_members_are_noted_once_and_leave_with_the_configuration(setting: Bench) -> None:
@@ -255,4 +255,4 @@ async def test_members_are_noted_once_and_leave_with_the_configuration(setting: 
     assert (await store.list(Table.META, "members/"))[0].value == {"names": ["a", "b"]}
     await store.commit([Change(Table.META, "members/main", {"names": ["others"]})])
     await journal.roster.note()
-    assert not (await journal.snapshot()).is_newcomer("main", "a")
+    assert not (await journal.current.snapshot()).is_newcomer("main", "a")

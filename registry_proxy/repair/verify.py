@@ -22,8 +22,8 @@ from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
-from registry_proxy.replication.copies import is_nowhere
-from registry_proxy.replication.exceptions import Exceptions
+from registry_proxy.repair.copies import is_nowhere
+from registry_proxy.repair.exceptions import Exceptions
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import recorded_repositories, write_lease
 from registry_proxy.replication.marks import JournalMarks
@@ -103,7 +103,7 @@ class Verifier:
         comparison.repositories = len(repositories)
         for repository in sorted(repositories):
             walk = _Walk(comparison, RoutedRepository(self._replica_set.upstream, repository), prefer)
-            marks, failed = await self._journal.snapshot(), comparison.failed
+            marks, failed = await self._journal.current.snapshot(), comparison.failed
             async for difference in self._compare_repository(walk, marks):
                 if not mend and await self._was_written(walk, difference):
                     continue
@@ -133,7 +133,7 @@ class Verifier:
         for client in self._replica_set.replicas:
             found.update(await client.list_repositories())
         recorded = await recorded_repositories(self._store, f"{self._replica_set.upstream}/")
-        lost = {key.routed for key in (await self._journal.snapshot()).lost_keys}
+        lost = {key.routed for key in (await self._journal.current.snapshot()).lost_keys}
         return found | {
             routed.repository for routed in recorded | lost if routed.upstream == self._replica_set.upstream
         }

@@ -14,7 +14,7 @@ from registry_proxy.ports.journal import Pause, PauseRefusedError
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.reference import Digest, parse_digest
-from registry_proxy.replication.canary import is_remembered, leave_canary, remove_canary
+from registry_proxy.repair.canary import is_remembered, leave_canary, remove_canary
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.pauses import change_of_pause, find_pause, parse_pause, pause_key, repair_lease
 
@@ -162,7 +162,7 @@ class Maintenance:
 
     async def _check_current(self, replica: str) -> None:
         """Refuse to pause a replica that is not current, or whose absence leaves too few, or none that is current."""
-        upstream, marks = self._replica_set.upstream, await self._journal.marks(of_all_nodes=True)
+        upstream, marks = self._replica_set.upstream, await self._journal.current.marks(of_all_nodes=True)
         if not self._replica_set.is_writable(replica):
             raise PauseRefusedError(f"replica {replica} of {upstream} is not up")
         if pending := marks.pending(replica, upstream):

@@ -22,17 +22,17 @@ from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
-from registry_proxy.replication.copies import Copies
+from registry_proxy.repair.copies import Copies
+from registry_proxy.repair.exceptions import Exceptions
+from registry_proxy.repair.kept import KeptCopies
+from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.deletions import forget_deleted
-from registry_proxy.replication.exceptions import Exceptions
 from registry_proxy.replication.intents import Intent, parse_key
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.kept import KeptCopies
 from registry_proxy.replication.manifests import manifest_record_key, tag_lease, write_lease
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.tag_records import holds_deleted, tag_record_key, taken_back
-from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import spawn
 
 _LOOK_SECONDS = 1.0
@@ -141,7 +141,7 @@ class Repairer:
             began = time.monotonic()
             try:
                 is_well = await self.repair(client)
-                is_new = (await self._journal.snapshot()).is_newcomer(self._replica_set.upstream, client.name)
+                is_new = (await self._journal.current.snapshot()).is_newcomer(self._replica_set.upstream, client.name)
             except StoreUnavailableError:
                 is_well, is_new = True, False  # the journal cannot be read now, or another node is at it
             took = time.monotonic() - began
@@ -156,7 +156,7 @@ class Repairer:
             StoreUnavailableError: the store is away, or another process repairs it.
         """
         upstream = self._replica_set.upstream
-        marks = await self._journal.snapshot()
+        marks = await self._journal.current.snapshot()
         if not marks.pending(client.name, upstream) or not self._replica_set.is_writable(client.name):
             return True
         status = self._status[client.name]
@@ -316,7 +316,7 @@ class Repairer:
 
     async def _was_acknowledged(self, intent: Intent) -> bool:
         """Tell whether some replica once confirmed a write; else the node that began it died before one had it."""
-        marks, upstream = await self._journal.snapshot(), self._replica_set.upstream
+        marks, upstream = await self._journal.current.snapshot(), self._replica_set.upstream
         members = [c.name for c in self._replica_set.replicas if not marks.is_newcomer(upstream, c.name)]
         return not intent.writing_until and any(
             name not in intent.missing or name in intent.doubted for name in members
@@ -339,7 +339,7 @@ class Repairer:
 
     async def _look_at_lost(self) -> None:
         """Send what this node has pinned and others took for lost; try again what was refused for lack of it."""
-        upstream, marks = self._replica_set.upstream, await self._journal.snapshot()
+        upstream, marks = self._replica_set.upstream, await self._journal.current.snapshot()
         lost = {key for key in marks.lost_keys if key.routed.upstream == upstream}
         pinned = set(self._pins.pinned(0)) if lost - self._lost else set()
         for key in sorted(lost - self._lost, key=str):
@@ -364,7 +364,8 @@ class Repairer:
                 return False
             await self._exceptions.recover(key, digest, failed)
         names = [client.name for client in self._replica_set.replicas]
-        for tag in [other for other in (await self._journal.snapshot()).lost_keys if other.routed == key.routed]:
+        lost = (await self._journal.current.snapshot()).lost_keys
+        for tag in [other for other in lost if other.routed == key.routed]:
             if tag.kind is IntentKind.TAG:
                 await self._exceptions.recover(tag, digest, names)
         return True

@@ -3,7 +3,7 @@
 import pytest
 
 from registry_proxy.protocol.reference import Digest, digest_of
-from registry_proxy.replication.kept import KeptCopies
+from registry_proxy.repair.kept import KeptCopies
 from tests.support.fakes.images import image
 from tests.support.fakes.memory import CountingObserver
 from tests.support.fakes.replicas import Bench

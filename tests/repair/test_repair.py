@@ -13,10 +13,10 @@ from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.reference import Tag, digest_of
-from registry_proxy.replication.copies import Copies, Pace
+from registry_proxy.repair.copies import Copies, Pace
+from registry_proxy.repair.repair import Repairer
+from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.intents import WRITING_SECONDS, parse_key
-from registry_proxy.replication.repair import Repairer
-from registry_proxy.replication.verify import Verifier
 from registry_proxy.tasks import spawn
 from tests.support.fakes.images import Parts, image, index
 from tests.support.fakes.memory import CountingObserver
@@ -141,7 +141,7 @@ async def test_a_tag_of_a_deleted_manifest_stays_deleted_when_it_is_pushed_again
     setting.replicas.down.clear()
     await push(setting, app, "v2")
     assert setting.b.tags[REPOSITORY, "v1"] == app.digest
-    assert (await setting.under_test.journal.marks()).misses_tag("b", ROUTED, Tag("v1"))
+    assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, Tag("v1"))
     assert await workshop.repair()
     assert setting.b.tags == setting.a.tags == {(REPOSITORY, "v2"): app.digest}
 
@@ -347,7 +347,7 @@ async def test_pins_go_also_where_others_do_all_repairs(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is pending, and a pin that no open intent speaks of is released all the same."""
-    monkeypatch.setattr("registry_proxy.replication.kept._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("registry_proxy.repair.kept._PAUSE_SECONDS", 0.01)
     setting.spool.pin(digest_of(b"stray"))
     running = asyncio.get_running_loop().create_task(workshop.repairer.run())
     await until(lambda: not setting.spool.pins)
@@ -397,7 +397,7 @@ async def test_a_late_delete_of_a_repair_takes_no_newer_push(
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     before(setting.b, "delete_manifest", lambda: push(setting, app, "latest"))
     await workshop.repair()
-    assert (await setting.under_test.journal.snapshot()).pending("b", "main") > 0
+    assert (await setting.under_test.journal.current.snapshot()).pending("b", "main") > 0
     assert await workshop.repair()
     assert same(setting)
     assert setting.b.tags == {(REPOSITORY, "latest"): app.digest}
@@ -423,7 +423,7 @@ async def test_a_late_tag_of_a_repair_is_not_the_newest(
     setting.b.put_manifest = late  # type: ignore[method-assign]  # of this replica alone
     await workshop.repair()
     assert setting.b.tags == {(REPOSITORY, "latest"): old.digest}
-    assert (await setting.under_test.journal.snapshot()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.snapshot()).misses_tag("b", ROUTED, LATEST)
     assert await workshop.repair()
     assert same(setting)
     assert setting.b.tags == {(REPOSITORY, "latest"): new.digest}
@@ -462,7 +462,7 @@ async def test_a_late_push_is_not_the_newest(
     may_end.set()
     await newer[0]
     assert setting.b.tags == {(REPOSITORY, "latest"): old.digest}
-    assert (await setting.under_test.journal.snapshot()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.snapshot()).misses_tag("b", ROUTED, LATEST)
     setting.replicas.down.clear()
     for replica in (setting.a, setting.b):
         await workshop.repairer.repair(replica)
@@ -478,7 +478,7 @@ async def test_a_late_delete_takes_no_newer_push(
     app = await push(setting, image(b"layer"), "latest")
     before(setting.b, "delete_manifest", lambda: push(setting, app, "latest"))
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
-    assert (await setting.under_test.journal.snapshot()).pending("b", "main") > 0
+    assert (await setting.under_test.journal.current.snapshot()).pending("b", "main") > 0
     for replica in (setting.a, setting.b):
         await workshop.repairer.repair(replica)
     assert (REPOSITORY, app.digest) in setting.b.manifests

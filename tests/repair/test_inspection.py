@@ -11,9 +11,9 @@ from registry_proxy.ports.store import Table
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import RESERVED_PREFIX, Repository, Tag
-from registry_proxy.replication.inspection import SENTINELS, Inspection, sentinel_tag
+from registry_proxy.repair.inspection import SENTINELS, Inspection, sentinel_tag
+from registry_proxy.repair.tag_findings import TagFindings
 from registry_proxy.replication.roster import sentinel_key
-from registry_proxy.replication.tag_findings import TagFindings
 from tests.support.fakes.images import Parts, image
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 
@@ -56,7 +56,7 @@ async def doubts(setting: Bench, inspection: Inspection) -> dict[str, str]:
     """Inspect both replicas as they come back; return which are doubted, and why."""
     for client in (setting.a, setting.b):
         await inspection.inspect(setting.replicas, client, is_returning=True)
-    marks = await setting.under_test.journal.snapshot()
+    marks = await setting.under_test.journal.current.snapshot()
     return {name: why for name in "ab" if (why := marks.why_new(name, "main"))}
 
 
@@ -81,7 +81,7 @@ async def test_an_older_state_is_known_by_a_late_write(setting: Bench, inspectio
     found = await doubts(setting, inspection)
     assert list(found) == ["b"]
     assert "older state" in found["b"]
-    marks = await setting.under_test.journal.snapshot()
+    marks = await setting.under_test.journal.current.snapshot()
     assert marks.misses_tag("b", ROUTED, LATEST)
     assert marks.misses_any("b", ROUTED)
     assert marks.has_tombstone("b", ROUTED, gone.digest)
@@ -189,7 +189,7 @@ async def test_a_tag_is_held_against_its_record(setting: Bench, inspection: Insp
     assert found is not None
     assert found.current is not None
     assert found.current.digest == new.digest
-    assert (await journal.snapshot()).is_newcomer("main", "a")
+    assert (await journal.current.snapshot()).is_newcomer("main", "a")
     setting.replicas.down.add("b")  # what is not compared yet is believed in what is on record alone
     found = await findings.find(ROUTED, LATEST)
     assert found is not None

@@ -1,0 +1,1 @@
+"""Replicas made equal: inspection, comparison, repair, recovery, and maintenance of single replicas."""
