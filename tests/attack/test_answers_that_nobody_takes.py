@@ -47,11 +47,10 @@ async def test_pulls_that_nobody_reads_make_room(tmp_path: Path, monkeypatch: py
 async def test_small_answers_that_nobody_reads_end(tmp_path: Path) -> None:
     """Who sends request after request without credentials, and reads no answer, is left after a while."""
     async with PublicBench(tmp_path, limits=ConnectionLimits(answer_seconds=0.3)).serving() as public:
-        client = await ask(public, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", "127.0.0.2")
-        client.settimeout(5)
-        with pytest.raises(ConnectionError):
-            await asyncio.to_thread(send_without_end, client)
-        client.close()
+        with await ask(public, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", "127.0.0.2") as client:
+            client.settimeout(60)
+            with pytest.raises(ConnectionError):
+                await asyncio.to_thread(send_without_end, client)
 
 
 def send_without_end(client: socket.socket) -> None:

@@ -49,11 +49,14 @@ class Pair:
 
 @pytest.fixture
 def pair(start_registry: StartRegistry, start_proxy: StartProxy, redis: Server) -> Pair:
-    """Start everything."""
+    """Start everything, with grants that are in force on both nodes."""
     registries = start_registry("first"), start_registry("second")
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
     one, two = start_proxy(registries, extra, name="one"), start_proxy(registries, extra, name="two")
-    return Pair(one, two, redis, registries, one.add_user("ann", pull_push=["team/**"]))
+    pair = Pair(one, two, redis, registries, one.add_user("ann", pull_push=["team/**"]))
+    absent = f"/v2/team/app/blobs/{digest_of(b'absent')}"
+    wait_until(lambda: pair.send(two, "HEAD", absent).status_code == 404, "the grants are in force on the other node")
+    return pair
 
 
 def test_an_upload_goes_on_at_any_node(pair: Pair) -> None:
