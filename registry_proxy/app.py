@@ -42,7 +42,7 @@ from registry_proxy.operations.push import Push
 from registry_proxy.operations.tags import RecordedTags
 from registry_proxy.operations.warm import Prefetch, Warmer
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import CacheDiskStalled, Observer, PolicyCurrent
 from registry_proxy.repair.duty import RepairDuty
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.open import Records, ReplicaTools, Writes, open_records
@@ -112,7 +112,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         has_admin = context.admin_socket is not None
         replica_names = configured.replica_names(settings) if has_admin else None
         observer = PrometheusObserver(context.metrics, context.process, replica_names)
-        observer.cache_disk_stalled(is_stalled=context.is_stand_in)
+        observer.observe(CacheDiskStalled(context.is_stand_in))
         node = await stack.enter_async_context(_open_node(settings, observer, context))
         duties = await stack.enter_async_context(contextlib.AsyncExitStack())
         await duties.enter_async_context(running(node.cache.caretaker.run(), "care of the cache"))
@@ -121,7 +121,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
             await duties.enter_async_context(node.repair.running(repairs=not context.is_stand_in))
         audit_options = configured.audit_options(settings, node.cache.spool.node_id, context.process)
         audit = await stack.enter_async_context(
-            open_audit(audit_options, node.records.store, observer.audit_dropped, node.access.signer.sign, open_signed)
+            open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
         )
         app, pull = _public_app(settings, node, observer, audit.trail, access_log)
         connections = _connections(settings, observer)
@@ -141,10 +141,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
 def _connections(settings: Settings, observer: Observer) -> Mapping[str, Connections]:
     """Return the counts of the connections of each listener of this worker."""
     origins, clock = Origins(settings.public_url, settings.trusted_proxies), asyncio.get_running_loop().time
-    return {
-        name: Connections(each, origins, clock, partial(observer.connection_ended, name))
-        for name, each in configured.connection_limits().items()
-    }
+    limits = configured.connection_limits()
+    return {name: Connections(each, origins, clock, name, observer) for name, each in limits.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +161,11 @@ class _Node:
 
 @contextlib.asynccontextmanager
 async def _open_node(settings: Settings, observer: Observer, context: WorkerContext) -> AsyncIterator[_Node]:
+    def note_policy(at: float) -> None:
+        observer.observe(PolicyCurrent(context.process, at))
+
     async with contextlib.AsyncExitStack() as stack:
-        opening = open_store(settings.store_url, settings.changes_path, observer.policy_current, may_create=False)
+        opening = open_store(settings.store_url, settings.changes_path, note_policy, may_create=False)
         store, changes = await stack.enter_async_context(opening)
         with _start_errors():
             access = await stack.enter_async_context(open_access(configured.access_options(settings), store, changes))
@@ -296,6 +297,6 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
         client_address=origins.client_address,
         name_request=RequestIds(origins).name,
         audit=audit.trail,
-        count_login=observer.login,
+        observer=observer,
         audit_files=AuditFiles(settings.audit_path, audit.verifier, audit.trail.flush_asked),
     )

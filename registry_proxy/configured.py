@@ -18,6 +18,7 @@ from registry_proxy.edge.public import PublicOptions
 from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.tags import TagRules
+from registry_proxy.ports.metrics import Listener
 from registry_proxy.ports.names import StaleReason
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.patterns import compile_text_pattern
@@ -30,7 +31,7 @@ _FILES_PER_CONNECTION, _FILES_PER_ADMIN_CONNECTION = 2, 8
 """One in so many of the files that a worker may open is a connection of a client; one that is answered needs two."""
 
 
-def connection_limits() -> Mapping[str, ConnectionLimits]:
+def connection_limits() -> Mapping[Listener, ConnectionLimits]:
     """Return the bounds of each listener, for as many files as this process may open."""
     return {
         PUBLIC: ConnectionLimits().within_files(_FILES_PER_CONNECTION),

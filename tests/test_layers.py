@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "tasks": "",
         "files": "",
         "ports": "protocol",
-        "http": "protocol",
+        "http": "ports protocol",
         "config": "protocol",
         "access": "files ports protocol tasks",
         "cache": "files ports protocol tasks",

@@ -25,6 +25,7 @@ from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.warm import WarmResources
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import AuditLog, ReloadOutcome
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.repair import Maintains, Repairs, Verifies
 from registry_proxy.ports.replicas import UpstreamStatus
@@ -63,7 +64,7 @@ class AdminServices:
         client_address: tells who sent a request, also behind a trusted proxy.
         name_request: gives a request its ID.
         audit: is told of logins, refusals and changes.
-        count_login: is told how each login ended, as ``Observer.login``.
+        observer: receives an event for each login.
         audit_files: the audit log of the node.
     """
 
@@ -86,7 +87,7 @@ class AdminServices:
     client_address: Callable[[web.BaseRequest], str]
     name_request: Callable[[web.BaseRequest], str]
     audit: AuditLog
-    count_login: Callable[[str], None]
+    observer: Observer
     audit_files: AuditFiles
 
 
@@ -100,7 +101,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         client_address=services.client_address,
         name_request=services.name_request,
         audit=services.audit,
-        count_login=services.count_login,
+        observer=services.observer,
     )
     app = web.Application(
         middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES

@@ -27,6 +27,7 @@ from registry_proxy.admin.requests import ASKED_FOR, JUDGE_ANEW
 from registry_proxy.admin.sites import SAFE_METHODS, Sites
 from registry_proxy.http.limits import CLIENT_LEFT
 from registry_proxy.ports.events import AuditEvent, AuditKind, AuditLog
+from registry_proxy.ports.metrics import LoginAttempt, LoginOutcome, Observer
 from registry_proxy.tasks import request_id
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class AdminGuard:
         client_address: tells who sent a request; failed logins are counted under it.
         name_request: gives it its ID.
         audit: is told of logins, refusals and changes.
-        count_login: is told how each login ended, as ``Observer.login``.
+        observer: receives an event for each login.
     """
 
     def __init__(
@@ -123,9 +124,9 @@ class AdminGuard:
         client_address: Callable[[web.BaseRequest], str],
         name_request: Callable[[web.BaseRequest], str],
         audit: AuditLog,
-        count_login: Callable[[str], None],
+        observer: Observer,
     ) -> None:
-        self._count_login = count_login
+        self._observer = observer
         self._control = control
         self._prefix = prefix
         self._sites = sites
@@ -268,7 +269,7 @@ class AdminGuard:
             self._record_login("refused", claimed_subject(username), address, rule=error.reason)
             raise _unauthorized("the name or the password is wrong") from None
         except LoginUnavailableError as error:
-            self._record_login("failed", claimed_subject(username), address, rule=str(error), counted="unavailable")
+            self._record_login("unavailable", claimed_subject(username), address, rule=str(error))
             raise ProblemError(503, f"the login cannot be checked now: {error}") from None
         except TooManyLoginsError as error:
             self._record_login("limited", claimed_subject(username), address, rule=error.reason)
@@ -287,13 +288,12 @@ class AdminGuard:
         self._told_at[who] = now
         return True
 
-    def _record_login(
-        self, outcome: str, subject: str, address: str, *, rule: str = "", counted: str | None = None
-    ) -> None:
-        self._count_login(counted or outcome)
+    def _record_login(self, outcome: LoginOutcome, subject: str, address: str, *, rule: str = "") -> None:
+        self._observer.observe(LoginAttempt(outcome))
         detail = {"listener": "admin"}
         kind = AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
-        event = AuditEvent("login", outcome, subject=subject, address=address, rule=rule, detail=detail, kind=kind)
+        word = "failed" if outcome == "unavailable" else outcome
+        event = AuditEvent("login", word, subject=subject, address=address, rule=rule, detail=detail, kind=kind)
         self._audit.record(event)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -12,8 +12,8 @@ from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.replicas import ReplicaState, UpstreamStatus
 from registry_proxy.telemetry.metrics import CONTENT_TYPE
 
-PUBLIC = "public"
-ADMIN = "admin"
+PUBLIC: Final = "public"
+ADMIN: Final = "admin"
 OPS_PATHS = ("/metrics", "/healthz", "/readyz")
 """Open to everyone who reaches the listener."""
 

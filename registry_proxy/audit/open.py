@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from registry_proxy.audit.chain import TRAFFIC_SUFFIX
@@ -12,6 +12,7 @@ from registry_proxy.audit.trail import AuditTrail, SinkThread
 from registry_proxy.audit.writer import ChainWriter, Retention
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import AuditEvent, AuditKind
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.store import Store
 from registry_proxy.tasks import end, spawn
 
@@ -57,7 +58,7 @@ class Audit:
 async def open_audit(
     options: AuditOptions,
     store: Store,
-    dropped: Callable[[str, int], None],
+    observer: Observer,
     sign: Sign,
     open_signed: OpenSigned,
 ) -> AsyncIterator[Audit]:
@@ -66,21 +67,21 @@ async def open_audit(
     Args:
         options: where and how.
         store: receives the signed heads.
-        dropped: is called with a sink's name and the number of events that it lost.
+        observer: receives the number of events that a sink lost.
         sign: signs with the node's key.
         open_signed: returns what was signed.
     """
     node, process = options.node, options.process
     retention = {process: options.acts, f"{process}{TRAFFIC_SUFFIX}": options.traffic}
     writers = {chain: ChainWriter(options.directory, node, chain, limits) for chain, limits in retention.items()}
-    files = {chain: SinkThread("file", writer, dropped) for chain, writer in writers.items()}
+    files = {chain: SinkThread("file", writer, observer) for chain, writer in writers.items()}
     copies = []
     if options.stdout is not None:
-        copies.append(SinkThread("stdout", StreamSink(options.stdout, node, process), dropped))
+        copies.append(SinkThread("stdout", StreamSink(options.stdout, node, process), observer))
     if options.syslog is not None:
-        copies.append(SinkThread("syslog", SyslogSink(options.syslog, node, process), dropped))
+        copies.append(SinkThread("syslog", SyslogSink(options.syslog, node, process), observer))
     acts, traffic = files.values()
-    decisions = SinkThread("decisions", DecisionSink(options.directory, process), dropped)
+    decisions = SinkThread("decisions", DecisionSink(options.directory, process), observer)
     trail = AuditTrail(
         acts=acts, traffic=traffic, decisions=decisions, copies=copies, records_pulls=options.records_pulls
     )

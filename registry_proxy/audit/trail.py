@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from registry_proxy.audit.folding import Folding
 from registry_proxy.ports.events import AskedRight, AuditEvent, AuditKind
+from registry_proxy.ports.metrics import AuditLoss, Observer, SinkName
 from registry_proxy.tasks import request_id
 
 QUEUE_MAX = 20_000
@@ -129,13 +130,13 @@ class SinkThread:
     Args:
         name: of the sink, for metrics and the log.
         sink: takes them.
-        dropped: is told how many were lost because the sink takes nothing.
+        observer: receives an event for each one that is lost because the sink takes nothing.
     """
 
-    def __init__(self, name: str, sink: Sink, dropped: Callable[[str, int], None]) -> None:
+    def __init__(self, name: SinkName, sink: Sink, observer: Observer) -> None:
         self._name = name
         self._sink = sink
-        self._dropped = dropped
+        self._observer = observer
         self._pending: deque[Taken] = deque()
         self._lost = self._lost_told = 0  # each is written by one thread only
         self._put_count = self._written_count = 0
@@ -149,7 +150,7 @@ class SinkThread:
         """Queue an event; never waits."""
         if len(self._pending) >= QUEUE_MAX:
             self._lost += 1
-            self._dropped(self._name, 1)
+            self._observer.observe(AuditLoss(self._name, 1))
             return
         self._pending.append(taken)
         self._put_count += 1

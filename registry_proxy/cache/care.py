@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from registry_proxy.cache.accounts import shards
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import write_small_file
+from registry_proxy.ports.metrics import ScrubEnd
 
 _log = logging.getLogger(__name__)
 _DUTY_SECONDS = 5.0
@@ -74,13 +75,13 @@ class Caretaker:
         for shard in shards()[0 if began_anew else done.shard :]:
             await self._cache.check_shard(shard, self._rate)
             self._write_note(ScrubRound(shard + 1, started_at))
-        self._cache.observer.scrub_ended(time.time())
+        self._cache.observer.observe(ScrubEnd(time.time()))
 
     def _tell_last_round(self) -> None:
         """Tell when a round ended that another worker, or this node before a restart, has finished."""
         if self._read_note().shard >= len(shards()):
             with contextlib.suppress(OSError):
-                self._cache.observer.scrub_ended(os.stat(self._note).st_mtime)
+                self._cache.observer.observe(ScrubEnd(os.stat(self._note).st_mtime))
 
     def _read_note(self) -> ScrubRound:
         try:

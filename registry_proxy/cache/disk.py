@@ -20,7 +20,7 @@ from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
 from registry_proxy.ports.content import BlobReader, CachedBlob, OpenSource
 from registry_proxy.ports.errors import CacheUnavailableError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import CacheBytes, CacheFailure, Observer, ScrubbedBytes
 from registry_proxy.ports.names import CacheResult
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest
@@ -161,7 +161,7 @@ class DiskCache:
         try:
             await self.tools.in_thread(self._store, digest, content)
         except OSError:
-            self.observer.cache_error("write")
+            self.observer.observe(CacheFailure("write"))
         except CacheUnavailableError:
             return
         self.report_size()
@@ -181,15 +181,15 @@ class DiskCache:
         try:
             self.space.remove(digest)
         except OSError:
-            self.observer.cache_error("evict")
+            self.observer.observe(CacheFailure("evict"))
         self.report_size()
 
     def stats(self) -> dict[str, int]:
         """Return ``committed_bytes``, ``entries``, ``filling_bytes``, ``pinned_bytes`` and ``max_size_bytes``."""
         pinned_bytes = self._pinned_bytes()
         filling_bytes = self.space.incoming_bytes
-        self.observer.cache_bytes("pinned", pinned_bytes)
-        self.observer.cache_bytes("filling", filling_bytes)
+        self.observer.observe(CacheBytes("pinned", pinned_bytes))
+        self.observer.observe(CacheBytes("filling", filling_bytes))
         self.report_size()
         return {
             "committed_bytes": self.space.committed_bytes,
@@ -221,7 +221,7 @@ class DiskCache:
     def reject(self, digest: Digest, found_by: str) -> None:
         """Put a committed content that is not what its digest says into quarantine, where nobody is served from."""
         _log.error("the cached content of %s is not what its digest says: quarantined", digest, extra={"by": found_by})
-        self.observer.cache_error("rot")
+        self.observer.observe(CacheFailure("rot"))
         self._memory.drop(digest)
         with contextlib.suppress(OSError):
             self.space.quarantine(digest)
@@ -249,7 +249,7 @@ class DiskCache:
 
     def report_size(self) -> None:
         """Tell the observer how much is committed on the node."""
-        self.observer.cache_bytes("committed", self.space.committed_bytes)
+        self.observer.observe(CacheBytes("committed", self.space.committed_bytes))
 
     async def _is_right(self, blob: CommittedBlob, bytes_per_second: int) -> bool:
         """Compare a content with its digest; what vanished meanwhile is right."""
@@ -263,7 +263,7 @@ class DiskCache:
             hasher, offset = blob.digest.hasher(), 0
             while read_bytes := await self.tools.in_thread(_hash_piece, fd, offset, hasher):
                 offset += read_bytes
-                self.observer.scrubbed(read_bytes)
+                self.observer.observe(ScrubbedBytes(read_bytes))
                 if bytes_per_second:
                     await asyncio.sleep(read_bytes / bytes_per_second)
             return hasher.hexdigest() == blob.digest.hex

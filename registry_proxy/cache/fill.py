@@ -22,7 +22,7 @@ from registry_proxy.ports.errors import (
     UpstreamUnavailableError,
     WrongContentError,
 )
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import CacheFailure, Observer
 from registry_proxy.ports.names import CacheResult
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest
@@ -99,7 +99,7 @@ class Fill:
             self.progress.fail(FillFailedError("the service is stopping"))
             raise
         except OSError as error:
-            self._tools.observer.cache_error("write")
+            self._tools.observer.observe(CacheFailure("write"))
             on_end()
             lost = FillLostError(f"the cache cannot take it: {error.strerror}")
             lost.__cause__ = error
@@ -123,7 +123,7 @@ class Fill:
                     kind = FillFailedError if error.is_wrong else FillLostError
                     self._renew(kind("the worker that fetched it gave up"))
                 except WrongContentError as error:
-                    self._tools.observer.cache_error("mismatch")
+                    self._tools.observer.observe(CacheFailure("mismatch"))
                     self._mismatches += 1
                     if self._mismatches >= _MAX_MISMATCHES:
                         raise
@@ -294,7 +294,7 @@ class Fill:
         try:
             await self._tools.in_thread(commit)
         except OSError:
-            self._tools.observer.cache_error("write")
+            self._tools.observer.observe(CacheFailure("write"))
             part.remove()
 
 

@@ -10,7 +10,7 @@ from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.patterns import compile_repository_pattern
 from registry_proxy.protocol.reference import Digest, Repository

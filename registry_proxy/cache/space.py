@@ -20,7 +20,7 @@ from registry_proxy.cache.order import OrderFile, Record
 from registry_proxy.cache.uploads import UploadRoom
 from registry_proxy.files.durable import sync_directory
 from registry_proxy.ports.errors import CacheUnavailableError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import CacheEviction, CacheFailure, Observer
 from registry_proxy.protocol.reference import Digest
 
 _ATTEMPTS = 20
@@ -117,7 +117,7 @@ class Space:
             with self._exclusive():
                 wanted_bytes -= self._sweep_dead_fills()
             if wanted_bytes > evictable_bytes:
-                self._observer.cache_error("full")
+                self._observer.observe(CacheFailure("full"))
                 raise CacheUnavailableError(f"no room for {size_bytes} bytes, and too little to evict for them")
         with self._room(min(size_bytes, self.step_bytes), over_max_size=False):
             write_small_file(self._paths, self._paths.size(digest), b"%d\n" % size_bytes)
@@ -306,7 +306,7 @@ class Space:
             if not self._evict(shortage, size_bytes, in_vain=over_max_size):
                 break
         if not over_max_size or self._shortage(size_bytes).hard:
-            self._observer.cache_error("full")
+            self._observer.observe(CacheFailure("full"))
             raise CacheUnavailableError(f"no room for {size_bytes} bytes more, and nothing left to evict")
         yield
 
@@ -381,7 +381,7 @@ class Space:
         order.erase(record.number)
         if freed_bytes is None:
             return 0
-        self._observer.cache_evicted(freed_bytes)
+        self._observer.observe(CacheEviction(freed_bytes))
         return freed_bytes
 
     def _shorten_order(self) -> None:

@@ -16,6 +16,7 @@ from registry_proxy.cache.upload_file import RUNNING_ALGORITHM, RunningHash, Upl
 from registry_proxy.cache.uploads import owner_of
 from registry_proxy.files.durable import sync_directory
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.metrics import CacheFailure
 from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile, Uploader
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
@@ -57,7 +58,7 @@ class DiskSpool:
         except FileExistsError:
             raise _busy(session_id) from None
         except OSError as error:
-            self.cache.observer.cache_error("write")
+            self.cache.observer.observe(CacheFailure("write"))
             _log.warning("an upload begins without the cache: %s", error.strerror)
             fd = -1
         return UploadFile(self, name, fd, running=running)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from registry_proxy.cache.layout import seal
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.metrics import CacheFailure
 from registry_proxy.protocol.reference import Digest
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class UploadFile:
         try:
             await self._in_thread(self._commit, self._spool.cache.paths.upload(*self._name), digest)
         except OSError as error:
-            self._spool.cache.observer.cache_error("write")
+            self._spool.cache.observer.observe(CacheFailure("write"))
             raise CacheUnavailableError(f"the upload cannot be committed: {error.strerror}") from error
         self._end()
         self._spool.cache.report_size()
@@ -248,7 +249,7 @@ class UploadFile:
 
     def _leave_disk(self, error: Exception) -> None:
         if isinstance(error, OSError):
-            self._spool.cache.observer.cache_error("write")
+            self._spool.cache.observer.observe(CacheFailure("write"))
         _log.warning("an upload goes on without the cache: %s", error)
         self._is_past_disk = True
         self._on_disk_bytes = self._size_bytes

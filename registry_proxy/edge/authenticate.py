@@ -10,7 +10,8 @@ from registry_proxy.access.required import required_access
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.edge.exchange import Exchange
 from registry_proxy.edge.origin import Origins
-from registry_proxy.ports.events import AskedRight, AuditEvent, AuditLog, Observer
+from registry_proxy.ports.events import AskedRight, AuditEvent, AuditLog
+from registry_proxy.ports.metrics import AccessDecision, Observer
 from registry_proxy.ports.names import RoutedRepository, Router
 from registry_proxy.protocol.challenge import format_challenge
 from registry_proxy.protocol.endpoints import Operation, RegistryRequest
@@ -138,7 +139,7 @@ class Authenticator:
     def allowed(self, asked: AskedRight, decision: Decision, wanted: RegistryRequest, address: str) -> None:
         """Count a permission, and tell the audit log what it wants to know of it."""
         action = asked[2]
-        self._observer.decision(action, "would_deny" if decision.would_deny else "allow")
+        self._observer.observe(AccessDecision(action, "would_deny" if decision.would_deny else "allow"))
         self._audit.asked(asked)
         if self._records_pulls and action is Action.PULL:
             self._audit.record(_event(asked, wanted, address, "ok", decision.grant or decision.reason))
@@ -198,7 +199,7 @@ class Authenticator:
             error="insufficient_scope",
             detail={"repository": repository, "action": action.value},
         )
-        self._observer.decision(action, "deny")
+        self._observer.observe(AccessDecision(action, "deny"))
         self._audit.asked(asked)
         self._audit.record(_event(asked, wanted, exchange.address, "denied", reason))
         raise refusal

@@ -20,7 +20,7 @@ from registry_proxy.edge.send import SMALL_BYTES
 from registry_proxy.http.guarded import peer_address
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.warm import Prefetch
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import CacheRequest, Observer, SentBytes
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.endpoints import Operation, RegistryRequest, parse_request
@@ -136,8 +136,8 @@ class HotPulls:
         # Nothing can fail from here on: now it is counted.
         descriptor, body = found
         if head.method == "GET":
-            self._observer.cache_request(head.kind, CacheResult.HIT)
-            self._observer.sent_bytes("cache", len(body))
+            self._observer.observe(CacheRequest(head.kind, CacheResult.HIT))
+            self._observer.observe(SentBytes("cache", len(body)))
             if self._prefetch is not None and head.kind is ContentKind.MANIFEST and authorized.routed is not None:
                 self._prefetch.manifest_sent(authorized.subject, authorized.routed, head.digest)
         caller = _Caller(head.headers, peer_address(transport))

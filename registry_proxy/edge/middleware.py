@@ -14,7 +14,7 @@ from registry_proxy.edge.exchange import Exchange, Handler, as_registry_error, d
 from registry_proxy.edge.origin import Caller, Origins
 from registry_proxy.edge.server import expect_no_body
 from registry_proxy.http.limits import CLIENT_LEFT
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import ClientRequest, Observer
 from registry_proxy.tasks import request_id
 
 LogRequest = Callable[[Mapping[str, Any]], None]
@@ -84,7 +84,7 @@ class Measure:
 
     def take(self, ended: Ended, seconds: float) -> None:
         """Count and log a request that took so long."""
-        self._observer.request(ended.route, ended.method, ended.status, seconds)
+        self._observer.observe(ClientRequest(ended.route, ended.method, ended.status, seconds))
         self._log_request(
             {
                 "method": ended.method,

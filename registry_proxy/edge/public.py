@@ -20,7 +20,8 @@ from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
 from registry_proxy.operations.warm import Prefetch
-from registry_proxy.ports.events import AuditLog, Observer
+from registry_proxy.ports.events import AuditLog
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import Router
 from registry_proxy.protocol.addresses import Network
 from registry_proxy.protocol.errors import ErrorCode, RegistryError

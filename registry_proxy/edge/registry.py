@@ -24,7 +24,8 @@ from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.operations.warm import Prefetch
 from registry_proxy.ports.content import BlobReader
 from registry_proxy.ports.errors import AbsenceUnknownError
-from registry_proxy.ports.events import AuditEvent, AuditLog, Observer
+from registry_proxy.ports.events import AuditEvent, AuditLog
+from registry_proxy.ports.metrics import Observer, SentBytes
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository, Router
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.byterange import ByteRange, format_content_range, parse_chunk_range
@@ -224,7 +225,7 @@ class Registry:
             await _close(answer.content)
 
     def _count_sent(self, result: CacheResult, size_bytes: int) -> None:
-        self._observer.sent_bytes("upstream" if result is CacheResult.MISS else "cache", size_bytes)
+        self._observer.observe(SentBytes("upstream" if result is CacheResult.MISS else "cache", size_bytes))
 
     async def _check_for_pusher(self, call: "_Call", kind: ContentKind, digest: Digest) -> None:
         """Raise the 404 of a content that a replica lacks, for a caller who would leave it out of a push otherwise."""

@@ -23,7 +23,8 @@ from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.edge.exchange import Exchange, json_response, read_small_body
 from registry_proxy.http.limits import LINE_MAX_BYTES
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.events import AuditEvent, AuditKind, AuditLog, Observer
+from registry_proxy.ports.events import AuditEvent, AuditKind, AuditLog
+from registry_proxy.ports.metrics import LoginAttempt, LoginOutcome, Observer
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.protocol.scope import Access, format_scope, parse_scopes
 
@@ -188,7 +189,7 @@ class TokenEndpoint:
             self._record(exchange, "refused", "", rule=str(error))
             raise _refused(f"the ID token is refused: {error}") from error
         except LoginUnavailableError as error:
-            self._record(exchange, "failed", claimed_subject(username), counted="unavailable", rule=str(error))
+            self._record(exchange, "unavailable", claimed_subject(username), rule=str(error))
             raise unavailable(f"the login cannot be checked now: {error}", detail={"reason": str(error)}) from error
         except LoginRefusedError as error:
             self._record(exchange, "refused", claimed_subject(username), rule=error.reason)
@@ -210,17 +211,22 @@ class TokenEndpoint:
     def _record(
         self,
         exchange: Exchange,
-        outcome: str,
+        outcome: LoginOutcome,
         subject: str,
         *,
-        counted: str | None = None,
         rule: str = "",
         detail: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._observer.login(counted or outcome)
+        self._observer.observe(LoginAttempt(outcome))
         kind = AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
         event = AuditEvent(
-            "login", outcome, subject=subject, address=exchange.address, rule=rule, detail=detail, kind=kind
+            "login",
+            "failed" if outcome == "unavailable" else outcome,
+            subject=subject,
+            address=exchange.address,
+            rule=rule,
+            detail=detail,
+            kind=kind,
         )
         self._audit.record(event)
 

@@ -15,6 +15,7 @@ from typing import Final, Literal, Protocol, Self
 
 from multidict import CIMultiDictProxy
 
+from registry_proxy.ports.metrics import ConnectionEnd, Listener, Observer
 from registry_proxy.protocol.addresses import address_owner
 
 LEAST_BYTES_PER_SECOND: Final = 4096
@@ -136,7 +137,8 @@ class Connections:
         limits: how many there may be.
         addresses: tells whose a request is.
         clock: the loop's.
-        count_ended: receives the reason for each connection that is ended for others: share, room or full.
+        listener: the one that accepts the connections.
+        observer: receives an event for each connection that is ended for others.
     """
 
     def __init__(
@@ -144,13 +146,15 @@ class Connections:
         limits: ConnectionLimits,
         addresses: SenderAddresses,
         clock: Callable[[], float],
-        count_ended: Callable[[str], None],
+        listener: Listener,
+        observer: Observer,
     ) -> None:
         self.limits = limits
         self.addresses = addresses
         self.total = 0
         self._clock = clock
-        self._count_ended = count_ended
+        self._listener: Listener = listener
+        self._observer = observer
         self._share = max(_SHARE, limits.connections_max // _SHARE)
         self._short = max(1, int(limits.connections_max * _SHORT))
         self._reserve = max(_SHARE, limits.connections_max // _RESERVE)
@@ -191,7 +195,7 @@ class Connections:
             first = islice(owner.unfinished, _LOOKED_AT_OF_SHARE)
             late = next((one for one in first if one.is_late(now, _FULL_PATIENCE)), connection)
             self._tell("share", f"{owner.name} has its share of {self._share} unfinished requests: one of them is cut")
-            self._count_ended("share")
+            self._observer.observe(ConnectionEnd(self._listener, "share"))
             late.abort()
             if late is connection:
                 return owner
@@ -240,7 +244,7 @@ class Connections:
             self._short_until = now + _TOLD_SECONDS
             self._tell("short", f"connections run short, {self.total} are open: slow and idle ones are ended")
         for connection in victims:
-            self._count_ended("room")
+            self._observer.observe(ConnectionEnd(self._listener, "room"))
             connection.abort()
 
     def _candidates(self, newcomer: Owner, now: float, *, is_full: bool) -> Iterator[Connection]:
@@ -263,7 +267,7 @@ class Connections:
         if len(self._reserved) >= self._reserve:
             next(iter(self._reserved)).abort()
         self._reserved[connection] = None
-        self._count_ended("full")
+        self._observer.observe(ConnectionEnd(self._listener, "full"))
         self._tell("full", f"there are too many connections, {self.total}: new ones are refused")
 
     def _tell(self, what: str, text: str) -> None:

@@ -18,7 +18,7 @@ from registry_proxy.operations.passthrough import PassThrough
 from registry_proxy.operations.tags import RecordedTags, TagResolver, TagRules
 from registry_proxy.ports.content import BlobCache, BlobReader, ByteStream, Membership, Memberships, OpenSource
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, FillLostError, UpstreamUnavailableError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import CacheFailure, CacheRequest, Observer
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.protocol.byterange import ByteRange, parse_range
@@ -158,7 +158,7 @@ class Pull:
             warning = None
         else:
             manifest, result, warning = await self._tagged_manifest(routed, tag_or_digest)
-        self._observer.cache_request(ContentKind.MANIFEST, result)
+        self._observer.observe(CacheRequest(ContentKind.MANIFEST, result))
         return ManifestAnswer(manifest, result, warning)
 
     def describe_now(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Descriptor | None:
@@ -293,7 +293,7 @@ class Pull:
             if learned.was_fetched:
                 learned_by = CacheResult.MISS if is_first else CacheResult.LATCH
         answer = await self._open(routed, known, range_header, learned_by)
-        self._observer.cache_request(ContentKind.BLOB, answer.result)
+        self._observer.observe(CacheRequest(ContentKind.BLOB, answer.result))
         return answer
 
     async def fill_blob(self, routed: RoutedRepository, digest: Digest) -> BlobReader:
@@ -391,7 +391,7 @@ class Pull:
         byte_range: ByteRange | None,
         offset: int,
     ) -> AsyncIterator[ByteStream]:
-        self._observer.cache_error("read")
+        self._observer.observe(CacheFailure("read"))
         if reader.verified:  # a file that cannot be read stands in the way of one that can
             self._cache.drop(known.digest)
         hasher = None

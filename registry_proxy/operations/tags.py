@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.ports.content import CachedTag, Memberships
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamLimitError, UpstreamUnavailableError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import Observer, StaleAnswer
 from registry_proxy.ports.names import RoutedRepository, StaleReason
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.ports.tags import TagFinding, TagRecord
@@ -237,7 +237,7 @@ class TagResolver:
             return ResolvedTag(recorded, was_asked=False)
         if StaleReason.UNAVAILABLE not in self._rules[routed.upstream].stale_on:
             raise UpstreamUnavailableError(f"the replicas that can be asked have only an older state of {routed}:{tag}")
-        self._observer.stale_answer(StaleReason.UNAVAILABLE)
+        self._observer.observe(StaleAnswer(StaleReason.UNAVAILABLE))
         return ResolvedTag(finding.older, was_asked=True, warning=_OLDER_WARNING)
 
     def _stand_in(
@@ -253,7 +253,7 @@ class TagResolver:
         now = self._memberships.find_tag(routed, tag)
         is_allowed = reason in self._rules[routed.upstream].stale_on
         if now is not None and is_allowed and self._is_last(now, recorded):
-            self._observer.stale_answer(reason)
+            self._observer.observe(StaleAnswer(reason))
             return ResolvedTag(now.descriptor, was_asked=False, warning=_warning(reason, now.age_seconds))
         was_moved = now is not None and (before is None or now.version != before.version)
         if reason is StaleReason.ABSENT and not was_moved:

@@ -1,5 +1,7 @@
 """Failures that cross from one room into another."""
 
+from typing import Literal
+
 
 class UpstreamUnavailableError(Exception):
     """No replica could answer: down, or behind where a current one is needed. Becomes a 503, never a 404."""
@@ -14,7 +16,7 @@ class UpstreamLimitError(UpstreamUnavailableError):
         retry_after_seconds: how long it asked us to wait.
     """
 
-    outcome = "429"
+    outcome: Literal["429"] = "429"
 
     def __init__(self, reason: str, words: str, retry_after_seconds: float) -> None:
         super().__init__(reason)

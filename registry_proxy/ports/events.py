@@ -1,86 +1,11 @@
-"""Events for metrics and for the audit log."""
+"""Events for the audit log, and the outcome of a reload."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
-from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.scope import Action
-
-
-class Observer(Protocol):
-    """Is told what happens; Prometheus is one. Values of all labels come from closed sets."""
-
-    def cache_request(self, kind: ContentKind, result: CacheResult) -> None: ...
-    def sent_bytes(self, source: str, size_bytes: int) -> None:
-        """``source`` is cache or upstream."""
-
-    def upstream_request(self, upstream: str, replica: str, method: str, outcome: str, duration_seconds: float) -> None:
-        """``outcome`` is 2xx, 3xx, 4xx, 429, 5xx, connect, timeout, stall, cut or mismatch."""
-
-    def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None: ...
-    def replica_pending(self, upstream: str, replica: str, count: int) -> None: ...
-    def replica_refused(self, upstream: str, replica: str, count: int) -> None:
-        """Note how many keys a replica cannot have."""
-
-    def replica_returned(self, upstream: str, replica: str, reason: str) -> None:
-        """Note that a replica is not what it was; ``reason`` is older, empty, other or exchanged."""
-
-    def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None: ...
-    def lost_contents(self, upstream: str, count: int) -> None:
-        """Note how many keys no replica of an upstream has any more."""
-
-    def lost_copies(self, upstream: str, count: int) -> None:
-        """Note how many contents that a replica misses this node kept for it, and no longer has."""
-
-    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
-        """Note whether a replica answers for a content in repositories that do not hold it."""
-
-    def hedged(self, upstream: str, winner: str) -> None:
-        """Note a question put to a second replica as well; ``winner`` is first, later, or none without an answer."""
-
-    def decision(self, action: str, result: str) -> None:
-        """``result`` is allow, deny or would_deny."""
-
-    def request(self, route: str, method: str, status: int, duration_seconds: float) -> None: ...
-    def cache_bytes(self, state: str, size_bytes: int) -> None:
-        """``state`` is committed, filling or pinned."""
-
-    def cache_error(self, reason: str) -> None:
-        """``reason`` is write, read, evict, full, mismatch (a replica sent wrong content) or rot (it went bad here)."""
-
-    def wrong_content(self, upstream: str, replica: str) -> None:
-        """Note that a replica sent something else than the digest it was asked for."""
-
-    def scrubbed(self, size_bytes: int) -> None:
-        """Note how much committed content was read and compared."""
-
-    def policy_current(self, at: float) -> None:
-        """Note when this worker last knew that it decides by what the store holds, in seconds since the epoch."""
-
-    def scrub_ended(self, ended_at: float) -> None:
-        """Note when the scrub's last round ended, in seconds since the epoch."""
-
-    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
-        """Note a key that a replica missed. ``outcome`` is copied, deleted, refused, lost, given_up or failed."""
-
-    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
-        """Note the size of a blob that was sent to a replica that missed it."""
-
-    def cache_evicted(self, size_bytes: int) -> None: ...
-    def stale_answer(self, reason: StaleReason) -> None:
-        """Note that a tag was answered as it was, because it could not be asked for."""
-
-    def login(self, outcome: str) -> None:
-        """``outcome`` is ok, refused, limited or unavailable (an issuer, or LDAP, does not answer)."""
-
-    def audit_dropped(self, sink: str, count: int) -> None:
-        """Note that events did not reach the audit log; ``sink`` is file, stdout, syslog or decisions."""
-
-    def connection_ended(self, listener: str, reason: str) -> None:
-        """Note a connection ended for others; ``listener`` is public or admin, ``reason`` share, room or full."""
 
 
 class AuditKind(StrEnum):

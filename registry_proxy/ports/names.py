@@ -42,6 +42,15 @@ class StaleReason(StrEnum):
     ABSENT = "absent"  # 404
 
 
+class ReturnReason(StrEnum):
+    """The ways in which a replica is not any more what it was: a label."""
+
+    OLDER = "older"
+    EMPTY = "empty"
+    OTHER = "other"
+    EXCHANGED = "exchanged"
+
+
 class Router(Protocol):
     """Which upstream a repository lies in, by the longest prefix of whole components."""
 

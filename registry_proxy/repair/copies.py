@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from registry_proxy.operations.contents import ask, find_cached_manifest, has, links_of, parts_of
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.metrics import Observer, RepairedBytes
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks
@@ -95,7 +96,7 @@ class Copies:
         cache: of this node.
         memberships: which repository holds what of it.
         pace: of all bytes of blobs.
-        copied: is told of the bytes of each blob that was sent: upstream, replica, bytes.
+        observer: receives an event for each blob that was sent.
     """
 
     def __init__(
@@ -106,14 +107,14 @@ class Copies:
         cache: BlobCache,
         memberships: Memberships,
         pace: Pace,
-        copied: Callable[[str, str, int], None],
+        observer: Observer,
     ) -> None:
         self._replica_sets = replica_sets
         self._readers = readers
         self._cache = cache
         self._memberships = memberships
         self._pace = pace
-        self._copied = copied
+        self._observer = observer
 
     async def copy_blob(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> None:
         """Send a blob."""
@@ -124,7 +125,7 @@ class Copies:
             async with reader.open_blob(repository, digest) as stream:
                 await _push(client, repository, known, lambda: self._pace.spread(stream))
             size_bytes = known.size_bytes
-        self._copied(routed.upstream, client.name, size_bytes)
+        self._observer.observe(RepairedBytes(routed.upstream, client.name, size_bytes))
 
     async def _copy_cached(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> int | None:
         if self._memberships.find(routed, ContentKind.BLOB, digest) is None:

@@ -48,7 +48,7 @@ class RepairDuty:
                     cache=tools.cache,
                     memberships=tools.memberships,
                     pace=Pace(bytes_per_second[name]),
-                    copied=tools.observer.repaired_bytes,
+                    observer=tools.observer,
                 ),
                 verifier=self.verifiers[name],
                 pins=tools.pins,

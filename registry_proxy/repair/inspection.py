@@ -17,6 +17,7 @@ from dataclasses import replace
 from registry_proxy.operations.contents import unless_absent
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey
+from registry_proxy.ports.names import ReturnReason
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.ports.tags import TagRecord
@@ -25,7 +26,7 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import RESERVED_PREFIX, Digest, Repository, Tag, digest_of, parse_digest
 from registry_proxy.replication.intents import Intent, change_of, parse_key
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.roster import Return, roster_key, sentinel_key
+from registry_proxy.replication.roster import roster_key, sentinel_key
 from registry_proxy.replication.tag_records import held_at, read_record
 
 SENTINELS = Repository(f"{RESERVED_PREFIX}sentinel")
@@ -76,7 +77,7 @@ class Inspection:
         Raises:
             StoreUnavailableError: it may be on the roster still.
         """
-        why: Return | None = Return.OLDER
+        why: ReturnReason | None = ReturnReason.OLDER
         with contextlib.suppress(UpstreamUnavailableError, RegistryError):
             sentinels = await self._sentinels(replica_set)
             owner = _owner(await _find_sentinel(replica_set.upstream, client), sentinels)
@@ -85,7 +86,9 @@ class Inspection:
         if why is not None:
             await self._journal.roster.doubt(replica_set.upstream, client.name, why)
 
-    async def _judge(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> Return | None:
+    async def _judge(
+        self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool
+    ) -> ReturnReason | None:
         """Return in which way a member is not what it was; None where it is, or nothing proves it."""
         sentinels = await self._sentinels(replica_set)
         known, found = sentinels.get(client.name), None
@@ -95,12 +98,16 @@ class Inspection:
             known = None
         if known is not None and found is not None and found != known:
             owner = _owner(found, sentinels)
-            return Return.OTHER if owner is None else await self._judge_exchange(replica_set, client, owner, sentinels)
+            return (
+                ReturnReason.OTHER
+                if owner is None
+                else await self._judge_exchange(replica_set, client, owner, sentinels)
+            )
         is_gone = known is not None and found is None
         if await self._is_older(replica_set, client, hears_all=is_returning or is_gone):
-            return Return.EMPTY if is_gone and await self._is_empty(client) else Return.OLDER
+            return ReturnReason.EMPTY if is_gone and await self._is_empty(client) else ReturnReason.OLDER
         if is_gone and await self._is_empty(client) and await self._is_anything_recorded(replica_set.upstream):
-            return Return.EMPTY
+            return ReturnReason.EMPTY
         if is_gone:  # only the sentinel was deleted: another one is left
             await self._store.commit([Change(Table.META, sentinel_key(replica_set.upstream, client.name), None)])
         return None
@@ -227,7 +234,7 @@ class Inspection:
 
     async def _judge_exchange(
         self, replica_set: ReplicaSet, client: ReplicaClient, owner: str, sentinels: Mapping[str, Digest]
-    ) -> Return | None:
+    ) -> ReturnReason | None:
         """Follow two registries that were exchanged: what one misses it goes on to miss, under whichever name.
 
         Returns None where that is done. While the other one cannot be asked it is not certain, nor is it ever where
@@ -244,7 +251,7 @@ class Inspection:
                 await self._exchange(upstream, name, owner, sentinels)
                 _log.warning("upstream %s: the registries of replicas %s and %s were exchanged", upstream, name, owner)
                 return None
-        return Return.EXCHANGED
+        return ReturnReason.EXCHANGED
 
     async def _exchange(self, upstream: str, one: str, two: str, sentinels: Mapping[str, Digest]) -> None:
         names = {one: two, two: one}

@@ -9,8 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import IntentKey
+from registry_proxy.ports.metrics import LostCopies, Observer
 from registry_proxy.ports.replicas import ReplicaSet
 from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.reference import Digest, parse_digest
@@ -105,7 +105,7 @@ class KeptCopies:
 
     def _tell(self, lost: Mapping[Digest, LostCopy]) -> None:
         upstream = self._replica_set.upstream
-        self._observer.lost_copies(upstream, len(lost))
+        self._observer.observe(LostCopies(upstream, len(lost)))
         new = [lost[digest] for digest in lost.keys() - self._lost.keys()]
         self._lost = lost
         if new:

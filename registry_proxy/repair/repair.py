@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from registry_proxy.operations.contents import has, unless_absent
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
-from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import IntentKey, IntentKind
+from registry_proxy.ports.metrics import KeyRepair, Observer, RepairOutcome
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.ports.repair import RepairStatus
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
@@ -250,7 +250,7 @@ class Repairer:
             _log.warning("replica %s/%s is not repaired: %s", self._replica_set.upstream, client.name, status.error)
         else:
             status.done += 1
-        self._observer.repaired(self._replica_set.upstream, client.name, outcome)
+        self._observer.observe(KeyRepair(self._replica_set.upstream, client.name, outcome))
 
     @contextlib.asynccontextmanager
     async def _lease(self, key: IntentKey) -> AsyncIterator[None]:
@@ -267,7 +267,7 @@ class Repairer:
             async with self._store.lease(f"{key.routed}@{key.name}"):
                 yield
 
-    async def _make_equal(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> str:
+    async def _make_equal(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> RepairOutcome:
         """Write to the replica what the key shall be; return the outcome for the metrics."""
         if intent.digest is None:
             await self._delete(client, key)

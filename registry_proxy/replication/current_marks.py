@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
-from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import Marks, Pause
+from registry_proxy.ports.metrics import LostContents, Observer, ReplicaPending, ReplicaRefusals
 from registry_proxy.ports.store import LOSS_KEY, Change, Record, Store, StoreChanges, Table
 from registry_proxy.replication.intents import Intent, change_of, parse_key
 from registry_proxy.replication.marks import JournalMarks
@@ -162,9 +162,9 @@ class CurrentMarks:
     def _report(self, marks: JournalMarks) -> None:
         for upstream, names in self._replicas.items():
             for name in names:
-                self._observer.replica_pending(upstream, name, marks.pending(name, upstream))
-                self._observer.replica_refused(upstream, name, marks.refused(name, upstream))
-            self._observer.lost_contents(upstream, marks.lost(upstream))
+                self._observer.observe(ReplicaPending(upstream, name, marks.pending(name, upstream)))
+                self._observer.observe(ReplicaRefusals(upstream, name, marks.refused(name, upstream)))
+            self._observer.observe(LostContents(upstream, marks.lost(upstream)))
 
     async def _pauses(self) -> Mapping[str, Pause]:
         found = {upstream: await find_pause(self._store, upstream) for upstream in self._guarded}

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from registry_proxy.ports.errors import ConflictError
-from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import IntentKey, IntentKind, Pause
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
 from registry_proxy.protocol.reference import Digest, parse_digest

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaSet
 from registry_proxy.ports.store import Store, StoreChanges

@@ -8,11 +8,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from enum import StrEnum
 
 from registry_proxy.ports.errors import ConflictError
-from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import IntentKey, IntentKind
+from registry_proxy.ports.metrics import Observer, ReplicaReturn
+from registry_proxy.ports.names import ReturnReason
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.replication.intents import Intent, change_of, parse_key
 
@@ -22,20 +22,11 @@ _DELETIONS_AT_ONCE = 500
 _log = logging.getLogger(__name__)
 
 
-class Return(StrEnum):
-    """The ways in which a replica is not any more what it was; the label ``reason`` of the metric."""
-
-    OLDER = "older"
-    EMPTY = "empty"
-    OTHER = "other"
-    EXCHANGED = "exchanged"
-
-
 _REASONS = {
-    Return.OLDER: "it holds an older state than it had confirmed, as after a restore from a copy",
-    Return.EMPTY: "its storage is empty and was not before",
-    Return.OTHER: "another registry answers at its address than before",
-    Return.EXCHANGED: "its registry is the one of another replica, which cannot be asked",
+    ReturnReason.OLDER: "it holds an older state than it had confirmed, as after a restore from a copy",
+    ReturnReason.EMPTY: "its storage is empty and was not before",
+    ReturnReason.OTHER: "another registry answers at its address than before",
+    ReturnReason.EXCHANGED: "its registry is the one of another replica, which cannot be asked",
 }
 
 
@@ -109,7 +100,7 @@ class Roster:
             changes += _change(upstream, None, names, reasons)[:1]
         return changes
 
-    async def doubt(self, upstream: str, replica: str, why: Return) -> bool:
+    async def doubt(self, upstream: str, replica: str, why: ReturnReason) -> bool:
         """Take a member from the roster that is not what it was; return False where it stays.
 
         What was deleted through us it may have again: it gets a tombstone for all of that. The last member stays: there
@@ -127,10 +118,10 @@ class Roster:
         if replica not in names:
             return False
         # One that was exchanged may be found at the other replica.
-        sentinel = [] if why is Return.EXCHANGED else [Change(Table.META, sentinel_key(upstream, replica), None)]
+        sentinel = [] if why is ReturnReason.EXCHANGED else [Change(Table.META, sentinel_key(upstream, replica), None)]
         others = [name for name in names if name != replica and name in self._replicas[upstream]]
         if not others:
-            self._observer.replica_returned(upstream, replica, why)
+            self._observer.observe(ReplicaReturn(upstream, replica, why))
             _log.error(
                 "replica %s/%s: %s, and no other one can replace what it lacks", upstream, replica, _REASONS[why]
             )
@@ -144,7 +135,7 @@ class Roster:
             await self._store.commit([*_change(upstream, record, others, reasons), *sentinel])
         except ConflictError:  # another worker or node came first
             return False
-        self._observer.replica_returned(upstream, replica, why)
+        self._observer.observe(ReplicaReturn(upstream, replica, why))
         _log.error("replica %s/%s: %s", upstream, replica, reason)
         return True
 

@@ -1,17 +1,26 @@
-"""Every Prometheus series of the service; labels come from closed sets, never from a client."""
+"""Every Prometheus series of the service; labels come from closed sets, never from a client.
+
+``_SERIES`` says which event changes which series. An event whose fields are no labels of it as they are has a function
+of its own beside it.
+"""
 
 import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
+from registry_proxy.ports import metrics as events
+from registry_proxy.ports.metrics import MetricEvent
+from registry_proxy.ports.names import CacheResult, ContentKind, ReturnReason, StaleReason
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.endpoints import operations
 from registry_proxy.protocol.scope import Action
@@ -28,10 +37,13 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _UPSTREAM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60)
 
+_Writer = Callable[[Any], None]
+_LabelReader = Callable[[Any], tuple[object, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """Some labels of a metric, and the values they may have together.
+    """Some labels of a series, and the values they may have together.
 
     A series has to be there before its first event: one that is born with it has never increased, so that no alert on
     an increase fires. ``starts`` are those that begin at 0, all of them where the set is closed.
@@ -41,21 +53,13 @@ class _Labels:
     starts: tuple[tuple[str, ...], ...] = ()
 
 
-def _label(name: str, *values: str) -> _Labels:
+def _label(name: str, values: Iterable[str] = ()) -> _Labels:
     return _Labels((name,), tuple((value,) for value in values))
 
 
-_RESULT = _label("result", *CacheResult)
-_SOURCE = _label("source", "cache", "upstream")
-_OUTCOME = _label("outcome", "2xx", "3xx", "4xx", "429", "5xx", "connect", "timeout", "stall", "cut", "mismatch")
-_WINNER = _label("winner", "first", "later", "none")
-_DECISION = (_label("action", *Action), _label("result", "allow", "deny", "would_deny"))
-_REASON = _label("reason", "write", "read", "evict", "full", "mismatch", "rot")
-_RETURN = _label("reason", "older", "empty", "other", "exchanged")
-_REPAIR = _label("outcome", "copied", "deleted", "given_up", "failed", "refused", "lost")
-_LOGIN = _label("outcome", "ok", "refused", "limited", "unavailable")
-_SINK = _label("sink", "file", "stdout", "syslog", "decisions")
-_ENDED = (_label("listener", "public", "admin"), _label("reason", "share", "room", "full"))
+_REPLICA = _Labels(("upstream", "replica"))
+_UPSTREAM = _label("upstream")
+_METHOD = _label("method", _METHODS)
 _ROUTE = _Labels(
     ("route", "method"),
     (
@@ -65,8 +69,264 @@ _ROUTE = _Labels(
         *(("unknown", method) for method in (*_METHODS, "other")),
     ),
 )
-_STATUS = _label("status", "400", "401", "403", "404", "405", "416", "429", "499", "500", "502", "503")
+_STATUS = _label("status", ("400", "401", "403", "404", "405", "416", "429", "499", "500", "502", "503"))
 """Those that begin at 0 are the errors, on which alerts are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """A series, and how it follows from the fields of an event.
+
+    Args:
+        kind: a counter adds, a histogram observes, a gauge is set; ``state`` is a gauge
+            for each state, 1 for the one it is in.
+        noun: its name without ``registry_proxy_`` and ``_total``.
+        text: its help.
+        labels: names of fields that are its labels, in their order.
+        amount: the field that is added, observed or set; empty adds 1.
+        buckets: of a histogram.
+        read_labels: returns the values of the labels where they are not those of the fields.
+    """
+
+    kind: Literal["counter", "gauge", "histogram", "state"]
+    noun: str
+    text: str
+    labels: Sequence[_Labels] = ()
+    amount: str = ""
+    buckets: Sequence[float] = ()
+    read_labels: _LabelReader | None = None
+
+    def open(self, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+        """Make the metric in a registry."""
+        names = [name for each in self.labels for name in each.names]
+        name = f"registry_proxy_{self.noun}"
+        if self.kind == "counter":
+            return Counter(f"{name}_total", self.text, names, registry=registry)
+        if self.kind == "histogram":
+            return Histogram(name, self.text, names, buckets=self.buckets, registry=registry)
+        # All workers see the same replicas and the same disk: the newest statement is the truth, a sum is not.
+        return Gauge(name, self.text, names, registry=registry, multiprocess_mode="mostrecent")
+
+    def write_to(self, metric: Counter | Gauge | Histogram, event_class: type[MetricEvent]) -> _Writer:
+        """Return the function that writes an event of the class to the metric."""
+        if self.kind == "state":
+            return partial(_write_state, metric)
+        names = [name for each in self.labels for name in each.names]
+        read_labels = self.read_labels or _read_fields(event_class, names)
+        read_amount = itemgetter(event_class._fields.index(self.amount)) if self.amount else _one
+        method = {"counter": "inc", "gauge": "set", "histogram": "observe"}[self.kind]
+        # labels() costs more than all the rest of counting: the bound series are kept, as many as the closed sets have.
+        bound: dict[tuple[object, ...], Callable[[float], None]] = {}
+
+        def write(event: MetricEvent) -> None:
+            values_of_labels = read_labels(event)
+            change = bound.get(values_of_labels)
+            if change is None:
+                series = metric.labels(*values_of_labels) if values_of_labels else metric
+                change = bound[values_of_labels] = getattr(series, method)
+            change(read_amount(event))
+
+        return write
+
+
+def _read_fields(event_class: type[MetricEvent], names: Sequence[str]) -> _LabelReader:
+    """Return the function that gives the fields of these names as a tuple, also of one or none."""
+    places = [event_class._fields.index(name) for name in names]
+    if places == list(range(len(places))):
+        return itemgetter(slice(len(places)))
+    return itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
+
+
+def _write_state(gauge: Any, event: events.ReplicaInState) -> None:
+    for state in ReplicaState:
+        gauge.labels(event.upstream, event.replica, state).set(event.state is state)
+
+
+def _one(_: MetricEvent) -> int:
+    return 1
+
+
+def _read_route(event: events.ClientRequest) -> tuple[str, str]:
+    return event.route, event.method if event.method in _METHODS else "other"
+
+
+def _read_answer(event: events.ClientRequest) -> tuple[str, str, int]:
+    return *_read_route(event), event.status
+
+
+def _counter(
+    noun: str,
+    text: str,
+    *labels: _Labels,
+    amount: str = "",
+    read_labels: _LabelReader | None = None,
+) -> _Series:
+    return _Series("counter", noun, text, labels, amount, read_labels=read_labels)
+
+
+def _gauge(noun: str, text: str, *labels: _Labels, amount: str) -> _Series:
+    return _Series("gauge", noun, text, labels, amount)
+
+
+_SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
+    events.ClientRequest: (
+        _counter("responses", "Answers to clients.", _ROUTE, _STATUS, read_labels=_read_answer),
+        _Series(
+            "histogram",
+            "request_duration_seconds",
+            "Time from a request's header to the end of its answer.",
+            [_ROUTE],
+            "duration_seconds",
+            _REQUEST_BUCKETS,
+            _read_route,
+        ),
+    ),
+    events.AccessDecision: (
+        _counter(
+            "decisions",
+            "Decisions about rights.",
+            _label("action", Action),
+            _label("result", get_args(events.DecisionResult)),
+        ),
+    ),
+    events.LoginAttempt: (
+        _counter("logins", "Logins, by how they ended.", _label("outcome", get_args(events.LoginOutcome))),
+    ),
+    events.ConnectionEnd: (
+        _counter(
+            "connections_ended",
+            "Connections of clients that were ended for others, by why.",
+            _label("listener", get_args(events.Listener)),
+            _label("reason", get_args(events.ConnectionEndReason)),
+        ),
+    ),
+    events.SentBytes: (
+        _counter(
+            "sent_bytes",
+            "Bytes of content sent to clients.",
+            _label("source", get_args(events.ByteSource)),
+            amount="size_bytes",
+        ),
+    ),
+    events.CacheRequest: (
+        _counter(
+            "cache_requests",
+            "Requests for content, by result.",
+            _label("kind", ContentKind),
+            _label("result", CacheResult),
+        ),
+    ),
+    events.CacheBytes: (_gauge("cache_bytes", "Bytes on the cache's disk.", _label("state"), amount="size_bytes"),),
+    events.CacheDiskStalled: (
+        _gauge(
+            "cache_disk_stalled",
+            "1 while the cache's disk does not answer, and a small cache in memory stands in.",
+            amount="is_stalled",
+        ),
+    ),
+    events.CacheFailure: (
+        _counter("cache_errors", "Failures of the cache.", _label("reason", get_args(events.CacheFailureReason))),
+    ),
+    events.CacheEviction: (
+        _counter("cache_evicted", "Contents evicted from the cache."),
+        _counter("cache_evicted_bytes", "Bytes evicted from the cache.", amount="size_bytes"),
+    ),
+    events.ScrubbedBytes: (
+        _counter("scrubbed_bytes", "Bytes of cached content read and compared.", amount="size_bytes"),
+    ),
+    events.ScrubEnd: (
+        _gauge("scrub_last_end_timestamp_seconds", "When the scrub's last round ended.", amount="ended_at"),
+    ),
+    events.StaleAnswer: (
+        _counter("stale_answers", "Tags answered as they were, by why.", _label("reason", StaleReason)),
+    ),
+    # A series for each worker: the newest statement of any would hide one that has lost the store.
+    events.PolicyCurrent: (
+        _gauge(
+            "policy_current_timestamp_seconds",
+            "When it last knew that it decides by what the store holds.",
+            _label("worker"),
+            amount="at",
+        ),
+    ),
+    events.AuditLoss: (
+        _counter(
+            "audit_dropped",
+            "Events that did not reach the audit log.",
+            _label("sink", get_args(events.SinkName)),
+            amount="event_count",
+        ),
+    ),
+    events.UpstreamRequest: (
+        _counter(
+            "upstream_requests",
+            "Requests to replicas.",
+            _REPLICA,
+            _METHOD,
+            _label("outcome", get_args(events.UpstreamOutcome)),
+        ),
+        _Series(
+            "histogram",
+            "upstream_request_duration_seconds",
+            "Time a replica took to answer.",
+            [_REPLICA, _METHOD],
+            "duration_seconds",
+            _UPSTREAM_BUCKETS,
+        ),
+    ),
+    events.HedgedRequest: (
+        _counter(
+            "hedged_requests",
+            "Questions put to a second replica as well, by who answered.",
+            _UPSTREAM,
+            _label("winner", get_args(events.HedgeWinner)),
+        ),
+    ),
+    events.WrongContent: (
+        _counter("wrong_content", "Contents that a replica sent and that were not what was asked for.", _REPLICA),
+    ),
+    events.ReplicaInState: (
+        _Series("state", "replica_state", "1 for the state it is in.", [_REPLICA, _label("state")]),
+    ),
+    events.ReplicaPending: (_gauge("replica_pending", "Keys it is behind in.", _REPLICA, amount="key_count"),),
+    events.ReplicaRefusals: (
+        _gauge("replica_refused", "Keys it cannot have, not dismissed.", _REPLICA, amount="key_count"),
+    ),
+    events.ReplicaPaused: (_gauge("replica_paused", "1 while it is paused.", _REPLICA, amount="is_paused"),),
+    events.ReplicaReturn: (
+        _counter(
+            "replica_returned",
+            "Replicas that were not what they had been, by what they were.",
+            _REPLICA,
+            _label("reason", ReturnReason),
+        ),
+    ),
+    events.RepositoriesMixed: (
+        _gauge(
+            "replica_mixes_repositories",
+            "1 where it answers for a content in repositories that do not hold it.",
+            _REPLICA,
+            amount="is_mixed",
+        ),
+    ),
+    events.LostContents: (
+        _gauge("lost_contents", "Keys no replica has any more, not dismissed.", _UPSTREAM, amount="key_count"),
+    ),
+    events.LostCopies: (
+        _gauge(
+            "lost_copies",
+            "Contents that a replica misses and whose copy on this node is gone.",
+            _UPSTREAM,
+            amount="content_count",
+        ),
+    ),
+    events.KeyRepair: (
+        _counter("repairs", "Keys that a replica missed.", _REPLICA, _label("outcome", get_args(events.RepairOutcome))),
+    ),
+    events.RepairedBytes: (
+        _counter("repaired_bytes", "Bytes sent to repair a replica.", _REPLICA, amount="size_bytes"),
+    ),
+}
 
 
 def _allocate(directory: str, process: str) -> bool:
@@ -112,202 +372,25 @@ class PrometheusObserver:
         else:
             values.ValueClass = values.MutexValue
         self._registry = CollectorRegistry()
-        self._begins = replicas is not None
-        pairs = [(upstream, replica) for upstream, names in (replicas or {}).items() for replica in names]
-        replica = _Labels(("upstream", "replica"), tuple(pairs))
-        upstream = _label("upstream", *(replicas or {}))
-        method = _label("method", *_METHODS)
-        kind = _label("kind", *ContentKind)
-        self._cache_requests = self._counter("cache_requests", "Requests for content, by result.", kind, _RESULT)
-        self._sent_bytes = self._counter("sent_bytes", "Bytes of content sent to clients.", _SOURCE)
-        self._upstream_requests = self._counter("upstream_requests", "Requests to replicas.", replica, method, _OUTCOME)
-        self._hedged = self._counter(
-            "hedged_requests", "Questions put to a second replica as well, by who answered.", upstream, _WINNER
-        )
-        self._decisions = self._counter("decisions", "Decisions about rights.", *_DECISION)
-        self._responses = self._counter("responses", "Answers to clients.", _ROUTE, _STATUS)
-        self._cache_errors = self._counter("cache_errors", "Failures of the cache.", _REASON)
-        self._cache_evicted = self._counter("cache_evicted", "Contents evicted from the cache.")
-        self._cache_evicted_bytes = self._counter("cache_evicted_bytes", "Bytes evicted from the cache.")
-        stale = _label("reason", *StaleReason)
-        self._stale_answers = self._counter("stale_answers", "Tags answered as they were, by why.", stale)
-        self._repairs = self._counter("repairs", "Keys that a replica missed.", replica, _REPAIR)
-        self._repaired_bytes = self._counter("repaired_bytes", "Bytes sent to repair a replica.", replica)
-        self._wrong_contents = self._counter(
-            "wrong_content", "Contents that a replica sent and that were not what was asked for.", replica
-        )
-        self._returned = self._counter(
-            "replica_returned", "Replicas that were not what they had been, by what they were.", replica, _RETURN
-        )
-        self._scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes of cached content read and compared.")
-        self._logins = self._counter("logins", "Logins, by how they ended.", _LOGIN)
-        self._connections_ended = self._counter(
-            "connections_ended", "Connections of clients that were ended for others, by why.", *_ENDED
-        )
-        self._audit_dropped = self._counter("audit_dropped", "Events that did not reach the audit log.", _SINK)
-        self._request_durations = self._histogram(
-            "request_duration_seconds",
-            "Time from a request's header to the end of its answer.",
-            _REQUEST_BUCKETS,
-            _ROUTE,
-        )
-        self._upstream_durations = self._histogram(
-            "upstream_request_duration_seconds", "Time a replica took to answer.", _UPSTREAM_BUCKETS, replica, method
-        )
-        self._replica_state = self._gauge("replica_state", "1 for the state it is in.", "upstream", "replica", "state")
-        self._replica_pending = self._gauge("replica_pending", "Keys it is behind in.", "upstream", "replica")
-        self._replica_refused = self._gauge(
-            "replica_refused", "Keys it cannot have, not dismissed.", "upstream", "replica"
-        )
-        self._replica_paused = self._gauge("replica_paused", "1 while it is paused.", "upstream", "replica")
-        self._lost_contents = self._gauge("lost_contents", "Keys no replica has any more, not dismissed.", "upstream")
-        self._lost_copies = self._gauge(
-            "lost_copies", "Contents that a replica misses and whose copy on this node is gone.", "upstream"
-        )
-        self._repositories_mixed = self._gauge(
-            "replica_mixes_repositories",
-            "1 where it answers for a content in repositories that do not hold it.",
-            "upstream",
-            "replica",
-        )
-        self._cache_bytes = self._gauge("cache_bytes", "Bytes on the cache's disk.", "state")
-        self._cache_disk_stalled = self._gauge(
-            "cache_disk_stalled", "1 while the cache's disk does not answer, and a small cache in memory stands in."
-        )
-        # A series for each worker: the newest statement of any would hide one that has lost the store.
-        self._policy_current = self._gauge(
-            "policy_current_timestamp_seconds", "When it last knew that it decides by what the store holds.", "worker"
-        )
-        self._process = process
-        self._scrub_ended = self._gauge("scrub_last_end_timestamp_seconds", "When the scrub's last round ended.")
-        # labels() costs more than all the rest of counting: the bound series are kept.
-        self._bound: dict[tuple[object, ...], Callable[[float], None]] = {}
+        self._writers: dict[type[MetricEvent], tuple[_Writer, ...]] = {
+            event_class: tuple(self._open(series, event_class, replicas) for series in changed)
+            for event_class, changed in _SERIES.items()
+        }
 
-    def _counter(self, noun: str, text: str, *labels: _Labels) -> Counter:
-        names = [name for each in labels for name in each.names]
-        counter = Counter(f"registry_proxy_{noun}_total", text, names, registry=self._registry)
-        self._begin(counter, labels)
-        return counter
+    def observe(self, event: MetricEvent, /) -> None:
+        for write in self._writers[type(event)]:
+            write(event)
 
-    def _histogram(self, noun: str, text: str, buckets: Sequence[float], *labels: _Labels) -> Histogram:
-        names = [name for each in labels for name in each.names]
-        histogram = Histogram(f"registry_proxy_{noun}", text, names, buckets=buckets, registry=self._registry)
-        self._begin(histogram, labels)
-        return histogram
-
-    def _begin(self, metric: Counter | Histogram, labels: Sequence[_Labels]) -> None:
-        """Have every series of a metric whose labels are known start at 0."""
-        if labels and self._begins:
-            for values_of_each in itertools.product(*(each.starts for each in labels)):
+    def _open(
+        self, series: _Series, event_class: type[MetricEvent], replicas: Mapping[str, Sequence[str]] | None
+    ) -> _Writer:
+        metric = series.open(self._registry)
+        if replicas is not None and series.labels and series.kind in {"counter", "histogram"}:
+            pairs = tuple((upstream, replica) for upstream, names in replicas.items() for replica in names)
+            known = {_REPLICA: pairs, _UPSTREAM: tuple((upstream,) for upstream in replicas)}
+            for values_of_each in itertools.product(*(known.get(each, each.starts) for each in series.labels)):
                 metric.labels(*itertools.chain.from_iterable(values_of_each))
-
-    def _gauge(self, noun: str, text: str, *labels: str) -> Gauge:
-        # All workers see the same replicas and the same disk: the newest statement is the truth, a sum is not.
-        return Gauge(f"registry_proxy_{noun}", text, labels, registry=self._registry, multiprocess_mode="mostrecent")
-
-    def _add(self, counter: Counter, amount: float, *labels: str) -> None:
-        key = (counter, *labels)
-        bound = self._bound.get(key)
-        if bound is None:
-            bound = self._bound[key] = (counter.labels(*labels) if labels else counter).inc
-        bound(amount)
-
-    def _observe(self, histogram: Histogram, seconds: float, *labels: str) -> None:
-        key = (histogram, *labels)
-        bound = self._bound.get(key)
-        if bound is None:
-            bound = self._bound[key] = histogram.labels(*labels).observe
-        bound(seconds)
-
-    def cache_request(self, kind: ContentKind, result: CacheResult) -> None:
-        self._add(self._cache_requests, 1, kind.value, result.value)
-
-    def sent_bytes(self, source: str, size_bytes: int) -> None:
-        self._add(self._sent_bytes, size_bytes, source)
-
-    def upstream_request(self, upstream: str, replica: str, method: str, outcome: str, duration_seconds: float) -> None:
-        self._add(self._upstream_requests, 1, upstream, replica, method, outcome)
-        self._observe(self._upstream_durations, duration_seconds, upstream, replica, method)
-
-    def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None:
-        for each in ReplicaState:
-            self._replica_state.labels(upstream, replica, each.value).set(each is state)
-
-    def replica_pending(self, upstream: str, replica: str, count: int) -> None:
-        self._replica_pending.labels(upstream, replica).set(count)
-
-    def replica_refused(self, upstream: str, replica: str, count: int) -> None:
-        self._replica_refused.labels(upstream, replica).set(count)
-
-    def replica_returned(self, upstream: str, replica: str, reason: str) -> None:
-        self._add(self._returned, 1, upstream, replica, reason)
-
-    def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None:
-        self._replica_paused.labels(upstream, replica).set(is_paused)
-
-    def lost_contents(self, upstream: str, count: int) -> None:
-        self._lost_contents.labels(upstream).set(count)
-
-    def lost_copies(self, upstream: str, count: int) -> None:
-        self._lost_copies.labels(upstream).set(count)
-
-    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
-        self._repositories_mixed.labels(upstream, replica).set(is_mixed)
-
-    def hedged(self, upstream: str, winner: str) -> None:
-        self._add(self._hedged, 1, upstream, winner)
-
-    def decision(self, action: str, result: str) -> None:
-        self._add(self._decisions, 1, action, result)
-
-    def request(self, route: str, method: str, status: int, duration_seconds: float) -> None:
-        known = method if method in _METHODS else "other"
-        self._add(self._responses, 1, route, known, str(status))
-        self._observe(self._request_durations, duration_seconds, route, known)
-
-    def cache_bytes(self, state: str, size_bytes: int) -> None:
-        self._cache_bytes.labels(state).set(size_bytes)
-
-    def cache_error(self, reason: str) -> None:
-        self._add(self._cache_errors, 1, reason)
-
-    def cache_disk_stalled(self, *, is_stalled: bool) -> None:
-        """Tell whether a cache in memory stands in for the one on disk."""
-        self._cache_disk_stalled.set(is_stalled)
-
-    def cache_evicted(self, size_bytes: int) -> None:
-        self._add(self._cache_evicted, 1)
-        self._add(self._cache_evicted_bytes, size_bytes)
-
-    def stale_answer(self, reason: StaleReason) -> None:
-        self._add(self._stale_answers, 1, reason.value)
-
-    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
-        self._add(self._repairs, 1, upstream, replica, outcome)
-
-    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
-        self._add(self._repaired_bytes, size_bytes, upstream, replica)
-
-    def wrong_content(self, upstream: str, replica: str) -> None:
-        self._add(self._wrong_contents, 1, upstream, replica)
-
-    def scrubbed(self, size_bytes: int) -> None:
-        self._add(self._scrubbed_bytes, size_bytes)
-
-    def policy_current(self, at: float) -> None:
-        self._policy_current.labels(self._process).set(at)
-
-    def scrub_ended(self, ended_at: float) -> None:
-        self._scrub_ended.set(ended_at)
-
-    def login(self, outcome: str) -> None:
-        self._add(self._logins, 1, outcome)
-
-    def connection_ended(self, listener: str, reason: str) -> None:
-        self._add(self._connections_ended, 1, listener, reason)
-
-    def audit_dropped(self, sink: str, count: int) -> None:
-        self._add(self._audit_dropped, count, sink)
+        return series.write_to(metric, event_class)
 
     def render(self) -> bytes:
         """Return the text of a scrape: this process, or all workers of the node summed."""

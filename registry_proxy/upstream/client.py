@@ -12,7 +12,7 @@ import aiohttp
 
 from registry_proxy.ports.content import ByteStream
 from registry_proxy.ports.errors import UpstreamLimitError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.byterange import parse_content_range
 from registry_proxy.protocol.descriptor import (

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 
 from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.metrics import UpstreamOutcome
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
 ERROR_BODY_MAX_BYTES = 256 * 1024
@@ -22,6 +23,7 @@ _RETRY_AFTER_MAX_SECONDS = 24 * 3600.0
 _RETRY_AFTER_DEFAULT_SECONDS = 1.0
 
 
+_OUTCOMES: Mapping[int, UpstreamOutcome] = {2: "2xx", 3: "3xx", 4: "4xx"}
 _OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """Why no connection is made for want of something of this machine, whoever is at the other end."""
 
@@ -36,7 +38,7 @@ class ReplicaFailedError(UpstreamUnavailableError):
             this machine, which has no descriptor or port left.
     """
 
-    def __init__(self, reason: str, outcome: str, *, is_elsewhere: bool = False) -> None:
+    def __init__(self, reason: str, outcome: UpstreamOutcome, *, is_elsewhere: bool = False) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.is_elsewhere = is_elsewhere
@@ -52,7 +54,7 @@ class WrongBytesError(ReplicaFailedError):
 class BadUpstreamError(RegistryError):
     """A 502: the replica answers, and wrongly."""
 
-    outcome = "mismatch"
+    outcome: UpstreamOutcome = "mismatch"
 
     def __init__(self, replica: str, reason: str) -> None:
         super().__init__(
@@ -70,7 +72,7 @@ class AccessRefusedError(RegistryError):
     ``answered`` is the status that said so, None where we did not send what was demanded.
     """
 
-    outcome = "4xx"
+    outcome: UpstreamOutcome = "4xx"
 
     def __init__(self, replica: str, reason: str, answered: int | None = None) -> None:
         super().__init__(
@@ -81,6 +83,11 @@ class AccessRefusedError(RegistryError):
         )
         self.reason = reason
         self.answered = answered
+
+
+def outcome_of(status: int) -> UpstreamOutcome:
+    """Return the outcome of a request that was answered with a status; one that HTTP does not know is a failure."""
+    return _OUTCOMES.get(status // 100, "5xx")
 
 
 @contextmanager
@@ -94,7 +101,7 @@ def translated(replica: str, *, in_body: bool = False, is_elsewhere: bool = Fals
         raise ReplicaFailedError(f"{replica}: {reason}", outcome, is_elsewhere=is_elsewhere) from error
 
 
-def _judge(error: Exception, *, in_body: bool) -> tuple[str, str]:
+def _judge(error: Exception, *, in_body: bool) -> tuple[str, UpstreamOutcome]:
     """Return why a request failed, and its outcome: "connect" only where no connection was made."""
     match error:
         case aiohttp.ConnectionTimeoutError():

@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from registry_proxy.protocol.challenge import Challenge
-from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError, limit_error, translated
+from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError, limit_error, outcome_of, translated
 from registry_proxy.upstream.recent import Recent
 from registry_proxy.upstream.sessions import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, Sessions, Timeouts
 
@@ -217,7 +217,7 @@ class Login:
         if status == 429:
             raise limit_error(name, headers, body)
         if status != 200:
-            raise ReplicaFailedError(f"{name}: it answers {status}", f"{status // 100}xx")
+            raise ReplicaFailedError(f"{name}: it answers {status}", outcome_of(status))
         return self._parse_token(body, started_at)
 
     async def _ask(self, request: _TokenRequest) -> tuple[int, Mapping[str, str], bytes]:

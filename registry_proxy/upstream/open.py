@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 
-from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import MarkSource
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas

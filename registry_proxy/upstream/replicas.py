@@ -10,8 +10,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
-from registry_proxy.ports.events import Observer
 from registry_proxy.ports.journal import MarkSource, Pause
+from registry_proxy.ports.metrics import (
+    HedgedRequest,
+    HedgeWinner,
+    Observer,
+    ReplicaInState,
+    ReplicaPaused,
+    ReplicaPending,
+    WrongContent,
+)
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState, ReplicaStatus, StorageKind
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.tasks import spawn
@@ -204,7 +212,7 @@ class UpstreamReplicas:
     def report_lie(self, replica: str, key: str) -> None:
         """Hold it against a replica that it sent something else than ``key``, the digest it was asked for."""
         self.doubts.lied(replica, key)
-        self._observer.wrong_content(self._config.name, replica)
+        self._observer.observe(WrongContent(self._config.name, replica))
         _log.error(
             "replica %s/%s sent something else than %s; it is not asked for it for %.0f s",
             self._config.name,
@@ -218,9 +226,9 @@ class UpstreamReplicas:
         self.doubts.slow(replica)
         self._members[replica].suspicion.set()
 
-    def report_hedged(self, winner: str) -> None:
-        """Count a question that was put to a second replica as well; ``winner`` as ``Observer.hedged`` has it."""
-        self._observer.hedged(self._config.name, winner)
+    def report_hedged(self, winner: HedgeWinner) -> None:
+        """Count a question that was put to a second replica as well."""
+        self._observer.observe(HedgedRequest(self._config.name, winner))
 
     def report_success(self, replica: str) -> None:
         """Tell health that a request was answered, with a 404 maybe."""
@@ -327,7 +335,7 @@ class UpstreamReplicas:
         if health.state is was:
             return
         self._log_state(member)
-        self._observer.replica_state(self.upstream, member.client.name, member.state)
+        self._observer.observe(ReplicaInState(self.upstream, member.client.name, member.state))
         self._changes += 1
         self._changed.set()
         self._changed = asyncio.Event()
@@ -358,6 +366,6 @@ class UpstreamReplicas:
                 member.why_new = marks.why_new(name, self.upstream)
                 member.refused = marks.refused(name, self.upstream)
                 member.pause = pause if pause is not None and pause.replica == name else None
-            self._observer.replica_paused(self.upstream, name, is_paused=member.pause is not None)
-            self._observer.replica_pending(self.upstream, name, member.pending)
-            self._observer.replica_state(self.upstream, name, member.state)
+            self._observer.observe(ReplicaPaused(self.upstream, name, member.pause is not None))
+            self._observer.observe(ReplicaPending(self.upstream, name, member.pending))
+            self._observer.observe(ReplicaInState(self.upstream, name, member.state))

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from typing import Protocol
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import Observer, RepositoriesMixed
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_INDEX, Descriptor, Manifest
 from registry_proxy.protocol.errors import RegistryError
@@ -214,7 +214,9 @@ class Separation:
                 if not is_apart:
                     await self._mix(client.name, kind)
                 self._is_apart[client.name, kind] = is_apart
-                self._observer.repositories_mixed(self._upstream, client.name, self.keeps_apart(client.name) is False)
+                self._observer.observe(
+                    RepositoriesMixed(self._upstream, client.name, self.keeps_apart(client.name) is False)
+                )
             self._unverified.discard((client.name, kind))
 
     async def _mix(self, replica: str, kind: ContentKind) -> None:

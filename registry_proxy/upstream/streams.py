@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 
+from registry_proxy.ports.metrics import UpstreamOutcome
 from registry_proxy.upstream.failure import ReplicaFailedError, translated
 from registry_proxy.upstream.sessions import Deadline
 
@@ -31,7 +32,7 @@ class BlobStream:
         size_bytes: int | None,
         stall_seconds: float,
         is_elsewhere: bool,
-        failed: Callable[[str, float], None],
+        failed: Callable[[UpstreamOutcome, float], None],
     ) -> None:
         self._response = response
         self._replica = replica

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from registry_proxy.ports.errors import UpstreamLimitError
-from registry_proxy.ports.events import Observer
+from registry_proxy.ports.metrics import Observer, UpstreamOutcome, UpstreamRequest
 from registry_proxy.protocol.challenge import Challenge, parse_challenges
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.tasks import request_id
@@ -22,6 +22,7 @@ from registry_proxy.upstream.failure import (
     BadUpstreamError,
     ReplicaFailedError,
     limit_error,
+    outcome_of,
     translated,
 )
 from registry_proxy.upstream.login import Login
@@ -176,7 +177,7 @@ class Transport:
             self.count(request.method, error.outcome, started_at)
             raise
         try:
-            self.count(request.method, f"{response.status // 100}xx", started_at)
+            self.count(request.method, outcome_of(response.status), started_at)
             yield response
         finally:
             if response.content.is_eof() or response.method == "HEAD":
@@ -185,10 +186,10 @@ class Transport:
                 # What is left of the body is not worth reading: the connection goes with it.
                 response.close()
 
-    def count(self, method: str, outcome: str, started_at: float) -> None:
+    def count(self, method: str, outcome: UpstreamOutcome, started_at: float) -> None:
         """Tell the observer of one outcome; ``started_at`` is on the monotonic clock."""
         duration = time.monotonic() - started_at
-        self._observer.upstream_request(self._address.upstream, self.name, method, outcome, duration)
+        self._observer.observe(UpstreamRequest(self._address.upstream, self.name, method, outcome, duration))
 
     async def read_body(self, response: aiohttp.ClientResponse, limit_bytes: int) -> bytes | None:
         """Return the whole body, None when it is longer than the limit."""
@@ -251,7 +252,7 @@ class Transport:
         if not self.is_here(response):
             # The registry has it; the storage that it points to does not give it: nothing is known.
             reason = f"{self.name}: the storage it redirects to answers {status}"
-            raise ReplicaFailedError(reason, f"{status // 100}xx", is_elsewhere=True)
+            raise ReplicaFailedError(reason, outcome_of(status), is_elsewhere=True)
         if status in {401, 403}:
             whose = "a request without credentials" if authorization is None else "the configured credentials"
             raise AccessRefusedError(self.name, f"it answers {status} to {whose}", status)

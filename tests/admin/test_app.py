@@ -26,6 +26,7 @@ from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.journal import IntentKey, IntentKind
+from registry_proxy.ports.metrics import CacheRequest
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
 from registry_proxy.ports.repair import Difference, RepairStatus
 from registry_proxy.ports.replicas import ReplicaState
@@ -691,7 +692,7 @@ async def test_cache_shows_size_and_hit_ratios(admin: Admin) -> None:
     """Ratios are those of the metrics, null before the first request."""
     await admin.node.cache.store(digest_of(b"one"), b"one")
     for result in (CacheResult.HIT, CacheResult.HIT, CacheResult.HIT, CacheResult.MISS):
-        admin.node.observer.cache_request(ContentKind.BLOB, result)
+        admin.node.observer.observe(CacheRequest(ContentKind.BLOB, result))
     _, cache, _ = await admin.call("GET", "/cache")
     assert cache["hit_ratios"] == {"blob": 0.75, "manifest": None}
     assert cache["requests"]["blob"] == {"hit": 3, "miss": 1, "latch": 0}

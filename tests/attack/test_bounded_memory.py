@@ -86,7 +86,6 @@ BOUNDS = {
     "replication.upload_stream.ReplicaStream._next": CONFIGURED,
     "telemetry.access_log.AccessLog._pending": "20,000 lines with paths of 1,000 characters",
     "telemetry.folding.Folding._kinds": "2,000 lines of the log",
-    "telemetry.metrics.PrometheusObserver._bound": "labels from closed sets",
     "upstream.doubts.Doubts._asked_last": CONFIGURED,
     "upstream.doubts.Doubts._cuts": RECENT,
     "upstream.doubts.Doubts._lies": RECENT,

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.metrics import ReplicaInState
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.sessions import Timeouts
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_replicas
 from tests.support.waiting import until
@@ -23,7 +24,7 @@ QUICK = Timeouts(connect=5, first_byte=0.2, stall=0.2, probe=1, commit=1)
 
 
 @asynccontextmanager
-async def pair(*, observer: CountingObserver) -> AsyncIterator[tuple[list[FakeRegistry], UpstreamReplicas]]:
+async def pair(*, observer: RecordingObserver) -> AsyncIterator[tuple[list[FakeRegistry], UpstreamReplicas]]:
     """Start two registries with one good tag, and the replicas of an upstream made of them."""
     async with FakeRegistry() as a, FakeRegistry() as b:
         for registry in (a, b):
@@ -32,9 +33,9 @@ async def pair(*, observer: CountingObserver) -> AsyncIterator[tuple[list[FakeRe
             yield [a, b], replicas
 
 
-def times_down(observer: CountingObserver) -> int:
+def times_down(observer: RecordingObserver) -> int:
     """Return how often a replica was said to be down."""
-    return sum(count for key, count in observer.counts.items() if key[0] == "state" and key[3] == ReplicaState.DOWN)
+    return sum(event.state is ReplicaState.DOWN for event in observer.found(ReplicaInState))
 
 
 async def ask(reader: FailoverReader, digest: Digest) -> None:
@@ -46,7 +47,7 @@ async def ask(reader: FailoverReader, digest: Digest) -> None:
 async def test_what_both_sit_on_takes_neither_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas that never answer for one digest, and are asked for nothing else, stay writable for others."""
     monkeypatch.setattr("registry_proxy.upstream.health.ANSWERS_SECONDS", 0.0)
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         digest = digest_of(b"poison")
         for registry in registries:
@@ -60,7 +61,7 @@ async def test_what_both_sit_on_takes_neither_down(monkeypatch: pytest.MonkeyPat
 
 async def test_a_storage_that_hangs_takes_its_replica_down() -> None:
     """A registry whose /v2/ answers while every content hangs is found out, and comes back with its storage."""
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         hung = registries[0].inject(Fault("/v2/.+", stall=True))
         reader = FailoverReader(replicas, ToldMarks(), 0)
@@ -86,7 +87,7 @@ async def test_a_storage_that_hangs_takes_its_replica_down() -> None:
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(cut_after=0)], ids=["500", "cut"])
 async def test_a_poisoned_digest_is_asked_for_less_and_less(fault: Fault) -> None:
     """Clients that ask again and again for what every replica fails with do not have it asked for as often."""
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         digest = digest_of(b"poison")
         for registry in registries:
@@ -102,7 +103,7 @@ async def test_a_poisoned_digest_is_asked_for_less_and_less(fault: Fault) -> Non
 
 async def test_tries_of_a_repository_share_a_budget() -> None:
     """Many poisoned digests of one repository are tried again no more than a few; another one is tried as ever."""
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         for registry in registries:
             registry.inject(Fault(f"{POISONED}/", status=500))
@@ -118,7 +119,7 @@ async def test_tries_of_a_repository_share_a_budget() -> None:
 
 async def test_a_replica_that_refuses_connections_of_data_is_probed_in_peace() -> None:
     """Failures to connect while probes succeed lead to one probe a second, not to one each."""
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         before = registries[0].count("GET", "^/v2/$")
         for _ in range(200):

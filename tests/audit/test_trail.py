@@ -18,8 +18,10 @@ from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink, rea
 from registry_proxy.audit.trail import AuditTrail, SinkThread, Taken
 from registry_proxy.audit.writer import ChainWriter, Retention
 from registry_proxy.ports.events import AuditEvent
+from registry_proxy.ports.metrics import AuditLoss, MetricEvent
 from registry_proxy.protocol.scope import Action
 from tests.support.disks import mounted_disk
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.servers import wait_until
 
 
@@ -46,12 +48,12 @@ class Stuck:
 def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound events are dropped and counted at once; how many stands in the log when the sink goes on."""
     monkeypatch.setattr(audit, "QUEUE_MAX", 10)
-    sink, dropped = Stuck(), list[str]()
-    thread = SinkThread("file", sink, lambda name, count: dropped.extend([name] * count))
+    sink, observer = Stuck(), RecordingObserver()
+    thread = SinkThread("file", sink, observer)
     with thread.running():
         for i in range(15):
             thread.put(Taken(float(i), "", AuditEvent("login", "ok")))
-        assert dropped == ["file"] * 5
+        assert observer.events == [AuditLoss("file", 1)] * 5
         sink.may_go.set()
         wait_until(lambda: any(taken.event.action == "audit.dropped" for taken in sink.taken), "what was dropped")
     assert [taken.event.action for taken in sink.taken].count("login") == 10
@@ -63,7 +65,7 @@ async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: p
     """Whoever waits for an event finds it written, however long others are gathered; a stuck sink is not waited for."""
     monkeypatch.setattr(audit, "_GATHER_SECONDS", 3600)
     writer = ChainWriter(str(tmp_path), "node", "1", Retention(2**20, 3600, 2**30, 3600))
-    thread, decisions = SinkThread("file", writer, _never), SinkThread("decisions", Stuck(), _never)
+    thread, decisions = SinkThread("file", writer, _NoLoss()), SinkThread("decisions", Stuck(), _NoLoss())
     trail = AuditTrail(acts=thread, traffic=thread, decisions=decisions, records_pulls=False)
     with thread.running():
         for action in ("first", "second"):
@@ -73,7 +75,7 @@ async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: p
             assert f'"action":"{action}"' in Path(file.path).read_text()
     monkeypatch.setattr(audit, "_WRITTEN_SECONDS", 0.01)
     stuck = Stuck()
-    thread = SinkThread("file", stuck, _never)
+    thread = SinkThread("file", stuck, _NoLoss())
     with thread.running():
         trail = AuditTrail(acts=thread, traffic=thread, decisions=decisions, records_pulls=False)
         trail.record(AuditEvent("third", "ok"))
@@ -87,7 +89,7 @@ def test_a_full_disk_loses_nothing_that_fits_the_queue(tmp_path: Path, caplog: p
     with mounted_disk(tmp_path, 4) as disk:
         directory = disk.path / "audit"
         thread = SinkThread(
-            "file", ChainWriter(str(directory), "n", "0", Retention(1 << 20, 1e12, 1 << 30, 1e12)), _never
+            "file", ChainWriter(str(directory), "n", "0", Retention(1 << 20, 1e12, 1 << 30, 1e12)), _NoLoss()
         )
         with thread.running():
             thread.put(Taken(1.0, "", AuditEvent("login", "ok")))
@@ -125,15 +127,18 @@ def test_a_batch_that_is_written_by_half_is_taken_back(tmp_path: Path, monkeypat
     assert (report.last, list(report.faults)) == (7, [])
 
 
-def _never(name: str, count: int) -> None:
-    raise AssertionError(f"{name} dropped {count}")
+class _NoLoss:
+    """An observer to which no loss may be reported."""
+
+    def observe(self, event: MetricEvent, /) -> None:
+        raise AssertionError(event)
 
 
 def test_questions_are_counted_and_read_back(tmp_path: Path) -> None:
     """Questions that were decided are kept by what was asked, with their number, newest first, over all processes."""
     for process in ("0", "1"):
-        thread = SinkThread("decisions", DecisionSink(str(tmp_path), process), _never)
-        acts, traffic = (SinkThread("file", Stuck(may_go=True), _never) for _ in range(2))
+        thread = SinkThread("decisions", DecisionSink(str(tmp_path), process), _NoLoss())
+        acts, traffic = (SinkThread("file", Stuck(may_go=True), _NoLoss()) for _ in range(2))
         trail = AuditTrail(acts=acts, traffic=traffic, decisions=thread, records_pulls=False)
         with trail.running():
             for _ in range(3):
@@ -178,8 +183,8 @@ def test_standard_output_and_syslog_get_each_event_as_json(tmp_path: Path) -> No
 def _recorded(event: AuditEvent) -> AuditEvent:
     """Return an event as a sink of an audit log is given it."""
     sink = Stuck(may_go=True)
-    thread = SinkThread("file", sink, lambda *_: None)
-    decisions = SinkThread("decisions", Stuck(), lambda *_: None)
+    thread = SinkThread("file", sink, RecordingObserver())
+    decisions = SinkThread("decisions", Stuck(), RecordingObserver())
     trail = AuditTrail(acts=thread, traffic=thread, decisions=decisions, records_pulls=True)
     with thread.running():
         trail.record(event)

@@ -9,6 +9,7 @@ import pytest
 
 from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
+from registry_proxy.ports.metrics import ScrubbedBytes
 from registry_proxy.protocol.reference import Digest
 from registry_proxy.tasks import spawn
 from tests.cache.conftest import MakeCache
@@ -52,7 +53,7 @@ async def test_the_end_of_the_last_round_is_told_after_a_restart(
     await run_until_done(Caretaker(cache, 1 << 40, 3600), cache_path)
     (ended_at,) = events.rounds
     os.utime(cache_path / "scrub", (ended_at, ended_at))
-    events.rounds.clear()
+    events.events.clear()
     task = spawn(Caretaker(cache, 1 << 40, 3600).run(), "care")
     await until(lambda: bool(events.rounds))
     task.cancel()
@@ -70,7 +71,7 @@ async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path
     await run_until_done(Caretaker(cache, 1 << 40, 3600), cache_path)
     assert events.errors == {"rot": 4}
     assert len(list((cache_path / "quarantine").glob("*.disk.*"))) == 4
-    assert events.bytes["scrubbed"] == 20 * 200_000
+    assert events.total(ScrubbedBytes) == 20 * 200_000
     assert len(events.rounds) == 1
     for body, digest in contents:
         if (body, digest) not in bad:

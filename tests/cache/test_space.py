@@ -13,6 +13,7 @@ from registry_proxy.cache.accounts import Change
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError, FillLostError
+from registry_proxy.ports.metrics import CacheEviction
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.reference import Digest
 from tests.cache.conftest import MakeCache
@@ -110,7 +111,7 @@ async def test_what_is_kept_is_not_evicted(cache_path: Path, make_cache: MakeCac
     kept |= {contents[0][1], contents[1][1]}
     await put(cache, MIB, 3)
     assert [is_there(cache_path, digest) for _, digest in contents] == [True, True, False]
-    assert events.evicted_bytes == MIB
+    assert events.total(CacheEviction) == MIB
     body, digest = content(2 * MIB, 4)
     with pytest.raises(CacheUnavailableError):
         await cache.open_or_fill(digest, Source(Answer(body)))

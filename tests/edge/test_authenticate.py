@@ -24,7 +24,7 @@ from registry_proxy.protocol.endpoints import Operation, RegistryRequest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.protocol.scope import Access, Action
-from tests.support.fakes.memory import CountingObserver, MemoryAudit
+from tests.support.fakes.memory import MemoryAudit, RecordingObserver
 from tests.support.fakes.public import SERVICE, FakeControl, OneUpstream
 
 PAST, FUTURE = 1.0, 4e9
@@ -122,7 +122,7 @@ async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) ->
     authenticator = Authenticator(
         control=cast(AccessControl, PolicyControl(keys.verifier, policy)),
         router=OneUpstream(),
-        observer=CountingObserver(),
+        observer=RecordingObserver(),
         audit=MemoryAudit(),
         origins=Origins(None, []),
         service=SERVICE,

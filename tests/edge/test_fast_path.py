@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from registry_proxy.http.connections import ConnectionLimits
+from registry_proxy.ports.metrics import ClientRequest
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.reference import Repository, digest_of
 from tests.support.fakes.public import PublicBench
@@ -111,14 +112,18 @@ async def test_both_ways_answer_count_and_log_the_same(
         results: list[tuple[Answer, Counter[tuple[object, ...]], dict[str, object]]] = []
         for headers in ([FOR_THE_SERVER], []):
             through_server.clear()
-            public.observer.counts.clear()
+            public.observer.events.clear()
             answer = await connection.ask(f"{method} {path}", *headers)
             assert through_server == [path] * len(headers)
             for volatile in ("X-Request-ID", "Date"):
                 assert answer[1].pop(volatile)
+            counted = Counter(
+                (type(event), *(event[:-1] if isinstance(event, ClientRequest) else event))
+                for event in public.observer.events
+            )
             logged = dict(public.logged[-1])
             assert logged.pop("seconds") is not None
-            results.append((answer, Counter(public.observer.counts), logged))
+            results.append((answer, counted, logged))
         slow, hot = results
         assert slow == hot
         assert hot[0][0] == 200

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 from yarl import URL
 
+from registry_proxy.ports.metrics import AccessDecision, ClientRequest, SentBytes
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, MANIFEST_MAX_BYTES, OCI_MANIFEST, Descriptor
 from registry_proxy.protocol.reference import Repository, digest_of
+from registry_proxy.protocol.scope import Action
 from tests.support.fakes.public import PublicBench, grant
 
 APP = RoutedRepository("main", Repository("team/app"))
@@ -303,10 +305,10 @@ async def test_hot_content_is_counted_and_costs_no_upstream(public: PublicBench)
     for expected in ("MISS", "HIT"):
         async with public.session.get(f"/v2/team/app/blobs/{D}", headers=public.bearer()) as response:
             assert (response.headers["X-Cache"], await response.read()) == (expected, CONTENT)
-    counts = public.observer.counts
-    assert counts["sent", "upstream"] == counts["sent", "cache"] == len(CONTENT)
-    assert counts["request", "get_blob", "GET", 200] == 2
-    assert counts["decision", "pull", "allow"] == 2
+    observer = public.observer
+    assert observer.total(SentBytes, "upstream") == observer.total(SentBytes, "cache") == len(CONTENT)
+    assert observer.count(ClientRequest, "get_blob", "GET", 200) == 2
+    assert observer.count(AccessDecision, Action.PULL, "allow") == 2
 
 
 # ---------------------------------------------------------------- lists
@@ -490,8 +492,8 @@ async def test_trial_grants_are_counted(public: PublicBench) -> None:
         "/v2/x/tags/list", headers=public.bearer("user:ann", "repository:x:pull")
     ) as response:
         assert response.status == 401
-    assert public.observer.counts["decision", "pull", "would_deny"] == 1
-    assert public.observer.counts["decision", "pull", "deny"] == 1
+    assert public.observer.count(AccessDecision, Action.PULL, "would_deny") == 1
+    assert public.observer.count(AccessDecision, Action.PULL, "deny") == 1
 
 
 async def test_encoded_bodies_are_refused(public: PublicBench) -> None:

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from registry_proxy.edge.send import SMALL_BYTES
+from registry_proxy.ports.metrics import ClientRequest, SentBytes
 from registry_proxy.protocol.reference import Digest, digest_of
 from tests.support.fakes.memory import GrowingFile
 from tests.support.fakes.public import PublicBench, read_to_end
@@ -69,7 +70,7 @@ def test_64_mib_arrive_as_they_are(play: Callable[[Scenario], None]) -> None:
             return seen.hexdigest()
 
         assert set(await asyncio.gather(*(pull() for _ in range(4)))) == {digest.hex}
-        assert public.observer.counts["sent", "cache"] == 4 * len(content)
+        assert public.observer.total(SentBytes, "cache") == 4 * len(content)
 
     play(scenario)
 
@@ -203,7 +204,7 @@ def test_a_client_that_stops_reading_is_dropped(play: Callable[[Scenario], None]
         with mock.patch("registry_proxy.edge.send.STALL_SECONDS", 0.2):
             client = socket.create_connection(("127.0.0.1", public.port))
             client.sendall(public.request(f"GET /v2/team/app/blobs/{digest}"))
-            await until(lambda: bool(public.observer.counts["request", "get_blob", "GET", 499]))
+            await until(lambda: bool(public.observer.count(ClientRequest, "get_blob", "GET", 499)))
             client.close()
 
     play(scenario)

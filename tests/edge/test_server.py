@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.edge.exchange import DRAIN_MAX_BYTES
 from registry_proxy.http.connections import ConnectionLimits
+from registry_proxy.ports.metrics import ClientRequest
 from registry_proxy.protocol.reference import digest_of
 from tests.support.fakes.public import PublicBench, read_to_end
 from tests.support.waiting import refuses, until
@@ -201,7 +202,7 @@ async def test_a_client_that_leaves_in_mid_body_is_noticed(public: PublicBench) 
     writer.write(public.request(f"POST /v2/team/app/blobs/uploads/?digest={D}", ["Content-Length: 100"]) + b"half")
     await until(lambda: bool(public.push.calls))
     writer.transport.abort()
-    await until(lambda: bool(public.observer.counts["request", "start_upload", "POST", 499]))
+    await until(lambda: bool(public.observer.count(ClientRequest, "start_upload", "POST", 499)))
     assert public.push.bodies == []
     del reader
 

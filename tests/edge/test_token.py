@@ -14,6 +14,7 @@ import pytest
 from registry_proxy.access.id_tokens import IdTokenRefusedError
 from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.logins import Login
+from registry_proxy.ports.metrics import LoginAttempt
 from tests.support.fakes.public import PublicBench
 
 ANN = {"Authorization": aiohttp.encode_basic_auth("ann", "ann-password")}
@@ -94,7 +95,7 @@ async def test_a_wrong_password_is_a_401_that_people_can_read(public: PublicBenc
     for value in ("Basic !!!", "Basic YW5u", "Bearer x", "Basic", ""):
         async with public.session.get("/auth/token", headers={"Authorization": value}) as response:
             assert response.status == 401, value
-    assert public.observer.counts["login", "refused"] == 2  # the name's, and that of what could be an ID token
+    assert public.observer.count(LoginAttempt, "refused") == 2  # the name's, and that of what could be an ID token
     assert "who knows" not in str(body)
     assert [event.rule for event in public.audit.events] == ["who knows why", "who knows why"]
 
@@ -155,7 +156,7 @@ async def test_an_issuer_that_is_away_is_a_503_that_says_so(ci: PublicBench) -> 
     status, body, headers = await ask(ci, auth={"Authorization": "Bearer unknown"})
     assert (status, body["errors"][0]["code"], "Retry-After" in headers) == (503, "UNAVAILABLE", True)
     assert "the keys of https://ci.example.com cannot be fetched" in body["errors"][0]["message"]
-    assert ci.observer.counts["login", "unavailable"] == 1
+    assert ci.observer.count(LoginAttempt, "unavailable") == 1
     event = ci.audit.events[-1]
     assert (event.outcome, event.rule) == ("failed", "the keys of https://ci.example.com cannot be fetched")
 

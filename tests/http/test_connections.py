@@ -8,6 +8,8 @@ import pytest
 
 from registry_proxy.edge.origin import Origins
 from registry_proxy.http.connections import ConnectionLimits, Connections, Owner, Patience
+from registry_proxy.ports.metrics import ConnectionEnd
+from tests.support.fakes.memory import RecordingObserver
 
 PROXIES = (ipaddress.ip_network("10.0.0.1/32"),)
 MAX = 64
@@ -45,10 +47,15 @@ class Listener:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.ended: list[str] = []
+        self.observer = RecordingObserver()
         self.connections = Connections(
-            ConnectionLimits(connections_max=MAX), Origins(None, PROXIES), lambda: self.now, self.ended.append
+            ConnectionLimits(connections_max=MAX), Origins(None, PROXIES), lambda: self.now, "public", self.observer
         )
+
+    @property
+    def ended(self) -> list[str]:
+        """The reasons of the connections that were ended for others, in their order."""
+        return [event.reason for event in self.observer.found(ConnectionEnd, "public")]
 
     def open(self, address: str, connection: Connection | None = None, *, is_unfinished: bool = False) -> Connection:
         """Open a connection."""

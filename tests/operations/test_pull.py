@@ -12,6 +12,7 @@ from registry_proxy.operations.passthrough import HOLD_BACK_BYTES, PassThrough
 from registry_proxy.operations.pull import FAR_RANGE_BYTES, BlobAnswer, Pull
 from registry_proxy.operations.tags import RecordedTags, TagRules
 from registry_proxy.ports.errors import FillFailedError, StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.metrics import CacheRequest, StaleAnswer
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository, StaleReason
 from registry_proxy.ports.tags import TagFinding, TagRecord
 from registry_proxy.protocol.byterange import ByteRange
@@ -19,11 +20,11 @@ from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, De
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from tests.support.fakes.memory import (
-    CountingObserver,
     MemoryCache,
     MemoryFile,
     MemoryMemberships,
     MemoryReader,
+    RecordingObserver,
     holdings_of,
 )
 from tests.support.waiting import until
@@ -43,7 +44,7 @@ class Bench:
     impatient: MemoryReader = field(default_factory=MemoryReader)
     cache: MemoryCache = field(default_factory=MemoryCache)
     memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
-    observer: CountingObserver = field(default_factory=CountingObserver)
+    observer: RecordingObserver = field(default_factory=RecordingObserver)
     rules: dict[str, TagRules] = field(default_factory=lambda: {"main": TagRules(10)})
     revision: int | StoreUnavailableError | None = None
 
@@ -198,9 +199,9 @@ async def test_a_miss_of_membership_counts_as_nothing(bench: Bench) -> None:
     """A refused request is no hit: nothing tells that the bytes are here."""
     digest = bench.reader.add_blob("b", SECRET)
     await bench.get(B, digest)
-    before = bench.observer.counts.copy()
+    before = bench.observer.events.copy()
     await refused(bench, A, digest)
-    assert bench.observer.counts == before
+    assert bench.observer.events == before
 
 
 async def test_a_known_member_is_served_without_the_upstream(bench: Bench) -> None:
@@ -518,11 +519,11 @@ async def test_a_rule_says_in_spite_of_what_a_stale_tag_is_served(bench: Bench, 
     answer = await bench.pull.get_manifest(A, LATEST)
     assert answer.manifest.body == BODY
     assert answer.warning is not None
-    assert bench.observer.counts["stale", reason.value] == 1
+    assert bench.observer.count(StaleAnswer, reason) == 1
     bench.rules["main"] = TagRules(10, frozenset())
     with pytest.raises((RegistryError, UpstreamUnavailableError)):
         await bench.pull.get_manifest(A, LATEST)
-    assert bench.observer.counts["stale", reason.value] == 1
+    assert bench.observer.count(StaleAnswer, reason) == 1
 
 
 async def test_a_tag_that_another_node_moved_is_asked_for_within_its_ttl(bench: Bench) -> None:
@@ -646,6 +647,6 @@ async def test_hits_and_misses_are_counted_once_a_request(bench: Bench) -> None:
     for _ in range(3):
         await bench.get(A, digest)
         await bench.pull.get_manifest(A, LATEST)
-    counts = bench.observer.counts
-    assert (counts["cache", "blob", "miss"], counts["cache", "blob", "hit"]) == (1, 2)
-    assert (counts["cache", "manifest", "miss"], counts["cache", "manifest", "hit"]) == (1, 2)
+    for kind in ContentKind:
+        counted = [event.result for event in bench.observer.found(CacheRequest, kind)]
+        assert counted == [CacheResult.MISS, CacheResult.HIT, CacheResult.HIT]

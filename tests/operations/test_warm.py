@@ -8,12 +8,13 @@ import pytest
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.operations.warm import Prefetch, Warmer, WarmProgress
+from registry_proxy.ports.metrics import CacheRequest
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import OCI_INDEX, Descriptor, Manifest
 from registry_proxy.protocol.platform import Platform
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from tests.support.fakes.images import Parts, image
-from tests.support.fakes.memory import CountingObserver, MemoryCache, MemoryMemberships, MemoryReader, holdings_of
+from tests.support.fakes.memory import MemoryCache, MemoryMemberships, MemoryReader, RecordingObserver, holdings_of
 from tests.support.waiting import until
 
 APP = RoutedRepository("main", Repository("team/app"))
@@ -26,7 +27,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.reader, self.cache, self.memberships = MemoryReader(), MemoryCache(), MemoryMemberships()
-        self.observer = CountingObserver()
+        self.observer = RecordingObserver()
         self.pull = Pull(
             readers={"main": self.reader},
             impatient_readers={"main": self.reader},
@@ -75,7 +76,7 @@ async def test_the_first_blob_brings_all_others(bench: Bench) -> None:
     bench.prefetch.blob_asked(ANN, APP, bench.blobs[0])
     await asyncio.sleep(0)
     assert bench.reader.count("open_blob") == 3
-    assert not [key for key in bench.observer.counts if key[:2] == ("cache", "blob")]
+    assert bench.observer.found(CacheRequest, ContentKind.BLOB) == []
 
 
 async def test_who_did_not_get_the_manifest_brings_nothing(bench: Bench) -> None:

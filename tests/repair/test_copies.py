@@ -2,16 +2,18 @@
 
 import pytest
 
+from registry_proxy.ports.metrics import RepairedBytes
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.repair.copies import Copies, Pace
 from tests.support.fakes.images import image, index
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 
-def copies(setting: Bench, sent: list[tuple[str, str, int]] | None = None) -> Copies:
+def copies(setting: Bench, observer: RecordingObserver | None = None) -> Copies:
     """Return copies that read from replica a."""
     return Copies(
         replica_sets={"main": setting.replicas},
@@ -19,7 +21,7 @@ def copies(setting: Bench, sent: list[tuple[str, str, int]] | None = None) -> Co
         cache=setting.cache,
         memberships=setting.memberships,
         pace=Pace(0),
-        copied=lambda *what: None if sent is None else sent.append(what),
+        observer=observer or RecordingObserver(),
     )
 
 
@@ -31,11 +33,11 @@ async def test_a_whole_index_goes_where_nothing_is(setting: Bench) -> None:
         setting.a.add_blob(REPOSITORY, blob)
     for part in (child, whole):
         await setting.a.put_manifest(REPOSITORY, part.digest, Manifest(part.descriptor, part.manifest))
-    sent: list[tuple[str, str, int]] = []
-    await copies(setting, sent).copy_manifest(setting.b, ROUTED, whole.digest, Tag("v1"))
+    observer = RecordingObserver()
+    await copies(setting, observer).copy_manifest(setting.b, ROUTED, whole.digest, Tag("v1"))
     assert setting.b.tags == {(REPOSITORY, "v1"): whole.digest}
     assert set(setting.b.manifests) == {(REPOSITORY, child.digest), (REPOSITORY, whole.digest)}
-    assert sorted(sent) == sorted(("main", "b", len(blob)) for blob in child.blobs)
+    assert sorted(observer.events) == sorted(RepairedBytes("main", "b", len(blob)) for blob in child.blobs)
 
 
 async def test_the_cache_is_a_source_only_of_what_the_repository_holds(setting: Bench) -> None:

@@ -17,7 +17,7 @@ from registry_proxy.replication.absence import AbsenceProof, forget_comparison
 from registry_proxy.replication.journal import Journal
 from registry_proxy.tasks import end, spawn
 from tests.support.fakes.images import image
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.support.waiting import until
 
@@ -135,7 +135,7 @@ async def test_a_replica_that_is_new_is_compared_when_it_has_been_taken_in(desk:
     store, changes = desk.bench.under_test.store, desk.bench.under_test.changes
 
     async def roster(*names: str) -> Journal:
-        journal = Journal(store, changes, CountingObserver(), {"main": names}, guarded=["main"])
+        journal = Journal(store, changes, RecordingObserver(), {"main": names}, guarded=["main"])
         await journal.roster.note()
         return journal
 

@@ -2,10 +2,11 @@
 
 import pytest
 
+from registry_proxy.ports.metrics import LostCopies
 from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.repair.kept import KeptCopies
 from tests.support.fakes.images import image
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.replicas import Bench
 
 
@@ -13,7 +14,7 @@ class Keeper:
     """The copies that the node of a bench keeps, and what is told of them."""
 
     def __init__(self, setting: Bench) -> None:
-        self.observer = CountingObserver()
+        self.observer = RecordingObserver()
         self.copies = KeptCopies(
             replica_set=setting.replicas,
             journal=setting.under_test.journal,
@@ -25,7 +26,7 @@ class Keeper:
     async def lost(self) -> int:
         """Look, and return how many copies are told to be lost."""
         await self.copies.look()
-        return self.observer.counts["lost copies", "main"]
+        return self.observer.found(LostCopies, "main")[-1].content_count
 
 
 async def push_without_b(setting: Bench) -> set[Digest]:

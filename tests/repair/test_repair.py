@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest_asyncio
 
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
+from registry_proxy.ports.metrics import KeyRepair
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.reference import Tag, digest_of
@@ -19,7 +21,7 @@ from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.intents import WRITING_SECONDS, parse_key
 from registry_proxy.tasks import spawn
 from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, MemoryReplica
 from tests.support.waiting import until
 
@@ -30,7 +32,7 @@ class Workshop:
     """A repairer over the two replicas of a bench."""
 
     def __init__(self, setting: Bench) -> None:
-        self.observer = CountingObserver()
+        self.observer = RecordingObserver()
         self.now = 0.0
         copies = Copies(
             replica_sets={"main": setting.replicas},
@@ -38,7 +40,7 @@ class Workshop:
             cache=setting.cache,
             memberships=setting.memberships,
             pace=Pace(0),
-            copied=self.observer.repaired_bytes,
+            observer=self.observer,
         )
         self.repairer = Repairer(
             replica_set=setting.replicas,
@@ -58,9 +60,9 @@ class Workshop:
         self._setting.replicas.down.clear()
         return await self.repairer.repair(self._setting.b)
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Counter[str]:
         """Return how many keys came to which outcome."""
-        return {str(key[3]): count for key, count in self.observer.counts.items() if key[0] == "repaired"}
+        return Counter(event.outcome for event in self.observer.found(KeyRepair))
 
 
 @pytest_asyncio.fixture

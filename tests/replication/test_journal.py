@@ -8,14 +8,13 @@ import pytest
 
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
-from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.names import ReturnReason, RoutedRepository
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.replication.intents import WRITING_SECONDS
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.roster import Return
 from registry_proxy.store.open import open_store
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.replicas import ROUTED
 
 LATEST = Tag("latest")
@@ -37,7 +36,7 @@ class Clock:
 async def open_journal(directory: Path, clock: Clock | None = None) -> AsyncIterator[tuple[Journal, Store]]:
     """Open a journal over a store of its own."""
     async with open_store(f"sqlite:///{directory / 'store.db'}", str(directory / "page")) as (store, changes):
-        yield Journal(store, changes, CountingObserver(), {"main": NAMES}, clock=clock or Clock()), store
+        yield Journal(store, changes, RecordingObserver(), {"main": NAMES}, clock=clock or Clock()), store
 
 
 async def test_marks_are_those_who_did_not_confirm(tmp_path: Path) -> None:
@@ -153,11 +152,11 @@ async def test_without_the_store_the_last_marks_stand(tmp_path: Path, monkeypatc
 async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
     """Open intents, newcomers and pauses of memory are on record again, and the store's word is doubtful."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, changes):
-        journal = Journal(store, changes, CountingObserver(), {"main": NAMES}, guarded=["main"])
+        journal = Journal(store, changes, RecordingObserver(), {"main": NAMES}, guarded=["main"])
         await journal.roster.note()
         key = IntentKey(ROUTED, IntentKind.TAG, "latest")
         await journal.miss(key, digest_of(b"1"), "", "b")
-        await journal.roster.doubt("main", "a", Return.OLDER)
+        await journal.roster.doubt("main", "a", ReturnReason.OLDER)
         before = (await journal.current.snapshot()).why_new("a", "main")
         assert before
         assert not await journal.current.is_doubtful()

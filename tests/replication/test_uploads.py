@@ -21,7 +21,7 @@ from registry_proxy.replication.upload_stream import follow
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
 from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Pushing, body_of, pushing
 from tests.support.fakes.upstream import open_replicas
 from tests.support.servers import Server
@@ -54,7 +54,7 @@ async def assemble(directory: Path, first: Server, second: Server) -> AsyncItera
     async with AsyncExitStack() as stack:
         replicas = await stack.enter_async_context(open_replicas([first.url, second.url], read_only=False))
         prepare_cache(directory / "cache")
-        cache = DiskCache(directory / "cache", 1 << 30, 1 << 20, CountingObserver())
+        cache = DiskCache(directory / "cache", 1 << 30, 1 << 20, RecordingObserver())
         stack.push_async_callback(cache.close)
         memberships = FileMemberships(directory / "cache")
         under_test = await stack.enter_async_context(pushing(directory, replicas, DiskSpool(cache), cache, memberships))

@@ -12,12 +12,13 @@ import pytest
 
 from registry_proxy.edge.exchange import as_registry_error
 from registry_proxy.ports.errors import UpstreamLimitError
+from registry_proxy.ports.metrics import UpstreamRequest
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.failure import limit_error
 from tests.conftest import StartProxy
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas
 from tests.support.product import make_image
@@ -175,13 +176,13 @@ def test_the_words(body: bytes, media_type: str, words: str) -> None:
 
 async def test_it_is_counted_and_shown() -> None:
     """Metrics have an outcome of its own, and the replica stays up with the reason beside it."""
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], observer=observer) as replicas:
         registry.inject(limited())
         await limit_of(FailoverReader(replicas, ToldMarks(), 0).list_tags(REPOSITORY))
         [status] = replicas.status()
     assert (status.state, status.reason.partition(",")[0]) == ("up", "it asked us to wait")
-    assert observer.counts["upstream", "main", "a", "GET", "429"] == 1
+    assert observer.count(UpstreamRequest, "main", "a", "GET", "429") == 1
 
 
 async def test_what_is_cached_is_served_meanwhile(start_proxy: StartProxy) -> None:

@@ -329,7 +329,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 client_address=origins.client_address,
                 name_request=RequestIds(origins).name,
                 audit=audit,
-                count_login=observer.login,
+                observer=observer,
                 audit_files=AuditFiles(
                     str(root / "audit"),
                     AuditVerifier(

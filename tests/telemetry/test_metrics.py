@@ -3,24 +3,41 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from registry_proxy.ports.metrics import (
+    AccessDecision,
+    CacheBytes,
+    CacheFailure,
+    CacheRequest,
+    ClientRequest,
+    LoginAttempt,
+    MetricEvent,
+    PolicyCurrent,
+    ReplicaInState,
+    ReplicaPending,
+    SentBytes,
+    UpstreamRequest,
+)
 from registry_proxy.ports.names import CacheResult, ContentKind
 from registry_proxy.ports.replicas import ReplicaState
-from registry_proxy.telemetry.metrics import PrometheusObserver
+from registry_proxy.protocol.scope import Action
+from registry_proxy.telemetry.metrics import _SERIES, PrometheusObserver
 
 WORKER = """
 import sys
+from registry_proxy.ports.metrics import CacheRequest, ClientRequest, ReplicaInState
 from registry_proxy.ports.names import CacheResult, ContentKind
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.telemetry.metrics import PrometheusObserver
 observer = PrometheusObserver(sys.argv[1], sys.argv[2])
 for _ in range(int(sys.argv[3])):
-    observer.cache_request(ContentKind.BLOB, CacheResult.HIT)
-observer.replica_state("main", "one", ReplicaState(sys.argv[4]))
-observer.request("get_blob", "GET", 200, 0.01)
+    observer.observe(CacheRequest(ContentKind.BLOB, CacheResult.HIT))
+observer.observe(ReplicaInState("main", "one", ReplicaState(sys.argv[4])))
+observer.observe(ClientRequest("get_blob", "GET", 200, 0.01))
 if len(sys.argv) > 5:
     print(observer.render().decode())
 """
@@ -37,18 +54,22 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 def exercise(observer: PrometheusObserver) -> None:
     """Tell it one of everything."""
-    observer.cache_request(ContentKind.MANIFEST, CacheResult.LATCH)
-    observer.sent_bytes("upstream", 10)
-    observer.upstream_request("main", "one", "GET", "2xx", 0.1)
-    observer.replica_state("main", "one", ReplicaState.DOWN)
-    observer.replica_pending("main", "one", 3)
-    observer.decision("pull", "deny")
-    observer.request("get_blob", "GET", 200, 0.2)
-    observer.request("unknown", "MADE-UP", 405, 0.2)
-    observer.cache_bytes("committed", 99)
-    observer.cache_error("write")
-    observer.login("ok")
-    observer.policy_current(1.5e9)
+    events: list[MetricEvent] = [
+        CacheRequest(ContentKind.MANIFEST, CacheResult.LATCH),
+        SentBytes("upstream", 10),
+        UpstreamRequest("main", "one", "GET", "2xx", 0.1),
+        ReplicaInState("main", "one", ReplicaState.DOWN),
+        ReplicaPending("main", "one", 3),
+        AccessDecision(Action.PULL, "deny"),
+        ClientRequest("get_blob", "GET", 200, 0.2),
+        ClientRequest("unknown", "MADE-UP", 405, 0.2),
+        CacheBytes("committed", 99),
+        CacheFailure("write"),
+        LoginAttempt("ok"),
+        PolicyCurrent("0", 1.5e9),
+    ]
+    for event in events:
+        observer.observe(event)
 
 
 def test_names_and_labels() -> None:
@@ -76,12 +97,17 @@ def test_names_and_labels() -> None:
     assert {key: found.get(key) for key in expected} == expected
 
 
+def test_every_event_changes_a_series() -> None:
+    """An event class without a row of the table would fail where it is observed."""
+    assert set(get_args(MetricEvent)) == set(_SERIES)
+
+
 def test_methods_of_clients_make_no_series() -> None:
     """A thousand invented methods are one label."""
     observer = PrometheusObserver()
     before = observer.render().count(b'method="')
     for number in range(1000):
-        observer.request("unknown", f"M{number}", 405, 0.1)
+        observer.observe(ClientRequest("unknown", f"M{number}", 405, 0.1))
     assert observer.render().count(b'method="') == before
 
 

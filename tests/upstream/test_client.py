@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from registry_proxy.ports.metrics import UpstreamRequest
 from registry_proxy.protocol.descriptor import (
     BLOB_MEDIA_TYPE,
     MANIFEST_MAX_BYTES,
@@ -22,7 +23,7 @@ from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError
 from registry_proxy.upstream.placeholder import placeholder_of
 from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import HASTY, PATIENT, REPOSITORY, open_client, read_all
 
@@ -318,7 +319,7 @@ async def test_a_tag_without_a_digest_header_is_fetched_and_hashed(fault: Fault)
 
 async def test_a_manifest_of_other_bytes_is_no_answer() -> None:
     """Bytes that do not match the digest are a failure of the replica, counted as a mismatch."""
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with FakeRegistry() as registry, open_client(registry.url, observer=observer) as client:
         digest = registry.add_manifest(REPOSITORY, b"{}", "1")
         registry.inject(Fault("manifests", body=b'{"lie":1}', times=1))
@@ -329,7 +330,7 @@ async def test_a_manifest_of_other_bytes_is_no_answer() -> None:
             await client.fetch_manifest(REPOSITORY, digest)
         assert (await client.fetch_manifest(REPOSITORY, digest)).body == b"{}"
     assert lied.value.outcome == "mismatch"
-    assert observer.counts["upstream", "main", "a", "GET", "mismatch"] == 2
+    assert observer.count(UpstreamRequest, "main", "a", "GET", "mismatch") == 2
 
 
 async def test_a_manifest_beyond_the_limit_is_not_read() -> None:
@@ -419,17 +420,17 @@ async def test_nobody_listening_is_told_as_connect() -> None:
     registry = FakeRegistry()
     await registry.start()
     await registry.stop()
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with open_client(registry.url, observer=observer) as client:
         with pytest.raises(ReplicaFailedError) as failed:
             await client.stat_blob(REPOSITORY, digest_of(b"x"))
     assert failed.value.outcome == "connect"
-    assert observer.counts["upstream", "main", "a", "HEAD", "connect"] == 1
+    assert observer.count(UpstreamRequest, "main", "a", "HEAD", "connect") == 1
 
 
 async def test_no_headers_in_time_is_a_timeout_and_no_bytes_in_time_a_stall() -> None:
     """Each wait has its deadline; the outcome says which it was."""
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY, observer=observer) as client:
         digest = registry.add_blob(REPOSITORY, CONTENT)
         registry.inject(Fault("blobs", stall=True, times=1))
@@ -440,7 +441,7 @@ async def test_no_headers_in_time_is_a_timeout_and_no_bytes_in_time_a_stall() ->
             async with client.open_blob(REPOSITORY, digest) as stream:
                 await read_all(stream)
     assert (late.value.outcome, stalled.value.outcome) == ("timeout", "stall")
-    assert observer.counts["upstream", "main", "a", "GET", "stall"] == 1
+    assert observer.count(UpstreamRequest, "main", "a", "GET", "stall") == 1
 
 
 async def test_a_cut_body_never_ends_like_a_whole_one() -> None:
@@ -509,7 +510,7 @@ async def test_a_source_that_fails_is_not_held_against_the_replica() -> None:
         yield b"one "
         raise ValueError("the client has gone")
 
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with FakeRegistry() as registry, open_client(registry.url, observer=observer) as client:
         location = await client.start_upload(REPOSITORY)
         with pytest.raises(ValueError, match="the client has gone"):
@@ -517,7 +518,7 @@ async def test_a_source_that_fails_is_not_held_against_the_replica() -> None:
         with pytest.raises(RegistryError) as short:
             await client.append_upload(await client.start_upload(REPOSITORY), in_pieces(b"abc")(), 7)
     assert short.value.code is ErrorCode.SIZE_INVALID
-    assert {key[4] for key in observer.counts} == {"2xx"}
+    assert {event.outcome for event in observer.found(UpstreamRequest)} == {"2xx"}
 
 
 async def test_a_replica_that_stops_reading_fails_by_its_deadline() -> None:

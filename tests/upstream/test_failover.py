@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from registry_proxy.ports.errors import AbsenceUnknownError, UpstreamUnavailableError, WrongContentError
+from registry_proxy.ports.metrics import HedgedRequest, WrongContent
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -19,7 +20,7 @@ from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, order_for_read
 from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas, read_all
 
@@ -203,7 +204,7 @@ async def test_a_mixed_body_proves_nothing(pair: Pair) -> None:
 
 async def test_a_false_manifest_is_a_lie_too(pair: Pair) -> None:
     """It is not asked for again where it came from, and counted under the replica's name."""
-    manifest, observer = b'{"schemaVersion": 2}', CountingObserver()
+    manifest, observer = b'{"schemaVersion": 2}', RecordingObserver()
     digest = pair.a.add_manifest(REPOSITORY, manifest)
     pair.b.add_manifest(REPOSITORY, manifest)
     liar = pair.first_for(digest)
@@ -212,7 +213,7 @@ async def test_a_false_manifest_is_a_lie_too(pair: Pair) -> None:
         for _ in range(3):
             assert (await reader.fetch_manifest(REPOSITORY, digest)).body == manifest
     assert sorted(pair.asked("GET", "manifests")) == [1, 3]
-    assert observer.counts["wrong_content", "main", pair.name_of(liar)] == 1
+    assert observer.count(WrongContent, "main", pair.name_of(liar)) == 1
 
 
 @pytest.mark.parametrize("fault", [Fault("blobs", cut_after=300_000), Fault("blobs", stall_after=300_000)])
@@ -508,7 +509,7 @@ async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
     for ask, key in zip(asks, keys, strict=True):
         first = pair.first_for(key)
         first.faults = [Fault("/(blobs|manifests)/", stall=True)]
-        told, observer = ToldMarks(), CountingObserver()
+        told, observer = ToldMarks(), RecordingObserver()
         opened = open_replicas(pair.urls, marks=told, timeouts=UNHURRIED, observer=observer)
         async with opened as replicas, asyncio.timeout(60):
             reader = FailoverReader(replicas, told, 0)
@@ -518,7 +519,7 @@ async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
             assert len([one for one in first.requests[before:] if one.target != "/v2/"]) == 1
             assert_nothing_is_asked(replicas)
             assert replicas.health()[pair.name_of(first)].is_up
-            assert observer.counts["hedged", "main", "later"] == 1
+            assert observer.count(HedgedRequest, "main", "later") == 1
         first.faults = []
 
 
@@ -537,15 +538,15 @@ async def test_a_404_does_not_overtake(pair: Pair) -> None:
     digest = digest_of(CONTENT)
     slow = pair.first_for(digest)
     slow.faults = [Fault("blobs", delay_seconds=1)]
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with open_reader(pair.urls, observer=observer) as reader:
         with pytest.raises(RegistryError) as absent:
             await reader.stat_blob(REPOSITORY, digest)
         assert absent.value.code is ErrorCode.BLOB_UNKNOWN
-        assert observer.counts["hedged", "main", "none"] == 1
+        assert observer.count(HedgedRequest, "main", "none") == 1
         slow.add_blob(REPOSITORY, CONTENT)
         assert (await reader.stat_blob(REPOSITORY, digest)).digest == digest
-    assert {winner: observer.counts["hedged", "main", winner] for winner in ("first", "later", "none")} == {
+    assert {winner: observer.count(HedgedRequest, "main", winner) for winner in ("first", "later", "none")} == {
         "first": 1,
         "later": 0,
         "none": 1,

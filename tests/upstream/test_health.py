@@ -3,6 +3,7 @@
 import pytest
 
 from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
+from registry_proxy.ports.metrics import UpstreamOutcome
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
@@ -62,7 +63,7 @@ def test_a_refused_connection_takes_it_down_at_once() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["timeout", "stall"])
-def test_silence_is_for_a_probe_to_judge(outcome: str) -> None:
+def test_silence_is_for_a_probe_to_judge(outcome: UpstreamOutcome) -> None:
     """One that answers nothing is asked last and probed, also about contents, and is down only by the probe."""
     clock = Clock()
     health = healthy(clock)
@@ -83,7 +84,7 @@ def test_a_write_that_is_not_confirmed_in_time_is_a_silence() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["timeout", "stall"])
-def test_what_hangs_while_others_are_answered_is_one_object(outcome: str) -> None:
+def test_what_hangs_while_others_are_answered_is_one_object(outcome: UpstreamOutcome) -> None:
     """A missed deadline beside answers to others asks for a probe and changes no state."""
     clock = Clock()
     health = healthy(clock)

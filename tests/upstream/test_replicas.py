@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.ports.journal import Pause
+from registry_proxy.ports.metrics import ReplicaInState, ReplicaPaused, ReplicaPending
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState
 from registry_proxy.protocol.reference import digest_of
 from registry_proxy.upstream import replicas as replicas_module
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
-from tests.support.fakes.memory import CountingObserver
+from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import HASTY, REPOSITORY, ToldMarks, open_replicas
 from tests.support.waiting import until
@@ -39,7 +40,7 @@ async def test_every_state_is_known_after_the_start() -> None:
         await gone.start()
         await gone.stop()
         urls = [one.url for one in (up, refused, html, black_hole, gone)]
-        observer = CountingObserver()
+        observer = RecordingObserver()
         async with open_replicas(urls, timeouts=HASTY, observer=observer, username="ann", password="wrong") as replicas:
             assert states(replicas) == {
                 "a": ReplicaState.UP,
@@ -52,7 +53,7 @@ async def test_every_state_is_known_after_the_start() -> None:
             assert all(one.reason for one in replicas.status()[1:])
             assert replicas.status()[0].latency_seconds is not None
             assert "wrong" not in repr(replicas.status())
-            assert observer.counts["state", "main", "c", "not_a_registry"] > 0
+            assert observer.count(ReplicaInState, "main", "c", ReplicaState.NOT_A_REGISTRY) > 0
 
 
 async def test_a_real_registry_that_dies_and_returns(start_registry: StartRegistry) -> None:
@@ -105,15 +106,15 @@ async def test_waiting_for_a_change_ends_with_the_time() -> None:
 async def test_behind_is_up_with_marks() -> None:
     """A replica that misses something is told as behind, with how much; it can be written to."""
     marks = ToldMarks(behind={"a"})
-    observer = CountingObserver()
+    observer = RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
         [status] = replicas.status()
         assert (status.state, status.pending) == (ReplicaState.BEHIND, 1)
         assert replicas.is_writable("a")
-        assert observer.counts["pending", "main", "a"] == 1
+        assert observer.last(ReplicaPending, "main", "a") == 1
         marks.behind.clear()
         await until(lambda: states(replicas) == {"a": ReplicaState.UP})
-        assert observer.counts["pending", "main", "a"] == 0
+        assert observer.last(ReplicaPending, "main", "a") == 0
 
 
 async def test_a_replica_that_is_compared_says_why() -> None:
@@ -126,21 +127,20 @@ async def test_a_replica_that_is_compared_says_why() -> None:
 
 async def test_a_paused_replica_is_up_and_not_written_to() -> None:
     """Its pause is heard of by itself, told as 1 and then 0, and warned of when it is older than an hour."""
-    marks, observer = ToldMarks(), CountingObserver()
+    marks, observer = ToldMarks(), RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
-        assert observer.counts["paused", "main", "a"] == 0
-        assert "a" in {key[2] for key in observer.counts if key[0] == "paused"}
+        assert observer.last(ReplicaPaused, "main", "a") is False
         marks.paused = Pause("a", "", "user:ann", time.time() - 1800, 1)
         await until(lambda: not replicas.is_writable("a"))
         assert states(replicas) == {"a": ReplicaState.UP}
-        assert observer.counts["paused", "main", "a"] == 1
+        assert observer.last(ReplicaPaused, "main", "a") is True
         assert replicas.warnings() == []
         marks.paused = replace(marks.paused, since=time.time() - 2 * 3600)
         await replicas.refresh()
         assert replicas.warnings() == ["replica a of upstream main is paused for 2.0 hours, by user:ann"]
         marks.paused = None
         await until(lambda: replicas.is_writable("a"))
-        assert observer.counts["paused", "main", "a"] == 0
+        assert observer.last(ReplicaPaused, "main", "a") is False
 
 
 async def test_a_ca_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:

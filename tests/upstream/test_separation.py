@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.metrics import RepositoriesMixed
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.separation import NOWHERE, PROBE, Separation
-from tests.support.fakes.memory import CountingObserver, MemoryMemberships
+from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import open_client, open_replicas
 
@@ -59,7 +60,7 @@ class Table:
 
     def __init__(self, *replicas: Replica, is_known_mixed: bool = False, may_push: bool = False) -> None:
         self.up = list(replicas)
-        self.memberships, self.observer = MemoryMemberships(), CountingObserver()
+        self.memberships, self.observer = MemoryMemberships(), RecordingObserver()
         self.separation = Separation(
             "main",
             [replica.name for replica in replicas],
@@ -87,7 +88,7 @@ async def test_an_answer_is_checked_once() -> None:
     assert table.separation.is_apart(BLOB)
     assert not table.separation.is_apart(MANIFEST)
     assert (table.separation.keeps_apart("a"), a.asked) == (True, [NOWHERE])
-    assert table.observer.counts["mixed", "main", "a"] == 0
+    assert table.observer.last(RepositoriesMixed, "main", "a") is False
 
 
 async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCaptureFixture) -> None:
@@ -106,7 +107,7 @@ async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCapture
     assert [table.separation.keeps_apart(name) for name in "ab"] == [False, True]
     assert table.memberships.find(APP, BLOB, ONE) is None
     assert len(caplog.records) == 1
-    assert table.observer.counts["mixed", "main", "a"] == 1
+    assert table.observer.last(RepositoriesMixed, "main", "a") is True
 
 
 @pytest.mark.parametrize("mixes", [True, False])

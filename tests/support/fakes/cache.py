@@ -1,6 +1,4 @@
-"""What stands in for the upstream and for Prometheus in tests of the cache."""
-
-# ruff: noqa: ARG002 - an observer takes all arguments of the port
+"""Stand-ins for the upstream and for Prometheus in tests of the cache."""
 
 import asyncio
 import hashlib
@@ -12,89 +10,29 @@ from dataclasses import dataclass, field
 
 from registry_proxy.ports.content import BlobReader
 from registry_proxy.ports.errors import UpstreamUnavailableError
-from registry_proxy.ports.names import CacheResult, ContentKind, StaleReason
-from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.ports.metrics import CacheBytes, CacheEviction, CacheFailure, MetricEvent, ScrubbedBytes, ScrubEnd
 from registry_proxy.protocol.reference import Digest
+from tests.support.fakes.memory import RecordingObserver
 
 MIB = 1024 * 1024
 
 
-@dataclass
-class Events:
-    """An ``Observer`` that remembers what the cache told it."""
+class Events(RecordingObserver):
+    """An ``Observer`` that takes events of the cache and no others."""
 
-    errors: Counter[str] = field(default_factory=Counter)
-    bytes: dict[str, int] = field(default_factory=dict)
-    evicted_bytes: int = 0
-    rounds: list[float] = field(default_factory=list)
+    def observe(self, event: MetricEvent, /) -> None:
+        assert isinstance(event, CacheBytes | CacheEviction | CacheFailure | ScrubEnd | ScrubbedBytes)
+        super().observe(event)
 
-    def cache_error(self, reason: str) -> None:
-        self.errors[reason] += 1
+    @property
+    def errors(self) -> Counter[str]:
+        """How often the cache failed, by reason."""
+        return Counter(event.reason for event in self.found(CacheFailure))
 
-    def cache_bytes(self, state: str, size_bytes: int) -> None:
-        self.bytes[state] = size_bytes
-
-    def cache_request(self, kind: ContentKind, result: CacheResult) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def sent_bytes(self, source: str, size_bytes: int) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def upstream_request(self, upstream: str, replica: str, method: str, outcome: str, duration_seconds: float) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def lost_copies(self, upstream: str, count: int) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
-        raise AssertionError("not for the cache to say")
-
-    def replica_pending(self, upstream: str, replica: str, count: int) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def replica_refused(self, upstream: str, replica: str, count: int) -> None: ...
-    def replica_returned(self, upstream: str, replica: str, reason: str) -> None: ...
-    def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None: ...
-    def lost_contents(self, upstream: str, count: int) -> None: ...
-    def decision(self, action: str, result: str) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def request(self, route: str, method: str, status: int, duration_seconds: float) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def cache_evicted(self, size_bytes: int) -> None:
-        self.evicted_bytes += size_bytes
-
-    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def stale_answer(self, reason: StaleReason) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def hedged(self, upstream: str, winner: str) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def wrong_content(self, upstream: str, replica: str) -> None:
-        raise AssertionError("not for the cache to say")
-
-    def scrubbed(self, size_bytes: int) -> None:
-        self.bytes["scrubbed"] = self.bytes.get("scrubbed", 0) + size_bytes
-
-    def policy_current(self, at: float) -> None: ...
-    def scrub_ended(self, ended_at: float) -> None:
-        self.rounds.append(ended_at)
-
-    def connection_ended(self, listener: str, reason: str) -> None: ...
-    def audit_dropped(self, sink: str, count: int) -> None: ...
-
-    def login(self, outcome: str) -> None:
-        raise AssertionError("not for the cache to say")
+    @property
+    def rounds(self) -> list[float]:
+        """When rounds of the scrub ended."""
+        return [event.ended_at for event in self.found(ScrubEnd)]
 
 
 @dataclass

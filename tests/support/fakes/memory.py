@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from registry_proxy.operations.holdings import Holdings
 from registry_proxy.ports.content import (
@@ -24,11 +24,14 @@ from registry_proxy.ports.errors import (
     UpstreamUnavailableError,
 )
 from registry_proxy.ports.events import AskedRight, AuditEvent
-from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository, StaleReason
-from registry_proxy.ports.replicas import RegistryReader, ReplicaState, Separation
+from registry_proxy.ports.metrics import MetricEvent
+from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
+from registry_proxy.ports.replicas import RegistryReader, Separation
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+
+_Event = TypeVar("_Event", bound=MetricEvent)
 
 
 class MemoryStream:
@@ -462,92 +465,28 @@ class MemoryAudit:
         self.questions.append(right)
 
 
-class CountingObserver:
-    """An ``Observer`` that counts what it is told, by its labels."""
+class RecordingObserver:
+    """An ``Observer`` that keeps its events."""
 
     def __init__(self) -> None:
-        self.counts: Counter[tuple[object, ...]] = Counter()
-        self.seconds = 0.0
+        self.events: list[MetricEvent] = []
 
-    def cache_request(self, kind: ContentKind, result: CacheResult) -> None:
-        self.counts["cache", kind.value, result.value] += 1
+    def observe(self, event: MetricEvent, /) -> None:
+        self.events.append(event)
 
-    def sent_bytes(self, source: str, size_bytes: int) -> None:
-        self.counts["sent", source] += size_bytes
+    def found(self, event_class: type[_Event], *fields: object) -> list[_Event]:
+        """Return the events of a class that begin with these fields, in the order in which they came."""
+        same_class = [event for event in self.events if isinstance(event, event_class)]
+        return [event for event in same_class if event[: len(fields)] == fields]
 
-    def upstream_request(self, upstream: str, replica: str, method: str, outcome: str, duration_seconds: float) -> None:
-        self.counts["upstream", upstream, replica, method, outcome] += 1
-        self.seconds += duration_seconds
+    def count(self, event_class: type[MetricEvent], *fields: object) -> int:
+        """Return how many events ``found`` returns."""
+        return len(self.found(event_class, *fields))
 
-    def replica_state(self, upstream: str, replica: str, state: ReplicaState) -> None:
-        self.counts["state", upstream, replica, state.value] += 1
+    def total(self, event_class: type[MetricEvent], *fields: object) -> float:
+        """Return the sum of the last fields of these events."""
+        return sum(event[-1] for event in self.found(event_class, *fields))  # type: ignore[misc]  # those of bytes
 
-    def lost_copies(self, upstream: str, count: int) -> None:
-        self.counts["lost copies", upstream] = count
-
-    def replica_pending(self, upstream: str, replica: str, count: int) -> None:
-        self.counts["pending", upstream, replica] = count
-
-    def replica_refused(self, upstream: str, replica: str, count: int) -> None:
-        self.counts["refused", upstream, replica] = count
-
-    def replica_returned(self, upstream: str, replica: str, reason: str) -> None:
-        self.counts["returned", upstream, replica, reason] += 1
-
-    def replica_paused(self, upstream: str, replica: str, *, is_paused: bool) -> None:
-        self.counts["paused", upstream, replica] = is_paused
-
-    def lost_contents(self, upstream: str, count: int) -> None:
-        self.counts["lost", upstream] = count
-
-    def decision(self, action: str, result: str) -> None:
-        self.counts["decision", str(action), result] += 1
-
-    def request(self, route: str, method: str, status: int, duration_seconds: float) -> None:
-        self.counts["request", route, method, status] += 1
-        self.seconds += duration_seconds
-
-    def cache_bytes(self, state: str, size_bytes: int) -> None:
-        self.counts["bytes", state] = size_bytes
-
-    def cache_error(self, reason: str) -> None:
-        self.counts["error", reason] += 1
-
-    def cache_evicted(self, size_bytes: int) -> None:
-        self.counts["evicted",] += size_bytes
-
-    def stale_answer(self, reason: StaleReason) -> None:
-        self.counts["stale", reason.value] += 1
-
-    def connection_ended(self, listener: str, reason: str) -> None:
-        self.counts["connection ended", listener, reason] += 1
-
-    def audit_dropped(self, sink: str, count: int) -> None:
-        self.counts["audit dropped", sink] += count
-
-    def repaired(self, upstream: str, replica: str, outcome: str) -> None:
-        self.counts["repaired", upstream, replica, outcome] += 1
-
-    def repaired_bytes(self, upstream: str, replica: str, size_bytes: int) -> None:
-        self.counts["repaired_bytes", upstream, replica] += size_bytes
-
-    def repositories_mixed(self, upstream: str, replica: str, is_mixed: bool) -> None:  # noqa: FBT001 - a gauge's value
-        self.counts["mixed", upstream, replica] = int(is_mixed)
-
-    def hedged(self, upstream: str, winner: str) -> None:
-        self.counts["hedged", upstream, winner] += 1
-
-    def wrong_content(self, upstream: str, replica: str) -> None:
-        self.counts["wrong_content", upstream, replica] += 1
-
-    def scrubbed(self, size_bytes: int) -> None:
-        self.counts["scrubbed",] += size_bytes
-
-    def policy_current(self, at: float) -> None:
-        self.counts["policy_current", at] += 1
-
-    def scrub_ended(self, ended_at: float) -> None:
-        self.counts["scrub_ended", ended_at] += 1
-
-    def login(self, outcome: str) -> None:
-        self.counts["login", outcome] += 1
+    def last(self, event_class: type[MetricEvent], *fields: object) -> object:
+        """Return the last field of the last of these events."""
+        return self.found(event_class, *fields)[-1][-1]

@@ -46,11 +46,11 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.protocol.scope import Action, parse_scopes
 from tests.support.fakes.listeners import any_connections
 from tests.support.fakes.memory import (
-    CountingObserver,
     MemoryAudit,
     MemoryCache,
     MemoryMemberships,
     MemoryReader,
+    RecordingObserver,
     holdings_of,
 )
 
@@ -289,7 +289,7 @@ class PublicBench:
     reader: MemoryReader = field(default_factory=MemoryReader)
     cache: MemoryCache = field(default_factory=MemoryCache)
     memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
-    observer: CountingObserver = field(default_factory=CountingObserver)
+    observer: RecordingObserver = field(default_factory=RecordingObserver)
     audit: MemoryAudit = field(default_factory=MemoryAudit)
     push: FakePush = field(default_factory=FakePush)
     manage: FakeManage = field(default_factory=FakeManage)

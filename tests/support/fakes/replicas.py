@@ -30,10 +30,10 @@ from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
 from tests.support.fakes.memory import (
-    CountingObserver,
     MemoryCache,
     MemoryMemberships,
     MemoryReader,
+    RecordingObserver,
     ToldSeparation,
     holdings_of,
 )
@@ -368,7 +368,7 @@ async def pushing(
         )
         sets = {replicas.upstream: replicas}
         names = {replicas.upstream: [client.name for client in replicas.replicas]}
-        journal = Journal(store, changes, CountingObserver(), names, guarded=[replicas.upstream])
+        journal = Journal(store, changes, RecordingObserver(), names, guarded=[replicas.upstream])
         uploads = UploadReplication(replica_sets=sets, journal=journal, cache=cache, pins=spool)
         manifests = ManifestReplication(
             replica_sets=sets, store=store, journal=journal, cache=cache, memberships=memberships, uploads=uploads

@@ -13,7 +13,7 @@ from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
-from tests.support.fakes.memory import CountingObserver, MemoryMemberships
+from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
 
 REPOSITORY = Repository("team/app")
 PATIENT = Timeouts(connect=5, first_byte=10, stall=10, probe=10, commit=10)
@@ -22,13 +22,13 @@ HASTY = Timeouts(connect=0.5, first_byte=0.5, stall=0.5, probe=1.5, commit=0.5)
 
 @asynccontextmanager
 async def open_client(
-    url: str, *, timeouts: Timeouts = PATIENT, observer: CountingObserver | None = None, **address: Any
+    url: str, *, timeouts: Timeouts = PATIENT, observer: RecordingObserver | None = None, **address: Any
 ) -> AsyncIterator[HttpReplicaClient]:
     """Open a client of the replica ``a`` at a URL; ``address`` are further fields of ReplicaAddress."""
     sessions = Sessions()
     try:
         replica = ReplicaAddress("main", "a", url, **address)
-        yield HttpReplicaClient(replica, timeouts, sessions, observer or CountingObserver())
+        yield HttpReplicaClient(replica, timeouts, sessions, observer or RecordingObserver())
     finally:
         await sessions.aclose()
 
@@ -84,7 +84,7 @@ async def open_replicas(
     marks: ToldMarks | None = None,
     storage: StorageKind = StorageKind.INDEPENDENT,
     timeouts: Timeouts = PATIENT,
-    observer: CountingObserver | None = None,
+    observer: RecordingObserver | None = None,
     remembered: MemoryMemberships | None = None,
     read_only: bool = True,
     inspect: Inspect | None = None,
@@ -94,7 +94,7 @@ async def open_replicas(
     addresses = [ReplicaAddress("main", "abcdefgh"[i], url, **address) for i, url in enumerate(urls)]
     config = UpstreamConfig("main", addresses, storage=storage, timeouts=timeouts, read_only=read_only)
     replicas = UpstreamReplicas(
-        config, marks or ToldMarks(), observer or CountingObserver(), remembered or MemoryMemberships(), inspect
+        config, marks or ToldMarks(), observer or RecordingObserver(), remembered or MemoryMemberships(), inspect
     )
     await replicas.start()
     try:
