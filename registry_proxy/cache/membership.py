@@ -127,11 +127,11 @@ class FileMemberships:
             if cached is not None:
                 yield Tag(name), cached
 
-    def blobs_of(self, upstream: str) -> Iterator[tuple[Repository, Digest]]:
-        """Give the blobs that repositories of an upstream are known to hold."""
+    def contents_of(self, upstream: str, kind: ContentKind) -> Iterator[tuple[Repository, Digest]]:
+        """Give the contents of a kind that repositories of an upstream are known to hold; in a thread."""
         for routed in self.repositories():
             if routed.upstream == upstream:
-                for digest in self._digests(routed, ContentKind.BLOB):
+                for digest in self._digests(routed, kind):
                     yield routed.repository, digest
 
     def forget_answers(self, upstream: str, kind: ContentKind) -> None:

@@ -1,13 +1,13 @@
 """Bytes: streams, the blob cache, the spool, and which repository holds which digest."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import Digest, Repository, Tag
 
 
 class ByteStream(Protocol):
@@ -177,6 +177,9 @@ class Memberships(Protocol):
 
     def manifests_of(self, routed: RoutedRepository) -> Sequence[Digest]:
         """Return the manifests that a repository is known to hold, those confirmed last first."""
+
+    def contents_of(self, upstream: str, kind: ContentKind) -> Iterator[tuple[Repository, Digest]]:
+        """Give the contents of a kind that repositories of an upstream are known to hold; in a thread."""
 
     def has_tag_on(self, routed: RoutedRepository, digest: Digest) -> bool:
         """Tell whether a cached tag of the repository is ``digest``."""

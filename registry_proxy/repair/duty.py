@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 
+from registry_proxy.ports.names import ContentKind
 from registry_proxy.repair.copies import Copies, Pace
 from registry_proxy.repair.fallback_tags import FallbackTagComparison
 from registry_proxy.repair.inspection import Inspection
@@ -70,6 +72,8 @@ class RepairDuty:
                 journal=journal,
                 verifier=self.verifiers[name],
                 upstreams=options.guarded,
+                inspection=inspection,
+                known=partial(tools.memberships.contents_of, kind=ContentKind.MANIFEST),
             )
             for name in options.guarded
         }

@@ -129,23 +129,29 @@ class Inspection:
             await self.leave_sentinels(replica_set)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def leave_sentinels(self, replica_set: ReplicaSet) -> None:
-        """Leave a sentinel at each member that has none and can be written to now."""
+    async def leave_sentinels(self, replica_set: ReplicaSet, *, renew: bool = False) -> None:
+        """Leave a sentinel at each member that has none and can be written to now.
+
+        With ``renew`` each gets a new one: a copy of its storage that is older is told by that, without any record of
+        what was written since.
+        """
         for client in replica_set.replicas:
             with contextlib.suppress(StoreUnavailableError, UpstreamUnavailableError, RegistryError):
-                await self._leave_sentinel(replica_set, client)
+                await self._leave_sentinel(replica_set, client, renew=renew)
 
-    async def _leave_sentinel(self, replica_set: ReplicaSet, client: ReplicaClient) -> None:
+    async def _leave_sentinel(self, replica_set: ReplicaSet, client: ReplicaClient, *, renew: bool) -> None:
         upstream, name = replica_set.upstream, client.name
         if not replica_set.is_writable(name) or (await self._journal.current.snapshot()).is_newcomer(upstream, name):
             return
         key = sentinel_key(upstream, name)
-        if await self._store.get(Table.META, key) is not None:
+        if not renew and await self._store.get(Table.META, key) is not None:
             return
         async with self._store.lease(f"sentinel of {upstream}/{name}"):
-            if await self._store.get(Table.META, key) is not None:
+            if renew:  # first: a probe that comes between finds nothing to compare with
+                await self._store.commit([Change(Table.META, key, None)])
+            elif await self._store.get(Table.META, key) is not None:
                 return
-            digest = await _find_sentinel(upstream, client)
+            digest = None if renew else await _find_sentinel(upstream, client)
             if digest is None or digest in (await self._sentinels(replica_set)).values():
                 digest = await self._push_sentinel(upstream, client)
             if digest is not None:

@@ -2,23 +2,39 @@
 
 A store that is empty, or older than a node has seen it, says of nobody that he misses something. So its word releases
 no copy that a node keeps for a replica. ``StoreWatch`` notices it, and leaves the record that is worked off here.
+
+No registry lists its manifests without a tag: those of which each node knows are put on record again, or a replica that
+is compared later would not get them.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.operations.contents import unless_absent
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
+from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.repair import Comparison
 from registry_proxy.ports.replicas import ReplicaSet
-from registry_proxy.ports.store import LOSS_KEY, Change, Store, Table
+from registry_proxy.ports.store import LOSS_KEY, Change, Record, Store, Table
+from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, parse_digest
+from registry_proxy.repair.inspection import Inspection
 from registry_proxy.repair.verify import Verifier
+from registry_proxy.replication.intents import Intent
 from registry_proxy.replication.journal import Journal
+from registry_proxy.replication.manifests import manifest_record, write_lease
 
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 60.0
+_NOTICING_SECONDS = 5.0
+"""No comparison begins before: every node that is up has noticed the loss by then, and puts on record what it knows."""
+
+_KNOWN_AT_ONCE = 500
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +71,8 @@ class Recovery:
         journal: what each replica misses.
         verifier: compares.
         upstreams: all upstreams whose replicas can differ: with the last one the loss is over.
+        inspection: recognises a replica that is put back from a copy, or wiped.
+        known: returns the manifests that this node knows repositories of an upstream to hold; called in a thread.
     """
 
     def __init__(
@@ -65,12 +83,17 @@ class Recovery:
         journal: Journal,
         verifier: Verifier,
         upstreams: Sequence[str],
+        inspection: Inspection,
+        known: Callable[[str], Iterable[tuple[Repository, Digest]]],
     ) -> None:
         self._replica_set = replica_set
         self._store = store
         self._journal = journal
         self._verifier = verifier
         self._upstreams = upstreams
+        self._inspection = inspection
+        self._known = known
+        self._noticed_at = self._remembered_at = 0.0
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -81,10 +104,73 @@ class Recovery:
                     await asyncio.sleep(_PAUSE_AFTER_FAILURE_SECONDS)
 
     async def _is_due(self) -> bool:
-        record = await self._store.get(Table.META, LOSS_KEY)
-        if record is None or self._replica_set.upstream in record.value["compared"]:
+        """Put on record what this node knows, once for each loss; return whether the replicas are to be compared."""
+        loss = await self._store.get(Table.META, LOSS_KEY)
+        if loss is not None:
+            self._noticed_at = loss.value["noticed_at"]
+        if not self._are_all_up():
             return False
+        if self._remembered_at != self._noticed_at:  # also where another node has compared them meanwhile
+            noticed_at = self._noticed_at
+            await self.remember()
+            self._remembered_at = noticed_at
+            return False
+        if loss is None or self._replica_set.upstream in loss.value["compared"]:
+            return False
+        return not 0 <= time.time() - self._noticed_at < _NOTICING_SECONDS
+
+    def _are_all_up(self) -> bool:
         return all(self._replica_set.is_writable(client.name) for client in self._replica_set.replicas)
+
+    # ------------------------------------------------------------ what this node knows
+
+    async def remember(self) -> None:
+        """Put the manifests on record that this node knows, a replica has, and nobody has deleted.
+
+        Where there were any the replicas are compared once more.
+
+        Raises:
+            StoreUnavailableError: some of them may not be on record.
+        """
+        upstream = self._replica_set.upstream
+        known = [
+            IntentKey(RoutedRepository(upstream, repository), IntentKind.MANIFEST, str(digest))
+            for repository, digest in await asyncio.to_thread(lambda: list(self._known(upstream)))
+        ]
+        count = 0
+        for first in range(0, len(known), _KNOWN_AT_ONCE):
+            batch = known[first : first + _KNOWN_AT_ONCE]
+            records = await self._store.get_all([(Table.MANIFESTS, f"{key.routed}|{key.name}") for key in batch])
+            for key, record in zip(batch, records, strict=True):
+                if record is None:
+                    count += await self._remember(key)
+        if count:
+            _log.info("upstream %s: %d manifests are on record again after the loss of the store", upstream, count)
+            loss = {"noticed_at": time.time(), "compared": []}
+            await self._store.commit([Change(Table.META, LOSS_KEY, loss)])
+
+    async def _remember(self, key: IntentKey) -> bool:
+        digest = parse_digest(key.name)
+        async with write_lease(self._store, key.routed, digest):
+            record, deleted = await self._store.get_all([(Table.INTENTS, str(key)), (Table.DELETIONS, str(key))])
+            is_deleted = record is not None and Intent.from_value(record.value).digest is None
+            if is_deleted or deleted is not None:
+                return False
+            descriptor = await self._find(key.routed.repository, digest)
+            if descriptor is None:
+                return False
+            await self._store.commit([manifest_record(key.routed, descriptor, expect=0)])
+            return True
+
+    async def _find(self, repository: Repository, digest: Digest) -> Descriptor | None:
+        for client in self._replica_set.replicas:
+            with contextlib.suppress(RegistryError, UpstreamUnavailableError):  # it cannot be asked for this one
+                manifest = await unless_absent(client.fetch_manifest(repository, digest))
+                if manifest is not None:
+                    return manifest.descriptor
+        return None
+
+    # ------------------------------------------------------------ comparing
 
     async def recover(self) -> bool:
         """Compare the replicas, which are up, until they differ in nothing; return False where they go on to.
@@ -94,13 +180,18 @@ class Recovery:
         """
         upstream = self._replica_set.upstream
         async with self._store.lease(f"comparison of {upstream} after a loss"):
+            loss = await self._store.get(Table.META, LOSS_KEY)
+            if loss is None or upstream in loss.value["compared"]:
+                return True  # another node came first
             await self._journal.roster.note()
+            await self._inspection.leave_sentinels(self._replica_set, renew=True)
             if await self._compare(mend=True) is None or not await self._is_repaired():
                 return False
             found = await self._compare(mend=False)
             if found is None or found.differing:
                 return False
-            return await self._conclude(upstream)
+            await self._conclude(loss)
+            return True
 
     async def _compare(self, *, mend: bool) -> Comparison | None:
         comparison = self._verifier.new()
@@ -126,16 +217,16 @@ class Recovery:
             names = [client.name for client in self._replica_set.replicas]
             if not any(marks.pending(name, upstream) for name in names):
                 return True
-            if not all(map(self._replica_set.is_writable, names)):
+            if not self._are_all_up():
                 return False
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _conclude(self, upstream: str) -> bool:
-        record = await self._store.get(Table.META, LOSS_KEY)
-        if record is None:
-            return True
-        compared = sorted({*record.value["compared"], upstream})
-        value = None if set(self._upstreams) <= set(compared) else {**record.value, "compared": compared}
-        await self._store.commit([Change(Table.META, LOSS_KEY, value, record.revision)])
+    async def _conclude(self, compared: Record) -> None:
+        """Note that the replicas were compared after a loss; not where another loss was noticed meanwhile."""
+        upstream, loss = self._replica_set.upstream, await self._store.get(Table.META, LOSS_KEY)
+        if loss is None or loss.value["noticed_at"] != compared.value["noticed_at"]:
+            return
+        names = sorted({*loss.value["compared"], upstream})
+        value = None if set(self._upstreams) <= set(names) else {**loss.value, "compared": names}
+        await self._store.commit([Change(Table.META, LOSS_KEY, value, loss.revision)])
         _log.info("upstream %s: its replicas were compared after the loss of the store", upstream)
-        return True

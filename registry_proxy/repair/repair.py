@@ -163,6 +163,7 @@ class Repairer:
         async with repair_lease(self._store, upstream, client.name):
             if await is_paused(self._store, upstream, client.name):
                 return True  # since a moment ago; whoever paused it waits for this lease
+            marks = await self._journal.current.snapshot(of_all_nodes=True)  # another process may have taken it in
             is_newcomer = marks.is_newcomer(upstream, client.name)
             if not is_newcomer and not await self._open_keys(client.name):
                 return True

@@ -161,12 +161,8 @@ class Verifier:
         intent = await self._journal.find(key)
         if intent is not None and intent.is_under_way(time.time()):
             return True
-        if key.kind is not IntentKind.BLOB:
-            table = Table.TAGS if key.kind is IntentKind.TAG else Table.MANIFESTS
-            record = await self._store.get(table, f"{key.routed}|{key.name}")
-            known = walk.revisions.get((table, f"{key.routed}|{key.name}"), 0)
-            if (0 if record is None else record.revision) != known:
-                return True
+        if await self._is_record_changed(walk, key):
+            return True
         if wanted is None or difference.replica is None:
             return False
         client = next(one for one in self._replica_set.replicas if one.name == difference.replica)
@@ -174,6 +170,15 @@ class Verifier:
             return await self._holds(client, key, wanted)
         except (RegistryError, UpstreamUnavailableError):
             return False
+
+    async def _is_record_changed(self, walk: _Walk, key: IntentKey) -> bool:
+        """Tell whether the record of a tag or manifest is another one than when the walk began."""
+        if key.kind is IntentKind.BLOB:
+            return False
+        table = Table.TAGS if key.kind is IntentKind.TAG else Table.MANIFESTS
+        record = await self._store.get(table, f"{key.routed}|{key.name}")
+        known = walk.revisions.get((table, f"{key.routed}|{key.name}"), 0)
+        return (0 if record is None else record.revision) != known
 
     # ------------------------------------------------------------ asking
 
@@ -292,10 +297,13 @@ class Verifier:
     async def _lose(self, walk: _Walk, key: IntentKey, digest: Digest, media_type: str) -> bool:
         """Note that every replica said that it does not have a key; return whether that is to be told.
 
-        A key that a replica is known to miss is left to its repair: some node may still have the content.
+        A key that a replica is known to miss is left to its repair: some node may still have the content. One that was
+        deleted since the walk began is not lost.
         """
         walk.lost.add(key)
         async with self._lease(key, digest):
+            if await self._is_record_changed(walk, key):
+                return False
             intent = await self._journal.find(key)
             if intent is not None and not intent.is_lost:
                 return False

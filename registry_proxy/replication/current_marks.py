@@ -65,13 +65,13 @@ class CurrentMarks:
         Raises:
             StoreUnavailableError: there never was one.
         """
+        return await self.snapshot(of_all_nodes=of_all_nodes)
+
+    async def snapshot(self, *, of_all_nodes: bool = False) -> JournalMarks:
+        """Return what ``marks`` does, with the questions that only writers ask."""
         if of_all_nodes:
             with contextlib.suppress(StoreUnavailableError):
                 await self._changes.check()
-        return await self.snapshot()
-
-    async def snapshot(self) -> JournalMarks:
-        """Return what ``marks`` does, with the questions that only writers ask."""
         if (marks := self._current()) is not None:
             return marks
         async with self._loading:

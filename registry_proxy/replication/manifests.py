@@ -35,6 +35,12 @@ def manifest_record_key(routed: RoutedRepository, digest: Digest) -> str:
     return f"{routed}|{digest}"
 
 
+def manifest_record(routed: RoutedRepository, descriptor: Descriptor, *, expect: int | None = None) -> Change:
+    """Return the change that puts a manifest on record as pushed."""
+    value = {"media_type": descriptor.media_type, "size_bytes": descriptor.size_bytes}
+    return Change(Table.MANIFESTS, manifest_record_key(routed, descriptor.digest), value, expect)
+
+
 async def recorded_repositories(store: Store, prefix: str = "") -> set[RoutedRepository]:
     """Return the repositories with a manifest or tag on record.
 
@@ -177,9 +183,8 @@ class ManifestReplication:
         self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor
     ) -> OpenWrite:
         digest, content = descriptor.digest, (descriptor.digest, descriptor.media_type)
-        record = {"media_type": descriptor.media_type, "size_bytes": descriptor.size_bytes}
         contents = {IntentKey(routed, IntentKind.MANIFEST, str(digest)): content}
-        changes = [Change(Table.MANIFESTS, manifest_record_key(routed, digest), record)]
+        changes = [manifest_record(routed, descriptor)]
         if tag is not None:
             contents[IntentKey(routed, IntentKind.TAG, tag)] = content
             changes.append(Change(Table.TAGS, tag_record_key(routed, tag), {"digest": str(digest)}))

@@ -54,8 +54,8 @@ class Asked(Protocol):
 class Remembered(Protocol):
     """The memory that this node has of answers."""
 
-    def blobs_of(self, upstream: str) -> Iterator[tuple[Repository, Digest]]:
-        """Give blobs that repositories of an upstream hold."""
+    def contents_of(self, upstream: str, kind: ContentKind) -> Iterator[tuple[Repository, Digest]]:
+        """Give contents of a kind that repositories of an upstream hold."""
 
     def forget_answers(self, upstream: str, kind: ContentKind) -> None:
         """Forget what replicas said that repositories hold; what was pushed through us stays. Takes long."""
@@ -176,7 +176,7 @@ class Separation:
             _log.info("it could not be asked whether %s keeps repositories apart: %s", client.name, error)
 
     def _samples(self) -> list[tuple[Repository, Digest]]:
-        return list(itertools.islice(self._remembered.blobs_of(self._upstream), _SAMPLES_MAX))
+        return list(itertools.islice(self._remembered.contents_of(self._upstream, ContentKind.BLOB), _SAMPLES_MAX))
 
     async def _look_at(self, client: Asked, kind: ContentKind, remembered: Sequence[tuple[Repository, Digest]]) -> None:
         if self._may_push:  # nothing is pushed, nor asked about what clients have, before an answer has to be believed

@@ -267,7 +267,7 @@ def test_what_replicas_said_can_be_forgotten(memberships: FileMemberships, cache
             assert worker.find(routed, kind, ONE) is not None
             is_forgotten = routed != OTHER and kind is ContentKind.BLOB
             assert (worker.find(routed, kind, TWO) is None) is is_forgotten
-    assert sorted(memberships.blobs_of("main")) == [("team", ONE), ("team/app", ONE)]
+    assert sorted(memberships.contents_of("main", ContentKind.BLOB)) == [("team", ONE), ("team/app", ONE)]
 
 
 def test_the_manifests_of_a_repository_are_known(memberships: FileMemberships, cache_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ import pytest_asyncio
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.metrics import KeyRepair
-from registry_proxy.ports.store import Change, Table
+from registry_proxy.ports.repair import Comparison
+from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.repair.copies import Copies, Pace
 from registry_proxy.repair.repair import Repairer
 from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.intents import WRITING_SECONDS, parse_key
+from registry_proxy.replication.pauses import repair_lease
 from registry_proxy.tasks import spawn
 from tests.support.fakes.images import Parts, image, index
 from tests.support.fakes.memory import RecordingObserver
@@ -212,6 +215,34 @@ async def test_two_do_not_repair_a_replica_at_once(
     setting.b.gates["push_blob"].set()
     assert await first
     assert setting.b.count("push_blob") == 2
+
+
+async def test_a_newcomer_that_another_process_took_in_is_not_compared_again(
+    setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited for its turn looks anew: a comparison of all repositories costs the registries a lot."""
+    await push(setting, image(b"1"), "latest")
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    await setting.under_test.store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
+    compare, comparisons, waiting = Verifier.compare, list[object](), list[str]()
+
+    async def count(verifier: Verifier, comparison: Comparison, **options: Any) -> None:
+        comparisons.append(comparison)
+        await compare(verifier, comparison, **options)
+
+    def lease(store: Store, upstream: str, replica: str) -> AbstractAsyncContextManager[None]:
+        waiting.append(replica)
+        return repair_lease(store, upstream, replica)
+
+    monkeypatch.setattr(Verifier, "compare", count)
+    monkeypatch.setattr("registry_proxy.repair.repair.repair_lease", lease)
+    setting.b.gates["push_blob"] = asyncio.Event()
+    repairs = [asyncio.get_running_loop().create_task(one.repair()) for one in (workshop, Workshop(setting))]
+    await until(lambda: len(waiting) == 2 and setting.b.count("push_blob") > 0)
+    setting.b.gates["push_blob"].set()
+    assert await asyncio.gather(*repairs) == [True, True]
+    assert len(comparisons) == 2, "one to find what it lacks, one to see that it lacks nothing"
+    assert same(setting)
 
 
 async def test_a_push_that_comes_between_wins(setting: Bench, workshop: Workshop) -> None:

@@ -1,6 +1,8 @@
 """Comparing replicas without the journal, and what is entered into it."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -159,6 +161,25 @@ async def test_what_is_lost_is_told(setting: Bench) -> None:
     comparison = await compare(setting, mend=True)
     assert found(comparison) == {(IntentKind.MANIFEST, str(gone.digest), None), (IntentKind.TAG, "latest", None)}
     assert (comparison.lost, comparison.differing, comparison.mended) == (2, 0, 0)
+
+
+async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest on record that a client deletes while it is compared is absent everywhere, and rightly so."""
+    gone = await push(setting, image(b"1"), "latest")
+    verifier = Verifier(
+        replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
+    )
+    fetch = verifier._tags
+
+    async def delete_first(*arguments: Any) -> Mapping[Tag, Any]:
+        await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
+        return await fetch(*arguments)
+
+    monkeypatch.setattr(verifier, "_tags", delete_first)
+    comparison = verifier.new()
+    await verifier.compare(comparison, mend=True)
+    assert (comparison.lost, found(comparison), comparison.error) == (0, set(), "")
+    assert not (await setting.under_test.journal.current.snapshot()).lost_keys
 
 
 async def test_what_was_deleted_is_no_difference(setting: Bench) -> None:

@@ -29,7 +29,7 @@ from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepositor
 from registry_proxy.ports.replicas import RegistryReader, Separation
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.protocol.reference import RESERVED_PREFIX, Digest, Repository, Tag, digest_of
 
 _Event = TypeVar("_Event", bound=MetricEvent)
 
@@ -147,7 +147,7 @@ class MemoryReader:
 
     async def list_repositories(self) -> list[Repository]:
         await self._answer("list_repositories", "")
-        return sorted({Repository(name) for name, _ in self.tags})
+        return sorted({Repository(name) for name, _ in self.tags if not name.startswith(RESERVED_PREFIX)})
 
 
 class MemoryFile:
@@ -332,10 +332,10 @@ class MemoryMemberships:
     def has_tag_on(self, routed: RoutedRepository, digest: Digest) -> bool:
         return any(key[0] == routed and entry.digest == digest for key, entry in self.tags.items())
 
-    def blobs_of(self, upstream: str) -> Iterator[tuple[Repository, Digest]]:
-        """Give the blobs of an upstream."""
-        for routed, kind, digest in self.entries:
-            if routed.upstream == upstream and kind is ContentKind.BLOB:
+    def contents_of(self, upstream: str, kind: ContentKind) -> Iterator[tuple[Repository, Digest]]:
+        """Give the contents of a kind of an upstream."""
+        for routed, of_kind, digest in self.entries:
+            if routed.upstream == upstream and of_kind is kind:
                 yield routed.repository, digest
 
     def forget_answers(self, upstream: str, kind: ContentKind) -> None:
