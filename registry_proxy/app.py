@@ -19,6 +19,7 @@ from registry_proxy.admin.ops import ADMIN, PUBLIC, Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.server import serving_admin
 from registry_proxy.admin.sites import Sites
+from registry_proxy.admin.upstreams import Upstream
 from registry_proxy.audit.open import Audit, open_audit
 from registry_proxy.audit.trail import AuditTrail
 from registry_proxy.cache.disk import DiskCache
@@ -265,15 +266,15 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
     context: WorkerContext,
     connections: Mapping[str, Connections],
 ) -> AdminServices:
-    access, cache, origins = node.access, node.cache, Origins(settings.public_url, settings.trusted_proxies)
+    cache, repair, origins = node.cache, node.repair, Origins(settings.public_url, settings.trusted_proxies)
     return AdminServices(
-        directory=access.directory,
-        signer=access.signer,
-        control=access.control,
-        replicas=node.upstreams.replicas,
-        repairers=node.repair.repairers,
-        verifiers=node.repair.verifiers,
-        maintenances=node.repair.maintenances,
+        directory=node.access.directory,
+        signer=node.access.signer,
+        control=node.access.control,
+        upstreams={
+            name: Upstream(replicas, repair.repairers[name], repair.verifiers[name], repair.maintenances[name])
+            for name, replicas in node.upstreams.replicas.items()
+        },
         cache=cache.disk,
         warmer=Warmer(pull),
         route=node.router.route,
@@ -284,10 +285,10 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
         render_metrics=partial(_render_metrics, cache.disk, observer),
         readiness=Readiness(
             node.upstreams.replicas,
-            access.control,
+            node.access.control,
             node.changes,
-            node.repair.repairers,
-            node.repair.warnings,
+            repair.repairers,
+            repair.warnings,
             context.ending.is_set,
             connections,
             is_stand_in=context.is_stand_in,

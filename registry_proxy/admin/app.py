@@ -8,27 +8,33 @@ from aiohttp import web
 
 from registry_proxy.access.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
-from registry_proxy.admin.access import AccessResources, answer_directory_errors
-from registry_proxy.admin.audit import AuditFiles, AuditResources
+from registry_proxy.admin.audit import AuditFiles, AuditResource
 from registry_proxy.admin.auth import AdminGuard, Control
-from registry_proxy.admin.bodies import BODY_MAX_BYTES
-from registry_proxy.admin.identities import IdentityResources
-from registry_proxy.admin.me import MeResources
-from registry_proxy.admin.node import Cache, NodeResources
-from registry_proxy.admin.openapi import OpenApiResource
+from registry_proxy.admin.cache import Cache, CacheResource
+from registry_proxy.admin.comparisons import ComparisonResource
+from registry_proxy.admin.exceptions import ExceptionResource
+from registry_proxy.admin.grants import GrantResource
+from registry_proxy.admin.groups import GroupResource
+from registry_proxy.admin.keys import KeyResource
+from registry_proxy.admin.me import MeResource
+from registry_proxy.admin.models import BODY_MAX_BYTES
+from registry_proxy.admin.node import NodeResource
+from registry_proxy.admin.openapi import OpenApiResource, endpoints_of
 from registry_proxy.admin.ops import OPS_PATHS, StateSource, add_ops_routes
-from registry_proxy.admin.policy import PolicyResources
+from registry_proxy.admin.policy import PolicyResource
 from registry_proxy.admin.problems import answer_problems
-from registry_proxy.admin.replicas import ReplicaResources
-from registry_proxy.admin.repositories import KnownRepositories, RepositoryResources
+from registry_proxy.admin.replay import ReplayResource
+from registry_proxy.admin.repositories import KnownRepositories, RepositoryResource
+from registry_proxy.admin.robots import RobotResource
 from registry_proxy.admin.sites import Sites
-from registry_proxy.admin.warm import WarmResources
+from registry_proxy.admin.tokens import Secrets, TokenResource
+from registry_proxy.admin.upstreams import Upstream, UpstreamResource
+from registry_proxy.admin.users import UserResource
+from registry_proxy.admin.warm import WarmResource
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import AuditLog, ReloadOutcome
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.repair import Maintains, Repairs, Verifies
-from registry_proxy.ports.replicas import UpstreamStatus
 from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.tasks import request_id
 
@@ -49,9 +55,7 @@ class AdminServices:
         directory: users, groups, grants.
         control: logins, tokens and the current policy.
         signer: whose key can be rotated.
-        replicas: the replicas of each upstream, by its name.
-        repairers: what repairs them, by the upstream's name.
-        verifiers: what compares them, by the upstream's name.
+        upstreams: by name.
         cache: the node's cache.
         warmer: brings images into it.
         route: says where a repository lies.
@@ -71,10 +75,7 @@ class AdminServices:
     directory: Directory
     control: AdminControl
     signer: TokenSigner
-    replicas: Mapping[str, UpstreamStatus]
-    repairers: Mapping[str, Repairs]
-    verifiers: Mapping[str, Verifies]
-    maintenances: Mapping[str, Maintains]
+    upstreams: Mapping[str, Upstream]
     cache: Cache
     warmer: Warmer
     route: Callable[[Repository], RoutedRepository]
@@ -103,31 +104,36 @@ def make_admin_app(services: AdminServices) -> web.Application:
         audit=services.audit,
         observer=services.observer,
     )
-    app = web.Application(
-        middlewares=[answer_problems, guard.middleware(), answer_directory_errors], client_max_size=BODY_MAX_BYTES
-    )
+    app = web.Application(middlewares=[answer_problems, guard.middleware()], client_max_size=BODY_MAX_BYTES)
     app.on_response_prepare.append(_name_the_request)
-    access = AccessResources(services.directory, services.control)
-    node = NodeResources(
-        cache=services.cache,
-        purge_repository=services.purge_repository,
-        render_metrics=services.render_metrics,
-        reload=services.reload,
-    )
-    identities = IdentityResources(
-        services.directory, services.control, lambda: services.control.rotate_key(services.signer)
-    )
-    me = MeResources(services.directory, services.control, services.client_address)
-    replicas = ReplicaResources(services.replicas, services.repairers, services.verifiers, services.maintenances)
-    warming = WarmResources(services.warmer, services.route)
-    repositories = RepositoryResources(services.known)
-    audit = AuditResources(services.audit_files, services.directory, services.control)
-    policy = PolicyResources(services.directory, services.control)
-    resources = (access, policy, identities, me, node, replicas, repositories, warming, audit)
-    endpoints = [endpoint for each in resources for endpoint in each.routes()]
-    openapi = OpenApiResource(endpoints, _PREFIX)
-    for endpoint in [*endpoints, *openapi.routes()]:
-        app.router.add_route(endpoint.method, _PREFIX + endpoint.path, endpoint.handler)
+    directory, control = services.directory, services.control
+    secrets = Secrets(directory, control)
+    resources = [
+        UserResource(directory, control),
+        GroupResource(directory),
+        GrantResource(directory, control),
+        RobotResource(directory, secrets),
+        TokenResource(directory, secrets),
+        KeyResource(lambda: control.rotate_key(services.signer)),
+        MeResource(directory, control, services.client_address),
+        PolicyResource(directory, control),
+        ReplayResource(services.audit_files, directory, control),
+        CacheResource(
+            cache=services.cache,
+            purge_repository=services.purge_repository,
+            render_metrics=services.render_metrics,
+        ),
+        WarmResource(services.warmer, services.route),
+        UpstreamResource(services.upstreams),
+        ExceptionResource(services.upstreams),
+        ComparisonResource(services.upstreams),
+        RepositoryResource(services.known),
+        AuditResource(services.audit_files),
+        NodeResource(services.reload),
+    ]
+    for resource in (*resources, OpenApiResource(resources, _PREFIX)):
+        for row in endpoints_of(resource):
+            app.router.add_route(row.method, _PREFIX + row.path, getattr(resource, row.name))
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app
 

@@ -1,45 +1,30 @@
-"""The audit log of the admin API, and what another policy would have said to what was asked."""
+"""The audit log of the admin API."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Annotated, Any, Protocol
 
 from aiohttp import web
+from pydantic import Field
 
-from registry_proxy.access.directory import Directory
-from registry_proxy.access.faults import InvalidError
-from registry_proxy.access.grant import make_grant
-from registry_proxy.access.grants import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
-from registry_proxy.admin.auth import CALLER, Control
-from registry_proxy.admin.bodies import AcceptBody, EmptyBody, ReplayBody
-from registry_proxy.admin.documents import (
-    AcceptedFaultDocument,
-    AuditPage,
-    AuditVerificationDocument,
-    ChainDocument,
-    ChainFaultDocument,
-    OtherNodeDocument,
-    QuestionDocument,
-    ReplayDocument,
-)
-from registry_proxy.admin.openapi import Endpoint
-from registry_proxy.admin.problems import Fault, ProblemError, invalid, pointer_to
-from registry_proxy.admin.requests import ASKED_FOR, format_time, read_body, read_page, read_query
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.auth import CALLER
+from registry_proxy.admin.models import Body, Document, EmptyBody, Page, Time, format_time
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.problems import ProblemError
+from registry_proxy.admin.requests import ASKED_FOR, parse_page, read_body, read_query
 from registry_proxy.audit.chain import ChainReport
 from registry_proxy.audit.search import AuditQuery, place_of, search, search_last
 from registry_proxy.audit.signing import AuditVerification, NotAcceptableError
-from registry_proxy.audit.sinks import RecordedDecision, read_decisions
 from registry_proxy.audit.trail import format_moment
-from registry_proxy.protocol.scope import Action
 
 _FIELDS = ("subject", "repository", "action", "outcome", "request_id")
 _OUTCOMES = ("ok", "refused", "limited", "denied", "failed")
 _QUERY = ("since", "until", "limit", "after", "last", *_FIELDS)
-_CHUNK = 500
 
 
 class Verifier(Protocol):
@@ -58,94 +43,86 @@ class AuditFiles:
     flush: Callable[[], None]
 
 
+class AcceptBody(Body):
+    """POST to accept the faults of the audit log."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class AuditPage(Page[dict[str, Any]]):
+    """Events of the audit log, oldest first; fields that say nothing are absent."""
+
+
+class ChainFaultDocument(Document):
+    """A place where the audit log is not what was written."""
+
+    file: str
+    line: int
+    text: str
+
+
+class AcceptedFaultDocument(ChainFaultDocument):
+    """A fault that an administrator knows of, and does not count any more."""
+
+    by: str
+    at: Time
+    reason: str
+
+
+class ChainDocument(Document):
+    """Findings in one chain of the audit log; ``unsigned`` counts the lines after the last signature.
+
+    Retention has removed ``removed`` lines, all of them older than ``begins_at``, the time of the first one left.
+    """
+
+    process: str
+    first: int
+    last: int
+    begins_at: Time | None
+    removed: int
+    signed_at: Time | None
+    unsigned: int
+    faults: list[ChainFaultDocument]
+    accepted: list[AcceptedFaultDocument]
+
+
+class OtherNodeDocument(Document):
+    """Another node whose log was signed into the store, last at this time; only there it can be verified."""
+
+    node: str
+    signed_at: Time | None
+
+
+class AuditVerificationDocument(Document):
+    """Whether the audit log of this node is as it was written, but for accepted faults and what retention removed.
+
+    ``elsewhere`` are the nodes whose log is not here.
+    """
+
+    intact: bool
+    processes: list[ChainDocument]
+    elsewhere: list[OtherNodeDocument]
+
+
 def _chain_document(report: ChainReport) -> ChainDocument:
-    return ChainDocument(
-        process=report.process,
-        first=report.first,
-        last=report.last,
-        signed_at=format_time(report.signed_at),
-        unsigned=report.unsigned,
-        begins_at=report.begins_at,
-        removed=max(0, report.first - 1),
-        faults=[ChainFaultDocument(file=fault.file, line=fault.line, text=fault.text) for fault in report.faults],
-        accepted=[
-            AcceptedFaultDocument(
-                file=each.fault.file,
-                line=each.fault.line,
-                text=each.fault.text,
-                by=each.by,
-                at=format_time(each.at),
-                reason=each.reason,
-            )
-            for each in report.accepted
-        ],
-    )
+    accepted = [
+        AcceptedFaultDocument.of(each.fault, by=each.by, at=each.at, reason=each.reason) for each in report.accepted
+    ]
+    return ChainDocument.of(report, removed=max(0, report.first - 1), accepted=accepted)
 
 
-def _question_document(decision: RecordedDecision, grant: str | None, reason: str) -> QuestionDocument:
-    return QuestionDocument(
-        subject=decision.subject,
-        repository=decision.repository,
-        tag=decision.tag,
-        action=Action(decision.action),
-        count=decision.count,
-        first_at=decision.first_at,
-        last_at=decision.last_at,
-        grant=grant,
-        reason=reason,
-    )
+class AuditResource:
+    """The handlers of the audit log of this node."""
 
-
-class AuditResources:
-    """The handlers over the audit log and the recorded decisions of this node."""
-
-    def __init__(self, files: AuditFiles, directory: Directory, control: Control) -> None:
+    def __init__(self, files: AuditFiles) -> None:
         self._files = files
-        self._directory = directory
-        self._control = control
         self._verifying = asyncio.Lock()
 
-    def routes(self) -> list[Endpoint]:
-        """Return the routes, below /admin/v1."""
-        return [
-            Endpoint(
-                "GET",
-                "/audit",
-                self.list_events,
-                "List events of the audit log of this node",
-                {200: AuditPage},
-                query=_QUERY,
-            ),
-            Endpoint(
-                "POST",
-                "/audit/verify",
-                self.verify,
-                "Compare the audit log with its hashes and signatures",
-                {200: AuditVerificationDocument},
-                body=EmptyBody,
-            ),
-            Endpoint(
-                "POST",
-                "/audit/accept",
-                self.accept,
-                "Accept the faults of the audit log: they are told, and do not count any more",
-                {200: AuditVerificationDocument},
-                body=AcceptBody,
-            ),
-            Endpoint(
-                "POST",
-                "/policy/replay",
-                self.replay,
-                "Try another policy on what was asked lately",
-                {200: ReplayDocument},
-                body=ReplayBody,
-            ),
-        ]
-
+    @endpoint("GET /audit", "List events of the audit log of this node", AuditPage, query=_QUERY)
     async def list_events(self, request: web.Request) -> web.Response:
         """List events, oldest first; with ``last`` only that many of the newest."""
         query = read_query(request, _QUERY)
-        page = read_page(query)
+        page = parse_page(query)
         _check_fields(query)
         wanted = AuditQuery(
             since=_read_time(query.get("since"), "since"),
@@ -154,7 +131,7 @@ class AuditResources:
             fields={name: query[name] for name in _FIELDS if name in query},
         )
         if "last" in query:
-            count = read_page({"limit": query["last"]}).limit
+            count = parse_page({"limit": query["last"]}).limit
             events = await asyncio.to_thread(search_last, self._files.directory, wanted, count)
             # There are no older ones to go on with: ``next`` is where new ones will come.
             return web.json_response({"items": events, "next": place_of(events[-1]) if events else None})
@@ -162,12 +139,24 @@ class AuditResources:
         more, events = len(events) > page.limit, events[: page.limit]
         return web.json_response({"items": events, "next": place_of(events[-1]) if more else None})
 
+    @endpoint(
+        "POST /audit/verify",
+        "Compare the audit log with its hashes and signatures",
+        AuditVerificationDocument,
+        body=EmptyBody,
+    )
     async def verify(self, request: web.Request) -> web.Response:
         """Read the whole log and compare it with its hashes and signatures."""
         await read_body(request, EmptyBody)
         async with self._verified_once():
             return await self._verification()
 
+    @endpoint(
+        "POST /audit/accept",
+        "Accept the faults of the audit log: they are told, and do not count any more",
+        AuditVerificationDocument,
+        body=AcceptBody,
+    )
     async def accept(self, request: web.Request) -> web.Response:
         """Accept all faults that there are, and record each in the log."""
         body = await read_body(request, AcceptBody)
@@ -194,60 +183,10 @@ class AuditResources:
             intact=not any(report.faults for report in found.reports),
             processes=[_chain_document(report) for report in found.reports],
             elsewhere=[
-                OtherNodeDocument(node=node, signed_at=format_time(signed_at))
-                for node, signed_at in sorted(found.elsewhere.items())
+                OtherNodeDocument(node=node, signed_at=format_time(at)) for node, at in sorted(found.elsewhere.items())
             ],
         )
-        return web.json_response(document.as_json())
-
-    async def replay(self, request: web.Request) -> web.Response:
-        """Ask a proposed policy what was asked lately, and tell where its answers differ from those of today."""
-        body = await read_body(request, ReplayBody)
-        faults = []
-        added = []
-        for index, given in enumerate(body.add):
-            try:
-                added.append(make_grant(given.content(), f"proposed-{index + 1}"))
-            except InvalidError as error:
-                faults += [Fault(pointer_to(["add", index, field]), text) for field, text in error.faults]
-        grants = await self._directory.list_grants()
-        unknown = set(body.remove) - {grant.id for grant in grants}
-        faults += [
-            Fault(pointer_to(["remove", index]), "there is no grant with this id")
-            for index, grant_id in enumerate(body.remove)
-            if grant_id in unknown
-        ]
-        if faults:
-            raise invalid(faults)
-        self._files.flush()
-        decisions = await asyncio.to_thread(read_decisions, self._files.directory, body.limit)
-        policy = await self._control.policy()
-        kept = [] if body.replace else [grant for grant in grants if grant.id not in set(body.remove)]
-        members = {name: [each.removeprefix("user:") for each in inside] for name, inside in body.groups.items()}
-        document = await _compare(policy, policy.with_grants([*kept, *added], members), decisions)
-        return web.json_response(document.as_json())
-
-
-async def _compare(today: Policy, proposed: Policy, decisions: Sequence[RecordedDecision]) -> ReplayDocument:
-    """Return what the proposed policy newly denies and newly allows; others are served meanwhile."""
-    denied, allowed = [], []
-    for index, each in enumerate(decisions):
-        if index % _CHUNK == _CHUNK - 1:
-            await asyncio.sleep(0)
-        question = (each.subject, each.repository, Action(each.action), each.tag)
-        (before, _), (after, _) = today.decide_request(*question), proposed.decide_request(*question)
-        if before.allowed and not after.allowed:
-            denied.append(_question_document(each, before.grant, after.reason))
-        elif after.allowed and not before.allowed:
-            allowed.append(_question_document(each, after.grant, after.reason))
-    return ReplayDocument(
-        decisions=len(decisions),
-        since=min((each.first_at for each in decisions), default=None),
-        newly_denied=denied,
-        newly_allowed=allowed,
-        subjects_newly_denied=sorted({question.subject for question in denied}),
-        subjects_newly_allowed=sorted({question.subject for question in allowed}),
-    )
+        return answer(document)
 
 
 def _check_fields(query: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ from registry_proxy.access.logins import Login
 from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
-from registry_proxy.admin.problems import Handler, ProblemError, as_problem
+from registry_proxy.admin.problems import Handler, ProblemError, as_problem, too_many_logins
 from registry_proxy.admin.requests import ASKED_FOR, JUDGE_ANEW
 from registry_proxy.admin.sites import SAFE_METHODS, Sites
 from registry_proxy.http.limits import CLIENT_LEFT
@@ -295,8 +295,3 @@ class AdminGuard:
         word = "failed" if outcome == "unavailable" else outcome
         event = AuditEvent("login", word, subject=subject, address=address, rule=rule, detail=detail, kind=kind)
         self._audit.record(event)
-
-
-def too_many_logins(error: TooManyLoginsError) -> ProblemError:
-    """Return the 429 for a login, or a new password, that has to wait."""
-    return ProblemError(429, f"it was not checked: {error}", headers={"Retry-After": str(error.retry_after_seconds)})

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from aiohttp import web
+from pydantic import SecretStr
 
 from registry_proxy.access.credentials import LoginRefusedError
 from registry_proxy.access.directory import Directory, UserInput
@@ -10,15 +11,34 @@ from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
 from registry_proxy.access.turns import Caller
+from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import CALLER, SELF_PREFIX, Control
-from registry_proxy.admin.bodies import PasswordBody
-from registry_proxy.admin.documents import GrantDocument, MeDocument
-from registry_proxy.admin.openapi import Endpoint
+from registry_proxy.admin.grants import GrantDocument
+from registry_proxy.admin.models import USERS_BODY_MAX_BYTES, Body, Document
+from registry_proxy.admin.openapi import endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, invalid
-from registry_proxy.admin.requests import patched, read_body, read_query
+from registry_proxy.admin.requests import read_body, read_query
+from registry_proxy.admin.revisions import patched
 
 
-class MeResources:
+class PasswordBody(Body):
+    """A user's own password, and the one that takes its place."""
+
+    max_bytes = USERS_BODY_MAX_BYTES
+    current: SecretStr
+    new: SecretStr
+
+
+class MeDocument(Document):
+    """The caller: an administrator may do everything; all others do what the grants allow, theirs and everyone's."""
+
+    subject: str
+    admin: bool
+    groups: list[str]
+    grants: list[GrantDocument]
+
+
+class MeResource:
     """The handlers about the caller.
 
     Args:
@@ -34,20 +54,7 @@ class MeResources:
         self._control = control
         self._client_address = client_address
 
-    def routes(self) -> list[Endpoint]:
-        """Return the routes, below /admin/v1."""
-        return [
-            Endpoint("GET", SELF_PREFIX, self.show_me, "Show who you are, and what you may do", {200: MeDocument}),
-            Endpoint(
-                "POST",
-                f"{SELF_PREFIX}/password",
-                self.change_password,
-                "Change your own password",
-                {204: None},
-                body=PasswordBody,
-            ),
-        ]
-
+    @endpoint(f"GET {SELF_PREFIX}", "Show who you are, and what you may do", MeDocument)
     async def show_me(self, request: web.Request) -> web.Response:
         """Answer the caller's subject, groups and grants."""
         read_query(request)
@@ -58,8 +65,9 @@ class MeResources:
             groups=sorted(group.partition(":")[2] for group in policy.groups_of(subject)),
             grants=[GrantDocument.of(grant) for grant in policy.grants_of(subject)],
         )
-        return web.json_response(document.as_json())
+        return answer(document)
 
+    @endpoint(f"POST {SELF_PREFIX}/password", "Change your own password", body=PasswordBody)
     async def change_password(self, request: web.Request) -> web.Response:
         """Put a new password in the place of the current one; the user's bearer and refresh tokens end with it."""
         body = await read_body(request, PasswordBody)

@@ -4,18 +4,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from registry_proxy.admin.bodies import Body
-from registry_proxy.admin.documents import OpenApiDocument, ProblemDocument
+from registry_proxy.admin.models import Body
+from registry_proxy.admin.problems import ProblemDocument
 from registry_proxy.admin.requests import read_query
-
-PAGE = ("limit", "after")
-"""The query parameters of every list."""
 
 _TIME = {"type": "string", "format": "date-time"}
 _TEXT = {"type": "string"}
@@ -32,6 +29,7 @@ _QUERY: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "until": (_TIME, "Before this time."),
     "last": ({"type": "integer", "minimum": 1, "maximum": 999_999_999}, "Only so many of the newest."),
 }
+_MARK = "endpoint"  # attribute of a method that answers one
 _ETAG = {"description": "To be given back in If-Match.", "required": True, "schema": _TEXT}
 _CONDITIONS = {
     "If-Match": "Only if it still has this ETag; else 412.",
@@ -44,40 +42,86 @@ _DESCRIPTION = (
 )
 
 
+_H = TypeVar("_H", bound=Callable[..., Awaitable[web.StreamResponse]])
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A route of the admin API, and what it takes and answers.
+    """A route of the admin API, its requests and answers.
 
     Args:
+        name: of the method that answers; the operation has it too.
         method: of HTTP.
         path: below the prefix.
-        handler: answers.
-        summary: what it does, in a few words.
-        answers: the document of each status that is no error; None for an empty body.
-        body: what is taken; None for nothing.
-        query: the names of the parameters that are taken.
-        conditional: whether If-Match and If-None-Match are honoured.
-        tagged: whether what is answered carries its ETag.
+        summary: its effect, in a few words.
+        document: of an answer that is no error; None for an empty body.
+        statuses: of answers that are no error.
+        body: of a request; None for nothing.
+        query: the names of the parameters.
+        is_revised: whether it is about an object with a revision: the ETag of answers, and what If-Match and
+            If-None-Match of a change are compared with.
     """
 
+    name: str
     method: str
     path: str
-    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     summary: str
-    answers: Mapping[int, type[BaseModel] | None]
-    body: type[Body] | None = None
-    query: Sequence[str] = ()
-    conditional: bool = False
-    tagged: bool = False
+    document: type[BaseModel] | None
+    statuses: Sequence[int]
+    body: type[Body] | None
+    query: Sequence[str]
+    is_revised: bool
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether If-Match and If-None-Match count."""
+        return self.is_revised and self.method in {"PUT", "PATCH", "DELETE"}
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether answers carry an ETag."""
+        return self.is_revised and self.document is not None
+
+
+def endpoint(
+    route: str,
+    summary: str,
+    document: type[BaseModel] | None = None,
+    statuses: Sequence[int] | None = None,
+    *,
+    body: type[Body] | None = None,
+    query: Sequence[str] = (),
+    revised: bool = False,
+) -> Callable[[_H], _H]:
+    """Have a method answer a route, such as ``GET /users``; see ``Endpoint``.
+
+    ``statuses`` are 200, or 204 without a document, where they are not given.
+    """
+    method, _, path = route.partition(" ")
+    statuses = statuses or ((204,) if document is None else (200,))
+
+    def note(handler: _H) -> _H:
+        row = Endpoint(handler.__name__, method, path, summary, document, statuses, body, query, is_revised=revised)
+        vars(handler)[_MARK] = row
+        return handler
+
+    return note
+
+
+def endpoints_of(resource: object) -> list[Endpoint]:
+    """Return the endpoints of a resource, in the order of its class."""
+    marks = (getattr(each, _MARK, None) for each in vars(type(resource)).values())
+    return [mark for mark in marks if isinstance(mark, Endpoint)]
 
 
 def make_openapi(endpoints: Sequence[Endpoint], prefix: str) -> dict[str, Any]:
     """Return the document that describes the endpoints; ``prefix`` stands before their paths."""
     modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(ProblemDocument, "serialization")]
-    for endpoint in endpoints:
-        modes += [(model, "serialization") for model in endpoint.answers.values() if model is not None]
-        if endpoint.body is not None:
-            modes.append((endpoint.body, "validation"))
+    for row in endpoints:
+        if row.document is not None:
+            modes.append((row.document, "serialization"))
+        if row.body is not None:
+            modes.append((row.body, "validation"))
     schemas, definitions = models_json_schema(
         list(dict.fromkeys(modes)), ref_template="#/components/schemas/{model}", title="registry-proxy"
     )
@@ -86,8 +130,8 @@ def make_openapi(endpoints: Sequence[Endpoint], prefix: str) -> dict[str, Any]:
         "content": {"application/problem+json": {"schema": schemas[ProblemDocument, "serialization"]}},
     }
     paths: dict[str, dict[str, Any]] = {}
-    for endpoint in endpoints:
-        paths.setdefault(prefix + endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
+    for row in endpoints:
+        paths.setdefault(prefix + row.path, {})[row.method.lower()] = _operation(row, schemas)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -108,61 +152,59 @@ def make_openapi(endpoints: Sequence[Endpoint], prefix: str) -> dict[str, Any]:
     }
 
 
-def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+def _operation(row: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     parameters = [
         {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for part in endpoint.path.split("/")
+        for part in row.path.split("/")
         if part.startswith("{")
     ]
-    for name in endpoint.query:
+    for name in row.query:
         schema, text = _QUERY[name]
         parameters.append({"name": name, "in": "query", "description": text, "schema": schema})
-    if endpoint.conditional:
+    if row.is_conditional:
         parameters += [
             {"name": name, "in": "header", "description": text, "schema": _TEXT} for name, text in _CONDITIONS.items()
         ]
     operation: dict[str, Any] = {
-        "operationId": endpoint.handler.__name__,
-        "summary": endpoint.summary,
-        "tags": [endpoint.path.split("/")[1]],
+        "operationId": row.name,
+        "summary": row.summary,
+        "tags": [row.path.split("/")[1]],
         "parameters": parameters,
         "responses": {
-            **{str(status): _answer(endpoint, status, schemas) for status in endpoint.answers},
+            **{str(status): _answer(row, status, schemas) for status in row.statuses},
             "4XX": {"$ref": "#/components/responses/problem"},
             "503": {"$ref": "#/components/responses/problem"},
         },
     }
-    if endpoint.body is not None:
-        is_required = any(field.is_required() for field in endpoint.body.model_fields.values())
-        media_type = "application/merge-patch+json" if endpoint.method == "PATCH" else "application/json"
-        content = {media_type: {"schema": schemas[endpoint.body, "validation"]}}
+    if row.body is not None:
+        is_required = any(field.is_required() for field in row.body.model_fields.values())
+        media_type = "application/merge-patch+json" if row.method == "PATCH" else "application/json"
+        content = {media_type: {"schema": schemas[row.body, "validation"]}}
         operation["requestBody"] = {"required": is_required, "content": content}
     return operation
 
 
-def _answer(endpoint: Endpoint, status: int, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+def _answer(row: Endpoint, status: int, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": web.Response(status=status).reason}
-    if endpoint.tagged:
+    if row.is_tagged:
         answer["headers"] = {"ETag": _ETAG}
-    model = endpoint.answers[status]
-    if model is not None:
-        answer["content"] = {"application/json": {"schema": schemas[model, "serialization"]}}
+    if row.document is not None:
+        answer["content"] = {"application/json": {"schema": schemas[row.document, "serialization"]}}
     return answer
 
 
-class OpenApiResource:
-    """Answers with the document; it describes itself, too."""
+class OpenApiDocument(RootModel[dict[str, Any]]):
+    """An OpenAPI 3.1 document."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], prefix: str) -> None:
-        self._endpoints = endpoints
+
+class OpenApiResource:
+    """The document that describes all resources, and itself."""
+
+    def __init__(self, resources: Sequence[object], prefix: str) -> None:
+        self._resources = resources
         self._prefix = prefix
 
-    def routes(self) -> list[Endpoint]:
-        """Return the routes, below /admin/v1."""
-        return [
-            Endpoint("GET", "/openapi.json", self.get_openapi, "The description of this API", {200: OpenApiDocument})
-        ]
-
+    @endpoint("GET /openapi.json", "The description of this API", OpenApiDocument)
     async def get_openapi(self, request: web.Request) -> web.Response:
         read_query(request)
         return web.json_response(self._document)
@@ -170,4 +212,5 @@ class OpenApiResource:
     @cached_property
     def _document(self) -> dict[str, Any]:
         """Made when it is first asked for: no start of a worker waits for it."""
-        return make_openapi([*self._endpoints, *self.routes()], self._prefix)
+        endpoints = [row for resource in (*self._resources, self) for row in endpoints_of(resource)]
+        return make_openapi(endpoints, self._prefix)

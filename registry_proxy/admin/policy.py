@@ -1,8 +1,10 @@
 """The whole policy as one document of the admin API: read it, compare another one with it, put another in its place."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Literal
 
 from aiohttp import web
+from pydantic import Field
 
 from registry_proxy.access.directory import Directory
 from registry_proxy.access.faults import InvalidError
@@ -11,21 +13,54 @@ from registry_proxy.access.grants import Policy
 from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Group
 from registry_proxy.access.subject import group_subject
+from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import Control
-from registry_proxy.admin.bodies import PolicyBody
-from registry_proxy.admin.documents import (
-    GrantDocument,
-    MembersDocument,
-    PolicyDifferenceDocument,
-    PolicyDocument,
-    StatedGrantDocument,
-)
-from registry_proxy.admin.openapi import Endpoint
+from registry_proxy.admin.grants import GrantBody, GrantDocument, StatedGrantDocument
+from registry_proxy.admin.models import Body, Document, Members
+from registry_proxy.admin.openapi import endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, pointer_to
-from registry_proxy.admin.requests import ASKED_FOR, expected_revision, format_etag, read_body, read_query, warned
+from registry_proxy.admin.requests import ASKED_FOR, read_body, read_query
+from registry_proxy.admin.revisions import expected_revision
+
+_BODY_MAX_BYTES = 8 * 1024 * 1024
+"""Room for some 50,000 grants."""
 
 _DOUBTS_MAX = 10
-"""What stands before the listener may take headers of 4 KiB."""
+"""A proxy before the listener may take headers of 4 KiB."""
+
+
+class PolicyBody(Body):
+    """A whole policy: the members of every group, and every grant. No default: an empty file must remove nothing."""
+
+    max_bytes = _BODY_MAX_BYTES
+    version: Literal[1]
+    groups: Annotated[dict[str, Members], Field(max_length=10_000)]
+    grants: Annotated[list[GrantBody], Field(max_length=100_000)]
+
+
+class PolicyDocument(Document):
+    """A whole policy: the members of every group, and every grant."""
+
+    version: Literal[1]
+    groups: dict[str, list[str]]
+    grants: list[StatedGrantDocument]
+
+
+class MembersDocument(Document):
+    """The differences of a group's members."""
+
+    added: list[str]
+    removed: list[str]
+
+
+class PolicyDifferenceDocument(Document):
+    """The changes that another policy makes; all empty where it is the one in force."""
+
+    groups_added: dict[str, list[str]]
+    groups_removed: dict[str, list[str]]
+    groups_changed: dict[str, MembersDocument]
+    grants_added: list[StatedGrantDocument]
+    grants_removed: list[GrantDocument]
 
 
 def _document(groups: Sequence[Group], grants: Sequence[Grant]) -> PolicyDocument:
@@ -52,43 +87,27 @@ def _difference_document(difference: PolicyDifference) -> PolicyDifferenceDocume
     )
 
 
-class PolicyResources:
-    """The handlers over the policy as one document."""
+class PolicyResource:
+    """The handlers of the policy as one document."""
 
     def __init__(self, directory: Directory, control: Control) -> None:
         self._directory = directory
         self._control = control
 
-    def routes(self) -> list[Endpoint]:
-        """Return the routes, below /admin/v1."""
-        return [
-            Endpoint("GET", "/policy", self.get_policy, "Show the whole policy", {200: PolicyDocument}, tagged=True),
-            Endpoint(
-                "PUT",
-                "/policy",
-                self.put_policy,
-                "Put a policy in the place of the one in force",
-                {200: PolicyDifferenceDocument},
-                body=PolicyBody,
-                conditional=True,
-                tagged=True,
-            ),
-            Endpoint(
-                "POST",
-                "/policy/diff",
-                self.compare_policy,
-                "Tell what another policy would change",
-                {200: PolicyDifferenceDocument},
-                body=PolicyBody,
-            ),
-        ]
-
+    @endpoint("GET /policy", "Show the whole policy", PolicyDocument, revised=True)
     async def get_policy(self, request: web.Request) -> web.Response:
         """Give all groups and grants, in an order that stays the same, for a file under version control."""
         read_query(request)
         groups, grants, revision = await self._directory.read_policy()
-        return web.json_response(_document(groups, grants).as_json(), headers={"ETag": format_etag(revision)})
+        return answer(_document(groups, grants), revision=revision)
 
+    @endpoint(
+        "PUT /policy",
+        "Put a policy in the place of the one in force",
+        PolicyDifferenceDocument,
+        body=PolicyBody,
+        revised=True,
+    )
     async def put_policy(self, request: web.Request) -> web.Response:
         """Put a policy in the place of the stored one, whole or not at all; tell what changed."""
         read_query(request)
@@ -99,12 +118,12 @@ class PolicyResources:
             difference, revision = await self._directory.replace_policy(groups, grants, expect=expect)
         except InvalidError as error:
             raise _invalid(error) from None
-        document = _difference_document(difference).as_json()
+        document = _difference_document(difference)
         # The audit log tells what changed, not the whole file.
-        request[ASKED_FOR] = {name: part for name, part in document.items() if part}
-        headers = {"ETag": format_etag(revision), **warned(_doubts(difference, groups, policy))}
-        return web.json_response(document, headers=headers)
+        request[ASKED_FOR] = {name: part for name, part in document.as_json().items() if part}
+        return answer(document, revision=revision, warnings=_doubts(difference, groups, policy))
 
+    @endpoint("POST /policy/diff", "Tell what another policy would change", PolicyDifferenceDocument, body=PolicyBody)
     async def compare_policy(self, request: web.Request) -> web.Response:
         """Tell what a PUT of the same body would change, and change nothing."""
         read_query(request)
@@ -114,8 +133,7 @@ class PolicyResources:
             difference = await self._directory.compare_policy(groups, grants)
         except InvalidError as error:
             raise _invalid(error) from None
-        headers = warned(_doubts(difference, groups, policy))
-        return web.json_response(_difference_document(difference).as_json(), headers=headers)
+        return answer(_difference_document(difference), warnings=_doubts(difference, groups, policy))
 
 
 async def _read(request: web.Request) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:

@@ -5,9 +5,15 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from aiohttp import web
+from pydantic import Field
 
+from registry_proxy.access.credentials import TooManyLoginsError
+from registry_proxy.access.directory import LastAdminError, NotFoundError, RevisionConflictError
+from registry_proxy.access.faults import InvalidError
+from registry_proxy.admin.models import Document
 from registry_proxy.ports.errors import StoreUnavailableError
 
 _log = logging.getLogger(__name__)
@@ -17,6 +23,23 @@ FAULTS_MAX = 100
 """How many faults of one request are told."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class FaultDocument(Document):
+    """One thing that is wrong; ``pointer`` leads into the body (RFC 6901, section 6), "" when it is elsewhere."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemDocument(Document):
+    """Why a request was not done (RFC 9457); ``errors`` has everything that is wrong with it."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: int
+    detail: str
+    errors: list[FaultDocument] = Field(default_factory=list, min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +83,13 @@ class ProblemError(Exception):
 
     def response(self) -> web.Response:
         """Return it as an answer (RFC 9457, section 3)."""
-        document: dict[str, object] = {
-            "type": "about:blank",
-            "title": http.HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-        }
+        title = http.HTTPStatus(self.status).phrase
+        document = ProblemDocument(type="about:blank", title=title, status=self.status, detail=self.detail)
         if self.faults:
-            document["errors"] = [{"pointer": fault.pointer, "detail": fault.detail} for fault in self.faults]
+            document.errors = [FaultDocument.of(fault) for fault in self.faults]
         return web.Response(
             status=self.status,
-            body=json.dumps(document).encode(),
+            body=json.dumps(document.model_dump(exclude_unset=True)).encode(),
             content_type="application/problem+json",
             headers=self.headers,
         )
@@ -84,6 +103,26 @@ def pointer_to(location: Sequence[str | int]) -> str:
 def invalid(faults: Sequence[Fault]) -> ProblemError:
     """Return the 400 for a request whose values are not all valid."""
     return ProblemError(400, "some values are not valid", faults=faults)
+
+
+def changed_meanwhile() -> ProblemError:
+    """Return the 412 for a write that would undo somebody else's."""
+    return ProblemError(412, "it is not, or not any more, as If-Match says")
+
+
+def too_many_logins(error: TooManyLoginsError) -> ProblemError:
+    """Return the 429 for a login, or a new password, that has to wait."""
+    return ProblemError(429, f"it was not checked: {error}", headers={"Retry-After": str(error.retry_after_seconds)})
+
+
+def _from_input(error: InvalidError) -> ProblemError:
+    # A name stands in the path, not in the body.
+    return invalid(
+        [
+            Fault("", f"{field}: {text}") if field == "name" else Fault(pointer_to([field]), text)
+            for field, text in error.faults
+        ]
+    )
 
 
 def _from_http(error: web.HTTPException) -> ProblemError:
@@ -107,6 +146,16 @@ def as_problem(error: Exception) -> ProblemError:
             return error
         case web.HTTPException():
             return _from_http(error)
+        case NotFoundError():
+            return ProblemError(404, str(error))
+        case InvalidError():
+            return _from_input(error)
+        case LastAdminError():
+            return ProblemError(409, str(error))
+        case RevisionConflictError():
+            return changed_meanwhile()
+        case TooManyLoginsError():
+            return too_many_logins(error)
         case StoreUnavailableError():
             detail = "the store cannot be reached; nothing was changed"
             return ProblemError(503, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS})

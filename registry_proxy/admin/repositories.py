@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from registry_proxy.admin.documents import Page, RepositoryDocument
-from registry_proxy.admin.openapi import PAGE, Endpoint
-from registry_proxy.admin.requests import read_page, read_query
+from registry_proxy.admin.models import Document, Page
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.requests import PAGE, parse_page, read_query
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.reference import Repository
+
+_FILTERS = (*PAGE, "prefix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +32,30 @@ class KnownRepositories:
     local_name: Callable[[RoutedRepository], Repository | None]
 
 
-class RepositoryResources:
+class RepositoryDocument(Document):
+    """A repository that is known; ``tags_on_record`` were pushed through the proxy, ``cached`` is of this node."""
+
+    name: str
+    upstream: str
+    tags_on_record: int
+    cached: bool
+
+
+class RepositoryResource:
     """The handler over what is known."""
 
     def __init__(self, known: KnownRepositories) -> None:
         self._known = known
 
-    def routes(self) -> list[Endpoint]:
-        """Return the routes, below /admin/v1."""
-        return [
-            Endpoint(
-                "GET",
-                "/repositories",
-                self.list_repositories,
-                "List what was pushed through the proxy, or is cached here",
-                {200: Page[RepositoryDocument]},
-                query=(*PAGE, "prefix"),
-            )
-        ]
-
+    @endpoint(
+        "GET /repositories",
+        "List what was pushed through the proxy, or is cached here",
+        Page[RepositoryDocument],
+        query=_FILTERS,
+    )
     async def list_repositories(self, request: web.Request) -> web.Response:
-        query = read_query(request, (*PAGE, "prefix"))
-        page, prefix = read_page(query), query.get("prefix", "")
+        query = read_query(request, _FILTERS)
+        page, prefix = parse_page(query), query.get("prefix", "")
         recorded = await self._known.recorded()
         cached = await asyncio.to_thread(lambda: set(self._known.cached()))
         items: dict[str, tuple[str, RoutedRepository]] = {}

@@ -6,17 +6,15 @@ import re
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, TypeVar
 
 from aiohttp import web
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from registry_proxy.access.directory import RevisionConflictError
 from registry_proxy.access.subject import is_name
-from registry_proxy.admin.bodies import BODY_MAX_BYTES, Body
+from registry_proxy.admin.models import BODY_MAX_BYTES, Body, Document
 from registry_proxy.admin.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
 from registry_proxy.http.limits import scattered
 
@@ -52,9 +50,11 @@ ASKED_FOR: web.RequestKey[dict[str, Any]] = web.RequestKey("asked_for", dict)
 JUDGE_ANEW: web.RequestKey[Callable[[], Awaitable[None]]] = web.RequestKey("judge_anew")
 """Raises ProblemError unless the caller still may; there in every request with a body."""
 
+PAGE = ("limit", "after")
+"""The query parameters of every list."""
+
 _Item = TypeVar("_Item")
 _B = TypeVar("_B", bound=Body)
-_ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
 
 
 async def read_body(request: web.Request, model: type[_B]) -> _B:
@@ -172,6 +172,10 @@ class PageRequest:
         more = start + self.limit < len(keys)
         return {"items": [document(items[key]) for key in chosen], "next": chosen[-1] if more else None}
 
+    def answer(self, items: Mapping[str, _Item], document: Callable[[_Item], Document]) -> web.Response:
+        """Return the answer with the part; see ``cut``."""
+        return web.json_response(self.cut(items, lambda item: document(item).as_json()))
+
 
 def name_of(request: web.Request, kind: str) -> str:
     """Return the name in the path; one that cannot be is not looked up."""
@@ -181,7 +185,12 @@ def name_of(request: web.Request, kind: str) -> str:
     return name
 
 
-def read_page(query: Mapping[str, str]) -> PageRequest:
+def read_page(request: web.Request) -> PageRequest:
+    """Return the page that a request without other parameters asks for. Raises ProblemError."""
+    return parse_page(read_query(request, PAGE))
+
+
+def parse_page(query: Mapping[str, str]) -> PageRequest:
     """Return the page that ``limit`` and ``after`` ask for; at most 1000 items, 100 when not said.
 
     Raises:
@@ -191,88 +200,3 @@ def read_page(query: Mapping[str, str]) -> PageRequest:
     if _PAGE_SIZE.fullmatch(limit) is None or int(limit) == 0:
         raise ProblemError(400, "limit: expected a whole number from 1")
     return PageRequest(min(int(limit), _PAGE_SIZE_MAX), query.get("after", ""))
-
-
-@overload
-def format_time(moment: float) -> str: ...
-@overload
-def format_time(moment: None) -> None: ...
-@overload
-def format_time(moment: float | None) -> str | None: ...
-def format_time(moment: float | None) -> str | None:
-    """Return Unix seconds as a text of RFC 3339."""
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
-
-
-def warned(warnings: Sequence[str]) -> dict[str, str]:
-    """Return the header that tells of what was done and is of no use as things are (RFC 7234, section 5.5)."""
-    return {"Warning": ", ".join(f'299 - "{warning}"' for warning in warnings)} if warnings else {}
-
-
-def format_etag(revision: int) -> str:
-    """Return the entity tag of a revision."""
-    return f'"{revision}"'
-
-
-def expected_revision(request: web.Request, current: int | None) -> int | None:
-    """Return the revision that a write may replace: None for any, 0 for "must not exist" (RFC 9110, section 13.1).
-
-    Args:
-        request: with If-Match or ``If-None-Match: *``, or neither.
-        current: the revision that is stored; None when there is none.
-
-    Raises:
-        ProblemError: 412 when the precondition does not hold.
-    """
-    if (if_match := request.headers.get("If-Match")) is not None:
-        tags = {"*"} if if_match.strip() == "*" else {tag.strip() for tag in _ETAG.findall(if_match)}
-        if current is None or not tags & {"*", format_etag(current)}:
-            raise changed_meanwhile()
-        return current
-    if request.headers.get("If-None-Match", "").strip() == "*":
-        if current is not None:
-            raise ProblemError(412, f"{request.match_info.get('name', 'it')} exists already")
-        return 0
-    return None
-
-
-def changed_meanwhile() -> ProblemError:
-    """Return the 412 for a write that would undo somebody else's."""
-    return ProblemError(412, "it is not, or not any more, as If-Match says")
-
-
-class Revised(Protocol):
-    """A stored value, with its revision."""
-
-    @property
-    def revision(self) -> int: ...
-
-
-_R = TypeVar("_R", bound=Revised)
-_T = TypeVar("_T")
-_ATTEMPTS = 20
-
-
-async def patched(
-    request: web.Request, read: Callable[[], Awaitable[_R]], write: Callable[[_R, int], Awaitable[_T]]
-) -> _T:
-    """Return what ``write`` made of what is there; done anew if that changed in between and If-Match did not forbid it.
-
-    Args:
-        request: with If-Match or without.
-        read: gives what is there.
-        write: judges what was read, and changes it only in the revision that it is given.
-
-    Raises:
-        ProblemError: 412 when the precondition does not hold.
-        RevisionConflictError: it changed too often.
-    """
-    for attempt in range(1, _ATTEMPTS + 1):
-        current = await read()
-        expected_revision(request, current.revision)
-        try:
-            return await write(current, current.revision)
-        except RevisionConflictError:
-            if "If-Match" in request.headers or attempt == _ATTEMPTS:
-                raise
-    raise AssertionError("the last attempt returns or raises")

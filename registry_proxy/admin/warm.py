@@ -4,13 +4,14 @@ import asyncio
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
 from aiohttp import web
+from pydantic import Field
 
-from registry_proxy.admin.bodies import WarmBody
-from registry_proxy.admin.documents import WarmingDocument
-from registry_proxy.admin.openapi import Endpoint
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.models import Body, Document, Text
+from registry_proxy.admin.openapi import endpoint
 from registry_proxy.admin.problems import Fault, ProblemError, invalid
 from registry_proxy.admin.requests import read_body, read_query
 from registry_proxy.operations.warm import Warmer, WarmProgress
@@ -24,7 +25,29 @@ _REMEMBERED = 1000
 _AT_ONCE = 4
 
 
-class WarmResources:
+class WarmBody(Body):
+    """An image to bring into the cache; of an index only the platforms named, such as linux/amd64."""
+
+    repository: str
+    reference: str = "latest"
+    platforms: Annotated[list[str], Field(max_length=100)] = []
+
+
+class WarmingDocument(Document):
+    """Progress of the warming of an image; ``error`` is why it ended early, "" when it did not."""
+
+    id: str
+    image: str
+    digest: Text | None
+    blobs_total: int
+    blobs_done: int
+    bytes_total: int
+    bytes_done: int
+    done: Annotated[bool, Field(validation_alias="is_done")]
+    error: str
+
+
+class WarmResource:
     """The handlers; what was begun is remembered by this process alone."""
 
     def __init__(self, warmer: Warmer, route: Callable[[Repository], RoutedRepository]) -> None:
@@ -34,20 +57,7 @@ class WarmResources:
         self._running: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    def routes(self) -> list[Endpoint]:
-        """Return the routes, below /admin/v1."""
-        return [
-            Endpoint(
-                "POST",
-                "/cache/warm",
-                self.warm,
-                "Begin to bring an image into the cache",
-                {202: WarmingDocument},
-                body=WarmBody,
-            ),
-            Endpoint("GET", "/cache/warm/{id}", self.get_progress, "Show how far a warming is", {200: WarmingDocument}),
-        ]
-
+    @endpoint("POST /cache/warm", "Begin to bring an image into the cache", WarmingDocument, (202,), body=WarmBody)
     async def warm(self, request: web.Request) -> web.Response:
         """Begin; 202 with the id to ask for its progress by."""
         body = await read_body(request, WarmBody)
@@ -61,14 +71,15 @@ class WarmResources:
         task = spawn(self._run(routed, reference, platforms, progress), f"warming of {progress.image}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return web.json_response(_document(job, progress), status=202)
+        return answer(WarmingDocument.of(progress, id=job), 202)
 
+    @endpoint("GET /cache/warm/{id}", "Show how far a warming is", WarmingDocument)
     async def get_progress(self, request: web.Request) -> web.Response:
         read_query(request)
         job = request.match_info["id"]
         if (progress := self._jobs.get(job)) is None:
             raise ProblemError(404, "no such warming is remembered: the node may have been restarted since")
-        return web.json_response(_document(job, progress))
+        return answer(WarmingDocument.of(progress, id=job))
 
     async def _run(
         self,
@@ -102,17 +113,3 @@ class WarmResources:
         if faults or routed is None or reference is None:
             raise invalid(faults)
         return routed, reference, frozenset(platform for platform in platforms if platform is not None)
-
-
-def _document(job: str, progress: WarmProgress) -> dict[str, Any]:
-    return WarmingDocument(
-        id=job,
-        image=progress.image,
-        digest=None if progress.digest is None else str(progress.digest),
-        blobs_total=progress.blobs_total,
-        blobs_done=progress.blobs_done,
-        bytes_total=progress.bytes_total,
-        bytes_done=progress.bytes_done,
-        done=progress.is_done,
-        error=progress.error,
-    ).as_json()

@@ -23,6 +23,7 @@ from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.ops import Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.sites import Sites
+from registry_proxy.admin.upstreams import Upstream as UpstreamServices
 from registry_proxy.audit.signing import AuditVerifier
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
@@ -290,10 +291,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 directory=directory,
                 control=control,
                 signer=signer,
-                replicas=upstreams,
-                repairers=repairs,
-                verifiers={"main": compares},
-                maintenances={"main": maintains},
+                upstreams={"main": UpstreamServices(upstreams["main"], repairs["main"], compares, maintains)},
                 cache=cache,
                 warmer=Warmer(
                     Pull(

@@ -1,0 +1,110 @@
+"""Comparisons of the admin API: the replicas of an upstream, compared in the background."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated
+
+from aiohttp import web
+from pydantic import Field
+
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.models import Body, Document, Text, WholeSeconds
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.problems import ProblemError
+from registry_proxy.admin.requests import read_body, read_query
+from registry_proxy.admin.upstreams import Upstream, find_upstream
+from registry_proxy.ports.repair import Comparison, Difference
+from registry_proxy.tasks import spawn
+
+
+class VerifyBody(Body):
+    """POST of a comparison: whether what differs is mended, and which replica decides where nothing else does."""
+
+    mend: bool = False
+    prefer: str | None = None
+
+
+class DifferenceDocument(Document):
+    """A replica does not hold what it shall; where ``replica`` is null none of them does, and it is lost."""
+
+    repository: Text
+    kind: str
+    name: str
+    replica: str | None
+    wanted: Text | None
+    found: Text | None
+    holders: list[str]
+
+
+class FailureDocument(Document):
+    """A replica that could not be asked for something, and why."""
+
+    key: str
+    replica: str
+    reason: str
+
+
+class ComparisonDocument(Document):
+    """Progress and findings of a comparison of replicas; the lists hold the first thousand."""
+
+    started_at: WholeSeconds
+    done: Annotated[bool, Field(validation_alias="is_done")]
+    error: str
+    repositories: int
+    repositories_done: int
+    manifests: int
+    blobs: int
+    differing: int
+    undecided: int
+    lost: int
+    mended: int
+    failed: int
+    differences: list[DifferenceDocument]
+    failures: list[FailureDocument]
+
+
+class ComparisonResource:
+    """The handlers of comparisons; one is remembered until the next one of its upstream, by this process."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
+        self._upstreams = upstreams
+        self._comparisons: dict[str, Comparison] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    @endpoint(
+        "POST /upstreams/{name}/verify", "Begin to compare the replicas", ComparisonDocument, (202,), body=VerifyBody
+    )
+    async def verify_upstream(self, request: web.Request) -> web.Response:
+        """Begin to compare; 202, and GET tells how far it is."""
+        name, upstream = find_upstream(request, self._upstreams)
+        body = await read_body(request, VerifyBody)
+        if body.prefer is not None:
+            upstream.check_replica("#/prefer", body.prefer)
+        current = self._comparisons.get(name)
+        if current is not None and not current.is_done:
+            raise ProblemError(409, f"the replicas of {name} are being compared already")
+        verifier = upstream.verifier
+        comparison = self._comparisons[name] = verifier.new()
+        task = spawn(verifier.compare(comparison, mend=body.mend, prefer=body.prefer), f"comparison of {name}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return answer(_document(comparison), 202)
+
+    @endpoint("GET /upstreams/{name}/verify", "Show the last comparison, or the one that runs", ComparisonDocument)
+    async def get_comparison(self, request: web.Request) -> web.Response:
+        """Return the last comparison, or the one that runs."""
+        read_query(request)
+        name, _ = find_upstream(request, self._upstreams)
+        if (comparison := self._comparisons.get(name)) is None:
+            raise ProblemError(404, f"the replicas of {name} were not compared since this node was started")
+        return answer(_document(comparison))
+
+
+def _document(comparison: Comparison) -> ComparisonDocument:
+    differences = [_difference_document(difference) for difference in comparison.differences]
+    return ComparisonDocument.of(comparison, differences=differences)
+
+
+def _difference_document(difference: Difference) -> DifferenceDocument:
+    key = difference.key
+    return DifferenceDocument.of(difference, repository=key.routed.repository, kind=key.kind, name=key.name)

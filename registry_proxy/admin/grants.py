@@ -1,0 +1,270 @@
+"""Grants of the admin API, for administrators and owners of namespaces, and questions about rights."""
+
+import time
+from typing import Annotated
+
+from aiohttp import web
+from pydantic import Field, WithJsonSchema
+
+from registry_proxy.access.directory import Directory, NotFoundError
+from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
+from registry_proxy.access.grants import Policy
+from registry_proxy.access.subject import ANONYMOUS, parse_subject
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.auth import CALLER, NAMESPACES, Control
+from registry_proxy.admin.models import (
+    USERS_BODY_MAX_BYTES,
+    ActionNames,
+    Actions,
+    Body,
+    Document,
+    Page,
+    Patch,
+    SubjectName,
+    Time,
+    TimeInput,
+)
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.problems import Fault, ProblemError, invalid
+from registry_proxy.admin.requests import ASKED_FOR, PAGE, name_of, parse_page, read_body, read_query
+from registry_proxy.admin.revisions import patched
+from registry_proxy.protocol.patterns import SUBJECT, compile_repository_pattern, is_below
+from registry_proxy.protocol.reference import is_repository, is_tag
+from registry_proxy.protocol.scope import Action
+
+_CHANGING = frozenset({Action.PUSH, Action.CREATE, Action.DELETE})
+_FILTERS = (*PAGE, "subject", "repository")
+_OWNERS_GRANTS_MAX = 1000
+"""Grants in the namespaces of an owner, whoever gave them, beyond which an owner gives no more: every request there is
+compared with them, and every worker reads all grants anew after a change."""
+
+_ModeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [mode.value for mode in GrantMode]})]
+
+
+class GrantBody(Body):
+    """POST of a grant."""
+
+    max_bytes = USERS_BODY_MAX_BYTES
+    subject: SubjectName
+    repository: str
+    tags: str = "*"
+    actions: ActionNames
+    mode: _ModeName = "enforce"
+    expires_at: TimeInput = None
+
+    def content(self) -> GrantInput:
+        """Return the grant that the body describes."""
+        return GrantInput(**dict(self))
+
+
+class GrantPatch(Patch):
+    """PATCH of a grant: whom it is for and where are what it is, and stay."""
+
+    max_bytes = USERS_BODY_MAX_BYTES
+    tags: str | None = None
+    actions: ActionNames = Field(default_factory=list)
+    mode: _ModeName | None = None
+    expires_at: TimeInput = None
+
+
+class StatedGrantDocument(Document):
+    """A right of a subject, as a whole policy states it."""
+
+    subject: str
+    repository: str
+    tags: str
+    actions: Actions
+    mode: GrantMode
+    expires_at: Time | None
+
+
+class GrantDocument(StatedGrantDocument):
+    """A right of a subject."""
+
+    id: str
+
+
+class ExplainBody(Body):
+    """A question about a right."""
+
+    max_bytes = USERS_BODY_MAX_BYTES
+    subject: SubjectName
+    repository: str
+    tag: str | None = None
+    action: Action
+
+
+class DecisionDocument(Document):
+    """Whether something is allowed, and by which grant or for which reason."""
+
+    allowed: bool
+    would_deny: bool
+    grant: str | None
+    reason: str
+
+
+class GrantResource:
+    """The handlers of grants."""
+
+    def __init__(self, directory: Directory, control: Control) -> None:
+        self._directory = directory
+        self._control = control
+
+    @endpoint("GET /grants", "List grants", Page[GrantDocument], query=_FILTERS)
+    async def list_grants(self, request: web.Request) -> web.Response:
+        query = read_query(request, _FILTERS)
+        page = parse_page(query)
+        subject, repository = query.get("subject"), query.get("repository")
+        if subject is not None and (fault := _subject_fault(subject)) is not None:
+            raise ProblemError(400, f"subject: {fault}")
+        grants = {
+            grant.id: grant
+            for grant in await self._directory.list_grants(request.get(NAMESPACES))
+            if (subject is None or grant.subject == subject) and (repository is None or _covers(grant, repository))
+        }
+        return page.answer(grants, GrantDocument.of)
+
+    @endpoint("GET /grants/{name}", "Show a grant", GrantDocument, revised=True)
+    async def get_grant(self, request: web.Request) -> web.Response:
+        grant = await self._find_grant(request)
+        return answer(GrantDocument.of(grant), revision=grant.revision)
+
+    @endpoint("POST /grants", "Give a right", GrantDocument, (201,), body=GrantBody, revised=True)
+    async def add_grant(self, request: web.Request) -> web.Response:
+        body = await read_body(request, GrantBody)
+        namespaces = request.get(NAMESPACES)
+        if namespaces is not None:
+            _check_inside(namespaces, body)
+        policy = await self._control.policy()
+        given = body.content()
+        grant = policy.find_equal(make_grant(given, ""))
+        if grant is None and namespaces is not None:
+            _check_room(namespaces, policy)
+        doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
+        grant = grant or await self._directory.add_grant(given)
+        doubts += _doubts_of_grant(request, grant, policy)
+        return answer(GrantDocument.of(grant), 201, revision=grant.revision, warnings=doubts)
+
+    @endpoint("PATCH /grants/{name}", "Change some of a grant", GrantDocument, body=GrantPatch, revised=True)
+    async def patch_grant(self, request: web.Request) -> web.Response:
+        patch = await read_body(request, GrantPatch)
+        policy = await self._control.policy()
+
+        async def write(grant: Grant, expect: int) -> Grant:
+            body = GrantBody(**patch.over(grant.stored()))
+            if NAMESPACES in request:
+                _check_not_of_owner(grant)
+                _check_inside(request[NAMESPACES], body)
+            return await self._directory.change_grant(grant.id, body.content(), expect=expect)
+
+        grant = await patched(request, lambda: self._find_grant(request), write)
+        doubts = _doubts_of_grant(request, grant, policy)
+        return answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
+
+    @endpoint("DELETE /grants/{name}", "Take a right away", revised=True)
+    async def delete_grant(self, request: web.Request) -> web.Response:
+        async def delete(grant: Grant, expect: int) -> None:
+            if NAMESPACES in request:
+                _check_not_of_owner(grant)
+            await self._directory.delete_grant(grant.id, expect=expect)
+            request[ASKED_FOR] = {"grants_removed": [GrantDocument.of(grant).as_json()]}
+
+        await patched(request, lambda: self._find_grant(request), delete)
+        return web.Response(status=204)
+
+    async def _find_grant(self, request: web.Request) -> Grant:
+        """Return the grant in the path; one outside of the caller's namespaces is answered like one that is not."""
+        grant_id = name_of(request, "grant")
+        grant = await self._directory.get_grant(grant_id)
+        if not _may_see(request, grant.repository):
+            raise NotFoundError(f"there is no grant {grant_id}")
+        return grant
+
+    @endpoint("POST /explain", "Tell whether something is allowed, and why", DecisionDocument, body=ExplainBody)
+    async def explain(self, request: web.Request) -> web.Response:
+        body = await read_body(request, ExplainBody)
+        faults = []
+        if (fault := _subject_fault(body.subject)) is not None:
+            faults.append(Fault("#/subject", fault))
+        if not is_repository(body.repository):
+            faults.append(Fault("#/repository", "expected the name of a repository, such as team/app"))
+        if body.tag is not None and not is_tag(body.tag):
+            faults.append(Fault("#/tag", "expected a tag, such as v1"))
+        if faults:
+            raise invalid(faults)
+        policy, caller = await self._control.policy(), request[CALLER].subject
+        namespaces = None if body.subject == caller else request.get(NAMESPACES)
+        if namespaces is not None and not _may_see(request, body.repository):
+            # Of itself everybody may know everything: whoami shows the grants anyway.
+            outside = Fault("#/repository", f"expected one that lies in {_joined(namespaces)}")
+            not_self = Fault("#/subject", f"expected {caller}: only administrators and owners ask about others")
+            raise ProblemError(403, "this is not yours to ask", faults=[outside if namespaces else not_self])
+        decision = policy.explain(body.subject, body.repository, body.action, body.tag, namespaces=namespaces)
+        return answer(DecisionDocument.of(decision))
+
+
+def _doubts_of_grant(request: web.Request, grant: Grant, policy: Policy) -> list[str]:
+    """Return why a grant is of no use as things are; it is made all the same, since who is named may come later."""
+    doubts = []
+    if grant.expires_at is not None and grant.expires_at <= time.time():
+        doubts.append("the grant has expired already: it allows nothing")
+    if grant.subject == ANONYMOUS and (changes := sorted(grant.actions & _CHANGING)):
+        doubts.append(f"everyone, without any login, may {' and '.join(changes)} in {grant.repository}")
+    # The owner of a namespace is not told who is there.
+    if NAMESPACES not in request and (why := policy.why_of_no_use(grant.subject)) is not None:
+        doubts.append(f"{why}: until that changes, the grant allows nothing")
+    return doubts
+
+
+def _may_see(request: web.Request, repository: str) -> bool:
+    """Tell whether a repository, or all that a pattern matches, lies in a namespace of the caller's.
+
+    An administrator sees all.
+    """
+    namespaces = request.get(NAMESPACES)
+    return namespaces is None or any(is_below(repository, each) for each in namespaces)
+
+
+def _check_inside(namespaces: tuple[str, ...], body: GrantBody) -> None:
+    """Refuse a grant by the owner of namespaces that reaches outside of them, or makes another owner."""
+    faults = []
+    if not any(is_below(body.repository, each) for each in namespaces):
+        faults.append(Fault("#/repository", f"expected a pattern that lies in {_joined(namespaces)}"))
+    if Action.MANAGE in body.actions:
+        faults.append(Fault("#/actions", "only an administrator gives the right to manage"))
+    if faults:
+        raise ProblemError(403, "this is not yours to give", faults=faults)
+
+
+def _check_room(namespaces: tuple[str, ...], policy: Policy) -> None:
+    """Refuse one more grant by the owner of namespaces that have as many as an owner may give."""
+    if policy.count_grants_below(namespaces) >= _OWNERS_GRANTS_MAX:
+        detail = (
+            f"there are {_OWNERS_GRANTS_MAX} grants in {_joined(namespaces)} already: remove some first, give one "
+            "to a group instead of to each of its members, or ask an administrator"
+        )
+        raise ProblemError(409, detail)
+
+
+def _check_not_of_owner(grant: Grant) -> None:
+    """Refuse what an owner does to a grant that makes an owner."""
+    if Action.MANAGE in grant.actions:
+        fault = Fault("", "only an administrator takes the right to manage away")
+        raise ProblemError(403, "this is not yours to take", faults=[fault])
+
+
+def _joined(namespaces: tuple[str, ...]) -> str:
+    return " or ".join(namespaces)
+
+
+def _covers(grant: Grant, repository: str) -> bool:
+    pattern = grant.repository.replace(SUBJECT, "*")
+    return repository == grant.repository or compile_repository_pattern(pattern).fullmatch(repository) is not None
+
+
+def _subject_fault(text: str) -> str | None:
+    try:
+        parse_subject(text)
+    except ValueError as error:
+        return str(error)
+    return None

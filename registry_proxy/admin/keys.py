@@ -1,0 +1,28 @@
+"""The keys of the admin API that tokens are signed with."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.models import Document
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.requests import read_query
+
+
+class KeyDocument(Document):
+    """The key that signs tokens from now on."""
+
+    kid: str
+
+
+class KeyResource:
+    """The handler of keys; ``rotate`` has the node sign with a new key, and returns its ``kid``."""
+
+    def __init__(self, rotate: Callable[[], Awaitable[str]]) -> None:
+        self._rotate = rotate
+
+    @endpoint("POST /keys/rotate", "Sign tokens with a new key", KeyDocument, (201,))
+    async def rotate_key(self, request: web.Request) -> web.Response:
+        read_query(request)
+        return answer(KeyDocument(kid=await self._rotate()), 201)

@@ -1,0 +1,59 @@
+"""Requests that users, groups and robots have in common: a PUT by name, and a deletion with all that they held."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from aiohttp import web
+
+from registry_proxy.access.directory import NotFoundError, Removed
+from registry_proxy.access.subject import is_name
+from registry_proxy.admin.grants import GrantDocument
+from registry_proxy.admin.models import Body
+from registry_proxy.admin.requests import ASKED_FOR, name_of, read_body
+from registry_proxy.admin.revisions import Revised, expected_revision
+
+_B = TypeVar("_B", bound=Body)
+_R = TypeVar("_R", bound=Revised)
+
+
+class _Delete(Protocol):
+    async def __call__(self, name: str, *, expect: int | None) -> Removed: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Put(Generic[_B, _R]):
+    """A PUT by name: its body, the value that is stored, None for a new one, and the revision it may replace."""
+
+    name: str
+    body: _B
+    current: _R | None
+    expect: int | None
+
+
+async def read_put(request: web.Request, model: type[_B], get: Callable[[str], Awaitable[_R]]) -> Put[_B, _R]:
+    """Return the PUT that a request is. Raises ProblemError."""
+    name = request.match_info["name"]
+    body = await read_body(request, model)
+    try:
+        current = await get(name) if is_name(name) else None
+    except NotFoundError:
+        current = None
+    return Put(name, body, current, expected_revision(request, None if current is None else current.revision))
+
+
+async def delete_subject(
+    request: web.Request, kind: str, get: Callable[[str], Awaitable[Revised]], delete: _Delete
+) -> web.Response:
+    """Delete what the path names; its grants, secrets, groups or members go with it, into the audit log too."""
+    name = name_of(request, kind)
+    current = await get(name)
+    removed = await delete(name, expect=expected_revision(request, current.revision))
+    parts = {
+        "grants_removed": [GrantDocument.of(grant).as_json() for grant in removed.grants],
+        "secret_ids_removed": [secret.id for secret in removed.secrets],
+        "groups": list(removed.groups),
+        "members": list(removed.members),
+    }
+    request[ASKED_FOR] = {name: part for name, part in parts.items() if part}
+    return web.Response(status=204)

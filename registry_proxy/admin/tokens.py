@@ -1,0 +1,191 @@
+"""Secrets of the admin API: personal and refresh tokens of users, secrets of robots, and the revocation of tokens."""
+
+import time
+
+from aiohttp import web
+from pydantic import RootModel
+
+from registry_proxy.access.directory import Directory, SecretInput
+from registry_proxy.access.secrets import SecretKind, SecretState
+from registry_proxy.access.subject import user_subject
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.auth import BY_PASSWORD, CALLER, SELF_PREFIX, Control
+from registry_proxy.admin.models import (
+    USERS_BODY_MAX_BYTES,
+    ActionNames,
+    Actions,
+    Body,
+    Document,
+    Page,
+    SubjectName,
+    Time,
+    TimeInput,
+)
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.problems import ProblemError
+from registry_proxy.admin.requests import PAGE, name_of, read_body, read_page
+
+
+class SecretBody(Body):
+    """POST of a robot's secret."""
+
+    label: str = ""
+    expires_at: TimeInput = None
+
+    def content(self) -> SecretInput:
+        """Return the secret that the body describes."""
+        return SecretInput(**dict(self))
+
+
+class TokenBody(SecretBody):
+    """POST of a personal access token; without ``actions`` it may do what its user may."""
+
+    max_bytes = USERS_BODY_MAX_BYTES
+    actions: ActionNames | None = None
+
+
+class SecretDocument(Document):
+    """A secret of a robot or user, without its text; with ``actions`` null it may do all that its holder may.
+
+    ``state`` says whether a login with it is accepted.
+    """
+
+    id: str
+    kind: SecretKind
+    label: str
+    created_at: Time
+    expires_at: Time | None
+    actions: Actions | None
+    state: SecretState
+
+
+class NewSecretDocument(SecretDocument):
+    """A secret that was just made: its text is never to be had again."""
+
+    secret: str
+
+
+class RevocationBody(Body):
+    """The tokens to revoke: all bearer and refresh tokens of a subject, with ``secrets`` its secrets too, or one token.
+
+    Secrets are the personal tokens of a user and the secrets of a robot: they are deleted. Passwords stay.
+    """
+
+    subject: SubjectName | None = None
+    secrets: bool = False
+    token_id: str | None = None
+
+
+class SubjectRevocationDocument(Document):
+    """The bearer and refresh tokens that a subject had are revoked.
+
+    ``secrets_deleted`` counts its personal tokens or robot secrets that were deleted with them, ``secrets_left`` those
+    that are still accepted.
+    """
+
+    id: str
+    subject: str
+    generation: int
+    secrets_deleted: int
+    secrets_left: int
+
+
+class TokenRevocationDocument(Document):
+    """One token is void."""
+
+    id: str
+    token_id: str
+
+
+class RevocationDocument(RootModel[SubjectRevocationDocument | TokenRevocationDocument]):
+    """The credentials that were revoked."""
+
+
+class Secrets:
+    """Requests about the secrets of one subject."""
+
+    def __init__(self, directory: Directory, control: Control) -> None:
+        self._directory = directory
+        self._control = control
+
+    async def list(self, request: web.Request, subject: str) -> web.Response:
+        """Answer a page of the secrets of a subject."""
+        page = read_page(request)
+        secrets = {secret.id: secret for secret in await self._directory.list_secrets(subject)}
+        generation, now = (await self._control.policy()).generation(subject), time.time()
+        return page.answer(secrets, lambda secret: SecretDocument.of(secret, state=secret.state(generation, now)))
+
+    async def add(self, subject: str, kind: SecretKind, given: SecretInput) -> web.Response:
+        """Make a secret; answer it with its text, this once."""
+        secret, text = await self._directory.add_secret(subject, kind, given)
+        state = secret.state(secret.generation, time.time())
+        response = answer(NewSecretDocument.of(secret, state=state, secret=text), 201)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    async def delete(self, request: web.Request, subject: str) -> web.Response:
+        """Delete the secret of a subject that the path names."""
+        await self._directory.delete_secret(subject, request.match_info["id"][:100])
+        return web.Response(status=204)
+
+
+class TokenResource:
+    """The handlers of tokens; those under ``/me`` are for every user, about themselves."""
+
+    def __init__(self, directory: Directory, secrets: Secrets) -> None:
+        self._directory = directory
+        self._secrets = secrets
+
+    @endpoint("GET /users/{name}/tokens", "List the tokens of a user", Page[SecretDocument], query=PAGE)
+    async def list_user_tokens(self, request: web.Request) -> web.Response:
+        name = name_of(request, "user")
+        await self._directory.get_user(name)
+        return await self._secrets.list(request, user_subject(name))
+
+    @endpoint("DELETE /users/{name}/tokens/{id}", "Remove a token of a user")
+    async def delete_user_token(self, request: web.Request) -> web.Response:
+        return await self._secrets.delete(request, user_subject(name_of(request, "user")))
+
+    @endpoint(f"GET {SELF_PREFIX}/tokens", "List your own tokens", Page[SecretDocument], query=PAGE)
+    async def list_own_tokens(self, request: web.Request) -> web.Response:
+        return await self._secrets.list(request, _owner_of_secrets(request))
+
+    @endpoint(f"POST {SELF_PREFIX}/tokens", "Make a token of your own", NewSecretDocument, (201,), body=TokenBody)
+    async def add_own_token(self, request: web.Request) -> web.Response:
+        if not request[BY_PASSWORD]:
+            raise ProblemError(403, "a personal token is made with a user's password (Basic), not with another secret")
+        body = await read_body(request, TokenBody)
+        return await self._secrets.add(request[CALLER].subject, SecretKind.PERSONAL, body.content())
+
+    @endpoint(f"DELETE {SELF_PREFIX}/tokens/{{id}}", "Remove a token of your own")
+    async def delete_own_token(self, request: web.Request) -> web.Response:
+        return await self._secrets.delete(request, _owner_of_secrets(request))
+
+    @endpoint(
+        "POST /revocations", "Revoke one token, or all of a subject", RevocationDocument, (201,), body=RevocationBody
+    )
+    async def revoke(self, request: web.Request) -> web.Response:
+        body = await read_body(request, RevocationBody)
+        if body.token_id is not None and body.subject is None:
+            await self._directory.revoke_token(body.token_id)
+            return answer(TokenRevocationDocument(id=body.token_id, token_id=body.token_id), 201)
+        if body.subject is None or body.token_id is not None:
+            raise ProblemError(400, "expected either subject or token_id")
+        generation, removed = await self._directory.revoke(body.subject, also_secrets=body.secrets)
+        left = [each.state(generation, time.time()) for each in await self._directory.list_secrets(body.subject)]
+        document = SubjectRevocationDocument(
+            id=f"{body.subject}@{generation}",
+            subject=body.subject,
+            generation=generation,
+            secrets_deleted=len(removed.secrets),
+            secrets_left=left.count(SecretState.VALID),
+        )
+        return answer(document, 201)
+
+
+def _owner_of_secrets(request: web.Request) -> str:
+    """Return the caller, who may list and remove their own secrets unless they log in with one of them."""
+    caller = request[CALLER]
+    if caller.secret_id is not None:
+        raise ProblemError(403, "a secret neither lists nor removes others: log in with the password")
+    return caller.subject

@@ -1,0 +1,210 @@
+"""Upstreams of the admin API: the states of their replicas, pauses and repair."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlsplit, urlunsplit
+
+from aiohttp import web
+from pydantic import Field
+
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.auth import CALLER
+from registry_proxy.admin.models import Body, Document, EmptyBody, Page, WholeSeconds
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.problems import Fault, ProblemError, invalid
+from registry_proxy.admin.requests import PAGE, read_body, read_page, read_query
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.journal import Pause, PauseRefusedError
+from registry_proxy.ports.repair import Maintains, Repairs, RepairStatus, Verifies
+from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus, UpstreamStatus
+
+
+class RepairDocument(Document):
+    """Progress of the repair of one replica; ``done`` and ``failed`` count keys."""
+
+    running: Annotated[bool, Field(validation_alias="is_running")]
+    started_at: WholeSeconds | None
+    done: int
+    failed: int
+    error: str
+
+
+class PauseDocument(Document):
+    """The pause of a replica: why, by whom, since when.
+
+    ``quiet`` once all writes to it have ended that began before: what reads its storage as a whole can begin then.
+    """
+
+    reason: str
+    by: str
+    since: WholeSeconds
+    quiet: bool
+
+
+class ReplicaDocument(Document):
+    """State of one replica; ``reason`` says why it is not up, "" when it is.
+
+    It misses ``pending`` keys, and cannot have ``refused`` others.
+    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it; null while unknown.
+    ``paused`` is null where it is written to.
+    """
+
+    name: str
+    url: str
+    state: ReplicaState
+    reason: str
+    latency_seconds: float | None
+    pending: int
+    refused: int
+    keeps_apart: bool | None
+    paused: PauseDocument | None
+    repair: RepairDocument
+
+
+class UpstreamDocument(Document):
+    """An upstream and its replicas; none of these has ``lost`` keys any more.
+
+    ``warnings`` say what this node no longer keeps for a replica that misses it, and which pause may be forgotten.
+    """
+
+    name: str
+    lost: int
+    replicas: list[ReplicaDocument]
+    warnings: list[str]
+
+
+class PauseBody(Body):
+    """The replica to take out of writes and repair, and why, for people."""
+
+    replica: str
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class ResumeBody(Body):
+    """The replica to write to again; with ``force`` also one that answers for blobs that are gone."""
+
+    replica: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The services of one upstream."""
+
+    replicas: UpstreamStatus
+    repairs: Repairs
+    verifier: Verifies
+    maintenance: Maintains
+
+    def check_replica(self, pointer: str, replica: str) -> None:
+        """Raise ProblemError for a name in the body that none of the replicas has."""
+        names = [each.name for each in self.replicas.status()]
+        if replica not in names:
+            raise invalid([Fault(pointer, f"expected one of its replicas: {', '.join(names)}")])
+
+
+def find_upstream(request: web.Request, upstreams: Mapping[str, Upstream]) -> tuple[str, Upstream]:
+    """Return the upstream in the path, with its name. Raises ProblemError."""
+    name = request.match_info["name"]
+    if name not in upstreams:
+        raise ProblemError(404, f"there is no upstream {name[:100]!r}; there are: {', '.join(upstreams)}")
+    return name, upstreams[name]
+
+
+class UpstreamResource:
+    """The handlers of upstreams."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
+        self._upstreams = upstreams
+
+    @endpoint("GET /upstreams", "List upstreams and how their replicas are", Page[UpstreamDocument], query=PAGE)
+    async def list_upstreams(self, request: web.Request) -> web.Response:
+        page = read_page(request)
+        documents = {name: await _document(name, upstream) for name, upstream in self._upstreams.items()}
+        return page.answer(documents, lambda document: document)
+
+    @endpoint("GET /upstreams/{name}", "Show an upstream", UpstreamDocument)
+    async def get_upstream(self, request: web.Request) -> web.Response:
+        read_query(request)
+        return answer(await _document(*find_upstream(request, self._upstreams)))
+
+    @endpoint(
+        "POST /upstreams/{name}/repair",
+        "Have what is pending, and what replicas refused, tried at once",
+        UpstreamDocument,
+        (202,),
+        body=EmptyBody,
+    )
+    async def repair_upstream(self, request: web.Request) -> web.Response:
+        """Have pending and refused contents tried at once; the progress is in the upstream's document."""
+        name, upstream = find_upstream(request, self._upstreams)
+        await read_body(request, EmptyBody)
+        await upstream.repairs.retry()
+        return answer(await _document(name, upstream), 202)
+
+    @endpoint(
+        "POST /upstreams/{name}/pause", "Take a replica out of writes and repair", UpstreamDocument, body=PauseBody
+    )
+    async def pause_replica(self, request: web.Request) -> web.Response:
+        """Pause a replica; once its document says ``quiet`` nothing is being written to it any more."""
+        name, upstream = find_upstream(request, self._upstreams)
+        body = await read_body(request, PauseBody)
+        upstream.check_replica("#/replica", body.replica)
+        with _refused_as_problem():
+            await upstream.maintenance.pause(body.replica, body.reason, request[CALLER].subject)
+        return answer(await _document(name, upstream))
+
+    @endpoint("POST /upstreams/{name}/resume", "Write to a paused replica again", UpstreamDocument, body=ResumeBody)
+    async def resume_replica(self, request: web.Request) -> web.Response:
+        """End a pause: the writes that the replica missed are repaired, as after an outage."""
+        name, upstream = find_upstream(request, self._upstreams)
+        body = await read_body(request, ResumeBody)
+        upstream.check_replica("#/replica", body.replica)
+        with _refused_as_problem():
+            await upstream.maintenance.resume(body.replica, request[CALLER].subject, force=body.force)
+        return answer(await _document(name, upstream))
+
+
+@contextmanager
+def _refused_as_problem() -> Iterator[None]:
+    try:
+        yield
+    except PauseRefusedError as error:
+        raise ProblemError(409, str(error)) from error
+
+
+async def _document(name: str, upstream: Upstream) -> UpstreamDocument:
+    await upstream.replicas.refresh()
+    replicas = [
+        _replica_document(each, upstream.repairs.status(each.name), await _pause_document(each.pause, upstream))
+        for each in upstream.replicas.status()
+    ]
+    warnings = [*upstream.repairs.warnings(), *upstream.replicas.warnings()]
+    return UpstreamDocument(name=name, lost=upstream.replicas.lost, replicas=replicas, warnings=warnings)
+
+
+def _replica_document(replica: ReplicaStatus, repair: RepairStatus, pause: PauseDocument | None) -> ReplicaDocument:
+    reasons = (replica.reason, repair.error if replica.state is ReplicaState.BEHIND else "")
+    return ReplicaDocument.of(
+        replica,
+        url=_without_credentials(replica.url),
+        reason="; ".join(filter(None, reasons)),
+        paused=pause,
+        repair=RepairDocument.of(repair),
+    )
+
+
+async def _pause_document(pause: Pause | None, upstream: Upstream) -> PauseDocument | None:
+    if pause is None:
+        return None
+    quiet = False
+    with suppress(StoreUnavailableError):  # then it is not known
+        quiet = await upstream.maintenance.is_quiet(pause)
+    return PauseDocument.of(pause, quiet=quiet)
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

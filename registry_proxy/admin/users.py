@@ -1,0 +1,119 @@
+"""Users of the admin API."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from aiohttp import web
+from pydantic import Field
+
+from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.records import User
+from registry_proxy.admin.answers import answer
+from registry_proxy.admin.auth import Control
+from registry_proxy.admin.models import Body, Document, Page, Patch
+from registry_proxy.admin.openapi import endpoint
+from registry_proxy.admin.requests import PAGE, name_of, note_difference, read_body, read_page
+from registry_proxy.admin.revisions import patched
+from registry_proxy.admin.subjects import delete_subject, read_put
+
+_Groups = Annotated[list[str], Field(max_length=1000)]
+
+
+class UserBody(Body):
+    """PUT of a user; without ``password`` the user keeps the one it has, or LDAP does."""
+
+    password: str | None = None
+    ldap: bool | None = None
+    admin: bool = False
+    disabled: bool = False
+    groups: _Groups = []
+
+    def content(self) -> UserInput:
+        """Return the user that the body describes."""
+        return UserInput(
+            password=self.password,
+            is_ldap=self.ldap,
+            is_admin=self.admin,
+            is_disabled=self.disabled,
+            groups=tuple(self.groups),
+        )
+
+
+class UserPatch(Patch):
+    """PATCH of a user."""
+
+    password: str | None = None
+    ldap: bool | None = None
+    admin: bool | None = None
+    disabled: bool | None = None
+    groups: _Groups | None = None
+
+
+class UserDocument(Document):
+    """A user; its password is never answered. With ``ldap`` it is not known here."""
+
+    name: str
+    admin: Annotated[bool, Field(validation_alias="is_admin")]
+    disabled: Annotated[bool, Field(validation_alias="is_disabled")]
+    ldap: Annotated[bool, Field(validation_alias="is_ldap")]
+    groups: list[str]
+
+
+class UserResource:
+    """The handlers of users."""
+
+    def __init__(self, directory: Directory, control: Control) -> None:
+        self._directory = directory
+        self._control = control
+
+    @endpoint("GET /users", "List users", Page[UserDocument], query=PAGE)
+    async def list_users(self, request: web.Request) -> web.Response:
+        page = read_page(request)
+        return page.answer({user.name: user for user in await self._directory.list_users()}, UserDocument.of)
+
+    @endpoint("GET /users/{name}", "Show a user", UserDocument, revised=True)
+    async def get_user(self, request: web.Request) -> web.Response:
+        user = await self._directory.get_user(name_of(request, "user"))
+        return answer(UserDocument.of(user), revision=user.revision)
+
+    @endpoint("PUT /users/{name}", "Make or replace a user", UserDocument, (200, 201), body=UserBody, revised=True)
+    async def put_user(self, request: web.Request) -> web.Response:
+        put = await read_put(request, UserBody, self._directory.get_user)
+        note_difference(request, "groups", put.current.groups if put.current else (), put.body.groups)
+        doubts = await self._doubts_of_groups(put.body.groups)
+        user, is_new = await self._directory.put_user(put.name, put.body.content(), expect=put.expect)
+        doubts += self._doubts_of_user(user)
+        return answer(UserDocument.of(user), 201 if is_new else 200, revision=user.revision, warnings=doubts)
+
+    @endpoint("PATCH /users/{name}", "Change some of a user", UserDocument, body=UserPatch, revised=True)
+    async def patch_user(self, request: web.Request) -> web.Response:
+        name = name_of(request, "user")
+        patch = await read_body(request, UserPatch)
+        doubts: list[str] = []
+
+        async def write(user: User, expect: int) -> User:
+            current = {"admin": user.is_admin, "disabled": user.is_disabled, "groups": list(user.groups)}
+            body = UserBody(**patch.over(current))
+            note_difference(request, "groups", user.groups, body.groups)
+            doubts[:] = await self._doubts_of_groups(body.groups)
+            return (await self._directory.put_user(name, body.content(), expect=expect))[0]
+
+        user = await patched(request, lambda: self._directory.get_user(name), write)
+        warnings = [*doubts, *self._doubts_of_user(user)]
+        return answer(UserDocument.of(user), revision=user.revision, warnings=warnings)
+
+    @endpoint("DELETE /users/{name}", "Remove a user, its grants and its tokens", revised=True)
+    async def delete_user(self, request: web.Request) -> web.Response:
+        return await delete_subject(request, "user", self._directory.get_user, self._directory.delete_user)
+
+    async def _doubts_of_groups(self, groups: Sequence[str]) -> list[str]:
+        """Return a warning for each group that naming it creates: this alone shows a misspelt name."""
+        known = {group.name for group in await self._directory.list_groups()} if groups else set()
+        return [f"there was no group {name}: it is made" for name in dict.fromkeys(groups) if name not in known]
+
+    def _doubts_of_user(self, user: User) -> list[str]:
+        if not user.is_ldap or self._control.knows_ldap:
+            return []
+        return [
+            f"nobody can log in as {user.name}: LDAP knows the password, and auth.ldap is not configured on this node"
+        ]
