@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from registry_proxy.access.carried import CarriedAccess, carries, format_carried, read_carried, size_of
 from registry_proxy.access.subject import parse_subject
-from registry_proxy.files.durable import write_file, write_new_file
+from registry_proxy.files.atomic import write_file, write_new_file
 from registry_proxy.protocol.scope import Access
 
 LEEWAY_SECONDS = 60

@@ -24,7 +24,7 @@ from registry_proxy.audit.chain import (
     seal,
 )
 from registry_proxy.audit.trail import Taken, format_moment
-from registry_proxy.files.durable import sync_directory
+from registry_proxy.files.atomic import sync_directory
 
 _log = logging.getLogger(__name__)
 

@@ -6,10 +6,7 @@ and closes it. The page itself changes by one byte that says which of its two co
 """
 
 import contextlib
-import fcntl
-import os
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,11 +92,10 @@ class Accounts:
 
     def __init__(self, path: str, is_present: Callable[[Digest], bool]) -> None:
         self._is_present = is_present
-        self._page = SharedPage(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._page = SharedPage.at(path)
         self._memory = self._page.memory
-        self._thread_lock = threading.Lock()
         if self._memory[:_SELECTOR_AT] != _MAGIC:
-            with self._flock():
+            with self._page.locked():
                 if self._memory[:_SELECTOR_AT] != _MAGIC:
                     self.write(State(boot="", recount_shard=0))
                     self._page.write(0, _MAGIC)
@@ -116,7 +112,7 @@ class Accounts:
     @contextmanager
     def locked(self) -> Iterator[Self]:
         """Exclude every other worker and thread; what is inside takes microseconds, milliseconds in a recount."""
-        with self._flock():
+        with self._page.locked():
             change = self.state.change
             if change is not None:  # its worker was killed
                 self.write(self.state.settled(happened=self._is_present(change.digest) == change.present))
@@ -136,16 +132,6 @@ class Accounts:
     def close(self) -> None:
         """Unmap the page; twice is fine."""
         self._page.close()
-
-    @contextmanager
-    def _flock(self) -> Iterator[None]:
-        # The threads of one process share the descriptor, and flock knows only descriptors.
-        with self._thread_lock:
-            fcntl.flock(self._page.fd, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(self._page.fd, fcntl.LOCK_UN)
 
     def write(self, state: State) -> None:
         """Replace the state; the caller holds the lock."""

@@ -2,18 +2,16 @@
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from registry_proxy.cache.accounts import shards
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import write_small_file
+from registry_proxy.files.lock import lock_tried
 from registry_proxy.ports.metrics import ScrubEnd
 
 _log = logging.getLogger(__name__)
@@ -44,12 +42,12 @@ class Caretaker:
         self._cache = cache
         self._rate = scrub_bytes_per_second
         self._interval_seconds = scrub_interval_seconds
-        self._note = f"{cache.paths.root}/scrub"
+        self._note, self._duty = f"{cache.paths.root}/scrub", f"{cache.paths.root}/duty.lock"
 
     async def run(self) -> None:
         """Go on until cancelled; a disk that fails is tried again later."""
         while True:
-            with self._duty() as is_ours:
+            with lock_tried(self._duty) as is_ours:
                 if is_ours:
                     self._tell_last_round()
                 while is_ours:
@@ -94,16 +92,3 @@ class Caretaker:
     def _write_note(self, done: ScrubRound) -> None:
         document = {"shard": done.shard, "started_at": done.started_at}
         write_small_file(self._cache.paths, self._note, json.dumps(document).encode())
-
-    @contextmanager
-    def _duty(self) -> Iterator[bool]:
-        fd = os.open(f"{self._cache.paths.root}/duty.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(fd)

@@ -18,6 +18,8 @@ from registry_proxy.cache.memory import SmallContents
 from registry_proxy.cache.progress import CommittedReader
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
+from registry_proxy.files.atomic import atomic_file, write_all
+from registry_proxy.files.hashing import hash_file
 from registry_proxy.ports.content import BlobReader, CachedBlob, OpenSource
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.metrics import CacheBytes, CacheFailure, Observer, ScrubbedBytes
@@ -26,7 +28,7 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
+    pass
 
 _SMALL_BYTES = 4 * 1024 * 1024  # the largest manifest
 _COMPARED_BYTES = 64 * 1024
@@ -261,7 +263,7 @@ class DiskCache:
             if not is_sealed(os.fstat(fd)):
                 return False
             hasher, offset = blob.digest.hasher(), 0
-            while read_bytes := await self.tools.in_thread(_hash_piece, fd, offset, hasher):
+            while read_bytes := await self.tools.in_thread(hash_file, fd, hasher, offset, _READ_BYTES):
                 offset += read_bytes
                 self.observer.observe(ScrubbedBytes(read_bytes))
                 if bytes_per_second:
@@ -330,20 +332,13 @@ class DiskCache:
 
     def _store(self, digest: Digest, content: bytes) -> None:
         self.space.make_room(len(content), over_max_size=False)
-        temporary = self.paths.temporary()
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with open(fd, "wb", closefd=False) as file:
-                    file.write(content)
-                seal(fd)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+
+        def commit(temporary: str, _: str) -> None:
             self.space.commit(temporary, digest, len(content))
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+
+        with atomic_file(self.paths.blob(digest), commit, temporary=self.paths.temporary()) as fd:
+            write_all(fd, content)
+            seal(fd)
 
     def _list_blobs(self, after: Digest | None, limit: int) -> list[CachedBlob]:
         found: list[CachedBlob] = []
@@ -388,12 +383,6 @@ def _in_memory(content: bytes) -> int:
     fd = os.memfd_create("content")
     os.write(fd, content)
     return fd
-
-
-def _hash_piece(fd: int, offset: int, hasher: "_Hash") -> int:
-    content = os.pread(fd, _READ_BYTES, offset)
-    hasher.update(content)
-    return len(content)
 
 
 def _by_hex(digest: Digest) -> tuple[str, str]:

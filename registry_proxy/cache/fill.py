@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from registry_proxy.cache.layout import CachePaths, is_sealed
-from registry_proxy.cache.part import ABANDONED_MODE, OwnedPart, is_current, open_part, read_size, try_lock
+from registry_proxy.cache.part import ABANDONED_MODE, OwnedPart, open_part, read_size
 from registry_proxy.cache.progress import FillProgress
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
 from registry_proxy.cache.writer import PartWriter
+from registry_proxy.files.lock import is_at, try_lock
 from registry_proxy.ports.content import ByteStream, OpenSource, Reopenings
 from registry_proxy.ports.errors import (
     CacheUnavailableError,
@@ -147,7 +148,7 @@ class Fill:
             await self._follow(progress, fd)
             if progress.verified:
                 return
-        if not is_current(paths, self.digest, fd):
+        if not is_at(fd, paths.part(self.digest)):
             raise _LostError
         committed = self._tools.open_committed(self.digest)
         if committed is not None:

@@ -1,11 +1,11 @@
 """Fills in progress, read from their files: a worker that was killed leaves nothing behind in a counter."""
 
 import contextlib
-import fcntl
 import os
 from dataclasses import dataclass
 
 from registry_proxy.cache.layout import CachePaths
+from registry_proxy.files.lock import lock_tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,10 @@ def remove_dead_fills(paths: CachePaths) -> bool:
 
 
 def _remove_if_dead(part: str, size: str) -> bool:
-    with contextlib.suppress(OSError):
-        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(part)):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(size)
-                os.unlink(part)
-                return True
-        finally:
-            os.close(fd)
+    with contextlib.suppress(OSError), lock_tried(part, os.O_RDONLY) as is_free:
+        if is_free:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(size)
+            os.unlink(part)
+            return True
     return False

@@ -22,7 +22,6 @@ and the audit log, unless ``audit.path`` says otherwise. Until schema 2 all of t
 """
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -31,7 +30,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from registry_proxy.files.durable import move_file, write_file, write_new_file
+from registry_proxy.files.atomic import atomic_file, move_file, write_all, write_file, write_new_file
 from registry_proxy.protocol.reference import Digest
 
 SCHEMA_VERSION = 2
@@ -185,23 +184,16 @@ def age_seconds(changed_at_ns: int) -> float:
 
 def write_small_file(paths: CachePaths, target: str, content: bytes) -> None:
     """Write a file that others see whole or not at all; makes its directory. Not fsynced. Raises OSError."""
-    temporary = paths.temporary()
+    with atomic_file(target, _rename_into, temporary=paths.temporary(), is_synced=False) as fd:
+        write_all(fd, content)
+
+
+def _rename_into(temporary: str, target: str) -> None:
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            if os.write(fd, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(fd)
-        try:
-            os.rename(temporary, target)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.rename(temporary, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+        os.rename(temporary, target)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(temporary, target)
 
 
 def _read_schema(paths: CachePaths) -> int:
@@ -226,9 +218,8 @@ def _read_schema(paths: CachePaths) -> int:
 def _write_schema(paths: CachePaths) -> None:
     # First of all in a new directory, and under a name of its own: what has a schema is known as ours (config.check).
     path = f"{paths.root}/schema"
-    with open(f"{path}.new", "w", encoding="ascii") as file:
-        file.write(f"{SCHEMA_VERSION}\n")
-    os.rename(f"{path}.new", path)
+    with atomic_file(path, temporary=f"{path}.new") as fd:
+        write_all(fd, b"%d\n" % SCHEMA_VERSION)
 
 
 def _move_files(source: str, target: str) -> None:

@@ -5,7 +5,6 @@ starts with "_", so the directories below cannot clash with a repository's own c
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -14,11 +13,12 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, age_seconds, write_small_file
+from registry_proxy.files.lock import locked
 from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.content import CachedTag, Membership
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -274,16 +274,10 @@ class FileMemberships:
     @contextmanager
     def _locked(self, routed: RoutedRepository) -> Iterator[None]:
         """Exclude the other writers of the repository's tags on this node; what is inside takes microseconds."""
-        try:
-            fd = os.open(self._paths.lock(_stripe(routed)), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:  # nor can anyone write what it protects
+        with ExitStack() as stack:
+            with contextlib.suppress(OSError):  # nor can anyone write what it protects
+                stack.enter_context(locked(self._paths.lock(_stripe(routed))))
             yield
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
 
 def _names(directory: str) -> list[str]:
@@ -301,9 +295,9 @@ def _stripe(routed: RoutedRepository) -> int:
 def _open_shared_page(path: str) -> SharedPage:
     """Map the page that all workers of the node share; one of this worker's own where the disk does not take it."""
     try:
-        return SharedPage(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return SharedPage.at(path)
     except OSError:
-        return SharedPage(os.memfd_create("unknown"))
+        return SharedPage.in_memory()
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -1,39 +1,21 @@
 """The file of a fill in progress, owned by at most one process of the node at a time."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Sequence
 
 from registry_proxy.cache.layout import CachePaths, is_sealed, seal
+from registry_proxy.files.hashing import hash_file
+from registry_proxy.files.lock import unlock
 from registry_proxy.protocol.reference import Digest
 
 ABANDONED_MODE = 0o400
 """Of a part that was complete and wrong: no owner, and no follower, goes on with it."""
 
-_READ_BYTES = 1024 * 1024
-
 
 def open_part(paths: CachePaths, digest: Digest) -> int:
     """Open, or create, the file of a fill, for reading; the lock is taken on this descriptor. Raises OSError."""
     return os.open(paths.part(digest), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def try_lock(fd: int) -> bool:
-    """Try to become the owner. A winner checks ``is_current``: the file may have ended before it won."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def is_current(paths: CachePaths, digest: Digest, fd: int) -> bool:
-    """Tell whether the open file is still the one that has the name."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(paths.part(digest)))
-    except FileNotFoundError:
-        return False
 
 
 def read_size(paths: CachePaths, digest: Digest) -> int | None:
@@ -77,9 +59,7 @@ class OwnedPart:
 
     def resume(self) -> None:
         """Take what a former owner wrote into the hash (in a thread)."""
-        while chunk := os.pread(self._fd, _READ_BYTES, self.written_bytes):
-            self._hasher.update(chunk)
-            self.written_bytes += len(chunk)
+        self.written_bytes += hash_file(self._fd, self._hasher, self.written_bytes)
 
     def truncate(self) -> None:
         """Throw away what a former owner wrote."""
@@ -128,6 +108,5 @@ class OwnedPart:
 
     def release(self) -> None:
         """Close it, and let go of the lock: whoever wins it next goes on from here."""
-        # Readers hold duplicates of the locked descriptor, so closing ours would not be enough.
-        fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        unlock(self._lock_fd)  # readers hold duplicates of the descriptor
         os.close(self._fd)

@@ -6,11 +6,10 @@ it, pushes out nothing that is asked for again and again. "Used" is the file's a
 """
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from registry_proxy.cache.accounts import Accounts, Change, State, boot_id, shard_of, shards
@@ -18,7 +17,8 @@ from registry_proxy.cache.incoming import Incoming, read_fills, remove_dead_fill
 from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, write_small_file
 from registry_proxy.cache.order import OrderFile, Record
 from registry_proxy.cache.uploads import UploadRoom
-from registry_proxy.files.durable import sync_directory
+from registry_proxy.files.atomic import sync_directory
+from registry_proxy.files.lock import locked
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.metrics import CacheEviction, CacheFailure, Observer
 from registry_proxy.protocol.reference import Digest
@@ -417,15 +417,9 @@ class Space:
         before = self._incoming().size_bytes
         return max(0, before - self._incoming().size_bytes) if remove_dead_fills(self._paths) else 0
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> AbstractContextManager[None]:
         """Exclude the evictions and recounts of every other worker and thread."""
-        fd = os.open(f"{self._paths.root}/evict.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+        return locked(f"{self._paths.root}/evict.lock")
 
 
 def open_accounts(paths: CachePaths) -> Accounts:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,7 +13,8 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import read_node_id
 from registry_proxy.cache.upload_file import RUNNING_ALGORITHM, RunningHash, UploadFile
 from registry_proxy.cache.uploads import owner_of
-from registry_proxy.files.durable import sync_directory
+from registry_proxy.files.atomic import sync_directory
+from registry_proxy.files.lock import is_at, try_lock
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.metrics import CacheFailure
 from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile, Uploader
@@ -54,7 +54,7 @@ class DiskSpool:
         running = RunningHash(hashlib.new(RUNNING_ALGORITHM, usedforsecurity=False), 0)
         try:
             fd = self.room.open_part(*name)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(fd)
         except FileExistsError:
             raise _busy(session_id) from None
         except OSError as error:
@@ -75,15 +75,10 @@ class DiskSpool:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            current = os.path.samestat(os.fstat(fd), os.stat(path))
-        except BlockingIOError:
+        if not try_lock(fd):
             os.close(fd)
-            raise _busy(session_id) from None
-        except OSError:
-            current = False
-        if not current:  # committed or discarded between open and lock
+            raise _busy(session_id)
+        if not is_at(fd, path):  # committed or discarded between open and lock
             os.close(fd)
             return None
         running = self._running.pop(session_id, None)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from registry_proxy.cache.layout import seal
+from registry_proxy.files.hashing import hash_file
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.metrics import CacheFailure
 from registry_proxy.protocol.reference import Digest
@@ -336,19 +337,12 @@ class UploadFile:
         try:
             while read_bytes:
                 async with self._spool.hashing:
-                    read_bytes = await self._in_thread(self._hash_piece, hasher, offset)
+                    read_bytes = await self._in_thread(hash_file, self._fd, hasher, offset, _HASHED_AT_ONCE_BYTES)
                 offset += read_bytes
         finally:
             self._working -= 1
             self._close_when_idle()
         return hasher
-
-    def _hash_piece(self, hasher: "_Hash", offset: int) -> int:
-        start = offset
-        while offset < start + _HASHED_AT_ONCE_BYTES and (chunk := os.pread(self._fd, _READ_BYTES, offset)):
-            hasher.update(chunk)
-            offset += len(chunk)
-        return offset - start
 
     def _commit(self, path: str, digest: Digest) -> None:
         seal(self._fd)

@@ -10,16 +10,15 @@ directory stands in a page that all workers map. Each reading of a directory cor
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from registry_proxy.cache.layout import CachePaths
+from registry_proxy.files.lock import lock_tried, locked
 from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.errors import CacheUnavailableError
 
@@ -35,6 +34,9 @@ _MAX_SESSIONS_WITH_NOTES = 2 * _MAX_SESSIONS
 
 _FRUITLESS_SECONDS = 10.0
 """Time for which the other owners are not looked at again when none of them had anything abandoned."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+"""How the directory of an owner is opened: its lock keeps every other worker and thread from its number."""
 
 _BUCKETS = 256
 _SUMS = struct.Struct(f"={_BUCKETS}q")
@@ -76,8 +78,7 @@ class UploadRoom:
         self._share_bytes = max_size_bytes // _SHARE_OF_ONE
         self._share_of_all_bytes = max_size_bytes // _SHARE_OF_ALL
         self._fruitless_until = 0.0
-        fd = os.open(paths.upload_sums, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._sums = SharedPage(fd, _SUMS.size)
+        self._sums = SharedPage.at(paths.upload_sums, _SUMS.size)
 
     def close(self) -> None:
         self._sums.close()
@@ -95,7 +96,8 @@ class UploadRoom:
             OSError: the disk does not answer.
         """
         stem = self._paths.upload_stem(owner, session_id)
-        with self._locked(owner) as bucket:
+        bucket = self._paths.upload_bucket(owner)
+        with locked(bucket, _DIRECTORY):
             uploads = [each for each in _scan(bucket) if each.stem != stem]
             own = sorted((each for each in uploads if each.owner == owner), key=lambda each: each.used_at)
             held_bytes, count = sum(each.size_bytes for each in own), len(own)
@@ -118,18 +120,15 @@ class UploadRoom:
 
     def count(self, owner: str, grown_bytes: int) -> None:
         """Note that an upload grew, or became smaller, since it was admitted."""
-        with contextlib.suppress(OSError), self._locked(owner):
+        with contextlib.suppress(OSError), locked(self._paths.upload_bucket(owner), _DIRECTORY):
             self._write(owner, max(0, self._read(owner) + grown_bytes))
 
     def count_now(self, owner: str, grown_bytes: int) -> bool:
         """Do the same without waiting; False when another worker or thread is at the number just now."""
-        try:
-            with self._locked(owner, fcntl.LOCK_NB):
-                self._write(owner, max(0, self._read(owner) + grown_bytes))
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), lock_tried(self._paths.upload_bucket(owner), _DIRECTORY) as is_free:
+            if not is_free:
+                return False
+            self._write(owner, max(0, self._read(owner) + grown_bytes))
         return True
 
     def remove_abandoned(self, size_bytes: int) -> int:
@@ -155,7 +154,7 @@ class UploadRoom:
                 removed += _remove_if_abandoned(each, _IDLE_SECONDS)
         for bucket in self._buckets():
             owner = os.path.basename(bucket)
-            with contextlib.suppress(OSError), self._locked(owner):
+            with contextlib.suppress(OSError), locked(bucket, _DIRECTORY):
                 self._write(owner, sum(each.size_bytes for each in _scan(bucket)))
         return removed
 
@@ -208,17 +207,6 @@ class UploadRoom:
         for bucket in self._buckets():
             yield from _scan(bucket)
 
-    @contextmanager
-    def _locked(self, owner: str, flags: int = 0) -> Iterator[str]:
-        """Exclude every other worker and thread from the number of an owner's directory."""
-        bucket = self._paths.upload_bucket(owner)
-        fd = os.open(bucket, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | flags)
-            yield bucket
-        finally:
-            os.close(fd)
-
     def _read(self, owner: str) -> int:
         size_bytes: int
         (size_bytes,) = _SUM.unpack_from(self._sums.memory, int(owner[:2], 16) * _SUM.size)
@@ -260,16 +248,13 @@ def _remove_if_abandoned(upload: _Upload, idle_seconds: float) -> bool:
         if not upload.has_part:
             os.rename(f"{upload.stem}.note", f"{upload.stem}.gone")
             return True
-        fd = os.open(f"{upload.stem}.part", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - os.fstat(fd).st_mtime <= idle_seconds:
+        part = f"{upload.stem}.part"
+        with lock_tried(part, os.O_RDONLY) as is_free:
+            if not is_free or time.time() - os.stat(part).st_mtime <= idle_seconds:
                 return False
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{upload.stem}.note", f"{upload.stem}.gone")
-            os.unlink(f"{upload.stem}.part")
-        finally:
-            os.close(fd)
-    except OSError:  # it is being written to, or has ended
+            os.unlink(part)
+    except OSError:  # it has ended
         return False
     return True

@@ -3,9 +3,7 @@
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from registry_proxy.cli.errors import CommandError
+from registry_proxy.files.atomic import write_file
 
 URL_VARIABLE = "REGISTRY_PROXY_ADMIN_URL"
 USER_VARIABLE = "REGISTRY_PROXY_ADMIN_USER"
@@ -81,16 +80,7 @@ def _write_store(stored: Mapping[str, Mapping[str, str]]) -> Path:
     path = _store_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # mkstemp makes the file 0600, so that there is no moment in which others could read it.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".credentials-")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(stored, file)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        write_file(str(path), json.dumps(stored).encode())
     except OSError as error:
         raise CommandError(f"The credentials cannot be stored in {path}: {error.strerror}") from error
     return path

@@ -6,7 +6,6 @@ The workers know nothing of it: their settings list the replicas as if the opera
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import ReplicaSettings, Settings, UpstreamSettings
 from registry_proxy.config.types import Address, is_replica_place
+from registry_proxy.files.atomic import write_file
 
 _ANSWER_SECONDS = 5.0
 _LONGEST_SECONDS = 300.0
@@ -175,9 +175,7 @@ class Discovery:
     def _write(self) -> None:
         document = {source: [asdict(each) for each in found] for source, found in self._known.items()}
         try:
-            with open(f"{self._path}.new", "w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1)
-            os.replace(f"{self._path}.new", self._path)
+            write_file(self._path, json.dumps(document, indent=1).encode())
         except OSError as error:
             _log.warning("%s cannot be written: %s", self._path, error.strerror)
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import os
 import resource
 import shutil
@@ -13,6 +12,7 @@ from typing import IO
 
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.source import ENVIRONMENT_PREFIX
+from registry_proxy.files.lock import try_lock
 
 ADMIN_PASSWORD_VARIABLE = "REGISTRY_PROXY_ADMIN_PASSWORD"  # noqa: S105 - the name of the variable
 _ALLOCATOR = (("MALLOC_MMAP_THRESHOLD_", -3, 4 << 20), ("MALLOC_ARENA_MAX", -8, 2))
@@ -39,8 +39,7 @@ async def locked_cache(path: str) -> AsyncIterator[IO[str]]:
         raise StartError(f"cannot use the cache directory {path}: {error.strerror}") from None
     with lock:
         for _ in range(_LOCK_TRIES):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(lock.fileno()):
                 break
             await asyncio.sleep(_LOCK_PAUSE_SECONDS)
         else:

@@ -1,7 +1,6 @@
 """A directory in memory for what the processes of a node share and a disk that stalls must not hold up."""
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import shutil
@@ -10,6 +9,7 @@ from contextlib import suppress
 
 from registry_proxy.cache.layout import CachePaths, prepare_cache, read_node_id
 from registry_proxy.config.model import Settings
+from registry_proxy.files.lock import try_lock
 
 MARK = "disk-is-silent"
 """The file that says that the disk of the cache does not answer."""
@@ -111,11 +111,9 @@ def claim_memory(cache_path: str, workers: int) -> NodeMemory | None:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         memory = os.statvfs(lock)
         has_room = memory.f_bavail * memory.f_frsize >= _NEEDED_BYTES + workers * _NEEDED_BYTES_OF_A_WORKER
-        if _is_ours(os.fstat(lock)) and has_room:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _empty(path)
-                return NodeMemory(path, lock)
+        if _is_ours(os.fstat(lock)) and has_room and try_lock(lock):
+            _empty(path)
+            return NodeMemory(path, lock)
         os.close(lock)
     return None
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry_proxy.files import durable
+from registry_proxy.files import atomic
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.store.open import open_store
@@ -113,7 +113,7 @@ def write_file(backup: Backup, path: str, *, replaces: bool) -> None:
     if os.path.lexists(path) and not replaces:
         raise BackupError(f"{path} is there already: name another file, or say that this one may go (--replace)")
     try:
-        durable.write_file(path, _encode(backup))
+        atomic.write_file(path, _encode(backup))
     except OSError as error:
         raise BackupError(f"{path} cannot be written: {error.strerror}") from error
 

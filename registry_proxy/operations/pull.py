@@ -5,13 +5,13 @@ repository holds them (its membership). A tag is asked for, a digest is cached f
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from registry_proxy.files.hashing import hash_file
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
 from registry_proxy.operations.passthrough import PassThrough
@@ -33,7 +33,6 @@ FAR_RANGE_BYTES = 32 * 1024 * 1024
 """A range that starts further than this beyond the bytes at hand is fetched by itself."""
 
 _FOREIGN_FAILURES_MAX = 3
-_HASH_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,11 +454,7 @@ def _no_rest(_: int) -> AbstractAsyncContextManager[ByteStream]:
 
 
 def _hash_beginning(fd: int, size_bytes: int, digest: Digest) -> "_Hash":
-    hasher, offset = digest.hasher(), 0
-    while offset < size_bytes:
-        content = os.pread(fd, min(_HASH_BYTES, size_bytes - offset), offset)
-        if not content:
-            raise OSError("the file is shorter than it was")
-        hasher.update(content)
-        offset += len(content)
+    hasher = digest.hasher()
+    if hash_file(fd, hasher, 0, size_bytes) < size_bytes:
+        raise OSError("the file is shorter than it was")
     return hasher

@@ -1,14 +1,11 @@
 """The spreading of changes in the store: at once on the node that made it, within a second on the others."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.errors import StoreUnavailableError
@@ -22,7 +19,8 @@ _log = logging.getLogger(__name__)
 _PAGE_BYTES = 4096  # of the counters; what follows them holds the failures
 _ENTRY = struct.Struct("=QQ")  # counter, sequence number of the table's last change
 _OFFSETS = {table: index * _ENTRY.size for index, table in enumerate(Table)}
-_LOSSES = _PAGE_BYTES // 8 - 1
+_COUNTER = struct.Struct("=Q")
+_LOSSES = _PAGE_BYTES // _COUNTER.size - 1
 _SLOTS = {table: index * 2 for index, table in enumerate(Table)}
 
 
@@ -38,15 +36,14 @@ class ChangePage:
     """
 
     def __init__(self, path: str | None) -> None:
+        size_bytes = _PAGE_BYTES + FAILURES_BYTES
         if path is None:
-            fd = os.memfd_create("changes")
+            self._page = SharedPage.in_memory(size_bytes)
         else:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._page = SharedPage(fd, _PAGE_BYTES + FAILURES_BYTES)
+            self._page = SharedPage.at(path, size_bytes)
         self._counters = memoryview(self._page.memory).cast("Q")
-        self._lock = threading.Lock()  # flock excludes other processes, not the threads that share this descriptor
-        self.failures = NodeFailures(self._page, _PAGE_BYTES, self._locked)
+        self.failures = NodeFailures(self._page, _PAGE_BYTES)
 
     def version(self, table: Table) -> int:
         """Return the counter of a table."""
@@ -57,21 +54,11 @@ class ChangePage:
         noted = self.known()
         if all(noted[table] == sequence for table, sequence in versions.items()):
             return  # without the lock, which whoever waits for a disk that hangs may hold
-        with self._locked():
+        with self._page.locked():
             for table, sequence in versions.items():
                 counter, known = self._entry(table)
                 if known != sequence:
                     self._page.write(_OFFSETS[table], _ENTRY.pack(counter + 1, sequence))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep all other writers of the node out for the length of a with block."""
-        with self._lock:
-            fcntl.flock(self._page.fd, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(self._page.fd, fcntl.LOCK_UN)
 
     def losses(self) -> int:
         """Return how often the store was found to be older than it had been."""
@@ -79,12 +66,8 @@ class ChangePage:
 
     def note_loss(self) -> None:
         """Count that the store was found to be older than it had been; before any of its numbers is noted."""
-        with self._lock:
-            fcntl.flock(self._page.fd, fcntl.LOCK_EX)
-            try:
-                self._counters[_LOSSES] += 1
-            finally:
-                fcntl.flock(self._page.fd, fcntl.LOCK_UN)
+        with self._page.locked():
+            self._page.write(_LOSSES * _COUNTER.size, _COUNTER.pack(self.losses() + 1))
 
     def known(self) -> Mapping[Table, int]:
         """Return the sequence number that each table was last seen with."""

@@ -5,7 +5,6 @@ import secrets
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
 
 from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.errors import StoreUnavailableError
@@ -29,7 +28,6 @@ class NodeFailures:
     Args:
         page: shared, and zero when it is new.
         start: the offset in it; ``FAILURES_BYTES`` from there are ours.
-        locked: keeps all other writers out for the length of a with block.
         clock: in seconds, the same for all workers.
     """
 
@@ -37,14 +35,12 @@ class NodeFailures:
         self,
         page: SharedPage,
         start: int,
-        locked: Callable[[], AbstractContextManager[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._page, self._memory = page, page.memory
         self._start = start + _SECRET_BYTES
-        self._locked = locked
         self._clock = clock
-        with locked():
+        with page.locked():
             if not any(self._memory[start : self._start]):
                 page.write(start, secrets.token_bytes(_SECRET_BYTES))
         self._secret = self._memory[start : self._start]
@@ -62,7 +58,7 @@ class NodeFailures:
 
     async def note(self, key: str, limit: int, window_seconds: float) -> None:  # noqa: ARG002 - Redis needs to know
         name, start = self._find(key)
-        with self._locked():
+        with self._page.locked():
             (count,) = _COUNT.unpack_from(self._memory, start)
             place = start + _COUNT.size + count % _PLACES * _ENTRY.size
             self._page.write(place, _ENTRY.pack(name, self._clock()))

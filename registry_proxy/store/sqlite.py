@@ -3,7 +3,6 @@
 import asyncio
 import builtins
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from registry_proxy.files.lock import open_locked
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.store import TRACED_COMMITS, TRACED_TABLES, Change, Difference, Failures, Record, Table
 from registry_proxy.store.changes import ChangePage
@@ -140,7 +140,7 @@ class SqliteStore:
         path = os.path.join(directory, hashlib.sha256(key.encode()).hexdigest()[:40])
         deadline = time.monotonic() + LEASE_PATIENCE_SECONDS
         pause = _LEASE_POLL_SECONDS[0]
-        while (fd := _try_lock(path)) is None:
+        while (fd := open_locked(path)) is None:
             if time.monotonic() > deadline:
                 raise StoreUnavailableError(f"the lease on {key} was not obtained within {LEASE_PATIENCE_SECONDS:g} s")
             await asyncio.sleep(pause)
@@ -304,20 +304,3 @@ def _changed_since(connection: sqlite3.Connection, table: Table, version: int) -
         return Difference(version, records)
     finally:
         connection.execute("COMMIT")
-
-
-def _try_lock(path: str) -> int | None:
-    """Return a descriptor that holds the lock file, or None while another does."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The holder removes the file before it lets go: what we locked may no longer be what the name means.
-        if os.path.samestat(os.fstat(fd), os.stat(path)):
-            return fd
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None

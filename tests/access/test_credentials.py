@@ -1,8 +1,6 @@
 """Passwords and the limit on guesses."""
 
 import asyncio
-import contextlib
-import os
 import threading
 from collections.abc import Iterator
 
@@ -42,9 +40,7 @@ def passwords(clock: Clock) -> Iterator[Passwords]:
 @pytest.fixture
 def limiter(clock: Clock) -> LoginLimiter:
     """A limiter with that clock."""
-    return LoginLimiter(
-        NodeFailures(SharedPage(os.memfd_create("failures"), FAILURES_BYTES), 0, contextlib.nullcontext, clock)
-    )
+    return LoginLimiter(NodeFailures(SharedPage.in_memory(FAILURES_BYTES), 0, clock))
 
 
 @pytest.fixture

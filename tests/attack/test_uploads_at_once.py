@@ -14,8 +14,9 @@ import pytest
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.spool import DiskSpool
-from registry_proxy.cache.upload_file import UploadFile
 from registry_proxy.cache.uploads import owner_of
+from registry_proxy.files.hashing import hash_file
+from registry_proxy.files.lock import locked
 from registry_proxy.protocol.reference import Digest
 from registry_proxy.tasks import spawn
 from tests.support.fakes.cache import MIB, Events
@@ -62,7 +63,7 @@ async def test_a_crowded_directory_of_uploads_does_not_hold_the_loop(spool: Disk
     await upload.write(b"x")
     owner = owner_of(ANN.subject)
     before = spool.room.total_bytes
-    with spool.room._locked(owner):  # as another worker does
+    with locked(spool.cache.paths.upload_bucket(owner), os.O_RDONLY | os.O_DIRECTORY):  # as another worker does
         upload.discard()
         assert spool.room.total_bytes == before == 1
     await asyncio.to_thread(wait_until, lambda: not spool.room.total_bytes, "the upload counts no more")
@@ -85,14 +86,14 @@ async def test_uploads_that_are_read_again_leave_threads_to_others(
     spool: DiskSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many uploads have their hash made anew, the cache goes on with other work."""
-    reading, may_end, read_piece = threading.Semaphore(0), threading.Event(), UploadFile._hash_piece
+    reading, may_end = threading.Semaphore(0), threading.Event()
 
-    def read_slowly(upload: UploadFile, *arguments: Any) -> int:
+    def read_slowly(fd: int, hasher: Any, *part: int) -> int:
         reading.release()
         may_end.wait(30)
-        return read_piece(upload, *arguments)
+        return hash_file(fd, hasher, *part)
 
-    monkeypatch.setattr(UploadFile, "_hash_piece", read_slowly)
+    monkeypatch.setattr("registry_proxy.cache.upload_file.hash_file", read_slowly)
     uploads = [spool.create(str(number), ANN) for number in range(40)]
     for upload in uploads:
         await upload.write(b"x")

@@ -1,7 +1,6 @@
 """Failures: counted by key, over workers, in memory of a fixed size, and in Redis."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,7 +35,7 @@ def clock() -> Clock:
 @pytest.fixture
 def failures(clock: Clock) -> NodeFailures:
     """Failures with that clock."""
-    return NodeFailures(SharedPage(os.memfd_create("failures"), FAILURES_BYTES), 0, contextlib.nullcontext, clock)
+    return NodeFailures(SharedPage.in_memory(FAILURES_BYTES), 0, clock)
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ async def test_ten_thousand_others_push_nobody_out(failures: NodeFailures) -> No
     for number in range(10_000):
         await failures.note(str(number), LIMIT, WINDOW_SECONDS)
     assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) > 0
-    other = NodeFailures(SharedPage(os.memfd_create("failures"), FAILURES_BYTES), 0, contextlib.nullcontext)
+    other = NodeFailures(SharedPage.in_memory(FAILURES_BYTES), 0)
     assert failures._find("key") != other._find("key")
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sqlite3
 import stat
@@ -14,7 +13,6 @@ import pytest
 
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Change, Table
-from registry_proxy.store import sqlite
 from registry_proxy.store.changes import ChangePage
 from registry_proxy.store.open import open_store
 from registry_proxy.store.sqlite import SqliteStore
@@ -44,33 +42,6 @@ async def test_a_held_lease_leaves_no_file(tmp_path: Path) -> None:
         async with store.lease("a"), store.lease("b"):
             assert len(os.listdir(tmp_path / "store.db.leases")) == 2
         assert os.listdir(tmp_path / "store.db.leases") == []
-
-
-def test_a_lock_on_a_removed_file_is_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A holder removes its file when it leaves: whoever locks it then has no lease."""
-    path = str(tmp_path / "lease")
-    flock = fcntl.flock
-
-    def left_just_before(fd: int, operation: int) -> None:
-        os.unlink(path)
-        flock(fd, operation)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", left_just_before)
-        assert sqlite._try_lock(path) is None
-    fd = sqlite._try_lock(path)
-    assert fd is not None
-    assert sqlite._try_lock(path) is None
-    with monkeypatch.context() as patch:
-
-        def replaced_just_before(fd: int, operation: int) -> None:
-            os.unlink(path)
-            (tmp_path / "lease").touch()
-            flock(fd, operation)
-
-        os.close(fd)
-        patch.setattr(fcntl, "flock", replaced_just_before)
-        assert sqlite._try_lock(path) is None
 
 
 _OPENER = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.files.durable import move_file, write_file, write_new_file
+from registry_proxy.files.atomic import move_file, write_file, write_new_file
 
 
 def on_another_file_system(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
