@@ -5,18 +5,23 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from registry_proxy.cli.access import access_app
 from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
+from registry_proxy.cli.cache import cache_app
 from registry_proxy.cli.grants import explain, grant_app
-from registry_proxy.cli.identities import group_app, user_app
+from registry_proxy.cli.groups import group_app
 from registry_proxy.cli.importing import import_
+from registry_proxy.cli.keys import key_app
 from registry_proxy.cli.login import login, logout
 from registry_proxy.cli.me import change_password, whoami
-from registry_proxy.cli.node import cache_app, reload_configuration, replica_app, show_openapi
+from registry_proxy.cli.node import reload_configuration, show_openapi
+from registry_proxy.cli.policy import policy_app
 from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.reset import reset_app
-from registry_proxy.cli.robots import key_app, robot_app, token_app
+from registry_proxy.cli.robots import robot_app
+from registry_proxy.cli.tokens import token_app
+from registry_proxy.cli.upstreams import replica_app
+from registry_proxy.cli.users import user_app
 
 
 class Commands(TyperGroup):
@@ -48,7 +53,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(robot_app, name="robot", cls=Commands)
     app.add_typer(grant_app, name="grant", cls=Commands)
     app.command("explain")(explain)
-    app.add_typer(access_app, name="access", cls=Commands)
+    app.add_typer(policy_app, name="access", cls=Commands)
     app.add_typer(token_app, name="token", cls=Commands)
     app.add_typer(key_app, name="key", cls=Commands)
     app.add_typer(replica_app, name="replica", cls=Commands)

@@ -16,6 +16,7 @@ from registry_proxy.cli.output import (
     print_json,
     print_json_line,
     print_note,
+    print_result,
     print_table,
 )
 
@@ -170,10 +171,8 @@ def accept_faults(
             _print_faults(found)
             confirm(f"Accept {counted(number, 'fault')}?", yes=yes)
         result = admin.call("POST", "audit", "accept", body={"reason": reason}, patient=True).document
-    if as_json:
-        print_json(result)
-    else:
-        print_note(f"Accepted {counted(number, 'fault')}: `registry-proxy audit verify` tells of it.")
+    text = f"Accepted {counted(number, 'fault')}: `registry-proxy audit verify` tells of it."
+    print_result(result, text, as_json=as_json)
 
 
 def _print_verification(result: Mapping[str, Any]) -> None:

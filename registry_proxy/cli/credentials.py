@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -18,6 +19,11 @@ USER_VARIABLE = "REGISTRY_PROXY_ADMIN_USER"
 PASSWORD_VARIABLE = "REGISTRY_PROXY_ADMIN_PASSWORD"  # noqa: S105 -- the name of a variable
 DEFAULT_URL = "http://127.0.0.1:5080"
 FIRST_ADMIN = "admin"
+
+PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
+PasswordFile = Annotated[
+    Path | None, typer.Option("--password-file", help="Read the password from the first line of a file.")
+]
 
 _SECRET_MAX_BYTES = 64 * 1024
 

@@ -5,8 +5,17 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, YesOption, confirm, counted, print_json, print_note, print_table
-from registry_proxy.cli.repair import upstream_names
+from registry_proxy.cli.comparisons import upstream_names
+from registry_proxy.cli.output import (
+    JsonOption,
+    YesOption,
+    confirm,
+    counted,
+    print_json,
+    print_note,
+    print_result,
+    print_table,
+)
 
 _Upstream = Annotated[str, typer.Argument(help="The upstream.")]
 _Repository = Annotated[str | None, typer.Option(help="Only of this repository, as the upstream names it.")]
@@ -63,10 +72,7 @@ def dismiss_exceptions(
     chosen = _chosen(repository, name, everything=everything)
     with admin_client() as admin:
         result = admin.call("POST", "upstreams", upstream, "dismiss", body=chosen).document
-    if as_json:
-        print_json(result)
-    else:
-        print_note(f"{counted(result['dismissed'], 'exception')} dismissed.")
+    print_result(result, f"{counted(result['dismissed'], 'exception')} dismissed.", as_json=as_json)
 
 
 def forget_lost(
@@ -88,10 +94,7 @@ def forget_lost(
             lost = [one for one in admin.list_all("upstreams", upstream, "exceptions") if one["lost"]]
             confirm(f"Forget {counted(len(lost), 'lost content')} of {upstream}?", yes=yes)
         result = admin.call("POST", "upstreams", upstream, "forget", body=chosen).document
-    if as_json:
-        print_json(result)
-    else:
-        print_note(f"{counted(result['forgotten'], 'lost content')} forgotten.")
+    print_result(result, f"{counted(result['forgotten'], 'lost content')} forgotten.", as_json=as_json)
 
 
 def print_lost(upstream: dict[str, Any]) -> None:

@@ -5,17 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.output import (
-    JsonOption,
-    confirm,
-    counted,
-    format_value,
-    print_json,
-    print_note,
-    print_object,
-    print_table,
-)
+from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.output import JsonOption, print_json, print_list, print_note, print_object, print_table
+from registry_proxy.cli.replay import replay_grants
 
 grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
 
@@ -34,20 +26,19 @@ _COLUMNS = {
     "expires_at": "EXPIRES",
 }
 
-_REPLAY_COLUMNS = {
-    "subject": "SUBJECT",
-    "repository": "REPOSITORY",
-    "tag": "TAG",
-    "action": "ACTION",
-    "count": "ASKED",
-    "last_at": "LAST",
-    "reason": "REASON",
-}
-
 
 def print_grants(grants: Sequence[Mapping[str, Any]], *, empty: str) -> None:
     """Print grants as a table; ``empty`` is said where there are none."""
     print_table(_COLUMNS, grants, empty=empty)
+
+
+def grant_text(grant: Mapping[str, Any]) -> str:
+    """Return a grant as a line of text."""
+    tags = "" if grant["tags"] == "*" else f" tags {grant['tags']}"
+    mode = "" if grant["mode"] == "enforce" else f" ({grant['mode']})"
+    until = "" if grant["expires_at"] is None else f" until {grant['expires_at']}"
+    known = f" [{grant['id']}]" if "id" in grant else ""
+    return f"grant {grant['subject']} {grant['repository']} {','.join(grant['actions'])}{tags}{mode}{until}{known}"
 
 
 def _print(grant: dict[str, Any], *, as_json: bool) -> None:
@@ -127,11 +118,7 @@ def list_grants(
     filters = {"subject": subject, "repository": repository}
     query = {key: value for key, value in filters.items() if value is not None}
     with admin_client() as admin:
-        grants = admin.list_all("grants", query=query)
-        if as_json:
-            print_json(grants)
-        else:
-            print_grants(grants, empty="No grants.")
+        print_list(_COLUMNS, admin.list_all("grants", query=query), empty="No grants.", as_json=as_json)
 
 
 @grant_app.command("rm")
@@ -142,46 +129,7 @@ def remove_grant(grant_id: _GrantId) -> None:
         print_note(f"Grant {grant_id} removed.")
 
 
-@grant_app.command("replay")
-def replay_grants(
-    add: Annotated[
-        list[str] | None,
-        typer.Option(help="'SUBJECT REPOSITORY ACTIONS [TAGS]', such as 'group:dev team/** pull,push'; several times."),
-    ] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="The id of a grant of today; several times.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Without all grants of today.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many different questions, the latest.")] = 10_000,
-    as_json: JsonOption = False,
-) -> None:
-    """Try other grants on what this node was asked lately: who would newly be refused, who newly allowed."""
-    body = {"add": [_proposed(text) for text in add or []], "remove": remove or [], "replace": replace, "limit": limit}
-    with admin_client() as admin:
-        result = admin.call("POST", "policy", "replay", body=body, patient=True).document
-        if as_json:
-            print_json(result)
-            return
-        print_replay(result)
-
-
-def print_replay(result: Mapping[str, Any]) -> None:
-    """Tell what a proposed policy newly denies and allows."""
-    for name, title in (("newly_denied", "Newly denied"), ("newly_allowed", "Newly allowed")):
-        subjects = result[f"subjects_{name}"]
-        print_note(", ".join([f"{title}: {counted(len(subjects), 'subject')}", *subjects]))
-        if result[name]:
-            print_table(_REPLAY_COLUMNS, result[name], empty="")
-    questions = counted(result["decisions"], "different question")
-    since = format_value(result["since"]) if result["since"] else "never"
-    print_note(f"Tried on {questions} since {since}.")
-
-
-def _proposed(text: str) -> dict[str, Any]:
-    words = text.split()
-    if not 3 <= len(words) <= 4:
-        raise typer.BadParameter(f"expected 'SUBJECT REPOSITORY ACTIONS [TAGS]', got {text!r}", param_hint="--add")
-    subject, repository, actions, *tags = words
-    proposed = {"subject": subject, "repository": repository, "actions": actions.split(",")}
-    return proposed | ({"tags": tags[0]} if tags else {})
+grant_app.command("replay")(replay_grants)
 
 
 def explain(
@@ -198,13 +146,3 @@ def explain(
         print_object(decision, as_json=as_json)
         if not decision["allowed"]:
             raise typer.Exit(1)
-
-
-def confirm_removal(admin: AdminClient, kind: str, name: str, *, yes: bool) -> str:
-    """Ask before a user, group or robot goes that has grants; return what to say of them afterwards, "" without any."""
-    grants = admin.list_all("grants", query={"subject": f"{kind}:{name}"})
-    if not grants:
-        return ""
-    number = counted(len(grants), "grant")
-    confirm(f"Remove {kind} {name} with {number}?", yes=yes)
-    return f" with {number}"

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from registry_proxy.cli.client import told_to_the_user
-from registry_proxy.cli.credentials import admin_url, find_credentials, read_password
+from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, admin_url, find_credentials, read_password
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.identities import PasswordFile, PasswordStdin
 from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note
 from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
 

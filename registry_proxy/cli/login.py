@@ -1,6 +1,5 @@
 """`registry-proxy login` and `logout`: credentials, kept for the other commands."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +8,8 @@ from registry_proxy.cli.client import AdminClient, told_to_the_user
 from registry_proxy.cli.credentials import (
     FIRST_ADMIN,
     Credentials,
+    PasswordFile,
+    PasswordStdin,
     admin_url,
     ask_password,
     forget_credentials,
@@ -21,12 +22,8 @@ from registry_proxy.cli.output import print_note
 
 def login(
     user: Annotated[str, typer.Option("--user", "-u", help="Whom to log in.")] = FIRST_ADMIN,
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-    ] = False,
-    password_file: Annotated[
-        Path | None, typer.Option("--password-file", help="Read the password from the first line of a file.")
-    ] = None,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
 ) -> None:
     """Check a user's credentials and keep them, readable by you only, for the other commands."""
     with told_to_the_user():

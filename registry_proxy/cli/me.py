@@ -4,6 +4,8 @@ from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_use
 from registry_proxy.cli.credentials import (
     PASSWORD_VARIABLE,
     Credentials,
+    PasswordFile,
+    PasswordStdin,
     admin_url,
     ask_password,
     find_credentials,
@@ -12,7 +14,6 @@ from registry_proxy.cli.credentials import (
     store_credentials,
 )
 from registry_proxy.cli.grants import print_grants
-from registry_proxy.cli.identities import PasswordFile, PasswordStdin
 from registry_proxy.cli.output import JsonOption, counted, print_facts, print_json, print_note
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -162,3 +163,16 @@ def print_object(document: Mapping[str, Any], *, as_json: bool) -> None:
         print_json(document)
     else:
         print_facts(document)
+
+
+def print_result(document: Any, note: str, *, as_json: bool) -> None:
+    """Print the result of a command: as JSON, or as a note."""
+    if as_json:
+        print_json(document)
+    else:
+        print_note(note)
+
+
+def spinner(text: str) -> AbstractContextManager[object]:
+    """Show a person that a command waits; nothing into a pipe or file."""
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()

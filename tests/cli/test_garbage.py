@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.cli import maintenance
+from registry_proxy.cli import garbage, pauses
 from registry_proxy.ports.journal import Pause
 from tests.cli.conftest import Run
 from tests.support.admin_bench import Node
@@ -152,8 +152,8 @@ def test_what_cannot_go_on_is_told(
     told: str,
 ) -> None:
     """Exit status 1, the reason, and no replica stays paused."""
-    monkeypatch.setattr(maintenance, "_QUIET_SECONDS", 0)
-    monkeypatch.setattr(maintenance, "_UP_SECONDS", 0)
+    monkeypatch.setattr(pauses, "_QUIET_SECONDS", 0)
+    monkeypatch.setattr(garbage, "_UP_SECONDS", 0)
     arrange(node)
     result = run("replica", "gc", "main", *arguments, "--run", "true")
     assert (result.exit_code, told in result.stderr) == (1, True), result.stderr

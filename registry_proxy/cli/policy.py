@@ -12,11 +12,12 @@ import yaml
 
 from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.grants import print_replay
+from registry_proxy.cli.grants import grant_text
 from registry_proxy.cli.output import JsonOption, YesOption, confirm, counted, print_json, print_lines, print_note
+from registry_proxy.cli.replay import print_replay
 from registry_proxy.config.source import Source, format_path, read_yaml
 
-access_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
+policy_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
 
 _POLICY_MAX_MIB = 8
 _HEADER = """\
@@ -68,14 +69,6 @@ def _send(admin: AdminClient, method: str, source: Source, *path: str, warns: bo
     return document
 
 
-def _grant_text(grant: Mapping[str, Any]) -> str:
-    tags = "" if grant["tags"] == "*" else f" tags {grant['tags']}"
-    mode = "" if grant["mode"] == "enforce" else f" ({grant['mode']})"
-    until = "" if grant["expires_at"] is None else f" until {grant['expires_at']}"
-    known = f" [{grant['id']}]" if "id" in grant else ""
-    return f"grant {grant['subject']} {grant['repository']} {','.join(grant['actions'])}{tags}{mode}{until}{known}"
-
-
 def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
     """Return a line for each thing that differs: + comes, - goes, ~ stays with other members."""
     lines = []
@@ -85,7 +78,7 @@ def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
         members = [f"+{member}" for member in change["added"]] + [f"-{member}" for member in change["removed"]]
         lines.append(f"~ group {group}: {' '.join(members)}")
     for sign, name in (("-", "grants_removed"), ("+", "grants_added")):
-        lines += [f"{sign} {_grant_text(grant)}" for grant in difference[name]]
+        lines += [f"{sign} {grant_text(grant)}" for grant in difference[name]]
     return lines
 
 
@@ -102,7 +95,7 @@ def _replay(admin: AdminClient, source: Source, difference: Mapping[str, Any]) -
     return result
 
 
-@access_app.command("export")
+@policy_app.command("export")
 def export_policy(as_json: JsonOption = False) -> None:
     """Print the policy as YAML; no password, secret or token is in it."""
     with admin_client() as admin:
@@ -113,7 +106,7 @@ def export_policy(as_json: JsonOption = False) -> None:
             sys.stdout.write(_HEADER + yaml.safe_dump(policy, sort_keys=False, allow_unicode=True, width=120))
 
 
-@access_app.command("diff")
+@policy_app.command("diff")
 def diff_policy(
     file: _File,
     replay: Annotated[
@@ -153,7 +146,7 @@ def _confirm(difference: Mapping[str, Any], source: Source) -> None:
         confirm(f"Remove {goes}, and keep {stays}?", yes=False)
 
 
-@access_app.command("apply")
+@policy_app.command("apply")
 def apply_policy(
     file: _File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would change, and change nothing.")] = False,

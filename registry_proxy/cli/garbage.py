@@ -1,22 +1,19 @@
-"""`registry-proxy replica pause`, `resume` and `gc`: the registries' own garbage collection, one replica at a time."""
+"""`registry-proxy replica gc`: the registries' own garbage collection, one replica at a time."""
 
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from registry_proxy.cli.client import AdminClient, admin_client
+from registry_proxy.cli.comparisons import ABLE, compare_replicas, fail_for, follow_repairs
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.output import JsonOption, counted, print_json, print_note
-from registry_proxy.cli.repair import ABLE, compare_replicas, fail_for, follow_repairs
-
-_POLL_SECONDS = 0.5
-_QUIET_SECONDS = 180.0
-"""Writes that a node began before it died count as under way for a minute."""
+from registry_proxy.cli.pauses import ResumedError, resume, wait_for, wait_until_quiet
 
 _UP_SECONDS = 120.0
 _SHELL = "/bin/sh"
@@ -25,44 +22,6 @@ _COMPARISONS = 3
 
 _Upstream = Annotated[str, typer.Argument(help="The upstream.")]
 _Replica = Annotated[str, typer.Argument(help="Its replica.")]
-
-
-def pause_replica(
-    upstream: _Upstream,
-    replica: _Replica,
-    reason: Annotated[str, typer.Option(help="Shown to everybody who lists the replicas.")] = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Take a replica out of writes and repair, on all nodes, and wait until nothing is being written to it.
-
-    It still serves what it has. What is pushed meanwhile is recorded, and repaired when it is resumed.
-    """
-    with admin_client() as admin:
-        admin.call("POST", "upstreams", upstream, "pause", body={"replica": replica, "reason": reason})
-        document = _wait_until_quiet(admin, upstream, replica)
-        if as_json:
-            print_json(document)
-        else:
-            print_note(f"Replica {replica} of {upstream} is paused, and nothing is being written to it.")
-            print_note(f"`registry-proxy replica resume {upstream} {replica}` ends that.")
-
-
-def resume_replica(
-    upstream: _Upstream,
-    replica: _Replica,
-    force: Annotated[bool, typer.Option(help="Also where the registry answers for blobs that are gone.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write to a paused replica again; what it missed is repaired by itself.
-
-    Refused for a registry that still answers for a blob that its garbage collection removed: restart it first.
-    """
-    with admin_client() as admin:
-        document = _resume(admin, upstream, replica, force=force)
-        if as_json:
-            print_json(document)
-        else:
-            print_note(f"Replica {replica} of {upstream} is written to again. What it missed is being repaired.")
 
 
 def collect_garbage(
@@ -114,17 +73,17 @@ def _collect(
     body = {"replica": name, "reason": "garbage collection"}
     admin.call("POST", "upstreams", upstream, "pause", body=body)
     with _resumed_when_interrupted(admin, upstream, name):
-        _wait_until_quiet(admin, upstream, name)
+        wait_until_quiet(admin, upstream, name)
         if command is None:
             status = _wait_for_the_operator(name, replica["url"])
         else:
             status = _run(command, {"REPLICA": name, "REPLICA_URL": replica["url"]}, as_json=as_json)
     if status:
         raise _still_paused(upstream, name, f"The command for replica {name} of {upstream} ended with {status}")
-    _wait_until_quiet(admin, upstream, name)  # as it was, unless somebody has resumed it
-    _resume(admin, upstream, name)
+    wait_until_quiet(admin, upstream, name)  # as it was, unless somebody has resumed it
+    resume(admin, upstream, name)
     failure = f"Replica {name} of {upstream} is resumed, and is not up after {_UP_SECONDS:.0f} s"
-    _wait_for(admin, upstream, name, lambda one: one["state"] in ABLE, _UP_SECONDS, failure)
+    wait_for(admin, upstream, name, lambda one: one["state"] in ABLE, _UP_SECONDS, failure)
     returned, seconds = _make_equal(admin, upstream), time.monotonic() - began_at
     if not as_json:
         back = counted(returned, "content")
@@ -147,20 +106,16 @@ def _resumed_when_interrupted(admin: AdminClient, upstream: str, name: str) -> I
     except _StillRunningError as error:
         raise _still_paused(upstream, name, str(error)) from None
     except KeyboardInterrupt:
-        _resume(admin, upstream, name)
+        resume(admin, upstream, name)
         raise CommandError(
             f"Interrupted; replica {name} of {upstream} is written to again",
             hint="If its garbage collection goes on elsewhere, end it now, or pause the replica again.",
         ) from None
-    except _ResumedError:
+    except ResumedError:
         raise
     except BaseException:
-        _resume(admin, upstream, name)
+        resume(admin, upstream, name)
         raise
-
-
-class _ResumedError(CommandError):
-    """Somebody else ended the pause."""
 
 
 class _StillRunningError(Exception):
@@ -212,45 +167,6 @@ def _wait_for_the_operator(name: str, url: str) -> int:
     except EOFError:
         raise CommandError("There is nobody to press Enter", hint="Give --run COMMAND.") from None
     return 0
-
-
-def _resume(admin: AdminClient, upstream: str, name: str, *, force: bool = False) -> dict[str, Any]:
-    """End a pause. Raises CommandError where that is refused: the replica stays paused then."""
-    body = {"replica": name, "force": force}
-    document: dict[str, Any] = admin.call("POST", "upstreams", upstream, "resume", body=body).document
-    return document
-
-
-def _wait_until_quiet(admin: AdminClient, upstream: str, name: str) -> dict[str, Any]:
-    def is_quiet(one: dict[str, Any]) -> bool:
-        if one["paused"] is None:
-            raise _ResumedError(
-                f"Replica {name} of {upstream} was resumed by somebody else",
-                hint="If its garbage is being collected, a push may have met that: collect it once more, then verify.",
-            )
-        return bool(one["paused"]["quiet"])
-
-    failure = f"Something is still being written to replica {name} of {upstream} after {_QUIET_SECONDS:.0f} s"
-    return _wait_for(admin, upstream, name, is_quiet, _QUIET_SECONDS, failure)
-
-
-def _wait_for(  # noqa: PLR0917 - a question, and what to say when it is not answered
-    admin: AdminClient,
-    upstream: str,
-    name: str,
-    question: Callable[[dict[str, Any]], bool],
-    seconds: float,
-    failure: str,
-) -> dict[str, Any]:
-    """Return the upstream's document as soon as its replica is so. Raises CommandError with ``failure``."""
-    deadline = time.monotonic() + seconds
-    while True:
-        document: dict[str, Any] = admin.call("GET", "upstreams", upstream).document
-        if any(one["name"] == name and question(one) for one in document["replicas"]):
-            return document
-        if time.monotonic() > deadline:
-            raise CommandError(failure, hint="See `registry-proxy replica list`.")
-        time.sleep(_POLL_SECONDS)
 
 
 def _make_equal(admin: AdminClient, upstream: str) -> int:

@@ -1,0 +1,67 @@
+"""`registry-proxy group`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.errors import CommandError
+from registry_proxy.cli.output import JsonOption, YesOption, print_list, print_note, print_object
+from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, change_subject, edit_names, remove_subject, show_subject
+
+group_app = typer.Typer(help="Groups of users: subjects of grants.", no_args_is_help=True)
+
+
+@group_app.command("add")
+def add_group(
+    name: Name,
+    member: Annotated[list[str] | None, typer.Option(help="User in it; may be repeated.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a group."""
+    with admin_client() as client:
+        made = client.call("PUT", "groups", name, body={"members": member or []}, headers=ONLY_IF_NEW).document
+        print_note(f"Group {name} made.")
+        print_object(made, as_json=as_json)
+
+
+@group_app.command("set")
+def set_group(
+    name: Name,
+    add: Annotated[list[str] | None, typer.Option(help="User to put in; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="User to take out; may be repeated.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change who is in a group."""
+    if not add and not remove:
+        raise typer.BadParameter("nothing to change: give --add USER or --remove USER")
+
+    def edit(group: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(set(remove or []) - set(group["members"])):
+            raise CommandError(
+                f"Not in group {name}: {', '.join(unknown)}", hint=f"`registry-proxy group show {name}` says who is."
+            )
+        return {"members": edit_names(group["members"], add, remove)}
+
+    with admin_client() as client:
+        print_object(change_subject(client, "group", name, edit), as_json=as_json)
+
+
+@group_app.command("list")
+def list_groups(as_json: JsonOption = False) -> None:
+    """List all groups."""
+    with admin_client() as client:
+        columns = {"name": "NAME", "members": "MEMBERS"}
+        print_list(columns, client.list_all("groups"), empty="There are no groups.", as_json=as_json)
+
+
+@group_app.command("show")
+def show_group(name: Name, as_json: JsonOption = False) -> None:
+    """Show one group."""
+    show_subject("group", name, as_json=as_json)
+
+
+@group_app.command("rm")
+def remove_group(name: Name, yes: YesOption = False) -> None:
+    """Remove a group with its grants; its members stay. Asks first where there are grants."""
+    remove_subject("group", name, yes=yes)

@@ -1,0 +1,102 @@
+"""`registry-proxy user`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from registry_proxy.cli.client import admin_client, told_to_the_user
+from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, ask_password, read_password
+from registry_proxy.cli.output import JsonOption, YesOption, print_list, print_note, print_object
+from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, change_subject, edit_names, remove_subject, show_subject
+
+user_app = typer.Typer(help="Users: who may log in.", no_args_is_help=True)
+
+_Ldap = Annotated[bool, typer.Option("--ldap", help="LDAP knows the password: see auth.ldap.")]
+
+
+@user_app.command("add")
+def add_user(
+    *,
+    name: Name,
+    admin: Annotated[bool, typer.Option("--admin", help="May do everything, and manage the proxy.")] = False,
+    group: Annotated[list[str] | None, typer.Option(help="Group to be in; may be repeated.")] = None,
+    ldap: _Ldap = False,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a user. The password is asked for, unless an option says where it is."""
+    with told_to_the_user():
+        password = read_password(from_stdin=password_stdin, file=password_file)
+    with admin_client() as client:
+        if password is None and not ldap:
+            client.check_login()
+            password = ask_password(f"Password of {name}", twice=True)
+        body = {"password": password, "ldap": ldap, "admin": admin, "groups": group or []}
+        made = client.call("PUT", "users", name, body=body, headers=ONLY_IF_NEW).document
+        print_note(f"User {name} made.")
+        print_object(made, as_json=as_json)
+
+
+@user_app.command("set")
+def set_user(
+    *,
+    name: Name,
+    admin: Annotated[bool | None, typer.Option("--admin/--no-admin", help="Give or take the admin's rights.")] = None,
+    disable: Annotated[
+        bool | None, typer.Option("--disable/--enable", help="Refuse its logins and tokens, or take them again.")
+    ] = None,
+    add_group: Annotated[list[str] | None, typer.Option(help="Group to put the user into; may be repeated.")] = None,
+    remove_group: Annotated[list[str] | None, typer.Option(help="Group to take the user out of.")] = None,
+    ldap: _Ldap = False,
+    password: Annotated[bool, typer.Option("--password", help="Ask for a new password.")] = False,
+    password_stdin: PasswordStdin = False,
+    password_file: PasswordFile = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a user; what no option names stays as it is."""
+    with told_to_the_user():
+        secret = read_password(from_stdin=password_stdin, file=password_file)
+    sets_password = password or secret is not None
+    if not sets_password and admin is None and disable is None and not add_group and not remove_group and not ldap:
+        raise typer.BadParameter(
+            "nothing to change: give --admin, --disable, --add-group, --remove-group, --password or --ldap"
+        )
+
+    def edit(user: dict[str, Any]) -> dict[str, Any]:
+        changes: dict[str, Any] = {"groups": edit_names(user["groups"], add_group, remove_group)}
+        if secret is not None:
+            changes["password"] = secret
+        if ldap:
+            changes["ldap"] = True
+        if admin is not None:
+            changes["admin"] = admin
+        if disable is not None:
+            changes["disabled"] = disable
+        return changes
+
+    with admin_client() as client:
+        if secret is None and password:
+            client.check_login()
+            secret = ask_password(f"New password of {name}", twice=True)
+        print_object(change_subject(client, "user", name, edit), as_json=as_json)
+
+
+@user_app.command("list")
+def list_users(as_json: JsonOption = False) -> None:
+    """List all users."""
+    with admin_client() as client:
+        columns = {"name": "NAME", "admin": "ADMIN", "disabled": "DISABLED", "ldap": "LDAP", "groups": "GROUPS"}
+        print_list(columns, client.list_all("users"), empty="There are no users.", as_json=as_json)
+
+
+@user_app.command("show")
+def show_user(name: Name, as_json: JsonOption = False) -> None:
+    """Show one user."""
+    show_subject("user", name, as_json=as_json)
+
+
+@user_app.command("rm")
+def remove_user(name: Name, yes: YesOption = False) -> None:
+    """Remove a user with its grants and tokens, which stop working at once; asks first where there are grants."""
+    remove_subject("user", name, yes=yes)
