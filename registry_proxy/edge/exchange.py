@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from aiohttp.http import HttpVersion11
 from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 
+from registry_proxy.http.guarded import GuardedConnection
 from registry_proxy.http.limits import scattered
 from registry_proxy.ports.errors import (
     CacheUnavailableError,
@@ -110,7 +111,8 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
 
     Raises:
         RegistryError: SIZE_INVALID, 413, as soon as it is known to be larger than ``max_bytes``; 408 when it is held
-            back, for longer than ``SMALL_BODY_SECONDS`` for each MiB that it may have, or a little more.
+            back, for longer than ``SMALL_BODY_SECONDS`` for each MiB that it may have, or a little more;
+            TOOMANYREQUESTS where the owner of the address has too many bytes on their way.
     """
     too_large = RegistryError(
         ErrorCode.SIZE_INVALID,
@@ -129,11 +131,19 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
                 size += len(chunk)
                 if size > max_bytes:
                     raise too_large
+                if not _hold(exchange, len(chunk)):
+                    message = "too much of other requests from your address is on its way: try again later"
+                    raise RegistryError(ErrorCode.TOOMANYREQUESTS, message, headers={"Retry-After": "10"})
                 chunks.append(chunk)
     except TimeoutError:
         message = f"the body did not come within {seconds:g} s; nothing was changed"
         raise RegistryError(ErrorCode.SIZE_INVALID, message, detail={"received": size}, status=408) from None
     return b"".join(chunks)
+
+
+def _hold(exchange: Exchange, size_bytes: int) -> bool:
+    protocol = exchange.request.protocol
+    return not isinstance(protocol, GuardedConnection) or protocol.hold(size_bytes)
 
 
 async def unless_left(exchange: Exchange, answer: Coroutine[Any, Any, _T]) -> _T:

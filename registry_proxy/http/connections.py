@@ -1,9 +1,9 @@
 """The connections of a listener: their owners, and those that make room for others when they run short.
 
 A connection is *unfinished* while a head or a body is on its way, *at rest* between two requests, else it is being
-served. Each owner of addresses has a share of what is unfinished. Under shortage the slowest unfinished ones and those
-at rest make room, those of the heaviest owner first, then those whose clients take
-nothing of their answers; no other connection that is being served is ended for another.
+served. Each owner of addresses has a share of what is unfinished, and so has each site, which may have many owners.
+Under shortage the slowest unfinished ones and those at rest make room, those of the heaviest site and owner first, then
+those whose clients take nothing of their answers; no other connection that is being served is ended for another.
 """
 
 import logging
@@ -16,13 +16,22 @@ from typing import Final, Literal, Protocol, Self
 from multidict import CIMultiDictProxy
 
 from registry_proxy.ports.metrics import ConnectionEnd, Listener, Observer
-from registry_proxy.protocol.addresses import address_owner
+from registry_proxy.protocol.addresses import address_owner, site_of
 
 LEAST_BYTES_PER_SECOND: Final = 4096
 """A body that comes more slowly is ended under shortage."""
 
 _SHARE: Final = 8
 """One owner has at most an eighth of all connections unfinished."""
+
+_OWNERS_OF_A_SITE: Final = 2
+"""A site has at most the shares of so many owners: its /48 makes 65,536 of them."""
+
+_CROWD: Final = 8
+"""From an eighth of a share on the bodies of an owner are read into small buffers."""
+
+HELD_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Of the unfinished small bodies of one owner, which are kept whole."""
 
 _RESERVE: Final = 32
 """A 32nd is taken beyond the most there may be, for health checks alone."""
@@ -119,15 +128,39 @@ class SenderAddresses(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Owner:
-    """All addresses of one caller; of ``unfinished`` the oldest are first.
+    """All addresses of one caller, or of one site; of ``unfinished`` the oldest are first.
 
-    ``is_exempt``: a trusted proxy, which stands for many callers.
+    ``share``: how many may be unfinished; None for a trusted proxy, which stands for many callers. ``site`` is None for
+    a site, and where the addresses are one by themselves. ``held_bytes`` are those of its unfinished small bodies.
     """
 
     name: str
-    is_exempt: bool
+    share: int | None
+    site: "Owner | None" = None
     connections: set[Connection] = field(default_factory=set)
     unfinished: dict[Connection, None] = field(default_factory=dict)
+    held_bytes: int = 0
+
+    @property
+    def whole(self) -> "Owner":
+        """The site, or this owner where it is one by itself."""
+        return self.site or self
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has its share."""
+        return self.share is not None and len(self.unfinished) >= self.share
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether it has so much unfinished that large buffers would fill the memory."""
+        return any(
+            each.share is not None and len(each.unfinished) > each.share // _CROWD for each in (self, self.whole)
+        )
+
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Tell whether so many more bytes of small bodies may be held."""
+        return self.share is None or self.held_bytes + size_bytes <= HELD_MAX_BYTES
 
 
 class Connections:
@@ -159,6 +192,7 @@ class Connections:
         self._short = max(1, int(limits.connections_max * _SHORT))
         self._reserve = max(_SHARE, limits.connections_max // _RESERVE)
         self._owners: dict[str, Owner] = {}
+        self._sites: dict[str, Owner] = {}
         self._reserved: dict[Connection, None] = {}
         self._found_few = {True: (0.0, 0), False: (0.0, 0)}
         self._tells_from: dict[str, float] = {}
@@ -168,6 +202,7 @@ class Connections:
         """Count a new connection; one that is too many ends, or makes another one end. Return whose it is."""
         owner = self._owner(address)
         owner.connections.add(connection)
+        owner.whole.connections.add(connection)
         self.total += 1
         if self.total > self._short:
             self._make_room(owner)
@@ -179,6 +214,7 @@ class Connections:
         """Forget a connection that has ended; a second time does nothing."""
         if connection in owner.connections:
             owner.connections.remove(connection)
+            owner.whole.connections.discard(connection)
             self.total -= 1
             self._reserved.pop(connection, None)
             self._forget(owner)
@@ -190,21 +226,26 @@ class Connections:
     def begin(self, connection: Connection, address: str) -> Owner:
         """Count an unfinished head or body of a caller; return whose it is. Over their share the latest one ends."""
         owner = self._owner(address)
-        if len(owner.unfinished) >= self._share and not owner.is_exempt:
-            now = self._clock()
-            first = islice(owner.unfinished, _LOOKED_AT_OF_SHARE)
-            late = next((one for one in first if one.is_late(now, _FULL_PATIENCE)), connection)
-            self._tell("share", f"{owner.name} has its share of {self._share} unfinished requests: one of them is cut")
-            self._observer.observe(ConnectionEnd(self._listener, "share"))
-            late.abort()
-            if late is connection:
+        for each in (owner, owner.whole):
+            if each.is_full and self._cut(each, connection) is connection:
                 return owner
-        owner.unfinished[connection] = None
+        owner.unfinished[connection] = owner.whole.unfinished[connection] = None
         return owner
+
+    def _cut(self, owner: Owner, newcomer: Connection) -> Connection:
+        """End a late one of those that are unfinished, else the newcomer; return which."""
+        now = self._clock()
+        first = islice(owner.unfinished, _LOOKED_AT_OF_SHARE)
+        late = next((one for one in first if one.is_late(now, _FULL_PATIENCE)), newcomer)
+        self._tell("share", f"{owner.name} has its share of {owner.share} unfinished requests: one of them is cut")
+        self._observer.observe(ConnectionEnd(self._listener, "share"))
+        late.abort()
+        return late
 
     def end(self, connection: Connection, owner: Owner) -> None:
         """Count it no more: it has come, or its connection has ended."""
         if owner.unfinished.pop(connection, self) is None:
+            owner.whole.unfinished.pop(connection, None)
             self._forget(owner)
 
     def shortage(self) -> Literal["", "short", "full"]:
@@ -217,12 +258,20 @@ class Connections:
         name = address_owner(address)
         owner = self._owners.get(name)
         if owner is None:
-            owner = self._owners[name] = Owner(name, self.addresses.is_trusted(address))
+            share = None if self.addresses.is_trusted(address) else self._share
+            owner = self._owners[name] = Owner(name, share, None if share is None else self._site(name))
         return owner
 
+    def _site(self, owner: str) -> Owner | None:
+        name = site_of(owner)
+        if name == owner:
+            return None
+        return self._sites.setdefault(name, Owner(name, self._share * _OWNERS_OF_A_SITE))
+
     def _forget(self, owner: Owner) -> None:
-        if not owner.connections and not owner.unfinished:
-            self._owners.pop(owner.name, None)
+        for each, known in ((owner, self._owners), (owner.site, self._sites)):
+            if each is not None and not each.connections and not each.unfinished:
+                known.pop(each.name, None)
 
     # ------------------------------------------------------------ room for others
 
@@ -234,7 +283,7 @@ class Connections:
         now = self._clock()
         is_full = self.total > self.limits.connections_max
         looks_from, weight = self._found_few[is_full]
-        own_weight = 0 if newcomer.is_exempt else len(newcomer.connections)
+        own_weight = 0 if newcomer.share is None else len(newcomer.whole.connections)
         if now < looks_from and own_weight >= weight:
             return
         victims = list(islice(self._candidates(newcomer, now, is_full=is_full), _ROOM_MADE_AT_ONCE))
@@ -249,16 +298,14 @@ class Connections:
 
     def _candidates(self, newcomer: Owner, now: float, *, is_full: bool) -> Iterator[Connection]:
         patience = _FULL_PATIENCE if is_full else _SHORT_PATIENCE
-        owners = [owner for owner in self._owners.values() if not owner.is_exempt]
-        for owner in sorted(owners, key=lambda each: len(each.unfinished), reverse=True):
-            is_heavier = is_full and len(owner.unfinished) > len(newcomer.unfinished) + 1
-            with_owner = _HEAVIER_PATIENCE if is_heavier else patience
+        owners = [owner for owner in self._owners.values() if owner.share is not None]
+        for owner in sorted(owners, key=_unfinished, reverse=True):
+            with_owner = _HEAVIER_PATIENCE if is_full and _is_heavier(owner, newcomer, _unfinished) else patience
             yield from (each for each in owner.unfinished if each.is_late(now, with_owner))
-        owners.sort(key=lambda each: len(each.connections), reverse=True)
+        owners.sort(key=_open, reverse=True)
         for owner in owners:
-            is_heavier = is_full and len(owner.connections) > len(newcomer.connections) + 1
-            rest_seconds = _HEAVIER_PATIENCE.rest if is_heavier else patience.rest
-            yield from (each for each in owner.connections if each.rests(now, rest_seconds))
+            with_owner = _HEAVIER_PATIENCE if is_full and _is_heavier(owner, newcomer, _open) else patience
+            yield from (each for each in owner.connections if each.rests(now, with_owner.rest))
         for owner in owners:
             yield from (each for each in owner.connections if each.stalls(now, patience.answer))
 
@@ -275,3 +322,19 @@ class Connections:
         if now >= self._tells_from.get(what, now):
             self._tells_from[what] = now + _LOG_SECONDS
             _log.warning("%s", text)
+
+
+def _unfinished(owner: Owner) -> tuple[int, int]:
+    return len(owner.whole.unfinished), len(owner.unfinished)
+
+
+def _open(owner: Owner) -> tuple[int, int]:
+    return len(owner.whole.connections), len(owner.connections)
+
+
+def _is_heavier(owner: Owner, newcomer: Owner, weigh: Callable[[Owner], tuple[int, int]]) -> bool:
+    """Tell whether an owner has more than a newcomer, who counts already: their sites, or both within one site."""
+    (site, own), (site_of_newcomer, own_of_newcomer) = weigh(owner), weigh(newcomer)
+    if owner.whole is newcomer.whole:
+        return own > own_of_newcomer + 1
+    return site > site_of_newcomer + 1

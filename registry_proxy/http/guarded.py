@@ -20,6 +20,8 @@ from registry_proxy.http.limits import FIELD_MAX_BYTES, HEAD_MAX_BYTES, scattere
 _QUEUED_MAX: Final = 2  # requests behind the one that is answered: a client that pipelines more is read later
 _RESERVED_SECONDS: Final = 2.0
 _REASON_MAX: Final = 100
+_SMALL_BUFFER_BYTES: Final = 16 * 1024
+"""For the body of an owner who has many unfinished: aiohttp keeps twice as much, and what is read at once."""
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
@@ -68,6 +70,7 @@ class GuardedConnection(RequestHandler):
         self._untaken_since: float | None = None
         self._late_since = 0.0
         self._head_bytes = 0
+        self._held_bytes = 0
         self._is_spoilt = False
         # Of the last request, in bytes; None where something came behind it, perhaps the beginning of the next one.
         self._body_to_come: int | None = 0
@@ -217,10 +220,29 @@ class GuardedConnection(RequestHandler):
 
     def _await_body(self, message: RawRequestMessage, body: StreamReader) -> None:
         address = self._address
-        if self._owner is not None and self._owner.is_exempt:
+        if self._owner is not None and self._owner.share is None:
             address = self._guard.connections.addresses.client_address(Sender(address, message.headers))
         self._begin(address)
+        if self._unfinished_of is not None and self._unfinished_of.is_crowded:
+            self._read_little(body)
         body.on_eof(self._finish)
+
+    def _read_little(self, body: StreamReader) -> None:
+        body._low_water, body._high_water = _SMALL_BUFFER_BYTES, 2 * _SMALL_BUFFER_BYTES  # noqa: SLF001 - can but be raised
+        own = None if self.transport is None else self.transport.get_extra_info("socket")
+        if own is not None and self._unfinished_of is self._owner:  # a trusted proxy sends for others, too
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * _SMALL_BUFFER_BYTES)
+
+    def hold(self, size_bytes: int) -> bool:
+        """Count bytes of a small body until all of it has come; return False where its owner has too many."""
+        owner = self._unfinished_of
+        if owner is None:
+            return True
+        if not owner.has_room_for(size_bytes):
+            return False
+        self._held_bytes += size_bytes
+        owner.held_bytes += size_bytes
+        return True
 
     def _begin(self, address: str) -> None:
         self._late_since = self._loop.time()
@@ -229,6 +251,8 @@ class GuardedConnection(RequestHandler):
     def _finish(self) -> None:
         owner, self._unfinished_of = self._unfinished_of, None
         if owner is not None:
+            owner.held_bytes -= self._held_bytes
+            self._held_bytes = 0
             self._guard.connections.end(self, owner)
 
     def _leave(self) -> None:

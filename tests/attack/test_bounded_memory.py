@@ -61,6 +61,7 @@ BOUNDS = {
     "edge.origin.Origins._known": "10,000 addresses in their usual notation",
     "edge.server._Server._open": RUNNING,
     "http.connections.Connections._owners": RUNNING,
+    "http.connections.Connections._sites": RUNNING,
     "http.connections.Connections._reserved": RUNNING,
     "http.connections.Connections._tells_from": "reasons from a closed set",
     "operations.discover.Discover._names": "one list for each upstream, of a million names at most",

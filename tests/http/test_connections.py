@@ -179,3 +179,55 @@ def test_answers_that_nobody_takes_make_room_last(listener: Listener) -> None:
     assert not any(listener.open("192.0.2.2").has_ended for _ in range(2))
     assert stalled.has_ended
     assert not any(connection.has_ended for connection in slow)
+
+
+def test_a_site_has_the_shares_of_two_owners(listener: Listener) -> None:
+    """Somebody with a /48 has 65,536 owners in it: together they have no more unfinished than two of other sites."""
+    for number in range(2 * SHARE):
+        assert not listener.open(f"2001:db8:0:{number}::1", is_unfinished=True).has_ended
+    assert listener.open("2001:db8:0:ffff::1", is_unfinished=True).has_ended
+    assert not listener.open("2001:db8:1::1", is_unfinished=True).has_ended
+    assert listener.ended == ["share"]
+
+
+def test_the_heaviest_site_makes_room_for_a_newcomer(listener: Listener) -> None:
+    """When all connections are taken, those of a site with many give way, though each of its owners has but one."""
+    heavy = [
+        listener.open(f"2001:db8:0:{number}::1", Connection(late_seconds=0.5), is_unfinished=True)
+        for number in range(2 * SHARE)
+    ]
+    light = [
+        listener.open(f"192.0.2.{number}", Connection(late_seconds=0.5), is_unfinished=True)
+        for number in range(MAX - 2 * SHARE)
+    ]
+    listener.open("203.0.113.1", is_unfinished=True)
+    assert all(each.has_ended for each in heavy)
+    assert not any(each.has_ended for each in light)
+
+
+def test_a_site_whose_newcomers_find_no_room_is_not_looked_for_each_time(listener: Listener) -> None:
+    """Each of them would have all connections looked at: an owner of its own counts with the others of its site."""
+    looks = 0
+
+    class Counted(Connection):
+        def is_late(self, now: float, patience: Patience) -> bool:
+            nonlocal looks
+            looks += 1
+            return super().is_late(now, patience)
+
+    for number in range(MAX):
+        listener.open(f"2001:db8:{number // SHARE}:{number % SHARE}::1", Counted(), is_unfinished=True)
+    listener.now += 1
+    listener.open("2001:db8:0:a::1")
+    first = looks
+    assert first
+    for number in range(5):
+        listener.open(f"2001:db8:0:b{number}::1")
+    assert looks == first
+
+
+def test_nothing_is_remembered_of_sites_that_left(listener: Listener) -> None:
+    """No address grows the memory beyond its connections, nor does its site."""
+    for number in range(200):
+        listener.open(f"2001:db8:{number}::1", is_unfinished=True).abort()
+    assert (listener.connections.total, listener.connections._owners, listener.connections._sites) == (0, {}, {})
