@@ -27,5 +27,5 @@ The path of a pull::
 
 and that of a grant::
 
-    cli/grants -> admin/{auth,grants} -> access/directory -> store; then, in each worker, access/control
+    cli/grants -> admin/{auth,grants} -> access/directory/grants -> store; then, in each worker, access/control
 """

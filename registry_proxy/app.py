@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from registry_proxy import configured
-from registry_proxy.access.directory import FIRST_ADMIN, Directory
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.users import FIRST_ADMIN
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.open import Access, SigningKeyError, open_access, open_signer
 from registry_proxy.access.tokens import open_signed
@@ -73,14 +74,14 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
                 _log.warning("%s", warning)
             async with contextlib.aclosing(Directory(store)) as directory:
                 made = await _ensure_first_admin(directory, admin_password)
-                await directory.remove_expired_refresh_tokens()
+                await directory.secrets.remove_expired_refresh_tokens()
                 return made
 
 
 async def _ensure_first_admin(directory: Directory, password: str | None) -> str | None:
     try:
-        made = await directory.ensure_first_admin(password)
-        if password is not None and not await directory.has_password(FIRST_ADMIN, password):
+        made = await directory.users.ensure_first_admin(password)
+        if password is not None and not await directory.users.has_password(FIRST_ADMIN, password):
             _log.warning(
                 "%s has no effect: there is an administrator already, and it is not the password of %s; "
                 "`registry-proxy admin reset --config FILE` sets a new one",

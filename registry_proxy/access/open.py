@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.access.control import AccessControl, WatchedChanges
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.id_tokens import IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file

@@ -41,6 +41,11 @@ class Subject:
         return ANONYMOUS if self.kind is SubjectKind.ANONYMOUS else f"{self.kind}:{self.name}"
 
 
+NAME_FAULT = (
+    "expected a letter, digit or '_', then letters, digits and any of '._@+-', at most 128 characters, and not 'oidc'"
+)
+
+
 def is_name(text: str) -> bool:
     """Tell whether a user, group or robot may have this name: never with the ``:`` and ``$`` of Basic and robots."""
     return _NAME.fullmatch(text) is not None and text != OIDC_LOGIN_NAME

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.admin.audit import AuditFiles, AuditResource
 from registry_proxy.admin.auth import AdminGuard, Control

@@ -6,7 +6,8 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field, WithJsonSchema
 
-from registry_proxy.access.directory import Directory, NotFoundError
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.revise import NotFoundError
 from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
@@ -119,7 +120,7 @@ class GrantResource:
             raise ProblemError(400, f"subject: {fault}")
         grants = {
             grant.id: grant
-            for grant in await self._directory.list_grants(request.get(NAMESPACES))
+            for grant in await self._directory.grants.list(request.get(NAMESPACES))
             if (subject is None or grant.subject == subject) and (repository is None or _covers(grant, repository))
         }
         return page.answer(grants, GrantDocument.of)
@@ -141,7 +142,7 @@ class GrantResource:
         if grant is None and namespaces is not None:
             _check_room(namespaces, policy)
         doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
-        grant = grant or await self._directory.add_grant(given)
+        grant = grant or await self._directory.grants.add(given)
         doubts += _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), 201, revision=grant.revision, warnings=doubts)
 
@@ -155,7 +156,7 @@ class GrantResource:
             if NAMESPACES in request:
                 _check_not_of_owner(grant)
                 _check_inside(request[NAMESPACES], body)
-            return await self._directory.change_grant(grant.id, body.content(), expect=expect)
+            return await self._directory.grants.change(grant.id, body.content(), expect=expect)
 
         grant = await patched(request, lambda: self._find_grant(request), write)
         doubts = _doubts_of_grant(request, grant, policy)
@@ -166,7 +167,7 @@ class GrantResource:
         async def delete(grant: Grant, expect: int) -> None:
             if NAMESPACES in request:
                 _check_not_of_owner(grant)
-            await self._directory.delete_grant(grant.id, expect=expect)
+            await self._directory.grants.delete(grant.id, expect=expect)
             request[ASKED_FOR] = {"grants_removed": [GrantDocument.of(grant).as_json()]}
 
         await patched(request, lambda: self._find_grant(request), delete)
@@ -175,7 +176,7 @@ class GrantResource:
     async def _find_grant(self, request: web.Request) -> Grant:
         """Return the grant in the path; one outside of the caller's namespaces is answered like one that is not."""
         grant_id = name_of(request, "grant")
-        grant = await self._directory.get_grant(grant_id)
+        grant = await self._directory.grants.get(grant_id)
         if not _may_see(request, grant.repository):
             raise NotFoundError(f"there is no grant {grant_id}")
         return grant

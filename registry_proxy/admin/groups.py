@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.records import Group
 from registry_proxy.admin.answers import answer
 from registry_proxy.admin.models import Body, Document, Members, Page, Patch
@@ -40,18 +40,18 @@ class GroupResource:
     @endpoint("GET /groups", "List groups", Page[GroupDocument], query=PAGE)
     async def list_groups(self, request: web.Request) -> web.Response:
         page = read_page(request)
-        return page.answer({group.name: group for group in await self._directory.list_groups()}, GroupDocument.of)
+        return page.answer({group.name: group for group in await self._directory.groups.list()}, GroupDocument.of)
 
     @endpoint("GET /groups/{name}", "Show a group", GroupDocument, revised=True)
     async def get_group(self, request: web.Request) -> web.Response:
-        group = await self._directory.get_group(name_of(request, "group"))
+        group = await self._directory.groups.get(name_of(request, "group"))
         return answer(GroupDocument.of(group), revision=group.revision)
 
     @endpoint("PUT /groups/{name}", "Make or replace a group", GroupDocument, (200, 201), body=GroupBody, revised=True)
     async def put_group(self, request: web.Request) -> web.Response:
-        put = await read_put(request, GroupBody, self._directory.get_group)
+        put = await read_put(request, GroupBody, self._directory.groups.get)
         note_difference(request, "members", put.current.members if put.current else (), put.body.members)
-        group, is_new = await self._directory.put_group(put.name, put.body.members, expect=put.expect)
+        group, is_new = await self._directory.groups.put(put.name, put.body.members, expect=put.expect)
         return answer(GroupDocument.of(group), 201 if is_new else 200, revision=group.revision)
 
     @endpoint("PATCH /groups/{name}", "Change some of a group", GroupDocument, body=GroupPatch, revised=True)
@@ -62,11 +62,11 @@ class GroupResource:
         async def write(group: Group, expect: int) -> Group:
             body = GroupBody(**patch.over({"members": list(group.members)}))
             note_difference(request, "members", group.members, body.members)
-            return (await self._directory.put_group(name, body.members, expect=expect))[0]
+            return (await self._directory.groups.put(name, body.members, expect=expect))[0]
 
-        group = await patched(request, lambda: self._directory.get_group(name), write)
+        group = await patched(request, lambda: self._directory.groups.get(name), write)
         return answer(GroupDocument.of(group), revision=group.revision)
 
     @endpoint("DELETE /groups/{name}", "Remove a group and its grants", revised=True)
     async def delete_group(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "group", self._directory.get_group, self._directory.delete_group)
+        return await delete_subject(request, "group", self._directory.groups.get, self._directory.groups.delete)

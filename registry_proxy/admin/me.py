@@ -6,7 +6,8 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from registry_proxy.access.credentials import LoginRefusedError
-from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
@@ -80,7 +81,7 @@ class MeResource:
 
         async def write(user: User, expect: int) -> User:
             # Where it was changed since it was checked, the later one stands.
-            if not await self._directory.has_password(name, current, caller):
+            if not await self._directory.users.has_password(name, current, caller):
                 raise _not_current()
             given = UserInput(
                 password=body.new.get_secret_value(),
@@ -88,17 +89,17 @@ class MeResource:
                 is_disabled=user.is_disabled,
                 groups=user.groups,
             )
-            return (await self._directory.put_user(name, given, expect=expect, caller=caller))[0]
+            return (await self._directory.users.put(name, given, expect=expect, caller=caller))[0]
 
         try:
-            await patched(request, lambda: self._directory.get_user(name), write)
+            await patched(request, lambda: self._directory.users.get(name), write)
         except InvalidError as error:
             raise invalid([Fault("#/new", text) for _, text in error.faults]) from None
         return web.Response(status=204)
 
     async def _check_current(self, request: web.Request, name: str, password: str) -> None:
         """Judge the current password as a login does, failures counted alike. Raises ProblemError."""
-        if (await self._directory.get_user(name)).is_ldap:
+        if (await self._directory.users.get(name)).is_ldap:
             raise ProblemError(409, f"LDAP keeps the password of {name}: change it there")
         try:
             login = await self._control.login(name, password, self._client_address(request))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import Grant, GrantInput
 from registry_proxy.access.grants import Policy
@@ -98,7 +98,7 @@ class PolicyResource:
     async def get_policy(self, request: web.Request) -> web.Response:
         """Give all groups and grants, in an order that stays the same, for a file under version control."""
         read_query(request)
-        groups, grants, revision = await self._directory.read_policy()
+        groups, grants, revision = await self._directory.policy.read()
         return answer(_document(groups, grants), revision=revision)
 
     @endpoint(
@@ -112,10 +112,10 @@ class PolicyResource:
         """Put a policy in the place of the stored one, whole or not at all; tell what changed."""
         read_query(request)
         groups, grants = await _read(request)
-        expect = expected_revision(request, await self._directory.policy_revision())
+        expect = expected_revision(request, await self._directory.policy.revision())
         policy = await self._control.policy()
         try:
-            difference, revision = await self._directory.replace_policy(groups, grants, expect=expect)
+            difference, revision = await self._directory.policy.replace(groups, grants, expect=expect)
         except InvalidError as error:
             raise _invalid(error) from None
         document = _difference_document(difference)
@@ -130,7 +130,7 @@ class PolicyResource:
         groups, grants = await _read(request)
         policy = await self._control.policy()
         try:
-            difference = await self._directory.compare_policy(groups, grants)
+            difference = await self._directory.policy.compare(groups, grants)
         except InvalidError as error:
             raise _invalid(error) from None
         return answer(_difference_document(difference), warnings=_doubts(difference, groups, policy))

@@ -7,7 +7,7 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import make_grant
 from registry_proxy.access.grants import Policy
@@ -82,7 +82,7 @@ class ReplayResource:
                 added.append(make_grant(given.content(), f"proposed-{index + 1}"))
             except InvalidError as error:
                 faults += [Fault(pointer_to(["add", index, field]), text) for field, text in error.faults]
-        grants = await self._directory.list_grants()
+        grants = await self._directory.grants.list()
         unknown = set(body.remove) - {grant.id for grant in grants}
         faults += [
             Fault(pointer_to(["remove", index]), "there is no grant with this id")

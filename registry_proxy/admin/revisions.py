@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
-from registry_proxy.access.directory import RevisionConflictError
+from registry_proxy.access.directory.revise import RevisionConflictError
 from registry_proxy.admin.answers import format_etag
 from registry_proxy.admin.problems import ProblemError, changed_meanwhile
 

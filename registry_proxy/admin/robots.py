@@ -7,7 +7,7 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import robot_subject
@@ -54,17 +54,17 @@ class RobotResource:
     @endpoint("GET /robots", "List robots", Page[RobotDocument], query=PAGE)
     async def list_robots(self, request: web.Request) -> web.Response:
         page = read_page(request)
-        return page.answer({robot.name: robot for robot in await self._directory.list_robots()}, RobotDocument.of)
+        return page.answer({robot.name: robot for robot in await self._directory.robots.list()}, RobotDocument.of)
 
     @endpoint("GET /robots/{name}", "Show a robot", RobotDocument, revised=True)
     async def get_robot(self, request: web.Request) -> web.Response:
-        return _answer(await self._directory.get_robot(name_of(request, "robot")))
+        return _answer(await self._directory.robots.get(name_of(request, "robot")))
 
     @endpoint("PUT /robots/{name}", "Make or replace a robot", RobotDocument, (200, 201), body=RobotBody, revised=True)
     async def put_robot(self, request: web.Request) -> web.Response:
-        put = await read_put(request, RobotBody, self._directory.get_robot)
+        put = await read_put(request, RobotBody, self._directory.robots.get)
         expires_at, networks = put.body.expires_at, put.body.networks
-        robot, is_new = await self._directory.put_robot(put.name, expires_at, networks, expect=put.expect)
+        robot, is_new = await self._directory.robots.put(put.name, expires_at, networks, expect=put.expect)
         return _answer(robot, 201 if is_new else 200)
 
     @endpoint("PATCH /robots/{name}", "Change some of a robot", RobotDocument, body=RobotPatch, revised=True)
@@ -74,18 +74,18 @@ class RobotResource:
 
         async def write(robot: Robot, expect: int) -> Robot:
             body = RobotBody(**patch.over(robot.stored()))
-            return (await self._directory.put_robot(name, body.expires_at, body.networks, expect=expect))[0]
+            return (await self._directory.robots.put(name, body.expires_at, body.networks, expect=expect))[0]
 
-        return _answer(await patched(request, lambda: self._directory.get_robot(name), write))
+        return _answer(await patched(request, lambda: self._directory.robots.get(name), write))
 
     @endpoint("DELETE /robots/{name}", "Remove a robot, its secrets and its grants", revised=True)
     async def delete_robot(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "robot", self._directory.get_robot, self._directory.delete_robot)
+        return await delete_subject(request, "robot", self._directory.robots.get, self._directory.robots.delete)
 
     @endpoint("GET /robots/{name}/secrets", "List the secrets of a robot", Page[SecretDocument], query=PAGE)
     async def list_robot_secrets(self, request: web.Request) -> web.Response:
         name = name_of(request, "robot")
-        await self._directory.get_robot(name)
+        await self._directory.robots.get(name)
         return await self._secrets.list(request, robot_subject(name))
 
     @endpoint("POST /robots/{name}/secrets", "Make a secret of a robot", NewSecretDocument, (201,), body=SecretBody)

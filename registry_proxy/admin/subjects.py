@@ -6,7 +6,8 @@ from typing import Generic, Protocol, TypeVar
 
 from aiohttp import web
 
-from registry_proxy.access.directory import NotFoundError, Removed
+from registry_proxy.access.directory.removed import Removed
+from registry_proxy.access.directory.revise import NotFoundError
 from registry_proxy.access.subject import is_name
 from registry_proxy.admin.grants import GrantDocument
 from registry_proxy.admin.models import Body

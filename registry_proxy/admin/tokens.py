@@ -5,7 +5,8 @@ import time
 from aiohttp import web
 from pydantic import RootModel
 
-from registry_proxy.access.directory import Directory, SecretInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.secrets import SecretInput
 from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.access.subject import user_subject
 from registry_proxy.admin.answers import answer
@@ -111,13 +112,13 @@ class Secrets:
     async def list(self, request: web.Request, subject: str) -> web.Response:
         """Answer a page of the secrets of a subject."""
         page = read_page(request)
-        secrets = {secret.id: secret for secret in await self._directory.list_secrets(subject)}
+        secrets = {secret.id: secret for secret in await self._directory.secrets.list(subject)}
         generation, now = (await self._control.policy()).generation(subject), time.time()
         return page.answer(secrets, lambda secret: SecretDocument.of(secret, state=secret.state(generation, now)))
 
     async def add(self, subject: str, kind: SecretKind, given: SecretInput) -> web.Response:
         """Make a secret; answer it with its text, this once."""
-        secret, text = await self._directory.add_secret(subject, kind, given)
+        secret, text = await self._directory.secrets.add(subject, kind, given)
         state = secret.state(secret.generation, time.time())
         response = answer(NewSecretDocument.of(secret, state=state, secret=text), 201)
         response.headers["Cache-Control"] = "no-store"
@@ -125,7 +126,7 @@ class Secrets:
 
     async def delete(self, request: web.Request, subject: str) -> web.Response:
         """Delete the secret of a subject that the path names."""
-        await self._directory.delete_secret(subject, request.match_info["id"][:100])
+        await self._directory.secrets.delete(subject, request.match_info["id"][:100])
         return web.Response(status=204)
 
 
@@ -139,7 +140,7 @@ class TokenResource:
     @endpoint("GET /users/{name}/tokens", "List the tokens of a user", Page[SecretDocument], query=PAGE)
     async def list_user_tokens(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
-        await self._directory.get_user(name)
+        await self._directory.users.get(name)
         return await self._secrets.list(request, user_subject(name))
 
     @endpoint("DELETE /users/{name}/tokens/{id}", "Remove a token of a user")
@@ -167,12 +168,12 @@ class TokenResource:
     async def revoke(self, request: web.Request) -> web.Response:
         body = await read_body(request, RevocationBody)
         if body.token_id is not None and body.subject is None:
-            await self._directory.revoke_token(body.token_id)
+            await self._directory.revocations.revoke_token(body.token_id)
             return answer(TokenRevocationDocument(id=body.token_id, token_id=body.token_id), 201)
         if body.subject is None or body.token_id is not None:
             raise ProblemError(400, "expected either subject or token_id")
-        generation, removed = await self._directory.revoke(body.subject, also_secrets=body.secrets)
-        left = [each.state(generation, time.time()) for each in await self._directory.list_secrets(body.subject)]
+        generation, removed = await self._directory.revocations.revoke(body.subject, also_secrets=body.secrets)
+        left = [each.state(generation, time.time()) for each in await self._directory.secrets.list(body.subject)]
         document = SubjectRevocationDocument(
             id=f"{body.subject}@{generation}",
             subject=body.subject,

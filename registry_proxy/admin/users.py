@@ -6,7 +6,8 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.records import User
 from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import Control
@@ -69,19 +70,19 @@ class UserResource:
     @endpoint("GET /users", "List users", Page[UserDocument], query=PAGE)
     async def list_users(self, request: web.Request) -> web.Response:
         page = read_page(request)
-        return page.answer({user.name: user for user in await self._directory.list_users()}, UserDocument.of)
+        return page.answer({user.name: user for user in await self._directory.users.list()}, UserDocument.of)
 
     @endpoint("GET /users/{name}", "Show a user", UserDocument, revised=True)
     async def get_user(self, request: web.Request) -> web.Response:
-        user = await self._directory.get_user(name_of(request, "user"))
+        user = await self._directory.users.get(name_of(request, "user"))
         return answer(UserDocument.of(user), revision=user.revision)
 
     @endpoint("PUT /users/{name}", "Make or replace a user", UserDocument, (200, 201), body=UserBody, revised=True)
     async def put_user(self, request: web.Request) -> web.Response:
-        put = await read_put(request, UserBody, self._directory.get_user)
+        put = await read_put(request, UserBody, self._directory.users.get)
         note_difference(request, "groups", put.current.groups if put.current else (), put.body.groups)
         doubts = await self._doubts_of_groups(put.body.groups)
-        user, is_new = await self._directory.put_user(put.name, put.body.content(), expect=put.expect)
+        user, is_new = await self._directory.users.put(put.name, put.body.content(), expect=put.expect)
         doubts += self._doubts_of_user(user)
         return answer(UserDocument.of(user), 201 if is_new else 200, revision=user.revision, warnings=doubts)
 
@@ -96,19 +97,19 @@ class UserResource:
             body = UserBody(**patch.over(current))
             note_difference(request, "groups", user.groups, body.groups)
             doubts[:] = await self._doubts_of_groups(body.groups)
-            return (await self._directory.put_user(name, body.content(), expect=expect))[0]
+            return (await self._directory.users.put(name, body.content(), expect=expect))[0]
 
-        user = await patched(request, lambda: self._directory.get_user(name), write)
+        user = await patched(request, lambda: self._directory.users.get(name), write)
         warnings = [*doubts, *self._doubts_of_user(user)]
         return answer(UserDocument.of(user), revision=user.revision, warnings=warnings)
 
     @endpoint("DELETE /users/{name}", "Remove a user, its grants and its tokens", revised=True)
     async def delete_user(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "user", self._directory.get_user, self._directory.delete_user)
+        return await delete_subject(request, "user", self._directory.users.get, self._directory.users.delete)
 
     async def _doubts_of_groups(self, groups: Sequence[str]) -> list[str]:
         """Return a warning for each group that naming it creates: this alone shows a misspelt name."""
-        known = {group.name for group in await self._directory.list_groups()} if groups else set()
+        known = {group.name for group in await self._directory.groups.list()} if groups else set()
         return [f"there was no group {name}: it is made" for name in dict.fromkeys(groups) if name not in known]
 
     def _doubts_of_user(self, user: User) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aiohttp.web import BaseRequest, StreamResponse
 
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.edge.authenticate import Authenticator
 from registry_proxy.edge.exchange import Exchange, Handler, json_response, make_exchange

@@ -13,7 +13,9 @@ from aiohttp.web import StreamResponse
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
-from registry_proxy.access.directory import Directory, NotFoundError, SecretInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.revise import NotFoundError
+from registry_proxy.access.directory.secrets import SecretInput
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.id_tokens import IdTokenRefusedError
 from registry_proxy.access.logins import Login
@@ -169,7 +171,7 @@ class TokenEndpoint:
         label = "".join(character for character in asked.client if character.isprintable())[:100]
         given = SecretInput(label=label, expires_at=time.time() + self._refresh_lifetime_seconds)
         try:
-            _, text = await self._directory.add_secret(
+            _, text = await self._directory.secrets.add(
                 asked.login.subject, SecretKind.REFRESH, given, generation=asked.login.generation
             )
         except (InvalidError, NotFoundError, StoreUnavailableError):

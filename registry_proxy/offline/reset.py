@@ -1,6 +1,8 @@
 """The way back in when the password of the last administrator is lost: written into the store, past every node."""
 
-from registry_proxy.access.directory import Directory, NotFoundError, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.revise import NotFoundError
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.store.open import open_store
 
@@ -24,11 +26,11 @@ async def reset_admin(url: str, name: str, password: str) -> bool:
         directory = Directory(store)
         try:
             try:
-                groups = (await directory.get_user(name)).groups
+                groups = (await directory.users.get(name)).groups
             except NotFoundError:
                 groups = ()
             given = UserInput(password=password, is_ldap=False, is_admin=True, groups=groups)
-            return (await directory.put_user(name, given))[1]
+            return (await directory.users.put(name, given))[1]
         except InvalidError as error:
             raise ValueError(str(error)) from error
         finally:

@@ -16,7 +16,9 @@ import pytest
 from registry_proxy.access import control as module
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, Passwords, TooManyLoginsError
-from registry_proxy.access.directory import Directory, SecretInput, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
@@ -102,8 +104,8 @@ async def start_node(tmp_path: Path) -> AsyncIterator[StartNode]:
 async def node(start_node: StartNode) -> Node:
     """A node with the user ann, who may pull team/**."""
     node = await start_node()
-    await node.directory.put_user("ann", UserInput(password=SECRET))
-    await node.directory.add_grant(GrantInput(subject="user:ann", repository="team/**", actions=["pull"]))
+    await node.directory.users.put("ann", UserInput(password=SECRET))
+    await node.directory.grants.add(GrantInput(subject="user:ann", repository="team/**", actions=["pull"]))
     return node
 
 
@@ -112,13 +114,13 @@ async def test_reads_what_was_written_on_the_node(start_node: StartNode, node: N
     other_worker = await start_node()
     for worker in (node, other_worker):
         assert (await worker.control.policy()).decide("user:ann", "team/a", Action.PULL).allowed
-    await node.directory.put_group("dev", ["ann"])
-    grant = await other_worker.directory.add_grant(
+    await node.directory.groups.put("dev", ["ann"])
+    grant = await other_worker.directory.grants.add(
         GrantInput(subject="group:dev", repository="dev/*", actions=["push"])
     )
     for worker in (node, other_worker):
         assert (await worker.control.policy()).decide("user:ann", "dev/a", Action.PUSH).allowed
-    await node.directory.delete_grant(grant.id)
+    await node.directory.grants.delete(grant.id)
     for worker in (node, other_worker):
         assert not (await worker.control.policy()).decide("user:ann", "dev/a", Action.PUSH).allowed
 
@@ -134,7 +136,7 @@ async def test_a_policy_is_loaded_once_for_all_who_ask(node: Node, monkeypatch: 
         return await load()
 
     monkeypatch.setattr(node.control, "_load", counted)
-    await node.directory.put_group("dev", ["ann"])
+    await node.directory.groups.put("dev", ["ann"])
     policies = await asyncio.gather(*(node.control.policy() for _ in range(100)))
     assert loads == 1
     await node.store.commit([Change(Table.TAGS, "t", {})])
@@ -153,7 +155,7 @@ async def test_a_table_that_did_not_change_is_not_read_again(node: Node, monkeyp
 
     await node.control.policy()
     monkeypatch.setattr(node.store, "list", counted)
-    await node.directory.put_group("dev", ["ann"])
+    await node.directory.groups.put("dev", ["ann"])
     listed.clear()
     policy = await node.control.policy()
     assert {*listed} - {Table.REFRESH_TOKENS} == {Table.USERS, Table.GROUPS}
@@ -176,7 +178,7 @@ async def test_the_loop_goes_on_while_a_policy_is_built(node: Node, monkeypatch:
         return build(tables)
 
     monkeypatch.setattr(node.control, "_build", held_up)
-    await node.directory.put_group("dev", ["ann"])
+    await node.directory.groups.put("dev", ["ann"])
     waiting = spawn(node.control.policy(), "policy")
     await until(building.is_set)
     assert not waiting.done()
@@ -192,17 +194,17 @@ async def test_a_change_during_a_load_is_not_missed(node: Node, monkeypatch: pyt
     async def interrupted() -> object:
         found = await read()
         if late:
-            await node.directory.add_grant(late.pop())
+            await node.directory.grants.add(late.pop())
         return found
 
     monkeypatch.setattr(node.control, "_read", interrupted)
-    await node.directory.put_group("dev", [])
+    await node.directory.groups.put("dev", [])
     assert (await node.control.policy()).decide("user:ann", "late", Action.PULL).allowed
 
 
 async def test_a_cancelled_reader_does_not_stop_the_others(node: Node) -> None:
     """When the request that loads is cancelled, another one loads."""
-    await node.directory.put_group("dev", ["ann"])
+    await node.directory.groups.put("dev", ["ann"])
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(node.control.policy()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -214,8 +216,8 @@ async def test_a_cancelled_reader_does_not_stop_the_others(node: Node) -> None:
 async def test_logins(node: Node) -> None:
     """A right password gives the subject; all else is refused in the same words; the audit log is told the reason."""
     assert (await node.control.login("ann", SECRET, HOME)).subject == "user:ann"
-    await node.directory.put_user("off", UserInput(password=SECRET, is_disabled=True))
-    await node.directory.put_user("eve", UserInput(is_ldap=True))
+    await node.directory.users.put("off", UserInput(password=SECRET, is_disabled=True))
+    await node.directory.users.put("eve", UserInput(is_ldap=True))
     messages = set()
     for name, password, reason in [
         ("ann", "wrong", "the password is wrong"),
@@ -236,10 +238,10 @@ async def test_logins(node: Node) -> None:
 
 async def test_why_a_secret_is_refused_is_for_the_audit_log(node: Node) -> None:
     """Whoever tries one is answered in the same words: it is wrong, somebody else's, over, or comes from elsewhere."""
-    await node.directory.put_robot("ci", None, ["10.0.0.0/8"])
-    robot, text = await node.directory.add_secret("robot:ci", SecretKind.ROBOT, SecretInput())
-    await node.directory.put_robot("old", time.time() - 1, [])
-    _, late = await node.directory.add_secret("robot:old", SecretKind.ROBOT, SecretInput())
+    await node.directory.robots.put("ci", None, ["10.0.0.0/8"])
+    robot, text = await node.directory.secrets.add("robot:ci", SecretKind.ROBOT, SecretInput())
+    await node.directory.robots.put("old", time.time() - 1, [])
+    _, late = await node.directory.secrets.add("robot:old", SecretKind.ROBOT, SecretInput())
     attempts = [
         ("robot$ci", text[:-4] + "AAAA", "there is no such secret"),
         ("ann", text, f"secret {robot.id} is of robot:ci"),
@@ -273,7 +275,7 @@ async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, n
         rules = [ClaimRule("main", claims, "{repository}", ("deployers",))]
         trusted = TrustedIssuer("ci", issuer.url, AUDIENCE, rules, IssuerKeys(issuer.url))
         ci = await start_node(id_tokens=IdTokenVerifier([trusted]))
-        await ci.directory.add_grant(GrantInput(subject="group:deployers", repository="prod/*", actions=["push"]))
+        await ci.directory.grants.add(GrantInput(subject="group:deployers", repository="prod/*", actions=["push"]))
         for _ in range(100):
             with pytest.raises(IdTokenRefusedError):
                 await ci.control.login("oidc", issuer.token(aud="other"), HOME)
@@ -289,7 +291,7 @@ async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, n
     assert (await ci.control.authenticate(token, time.time()))[0].subject == login.subject
     with pytest.raises(InvalidTokenError):  # another worker whose configuration has no such rule any more
         await node.control.authenticate(token, time.time())
-    await ci.directory.revoke(login.subject)
+    await ci.directory.revocations.revoke(login.subject)
     with pytest.raises(InvalidTokenError, match="revoked"):
         await ci.control.authenticate(token, time.time())
     with pytest.raises(IdTokenRefusedError, match="no issuer of ID tokens is configured"):
@@ -315,8 +317,8 @@ async def test_a_password_that_ldap_knows(start_node: StartNode, node: Node, tmp
     with running(ldap_server(tmp_path / "slapd", passwords)) as slapd:
         ldap = LdapPasswords("127.0.0.1", slapd.port, "uid={name},ou=people,dc=example,dc=com", None)
         worker = await start_node(ldap=ldap)
-        await worker.directory.put_user("eve", UserInput(is_ldap=True))
-        await worker.directory.put_user("off", UserInput(is_ldap=True, is_disabled=True))
+        await worker.directory.users.put("eve", UserInput(is_ldap=True))
+        await worker.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
         login = await worker.control.login("eve", "password in LDAP", HOME)
         assert (login.subject, login.is_own_password) == ("user:eve", False)
         assert (await worker.control.login("ann", SECRET, HOME)).is_own_password
@@ -333,7 +335,7 @@ async def test_a_password_that_ldap_knows(start_node: StartNode, node: Node, tmp
     for _ in range(11):  # an outage is nobody's failure
         with pytest.raises(LoginUnavailableError):
             await worker.control.login("eve", "password in LDAP", "192.0.2.2")
-    await worker.directory.put_user("eve", UserInput(password=SECRET))
+    await worker.directory.users.put("eve", UserInput(password=SECRET))
     assert (await worker.control.login("eve", SECRET, "192.0.2.2")).is_own_password
 
 
@@ -353,8 +355,8 @@ async def test_nobody_tells_by_a_wrong_password_who_is_in_ldap(
     """It costs one hash and one bind, whoever's it is: of LDAP, of here, disabled, or nobody's."""
     ldap = CountingLdap("127.0.0.1", 1, "{name}", None)
     worker = await start_node(ldap=ldap)
-    await worker.directory.put_user("eve", UserInput(is_ldap=True))
-    await worker.directory.put_user("off", UserInput(is_ldap=True, is_disabled=True))
+    await worker.directory.users.put("eve", UserInput(is_ldap=True))
+    await worker.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
     hashes, is_right = [], Passwords._is_right
 
     def count(passwords: Passwords, password: str, stored_hash: str) -> bool:
@@ -374,8 +376,8 @@ async def test_nobody_tells_by_a_wrong_password_who_is_in_ldap(
 async def test_nobody_tells_by_an_outage_who_is_in_ldap(start_node: StartNode, node: Node) -> None:
     """A name that nobody has gets the same answer, which does not say where LDAP is; who is known here goes on."""
     worker = await start_node(ldap=LdapPasswords("127.0.0.1", free_port(), "{name}", None))
-    await worker.directory.put_user("eve", UserInput(is_ldap=True))
-    await worker.directory.put_user("off", UserInput(is_ldap=True, is_disabled=True))
+    await worker.directory.users.put("eve", UserInput(is_ldap=True))
+    await worker.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
     told = set()
     for name, password in (("eve", "right"), ("eve", ""), ("off", "right"), ("ghost", "right"), ("no:name", "x")):
         with pytest.raises(LoginUnavailableError) as caught:
@@ -395,7 +397,7 @@ async def test_a_changed_password_counts_at_once(node: Node) -> None:
     await node.control.login("ann", SECRET, HOME)
     token = await node.token("user:ann")
     await node.control.authenticate(token, time.time())
-    await node.directory.put_user("ann", UserInput(password="another password"))
+    await node.directory.users.put("ann", UserInput(password="another password"))
     with pytest.raises(LoginRefusedError):
         await node.control.login("ann", SECRET, HOME)
     with pytest.raises(InvalidTokenError, match="revoked"):
@@ -407,10 +409,10 @@ async def test_a_changed_password_counts_at_once(node: Node) -> None:
 async def test_a_token_ends_with_its_subject(node: Node) -> None:
     """Revoked, disabled or deleted: the token is refused; somebody made anew under the name does not revive it."""
     tokens = [await node.token("user:ann")]
-    await node.directory.revoke("user:ann")
+    await node.directory.revocations.revoke("user:ann")
     tokens.append(await node.token("user:ann"))
-    await node.directory.delete_user("ann")
-    await node.directory.put_user("ann", UserInput(password=SECRET))
+    await node.directory.users.delete("ann")
+    await node.directory.users.put("ann", UserInput(password=SECRET))
     for token in tokens:
         with pytest.raises(InvalidTokenError):
             await node.control.authenticate(token, time.time())
@@ -423,17 +425,17 @@ async def test_a_token_ends_with_its_subject(node: Node) -> None:
 @pytest.mark.parametrize("revocation", ["of itself", "of the subject", "by a new password"])
 async def test_attack_refresh_token_reused_after_its_revocation(node: Node, revocation: str) -> None:
     """A refresh token that was revoked in any way is refused, and so are the tokens that were given for it."""
-    secret, text = await node.directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput())
+    secret, text = await node.directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
     login = await node.control.refresh(text)
     token = node.signer.issue(login.subject, 0, [], time.time(), secret_id=login.secret_id).token
     await node.control.authenticate(token, time.time())
     match revocation:
         case "of itself":
-            await node.directory.delete_secret("user:ann", secret.id)
+            await node.directory.secrets.delete("user:ann", secret.id)
         case "of the subject":
-            await node.directory.revoke("user:ann")
+            await node.directory.revocations.revoke("user:ann")
         case _:
-            await node.directory.put_user("ann", UserInput(password="another password"))
+            await node.directory.users.put("ann", UserInput(password="another password"))
     for _ in range(2):
         with pytest.raises(LoginRefusedError):
             await node.control.refresh(text)
@@ -446,7 +448,7 @@ async def test_anonymous_tokens(node: Node) -> None:
     token = await node.token("anonymous")
     verified, _ = await node.control.authenticate(token, time.time())
     assert verified.subject == "anonymous"
-    await node.directory.revoke("anonymous")
+    await node.directory.revocations.revoke("anonymous")
     with pytest.raises(InvalidTokenError):
         await node.control.authenticate(token, time.time())
 
@@ -455,15 +457,15 @@ async def test_two_nodes_see_each_others_changes(redis: Server, start_node: Star
     """Two nodes on one Redis: a change of grants is in force on the other within two seconds."""
     url = f"redis://127.0.0.1:{redis.port}/0"
     one, two = await start_node("one", url), await start_node("two", url)
-    await one.directory.put_user("ann", UserInput(password=SECRET))
+    await one.directory.users.put("ann", UserInput(password=SECRET))
     assert not (await two.control.policy()).decide("user:ann", "team/a", Action.PULL).allowed
-    grant = await one.directory.add_grant(GrantInput(subject="user:ann", repository="team/*", actions=["pull"]))
+    grant = await one.directory.grants.add(GrantInput(subject="user:ann", repository="team/*", actions=["pull"]))
     for allowed in (True, False):
         async with asyncio.timeout(2):
             while (await two.control.policy()).decide("user:ann", "team/a", Action.PULL).allowed != allowed:  # noqa: ASYNC110 - it has to be asked
                 await asyncio.sleep(0.02)
         if allowed:
-            await one.directory.delete_grant(grant.id)
+            await one.directory.grants.delete(grant.id)
 
 
 async def test_a_new_user_can_log_in_on_every_node_at_once(redis: Server, start_node: StartNode) -> None:
@@ -472,10 +474,10 @@ async def test_a_new_user_can_log_in_on_every_node_at_once(redis: Server, start_
     one, two, three = [await start_node(name, url) for name in ("one", "two", "three")]
     for each in (two, three):
         await each.control.policy()
-    await one.directory.put_user("ann", UserInput(password=SECRET))
+    await one.directory.users.put("ann", UserInput(password=SECRET))
     assert (await two.control.login("ann", SECRET, HOME)).subject == "user:ann"
     await three.control.authenticate(await two.token("user:ann"), time.time())
-    await one.directory.put_user("ann", UserInput(password="another password"))
+    await one.directory.users.put("ann", UserInput(password="another password"))
     assert (await two.control.login("ann", "another password", HOME)).subject == "user:ann"
     await three.control.authenticate(await two.token("user:ann"), time.time())
 
@@ -573,8 +575,8 @@ async def test_keys_are_published_again(node: Node, monkeypatch: pytest.MonkeyPa
 async def test_an_outage_in_open_mode(redis: Server, start_node: StartNode) -> None:
     """While Redis is away the last snapshot serves policies, tokens and logins; afterwards changes are seen again."""
     node = await start_node("one", f"redis://127.0.0.1:{redis.port}/0", 3600)
-    await node.directory.put_user("ann", UserInput(password=SECRET))
-    await node.directory.add_grant(GrantInput(subject="user:ann", repository="team/**", actions=["pull"]))
+    await node.directory.users.put("ann", UserInput(password=SECRET))
+    await node.directory.grants.add(GrantInput(subject="user:ann", repository="team/**", actions=["pull"]))
     token = await node.token("user:ann")
     redis.stop(signal.SIGKILL)
     await until(lambda: node.watch.seconds_since_contact() > 1)
@@ -587,7 +589,7 @@ async def test_an_outage_in_open_mode(redis: Server, start_node: StartNode) -> N
         await node.control.login("ghost", SECRET, HOME)
     redis.start()
     await until(lambda: node.watch.seconds_since_contact() < 1)
-    await node.directory.put_user("bob", UserInput(password=SECRET))
+    await node.directory.users.put("bob", UserInput(password=SECRET))
     assert (await node.control.policy()).generation("user:bob") == 0
 
 
@@ -598,7 +600,7 @@ async def test_an_outage_that_is_too_long_closes(
     """In closed mode soon, in open mode past the age: nothing is served from the snapshot; then it opens again."""
     monkeypatch.setattr(module, "_CLOSED_AFTER_SECONDS", 1.5)
     node = await start_node("one", f"redis://127.0.0.1:{redis.port}/0", max_age)
-    await node.directory.put_user("ann", UserInput(password=SECRET))
+    await node.directory.users.put("ann", UserInput(password=SECRET))
     token = await node.token("user:ann")
     redis.stop(signal.SIGKILL)
     await until(lambda: node.watch.seconds_since_contact() > 1.5)

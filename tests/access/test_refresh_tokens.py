@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.access import refresh_tokens as module
-from registry_proxy.access.directory import Directory, NotFoundError, SecretInput, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.revise import NotFoundError
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.refresh_tokens import RefreshTokens
 from registry_proxy.access.secrets import SecretKind, is_refresh_id, make_secret_text
 from registry_proxy.ports.errors import StoreUnavailableError
@@ -28,15 +31,15 @@ async def directory(tmp_path: Path) -> AsyncIterator[Directory]:
         with quick_passwords():
             directory = Directory(store)
         for name in ("ann", "bob"):
-            await directory.put_user(name, UserInput(password="password of a user"))
+            await directory.users.put(name, UserInput(password="password of a user"))
         yield directory
         await directory.aclose()
 
 
 async def add_of_earlier_version(store: Store, directory: Directory, subject: str, expires_at: float) -> str:
     """Store a refresh token as earlier versions did; return its id."""
-    secret, _ = await directory.add_secret(subject, SecretKind.REFRESH, SecretInput())
-    await directory.delete_secret(subject, secret.id)
+    secret, _ = await directory.secrets.add(subject, SecretKind.REFRESH, SecretInput())
+    await directory.secrets.delete(subject, secret.id)
     secret_id, _, _ = make_secret_text(SecretKind.PERSONAL, subject)
     stored = replace(secret, id=secret_id, expires_at=expires_at).stored()
     await store.commit([Change(Table.SECRETS, secret_id, stored)])
@@ -45,30 +48,30 @@ async def add_of_earlier_version(store: Store, directory: Directory, subject: st
 
 async def test_those_of_a_subject_are_found_together(directory: Directory) -> None:
     """Each is listed, and removed, for its subject alone, whatever the version that made it."""
-    made = [(await directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput()))[0].id for _ in range(3)]
+    made = [(await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput()))[0].id for _ in range(3)]
     assert all(map(is_refresh_id, made))
-    made.append(await add_of_earlier_version(directory._store, directory, "user:ann", time.time() + 1000))
-    other, _ = await directory.add_secret("user:bob", SecretKind.REFRESH, SecretInput())
-    assert {secret.id for secret in await directory.list_secrets("user:ann")} == set(made)
+    made.append(await add_of_earlier_version(directory.secrets._store, directory, "user:ann", time.time() + 1000))
+    other, _ = await directory.secrets.add("user:bob", SecretKind.REFRESH, SecretInput())
+    assert {secret.id for secret in await directory.secrets.list("user:ann")} == set(made)
     with pytest.raises(NotFoundError):
-        await directory.delete_secret("user:ann", other.id)
+        await directory.secrets.delete("user:ann", other.id)
     for secret_id in made:
-        await directory.delete_secret("user:ann", secret_id)
-    assert await directory.list_secrets("user:ann") == []
-    await directory.delete_user("bob")
-    assert await directory.list_secrets("user:bob") == []
+        await directory.secrets.delete("user:ann", secret_id)
+    assert await directory.secrets.list("user:ann") == []
+    await directory.users.delete("bob")
+    assert await directory.secrets.list("user:bob") == []
 
 
 async def test_expired_ones_are_removed(directory: Directory) -> None:
     """Of both kinds, and nothing else: personal tokens are shown as expired to whoever looks for them."""
     soon = SecretInput(expires_at=time.time() + 0.2)
     for kind in (SecretKind.REFRESH, SecretKind.PERSONAL):
-        await directory.add_secret("user:ann", kind, soon)
-    await add_of_earlier_version(directory._store, directory, "user:ann", time.time() - 1)
-    kept, _ = await directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput())
+        await directory.secrets.add("user:ann", kind, soon)
+    await add_of_earlier_version(directory.secrets._store, directory, "user:ann", time.time() - 1)
+    kept, _ = await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
     await until(lambda: time.time() > (soon.expires_at or 0))
-    await directory.remove_expired_refresh_tokens()
-    left = await directory.list_secrets("user:ann")
+    await directory.secrets.remove_expired_refresh_tokens()
+    left = await directory.secrets.list("user:ann")
     assert [(each.kind, each.id == kept.id) for each in left] == [
         (SecretKind.PERSONAL, False),
         (SecretKind.REFRESH, True),
@@ -85,10 +88,10 @@ async def test_an_outage_is_served_from_a_copy(redis: Server, tmp_path: Path, mo
         (store, _), (other_store, changes) = opened
         with quick_passwords():
             directory = Directory(store)
-        await directory.put_user("ann", UserInput(password="password of a user"))
+        await directory.users.put("ann", UserInput(password="password of a user"))
         tokens = RefreshTokens(other_store, changes)
         copying = spawn(tokens.keep_copied(), "copy")
-        secret, _ = await directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput())
+        secret, _ = await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
         await until(lambda: secret.id in tokens._copies.get(secret.id[:2], {}))
         redis.stop()
         found = await tokens.find(secret.id)

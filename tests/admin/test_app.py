@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.admin.ops import OPS_PATHS
@@ -138,7 +139,7 @@ async def test_only_an_administrator_gets_in(admin: Admin) -> None:
             assert (status, problem["detail"]) == (403, "this needs a user with the admin's right")
     for auth, status in ((("admin", "wrong password"), 401), (("nobody", ADMIN[1]), 401), (("", ""), 401), (BOB, 403)):
         assert (await admin.call("PUT", "/users/bob", {"groups": ["dev"]}, auth=auth))[0] == status
-    assert (await admin.node.directory.get_user("bob")).groups == ()
+    assert (await admin.node.directory.users.get("bob")).groups == ()
 
 
 async def test_an_administrator_gets_in_by_password_and_by_token(admin: Admin) -> None:
@@ -278,8 +279,8 @@ async def test_a_grant_is_changed_in_its_place(admin: Admin) -> None:
 
 async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
     """Whom it names may be made later: it is taken, and the answer says why nobody gets anything by it now."""
-    await admin.node.directory.put_user("off", UserInput(is_ldap=True, is_disabled=True))
-    await admin.node.directory.put_group("dev", [])
+    await admin.node.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
+    await admin.node.directory.groups.put("dev", [])
     told = {}
     for subject in (
         "user:bob",
@@ -304,7 +305,7 @@ async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
         "robot:ci": f'299 - "there is no robot:ci: {after}',
         "oidc:a/b/c": f'299 - "no rule of auth.oidc makes oidc:a/b/c: {after}',
     }
-    await admin.node.directory.add_grant(GrantInput(subject="user:bob", repository="mine/**", actions=["manage"]))
+    await admin.node.directory.grants.add(GrantInput(subject="user:bob", repository="mine/**", actions=["manage"]))
     body = {"subject": "user:zoe", "repository": "mine/a", "actions": ["pull"]}
     status, _, headers = await admin.call("POST", "/grants", body, auth=BOB)
     assert (status, "Warning" in headers) == (201, False), "who owns a namespace is not told who is there"
@@ -836,12 +837,12 @@ async def test_the_audit_log_tells_what_a_removal_took_along(admin: Admin) -> No
     """Grants with all they say, the ids of secrets, groups and members; a grant removed by itself likewise."""
     directory = admin.node.directory
     grants = [
-        await directory.add_grant(GrantInput(subject=subject, repository="team/**", actions=["pull"]))
+        await directory.grants.add(GrantInput(subject=subject, repository="team/**", actions=["pull"]))
         for subject in ("user:bob", "group:dev", "robot:ci", "anonymous")
     ]
-    await directory.put_group("dev", ["bob"])
-    await directory.put_robot("ci", None, ())
-    secret, _ = await directory.add_secret("robot:ci", SecretKind.ROBOT, SecretInput())
+    await directory.groups.put("dev", ["bob"])
+    await directory.robots.put("ci", None, ())
+    secret, _ = await directory.secrets.add("robot:ci", SecretKind.ROBOT, SecretInput())
     asked = []
     for path in ("/users/bob", "/groups/dev", "/robots/ci", f"/grants/{grants[3].id}"):
         assert (await admin.call("DELETE", path))[0] == 204
@@ -863,14 +864,14 @@ async def test_a_password_is_in_no_audit_log(admin: Admin) -> None:
 async def test_only_a_user_of_ours_changes_a_password(admin: Admin) -> None:
     """A personal token is not the current password; LDAP keeps its own; the change ends the user's tokens."""
     directory = admin.node.directory
-    _, text = await directory.add_secret("user:bob", SecretKind.PERSONAL, SecretInput())
+    _, text = await directory.secrets.add("user:bob", SecretKind.PERSONAL, SecretInput())
     body = {"current": text, "new": "a new password"}
     assert (await admin.call("POST", "/me/password", body, auth=("bob", text)))[0] == 400
     token = {"Authorization": f"Bearer {admin.token('user:bob')}"}
     body = {"current": BOB[1], "new": "a new password"}
     assert (await admin.call("POST", "/me/password", body, auth=None, headers=token))[0] == 204
     assert (await admin.call("GET", "/me", auth=None, headers=token))[0] == 401
-    await directory.put_user("bob", UserInput(is_ldap=True))
+    await directory.users.put("bob", UserInput(is_ldap=True))
     token = {"Authorization": f"Bearer {admin.token('user:bob', 2)}"}
     status, problem, _ = await admin.call("POST", "/me/password", body, auth=None, headers=token)
     assert (status, problem["detail"]) == (409, "LDAP keeps the password of bob: change it there")

@@ -13,7 +13,8 @@ from aiohttp import encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.admin import auth, requests
@@ -107,33 +108,33 @@ async def test_a_right_that_ends_while_the_body_is_held_back_is_over(
 ) -> None:
     """Who may no longer when the body has come, may not: nothing is changed by it."""
     directory = bench.node.directory
-    await directory.put_user("boss", UserInput(password=BOSS[1], is_admin=how != "no owner"))
-    secret, text = await directory.add_secret("user:boss", SecretKind.PERSONAL, SecretInput())
+    await directory.users.put("boss", UserInput(password=BOSS[1], is_admin=how != "no owner"))
+    secret, text = await directory.secrets.add("user:boss", SecretKind.PERSONAL, SecretInput())
     given = GrantInput(subject="user:boss", repository="own/**", actions=("manage",))
-    owning = await directory.add_grant(given) if how == "no owner" else None
+    owning = await directory.grants.add(given) if how == "no owner" else None
     senders = {"revoked": bench.bearer("user:boss"), "no secret": basic(("boss", text))}
     body = b'{"subject": "user:bob", "repository": "own/app", "actions": ["pull"]}'
     async with held_back(bench, reading, "POST", "/grants", body, senders.get(how, basic(BOSS))) as sent:
         if owning is not None:
-            await directory.delete_grant(owning.id)
+            await directory.grants.delete(owning.id)
         elif how == "demoted":
-            await directory.put_user("boss", UserInput(is_admin=False))
+            await directory.users.put("boss", UserInput(is_admin=False))
         elif how == "disabled":
-            await directory.put_user("boss", UserInput(is_admin=True, is_disabled=True))
+            await directory.users.put("boss", UserInput(is_admin=True, is_disabled=True))
         elif how == "new password":
-            await directory.put_user("boss", UserInput(is_admin=True, password="another password"))
+            await directory.users.put("boss", UserInput(is_admin=True, password="another password"))
         elif how == "revoked":
-            await directory.revoke("user:boss")
+            await directory.revocations.revoke("user:boss")
         else:
-            await directory.delete_secret("user:boss", secret.id)
+            await directory.secrets.delete("user:boss", secret.id)
     assert sent.result() in {401, 403}
-    assert await directory.list_grants() == []
+    assert await directory.grants.list() == []
 
 
 async def test_a_body_that_is_held_back_and_still_allowed_is_taken(bench: Bench, reading: asyncio.Event) -> None:
     """What changed meanwhile and has nothing to do with the caller does not matter."""
     async with held_back(bench, reading, "PUT", "/groups/dev", b'{"members": ["bob"]}', basic(ADMIN)) as sent:
-        await bench.node.directory.put_user("ann", UserInput(is_ldap=True))
+        await bench.node.directory.users.put("ann", UserInput(is_ldap=True))
     assert sent.result() == 201
 
 
@@ -149,7 +150,7 @@ async def test_a_body_is_not_waited_for_forever(
         detail = (await response.json(content_type=None))["detail"]
     assert detail == f"the body did not come within {seconds} s; nothing was changed"
     body.may_go.set()
-    assert await bench.node.directory.list_groups() == []
+    assert await bench.node.directory.groups.list() == []
 
 
 async def test_who_has_not_logged_in_is_not_waited_for(bench: Bench, reading: asyncio.Event) -> None:
@@ -180,11 +181,11 @@ async def test_a_token_with_a_scope_is_not_taken(bench: Bench, access: Access | 
 
 async def test_a_personal_token_is_made_with_the_password_alone(bench: Bench) -> None:
     """Neither a bearer token nor a secret, with all its holder's rights even, makes another one."""
-    secret, text = await bench.node.directory.add_secret("user:bob", SecretKind.PERSONAL, SecretInput())
+    secret, text = await bench.node.directory.secrets.add("user:bob", SecretKind.PERSONAL, SecretInput())
     for headers in (bench.bearer("user:bob"), bench.bearer("user:bob", secret.id), basic(("bob", text))):
         status, problem = await bench.call("POST", "/me/tokens", headers, {})
         assert (status, "password" in problem["detail"]) == (403, True)
-    assert len(await bench.node.directory.list_secrets("user:bob")) == 1
+    assert len(await bench.node.directory.secrets.list("user:bob")) == 1
     assert (await bench.call("POST", "/me/tokens", basic(BOB), {}))[0] == 201
 
 
@@ -194,19 +195,19 @@ async def test_a_secret_sees_and_removes_none_of_its_siblings(
     bench: Bench, kind: SecretKind, actions: list[str] | None
 ) -> None:
     """By itself or by a token that was given for it: who finds one must not be able to lock the others out."""
-    await bench.node.directory.put_robot("ci", None, ())
+    await bench.node.directory.robots.put("ci", None, ())
     subject, name = ("user:bob", "bob") if kind is SecretKind.PERSONAL else ("robot:ci", "robot$ci")
-    secret, text = await bench.node.directory.add_secret(subject, kind, SecretInput(actions=actions))
-    other, _ = await bench.node.directory.add_secret(subject, kind, SecretInput())
+    secret, text = await bench.node.directory.secrets.add(subject, kind, SecretInput(actions=actions))
+    other, _ = await bench.node.directory.secrets.add(subject, kind, SecretInput())
     for headers in (basic((name, text)), bench.bearer(subject, secret.id)):
         for method, path in (("GET", "/me/tokens"), ("DELETE", f"/me/tokens/{other.id}"), ("DELETE", "/me/tokens/no")):
             assert (await bench.call(method, path, headers))[0] == 403
-    assert len(await bench.node.directory.list_secrets(subject)) == 2
+    assert len(await bench.node.directory.secrets.list(subject)) == 2
 
 
 async def test_the_audit_log_has_what_a_list_changed(bench: Bench) -> None:
     """Who came and who went, not all who are in it: the others hide nobody."""
-    await bench.node.directory.put_user("ann", UserInput(is_ldap=True))
+    await bench.node.directory.users.put("ann", UserInput(is_ldap=True))
     changes: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         ("PUT", "/groups/dev", {"members": ["bob"]}, {"members": {"added": ["bob"], "removed": []}}),
         ("PATCH", "/groups/dev", {"members": ["ann", "bob"]}, {"members": {"added": ["ann"], "removed": []}}),
@@ -221,12 +222,12 @@ async def test_the_audit_log_has_what_a_list_changed(bench: Bench) -> None:
 
 async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Bench, reading: asyncio.Event) -> None:
     """Larger than other bodies, it has longer to be held back in."""
-    await bench.node.directory.put_user("boss", UserInput(password=BOSS[1], is_admin=True))
+    await bench.node.directory.users.put("boss", UserInput(password=BOSS[1], is_admin=True))
     body = b'{"version": 1, "groups": {"dev": ["bob"]}, "grants": []}'
     async with held_back(bench, reading, "PUT", "/policy", body, basic(BOSS)) as sent:
-        await bench.node.directory.put_user("boss", UserInput())
+        await bench.node.directory.users.put("boss", UserInput())
     assert sent.result() == 403
-    assert await bench.node.directory.list_groups() == []
+    assert await bench.node.directory.groups.list() == []
 
 
 async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,9 +248,9 @@ async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatc
 async def test_everybody_is_told_why_they_may(bench: Bench) -> None:
     """A user, a robot and a narrowed secret ask about themselves alone, and learn of nobody else."""
     directory = bench.node.directory
-    await directory.put_robot("ci", None, ())
-    narrowed, _ = await directory.add_secret("user:admin", SecretKind.PERSONAL, SecretInput(actions=[Action.PULL]))
-    grant = await directory.add_grant(GrantInput(subject="robot:ci", repository="team/**", actions=("push",)))
+    await directory.robots.put("ci", None, ())
+    narrowed, _ = await directory.secrets.add("user:admin", SecretKind.PERSONAL, SecretInput(actions=[Action.PULL]))
+    grant = await directory.grants.add(GrantInput(subject="robot:ci", repository="team/**", actions=("push",)))
     callers = {
         "user:bob": bench.bearer("user:bob"),
         "robot:ci": bench.bearer("robot:ci"),

@@ -10,7 +10,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
@@ -30,7 +31,7 @@ class Owners:
     async def grant(self, subject: str, repository: str, *actions: str, expires_at: float | None = None) -> str:
         """Have an administrator give a right; return its id."""
         given = GrantInput(subject=subject, repository=repository, actions=actions, expires_at=expires_at)
-        return (await self.node.directory.add_grant(given)).id
+        return (await self.node.directory.grants.add(given)).id
 
     async def call(self, method: str, path: str, body: Any = None, *, caller: str = "user:ann") -> tuple[int, Any]:
         """Send a request with a token of the caller; return status and document."""
@@ -52,7 +53,7 @@ class Owners:
 async def owners(tmp_path: Path) -> AsyncIterator[Owners]:
     """Start an admin listener with the users admin, ann and bob."""
     async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
-        await node.directory.put_user("ann", UserInput(password="the password of ann"))
+        await node.directory.users.put("ann", UserInput(password="the password of ann"))
         bench = Owners(node, http, await contract_of(node, http))
         await bench.grant("user:ann", "team/**", "manage")
         await bench.grant("anonymous", "home/{subject}/**", "manage")
@@ -109,7 +110,7 @@ OUTSIDE = [
 
 async def test_a_pattern_that_reaches_outside_is_refused(owners: Owners) -> None:
     """Whatever could match a name outside of the namespace is not the owner's to give; nothing is made."""
-    before = await owners.node.directory.list_grants()
+    before = await owners.node.directory.grants.list()
     for repository in OUTSIDE:
         status, problem = await owners.call("POST", "/grants", {**GIVEN, "repository": repository})
         assert status == 403, repository
@@ -128,7 +129,7 @@ async def test_a_pattern_that_reaches_outside_is_refused(owners: Owners) -> None
         "team/-a",
     ):
         assert (await owners.call("POST", "/grants", {**GIVEN, "repository": repository}))[0] == 400, repository
-    assert await owners.node.directory.list_grants() == before
+    assert await owners.node.directory.grants.list() == before
 
 
 async def test_an_owner_makes_and_removes_no_owners(owners: Owners) -> None:
@@ -164,7 +165,7 @@ async def test_what_lies_outside_is_not_to_be_seen(owners: Owners) -> None:
         ("GET", "/audit"),
     ):
         assert (await owners.call(method, path))[0] == 403, path
-    assert {each.id for each in await owners.node.directory.list_grants()} >= {outside, inside}
+    assert {each.id for each in await owners.node.directory.grants.list()} >= {outside, inside}
 
 
 async def test_owning_ends_with_its_grant(owners: Owners) -> None:
@@ -172,13 +173,13 @@ async def test_owning_ends_with_its_grant(owners: Owners) -> None:
     await owners.grant("user:bob", "short/**", "manage", expires_at=time.time() - 1)
     assert (await owners.call("POST", "/grants", {**GIVEN, "repository": "short/a"}, caller="user:bob"))[0] == 403
     narrowed = SecretInput(actions=["pull"])
-    secret, _ = await owners.node.directory.add_secret("user:ann", SecretKind.PERSONAL, narrowed)
+    secret, _ = await owners.node.directory.secrets.add("user:ann", SecretKind.PERSONAL, narrowed)
     token = owners.node.signer.issue("user:ann", 0, (), time.time(), secret_id=secret.id).token
     headers = {"Authorization": f"Bearer {token}"}
     async with owners._http.post("/admin/v1/grants", json=GIVEN, headers=headers) as response:
         assert response.status == 403
-    for grant in await owners.node.directory.list_grants():
-        await owners.node.directory.delete_grant(grant.id)
+    for grant in await owners.node.directory.grants.list():
+        await owners.node.directory.grants.delete(grant.id)
     status, problem = await owners.call("POST", "/grants", GIVEN)
     assert (status, problem["detail"]) == (403, "this needs a user with the admin's right")
 
@@ -195,7 +196,7 @@ async def test_a_grant_that_makes_no_owner_is_refused(owners: Owners) -> None:
         (replace(good, subject="anonymous"), "subject"),
     ):
         with pytest.raises(InvalidError) as caught:
-            await owners.node.directory.add_grant(bad)
+            await owners.node.directory.grants.add(bad)
         assert [name for name, _ in caught.value.faults] == [field]
 
 
@@ -213,17 +214,17 @@ async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
     assert (await owners.call("PATCH", f"/grants/{outside}", {"actions": ["push"]}))[0] == 404
     for body in ({"actions": ["pull"]}, {"expires_at": 1}, {}):
         assert (await owners.call("PATCH", f"/grants/{own}", body))[0] == 403
-    grants = {grant.id: sorted(grant.actions) for grant in await owners.node.directory.list_grants()}
+    grants = {grant.id: sorted(grant.actions) for grant in await owners.node.directory.grants.list()}
     assert (grants[made["id"]], grants[outside], grants[own]) == (["push"], ["pull"], ["manage"])
 
 
 async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None:
     """Whether it is allowed, yes; by which grant, only of those inside; who the subject is, never."""
-    await owners.node.directory.put_user("off", UserInput(password="a password", is_disabled=True))
-    await owners.node.directory.put_user("boss", UserInput(password="a password", is_admin=True))
-    await owners.node.directory.put_robot("old", 1.0, ())
+    await owners.node.directory.users.put("off", UserInput(password="a password", is_disabled=True))
+    await owners.node.directory.users.put("boss", UserInput(password="a password", is_admin=True))
+    await owners.node.directory.robots.put("old", 1.0, ())
     wide = await owners.grant("group:secret-project", "**", "pull", "create")
-    await owners.node.directory.put_group("secret-project", ["bob"])
+    await owners.node.directory.groups.put("secret-project", ["bob"])
     question = {"repository": "team/app", "action": "pull"}
     for subject in ("user:off", "user:nobody", "robot:old", "robot:nobody", "oidc:ci/main/x", "group:none"):
         _, told = await owners.call("POST", "/explain", {**question, "subject": subject})

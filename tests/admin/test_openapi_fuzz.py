@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from registry_proxy.access.directory import UserInput
+from registry_proxy.access.directory.users import UserInput
 from tests.support.admin_bench import admin_node, contract_of
 
 SOAK_SECONDS = 300
@@ -25,9 +25,9 @@ async def _fuzz(root: Path, *, seconds: float, examples: int) -> Counter[tuple[s
 
     seed = int(os.environ.get("FUZZ_SEED") or random.randrange(1 << 32))
     async with admin_node(root) as node, TestClient(TestServer(node.app)) as http:
-        await node.directory.put_user(ROOT, UserInput(password=PASSWORD, is_admin=True))
-        await node.directory.put_group("dev", ["bob"])
-        await node.directory.put_robot("ci", None, [])
+        await node.directory.users.put(ROOT, UserInput(password=PASSWORD, is_admin=True))
+        await node.directory.groups.put("dev", ["bob"])
+        await node.directory.robots.put("ci", None, [])
         node.verifier.gate.set()
         fuzz = Fuzz(node, (await contract_of(node, http)).document, str(http.make_url("/")).rstrip("/"))
         ends_at = time.monotonic() + seconds

@@ -12,7 +12,7 @@ from aiohttp import encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import UserInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.ports.events import AuditEvent
 from tests.support.admin_bench import ADMIN, Contract, Node, admin_node, contract_of
@@ -63,7 +63,7 @@ async def policy(tmp_path: Path) -> AsyncIterator[Policy]:
     """Start an admin listener with the users admin, bob, carl and dora, and no policy."""
     async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
         for name in ("carl", "dora"):
-            await node.directory.put_user(name, UserInput(password="long enough"))
+            await node.directory.users.put(name, UserInput(password="long enough"))
         yield Policy(node, http, await contract_of(node, http))
 
 
@@ -80,7 +80,7 @@ async def test_a_policy_is_replaced_and_not_appended_to(policy: Policy) -> None:
     assert [grant["actions"] for grant in told["grants_added"]] == [["pull"]]
     assert sorted(grant["repository"] for grant in told["grants_removed"]) == ["home/{subject}/**", "team/**"]
     assert await policy.stored() == {**after, "groups": {"dev": ["bob", "dora"]}}
-    assert (await policy.node.directory.get_user("carl")).groups == ()
+    assert (await policy.node.directory.users.get("carl")).groups == ()
     question = {"repository": "team/app", "action": "pull"}
     for name, allowed in (("bob", True), ("dora", True), ("carl", False)):
         _, answer, _ = await policy.call("POST", "/explain", {**question, "subject": f"user:{name}"})
@@ -89,27 +89,27 @@ async def test_a_policy_is_replaced_and_not_appended_to(policy: Policy) -> None:
 
 async def test_the_same_policy_again_changes_nothing(policy: Policy) -> None:
     """Neither a grant's id nor a revision: what was read, or the same in another order or twice, is what is there."""
-    await policy.node.directory.add_grant(
+    await policy.node.directory.grants.add(
         GrantInput(subject="user:bob", repository="a", actions=("pull",), expires_at=4e9 + 1 / 3)
     )
-    await policy.node.directory.put_group("dev", ["bob"])
+    await policy.node.directory.groups.put("dev", ["bob"])
     _, before, etag = await policy.call("GET")
-    ids = [grant.id for grant in await policy.node.directory.list_grants()]
+    ids = [grant.id for grant in await policy.node.directory.grants.list()]
     shuffled = {"grants": [*before["grants"], *before["grants"]], "groups": {"dev": ["user:bob", "bob"]}, "version": 1}
     for body in (before, shuffled):
         assert await policy.call("POST", "/policy/diff", body) == (200, NOTHING, "")
         assert await policy.call("PUT", body=body) == (200, NOTHING, etag)
     assert await policy.call("GET") == (200, before, etag)
-    assert [grant.id for grant in await policy.node.directory.list_grants()] == ids
+    assert [grant.id for grant in await policy.node.directory.grants.list()] == ids
 
 
 async def test_a_grant_that_stays_keeps_its_id(policy: Policy) -> None:
     """A document names grants by what they say: only what is new is made anew."""
     await policy.call("PUT", body=POLICY)
-    ids = {grant.repository: grant.id for grant in await policy.node.directory.list_grants()}
+    ids = {grant.repository: grant.id for grant in await policy.node.directory.grants.list()}
     _, told, _ = await policy.call("PUT", body={**POLICY, "grants": [GRANT, {**GRANT, "repository": "b"}]})
     assert [grant["id"] for grant in told["grants_removed"]] == [ids["home/{subject}/**"]]
-    assert ids["team/**"] in {grant.id for grant in await policy.node.directory.list_grants()}
+    assert ids["team/**"] in {grant.id for grant in await policy.node.directory.grants.list()}
 
 
 async def test_a_diff_tells_and_changes_nothing(policy: Policy) -> None:
@@ -157,11 +157,11 @@ async def test_what_is_not_valid_changes_nothing(policy: Policy, changes: dict[s
 async def test_if_match_guards_the_whole_policy(policy: Policy) -> None:
     """With the ETag of before any change of a group or grant it is 412; with the current one it goes through."""
     etags = [(await policy.call("PUT", body=POLICY))[2]]
-    await policy.node.directory.put_group("ops", ["bob"])
+    await policy.node.directory.groups.put("ops", ["bob"])
     etags.append((await policy.call("GET"))[2])
-    grant = await policy.node.directory.add_grant(GrantInput(subject="anonymous", repository="a", actions=("pull",)))
+    grant = await policy.node.directory.grants.add(GrantInput(subject="anonymous", repository="a", actions=("pull",)))
     etags.append((await policy.call("GET"))[2])
-    await policy.node.directory.delete_grant(grant.id)
+    await policy.node.directory.grants.delete(grant.id)
     assert len(set(etags)) == 3
     for etag in etags:
         assert (await policy.call("PUT", body=POLICY, headers={"If-Match": etag}))[0] == 412
@@ -184,7 +184,7 @@ async def test_two_at_once_leave_one_of_them_whole(policy: Policy) -> None:
     assert await policy.stored() in policies
     groups = (await policy.stored())["groups"]
     of_bob = tuple(sorted(name for name, members in groups.items() if "bob" in members))
-    assert (await policy.node.directory.get_user("bob")).groups == of_bob
+    assert (await policy.node.directory.users.get("bob")).groups == of_bob
 
 
 async def test_the_audit_log_tells_what_changed(policy: Policy) -> None:

@@ -8,7 +8,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from registry_proxy.access.credentials import LoginRefusedError
-from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.secrets import SecretKind
 from tests.support.admin_bench import Node, admin_node
 
@@ -20,14 +21,14 @@ OLD, NEW, THIEFS = "the old password", "the new password", "password of a thief"
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     """Open an admin node with the user ann, whose password is changed while the first login with it is judged."""
     async with admin_node(tmp_path) as node:
-        await node.directory.put_user("ann", UserInput(password=OLD))
+        await node.directory.users.put("ann", UserInput(password=OLD))
         passwords, changes = node.control._logins.passwords, [NEW]
         verify = passwords.verify
 
         async def late(*given: object) -> bool:
             is_right = await verify(*given)  # type: ignore[arg-type]  # as they were given
             if changes:
-                await node.directory.put_user("ann", UserInput(password=changes.pop()))
+                await node.directory.users.put("ann", UserInput(password=changes.pop()))
             return is_right
 
         monkeypatch.setattr(passwords, "verify", late)
@@ -45,7 +46,7 @@ async def test_a_refresh_token_ends_with_the_password_that_it_was_made_for(node:
     """Also where it is stored only after the change: it is of the generation of its login."""
     with pytest.raises(LoginRefusedError):
         await node.control.login("ann", OLD, HOME)
-    _, text = await node.directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput(), generation=0)
+    _, text = await node.directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput(), generation=0)
     with pytest.raises(LoginRefusedError):
         await node.control.refresh(text)
 
@@ -58,4 +59,4 @@ async def test_the_old_password_puts_no_other_in_the_place_of_the_new_one(node: 
         asked = {"current": OLD, "new": THIEFS}
         async with http.post("/admin/v1/me/password", json=asked, headers=headers) as answer:
             assert (answer.status, (await answer.json())["errors"][0]["pointer"]) == (400, "#/current")
-    assert await node.directory.has_password("ann", NEW)
+    assert await node.directory.users.has_password("ann", NEW)

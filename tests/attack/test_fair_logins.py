@@ -11,7 +11,8 @@ import pytest
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.logins import Login
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.store.open import open_store
@@ -76,7 +77,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             control = AccessControl(store, watch, TokenVerifier("registry-proxy"), outage_max_age_seconds=None)
         stack.push_async_callback(directory.aclose)
         stack.push_async_callback(control.aclose)
-        await directory.put_user("ann", UserInput(password=PASSWORD))
+        await directory.users.put("ann", UserInput(password=PASSWORD))
         counting, hashing, is_right = threading.Lock(), Hashing(), control._logins.passwords._is_right
 
         def held_up(password: str, stored_hash: str) -> bool:

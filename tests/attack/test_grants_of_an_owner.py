@@ -9,7 +9,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import UserInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
 from registry_proxy.ports.store import Change, Record, Table
 from tests.support.admin_bench import Node, admin_node
@@ -50,9 +50,9 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """Start an admin listener with the users admin, ann and bob."""
     async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
-        await node.directory.put_user("ann", UserInput(password="the password of ann"))
+        await node.directory.users.put("ann", UserInput(password="the password of ann"))
         for subject, pattern in (("user:ann", "team/**"), ("anonymous", "home/{subject}/**")):
-            await node.directory.add_grant(GrantInput(subject=subject, repository=pattern, actions=["manage"]))
+            await node.directory.grants.add(GrantInput(subject=subject, repository=pattern, actions=["manage"]))
         yield Bench(node, http)
 
 

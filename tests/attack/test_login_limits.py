@@ -10,7 +10,9 @@ import pytest
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.directory import Directory, SecretInput, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.store.open import open_store
@@ -36,7 +38,7 @@ async def open_worker(tmp_path: Path) -> AsyncIterator[Open]:
                 control = AccessControl(store, watch, TokenVerifier("registry-proxy"), outage_max_age_seconds=3600)
             stack.push_async_callback(directory.aclose)
             stack.push_async_callback(control.aclose)
-            await directory.put_user("ann", UserInput(password=PASSWORD))
+            await directory.users.put("ann", UserInput(password=PASSWORD))
             await control.policy()
             return control
 
@@ -128,9 +130,9 @@ async def test_dead_refresh_tokens_lock_nobody_out(open_worker: Open, tmp_path: 
     """Thirty refresh tokens that are no more, and secrets nobody has, refuse no right one from the same address."""
     control = await open_worker()
     directory = Directory(control._store)
-    _, token = await directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput())
-    await directory.put_robot("ci", None, [])
-    _, secret = await directory.add_secret("robot:ci", SecretKind.ROBOT, SecretInput())
+    _, token = await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
+    await directory.robots.put("ci", None, [])
+    _, secret = await directory.secrets.add("robot:ci", SecretKind.ROBOT, SecretInput())
     await directory.aclose()
 
     def other(text: str) -> str:

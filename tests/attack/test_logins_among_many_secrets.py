@@ -10,7 +10,9 @@ import pytest
 
 from registry_proxy.access import grants
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory, SecretInput, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import Grant, GrantInput
 from registry_proxy.access.grants import _compile as compile_grant
 from registry_proxy.access.secrets import Secret, SecretKind, secret_of
@@ -49,9 +51,9 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
                 stack.push_async_callback(control.aclose)
                 workers.append(control)
         for number in range(OTHERS):
-            await directory.put_user(f"user{number}", UserInput(password="password of a user"))
-            await directory.add_secret(f"user:user{number}", SecretKind.REFRESH, SecretInput())
-        await directory.put_user("ann", UserInput(password="password of ann"))
+            await directory.users.put(f"user{number}", UserInput(password="password of a user"))
+            await directory.secrets.add(f"user:user{number}", SecretKind.REFRESH, SecretInput())
+        await directory.users.put("ann", UserInput(password="password of ann"))
         for control in workers:
             await control.policy()
         listed: list[int] = []
@@ -69,7 +71,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def test_a_refresh_token_is_made_and_used_without_the_others(bench: Bench) -> None:
     """No login reads the refresh tokens of others, and none makes a worker load the policy anew."""
     policies: list[Any] = [await worker.policy() for worker in bench.workers]
-    secret, text = await bench.directory.add_secret("user:ann", SecretKind.REFRESH, SecretInput())
+    secret, text = await bench.directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
     for worker in bench.workers:
         login = await worker.refresh(text)
         assert (login.subject, login.secret_id) == ("user:ann", secret.id)
@@ -82,8 +84,8 @@ async def test_a_list_of_ones_own_secrets_makes_nothing_of_the_others(
 ) -> None:
     """Any user may ask for it: with fifty thousand secrets of others all requests of the worker stood still for it."""
     for number in range(10):
-        await bench.directory.add_secret(f"user:user{number}", SecretKind.PERSONAL, SecretInput())
-    own, _ = await bench.directory.add_secret("user:ann", SecretKind.PERSONAL, SecretInput())
+        await bench.directory.secrets.add(f"user:user{number}", SecretKind.PERSONAL, SecretInput())
+    own, _ = await bench.directory.secrets.add("user:ann", SecretKind.PERSONAL, SecretInput())
     made: list[str] = []
 
     def counted(record: Record) -> Secret:
@@ -91,13 +93,13 @@ async def test_a_list_of_ones_own_secrets_makes_nothing_of_the_others(
         return secret_of(record)
 
     monkeypatch.setattr("registry_proxy.access.directory.secret_of", counted)
-    assert [each.id for each in await bench.directory.list_secrets("user:ann")] == made == [own.id]
+    assert [each.id for each in await bench.directory.secrets.list("user:ann")] == made == [own.id]
 
 
 async def test_a_change_of_ones_own_tokens_compiles_no_grant(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new policy has the grants of the last one: a user who makes tokens on and on had all requests wait for it."""
     given = GrantInput(subject="user:ann", repository="team/app", actions=["pull"])
-    await bench.directory.add_grant(given)
+    await bench.directory.grants.add(given)
     policies = [await worker.policy() for worker in bench.workers]
     compiled: list[str] = []
 
@@ -106,7 +108,7 @@ async def test_a_change_of_ones_own_tokens_compiles_no_grant(bench: Bench, monke
         return compile_grant(grant)
 
     monkeypatch.setattr(grants, "_compile", counted)
-    secret, _ = await bench.directory.add_secret("user:ann", SecretKind.PERSONAL, SecretInput())
+    secret, _ = await bench.directory.secrets.add("user:ann", SecretKind.PERSONAL, SecretInput())
     for worker, before in zip(bench.workers, policies, strict=True):
         await worker.check_store()
         policy = await worker.policy()
@@ -114,6 +116,6 @@ async def test_a_change_of_ones_own_tokens_compiles_no_grant(bench: Bench, monke
         assert policy.find_secret(secret.id) is not None
         assert policy.decide("user:ann", "team/app", Action.PULL).allowed
     assert compiled == []
-    await bench.directory.add_grant(replace(given, repository="team/other"))
+    await bench.directory.grants.add(replace(given, repository="team/other"))
     assert (await bench.workers[0].policy()).decide("user:ann", "team/other", Action.PULL).allowed
     assert len(compiled) == 2

@@ -9,7 +9,8 @@ import pytest
 from aiohttp import encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 
-from registry_proxy.access.directory import SecretInput, UserInput
+from registry_proxy.access.directory.secrets import SecretInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from tests.support.admin_bench import ADMIN, Node, admin_node
@@ -21,14 +22,14 @@ HOME = "192.0.2.1"
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     """Open an admin node; eve owns the namespace team/**."""
     async with admin_node(tmp_path) as node:
-        await node.directory.put_user("eve", UserInput(password="password of eve"))
-        await node.directory.add_grant(GrantInput(subject="user:eve", repository="team/**", actions=["manage"]))
+        await node.directory.users.put("eve", UserInput(password="password of eve"))
+        await node.directory.grants.add(GrantInput(subject="user:eve", repository="team/**", actions=["manage"]))
         yield node
 
 
 async def refreshed(node: Node, subject: str) -> tuple[dict[str, str], str]:
     """Log in as docker does with what it keeps: the header with the token that it gets, and the refresh token."""
-    _, text = await node.directory.add_secret(subject, SecretKind.REFRESH, SecretInput())
+    _, text = await node.directory.secrets.add(subject, SecretKind.REFRESH, SecretInput())
     login = await node.control.refresh(text)
     generation = (await node.control.policy()).generation(login.subject)
     assert generation is not None

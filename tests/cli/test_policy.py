@@ -181,7 +181,7 @@ def test_no_secret_is_exported(run: Run, listener: tuple[str, Node]) -> None:
     """Neither hashes nor secrets nor who is an administrator: the file can be read by everybody."""
     run("robot", "add", "ci")
     run("robot", "secret", "add", "ci")
-    users = wait(listener[1], listener[1].directory.list_users)
+    users = wait(listener[1], listener[1].directory.users.list)
     text = run("access", "export").stdout
     assert "argon2" not in text
     assert not any(user.password_hash in text for user in users)

@@ -10,7 +10,7 @@ from aiohttp import ClientResponse, encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory import UserInput
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.protocol.endpoints import Operation, parse_request
@@ -164,11 +164,11 @@ async def admin(tmp_path: Path) -> AsyncIterator[AdminBench]:
     """Start an admin listener; each user has one right, everywhere."""
     async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
         for name in ("none", "pull", "create", "push", "delete"):
-            await node.directory.put_user(name, UserInput(password=f"the password of {name}"))
+            await node.directory.users.put(name, UserInput(password=f"the password of {name}"))
             if name != "none":
-                await node.directory.add_grant(GrantInput(subject=f"user:{name}", repository="**", actions=(name,)))
-        await node.directory.put_user("owner", UserInput(password="the password of owner"))
-        await node.directory.add_grant(GrantInput(subject="user:owner", repository="own/**", actions=("manage",)))
+                await node.directory.grants.add(GrantInput(subject=f"user:{name}", repository="**", actions=(name,)))
+        await node.directory.users.put("owner", UserInput(password="the password of owner"))
+        await node.directory.grants.add(GrantInput(subject="user:owner", repository="own/**", actions=("manage",)))
         yield AdminBench(node, http)
 
 
@@ -184,7 +184,7 @@ async def test_the_table_of_the_admin_listener_is_complete(admin: AdminBench) ->
 
 async def test_the_admin_listener(admin: AdminBench) -> None:
     """Who may gets through; all others hear the same of what is there and of what is not, and change nothing."""
-    before = [await admin.node.directory.list_users(), await admin.node.directory.list_grants()]
+    before = [await admin.node.directory.users.list(), await admin.node.directory.grants.list()]
     for caller in CALLERS:
         for route, allowed in ADMIN_ROUTES.items():
             method, path = route.split()
@@ -198,5 +198,5 @@ async def test_the_admin_listener(admin: AdminBench) -> None:
                 if caller in {"no token", "none"}:
                     assert await admin.told(method, filled(path, name=ABSENT), caller) == told, (caller, route)
         if caller != "admin":
-            now = [await admin.node.directory.list_users(), await admin.node.directory.list_grants()]
+            now = [await admin.node.directory.users.list(), await admin.node.directory.grants.list()]
             assert now == before, caller

@@ -16,7 +16,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory import Directory, UserInput
+from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
@@ -285,8 +286,8 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
         with quick_passwords():
             directory, control = Directory(store), AccessControl(store, changes, verifier, outage_max_age_seconds=None)
         async with control.publishing(signer):
-            await directory.put_user(ADMIN[0], UserInput(password=ADMIN[1], is_admin=True))
-            await directory.put_user(BOB[0], UserInput(password=BOB[1]))
+            await directory.users.put(ADMIN[0], UserInput(password=ADMIN[1], is_admin=True))
+            await directory.users.put(BOB[0], UserInput(password=BOB[1]))
             services = AdminServices(
                 directory=directory,
                 control=control,

@@ -14,7 +14,7 @@ import aiohttp
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.directory import Directory
+from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.grant import Grant, GrantMode
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.logins import Login
