@@ -1,7 +1,6 @@
 """Every Prometheus series of the service; labels come from closed sets, never from a client.
 
-``_SERIES`` says which event changes which series. An event whose fields are no labels of it as they are has a function
-of its own beside it.
+``_SERIES`` says which event changes which series. The fields of an event are labels, but for the amount, which is last.
 """
 
 import contextlib
@@ -37,8 +36,11 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _UPSTREAM_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60)
 
-_Writer = Callable[[Any], None]
-_LabelReader = Callable[[Any], tuple[object, ...]]
+_Change = Callable[..., None]
+"""Changes one series by an amount, or a counter by 1 without one."""
+
+_Changes = tuple[tuple[_Change, bool], ...]
+"""The changes of one event, and whether each has its amount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,13 @@ class _Series:
     """A series, and how it follows from the fields of an event.
 
     Args:
-        kind: a counter adds, a histogram observes, a gauge is set; ``state`` is a gauge
-            for each state, 1 for the one it is in.
+        kind: a counter adds, a histogram observes, a gauge is set; ``state`` is a gauge for each state, 1 for the one
+            it is in.
         noun: its name without ``registry_proxy_`` and ``_total``.
         text: its help.
         labels: names of fields that are its labels, in their order.
-        amount: the field that is added, observed or set; empty adds 1.
+        amount: the field that is added, observed or set, always the event's last one; empty adds 1.
         buckets: of a histogram.
-        read_labels: returns the values of the labels where they are not those of the fields.
     """
 
     kind: Literal["counter", "gauge", "histogram", "state"]
@@ -94,7 +95,6 @@ class _Series:
     labels: Sequence[_Labels] = ()
     amount: str = ""
     buckets: Sequence[float] = ()
-    read_labels: _LabelReader | None = None
 
     def open(self, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
         """Make the metric in a registry."""
@@ -107,61 +107,23 @@ class _Series:
         # All workers see the same replicas and the same disk: the newest statement is the truth, a sum is not.
         return Gauge(name, self.text, names, registry=registry, multiprocess_mode="mostrecent")
 
-    def write_to(self, metric: Counter | Gauge | Histogram, event_class: type[MetricEvent]) -> _Writer:
-        """Return the function that writes an event of the class to the metric."""
+    def bind(self, metric: Any, fields: Mapping[str, Any]) -> _Change:
+        """Return the function that changes the series of a metric whose labels are these fields of an event."""
+        names = [name for each in self.labels for name in each.names if name in fields]
         if self.kind == "state":
-            return partial(_write_state, metric)
-        names = [name for each in self.labels for name in each.names]
-        read_labels = self.read_labels or _read_fields(event_class, names)
-        read_amount = itemgetter(event_class._fields.index(self.amount)) if self.amount else _one
-        method = {"counter": "inc", "gauge": "set", "histogram": "observe"}[self.kind]
-        # labels() costs more than all the rest of counting: the bound series are kept, as many as the closed sets have.
-        bound: dict[tuple[object, ...], Callable[[float], None]] = {}
-
-        def write(event: MetricEvent) -> None:
-            values_of_labels = read_labels(event)
-            change = bound.get(values_of_labels)
-            if change is None:
-                series = metric.labels(*values_of_labels) if values_of_labels else metric
-                change = bound[values_of_labels] = getattr(series, method)
-            change(read_amount(event))
-
-        return write
+            return partial(_set_state, metric, *(fields[name] for name in names))
+        series = metric.labels(*(fields[name] for name in names)) if names else metric
+        change: _Change = getattr(series, {"counter": "inc", "gauge": "set", "histogram": "observe"}[self.kind])
+        return change
 
 
-def _read_fields(event_class: type[MetricEvent], names: Sequence[str]) -> _LabelReader:
-    """Return the function that gives the fields of these names as a tuple, also of one or none."""
-    places = [event_class._fields.index(name) for name in names]
-    if places == list(range(len(places))):
-        return itemgetter(slice(len(places)))
-    return itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
+def _set_state(gauge: Gauge, upstream: str, replica: str, state: ReplicaState) -> None:
+    for each in ReplicaState:
+        gauge.labels(upstream, replica, each).set(each is state)
 
 
-def _write_state(gauge: Any, event: events.ReplicaInState) -> None:
-    for state in ReplicaState:
-        gauge.labels(event.upstream, event.replica, state).set(event.state is state)
-
-
-def _one(_: MetricEvent) -> int:
-    return 1
-
-
-def _read_route(event: events.ClientRequest) -> tuple[str, str]:
-    return event.route, event.method if event.method in _METHODS else "other"
-
-
-def _read_answer(event: events.ClientRequest) -> tuple[str, str, int]:
-    return *_read_route(event), event.status
-
-
-def _counter(
-    noun: str,
-    text: str,
-    *labels: _Labels,
-    amount: str = "",
-    read_labels: _LabelReader | None = None,
-) -> _Series:
-    return _Series("counter", noun, text, labels, amount, read_labels=read_labels)
+def _counter(noun: str, text: str, *labels: _Labels, amount: str = "") -> _Series:
+    return _Series("counter", noun, text, labels, amount)
 
 
 def _gauge(noun: str, text: str, *labels: _Labels, amount: str) -> _Series:
@@ -170,7 +132,7 @@ def _gauge(noun: str, text: str, *labels: _Labels, amount: str) -> _Series:
 
 _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
     events.ClientRequest: (
-        _counter("responses", "Answers to clients.", _ROUTE, _STATUS, read_labels=_read_answer),
+        _counter("responses", "Answers to clients.", _ROUTE, _STATUS),
         _Series(
             "histogram",
             "request_duration_seconds",
@@ -178,7 +140,6 @@ _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
             [_ROUTE],
             "duration_seconds",
             _REQUEST_BUCKETS,
-            _read_route,
         ),
     ),
     events.AccessDecision: (
@@ -286,7 +247,7 @@ _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
         _counter("wrong_content", "Contents that a replica sent and that were not what was asked for.", _REPLICA),
     ),
     events.ReplicaInState: (
-        _Series("state", "replica_state", "1 for the state it is in.", [_REPLICA, _label("state")]),
+        _Series("state", "replica_state", "1 for the state it is in.", [_REPLICA, _label("state")], "state"),
     ),
     events.ReplicaPending: (_gauge("replica_pending", "Keys it is behind in.", _REPLICA, amount="key_count"),),
     events.ReplicaRefusals: (
@@ -344,6 +305,19 @@ def _allocate(directory: str, process: str) -> bool:
     return True
 
 
+def _label_reader(event_class: type[MetricEvent]) -> Callable[[Any], tuple[object, ...]]:
+    """Return the function that takes the labels from an event: all fields but the amount, which is the last."""
+    if event_class is events.ClientRequest:
+        return _read_answer
+    has_amount = any(series.amount for series in _SERIES[event_class])
+    return itemgetter(slice(len(event_class._fields) - has_amount))
+
+
+def _read_answer(event: events.ClientRequest) -> tuple[str, str, int]:
+    route, method, status, _ = event
+    return route, method if method in _METHODS else "other", status
+
+
 class PrometheusObserver:
     """Counts what happens; an ``Observer``.
 
@@ -372,25 +346,36 @@ class PrometheusObserver:
         else:
             values.ValueClass = values.MutexValue
         self._registry = CollectorRegistry()
-        self._writers: dict[type[MetricEvent], tuple[_Writer, ...]] = {
-            event_class: tuple(self._open(series, event_class, replicas) for series in changed)
+        self._metrics = {
+            event_class: [self._open(series, replicas) for series in changed]
             for event_class, changed in _SERIES.items()
+        }
+        # labels() costs more than all the rest of counting: the bound series are kept, as many as the closed sets have.
+        self._bound = {
+            event_class: (_label_reader(event_class), dict[tuple[object, ...], _Changes]()) for event_class in _SERIES
         }
 
     def observe(self, event: MetricEvent, /) -> None:
-        for write in self._writers[type(event)]:
-            write(event)
+        read_labels, bound = self._bound[type(event)]
+        labels = read_labels(event)
+        for change, has_amount in bound.get(labels) or self._bind(type(event), labels):
+            change(event[-1]) if has_amount else change()
 
-    def _open(
-        self, series: _Series, event_class: type[MetricEvent], replicas: Mapping[str, Sequence[str]] | None
-    ) -> _Writer:
+    def _bind(self, event_class: type[MetricEvent], labels: tuple[object, ...]) -> _Changes:
+        fields = dict(zip(event_class._fields, labels, strict=False))
+        changed = zip(_SERIES[event_class], self._metrics[event_class], strict=True)
+        changes = tuple((series.bind(metric, fields), bool(series.amount)) for series, metric in changed)
+        self._bound[event_class][1][labels] = changes
+        return changes
+
+    def _open(self, series: _Series, replicas: Mapping[str, Sequence[str]] | None) -> Counter | Gauge | Histogram:
         metric = series.open(self._registry)
         if replicas is not None and series.labels and series.kind in {"counter", "histogram"}:
             pairs = tuple((upstream, replica) for upstream, names in replicas.items() for replica in names)
             known = {_REPLICA: pairs, _UPSTREAM: tuple((upstream,) for upstream in replicas)}
             for values_of_each in itertools.product(*(known.get(each, each.starts) for each in series.labels)):
                 metric.labels(*itertools.chain.from_iterable(values_of_each))
-        return series.write_to(metric, event_class)
+        return metric
 
     def render(self) -> bytes:
         """Return the text of a scrape: this process, or all workers of the node summed."""
