@@ -34,6 +34,27 @@ def spawn(coroutine: Coroutine[Any, Any, _T], name: str) -> "asyncio.Task[_T]":
     return task
 
 
+class Wakeup:
+    """Wakes all tasks that wait for the next of some events."""
+
+    def __init__(self) -> None:
+        self._next: asyncio.Event | None = None
+
+    async def wait(self, timeout_seconds: float | None = None) -> None:
+        """Return at the next ``notify``, or when the time is over."""
+        if self._next is None:
+            self._next = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._next.wait()
+
+    def notify(self) -> None:
+        """Wake who waits now."""
+        if self._next is not None:
+            self._next.set()
+            self._next = None
+
+
 async def obeying_cancellation(awaitable: Awaitable[_T]) -> _T:
     """Await an awaitable of a library that may lose the cancellation of its task, and obey that all the same.
 

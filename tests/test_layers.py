@@ -48,9 +48,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 LIBRARIES: dict[str, frozenset[str]] = {
     part: frozenset(libraries.split())
     for part, libraries in {
-        "access": "aiohttp argon2 cryptography jwt",
-        "admin": "aiohttp prometheus_client pydantic pydantic_core",  # reads the scrape of all workers
-        "cache": "inotify_simple",
+        "access": "aiohttp argon2 cachetools cryptography jwt",
+        "admin": "aiohttp cachetools prometheus_client pydantic pydantic_core",  # reads the scrape of all workers
+        "cache": "cachetools inotify_simple",
         "cli": "httpx rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
         "edge": "aiohttp multidict",
@@ -58,7 +58,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "node": "uvloop",
         "store": "redis",
         "telemetry": "prometheus_client pythonjsonlogger",
-        "upstream": "aiohttp yarl",
+        "upstream": "aiohttp cachetools yarl",
     }.items()
 }
 BESIDE_THE_PACKAGE = {"acceptance", "attack", "chaos", "clients", "contract", "nginx", "path", "reports", "support"}

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from registry_proxy.tasks import end, obeying_cancellation, spawn
+from registry_proxy.tasks import Wakeup, end, obeying_cancellation, spawn
 
 
 async def test_a_task_that_loses_a_cancellation_ends_all_the_same() -> None:
@@ -63,3 +63,20 @@ async def test_a_cancellation_of_before_does_not_count() -> None:
     await asyncio.sleep(0)
     task.cancel()
     assert await task == "answer"
+
+
+async def test_a_wakeup_wakes_all_who_wait_and_nobody_later() -> None:
+    """Each task that waits goes on, also after one of them was cancelled; one that begins afterwards waits anew."""
+    wakeup = Wakeup()
+    waiting = [spawn(wakeup.wait(), f"waiter {number}") for number in range(3)]
+    await asyncio.sleep(0)
+    await end(waiting[0])
+    wakeup.notify()
+    await asyncio.gather(*waiting[1:])
+    later = spawn(wakeup.wait(), "later")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not later.done()
+    wakeup.notify()
+    await later
+    await wakeup.wait(0.001)  # nobody notifies: the time is over

@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from cachetools import FIFOCache, TTLCache
 
 from registry_proxy.access.turns import OPERATOR, Caller, FairTurns, QueueFullError
 from registry_proxy.ports.store import Failures
@@ -23,7 +23,6 @@ PASSWORD_MAX_LENGTH = 1024
 QUEUE_RETRY_SECONDS = 2
 """When whoever found no place in a queue may come again."""
 
-_K = TypeVar("_K")
 _T = TypeVar("_T")
 _HASHES_AT_ONCE = 2  # each takes 19 MiB and a core
 _HASHES_WAITING_MAX = 64
@@ -70,9 +69,8 @@ class Passwords:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
         self._executor = ThreadPoolExecutor(_HASHES_AT_ONCE, thread_name_prefix="password")
         self._turns = FairTurns(_HASHES_AT_ONCE, _HASHES_WAITING_MAX)
-        self._clock = clock
         self._key = secrets.token_bytes(32)
-        self._remembered: OrderedDict[bytes, float] = OrderedDict()
+        self._remembered: TTLCache[bytes, None] = TTLCache(_REMEMBERED_MAX, _REMEMBER_SECONDS, clock)
         self._dummy_hash: str | None = None
 
     async def hash(self, password: str, caller: Caller = OPERATOR) -> str:
@@ -102,11 +100,11 @@ class Passwords:
             await self._in_thread(lambda: self._is_right(password, str(self._dummy_hash)), caller)
             return False
         key = hmac.digest(self._key, f"{stored_hash}\0".encode() + _encode(password), hashlib.sha256)
-        if self._remembered.get(key, float("-inf")) > self._clock():
+        if key in self._remembered:
             return True
         right = await self._in_thread(lambda: self._is_right(password, stored_hash), caller)
         if right:
-            _remember(self._remembered, key, self._clock() + _REMEMBER_SECONDS)
+            self._remembered[key] = None
         return right
 
     def is_outdated(self, stored_hash: str) -> bool:
@@ -149,7 +147,7 @@ class LoginLimiter:
     def __init__(self, failures: Failures) -> None:
         self._failures = failures
         self._turns = WeakValueDictionary[str, asyncio.Lock]()
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._known: FIFOCache[str, None] = FIFOCache(_REMEMBERED_MAX)
 
     @asynccontextmanager
     async def attempt(self, user: str, owner: str) -> AsyncIterator[Caller]:
@@ -173,15 +171,7 @@ class LoginLimiter:
             except LoginRefusedError:
                 await self._failures.note(key, _FAILURES_FREE, _WINDOW_SECONDS)
                 raise
-            _remember(self._known, key, None)
-
-
-def _remember(known: OrderedDict[_K, _T], key: _K, value: _T) -> None:
-    """Keep a value as the newest, and forget the oldest where there are too many."""
-    known[key] = value
-    known.move_to_end(key)
-    if len(known) > _REMEMBERED_MAX:
-        known.popitem(last=False)
+            self._known[key] = None
 
 
 def _encode(password: str) -> bytes:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from cachetools import FIFOCache
 
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.grants import Policy
@@ -133,7 +134,7 @@ class AdminGuard:
         self._name_request = name_request
         self._audit = audit
         self._client_address = client_address
-        self._told_at: dict[tuple[str, str | None, str], float] = {}
+        self._told_at: FIFOCache[tuple[str, str | None, str], float] = FIFOCache(_LOGINS_MAX)
         self._self_prefix = f"{prefix}{SELF_PREFIX}/"
         self._open_paths = frozenset(open_paths)
 
@@ -283,8 +284,6 @@ class AdminGuard:
         who, now = (login.subject, login.secret_id, address), time.monotonic()
         if now - self._told_at.get(who, -_LOGIN_SECONDS) < _LOGIN_SECONDS:
             return False
-        if len(self._told_at) >= _LOGINS_MAX:
-            self._told_at.clear()
         self._told_at[who] = now
         return True
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Annotated
 
 from aiohttp import web
+from cachetools import FIFOCache
 from pydantic import Field
 
 from registry_proxy.admin.answers import answer
@@ -53,7 +53,7 @@ class WarmResource:
     def __init__(self, warmer: Warmer, route: Callable[[Repository], RoutedRepository]) -> None:
         self._warmer = warmer
         self._route = route
-        self._jobs: OrderedDict[str, WarmProgress] = OrderedDict()
+        self._jobs: FIFOCache[str, WarmProgress] = FIFOCache(_REMEMBERED)
         self._running: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -65,8 +65,6 @@ class WarmResource:
         job, progress = uuid.uuid4().hex, WarmProgress(f"{body.repository}:{body.reference}")
         if isinstance(reference, Digest):
             progress.image = f"{body.repository}@{body.reference}"
-        while len(self._jobs) >= _REMEMBERED:
-            self._jobs.popitem(last=False)
         self._jobs[job] = progress
         task = spawn(self._run(routed, reference, platforms, progress), f"warming of {progress.image}")
         self._running.add(task)

@@ -1,6 +1,5 @@
 """Progress of a content in the making, and the readers that follow it within this process."""
 
-import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, FillLostError, UpstreamUnavailableError
 from registry_proxy.ports.names import CacheResult
 from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.tasks import Wakeup
 
 HOLD_BACK_BYTES = 64 * 1024
 """The tail that no reader gets before the digest of the whole was right; smaller content is verified before it is
@@ -29,7 +29,7 @@ class FillProgress:
         self._users = 0
         self._written_bytes = 0
         self._error: Exception | None = None
-        self._changed: asyncio.Future[None] | None = None
+        self._changed = Wakeup()
 
     @property
     def available_bytes(self) -> int:
@@ -56,19 +56,19 @@ class FillProgress:
     def advance(self, written_bytes: int) -> None:
         """Say how much of the file is written."""
         self._written_bytes = written_bytes
-        self._wake()
+        self._changed.notify()
 
     def verify(self, size_bytes: int) -> None:
         """Say that the digest of the whole was right: everything may be read."""
         self.size_bytes = self._written_bytes = size_bytes
         self.verified = True
-        self._wake()
+        self._changed.notify()
 
     def fail(self, error: Exception) -> None:
         """Say that it will never be complete; what was verified stays good."""
         if not self.ended:
             self._error = error
-            self._wake()
+            self._changed.notify()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -89,7 +89,7 @@ class FillProgress:
         """
         with self.held():
             while not self._can_be_served():
-                await self._change()
+                await self._changed.wait()
             self.handed_out = True
             return FillReader(os.dup(self._fd), self)
 
@@ -100,7 +100,7 @@ class FillProgress:
                 is_lost = isinstance(self._error, FillLostError | CacheUnavailableError)
                 kind = FillLostError if is_lost else FillFailedError
                 raise kind(f"the fill ended without its content: {self._error}") from self._error
-            await self._change()
+            await self._changed.wait()
 
     def _can_be_served(self) -> bool:
         error = self._error
@@ -111,17 +111,6 @@ class FillProgress:
         if error is not None:
             raise FillFailedError(str(error)) from error
         return self.verified or (self.size_bytes is not None and self.size_bytes > HOLD_BACK_BYTES)
-
-    async def _change(self) -> None:
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        # One future wakes everybody: without the shield the first reader cancelled would cancel it for all.
-        await asyncio.shield(self._changed)
-
-    def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None
 
     def _close_file(self) -> None:
         if self._fd >= 0:

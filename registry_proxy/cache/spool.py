@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import time
-from collections import OrderedDict
+
+from cachetools import FIFOCache
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import read_node_id
@@ -47,7 +48,7 @@ class DiskSpool:
         self.node_id = read_node_id(cache.paths)
         self.room = cache.space.uploads
         self.hashing = asyncio.Semaphore(_HASHING_AT_ONCE)
-        self._running: OrderedDict[str, RunningHash] = OrderedDict()
+        self._running: FIFOCache[str, RunningHash] = FIFOCache(_MAX_RUNNING_HASHES)
 
     def create(self, session_id: str, uploader: Uploader) -> SpoolFile:
         name = self._name(session_id, uploader)
@@ -156,8 +157,6 @@ class DiskSpool:
     def keep_hash(self, session_id: str, running: RunningHash) -> None:
         """Keep the running hash for the next request of the session, should it come to this worker."""
         self._running[session_id] = running
-        if len(self._running) > _MAX_RUNNING_HASHES:
-            self._running.popitem(last=False)
 
     def forget_hash(self, session_id: str) -> None:
         self._running.pop(session_id, None)

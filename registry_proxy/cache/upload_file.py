@@ -4,7 +4,6 @@ Its bytes lie in a file. Once the disk, or the share of its subject, has no room
 the cache: what comes then is kept in memory until the senders have it, and the replicas alone have the whole.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import logging
@@ -20,6 +19,7 @@ from registry_proxy.files.hashing import hash_file
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.metrics import CacheFailure
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.tasks import Wakeup
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -102,8 +102,7 @@ class UploadFile:
         self._ended = False
         self._working = 0
         self._closing = False
-        self._changed: asyncio.Future[None] | None = None
-        self._read_on: asyncio.Future[None] | None = None
+        self._changed, self._read_on = Wakeup(), Wakeup()
 
     @property
     def size_bytes(self) -> int:
@@ -129,21 +128,19 @@ class UploadFile:
             else:
                 return
             finally:
-                self._wake()
+                self._changed.notify()
         await self._pass_on(chunk)
 
     async def wait_beyond(self, offset: int) -> bool:
         while self._size_bytes <= offset:
             if self._finished:
                 return False
-            if self._changed is None:
-                self._changed = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._changed)
+            await self._changed.wait()
         return True
 
     def finish_request(self) -> None:
         self._finished = True
-        self._wake()
+        self._changed.notify()
 
     async def digest(self, algorithm: str) -> Digest | None:
         if algorithm == RUNNING_ALGORITHM and self._hasher is not None:
@@ -242,9 +239,7 @@ class UploadFile:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
             self._unlink()
-        if self._read_on is not None:
-            self._read_on.set_result(None)
-            self._read_on = None
+        self._read_on.notify()
 
     # ------------------------------------------------------------ without the cache
 
@@ -263,7 +258,7 @@ class UploadFile:
                 await self._in_thread(self._hasher.update, chunk)
         self._window.append((self._size_bytes, chunk))
         self._size_bytes += len(chunk)
-        self._wake()
+        self._changed.notify()
         self._resume_writer()
         while self._window and self._size_bytes - self._window[0][0] > _WINDOW_BYTES and not self._closing:
             await self._wait_for_readers()
@@ -272,10 +267,8 @@ class UploadFile:
         """Return when a reader has moved; one that holds up another for too long gets no more."""
         slowest = min(self._readers, key=lambda reader: reader.offset)
         is_alone = all(reader.offset < self._size_bytes for reader in self._readers)
-        if self._read_on is None:
-            self._read_on = asyncio.get_running_loop().create_future()
         began = time.monotonic()
-        await asyncio.wait([self._read_on], timeout=None if is_alone else _LAG_SECONDS)
+        await self._read_on.wait(None if is_alone else _LAG_SECONDS)
         if not is_alone:
             self._lag_seconds += time.monotonic() - began
             if self._lag_seconds > _LAG_SECONDS:
@@ -350,8 +343,3 @@ class UploadFile:
         self._tools.space.commit(path, digest, self._size_bytes)
         # What came in over max_size goes out again now; what is pinned may exceed it for a while.
         self._tools.space.make_room(0, over_max_size=True)
-
-    def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None

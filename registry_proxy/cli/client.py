@@ -1,6 +1,5 @@
 """The admin API as the commands call it: one HTTP client, every failure a CommandError that says what to do next."""
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import typer
 from registry_proxy.cli.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
 from registry_proxy.cli.errors import CommandError, NotAdminError
 from registry_proxy.cli.output import print_error, print_note
+from registry_proxy.protocol.addresses import is_loopback
 
 if TYPE_CHECKING:
     import httpx
@@ -34,14 +34,6 @@ class Answer:
 
     document: Any
     etag: str | None
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read_document(response: "httpx.Response", url: str) -> Any:
@@ -110,7 +102,7 @@ class AdminClient:
             auth=httpx.BasicAuth(credentials.username, credentials.password),
             timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
             # Another machine's HTTP proxy cannot reach our loopback, and must not see the password.
-            trust_env=not _is_loopback(url),
+            trust_env=not is_loopback(urlsplit(url).hostname or ""),
             verify=not url.startswith("http:"),  # to read all authorities takes longer than most commands
         )
 

@@ -23,6 +23,7 @@ from registry_proxy.config.model import (
 )
 from registry_proxy.config.source import Fault, KeyPath, Source, describe
 from registry_proxy.config.types import Address, ListenAddress
+from registry_proxy.protocol.addresses import is_loopback
 
 _T = TypeVar("_T")
 _MINIMAL: Mapping[str, Any] = {
@@ -138,7 +139,7 @@ def _check_replica(
             yield source.fault((*path, "url"), f"expected another registry, found our own {key} address ({address})")
     if (replica.username is None) != (replica.password_file is None):
         yield source.fault(path, "expected username and password_file together, found only one of them")
-    is_readable = replica.url.startswith("http:") and not _is_loopback(replica.host)
+    is_readable = replica.url.startswith("http:") and not is_loopback(replica.host)
     if replica.username is not None and is_readable and not replica.insecure_credentials:
         yield source.fault(
             (*path, "url"),
@@ -226,13 +227,6 @@ def _check_ldap(source: Source) -> Iterator[Fault]:
 
 def _is_any(address: Address) -> bool:
     return ipaddress.ip_address(address.host).is_unspecified
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reaches(host: str, address: Address) -> bool:

@@ -1,5 +1,6 @@
 """The caller's address, and the one we were called by; the word of a proxy in front counts only when it is trusted."""
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,6 +10,7 @@ from multidict import CIMultiDictProxy
 
 from registry_proxy.protocol.addresses import Network, parse_address, plain_address
 
+_REMEMBERED = 10_000
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -33,16 +35,8 @@ class Origins:
     def __init__(self, public_url: str | None, trusted_proxies: Sequence[Network]) -> None:
         self._public_url = None if public_url is None else public_url.rstrip("/")
         self._trusted = tuple(trusted_proxies)
-        self._known: dict[str, bool] = {}
-
-    def is_trusted(self, address: str) -> bool:
-        """Tell whether an address is that of a trusted proxy."""
-        known = self._known.get(address)
-        if known is None:
-            if len(self._known) > 10_000:
-                self._known.clear()
-            known = self._known[address] = self._is_in_networks(address)
-        return known
+        self.is_trusted = functools.lru_cache(_REMEMBERED)(self._is_in_networks)
+        """Tells whether an address is that of a trusted proxy."""
 
     def _is_in_networks(self, address: str) -> bool:
         parsed = parse_address(address)

@@ -21,6 +21,12 @@ def parse_address(text: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether a host of a URL is this machine, by its address or as ``localhost``."""
+    address = parse_address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
 def parse_network(text: str) -> Network:
     """Return the network; one of IPv4-mapped addresses as IPv4. Raises ValueError for any other text."""
     network = ipaddress.ip_network(text)

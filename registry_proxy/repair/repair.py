@@ -33,7 +33,7 @@ from registry_proxy.replication.manifests import manifest_record_key, tag_lease,
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.tag_records import holds_deleted, tag_record_key, taken_back
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import Wakeup, spawn
 
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
@@ -89,7 +89,7 @@ class Repairer:
         self._pins = pins
         self._observer = observer
         self._status = {client.name: RepairStatus() for client in replica_set.replicas}
-        self._woken = asyncio.Event()
+        self._woken = Wakeup()
         self._kept = KeptCopies(
             replica_set=replica_set, journal=journal, pins=pins, observer=observer, lease=self._lease
         )
@@ -115,8 +115,7 @@ class Repairer:
 
     def _wake(self) -> None:
         """Look at once, instead of after the pause that follows a failure."""
-        self._woken.set()
-        self._woken = asyncio.Event()
+        self._woken.notify()
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -135,9 +134,7 @@ class Repairer:
     async def _tend(self, client: ReplicaClient) -> None:
         pause = 0.0
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._woken.wait()
+            await self._woken.wait(pause)
             began = time.monotonic()
             try:
                 is_well = await self.repair(client)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from cachetools import FIFOCache
+
 from registry_proxy.ports.errors import UpstreamLimitError
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.upstream.recent import Recent
 
+_REMEMBERED = 1000
 DOUBT_SECONDS = 60.0
 """How long a replica that cut a content is asked last for it, and one that lied is asked last for anything."""
 
@@ -28,19 +30,19 @@ class Doubts:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._cuts: Recent[tuple[str, str], float] = Recent()
-        self._lies: Recent[tuple[str, str], float] = Recent()
-        self._limits: Recent[tuple[str, RoutedRepository], tuple[float, UpstreamLimitError]] = Recent()
+        self._cuts: FIFOCache[tuple[str, str], float] = FIFOCache(_REMEMBERED)
+        self._lies: FIFOCache[tuple[str, str], float] = FIFOCache(_REMEMBERED)
+        self._limits: FIFOCache[tuple[str, RoutedRepository], tuple[float, UpstreamLimitError]] = FIFOCache(_REMEMBERED)
         self._asked_last: dict[str, float] = {}
 
     def cut(self, replica: str, key: str) -> None:
         """Note that it failed with it or broke off, or that what it sent was a part of what turned out wrong."""
-        self._cuts.set((replica, key), self._clock() + DOUBT_SECONDS)
+        self._cuts[replica, key] = self._clock() + DOUBT_SECONDS
 
     def lied(self, replica: str, key: str) -> None:
         """Note that what it sent, all of it, is not what was asked for."""
         now = self._clock()
-        self._lies.set((replica, key), now + LIE_SECONDS)
+        self._lies[replica, key] = now + LIE_SECONDS
         self._ask_last(replica, now + DOUBT_SECONDS)
 
     def slow(self, replica: str) -> None:
@@ -68,7 +70,7 @@ class Doubts:
         It is asked last for others, which may have limits of their own.
         """
         now = self._clock()
-        self._limits.set((replica, routed), (now, error))
+        self._limits[replica, routed] = now, error
         self._ask_last(replica, now + min(error.retry_after_seconds, WAIT_MAX_SECONDS))
 
     def limit(self, replica: str, routed: RoutedRepository) -> UpstreamLimitError | None:

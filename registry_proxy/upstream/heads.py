@@ -2,12 +2,14 @@
 
 from collections.abc import Awaitable, Callable
 
+from cachetools import FIFOCache
+
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Repository
 from registry_proxy.upstream.failure import ReplicaFailedError
-from registry_proxy.upstream.recent import Recent
 
+_REMEMBERED = 1000
 USELESS_SECONDS = 600.0
 """Time for which a repository is asked by GET alone, once its HEAD was refused and the GET that followed was not."""
 
@@ -30,8 +32,8 @@ class Heads:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._useless_until: Recent[Repository, float] = Recent()
-        self._believed_until: Recent[Repository, float] = Recent()
+        self._useless_until: FIFOCache[Repository, float] = FIFOCache(_REMEMBERED)
+        self._believed_until: FIFOCache[Repository, float] = FIFOCache(_REMEMBERED)
         self._disbelieved_until = float("-inf")
 
     async def describe(
@@ -76,14 +78,14 @@ class Heads:
 
     def took_push(self, repository: Repository) -> None:
         """Note that it took content from us."""
-        self._believed_until.set(repository, self._clock() + BELIEVED_SECONDS)
+        self._believed_until[repository] = self._clock() + BELIEVED_SECONDS
 
     def contradicted(self, repository: Repository, *, was_absent: bool) -> None:
         """Note that a GET gave what the HEAD before it had refused, or, with ``was_absent``, had answered 404 to."""
         if was_absent:
             self._disbelieved_until = self._clock() + DISBELIEVED_SECONDS
         else:
-            self._useless_until.set(repository, self._clock() + USELESS_SECONDS)
+            self._useless_until[repository] = self._clock() + USELESS_SECONDS
 
 
 def _is_final(error: Exception) -> bool:

@@ -5,7 +5,6 @@ A refusal belongs to the scopes it was met with: it never changes what is sent f
 
 import asyncio
 import base64
-import ipaddress
 import json
 import ssl
 import time
@@ -14,17 +13,19 @@ from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 import aiohttp
+from cachetools import FIFOCache
 from yarl import URL
 
+from registry_proxy.protocol.addresses import is_loopback
 from registry_proxy.protocol.challenge import Challenge
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError, limit_error, outcome_of, translated
-from registry_proxy.upstream.recent import Recent
 from registry_proxy.upstream.sessions import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, Sessions, Timeouts
 
 REFUSED_SECONDS = 5.0
 """Time for which a refusal of the token endpoint is remembered, and a token that was just replaced is kept."""
 
 NO_SCOPE = ("",)
+_REMEMBERED = 1000
 _TOKEN_ANSWER_MAX_BYTES = 256 * 1024
 _TOKEN_MAX_LENGTH = 16 * 1024  # more than any server takes in a header; a thousand are remembered for each replica
 _DEFAULT_LIFETIME_SECONDS = 60.0  # token-spec: when expires_in is absent
@@ -60,14 +61,6 @@ class _Refusal:
     until: float
 
 
-def is_loopback(host: str | None) -> bool:
-    """Tell whether a host of a URL is this machine."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
-
-
 class Login:
     """The ``Authorization`` for one replica. Tokens are kept by scope until they expire."""
 
@@ -79,10 +72,10 @@ class Login:
         self._timeouts = timeouts
         self._tls = tls
         self._url = URL(address.url)
-        self._ways: Recent[tuple[str, ...], _Way] = Recent()
+        self._ways: FIFOCache[tuple[str, ...], _Way] = FIFOCache(_REMEMBERED)
         self._usual_way: _Way | None = None
-        self._tokens: Recent[_TokenRequest, _Token] = Recent()
-        self._refusals: Recent[_TokenRequest, _Refusal] = Recent()
+        self._tokens: FIFOCache[_TokenRequest, _Token] = FIFOCache(_REMEMBERED)
+        self._refusals: FIFOCache[_TokenRequest, _Refusal] = FIFOCache(_REMEMBERED)
         self._locks: WeakValueDictionary[_TokenRequest, asyncio.Lock] = WeakValueDictionary()
 
     async def authorization(self, scopes: tuple[str, ...]) -> str | None:
@@ -126,7 +119,7 @@ class Login:
             except AccessRefusedError as error:
                 refusal = refusal or error
                 continue
-            self._ways.set(scopes, way)
+            self._ways[scopes] = way
             self._usual_way = way
             return header
         raise refusal or self._not_met(challenges)
@@ -167,7 +160,7 @@ class Login:
         realm = self._check_url(challenge.parameters.get("realm", ""), "the realm of its challenge")
         scope = challenge.parameters.get("scope")
         way = _Way(_TokenRequest(realm, challenge.parameters.get("service"), (scope, *scopes[1:]) if scope else scopes))
-        self._ways.set(scopes, way)
+        self._ways[scopes] = way
         return way
 
     async def _header(self, way: _Way, rejected: str | None) -> str:
@@ -195,9 +188,9 @@ class Login:
             try:
                 token = await self._fetch(request)
             except AccessRefusedError as error:
-                self._refusals.set(request, _Refusal(error.reason, error.answered, now + REFUSED_SECONDS))
+                self._refusals[request] = _Refusal(error.reason, error.answered, now + REFUSED_SECONDS)
                 raise
-            self._tokens.set(request, replace(token, replaced_at=now) if is_rejected else token)
+            self._tokens[request] = replace(token, replaced_at=now) if is_rejected else token
             return token.header
 
     def _check_not_refused(self, request: _TokenRequest) -> None:
@@ -285,7 +278,7 @@ class Login:
         address = self._address
         if address.username is None:
             raise self._refused("it demands credentials and none are configured")
-        if url.scheme != "https" and not is_loopback(url.host) and not address.allow_plain_credentials:
+        if url.scheme != "https" and not is_loopback(url.host or "") and not address.allow_plain_credentials:
             raise self._refused("credentials are not sent over plain HTTP beyond loopback")
         pair = f"{address.username}:{address.password or ''}".encode()
         return "Basic " + base64.b64encode(pair).decode()

@@ -22,7 +22,7 @@ from registry_proxy.ports.metrics import (
 )
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState, ReplicaStatus, StorageKind
 from registry_proxy.protocol.errors import RegistryError
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import Wakeup, spawn
 from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
@@ -133,7 +133,7 @@ class UpstreamReplicas:
         """Number of keys that no replica has any more, at the last ``refresh`` or a second ago."""
 
         self._changes = 0
-        self._changed = asyncio.Event()
+        self._changed = Wakeup()
 
     # ------------------------------------------------------------ life
 
@@ -337,8 +337,7 @@ class UpstreamReplicas:
         self._log_state(member)
         self._observer.observe(ReplicaInState(self.upstream, member.client.name, member.state))
         self._changes += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.notify()
 
     async def _keep_looking(self) -> None:
         while True:

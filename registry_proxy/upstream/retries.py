@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cachetools import FIFOCache
+
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.upstream.recent import Recent
 
+_REMEMBERED = 1000
 PAUSES_SECONDS = (0.0, 0.5, 1.0, 2.0)
 """Least time until a key is asked for again, after its first, second ... failure in a row."""
 
@@ -43,18 +45,18 @@ class Retries:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._failures: Recent[tuple[RoutedRepository, str], _Failure] = Recent()
-        self._budgets: Recent[RoutedRepository, _Budget] = Recent()
+        self._failures: FIFOCache[tuple[RoutedRepository, str], _Failure] = FIFOCache(_REMEMBERED)
+        self._budgets: FIFOCache[RoutedRepository, _Budget] = FIFOCache(_REMEMBERED)
 
     def failed(self, routed: RoutedRepository, key: str, error: UpstreamUnavailableError, changes: int) -> None:
         """Note that replicas failed with a key; ``changes`` is how often one had changed its state before."""
         known = self._known(routed, key)
         times = 1 if known is None else known.times + 1
-        self._failures.set((routed, key), _Failure(error, changes, self._clock(), times))
+        self._failures[routed, key] = _Failure(error, changes, self._clock(), times)
 
     def answered(self, routed: RoutedRepository, key: str) -> None:
         """Note that a replica answered for a key."""
-        self._failures.forget((routed, key))
+        self._failures.pop((routed, key), None)
 
     def standing(self, routed: RoutedRepository, key: str, changes: int) -> UpstreamUnavailableError | None:
         """Return the failure that answers in place of the replicas now; None to ask them."""
@@ -72,7 +74,7 @@ class Retries:
         budget = self._budgets.get(routed) or _Budget(RETRIES_BURST, now)
         left = min(RETRIES_BURST, budget.left + (now - budget.at) * RETRIES_PER_SECOND)
         is_enough = left >= 1
-        self._budgets.set(routed, _Budget(left - is_enough, now))
+        self._budgets[routed] = _Budget(left - is_enough, now)
         return is_enough
 
     def _known(self, routed: RoutedRepository, key: str) -> _Failure | None:

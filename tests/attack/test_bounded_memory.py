@@ -15,12 +15,15 @@ PACKAGE = Path(__file__).parents[2] / "registry_proxy"
 AT_THE_START = {"app", "cli", "config", "node", "offline", "load", "__main__"}
 """Parts that know the configuration, their own processes or an operator's command, and no request."""
 
-COLLECTIONS = {"dict", "OrderedDict", "set", "deque", "Recent", "Counter", "WeakValueDictionary", "defaultdict"}
+COLLECTIONS = {"dict", "OrderedDict", "set", "deque", "Counter", "WeakValueDictionary", "defaultdict"}
+
+CACHES = {"FIFOCache", "LRUCache", "TTLCache"}
+"""Of cachetools: bounded by their first argument."""
 
 CONFIGURED = "one for each configured replica, upstream or issuer"
 RUNNING = "one for each request, connection, task or fetch that is running"
 STORED = "a copy of what lies in the store; what callers may store has its own bounds"
-RECENT = "1,000 entries (Recent); names of 255 characters and digests, or what the row says"
+RECENT = "1,000 entries; names of 255 characters and digests, or what the row says"
 
 BOUNDS = {
     "access.control.AccessControl._tables": STORED,
@@ -58,7 +61,6 @@ BOUNDS = {
     "cache.watch.FileWatcher._watches": RUNNING,
     "cache.writer.PartWriter._pending": "1 MiB and a chunk",
     "edge.fast_path.HotPulls._heads": "4 MiB",
-    "edge.origin.Origins._known": "10,000 addresses in their usual notation",
     "edge.server._Server._open": RUNNING,
     "http.connections.Connections._owners": RUNNING,
     "http.connections.Connections._sites": RUNNING,
@@ -99,7 +101,6 @@ BOUNDS = {
     "upstream.login.Login._refusals": RECENT,
     "upstream.login.Login._tokens": "1,000 tokens of 16 KiB",
     "upstream.login.Login._ways": RECENT,
-    "upstream.recent.Recent._entries": RECENT,
     "upstream.replicas.UpstreamReplicas._members": CONFIGURED,
     "upstream.replicas.UpstreamReplicas._tasks": CONFIGURED,
     "upstream.retries.Retries._budgets": RECENT,
@@ -117,10 +118,10 @@ def is_empty_collection(value: ast.expr) -> bool:
         return not value.keys
     if isinstance(value, ast.List):
         return not value.elts
-    if not isinstance(value, ast.Call) or value.args:
+    if not isinstance(value, ast.Call):
         return False
     made = value.func.value if isinstance(value.func, ast.Subscript) else value.func
-    return isinstance(made, ast.Name) and made.id in COLLECTIONS
+    return isinstance(made, ast.Name) and (made.id in CACHES or (made.id in COLLECTIONS and not value.args))
 
 
 def collections_of(module: str, source: str) -> set[str]:

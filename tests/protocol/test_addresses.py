@@ -2,7 +2,14 @@
 
 import pytest
 
-from registry_proxy.protocol.addresses import address_owner, parse_address, parse_network, plain_address, site_of
+from registry_proxy.protocol.addresses import (
+    address_owner,
+    is_loopback,
+    parse_address,
+    parse_network,
+    plain_address,
+    site_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +52,18 @@ def test_a_text_that_is_no_address_is_none() -> None:
 def test_a_network_of_mapped_addresses_is_of_ipv4(text: str, network: str) -> None:
     """As the addresses in it are; no other network is changed."""
     assert str(parse_network(text)) == network
+
+
+@pytest.mark.parametrize("host", ["127.9.9.9", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_a_loopback_host_is_this_machine(host: str) -> None:
+    """All of 127/8 and ::1 are, in any notation, and the name of this machine."""
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "", "localhost.example.com", "::"])
+def test_any_other_host_is_not(host: str) -> None:
+    """Other addresses and names are not, whatever they resolve to."""
+    assert not is_loopback(host)
 
 
 def test_a_network_with_host_bits_is_none() -> None:

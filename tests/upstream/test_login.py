@@ -11,7 +11,7 @@ from registry_proxy.protocol.challenge import parse_challenges
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository, digest_of
 from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
-from registry_proxy.upstream.login import Login, is_loopback
+from registry_proxy.upstream.login import Login
 from registry_proxy.upstream.sessions import ReplicaAddress, Sessions
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import PATIENT, REPOSITORY, open_client
@@ -199,9 +199,3 @@ async def test_a_token_endpoint_that_gives_no_token_is_a_failure(body: bytes) ->
         registry.inject(Fault("/token", status=503))
         with pytest.raises(UpstreamUnavailableError):
             await client.stat_blob(REPOSITORY, digest_of(b"x"))
-
-
-@pytest.mark.parametrize(("host", "expected"), [("127.9.9.9", True), ("::1", True), ("10.0.0.1", False), (None, False)])
-def test_what_is_this_machine(host: str | None, expected: bool) -> None:  # noqa: FBT001 - table
-    """All of 127/8 and ::1 are, nothing else."""
-    assert is_loopback(host) is expected
