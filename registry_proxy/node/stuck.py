@@ -1,6 +1,7 @@
-"""Lets go of the clients of a worker whose loop hangs in a call to the disk of the cache."""
+"""Lets go of the clients of a worker whose loop hangs in a call to the disk of the cache, and ends it."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -15,7 +16,9 @@ class StuckLoop:
     """Watches this process from a thread. ``beat`` is called by the loop, once a second at least.
 
     While the disk is silent and the loop with it, nobody answers the connections of this process, and it cannot even be
-    killed. They are cut, so that clients ask again, on connections that another worker takes.
+    killed. They are cut, so that clients ask again, on connections that another worker takes. The process is killed as
+    well: the kernel may do that only when the disk answers again, but before anything goes on that clients have had
+    done anew meanwhile. A push would come a second time, over newer ones.
 
     Args:
         mark: the path of a file, in memory, that is there while the disk is silent; None where there is none.
@@ -42,7 +45,7 @@ class StuckLoop:
             self._has_beaten = False
             if silent_looks >= _SILENT_LOOKS and os.path.exists(mark):
                 _cut_connections()
-                silent_looks = 0
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _cut_connections() -> None:

@@ -236,7 +236,8 @@ class ManifestReplication:
     ) -> None:
         """PUT at one replica; where it lacks what the manifest refers to, send that from the cache and PUT once more.
 
-        What we cannot send is added to ``lost``.
+        So it is where the replica lacks nothing any more: a repair may have brought it since the first PUT. What we
+        cannot send is added to ``lost``.
         """
         try:
             await client.put_manifest(routed.repository, tag_or_digest, manifest)
@@ -247,8 +248,8 @@ class ManifestReplication:
             healed = [await self._heal_blob(client, routed, blob, absent) for blob in links.blobs]
             healed += [await self._heal_manifest(client, routed, child, absent) for child in links.manifests]
             lost |= absent
-            if not any(healed):
-                if absent and error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
+            if absent and not any(healed):
+                if error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
                     raise content_unknown(absent) from error
                 raise
             if not self._replica_sets[routed.upstream].is_writable(client.name):

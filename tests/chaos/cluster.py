@@ -1,25 +1,33 @@
-"""Two registries, two nodes, a Redis and an nginx, as real processes, and what can be done to them."""
+"""Two registries, two nodes, a Redis and an nginx, as real processes, and what can be done to them.
+
+The caches of the nodes can lie on disks that freeze: served by a program, which is stopped. That needs root and FUSE;
+elsewhere no disk freezes, and the report of a run says so.
+"""
 
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
+import pytest
 import redis
 from typer.testing import CliRunner
 
 from registry_proxy.cli.main import app
-from tests.chaos.plan import Fault, Harm
+from tests.chaos.objects import break_off, garble, recent_object
+from tests.chaos.plan import HARMS_OF_ALL, Fault, Harm
 from tests.conftest import require_program
 from tests.nginx.shipped import nginx_server
 from tests.support.copied import Copies
-from tests.support.product import ADMIN_PASSWORD, Proxy, proxy_server
+from tests.support.disks import StallingDisk, mounted_by_program
+from tests.support.product import ADMIN_PASSWORD, Proxy, merge, proxy_server
 from tests.support.servers import Server, docker_registry, nginx_in_turns, redis_server, running
 
 
@@ -32,6 +40,10 @@ class Front(StrEnum):
     SHIPPED = "as shipped"
     """nginx/two-nodes.conf, but for TLS, and nodes of two workers."""
 
+
+_HARMS_TO_DATA = frozenset({Harm.OLDER, Harm.WIPE, Harm.SWAP})
+_HARMS_TO_OBJECTS: Mapping[Harm, Callable[[Path], Callable[[], None]]] = {Harm.GARBLE: garble, Harm.BREAK: break_off}
+_HEALING_SECONDS_MAX = 300.0
 
 USER = "ann"
 PASSWORD = "password of a user"
@@ -48,11 +60,25 @@ class Cluster:
     harmed: set[str] = field(default_factory=set)
     copies: dict[str, Path] = field(default_factory=dict)
     """By replica: its storage as it was before the last fault to its data."""
+    front: Front = Front.TURNS
+    disks: Mapping[str, StallingDisk] = field(default_factory=dict)
+    """By node: what its cache lies on, where that can freeze."""
+    ends: dict[str, ExitStack] = field(default_factory=dict)
+    """By target: what ends its fault, where that is more than to start it again."""
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of what can fail."""
         return (*self.replicas, *self.nodes, "redis")
+
+    @property
+    def further_harms(self) -> frozenset[Harm]:
+        """What can be done here beyond what can be done to every server."""
+        possible = frozenset(Harm).difference(HARMS_OF_ALL)
+        if not self.disks:
+            possible -= {Harm.FREEZE}
+        # An nginx that waits for a node for as long as it takes would show nothing.
+        return possible if self.front is Front.SHIPPED else possible - {Harm.HANG}
 
     def _server(self, target: str) -> Server:
         return self.replicas.get(target) or self.nodes.get(target) or self.redis
@@ -60,12 +86,18 @@ class Cluster:
     def do_harm(self, fault: Fault) -> None:
         """Let a fault happen."""
         server = self._server(fault.target)
-        if fault.harm in {Harm.OLDER, Harm.WIPE, Harm.SWAP}:
+        if fault.harm in _HARMS_TO_DATA:
             self._harm_data(fault)
+        elif fault.harm in _HARMS_TO_OBJECTS:
+            self._harm_object(fault)
+        elif fault.harm is Harm.FREEZE:
+            self._ending(fault).enter_context(self.disks[fault.target].stalled())
         elif fault.harm is Harm.EMPTY:
             with redis.Redis(port=self.redis.port) as client:
                 client.flushall()
-        elif fault.harm is Harm.STOP:
+            # A copy from before may hold what was deleted, and nobody knows that any more (docs/availability.md).
+            self.copies.clear()
+        elif fault.harm in {Harm.STOP, Harm.HANG}:
             for process in _processes(server):
                 process.send_signal(signal.SIGSTOP)
         elif fault.harm is Harm.RESTART:
@@ -83,11 +115,14 @@ class Cluster:
         if fault.harm is Harm.EMPTY:
             self._make_user_again()
             return
+        if fault.harm is Harm.FREEZE or fault.harm in _HARMS_TO_OBJECTS:
+            self.ends.pop(fault.target).close()
+            return
         if fault.harm is Harm.SWAP:
             for other in self.replicas.values():
                 if other is not server:
                     other.launch()
-        if fault.harm is not Harm.STOP:
+        if fault.harm not in {Harm.STOP, Harm.HANG}:
             server.launch()
             return
         for process in _processes(server):
@@ -111,6 +146,15 @@ class Cluster:
         if fault.harm is Harm.OLDER and copy is not None:
             shutil.copytree(copy, data)
         self.copies[fault.target] = kept
+
+    def _harm_object(self, fault: Fault) -> None:
+        """Make one of the objects wrong that a registry has stored last."""
+        ending = self._ending(fault)
+        if (path := recent_object(_data_of(self.replicas[fault.target]), fault.pick)) is not None:
+            ending.callback(_HARMS_TO_OBJECTS[fault.harm](path))
+
+    def _ending(self, fault: Fault) -> ExitStack:
+        return self.ends.setdefault(fault.target, ExitStack())
 
     def _make_user_again(self) -> None:
         """Do what an operator does whose store is empty: make an administrator past the API, and the users."""
@@ -147,6 +191,8 @@ class Cluster:
                 up = sum(node.metric("registry_proxy_replica_state", state=state) for state in states)
                 if up != len(self.replicas):
                     found.append(f"{name}: {up:g} replicas are up")
+                if node.metric("registry_proxy_cache_disk_stalled"):
+                    found.append(f"{name}: the disk of its cache is not used")
                 if mind_pending and "the store came back" in answer.text:
                     found.append(f"{name}: the replicas were not compared since the store was emptied")
                 if mind_pending and (pending := node.metric("registry_proxy_replica_pending")):
@@ -156,14 +202,28 @@ class Cluster:
         return found
 
     def wait_until_healed(self, timeout_seconds: float = 60, *, mind_pending: bool = True) -> list[str]:
-        """Return [] when all is well, or what is not after the time-out."""
-        deadline = time.monotonic() + timeout_seconds
+        """Return [] when all is well, or what is not once nothing was repaired for the time-out.
+
+        A busy machine may need minutes to bring a replica all that it lost; it ends after five in any case.
+        """
+        began, repaired = time.monotonic(), 0.0
+        deadline = began + timeout_seconds
         while ailments := self.ailments(mind_pending=mind_pending):
             self.tend()
-            if time.monotonic() > deadline:
+            if (now_repaired := self._repaired()) != repaired:
+                repaired, deadline = now_repaired, time.monotonic() + timeout_seconds
+            if time.monotonic() > min(deadline, began + _HEALING_SECONDS_MAX):
                 return ailments
             time.sleep(0.2)
         return []
+
+    def _repaired(self) -> float:
+        """Return how many keys the nodes that can be asked have repaired."""
+        count = 0.0
+        for node in self.nodes.values():
+            with suppress(httpx.HTTPError, OSError):
+                count += node.metric("registry_proxy_repairs_total")
+        return count
 
     def logs(self) -> str:
         """Return what the nodes said that was not an answer to a request: errors and warnings, with tracebacks."""
@@ -185,8 +245,11 @@ def _processes(server: Server) -> list[psutil.Process]:
 
 
 @contextmanager
-def cluster(root: Path, front: Front, copies: Copies) -> Iterator[Cluster]:
-    """Start all of it, the nodes by ``copies``, with a user who may pull, push and delete in team."""
+def cluster(root: Path, front: Front, copies: Copies, *, may_freeze: bool = False) -> Iterator[Cluster]:
+    """Start all of it, the nodes by ``copies``, with a user who may pull, push and delete in team.
+
+    With ``may_freeze`` the caches are on disks that can, where this machine allows that.
+    """
     for program in ("docker-registry", "redis-server", "nginx"):
         require_program(program)
     with ExitStack() as stack:
@@ -200,7 +263,13 @@ def cluster(root: Path, front: Front, copies: Copies) -> Iterator[Cluster]:
             "cache": {"max_size": "64MiB"},
             "upstreams": {"main": {"replicas": [{"name": name, "url": one.url} for name, one in replicas.items()]}},
         }
-        nodes = {name: proxy_server(root / name, [], extra, copies=copies) for name in ("node-1", "node-2")}
+        names = ("node-1", "node-2")
+        found = {name: _mounted(stack, root / f"disk-{name}") for name in names if may_freeze}
+        disks = {name: disk for name, disk in found.items() if disk is not None}
+        nodes = {
+            name: proxy_server(root / name, [], merge(extra, _cache_on(disks.get(name))), copies=copies)
+            for name in names
+        }
         for node in nodes.values():
             stack.enter_context(running(node))
         nodes["node-1"].add_user(USER, PASSWORD, pull_push_delete=["team/**"])
@@ -211,4 +280,21 @@ def cluster(root: Path, front: Front, copies: Copies) -> Iterator[Cluster]:
             # A manifest is kept by nginx until it has all of it, and so can be sent again.
             nginx = nginx_in_turns(root / "nginx", ports, "location ~ /manifests/ { proxy_pass http://nodes; }")
         stack.enter_context(running(nginx))
-        yield Cluster(replicas, nodes, store, nginx.url)
+        servers = Cluster(replicas, nodes, store, nginx.url, front=front, disks=disks)
+        try:
+            yield servers
+        finally:
+            for ending in servers.ends.values():
+                ending.close()
+
+
+def _mounted(stack: ExitStack, root: Path) -> StallingDisk | None:
+    try:
+        return stack.enter_context(mounted_by_program(root))
+    except pytest.skip.Exception as reason:  # the other faults go on without it
+        print(f"no disk freezes in this run: {reason}")
+        return None
+
+
+def _cache_on(disk: StallingDisk | None) -> Mapping[str, Any]:
+    return {} if disk is None else {"cache": {"path": str(disk.path / "cache"), "min_free": "0"}}

@@ -1,7 +1,7 @@
 """What is done and what is broken, as a function of a seed alone: the same seed is the same plan."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,22 +43,44 @@ class Harm(StrEnum):
     OLDER = "restart from an older copy of"
     WIPE = "restart without the data of"
     SWAP = "exchange with its other replica"
+    GARBLE = "wrong bytes of an object at"
+    BREAK = "an error for an object at"
     EMPTY = "emptying of"
+    FREEZE = "a frozen cache disk of"
+    HANG = "a long SIGSTOP of"
 
 
 HARMS_OF_ALL = (Harm.KILL, Harm.STOP, Harm.RESTART)
-HARMS_TO_DATA = {"replica": (Harm.OLDER, Harm.WIPE, Harm.SWAP), "redis": (Harm.EMPTY,)}
-"""By the kind of a target; only where all others are well, for the data may be nowhere else."""
+HARMS_OF_SOME = {
+    "replica": (Harm.OLDER, Harm.WIPE, Harm.SWAP, Harm.GARBLE, Harm.BREAK),
+    "node": (Harm.FREEZE, Harm.HANG),
+    "redis": (Harm.EMPTY,),
+}
+"""By the kind of a target; only where all others are well, for its data or its answers may be had nowhere else."""
+
+_SECONDS = {
+    Harm.KILL: (0.3, 4.0),
+    Harm.SWAP: (0.3, 0.3),
+    Harm.GARBLE: (3.0, 10.0),
+    Harm.BREAK: (3.0, 10.0),
+    Harm.FREEZE: (8.0, 20.0),
+    Harm.HANG: (8.0, 40.0),
+}
+"""Shortest and longest; a node leaves a frozen disk after 6 s, and nginx a node that hangs after 7 s or 25 s."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls which server: for how long, and how long after the last was healed."""
+    """What befalls which server: for how long, and how long after the last was healed.
+
+    ``pick`` chooses one of several things at the target; from 0 to 1.
+    """
 
     harm: Harm
     target: str
     after_seconds: float
     for_seconds: float
+    pick: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.harm} {self.target} for {self.for_seconds:.1f} s"
@@ -94,13 +116,12 @@ def steps(seed: int, client: int, pace_seconds: float) -> Iterator[Step]:
         yield Step(verb, pause, repository, tag, image)
 
 
-def faults(seed: int, targets: tuple[str, ...], *, harms_data: bool = False) -> Iterator[Fault]:
-    """Give the faults, without end; with ``harms_data`` some are to the data of their target."""
+def faults(seed: int, targets: tuple[str, ...], further: Collection[Harm] = ()) -> Iterator[Fault]:
+    """Give the faults, without end; those of ``further`` befall the targets that they are for."""
     chance = random.Random(f"{seed} faults")
     while True:
-        harm, target = chance.choice(HARMS_OF_ALL), chance.choice(targets)
-        to_data = HARMS_TO_DATA.get(target.partition("-")[0], ())
-        if harms_data and to_data and chance.random() < 0.5:
-            harm = chance.choice(to_data)
-        longest = {Harm.KILL: 4.0, Harm.SWAP: 0.3}.get(harm, 6.0)
-        yield Fault(harm, target, chance.uniform(0.3, 2.0), chance.uniform(0.3, longest))
+        target = chance.choice(targets)
+        own = [each for each in HARMS_OF_SOME[target.partition("-")[0]] if each in further]
+        harm = chance.choice([*HARMS_OF_ALL, *own])
+        shortest, longest = _SECONDS.get(harm, (0.3, 6.0))
+        yield Fault(harm, target, chance.uniform(0.3, 2.0), chance.uniform(shortest, longest), chance.random())

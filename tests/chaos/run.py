@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ import httpx
 from tests.chaos.cluster import PASSWORD, USER, Cluster
 from tests.chaos.docker import BrokenError, Docker, RefusedError
 from tests.chaos.history import History, Kind, Operation, Outcome, Window
-from tests.chaos.plan import REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
+from tests.chaos.plan import HARMS_OF_ALL, REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
 from tests.support.product import OCI_MANIFEST, digest_of
 from tests.support.servers import Server
 
@@ -64,7 +64,7 @@ class Run:
         pace_seconds: between two steps of a client, on average.
         heals: each fault waits until the last one has healed.
         lull: how much longer than planned it is from one fault to the next that does not wait.
-        harms_data: faults that heal are also older copies, wiped and exchanged replicas, and an emptied Redis.
+        further: faults that heal are also these: of data, of single objects, of disks, and nodes that hang for long.
         repairs: replicas get what they missed by themselves; without, only one of them fails.
     """
 
@@ -75,7 +75,7 @@ class Run:
     pace_seconds: float = 0.2
     heals: bool = True
     lull: float = 1.0
-    harms_data: bool = False
+    further: Collection[Harm] = ()
     repairs: bool = True
     history: History = field(default_factory=lambda: History(forgetting_seconds=FORGETTING_SECONDS))
     failures: list[str] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Run:
             else:
                 self._overlapping()
         ailments = self.cluster.wait_until_healed(mind_pending=self.repairs)
-        self.failures += [f"60 s after the end: {one}" for one in ailments]
+        self.failures += [f"after the end, with nothing repaired for 60 s: {one}" for one in ailments]
 
     # ------------------------------------------------------------ faults
 
@@ -104,7 +104,7 @@ class Run:
         return self.cluster.targets if self.repairs else self.cluster.targets[1:]
 
     def _one_by_one(self) -> None:
-        for fault in faults(self.seed, self._targets, harms_data=self.harms_data):
+        for fault in faults(self.seed, self._targets, self.further):
             if self.now() + fault.after_seconds + fault.for_seconds > self.seconds:
                 break
             time.sleep(fault.after_seconds)
@@ -120,7 +120,7 @@ class Run:
             ailments = self.cluster.wait_until_healed(mind_pending=self.repairs)
             self._note(fault, began)
             if ailments:
-                self.failures.append(f"not healed 60 s after {fault}: {'; '.join(ailments)}")
+                self.failures.append(f"not healed after {fault}, with nothing repaired for 60 s: {'; '.join(ailments)}")
                 break
         time.sleep(max(0.0, self.seconds - self.now()))
 
@@ -330,6 +330,7 @@ class Run:
         parts = [
             f"seed {self.seed}, {self.seconds:g} s, {self.clients} clients, {len(self.history.windows)} faults, "
             + ("each after the last has healed" if self.heals else "one over the other"),
+            f"kinds: {', '.join(sorted({*HARMS_OF_ALL, *self.further}))}",
             self.history.summary(),
             f"pushes: {pushes}, failed {len(failed)}, of these while Redis and the quorum were there {unexcused}",
             *(f"  {one}" for one in failed),

@@ -26,14 +26,18 @@ LENGTHS = [
 ]
 
 
-def judge(root: Path, front: Front, copies: Copies, *, seconds: float, heals: bool, harms_data: bool = False) -> Run:
-    """Run the plan, then look at everything once more; return the run, which printed what it saw."""
+def judge(root: Path, front: Front, copies: Copies, *, seconds: float, heals: bool, is_long: bool = False) -> Run:
+    """Run the plan, then look at everything once more; return the run, which printed what it saw.
+
+    A long one that heals has all kinds of faults.
+    """
     seconds = float(os.environ.get("CHAOS_SECONDS") or seconds)
-    with cluster(root, front, copies) as servers:
+    with cluster(root, front, copies, may_freeze=is_long) as servers:
         seed = int(os.environ.get("CHAOS_SEED") or random.randrange(1 << 32))
         # A node of two workers takes twice as long to start: else there would hardly ever be one.
         lull = 3.0 if front is Front.SHIPPED else 1.0
-        run = Run(servers, seed, seconds, heals=heals, lull=lull, harms_data=harms_data)
+        further = servers.further_harms if is_long else ()
+        run = Run(servers, seed, seconds, heals=heals, lull=lull, further=further)
         run.execute()
         run.pull_everything()
         if run.repairs:
@@ -53,12 +57,12 @@ def test_faults_that_heal_one_by_one_are_not_noticed(
 
     Docker sends manifests once: a push that is just then at a node that is killed fails, as it does with any registry.
     """
-    harms_data = seconds > _SHORT_SECONDS
-    run = judge(tmp_path, front, copies, seconds=seconds, heals=True, harms_data=harms_data)
+    is_long = seconds > _SHORT_SECONDS
+    run = judge(tmp_path, front, copies, seconds=seconds, heals=True, is_long=is_long)
     assert run.history.violations() == []
     assert run.failures == []
     # A replica whose data is harmed is compared with the other before it is well again.
-    assert len(run.history.windows) >= run.seconds / (60 if harms_data else 20)
+    assert len(run.history.windows) >= run.seconds / (60 if is_long else 20)
     pushes, unexcused = run.pushes_and_unexcused()
     # One in a hundred; in a short run what one fault hits: the push of each client, at a node that is stopped.
     assert unexcused <= max(run.clients, pushes // 100)

@@ -1,6 +1,7 @@
 """Manifests and tags at several replicas: intents, healing, what is taken back and what is rolled forward."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -209,6 +210,26 @@ async def test_a_collected_blob_is_sent_again_from_the_cache(setting: Bench) -> 
     setting.b.blobs.clear()
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
     assert len(setting.a.blobs) == len(setting.b.blobs) == 2
+
+
+async def test_what_a_repair_brings_after_a_refusal_makes_that_no_final_one(
+    setting: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that lacked a blob, and has it a moment later, gets the manifest: nothing says that it cannot."""
+    app = await upload(setting, image(b"1"))
+    blobs, put_manifest = setting.b.blobs, setting.b.put_manifest
+    setting.b.blobs = {}
+
+    async def put_before_the_repair(*arguments: Any) -> None:
+        try:
+            await put_manifest(*arguments)
+        finally:
+            setting.b.blobs = blobs
+
+    monkeypatch.setattr(setting.b, "put_manifest", put_before_the_repair)
+    await setting.under_test.put(LATEST, app.manifest, app.media_type)
+    assert setting.b.tags == {(REPOSITORY, LATEST): app.digest}
+    assert await setting.under_test.intents() == {}
 
 
 async def test_what_cannot_be_sent_again_is_forgotten(setting: Bench) -> None:
