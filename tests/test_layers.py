@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "upstream": "ports protocol tasks",
         "store": "files ports tasks",
         "audit": "files ports protocol tasks",
-        "telemetry": "ports protocol tasks",
+        "telemetry": "files ports protocol tasks",
         "operations": "files ports protocol tasks",
         "replication": "operations ports protocol tasks",
         "repair": "operations ports protocol replication tasks",

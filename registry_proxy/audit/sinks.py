@@ -10,9 +10,10 @@ from logging.handlers import SysLogHandler
 from urllib.parse import urlsplit
 
 from registry_proxy.audit.trail import Taken
+from registry_proxy.files.atomic import write_all
+from registry_proxy.files.writer_thread import whole_lines
 
 _DECISIONS_FILE_BYTES = 8 * 1024 * 1024
-_ATOMIC_WRITE_BYTES = 4096
 
 
 def _as_json(taken: Taken, node: str, process: str) -> str:
@@ -29,20 +30,11 @@ class StreamSink:
 
     def write(self, batch: Sequence[Taken]) -> None:
         """Write a batch, some whole lines at a time."""
-        lines = b""
-        for taken in batch:
-            line = _as_json(taken, self._node, self._process).encode() + b"\n"
-            if len(lines) + len(line) > _ATOMIC_WRITE_BYTES:
-                self._write_all(lines)
-                lines = b""
-            lines += line
-        self._write_all(lines)
+        lines = (_as_json(taken, self._node, self._process).encode() + b"\n" for taken in batch)
+        for piece in whole_lines(lines):
+            write_all(self._fd, piece)
 
-    def _write_all(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._fd, data) :]
-
-    def rest(self) -> None:
+    def flush(self) -> None:
         """Do nothing: what is written is written."""
 
     def close(self) -> None:
@@ -88,7 +80,7 @@ class SyslogSink:
             self.close()
             raise
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         """Do nothing: what is sent is sent."""
 
     def close(self) -> None:
@@ -145,14 +137,14 @@ class DecisionSink:
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             data = "".join(f"{line}\n" for line in lines).encode()
-            os.write(fd, data)
+            write_all(fd, data)
             size_bytes = os.fstat(fd).st_size
         finally:
             os.close(fd)
         if size_bytes > _DECISIONS_FILE_BYTES:
             os.replace(self._path, f"{self._path}.1")
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         """Do nothing: nobody relies on them being on the disk."""
 
     def close(self) -> None:

@@ -10,24 +10,22 @@ import json
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from registry_proxy.audit.folding import Folding
+from registry_proxy.files.writer_thread import WriterThread
 from registry_proxy.ports.events import AskedRight, AuditEvent, AuditKind
 from registry_proxy.ports.metrics import AuditLoss, Observer, SinkName
 from registry_proxy.tasks import request_id
 
 QUEUE_MAX = 20_000
-_GATHER_SECONDS = 0.1
 _SYNC_SECONDS = 4.0
 _RETRY_SECONDS = 1.0
-_END_SECONDS = 2.0
 _WRITTEN_SECONDS = 1.0  # a disk that hangs holds no administrator up for longer
 _ASKED_MAX = 20_000
 _TEXT_MAX_LENGTH = 255  # that of a repository's name
@@ -117,7 +115,7 @@ class Sink(Protocol):
     def write(self, batch: Sequence[Taken]) -> None:
         """Take all or none. Raises OSError; then it is called again, later."""
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         """Do what can wait: some seconds have passed, or it is the end. Raises OSError."""
 
     def close(self) -> None:
@@ -137,30 +135,24 @@ class SinkThread:
         self._name = name
         self._sink = sink
         self._observer = observer
-        self._pending: deque[Taken] = deque()
         self._lost = self._lost_told = 0  # each is written by one thread only
         self._put_count = self._written_count = 0
-        self._has_work = threading.Event()
-        self._hurry = threading.Event()
         self._has_written = threading.Condition()
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"audit {name}", daemon=True)
+        self._synced_at = time.monotonic()
+        self._thread: WriterThread[Taken] = WriterThread(f"audit {name}", self._work, QUEUE_MAX, _SYNC_SECONDS)
 
     def put(self, taken: Taken) -> None:
         """Queue an event; never waits."""
-        if len(self._pending) >= QUEUE_MAX:
+        if self._thread.put(taken):
+            self._put_count += 1
+        else:
             self._lost += 1
             self._observer.observe(AuditLoss(self._name, 1))
-            return
-        self._pending.append(taken)
-        self._put_count += 1
-        if not self._has_work.is_set():
-            self._has_work.set()
 
     async def written(self, timeout_seconds: float) -> None:
         """Wait until the sink has all that was put so far, or for as long."""
         count = self._put_count
-        self._hurry.set()
+        self._thread.hurry()
 
         def wait() -> None:
             with self._has_written:
@@ -171,46 +163,32 @@ class SinkThread:
     def waiting_seconds(self) -> float:
         """Return how long the oldest event has waited."""
         try:
-            return time.time() - self._pending[0].at
+            return time.time() - self._thread.pending[0].at
         except IndexError:
             return 0.0
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Write for the length of a with block; what is pending when it is left is written if the sink takes it."""
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._ending.set()
-            self._hurry.set()
-            self._has_work.set()
-            self._thread.join(timeout=_END_SECONDS)
+        return self._thread.running()
 
-    def _run(self) -> None:
-        rested = time.monotonic()
-        while True:
-            self._has_work.wait(_SYNC_SECONDS)
-            self._hurry.wait(_GATHER_SECONDS)
-            is_last = self._ending.is_set()
-            self._hurry.clear()
-            self._has_work.clear()
-            try:
-                self._write()
-                if is_last or time.monotonic() - rested >= _SYNC_SECONDS:
-                    self._sink.rest()
-                    rested = time.monotonic()
-            except OSError as error:
-                _log.error("audit: %s takes nothing, %d events wait: %s", self._name, len(self._pending), error)
-                self._ending.wait(_RETRY_SECONDS)
-                self._has_work.set()
-            if is_last:
-                self._sink.close()
-                return
+    def _work(self) -> float:
+        pause_seconds = 0.0
+        try:
+            self._write()
+            if self._thread.is_last or time.monotonic() - self._synced_at >= _SYNC_SECONDS:
+                self._sink.flush()
+                self._synced_at = time.monotonic()
+        except OSError as error:
+            _log.error("audit: %s takes nothing, %d events wait: %s", self._name, len(self._thread.pending), error)
+            pause_seconds = _RETRY_SECONDS
+        if self._thread.is_last:
+            self._sink.close()
+        return pause_seconds
 
     def _write(self) -> None:
-        while self._pending:
-            batch = [self._pending[i] for i in range(min(len(self._pending), 500))]
+        pending = self._thread.pending
+        while pending:
+            batch = [pending[i] for i in range(min(len(pending), 500))]
             lost = self._lost - self._lost_told
             if lost:
                 event = AuditEvent("audit.dropped", "failed", detail={"count": lost, "sink": self._name})
@@ -219,7 +197,7 @@ class SinkThread:
             self._lost_told += lost
             written_count = len(batch) - bool(lost)
             for _ in range(written_count):
-                self._pending.popleft()
+                pending.popleft()
             with self._has_written:
                 self._written_count += written_count
                 self._has_written.notify_all()

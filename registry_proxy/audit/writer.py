@@ -24,7 +24,7 @@ from registry_proxy.audit.chain import (
     seal,
 )
 from registry_proxy.audit.trail import Taken, format_moment
-from registry_proxy.files.atomic import sync_directory
+from registry_proxy.files.atomic import sync_directory, write_all
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ChainWriter:
             head = Head(seq, digest)
         self._append(fd, b"".join(lines), head)
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         """Bring what was written to the disk; it can be signed then. Raises OSError."""
         if self._fd is not None and not self._is_synced:
             os.fsync(self._fd)
@@ -90,15 +90,13 @@ class ChainWriter:
             self._fd = None
 
     def _append(self, fd: int, data: bytes, head: Head) -> None:
-        written = 0
         try:
-            while written < len(data):
-                written += os.write(fd, data[written:])
+            write_all(fd, data)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, self._size_bytes)
             raise
-        self._size_bytes += written
+        self._size_bytes += len(data)
         self._head = head
         self._is_synced = False
 
@@ -121,14 +119,14 @@ class ChainWriter:
         return self._begin_file(self._head.seq + 1, at)
 
     def _rotate(self, at: float) -> int:
-        self.rest()
+        self.flush()
         self.close()
         chains = list_chains(self._directory)
         kept = self._kept(chains.get(self._process, []))
         dead = {process: files for process, files in chains.items() if self._is_dead(process, files)}
         begins = kept[0].first if kept else self._head.seq + 1
         fd = self._begin_file(begins, at, _removed(begins, kept, at, dead))
-        self.rest()
+        self.flush()
         # Only now: the new file's first line, safe on the disk, says that they may be gone.
         gone = [file for file in chains.get(self._process, []) if file not in kept]
         for file in [*gone, *(file for files in dead.values() for file in files)]:

@@ -26,7 +26,7 @@ def written(directory: Path, count: int, retention: Retention = HUGE) -> Head:
     writer = ChainWriter(str(directory), "node", "0", retention)
     for taken in events(count):
         writer.write([taken])
-    writer.rest()
+    writer.flush()
     assert writer.synced is not None
     return writer.synced
 

@@ -17,6 +17,7 @@ from registry_proxy.audit.chain import list_chains, verify_chain
 from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink, read_decisions
 from registry_proxy.audit.trail import AuditTrail, SinkThread, Taken
 from registry_proxy.audit.writer import ChainWriter, Retention
+from registry_proxy.files import writer_thread
 from registry_proxy.ports.events import AuditEvent
 from registry_proxy.ports.metrics import AuditLoss, MetricEvent
 from registry_proxy.protocol.scope import Action
@@ -38,7 +39,7 @@ class Stuck:
         self.may_go.wait()
         self.taken += batch
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         pass
 
     def close(self) -> None:
@@ -63,7 +64,7 @@ def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyP
 
 async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for an event finds it written, however long others are gathered; a stuck sink is not waited for."""
-    monkeypatch.setattr(audit, "_GATHER_SECONDS", 3600)
+    monkeypatch.setattr(writer_thread, "_GATHER_SECONDS", 3600)
     writer = ChainWriter(str(tmp_path), "node", "1", Retention(2**20, 3600, 2**30, 3600))
     thread, decisions = SinkThread("file", writer, _NoLoss()), SinkThread("decisions", Stuck(), _NoLoss())
     trail = AuditTrail(acts=thread, traffic=thread, decisions=decisions, records_pulls=False)
