@@ -18,12 +18,15 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
 
 The path of a pull::
 
-    edge/registry -> protocol/endpoints -> edge/authenticate -> access/{required,grants} -> operations/pull
-        -> cache/{disk,fill} -> upstream/{routing,selection,failover,client} -> edge/send
+    edge/public -> edge/registry -> protocol/endpoints -> edge/authenticate -> access/{required,grants} -> edge/reads
+        -> operations/{pull,pull_blobs} -> cache/{disk,fill} -> upstream/{routing,selection,failover,client}
+        -> edge/send
 
-(a hit by digest that is small and plain goes edge/server -> edge/fast_path, by the same steps), that of a push::
+(a plain request that nobody has to be asked for is read and written by edge/fast_path in place of edge/{public,send}),
+that of a push::
 
-    edge/registry -> operations/push -> cache/spool -> replication/{sessions,fanout,journal} -> upstream/client
+    edge/registry -> edge/writes -> operations/push -> cache/spool -> replication/{sessions,fanout,journal}
+        -> upstream/client
 
 and that of a grant::
 

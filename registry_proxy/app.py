@@ -127,7 +127,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         )
         app, pull = _public_app(settings, node, observer, audit.trail, access_log)
         connections = _connections(settings, observer)
-        public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.hot.answer)
+        public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)
         admin = None
         if context.admin_socket is not None:
             services = _admin_services(settings, node, pull, observer, audit, context, connections)

@@ -136,10 +136,11 @@ class DiskCache:
         return self._read_compared(digest, fd, size_bytes)
 
     async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
+        reader = self.open_committed(digest)
+        return await self.fill(digest, source) if reader is None else (reader, CacheResult.HIT)
+
+    async def fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
         while True:
-            reader = self.open_committed(digest)
-            if reader is not None:
-                return reader, CacheResult.HIT
             fill = self._fills.get(digest)
             joined = fill is not None
             if fill is None:

@@ -1,10 +1,9 @@
 """The caller, and their right: only Bearer tokens, denied unless token and grants both allow it."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from registry_proxy.access.control import AccessControl
+from registry_proxy.access.control import AccessControl, PerhapsTooNewError
 from registry_proxy.access.grants import Decision, Policy
 from registry_proxy.access.required import required_access
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
@@ -14,27 +13,39 @@ from registry_proxy.ports.events import AskedRight, AuditEvent, AuditLog
 from registry_proxy.ports.metrics import AccessDecision, Observer
 from registry_proxy.ports.names import RoutedRepository, Router
 from registry_proxy.protocol.challenge import format_challenge
-from registry_proxy.protocol.endpoints import Operation, RegistryRequest
+from registry_proxy.protocol.endpoints import (
+    BlobRequest,
+    CommitUploadRequest,
+    ListRequest,
+    ManifestRequest,
+    Operation,
+    RegistryRequest,
+    StartUploadRequest,
+)
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.protocol.scope import Access, Action, format_scope
 
 
-@dataclass(frozen=True, slots=True)
-class Authorized:
+class Authorized(NamedTuple):
     """A request that may be done.
 
     ``routed`` is None where the request names no repository. ``may_move_tags`` is False where only new tags may be
-    made. ``asked`` is what was decided, ``rule`` by which grant or for which reason; both are for the audit log.
+    made. ``question`` is what ``decision`` answers; both are for the counters and the audit log.
     """
 
     subject: str
     policy: Policy
     token: VerifiedToken
-    routed: RoutedRepository | None
+    routed: RoutedRepository | None = None
     may_move_tags: bool = True
-    asked: AskedRight | None = None
-    rule: str = ""
+    question: AskedRight | None = None
+    decision: Decision | None = None
+
+    @property
+    def rule(self) -> str:
+        """The grant that allows it, or the reason."""
+        return "" if self.decision is None else self.decision.grant or self.decision.reason
 
 
 class Authenticator:
@@ -67,82 +78,88 @@ class Authenticator:
         self._origins = origins
         self._service = service
 
-    async def authenticate(self, exchange: Exchange, wanted: RegistryRequest | None) -> tuple[VerifiedToken, Policy]:
-        """Return the caller's token and the policy that holds now.
-
-        Args:
-            exchange: the request.
-            wanted: what it asks for, for the challenge; None when that is not known.
+    async def authenticate(self, exchange: Exchange) -> None:
+        """Return if the caller has a token that is good; what it asks for is not known.
 
         Raises:
             RegistryError: UNAUTHORIZED with the challenge.
             StoreUnavailableError: the policy cannot be known.
         """
-        headers = exchange.request.headers.getall("Authorization", [])
-        if not headers:
-            raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, "log in first: this registry needs a token")
-        token = _bearer_token(headers)
-        if token is None:
-            message = "only one Bearer token, of the token endpoint, is taken here"
-            raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, message)
+        self._bearer(exchange, None)
+        policy = await self._control.policy()
         try:
-            verified, policy = await self._control.authenticate(token, time.time())
-        except InvalidTokenError as error:
-            self._audit.record(AuditEvent("token", "refused", address=exchange.address, rule=str(error)))
-            message = f"the token is not accepted: {error}"
-            raise self._challenge(exchange, wanted, ErrorCode.UNAUTHORIZED, message, error="invalid_token") from error
-        exchange.subject = verified.subject
-        return verified, policy
+            self._verify(exchange, None, policy, is_renewed=False)
+        except PerhapsTooNewError:
+            self._verify(exchange, None, await self._control.renewed_policy(), is_renewed=True)
 
-    async def authorize(self, exchange: Exchange, wanted: RegistryRequest) -> Authorized:
-        """Return what the request may do, decided by subject and names alone, before anything is looked up.
+    async def authorize(self, exchange: Exchange, request: RegistryRequest) -> Authorized:
+        """Return what the request may do, by the current policy; a permission is counted.
+
+        Raises:
+            RegistryError: as ``decide``.
+            StoreUnavailableError: the policy cannot be known.
+        """
+        self._bearer(exchange, request)  # an anonymous request needs no policy to be refused
+        policy = await self._control.policy()
+        try:
+            authorized = self.decide(exchange, request, policy)
+        except PerhapsTooNewError:
+            authorized = self.decide(exchange, request, await self._control.renewed_policy(), is_renewed=True)
+        self.count(exchange, request, authorized)
+        return authorized
+
+    def policy_now(self) -> Policy | None:
+        """Return the current policy; None where it has to be waited for."""
+        return self._control.policy_now()
+
+    def decide(
+        self, exchange: Exchange, request: RegistryRequest, policy: Policy, *, is_renewed: bool = False
+    ) -> Authorized:
+        """Return what the request may do, by subject and names alone, before anything is looked up.
+
+        An error is counted, and in the audit log; a permission is not yet.
+
+        Args:
+            exchange: the request.
+            request: the same, parsed.
+            policy: the current one.
+            is_renewed: the policy was read for this request: it cannot be older than the token.
 
         Raises:
             RegistryError: UNAUTHORIZED or DENIED, both 401 with a challenge; NAME_UNKNOWN for what is not routed.
-            StoreUnavailableError: the policy cannot be known.
+            PerhapsTooNewError: the token may be newer than the policy, and nothing is decided.
         """
-        token, policy = await self.authenticate(exchange, wanted)
-        canonical = self._canonical(wanted)
-        access = required_access(wanted, canonical)
+        token = self._verify(exchange, request, policy, is_renewed=is_renewed)
+        canonical = self._canonical(request)
+        access = required_access(request, canonical)
         if canonical is None or access is None:
             # /v2/ and the catalogue are for any valid token; the catalogue shows only what its caller may pull.
-            return Authorized(token.subject, policy, token, None)
-        return self._judge(exchange, wanted, token, policy, access)
-
-    def authorize_now(self, headers: Sequence[str], wanted: RegistryRequest) -> tuple[Authorized, Decision] | None:
-        """Do what ``authorize`` does for a pull that is allowed, and without waiting; None for all else.
-
-        The decision is not counted yet: ``allowed`` does that once the request is sure to be answered.
-
-        Args:
-            headers: the values of Authorization.
-            wanted: what is asked for; it names a repository.
-        """
-        bearer, policy = _bearer_token(headers), self._control.policy_now()
-        if bearer is None or policy is None:
-            return None
+            return Authorized(token.subject, policy, token)
+        question = token.subject, access.name, Action(next(iter(access.actions))), _tag(request)
+        decision, may_move_tags = policy.decide_request(*question)
+        if not decision.allowed or not token.allows("repository", question[1], question[2]):
+            raise self._refusal(exchange, request, question, decision)
         try:
-            token = self._control.verify(bearer, policy, time.time())
-            access = required_access(wanted, self._canonical(wanted))
-            if access is None:
-                return None
-            asked = _question(token, wanted, access)
-            decision, may_move_tags, is_allowed = _weigh(policy, token, asked)
-            if not is_allowed:
-                return None
-            routed = self._router.route(Repository(access.name))
-        except (InvalidTokenError, RegistryError):
-            return None
-        rule = decision.grant or decision.reason
-        return Authorized(token.subject, policy, token, routed, may_move_tags, asked=asked, rule=rule), decision
+            routed = self._router.route(canonical)
+        except RegistryError:
+            self.count(
+                exchange,
+                request,
+                Authorized(token.subject, policy, token, routed=None, question=question, decision=decision),
+            )
+            raise
+        return Authorized(token.subject, policy, token, routed, may_move_tags, question, decision)
 
-    def allowed(self, asked: AskedRight, decision: Decision, wanted: RegistryRequest, address: str) -> None:
+    def count(self, exchange: Exchange, request: RegistryRequest, authorized: Authorized) -> None:
         """Count a permission, and tell the audit log what it wants to know of it."""
-        action = asked[2]
+        question, decision = authorized.question, authorized.decision
+        if question is None or decision is None:
+            return
+        action = question[2]
         self._observer.observe(AccessDecision(action, "would_deny" if decision.would_deny else "allow"))
-        self._audit.asked(asked)
+        self._audit.asked(question)
         if self._records_pulls and action is Action.PULL:
-            self._audit.record(_event(asked, wanted, address, "ok", decision.grant or decision.reason))
+            self._audit.record(_event(question, request, exchange.address, "ok", authorized.rule))
 
     def may_read_source(self, authorized: Authorized, source: Repository) -> bool:
         """Tell whether the source of a mount may be pulled, by token and grants; a no is no error there."""
@@ -150,78 +167,97 @@ class Authenticator:
             return False
         return authorized.policy.decide(authorized.subject, source, Action.PULL).allowed
 
-    def may_push(self, authorized: Authorized, wanted: RegistryRequest) -> bool:
+    def may_push(self, authorized: Authorized, request: RegistryRequest) -> bool:
         """Tell whether the caller of a read may push there as well; nothing is counted.
 
         For a blob the grants decide: notation asks for it with a token to pull, and pushes with another one. For a
         manifest the token has to allow it too: clients that pull ask for manifests by HEAD as well.
         """
-        if wanted.operation is not Operation.HEAD_BLOB:
-            return self.comes_to_push(authorized, wanted)
-        repository = self._canonical(wanted)
-        return repository is not None and self._may_push(authorized, wanted, repository)
+        if request.operation is not Operation.HEAD_BLOB:
+            return self.comes_to_push(authorized, request)
+        repository = self._canonical(request)
+        return repository is not None and self._may_push(authorized, request, repository)
 
-    def comes_to_push(self, authorized: Authorized, wanted: RegistryRequest) -> bool:
+    def comes_to_push(self, authorized: Authorized, request: RegistryRequest) -> bool:
         """Tell whether the caller of a read may push there, by its token too; nothing is counted."""
-        repository = self._canonical(wanted)
+        repository = self._canonical(request)
         if repository is None or not authorized.token.allows("repository", repository, Action.PUSH):
             return False
-        return self._may_push(authorized, wanted, repository)
+        return self._may_push(authorized, request, repository)
 
     @staticmethod
-    def _may_push(authorized: Authorized, wanted: RegistryRequest, repository: Repository) -> bool:
-        decision, _ = authorized.policy.decide_request(authorized.subject, repository, Action.PUSH, _tag(wanted))
+    def _may_push(authorized: Authorized, request: RegistryRequest, repository: Repository) -> bool:
+        decision, _ = authorized.policy.decide_request(authorized.subject, repository, Action.PUSH, _tag(request))
         return decision.allowed
 
-    def _canonical(self, wanted: RegistryRequest) -> Repository | None:
-        if wanted.repository is None:
+    def _canonical(self, request: RegistryRequest) -> Repository | None:
+        if request.repository is None:
             return None
-        return self._router.canonical(wanted.repository, wanted.source_host)
+        return self._router.canonical(request.repository, request.source_host)
 
-    def _judge(
-        self, exchange: Exchange, wanted: RegistryRequest, token: VerifiedToken, policy: Policy, access: Access
-    ) -> Authorized:
-        repository = Repository(access.name)
-        action = Action(next(iter(access.actions)))
-        asked = _question(token, wanted, access)
-        decision, may_move_tags, is_allowed = _weigh(policy, token, asked)
-        if is_allowed:
-            self.allowed(asked, decision, wanted, exchange.address)
-            routed = self._router.route(repository)
-            rule = decision.grant or decision.reason
-            return Authorized(token.subject, policy, token, routed, may_move_tags, asked=asked, rule=rule)
+    def _bearer(self, exchange: Exchange, request: RegistryRequest | None) -> str:
+        """Return the text of the token. Raises RegistryError UNAUTHORIZED with the challenge."""
+        headers = exchange.headers.getall("Authorization", [])
+        if not headers:
+            raise self._challenge(
+                exchange, request, ErrorCode.UNAUTHORIZED, "log in first: this registry needs a token"
+            )
+        scheme, _, token = headers[0].strip().partition(" ")
+        if len(headers) > 1 or scheme.lower() != "bearer":
+            message = "only one Bearer token, of the token endpoint, is taken here"
+            raise self._challenge(exchange, request, ErrorCode.UNAUTHORIZED, message)
+        return token.strip()
+
+    def _verify(
+        self, exchange: Exchange, request: RegistryRequest | None, policy: Policy, *, is_renewed: bool
+    ) -> VerifiedToken:
+        token = self._bearer(exchange, request)
+        try:
+            verified = self._control.verify(token, policy, time.time())
+        except InvalidTokenError as error:
+            if isinstance(error, PerhapsTooNewError) and not is_renewed:
+                raise
+            self._audit.record(AuditEvent("token", "refused", address=exchange.address, rule=str(error)))
+            message = f"the token is not accepted: {error}"
+            raise self._challenge(exchange, request, ErrorCode.UNAUTHORIZED, message, error="invalid_token") from error
+        exchange.subject = verified.subject
+        return verified
+
+    def _refusal(
+        self, exchange: Exchange, request: RegistryRequest, question: AskedRight, decision: Decision
+    ) -> RegistryError:
+        _, repository, action, _ = question
         reason = decision.reason if not decision.allowed else f"the token does not carry {action} on {repository}"
-        refusal = self._challenge(
+        self._observer.observe(AccessDecision(action, "deny"))
+        self._audit.asked(question)
+        self._audit.record(_event(question, request, exchange.address, "denied", reason))
+        return self._challenge(
             exchange,
-            wanted,
+            request,
             ErrorCode.DENIED,
             f"requested access to {repository} is denied: {reason}",
             error="insufficient_scope",
             detail={"repository": repository, "action": action.value},
         )
-        self._observer.observe(AccessDecision(action, "deny"))
-        self._audit.asked(asked)
-        self._audit.record(_event(asked, wanted, exchange.address, "denied", reason))
-        raise refusal
 
     def _challenge(
         self,
         exchange: Exchange,
-        wanted: RegistryRequest | None,
+        request: RegistryRequest | None,
         code: ErrorCode,
         message: str,
         *,
         error: str | None = None,
         detail: object = None,
     ) -> RegistryError:
-        realm = self._origins.url(exchange.request) + "/auth/token"
-        scope = None if wanted is None else self._scope(wanted)
+        realm = self._origins.url(exchange) + "/auth/token"
+        scope = None if request is None else self._scope(request)
         challenge = format_challenge(realm, self._service, scope, error)
         return RegistryError(code, message, detail=detail, headers={"WWW-Authenticate": challenge})
 
-    def _scope(self, wanted: RegistryRequest) -> str | None:
+    def _scope(self, request: RegistryRequest) -> str | None:
         try:
-            access = required_access(wanted, self._canonical(wanted))
+            access = required_access(request, self._canonical(request))
         except RegistryError:
             return None
         if access is None:
@@ -232,28 +268,26 @@ class Authenticator:
         return format_scope(access)
 
 
-def _bearer_token(headers: Sequence[str]) -> str | None:
-    scheme, _, token = "".join(headers[:1]).strip().partition(" ")
-    return None if len(headers) != 1 or scheme.lower() != "bearer" else token.strip()
+def _tag(request: RegistryRequest) -> str | None:
+    if not isinstance(request, ManifestRequest) or isinstance(request.tag_or_digest, Digest):
+        return None
+    return request.tag_or_digest
 
 
-def _tag(wanted: RegistryRequest) -> str | None:
-    return None if isinstance(wanted.tag_or_digest, Digest) else wanted.tag_or_digest
+def digest_named_by(request: RegistryRequest) -> Digest | None:
+    """Return the digest that a request names; None for none."""
+    match request:
+        case ManifestRequest(tag_or_digest=Digest() as digest):
+            return digest
+        case BlobRequest() | CommitUploadRequest() | StartUploadRequest() | ListRequest():
+            return request.digest
+        case _:
+            return None
 
 
-def _question(token: VerifiedToken, wanted: RegistryRequest, access: Access) -> AskedRight:
-    return token.subject, access.name, Action(next(iter(access.actions))), _tag(wanted)
-
-
-def _weigh(policy: Policy, token: VerifiedToken, asked: AskedRight) -> tuple[Decision, bool, bool]:
-    """Return the decision, whether existing tags may be moved, and whether grants and token both allow it."""
-    decision, may_move_tags = policy.decide_request(*asked)
-    return decision, may_move_tags, decision.allowed and token.allows("repository", asked[1], asked[2])
-
-
-def _event(asked: AskedRight, wanted: RegistryRequest, address: str, outcome: str, rule: str) -> AuditEvent:
-    subject, repository, action, tag = asked
-    digest = wanted.digest or (wanted.tag_or_digest if isinstance(wanted.tag_or_digest, Digest) else None)
+def _event(question: AskedRight, request: RegistryRequest, address: str, outcome: str, rule: str) -> AuditEvent:
+    subject, repository, action, tag = question
+    digest = digest_named_by(request)
     return AuditEvent(
         action.value,
         outcome,
@@ -263,5 +297,5 @@ def _event(asked: AskedRight, wanted: RegistryRequest, address: str, outcome: st
         tag=tag or "",
         digest="" if digest is None else str(digest),
         rule=rule,
-        detail={"operation": wanted.operation.name.lower()},
+        detail={"operation": request.operation.label},
     )

@@ -1,19 +1,15 @@
-"""One request and what becomes known about it; bodies; error answers."""
+"""One request and what becomes known about it; small bodies; errors as clients see them."""
 
 import asyncio
-import json
 import logging
 import math
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from aiohttp.http import HttpVersion11
-from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
+from multidict import CIMultiDictProxy
 
-from registry_proxy.http.guarded import GuardedConnection
-from registry_proxy.http.limits import scattered
+from registry_proxy.http.limits import CLIENT_LEFT, scattered
 from registry_proxy.ports.errors import (
     CacheUnavailableError,
     FillFailedError,
@@ -21,89 +17,80 @@ from registry_proxy.ports.errors import (
     UpstreamLimitError,
     UpstreamUnavailableError,
 )
-from registry_proxy.protocol.errors import ErrorCode, RegistryError, bad_gateway, format_errors, unavailable
+from registry_proxy.protocol.errors import ErrorCode, RegistryError, bad_gateway, unavailable
 from registry_proxy.tasks import run_while
 
 _T = TypeVar("_T")
-_CLOSE_WAIT = 8
-"""State of a connection whose other end has closed (TCP_CLOSE_WAIT of Linux)."""
 
 SMALL_BODY_SECONDS = 10.0
 """How long a small body may take, for each MiB that it may have; up to half as long again (``scattered``)."""
 
-STALL_SECONDS = 300.0
-"""How long a client may neither send nor take a byte."""
-
-DRAIN_MAX_BYTES = 64 * 1024 * 1024
-DRAIN_SECONDS = 10.0
-
 _log = logging.getLogger(__name__)
+
+
+Source = Literal["cache", "upstream"]
+"""The place that a content comes from."""
+
+
+class Client(Protocol):
+    """The sender of a request."""
+
+    @property
+    def remote(self) -> str | None:
+        """Its address, or that of the proxy before us."""
+
+    @property
+    def sockname(self) -> object:
+        """The address and port that it connected to; None where the connection has ended."""
+
+    @property
+    def body_bytes(self) -> int | None:
+        """The size of the body that it announced; None for none, or for a size that only its end tells."""
+
+    async def read_chunk(self) -> bytes:
+        """Return what has come of the body, nothing at its end; raises as ``read_body``, but waits for ever."""
+
+    def read_body(self) -> AsyncIterator[bytes]:
+        """Yield the body; a client that waits to be asked for it is asked first (RFC 9110, 10.1.1).
+
+        Raises:
+            RegistryError: SIZE_INVALID when the body cannot be read as HTTP.
+            ConnectionError: the client left, or sent nothing for five minutes.
+        """
+
+    def hold(self, size_bytes: int) -> bool:
+        """Count bytes of a small body until all of it has come; return False where its owner has too many."""
+
+    def has_left(self) -> bool:
+        """Tell whether its connection is over, or it has sent all that it ever will."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """A request on its way: ``path`` and ``raw_query`` as received; the rest is filled in by the steps.
+    """A request on its way: ``path`` and ``raw_query`` as received; the last fields are filled in by the steps.
 
-    ``route`` is one of a closed set, the label of metrics. ``address`` is the client's, also behind a trusted proxy.
-    ``answer_headers`` go with whatever is answered.
+    ``address`` is the client's, also behind a trusted proxy. ``route`` is one of a closed set, the label of metrics.
+    ``answer_headers`` go with whatever is answered. ``status`` is that of the answer once it was written whole,
+    ``sent_bytes`` the size of the content that was sent, and ``source`` the place that it came from.
     """
 
-    request: BaseRequest
+    method: str
     path: str
     raw_query: str
+    headers: CIMultiDictProxy[str]
+    client: Client
     address: str
     route: str = "unknown"
     subject: str = ""
-    awaits_continue: bool = False
+    status: int = CLIENT_LEFT
+    source: Source | None = None
     sent_bytes: int = 0
     answer_headers: dict[str, str] = field(default_factory=dict)
 
-
-Handler = Callable[[Exchange], Awaitable[StreamResponse]]
-
-
-def make_exchange(request: BaseRequest, address: str) -> Exchange:
-    """Return the exchange of a request."""
-    path, _, raw_query = request.raw_path.partition("?")
-    if not path.startswith("/"):
-        # The absolute form, which servers must take (RFC 9112, 3.2.2): its authority says nothing here.
-        _, _, rest = path.partition("://")
-        path = "/" + rest.partition("/")[2]
-    awaits_continue = request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue"
-    return Exchange(request, path, raw_query, address, awaits_continue=awaits_continue)
-
-
-async def read_body(exchange: Exchange) -> AsyncIterator[bytes]:
-    """Yield the request's body; a client that waits to be asked for it is asked first (RFC 9110, 10.1.1).
-
-    Raises:
-        RegistryError: SIZE_INVALID when the body cannot be read as HTTP.
-        ConnectionError: the client left, or sent nothing for five minutes.
-    """
-    try:
-        while True:
-            async with asyncio.timeout(STALL_SECONDS):
-                chunk = await _read_chunk(exchange)
-            if not chunk:
-                return
-            yield chunk
-    except TimeoutError as error:
-        raise ConnectionResetError("the client sent nothing for too long") from error
-
-
-async def _read_chunk(exchange: Exchange) -> bytes:
-    """Return what has come of the body; nothing at its end. Raises as ``read_body``."""
-    request = exchange.request
-    if exchange.awaits_continue:
-        exchange.awaits_continue = False
-        if request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    if request.transport is None:
-        raise ConnectionResetError("the client left")
-    try:
-        return await request.content.readany()
-    except RequestPayloadError as error:
-        raise RegistryError(ErrorCode.SIZE_INVALID, "the request's body is not well-formed HTTP") from error
+    @property
+    def remote(self) -> str | None:
+        """The address of the client, or of the proxy before us."""
+        return self.client.remote
 
 
 async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
@@ -120,18 +107,18 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
         detail={"limit": max_bytes},
         status=413,
     )
-    if (exchange.request.content_length or 0) > max_bytes:
+    if (exchange.client.body_bytes or 0) > max_bytes:
         raise too_large
     chunks: list[bytes] = []
     size = 0
     seconds = SMALL_BODY_SECONDS * max(1.0, max_bytes / 2**20)
     try:
         async with asyncio.timeout(scattered(seconds)):
-            while chunk := await _read_chunk(exchange):
+            while chunk := await exchange.client.read_chunk():
                 size += len(chunk)
                 if size > max_bytes:
                     raise too_large
-                if not _hold(exchange, len(chunk)):
+                if not exchange.client.hold(len(chunk)):
                     message = "too much of other requests from your address is on its way: try again later"
                     raise RegistryError(ErrorCode.TOOMANYREQUESTS, message, headers={"Retry-After": "10"})
                 chunks.append(chunk)
@@ -139,11 +126,6 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
         message = f"the body did not come within {seconds:g} s; nothing was changed"
         raise RegistryError(ErrorCode.SIZE_INVALID, message, detail={"received": size}, status=408) from None
     return b"".join(chunks)
-
-
-def _hold(exchange: Exchange, size_bytes: int) -> bool:
-    protocol = exchange.request.protocol
-    return not isinstance(protocol, GuardedConnection) or protocol.hold(size_bytes)
 
 
 async def unless_left(exchange: Exchange, answer: Coroutine[Any, Any, _T]) -> _T:
@@ -154,42 +136,10 @@ async def unless_left(exchange: Exchange, answer: Coroutine[Any, Any, _T]) -> _T
     """
 
     def check() -> None:
-        if _has_left(exchange.request.transport):
+        if exchange.client.has_left():
             raise ConnectionResetError("the client left")
 
     return await run_while(check, answer, "answer")
-
-
-def _has_left(transport: asyncio.BaseTransport | None) -> bool:
-    """Tell whether a connection is over, or its client has sent all that it ever will.
-
-    A client that closes its end alone is answered as others are, if that does not take long.
-    """
-    if transport is None or transport.is_closing():
-        return True
-    pseudo = transport.get_extra_info("socket")
-    if pseudo is None or pseudo.fileno() < 0:
-        return True
-    with socket.fromfd(pseudo.fileno(), pseudo.family, pseudo.type) as connection:
-        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
-
-
-async def drain_body(exchange: Exchange) -> bool:
-    """Read and drop what the client still sends, within bounds; return whether the body ended.
-
-    containerd 1.6 hangs when it is refused while it sends. Who waits for a 100 sends nothing, and is not waited for.
-    """
-    content = exchange.request.content
-    if exchange.awaits_continue:
-        return False
-    size = 0
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while not content.at_eof() and size <= DRAIN_MAX_BYTES:
-                size += len(await content.readany())
-    except (TimeoutError, ConnectionError, RuntimeError, RequestPayloadError):
-        return False
-    return content.at_eof()
 
 
 def as_registry_error(error: Exception) -> RegistryError:
@@ -222,17 +172,3 @@ def _too_many_requests(error: UpstreamLimitError) -> RegistryError:
         detail={"reason": str(error), "retry_after_seconds": seconds},
         headers={"Retry-After": str(seconds)},
     )
-
-
-def error_response(error: RegistryError) -> Response:
-    """Return the answer of an error."""
-    return Response(
-        status=error.status,
-        body=format_errors(error.code.value, error.message, error.detail),
-        headers={**error.headers, "Content-Type": "application/json"},
-    )
-
-
-def json_response(value: object, headers: dict[str, str] | None = None) -> Response:
-    """Return a 200 with a JSON body."""
-    return Response(body=json.dumps(value).encode(), headers={"Content-Type": "application/json", **(headers or {})})

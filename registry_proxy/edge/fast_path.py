@@ -1,45 +1,31 @@
-"""Hot pulls by digest, answered where their bytes arrive: no task and no parser, at a third of the price.
+"""Requests that can be answered where their bytes arrive: no task and no parser, at a third of the price.
 
-What is answered here is answered as in ``registry.py``, by the same steps; what is not fully understood, not allowed or
-not at hand is left, untouched, to the server. benchmarks/README.md has the figures.
+A reader of plain requests and a writer of answers from memory; all between is what the server does with any request.
+A request that is not fully understood, or for which somebody has to be waited for, is left, untouched, to the server.
+benchmarks/README.md has the figures.
 """
 
 import asyncio
 import re
-import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from email.utils import formatdate
+from http import HTTPStatus
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from registry_proxy.edge.authenticate import Authenticator
-from registry_proxy.edge.middleware import Ended, Measure, RequestIds, answer_headers
+from registry_proxy.edge.answer import Answer, error_answer, head_of
+from registry_proxy.edge.exchange import Exchange
+from registry_proxy.edge.middleware import Frame
 from registry_proxy.edge.origin import Origins
-from registry_proxy.edge.registry import API_VERSION, RANGES_TAKEN, content_headers
-from registry_proxy.edge.send import SMALL_BYTES
+from registry_proxy.edge.registry import Registry
 from registry_proxy.http.guarded import peer_address
-from registry_proxy.operations.pull import Pull
-from registry_proxy.operations.warm import Prefetch
-from registry_proxy.ports.metrics import CacheRequest, Observer, SentBytes
-from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
-from registry_proxy.protocol.descriptor import Descriptor
-from registry_proxy.protocol.endpoints import Operation, RegistryRequest, parse_request
+from registry_proxy.protocol.endpoints import RegistryRequest, parse_request
 from registry_proxy.protocol.errors import RegistryError
-from registry_proxy.protocol.reference import Digest
-from registry_proxy.tasks import request_id
 
-_KINDS = {
-    Operation.GET_MANIFEST: ContentKind.MANIFEST,
-    Operation.HEAD_MANIFEST: ContentKind.MANIFEST,
-    Operation.GET_BLOB: ContentKind.BLOB,
-    Operation.HEAD_BLOB: ContentKind.BLOB,
-}
 _HEAD_MAX_BYTES = 8190  # room for any token; below the server's own bounds, which refuse nothing that is taken here
 _REMEMBERED_HEADS_BYTES = 4 * 1024 * 1024
 _HEAD_BYTES = 1500  # of a head that is remembered, besides its text, which it holds twice
-_REQUEST_LINE = re.compile(
-    r"(GET|HEAD) (/v2/[a-z0-9._/-]+/(?:manifests|blobs)/sha(?:256|512):[0-9a-f]+)(?:\?([A-Za-z0-9=&._:%-]*))? HTTP/1\.1"
-)
+_REQUEST_LINE = re.compile(r"(GET|HEAD) (/v2/[A-Za-z0-9._/:-]*)(?:\?([A-Za-z0-9=&._:%-]*))? HTTP/1\.1")
 _FIELD = re.compile(r"([A-Za-z-]+): ([!-~](?:[ -~]*[!-~])?)")
 _FIELDS = frozenset(
     [
@@ -66,106 +52,92 @@ _FIELDS = frozenset(
 """Fields that ask for nothing but the plain answer; any other, a condition or a body, is for the server."""
 
 
+_NO_BODY: tuple[bytes, ...] = ()
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+
+
 @dataclass(frozen=True, slots=True)
 class _Head:
+    """The meaning of some bytes as a request, which no change of rights can alter."""
+
     method: str
     path: str
+    raw_query: str
     headers: CIMultiDictProxy[str]
-    wanted: RegistryRequest
-    digest: Digest
-    kind: ContentKind
+    request: RegistryRequest
 
 
-@dataclass(frozen=True, slots=True)
-class _Caller:
-    headers: CIMultiDictProxy[str]
-    remote: str | None
+class _Peer:
+    """The sender of a request without a body; implements ``Client``."""
+
+    __slots__ = ("_transport", "remote")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.remote = peer_address(transport)
+
+    @property
+    def sockname(self) -> object:
+        return self._transport.get_extra_info("sockname")
+
+    @property
+    def body_bytes(self) -> int | None:
+        return None
+
+    async def read_chunk(self) -> bytes:
+        return b""
+
+    async def read_body(self) -> AsyncIterator[bytes]:
+        for chunk in _NO_BODY:
+            yield chunk
+
+    def hold(self, size_bytes: int) -> bool:  # noqa: ARG002 - it has no body
+        return True
+
+    def has_left(self) -> bool:
+        return self._transport.is_closing()
 
 
-class HotPulls:
-    """Answers GET and HEAD of manifests and small blobs by digest that are allowed and here.
+class FastPath:
+    """Answers plain requests for what is here.
 
     Args:
-        authenticator: decides.
-        pull: the verbs of pulling.
-        observer: is told what was sent.
+        registry: answers them.
+        frame: names, counts and logs them.
         origins: knows who calls.
-        ids: names requests.
-        measure: counts and logs them.
-        prefetch: is told who got which manifest; None where nothing is fetched ahead.
     """
 
-    def __init__(
-        self,
-        *,
-        authenticator: Authenticator,
-        pull: Pull,
-        observer: Observer,
-        origins: Origins,
-        ids: RequestIds,
-        measure: Measure,
-        prefetch: Prefetch | None = None,
-    ) -> None:
-        self._prefetch = prefetch
-        self._authenticator = authenticator
-        self._pull = pull
-        self._observer = observer
+    def __init__(self, registry: Registry, frame: Frame, origins: Origins) -> None:
+        self._registry = registry
+        self._frame = frame
         self._origins = origins
-        self._ids = ids
-        self._measure = measure
-        # What bytes mean as a request, which no change of rights can alter. Clients repeat themselves.
-        self._heads: dict[bytes, _Head] = {}
+        self._heads: dict[bytes, _Head] = {}  # clients repeat themselves
         self._heads_bytes = 0
-        self._date = (0, "")
 
     def answer(self, data: bytes, transport: asyncio.Transport) -> bytes | None:
         """Return the whole answer to the bytes of one request; None when it is for the server, and nothing was done."""
-        started = time.perf_counter()
         head = self._heads.get(data) or self._read(data)
         if head is None:
             return None
-        permitted = self._authenticator.authorize_now(head.headers.getall("Authorization", ()), head.wanted)
-        if permitted is None:
-            return None
-        authorized, decision = permitted
-        if head.method == "HEAD" and self._authenticator.comes_to_push(authorized, head.wanted):
-            return None  # a pusher leaves out what it is told is there: the replicas are asked
-        found = self._find(head, authorized.routed)
-        if found is None:
-            return None
-        # Nothing can fail from here on: now it is counted.
-        descriptor, body = found
-        if head.method == "GET":
-            self._observer.observe(CacheRequest(head.kind, CacheResult.HIT))
-            self._observer.observe(SentBytes("cache", len(body)))
-            if self._prefetch is not None and head.kind is ContentKind.MANIFEST and authorized.routed is not None:
-                self._prefetch.manifest_sent(authorized.subject, authorized.routed, head.digest)
-        caller = _Caller(head.headers, peer_address(transport))
-        identifier = self._ids.name(caller)
-        headers = content_headers(descriptor, CacheResult.HIT) | API_VERSION | answer_headers(identifier)
-        if head.kind is ContentKind.BLOB:
-            headers |= RANGES_TAKEN
-        if head.wanted.source_host is not None:
-            headers["OCI-Namespace"] = head.wanted.source_host
-        address = self._origins.client_address(caller)
-        route = head.wanted.operation.name.lower()
-        ended = Ended(head.method, head.path, route, 200, len(body), address, authorized.subject)
-        reset_to = request_id.set(identifier)
-        if authorized.asked is not None:
-            self._authenticator.allowed(authorized.asked, decision, head.wanted, address)
-        self._measure.take(ended, time.perf_counter() - started)
-        request_id.reset(reset_to)
-        fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        size_and_date = f"Content-Length: {descriptor.size_bytes}\r\nDate: {self._http_date()}\r\n\r\n"
-        return f"HTTP/1.1 200 OK\r\n{fields}{size_and_date}".encode() + body
+        exchange = Exchange(head.method, head.path, head.raw_query, head.headers, _Peer(transport), "")
+        exchange.address = self._origins.client_address(exchange)
+        begun = self._frame.begin(exchange)
+        try:
+            answer = self._answer(exchange, head.request)
+            if answer is None or not isinstance(answer.body, bytes):
+                return None
+            exchange.status, exchange.source = answer.status, answer.source
+            exchange.sent_bytes = 0 if answer.source is None else len(answer.body)
+            self._frame.end(exchange, begun)
+            return _format(exchange, answer)
+        finally:
+            self._frame.leave(begun)
 
-    def _find(self, head: _Head, routed: RoutedRepository | None) -> tuple[Descriptor, bytes] | None:
-        if routed is None:
-            return None
-        if head.method == "GET":
-            return self._pull.read_now(routed, head.kind, head.digest, SMALL_BYTES)
-        descriptor = self._pull.describe_now(routed, head.kind, head.digest)
-        return None if descriptor is None else (descriptor, b"")
+    def _answer(self, exchange: Exchange, request: RegistryRequest) -> Answer | None:
+        try:
+            return self._registry.answer_now(exchange, request)
+        except RegistryError as error:
+            return error_answer(error)
 
     def _read(self, data: bytes) -> _Head | None:
         head = _read_head(data)
@@ -177,11 +149,11 @@ class HotPulls:
             self._heads_bytes += _HEAD_BYTES + 2 * len(data)
         return head
 
-    def _http_date(self) -> str:
-        now = int(time.time())
-        if self._date[0] != now:
-            self._date = (now, formatdate(now, usegmt=True))
-        return self._date[1]
+
+def _format(exchange: Exchange, answer: Answer) -> bytes:
+    fields = "".join([f"{name}: {value}\r\n" for name, value in head_of(exchange, answer).items()])
+    head = f"{_STATUS_LINES[answer.status]}{fields}\r\n".encode()
+    return head if exchange.method == "HEAD" or not isinstance(answer.body, bytes) else head + answer.body
 
 
 def _read_head(data: bytes) -> _Head | None:
@@ -200,12 +172,9 @@ def _read_head(data: bytes) -> _Head | None:
         headers[field[1]] = field[2]
     if headers.get("Connection", "keep-alive").lower() != "keep-alive" or "Host" not in headers:
         return None
+    method, path, raw_query = line[1], line[2], line[3] or ""
     try:
-        wanted = parse_request(line[1], line[2], line[3] or "")
+        request = parse_request(method, path, raw_query)
     except RegistryError:
         return None
-    digest = wanted.digest or wanted.tag_or_digest
-    kind = _KINDS.get(wanted.operation)
-    if kind is None or not isinstance(digest, Digest):
-        return None
-    return _Head(line[1], line[2], CIMultiDictProxy(headers), wanted, digest, kind)
+    return _Head(method, path, raw_query, CIMultiDictProxy(headers), request)

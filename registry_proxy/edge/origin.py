@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from aiohttp.web import BaseRequest
 from multidict import CIMultiDictProxy
 
+from registry_proxy.edge.exchange import Exchange
 from registry_proxy.protocol.addresses import Network, parse_address, plain_address
 
 _REMEMBERED = 10_000
@@ -16,7 +16,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Caller(Protocol):
-    """The part of a request that tells who calls; aiohttp's BaseRequest is one."""
+    """The part of a request that tells who calls; an ``Exchange`` is one, and so is aiohttp's BaseRequest."""
 
     @property
     def headers(self) -> CIMultiDictProxy[str]: ...
@@ -62,18 +62,18 @@ class Origins:
                 return address
         return address
 
-    def url(self, request: BaseRequest) -> str:
+    def url(self, exchange: Exchange) -> str:
         """Return scheme, host and port by which the client called, or the configured public URL."""
         if self._public_url is not None:
             return self._public_url
-        scheme, host = "http", request.headers.get("Host", "")
-        if self.is_trusted(request.remote or ""):
-            forwarded_scheme = _first(request, "X-Forwarded-Proto").lower()
+        scheme, host = "http", exchange.headers.get("Host", "")
+        if self.is_trusted(exchange.remote or ""):
+            forwarded_scheme = _first(exchange, "X-Forwarded-Proto").lower()
             scheme = forwarded_scheme if forwarded_scheme in {"http", "https"} else scheme
-            host = _first(request, "X-Forwarded-Host") or host
+            host = _first(exchange, "X-Forwarded-Host") or host
         if _HOST.fullmatch(host) is None:
             # HTTP/1.0 without Host, or nonsense, which must not come back out of our headers.
-            host = _local_host(request)
+            host = _local_host(exchange.client.sockname)
         return f"{scheme}://{host}"
 
     def request_id(self, request: Caller) -> str | None:
@@ -84,13 +84,12 @@ class Origins:
         return given
 
 
-def _first(request: BaseRequest, header: str) -> str:
-    return request.headers.get(header, "").partition(",")[0].strip()
+def _first(exchange: Exchange, header: str) -> str:
+    return exchange.headers.get(header, "").partition(",")[0].strip()
 
 
-def _local_host(request: BaseRequest) -> str:
-    name = None if request.transport is None else request.transport.get_extra_info("sockname")
-    if not isinstance(name, tuple):
+def _local_host(sockname: object) -> str:
+    if not isinstance(sockname, tuple):
         return "localhost"
-    address, port = name[0], name[1]
+    address, port = sockname[0], sockname[1]
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,6 +1,6 @@
 """The public listener: /v2/, the token endpoint, the keys and the health check."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp.web import BaseRequest, StreamResponse
@@ -8,13 +8,18 @@ from aiohttp.web import BaseRequest, StreamResponse
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
+from registry_proxy.edge.answer import Answer, error_answer, json_answer
 from registry_proxy.edge.authenticate import Authenticator
-from registry_proxy.edge.exchange import Exchange, Handler, json_response, make_exchange
-from registry_proxy.edge.fast_path import HotPulls
-from registry_proxy.edge.middleware import LogRequest, Measure, RequestIds, with_errors, with_measure, with_request_id
+from registry_proxy.edge.exchange import Exchange, as_registry_error
+from registry_proxy.edge.fast_path import FastPath
+from registry_proxy.edge.incoming import make_exchange
+from registry_proxy.edge.middleware import Frame, LogRequest, RequestIds
 from registry_proxy.edge.origin import Origins
-from registry_proxy.edge.registry import API_VERSION, Registry
+from registry_proxy.edge.reads import Reads
+from registry_proxy.edge.registry import Registry
+from registry_proxy.edge.send import AnswerWriter
 from registry_proxy.edge.token import TokenEndpoint
+from registry_proxy.edge.writes import Writes
 from registry_proxy.operations.discover import Discover
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
@@ -90,17 +95,9 @@ class PublicApp:
             origins=self._origins,
             service=options.service,
         )
-        self._registry = Registry(
-            authenticator=authenticator,
-            router=router,
-            pull=pull,
-            push=push,
-            discover=discover,
-            manage=manage,
-            observer=observer,
-            audit=audit,
-            prefetch=prefetch,
-        )
+        reads = Reads(authenticator=authenticator, pull=pull, push=push, discover=discover, prefetch=prefetch)
+        writes = Writes(authenticator=authenticator, router=router, push=push, manage=manage, audit=audit)
+        self._registry = Registry(authenticator=authenticator, router=router, reads=reads, writes=writes)
         token = TokenEndpoint(
             control=control,
             directory=directory,
@@ -109,31 +106,36 @@ class PublicApp:
             audit=audit,
             refresh_lifetime_seconds=options.refresh_lifetime_seconds,
         )
-        self.beside_registry: Mapping[str, Handler] = {
+        self.beside_registry: Mapping[str, Callable[[Exchange], Awaitable[Answer]]] = {
             "/auth/token": token.handle,
             "/auth/keys": self._keys,
             "/healthz": self._healthz,
         }
-        ids, measure = RequestIds(self._origins), Measure(observer, log_request)
-        self._handler = with_request_id(with_measure(with_errors(self._dispatch), measure), ids)
-        self.hot = HotPulls(
-            authenticator=authenticator,
-            pull=pull,
-            observer=observer,
-            origins=self._origins,
-            ids=ids,
-            measure=measure,
-            prefetch=prefetch,
-        )
+        self._frame = Frame(RequestIds(self._origins), observer, log_request)
+        self.fast_path = FastPath(self._registry, self._frame, self._origins)
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
-        """Answer a request. Raises ConnectionError when there is nobody to answer."""
-        return await self._handler(make_exchange(request, self._origins.client_address(request)))
+        """Answer a request, and count and log it however it ends.
 
-    async def _dispatch(self, exchange: Exchange) -> StreamResponse:
+        Raises:
+            ConnectionError: there is nobody to answer.
+        """
+        exchange, client = make_exchange(request, self._origins)
+        begun = self._frame.begin(exchange)
+        writer = AnswerWriter(request, exchange, client)
+        try:
+            try:
+                return await writer.write(await self._dispatch(exchange))
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets our body and the log the rest
+                return await writer.write(error_answer(as_registry_error(error)))
+        finally:
+            self._frame.end(exchange, begun)
+
+    async def _dispatch(self, exchange: Exchange) -> Answer:
         path = exchange.path
         if path == "/v2" or path.startswith("/v2/"):
-            exchange.answer_headers.update(API_VERSION)
             return await self._registry.handle(exchange)
         handler = self.beside_registry.get(path)
         if handler is not None:
@@ -141,15 +143,15 @@ class PublicApp:
             return await handler(exchange)
         raise RegistryError(ErrorCode.NAME_UNKNOWN, "there is nothing here: the registry API is under /v2/")
 
-    async def _keys(self, exchange: Exchange) -> StreamResponse:
+    async def _keys(self, exchange: Exchange) -> Answer:
         _only_read(exchange)
-        return json_response(await self._control.public_keys())
+        return json_answer(await self._control.public_keys())
 
-    async def _healthz(self, exchange: Exchange) -> StreamResponse:
+    async def _healthz(self, exchange: Exchange) -> Answer:
         _only_read(exchange)
-        return json_response({"status": "ok"})
+        return json_answer({"status": "ok"})
 
 
 def _only_read(exchange: Exchange) -> None:
-    if exchange.request.method not in {"GET", "HEAD"}:
+    if exchange.method not in {"GET", "HEAD"}:
         raise RegistryError(ErrorCode.UNSUPPORTED, "this takes GET", headers={"Allow": "GET, HEAD"})

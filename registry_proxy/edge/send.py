@@ -1,22 +1,24 @@
-"""Bodies on their way out: from memory, from a file by the kernel, or chunk by chunk."""
+"""Answers on their way out through aiohttp: from memory, from a file by the kernel, or chunk by chunk."""
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from http import HTTPStatus
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from registry_proxy.edge.exchange import STALL_SECONDS, Exchange
+from registry_proxy.edge.answer import Answer, FilePart, head_of
+from registry_proxy.edge.exchange import Exchange
+from registry_proxy.edge.incoming import STALL_SECONDS, Incoming
+from registry_proxy.edge.server import expect_no_body
 from registry_proxy.http.guarded import GuardedConnection
-from registry_proxy.ports.content import BlobReader, ByteStream, OpenSource
+from registry_proxy.operations.pull_blobs import SMALL_BYTES
+from registry_proxy.ports.content import BlobReader, ByteStream
 from registry_proxy.ports.errors import FillFailedError, FillLostError, UpstreamUnavailableError
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.errors import RegistryError
-
-SMALL_BYTES = 64 * 1024
-"""Up to here one write from memory, header included, is cheaper than sendfile."""
 
 _SLICE_BYTES = 1024 * 1024
 _GONE_CHECK_SECONDS = 10.0
@@ -26,55 +28,125 @@ class _BrokenError(ConnectionResetError):
     """The connection was cut on purpose or by the client: there is nobody to answer any more."""
 
 
-async def send_file(
-    exchange: Exchange,
-    status: int,
-    headers: Mapping[str, str],
-    reader: BlobReader,
-    part: ByteRange,
-    *,
-    rest: OpenSource,
-) -> StreamResponse:
-    """Send a part of a file that may still be growing.
-
-    When the disk fails, what is missing comes from ``rest``. What can no longer be completed ends in a broken
-    connection, never in a complete body.
+class AnswerWriter:
+    """Writes the answer to one request.
 
     Args:
-        exchange: the request.
-        status: of the answer.
-        headers: of the answer, without Content-Length.
-        reader: the file; stays open.
-        part: which bytes of it; of an empty file, ``ByteRange(0, -1)``.
-        rest: opens the same content, at an offset, from where it comes.
-
-    Raises:
-        ConnectionError: the client left, or the body had to be cut.
-        FillFailedError, UpstreamUnavailableError, RegistryError: before anything was sent.
+        request: as aiohttp gave it.
+        exchange: the same as we know it; receives what was sent.
+        client: its sender.
     """
-    first, size_bytes = part.first, part.size_bytes
-    try:
-        await reader.wait_beyond(part.last if size_bytes <= SMALL_BYTES else first)
-        if size_bytes <= SMALL_BYTES:
-            body = _read_part(reader, part)
-            exchange.sent_bytes += size_bytes
-            return Response(status=status, headers=headers, body=body)
-    except FillLostError:
-        async with rest(first) as stream:
-            return await send_stream(exchange, status, headers, stream, size_bytes)
-    response = _start(exchange, status, headers, size_bytes)
-    await response.prepare(exchange.request)
-    sending = _FileSending(exchange, reader, first)
-    with _cutting(exchange):
+
+    def __init__(self, request: BaseRequest, exchange: Exchange, client: Incoming) -> None:
+        self._request = request
+        self._exchange = exchange
+        self._client = client
+
+    async def write(self, answer: Answer) -> StreamResponse:
+        """Write an answer and close its body; return it as aiohttp knows it.
+
+        Where the disk fails, the rest of a file comes from its source. A body that can no longer be completed ends in a
+        broken connection, never in a complete body.
+
+        Raises:
+            ConnectionError: the client left, or the body had to be cut.
+            FillFailedError, UpstreamUnavailableError, RegistryError: before anything was sent.
+        """
+        body = answer.body
+        self._exchange.source = answer.source
+        if isinstance(body, bytes):
+            response = await self._send_bytes(answer, body)
+        else:
+            try:
+                if isinstance(body, FilePart):
+                    response = await self._send_file(answer, body)
+                else:
+                    response = await self._send_stream(answer, body.stream, body.size_bytes)
+            finally:
+                await body.aclose()
+        self._exchange.status = answer.status
+        return response
+
+    async def _start(self, response: StreamResponse) -> StreamResponse:
+        """Send the head; a body that nobody read is drained first: some clients hang when refused mid-way."""
+        is_late = response.status == HTTPStatus.REQUEST_TIMEOUT
+        if not self._request.content.at_eof() and (is_late or not await self._client.drain()):
+            response.force_close()
+            if is_late or self._client.awaits_continue:
+                expect_no_body(self._request)
+        await response.prepare(self._request)
+        return response
+
+    async def _send_bytes(self, answer: Answer, body: bytes) -> StreamResponse:
+        """Send a body from memory, in one write with its head."""
+        headers = head_of(self._exchange, answer)
+        response = await self._start(Response(status=answer.status, headers=headers, body=body))
+        if answer.source is not None:
+            self._exchange.sent_bytes += len(body)
+        await response.write_eof()
+        return response
+
+    async def _send_file(self, answer: Answer, body: FilePart) -> StreamResponse:
+        """Send a part of a file that may still be growing."""
+        reader, first, size_bytes = body.reader, body.part.first, body.size_bytes
         try:
-            await sending.send(first + size_bytes)
+            await reader.wait_beyond(body.part.last if size_bytes <= SMALL_BYTES else first)
+            if size_bytes <= SMALL_BYTES:
+                return await self._send_bytes(answer, _read_part(reader, body.part))
         except FillLostError:
-            async with rest(sending.position) as stream, aclosing(_chunks_of(stream)) as chunks:
-                await _write(exchange, response, chunks, first + size_bytes - sending.position)
-        finally:
-            sending.close()
-    await response.write_eof()
-    return response
+            async with body.rest(first) as stream:
+                return await self._send_stream(answer, stream, size_bytes)
+        response = await self._start(self._response(answer))
+        sending = _FileSending(self._request, self._exchange, reader, first)
+        with _cutting(self._request):
+            try:
+                await sending.send(first + size_bytes)
+            except FillLostError:
+                async with body.rest(sending.position) as stream, aclosing(_chunks_of(stream)) as chunks:
+                    await self._write(response, chunks, first + size_bytes - sending.position)
+            finally:
+                sending.close()
+        await response.write_eof()
+        return response
+
+    async def _send_stream(self, answer: Answer, stream: ByteStream, size_bytes: int) -> StreamResponse:
+        """Send bytes as they come; the first are fetched before the status line, so that an early failure is an answer.
+
+        Raises FillFailedError and UpstreamUnavailableError before anything was sent.
+        """
+        if size_bytes == 0:
+            return await self._send_bytes(answer, b"")
+        async with aclosing(_chunks_of(stream)) as chunks:
+            chunk = await anext(chunks, None)
+            if chunk is None:
+                raise FillFailedError("the upstream sent nothing")
+            response = await self._start(self._response(answer))
+            with _cutting(self._request):
+                await self._write_chunk(response, chunk)
+                await self._write(response, chunks, size_bytes - len(chunk))
+            await response.write_eof()
+        return response
+
+    def _response(self, answer: Answer) -> StreamResponse:
+        return StreamResponse(status=answer.status, headers=head_of(self._exchange, answer))
+
+    async def _write(self, response: StreamResponse, chunks: AsyncGenerator[bytes, None], size_bytes: int) -> None:
+        """Send what comes. Raises FillFailedError when it is not ``size_bytes``."""
+        async for chunk in chunks:
+            size_bytes -= len(chunk)
+            await self._write_chunk(response, chunk)
+        if size_bytes:
+            raise FillFailedError("the upstream sent less or more than it announced")
+
+    async def _write_chunk(self, response: StreamResponse, chunk: bytes) -> None:
+        async with asyncio.timeout(STALL_SECONDS):
+            await response.write(chunk)
+        self._exchange.sent_bytes += len(chunk)
+
+
+async def _chunks_of(stream: ByteStream) -> AsyncGenerator[bytes, None]:
+    async for chunk in stream:
+        yield chunk
 
 
 def _read_part(reader: BlobReader, part: ByteRange) -> bytes:
@@ -88,15 +160,15 @@ def _read_part(reader: BlobReader, part: ByteRange) -> bytes:
 
 
 @contextlib.contextmanager
-def _cutting(exchange: Exchange) -> Iterator[None]:
+def _cutting(request: BaseRequest) -> Iterator[None]:
     """End the connection, and so the body, with whatever goes wrong inside."""
     try:
         yield
     except (OSError, FillFailedError, UpstreamUnavailableError, RegistryError, TimeoutError) as error:
-        _cut(exchange.request)
+        _cut(request)
         raise _BrokenError("the body was cut") from error
     except BaseException:
-        _cut(exchange.request)
+        _cut(request)
         raise
 
 
@@ -106,10 +178,10 @@ class _FileSending:
     ``position`` is up to where the file was sent.
     """
 
-    def __init__(self, exchange: Exchange, reader: BlobReader, position: int) -> None:
+    def __init__(self, request: BaseRequest, exchange: Exchange, reader: BlobReader, position: int) -> None:
         self.position = position
         self._exchange = exchange
-        self._request = exchange.request
+        self._request = request
         self._reader = reader
         self._loop = asyncio.get_running_loop()
         transport = self._request.transport
@@ -190,57 +262,6 @@ class _FileSending:
 def _set_done(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
-
-
-async def send_stream(
-    exchange: Exchange, status: int, headers: Mapping[str, str], stream: ByteStream, size_bytes: int
-) -> StreamResponse:
-    """Send bytes as they come; the first are fetched before the status line, so that an early failure is an answer.
-
-    Raises:
-        ConnectionError: the client left, or the body had to be cut.
-        FillFailedError, UpstreamUnavailableError: before anything was sent.
-    """
-    if size_bytes == 0:
-        return Response(status=status, headers=headers, body=b"")
-    async with aclosing(_chunks_of(stream)) as chunks:
-        chunk = await anext(chunks, None)
-        if chunk is None:
-            raise FillFailedError("the upstream sent nothing")
-        response = _start(exchange, status, headers, size_bytes)
-        await response.prepare(exchange.request)
-        with _cutting(exchange):
-            await _write_chunk(exchange, response, chunk)
-            await _write(exchange, response, chunks, size_bytes - len(chunk))
-        await response.write_eof()
-    return response
-
-
-async def _write(
-    exchange: Exchange, response: StreamResponse, chunks: AsyncGenerator[bytes, None], size_bytes: int
-) -> None:
-    """Send what comes. Raises FillFailedError when it is not ``size_bytes``."""
-    async for chunk in chunks:
-        size_bytes -= len(chunk)
-        await _write_chunk(exchange, response, chunk)
-    if size_bytes:
-        raise FillFailedError("the upstream sent less or more than it announced")
-
-
-async def _write_chunk(exchange: Exchange, response: StreamResponse, chunk: bytes) -> None:
-    async with asyncio.timeout(STALL_SECONDS):
-        await response.write(chunk)
-    exchange.sent_bytes += len(chunk)
-
-
-def _start(exchange: Exchange, status: int, headers: Mapping[str, str], size_bytes: int) -> StreamResponse:
-    all_headers = {**exchange.answer_headers, **headers, "Content-Length": str(size_bytes)}
-    return StreamResponse(status=status, headers=all_headers)
-
-
-async def _chunks_of(stream: ByteStream) -> AsyncGenerator[bytes, None]:
-    async for chunk in stream:
-        yield chunk
 
 
 def _cut(request: BaseRequest) -> None:

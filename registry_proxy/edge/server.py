@@ -13,7 +13,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
-from registry_proxy.edge.exchange import error_response
+from registry_proxy.edge.answer import error_answer
 from registry_proxy.http.connections import Connections
 from registry_proxy.http.guarded import Guard, GuardedConnection, RefusedHeadError
 from registry_proxy.http.limits import LINE_MAX_BYTES
@@ -122,8 +122,10 @@ class _Protocol(GuardedConnection):
         else:
             _log.error("a request failed outside of its handler: %s", message, exc_info=exc)
             error = RegistryError(ErrorCode.UNKNOWN, "the proxy made a mistake; its log tells which")
-        response = error_response(error)
-        response.headers["Server"] = "registry-proxy"
+        answer = error_answer(error)
+        assert isinstance(answer.body, bytes)  # noqa: S101 - a document of ours
+        headers = {**answer.headers, "Server": "registry-proxy"}
+        response = web.Response(status=answer.status, headers=headers, body=answer.body)
         response.force_close()
         return response
 

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from urllib.parse import parse_qsl
 
-from aiohttp.web import StreamResponse
-
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.directory.directory import Directory
@@ -22,7 +20,8 @@ from registry_proxy.access.logins import Login
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import ANONYMOUS, OIDC_LOGIN_NAME, claimed_subject
 from registry_proxy.access.tokens import TokenSigner
-from registry_proxy.edge.exchange import Exchange, json_response, read_small_body
+from registry_proxy.edge.answer import Answer, json_answer
+from registry_proxy.edge.exchange import Exchange, read_small_body
 from registry_proxy.http.limits import LINE_MAX_BYTES
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import AuditEvent, AuditKind, AuditLog
@@ -75,7 +74,7 @@ class TokenEndpoint:
         self._audit = audit
         self._refresh_lifetime_seconds = refresh_lifetime_seconds
 
-    async def handle(self, exchange: Exchange) -> StreamResponse:
+    async def handle(self, exchange: Exchange) -> Answer:
         """Answer GET and POST /auth/token; what the subject may not do is left out of the token, never an error.
 
         Raises:
@@ -83,7 +82,7 @@ class TokenEndpoint:
                 UNAVAILABLE while the issuer of an ID token, or LDAP, cannot be asked.
             StoreUnavailableError: the subject cannot be looked up.
         """
-        match exchange.request.method:
+        match exchange.method:
             case "GET":
                 asked = await self._read_get(exchange)
             case "POST":
@@ -119,15 +118,15 @@ class TokenEndpoint:
             "expires_in": max(_EXPIRES_IN_MIN, issued.expires_at - issued.issued_at),
             "issued_at": issued_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        if exchange.request.method == "POST":
+        if exchange.method == "POST":
             answer |= {"token_type": "Bearer", "scope": " ".join(format_scope(each) for each in access)}
         if asked.wants_refresh_token and (refresh_token := await self._make_refresh_token(asked)) is not None:
             answer["refresh_token"] = refresh_token
-        return json_response(answer, {"Cache-Control": "no-store"})
+        return json_answer(answer, {"Cache-Control": "no-store"})
 
     async def _read_get(self, exchange: Exchange) -> _Request:
         pairs = _pairs(exchange.raw_query)
-        headers = exchange.request.headers.getall("Authorization", [])
+        headers = exchange.headers.getall("Authorization", [])
         login = Login(ANONYMOUS)
         username, password = _credentials(headers) if headers else ("", "")
         if username or password:
@@ -140,7 +139,7 @@ class TokenEndpoint:
 
     async def _read_post(self, exchange: Exchange) -> _Request:
         """Read the form of RFC 6749 sections 4.3 and 6; nothing of it is repeated in an error."""
-        content_type = exchange.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        content_type = exchange.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         body = await read_small_body(exchange, _FORM_MAX_BYTES)
         if content_type != "application/x-www-form-urlencoded":
             raise _bad_request("a form is expected: Content-Type application/x-www-form-urlencoded")

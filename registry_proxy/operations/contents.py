@@ -56,3 +56,12 @@ def find_cached_manifest(
     known = memberships.find(routed, ContentKind.MANIFEST, digest)
     body = None if known is None else cache.read_small(digest)
     return None if known is None or body is None else Manifest(known.descriptor, body)
+
+
+def is_committed(cache: BlobCache, digest: Digest) -> bool:
+    """Tell whether a content is complete and verified in the cache; counts as a use for eviction."""
+    reader = cache.open_committed(digest)
+    if reader is None:
+        return False
+    reader.close()
+    return True

@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
-from registry_proxy.operations.pull import is_committed
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository

@@ -111,6 +111,13 @@ class TagResolver:
         self._is_shared = records is not None and records.is_shared
         self._flights: SingleFlight[ResolvedTag] = SingleFlight()
 
+    def find(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag | None:
+        """Return what the tag is where nobody has to be asked, not even the store; else None."""
+        cached = None if self._is_shared else self._memberships.find_tag(routed, tag)
+        if cached is None or not self._is_current(routed, cached, None):
+            return None
+        return ResolvedTag(cached.descriptor, was_asked=False)
+
     async def resolve(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag:
         """Return what the tag is.
 

@@ -5,11 +5,9 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from registry_proxy.operations.contents import links_of
-from registry_proxy.operations.pull import ManifestAnswer
-from registry_proxy.ports.content import BlobReader
+from registry_proxy.operations.pull import Pull
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
@@ -27,22 +25,14 @@ _REMEMBERED_PULLS = 4096
 _log = logging.getLogger(__name__)
 
 
-class Filling(Protocol):
-    """The part of ``Pull`` that is needed."""
-
-    async def get_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestAnswer: ...
-    def read_cached_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None: ...
-    async def fill_blob(self, routed: RoutedRepository, digest: Digest) -> BlobReader: ...
-
-
-async def fill_whole(filling: Filling, routed: RoutedRepository, digest: Digest) -> int:
+async def fill_whole(pull: Pull, routed: RoutedRepository, digest: Digest) -> int:
     """Have a whole blob in the cache; return its size in bytes.
 
     Raises:
         RegistryError, UpstreamUnavailableError, FillFailedError: it cannot be had.
         CacheUnavailableError: the cache cannot take it.
     """
-    reader = await filling.fill_blob(routed, digest)
+    reader = await pull.blobs.fill_blob(routed, digest)
     try:
         while not reader.verified:
             await reader.wait_beyond(reader.available_bytes)
@@ -59,11 +49,11 @@ class Prefetch:
     repositories hold is judged as for a client.
 
     Args:
-        filling: the verbs of pulling.
+        pull: the verbs of pulling.
     """
 
-    def __init__(self, filling: Filling) -> None:
-        self._filling = filling
+    def __init__(self, pull: Pull) -> None:
+        self._pull = pull
         self._pulled: OrderedDict[tuple[str, RoutedRepository], Digest] = OrderedDict()
         self._queue: deque[tuple[RoutedRepository, Digest]] = deque(maxlen=_QUEUE_MAX)
         self._workers: set[asyncio.Task[None]] = set()
@@ -79,7 +69,7 @@ class Prefetch:
         manifest_digest = self._pulled.get((subject, routed))
         if manifest_digest is None:
             return
-        manifest = self._filling.read_cached_manifest(routed, manifest_digest)
+        manifest = self._pull.read_cached_manifest(routed, manifest_digest)
         blobs = [] if manifest is None else _blobs_of(manifest)
         if digest not in blobs:
             return
@@ -94,7 +84,7 @@ class Prefetch:
         while self._queue:
             routed, digest = self._queue.popleft()
             try:
-                await fill_whole(self._filling, routed, digest)
+                await fill_whole(self._pull, routed, digest)
             except (RegistryError, UpstreamUnavailableError, FillFailedError, CacheUnavailableError) as error:
                 _log.info("%s of %s was not fetched ahead: %s", digest, routed, error)
 
@@ -130,11 +120,11 @@ class Warmer:
     """Brings whole images into the cache.
 
     Args:
-        filling: the verbs of pulling.
+        pull: the verbs of pulling.
     """
 
-    def __init__(self, filling: Filling) -> None:
-        self._filling = filling
+    def __init__(self, pull: Pull) -> None:
+        self._pull = pull
 
     async def warm(
         self,
@@ -152,11 +142,11 @@ class Warmer:
             progress: is brought up to date as it goes.
         """
         try:
-            answer = await self._filling.get_manifest(routed, tag_or_digest)
+            answer = await self._pull.get_manifest(routed, tag_or_digest)
             progress.digest = answer.manifest.descriptor.digest
             blobs = progress.add(await self._find_blobs(routed, answer.manifest, platforms))
             for blob in blobs:
-                progress.bytes_done += await fill_whole(self._filling, routed, blob.digest)
+                progress.bytes_done += await fill_whole(self._pull, routed, blob.digest)
                 progress.blobs_done += 1
         except RegistryError as error:
             progress.error = error.message
@@ -182,6 +172,6 @@ class Warmer:
                 detail={"digest": str(manifest.descriptor.digest)},
             )
         for child in chosen:
-            answer = await self._filling.get_manifest(routed, child.digest)
+            answer = await self._pull.get_manifest(routed, child.digest)
             blobs += await self._find_blobs(routed, answer.manifest, platforms)
         return blobs

@@ -100,7 +100,10 @@ class BlobCache(Protocol):
         """
 
     async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
-        """Open a content, starting or joining the one fetch of it.
+        """Open what is committed, and ``fill`` what is not."""
+
+    async def fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
+        """Open a content that was not here a moment ago, starting or joining the one fetch of it.
 
         Returns as soon as the size is known and, for content up to the hold-back, it is verified. The fill goes on
         when the reader is closed or the caller is cancelled.

@@ -1,13 +1,14 @@
-"""The endpoints of /v2/: one table, one parser; what is not in the table is refused (spec, "Endpoints").
+"""The endpoints of /v2/: one row an operation, one parser; an operation without a row is refused (spec, "Endpoints").
 
 The parser reads the raw path. A repository is taken only as the plain characters of its grammar, so the name that is
 authorized is, byte for byte, the name that is forwarded: there is nothing left to decode or to normalise.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
+from typing import TypedDict
 from urllib.parse import parse_qsl
 
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -20,97 +21,129 @@ from registry_proxy.protocol.reference import (
     parse_repository,
     parse_tag_or_digest,
 )
+from registry_proxy.protocol.scope import Action
 
 PAGE_SIZE_MAX = 1000
 
+_BASE = r"/v2/?"
+_CATALOG = r"/v2/_catalog"
+_TAGS = r"/v2/(?P<name>.+)/tags/list"
+_UPLOADS = r"/v2/(?P<name>.+)/blobs/uploads/?"
+_UPLOAD = r"/v2/(?P<name>.+)/blobs/uploads/(?P<session>[a-zA-Z0-9_-]{1,64})"
+_BLOB = r"/v2/(?P<name>.+)/blobs/(?P<digest>[^/]+)"
+_MANIFEST = r"/v2/(?P<name>.+)/manifests/(?P<tag_or_digest>[^/]+)"
+_REFERRERS = r"/v2/(?P<name>.+)/referrers/(?P<digest>[^/]+)"
+
 
 class Operation(Enum):
-    """The operation of a request; the comment gives the row of spec "Endpoints"."""
+    """The operations, one row each: methods, path, and the action on the repository that it takes a right to.
 
-    PING = auto()  # end-1
-    GET_BLOB = auto()  # end-2
-    HEAD_BLOB = auto()  # end-2
-    GET_MANIFEST = auto()  # end-3
-    HEAD_MANIFEST = auto()  # end-3
-    START_UPLOAD = auto()  # end-4a, end-4b (with digest), end-11 (with mount)
-    APPEND_UPLOAD = auto()  # end-5
-    COMMIT_UPLOAD = auto()  # end-6
-    PUT_MANIFEST = auto()  # end-7
-    LIST_TAGS = auto()  # end-8a, end-8b
-    DELETE_MANIFEST = auto()  # end-9
-    DELETE_BLOB = auto()  # end-10
-    LIST_REFERRERS = auto()  # end-12a, end-12b
-    UPLOAD_STATUS = auto()  # end-13
-    CANCEL_UPLOAD = auto()  # distribution's DELETE of an upload, used by docker, podman and skopeo
-    LIST_REPOSITORIES = auto()  # distribution's _catalog
+    Where two paths match, the first one counts. The comment gives the row of spec "Endpoints". The handler of an
+    operation is the method of ``edge.registry`` that has its ``label`` as its name.
+    """
+
+    PING = ("GET", "HEAD"), _BASE, None  # end-1; for every valid token
+    LIST_REPOSITORIES = ("GET",), _CATALOG, None  # distribution's _catalog; shows only what its caller may pull
+    LIST_TAGS = ("GET",), _TAGS, Action.PULL  # end-8a, end-8b
+    START_UPLOAD = ("POST",), _UPLOADS, Action.PUSH  # end-4a, end-4b (with digest), end-11 (with mount)
+    UPLOAD_STATUS = ("GET",), _UPLOAD, Action.PUSH  # end-13
+    APPEND_UPLOAD = ("PATCH",), _UPLOAD, Action.PUSH  # end-5
+    COMMIT_UPLOAD = ("PUT",), _UPLOAD, Action.PUSH  # end-6
+    CANCEL_UPLOAD = ("DELETE",), _UPLOAD, Action.PUSH  # distribution's own; of one's own upload, so to push is enough
+    GET_BLOB = ("GET",), _BLOB, Action.PULL  # end-2
+    HEAD_BLOB = ("HEAD",), _BLOB, Action.PULL  # end-2
+    DELETE_BLOB = ("DELETE",), _BLOB, Action.DELETE  # end-10
+    GET_MANIFEST = ("GET",), _MANIFEST, Action.PULL  # end-3
+    HEAD_MANIFEST = ("HEAD",), _MANIFEST, Action.PULL  # end-3
+    PUT_MANIFEST = ("PUT",), _MANIFEST, Action.PUSH  # end-7
+    DELETE_MANIFEST = ("DELETE",), _MANIFEST, Action.DELETE  # end-9
+    LIST_REFERRERS = ("GET",), _REFERRERS, Action.PULL  # end-12a, end-12b
+
+    def __init__(self, methods: tuple[str, ...], path: str, action: Action | None) -> None:
+        self.methods = methods
+        self.path = path
+        self.action = action
+        self.label = self.name.lower()
+
+    __hash__ = object.__hash__  # that of Enum is written in Python
+
+
+_READS_OF_MANIFESTS = frozenset({Operation.GET_MANIFEST, Operation.HEAD_MANIFEST})
+_ROUTES: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = tuple(
+    (re.compile(path), {method: each for each in Operation if each.path == path for method in each.methods})
+    for path in dict.fromkeys(operation.path for operation in Operation)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryRequest:
-    """A parsed request; the fields that its operation does not use are None.
+    """A parsed request.
 
-    ``repository`` is the name in the path (None for PING and LIST_REPOSITORIES); ``source_host`` the ``ns`` parameter
-    (spec, "Registry Proxying"); ``state`` our signed upload state; ``page_size`` is clamped to 1000. COMMIT_UPLOAD
-    always has a ``digest``, START_UPLOAD where it pushes in one request; ``from_repository`` only goes with ``mount``.
+    ``repository`` is the name in the path, ``source_host`` the ``ns`` parameter (spec, "Registry Proxying").
     """
 
     operation: Operation
     repository: Repository | None = None
-    tag_or_digest: Tag | Digest | None = None
-    digest: Digest | None = None
-    session_id: str | None = None
-    state: str | None = None
-    mount: Digest | None = None
-    from_repository: Repository | None = None
-    page_size: int | None = None
-    last: str | None = None
     source_host: str | None = None
 
 
-_LISTS = frozenset({Operation.LIST_TAGS, Operation.LIST_REPOSITORIES})
-_READS_OF_MANIFESTS = frozenset({Operation.GET_MANIFEST, Operation.HEAD_MANIFEST})
-_OPEN_UPLOADS = frozenset(
-    {Operation.APPEND_UPLOAD, Operation.COMMIT_UPLOAD, Operation.UPLOAD_STATUS, Operation.CANCEL_UPLOAD}
-)
-
-_ROUTES: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = tuple(
-    (re.compile(pattern), operations)
-    for pattern, operations in (
-        (r"/v2/?", {"GET": Operation.PING, "HEAD": Operation.PING}),
-        (r"/v2/_catalog", {"GET": Operation.LIST_REPOSITORIES}),
-        (r"/v2/(?P<name>.+)/tags/list", {"GET": Operation.LIST_TAGS}),
-        (r"/v2/(?P<name>.+)/blobs/uploads/?", {"POST": Operation.START_UPLOAD}),
-        (
-            r"/v2/(?P<name>.+)/blobs/uploads/(?P<session>[a-zA-Z0-9_-]{1,64})",
-            {
-                "GET": Operation.UPLOAD_STATUS,
-                "PATCH": Operation.APPEND_UPLOAD,
-                "PUT": Operation.COMMIT_UPLOAD,
-                "DELETE": Operation.CANCEL_UPLOAD,
-            },
-        ),
-        (
-            r"/v2/(?P<name>.+)/blobs/(?P<digest>[^/]+)",
-            {"GET": Operation.GET_BLOB, "HEAD": Operation.HEAD_BLOB, "DELETE": Operation.DELETE_BLOB},
-        ),
-        (
-            r"/v2/(?P<name>.+)/manifests/(?P<tag_or_digest>[^/]+)",
-            {
-                "GET": Operation.GET_MANIFEST,
-                "HEAD": Operation.HEAD_MANIFEST,
-                "PUT": Operation.PUT_MANIFEST,
-                "DELETE": Operation.DELETE_MANIFEST,
-            },
-        ),
-        (r"/v2/(?P<name>.+)/referrers/(?P<digest>[^/]+)", {"GET": Operation.LIST_REFERRERS}),
-    )
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping(RegistryRequest):
+    """A request for the base of the API."""
 
 
-def operations() -> Iterator[tuple[str, Operation]]:
-    """Give each method with the operation that it asks for at some endpoint; in no order, some twice."""
-    for _, table in _ROUTES:
-        yield from table.items()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRequest(RegistryRequest):
+    """A request for, or with, a manifest."""
+
+    repository: Repository
+    tag_or_digest: Tag | Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRequest(RegistryRequest):
+    """A request for a blob."""
+
+    repository: Repository
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartUploadRequest(RegistryRequest):
+    """A request for a new upload, or for one that ends with it where there is a ``digest``, or a ``mount``.
+
+    ``from_repository`` only goes with ``mount``.
+    """
+
+    repository: Repository
+    digest: Digest | None = None
+    mount: Digest | None = None
+    from_repository: Repository | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRequest(RegistryRequest):
+    """A request for an upload that was started; ``state`` is the one that we signed."""
+
+    repository: Repository
+    session_id: str
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitUploadRequest(UploadRequest):
+    """A request that ends an upload."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRequest(RegistryRequest):
+    """A request for a page of a list; ``page_size`` is clamped to 1000, ``digest`` the one that referrers refer to."""
+
+    page_size: int | None = None
+    last: str | None = None
+    digest: Digest | None = None
 
 
 def _parse_query(raw_query: str) -> dict[str, str]:
@@ -144,8 +177,25 @@ def _decode_colon(text: str) -> str:
     return text.replace("%3A", ":").replace("%3a", ":")
 
 
+class _Page(TypedDict):
+    page_size: int | None
+    last: str | None
+
+
+def _parse_page(query: Mapping[str, str]) -> _Page:
+    return _Page(page_size=_parse_page_size(query.get("n")), last=query.get("last"))
+
+
+class _Common(TypedDict):
+    """The fields that requests about a repository share."""
+
+    operation: Operation
+    repository: Repository
+    source_host: str | None
+
+
 def _parse_reference(operation: Operation, text: str) -> Tag | Digest:
-    """Return the tag or digest of a manifest; what can be no tag is absent to those who read, and invalid otherwise."""
+    """Return the tag or digest of a manifest; a text that can be no tag is absent to readers, and else invalid."""
     reference = _decode_colon(text)
     if operation in _READS_OF_MANIFESTS and ":" not in reference and not is_tag(reference):
         message = "there is no manifest with this tag, which no tag can have as its name"
@@ -153,16 +203,23 @@ def _parse_reference(operation: Operation, text: str) -> Tag | Digest:
     return parse_tag_or_digest(reference)
 
 
-def _parse_digest_of(operation: Operation, slots: Mapping[str, str | None], query: Mapping[str, str]) -> Digest | None:
-    """Return the digest from the path, or from the query where an upload is closed; refuse to close one without."""
-    in_path = slots.get("digest")
-    if in_path is not None:
-        return parse_digest(_decode_colon(in_path))
-    if operation is Operation.COMMIT_UPLOAD:
-        return parse_digest(query.get("digest", ""))
-    if operation is Operation.START_UPLOAD and "digest" in query:
-        return parse_digest(query["digest"])
-    return None
+def _parse_start(common: _Common, query: Mapping[str, str]) -> StartUploadRequest:
+    mount = query.get("mount")
+    source = query.get("from") if mount else None
+    return StartUploadRequest(
+        **common,
+        digest=parse_digest(query["digest"]) if "digest" in query else None,
+        mount=None if mount is None else parse_digest(mount),
+        from_repository=parse_repository(source) if source else None,
+    )
+
+
+def _parse_upload(common: _Common, session_id: str, query: Mapping[str, str]) -> UploadRequest:
+    state = query.get("_state")
+    if common["operation"] is not Operation.COMMIT_UPLOAD:
+        return UploadRequest(**common, session_id=session_id, state=state)
+    digest = parse_digest(query.get("digest", ""))
+    return CommitUploadRequest(**common, session_id=session_id, state=state, digest=digest)
 
 
 def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest:
@@ -171,7 +228,7 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
     Args:
         method: as in the request line.
         raw_path: the path exactly as received, still percent-encoded.
-        raw_query: what follows ``?``, still percent-encoded; unknown parameters are ignored.
+        raw_query: the text behind ``?``, still percent-encoded; unknown parameters are ignored.
 
     Raises:
         RegistryError: NAME_INVALID, DIGEST_INVALID, TAG_INVALID, PAGINATION_NUMBER_INVALID (400);
@@ -189,22 +246,21 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
             f"this endpoint takes {', '.join(operations)}",
             headers={"Allow": ", ".join(operations)},
         )
-    slots = match.groupdict()
-    query = _parse_query(raw_query)
-    name, tag_or_digest = slots.get("name"), slots.get("tag_or_digest")
-    mount = query.get("mount") if operation is Operation.START_UPLOAD else None
-    from_repository = query.get("from") if mount else None
-    is_list = operation in _LISTS
-    return RegistryRequest(
-        operation=operation,
-        repository=None if name is None else parse_repository(name),
-        tag_or_digest=None if tag_or_digest is None else _parse_reference(operation, tag_or_digest),
-        digest=_parse_digest_of(operation, slots, query),
-        session_id=slots.get("session"),
-        state=query.get("_state") if operation in _OPEN_UPLOADS else None,
-        mount=None if mount is None else parse_digest(mount),
-        from_repository=None if not from_repository else parse_repository(from_repository),
-        page_size=_parse_page_size(query.get("n")) if is_list else None,
-        last=query.get("last") if is_list else None,
-        source_host=query.get("ns"),
-    )
+    slots, query = match.groupdict(), _parse_query(raw_query)
+    name, source_host = slots.get("name"), query.get("ns")
+    if operation is Operation.PING:
+        return Ping(operation=operation, source_host=source_host)
+    if name is None:
+        return ListRequest(operation=operation, source_host=source_host, **_parse_page(query))
+    common = _Common(operation=operation, repository=parse_repository(name), source_host=source_host)
+    if operation is Operation.START_UPLOAD:
+        return _parse_start(common, query)
+    if operation is Operation.LIST_TAGS:
+        return ListRequest(**common, **_parse_page(query))
+    if operation is Operation.LIST_REFERRERS:
+        return ListRequest(**common, digest=parse_digest(_decode_colon(slots["digest"])))
+    if "session" in slots:
+        return _parse_upload(common, slots["session"], query)
+    if "digest" in slots:
+        return BlobRequest(**common, digest=parse_digest(_decode_colon(slots["digest"])))
+    return ManifestRequest(**common, tag_or_digest=_parse_reference(operation, slots["tag_or_digest"]))

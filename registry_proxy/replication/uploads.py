@@ -7,8 +7,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from registry_proxy.operations.contents import ask
-from registry_proxy.operations.pull import is_committed
+from registry_proxy.operations.contents import ask, is_committed
 from registry_proxy.ports.content import BlobCache
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind

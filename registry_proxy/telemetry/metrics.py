@@ -21,7 +21,7 @@ from registry_proxy.ports import metrics as events
 from registry_proxy.ports.metrics import MetricEvent
 from registry_proxy.ports.names import CacheResult, ContentKind, ReturnReason, StaleReason
 from registry_proxy.ports.replicas import ReplicaState
-from registry_proxy.protocol.endpoints import operations
+from registry_proxy.protocol.endpoints import Operation
 from registry_proxy.protocol.scope import Action
 from registry_proxy.telemetry.samples import KINDS, sample_file
 
@@ -65,7 +65,7 @@ _METHOD = _label("method", _METHODS)
 _ROUTE = _Labels(
     ("route", "method"),
     (
-        *sorted({(operation.name.lower(), method) for method, operation in operations()}),
+        *sorted((operation.label, method) for operation in Operation for method in operation.methods),
         *(("token", method) for method in ("GET", "POST")),
         *((route, method) for route in ("keys", "healthz") for method in ("GET", "HEAD")),
         *(("unknown", method) for method in (*_METHODS, "other")),

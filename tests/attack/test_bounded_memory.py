@@ -59,7 +59,7 @@ BOUNDS = {
     "cache.upload_file.UploadFile._window": "1 MiB",
     "cache.watch.FileWatcher._watches": RUNNING,
     "cache.writer.PartWriter._pending": "1 MiB and a chunk",
-    "edge.fast_path.HotPulls._heads": "4 MiB",
+    "edge.fast_path.FastPath._heads": "4 MiB",
     "edge.server._Server._open": RUNNING,
     "files.writer_thread.WriterThread.pending": "20,000 events of 8 KB, or requests with paths of 1,000 characters",
     "http.connections.Connections._owners": RUNNING,

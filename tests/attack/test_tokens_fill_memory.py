@@ -13,7 +13,7 @@ from registry_proxy.access import grants, tokens
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, public_key_of
 from registry_proxy.edge import fast_path
-from registry_proxy.edge.fast_path import HotPulls
+from registry_proxy.edge.fast_path import FastPath
 from registry_proxy.protocol.scope import Access, Action
 
 BOUND_BYTES = 256 * 1024
@@ -67,8 +67,8 @@ def test_heads_of_hot_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads that differ in a field of 7 KB."""
     monkeypatch.setattr(fast_path, "_REMEMBERED_HEADS_BYTES", BOUND_BYTES)
     nobody = MagicMock()
-    nobody.authorize_now.return_value = None
-    hot = HotPulls(authenticator=nobody, pull=nobody, observer=nobody, origins=nobody, ids=nobody, measure=nobody)
+    nobody.answer_now.return_value = None
+    hot = FastPath(nobody, nobody, nobody)
     line = f"GET /v2/team/app/blobs/sha256:{'0' * 64} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
 
     def attack() -> None:

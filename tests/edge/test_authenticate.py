@@ -1,6 +1,7 @@
 """The Authenticator: what it lets through is what ``explain`` says, by both of its ways."""
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -18,9 +19,15 @@ from registry_proxy.access.grants import Policy
 from registry_proxy.access.records import Group, Robot, User
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, public_key_of
 from registry_proxy.edge.authenticate import Authenticator, Authorized
-from registry_proxy.edge.exchange import make_exchange
+from registry_proxy.edge.incoming import make_exchange
 from registry_proxy.edge.origin import Origins
-from registry_proxy.protocol.endpoints import Operation, RegistryRequest
+from registry_proxy.protocol.endpoints import (
+    BlobRequest,
+    ManifestRequest,
+    Operation,
+    RegistryRequest,
+    StartUploadRequest,
+)
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.protocol.scope import Access, Action
@@ -110,11 +117,12 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 def wanted(repository: str, action: Action, tag: str | None) -> RegistryRequest:
     """Return the request that a client sends for an action."""
     operation = OPERATIONS[action][tag is not None]
-    reference = None if tag is None else Tag(tag)
-    digest = DIGEST if tag is None and action is not Action.PUSH else None
-    return RegistryRequest(
-        operation=operation, repository=Repository(repository), tag_or_digest=reference, digest=digest
-    )
+    name = Repository(repository)
+    if tag is not None:
+        return ManifestRequest(operation=operation, repository=name, tag_or_digest=Tag(tag))
+    if operation is Operation.START_UPLOAD:
+        return StartUploadRequest(operation=operation, repository=name)
+    return BlobRequest(operation=operation, repository=name, digest=DIGEST)
 
 
 async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) -> list[Authorized | None]:
@@ -135,16 +143,19 @@ async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) ->
         access = [allowed for each in asked if (allowed := policy.allowed_access(subject, each)) is not None]
         generation = policy.generation(subject)
         bearer = f"Bearer {keys.signer.issue(subject, generation or 0, access, time.time()).token}"
-        callers[subject] = bearer, make_exchange(blank.clone(headers={"Authorization": bearer}), "127.0.0.1")
+        callers[subject], _ = make_exchange(blank.clone(headers={"Authorization": bearer}), Origins(None, []))
     outcomes: list[Authorized | None] = []
     for subject, repository, action, tag in questions:
-        request, (bearer, exchange) = wanted(repository, action, tag), callers[subject]
-        try:
+        request, exchange = wanted(repository, action, tag), callers[subject]
+        outcome: Authorized | None = None
+        at_once: Authorized | None = None
+        with contextlib.suppress(RegistryError):
             outcome = await authenticator.authorize(exchange, request)
-        except RegistryError:
-            outcome = None
-        at_once = authenticator.authorize_now([bearer], request)
-        assert (None if at_once is None else at_once[0]) == outcome, "the two ways to decide differ"
+        current = authenticator.policy_now()
+        assert current is not None
+        with contextlib.suppress(RegistryError):
+            at_once = authenticator.decide(exchange, request, current)
+        assert at_once == outcome, "the two ways to decide differ"
         outcomes.append(outcome)
     return outcomes
 

@@ -1,14 +1,19 @@
 """Hot pulls by digest: answered beside aiohttp, and nobody can tell."""
 
 import asyncio
+import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from registry_proxy.edge.public import PublicApp
 from registry_proxy.http.connections import ConnectionLimits
+from registry_proxy.ports.events import AuditEvent
 from registry_proxy.ports.metrics import ClientRequest
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.reference import Repository, digest_of
@@ -52,6 +57,92 @@ class Connection:
         """Send a request and return its answer."""
         self.writer.write(self.bytes_of(line, *headers))
         return await self.read(has_body=not line.startswith("HEAD"))
+
+
+def counted(public: PublicBench) -> Counter[tuple[object, ...]]:
+    """Return the events for the metrics, without times."""
+    return Counter(
+        (type(event), *(event[:-1] if isinstance(event, ClientRequest) else event)) for event in public.observer.events
+    )
+
+
+class Served:
+    """A listener that runs on a loop of its own, for as long as hypothesis asks."""
+
+    def __init__(self, runner: asyncio.Runner, public: PublicBench) -> None:
+        self._runner = runner
+        self._public = public
+
+    def compare(self, line: str, token: str, fields: list[str]) -> None:
+        """Send a request both ways."""
+        self._runner.run(self._compare(line, token, fields))
+
+    async def _compare(self, line: str, token: str, fields: list[str]) -> None:
+        lines = [f"{line} HTTP/1.1", "Host: x", *fields]
+        if token != "none":
+            lines.append(f"Authorization: Bearer {self._token(token)}")
+        request = "\r\n".join(lines)
+        answers: list[tuple[bytes, Counter[tuple[object, ...]], list[AuditEvent], Mapping[str, object]]] = []
+        public = self._public
+        reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+        for more in ("", "\r\nX-Unheard-Of: 1", ""):  # the first one warms what is cold, and is always the server's
+            public.observer.events.clear()
+            public.audit.events.clear()
+            writer.write(f"{request}{more}\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = re.search(rb"Content-Length: (\d+)", head)
+            body = await reader.readexactly(int(size[1])) if size and not line.startswith("HEAD") else b""
+            logged = {name: value for name, value in public.logged[-1].items() if name != "seconds"}
+            answer = re.sub(rb"(Date|X-Request-ID): [^\r]*", rb"\1", head) + body
+            answers.append((answer, counted(public), list(public.audit.events), logged))
+        writer.close()
+        assert answers[1] == answers[2]
+
+    def _token(self, name: str) -> str:
+        public = self._public
+        if name == "nonsense":
+            return "a.b.c"
+        if name == "expired":
+            return public.signer.issue("user:ann", 0, [], 1_000_000_000).token
+        if name == "other":
+            return public.token("user:ann", "repository:team/other:pull")
+        scopes = [f"repository:{place}:pull,push" for place in PLACES]
+        return public.token({"pull": "user:ann", "push": "user:bob", "admin": "user:admin"}[name], *scopes)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve contents that two repositories hold; requests of several outcomes must be answered beside aiohttp."""
+    with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+        public = PublicBench(tmp_path_factory.mktemp("served"))
+        make_app, beside = public.make_app, set[bytes]()
+
+        def watched() -> PublicApp:
+            app = make_app()
+            answer = app.fast_path.answer
+
+            def watch(data: bytes, transport: asyncio.Transport) -> bytes | None:
+                found = answer(data, transport)
+                beside.add(b"" if found is None else found[9:12])
+                return found
+
+            patch.setattr(app.fast_path, "answer", watch)
+            return app
+
+        patch.setattr(public, "make_app", watched)
+        for subject, actions in (("user:ann", ["pull"]), ("user:bob", ["pull", "push"])):
+            for place in ("team/app", "hub/team/app"):
+                public.allow(*actions, subject=subject, repository=place)
+        for place in ("team/app", "hub/team/app"):
+            public.reader.add_blob(place, CONTENT)
+            public.reader.add_manifest(place, BODY, "latest")
+        serving = public.serving()
+        runner.run(serving.__aenter__())
+        try:
+            yield Served(runner, public)
+        finally:
+            runner.run(serving.__aexit__(None, None, None))
+        assert beside >= {b"", b"200", b"401", b"404"}
 
 
 @asynccontextmanager
@@ -117,13 +208,9 @@ async def test_both_ways_answer_count_and_log_the_same(
             assert through_server == [path] * len(headers)
             for volatile in ("X-Request-ID", "Date"):
                 assert answer[1].pop(volatile)
-            counted = Counter(
-                (type(event), *(event[:-1] if isinstance(event, ClientRequest) else event))
-                for event in public.observer.events
-            )
             logged = dict(public.logged[-1])
             assert logged.pop("seconds") is not None
-            results.append((answer, counted, logged))
+            results.append((answer, counted(public), logged))
         slow, hot = results
         assert slow == hot
         assert hot[0][0] == 200
@@ -171,12 +258,42 @@ async def test_a_request_that_is_not_plain_is_for_the_server(public: PublicBench
     async with public.serving(), connected(public) as connection:
         app = public.make_app()
         transport = cast(asyncio.Transport, connection.writer.transport)
-        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}"), transport) is not None
-        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}", header), transport) is None
-        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}") + b"x", transport) is None
-        assert app.hot.answer(connection.bytes_of(f"GET {PATHS[1]}") * 2, transport) is None
-        assert app.hot.answer(connection.bytes_of(f"POST {PATHS[1]}"), transport) is None
-        assert app.hot.answer(connection.bytes_of("GET /v2/team/app/manifests/latest"), transport) is None
+        assert app.fast_path.answer(connection.bytes_of(f"GET {PATHS[1]}"), transport) is not None
+        assert app.fast_path.answer(connection.bytes_of(f"GET {PATHS[1]}", header), transport) is None
+        assert app.fast_path.answer(connection.bytes_of(f"GET {PATHS[1]}") + b"x", transport) is None
+        assert app.fast_path.answer(connection.bytes_of(f"GET {PATHS[1]}") * 2, transport) is None
+        assert app.fast_path.answer(connection.bytes_of(f"POST {PATHS[1]}"), transport) is None
+        assert app.fast_path.answer(connection.bytes_of("GET /v2/team/app/manifests/latest"), transport) is None
+
+
+PLACES = ["team/app", "team/none", "hub/team/app"]
+LASTS = [f"manifests/{M}", "manifests/latest", "manifests/none", f"manifests/{D}", f"blobs/{D}", f"blobs/{M}"]
+MORE = [
+    "tags/list",
+    f"referrers/{M}",
+    "blobs/uploads/session-0",
+    "blobs/latest",
+    "manifests/_registry-proxy-x",
+    "nothing",
+]
+TARGETS = st.sampled_from(["/v2/", "/v2", "/v2/_catalog", "/v2/team/app"]) | st.builds(
+    "/v2/{}/{}".format, st.sampled_from(PLACES), st.sampled_from([*LASTS, *LASTS, *MORE])
+)
+QUERIES = st.sampled_from(["", "", "", "?ns=docker.io", "?ns=ghcr.io", "?n=1", "?ns=a&ns=b"])
+TOKENS = st.sampled_from(["pull", "pull", "pull", "push", "admin", "expired", "other", "none", "nonsense"])
+FIELDS = st.lists(
+    st.sampled_from(["Accept: */*", "User-Agent: docker", "X-Forwarded-For: 192.0.2.1", "Cache-Control: no-cache"]),
+    unique=True,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(method=st.sampled_from(["GET", "GET", "HEAD"]), target=TARGETS, query=QUERIES, token=TOKENS, fields=FIELDS)
+def test_whatever_the_fast_path_answers_the_server_answers_byte_for_byte(
+    served: Served, method: str, target: str, query: str, token: str, fields: list[str]
+) -> None:
+    """Any plain request: if it is answered beside aiohttp, the server's answer, counters and log are the same."""
+    served.compare(f"{method} {target}{query}", token, fields)
 
 
 async def test_the_end_of_a_header_is_no_request_of_its_own(public: PublicBench) -> None:

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import uvloop
 
-from registry_proxy.edge.send import SMALL_BYTES
+from registry_proxy.operations.pull_blobs import SMALL_BYTES
 from registry_proxy.ports.metrics import ClientRequest, SentBytes
 from registry_proxy.protocol.reference import Digest, digest_of
 from tests.support.fakes.memory import GrowingFile

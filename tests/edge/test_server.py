@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry_proxy.edge.exchange import DRAIN_MAX_BYTES
+from registry_proxy.edge.incoming import DRAIN_MAX_BYTES
 from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.ports.metrics import ClientRequest
 from registry_proxy.protocol.reference import digest_of

@@ -9,7 +9,8 @@ import pytest
 
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS
 from registry_proxy.operations.passthrough import HOLD_BACK_BYTES, PassThrough
-from registry_proxy.operations.pull import FAR_RANGE_BYTES, BlobAnswer, Pull
+from registry_proxy.operations.pull import Pull
+from registry_proxy.operations.pull_blobs import FAR_RANGE_BYTES, BlobAnswer
 from registry_proxy.operations.tags import RecordedTags, TagRules
 from registry_proxy.ports.errors import FillFailedError, StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.metrics import CacheRequest, StaleAnswer
@@ -80,7 +81,7 @@ class Bench:
         self.reader.is_down = self.impatient.is_down = True
 
     async def get(self, routed: RoutedRepository, digest: Digest, range_header: str | None = None) -> bytes:
-        return await read(await self.pull.open_blob(routed, digest, range_header))
+        return await read(await self.pull.blobs.open_blob(routed, digest, range_header))
 
     def remember_blob(self, routed: RoutedRepository, content: bytes) -> Digest:
         digest = digest_of(content)
@@ -92,6 +93,9 @@ class Bench:
 async def read(answer: BlobAnswer) -> bytes:
     """Read what an answer gives, and close it."""
     content = answer.content
+    if isinstance(content, bytes):
+        part = answer.byte_range or ByteRange(0, len(content) - 1)
+        return content[part.first : part.last + 1]
     if isinstance(content, PassThrough):
         try:
             return b"".join([chunk async for chunk in content])
@@ -125,7 +129,7 @@ async def bench() -> AsyncIterator[Bench]:
 async def refused(bench: Bench, routed: RoutedRepository, digest: Digest) -> RegistryError:
     """Return the error with which a blob is refused."""
     with pytest.raises(RegistryError) as caught:
-        await bench.pull.open_blob(routed, digest, None)
+        await bench.pull.blobs.open_blob(routed, digest, None)
     return caught.value
 
 
@@ -138,7 +142,7 @@ async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench
     assert await bench.get(B, digest) == SECRET
     assert (await refused(bench, A, digest)).code is ErrorCode.BLOB_UNKNOWN
     with pytest.raises(RegistryError):
-        await bench.pull.head_blob(A, digest)
+        await bench.pull.blobs.head_blob(A, digest)
     assert bench.reader.count("open_blob") == 1
 
 
@@ -147,7 +151,7 @@ async def test_a_shared_layer_is_asked_for_once_and_not_fetched_again(bench: Ben
     digest = bench.reader.add_blob("b", SECRET)
     bench.reader.add_blob("a", SECRET)
     await bench.get(B, digest)
-    answer = await bench.pull.open_blob(A, digest, None)
+    answer = await bench.pull.blobs.open_blob(A, digest, None)
     assert (answer.result, await read(answer)) == (CacheResult.HIT, SECRET)
     assert await bench.get(A, digest) == SECRET
     assert bench.reader.requests == [("open_blob", "b", "0"), ("stat_blob", "a", str(digest))]
@@ -158,7 +162,7 @@ async def test_joining_the_fill_of_another_repository_needs_its_own_membership(b
     big = SECRET * 100
     digest = bench.reader.add_blob("b", big)
     bench.reader.body_gate = asyncio.Event()
-    answer = await bench.pull.open_blob(B, digest, None)
+    answer = await bench.pull.blobs.open_blob(B, digest, None)
     assert (await refused(bench, A, digest)).code is ErrorCode.BLOB_UNKNOWN
     bench.reader.body_gate.set()
     assert await read(answer) == big
@@ -171,7 +175,7 @@ async def test_a_fill_won_by_another_repository_in_between_teaches_nothing(bench
     first = asyncio.get_running_loop().create_task(bench.get(B, digest))
     await bench.reader.was_asked.wait()
     bench.cache.hides_fills = True  # another worker's fill, seen too late
-    second = asyncio.get_running_loop().create_task(bench.pull.open_blob(A, digest, None))
+    second = asyncio.get_running_loop().create_task(bench.pull.blobs.open_blob(A, digest, None))
     await asyncio.sleep(0)
     bench.reader.gate.set()
     assert await first == SECRET
@@ -210,9 +214,9 @@ async def test_a_known_member_is_served_without_the_upstream(bench: Bench) -> No
     await bench.get(A, digest)
     bench.go_down()
     bench.restart()
-    answer = await bench.pull.open_blob(A, digest, None)
+    answer = await bench.pull.blobs.open_blob(A, digest, None)
     assert (answer.result, await read(answer)) == (CacheResult.HIT, SECRET)
-    descriptor, result = await bench.pull.head_blob(A, digest)
+    descriptor, result = await bench.pull.blobs.head_blob(A, digest)
     assert (descriptor.size_bytes, result) == (len(SECRET), CacheResult.HIT)
     assert len(bench.reader.requests) == 1
 
@@ -223,9 +227,9 @@ async def test_not_known_and_all_replicas_down_cannot_be_known(bench: Bench) -> 
     await bench.get(B, digest)
     bench.go_down()
     with pytest.raises(UpstreamUnavailableError):
-        await bench.pull.open_blob(A, digest, None)
+        await bench.pull.blobs.open_blob(A, digest, None)
     with pytest.raises(UpstreamUnavailableError):
-        await bench.pull.head_blob(A, digest)
+        await bench.pull.blobs.head_blob(A, digest)
 
 
 @pytest.mark.parametrize("fault", ["down", "credentials"])
@@ -259,7 +263,7 @@ async def test_a_member_whose_bytes_were_evicted_is_fetched_or_forgotten(bench: 
     digest = bench.reader.add_blob("a", SECRET)
     await bench.get(A, digest)
     bench.cache.drop(digest)
-    answer = await bench.pull.open_blob(A, digest, None)
+    answer = await bench.pull.blobs.open_blob(A, digest, None)
     assert (answer.result, await read(answer)) == (CacheResult.MISS, SECRET)
     bench.cache.drop(digest)
     del bench.reader.blobs["a", digest]
@@ -274,7 +278,7 @@ async def test_fifty_cold_clients_cost_one_get_and_no_head(bench: Bench) -> None
     """One is a miss, the others follow it."""
     big = SECRET * 100
     digest = bench.reader.add_blob("a", big)
-    answers = await asyncio.gather(*(bench.pull.open_blob(A, digest, None) for _ in range(50)))
+    answers = await asyncio.gather(*(bench.pull.blobs.open_blob(A, digest, None) for _ in range(50)))
     assert bench.reader.requests == [("open_blob", "a", "0")]
     assert [answer.result for answer in answers].count(CacheResult.MISS) == 1
     assert {answer.result for answer in answers} == {CacheResult.MISS, CacheResult.LATCH}
@@ -307,7 +311,7 @@ async def test_the_failure_of_the_first_reaches_all(bench: Bench) -> None:
 async def test_cold_head_costs_one_head_and_no_body(bench: Bench) -> None:
     """Twenty HEADs of an unknown blob are one question to the upstream."""
     digest = bench.reader.add_blob("a", SECRET)
-    answers = await asyncio.gather(*(bench.pull.head_blob(A, digest) for _ in range(20)))
+    answers = await asyncio.gather(*(bench.pull.blobs.head_blob(A, digest) for _ in range(20)))
     assert {descriptor.size_bytes for descriptor, _ in answers} == {len(SECRET)}
     assert bench.reader.requests == [("stat_blob", "a", str(digest))]
 
@@ -331,7 +335,7 @@ async def test_a_range_far_ahead_of_the_fill_goes_upstream_by_itself(bench: Benc
     digest = bench.reader.add_blob("a", big)
     bench.reader.body_gate = asyncio.Event()
     start = len(big) - 10
-    answer = await bench.pull.open_blob(A, digest, f"bytes={start}-")
+    answer = await bench.pull.blobs.open_blob(A, digest, f"bytes={start}-")
     assert isinstance(answer.content, PassThrough)
     assert bench.reader.requests == [("open_blob", "a", "0"), ("open_blob", "a", str(start))]
     assert await read(answer) == big[start:]
@@ -346,7 +350,7 @@ async def test_a_full_disk_passes_through_and_survives_a_cut(bench: Bench, ignor
     bench.cache.is_full = True
     bench.reader.ignores_offset = ignores_offset
     bench.reader.cuts = [300_000]
-    answer = await bench.pull.open_blob(A, digest, None)
+    answer = await bench.pull.blobs.open_blob(A, digest, None)
     bench.reader.cuts = [500_000]
     assert (answer.result, await read(answer)) == (CacheResult.MISS, big)
     assert await bench.get(A, digest, "bytes=1000-600000") == big[1000:600001]
@@ -358,7 +362,7 @@ async def test_pass_through_never_completes_a_wrong_body(bench: Bench) -> None:
     digest = bench.reader.add_blob("a", big)
     bench.reader.blobs["a", digest] = big[:-1] + b"x"
     bench.cache.is_full = True
-    answer = await bench.pull.open_blob(A, digest, None)
+    answer = await bench.pull.blobs.open_blob(A, digest, None)
     assert isinstance(answer.content, PassThrough)
     received: list[bytes] = []
     with pytest.raises(FillFailedError):
@@ -610,7 +614,10 @@ async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Benc
     manifest, blob = bench.reader.add_manifest("a", BODY), bench.reader.add_blob("a", SECRET)
     bench.reader.gate = asyncio.Event()
     loop = asyncio.get_running_loop()
-    asking = [loop.create_task(bench.pull.get_manifest(A, manifest)), loop.create_task(bench.pull.head_blob(A, blob))]
+    asking = [
+        loop.create_task(bench.pull.get_manifest(A, manifest)),
+        loop.create_task(bench.pull.blobs.head_blob(A, blob)),
+    ]
     await until(lambda: len(bench.reader.requests) == 2)
     bench.memberships.end(A, ContentKind.MANIFEST, manifest)
     bench.memberships.end(A, ContentKind.BLOB, blob)

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from registry_proxy.protocol.endpoints import Operation, RegistryRequest, parse_request
+from registry_proxy.protocol.endpoints import (
+    ListRequest,
+    ManifestRequest,
+    Operation,
+    RegistryRequest,
+    StartUploadRequest,
+    parse_request,
+)
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import is_repository, parse_digest, parse_repository, parse_tag_or_digest
 
@@ -215,7 +222,9 @@ def test_a_bad_mount_source_is_refused(source: str) -> None:
 def test_a_mount_without_source_names_none() -> None:
     """An absent or empty source stays absent: the registry must not look for one itself."""
     for query in (f"mount={DIGEST}", f"mount={DIGEST}&from="):
-        assert parse_request("POST", "/v2/a/blobs/uploads/", query).from_repository is None
+        request = parse_request("POST", "/v2/a/blobs/uploads/", query)
+        assert isinstance(request, StartUploadRequest)
+        assert request.from_repository is None
 
 
 @pytest.mark.parametrize(
@@ -261,6 +270,7 @@ def test_a_query_that_cannot_be_read(query: str) -> None:
 def test_pages_survive_their_encoding(name: str, n: int, last: str) -> None:
     """What a Link header of ours carries is read back as it was."""
     request = parse_request("GET", f"/v2/{name}/tags/list", urlencode({"n": n, "last": last}))
+    assert isinstance(request, ListRequest)
     assert (request.page_size, request.last) == (n, last)
 
 
@@ -282,5 +292,6 @@ def test_long_paths_are_refused_without_backtracking(path: str) -> None:
 def test_the_values_are_of_the_parsers_of_names() -> None:
     """A repository and a tag are what the parsers of references give: nothing else makes them."""
     request = parse_request("GET", "/v2/a/b/manifests/t", "")
+    assert isinstance(request, ManifestRequest)
     assert request.repository == parse_repository("a/b")
     assert request.tag_or_digest == parse_tag_or_digest("t")

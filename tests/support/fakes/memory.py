@@ -244,6 +244,9 @@ class MemoryCache:
     async def open_or_fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
         if (committed := self.open_committed(digest)) is not None:
             return committed, CacheResult.HIT
+        return await self.fill(digest, source)
+
+    async def fill(self, digest: Digest, source: OpenSource) -> tuple[BlobReader, CacheResult]:
         if self.is_full:
             raise CacheUnavailableError("full")
         result = CacheResult.LATCH

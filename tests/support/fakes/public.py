@@ -340,7 +340,7 @@ class PublicBench:
         app = self.make_app()
         origins = Origins(self.options.public_url, self.options.trusted_proxies)
         self.connections = any_connections(self.limits, origins)
-        self.server = await run_public(app.handle, [listening], self.connections, app.hot.answer)
+        self.server = await run_public(app.handle, [listening], self.connections, app.fast_path.answer)
         try:
             async with aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", auto_decompress=False) as self.session:
                 yield self

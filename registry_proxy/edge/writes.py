@@ -1,0 +1,188 @@
+"""The operations that write: uploads, manifests and deletions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote, urlencode
+
+from registry_proxy.edge.answer import Answer
+from registry_proxy.edge.authenticate import Authenticator, digest_named_by
+from registry_proxy.edge.call import Call
+from registry_proxy.edge.exchange import as_registry_error, read_small_body
+from registry_proxy.operations.manage import Manage
+from registry_proxy.operations.push import Push, UploadAnswer
+from registry_proxy.ports.events import AuditEvent, AuditLog
+from registry_proxy.ports.names import Router
+from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
+from registry_proxy.protocol.endpoints import (
+    BlobRequest,
+    CommitUploadRequest,
+    ManifestRequest,
+    RegistryRequest,
+    StartUploadRequest,
+    UploadRequest,
+)
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest
+
+
+class Writes:
+    """The handlers of the operations that write; each is named as its operation.
+
+    Args:
+        authenticator: tells whether the source of a mount may be read.
+        router: finds it.
+        push: the verbs of pushing.
+        manage: the verbs of deleting.
+        audit: receives an event for each push and deletion, also for one that failed.
+    """
+
+    def __init__(
+        self, *, authenticator: Authenticator, router: Router, push: Push, manage: Manage, audit: AuditLog
+    ) -> None:
+        self._authenticator = authenticator
+        self._router = router
+        self._push = push
+        self._manage = manage
+        self._audit = audit
+
+    async def start_upload(self, call: Call[StartUploadRequest]) -> Answer:
+        request, routed = call.request, call.routed
+        if request.mount is not None:
+            mounted = await self._mount(call, request.mount)
+            if mounted is not None:
+                with self._audited(call):
+                    call.made = mounted.digest
+                return _created(call, "blobs", mounted)
+        elif request.digest is not None:
+            client = call.exchange.client
+            with self._audited(call):
+                pushed = await self._push.push_blob(
+                    routed, call.uploader, request.digest, client.read_body(), client.body_bytes
+                )
+            return _created(call, "blobs", pushed)
+        return _upload(call, 202, await self._push.start_upload(routed, call.uploader))
+
+    async def _mount(self, call: Call[StartUploadRequest], digest: Digest) -> Descriptor | None:
+        """Mount where the caller may read the source; a source that it may not read is, to it, not there."""
+        if call.request.from_repository is None:
+            return None
+        try:
+            source = self._router.canonical(call.request.from_repository, call.request.source_host)
+            if not self._authenticator.may_read_source(call.authorized, source):
+                return None
+            routed_source = self._router.route(source)
+        except RegistryError:
+            return None
+        return await self._push.mount_blob(call.routed, digest, routed_source)
+
+    async def append_upload(self, call: Call[UploadRequest]) -> Answer:
+        request, client = call.request, call.exchange.client
+        upload = await self._push.append_upload(
+            call.routed,
+            call.uploader,
+            request.session_id,
+            request.state,
+            client.read_body(),
+            client.body_bytes,
+            call.chunk(),
+        )
+        return _upload(call, 202, upload)
+
+    async def commit_upload(self, call: Call[CommitUploadRequest]) -> Answer:
+        request, client = call.request, call.exchange.client
+        with self._audited(call):
+            descriptor = await self._push.commit_upload(
+                call.routed,
+                call.uploader,
+                request.session_id,
+                request.state,
+                request.digest,
+                client.read_body(),
+                client.body_bytes,
+                call.chunk(),
+            )
+        return _created(call, "blobs", descriptor)
+
+    async def upload_status(self, call: Call[UploadRequest]) -> Answer:
+        request = call.request
+        upload = await self._push.upload_status(call.routed, call.uploader, request.session_id, request.state)
+        return _upload(call, 204, upload)
+
+    async def cancel_upload(self, call: Call[UploadRequest]) -> Answer:
+        request = call.request
+        await self._push.cancel_upload(call.routed, call.uploader, request.session_id, request.state)
+        return Answer(204)
+
+    async def put_manifest(self, call: Call[ManifestRequest]) -> Answer:
+        body = await read_small_body(call.exchange, MANIFEST_MAX_BYTES)
+        media_type = call.exchange.headers.get("Content-Type", "").partition(";")[0].strip()
+        with self._audited(call):
+            descriptor = await self._push.put_manifest(
+                call.routed,
+                call.request.tag_or_digest,
+                media_type,
+                body,
+                may_move_tags=call.authorized.may_move_tags,
+            )
+            call.made = descriptor.digest
+        return _created(call, "manifests", descriptor)
+
+    async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
+        with self._audited(call):
+            call.made = await self._manage.delete_manifest(call.routed, call.request.tag_or_digest)
+        return Answer(202)
+
+    async def delete_blob(self, call: Call[BlobRequest]) -> Answer:
+        with self._audited(call):
+            await self._manage.delete_blob(call.routed, call.request.digest)
+        return Answer(202)
+
+    @contextmanager
+    def _audited(self, call: Call[RegistryRequest]) -> Iterator[None]:
+        """Record the end of a push or deletion in the audit log; the digest that it made is in the call by then."""
+        outcome, rule, answered = "failed", call.authorized.rule, {}
+        try:
+            yield
+            outcome = "ok"
+        except ConnectionError:  # of the client, who is answered nothing
+            raise
+        except Exception as error:
+            answer = as_registry_error(error)
+            outcome, rule = "denied" if answer.code is ErrorCode.DENIED else "failed", answer.message
+            answered = {"status": answer.status}
+            if answer is error:
+                raise
+            raise answer from error
+        finally:
+            self._audit.record(_event(call, outcome, rule, answered))
+
+
+def _event(call: Call[RegistryRequest], outcome: str, rule: str, answered: dict[str, int]) -> AuditEvent:
+    request, digest = call.request, call.made or digest_named_by(call.request)
+    question = call.authorized.question or ("", request.repository or "", "", None)
+    return AuditEvent(
+        question[2],
+        outcome,
+        subject=call.subject,
+        address=call.exchange.address,
+        repository=question[1],
+        tag=question[3] or "",
+        digest="" if digest is None else str(digest),
+        rule=rule,
+        detail={"operation": request.operation.label, **answered},
+    )
+
+
+def _upload(call: Call[UploadRequest | StartUploadRequest], status: int, upload: UploadAnswer) -> Answer:
+    query = urlencode({"_state": upload.state} | call.source_query())
+    headers = {
+        "Location": f"{call.base}/blobs/uploads/{quote(upload.session_id, safe='')}?{query}",
+        "Docker-Upload-UUID": upload.session_id,
+        "Range": f"0-{max(upload.offset - 1, 0)}",
+    }
+    return Answer(status, headers)
+
+
+def _created(call: Call[RegistryRequest], kind: str, descriptor: Descriptor) -> Answer:
+    digest = str(descriptor.digest)
+    return Answer(201, {"Location": f"{call.base}/{kind}/{digest}", "Docker-Content-Digest": digest})
