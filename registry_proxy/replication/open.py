@@ -54,6 +54,7 @@ class Records:
     store: Store
     journal: Journal
     proof: AbsenceProof
+    changes: StoreChanges
 
     async def repositories(self) -> Collection[RoutedRepository]:
         """Return the repositories with a manifest or tag on record."""
@@ -103,7 +104,7 @@ class Writes:
     def __init__(self, tools: ReplicaTools) -> None:
         records, replica_sets, cache = tools.records, tools.replica_sets, tools.cache
         store, journal = records.store, records.journal
-        self.sessions = SignedSessions(store)
+        self.sessions = SignedSessions(store, records.changes.losses)
         self.pushed = PushedBlobs(store)
         self.uploads = UploadReplication(replica_sets=replica_sets, journal=journal, cache=cache, pins=tools.pins)
         self.manifests = ManifestReplication(
@@ -143,4 +144,4 @@ async def open_records(
             for name in options.replicas:
                 if name not in options.recorded:
                     await forget_comparison(store, name)
-        yield Records(options, store, journal, AbsenceProof(store, changes, journal))
+        yield Records(options, store, journal, AbsenceProof(store, changes, journal), changes)

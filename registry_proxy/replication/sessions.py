@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from registry_proxy.ports.errors import ConflictError
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, Uploader, UploadSession
@@ -44,13 +44,20 @@ class SignedSessions:
     """Writes and reads the ``_state`` of upload Locations.
 
     There is one key for every week, made by whoever needs it first and kept in the store; that of the week before is
-    still accepted. It is read once: uploads go on while the store is away.
+    still accepted. It is read once: uploads go on while the store is away. Where the store was lost it is put back.
+
+    Args:
+        store: holds the keys.
+        losses: returns a number that rises when the store was lost.
+        clock: seconds since the epoch.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store, losses: Callable[[], int], clock: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._losses = losses
         self._clock = clock
         self._keys: dict[int, bytes] = {}
+        self._known_losses = losses()
 
     async def sign(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> str:
         """Return the state, made of ``A-Z a-z 0-9 - _ .``; it is good until the session is too old."""
@@ -94,24 +101,38 @@ class SignedSessions:
         return UploadSession(session_id, offset, sha256, locations, node_id, opened_at)
 
     async def _key(self, period: int, *, create: bool) -> bytes:
+        if (losses := self._losses()) != self._known_losses:
+            with contextlib.suppress(StoreUnavailableError):
+                await self._put_back()
+                self._known_losses = losses
         key = self._keys.get(period)
         if key is None:
             key = self._keys[period] = await self._load_key(period, create=create)
         return key
 
+    async def _put_back(self) -> None:
+        """Put the keys back that the store has lost; where another process has made new ones since, those count."""
+        for period, key in tuple(self._keys.items()):
+            with contextlib.suppress(ConflictError):
+                await self._store.commit([_change_of_key(period, key)])
+            self._keys.pop(period, None)
+
     async def _load_key(self, period: int, *, create: bool) -> bytes:
         name = str(period)
         record = await self._store.get(Table.LOCATION_KEYS, name)
         if record is None and create:
-            value = {"key": _encode(secrets.token_bytes(32))}
             expired = [old.key for old in await self._store.list(Table.LOCATION_KEYS) if int(old.key) < period - 1]
             changes = [Change(Table.LOCATION_KEYS, old, None) for old in expired]
             with contextlib.suppress(ConflictError):  # another worker or node was first: its key counts
-                await self._store.commit([Change(Table.LOCATION_KEYS, name, value, expect=0), *changes])
+                await self._store.commit([_change_of_key(period, secrets.token_bytes(32)), *changes])
             record = await self._store.get(Table.LOCATION_KEYS, name)
         if record is None:
             raise _unknown()
         return _decode(record.value["key"])
+
+
+def _change_of_key(period: int, key: bytes) -> Change:
+    return Change(Table.LOCATION_KEYS, str(period), {"key": _encode(key)}, expect=0)
 
 
 def _about(routed: RoutedRepository, uploader: Uploader, session_id: str) -> tuple[object, ...]:

@@ -79,7 +79,8 @@ class Window:
     """A fault, and how long it lasted until everything had healed.
 
     ``stops_writes`` tells that pushes may fail meanwhile: Redis or the quorum was away. ``stops_reads`` that nobody
-    can be answered: all replicas were away, or nobody was known.
+    can be answered: all replicas were away, or nobody was known. ``repeats`` that a request may be made twice: nginx
+    puts it to the other node when one dies over it.
     """
 
     name: str
@@ -87,9 +88,14 @@ class Window:
     ended_at: float
     stops_writes: bool = False
     stops_reads: bool = False
+    repeats: bool = False
 
     def __str__(self) -> str:
         return f"{self.started_at:7.2f} - {self.ended_at:7.2f} === {self.name}"
+
+    def meets(self, one: Operation) -> bool:
+        """Tell whether an operation was under way meanwhile."""
+        return self.started_at <= one.ended_at and one.started_at <= self.ended_at
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,8 @@ class History:
         elif one.kind is Kind.DELETE and one.outcome is Outcome.ABSENT:
             deletes = self.deletes(one.repository, one.digest)
             is_first = all(other is one or other.started_at > one.ended_at for other in deletes)
-            if is_first and self._was_pushed(one):
+            is_repeated = any(window.repeats and window.meets(one) for window in self.windows)
+            if is_first and not is_repeated and self._was_pushed(one):
                 yield "a manifest that was acknowledged is said not to exist"
 
     def _was_pushed(self, delete: Operation) -> bool:
@@ -247,10 +254,7 @@ class History:
 
     def _may_fail(self, read: Operation) -> bool:
         """Tell whether a read may have ended with a clean error."""
-        return self.may_be_unavailable or any(
-            window.stops_reads and window.started_at <= read.ended_at and read.started_at <= window.ended_at
-            for window in self.windows
-        )
+        return self.may_be_unavailable or any(window.stops_reads and window.meets(read) for window in self.windows)
 
     def tags(self, repository: str) -> set[str]:
         return {one.tag for one in self._of(Kind.PUSH, repository)}
@@ -275,10 +279,7 @@ class History:
 
     def in_write_window(self, one: Operation) -> bool:
         """Tell whether an operation ran while writes were not possible."""
-        return any(
-            window.stops_writes and window.started_at <= one.ended_at and one.started_at <= window.ended_at
-            for window in self.windows
-        )
+        return any(window.stops_writes and window.meets(one) for window in self.windows)
 
     def timeline(self, violation: Violation) -> str:
         """Return the operations on the same key, and the faults, that came before a violation, in order."""

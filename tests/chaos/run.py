@@ -147,7 +147,9 @@ class Run:
         self.cluster.tend()
 
     def _note(self, fault: Fault, began: float) -> None:
-        self.history.windows.append(Window(str(fault), began, self.now(), stops_writes=fault.target == "redis"))
+        is_of_node = fault.target in self.cluster.nodes
+        window = Window(str(fault), began, self.now(), stops_writes=fault.target == "redis", repeats=is_of_node)
+        self.history.windows.append(window)
 
     # ------------------------------------------------------------ traffic
 

@@ -110,6 +110,14 @@ def test_without_healing_an_error_is_an_answer() -> None:
     assert len(rules(*lies, may_be_unavailable=True)) == 3
 
 
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_delete_that_nginx_repeats_may_find_nothing(*, repeats: bool) -> None:
+    """The node that made it died before it could say so; without such a fault somebody has lost the manifest."""
+    window = Window("SIGKILL node-1 for 1.0 s", 2.5, 3.5, repeats=repeats)
+    history = History(operations=[push(0, 1, A), delete(2, 3, A, ABSENT)], windows=[window])
+    assert bool(history.violations()) is not repeats
+
+
 def test_the_story_of_a_violation() -> None:
     """The timeline names the operations on the same tag, and the faults, in order, and nothing else."""
     other = Operation(Kind.PUSH, "p", "team/other", 0.5, "1", C, 0.6, DONE)

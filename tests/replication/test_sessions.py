@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.store import Store, Table
+from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, Uploader, UploadSession
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository
@@ -37,6 +37,11 @@ class Clock:
         return self.now
 
 
+def never_lost() -> int:
+    """Return how often a store was lost that never was."""
+    return 0
+
+
 async def is_refused(sessions: SignedSessions, state: str | None) -> bool:
     """Tell whether a state is answered as if there were no such upload."""
     with pytest.raises(RegistryError) as caught:
@@ -46,13 +51,31 @@ async def is_refused(sessions: SignedSessions, state: str | None) -> bool:
 
 async def test_any_node_reads_what_another_wrote(store: Store) -> None:
     """Two nodes over one store share the key, whoever made it; nothing else is needed."""
-    state = await SignedSessions(store, Clock()).sign(ROUTED, ANN, SESSION)
-    assert await SignedSessions(store, Clock()).verify(ROUTED, ANN, "id", state) == SESSION
+    state = await SignedSessions(store, never_lost, Clock()).sign(ROUTED, ANN, SESSION)
+    assert await SignedSessions(store, never_lost, Clock()).verify(ROUTED, ANN, "id", state) == SESSION
+
+
+@pytest.mark.parametrize("noticed_first", ["old", "new"])
+async def test_after_the_loss_of_the_store_all_sign_with_one_key(store: Store, noticed_first: str) -> None:
+    """A process that remembers the key puts it back; where one that was just started has made another, that counts."""
+    losses = 0
+    old, new = (SignedSessions(store, lambda: losses, Clock()) for _ in range(2))
+    before = await old.sign(ROUTED, ANN, SESSION)
+    for record in await store.list(Table.LOCATION_KEYS):
+        await store.commit([Change(Table.LOCATION_KEYS, record.key, None)])
+    losses = 1
+    signing = [old, new] if noticed_first == "old" else [new, old]
+    states = [await each.sign(ROUTED, ANN, SESSION) for each in signing]
+    for sessions in signing:
+        for state in states:
+            assert await sessions.verify(ROUTED, ANN, "id", state) == SESSION
+    if noticed_first == "old":
+        assert await new.verify(ROUTED, ANN, "id", before) == SESSION
 
 
 async def test_every_changed_character_is_refused(store: Store) -> None:
     """Tampering anywhere, cutting and nonsense: 404, and never another error."""
-    sessions = SignedSessions(store, Clock())
+    sessions = SignedSessions(store, never_lost, Clock())
     state = await sessions.sign(ROUTED, ANN, SESSION)
     for position, character in enumerate(state[:-1]):  # the last one carries bits that base64 does not use
         other = "B" if character != "B" else "C"
@@ -64,7 +87,7 @@ async def test_every_changed_character_is_refused(store: Store) -> None:
 async def test_it_ends_a_day_after_its_opening(store: Store) -> None:
     """Each request makes a new state, none of them a longer life."""
     clock = Clock()
-    sessions = SignedSessions(store, clock)
+    sessions = SignedSessions(store, never_lost, clock)
     state = await sessions.sign(ROUTED, ANN, replace(SESSION, opened_at=0))
     clock.now += UPLOAD_LIFETIME_SECONDS - 1
     session = await sessions.verify(ROUTED, ANN, "id", state)
@@ -78,7 +101,7 @@ async def test_it_ends_a_day_after_its_opening(store: Store) -> None:
 
 async def test_it_ends_with_the_generation_of_its_subject(store: Store) -> None:
     """After a revocation a state is worth nothing, also to a subject that logged in again."""
-    sessions = SignedSessions(store, Clock())
+    sessions = SignedSessions(store, never_lost, Clock())
     state = await sessions.sign(ROUTED, Uploader(ANN.subject, 1), SESSION)
     assert await sessions.verify(ROUTED, Uploader(ANN.subject, 1), "id", state) == SESSION
     for other in (Uploader(ANN.subject, 0), Uploader(ANN.subject, 2), Uploader("user:bob", 1)):
@@ -89,13 +112,13 @@ async def test_it_ends_with_the_generation_of_its_subject(store: Store) -> None:
 async def test_keys_change_every_week_and_uploads_go_on(store: Store) -> None:
     """A state from before the change is still good; keys that nobody can need are removed."""
     clock = Clock()
-    sessions, new = SignedSessions(store, clock), replace(SESSION, opened_at=0)
+    sessions, new = SignedSessions(store, never_lost, clock), replace(SESSION, opened_at=0)
     await sessions.sign(ROUTED, ANN, new)
     clock.now = (clock.now // WEEK + 1) * WEEK - 60
     state = await sessions.sign(ROUTED, ANN, new)
     clock.now += 120
     assert (await sessions.sign(ROUTED, ANN, new)).partition(".")[0] != state.partition(".")[0]
-    assert (await SignedSessions(store, clock).verify(ROUTED, ANN, "id", state)).locations == LOCATIONS
+    assert (await SignedSessions(store, never_lost, clock).verify(ROUTED, ANN, "id", state)).locations == LOCATIONS
     assert len(await store.list(Table.LOCATION_KEYS)) == 2
     clock.now += 3 * WEEK
     await sessions.sign(ROUTED, ANN, new)
@@ -105,14 +128,16 @@ async def test_keys_change_every_week_and_uploads_go_on(store: Store) -> None:
 async def test_five_replicas_fit_into_a_location(store: Store) -> None:
     """With five Locations of docker-registry's length the state stays below 4 KiB and needs no escaping."""
     locations = {f"replica-{number}.example.com:5000": "/v2/" + "x" * 290 for number in range(5)}
-    state = await SignedSessions(store, Clock()).sign(ROUTED, ANN, UploadSession("id", 1 << 40, "ab" * 32, locations))
+    state = await SignedSessions(store, never_lost, Clock()).sign(
+        ROUTED, ANN, UploadSession("id", 1 << 40, "ab" * 32, locations)
+    )
     assert len(state) < 4096
     assert set(state) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 async def test_names_cannot_be_shifted_into_each_other(store: Store) -> None:
     """Upstream and repository are signed apart: ``a`` + ``b/c`` is not ``a/b`` + ``c``."""
-    sessions = SignedSessions(store, Clock())
+    sessions = SignedSessions(store, never_lost, Clock())
     state = await sessions.sign(RoutedRepository("a", Repository("b/c")), ANN, SESSION)
     with pytest.raises(RegistryError):
         await sessions.verify(RoutedRepository("a/b", Repository("c")), ANN, "id", state)

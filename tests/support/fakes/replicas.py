@@ -380,7 +380,7 @@ async def pushing(
             cache=cache,
             memberships=memberships,
             holdings=holdings,
-            sessions=SignedSessions(store),
+            sessions=SignedSessions(store, changes.losses),
             blobs=uploads,
             manifests=manifests,
         )
