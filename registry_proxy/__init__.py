@@ -11,7 +11,8 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     audit, telemetry             the tamper-evident log; metrics and logs
     operations                   the verbs: pull, push, discover, manage
     replication, repair          replicas, writing: fan-out, journal, marks; replicas made equal
-    edge, admin                  the public listener, the admin listener
+    api                          the forms of the JSON API: bodies, documents, endpoints, problems
+    edge, admin                  the public listener, the admin listener (admin and cli: a file for each resource)
     node                         processes, workers, sockets
     configured, app, load        settings as the rooms' values; composition of a worker; its late loading
     offline, cli                 work without the service; the command line
@@ -30,5 +31,6 @@ that of a push::
 
 and that of a grant::
 
-    cli/grants -> admin/{auth,grants} -> access/directory/grants -> store; then, in each worker, access/control
+    cli/grants -> admin/{auth,grants} -> access/grant -> access/directory/grants -> store;
+        then, in each worker, access/control
 """

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "replication": "operations ports protocol tasks",
         "repair": "operations ports protocol replication tasks",
         "edge": "access http operations ports protocol tasks",
-        "admin": "access audit http operations ports protocol tasks telemetry",
+        "api": "access http ports protocol",
+        "admin": "access api audit http operations ports protocol tasks telemetry",
         "node": "cache config files ports tasks telemetry",
         "offline": "access files operations ports protocol store tasks telemetry upstream",
         "configured": "access admin audit cache config edge http node operations ports protocol replication upstream",
@@ -49,7 +50,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
     part: frozenset(libraries.split())
     for part, libraries in {
         "access": "aiohttp argon2 cachetools cryptography jwt",
-        "admin": "aiohttp cachetools prometheus_client pydantic pydantic_core",  # reads the scrape of all workers
+        "api": "aiohttp pydantic pydantic_core",
+        "admin": "aiohttp cachetools prometheus_client pydantic",  # reads the scrape of all workers
         "cache": "cachetools inotify_simple",
         "cli": "httpx rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",

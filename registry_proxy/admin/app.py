@@ -17,12 +17,9 @@ from registry_proxy.admin.grants import GrantResource
 from registry_proxy.admin.groups import GroupResource
 from registry_proxy.admin.keys import KeyResource
 from registry_proxy.admin.me import MeResource
-from registry_proxy.admin.models import BODY_MAX_BYTES
 from registry_proxy.admin.node import NodeResource
-from registry_proxy.admin.openapi import OpenApiResource, endpoints_of
 from registry_proxy.admin.ops import OPS_PATHS, StateSource, add_ops_routes
 from registry_proxy.admin.policy import PolicyResource
-from registry_proxy.admin.problems import answer_problems
 from registry_proxy.admin.replay import ReplayResource
 from registry_proxy.admin.repositories import KnownRepositories, RepositoryResource
 from registry_proxy.admin.robots import RobotResource
@@ -31,6 +28,9 @@ from registry_proxy.admin.tokens import Secrets, TokenResource
 from registry_proxy.admin.upstreams import Upstream, UpstreamResource
 from registry_proxy.admin.users import UserResource
 from registry_proxy.admin.warm import WarmResource
+from registry_proxy.api.models import BODY_MAX_BYTES
+from registry_proxy.api.openapi import OpenApiResource, endpoints_of
+from registry_proxy.api.problems import answer_problems
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import AuditLog, ReloadOutcome
 from registry_proxy.ports.metrics import Observer
@@ -110,9 +110,9 @@ def make_admin_app(services: AdminServices) -> web.Application:
     secrets = Secrets(directory, control)
     resources = [
         UserResource(directory, control),
-        GroupResource(directory),
+        GroupResource(directory.groups),
         GrantResource(directory, control),
-        RobotResource(directory, secrets),
+        RobotResource(directory.robots, secrets),
         TokenResource(directory, secrets),
         KeyResource(lambda: control.rotate_key(services.signer)),
         MeResource(directory, control, services.client_address),
@@ -132,8 +132,8 @@ def make_admin_app(services: AdminServices) -> web.Application:
         NodeResource(services.reload),
     ]
     for resource in (*resources, OpenApiResource(resources, _PREFIX)):
-        for row in endpoints_of(resource):
-            app.router.add_route(row.method, _PREFIX + row.path, getattr(resource, row.name))
+        for name, endpoint in endpoints_of(resource):
+            app.router.add_route(endpoint.method, _PREFIX + endpoint.path, getattr(resource, name))
     add_ops_routes(app, services.render_metrics, services.readiness)
     return app
 

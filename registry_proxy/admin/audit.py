@@ -11,12 +11,12 @@ from aiohttp import web
 from pydantic import Field
 
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
-from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import CALLER
-from registry_proxy.admin.models import Body, Document, EmptyBody, Page, Time, format_time
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import ProblemError
-from registry_proxy.admin.requests import ASKED_FOR, parse_page, read_body, read_query
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, EmptyBody, Page, Time, format_time
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import ProblemError
+from registry_proxy.api.requests import ASKED_FOR, parse_page, read_body, read_query
 from registry_proxy.audit.chain import ChainReport
 from registry_proxy.audit.search import AuditQuery, place_of, search, search_last
 from registry_proxy.audit.signing import AuditVerification, NotAcceptableError
@@ -118,7 +118,7 @@ class AuditResource:
         self._files = files
         self._verifying = asyncio.Lock()
 
-    @endpoint("GET /audit", "List events of the audit log of this node", AuditPage, query=_QUERY)
+    @Endpoint("GET /audit", "List events of the audit log of this node", AuditPage, query=_QUERY)
     async def list_events(self, request: web.Request) -> web.Response:
         """List events, oldest first; with ``last`` only that many of the newest."""
         query = read_query(request, _QUERY)
@@ -139,7 +139,7 @@ class AuditResource:
         more, events = len(events) > page.limit, events[: page.limit]
         return web.json_response({"items": events, "next": place_of(events[-1]) if more else None})
 
-    @endpoint(
+    @Endpoint(
         "POST /audit/verify",
         "Compare the audit log with its hashes and signatures",
         AuditVerificationDocument,
@@ -151,7 +151,7 @@ class AuditResource:
         async with self._verified_once():
             return await self._verification()
 
-    @endpoint(
+    @Endpoint(
         "POST /audit/accept",
         "Accept the faults of the audit log: they are told, and do not count any more",
         AuditVerificationDocument,

@@ -23,9 +23,9 @@ from registry_proxy.access.logins import Login
 from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
-from registry_proxy.admin.problems import Handler, ProblemError, as_problem, too_many_logins
-from registry_proxy.admin.requests import ASKED_FOR, JUDGE_ANEW
 from registry_proxy.admin.sites import SAFE_METHODS, Sites
+from registry_proxy.api.problems import Handler, ProblemError, as_problem, too_many_logins
+from registry_proxy.api.requests import ASKED_FOR, JUDGE_ANEW
 from registry_proxy.http.limits import CLIENT_LEFT
 from registry_proxy.ports.events import AuditEvent, AuditKind, AuditLog
 from registry_proxy.ports.metrics import LoginAttempt, LoginOutcome, Observer

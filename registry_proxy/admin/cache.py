@@ -7,11 +7,11 @@ from typing import Protocol
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Body, Document, Page, Text, WholeSeconds
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import Fault, ProblemError, invalid
-from registry_proxy.admin.requests import PAGE, read_body, read_page, read_query
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Page, Text, WholeSeconds
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import Fault, ProblemError, invalid
+from registry_proxy.api.requests import PAGE, read_body, read_page, read_query
 from registry_proxy.ports.content import CachedBlob
 from registry_proxy.ports.names import CacheResult, ContentKind
 from registry_proxy.protocol.errors import RegistryError
@@ -99,7 +99,7 @@ class CacheResource:
         self._render_metrics = render_metrics
         self._verifying = asyncio.Lock()
 
-    @endpoint("GET /cache", "Show size and hit ratios of the cache of this node", CacheDocument)
+    @Endpoint("GET /cache", "Show size and hit ratios of the cache of this node", CacheDocument)
     async def get_cache(self, request: web.Request) -> web.Response:
         read_query(request)
         stats = self._cache.stats()
@@ -116,7 +116,7 @@ class CacheResource:
         )
         return answer(document)
 
-    @endpoint("GET /cache/blobs", "List what is cached", Page[CachedBlobDocument], query=PAGE)
+    @Endpoint("GET /cache/blobs", "List what is cached", Page[CachedBlobDocument], query=PAGE)
     async def list_blobs(self, request: web.Request) -> web.Response:
         page = read_page(request)
         after = _read_digest(page.after, "?after") if page.after else None
@@ -126,7 +126,7 @@ class CacheResource:
         document = Page[CachedBlobDocument](items=items, next=items[-1].digest if more else None)
         return answer(document)
 
-    @endpoint("POST /cache/verify", "Read the cache, and put what rotted into quarantine", CacheVerificationDocument)
+    @Endpoint("POST /cache/verify", "Read the cache, and put what rotted into quarantine", CacheVerificationDocument)
     async def verify_cache(self, _: web.Request) -> web.Response:
         if self._verifying.locked():
             raise ProblemError(409, "the cache is being verified already")
@@ -134,7 +134,7 @@ class CacheResource:
             bad = await self._cache.verify()
         return answer(CacheVerificationDocument(bad=list(map(str, bad))))
 
-    @endpoint("POST /cache/purge", "Remove something, or all, from the cache", PurgeDocument, body=PurgeBody)
+    @Endpoint("POST /cache/purge", "Remove something, or all, from the cache", PurgeDocument, body=PurgeBody)
     async def purge_cache(self, request: web.Request) -> web.Response:
         body = await read_body(request, PurgeBody)
         digests: Collection[Digest] | None = None

@@ -7,12 +7,12 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Body, Document, Text, WholeSeconds
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import ProblemError
-from registry_proxy.admin.requests import read_body, read_query
 from registry_proxy.admin.upstreams import Upstream, find_upstream
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Text, WholeSeconds
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import ProblemError
+from registry_proxy.api.requests import read_body, read_query
 from registry_proxy.ports.repair import Comparison, Difference
 from registry_proxy.tasks import spawn
 
@@ -71,7 +71,7 @@ class ComparisonResource:
         self._comparisons: dict[str, Comparison] = {}
         self._running: set[asyncio.Task[None]] = set()
 
-    @endpoint(
+    @Endpoint(
         "POST /upstreams/{name}/verify", "Begin to compare the replicas", ComparisonDocument, (202,), body=VerifyBody
     )
     async def verify_upstream(self, request: web.Request) -> web.Response:
@@ -90,7 +90,7 @@ class ComparisonResource:
         task.add_done_callback(self._running.discard)
         return answer(_document(comparison), 202)
 
-    @endpoint("GET /upstreams/{name}/verify", "Show the last comparison, or the one that runs", ComparisonDocument)
+    @Endpoint("GET /upstreams/{name}/verify", "Show the last comparison, or the one that runs", ComparisonDocument)
     async def get_comparison(self, request: web.Request) -> web.Response:
         """Return the last comparison, or the one that runs."""
         read_query(request)

@@ -6,11 +6,11 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Body, Document, Page, Text
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.requests import PAGE, read_body, read_page
 from registry_proxy.admin.upstreams import Upstream, find_upstream
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Page, Text
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.requests import PAGE, read_body, read_page
 from registry_proxy.ports.journal import ContentException
 
 
@@ -50,7 +50,7 @@ class ExceptionResource:
     def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
         self._upstreams = upstreams
 
-    @endpoint(
+    @Endpoint(
         "GET /upstreams/{name}/exceptions",
         "List what is lost, or refused by a replica",
         Page[ExceptionDocument],
@@ -61,7 +61,7 @@ class ExceptionResource:
         name, upstream = find_upstream(request, self._upstreams)
         return page.answer({str(one.key): one for one in await upstream.repairs.exceptions.list(name)}, _document)
 
-    @endpoint("POST /upstreams/{name}/dismiss", "Stop to count and tell exceptions", DismissalDocument, body=ChosenBody)
+    @Endpoint("POST /upstreams/{name}/dismiss", "Stop to count and tell exceptions", DismissalDocument, body=ChosenBody)
     async def dismiss_exceptions(self, request: web.Request) -> web.Response:
         """Dismiss exceptions: they stay in force, and are neither counted nor told any more."""
         name, upstream = find_upstream(request, self._upstreams)
@@ -69,7 +69,7 @@ class ExceptionResource:
         count = await upstream.repairs.exceptions.dismiss(name, body.repository, body.name)
         return answer(DismissalDocument(dismissed=count))
 
-    @endpoint(
+    @Endpoint(
         "POST /upstreams/{name}/forget",
         "Forget contents that are lost, as if they had been deleted",
         ForgottenDocument,

@@ -4,31 +4,31 @@ import time
 from typing import Annotated
 
 from aiohttp import web
-from pydantic import Field, WithJsonSchema
+from pydantic import WithJsonSchema
 
 from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.directory.revise import NotFoundError
 from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
 from registry_proxy.access.grants import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
-from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import CALLER, NAMESPACES, Control
-from registry_proxy.admin.models import (
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,
     ActionNames,
     Actions,
     Body,
     Document,
     Page,
-    Patch,
     SubjectName,
     Time,
     TimeInput,
+    patch_of,
 )
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import Fault, ProblemError, invalid
-from registry_proxy.admin.requests import ASKED_FOR, PAGE, name_of, parse_page, read_body, read_query
-from registry_proxy.admin.revisions import patched
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import Fault, ProblemError, invalid
+from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, parse_page, read_body, read_query
+from registry_proxy.api.revisions import patched
 from registry_proxy.protocol.patterns import SUBJECT, compile_repository_pattern, is_below
 from registry_proxy.protocol.reference import is_repository, is_tag
 from registry_proxy.protocol.scope import Action
@@ -58,14 +58,11 @@ class GrantBody(Body):
         return GrantInput(**dict(self))
 
 
-class GrantPatch(Patch):
-    """PATCH of a grant: whom it is for and where are what it is, and stay."""
-
-    max_bytes = USERS_BODY_MAX_BYTES
-    tags: str | None = None
-    actions: ActionNames = Field(default_factory=list)
-    mode: _ModeName | None = None
-    expires_at: TimeInput = None
+GrantPatch = patch_of(
+    GrantBody,
+    "PATCH of a grant: whom it is for and where are what it is, and stay.",
+    without=("subject", "repository"),
+)
 
 
 class StatedGrantDocument(Document):
@@ -111,7 +108,7 @@ class GrantResource:
         self._directory = directory
         self._control = control
 
-    @endpoint("GET /grants", "List grants", Page[GrantDocument], query=_FILTERS)
+    @Endpoint("GET /grants", "List grants", Page[GrantDocument], query=_FILTERS)
     async def list_grants(self, request: web.Request) -> web.Response:
         query = read_query(request, _FILTERS)
         page = parse_page(query)
@@ -125,12 +122,12 @@ class GrantResource:
         }
         return page.answer(grants, GrantDocument.of)
 
-    @endpoint("GET /grants/{name}", "Show a grant", GrantDocument, revised=True)
+    @Endpoint("GET /grants/{name}", "Show a grant", GrantDocument, is_revised=True)
     async def get_grant(self, request: web.Request) -> web.Response:
         grant = await self._find_grant(request)
         return answer(GrantDocument.of(grant), revision=grant.revision)
 
-    @endpoint("POST /grants", "Give a right", GrantDocument, (201,), body=GrantBody, revised=True)
+    @Endpoint("POST /grants", "Give a right", GrantDocument, (201,), body=GrantBody, is_revised=True)
     async def add_grant(self, request: web.Request) -> web.Response:
         body = await read_body(request, GrantBody)
         namespaces = request.get(NAMESPACES)
@@ -146,7 +143,7 @@ class GrantResource:
         doubts += _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), 201, revision=grant.revision, warnings=doubts)
 
-    @endpoint("PATCH /grants/{name}", "Change some of a grant", GrantDocument, body=GrantPatch, revised=True)
+    @Endpoint("PATCH /grants/{name}", "Change some of a grant", GrantDocument, body=GrantPatch, is_revised=True)
     async def patch_grant(self, request: web.Request) -> web.Response:
         patch = await read_body(request, GrantPatch)
         policy = await self._control.policy()
@@ -162,7 +159,7 @@ class GrantResource:
         doubts = _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
 
-    @endpoint("DELETE /grants/{name}", "Take a right away", revised=True)
+    @Endpoint("DELETE /grants/{name}", "Take a right away", is_revised=True)
     async def delete_grant(self, request: web.Request) -> web.Response:
         async def delete(grant: Grant, expect: int) -> None:
             if NAMESPACES in request:
@@ -181,7 +178,7 @@ class GrantResource:
             raise NotFoundError(f"there is no grant {grant_id}")
         return grant
 
-    @endpoint("POST /explain", "Tell whether something is allowed, and why", DecisionDocument, body=ExplainBody)
+    @Endpoint("POST /explain", "Tell whether something is allowed, and why", DecisionDocument, body=ExplainBody)
     async def explain(self, request: web.Request) -> web.Response:
         body = await read_body(request, ExplainBody)
         faults = []

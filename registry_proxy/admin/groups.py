@@ -2,14 +2,14 @@
 
 from aiohttp import web
 
-from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.groups import Groups
 from registry_proxy.access.records import Group
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Body, Document, Members, Page, Patch
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.requests import PAGE, name_of, note_difference, read_body, read_page
-from registry_proxy.admin.revisions import patched
 from registry_proxy.admin.subjects import delete_subject, read_put
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Members, Page, patch_of
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.requests import PAGE, name_of, note_difference, read_body, read_page
+from registry_proxy.api.revisions import patched
 
 
 class GroupBody(Body):
@@ -18,10 +18,7 @@ class GroupBody(Body):
     members: Members = []
 
 
-class GroupPatch(Patch):
-    """PATCH of a group."""
-
-    members: Members | None = None
+GroupPatch = patch_of(GroupBody, "PATCH of a group.")
 
 
 class GroupDocument(Document):
@@ -34,27 +31,29 @@ class GroupDocument(Document):
 class GroupResource:
     """The handlers of groups."""
 
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
 
-    @endpoint("GET /groups", "List groups", Page[GroupDocument], query=PAGE)
+    @Endpoint("GET /groups", "List groups", Page[GroupDocument], query=PAGE)
     async def list_groups(self, request: web.Request) -> web.Response:
         page = read_page(request)
-        return page.answer({group.name: group for group in await self._directory.groups.list()}, GroupDocument.of)
+        return page.answer({group.name: group for group in await self._groups.list()}, GroupDocument.of)
 
-    @endpoint("GET /groups/{name}", "Show a group", GroupDocument, revised=True)
+    @Endpoint("GET /groups/{name}", "Show a group", GroupDocument, is_revised=True)
     async def get_group(self, request: web.Request) -> web.Response:
-        group = await self._directory.groups.get(name_of(request, "group"))
+        group = await self._groups.get(name_of(request, "group"))
         return answer(GroupDocument.of(group), revision=group.revision)
 
-    @endpoint("PUT /groups/{name}", "Make or replace a group", GroupDocument, (200, 201), body=GroupBody, revised=True)
+    @Endpoint(
+        "PUT /groups/{name}", "Make or replace a group", GroupDocument, (200, 201), body=GroupBody, is_revised=True
+    )
     async def put_group(self, request: web.Request) -> web.Response:
-        put = await read_put(request, GroupBody, self._directory.groups.get)
+        put = await read_put(request, GroupBody, self._groups.get)
         note_difference(request, "members", put.current.members if put.current else (), put.body.members)
-        group, is_new = await self._directory.groups.put(put.name, put.body.members, expect=put.expect)
+        group, is_new = await self._groups.put(put.name, put.body.members, expect=put.expect)
         return answer(GroupDocument.of(group), 201 if is_new else 200, revision=group.revision)
 
-    @endpoint("PATCH /groups/{name}", "Change some of a group", GroupDocument, body=GroupPatch, revised=True)
+    @Endpoint("PATCH /groups/{name}", "Change some of a group", GroupDocument, body=GroupPatch, is_revised=True)
     async def patch_group(self, request: web.Request) -> web.Response:
         name = name_of(request, "group")
         patch = await read_body(request, GroupPatch)
@@ -62,11 +61,11 @@ class GroupResource:
         async def write(group: Group, expect: int) -> Group:
             body = GroupBody(**patch.over({"members": list(group.members)}))
             note_difference(request, "members", group.members, body.members)
-            return (await self._directory.groups.put(name, body.members, expect=expect))[0]
+            return (await self._groups.put(name, body.members, expect=expect))[0]
 
-        group = await patched(request, lambda: self._directory.groups.get(name), write)
+        group = await patched(request, lambda: self._groups.get(name), write)
         return answer(GroupDocument.of(group), revision=group.revision)
 
-    @endpoint("DELETE /groups/{name}", "Remove a group and its grants", revised=True)
+    @Endpoint("DELETE /groups/{name}", "Remove a group and its grants", is_revised=True)
     async def delete_group(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "group", self._directory.groups.get, self._directory.groups.delete)
+        return await delete_subject(request, "group", self._groups)

@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Document
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.requests import read_query
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Document
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.requests import read_query
 
 
 class KeyDocument(Document):
@@ -22,7 +22,7 @@ class KeyResource:
     def __init__(self, rotate: Callable[[], Awaitable[str]]) -> None:
         self._rotate = rotate
 
-    @endpoint("POST /keys/rotate", "Sign tokens with a new key", KeyDocument, (201,))
+    @Endpoint("POST /keys/rotate", "Sign tokens with a new key", KeyDocument, (201,))
     async def rotate_key(self, request: web.Request) -> web.Response:
         read_query(request)
         return answer(KeyDocument(kid=await self._rotate()), 201)

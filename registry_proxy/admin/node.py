@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Document
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import Fault, ProblemError
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Document
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import Fault, ProblemError
 from registry_proxy.ports.events import ReloadOutcome
 
 
@@ -23,7 +23,7 @@ class NodeResource:
     def __init__(self, reload: Callable[[], Awaitable[ReloadOutcome]]) -> None:
         self._reload = reload
 
-    @endpoint("POST /reload", "Read the configuration again", ReloadDocument)
+    @Endpoint("POST /reload", "Read the configuration again", ReloadDocument)
     async def reload_configuration(self, _: web.Request) -> web.Response:
         outcome = await self._reload()
         if outcome.faults:

@@ -13,14 +13,14 @@ from registry_proxy.access.grants import Policy
 from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Group
 from registry_proxy.access.subject import group_subject
-from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import Control
 from registry_proxy.admin.grants import GrantBody, GrantDocument, StatedGrantDocument
-from registry_proxy.admin.models import Body, Document, Members
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import Fault, ProblemError, pointer_to
-from registry_proxy.admin.requests import ASKED_FOR, read_body, read_query
-from registry_proxy.admin.revisions import expected_revision
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Members
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import Fault, ProblemError, pointer_to
+from registry_proxy.api.requests import ASKED_FOR, read_body, read_query
+from registry_proxy.api.revisions import expected_revision
 
 _BODY_MAX_BYTES = 8 * 1024 * 1024
 """Room for some 50,000 grants."""
@@ -94,19 +94,19 @@ class PolicyResource:
         self._directory = directory
         self._control = control
 
-    @endpoint("GET /policy", "Show the whole policy", PolicyDocument, revised=True)
+    @Endpoint("GET /policy", "Show the whole policy", PolicyDocument, is_revised=True)
     async def get_policy(self, request: web.Request) -> web.Response:
         """Give all groups and grants, in an order that stays the same, for a file under version control."""
         read_query(request)
         groups, grants, revision = await self._directory.policy.read()
         return answer(_document(groups, grants), revision=revision)
 
-    @endpoint(
+    @Endpoint(
         "PUT /policy",
         "Put a policy in the place of the one in force",
         PolicyDifferenceDocument,
         body=PolicyBody,
-        revised=True,
+        is_revised=True,
     )
     async def put_policy(self, request: web.Request) -> web.Response:
         """Put a policy in the place of the stored one, whole or not at all; tell what changed."""
@@ -123,7 +123,7 @@ class PolicyResource:
         request[ASKED_FOR] = {name: part for name, part in document.as_json().items() if part}
         return answer(document, revision=revision, warnings=_doubts(difference, groups, policy))
 
-    @endpoint("POST /policy/diff", "Tell what another policy would change", PolicyDifferenceDocument, body=PolicyBody)
+    @Endpoint("POST /policy/diff", "Tell what another policy would change", PolicyDifferenceDocument, body=PolicyBody)
     async def compare_policy(self, request: web.Request) -> web.Response:
         """Tell what a PUT of the same body would change, and change nothing."""
         read_query(request)

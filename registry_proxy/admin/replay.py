@@ -11,14 +11,14 @@ from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import make_grant
 from registry_proxy.access.grants import Policy
-from registry_proxy.admin.answers import answer
 from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.auth import Control
 from registry_proxy.admin.grants import GrantBody
-from registry_proxy.admin.models import Body, Document, Members, Time
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import Fault, invalid, pointer_to
-from registry_proxy.admin.requests import read_body
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Members, Time
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import Fault, invalid, pointer_to
+from registry_proxy.api.requests import read_body
 from registry_proxy.audit.sinks import RecordedDecision, read_decisions
 from registry_proxy.protocol.scope import Action
 
@@ -71,7 +71,7 @@ class ReplayResource:
         self._directory = directory
         self._control = control
 
-    @endpoint("POST /policy/replay", "Try another policy on what was asked lately", ReplayDocument, body=ReplayBody)
+    @Endpoint("POST /policy/replay", "Try another policy on what was asked lately", ReplayDocument, body=ReplayBody)
     async def replay(self, request: web.Request) -> web.Response:
         """Ask a proposed policy what was asked lately, and tell where its answers differ from those of today."""
         body = await read_body(request, ReplayBody)

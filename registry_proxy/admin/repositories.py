@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from registry_proxy.admin.models import Document, Page
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.requests import PAGE, parse_page, read_query
+from registry_proxy.api.models import Document, Page
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.requests import PAGE, parse_page, read_query
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.reference import Repository
 
@@ -47,7 +47,7 @@ class RepositoryResource:
     def __init__(self, known: KnownRepositories) -> None:
         self._known = known
 
-    @endpoint(
+    @Endpoint(
         "GET /repositories",
         "List what was pushed through the proxy, or is cached here",
         Page[RepositoryDocument],

@@ -7,17 +7,17 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.directory.robots import Robots
 from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import robot_subject
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Body, Document, Page, Patch, Time, TimeInput
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.requests import PAGE, name_of, read_body, read_page
-from registry_proxy.admin.revisions import patched
 from registry_proxy.admin.subjects import delete_subject, read_put
 from registry_proxy.admin.tokens import NewSecretDocument, SecretBody, SecretDocument, Secrets
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Page, Time, TimeInput, patch_of
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.requests import PAGE, name_of, read_body, read_page
+from registry_proxy.api.revisions import patched
 
 _Networks = Annotated[list[str], Field(max_length=1000)]
 
@@ -29,11 +29,7 @@ class RobotBody(Body):
     networks: _Networks = []
 
 
-class RobotPatch(Patch):
-    """PATCH of a robot."""
-
-    expires_at: TimeInput = None
-    networks: _Networks | None = None
+RobotPatch = patch_of(RobotBody, "PATCH of a robot.")
 
 
 class RobotDocument(Document):
@@ -47,53 +43,55 @@ class RobotDocument(Document):
 class RobotResource:
     """The handlers of robots and their secrets."""
 
-    def __init__(self, directory: Directory, secrets: Secrets) -> None:
-        self._directory = directory
+    def __init__(self, robots: Robots, secrets: Secrets) -> None:
+        self._robots = robots
         self._secrets = secrets
 
-    @endpoint("GET /robots", "List robots", Page[RobotDocument], query=PAGE)
+    @Endpoint("GET /robots", "List robots", Page[RobotDocument], query=PAGE)
     async def list_robots(self, request: web.Request) -> web.Response:
         page = read_page(request)
-        return page.answer({robot.name: robot for robot in await self._directory.robots.list()}, RobotDocument.of)
+        return page.answer({robot.name: robot for robot in await self._robots.list()}, RobotDocument.of)
 
-    @endpoint("GET /robots/{name}", "Show a robot", RobotDocument, revised=True)
+    @Endpoint("GET /robots/{name}", "Show a robot", RobotDocument, is_revised=True)
     async def get_robot(self, request: web.Request) -> web.Response:
-        return _answer(await self._directory.robots.get(name_of(request, "robot")))
+        return _answer(await self._robots.get(name_of(request, "robot")))
 
-    @endpoint("PUT /robots/{name}", "Make or replace a robot", RobotDocument, (200, 201), body=RobotBody, revised=True)
+    @Endpoint(
+        "PUT /robots/{name}", "Make or replace a robot", RobotDocument, (200, 201), body=RobotBody, is_revised=True
+    )
     async def put_robot(self, request: web.Request) -> web.Response:
-        put = await read_put(request, RobotBody, self._directory.robots.get)
+        put = await read_put(request, RobotBody, self._robots.get)
         expires_at, networks = put.body.expires_at, put.body.networks
-        robot, is_new = await self._directory.robots.put(put.name, expires_at, networks, expect=put.expect)
+        robot, is_new = await self._robots.put(put.name, expires_at, networks, expect=put.expect)
         return _answer(robot, 201 if is_new else 200)
 
-    @endpoint("PATCH /robots/{name}", "Change some of a robot", RobotDocument, body=RobotPatch, revised=True)
+    @Endpoint("PATCH /robots/{name}", "Change some of a robot", RobotDocument, body=RobotPatch, is_revised=True)
     async def patch_robot(self, request: web.Request) -> web.Response:
         name = name_of(request, "robot")
         patch = await read_body(request, RobotPatch)
 
         async def write(robot: Robot, expect: int) -> Robot:
             body = RobotBody(**patch.over(robot.stored()))
-            return (await self._directory.robots.put(name, body.expires_at, body.networks, expect=expect))[0]
+            return (await self._robots.put(name, body.expires_at, body.networks, expect=expect))[0]
 
-        return _answer(await patched(request, lambda: self._directory.robots.get(name), write))
+        return _answer(await patched(request, lambda: self._robots.get(name), write))
 
-    @endpoint("DELETE /robots/{name}", "Remove a robot, its secrets and its grants", revised=True)
+    @Endpoint("DELETE /robots/{name}", "Remove a robot, its secrets and its grants", is_revised=True)
     async def delete_robot(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "robot", self._directory.robots.get, self._directory.robots.delete)
+        return await delete_subject(request, "robot", self._robots)
 
-    @endpoint("GET /robots/{name}/secrets", "List the secrets of a robot", Page[SecretDocument], query=PAGE)
+    @Endpoint("GET /robots/{name}/secrets", "List the secrets of a robot", Page[SecretDocument], query=PAGE)
     async def list_robot_secrets(self, request: web.Request) -> web.Response:
         name = name_of(request, "robot")
-        await self._directory.robots.get(name)
+        await self._robots.get(name)
         return await self._secrets.list(request, robot_subject(name))
 
-    @endpoint("POST /robots/{name}/secrets", "Make a secret of a robot", NewSecretDocument, (201,), body=SecretBody)
+    @Endpoint("POST /robots/{name}/secrets", "Make a secret of a robot", NewSecretDocument, (201,), body=SecretBody)
     async def add_robot_secret(self, request: web.Request) -> web.Response:
         body = await read_body(request, SecretBody)
         return await self._secrets.add(robot_subject(name_of(request, "robot")), SecretKind.ROBOT, body.content())
 
-    @endpoint("DELETE /robots/{name}/secrets/{id}", "Remove a secret of a robot")
+    @Endpoint("DELETE /robots/{name}/secrets/{id}", "Remove a secret of a robot")
     async def delete_robot_secret(self, request: web.Request) -> web.Response:
         return await self._secrets.delete(request, robot_subject(name_of(request, "robot")))
 

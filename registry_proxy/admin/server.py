@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Handler
 
 from registry_proxy.admin.ops import OPS_PATHS
-from registry_proxy.admin.problems import ProblemError
+from registry_proxy.api.problems import ProblemError
 from registry_proxy.http.connections import Connections
 from registry_proxy.http.guarded import Guard, GuardedConnection, RefusedHeadError
 from registry_proxy.http.plain_port import plain_port

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from registry_proxy.admin.problems import ProblemError
+from registry_proxy.api.problems import ProblemError
 from registry_proxy.protocol.addresses import parse_address
 
 _AUTHORITY = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")

@@ -10,16 +10,19 @@ from registry_proxy.access.directory.removed import Removed
 from registry_proxy.access.directory.revise import NotFoundError
 from registry_proxy.access.subject import is_name
 from registry_proxy.admin.grants import GrantDocument
-from registry_proxy.admin.models import Body
-from registry_proxy.admin.requests import ASKED_FOR, name_of, read_body
-from registry_proxy.admin.revisions import Revised, expected_revision
+from registry_proxy.api.models import Body
+from registry_proxy.api.requests import ASKED_FOR, name_of, read_body
+from registry_proxy.api.revisions import Revised, expected_revision
 
 _B = TypeVar("_B", bound=Body)
 _R = TypeVar("_R", bound=Revised)
 
 
-class _Delete(Protocol):
-    async def __call__(self, name: str, *, expect: int | None) -> Removed: ...
+class _Subjects(Protocol):
+    """Users, groups or robots of the directory."""
+
+    async def get(self, name: str) -> Revised: ...
+    async def delete(self, name: str, *, expect: int | None) -> Removed: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,11 @@ async def read_put(request: web.Request, model: type[_B], get: Callable[[str], A
     return Put(name, body, current, expected_revision(request, None if current is None else current.revision))
 
 
-async def delete_subject(
-    request: web.Request, kind: str, get: Callable[[str], Awaitable[Revised]], delete: _Delete
-) -> web.Response:
+async def delete_subject(request: web.Request, kind: str, subjects: _Subjects) -> web.Response:
     """Delete what the path names; its grants, secrets, groups or members go with it, into the audit log too."""
     name = name_of(request, kind)
-    current = await get(name)
-    removed = await delete(name, expect=expected_revision(request, current.revision))
+    current = await subjects.get(name)
+    removed = await subjects.delete(name, expect=expected_revision(request, current.revision))
     parts = {
         "grants_removed": [GrantDocument.of(grant).as_json() for grant in removed.grants],
         "secret_ids_removed": [secret.id for secret in removed.secrets],

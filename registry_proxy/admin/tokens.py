@@ -9,9 +9,9 @@ from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.directory.secrets import SecretInput
 from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.access.subject import user_subject
-from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import BY_PASSWORD, CALLER, SELF_PREFIX, Control
-from registry_proxy.admin.models import (
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,
     ActionNames,
     Actions,
@@ -22,9 +22,9 @@ from registry_proxy.admin.models import (
     Time,
     TimeInput,
 )
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import ProblemError
-from registry_proxy.admin.requests import PAGE, name_of, read_body, read_page
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import ProblemError
+from registry_proxy.api.requests import PAGE, name_of, read_body, read_page
 
 
 class SecretBody(Body):
@@ -137,32 +137,32 @@ class TokenResource:
         self._directory = directory
         self._secrets = secrets
 
-    @endpoint("GET /users/{name}/tokens", "List the tokens of a user", Page[SecretDocument], query=PAGE)
+    @Endpoint("GET /users/{name}/tokens", "List the tokens of a user", Page[SecretDocument], query=PAGE)
     async def list_user_tokens(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
         await self._directory.users.get(name)
         return await self._secrets.list(request, user_subject(name))
 
-    @endpoint("DELETE /users/{name}/tokens/{id}", "Remove a token of a user")
+    @Endpoint("DELETE /users/{name}/tokens/{id}", "Remove a token of a user")
     async def delete_user_token(self, request: web.Request) -> web.Response:
         return await self._secrets.delete(request, user_subject(name_of(request, "user")))
 
-    @endpoint(f"GET {SELF_PREFIX}/tokens", "List your own tokens", Page[SecretDocument], query=PAGE)
+    @Endpoint(f"GET {SELF_PREFIX}/tokens", "List your own tokens", Page[SecretDocument], query=PAGE)
     async def list_own_tokens(self, request: web.Request) -> web.Response:
         return await self._secrets.list(request, _owner_of_secrets(request))
 
-    @endpoint(f"POST {SELF_PREFIX}/tokens", "Make a token of your own", NewSecretDocument, (201,), body=TokenBody)
+    @Endpoint(f"POST {SELF_PREFIX}/tokens", "Make a token of your own", NewSecretDocument, (201,), body=TokenBody)
     async def add_own_token(self, request: web.Request) -> web.Response:
         if not request[BY_PASSWORD]:
             raise ProblemError(403, "a personal token is made with a user's password (Basic), not with another secret")
         body = await read_body(request, TokenBody)
         return await self._secrets.add(request[CALLER].subject, SecretKind.PERSONAL, body.content())
 
-    @endpoint(f"DELETE {SELF_PREFIX}/tokens/{{id}}", "Remove a token of your own")
+    @Endpoint(f"DELETE {SELF_PREFIX}/tokens/{{id}}", "Remove a token of your own")
     async def delete_own_token(self, request: web.Request) -> web.Response:
         return await self._secrets.delete(request, _owner_of_secrets(request))
 
-    @endpoint(
+    @Endpoint(
         "POST /revocations", "Revoke one token, or all of a subject", RevocationDocument, (201,), body=RevocationBody
     )
     async def revoke(self, request: web.Request) -> web.Response:

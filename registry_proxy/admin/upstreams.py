@@ -9,12 +9,12 @@ from urllib.parse import urlsplit, urlunsplit
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import CALLER
-from registry_proxy.admin.models import Body, Document, EmptyBody, Page, WholeSeconds
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import Fault, ProblemError, invalid
-from registry_proxy.admin.requests import PAGE, read_body, read_page, read_query
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, EmptyBody, Page, WholeSeconds
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import Fault, ProblemError, invalid
+from registry_proxy.api.requests import PAGE, read_body, read_page, read_query
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import Pause, PauseRefusedError
 from registry_proxy.ports.repair import Maintains, Repairs, RepairStatus, Verifies
@@ -119,18 +119,18 @@ class UpstreamResource:
     def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
         self._upstreams = upstreams
 
-    @endpoint("GET /upstreams", "List upstreams and how their replicas are", Page[UpstreamDocument], query=PAGE)
+    @Endpoint("GET /upstreams", "List upstreams and how their replicas are", Page[UpstreamDocument], query=PAGE)
     async def list_upstreams(self, request: web.Request) -> web.Response:
         page = read_page(request)
         documents = {name: await _document(name, upstream) for name, upstream in self._upstreams.items()}
         return page.answer(documents, lambda document: document)
 
-    @endpoint("GET /upstreams/{name}", "Show an upstream", UpstreamDocument)
+    @Endpoint("GET /upstreams/{name}", "Show an upstream", UpstreamDocument)
     async def get_upstream(self, request: web.Request) -> web.Response:
         read_query(request)
         return answer(await _document(*find_upstream(request, self._upstreams)))
 
-    @endpoint(
+    @Endpoint(
         "POST /upstreams/{name}/repair",
         "Have what is pending, and what replicas refused, tried at once",
         UpstreamDocument,
@@ -144,7 +144,7 @@ class UpstreamResource:
         await upstream.repairs.retry()
         return answer(await _document(name, upstream), 202)
 
-    @endpoint(
+    @Endpoint(
         "POST /upstreams/{name}/pause", "Take a replica out of writes and repair", UpstreamDocument, body=PauseBody
     )
     async def pause_replica(self, request: web.Request) -> web.Response:
@@ -156,7 +156,7 @@ class UpstreamResource:
             await upstream.maintenance.pause(body.replica, body.reason, request[CALLER].subject)
         return answer(await _document(name, upstream))
 
-    @endpoint("POST /upstreams/{name}/resume", "Write to a paused replica again", UpstreamDocument, body=ResumeBody)
+    @Endpoint("POST /upstreams/{name}/resume", "Write to a paused replica again", UpstreamDocument, body=ResumeBody)
     async def resume_replica(self, request: web.Request) -> web.Response:
         """End a pause: the writes that the replica missed are repaired, as after an outage."""
         name, upstream = find_upstream(request, self._upstreams)

@@ -9,13 +9,13 @@ from pydantic import Field
 from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.records import User
-from registry_proxy.admin.answers import answer
 from registry_proxy.admin.auth import Control
-from registry_proxy.admin.models import Body, Document, Page, Patch
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.requests import PAGE, name_of, note_difference, read_body, read_page
-from registry_proxy.admin.revisions import patched
 from registry_proxy.admin.subjects import delete_subject, read_put
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Page, patch_of
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.requests import PAGE, name_of, note_difference, read_body, read_page
+from registry_proxy.api.revisions import patched
 
 _Groups = Annotated[list[str], Field(max_length=1000)]
 
@@ -40,14 +40,7 @@ class UserBody(Body):
         )
 
 
-class UserPatch(Patch):
-    """PATCH of a user."""
-
-    password: str | None = None
-    ldap: bool | None = None
-    admin: bool | None = None
-    disabled: bool | None = None
-    groups: _Groups | None = None
+UserPatch = patch_of(UserBody, "PATCH of a user.")
 
 
 class UserDocument(Document):
@@ -67,17 +60,17 @@ class UserResource:
         self._directory = directory
         self._control = control
 
-    @endpoint("GET /users", "List users", Page[UserDocument], query=PAGE)
+    @Endpoint("GET /users", "List users", Page[UserDocument], query=PAGE)
     async def list_users(self, request: web.Request) -> web.Response:
         page = read_page(request)
         return page.answer({user.name: user for user in await self._directory.users.list()}, UserDocument.of)
 
-    @endpoint("GET /users/{name}", "Show a user", UserDocument, revised=True)
+    @Endpoint("GET /users/{name}", "Show a user", UserDocument, is_revised=True)
     async def get_user(self, request: web.Request) -> web.Response:
         user = await self._directory.users.get(name_of(request, "user"))
         return answer(UserDocument.of(user), revision=user.revision)
 
-    @endpoint("PUT /users/{name}", "Make or replace a user", UserDocument, (200, 201), body=UserBody, revised=True)
+    @Endpoint("PUT /users/{name}", "Make or replace a user", UserDocument, (200, 201), body=UserBody, is_revised=True)
     async def put_user(self, request: web.Request) -> web.Response:
         put = await read_put(request, UserBody, self._directory.users.get)
         note_difference(request, "groups", put.current.groups if put.current else (), put.body.groups)
@@ -86,7 +79,7 @@ class UserResource:
         doubts += self._doubts_of_user(user)
         return answer(UserDocument.of(user), 201 if is_new else 200, revision=user.revision, warnings=doubts)
 
-    @endpoint("PATCH /users/{name}", "Change some of a user", UserDocument, body=UserPatch, revised=True)
+    @Endpoint("PATCH /users/{name}", "Change some of a user", UserDocument, body=UserPatch, is_revised=True)
     async def patch_user(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
         patch = await read_body(request, UserPatch)
@@ -103,9 +96,9 @@ class UserResource:
         warnings = [*doubts, *self._doubts_of_user(user)]
         return answer(UserDocument.of(user), revision=user.revision, warnings=warnings)
 
-    @endpoint("DELETE /users/{name}", "Remove a user, its grants and its tokens", revised=True)
+    @Endpoint("DELETE /users/{name}", "Remove a user, its grants and its tokens", is_revised=True)
     async def delete_user(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "user", self._directory.users.get, self._directory.users.delete)
+        return await delete_subject(request, "user", self._directory.users)
 
     async def _doubts_of_groups(self, groups: Sequence[str]) -> list[str]:
         """Return a warning for each group that naming it creates: this alone shows a misspelt name."""

@@ -9,11 +9,11 @@ from aiohttp import web
 from cachetools import FIFOCache
 from pydantic import Field
 
-from registry_proxy.admin.answers import answer
-from registry_proxy.admin.models import Body, Document, Text
-from registry_proxy.admin.openapi import endpoint
-from registry_proxy.admin.problems import Fault, ProblemError, invalid
-from registry_proxy.admin.requests import read_body, read_query
+from registry_proxy.api.answers import answer
+from registry_proxy.api.models import Body, Document, Text
+from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.problems import Fault, ProblemError, invalid
+from registry_proxy.api.requests import read_body, read_query
 from registry_proxy.operations.warm import Warmer, WarmProgress
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.errors import RegistryError
@@ -57,7 +57,7 @@ class WarmResource:
         self._running: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    @endpoint("POST /cache/warm", "Begin to bring an image into the cache", WarmingDocument, (202,), body=WarmBody)
+    @Endpoint("POST /cache/warm", "Begin to bring an image into the cache", WarmingDocument, (202,), body=WarmBody)
     async def warm(self, request: web.Request) -> web.Response:
         """Begin; 202 with the id to ask for its progress by."""
         body = await read_body(request, WarmBody)
@@ -71,7 +71,7 @@ class WarmResource:
         task.add_done_callback(self._running.discard)
         return answer(WarmingDocument.of(progress, id=job), 202)
 
-    @endpoint("GET /cache/warm/{id}", "Show how far a warming is", WarmingDocument)
+    @Endpoint("GET /cache/warm/{id}", "Show how far a warming is", WarmingDocument)
     async def get_progress(self, request: web.Request) -> web.Response:
         read_query(request)
         job = request.match_info["id"]

@@ -17,7 +17,8 @@ from registry_proxy.access.directory.secrets import SecretInput
 from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
-from registry_proxy.admin import auth, requests
+from registry_proxy.admin import auth
+from registry_proxy.api import requests
 from registry_proxy.protocol.scope import CATALOG, Access, Action
 from tests.support.admin_bench import ADMIN, BOB, Node, admin_node
 

@@ -1,10 +1,10 @@
 """Models of the admin API: the bases of bodies and documents, and the types of fields that several of them have."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_type_hints, overload
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from registry_proxy.access.subject import SUBJECT_PATTERN
 from registry_proxy.protocol.scope import Action
@@ -34,6 +34,21 @@ class Patch(Body):
         return {name: value for name, value in changed.items() if value is not None}
 
 
+def patch_of(body: type[Body], description: str, *, without: Collection[str] = ()) -> type[Patch]:
+    """Return the merge patch of a body: its fields, none required, and null only for those with a default."""
+    hints = get_type_hints(body, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, field in body.model_fields.items():
+        if field.is_required():
+            fields[name] = (hints[name], Field(default_factory=lambda: None))
+        else:
+            fields[name] = (hints[name] if field.default is None else hints[name] | None, None)
+    kept = {name: field for name, field in fields.items() if name not in without}
+    patch = create_model(body.__name__.replace("Body", "Patch"), __base__=Patch, __doc__=description, **kept)
+    patch.max_bytes = body.max_bytes
+    return patch
+
+
 class EmptyBody(Body):
     """Nothing, or ``{}``."""
 
@@ -46,6 +61,8 @@ class Document(BaseModel):
     @classmethod
     def of(cls, value: object, **fields: Any) -> Self:
         """Return the document of a value: each field from the attribute of its name or alias, unless it is given."""
+        if not fields:
+            return cls.model_validate(value)
         missing = (name for name in cls.model_fields if name not in fields)
         attributes = {name: getattr(value, str(cls.model_fields[name].validation_alias or name)) for name in missing}
         return cls.model_validate({**attributes, **fields})

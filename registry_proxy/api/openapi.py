@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document of the admin API, out of the routes themselves and the models of bodies and answers."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -10,9 +10,9 @@ from aiohttp import web
 from pydantic import BaseModel, RootModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from registry_proxy.admin.models import Body
-from registry_proxy.admin.problems import ProblemDocument
-from registry_proxy.admin.requests import read_query
+from registry_proxy.api.models import Body
+from registry_proxy.api.problems import ProblemDocument
+from registry_proxy.api.requests import read_query
 
 _TIME = {"type": "string", "format": "date-time"}
 _TEXT = {"type": "string"}
@@ -47,77 +47,53 @@ _H = TypeVar("_H", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A route of the admin API, its requests and answers.
+    """A route of the admin API, its requests and answers; a decorator of the method that answers.
 
     Args:
-        name: of the method that answers; the operation has it too.
-        method: of HTTP.
-        path: below the prefix.
+        route: such as ``GET /users``, the path below the prefix.
         summary: its effect, in a few words.
         document: of an answer that is no error; None for an empty body.
-        statuses: of answers that are no error.
+        statuses: of answers that are no error; 200, or 204 without a document, where there are none.
         body: of a request; None for nothing.
         query: the names of the parameters.
         is_revised: whether it is about an object with a revision: the ETag of answers, and what If-Match and
             If-None-Match of a change are compared with.
     """
 
-    name: str
-    method: str
-    path: str
+    route: str
     summary: str
-    document: type[BaseModel] | None
-    statuses: Sequence[int]
-    body: type[Body] | None
-    query: Sequence[str]
-    is_revised: bool
+    document: type[BaseModel] | None = None
+    statuses: Sequence[int] = ()
+    _: KW_ONLY
+    body: type[Body] | None = None
+    query: Sequence[str] = ()
+    is_revised: bool = False
 
-    @property
-    def is_conditional(self) -> bool:
-        """Whether If-Match and If-None-Match count."""
-        return self.is_revised and self.method in {"PUT", "PATCH", "DELETE"}
-
-    @property
-    def is_tagged(self) -> bool:
-        """Whether answers carry an ETag."""
-        return self.is_revised and self.document is not None
-
-
-def endpoint(
-    route: str,
-    summary: str,
-    document: type[BaseModel] | None = None,
-    statuses: Sequence[int] | None = None,
-    *,
-    body: type[Body] | None = None,
-    query: Sequence[str] = (),
-    revised: bool = False,
-) -> Callable[[_H], _H]:
-    """Have a method answer a route, such as ``GET /users``; see ``Endpoint``.
-
-    ``statuses`` are 200, or 204 without a document, where they are not given.
-    """
-    method, _, path = route.partition(" ")
-    statuses = statuses or ((204,) if document is None else (200,))
-
-    def note(handler: _H) -> _H:
-        row = Endpoint(handler.__name__, method, path, summary, document, statuses, body, query, is_revised=revised)
-        vars(handler)[_MARK] = row
+    def __call__(self, handler: _H) -> _H:
+        vars(handler)[_MARK] = self
         return handler
 
-    return note
+    @property
+    def method(self) -> str:
+        return self.route.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        return self.route.partition(" ")[2]
 
 
-def endpoints_of(resource: object) -> list[Endpoint]:
-    """Return the endpoints of a resource, in the order of its class."""
-    marks = (getattr(each, _MARK, None) for each in vars(type(resource)).values())
-    return [mark for mark in marks if isinstance(mark, Endpoint)]
+def endpoints_of(resource: object) -> Iterator[tuple[str, Endpoint]]:
+    """Return the endpoints of a resource with the names of their methods, in the order of its class."""
+    for name, member in vars(type(resource)).items():
+        if isinstance(found := getattr(member, _MARK, None), Endpoint):
+            yield name, found
 
 
-def make_openapi(endpoints: Sequence[Endpoint], prefix: str) -> dict[str, Any]:
-    """Return the document that describes the endpoints; ``prefix`` stands before their paths."""
+def make_openapi(resources: Sequence[object], prefix: str) -> dict[str, Any]:
+    """Return the document that describes the endpoints of resources; ``prefix`` stands before their paths."""
+    endpoints = [each for resource in resources for each in endpoints_of(resource)]
     modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(ProblemDocument, "serialization")]
-    for row in endpoints:
+    for _, row in endpoints:
         if row.document is not None:
             modes.append((row.document, "serialization"))
         if row.body is not None:
@@ -130,8 +106,8 @@ def make_openapi(endpoints: Sequence[Endpoint], prefix: str) -> dict[str, Any]:
         "content": {"application/problem+json": {"schema": schemas[ProblemDocument, "serialization"]}},
     }
     paths: dict[str, dict[str, Any]] = {}
-    for row in endpoints:
-        paths.setdefault(prefix + row.path, {})[row.method.lower()] = _operation(row, schemas)
+    for name, row in endpoints:
+        paths.setdefault(prefix + row.path, {})[row.method.lower()] = _operation(name, row, schemas)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -152,26 +128,27 @@ def make_openapi(endpoints: Sequence[Endpoint], prefix: str) -> dict[str, Any]:
     }
 
 
-def _operation(row: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+def _operation(name: str, row: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     parameters = [
         {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for part in row.path.split("/")
         if part.startswith("{")
     ]
-    for name in row.query:
-        schema, text = _QUERY[name]
-        parameters.append({"name": name, "in": "query", "description": text, "schema": schema})
-    if row.is_conditional:
+    parameters += [
+        {"name": each, "in": "query", "description": _QUERY[each][1], "schema": _QUERY[each][0]} for each in row.query
+    ]
+    if row.is_revised and row.method in {"PUT", "PATCH", "DELETE"}:
         parameters += [
-            {"name": name, "in": "header", "description": text, "schema": _TEXT} for name, text in _CONDITIONS.items()
+            {"name": each, "in": "header", "description": text, "schema": _TEXT} for each, text in _CONDITIONS.items()
         ]
+    statuses = row.statuses or ((204,) if row.document is None else (200,))
     operation: dict[str, Any] = {
-        "operationId": row.name,
+        "operationId": name,
         "summary": row.summary,
         "tags": [row.path.split("/")[1]],
         "parameters": parameters,
         "responses": {
-            **{str(status): _answer(row, status, schemas) for status in row.statuses},
+            **{str(status): _answer(row, status, schemas) for status in statuses},
             "4XX": {"$ref": "#/components/responses/problem"},
             "503": {"$ref": "#/components/responses/problem"},
         },
@@ -186,7 +163,7 @@ def _operation(row: Endpoint, schemas: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _answer(row: Endpoint, status: int, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": web.Response(status=status).reason}
-    if row.is_tagged:
+    if row.is_revised and row.document is not None:
         answer["headers"] = {"ETag": _ETAG}
     if row.document is not None:
         answer["content"] = {"application/json": {"schema": schemas[row.document, "serialization"]}}
@@ -204,7 +181,7 @@ class OpenApiResource:
         self._resources = resources
         self._prefix = prefix
 
-    @endpoint("GET /openapi.json", "The description of this API", OpenApiDocument)
+    @Endpoint("GET /openapi.json", "The description of this API", OpenApiDocument)
     async def get_openapi(self, request: web.Request) -> web.Response:
         read_query(request)
         return web.json_response(self._document)
@@ -212,5 +189,4 @@ class OpenApiResource:
     @cached_property
     def _document(self) -> dict[str, Any]:
         """Made when it is first asked for: no start of a worker waits for it."""
-        endpoints = [row for resource in (*self._resources, self) for row in endpoints_of(resource)]
-        return make_openapi(endpoints, self._prefix)
+        return make_openapi([*self._resources, self], self._prefix)

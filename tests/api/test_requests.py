@@ -10,7 +10,7 @@ from aiohttp import encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.admin.problems import FAULTS_MAX
+from registry_proxy.api.problems import FAULTS_MAX
 from tests.support.admin_bench import ADMIN, admin_node
 
 _Http = TestClient[Request, Application]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from registry_proxy.admin.models import Document
+from registry_proxy.api.models import Document
 
 
 def answer(

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from registry_proxy.access.subject import is_name
-from registry_proxy.admin.models import BODY_MAX_BYTES, Body, Document
-from registry_proxy.admin.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
+from registry_proxy.api.models import BODY_MAX_BYTES, Body, Document
+from registry_proxy.api.problems import FAULTS_MAX, Fault, ProblemError, pointer_to
 from registry_proxy.http.limits import scattered
 
 _BODY_SECONDS = 10.0  # for what has 1 MiB at most; what may be larger has as much longer. Scattered

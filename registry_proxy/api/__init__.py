@@ -1,0 +1,1 @@
+"""The forms of the JSON API: bodies, documents, endpoints and their description, problems, preconditions."""
