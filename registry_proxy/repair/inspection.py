@@ -243,8 +243,8 @@ class Inspection:
     ) -> ReturnReason | None:
         """Follow two registries that were exchanged: what one misses it goes on to miss, under whichever name.
 
-        Returns None where that is done. While the other one cannot be asked it is not certain, nor is it ever where
-        both addresses lead to one registry.
+        Returns None where that is done, by this process or by another one. While the other one cannot be asked it is
+        not certain, nor is it ever where both addresses lead to one registry.
         """
         upstream, name = replica_set.upstream, client.name
         other = next(each for each in replica_set.replicas if each.name == owner)
@@ -253,18 +253,29 @@ class Inspection:
         except (RegistryError, UpstreamUnavailableError):
             is_exchanged = False
         if is_exchanged:
-            with contextlib.suppress(ConflictError):  # something was written meanwhile: the next probe looks again
+            try:
                 await self._exchange(upstream, name, owner, sentinels)
+            except ConflictError:  # by a write, or by another process that came first
+                if await self._sentinels(replica_set) != sentinels:
+                    return None
+            else:
                 _log.warning("upstream %s: the registries of replicas %s and %s were exchanged", upstream, name, owner)
                 return None
         return ReturnReason.EXCHANGED
 
     async def _exchange(self, upstream: str, one: str, two: str, sentinels: Mapping[str, Digest]) -> None:
+        """Put on record under which names two replicas go on.
+
+        Raises:
+            ConflictError: nothing has changed, for something was written, or the sentinels are others by now.
+        """
         names = {one: two, two: one}
-        changes = [
-            Change(Table.META, sentinel_key(upstream, name), {"digest": str(sentinels[other])})
-            for name, other in names.items()
-        ]
+        found = await self._store.get_all([(Table.META, sentinel_key(upstream, name)) for name in names])
+        changes = []
+        for (name, other), record in zip(names.items(), found, strict=True):
+            if record is None or record.value["digest"] != str(sentinels[name]):
+                raise ConflictError(f"the sentinel of {upstream}/{name} is another one by now")
+            changes.append(Change(Table.META, record.key, {"digest": str(sentinels[other])}, record.revision))
         for record in await self._store.list(Table.INTENTS, f"{upstream}/"):
             intent = _missed_by_both(Intent.from_value(record.value), names)
             changes.append(change_of(parse_key(record.key), intent, expect=record.revision))

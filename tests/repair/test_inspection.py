@@ -1,16 +1,18 @@
 """Replicas that are not what they were, in memory: what proves it, what does not, and what follows."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
-from registry_proxy.ports.store import Table
+from registry_proxy.ports.replicas import ReplicaSet
+from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import RESERVED_PREFIX, Repository, Tag
+from registry_proxy.protocol.reference import RESERVED_PREFIX, Digest, Repository, Tag
 from registry_proxy.repair.inspection import SENTINELS, Inspection, sentinel_tag
 from registry_proxy.repair.tag_findings import TagFindings
 from registry_proxy.replication.roster import sentinel_key
@@ -161,6 +163,31 @@ async def test_exchanged_registries_both_miss_what_one_misses(setting: Bench, in
     intent = await setting.under_test.journal.find(IntentKey(ROUTED, IntentKind.TAG, LATEST))
     assert intent is not None
     assert intent.missing == ("a", "b")
+
+
+async def test_an_exchange_that_two_processes_notice_is_made_once(
+    setting: Bench, inspection: Inspection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica that was not compared yet keeps being that one, under its new name, and the other is not doubted."""
+    store, journal = setting.under_test.store, setting.under_test.journal
+    await store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
+    first, second = state_of(setting.a), state_of(setting.b)
+    put_back(setting.a, second)
+    put_back(setting.b, first)
+    late = Inspection(store=store, journal=journal, recorded=["main"])
+    read = late._sentinels
+    before = await read(setting.replicas)
+
+    async def read_before(replica_set: ReplicaSet) -> Mapping[str, Digest]:
+        monkeypatch.undo()
+        await inspection.inspect(replica_set, setting.a, is_returning=True)
+        return before
+
+    monkeypatch.setattr(late, "_sentinels", read_before)
+    await late.inspect(setting.replicas, setting.a, is_returning=True)
+    marks = await journal.current.snapshot()
+    assert [name for name in "ab" if marks.is_newcomer("main", name)] == ["a"]
+    assert await read(setting.replicas) == {"a": before["b"], "b": before["a"]}
 
 
 async def test_two_addresses_of_one_registry_are_not_exchanged(setting: Bench, inspection: Inspection) -> None:
