@@ -7,7 +7,7 @@ mounted to it through us, what its tags are, and what a manifest names that it h
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from registry_proxy.operations.contents import ask, find_cached_manifest, has, links_of, parts_of, unless_absent
 from registry_proxy.operations.flight import SingleFlight
@@ -15,6 +15,7 @@ from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, Separation
+from registry_proxy.ports.uploads import PushedBlobs
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
@@ -35,14 +36,6 @@ _AT_ONCE = 8
 _T = TypeVar("_T")
 _NO_LINKS = ManifestLinks((), (), None)
 _UNKNOWN = {ContentKind.BLOB: ErrorCode.BLOB_UNKNOWN, ContentKind.MANIFEST: ErrorCode.MANIFEST_UNKNOWN}
-
-
-class PushedBlobs(Protocol):
-    """The blobs that were pushed or mounted through any node, and that no manifest may name yet."""
-
-    async def note(self, routed: RoutedRepository, digest: Digest) -> None: ...
-    async def has(self, routed: RoutedRepository, digest: Digest) -> bool: ...
-    async def forget(self, routed: RoutedRepository, digest: Digest) -> None: ...
 
 
 class Holdings:

@@ -5,50 +5,31 @@ to the replicas follow it, and nothing is committed anywhere before the digest h
 """
 
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
+from registry_proxy.operations.refused_pushes import (
+    content_unknown,
+    digest_invalid,
+    no_space,
+    out_of_order,
+    size_invalid,
+    upload_lost,
+)
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.manifests import ManifestReplicas
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.uploads import BlobReplicas, Spool, SpoolFile, Uploader, UploadSession, UploadSessions
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
-from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, digest_of
 from registry_proxy.tasks import run_to_end
 
 _EMPTY_SHA256 = digest_of(b"").hex
-
-# ---------------------------------------------------------------- what the verbs stand on
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenManifest:
-    """An acknowledged manifest: the ``revision`` of what is recorded of it, and the names of replicas that miss it."""
-
-    revision: int
-    missing: Sequence[str]
-
-
-class ManifestReplicas(Protocol):
-    """Writes manifests and tags to the replicas of an upstream."""
-
-    def check_writable(self, upstream: str) -> None: ...
-    def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AbstractAsyncContextManager[None]:
-        """Serialise the writes of a digest and of a tag over all workers and nodes."""
-
-    async def put(
-        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
-    ) -> WrittenManifest:
-        """Write at a quorum, and record what misses it, under the lease."""
-
-
-# ---------------------------------------------------------------- the verbs
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +204,12 @@ class Push:
         if isinstance(tag_or_digest, Digest):
             digest, tag = tag_or_digest, None
             if not digest.matches(body):
-                raise _digest_invalid(digest)
+                raise digest_invalid(digest)
         else:
             digest, tag = digest_of(body), tag_or_digest
         manifest = Manifest(Descriptor(media_type, digest, len(body)), body)
         put = self._put_manifest(routed, tag, manifest, links, may_move_tags=may_move_tags)
         return await run_to_end(put, "push of a manifest")
-
-    # ---------------------------------------------------------------- the steps
 
     async def _answer(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> UploadAnswer:
         state = await self._sessions.sign(routed, uploader, session)
@@ -247,7 +226,7 @@ class Push:
         """Return the session of a request; BLOB_UPLOAD_UNKNOWN when it ended, but by the commit that is repeated."""
         session = await self._sessions.verify(routed, uploader, session_id, state)
         if self._spool.has_ended(session_id, committed):
-            raise _lost()
+            raise upload_lost()
         return session
 
     def _reopen(self, uploader: Uploader, session: UploadSession) -> SpoolFile | None:
@@ -263,7 +242,7 @@ class Push:
             file.discard()
             file = None
         if file is None and self._has_ended(session):
-            raise _lost()
+            raise upload_lost()
         return file
 
     def _has_ended(self, session: UploadSession) -> bool:
@@ -290,7 +269,7 @@ class Push:
         if file.size_bytes != session.offset:
             size_bytes = file.size_bytes
             file.close()
-            raise _out_of_order(size_bytes)
+            raise out_of_order(size_bytes)
         return file
 
     async def _receive(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
@@ -305,9 +284,9 @@ class Push:
         """Write one request's body to the spool, the senders behind; return the open file and the session after it."""
         if chunk is not None:
             if chunk.first != session.offset:
-                raise _out_of_order(session.offset)
+                raise out_of_order(session.offset)
             if size_bytes is not None and size_bytes != chunk.size_bytes:
-                raise _size_invalid(chunk.size_bytes, size_bytes)
+                raise size_invalid(chunk.size_bytes, size_bytes)
         expected = size_bytes if chunk is None else chunk.size_bytes
         file = self._open_spool(uploader, session)
         try:
@@ -329,7 +308,7 @@ class Push:
         sha256, node_id = session.sha256, self._spool.node_id
         if not file.is_whole:
             if not locations:
-                raise _lost()
+                raise upload_lost()
             node_id = ""
         if file.size_bytes != session.offset:
             digest = await file.digest("sha256")
@@ -351,7 +330,7 @@ class Push:
     def _claim(self, session: UploadSession, digest: Digest) -> None:
         """Have an upload become this blob and no other; BLOB_UPLOAD_UNKNOWN when it is over already."""
         if not self._spool.mark_ended(session.session_id, digest):
-            raise _lost()
+            raise upload_lost()
 
     async def _check_digest(
         self, routed: RoutedRepository, digest: Digest, file: SpoolFile, session: UploadSession
@@ -362,7 +341,7 @@ class Push:
             actual = await file.digest(digest.algorithm)
         if actual is not None and actual != digest:  # what this node cannot tell the replicas compare
             await self._blobs.cancel(routed, session.locations)
-            raise _digest_invalid(digest)
+            raise digest_invalid(digest)
 
     async def _acknowledge(
         self, routed: RoutedRepository, descriptor: Descriptor, file: SpoolFile, locations: Mapping[str, str]
@@ -374,7 +353,7 @@ class Push:
             try:
                 missing = await self._blobs.commit_sessions(routed, descriptor, locations)
             except CacheUnavailableError as error:
-                raise _no_space(error) from error
+                raise no_space(error) from error
             return await self._recorded(routed, descriptor, missing)
         try:
             missing = await self._blobs.commit(routed, descriptor, file, locations)
@@ -397,7 +376,7 @@ class Push:
         try:
             self._spool.pin(digest)
         except CacheUnavailableError as error:
-            raise _no_space(error) from error
+            raise no_space(error) from error
 
     @staticmethod
     async def _keep(file: SpoolFile, digest: Digest, *, must: bool) -> None:
@@ -406,7 +385,7 @@ class Push:
             await file.commit(digest)
         except CacheUnavailableError as error:
             if must:
-                raise _no_space(error) from error
+                raise no_space(error) from error
             file.discard()
 
     async def _keep_manifest(self, manifest: Manifest, *, must: bool) -> None:
@@ -416,7 +395,7 @@ class Push:
             self._pin(digest)
         await self._cache.store(digest, manifest.body)
         if must and not is_committed(self._cache, digest):
-            raise _no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
+            raise no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
 
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         if not await self._holdings.may_mount(source, digest):
@@ -458,56 +437,11 @@ async def _write(file: SpoolFile, body: AsyncIterator[bytes], expected: int | No
     start = file.size_bytes
     async for piece in body:
         if expected is not None and file.size_bytes - start + len(piece) > expected:
-            raise _size_invalid(expected, file.size_bytes - start + len(piece))
+            raise size_invalid(expected, file.size_bytes - start + len(piece))
         await file.write(piece)
     if expected is not None and file.size_bytes - start != expected:
-        raise _size_invalid(expected, file.size_bytes - start)
+        raise size_invalid(expected, file.size_bytes - start)
 
 
 def _new_session() -> UploadSession:
     return UploadSession(str(uuid.uuid4()), 0, _EMPTY_SHA256, {})
-
-
-def _lost() -> RegistryError:
-    return RegistryError(
-        ErrorCode.BLOB_UPLOAD_UNKNOWN,
-        "the bytes of this upload are not here any more: start a new one",
-        detail={"reason": "the upload was ended, or no replica that has its beginning can be reached"},
-    )
-
-
-def _out_of_order(size_bytes: int) -> RegistryError:
-    return RegistryError(
-        ErrorCode.RANGE_INVALID,
-        "the chunk does not begin where the upload ends",
-        detail={"offset": size_bytes},
-        headers={"Range": f"0-{max(size_bytes - 1, 0)}"},
-    )
-
-
-def _size_invalid(expected: int, actual: int) -> RegistryError:
-    return RegistryError(
-        ErrorCode.SIZE_INVALID,
-        "the body does not have the size that its headers say",
-        detail={"expected": expected, "actual": actual},
-    )
-
-
-def content_unknown(digests: Iterable[Digest]) -> RegistryError:
-    """Return the refusal of a manifest that names what its repository does not hold."""
-    return RegistryError(
-        ErrorCode.MANIFEST_BLOB_UNKNOWN,
-        "the repository does not hold all that the manifest names: push it again with its blobs",
-        detail=[{"digest": str(digest)} for digest in sorted(digests, key=str)],
-    )
-
-
-def _digest_invalid(digest: Digest) -> RegistryError:
-    return RegistryError(
-        ErrorCode.DIGEST_INVALID, "the content does not have the digest given", detail={"digest": str(digest)}
-    )
-
-
-def _no_space(error: CacheUnavailableError) -> RegistryError:
-    message = "a replica misses the content, and the disk of the proxy cannot keep it for that now; try again"
-    return unavailable(message, detail={"reason": str(error)})

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from registry_proxy.operations.contents import ask, find_cached_manifest, has, parts_of
-from registry_proxy.operations.push import WrittenManifest, content_unknown
+from registry_proxy.operations.refused_pushes import content_unknown
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
+from registry_proxy.ports.manifests import WrittenManifest
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table

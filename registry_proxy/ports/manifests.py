@@ -1,0 +1,31 @@
+"""Manifests on their way to the replicas."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
+from registry_proxy.protocol.reference import Digest, Tag
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenManifest:
+    """An acknowledged manifest: the ``revision`` of what is recorded of it, and the names of replicas that miss it."""
+
+    revision: int
+    missing: Sequence[str]
+
+
+class ManifestReplicas(Protocol):
+    """Writes manifests and tags to the replicas of an upstream."""
+
+    def check_writable(self, upstream: str) -> None: ...
+    def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AbstractAsyncContextManager[None]:
+        """Serialise the writes of a digest and of a tag over all workers and nodes."""
+
+    async def put(
+        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
+    ) -> WrittenManifest:
+        """Write at a quorum, and record what misses it, under the lease."""
