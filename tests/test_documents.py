@@ -159,6 +159,31 @@ def test_the_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
+QUESTION = r"(?:What|Who|Whom|Whose|Whoever|Whatever|That|How)\b(?!')"
+"""A word that a sentence of ours does not begin with: the reader looks for the thing itself."""
+
+
+def begin_with_a_question(text: str) -> list[str]:
+    """Return the sentences, headings and cells of tables in a document that begin with a question word."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    blocks = re.split(r"\n\s*\n|\n(?=[-*|#>] ?|\d+\. )", prose)
+    cells = [cell for block in blocks for cell in (block.split(" | ") if block.startswith("|") else [block])]
+    flat = [" ".join(re.sub(r"^[-*|#> ]+|^\d+\. ", "", cell.strip()).split()) for cell in cells]
+    return [found for cell in flat for found in re.findall(rf"(?:^|[.!?][)\"”*_]*\s+)({QUESTION}[^.]*)", cell)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_sentences_of_documents_begin_with_a_noun_or_a_verb(document: Path) -> None:
+    """No sentence, heading or cell of a document begins with a question word."""
+    assert begin_with_a_question(document.read_text()) == []
+
+
+def test_a_question_is_found_wherever_it_stands() -> None:
+    """The search above finds the beginning of a text, of a list's entry, of a cell and of a later sentence."""
+    text = "# What it is\n\nIt works. That helps.\n\n- Whoever asks\n\n| a | How it goes |\n\nThe rest is what it is.\n"
+    assert begin_with_a_question(text) == ["What it is", "That helps", "Whoever asks", "How it goes |"]
+
+
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     """No docstring of the package begins with a question word: the reader looks for the thing itself."""
     questions = re.compile(r"(What|Who|Whom|Whose|How|Where|That|Whoever|Whatever)\b")
