@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.load import describe_machine
 from registry_proxy.access.grant import Grant, GrantMode
-from registry_proxy.access.grants import Policy
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import Group, User
 from registry_proxy.protocol.scope import Action
 

@@ -4,9 +4,9 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
 
     protocol                     the texts of the specifications as values; standard library only
     ports, files, http, config   agreements between rooms; safe files; HTTP/1.1 of both listeners; settings
-    access                       grants, users, tokens: may this subject do that?
+    access, directory            may this subject do that? its records, as administrators change them
     cache                        bytes on the local disk
-    upstream                     replicas, reading: routing, health, failover
+    replica, upstream            one replica over HTTP; replicas, reading: routing, health, failover
     store                        state: SQLite or Redis
     audit, telemetry             the tamper-evident log; metrics and logs
     operations                   the verbs: pull, push, discover, manage
@@ -19,18 +19,18 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
 
 The path of a pull::
 
-    edge/public -> edge/registry -> protocol/endpoints -> edge/authenticate -> access/{required,grants} -> edge/reads
-        -> operations/{pull,pull_blobs} -> cache/{disk,fill} -> upstream/{routing,selection,failover,client}
-        -> edge/send
+    edge/public -> edge/registry -> protocol/endpoints -> edge/authenticate -> access/{required,policy} -> edge/reads
+        -> operations/{pull,pull_blobs} -> cache/{disk,fill} -> upstream/{routing,selection,failover}
+        -> replica/client -> edge/send
 
 (a plain request that nobody has to be asked for is read and written by edge/fast_path in place of edge/{public,send}),
 that of a push::
 
     edge/registry -> edge/writes -> operations/push -> cache/spool -> replication/{sessions,fanout,journal}
-        -> upstream/client
+        -> replica/client
 
 and that of a grant::
 
-    cli/grants -> admin/{auth,grants} -> access/grant -> access/directory/grants -> store;
-        then, in each worker, access/control
+    cli/grants -> admin/{auth,grants} -> access/grant -> directory/grants -> store;
+        then, in each worker, access/{control,snapshot}
 """

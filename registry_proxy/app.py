@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from registry_proxy import configured
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.users import FIRST_ADMIN
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.open import Access, SigningKeyError, open_access, open_signer
 from registry_proxy.access.tokens import open_signed
@@ -23,11 +21,12 @@ from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream
 from registry_proxy.audit.open import Audit, open_audit
 from registry_proxy.audit.trail import AuditTrail
-from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
 from registry_proxy.cache.open import Cache, open_cache
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import Settings
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.users import FIRST_ADMIN
 from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicApp
@@ -153,6 +152,7 @@ class _Node:
 
     changes: StoreWatch
     access: Access
+    directory: Directory
     cache: Cache
     records: Records
     upstreams: Upstreams
@@ -171,6 +171,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
         store, changes = await stack.enter_async_context(opening)
         with _start_errors():
             access = await stack.enter_async_context(open_access(configured.access_options(settings), store, changes))
+        directory = await stack.enter_async_context(contextlib.aclosing(Directory(store)))
         router = PrefixRouter(configured.routes(settings))
         cache_options = configured.cache_options(settings, context)
         cache = await stack.enter_async_context(open_cache(cache_options, observer, router.local_name))
@@ -199,7 +200,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
         )
         rates = {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}
         writes, repair = Writes(tools), RepairDuty(rates, tools, inspection)
-        yield _Node(changes, access, cache, records, upstreams, writes, repair, router)
+        yield _Node(changes, access, directory, cache, records, upstreams, writes, repair, router)
 
 
 def _public_app(
@@ -241,7 +242,7 @@ def _public_app(
         manage=Manage(memberships=cache.memberships, holdings=holdings, deletions=writes.deletions),
         router=node.router,
         control=access.control,
-        directory=access.directory,
+        directory=node.directory,
         signer=access.signer,
         observer=observer,
         audit=trail,
@@ -250,12 +251,6 @@ def _public_app(
         prefetch=Prefetch(pull) if settings.cache.prefetch else None,
     )
     return app, pull
-
-
-def _render_metrics(cache: DiskCache, observer: PrometheusObserver) -> bytes:
-    """Return a scrape. The sizes on the disk are read for it: a gauge would go with the worker that had set it."""
-    cache.stats()
-    return observer.render()
 
 
 def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in which they are made
@@ -269,7 +264,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
 ) -> AdminServices:
     cache, repair, origins = node.cache, node.repair, Origins(settings.public_url, settings.trusted_proxies)
     return AdminServices(
-        directory=node.access.directory,
+        directory=node.directory,
         signer=node.access.signer,
         control=node.access.control,
         upstreams={
@@ -283,7 +278,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
             node.records.repositories, node.records.count_tags, cache.memberships.repositories, node.router.local_name
         ),
         purge_repository=lambda repository: cache.memberships.purge(node.router.route(repository)),
-        render_metrics=partial(_render_metrics, cache.disk, observer),
+        render_metrics=partial(observer.render, cache.disk.stats),
         readiness=Readiness(
             node.upstreams.replicas,
             node.access.control,

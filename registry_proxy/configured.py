@@ -22,10 +22,10 @@ from registry_proxy.ports.metrics import Listener
 from registry_proxy.ports.names import StaleReason
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.patterns import compile_text_pattern
+from registry_proxy.replica.sessions import ReplicaAddress, Timeouts
 from registry_proxy.replication.open import RecordOptions
 from registry_proxy.upstream.replicas import UpstreamConfig
 from registry_proxy.upstream.routing import Route
-from registry_proxy.upstream.sessions import ReplicaAddress, Timeouts
 
 _FILES_PER_CONNECTION, _FILES_PER_ADMIN_CONNECTION = 2, 8
 """One in so many of the files that a worker may open is a connection of a client; one that is answered needs two."""

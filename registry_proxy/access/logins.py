@@ -15,10 +15,10 @@ from registry_proxy.access.credentials import (
     Passwords,
     TooManyLoginsError,
 )
-from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import IdTokenRefusedError, IdTokenVerifier
 from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.ldap import LdapPasswords, LdapUnavailableError
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import User, user_of
 from registry_proxy.access.refresh_tokens import RefreshTokens
 from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of, table_of

@@ -1,13 +1,13 @@
-"""Opening the access control of a worker: the policy, the directory, and the key that signs tokens."""
+"""Opening the access control of a worker: the policy, and the key that signs tokens."""
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from registry_proxy.access.control import AccessControl, WatchedChanges
-from registry_proxy.access.directory.directory import Directory
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.id_tokens import IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.ldap import LdapPasswords
+from registry_proxy.access.snapshot import WatchedChanges
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file
 from registry_proxy.ports.store import Store
 
@@ -47,7 +47,6 @@ class Access:
     """The parts of access control."""
 
     control: AccessControl
-    directory: Directory
     signer: TokenSigner
 
 
@@ -68,13 +67,11 @@ async def open_access(options: AccessOptions, store: Store, changes: WatchedChan
         id_tokens=IdTokenVerifier(options.issuers) if options.issuers else None,
         ldap=options.ldap,
     )
-    directory = Directory(store)
     try:
         async with control.publishing(signer):
             await control.policy()
-            yield Access(control, directory, signer)
+            yield Access(control, signer)
     finally:
-        await directory.aclose()
         await control.aclose()
 
 

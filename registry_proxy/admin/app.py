@@ -6,7 +6,6 @@ from typing import Protocol
 
 from aiohttp import web
 
-from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.admin.audit import AuditFiles, AuditResource
 from registry_proxy.admin.auth import AdminGuard, Control
@@ -31,6 +30,7 @@ from registry_proxy.admin.warm import WarmResource
 from registry_proxy.api.models import BODY_MAX_BYTES
 from registry_proxy.api.openapi import OpenApiResource, endpoints_of
 from registry_proxy.api.problems import answer_problems
+from registry_proxy.directory.directory import Directory
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import AuditLog, ReloadOutcome
 from registry_proxy.ports.metrics import Observer

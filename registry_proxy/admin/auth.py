@@ -18,8 +18,8 @@ from aiohttp.typedefs import Middleware
 from cachetools import FIFOCache
 
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
-from registry_proxy.access.grants import Policy
 from registry_proxy.access.logins import Login
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken

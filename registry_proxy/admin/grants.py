@@ -6,10 +6,8 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import WithJsonSchema
 
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.revise import NotFoundError
 from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
-from registry_proxy.access.grants import Policy
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
 from registry_proxy.admin.auth import CALLER, NAMESPACES, Control
 from registry_proxy.api.answers import answer
@@ -29,6 +27,8 @@ from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
 from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, parse_page, read_body, read_query
 from registry_proxy.api.revisions import patched
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.revise import NotFoundError
 from registry_proxy.protocol.patterns import SUBJECT, compile_repository_pattern, is_below
 from registry_proxy.protocol.reference import is_repository, is_tag
 from registry_proxy.protocol.scope import Action

@@ -2,7 +2,6 @@
 
 from aiohttp import web
 
-from registry_proxy.access.directory.groups import Groups
 from registry_proxy.access.records import Group
 from registry_proxy.admin.subjects import delete_subject, read_put
 from registry_proxy.api.answers import answer
@@ -10,6 +9,7 @@ from registry_proxy.api.models import Body, Document, Members, Page, patch_of
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.requests import PAGE, name_of, note_difference, read_body, read_page
 from registry_proxy.api.revisions import patched
+from registry_proxy.directory.groups import Groups
 
 
 class GroupBody(Body):

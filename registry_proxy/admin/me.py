@@ -6,8 +6,6 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from registry_proxy.access.credentials import LoginRefusedError
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
@@ -20,6 +18,8 @@ from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
 from registry_proxy.api.requests import read_body, read_query
 from registry_proxy.api.revisions import patched
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.users import UserInput
 
 
 class PasswordBody(Body):

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import Grant, GrantInput
-from registry_proxy.access.grants import Policy
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Group
 from registry_proxy.access.subject import group_subject
@@ -21,6 +20,7 @@ from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, pointer_to
 from registry_proxy.api.requests import ASKED_FOR, read_body, read_query
 from registry_proxy.api.revisions import expected_revision
+from registry_proxy.directory.directory import Directory
 
 _BODY_MAX_BYTES = 8 * 1024 * 1024
 """Room for some 50,000 grants."""

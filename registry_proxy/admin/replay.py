@@ -7,10 +7,9 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import make_grant
-from registry_proxy.access.grants import Policy
+from registry_proxy.access.policy import Policy
 from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.auth import Control
 from registry_proxy.admin.grants import GrantBody
@@ -20,6 +19,7 @@ from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, invalid, pointer_to
 from registry_proxy.api.requests import read_body
 from registry_proxy.audit.sinks import RecordedDecision, read_decisions
+from registry_proxy.directory.directory import Directory
 from registry_proxy.protocol.scope import Action
 
 _CHUNK = 500

@@ -7,7 +7,6 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory.robots import Robots
 from registry_proxy.access.records import Robot
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import robot_subject
@@ -18,6 +17,7 @@ from registry_proxy.api.models import Body, Document, Page, Time, TimeInput, pat
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.requests import PAGE, name_of, read_body, read_page
 from registry_proxy.api.revisions import patched
+from registry_proxy.directory.robots import Robots
 
 _Networks = Annotated[list[str], Field(max_length=1000)]
 

@@ -6,13 +6,13 @@ from typing import Generic, Protocol, TypeVar
 
 from aiohttp import web
 
-from registry_proxy.access.directory.removed import Removed
-from registry_proxy.access.directory.revise import NotFoundError
 from registry_proxy.access.subject import is_name
 from registry_proxy.admin.grants import GrantDocument
 from registry_proxy.api.models import Body
 from registry_proxy.api.requests import ASKED_FOR, name_of, read_body
 from registry_proxy.api.revisions import Revised, expected_revision
+from registry_proxy.directory.removed import Removed
+from registry_proxy.directory.revise import NotFoundError
 
 _B = TypeVar("_B", bound=Body)
 _R = TypeVar("_R", bound=Revised)

@@ -5,8 +5,6 @@ import time
 from aiohttp import web
 from pydantic import RootModel
 
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.secrets import SecretInput
 from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.access.subject import user_subject
 from registry_proxy.admin.auth import BY_PASSWORD, CALLER, SELF_PREFIX, Control
@@ -25,6 +23,8 @@ from registry_proxy.api.models import (
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import ProblemError
 from registry_proxy.api.requests import PAGE, name_of, read_body, read_page
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.secrets import SecretInput
 
 
 class SecretBody(Body):

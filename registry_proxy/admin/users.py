@@ -6,8 +6,6 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.records import User
 from registry_proxy.admin.auth import Control
 from registry_proxy.admin.subjects import delete_subject, read_put
@@ -16,6 +14,8 @@ from registry_proxy.api.models import Body, Document, Page, patch_of
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.requests import PAGE, name_of, note_difference, read_body, read_page
 from registry_proxy.api.revisions import patched
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.users import UserInput
 
 _Groups = Annotated[list[str], Field(max_length=1000)]
 

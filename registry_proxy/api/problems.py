@@ -11,10 +11,10 @@ from aiohttp import web
 from pydantic import Field
 
 from registry_proxy.access.credentials import TooManyLoginsError
-from registry_proxy.access.directory.revise import NotFoundError, RevisionConflictError
-from registry_proxy.access.directory.users import LastAdminError
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.api.models import Document
+from registry_proxy.directory.revise import NotFoundError, RevisionConflictError
+from registry_proxy.directory.users import LastAdminError
 from registry_proxy.ports.errors import StoreUnavailableError
 
 _log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
-from registry_proxy.access.directory.revise import RevisionConflictError
 from registry_proxy.api.answers import format_etag
 from registry_proxy.api.problems import ProblemError, changed_meanwhile
+from registry_proxy.directory.revise import RevisionConflictError
 
 _ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
 _ATTEMPTS = 20

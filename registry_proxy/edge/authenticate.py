@@ -4,7 +4,7 @@ import time
 from typing import NamedTuple
 
 from registry_proxy.access.control import AccessControl, PerhapsTooNewError
-from registry_proxy.access.grants import Decision, Policy
+from registry_proxy.access.policy import Decision, Policy
 from registry_proxy.access.required import required_access
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.edge.exchange import Exchange

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from aiohttp.web import BaseRequest, StreamResponse
 
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.tokens import TokenSigner
+from registry_proxy.directory.directory import Directory
 from registry_proxy.edge.answer import Answer, error_answer, json_answer
 from registry_proxy.edge.authenticate import Authenticator
 from registry_proxy.edge.exchange import Exchange, as_registry_error

@@ -11,15 +11,15 @@ from urllib.parse import parse_qsl
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.revise import NotFoundError
-from registry_proxy.access.directory.secrets import SecretInput
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.id_tokens import IdTokenRefusedError
 from registry_proxy.access.logins import Login
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import ANONYMOUS, OIDC_LOGIN_NAME, claimed_subject
 from registry_proxy.access.tokens import TokenSigner
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.revise import NotFoundError
+from registry_proxy.directory.secrets import SecretInput
 from registry_proxy.edge.answer import Answer, json_answer
 from registry_proxy.edge.exchange import Exchange, read_small_body
 from registry_proxy.http.limits import LINE_MAX_BYTES

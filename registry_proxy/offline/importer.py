@@ -27,10 +27,10 @@ from registry_proxy.protocol.reference import (
     parse_digest,
     parse_repository,
 )
+from registry_proxy.replica.client import HttpReplicaClient
+from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.metrics import PrometheusObserver
-from registry_proxy.upstream.client import HttpReplicaClient
-from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 
 _T = TypeVar("_T")
 _ATTEMPTS = 4

@@ -1,9 +1,9 @@
 """The way back in when the password of the last administrator is lost: written into the store, past every node."""
 
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.revise import NotFoundError
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.faults import InvalidError
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.revise import NotFoundError
+from registry_proxy.directory.users import UserInput
 from registry_proxy.store.open import open_store
 
 

@@ -377,8 +377,13 @@ class PrometheusObserver:
                 metric.labels(*itertools.chain.from_iterable(values_of_each))
         return metric
 
-    def render(self) -> bytes:
-        """Return the text of a scrape: this process, or all workers of the node summed."""
+    def render(self, refresh: Callable[[], object] = lambda: None) -> bytes:
+        """Return the text of a scrape: this process, or all workers of the node summed.
+
+        Args:
+            refresh: sets gauges before it, such as sizes on the disk, which would go with the worker that had set them.
+        """
+        refresh()
         if self._directory is None:
             return generate_latest(self._registry)
         for _ in range(_READ_ATTEMPTS - 1):

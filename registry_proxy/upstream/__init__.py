@@ -1,1 +1,1 @@
-"""Replicas behind us, reading: routes, health, choice, one HTTP client each, fail-over."""
+"""The replicas of an upstream, reading: routes, health, choice, fail-over."""

@@ -20,10 +20,10 @@ from registry_proxy.ports.replicas import ReplicaState, StorageKind
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag
+from registry_proxy.replica.client import HttpReplicaClient
+from registry_proxy.replica.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, WrongBytesError
+from registry_proxy.replica.listing import merged
 from registry_proxy.tasks import spawn
-from registry_proxy.upstream.client import HttpReplicaClient
-from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, WrongBytesError
-from registry_proxy.upstream.listing import merged
 from registry_proxy.upstream.patience import Patience
 from registry_proxy.upstream.question import Question, Round
 from registry_proxy.upstream.replicas import UpstreamReplicas

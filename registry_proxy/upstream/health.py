@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaState
-from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
+from registry_proxy.replica.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
 
 ANSWERS_SECONDS = 1.0
 """Time since its last answer from which on a replica that does not answer is asked last, until a probe was answered."""

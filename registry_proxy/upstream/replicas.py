@@ -22,14 +22,14 @@ from registry_proxy.ports.metrics import (
 )
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState, ReplicaStatus, StorageKind
 from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.replica.client import HttpReplicaClient
+from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.tasks import Wakeup, spawn
-from registry_proxy.upstream.client import HttpReplicaClient
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
 from registry_proxy.upstream.hedging import Hedging
 from registry_proxy.upstream.retries import Retries
 from registry_proxy.upstream.separation import Remembered, Separation
-from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 
 PROBE_SECONDS = 10.0
 PROBE_SECONDS_WHILE_NOT_UP = 1.0

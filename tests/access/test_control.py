@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from registry_proxy.access import control as module
+from registry_proxy.access import signing_keys, snapshot
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, Passwords, TooManyLoginsError
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.secrets import SecretInput
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
-from registry_proxy.access.grants import Policy
 from registry_proxy.access.id_tokens import ClaimRule, IdTokenRefusedError, IdTokenVerifier, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import InvalidTokenError, TokenSigner, TokenVerifier, create_key_file
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.protocol.patterns import compile_text_pattern
@@ -128,14 +128,14 @@ async def test_reads_what_was_written_on_the_node(start_node: StartNode, node: N
 async def test_a_policy_is_loaded_once_for_all_who_ask(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred requests after a change cost one load, and none while nothing changes, whatever else is written."""
     loads = 0
-    load = node.control._load
+    load = node.control.snapshots._load
 
-    async def counted() -> module._Snapshot:
+    async def counted() -> snapshot.Snapshot:
         nonlocal loads
         loads += 1
         return await load()
 
-    monkeypatch.setattr(node.control, "_load", counted)
+    monkeypatch.setattr(node.control.snapshots, "_load", counted)
     await node.directory.groups.put("dev", ["ann"])
     policies = await asyncio.gather(*(node.control.policy() for _ in range(100)))
     assert loads == 1
@@ -161,23 +161,23 @@ async def test_a_table_that_did_not_change_is_not_read_again(node: Node, monkeyp
     assert {*listed} - {Table.REFRESH_TOKENS} == {Table.USERS, Table.GROUPS}
     assert policy.groups_of("user:ann") == ["group:dev"]
     assert policy.decide("user:ann", "team/a", Action.PULL).allowed
-    monkeypatch.setattr(module, "_SNAPSHOT_MAX_AGE_SECONDS", -1)
+    monkeypatch.setattr(snapshot, "_SNAPSHOT_MAX_AGE_SECONDS", -1)
     listed.clear()
     await node.control.policy()
-    assert {*listed} - {Table.REFRESH_TOKENS} == {*module._TABLES}
+    assert {*listed} - {Table.REFRESH_TOKENS} == {*snapshot._TABLES}
 
 
 async def test_the_loop_goes_on_while_a_policy_is_built(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand grants take a second: whoever needs no new policy does not wait for it."""
     building, may_end = threading.Event(), threading.Event()
-    build = node.control._build
+    build = node.control.snapshots._build
 
     def held_up(tables: Mapping[Table, list[Any]]) -> Policy:
         building.set()
         assert may_end.wait(30)
         return build(tables)
 
-    monkeypatch.setattr(node.control, "_build", held_up)
+    monkeypatch.setattr(node.control.snapshots, "_build", held_up)
     await node.directory.groups.put("dev", ["ann"])
     waiting = spawn(node.control.policy(), "policy")
     await until(building.is_set)
@@ -188,7 +188,7 @@ async def test_the_loop_goes_on_while_a_policy_is_built(node: Node, monkeypatch:
 
 async def test_a_change_during_a_load_is_not_missed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit that lands while the tables are read is in the policy that comes out."""
-    read = node.control._read
+    read = node.control.snapshots._read
     late = [GrantInput(subject="user:ann", repository="late", actions=["pull"])]
 
     async def interrupted() -> object:
@@ -197,7 +197,7 @@ async def test_a_change_during_a_load_is_not_missed(node: Node, monkeypatch: pyt
             await node.directory.grants.add(late.pop())
         return found
 
-    monkeypatch.setattr(node.control, "_read", interrupted)
+    monkeypatch.setattr(node.control.snapshots, "_read", interrupted)
     await node.directory.groups.put("dev", [])
     assert (await node.control.policy()).decide("user:ann", "late", Action.PULL).allowed
 
@@ -542,7 +542,7 @@ async def test_a_store_that_hangs_is_not_waited_for_for_ever(node: Node, monkeyp
     """A disk that never answers fails nothing either: a token with an unknown key is refused all the same."""
     await node.watch.aclose()
     monkeypatch.setattr(node.watch, "check", asyncio.Event().wait)
-    monkeypatch.setattr(module, "_CHECK_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(snapshot, "_CHECK_PATIENCE_SECONDS", 0.05)
     for _ in range(3):
         with pytest.raises(InvalidTokenError):
             await node.control.authenticate(UNKNOWN_KEY, time.time())
@@ -566,8 +566,8 @@ async def test_keys_are_published_again(node: Node, monkeypatch: pytest.MonkeyPa
     """A published key has weeks to live, and is renewed in time for as long as the node runs."""
     record = await node.store.get(Table.KEYS, node.signer.key_id)
     assert record is not None
-    assert record.value["expires_at"] > time.time() + 10 * module.KEY_RENEWAL_SECONDS
-    monkeypatch.setattr(module, "KEY_RENEWAL_SECONDS", 0.01)
+    assert record.value["expires_at"] > time.time() + 10 * signing_keys.KEY_RENEWAL_SECONDS
+    monkeypatch.setattr(signing_keys, "KEY_RENEWAL_SECONDS", 0.01)
     async with node.control.publishing(node.signer):
         await until(lambda: node.watch.version(Table.KEYS) > 5)
 
@@ -598,7 +598,7 @@ async def test_an_outage_that_is_too_long_closes(
     redis: Server, start_node: StartNode, monkeypatch: pytest.MonkeyPatch, max_age: float | None
 ) -> None:
     """In closed mode soon, in open mode past the age: nothing is served from the snapshot; then it opens again."""
-    monkeypatch.setattr(module, "_CLOSED_AFTER_SECONDS", 1.5)
+    monkeypatch.setattr(snapshot, "_CLOSED_AFTER_SECONDS", 1.5)
     node = await start_node("one", f"redis://127.0.0.1:{redis.port}/0", max_age)
     await node.directory.users.put("ann", UserInput(password=SECRET))
     token = await node.token("user:ann")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.access import refresh_tokens as module
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.revise import NotFoundError
-from registry_proxy.access.directory.secrets import SecretInput
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.refresh_tokens import RefreshTokens
 from registry_proxy.access.secrets import SecretKind, is_refresh_id, make_secret_text
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.revise import NotFoundError
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.store.open import open_store

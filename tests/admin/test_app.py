@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from registry_proxy.access.directory.secrets import SecretInput
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.journal import IntentKey, IntentKind

@@ -10,11 +10,11 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory.secrets import SecretInput
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.directory.users import UserInput
 from tests.support.admin_bench import Contract, Node, admin_node, contract_of
 
 GIVEN = {"subject": "user:bob", "repository": "team/app", "tags": "*", "actions": ["pull"], "mode": "enforce"}

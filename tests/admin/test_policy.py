@@ -12,8 +12,8 @@ from aiohttp import encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
+from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.events import AuditEvent
 from tests.support.admin_bench import ADMIN, Contract, Node, admin_node, contract_of
 

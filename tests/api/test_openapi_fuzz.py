@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from registry_proxy.access.directory.users import UserInput
+from registry_proxy.directory.users import UserInput
 from tests.support.admin_bench import admin_node, contract_of
 
 SOAK_SECONDS = 300

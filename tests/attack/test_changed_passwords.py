@@ -8,9 +8,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from registry_proxy.access.credentials import LoginRefusedError
-from registry_proxy.access.directory.secrets import SecretInput
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.secrets import SecretKind
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.directory.users import UserInput
 from tests.support.admin_bench import Node, admin_node
 
 HOME = "192.0.2.1"

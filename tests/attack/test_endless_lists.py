@@ -11,9 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry_proxy.upstream import failover, listing, long_lists, sharing
+from registry_proxy.replica import listing, long_lists
+from registry_proxy.replica.failure import BadUpstreamError
+from registry_proxy.upstream import failover, sharing
 from registry_proxy.upstream.failover import FailoverReader
-from registry_proxy.upstream.failure import BadUpstreamError
 from tests.conftest import StartProxy
 from tests.support.fakes.malice import Asked, Malice, Said, answer
 from tests.support.fakes.registry import FakeRegistry

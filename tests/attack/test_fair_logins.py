@@ -11,10 +11,10 @@ import pytest
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.logins import Login
 from registry_proxy.access.tokens import TokenVerifier
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.users import UserInput
 from registry_proxy.store.open import open_store
 from registry_proxy.tasks import spawn
 from tests.support.passwords import quick_passwords

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing
 import pytest
 
 from registry_proxy.protocol.reference import digest_of
-from registry_proxy.upstream.failure import ReplicaFailedError
+from registry_proxy.replica.failure import ReplicaFailedError
 from tests.support.fakes.upstream import REPOSITORY, open_client
 from tests.support.waiting import until
 

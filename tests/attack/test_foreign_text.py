@@ -31,7 +31,7 @@ from registry_proxy.protocol.link import parse_next
 from registry_proxy.protocol.platform import parse_platform
 from registry_proxy.protocol.reference import parse_repository, parse_tag_or_digest
 from registry_proxy.protocol.scope import parse_scopes
-from registry_proxy.upstream.failure import limit_error, parse_errors
+from registry_proxy.replica.failure import limit_error, parse_errors
 from tests.support.fakes.public import PublicBench
 from tests.support.product import make_image
 

@@ -9,8 +9,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
+from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.store import Change, Record, Table
 from tests.support.admin_bench import Node, admin_node
 
@@ -86,6 +86,6 @@ async def test_a_list_for_an_owner_makes_nothing_of_the_others(bench: Bench, mon
         made.append(record.value["repository"])
         return grant_of(record)
 
-    monkeypatch.setattr("registry_proxy.access.directory.grant_of", counted)
+    monkeypatch.setattr("registry_proxy.directory.grant_of", counted)
     _, listed = await bench.call("GET", "/grants", caller="user:bob")
     assert [each["repository"] for each in listed["items"]] == made == ["home/bob/app"]

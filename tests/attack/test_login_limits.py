@@ -10,11 +10,11 @@ import pytest
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.secrets import SecretInput
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.tokens import TokenVerifier
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.directory.users import UserInput
 from registry_proxy.store.open import open_store
 from tests.support.passwords import quick_passwords
 from tests.support.servers import Server
@@ -129,7 +129,7 @@ async def test_the_nodes_of_a_redis_count_together(open_worker: Open, redis: Ser
 async def test_dead_refresh_tokens_lock_nobody_out(open_worker: Open, tmp_path: Path) -> None:
     """Thirty refresh tokens that are no more, and secrets nobody has, refuse no right one from the same address."""
     control = await open_worker()
-    directory = Directory(control._store)
+    directory = Directory(control.snapshots._store)
     _, token = await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
     await directory.robots.put("ci", None, [])
     _, secret = await directory.secrets.add("robot:ci", SecretKind.ROBOT, SecretInput())

@@ -10,13 +10,13 @@ import pytest
 
 from registry_proxy.access import grants
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.secrets import SecretInput
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import Grant, GrantInput
 from registry_proxy.access.grants import _compile as compile_grant
 from registry_proxy.access.secrets import Secret, SecretKind, secret_of
 from registry_proxy.access.tokens import TokenVerifier
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.store import Record, Table
 from registry_proxy.protocol.scope import Action
 from registry_proxy.store.open import open_store
@@ -92,7 +92,7 @@ async def test_a_list_of_ones_own_secrets_makes_nothing_of_the_others(
         made.append(record.key)
         return secret_of(record)
 
-    monkeypatch.setattr("registry_proxy.access.directory.secret_of", counted)
+    monkeypatch.setattr("registry_proxy.directory.secrets.secret_of", counted)
     assert [each.id for each in await bench.directory.secrets.list("user:ann")] == made == [own.id]
 
 

@@ -9,8 +9,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from registry_proxy.access import grants, tokens
-from registry_proxy.access.grants import Policy
+from registry_proxy.access import tokens
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, public_key_of
 from registry_proxy.edge import fast_path
 from registry_proxy.edge.fast_path import FastPath
@@ -53,7 +53,7 @@ def test_verified_tokens(scopes: int, name: str, tmp_path: Path, monkeypatch: py
 
 def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repositories and tags that do not exist, with names as long as they may be."""
-    monkeypatch.setattr(grants, "_REMEMBERED_BYTES", BOUND_BYTES)
+    monkeypatch.setattr("registry_proxy.access.policy._REMEMBERED_BYTES", BOUND_BYTES)
     policy = Policy([], [], [], {})
 
     def attack() -> None:

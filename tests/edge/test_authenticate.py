@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.grant import Grant, GrantMode
-from registry_proxy.access.grants import Policy
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import Group, Robot, User
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, public_key_of
 from registry_proxy.edge.authenticate import Authenticator, Authorized

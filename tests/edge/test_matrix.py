@@ -10,9 +10,9 @@ from aiohttp import ClientResponse, encode_basic_auth
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.admin.ops import OPS_PATHS
+from registry_proxy.directory.users import UserInput
 from registry_proxy.protocol.endpoints import Operation, parse_request
 from registry_proxy.protocol.reference import Digest, digest_of
 from tests.support.admin_bench import ADMIN, ADMIN_ROUTES, CALLERS, Node, admin_node, filled

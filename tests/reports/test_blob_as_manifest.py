@@ -11,7 +11,7 @@ import pytest
 from registry_proxy.protocol.descriptor import OCI_MANIFEST
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, digest_of
-from registry_proxy.upstream.failure import ReplicaFailedError
+from registry_proxy.replica.failure import ReplicaFailedError
 from tests.conftest import StartProxy
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import REPOSITORY, open_client

@@ -11,8 +11,8 @@ from multidict import CIMultiDict
 
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.reference import Tag, digest_of
+from registry_proxy.replica.failure import AccessRefusedError
 from registry_proxy.upstream.failover import FailoverReader
-from registry_proxy.upstream.failure import AccessRefusedError
 from tests.support.fakes.registry import FakeRegistry, Fault, Recorded
 from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
 

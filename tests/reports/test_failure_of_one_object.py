@@ -15,8 +15,8 @@ from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
+from registry_proxy.replica.failure import BadUpstreamError, ReplicaFailedError
 from registry_proxy.upstream.failover import FailoverReader
-from registry_proxy.upstream.failure import BadUpstreamError, ReplicaFailedError
 from tests.support.fakes.malice import Malice, answer, challenge
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import PATIENT, REPOSITORY, ToldMarks, open_client, open_replicas

@@ -14,7 +14,7 @@ import pytest
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
-from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
+from registry_proxy.replica.failure import AccessRefusedError, ReplicaFailedError
 from tests.conftest import StartProxy
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import HASTY, REPOSITORY, open_client, read_all

@@ -15,7 +15,7 @@ from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableE
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository
-from registry_proxy.upstream.failure import BadUpstreamError
+from registry_proxy.replica.failure import BadUpstreamError
 from tests.conftest import StartProxy, StartRegistry
 from tests.support.fakes.memory import MemoryReader
 from tests.support.fakes.registry import FakeRegistry, Fault
@@ -117,7 +117,7 @@ async def test_pages_without_an_end_are_no_list(monkeypatch: pytest.MonkeyPatch)
         registry.add_manifest(REPOSITORY, b"{}", *(f"v{number}" for number in range(9)))
         for bound in ("_PAGES_MAX", "_NAMES_MAX"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"registry_proxy.upstream.listing.{bound}", 5)
+                patch.setattr(f"registry_proxy.replica.listing.{bound}", 5)
                 with pytest.raises(BadUpstreamError):
                     await client.list_tags(REPOSITORY)
         assert len(await client.list_tags(REPOSITORY)) == 9

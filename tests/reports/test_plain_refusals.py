@@ -9,8 +9,8 @@ import pytest
 
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
-from registry_proxy.upstream.client import HttpReplicaClient
-from registry_proxy.upstream.failure import BadUpstreamError
+from registry_proxy.replica.client import HttpReplicaClient
+from registry_proxy.replica.failure import BadUpstreamError
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import REPOSITORY, open_client
 

@@ -15,8 +15,8 @@ from registry_proxy.ports.errors import UpstreamLimitError
 from registry_proxy.ports.metrics import UpstreamRequest
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.replica.failure import limit_error
 from registry_proxy.upstream.failover import FailoverReader
-from registry_proxy.upstream.failure import limit_error
 from tests.conftest import StartProxy
 from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault

@@ -19,9 +19,9 @@ from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
+from registry_proxy.replica.failure import AccessRefusedError, ReplicaFailedError
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.failover import FailoverReader
-from registry_proxy.upstream.failure import AccessRefusedError, ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartProxy
 from tests.support.fakes.registry import FakeRegistry, Fault
@@ -181,7 +181,7 @@ async def test_probes_are_no_storm() -> None:
 
 async def test_a_refusal_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Access that is granted upstream is noticed when the refusal is old enough, without a restart."""
-    monkeypatch.setattr("registry_proxy.upstream.login.REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr("registry_proxy.replica.login.REFUSED_SECONDS", 0.2)
     async with scene("token 403") as one:
         await one.ask_for_the_forbidden()
         one.registry.faults.clear()

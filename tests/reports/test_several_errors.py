@@ -8,7 +8,7 @@ import json
 import pytest
 
 from registry_proxy.protocol.errors import ErrorCode
-from registry_proxy.upstream.failure import refusal
+from registry_proxy.replica.failure import refusal
 from tests.conftest import StartProxy
 from tests.support.product import Image, digest_of, make_image, random_bytes
 from tests.support.servers import Server

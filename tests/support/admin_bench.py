@@ -16,8 +16,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 from registry_proxy.access.control import AccessControl
-from registry_proxy.access.directory.directory import Directory
-from registry_proxy.access.directory.users import UserInput
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
@@ -29,6 +27,8 @@ from registry_proxy.audit.signing import AuditVerifier
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.users import UserInput
 from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.operations.pull import Pull

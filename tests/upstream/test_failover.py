@@ -14,11 +14,11 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, digest_of
+from registry_proxy.replica.sessions import Timeouts
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, order_for_read
-from registry_proxy.upstream.sessions import Timeouts
 from tests.conftest import StartRegistry
 from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault

@@ -6,7 +6,7 @@ from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableE
 from registry_proxy.ports.metrics import UpstreamOutcome
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.upstream.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
+from registry_proxy.replica.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
 from registry_proxy.upstream.health import ANSWERS_SECONDS, ReplicaHealth
 
 

@@ -11,8 +11,8 @@ from registry_proxy.ports.journal import Pause
 from registry_proxy.ports.metrics import ReplicaInState, ReplicaPaused, ReplicaPending
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState
 from registry_proxy.protocol.reference import digest_of
+from registry_proxy.replica.failure import ReplicaFailedError
 from registry_proxy.upstream import replicas as replicas_module
-from registry_proxy.upstream.failure import ReplicaFailedError
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
 from tests.support.fakes.memory import RecordingObserver

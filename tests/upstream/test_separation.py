@@ -12,7 +12,7 @@ from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
-from registry_proxy.upstream.failure import ReplicaFailedError
+from registry_proxy.replica.failure import ReplicaFailedError
 from registry_proxy.upstream.separation import NOWHERE, PROBE, Separation
 from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault

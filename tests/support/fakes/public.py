@@ -14,10 +14,9 @@ import aiohttp
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.directory.directory import Directory
 from registry_proxy.access.grant import Grant, GrantMode
-from registry_proxy.access.grants import Policy
 from registry_proxy.access.logins import Login
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import User
 from registry_proxy.access.tokens import (
     InvalidTokenError,
@@ -27,6 +26,7 @@ from registry_proxy.access.tokens import (
     create_key_file,
     public_key_of,
 )
+from registry_proxy.directory.directory import Directory
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicApp, PublicOptions
 from registry_proxy.edge.server import PublicServer, run_public

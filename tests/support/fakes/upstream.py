@@ -9,10 +9,10 @@ from registry_proxy.ports.journal import Marks, Pause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.reference import Digest, Repository, Tag
-from registry_proxy.upstream.client import HttpReplicaClient
+from registry_proxy.replica.client import HttpReplicaClient
+from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
-from registry_proxy.upstream.sessions import ReplicaAddress, Sessions, Timeouts
 from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
 
 REPOSITORY = Repository("team/app")

@@ -1,0 +1,97 @@
+"""The policy as one document: all groups and all grants."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+from registry_proxy.access.faults import Faults, InvalidError
+from registry_proxy.access.grant import Grant, GrantInput, make_grant
+from registry_proxy.access.policy_document import PolicyDifference, compare, sorted_grants
+from registry_proxy.access.records import Group
+from registry_proxy.access.subject import NAME_FAULT, is_name
+from registry_proxy.directory.grants import Grants
+from registry_proxy.directory.groups import Groups
+from registry_proxy.directory.revise import check_revision, retried
+from registry_proxy.ports.store import Record, Store, Table
+
+
+class PolicyDocument:
+    """See ``Directory``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._groups = Groups(store)
+        self._grants = Grants(store)
+
+    async def read(self) -> tuple[Sequence[Group], Sequence[Grant], int]:
+        """Return all groups, each different grant once, and a revision that rises with every change of any of them."""
+        revision = await self.revision()
+        return await self._groups.list(), sorted_grants(await self._grants.list()), revision
+
+    async def revision(self) -> int:
+        """Return the revision that rises with every change of any group or grant."""
+        return max((await self._versions()).values())
+
+    async def _versions(self) -> Mapping[Table, int]:
+        versions = await self._store.versions()
+        return {table: versions.get(table, 0) for table in (Table.GROUPS, Table.GRANTS)}
+
+    async def compare(self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]) -> PolicyDifference:
+        """Return what ``replace`` would do.
+
+        Args:
+            groups: the members of each group, users as ``ann`` or ``user:ann``.
+            grants: as given; those that say the same count once.
+
+        Raises:
+            InvalidError: with every fault of the input, each as ``grants/0/subject``; there is no such user.
+        """
+        return (await self._compare(groups, grants))[0]
+
+    async def replace(
+        self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput], *, expect: int | None = None
+    ) -> tuple[PolicyDifference, int]:
+        """Put a policy in the place of the stored one, whole and in one commit; return what changed, and the revision.
+
+        What is not named is no more: groups that are not there are removed, and so are grants. Users, robots and their
+        secrets stay.
+
+        Raises:
+            InvalidError: as ``compare``.
+            RevisionConflictError: see the class.
+        """
+
+        async def attempt() -> tuple[PolicyDifference, int]:
+            versions = await self._versions()
+            revision = max(versions.values())
+            check_revision(revision, expect)
+            difference, users = await self._compare(groups, grants)
+            if difference:
+                # What somebody adds in between is in no difference: it would stay, though the policy does not name it.
+                revision = await self._store.commit(difference.changes(users), versions=versions)
+            return difference, revision
+
+        return await retried(attempt)
+
+    async def _compare(
+        self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]
+    ) -> tuple[PolicyDifference, Mapping[str, Record]]:
+        users = {user.key: user for user in await self._store.list(Table.USERS)}
+        faults: Faults = []
+        wanted_groups = []
+        for name, given in groups.items():
+            if not is_name(name):
+                faults.append(("groups", f"{name[:100]!r}: {NAME_FAULT}"))
+                continue
+            members = [member.removeprefix("user:") for member in given]
+            unknown = [(index, member) for index, member in enumerate(members) if member not in users]
+            faults += [(f"groups/{name}/{index}", f"there is no user {member!r}") for index, member in unknown]
+            wanted_groups.append(Group(name, tuple(sorted(set(members)))))
+        wanted_grants = []
+        for index, each in enumerate(grants):
+            try:
+                wanted_grants.append(make_grant(each, secrets.token_hex(8)))
+            except InvalidError as error:
+                faults += [(f"grants/{index}/{field}", text) for field, text in error.faults]
+        if faults:
+            raise InvalidError(faults)
+        return compare(await self._groups.list(), await self._grants.list(), wanted_groups, wanted_grants), users

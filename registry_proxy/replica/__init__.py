@@ -1,0 +1,1 @@
+"""One replica over HTTP: connections, login, requests and answers, the oddities of registries smoothed."""

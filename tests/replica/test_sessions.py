@@ -1,0 +1,37 @@
+"""Pools of connections: how far inside a host may lie that a replica names."""
+
+import socket
+from typing import Any
+
+from registry_proxy.replica.sessions import Sessions
+from registry_proxy.replica.zones import Zone
+
+
+def at(address: str) -> Any:
+    """Return an address as aiohttp hands it to what makes a socket."""
+    return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, 80))
+
+
+async def test_a_replica_moves_outwards_only() -> None:
+    """A name that means an address inside from now on is still that of a registry outside."""
+    sessions = Sessions()
+    try:
+        seen = []
+        for address in ("127.0.0.1", "10.0.0.1", "93.184.216.34", "10.0.0.1", "127.0.0.1"):
+            sessions._make_own_socket(at(address)).close()
+            seen.append(sessions.zone)
+        assert seen == [Zone.LOOPBACK, Zone.PRIVATE, Zone.GLOBAL, Zone.GLOBAL, Zone.GLOBAL]
+        assert sessions.elsewhere(is_listed=False) is not sessions.elsewhere(is_listed=True)
+    finally:
+        await sessions.aclose()
+
+
+async def test_without_a_connection_nothing_inside_is_asked() -> None:
+    """Before it is known where a replica is, it counts as outside."""
+    sessions = Sessions()
+    try:
+        outside = sessions.elsewhere(is_listed=False)
+        sessions._make_own_socket(at("93.184.216.34")).close()
+        assert sessions.elsewhere(is_listed=False) is outside
+    finally:
+        await sessions.aclose()
