@@ -12,10 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pytest_aiohttp import AiohttpClient
 from yarl import URL
 
 from registry_proxy.access.grant import GrantInput
@@ -94,9 +95,10 @@ class Admin:
 
 
 @pytest.fixture
-async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
+async def admin(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Admin]:
     """Start an admin listener with the users admin (an administrator) and bob."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         yield Admin(http, node, await contract_of(node, http))
 
 

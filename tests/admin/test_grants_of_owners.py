@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import GrantInput
@@ -50,9 +51,10 @@ class Owners:
 
 
 @pytest.fixture
-async def owners(tmp_path: Path) -> AsyncIterator[Owners]:
+async def owners(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Owners]:
     """Start an admin listener with the users admin, ann and bob."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         await node.directory.users.put("ann", UserInput(password="the password of ann"))
         bench = Owners(node, http, await contract_of(node, http))
         await bench.grant("user:ann", "team/**", "manage")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from aiohttp import encode_basic_auth
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.directory.users import UserInput
@@ -59,9 +60,10 @@ class Policy:
 
 
 @pytest.fixture
-async def policy(tmp_path: Path) -> AsyncIterator[Policy]:
+async def policy(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Policy]:
     """Start an admin listener with the users admin, bob, carl and dora, and no policy."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         for name in ("carl", "dora"):
             await node.directory.users.put(name, UserInput(password="long enough"))
         yield Policy(node, http, await contract_of(node, http))

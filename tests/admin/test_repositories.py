@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiohttp.test_utils import TestClient, TestServer
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -22,9 +22,10 @@ def _routed(name: str, upstream: str = "main") -> RoutedRepository:
     return RoutedRepository(upstream, Repository(name))
 
 
-async def test_what_is_known_is_listed_by_name_in_pages(tmp_path: Path) -> None:
+async def test_what_is_known_is_listed_by_name_in_pages(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """What was pushed and what is cached, each once and sorted; a prefix chooses, pages follow one another."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         contract = await contract_of(node, http)
         headers = {"Authorization": f"Bearer {node.signer.issue('user:admin', 0, (), time.time()).token}"}
 

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
-from aiohttp.test_utils import TestClient, TestServer
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.subject import SUBJECT_PATTERN
 from tests.support.admin_bench import ADMIN_ROUTES, admin_node, contract_of
 
 
-async def test_every_route_is_described(tmp_path: Path) -> None:
+async def test_every_route_is_described(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Each route below /admin/v1 is an operation, and each operation is a route; the slots of paths are parameters."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         document = (await contract_of(node, http)).document
     operations = {
         f"{method.upper()} {path}": operation
@@ -34,9 +35,10 @@ async def test_every_route_is_described(tmp_path: Path) -> None:
     assert len(set(names)) == len(names)
 
 
-async def test_every_reference_leads_somewhere(tmp_path: Path) -> None:
+async def test_every_reference_leads_somewhere(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Nothing that is referred to is missing, nothing that is described is not referred to, and schemas are schemas."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         document = (await contract_of(node, http)).document
     references = set(re.findall(r'"\$ref": "#/components/([^"]+)"', json.dumps(document)))
     parts: dict[str, Any] = document["components"]
@@ -45,9 +47,10 @@ async def test_every_reference_leads_somewhere(tmp_path: Path) -> None:
         jsonschema_rs.meta.validate({**schema, "$schema": "https://json-schema.org/draft/2020-12/schema"})
 
 
-async def test_every_default_is_one_that_its_schema_takes(tmp_path: Path) -> None:
+async def test_every_default_is_one_that_its_schema_takes(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Generators of clients validate them."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         document = (await contract_of(node, http)).document
 
     def check(schema: Any) -> None:
@@ -62,9 +65,10 @@ async def test_every_default_is_one_that_its_schema_takes(tmp_path: Path) -> Non
     check(document["components"]["schemas"])
 
 
-async def test_subjects_are_described_by_a_pattern(tmp_path: Path) -> None:
+async def test_subjects_are_described_by_a_pattern(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Wherever a body takes a subject."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         schemas = (await contract_of(node, http)).document["components"]["schemas"]
     for name in ("GrantBody", "ExplainBody", "RevocationBody"):
         subject = schemas[name]["properties"]["subject"]

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.directory.users import UserInput
 from tests.support.admin_bench import admin_node, contract_of
@@ -19,12 +19,15 @@ from tests.support.admin_bench import admin_node, contract_of
 SOAK_SECONDS = 300
 
 
-async def _fuzz(root: Path, *, seconds: float, examples: int) -> Counter[tuple[str, int]]:
+async def _fuzz(
+    root: Path, aiohttp_client: AiohttpClient, *, seconds: float, examples: int
+) -> Counter[tuple[str, int]]:
     """Send rounds of requests until the time is over, at least one."""
     from tests.support.fuzz import PASSWORD, ROOT, Fuzz  # noqa: PLC0415
 
     seed = int(os.environ.get("FUZZ_SEED") or random.randrange(1 << 32))
-    async with admin_node(root) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(root) as node:
+        http = await aiohttp_client(node.app)
         await node.directory.users.put(ROOT, UserInput(password=PASSWORD, is_admin=True))
         await node.directory.groups.put("dev", ["bob"])
         await node.directory.robots.put("ci", None, [])
@@ -40,9 +43,9 @@ async def _fuzz(root: Path, *, seconds: float, examples: int) -> Counter[tuple[s
     return fuzz.statuses
 
 
-async def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path) -> None:
+async def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Whatever is sent: no 5xx, nothing beside the schema; what is wrong is refused, most of the rest understood."""
-    statuses = await _fuzz(tmp_path, seconds=0, examples=3)
+    statuses = await _fuzz(tmp_path, aiohttp_client, seconds=0, examples=3)
     understood = {operation for operation, status in statuses if status < 300}
     assert len(understood) > len({operation for operation, _ in statuses}) / 2
     assert not {status for _, status in statuses} & {401, 403}
@@ -50,7 +53,9 @@ async def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path) -
 
 @pytest.mark.soak
 @pytest.mark.timeout(SOAK_SECONDS * 2)
-async def test_no_request_gets_an_answer_that_is_not_described_in_five_minutes(tmp_path: Path) -> None:
+async def test_no_request_gets_an_answer_that_is_not_described_in_five_minutes(
+    tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
     """As above, for five minutes."""
-    statuses = await _fuzz(tmp_path, seconds=SOAK_SECONDS, examples=30)
+    statuses = await _fuzz(tmp_path, aiohttp_client, seconds=SOAK_SECONDS, examples=30)
     print(statuses)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from aiohttp import encode_basic_auth
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.api.problems import FAULTS_MAX
 from tests.support.admin_bench import ADMIN, admin_node
@@ -17,9 +18,10 @@ _Http = TestClient[Request, Application]
 
 
 @pytest.fixture
-async def http(tmp_path: Path) -> AsyncIterator[_Http]:
+async def http(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[_Http]:
     """Start an admin listener and log in."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         http.session.headers.update({"Authorization": encode_basic_auth(*ADMIN), "Content-Type": "application/json"})
         yield http
 

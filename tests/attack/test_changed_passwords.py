@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.credentials import LoginRefusedError
 from registry_proxy.access.secrets import SecretKind
@@ -51,12 +51,14 @@ async def test_a_refresh_token_ends_with_the_password_that_it_was_made_for(node:
         await node.control.refresh(text)
 
 
-async def test_the_old_password_puts_no_other_in_the_place_of_the_new_one(node: Node) -> None:
+async def test_the_old_password_puts_no_other_in_the_place_of_the_new_one(
+    node: Node, aiohttp_client: AiohttpClient
+) -> None:
     """Whoever has it, and asks for a third one in that moment, is told that it is not the current one."""
     token = node.signer.issue("user:ann", 0, (), time.time()).token
     headers = {"Authorization": f"Bearer {token}"}
-    async with TestClient(TestServer(node.app)) as http:
-        asked = {"current": OLD, "new": THIEFS}
-        async with http.post("/admin/v1/me/password", json=asked, headers=headers) as answer:
-            assert (answer.status, (await answer.json())["errors"][0]["pointer"]) == (400, "#/current")
+    http = await aiohttp_client(node.app)
+    asked = {"current": OLD, "new": THIEFS}
+    async with http.post("/admin/v1/me/password", json=asked, headers=headers) as answer:
+        assert (answer.status, (await answer.json())["errors"][0]["pointer"]) == (400, "#/current")
     assert await node.directory.users.has_password("ann", NEW)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
 from registry_proxy.directory.users import UserInput
@@ -47,9 +48,10 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Bench]:
     """Start an admin listener with the users admin, ann and bob."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         await node.directory.users.put("ann", UserInput(password="the password of ann"))
         for subject, pattern in (("user:ann", "team/**"), ("anonymous", "home/{subject}/**")):
             await node.directory.grants.add(GrantInput(subject=subject, repository=pattern, actions=["manage"]))
@@ -86,6 +88,6 @@ async def test_a_list_for_an_owner_makes_nothing_of_the_others(bench: Bench, mon
         made.append(record.value["repository"])
         return grant_of(record)
 
-    monkeypatch.setattr("registry_proxy.directory.grant_of", counted)
+    monkeypatch.setattr("registry_proxy.directory.grants.grant_of", counted)
     _, listed = await bench.call("GET", "/grants", caller="user:bob")
     assert [each["repository"] for each in listed["items"]] == made == ["home/bob/app"]

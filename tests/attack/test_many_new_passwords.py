@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import encode_basic_auth
-from aiohttp.test_utils import TestClient, TestServer
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.tasks import spawn
 from tests.support.admin_bench import ADMIN, BOB, admin_node
@@ -15,10 +15,13 @@ from tests.support.waiting import until
 FLOOD = 80
 
 
-async def test_an_administrator_sets_a_password_beside_a_flood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_administrator_sets_a_password_beside_a_flood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aiohttp_client: AiohttpClient
+) -> None:
     """With every place in the line taken by one user's changes, an administrator's change gets one, and is made."""
     gate = threading.Event()
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         passwords = node.directory._passwords
         is_right = passwords._is_right
         monkeypatch.setattr(passwords, "_is_right", lambda *given: gate.wait(60) and is_right(*given))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import encode_basic_auth
-from aiohttp.test_utils import TestClient, TestServer
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
@@ -38,7 +38,7 @@ async def refreshed(node: Node, subject: str) -> tuple[dict[str, str], str]:
     return {"Authorization": f"Bearer {token}"}, text
 
 
-async def test_a_token_from_a_refresh_token_manages_nothing(node: Node) -> None:
+async def test_a_token_from_a_refresh_token_manages_nothing(node: Node, aiohttp_client: AiohttpClient) -> None:
     """It neither makes an administrator, nor reads what only one may, nor gives rights in a namespace; nor by Basic."""
     grant = {"subject": "user:bob", "repository": "team/app", "actions": ["pull"]}
     attempts: list[tuple[str, str, str, Any]] = [
@@ -48,16 +48,16 @@ async def test_a_token_from_a_refresh_token_manages_nothing(node: Node) -> None:
         ("user:eve", "POST", "/grants", grant),
         ("user:eve", "GET", "/grants", None),
     ]
-    async with TestClient(TestServer(node.app)) as http:
-        for subject, method, path, body in attempts:
-            bearer, text = await refreshed(node, subject)
-            name = subject.partition(":")[2]
-            for headers, status in ((bearer, 403), ({"Authorization": encode_basic_auth(name, text)}, 401)):
-                async with http.request(method, f"/admin/v1{path}", headers=headers, json=body) as answer:
-                    assert answer.status == status, (subject, method, path, await answer.text())
-        headers, _ = await refreshed(node, "user:admin")
-        async with http.get("/admin/v1/me", headers=headers) as answer:
-            assert (answer.status, (await answer.json())["subject"]) == (200, "user:admin")
-        with_password = {"Authorization": encode_basic_auth(*ADMIN)}
-        async with http.get("/admin/v1/users", headers=with_password) as answer:
-            assert (answer.status, "mallory" in await answer.text()) == (200, False)
+    http = await aiohttp_client(node.app)
+    for subject, method, path, body in attempts:
+        bearer, text = await refreshed(node, subject)
+        name = subject.partition(":")[2]
+        for headers, status in ((bearer, 403), ({"Authorization": encode_basic_auth(name, text)}, 401)):
+            async with http.request(method, f"/admin/v1{path}", headers=headers, json=body) as answer:
+                assert answer.status == status, (subject, method, path, await answer.text())
+    headers, _ = await refreshed(node, "user:admin")
+    async with http.get("/admin/v1/me", headers=headers) as answer:
+        assert (answer.status, (await answer.json())["subject"]) == (200, "user:admin")
+    with_password = {"Authorization": encode_basic_auth(*ADMIN)}
+    async with http.get("/admin/v1/users", headers=with_password) as answer:
+        assert (answer.status, "mallory" in await answer.text()) == (200, False)

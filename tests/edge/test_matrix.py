@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientResponse, encode_basic_auth
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
+from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.admin.ops import OPS_PATHS
@@ -160,9 +161,10 @@ class AdminBench:
 
 
 @pytest.fixture
-async def admin(tmp_path: Path) -> AsyncIterator[AdminBench]:
+async def admin(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[AdminBench]:
     """Start an admin listener; each user has one right, everywhere."""
-    async with admin_node(tmp_path) as node, TestClient(TestServer(node.app)) as http:
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
         for name in ("none", "pull", "create", "push", "delete"):
             await node.directory.users.put(name, UserInput(password=f"the password of {name}"))
             if name != "none":

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
+from pytest_aiohttp import AiohttpRawServer
 from yarl import URL
 
 from tests.conftest import StartProxy, StartRegistry, make_certificate, require_program
@@ -71,7 +72,9 @@ def test_the_admin_listener_is_not_named(configuration: Path) -> None:
     assert not any("5080" in line or "admin" in line for line in active)
 
 
-async def test_where_the_client_called_is_passed_on(start_nginx: StartNginx, session: aiohttp.ClientSession) -> None:
+async def test_where_the_client_called_is_passed_on(
+    start_nginx: StartNginx, session: aiohttp.ClientSession, aiohttp_raw_server: AiohttpRawServer
+) -> None:
     """The backend learns host with port, scheme and address from nginx, whatever the client claims in their place."""
     seen: list[web.BaseRequest] = []
 
@@ -79,12 +82,12 @@ async def test_where_the_client_called_is_passed_on(start_nginx: StartNginx, ses
         seen.append(request)
         return web.Response()
 
-    async with RawTestServer(backend) as server:
-        assert server.port is not None
-        nginx = start_nginx(server.port)
-        claims = dict.fromkeys(("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Request-ID"), "6.6.6.6")
-        async with session.get(https(nginx), headers=claims) as answer:
-            assert answer.status == 200
+    server = await aiohttp_raw_server(backend)
+    assert server.port is not None
+    nginx = start_nginx(server.port)
+    claims = dict.fromkeys(("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Request-ID"), "6.6.6.6")
+    async with session.get(https(nginx), headers=claims) as answer:
+        assert answer.status == 200
     headers = seen[0].headers
     assert headers["Host"] == headers["X-Forwarded-Host"] == f"127.0.0.1:{nginx.port}"
     assert headers.getall("X-Forwarded-Proto") == ["https"]
@@ -97,7 +100,7 @@ async def test_where_the_client_called_is_passed_on(start_nginx: StartNginx, ses
     ["/v2/a%2Fb/manifests/x", "/v2/a//b/tags/list", "/v2/%2e%2e/tags/list?last=a%2Bb&n=5", "/v2/a/blobs/sha256%3Aab"],
 )
 async def test_the_request_line_is_passed_on_as_it_came(
-    start_nginx: StartNginx, session: aiohttp.ClientSession, path: str
+    start_nginx: StartNginx, session: aiohttp.ClientSession, path: str, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
     """Escapes, doubled slashes and the query reach the proxy untouched: it judges the name that the client sent."""
     seen: list[str] = []
@@ -106,11 +109,11 @@ async def test_the_request_line_is_passed_on_as_it_came(
         seen.append(request.raw_path)
         return web.Response()
 
-    async with RawTestServer(backend) as server:
-        assert server.port is not None
-        nginx = start_nginx(server.port)
-        async with session.get(https(nginx, path)) as answer:
-            assert answer.status == 200
+    server = await aiohttp_raw_server(backend)
+    assert server.port is not None
+    nginx = start_nginx(server.port)
+    async with session.get(https(nginx, path)) as answer:
+        assert answer.status == 200
     assert seen == [path]
 
 
@@ -276,7 +279,7 @@ def nobody(*, is_off: bool) -> Iterator[int]:
 
 @pytest.mark.parametrize("is_off", [False, True], ids=["refused", "off"])
 async def test_a_write_goes_to_the_node_that_lives(
-    start_nginx: StartNginx, certificate: Certificate, *, is_off: bool
+    start_nginx: StartNginx, certificate: Certificate, *, is_off: bool, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
     """Nobody is at the first one: each write reaches the second, once, whichever is the one of the client's address."""
     seen: list[int] = []
@@ -286,18 +289,18 @@ async def test_a_write_goes_to_the_node_that_lives(
         return web.Response(status=202)
 
     with nobody(is_off=is_off) as port:
-        async with RawTestServer(backend) as server:
-            url = https(start_nginx(port, server.port), "/v2/a/blobs/uploads/s")
+        server = await aiohttp_raw_server(backend)
+        url = https(start_nginx(port, server.port), "/v2/a/blobs/uploads/s")
 
-            async def patch(address: str) -> int:
-                connector = aiohttp.TCPConnector(ssl=certificate.context(), local_addr=(address, 0))
-                async with (
-                    aiohttp.ClientSession(connector=connector) as session,
-                    session.patch(url, data=b"x" * 70_000) as answer,
-                ):
-                    return answer.status
+        async def patch(address: str) -> int:
+            connector = aiohttp.TCPConnector(ssl=certificate.context(), local_addr=(address, 0))
+            async with (
+                aiohttp.ClientSession(connector=connector) as session,
+                session.patch(url, data=b"x" * 70_000) as answer,
+            ):
+                return answer.status
 
-            statuses = await asyncio.gather(*(patch(f"127.0.0.{number}") for number in range(2, 12)))
+        statuses = await asyncio.gather(*(patch(f"127.0.0.{number}") for number in range(2, 12)))
     assert statuses == [202] * 10
     assert seen == [70_000] * 10
 
