@@ -1,4 +1,4 @@
-"""The admin listener: the admin API below /admin/v1, for whom ``admin_auth`` lets in, and what monitoring reads."""
+"""The admin listener: the admin API below /admin/v1, behind ``admin.auth``, and the pages for monitoring."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -65,9 +65,9 @@ class AdminServices:
         readiness: tells whether the node is ready; ``ops.Readiness``.
         reload: reads the configuration again; the workers that serve then are others.
         sites: refuses requests by foreign names and from foreign pages.
-        client_address: tells who sent a request, also behind a trusted proxy.
+        client_address: returns the address of the sender, also behind a trusted proxy.
         name_request: gives a request its ID.
-        audit: is told of logins, refusals and changes.
+        audit: receives logins, refusals and changes.
         observer: receives an event for each login.
         audit_files: the audit log of the node.
     """
@@ -97,7 +97,6 @@ def make_admin_app(services: AdminServices) -> web.Application:
     guard = AdminGuard(
         control=services.control,
         open_paths=OPS_PATHS,
-        prefix=_PREFIX,
         sites=services.sites,
         client_address=services.client_address,
         name_request=services.name_request,

@@ -28,7 +28,7 @@ _QUERY = ("since", "until", "limit", "after", "last", *_FIELDS)
 
 
 class Verifier(Protocol):
-    """``telemetry.audit_signing.AuditVerifier``, which says what it raises."""
+    """``audit.signing.AuditVerifier``, where the errors of each method stand."""
 
     async def verify(self) -> AuditVerification: ...
     async def accept(self, by: str, reason: str) -> AuditVerification: ...
@@ -36,7 +36,7 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AuditFiles:
-    """The audit log of this node: where it lies, what verifies it, and what hands out what was asked just now."""
+    """The audit log of this node: its directory, its verifier, and a flush of the latest questions."""
 
     directory: str
     verifier: Verifier
@@ -144,6 +144,7 @@ class AuditResource:
         "Compare the audit log with its hashes and signatures",
         AuditVerificationDocument,
         body=EmptyBody,
+        is_question=True,
     )
     async def verify(self, request: web.Request) -> web.Response:
         """Read the whole log and compare it with its hashes and signatures."""

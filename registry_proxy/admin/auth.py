@@ -2,7 +2,7 @@
 
 They come by password, by a secret, or by one of our tokens.
 
-Whatever is not named as open asks first, paths that do not exist too: nobody learns here what exists.
+Every path that is not named as open needs a login, also one that does not exist: strangers do not learn which exist.
 """
 
 import base64
@@ -24,6 +24,7 @@ from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.admin.sites import SAFE_METHODS, Sites
+from registry_proxy.api.openapi import Audience, endpoint_of
 from registry_proxy.api.problems import Handler, ProblemError, as_problem, too_many_logins
 from registry_proxy.api.requests import ASKED_FOR, JUDGE_ANEW
 from registry_proxy.http.limits import CLIENT_LEFT
@@ -32,11 +33,8 @@ from registry_proxy.ports.metrics import LoginAttempt, LoginOutcome, Observer
 from registry_proxy.tasks import request_id
 
 _log = logging.getLogger(__name__)
-SELF_PREFIX = "/me"
-"""Below it a user asks about itself, and needs no right for that."""
-
 CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
-"""Who sends a request that was let through."""
+"""The sender of a request that was let through."""
 
 BY_PASSWORD: web.RequestKey[bool] = web.RequestKey("by_password", bool)
 """Whether the caller gave the password of a user: neither a secret that was made for it, nor a token."""
@@ -44,22 +42,10 @@ BY_PASSWORD: web.RequestKey[bool] = web.RequestKey("by_password", bool)
 NAMESPACES: web.RequestKey[tuple[str, ...]] = web.RequestKey("namespaces", tuple)
 """The namespaces that the caller owns, as patterns; absent for administrators, who may do everything."""
 
-OWNER_ROUTES = frozenset(
-    {("GET", "/grants"), ("POST", "/grants"), ("GET", "/grants/{name}"), ("DELETE", "/grants/{name}")}
-    | {("PATCH", "/grants/{name}")}
-)
-"""What the owner of a namespace may ask for; the handlers see to it that it stays inside."""
-
-USER_ROUTES = frozenset({("POST", "/explain")})
-"""What every user may ask for beside what lies below ``SELF_PREFIX``; the handlers tell nothing of others."""
-
 _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
-_QUESTIONS = frozenset({"/explain", "/audit/verify", "/policy/replay", "/policy/diff"})
-"""What is sent by POST and changes nothing."""
-
 _LOGIN_SECONDS = 300.0
-"""For how long a login is told of once: each request brings the password, also those of `audit tail -f`, which would
-go on for ever about itself."""
+"""Logins of one caller within this time are one event: each request brings the password, and `audit tail -f` would
+otherwise report its own requests for ever."""
 
 _LOGINS_MAX = 1000
 
@@ -81,7 +67,7 @@ def _unauthorized(detail: str) -> ProblemError:
 def _login_of(token: VerifiedToken, policy: Policy) -> Login:
     """Return the login that a token stands for.
 
-    Docker keeps its refresh token in a file, and whoever reads that is not meant to get the admin API with it.
+    Docker keeps its refresh token in a file: a reader of that file must not get the admin API with it.
     """
     if token.secret_id is None:
         return Login(token.subject)
@@ -107,11 +93,10 @@ class AdminGuard:
     Args:
         control: knows logins, tokens and who is an administrator.
         open_paths: routes that ask for nothing.
-        prefix: of the API.
         sites: refuses requests by foreign names, from foreign pages, or in a form that any page can send.
-        client_address: tells who sent a request; failed logins are counted under it.
+        client_address: returns the address of the sender; failed logins are counted under it.
         name_request: gives it its ID.
-        audit: is told of logins, refusals and changes.
+        audit: receives logins, refusals and changes.
         observer: receives an event for each login.
     """
 
@@ -120,7 +105,6 @@ class AdminGuard:
         *,
         control: Control,
         open_paths: Collection[str],
-        prefix: str,
         sites: Sites,
         client_address: Callable[[web.BaseRequest], str],
         name_request: Callable[[web.BaseRequest], str],
@@ -129,13 +113,11 @@ class AdminGuard:
     ) -> None:
         self._observer = observer
         self._control = control
-        self._prefix = prefix
         self._sites = sites
         self._name_request = name_request
         self._audit = audit
         self._client_address = client_address
         self._told_at: FIFOCache[tuple[str, str | None, str], float] = FIFOCache(_LOGINS_MAX)
-        self._self_prefix = f"{prefix}{SELF_PREFIX}/"
         self._open_paths = frozenset(open_paths)
 
     def middleware(self) -> Middleware:
@@ -152,7 +134,8 @@ class AdminGuard:
                 known = await self._control.policy()
                 request[JUDGE_ANEW] = lambda: self._judge_anew(request, known)
             caller = await self._judge(request)
-            if request.method in SAFE_METHODS or self._path(request) in _QUESTIONS:
+            endpoint = endpoint_of(request)
+            if request.method in SAFE_METHODS or (endpoint is not None and endpoint.is_question):
                 return await handler(request)
             status, response = CLIENT_LEFT, None
             try:
@@ -170,9 +153,13 @@ class AdminGuard:
         return guard
 
     async def _judge(self, request: web.Request) -> Login:
-        """Return who sends a request, if he may; his namespaces are put into it. Raises ProblemError."""
+        """Return the sender of a request, after the check of their rights; their namespaces are put into it.
+
+        Raises:
+            ProblemError: the sender may not.
+        """
         caller = request[CALLER] = await self._caller(request)
-        if not self._is_own(request) and not await self._may_manage(request, caller):
+        if not await self._may_ask(request, caller):
             self._record(request, caller, "denied", 403)
             if not caller.may_manage:
                 raise ProblemError(403, "a token got by a refresh token gives no rights here: log in with the password")
@@ -180,25 +167,23 @@ class AdminGuard:
         return caller
 
     async def _judge_anew(self, request: web.Request, known: Policy) -> None:
-        """Judge a request whose body has come: what changed while it was held back counts. Raises ProblemError."""
+        """Judge a request again once its body has come: the policy may have changed. Raises ProblemError."""
         if await self._control.policy() is not known:
             await self._judge(request)
 
-    async def _may_manage(self, request: web.Request, caller: Login) -> bool:
+    async def _may_ask(self, request: web.Request, caller: Login) -> bool:
         """Tell whether the caller may ask for this; an owner's namespaces are put into the request."""
+        endpoint = endpoint_of(request)
+        audience = Audience.ADMINS if endpoint is None else endpoint.audience
+        if audience is Audience.SELF:
+            return True
         policy, is_narrowed = await self._control.policy(), caller.actions is not None or not caller.may_manage
         if policy.is_admin(caller.subject) and not is_narrowed:
             return True
-        method = "GET" if request.method == "HEAD" else request.method
-        route = (method, self._path(request))
-        if route not in OWNER_ROUTES | USER_ROUTES:
+        if audience is Audience.ADMINS:
             return False
         request[NAMESPACES] = () if is_narrowed else policy.namespaces(caller.subject)
-        return bool(request[NAMESPACES]) or route in USER_ROUTES
-
-    def _path(self, request: web.Request) -> str:
-        resource = request.match_info.route.resource
-        return "" if resource is None else resource.canonical.removeprefix(self._prefix)
+        return bool(request[NAMESPACES]) or audience is Audience.USERS
 
     def _record(
         self,
@@ -208,8 +193,10 @@ class AdminGuard:
         status: int,
         response: web.StreamResponse | None = None,
     ) -> None:
-        """Record a change, or an attempt, in the audit log; the action is named after the route."""
-        words = [word for word in self._path(request).split("/") if word and not word.startswith("{")]
+        """Record a change, or an attempt, in the audit log; the action has the name of the route."""
+        endpoint = endpoint_of(request)
+        path = "" if endpoint is None else endpoint.path
+        words = [word for word in path.split("/") if word and not word.startswith("{")]
         detail = {"path": request.path, "status": status, "asked": request.get(ASKED_FOR)}
         if status == 201 and isinstance(response, web.Response) and response.content_type == "application/json":
             made = json.loads(response.body if isinstance(response.body, bytes) else b"{}")
@@ -227,20 +214,17 @@ class AdminGuard:
         self._audit.record(event)
 
     def _kind(self, request: web.Request, outcome: str) -> AuditKind:
-        """Return the kind of event that a change is: an administrator's stays in the log whatever others do."""
+        """Return the kind of event that a change is: others cannot push an administrator's out of the log."""
         if outcome == "denied":
             return AuditKind.TRAFFIC
-        if NAMESPACES not in request and not self._is_own(request):
+        endpoint = endpoint_of(request)
+        is_own = endpoint is not None and endpoint.audience is Audience.SELF
+        if NAMESPACES not in request and not is_own:
             return AuditKind.ACT
         return AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
 
-    def _is_own(self, request: web.Request) -> bool:
-        """Tell whether a request is about the caller's own account."""
-        resource = request.match_info.route.resource
-        return resource is not None and f"{resource.canonical}/".startswith(self._self_prefix)
-
     async def _caller(self, request: web.Request) -> Login:
-        """Return who sends the request. Raises ProblemError 401, 403, 429, 503."""
+        """Return the sender of the request. Raises ProblemError 401, 403, 429, 503."""
         request[BY_PASSWORD] = False
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
         match scheme.lower():
@@ -257,7 +241,7 @@ class AdminGuard:
                 if token.subject == ANONYMOUS:
                     raise _unauthorized("a token of nobody is not taken here")
                 if token.is_scoped:
-                    # Whoever asked for one that is good for a repository did not mean to give all else away with it.
+                    # A token for a repository was not meant to open the admin API as well.
                     raise ProblemError(403, "a token with a scope is not taken here: ask /auth/token for one without")
                 return _login_of(token, policy)
             case _:
@@ -280,7 +264,7 @@ class AdminGuard:
         return login
 
     def _is_new(self, login: Login, address: str) -> bool:
-        """Tell whether nobody was told of such a login lately, and take it as told."""
+        """Tell whether no such login was recorded lately, and note that one is now."""
         who, now = (login.subject, login.secret_id, address), time.monotonic()
         if now - self._told_at.get(who, -_LOGIN_SECONDS) < _LOGIN_SECONDS:
             return False

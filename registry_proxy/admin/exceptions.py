@@ -63,7 +63,7 @@ class ExceptionResource:
 
     @Endpoint("POST /upstreams/{name}/dismiss", "Stop to count and tell exceptions", DismissalDocument, body=ChosenBody)
     async def dismiss_exceptions(self, request: web.Request) -> web.Response:
-        """Dismiss exceptions: they stay in force, and are neither counted nor told any more."""
+        """Dismiss exceptions: they stay in force, and are neither counted nor listed any more."""
         name, upstream = find_upstream(request, self._upstreams)
         body = await read_body(request, ChosenBody)
         count = await upstream.repairs.exceptions.dismiss(name, body.repository, body.name)

@@ -23,7 +23,7 @@ from registry_proxy.api.models import (
     TimeInput,
     patch_of,
 )
-from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
 from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, parse_page, read_body, read_query
 from registry_proxy.api.revisions import patched
@@ -36,8 +36,8 @@ from registry_proxy.protocol.scope import Action
 _CHANGING = frozenset({Action.PUSH, Action.CREATE, Action.DELETE})
 _FILTERS = (*PAGE, "subject", "repository")
 _OWNERS_GRANTS_MAX = 1000
-"""Grants in the namespaces of an owner, whoever gave them, beyond which an owner gives no more: every request there is
-compared with them, and every worker reads all grants anew after a change."""
+"""Limit of the grants in the namespaces of an owner: every request there is compared with all of them, and every worker
+reads all grants again after a change."""
 
 _ModeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [mode.value for mode in GrantMode]})]
 
@@ -108,7 +108,7 @@ class GrantResource:
         self._directory = directory
         self._control = control
 
-    @Endpoint("GET /grants", "List grants", Page[GrantDocument], query=_FILTERS)
+    @Endpoint("GET /grants", "List grants", Page[GrantDocument], query=_FILTERS, audience=Audience.OWNERS)
     async def list_grants(self, request: web.Request) -> web.Response:
         query = read_query(request, _FILTERS)
         page = parse_page(query)
@@ -122,12 +122,14 @@ class GrantResource:
         }
         return page.answer(grants, GrantDocument.of)
 
-    @Endpoint("GET /grants/{name}", "Show a grant", GrantDocument, is_revised=True)
+    @Endpoint("GET /grants/{name}", "Show a grant", GrantDocument, is_revised=True, audience=Audience.OWNERS)
     async def get_grant(self, request: web.Request) -> web.Response:
         grant = await self._find_grant(request)
         return answer(GrantDocument.of(grant), revision=grant.revision)
 
-    @Endpoint("POST /grants", "Give a right", GrantDocument, (201,), body=GrantBody, is_revised=True)
+    @Endpoint(
+        "POST /grants", "Give a right", GrantDocument, (201,), body=GrantBody, is_revised=True, audience=Audience.OWNERS
+    )
     async def add_grant(self, request: web.Request) -> web.Response:
         body = await read_body(request, GrantBody)
         namespaces = request.get(NAMESPACES)
@@ -143,7 +145,14 @@ class GrantResource:
         doubts += _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), 201, revision=grant.revision, warnings=doubts)
 
-    @Endpoint("PATCH /grants/{name}", "Change some of a grant", GrantDocument, body=GrantPatch, is_revised=True)
+    @Endpoint(
+        "PATCH /grants/{name}",
+        "Change some of a grant",
+        GrantDocument,
+        body=GrantPatch,
+        is_revised=True,
+        audience=Audience.OWNERS,
+    )
     async def patch_grant(self, request: web.Request) -> web.Response:
         patch = await read_body(request, GrantPatch)
         policy = await self._control.policy()
@@ -159,7 +168,7 @@ class GrantResource:
         doubts = _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
 
-    @Endpoint("DELETE /grants/{name}", "Take a right away", is_revised=True)
+    @Endpoint("DELETE /grants/{name}", "Take a right away", is_revised=True, audience=Audience.OWNERS)
     async def delete_grant(self, request: web.Request) -> web.Response:
         async def delete(grant: Grant, expect: int) -> None:
             if NAMESPACES in request:
@@ -171,14 +180,21 @@ class GrantResource:
         return web.Response(status=204)
 
     async def _find_grant(self, request: web.Request) -> Grant:
-        """Return the grant in the path; one outside of the caller's namespaces is answered like one that is not."""
+        """Return the grant in the path; one outside of the caller's namespaces seems not to exist."""
         grant_id = name_of(request, "grant")
         grant = await self._directory.grants.get(grant_id)
         if not _may_see(request, grant.repository):
             raise NotFoundError(f"there is no grant {grant_id}")
         return grant
 
-    @Endpoint("POST /explain", "Tell whether something is allowed, and why", DecisionDocument, body=ExplainBody)
+    @Endpoint(
+        "POST /explain",
+        "Tell whether something is allowed, and why",
+        DecisionDocument,
+        body=ExplainBody,
+        audience=Audience.USERS,
+        is_question=True,
+    )
     async def explain(self, request: web.Request) -> web.Response:
         body = await read_body(request, ExplainBody)
         faults = []
@@ -202,13 +218,13 @@ class GrantResource:
 
 
 def _doubts_of_grant(request: web.Request, grant: Grant, policy: Policy) -> list[str]:
-    """Return why a grant is of no use as things are; it is made all the same, since who is named may come later."""
+    """Return why a grant has no effect yet; it is made all the same, since its subject may come later."""
     doubts = []
     if grant.expires_at is not None and grant.expires_at <= time.time():
         doubts.append("the grant has expired already: it allows nothing")
     if grant.subject == ANONYMOUS and (changes := sorted(grant.actions & _CHANGING)):
         doubts.append(f"everyone, without any login, may {' and '.join(changes)} in {grant.repository}")
-    # The owner of a namespace is not told who is there.
+    # The owner of a namespace does not learn which users exist.
     if NAMESPACES not in request and (why := policy.why_of_no_use(grant.subject)) is not None:
         doubts.append(f"{why}: until that changes, the grant allows nothing")
     return doubts
@@ -245,7 +261,7 @@ def _check_room(namespaces: tuple[str, ...], policy: Policy) -> None:
 
 
 def _check_not_of_owner(grant: Grant) -> None:
-    """Refuse what an owner does to a grant that makes an owner."""
+    """Refuse an owner's change of a grant that makes an owner."""
     if Action.MANAGE in grant.actions:
         fault = Fault("", "only an administrator takes the right to manage away")
         raise ProblemError(403, "this is not yours to take", faults=[fault])

@@ -10,11 +10,11 @@ from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
 from registry_proxy.access.turns import Caller
-from registry_proxy.admin.auth import CALLER, SELF_PREFIX, Control
+from registry_proxy.admin.auth import CALLER, Control
 from registry_proxy.admin.grants import GrantDocument
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import USERS_BODY_MAX_BYTES, Body, Document
-from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
 from registry_proxy.api.requests import read_body, read_query
 from registry_proxy.api.revisions import patched
@@ -55,7 +55,7 @@ class MeResource:
         self._control = control
         self._client_address = client_address
 
-    @Endpoint(f"GET {SELF_PREFIX}", "Show who you are, and what you may do", MeDocument)
+    @Endpoint("GET /me", "Show who you are, and what you may do", MeDocument, audience=Audience.SELF)
     async def show_me(self, request: web.Request) -> web.Response:
         """Answer the caller's subject, groups and grants."""
         read_query(request)
@@ -68,7 +68,7 @@ class MeResource:
         )
         return answer(document)
 
-    @Endpoint(f"POST {SELF_PREFIX}/password", "Change your own password", body=PasswordBody)
+    @Endpoint("POST /me/password", "Change your own password", body=PasswordBody, audience=Audience.SELF)
     async def change_password(self, request: web.Request) -> web.Response:
         """Put a new password in the place of the current one; the user's bearer and refresh tokens end with it."""
         body = await read_body(request, PasswordBody)

@@ -109,7 +109,7 @@ class PolicyResource:
         is_revised=True,
     )
     async def put_policy(self, request: web.Request) -> web.Response:
-        """Put a policy in the place of the stored one, whole or not at all; tell what changed."""
+        """Put a policy in the place of the stored one, whole or not at all; answer the difference."""
         read_query(request)
         groups, grants = await _read(request)
         expect = expected_revision(request, await self._directory.policy.revision())
@@ -119,13 +119,19 @@ class PolicyResource:
         except InvalidError as error:
             raise _invalid(error) from None
         document = _difference_document(difference)
-        # The audit log tells what changed, not the whole file.
+        # The audit log records the difference, not the whole file.
         request[ASKED_FOR] = {name: part for name, part in document.as_json().items() if part}
         return answer(document, revision=revision, warnings=_doubts(difference, groups, policy))
 
-    @Endpoint("POST /policy/diff", "Tell what another policy would change", PolicyDifferenceDocument, body=PolicyBody)
+    @Endpoint(
+        "POST /policy/diff",
+        "Tell what another policy would change",
+        PolicyDifferenceDocument,
+        body=PolicyBody,
+        is_question=True,
+    )
     async def compare_policy(self, request: web.Request) -> web.Response:
-        """Tell what a PUT of the same body would change, and change nothing."""
+        """Return the changes that a PUT of the same body would make, and make none."""
         read_query(request)
         groups, grants = await _read(request)
         policy = await self._control.policy()
@@ -138,12 +144,12 @@ class PolicyResource:
 
 async def _read(request: web.Request) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
     body = await read_body(request, PolicyBody)
-    del request[ASKED_FOR]  # what it changes is told, not all of it
+    del request[ASKED_FOR]  # the audit log records the difference, not the whole policy
     return body.groups, [given.content() for given in body.grants]
 
 
 def _doubts(difference: PolicyDifference, groups: Collection[str], policy: Policy) -> list[str]:
-    """Return for whom the policy newly has grants that are of no use as things are, and why: the first few."""
+    """Return why new grants of the policy have no effect yet: the first few reasons."""
     subjects = {grant.subject for grant in difference.grants_added} - set(map(group_subject, groups))
     doubts = [why for subject in sorted(subjects) if (why := policy.why_of_no_use(subject)) is not None]
     told = [f"{why}: until that changes, its grants allow nothing" for why in doubts[:_DOUBTS_MAX]]

@@ -71,9 +71,15 @@ class ReplayResource:
         self._directory = directory
         self._control = control
 
-    @Endpoint("POST /policy/replay", "Try another policy on what was asked lately", ReplayDocument, body=ReplayBody)
+    @Endpoint(
+        "POST /policy/replay",
+        "Try another policy on what was asked lately",
+        ReplayDocument,
+        body=ReplayBody,
+        is_question=True,
+    )
     async def replay(self, request: web.Request) -> web.Response:
-        """Ask a proposed policy what was asked lately, and tell where its answers differ from those of today."""
+        """Put the latest questions to a proposed policy; return where its answers differ from those of today."""
         body = await read_body(request, ReplayBody)
         faults = []
         added = []
@@ -101,7 +107,7 @@ class ReplayResource:
 
 
 async def _compare(today: Policy, proposed: Policy, decisions: Sequence[RecordedDecision]) -> ReplayDocument:
-    """Return what the proposed policy newly denies and newly allows; others are served meanwhile."""
+    """Return the questions that the proposed policy newly denies or allows; other requests are served meanwhile."""
     denied, allowed = [], []
     for index, each in enumerate(decisions):
         if index % _CHUNK == _CHUNK - 1:

@@ -7,7 +7,7 @@ from pydantic import RootModel
 
 from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.access.subject import user_subject
-from registry_proxy.admin.auth import BY_PASSWORD, CALLER, SELF_PREFIX, Control
+from registry_proxy.admin.auth import BY_PASSWORD, CALLER, Control
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,
@@ -20,7 +20,7 @@ from registry_proxy.api.models import (
     Time,
     TimeInput,
 )
-from registry_proxy.api.openapi import Endpoint
+from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import ProblemError
 from registry_proxy.api.requests import PAGE, name_of, read_body, read_page
 from registry_proxy.directory.directory import Directory
@@ -147,18 +147,20 @@ class TokenResource:
     async def delete_user_token(self, request: web.Request) -> web.Response:
         return await self._secrets.delete(request, user_subject(name_of(request, "user")))
 
-    @Endpoint(f"GET {SELF_PREFIX}/tokens", "List your own tokens", Page[SecretDocument], query=PAGE)
+    @Endpoint("GET /me/tokens", "List your own tokens", Page[SecretDocument], query=PAGE, audience=Audience.SELF)
     async def list_own_tokens(self, request: web.Request) -> web.Response:
         return await self._secrets.list(request, _owner_of_secrets(request))
 
-    @Endpoint(f"POST {SELF_PREFIX}/tokens", "Make a token of your own", NewSecretDocument, (201,), body=TokenBody)
+    @Endpoint(
+        "POST /me/tokens", "Make a token of your own", NewSecretDocument, (201,), body=TokenBody, audience=Audience.SELF
+    )
     async def add_own_token(self, request: web.Request) -> web.Response:
         if not request[BY_PASSWORD]:
             raise ProblemError(403, "a personal token is made with a user's password (Basic), not with another secret")
         body = await read_body(request, TokenBody)
         return await self._secrets.add(request[CALLER].subject, SecretKind.PERSONAL, body.content())
 
-    @Endpoint(f"DELETE {SELF_PREFIX}/tokens/{{id}}", "Remove a token of your own")
+    @Endpoint("DELETE /me/tokens/{id}", "Remove a token of your own", audience=Audience.SELF)
     async def delete_own_token(self, request: web.Request) -> web.Response:
         return await self._secrets.delete(request, _owner_of_secrets(request))
 

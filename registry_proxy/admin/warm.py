@@ -1,4 +1,4 @@
-"""Warming of the cache by the admin API: an image is brought into it in the background, and its progress told."""
+"""Warming of the cache by the admin API: an image is brought into it in the background; its progress can be read."""
 
 import asyncio
 import uuid

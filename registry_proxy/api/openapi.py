@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from enum import Enum
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -45,6 +46,15 @@ _DESCRIPTION = (
 _H = TypeVar("_H", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 
+class Audience(Enum):
+    """The callers of an endpoint beside administrators; the handler keeps each within their own."""
+
+    ADMINS = "nobody else"
+    OWNERS = "owners of namespaces"
+    USERS = "every user"
+    SELF = "every user, about their own account"
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A route of the admin API, its requests and answers; a decorator of the method that answers.
@@ -58,6 +68,8 @@ class Endpoint:
         query: the names of the parameters.
         is_revised: whether it is about an object with a revision: the ETag of answers, and what If-Match and
             If-None-Match of a change are compared with.
+        audience: its callers.
+        is_question: whether it changes nothing although it is a POST.
     """
 
     route: str
@@ -68,6 +80,8 @@ class Endpoint:
     body: type[Body] | None = None
     query: Sequence[str] = ()
     is_revised: bool = False
+    audience: Audience = Audience.ADMINS
+    is_question: bool = False
 
     def __call__(self, handler: _H) -> _H:
         vars(handler)[_MARK] = self
@@ -87,6 +101,12 @@ def endpoints_of(resource: object) -> Iterator[tuple[str, Endpoint]]:
     for name, member in vars(type(resource)).items():
         if isinstance(found := getattr(member, _MARK, None), Endpoint):
             yield name, found
+
+
+def endpoint_of(request: web.Request) -> Endpoint | None:
+    """Return the endpoint that a request is for; None for other paths and methods."""
+    found = getattr(request.match_info.handler, _MARK, None)
+    return found if isinstance(found, Endpoint) else None
 
 
 def make_openapi(resources: Sequence[object], prefix: str) -> dict[str, Any]:

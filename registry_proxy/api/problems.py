@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _RETRY_AFTER_SECONDS = "5"
 _KEPT_HEADERS = ("Allow", "Retry-After")
 FAULTS_MAX = 100
-"""How many faults of one request are told."""
+"""Limit of the faults that one answer lists."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -59,8 +59,8 @@ class ProblemError(Exception):
 
     Args:
         status: of HTTP.
-        detail: a sentence for whoever sent the request; never holds a secret.
-        faults: all that is wrong with the body; the first ``FAULTS_MAX`` are told, and how many more there are.
+        detail: a sentence for the sender of the request; never holds a secret.
+        faults: all faults of the body; the first ``FAULTS_MAX`` are listed, with the number of others.
         more_faults: how many there are that are not in ``faults``.
         headers: sent along.
     """
@@ -107,7 +107,7 @@ def invalid(faults: Sequence[Fault]) -> ProblemError:
 
 
 def changed_meanwhile() -> ProblemError:
-    """Return the 412 for a write that would undo somebody else's."""
+    """Return the 412 for a write that would undo another one."""
     return ProblemError(412, "it is not, or not any more, as If-Match says")
 
 
@@ -141,7 +141,7 @@ def _from_http(error: web.HTTPException) -> ProblemError:
 
 
 def as_problem(error: Exception) -> ProblemError:
-    """Return what the caller is told about an error; of one that nobody expected, not its text."""
+    """Return the problem for an error; an unexpected one keeps its text to the log."""
     match error:
         case ProblemError():
             return error
@@ -168,7 +168,7 @@ def as_problem(error: Exception) -> ProblemError:
 
 @web.middleware
 async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into a problem document, and log what nobody expected."""
+    """Turn every error into a problem document, and log the unexpected ones."""
     try:
         return await handler(request)
     except Exception as error:  # noqa: BLE001 -- the border: nobody above would answer

@@ -1,4 +1,4 @@
-"""Reading requests of the admin API: bodies, pages and preconditions. Everything that is wrong is told at once."""
+"""Requests of the admin API: their bodies, queries and pages. An answer lists all faults at once."""
 
 import asyncio
 import json
@@ -121,7 +121,7 @@ def _beginning(value: Any) -> Any:
 
 
 def note_difference(request: web.Request, name: str, before: Sequence[str], after: Sequence[str]) -> None:
-    """Have the audit log tell how a list of the body differs from what was there: its length hides nobody."""
+    """Have the audit log record how a list of the body differs from the stored one, instead of the whole list."""
     asked, old, new = request.get(ASKED_FOR, {}), set(before), set(after)
     if name in asked:
         request[ASKED_FOR] = {**asked, name: {"added": sorted(new - old), "removed": sorted(old - new)}}
@@ -154,7 +154,7 @@ def read_query(request: web.Request, known: Sequence[str] = ()) -> Mapping[str, 
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """Which part of a list is asked for: at most ``limit`` items whose key is greater than ``after``."""
+    """A part of a list: at most ``limit`` items whose key is greater than ``after``."""
 
     limit: int
     after: str
@@ -164,7 +164,7 @@ class PageRequest:
 
         Args:
             items: all that there are, by what they are sorted by.
-            document: gives what is answered for one; asked for those of the part alone.
+            document: returns the answer for one item; called for those of the part alone.
         """
         keys = sorted(items)
         start = bisect_right(keys, self.after) if self.after else 0

@@ -25,7 +25,7 @@ from registry_proxy.cli.users import user_app
 
 
 class Commands(TyperGroup):
-    """Commands under one name; of one that is not there it is said what there is."""
+    """Commands under one name; the error for an unknown command lists the known ones."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is meant. Ends with 2 when there is none."""

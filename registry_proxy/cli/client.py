@@ -59,7 +59,7 @@ def _fault_line(fault: Any, locate: Locate) -> str:
 
 
 def _to_error(response: "httpx.Response", url: str, username: str, locate: Locate) -> CommandError:
-    """Tell what an error answer means; its text is the server's where the server knows best."""
+    """Return the error that an error answer means; its text is the server's where the server knows best."""
     status = response.status_code
     if status == HTTPStatus.UNAUTHORIZED:
         return CommandError(

@@ -78,7 +78,7 @@ def _print_repaired(documents: list[dict[str, Any]]) -> None:
 
 
 def _print_refused(document: dict[str, Any]) -> None:
-    """Tell how much was not compared, because a replica refuses it for good."""
+    """Print the number of contents that were not compared, because a replica refuses them for good."""
     if refused := sum(replica["refused"] for replica in document["replicas"]):
         name = document["name"]
         contents = counted(refused, "content")

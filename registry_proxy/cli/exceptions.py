@@ -98,7 +98,7 @@ def forget_lost(
 
 
 def print_lost(upstream: dict[str, Any]) -> None:
-    """Tell that contents of an upstream are lost, where some are."""
+    """Print the number of contents that an upstream has lost, where there are some."""
     if upstream["lost"]:
         name = upstream["name"]
         lost = counted(upstream["lost"], "content", "are lost")

@@ -44,7 +44,7 @@ def login(
 
 
 def _is_admin(admin: AdminClient) -> bool:
-    """Tell whose the credentials are. Raises CommandError when they are nobody's."""
+    """Tell whether the credentials are an admin's. Raises CommandError for wrong ones."""
     try:
         admin.call("GET", "users", query={"limit": "1"})
     except NotAdminError:

@@ -49,12 +49,12 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_note(text: str) -> None:
-    """Tell that something was done, on standard error: standard output is for data."""
+    """Print a sentence for a person on standard error: standard output is for data."""
     _console(stderr=True).print(Text(text))
 
 
 def print_error(error: CommandError) -> None:
-    """Tell what went wrong, each fault on a line of its own, and what to do next."""
+    """Print an error: the message, each fault on a line of its own, and the next step."""
     console = _console(stderr=True)
     console.print(Text.assemble(("error: ", "bold red"), error.message))
     for fault in error.faults:
@@ -150,7 +150,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 
 def print_list(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str, as_json: bool) -> None:
-    """Print what a list holds: as JSON, or as ``print_table`` does."""
+    """Print a list: as JSON, or as ``print_table`` does."""
     if as_json:
         print_json(rows)
     else:

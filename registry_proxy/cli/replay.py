@@ -40,7 +40,7 @@ def replay_grants(
 
 
 def print_replay(result: Mapping[str, Any]) -> None:
-    """Tell what a proposed policy newly denies and allows."""
+    """Print the questions that a proposed policy newly denies and allows."""
     for name, title in (("newly_denied", "Newly denied"), ("newly_allowed", "Newly allowed")):
         subjects = result[f"subjects_{name}"]
         print_note(", ".join([f"{title}: {counted(len(subjects), 'subject')}", *subjects]))

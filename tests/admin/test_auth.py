@@ -20,6 +20,7 @@ from registry_proxy.admin import auth
 from registry_proxy.api import requests
 from registry_proxy.directory.secrets import SecretInput
 from registry_proxy.directory.users import UserInput
+from registry_proxy.ports.events import AuditKind
 from registry_proxy.protocol.scope import CATALOG, Access, Action
 from tests.support.admin_bench import ADMIN, BOB, Node, admin_node
 
@@ -268,3 +269,22 @@ async def test_everybody_is_told_why_they_may(bench: Bench) -> None:
         assert {told[subject]["detail"] for subject in told if subject != caller} == {"this is not yours to ask"}
     status, own = await bench.call("POST", "/explain", callers["robot:ci"], {**question, "subject": "robot:ci"})
     assert (own["allowed"], own["grant"]) == (True, grant.id)
+
+
+async def test_questions_are_not_recorded_as_changes(bench: Bench) -> None:
+    """A POST that changes nothing leaves no event; a change of the own account is no act of an administrator."""
+    policy: dict[str, Any] = {"version": 1, "groups": {}, "grants": []}
+    question = {"subject": "user:bob", "repository": "a", "action": "pull"}
+    for path, body in (
+        ("/explain", question),
+        ("/policy/diff", policy),
+        ("/policy/replay", {}),
+        ("/audit/verify", {}),
+    ):
+        status, document = await bench.call("POST", path, basic(ADMIN), body)
+        assert status == 200, document
+    assert {event.action for event in bench.node.audit.events} <= {"login"}
+    assert (await bench.call("POST", "/me/tokens", basic(BOB), {}))[0] == 201
+    assert (await bench.call("PUT", "/groups/dev", basic(ADMIN), {}))[0] == 201
+    changes = [(event.action, event.kind) for event in bench.node.audit.events if event.action != "login"]
+    assert changes == [("me.tokens.post", AuditKind.ACCOUNT), ("groups.put", AuditKind.ACT)]
