@@ -20,7 +20,9 @@ from registry_proxy.cli.output import (
     print_table,
 )
 
-audit_app = typer.Typer(help="The audit log of a node: who did what, by which rule, from where.", no_args_is_help=True)
+audit_app = typer.Typer(
+    help="The audit log of a node: acts with their subject, rule and address.", no_args_is_help=True
+)
 
 _COLUMNS = {
     "time": "TIME",
@@ -41,9 +43,12 @@ _CHAIN_COLUMNS = {
 }
 _FOLLOW_SECONDS = 1.0
 
-_Subject = Annotated[str | None, typer.Option(help="Only what this subject did, such as user:ann.")]
+_Subject = Annotated[str | None, typer.Option(help="Only events of this subject, such as user:ann.")]
 _Repository = Annotated[str | None, typer.Option(help="Only in this repository.")]
-_Action = Annotated[str | None, typer.Option(help="Only this, such as login, push, grants.post; or grants for all.")]
+_Action = Annotated[
+    str | None,
+    typer.Option(help="Only this action, such as login, push, grants.post; or grants for all changes of grants."),
+]
 _Outcome = Annotated[str | None, typer.Option(help="ok, refused, limited, denied or failed.")]
 
 
@@ -94,8 +99,8 @@ def _follow(admin: AdminClient, query: Mapping[str, str], after: str, *, as_json
 @audit_app.command("tail")
 def tail_audit(
     *,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many.")] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="Number of events.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new events until Ctrl-C.")] = False,
     subject: _Subject = None,
     repository: _Repository = None,
     action: _Action = None,
@@ -120,8 +125,8 @@ def search_audit(
     repository: _Repository = None,
     action: _Action = None,
     outcome: _Outcome = None,
-    request_id: Annotated[str | None, typer.Option(help="Only this request, as X-Request-ID named it.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, max=1000, help="Only that many of the newest.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Only the request with this X-Request-ID.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, max=1000, help="Only this number of the newest events.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find events, oldest first; as JSON a line each."""
@@ -140,7 +145,7 @@ def search_audit(
 def verify_audit(as_json: JsonOption = False) -> None:
     """Compare the whole log with its hashes and signatures; exit status 1 when any of it was changed or is missing.
 
-    What retention removed is told, and is no fault; a fault that `audit accept` was told of is one no more.
+    Removals by retention are shown and are no faults; a fault that `audit accept` has recorded is no longer one.
     """
     with admin_client() as admin:
         result = admin.call("POST", "audit", "verify", patient=True).document
@@ -156,14 +161,14 @@ def verify_audit(as_json: JsonOption = False) -> None:
 
 @audit_app.command("accept")
 def accept_faults(
-    reason: Annotated[str, typer.Option(help="The cause, for whoever reads it later.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="The cause, for later readers.", show_default=False)],
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Accept the faults that `audit verify` finds now, after a restore for example.
 
-    They are recorded in the log with the reason and your name, and told by `audit verify` ever after; its exit status
-    is 0 again until there is another fault.
+    The log records them with the reason and your name, and `audit verify` shows them from then on. Its exit status is 0
+    again until there is another fault.
     """
     with admin_client() as admin:
         found = admin.call("POST", "audit", "verify", patient=True).document

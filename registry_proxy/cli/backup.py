@@ -24,10 +24,10 @@ Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The
 
 def backup(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Where to, - for standard output. Hold it as you hold passwords.")
+        str, typer.Argument(metavar="FILE", help="The backup file, - for standard output. Protect it like passwords.")
     ],
     config: Config,
-    replace: Annotated[bool, typer.Option("--replace", help="What lies in FILE now may go.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite FILE.")] = False,
 ) -> None:
     """Write users, groups, robots, secrets (hashes), grants, and what is on record of pushes, to one file.
 
@@ -45,12 +45,12 @@ def backup(
 
 def restore(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="What `registry-proxy backup` wrote, - for standard input.")
+        str, typer.Argument(metavar="FILE", help="A file of `registry-proxy backup`, - for standard input.")
     ],
     config: Config,
-    replace: Annotated[bool, typer.Option("--replace", help="What the store holds now may go.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite the contents of the store.")] = False,
     moved: Annotated[
-        bool, typer.Option("--moved", help="The journal, too: nothing was pushed or deleted since the backup.")
+        bool, typer.Option("--moved", help="Restore the journal too: nothing was pushed or deleted since the backup.")
     ] = False,
 ) -> None:
     """Bring a backup into the store, all of it or nothing; stop the nodes before, and start them after.

@@ -52,7 +52,7 @@ cache_app.command("warm")(warm_cache)
 
 @cache_app.command("verify")
 def verify_cache(as_json: JsonOption = False) -> None:
-    """Read the whole cache; what is not what its digest says is put into quarantine, and fetched again when needed."""
+    """Read the whole cache; content that does not match its digest goes to quarantine and is fetched anew."""
     with admin_client() as admin, spinner("Reading the cache"):
         result = admin.call("POST", "cache", "verify", patient=True).document
     if as_json:
@@ -66,11 +66,11 @@ def verify_cache(as_json: JsonOption = False) -> None:
 
 @cache_app.command("ls")
 def list_cache(
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
-    after: Annotated[str | None, typer.Option(help="Go on after this digest.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of contents.")] = 100,
+    after: Annotated[str | None, typer.Option(help="Start after this digest.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what is cached, by digest."""
+    """List the cached contents by digest."""
     with admin_client() as admin:
         query = {"limit": str(min(limit, _PAGE_SIZE))} | ({"after": after} if after else {})
         blobs: list[dict[str, Any]] = []
@@ -91,7 +91,7 @@ def list_cache(
 @cache_app.command("purge")
 def purge_cache(
     digest: Annotated[str | None, typer.Argument(help="Only this content.")] = None,
-    repository: Annotated[str | None, typer.Option(help="What this repository holds.")] = None,
+    repository: Annotated[str | None, typer.Option(help="The contents of this repository.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole cache of the node.")] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,

@@ -29,7 +29,7 @@ _COLUMNS = {
     "holders": "HELD BY",
 }
 _Upstream = Annotated[str | None, typer.Argument(help="Only this upstream.")]
-_Prefer = Annotated[str | None, typer.Option(help="The replica that decides what a tag is where nothing else does.")]
+_Prefer = Annotated[str | None, typer.Option(help="The replica that decides a tag when nothing else does.")]
 
 
 def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> None:

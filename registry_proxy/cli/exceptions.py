@@ -18,7 +18,7 @@ from registry_proxy.cli.output import (
 )
 
 _Upstream = Annotated[str, typer.Argument(help="The upstream.")]
-_Repository = Annotated[str | None, typer.Option(help="Only of this repository, as the upstream names it.")]
+_Repository = Annotated[str | None, typer.Option(help="Only this repository, as the upstream names it.")]
 _Name = Annotated[str | None, typer.Option(help="Only this tag or digest.")]
 
 _COLUMNS = {
@@ -80,7 +80,7 @@ def forget_lost(
     upstream: _Upstream,
     repository: _Repository = None,
     name: _Name = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that is lost in the upstream.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All lost contents of the upstream.")] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -29,7 +29,10 @@ def collect_garbage(
     replica: Annotated[str | None, typer.Option(help="Only this replica.")] = None,
     run: Annotated[
         str | None,
-        typer.Option(metavar="COMMAND", help="Run by /bin/sh, with REPLICA and REPLICA_URL. Without it, you run it."),
+        typer.Option(
+            metavar="COMMAND",
+            help="Command for /bin/sh, with REPLICA and REPLICA_URL. Without it, you collect by hand.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

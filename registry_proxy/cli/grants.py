@@ -9,13 +9,13 @@ from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, print_json, print_list, print_note, print_object, print_table
 from registry_proxy.cli.replay import replay_grants
 
-grant_app = typer.Typer(help="Grants: who may do what in which repositories.", no_args_is_help=True)
+grant_app = typer.Typer(help="Grants: actions that subjects may do in repositories.", no_args_is_help=True)
 
 _Subject = Annotated[
     str,
     typer.Argument(help="user:NAME, group:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous.", show_default=False),
 ]
-_GrantId = Annotated[str, typer.Argument(metavar="ID", help="As `grant list` shows it.", show_default=False)]
+_GrantId = Annotated[str, typer.Argument(metavar="ID", help="The id, from `grant list`.", show_default=False)]
 _COLUMNS = {
     "id": "ID",
     "subject": "SUBJECT",
@@ -61,7 +61,7 @@ def add_grant(
     expires_at: Annotated[str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a right."""
+    """Add a grant."""
     body: dict[str, Any] = {
         "subject": subject,
         "repository": repository,
@@ -90,7 +90,7 @@ def set_grant(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change a right in its place; what no option names stays as it is."""
+    """Change a grant; options that are not given keep their values."""
     given: dict[str, Any] = {
         "actions": None if actions is None else [action.strip() for action in actions.split(",")],
         "tags": tags,
@@ -123,7 +123,7 @@ def list_grants(
 
 @grant_app.command("rm")
 def remove_grant(grant_id: _GrantId) -> None:
-    """Take a right away."""
+    """Remove a grant."""
     with admin_client() as admin:
         admin.call("DELETE", "grants", grant_id)
         print_note(f"Grant {grant_id} removed.")
@@ -134,7 +134,9 @@ grant_app.command("replay")(replay_grants)
 
 def explain(
     subject: _Subject,
-    repository: Annotated[str, typer.Argument(help="As clients write it, such as team/app.", show_default=False)],
+    repository: Annotated[
+        str, typer.Argument(help="The repository, as clients write it, such as team/app.", show_default=False)
+    ],
     action: Annotated[str, typer.Argument(help="pull, push, create, delete or manage.", show_default=False)],
     tag: Annotated[str | None, typer.Option(help="For a particular tag.")] = None,
     as_json: JsonOption = False,

@@ -15,10 +15,10 @@ group_app = typer.Typer(help="Groups of users: subjects of grants.", no_args_is_
 @group_app.command("add")
 def add_group(
     name: Name,
-    member: Annotated[list[str] | None, typer.Option(help="User in it; may be repeated.")] = None,
+    member: Annotated[list[str] | None, typer.Option(help="Member; may be repeated.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a group."""
+    """Create a group."""
     with admin_client() as client:
         made = client.call("PUT", "groups", name, body={"members": member or []}, headers=ONLY_IF_NEW).document
         print_note(f"Group {name} made.")
@@ -28,11 +28,11 @@ def add_group(
 @group_app.command("set")
 def set_group(
     name: Name,
-    add: Annotated[list[str] | None, typer.Option(help="User to put in; may be repeated.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="User to take out; may be repeated.")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="User to add; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="User to remove; may be repeated.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change who is in a group."""
+    """Change the members of a group."""
     if not add and not remove:
         raise typer.BadParameter("nothing to change: give --add USER or --remove USER")
 
@@ -63,5 +63,5 @@ def show_group(name: Name, as_json: JsonOption = False) -> None:
 
 @group_app.command("rm")
 def remove_group(name: Name, yes: YesOption = False) -> None:
-    """Remove a group with its grants; its members stay. Asks first where there are grants."""
+    """Remove a group with its grants; its members stay. Asks first if there are grants."""
     remove_subject("group", name, yes=yes)

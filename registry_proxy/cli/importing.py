@@ -29,16 +29,18 @@ def import_(  # noqa: PLR0917 - one parameter an option
         str, typer.Argument(metavar="SOURCE", help="The registry, such as https://registry.example.com.")
     ],
     repository: Annotated[
-        str, typer.Option(help="Pattern of the repositories; a name for a registry that lists none.")
+        str, typer.Option(help="Pattern of the repositories; a name, for a registry without a list.")
     ] = "**",
     tags: Annotated[str, typer.Option(help="Pattern of the tags.")] = "*",
-    prefix: Annotated[str, typer.Option(help="Put before each repository's name, such as old/.")] = "",
+    prefix: Annotated[str, typer.Option(help="Prefix for each repository's name, such as old/.")] = "",
     target: Annotated[str, typer.Option(help="The public URL of this proxy.")] = _TARGET,
-    source_user: Annotated[str | None, typer.Option(help="User at SOURCE; without one, nobody logs in there.")] = None,
+    source_user: Annotated[
+        str | None, typer.Option(help="User at SOURCE; without one, the import does not log in there.")
+    ] = None,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
-    ca_file: Annotated[Path | None, typer.Option(help="Authority of SOURCE's certificate, PEM.")] = None,
-    at_once: Annotated[int, typer.Option(min=1, max=64, help="How many images at the same time.")] = 4,
+    ca_file: Annotated[Path | None, typer.Option(help="Certificate authority of SOURCE, PEM.")] = None,
+    at_once: Annotated[int, typer.Option(min=1, max=64, help="Number of images at the same time.")] = 4,
     as_json: JsonOption = False,
 ) -> None:
     """Copy images from another registry into this proxy, with signatures and other referrers.

@@ -5,12 +5,12 @@ import typer
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, print_result
 
-key_app = typer.Typer(help="The key that tokens are signed with.", no_args_is_help=True)
+key_app = typer.Typer(help="The key that signs tokens.", no_args_is_help=True)
 
 
 @key_app.command("rotate")
 def rotate_key(as_json: JsonOption = False) -> None:
-    """Have this node sign with a new key; tokens signed with the old one stay good to their end."""
+    """Make this node sign with a new key; tokens of the old key stay valid until they expire."""
     with admin_client() as admin:
         rotated = admin.call("POST", "keys", "rotate").document
         print_result(rotated, f"New tokens are signed with key {rotated['kid']}.", as_json=as_json)

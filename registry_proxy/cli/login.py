@@ -21,7 +21,7 @@ from registry_proxy.cli.output import print_note
 
 
 def login(
-    user: Annotated[str, typer.Option("--user", "-u", help="Whom to log in.")] = FIRST_ADMIN,
+    user: Annotated[str, typer.Option("--user", "-u", help="The user to log in.")] = FIRST_ADMIN,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
 ) -> None:

@@ -40,7 +40,7 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """A caching, permission-checking, failing-over proxy in front of Docker and OCI registries."""
+    """A proxy for Docker and OCI registries, with a cache, permissions and fail-over."""
 
 
 # -P: modules that lie where it was started are not ours.
@@ -51,7 +51,10 @@ _NEW_FORK_SERVER = (sys.executable, "-P", "-m", "registry_proxy", "fork-server")
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration, a YAML file.")],
 ) -> None:
-    """Run the service until SIGINT or SIGTERM: the first drains, a second one ends at once. SIGHUP reloads FILE."""
+    """Run the service until SIGINT or SIGTERM.
+
+    The first signal drains, a second one stops the process immediately. SIGHUP reloads FILE.
+    """
     open_standard_streams()
     load = functools.partial(load_settings, os.path.abspath(config), os.environ)
     try:
@@ -72,7 +75,7 @@ def check_config(
         bool, typer.Option("--schema", help="Print the JSON schema of such a file, for editors.")
     ] = False,
 ) -> None:
-    """Check a configuration, with the environment laid over it: OK, or every fault with its line."""
+    """Check a configuration, with the overrides of the environment: print OK, or every fault with its line."""
     if schema:
         typer.echo(Settings.schema_for_editors(), nl=False)
         return

@@ -21,7 +21,7 @@ _Replica = Annotated[str, typer.Argument(help="Its replica.")]
 def pause_replica(
     upstream: _Upstream,
     replica: _Replica,
-    reason: Annotated[str, typer.Option(help="Shown to everybody who lists the replicas.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason, shown in the list of replicas.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Take a replica out of writes and repair, on all nodes, and wait until nothing is being written to it.
@@ -41,7 +41,7 @@ def pause_replica(
 def resume_replica(
     upstream: _Upstream,
     replica: _Replica,
-    force: Annotated[bool, typer.Option(help="Also where the registry answers for blobs that are gone.")] = False,
+    force: Annotated[bool, typer.Option(help="Resume even if the registry answers for blobs that are gone.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write to a paused replica again; what it missed is repaired by itself.

@@ -24,7 +24,9 @@ _HEADER = """\
 # The policy of registry-proxy: every group with its members, and every grant. What is not in here is removed by
 # `registry-proxy access apply`; users, robots and their secrets are not touched by it.
 """
-_File = Annotated[Path, typer.Argument(metavar="FILE", help="As `access export` writes it; - for standard input.")]
+_File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The policy, as `access export` writes it; - for standard input.")
+]
 
 
 def _read_policy(file: Path) -> Source:
@@ -97,7 +99,7 @@ def _replay(admin: AdminClient, source: Source, difference: Mapping[str, Any]) -
 
 @policy_app.command("export")
 def export_policy(as_json: JsonOption = False) -> None:
-    """Print the policy as YAML; no password, secret or token is in it."""
+    """Print the policy as YAML; without passwords, secrets or tokens."""
     with admin_client() as admin:
         policy = admin.call("GET", "policy", patient=True).document
         if as_json:
@@ -110,11 +112,11 @@ def export_policy(as_json: JsonOption = False) -> None:
 def diff_policy(
     file: _File,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Also tell what it would newly deny of what this node was asked lately.")
+        bool, typer.Option("--replay", help="Also list recent requests to this node that it would newly deny.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what `access apply` would change: + comes, - goes, ~ changes. Ends with 1 for a difference, 2 on errors."""
+    """Show the changes of `access apply`: + added, - removed, ~ changed. Exits with 1 for a difference, 2 on errors."""
     with told_to_the_user(status=2):
         source = _read_policy(file)
     with admin_client(status=2) as admin:
@@ -149,13 +151,13 @@ def _confirm(difference: Mapping[str, Any], source: Source) -> None:
 @policy_app.command("apply")
 def apply_policy(
     file: _File,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would change, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the changes without making them.")] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the policy in FILE in the place of the one in force: all of it or, when anything is wrong, nothing.
+    """Replace the policy in force by the one in FILE; any fault in FILE prevents all of it.
 
-    Asks first where it removes more groups and grants than it keeps.
+    Asks first if it removes more groups and grants than it keeps.
     """
     with told_to_the_user():
         source = _read_policy(file)

@@ -24,9 +24,11 @@ def replay_grants(
         list[str] | None,
         typer.Option(help="'SUBJECT REPOSITORY ACTIONS [TAGS]', such as 'group:dev team/** pull,push'; several times."),
     ] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="The id of a grant of today; several times.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Without all grants of today.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many different questions, the latest.")] = 10_000,
+    remove: Annotated[list[str] | None, typer.Option(help="The id of a current grant; may be repeated.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Without all current grants.")] = False,
+    limit: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Number of distinct questions, the latest first.")
+    ] = 10_000,
     as_json: JsonOption = False,
 ) -> None:
     """Try other grants on what this node was asked lately: who would newly be refused, who newly allowed."""

@@ -14,10 +14,10 @@ _COLUMNS = {"name": "REPOSITORY", "upstream": "UPSTREAM", "tags_on_record": "TAG
 
 @repository_app.command("list")
 def list_repositories(
-    prefix: Annotated[str, typer.Option(help="Only those whose name begins so, such as team/.")] = "",
+    prefix: Annotated[str, typer.Option(help="Only names with this prefix, such as team/.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List what was pushed through the proxy, or is in the cache of this node; no registry is asked."""
+    """List repositories that were pushed through the proxy or are in this node's cache, without asking a registry."""
     with admin_client() as admin:
         repositories = admin.list_all("repositories", query={"prefix": prefix} if prefix else None)
         print_list(_COLUMNS, repositories, empty="No repository is known.", as_json=as_json)

@@ -14,19 +14,17 @@ from registry_proxy.cli.output import print_lines, print_note
 from registry_proxy.config.load import load_settings
 from registry_proxy.offline.reset import reset_admin
 
-reset_app = typer.Typer(help="Administrators, past the admin API.", no_args_is_help=True)
+reset_app = typer.Typer(help="Administrators, without the admin API.", no_args_is_help=True)
 
 
 @reset_app.command("reset")
 def reset(
     config: Config,
-    user: Annotated[
-        str, typer.Option("--user", "-u", help="The administrator; made where there is none.")
-    ] = FIRST_ADMIN,
+    user: Annotated[str, typer.Option("--user", "-u", help="The administrator, created if missing.")] = FIRST_ADMIN,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
 ) -> None:
-    """Give an administrator a new password, where nobody can log in any more. Nodes may run meanwhile.
+    """Give an administrator a new password when nobody can log in. Nodes may keep running.
 
     The user becomes an administrator, and is enabled. Without an option the password is generated, and printed.
     """

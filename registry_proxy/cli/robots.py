@@ -23,11 +23,11 @@ def add_robot(
     name: _Name,
     expires_at: Expires = None,
     network: Annotated[
-        list[str] | None, typer.Option(help="Network it may log in from; may be repeated; without one, from any.")
+        list[str] | None, typer.Option(help="Allowed network; may be repeated; any network by default.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a robot. It logs in as robot$NAME once it has a secret: `robot secret add NAME`."""
+    """Create a robot. It logs in as robot$NAME once it has a secret: `robot secret add NAME`."""
     body = {"expires_at": expires_at, "networks": network or []}
     with admin_client() as admin:
         made = admin.call("PUT", "robots", name, body=body, headers=ONLY_IF_NEW).document
@@ -42,10 +42,10 @@ def set_robot(
     expires_at: Annotated[
         str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z, or never.")
     ] = None,
-    network: Annotated[list[str] | None, typer.Option(help="The networks it may log in from.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="The allowed networks.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change a robot; what no option names stays as it is."""
+    """Change a robot; options that are not given keep their values."""
     if expires_at is None and network is None:
         raise typer.BadParameter("nothing to change: give --expires-at or --network")
     body: dict[str, Any] = {} if network is None else {"networks": network}
@@ -71,13 +71,13 @@ def show_robot(name: _Name, as_json: JsonOption = False) -> None:
 
 @robot_app.command("rm")
 def remove_robot(name: _Name, yes: YesOption = False) -> None:
-    """Remove a robot with its secrets, tokens and grants, at once; asks first where there are grants."""
+    """Remove a robot with its secrets, tokens and grants, at once; asks first if there are grants."""
     remove_subject("robot", name, yes=yes)
 
 
 @secret_app.command("add")
 def add_secret(name: _Name, label: Label = "", expires_at: Expires = None, as_json: JsonOption = False) -> None:
-    """Make a secret; the others stay good, so that a secret can be replaced without a gap."""
+    """Create a secret; the others stay valid, so that a secret can be replaced without a gap."""
     with admin_client() as admin:
         body = {"label": label, "expires_at": expires_at}
         made = admin.call("POST", "robots", name, "secrets", body=body).document
@@ -94,7 +94,7 @@ def list_secrets(name: _Name, as_json: JsonOption = False) -> None:
 
 @secret_app.command("rm")
 def remove_secret(name: _Name, secret_id: SecretId) -> None:
-    """Remove a secret; tokens given for it stop working at once."""
+    """Remove a secret; tokens that were issued for it stop working at once."""
     with admin_client() as admin:
         admin.call("DELETE", "robots", name, "secrets", secret_id)
         print_note(f"Secret {secret_id} of robot {name} removed.")

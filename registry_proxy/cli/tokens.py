@@ -8,11 +8,11 @@ import typer
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, counted, print_json, print_list, print_note
 
-token_app = typer.Typer(help="Personal access tokens, and tokens that were given out.", no_args_is_help=True)
+token_app = typer.Typer(help="Personal access tokens, and issued tokens.", no_args_is_help=True)
 
 Expires = Annotated[str | None, typer.Option("--expires-at", help="When it ends, such as 2030-01-31T00:00:00Z.")]
-Label = Annotated[str, typer.Option(help="What it is for.")]
-SecretId = Annotated[str, typer.Argument(metavar="ID", help="As the list shows it.", show_default=False)]
+Label = Annotated[str, typer.Option(help="Its purpose.")]
+SecretId = Annotated[str, typer.Argument(metavar="ID", help="The id, from `token list`.", show_default=False)]
 SECRET_COLUMNS = {
     "id": "ID",
     "kind": "KIND",
@@ -40,10 +40,10 @@ def add_token(
     *,
     label: Label = "",
     expires_at: Expires = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Good for pulls alone.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Valid for pulls only.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a personal access token of yours, to log in with instead of your password."""
+    """Create a personal access token of yours, for logins instead of your password."""
     body = {"label": label, "expires_at": expires_at, "actions": ["pull"] if read_only else None}
     with admin_client() as admin:
         show_secret(admin.call("POST", "me", "tokens", body=body).document, as_json=as_json)
@@ -55,7 +55,7 @@ def _tokens_of(user: str | None) -> tuple[str, ...]:
 
 @token_app.command("list")
 def list_tokens(user: _User = None, as_json: JsonOption = False) -> None:
-    """List personal access tokens, and the refresh tokens that docker was given."""
+    """List personal access tokens and the refresh tokens of docker."""
     with admin_client() as admin:
         tokens = admin.list_all(*_tokens_of(user))
         print_list(SECRET_COLUMNS, tokens, empty="There are no tokens.", as_json=as_json)
@@ -63,7 +63,7 @@ def list_tokens(user: _User = None, as_json: JsonOption = False) -> None:
 
 @token_app.command("rm")
 def remove_token(token_id: SecretId, user: _User = None) -> None:
-    """Remove a personal access token or a refresh token; what was given for it stops working at once."""
+    """Remove a personal access token or a refresh token; tokens issued for it stop working at once."""
     with admin_client() as admin:
         admin.call("DELETE", *_tokens_of(user), token_id)
         print_note(f"Token {token_id} removed.")
@@ -81,7 +81,7 @@ def revoke_tokens(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke the bearer and refresh tokens of a subject, or one bearer token; with --all also what it logs in with."""
+    """Revoke the bearer and refresh tokens of a subject, or one bearer token; with --all its secrets too."""
     if (subject is None) == (token_id is None):
         raise typer.BadParameter("name either a subject or --id ID")
     if also_secrets and subject is None:

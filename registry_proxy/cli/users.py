@@ -9,9 +9,9 @@ from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, ask_pass
 from registry_proxy.cli.output import JsonOption, YesOption, print_list, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, change_subject, edit_names, remove_subject, show_subject
 
-user_app = typer.Typer(help="Users: who may log in.", no_args_is_help=True)
+user_app = typer.Typer(help="Users.", no_args_is_help=True)
 
-_Ldap = Annotated[bool, typer.Option("--ldap", help="LDAP knows the password: see auth.ldap.")]
+_Ldap = Annotated[bool, typer.Option("--ldap", help="The password is in LDAP: see auth.ldap.")]
 
 
 @user_app.command("add")
@@ -25,7 +25,7 @@ def add_user(
     password_file: PasswordFile = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a user. The password is asked for, unless an option says where it is."""
+    """Create a user. Asks for the password, unless an option names its source."""
     with told_to_the_user():
         password = read_password(from_stdin=password_stdin, file=password_file)
     with admin_client() as client:
@@ -42,19 +42,20 @@ def add_user(
 def set_user(
     *,
     name: Name,
-    admin: Annotated[bool | None, typer.Option("--admin/--no-admin", help="Give or take the admin's rights.")] = None,
+    admin: Annotated[bool | None, typer.Option("--admin/--no-admin", help="Give or take administrator rights.")] = None,
     disable: Annotated[
-        bool | None, typer.Option("--disable/--enable", help="Refuse its logins and tokens, or take them again.")
+        bool | None,
+        typer.Option("--disable/--enable", help="Refuse the user's logins and tokens, or accept them again."),
     ] = None,
-    add_group: Annotated[list[str] | None, typer.Option(help="Group to put the user into; may be repeated.")] = None,
-    remove_group: Annotated[list[str] | None, typer.Option(help="Group to take the user out of.")] = None,
+    add_group: Annotated[list[str] | None, typer.Option(help="Group to join; may be repeated.")] = None,
+    remove_group: Annotated[list[str] | None, typer.Option(help="Group to leave.")] = None,
     ldap: _Ldap = False,
     password: Annotated[bool, typer.Option("--password", help="Ask for a new password.")] = False,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change a user; what no option names stays as it is."""
+    """Change a user; options that are not given keep their values."""
     with told_to_the_user():
         secret = read_password(from_stdin=password_stdin, file=password_file)
     sets_password = password or secret is not None
@@ -98,5 +99,5 @@ def show_user(name: Name, as_json: JsonOption = False) -> None:
 
 @user_app.command("rm")
 def remove_user(name: Name, yes: YesOption = False) -> None:
-    """Remove a user with its grants and tokens, which stop working at once; asks first where there are grants."""
+    """Remove a user with its grants and tokens, which stop working at once; asks first if there are grants."""
     remove_subject("user", name, yes=yes)

@@ -16,9 +16,11 @@ _POLL_SECONDS = 0.3
 
 
 def warm_cache(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Such as team/app:1.2 or team/app@sha256:…")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Images, such as team/app:1.2 or team/app@sha256:…")
+    ],
     platform: Annotated[
-        list[str] | None, typer.Option(help="Of an index only this, such as linux/amd64; may be repeated.")
+        list[str] | None, typer.Option(help="Platform of an index, such as linux/amd64; may be repeated.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
