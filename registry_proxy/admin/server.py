@@ -15,6 +15,7 @@ from registry_proxy.api.problems import ProblemError
 from registry_proxy.http.connections import Connections
 from registry_proxy.http.guarded import Guard, GuardedConnection, RefusedHeadError
 from registry_proxy.http.plain_port import plain_port
+from registry_proxy.http.whole_answer import whole_answer
 
 _LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
@@ -88,13 +89,14 @@ class _Connection(GuardedConnection):
 
 def _busy() -> bytes:
     """Return the whole answer to a request for which there is no connection to spare."""
-    problem = ProblemError(503, "the admin listener has too many connections to serve one more: try again").response()
-    assert isinstance(problem.body, bytes)  # noqa: S101 - a document of ours
-    return (
-        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
-        b"Server: registry-proxy\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-        % (len(problem.body), problem.body)
-    )
+    return _refuse(503, "the admin listener has too many connections to serve one more: try again", "Retry-After: 1")
+
+
+def _refuse(status: int, message: str, *fields: str) -> bytes:
+    """Return the whole answer to a request that is not read any further."""
+    body = ProblemError(status, message).response().body
+    assert isinstance(body, bytes)  # noqa: S101 - a document of ours
+    return whole_answer(status, "application/problem+json", body, *fields)
 
 
 @web.middleware
@@ -125,7 +127,7 @@ async def serving_admin(
         manager = runner.server
         assert manager is not None  # noqa: S101 - it is set up
 
-        guard = Guard(connections, _HEALTH, _busy())
+        guard = Guard(connections, _HEALTH, _busy, _refuse)
 
         def connection() -> _Connection:
             return _Connection(manager, guard, loop=loop)

@@ -92,6 +92,11 @@ class Incoming:
         with socket.fromfd(pseudo.fileno(), pseudo.family, pseudo.type) as connection:
             return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
 
+    def end_behind_answer(self) -> None:
+        """Close the connection right behind the answer: the client sends no body, or too slowly."""
+        if isinstance(self._request.protocol, GuardedConnection):
+            self._request.protocol.end_behind_answer()
+
     async def drain(self) -> bool:
         """Read and drop the rest of the body, within bounds; return whether it ended.
 

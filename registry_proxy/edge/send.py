@@ -12,7 +12,6 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from registry_proxy.edge.answer import Answer, FilePart, head_of
 from registry_proxy.edge.exchange import Exchange
 from registry_proxy.edge.incoming import STALL_SECONDS, Incoming
-from registry_proxy.edge.server import expect_no_body
 from registry_proxy.http.guarded import GuardedConnection
 from registry_proxy.operations.pull_blobs import SMALL_BYTES
 from registry_proxy.ports.content import BlobReader, ByteStream
@@ -73,7 +72,7 @@ class AnswerWriter:
         if not self._request.content.at_eof() and (is_late or not await self._client.drain()):
             response.force_close()
             if is_late or self._client.awaits_continue:
-                expect_no_body(self._request)
+                self._client.end_behind_answer()
         await response.prepare(self._request)
         return response
 

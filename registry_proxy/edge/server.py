@@ -18,6 +18,7 @@ from registry_proxy.http.connections import Connections
 from registry_proxy.http.guarded import Guard, GuardedConnection, RefusedHeadError
 from registry_proxy.http.limits import LINE_MAX_BYTES
 from registry_proxy.http.plain_port import plain_port
+from registry_proxy.http.whole_answer import whole_answer
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, format_errors
 from registry_proxy.tasks import spawn
 
@@ -29,14 +30,6 @@ _LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
 
 _HEALTH = (b"GET /healthz ", b"HEAD /healthz ")
-_BUSY_BODY = format_errors(
-    ErrorCode.UNAVAILABLE.value, "this node has too many connections to serve one more: try again", {}
-)
-_BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Server: registry-proxy\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_BUSY_BODY), _BUSY_BODY)
-)
-
 _log = logging.getLogger(__name__)
 
 
@@ -45,57 +38,20 @@ AnswerNow = Callable[[bytes, asyncio.Transport], bytes | None]
 
 
 class _Protocol(GuardedConnection):
-    """A connection. What aiohttp leaves open: half-closed clients, our error bodies, answers without a task."""
+    """A connection. What aiohttp leaves open: half-closed clients, and our error bodies."""
 
     def __init__(self, manager: "_Server", guard: Guard, **options: Any) -> None:
         super().__init__(manager, guard, **options)
         self._server = manager
-        self.answered_at = 0.0
-        """When the last request on it was answered, by the loop's clock."""
 
     @property
     def is_draining(self) -> bool:
         """Whether the listener is being closed."""
         return self._server.is_draining
 
-    def data_received(self, data: bytes) -> None:
-        if self._server.answer_now is None or not self._answer_now(data, self._server.answer_now):
-            super().data_received(data)
-
-    def _answer_now(self, data: bytes, answer_now: AnswerNow) -> bool:
-        """Answer a whole request on an idle connection in place of aiohttp, which then never sees it."""
-        transport = self.transport
-        if (
-            self._header_timer is not None  # it is new, or aiohttp holds the beginning of a header
-            or self._body_to_come != 0  # or something came behind the last request
-            or self._waiter is None
-            or self._waiter.done()
-            or self._messages
-            or self._payload_parser is not None
-            or self._upgraded
-            or self._force_close
-            or self._close
-            or transport is None
-            or transport.is_closing()
-            or transport.get_write_buffer_size()
-            or self._server.is_draining
-        ):
-            return False
-        answer = answer_now(data, transport)
-        if answer is None:
-            return False
-        transport.write(answer)
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        return True
-
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's own type; aiohttp narrows it to None
         """Keep a half-closed connection for its answer; a body that ended too early has no answer."""
-        if self._is_at_rest():
-            return None
-        bodies = [body for _, body in self._messages]
-        if self._current_request is not None:
-            bodies.append(self._current_request.content)
-        if not all(body.is_eof() for body in bodies):
+        if self.is_idle() or self.has_body_to_come():
             return None
         self.close()
         return True
@@ -129,19 +85,6 @@ class _Protocol(GuardedConnection):
         response.force_close()
         return response
 
-    def expect_no_body(self) -> None:
-        """Do not wait for the rest of a body that the client was never asked for."""
-        self._lingering_time = 0.0
-
-    def close_if_idle(self, seconds: float) -> None:
-        """Close the connection if no request has been answered on it for so long."""
-        if self._is_at_rest() and self._loop.time() >= self.answered_at + seconds:
-            self.force_close()
-
-    def _is_at_rest(self) -> bool:
-        is_waiting = self._waiter is not None and not self._waiter.done()
-        return not self._messages and (is_waiting or self._request_count == 0)
-
 
 def _too_long(limit: int) -> RegistryError:
     """Return the 414 of a URL, or the 431 (RFC 6585) of a header field; their limits differ."""
@@ -150,10 +93,15 @@ def _too_long(limit: int) -> RegistryError:
     return RegistryError(ErrorCode.UNSUPPORTED, message, detail={"limit": limit}, status=status)
 
 
-def expect_no_body(request: BaseRequest) -> None:
-    """Close the connection right behind the answer: the client waits for a 100 that does not come."""
-    if isinstance(request.protocol, _Protocol):
-        request.protocol.expect_no_body()
+def _busy() -> bytes:
+    message = "this node has too many connections to serve one more: try again"
+    return whole_answer(
+        503, "application/json", format_errors(ErrorCode.UNAVAILABLE.value, message, {}), "Retry-After: 1"
+    )
+
+
+def _refuse(status: int, message: str) -> bytes:
+    return whole_answer(status, "application/json", format_errors(ErrorCode.UNSUPPORTED.value, message, {}))
 
 
 class _Request(BaseRequest):
@@ -163,20 +111,14 @@ class _Request(BaseRequest):
     def keep_alive(self) -> bool:
         """Whether the connection stays open behind the answer."""
         is_draining = isinstance(self.protocol, _Protocol) and self.protocol.is_draining
-        return not is_draining and not self._message.should_close
+        return not is_draining and super().keep_alive
 
 
 class _Server(web.Server):
     """Makes our connections."""
 
-    def __init__(
-        self,
-        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
-        guard: Guard,
-        answer_now: AnswerNow | None,
-    ) -> None:
+    def __init__(self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]], guard: Guard) -> None:
         super().__init__(self._handle, request_factory=self._make_our_request)
-        self.answer_now = answer_now
         self.is_draining = False
         self._handler = handler
         self._guard = guard
@@ -198,7 +140,6 @@ class _Server(web.Server):
         """Count it."""
         super().connection_made(handler, transport)
         if isinstance(handler, _Protocol):
-            handler.answered_at = self._loop.time()
             self._open.add(handler)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
@@ -208,7 +149,7 @@ class _Server(web.Server):
             self._open.discard(handler)
         self._look_for_end()
 
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> _Protocol:
         return _Protocol(
             self,
             self._guard,
@@ -226,8 +167,6 @@ class _Server(web.Server):
             return await self._handler(request)
         finally:
             self._running -= 1
-            if isinstance(request.protocol, _Protocol):
-                request.protocol.answered_at = self._loop.time()
             self._look_for_end()
 
     def _look_for_end(self) -> None:
@@ -241,9 +180,6 @@ class _Server(web.Server):
         the last. To close at once would leave clients without an answer, and few repeat a POST.
         """
         self.is_draining = True
-        started_at = self._loop.time()
-        for connection in self._open:
-            connection.answered_at = max(connection.answered_at, started_at)
         closing = spawn(self._close_idle(idle_seconds), "closing of connections at rest")
         self._look_for_end()
         with contextlib.suppress(TimeoutError):
@@ -254,10 +190,44 @@ class _Server(web.Server):
         await self.shutdown(_LAST_BYTES_SECONDS)
 
     async def _close_idle(self, idle_seconds: float) -> None:
+        await asyncio.sleep(idle_seconds)
         while True:
             for connection in [*self._open]:
-                connection.close_if_idle(idle_seconds)
+                connection.close_if_idle(self._loop.time() - idle_seconds)
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+class _Front(asyncio.Protocol):
+    """Stands before a connection and looks at its bytes first; passes on all that ``answer_now`` does not answer."""
+
+    def __init__(self, inner: _Protocol, answer_now: AnswerNow) -> None:
+        self._inner = inner
+        self._answer_now = answer_now
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        inner = self._inner
+        transport = None if inner.is_draining else inner.quiet_transport()
+        answer = None if transport is None else self._answer_now(data, transport)
+        if transport is None or answer is None:
+            inner.data_received(data)
+        else:
+            transport.write(answer)
+            inner.put_off_end()
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)
 
 
 class PublicServer:
@@ -288,7 +258,11 @@ async def run_public(
     answer_now: AnswerNow | None = None,
 ) -> PublicServer:
     """Serve the handler on bound sockets until ``drain``; requests that ``answer_now`` answers never reach it."""
-    server = _Server(handler, Guard(connections, _HEALTH, _BUSY), answer_now)
+    server = _Server(handler, Guard(connections, _HEALTH, _busy, _refuse))
     loop = asyncio.get_running_loop()
-    listeners = [await loop.create_server(plain_port(server), sock=each, backlog=_BACKLOG) for each in listening]
+
+    def connection() -> asyncio.Protocol:
+        return server() if answer_now is None else _Front(server(), answer_now)
+
+    listeners = [await loop.create_server(plain_port(connection), sock=each, backlog=_BACKLOG) for each in listening]
     return PublicServer(server, listeners)

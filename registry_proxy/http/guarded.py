@@ -19,6 +19,7 @@ from registry_proxy.http.limits import FIELD_MAX_BYTES, HEAD_MAX_BYTES, scattere
 
 _QUEUED_MAX: Final = 2  # requests behind the one that is answered: a client that pipelines more is read later
 _RESERVED_SECONDS: Final = 2.0
+_NEVER_SECONDS: Final = 7 * 86_400.0
 _REASON_MAX: Final = 100
 _SMALL_BUFFER_BYTES: Final = 16 * 1024
 """For the body of an owner who has many unfinished: aiohttp keeps twice as much, and what is read at once."""
@@ -40,22 +41,23 @@ class Guard:
     Args:
         connections: counts them.
         health: how requests begin that are answered when there are too many connections.
-        busy: the whole answer to all others then.
+        busy: returns the whole answer to all others then.
+        refuse: returns the whole answer, by status and message, to what is not read any further.
     """
 
     connections: Connections
     health: tuple[bytes, ...]
-    busy: bytes
+    busy: Callable[[], bytes]
+    refuse: Callable[[int, str], bytes]
 
 
 class GuardedConnection(RequestHandler):
     """A connection that its listener can bound, and end for others."""
 
     def __init__(self, manager: web.Server, guard: Guard, **options: Any) -> None:
-        limits = guard.connections.limits
         super().__init__(
             manager,
-            keepalive_timeout=limits.keep_alive_seconds,
+            keepalive_timeout=_NEVER_SECONDS,  # by our own account
             max_field_size=FIELD_MAX_BYTES,
             access_log=None,  # type: ignore[arg-type]  # for none
             **options,
@@ -72,6 +74,13 @@ class GuardedConnection(RequestHandler):
         self._head_bytes = 0
         self._held_bytes = 0
         self._is_spoilt = False
+        self._refusal: bytes | None = None
+        # The account of requests that aiohttp has read, and those that are answered: between two of them it rests.
+        self._answered = 0
+        self._is_ending = False
+        self._ends_behind_answer = False
+        self._rests_since = 0.0
+        self._rest_timer: asyncio.TimerHandle | None = None
         # Of the last request, in bytes; None where something came behind it, perhaps the beginning of the next one.
         self._body_to_come: int | None = 0
 
@@ -82,14 +91,18 @@ class GuardedConnection(RequestHandler):
         super().connection_made(transport)
         self._address = peer_address(transport) or ""
         connections = self._guard.connections
+        self._rests_since = self._loop.time()
         self._owner = connections.open(self, self._address)
         is_reserved = connections.is_reserved(self)
         self._await_head(_RESERVED_SECONDS if is_reserved else connections.limits.header_seconds)
+        self._rest_timer = self._loop.call_later(connections.limits.keep_alive_seconds, self._end_rest)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End."""
         self._stop_header_timer()
         self._stop_answer_timer()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
         self._leave()
         super().connection_lost(exc)
 
@@ -98,7 +111,7 @@ class GuardedConnection(RequestHandler):
         if self._is_spoilt or (self._header_timer is not None and self._is_refused(data)):
             return
         before = self._request_count
-        has_body_to_come = self._unfinished_of is not None and self._header_timer is None
+        has_body_to_come = self.has_body_to_come()
         if has_body_to_come:
             self._late_since = min(self._loop.time(), self._late_since + len(data) / LEAST_BYTES_PER_SECOND)
             self._body_to_come = None if self._body_to_come is None else self._body_to_come - len(data)
@@ -113,8 +126,74 @@ class GuardedConnection(RequestHandler):
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_MAX_BYTES:
                 self._refuse(431, f"the head of the request is longer than {HEAD_MAX_BYTES} bytes: send less in it")
-            elif self._waiter is not None and not self._waiter.done() and self._header_timer is None:
+            elif self.is_idle() and self._header_timer is None:
                 self._await_head(self._guard.connections.limits.header_seconds)
+
+    def log_access(self, request: BaseRequest, response: StreamResponse, time: float | None) -> None:
+        """Take note of an answer: aiohttp calls this once the whole of it is written."""
+        super().log_access(request, response, time)
+        self._answered += 1
+        self._rests_since = self._loop.time()
+        if not response.keep_alive:
+            self._is_ending = True
+        if self._ends_behind_answer:
+            self.force_close()
+        elif self._refusal is not None and self.is_idle():
+            self._end_with(self._refusal)
+
+    def close(self) -> None:
+        """Answer the requests that have come, and end."""
+        self._is_ending = True
+        super().close()
+
+    def force_close(self) -> None:
+        """End as soon as the answers that are written have left."""
+        self._is_ending = True
+        super().force_close()
+
+    def is_idle(self) -> bool:
+        """Tell whether every request that has come is answered, and another one may come."""
+        return self._answered == self._request_count and not self._is_ending
+
+    def end_behind_answer(self) -> None:
+        """End right behind the next answer: the client is not waited for to send the rest of a body."""
+        self._ends_behind_answer = True
+
+    def has_body_to_come(self) -> bool:
+        """Tell whether the body of the last request has not come whole."""
+        return self._unfinished_of is not None and self._header_timer is None
+
+    def close_if_idle(self, until: float) -> None:
+        """End if it has been at rest since ``until``, by the loop's clock, or longer."""
+        if self.is_idle() and self._rests_since <= until:
+            self.force_close()
+
+    def quiet_transport(self) -> asyncio.Transport | None:
+        """Return the transport where a whole answer may be written to it at once: nothing of a request is here."""
+        transport = self.transport
+        if (
+            self._header_timer is not None  # it is new, or aiohttp holds the beginning of a header
+            or self._body_to_come != 0  # or something came behind the last request
+            or not self.is_idle()
+            or transport is None
+            or transport.is_closing()
+            or transport.get_write_buffer_size()
+        ):
+            return None
+        return transport
+
+    def put_off_end(self) -> None:
+        """Begin the time anew for which it may rest."""
+        self._rests_since = self._loop.time()
+
+    def _end_rest(self) -> None:
+        keep_alive_seconds = self._guard.connections.limits.keep_alive_seconds
+        left_seconds = self._rests_since + keep_alive_seconds - self._loop.time()
+        if self.is_idle() and self._header_timer is None and left_seconds <= 0:
+            self.force_close()
+            return
+        wait_seconds = left_seconds if left_seconds > 0 else keep_alive_seconds
+        self._rest_timer = self._loop.call_later(wait_seconds, self._end_rest)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - its signature
         """Go on; while nothing was read, the client could not send."""
@@ -146,9 +225,14 @@ class GuardedConnection(RequestHandler):
         transport = self.transport
         if transport is None or not self._guard.connections.is_reserved(self) or data.startswith(self._guard.health):
             return False
-        transport.write(self._guard.busy)
-        self.force_close()
+        self._end_with(self._guard.busy())
         return True
+
+    def _end_with(self, answer: bytes) -> None:
+        """Write an answer that is made of bytes, and end."""
+        if self.transport is not None:
+            self.transport.write(answer)
+        self.force_close()
 
     def _decline_upgrade(self) -> None:
         """Read on in HTTP/1.1 at once; what came behind the request already is not read: it may be no HTTP.
@@ -199,9 +283,11 @@ class GuardedConnection(RequestHandler):
         self._is_spoilt = True
         self._stop_header_timer()
         self._finish()
-        self._messages.append((_ErrInfo(status, RefusedHeadError(status, message), message), EMPTY_PAYLOAD))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        refusal = self._guard.refuse(status, message)
+        if self.is_idle():
+            self._end_with(refusal)
+        else:
+            self._refusal = refusal
 
     def _make_error_handler(self, err_info: _ErrInfo) -> Callable[[BaseRequest], Awaitable[StreamResponse]]:
         answer = super()._make_error_handler(err_info)
@@ -281,16 +367,15 @@ class GuardedConnection(RequestHandler):
     def is_late(self, now: float, patience: Patience) -> bool:
         """Tell whether a head has been on its way for too long, or a body comes more slowly than the least rate."""
         seconds = patience.body if self._header_timer is None else patience.head
-        return not self._reading_paused and now > self._late_since + seconds
+        is_read = self.transport is not None and self.transport.is_reading()
+        return is_read and now > self._late_since + seconds
 
     def rests(self, now: float, seconds: float) -> bool:
         """Tell whether it has been at rest for longer than ``seconds``."""
         return (
             self._unfinished_of is None
-            and self._waiter is not None
-            and not self._waiter.done()
-            and not self._messages
-            and now > self._next_keepalive_close_time - self.keepalive_timeout + seconds
+            and self.is_idle()
+            and now > self._rests_since + seconds
             and self.transport is not None
             and not self.transport.get_write_buffer_size()
         )

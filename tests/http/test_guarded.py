@@ -1,0 +1,66 @@
+"""Connections by our own account: what they still read inside aiohttp, and the versions of it for which that holds."""
+
+import ast
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+from aiohttp.web import RequestHandler
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "registry_proxy"
+PRIVATE = {
+    "_ErrInfo",  # a request that cannot be read, in place of its head
+    "_high_water",  # of the buffer of a body: no option sets it for one connection
+    "_low_water",
+    "_loop",
+    "_make_error_handler",  # answers in HTTP/1.1 to a request that cannot be read
+    "_max_msg_queue_size",  # no option sets it
+    "_message_tail",  # the bytes behind a request for another protocol
+    "_messages",  # the heads that were read, each of which is looked at before its handler
+    "_msg_queue_resume_size",
+    "_parser",  # goes on in HTTP/1.1 behind a request for another protocol
+    "_request_count",  # how many requests were read
+    "_upgraded",
+    "_version",
+}
+
+
+FILES = [PACKAGE / name for name in ("http/guarded.py", "edge/server.py", "admin/server.py")]
+
+
+def test_the_private_names_of_aiohttp_are_these() -> None:
+    """Each name more is one that a new version may change; each name less is taken off the list."""
+    theirs = {slot for each in RequestHandler.__mro__ for slot in getattr(each, "__slots__", ())} | set(
+        dir(RequestHandler)
+    )
+    used: set[str] = set()
+    for path in FILES:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute) and _is_private(node.attr)]
+        ours = {node.attr for node in attributes if isinstance(node.ctx, ast.Store) and _is_self(node.value)}
+        ours |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        used |= {node.attr for node in attributes if node.attr in theirs or node.attr not in ours}
+        used |= {
+            alias.name
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aiohttp")
+            for alias in node.names
+            if _is_private(alias.name)
+        }
+    assert used == PRIVATE
+
+
+def test_a_version_of_aiohttp_that_nobody_has_looked_at_is_not_installed() -> None:
+    """The next minor version may call the names above otherwise: first they are looked up in it."""
+    dependencies: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [each for each in dependencies if each.startswith("aiohttp>")] == ["aiohttp>=3.14,<3.15"]
+    assert version("aiohttp").startswith("3.14.")
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
