@@ -215,7 +215,7 @@ class _Front(asyncio.Protocol):
             inner.data_received(data)
         else:
             transport.write(answer)
-            inner.put_off_end()
+            inner.answered_beside()
 
     def eof_received(self) -> bool | None:
         return self._inner.eof_received()

@@ -172,7 +172,8 @@ class GuardedConnection(RequestHandler):
         """Return the transport where a whole answer may be written to it at once: nothing of a request is here."""
         transport = self.transport
         if (
-            self._header_timer is not None  # it is new, or aiohttp holds the beginning of a header
+            self._head_bytes  # aiohttp holds the beginning of a header
+            or self._guard.connections.is_reserved(self)
             or self._body_to_come != 0  # or something came behind the last request
             or not self.is_idle()
             or transport is None
@@ -182,8 +183,10 @@ class GuardedConnection(RequestHandler):
             return None
         return transport
 
-    def put_off_end(self) -> None:
-        """Begin the time anew for which it may rest."""
+    def answered_beside(self) -> None:
+        """Take note of a request that aiohttp never sees, and of its answer."""
+        self._stop_header_timer()
+        self._finish()
         self._rests_since = self._loop.time()
 
     def _end_rest(self) -> None:

@@ -326,6 +326,24 @@ async def _until_seen(public: PublicBench) -> None:
             assert response.status == 200
 
 
+async def test_the_first_request_of_a_connection_is_answered_beside_too(
+    public: PublicBench, through_server: list[str]
+) -> None:
+    """A client that connects for each request gains as much; the head of its next request has its deadline again."""
+    public.limits = ConnectionLimits(header_seconds=0.3)
+    async with public.serving(), connected(public) as hot:
+        through_server.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+        new = Connection(public, reader, writer)
+        assert (await new.ask(f"GET {PATHS[0]}"))[0] == 200
+        assert through_server == []
+        writer.write(b"GET /healthz HT")
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+        assert hot.reader is not reader
+
+
 async def test_a_hot_connection_stays_open_as_any_other(public: PublicBench, through_server: list[str]) -> None:
     """Hot answers put the end of an idle connection off; when they stop, it is closed."""
     public.limits = ConnectionLimits(keep_alive_seconds=0.4)

@@ -146,6 +146,42 @@ async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench
     assert bench.reader.count("open_blob") == 1
 
 
+async def test_a_cold_blob_is_looked_up_once_and_its_first_reader_is_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client that begins a fill reads from the reader that the fill gave; nothing is opened again for it."""
+    digest, asked = bench.reader.add_blob("a", SECRET * 10_000), list[str]()
+
+    def watch(name: str) -> None:
+        method = getattr(bench.cache, name)
+
+        def watched(*arguments: object) -> object:
+            asked.append(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(bench.cache, name, watched)
+
+    for name in ("is_filling", "open_committed", "open_checked", "open_or_fill", "fill", "read_small"):
+        watch(name)
+    answer = await bench.pull.blobs.open_blob(A, digest, None)
+    assert asked == ["is_filling", "open_committed", "fill"]
+    assert (answer.result, await read(answer)) == (CacheResult.MISS, SECRET * 10_000)
+
+
+async def test_the_reader_of_a_client_that_has_left_is_closed(bench: Bench) -> None:
+    """A fill goes on without the client that began it, whose reader is not kept open for it."""
+    digest = bench.reader.add_blob("a", SECRET)
+    bench.reader.gate = asyncio.Event()
+    first = asyncio.get_running_loop().create_task(bench.pull.blobs.open_blob(A, digest, None))
+    await bench.reader.was_asked.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    bench.reader.gate.set()
+    await until(lambda: digest in bench.cache.files and not bench.cache.filling)
+    await until(lambda: bench.cache.open_readers == 0)
+
+
 async def test_a_shared_layer_is_asked_for_once_and_not_fetched_again(bench: Bench) -> None:
     """A digest that is here for b costs one HEAD in a when a replica says that a has it too."""
     digest = bench.reader.add_blob("b", SECRET)
