@@ -38,8 +38,10 @@ from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.discover import Discover
 from registry_proxy.operations.holdings import Holdings
 from registry_proxy.operations.manage import Manage
+from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
+from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.tags import RecordedTags
 from registry_proxy.operations.warm import Prefetch, Warmer
 from registry_proxy.ports.errors import StoreUnavailableError
@@ -226,6 +228,14 @@ def _public_app(
         # With SQLite there is one node, whose workers share what they know of tags.
         records=RecordedTags(node.records.tag, node.repair.tags.find, is_shared=settings.sqlite_path is None),
     )
+    writer = ManifestWriter(
+        replicas=writes.manifests,
+        holdings=holdings,
+        cache=cache.disk,
+        memberships=cache.memberships,
+        spool=cache.spool,
+    )
+    referrers = Referrers(readers=upstreams.readers, pull=pull, writer=writer)
     push = Push(
         spool=cache.spool,
         cache=cache.disk,
@@ -233,13 +243,17 @@ def _public_app(
         holdings=holdings,
         sessions=writes.sessions,
         blobs=writes.uploads,
-        manifests=writes.manifests,
+        writer=writer,
+        referrers=referrers,
     )
     app = PublicApp(
         pull=pull,
         push=push,
         discover=Discover(readers=upstreams.readers, router=node.router),
-        manage=Manage(memberships=cache.memberships, holdings=holdings, deletions=writes.deletions),
+        referrers=referrers,
+        manage=Manage(
+            memberships=cache.memberships, holdings=holdings, deletions=writes.deletions, referrers=referrers
+        ),
         router=node.router,
         control=access.control,
         directory=node.directory,

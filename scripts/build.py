@@ -53,7 +53,12 @@ class Program:
     @property
     def fetched(self) -> list[str]:
         """The packages to download, with their version."""
-        return [f"{self.module}/{package}@{self.version}" for package in self.parts or (self.package,)]
+        return [f"{package}@{self.version}" for package in self.packages]
+
+    @property
+    def packages(self) -> list[str]:
+        """The packages of the module that are built or linked."""
+        return [f"{self.module}/{package}".rstrip("/") for package in self.parts or (self.package,)]
 
 
 PROGRAMS = (  # the most important first: the time may not be enough for all
@@ -64,6 +69,11 @@ PROGRAMS = (  # the most important first: the time may not be enough for all
         "v3.1.2",
         source='import c "github.com/distribution/distribution/v3/registry"\nfunc main() { c.RootCmd.Execute() }\n',
         parts=("registry", "registry/auth/htpasswd", "registry/storage/driver/filesystem"),
+    ),
+    Program(  # the official conformance suite
+        "conformance",
+        "github.com/opencontainers/distribution-spec/conformance",
+        "v0.0.0-20260831232431-97274622c111",
     ),
     Program("regctl", "github.com/regclient/regclient", "v0.11.7", "cmd/regctl"),
     Program("oras", "oras.land/oras", "v1.3.6", "cmd/oras"),
@@ -151,7 +161,7 @@ class Workshop:
             module = Path(made)
             self._run("mod", "init", "acceptance.test", cwd=module)
             self._run("get", *program.fetched, cwd=module)
-            package = f"{program.module}/{program.package}"
+            [package, *_] = program.packages
             if program.source:
                 package = "."
                 (module / "main.go").write_text(program.main_go)

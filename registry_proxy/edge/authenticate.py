@@ -16,9 +16,9 @@ from registry_proxy.protocol.challenge import format_challenge
 from registry_proxy.protocol.endpoints import (
     BlobRequest,
     CommitUploadRequest,
-    ListRequest,
     ManifestRequest,
     Operation,
+    ReferrersRequest,
     RegistryRequest,
     StartUploadRequest,
 )
@@ -279,7 +279,7 @@ def digest_named_by(request: RegistryRequest) -> Digest | None:
     match request:
         case ManifestRequest(tag_or_digest=Digest() as digest):
             return digest
-        case BlobRequest() | CommitUploadRequest() | StartUploadRequest() | ListRequest():
+        case BlobRequest() | CommitUploadRequest() | StartUploadRequest() | ReferrersRequest():
             return request.digest
         case _:
             return None

@@ -24,6 +24,7 @@ from registry_proxy.operations.discover import Discover
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
+from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.warm import Prefetch
 from registry_proxy.ports.events import AuditLog
 from registry_proxy.ports.metrics import Observer
@@ -56,6 +57,7 @@ class PublicApp:
         pull: the verbs of pulling.
         push: the verbs of pushing.
         discover: the lists.
+        referrers: the list of what refers to a manifest.
         manage: deletes.
         router: names and upstreams.
         control: logins, tokens and the policy.
@@ -74,6 +76,7 @@ class PublicApp:
         pull: Pull,
         push: Push,
         discover: Discover,
+        referrers: Referrers,
         manage: Manage,
         router: Router,
         control: AccessControl,
@@ -95,7 +98,14 @@ class PublicApp:
             origins=self._origins,
             service=options.service,
         )
-        reads = Reads(authenticator=authenticator, pull=pull, push=push, discover=discover, prefetch=prefetch)
+        reads = Reads(
+            authenticator=authenticator,
+            pull=pull,
+            push=push,
+            discover=discover,
+            referrers=referrers,
+            prefetch=prefetch,
+        )
         writes = Writes(authenticator=authenticator, router=router, push=push, manage=manage, audit=audit)
         self._registry = Registry(authenticator=authenticator, router=router, reads=reads, writes=writes)
         token = TokenEndpoint(

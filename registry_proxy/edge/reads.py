@@ -1,5 +1,6 @@
 """The operations that read: contents, and lists."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -14,11 +15,19 @@ from registry_proxy.operations.passthrough import PassThrough
 from registry_proxy.operations.pull import ManifestAnswer, ManifestHead, Pull
 from registry_proxy.operations.pull_blobs import BlobAnswer, BlobHead
 from registry_proxy.operations.push import Push
+from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.warm import Prefetch
 from registry_proxy.ports.names import CacheResult, ContentKind
 from registry_proxy.protocol.byterange import ByteRange, format_content_range
 from registry_proxy.protocol.descriptor import Descriptor
-from registry_proxy.protocol.endpoints import PAGE_SIZE_MAX, BlobRequest, ListRequest, ManifestRequest, Ping
+from registry_proxy.protocol.endpoints import (
+    PAGE_SIZE_MAX,
+    BlobRequest,
+    ListRequest,
+    ManifestRequest,
+    Ping,
+    ReferrersRequest,
+)
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 from registry_proxy.protocol.scope import Action
@@ -37,17 +46,26 @@ class Reads:
         authenticator: tells whether a caller comes to push.
         pull: the verbs of pulling.
         push: tells whether a pusher may leave out a content.
-        discover: the lists.
+        discover: the lists of tags and repositories.
+        referrers: the list of what refers to a manifest.
         prefetch: fetches ahead; None for not at all.
     """
 
     def __init__(
-        self, *, authenticator: Authenticator, pull: Pull, push: Push, discover: Discover, prefetch: Prefetch | None
+        self,
+        *,
+        authenticator: Authenticator,
+        pull: Pull,
+        push: Push,
+        discover: Discover,
+        referrers: Referrers,
+        prefetch: Prefetch | None,
     ) -> None:
         self._authenticator = authenticator
         self._pull = pull
         self._push = push
         self._discover = discover
+        self._referrers = referrers
         self._prefetch = prefetch
 
     def ping(self, call: Call[Ping]) -> Answer:  # noqa: ARG002 - every handler is a method that takes the call
@@ -121,7 +139,7 @@ class Reads:
         listing = self._discover.list_tags(call.routed, request.page_size, request.last, may_pull)
         page = await unless_left(call.exchange, listing)
         return json_answer(
-            {"name": request.repository, "tags": list(page.items)}, _link(call, f"{call.base}/tags/list", page)
+            {"name": request.repository, "tags": list(page.items)}, _next_page(call, f"{call.base}/tags/list", page)
         )
 
     def list_repositories(self, call: Call[ListRequest]) -> Ask[Answer]:
@@ -136,22 +154,36 @@ class Reads:
             request.last,
         )
         page = await unless_left(call.exchange, listing)
-        headers = _link(call, "/v2/_catalog", page) | ({"Warning": page.warning} if page.warning else {})
+        headers = _next_page(call, "/v2/_catalog", page) | ({"Warning": page.warning} if page.warning else {})
         return json_answer({"repositories": list(page.items)}, headers)
 
-    def list_referrers(self, call: Call[ListRequest]) -> Answer:  # noqa: ARG002 - as all handlers
-        # A 404 sends clients to the tag that stands in for the list (spec, "Unavailable Referrers API"). An empty
-        # list would be believed: an image would seem to have no signatures.
-        message = "the referrers API is not offered: use the tag that stands in for it"
-        raise RegistryError(ErrorCode.UNSUPPORTED, message, status=404)
+    def list_referrers(self, call: Call[ReferrersRequest]) -> Ask[Answer]:
+        return Ask(partial(self._list_referrers, call))
+
+    async def _list_referrers(self, call: Call[ReferrersRequest]) -> Answer:
+        request, artifact_type = call.request, call.request.artifact_type
+        listing = self._referrers.list_page(
+            call.routed, request.digest, artifact_type, last=request.last, page_size=request.page_size
+        )
+        page = await unless_left(call.exchange, listing)
+        headers = {"Content-Type": page.index.descriptor.media_type}
+        filters = {}
+        if artifact_type is not None:
+            headers["OCI-Filters-Applied"] = "artifactType"
+            filters = {"artifactType": artifact_type}
+        if page.last is not None:
+            headers |= _link(call, f"{call.base}/referrers/{request.digest}", page.last, filters)
+        return Answer(200, headers, page.index.body)
 
 
-def _link(call: Call[ListRequest], path: str, page: Page) -> dict[str, str]:
+def _next_page(call: Call[ListRequest], path: str, page: Page) -> dict[str, str]:
+    return _link(call, path, page.items[-1], {}) if page.more else {}
+
+
+def _link(call: Call[ListRequest], path: str, last: str, filters: Mapping[str, str]) -> dict[str, str]:
     """Return the Link to the next page, relative, named after the last item that was shown."""
-    if not page.more:
-        return {}
     size = PAGE_SIZE_MAX if call.request.page_size is None else call.request.page_size
-    query = urlencode({"last": page.items[-1], "n": size} | call.source_query())
+    query = urlencode({"last": last, "n": size, **filters} | call.source_query())
     return {"Link": f'<{path}?{query}>; rel="next"'}
 
 

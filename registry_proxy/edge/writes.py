@@ -117,15 +117,18 @@ class Writes:
         body = await read_small_body(call.exchange, MANIFEST_MAX_BYTES)
         media_type = call.exchange.headers.get("Content-Type", "").partition(";")[0].strip()
         with self._audited(call):
-            descriptor = await self._push.put_manifest(
+            pushed = await self._push.put_manifest(
                 call.routed,
                 call.request.tag_or_digest,
                 media_type,
                 body,
                 may_move_tags=call.authorized.may_move_tags,
             )
-            call.made = descriptor.digest
-        return _created(call, "manifests", descriptor)
+            call.made = pushed.descriptor.digest
+        created = _created(call, "manifests", pushed.descriptor)
+        if pushed.subject is None:
+            return created
+        return created._replace(headers={**created.headers, "OCI-Subject": str(pushed.subject)})
 
     async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
         with self._audited(call):

@@ -6,27 +6,25 @@ interrupted begins again, and passes over the tags that are there.
 
 import asyncio
 import functools
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from registry_proxy.operations.contents import unless_absent
 from registry_proxy.ports.errors import UpstreamUnavailableError
-from registry_proxy.protocol.descriptor import OCI_INDEX, Descriptor, Manifest, parse_manifest
+from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.patterns import compile_repository_pattern, compile_text_pattern
 from registry_proxy.protocol.reference import (
     Digest,
     Repository,
     Tag,
-    digest_of,
     fallback_tags,
     is_repository,
-    parse_digest,
     parse_repository,
 )
+from registry_proxy.protocol.referrers import Referrer, index_of, merge_referrers, parse_referrers
 from registry_proxy.replica.client import HttpReplicaClient
 from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.tasks import end, spawn
@@ -249,23 +247,19 @@ class _Copy:
                 await self._put_tag(tag, descriptor.digest)
         referrers = await _patiently(lambda: self._from.fetch_referrers(self._source, digest))
         for referrer in referrers or ():
-            await self._copy_manifest(parse_digest(referrer["digest"]))
+            await self._copy_manifest(referrer.digest)
         if referrers and await _patiently(lambda: self._to.fetch_referrers(self._target, digest)) is None:
             await self._merge_fallback(tags[0], referrers)
 
-    async def _merge_fallback(self, tag: Tag, referrers: list[dict[str, Any]]) -> None:
+    async def _merge_fallback(self, tag: Tag, referrers: list[Referrer]) -> None:
         """List referrers under the tag that is read where there is no referrers API (spec, "Referrers Tag Schema")."""
         there = await unless_absent(_patiently(lambda: self._to.resolve_tag(self._target, tag)))
-        entries: list[dict[str, Any]] = []
+        known: list[Referrer] = []
         if there is not None:
             body = (await self._to.fetch_manifest(self._target, there.digest)).body
-            entries = list(json.loads(body).get("manifests") or [])
-        known = {entry["digest"] for entry in entries}
-        entries += [entry for entry in referrers if entry["digest"] not in known]
-        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-        body = json.dumps(index, separators=(",", ":")).encode()
-        manifest = Manifest(Descriptor(OCI_INDEX, digest_of(body), len(body)), body)
-        await _patiently(lambda: self._to.put_manifest(self._target, tag, manifest))
+            known = parse_referrers(body, skips_malformed=True)
+        index = index_of(merge_referrers(known, referrers))
+        await _patiently(lambda: self._to.put_manifest(self._target, tag, index))
 
 
 async def _patiently(work: Callable[[], Awaitable[_T]]) -> _T:

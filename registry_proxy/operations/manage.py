@@ -1,9 +1,12 @@
 """Content management: deleting manifests and blobs (spec, "Content Management")."""
 
 from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.referrers import Referrers
 from registry_proxy.ports.content import Memberships
 from registry_proxy.ports.deletions import Deletions
+from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.tasks import run_to_end
 
@@ -11,10 +14,13 @@ from registry_proxy.tasks import run_to_end
 class Manage:
     """The verbs of deleting. Once begun, a delete goes on when the caller is cancelled."""
 
-    def __init__(self, *, memberships: Memberships, holdings: Holdings, deletions: Deletions) -> None:
+    def __init__(
+        self, *, memberships: Memberships, holdings: Holdings, deletions: Deletions, referrers: Referrers
+    ) -> None:
         self._memberships = memberships
         self._holdings = holdings
         self._deletions = deletions
+        self._referrers = referrers
 
     async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Digest:
         """Delete a manifest by digest, with every tag on it, or a tag alone (spec end-9); return the digest.
@@ -42,13 +48,22 @@ class Manage:
 
     async def _delete_manifest(self, routed: RoutedRepository, digest: Digest) -> Digest:
         await self._holdings.require(routed, ContentKind.MANIFEST, digest)
+        subject = await self._find_subject(routed, digest)
         async with self._deletions.lease(routed, digest):
             is_known = self._memberships.find(routed, ContentKind.MANIFEST, digest) is not None
             await self._deletions.delete_manifest(routed, digest, is_known=is_known)
             self._memberships.end(routed, ContentKind.MANIFEST, digest)
             self._memberships.forget_tags_of(routed, digest)
             await self._holdings.note_delete(routed, ContentKind.MANIFEST, digest)
-            return digest
+        if subject is not None:
+            await self._referrers.note_delete(routed, subject, digest)
+        return digest
+
+    async def _find_subject(self, routed: RoutedRepository, digest: Digest) -> Digest | None:
+        try:
+            return await self._referrers.find_subject(routed, digest)
+        except (RegistryError, UpstreamUnavailableError):
+            return None  # a manifest that cannot be read can be deleted all the same
 
     async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
         await self._holdings.require(routed, ContentKind.BLOB, digest)

@@ -6,12 +6,14 @@ to the replicas follow it, and nothing is committed anywhere before the digest h
 
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
+from registry_proxy.operations.manifests import ManifestWriter
+from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.refused_pushes import (
-    content_unknown,
     digest_invalid,
     no_space,
     out_of_order,
@@ -20,13 +22,12 @@ from registry_proxy.operations.refused_pushes import (
 )
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import CacheUnavailableError
-from registry_proxy.ports.manifests import ManifestReplicas
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.uploads import BlobReplicas, Spool, SpoolFile, Uploader, UploadSession, UploadSessions
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Tag, digest_of
+from registry_proxy.protocol.reference import Digest, Tag, digest_of, is_referrers_tag
 from registry_proxy.tasks import run_to_end
 
 _EMPTY_SHA256 = digest_of(b"").hex
@@ -39,6 +40,14 @@ class UploadAnswer:
     session_id: str
     state: str
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushedManifest:
+    """An acknowledged manifest; ``subject`` is what it refers to."""
+
+    descriptor: Descriptor
+    subject: Digest | None
 
 
 class Push:
@@ -56,7 +65,8 @@ class Push:
         holdings: Holdings,
         sessions: UploadSessions,
         blobs: BlobReplicas,
-        manifests: ManifestReplicas,
+        writer: ManifestWriter,
+        referrers: Referrers,
     ) -> None:
         self._spool = spool
         self._cache = cache
@@ -64,7 +74,8 @@ class Push:
         self._holdings = holdings
         self._sessions = sessions
         self._blobs = blobs
-        self._manifests = manifests
+        self._writer = writer
+        self._referrers = referrers
 
     async def start_upload(self, routed: RoutedRepository, uploader: Uploader) -> UploadAnswer:
         """Start an upload (spec end-4a): 403 for a read-only upstream, 503 without a quorum, at once."""
@@ -190,8 +201,10 @@ class Push:
         body: bytes,
         *,
         may_move_tags: bool,
-    ) -> Descriptor:
+    ) -> PushedManifest:
         """Take a manifest (spec end-7); it is whole at a quorum, or the caller hears an error.
+
+        One with a subject is among the subject's referrers when this returns.
 
         Once begun it goes on when the caller is cancelled.
 
@@ -199,7 +212,7 @@ class Push:
             RegistryError: MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN; DENIED (403) when the tag exists
                 and ``may_move_tags`` is False, or the upstream is read-only; UNAVAILABLE.
         """
-        self._manifests.check_writable(routed.upstream)
+        self._writer.check_writable(routed.upstream)
         links = parse_manifest(body, media_type)
         if isinstance(tag_or_digest, Digest):
             digest, tag = tag_or_digest, None
@@ -358,7 +371,7 @@ class Push:
         try:
             missing = await self._blobs.commit(routed, descriptor, file, locations)
             if missing:
-                self._pin(digest)
+                self._writer.pin(digest)
             await self._keep(file, digest, must=bool(missing))
         except BaseException:
             file.discard()
@@ -372,12 +385,6 @@ class Push:
         self._memberships.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor
 
-    def _pin(self, digest: Digest) -> None:
-        try:
-            self._spool.pin(digest)
-        except CacheUnavailableError as error:
-            raise no_space(error) from error
-
     @staticmethod
     async def _keep(file: SpoolFile, digest: Digest, *, must: bool) -> None:
         """Make the upload a cache entry; a full disk is an error only where a replica still needs our copy."""
@@ -387,15 +394,6 @@ class Push:
             if must:
                 raise no_space(error) from error
             file.discard()
-
-    async def _keep_manifest(self, manifest: Manifest, *, must: bool) -> None:
-        """Do the same with a manifest: the lease that is held keeps a repair from unpinning it before it is there."""
-        digest = manifest.descriptor.digest
-        if must:
-            self._pin(digest)
-        await self._cache.store(digest, manifest.body)
-        if must and not is_committed(self._cache, digest):
-            raise no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
 
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         if not await self._holdings.may_mount(source, digest):
@@ -407,7 +405,7 @@ class Push:
             return None
         descriptor, missing = mounted
         if missing:
-            self._pin(digest)
+            self._writer.pin(digest)
             if not is_committed(self._cache, digest):
                 return None
         return await self._recorded(routed, descriptor, missing)
@@ -420,17 +418,15 @@ class Push:
         links: ManifestLinks,
         *,
         may_move_tags: bool,
-    ) -> Descriptor:
-        descriptor = manifest.descriptor
-        if lacking := await self._holdings.find_lacking(routed, links):
-            raise content_unknown(lacking)
-        async with self._manifests.lease(routed, descriptor.digest, tag):
-            written = await self._manifests.put(routed, tag, manifest, links, may_move=may_move_tags)
-            await self._keep_manifest(manifest, must=bool(written.missing))
-            self._memberships.remember(routed, ContentKind.MANIFEST, descriptor)
-            if tag is not None:
-                self._memberships.move_tag(routed, tag, descriptor, recorded=written.revision)
-        return descriptor
+    ) -> PushedManifest:
+        async with AsyncExitStack() as stack:
+            if tag is not None and is_referrers_tag(tag):
+                await stack.enter_async_context(self._referrers.replacing(routed, tag, manifest))
+            await self._writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags)
+        subject = None if links.manifest_subject is None else links.manifest_subject.digest
+        if subject is not None:
+            await self._referrers.note_push(routed, subject, manifest)
+        return PushedManifest(manifest.descriptor, subject)
 
 
 async def _write(file: SpoolFile, body: AsyncIterator[bytes], expected: int | None) -> None:

@@ -25,6 +25,9 @@ class ManifestReplicas(Protocol):
     def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AbstractAsyncContextManager[None]:
         """Serialise the writes of a digest and of a tag over all workers and nodes."""
 
+    def referrers_lease(self, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
+        """Serialise those who read an index of referrers, and write it with another entry, over all nodes."""
+
     async def put(
         self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
     ) -> WrittenManifest:

@@ -11,6 +11,22 @@ from registry_proxy.ports.journal import Pause
 from registry_proxy.ports.names import ContentKind
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.reference import Digest, Repository, Tag
+from registry_proxy.protocol.referrers import Referrer
+
+
+@dataclass(frozen=True, slots=True)
+class HeldReferrers:
+    """The referrers of a manifest that an upstream holds.
+
+    ``listed`` are the entries that its referrers API gives, ``tagged`` those under the fallback tag. ``tags`` are the
+    digests that this tag is at the replicas, None where it does not exist. ``needs_tag`` tells whether some replica
+    has no such API, or is not known to have one.
+    """
+
+    listed: Sequence[Referrer]
+    tagged: Sequence[Referrer]
+    tags: frozenset[Digest | None]
+    needs_tag: bool
 
 
 class RegistryReader(Protocol):
@@ -33,6 +49,13 @@ class RegistryReader(Protocol):
 
     async def list_repositories(self) -> list[Repository]:
         """Return all repositories, sorted."""
+
+
+class UpstreamReader(RegistryReader, Protocol):
+    """Reading from all replicas of an upstream."""
+
+    async def list_referrers(self, repository: Repository, digest: Digest) -> HeldReferrers:
+        """Return what every replica holds; UpstreamUnavailableError where the list might lack something."""
 
 
 class RegistryWriter(Protocol):

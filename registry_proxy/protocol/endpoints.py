@@ -139,11 +139,19 @@ class CommitUploadRequest(UploadRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRequest(RegistryRequest):
-    """A request for a page of a list; ``page_size`` is clamped to 1000, ``digest`` the one that referrers refer to."""
+    """A request for a page of a list; ``page_size`` is clamped to 1000."""
 
     page_size: int | None = None
     last: str | None = None
-    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferrersRequest(ListRequest):
+    """A request for a page of the manifests that refer to ``digest``; ``artifact_type`` leaves out all others."""
+
+    repository: Repository
+    digest: Digest
+    artifact_type: str | None = None
 
 
 def _parse_query(raw_query: str) -> dict[str, str]:
@@ -258,7 +266,8 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
     if operation is Operation.LIST_TAGS:
         return ListRequest(**common, **_parse_page(query))
     if operation is Operation.LIST_REFERRERS:
-        return ListRequest(**common, digest=parse_digest(_decode_colon(slots["digest"])))
+        subject, artifact_type = parse_digest(_decode_colon(slots["digest"])), query.get("artifactType") or None
+        return ReferrersRequest(**common, **_parse_page(query), digest=subject, artifact_type=artifact_type)
     if "session" in slots:
         return _parse_upload(common, slots["session"], query)
     if "digest" in slots:

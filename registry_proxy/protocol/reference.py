@@ -16,6 +16,7 @@ _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
 _FALLBACK_TAG = re.compile(rf"sha256-[0-9a-f]{{64}}(?:{'|'.join(map(re.escape, _COSIGN_SUFFIXES))})?")
+_REFERRERS_TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64}")
 _HEX_LENGTHS = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -88,6 +89,11 @@ def fallback_tags(digest: Digest) -> list[Tag]:
 def is_fallback_tag(tag: Tag) -> bool:
     """Tell whether a tag lists referrers of a digest (spec, "Referrers Tag Schema"), or is what cosign makes of one."""
     return _FALLBACK_TAG.fullmatch(tag) is not None
+
+
+def is_referrers_tag(tag: Tag) -> bool:
+    """Tell whether a tag is one that the specification has for the referrers of a digest (its "Tag Schema")."""
+    return _REFERRERS_TAG.fullmatch(tag) is not None
 
 
 def parse_digest(text: str) -> Digest:

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, cast
+from typing import cast
 
 from registry_proxy.ports.content import ByteStream
 from registry_proxy.ports.errors import UpstreamLimitError
@@ -32,6 +32,7 @@ from registry_proxy.protocol.reference import (
     is_repository,
     is_tag,
 )
+from registry_proxy.protocol.referrers import Referrer
 from registry_proxy.protocol.scope import CATALOG, Action, format_scope, repository_access
 from registry_proxy.replica.answers import Answers, names_another, not_found, stated_digest
 from registry_proxy.replica.failure import (
@@ -333,8 +334,8 @@ class HttpReplicaClient:
             ) from error
         return await merged([(cast("set[Repository]", names), _is_listed)])
 
-    async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]] | None:
-        """Return the descriptors of what refers to a manifest (spec, "Listing Referrers"); None without that API."""
+    async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[Referrer] | None:
+        """Return the entries of what refers to a manifest (spec, "Listing Referrers"); None without that API."""
         request = Request(
             method="GET",
             target=self._transport.target(f"/v2/{repository}/referrers/{digest}"),

@@ -8,11 +8,12 @@ import re
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.link import parse_next
-from registry_proxy.protocol.reference import REPOSITORY_MAX_LENGTH, parse_digest
+from registry_proxy.protocol.reference import REPOSITORY_MAX_LENGTH
+from registry_proxy.protocol.referrers import Referrer, parse_referrers
 from registry_proxy.replica.failure import BadUpstreamError, has_errors
 from registry_proxy.replica.long_lists import LongLists
 from registry_proxy.replica.transport import Request, Transport
@@ -25,6 +26,9 @@ _IDLE_PAGES_MAX = 100
 
 _LIST_SECONDS = 600.0
 """Time for a whole list, which a repair may need; clients wait for less (``failover.LIST_SECONDS``)."""
+
+_REFERRERS_MAX_BYTES = 16 * 1024 * 1024
+"""An index is parsed at one go, during which nothing else happens."""
 
 _ON_THE_LOOP_MAX_BYTES = 256 * 1024
 _ON_THE_LOOP_MAX_NAMES = 5_000
@@ -76,8 +80,8 @@ async def list_names(
     return names
 
 
-async def list_referrers(transport: Transport, lists: LongLists, request: Request) -> list[dict[str, Any]] | None:
-    """Return the descriptors of an index of referrers, over all its pages; None where the registry has no such API.
+async def list_referrers(transport: Transport, lists: LongLists, request: Request) -> list[Referrer] | None:
+    """Return the entries of an index of referrers, over all its pages; None where the registry has no such API.
 
     Args:
         transport: to the registry.
@@ -88,7 +92,8 @@ async def list_referrers(transport: Transport, lists: LongLists, request: Reques
         RegistryError: a 502 when what it says cannot be understood.
         ReplicaFailedError: it did not answer.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Referrer] = []
+    size_bytes = 0
     async with aclosing(_pages(transport, lists, request)) as pages:
         async for status, body in pages:
             if status in {400, 404, 405}:
@@ -96,12 +101,11 @@ async def list_referrers(transport: Transport, lists: LongLists, request: Reques
             if status != 200:
                 raise BadUpstreamError(transport.name, f"it answers {status} where referrers were asked for")
             try:
-                found += [
-                    {**entry, "digest": str(parse_digest(entry["digest"]))} for entry in json.loads(body)["manifests"]
-                ]
-            except (ValueError, KeyError, TypeError, RecursionError, RegistryError) as error:
+                found += parse_referrers(body)
+            except ValueError as error:
                 raise BadUpstreamError(transport.name, "its referrers are no index") from error
-            if len(found) > _NAMES_MAX:
+            size_bytes += len(body)
+            if size_bytes > _REFERRERS_MAX_BYTES:
                 raise _endless(transport.name)
     return found
 

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 
+from registry_proxy.ports.content import ByteStream
+from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.metrics import UpstreamOutcome
 from registry_proxy.replica.failure import ReplicaFailedError, translated
 from registry_proxy.replica.sessions import Deadline
@@ -68,3 +70,30 @@ class BlobStream:
     async def aclose(self) -> None:
         if not self._response.content.is_eof():
             self._response.close()
+
+
+class ReportedStream:
+    """A ``ByteStream`` that tells its failures."""
+
+    def __init__(self, stream: ByteStream, failed: Callable[[UpstreamUnavailableError], None]) -> None:
+        self._stream = stream
+        self._failed = failed
+
+    @property
+    def offset(self) -> int:
+        return self._stream.offset
+
+    @property
+    def size_bytes(self) -> int | None:
+        return self._stream.size_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except UpstreamUnavailableError as error:
+            self._failed(error)
+            raise
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -98,7 +98,7 @@ def configured_names(replica_set: ReplicaSet) -> Sequence[str]:
 
 
 class ManifestReplication:
-    """Manifests to all replicas of an upstream: what ``operations.push`` asks of them.
+    """Manifests to all replicas of an upstream: what ``operations.manifests`` asks of them.
 
     Args:
         replica_sets: the replicas by upstream.
@@ -135,6 +135,10 @@ class ManifestReplication:
         """Serialise the writes of a digest and of a tag over all workers and nodes."""
         async with write_lease(self._store, routed, digest, tag):
             yield
+
+    def referrers_lease(self, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
+        """Serialise those who read an index of referrers, and write it with another entry, over all nodes."""
+        return self._store.lease(f"{routed}:{tag} as a list")
 
     async def put(
         self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool

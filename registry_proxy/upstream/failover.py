@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from registry_proxy.ports.content import ByteStream
 from registry_proxy.ports.errors import (
@@ -16,16 +16,18 @@ from registry_proxy.ports.errors import (
 )
 from registry_proxy.ports.journal import Marks, MarkSource
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.replicas import ReplicaState, StorageKind
+from registry_proxy.ports.replicas import HeldReferrers, ReplicaState, StorageKind
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag
+from registry_proxy.protocol.reference import Digest, Repository, Tag, fallback_tags
 from registry_proxy.replica.client import HttpReplicaClient
 from registry_proxy.replica.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, WrongBytesError
 from registry_proxy.replica.listing import merged
+from registry_proxy.replica.streams import ReportedStream
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.patience import Patience
 from registry_proxy.upstream.question import Question, Round
+from registry_proxy.upstream.referrers import ask_referrers, merge_replicas
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
 from registry_proxy.upstream.sharing import SharedFetch
@@ -45,35 +47,8 @@ _LISTINGS_MAX = 8
 _DOUBTFUL_OUTCOMES = frozenset({"5xx", "timeout", "cut", "stall", "mismatch"})
 
 
-class _ReportedStream:
-    """A ``ByteStream`` that tells its failures."""
-
-    def __init__(self, stream: ByteStream, failed: Callable[[UpstreamUnavailableError], None]) -> None:
-        self._stream = stream
-        self._failed = failed
-
-    @property
-    def offset(self) -> int:
-        return self._stream.offset
-
-    @property
-    def size_bytes(self) -> int | None:
-        return self._stream.size_bytes
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._stream:
-                yield chunk
-        except UpstreamUnavailableError as error:
-            self._failed(error)
-            raise
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
 class FailoverReader:
-    """A ``RegistryReader`` over all replicas of an upstream.
+    """An ``UpstreamReader`` over all replicas of an upstream.
 
     Besides RegistryError (404 when certain; 502 when every replica answers wrongly or refuses us) its methods raise
     AbsenceUnknownError and UpstreamUnavailableError, which name each replica and its reason, and UpstreamLimitError.
@@ -99,7 +74,8 @@ class FailoverReader:
         self._proves_absent = proves_absent
         self._listings = asyncio.Semaphore(_LISTINGS_MAX)
         self._repositories: SharedFetch[list[Repository]] = SharedFetch(CATALOG_SECONDS)
-        self._tag_lists: dict[Repository, SharedFetch[list[Tag]]] = {}
+        self._lists: dict[Question, SharedFetch[Any]] = {}
+        self._have_referrers: dict[str, bool] = {}  # by replica, as far as it was asked
 
     # ------------------------------------------------------------ RegistryReader
 
@@ -130,7 +106,7 @@ class FailoverReader:
 
             name, stream = await self._ask(question, ask)
             try:
-                yield _ReportedStream(stream, lambda error: self._failed(name, question, error))
+                yield ReportedStream(stream, lambda error: self._failed(name, question, error))
             except WrongContentError as error:
                 error.sender = f"{self._replicas.upstream}/{name}"
                 if error.is_proven:
@@ -156,12 +132,33 @@ class FailoverReader:
             heard = {name: tags for name, tags in lists.items() if name in current} or lists
             return await merged([(tags, partial(is_current_at, name)) for name, tags in heard.items()])
 
-        shared = self._tag_lists.setdefault(repository, SharedFetch(fresh_max_seconds=0))
-        try:
-            return await shared.get(None, lambda: self._patience.repeat(question, attempt))
-        finally:
-            if not shared.callers:
-                self._tag_lists.pop(repository, None)
+        return await self._share(question, attempt)
+
+    async def list_referrers(self, repository: Repository, digest: Digest) -> HeldReferrers:
+        """Return what all replicas hold; of one that cannot be asked, as much must be known as for a fallback tag."""
+        tag = fallback_tags(digest)[0]
+        question = Question(self._routed(repository), ErrorCode.MANIFEST_UNKNOWN, tag=tag)
+
+        async def attempt() -> HeldReferrers:
+            marks = await self._marks.marks(of_all_nodes=True)
+            turn = self._round(question, marks)
+            answers = await self._ask_all(
+                turn, lambda client: self._in_time(client, ask_referrers(client, repository, digest, tag))
+            )
+            current = {one.name for one in turn.standings if one.is_current}
+            self._check_whole(turn, answers, current)
+            self._have_referrers |= {name: answer.listed is not None for name, answer in answers.items()}
+            silent = {one.name for one in turn.standings if not one.is_exempt} - answers.keys()
+            heard = {name: answer for name, answer in answers.items() if name in current} or answers
+            is_tagged = any(answer.tag is not None for answer in heard.values())
+            if silent and not is_tagged and not await self._hold_no_more(question.routed, tag, silent):
+                raise self._cannot_answer(turn, self._problems(turn))
+            needs_tag = not all(self._have_referrers.get(name) for name in self._replicas.health())
+            return merge_replicas(
+                heard, lambda name, entry: marks.has_tombstone(name, question.routed, entry), needs_tag=needs_tag
+            )
+
+        return await self._share(question, attempt)
 
     async def list_repositories(self) -> list[Repository]:
         """Return all. A list that took long stands for some seconds, unless any node has acknowledged a push since."""
@@ -177,6 +174,21 @@ class FailoverReader:
 
         version = (await self._marks.marks(of_all_nodes=True), self._replicas.changes)
         return await self._repositories.get(version, lambda: self._patience.repeat(question, attempt))
+
+    async def _share(self, question: Question, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Return a list that was begun to be read after this call; whoever asks meanwhile is given the same."""
+        shared: SharedFetch[_T] = self._lists.setdefault(question, SharedFetch(fresh_max_seconds=0))
+        try:
+            return await shared.get(None, lambda: self._patience.repeat(question, attempt))
+        finally:
+            if not shared.callers:
+                self._lists.pop(question, None)
+
+    async def _hold_no_more(self, routed: RoutedRepository, tag: Tag, silent: Collection[str]) -> bool:
+        """Tell whether replicas that cannot be asked hold nothing that those which answered lack."""
+        if self._replicas.read_only or self._replicas.storage is StorageKind.SHARED:
+            return True
+        return self._proves_absent is not None and await self._proves_absent(routed, tag, silent)
 
     async def _in_time(self, client: HttpReplicaClient, listing: Awaitable[_T]) -> _T:
         """Await a list of a replica for as long as a client may wait for it. Raises BadUpstreamError."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from registry_proxy.ports.journal import MarkSource
 from registry_proxy.ports.metrics import Observer
-from registry_proxy.ports.replicas import RegistryReader
+from registry_proxy.ports.replicas import RegistryReader, UpstreamReader
 from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.separation import Remembered
@@ -20,7 +20,7 @@ class Upstreams:
     """The open upstreams, by name: their replicas, readers for clients, and readers that wait for no replica."""
 
     replicas: Mapping[str, UpstreamReplicas]
-    readers: Mapping[str, RegistryReader]
+    readers: Mapping[str, UpstreamReader]
     impatient_readers: Mapping[str, RegistryReader]
 
 
@@ -48,7 +48,7 @@ async def open_upstreams(
         OSError, ssl.SSLError: a ``ca_file`` cannot be used.
     """
     replicas: dict[str, UpstreamReplicas] = {}
-    readers: dict[str, RegistryReader] = {}
+    readers: dict[str, UpstreamReader] = {}
     impatient_readers: dict[str, RegistryReader] = {}
     async with contextlib.AsyncExitStack() as stack:
         for config in configs:

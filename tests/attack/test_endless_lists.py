@@ -104,7 +104,7 @@ async def test_a_list_ends_with_its_callers() -> None:
                 caller.cancel()
             await asyncio.gather(*callers, return_exceptions=True)
             await stays_quiet(malice, "tags/list")
-            assert not reader._tag_lists
+            assert not reader._lists
 
 
 def test_a_client_that_leaves_ends_its_list(start_proxy: StartProxy, tmp_path: Path) -> None:

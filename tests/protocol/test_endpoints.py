@@ -89,7 +89,11 @@ TABLE: list[tuple[str, str, str, Operation, dict[str, Any]]] = [
     ("GET", "/tags/list", "n=1000000000", Operation.LIST_TAGS, {"page_size": 1000}),
     ("DELETE", "/manifests/latest", "", Operation.DELETE_MANIFEST, {"tag_or_digest": "latest"}),
     ("DELETE", f"/blobs/{DIGEST}", "", Operation.DELETE_BLOB, {"digest": parse_digest(DIGEST)}),
-    ("GET", f"/referrers/{DIGEST}", "artifactType=a%2Fb", Operation.LIST_REFERRERS, {"digest": parse_digest(DIGEST)}),
+    ("GET", f"/referrers/{DIGEST}", "", Operation.LIST_REFERRERS, {"digest": parse_digest(DIGEST)}),
+    ("GET", f"/referrers/{quote(OTHER, safe='')}", "artifactType=a%2Fb", Operation.LIST_REFERRERS,
+     {"digest": parse_digest(OTHER), "artifact_type": "a/b"}),
+    ("GET", f"/referrers/{DIGEST}", f"artifactType=&n=5&last={DIGEST}", Operation.LIST_REFERRERS,
+     {"digest": parse_digest(DIGEST), "page_size": 5, "last": DIGEST}),
 ]  # fmt: skip
 
 

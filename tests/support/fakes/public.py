@@ -34,7 +34,8 @@ from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.operations.discover import Discover
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
-from registry_proxy.operations.push import Push, UploadAnswer
+from registry_proxy.operations.push import Push, PushedManifest, UploadAnswer
+from registry_proxy.operations.referrers import Referrers, ReferrersPage
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -43,6 +44,7 @@ from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.protocol.referrers import Referrer, index_of
 from registry_proxy.protocol.scope import Action, parse_scopes
 from tests.support.fakes.listeners import any_connections
 from tests.support.fakes.memory import (
@@ -128,6 +130,7 @@ class FakePush:
     sessions: dict[str, str] = field(default_factory=dict)
     mounted: Descriptor | None = None
     lacking: set[Digest] = field(default_factory=set)
+    manifest_subject: Digest | None = None
     error: Exception | None = None
 
     async def _read(self, body: AsyncIterator[bytes]) -> bytes:
@@ -217,10 +220,32 @@ class FakePush:
         body: bytes,
         *,
         may_move_tags: bool,
-    ) -> Descriptor:
+    ) -> PushedManifest:
         self.calls.append(("manifest", str(routed), str(tag_or_digest), media_type, may_move_tags))
         self.bodies.append(body)
-        return Descriptor(media_type, digest_of(body), len(body))
+        return PushedManifest(Descriptor(media_type, digest_of(body), len(body)), self.manifest_subject)
+
+
+@dataclass
+class FakeReferrers:
+    """A ``Referrers`` that answers with an index of what it was asked; ``last`` is where its next part begins."""
+
+    last: str | None = None
+    error: Exception | None = None
+
+    async def list_page(
+        self,
+        routed: RoutedRepository,
+        subject: Digest,
+        artifact_type: str | None,
+        *,
+        last: str | None = None,
+        page_size: int | None = None,
+    ) -> ReferrersPage:
+        if self.error is not None:
+            raise self.error
+        fields = {"asked": [str(routed), str(subject), artifact_type, last, page_size]}
+        return ReferrersPage(index_of([Referrer(subject, fields)]), self.last)
 
 
 @dataclass
@@ -292,6 +317,7 @@ class PublicBench:
     observer: RecordingObserver = field(default_factory=RecordingObserver)
     audit: MemoryAudit = field(default_factory=MemoryAudit)
     push: FakePush = field(default_factory=FakePush)
+    referrers: FakeReferrers = field(default_factory=FakeReferrers)
     manage: FakeManage = field(default_factory=FakeManage)
     port: int = 0
 
@@ -321,6 +347,7 @@ class PublicBench:
             pull=pull,
             push=cast(Push, self.push),
             discover=Discover(readers=readers, router=OneUpstream()),
+            referrers=cast(Referrers, self.referrers),
             manage=cast(Manage, self.manage),
             router=OneUpstream(),
             control=cast(AccessControl, self.control),

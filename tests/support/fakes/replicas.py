@@ -9,17 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from registry_proxy.operations.contents import has, links_of
 from registry_proxy.operations.manage import Manage
+from registry_proxy.operations.manifests import ManifestWriter
+from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.operations.referrers import Referrers
+from registry_proxy.operations.tags import TagRules
+from registry_proxy.ports.content import BlobCache, ByteStream, Memberships
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
+from registry_proxy.ports.replicas import HeldReferrers, ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Table
 from registry_proxy.ports.uploads import Spool, Uploader
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of, fallback_tags
+from registry_proxy.protocol.referrers import Referrer, describe_referrer
 from registry_proxy.replication.deletions import DeletionReplication
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import ManifestReplication
@@ -29,6 +35,7 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
+from registry_proxy.upstream.referrers import ask_referrers, merge_replicas
 from tests.support.fakes.memory import (
     MemoryCache,
     MemoryMemberships,
@@ -48,8 +55,9 @@ _T = TypeVar("_T")
 class MemoryReplica(MemoryReader):
     """One replica: refuses manifests whose blobs it lacks, ``refuses_with`` the code of docker-registry or another.
 
-    With ``is_sparse`` it takes an index whose children it lacks. ``errors`` are raised by the methods they are named
-    after, ``gates`` hold them until set, ``cut_after`` makes every upload die after that many bytes.
+    ``has_referrers`` gives it the referrers API. With ``is_sparse`` it takes an index whose children it lacks.
+    ``errors`` are raised by the methods they are named after, ``gates`` hold them until set, ``cut_after`` makes every
+    upload die after that many bytes.
     """
 
     name: str = "a"
@@ -59,6 +67,7 @@ class MemoryReplica(MemoryReader):
     cut_after: int | None = None
     refuses_with: ErrorCode = ErrorCode.MANIFEST_BLOB_UNKNOWN
     is_sparse: bool = False
+    has_referrers: bool = False
     received: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def _begin(self, method: str, repository: str, what: object = "") -> None:
@@ -67,6 +76,14 @@ class MemoryReplica(MemoryReader):
             await self.gates[method].wait()
         if method in self.errors:
             raise self.errors[method]
+
+    async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[Referrer] | None:
+        await self._begin("fetch_referrers", repository, digest)
+        if not self.has_referrers:
+            return None
+        held = [manifest for (name, _), manifest in self.manifests.items() if name == repository]
+        subjects = [(manifest, links_of(manifest).manifest_subject) for manifest in held]
+        return [describe_referrer(manifest) for manifest, of in subjects if of is not None and of.digest == digest]
 
     async def start_upload(self, repository: Repository) -> str:
         await self._begin("start_upload", repository)
@@ -338,6 +355,7 @@ class Pushing:
     store: SqliteStore | RedisStore
     changes: StoreWatch
     uploads: UploadReplication
+    referrers: Referrers
 
     async def upload(self, content: bytes, *, routed: RoutedRepository = ROUTED) -> Descriptor:
         """Push a blob as docker does: POST, one PATCH, PUT."""
@@ -350,7 +368,7 @@ class Pushing:
     async def put(self, tag: str | Digest, manifest: bytes, media_type: str, *, may_move: bool = True) -> Descriptor:
         """PUT a manifest into ``ROUTED``."""
         slot = tag if isinstance(tag, Digest) else Tag(tag)
-        return await self.push.put_manifest(ROUTED, slot, media_type, manifest, may_move_tags=may_move)
+        return (await self.push.put_manifest(ROUTED, slot, media_type, manifest, may_move_tags=may_move)).descriptor
 
     async def intents(self) -> dict[str, list[str]]:
         """Return the open intents: what misses each key."""
@@ -375,6 +393,20 @@ async def pushing(
         )
         reader = replicas.replicas[0]
         holdings = holdings_of(reader, memberships, cache, replicas.separation)
+        readers = {replicas.upstream: _Replicas(replicas, journal)}
+        writer = ManifestWriter(
+            replicas=manifests, holdings=holdings, cache=cache, memberships=memberships, spool=spool
+        )
+        pull = Pull(
+            readers=readers,
+            impatient_readers=readers,
+            cache=cache,
+            memberships=memberships,
+            holdings=holdings,
+            observer=RecordingObserver(),
+            tag_rules={replicas.upstream: TagRules(0, frozenset())},
+        )
+        referrers = Referrers(readers=readers, pull=pull, writer=writer)
         push = Push(
             spool=spool,
             cache=cache,
@@ -382,22 +414,23 @@ async def pushing(
             holdings=holdings,
             sessions=SignedSessions(store, changes.losses),
             blobs=uploads,
-            manifests=manifests,
+            writer=writer,
+            referrers=referrers,
         )
-        readers = {replicas.upstream: _Replicas(replicas, journal)}
         deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal)
         yield Pushing(
             push,
-            Manage(memberships=memberships, holdings=holdings, deletions=deletions),
+            Manage(memberships=memberships, holdings=holdings, deletions=deletions, referrers=referrers),
             journal,
             store,
             changes,
             uploads,
+            referrers,
         )
 
 
 class _Replicas(MemoryReader):
-    """A ``RegistryReader`` over all replicas: what any of them has, and a 404 only when none is away."""
+    """An ``UpstreamReader`` over all replicas: what any of them has, and a 404 only when none is away."""
 
     def __init__(self, replicas: ReplicaSet, journal: Journal) -> None:
         super().__init__()
@@ -413,6 +446,25 @@ class _Replicas(MemoryReader):
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         return await self._first(self._replica_set.replicas, lambda client: client.stat_blob(repository, digest))
+
+    @asynccontextmanager
+    async def _open_blob(self, repository: Repository, digest: Digest, offset: int) -> AsyncIterator[ByteStream]:
+        holders = [one for one in self._replica_set.replicas if await has(one.stat_blob(repository, digest))]
+        async with holders[0].open_blob(repository, digest, offset) as stream:
+            yield stream
+
+    async def list_referrers(self, repository: Repository, digest: Digest) -> HeldReferrers:
+        """Ask all, or raise as for a tag where one is down."""
+        tag, answers = fallback_tags(digest)[0], {}
+        marks, routed = await self._journal.current.marks(), RoutedRepository(self._replica_set.upstream, repository)
+        for client in self._replica_set.replicas:
+            assert isinstance(client, MemoryReplica)
+            if not self._replica_set.is_writable(client.name):
+                raise AbsenceUnknownError(f"{client.name} is down")
+            if not marks.misses_tag(client.name, routed, tag):
+                answers[client.name] = await ask_referrers(client, repository, digest, tag)
+        needs_tag = any(answer.listed is None for answer in answers.values())
+        return merge_replicas(answers, lambda name, one: marks.has_tombstone(name, routed, one), needs_tag=needs_tag)
 
     async def _first(self, clients: Sequence[ReplicaClient], question: Callable[[ReplicaClient], Awaitable[_T]]) -> _T:
         unknown: RegistryError | None = None

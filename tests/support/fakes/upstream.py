@@ -11,7 +11,7 @@ from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.replica.client import HttpReplicaClient
 from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
-from registry_proxy.upstream.failover import FailoverReader
+from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
 from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
 
@@ -105,12 +105,17 @@ async def open_replicas(
 
 @asynccontextmanager
 async def open_reader(
-    urls: Sequence[str], *, marks: ToldMarks | None = None, patience_seconds: float = 0, **options: Any
+    urls: Sequence[str],
+    *,
+    marks: ToldMarks | None = None,
+    patience_seconds: float = 0,
+    proves_absent: ProvesAbsent | None = None,
+    **options: Any,
 ) -> AsyncIterator[FailoverReader]:
     """Open a reader over replicas started as by ``open_replicas``."""
     told = marks or ToldMarks()
     async with open_replicas(urls, marks=told, **options) as replicas:
-        yield FailoverReader(replicas, told, patience_seconds)
+        yield FailoverReader(replicas, told, patience_seconds, proves_absent)
 
 
 async def read_all(stream: Any) -> bytes:

@@ -1,0 +1,89 @@
+"""Writing manifests: at a quorum of replicas, in the cache, and known to the repository from then on."""
+
+from contextlib import AbstractAsyncContextManager
+
+from registry_proxy.operations.contents import is_committed
+from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.refused_pushes import content_unknown, no_space
+from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.manifests import ManifestReplicas
+from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.uploads import Spool
+from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
+from registry_proxy.protocol.reference import Digest, Tag
+
+
+class ManifestWriter:
+    """Writes manifests and tags, whoever has them written.
+
+    Args:
+        replicas: writes to the replicas.
+        holdings: tells what a manifest may name.
+        cache: keeps manifests.
+        memberships: notes which repository holds them.
+        spool: keeps what a replica misses.
+    """
+
+    def __init__(
+        self,
+        *,
+        replicas: ManifestReplicas,
+        holdings: Holdings,
+        cache: BlobCache,
+        memberships: Memberships,
+        spool: Spool,
+    ) -> None:
+        self._replicas = replicas
+        self._holdings = holdings
+        self._cache = cache
+        self._memberships = memberships
+        self._spool = spool
+
+    def check_writable(self, upstream: str) -> None:
+        """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
+        self._replicas.check_writable(upstream)
+
+    def referrers_lease(self, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
+        """Exclude others who change the index under a fallback tag; taken before the leases of ``write``."""
+        return self._replicas.referrers_lease(routed, tag)
+
+    async def write(
+        self,
+        routed: RoutedRepository,
+        tag: Tag | None,
+        manifest: Manifest,
+        links: ManifestLinks,
+        *,
+        may_move_tags: bool,
+    ) -> None:
+        """Write a manifest, and its tag when given.
+
+        Raises:
+            RegistryError: MANIFEST_BLOB_UNKNOWN, DENIED, what the replicas answer, UNAVAILABLE without a quorum.
+        """
+        if lacking := await self._holdings.find_lacking(routed, links):
+            raise content_unknown(lacking)
+        descriptor = manifest.descriptor
+        async with self._replicas.lease(routed, descriptor.digest, tag):
+            written = await self._replicas.put(routed, tag, manifest, links, may_move=may_move_tags)
+            await self._keep(manifest, must=bool(written.missing))
+            self._memberships.remember(routed, ContentKind.MANIFEST, descriptor)
+            if tag is not None:
+                self._memberships.move_tag(routed, tag, descriptor, recorded=written.revision)
+
+    def pin(self, digest: Digest) -> None:
+        """Keep a content until all replicas have it. Raises UNAVAILABLE where the disk cannot."""
+        try:
+            self._spool.pin(digest)
+        except CacheUnavailableError as error:
+            raise no_space(error) from error
+
+    async def _keep(self, manifest: Manifest, *, must: bool) -> None:
+        """Have a manifest in the cache: the lease that is held keeps a repair from unpinning it before it is there."""
+        digest = manifest.descriptor.digest
+        if must:
+            self.pin(digest)
+        await self._cache.store(digest, manifest.body)
+        if must and not is_committed(self._cache, digest):
+            raise no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))
