@@ -36,9 +36,7 @@ from registry_proxy.node.drain import drain
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.discover import Discover
-from registry_proxy.operations.holdings import Holdings
 from registry_proxy.operations.manage import Manage
-from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
 from registry_proxy.operations.referrers import Referrers
@@ -201,7 +199,8 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             observer=observer,
         )
         rates = {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}
-        writes, repair = Writes(tools), RepairDuty(rates, tools, inspection)
+        writes = Writes(tools)
+        repair = RepairDuty(rates, tools, inspection, writes.fallback_tags)
         yield _Node(changes, access, directory, cache, records, upstreams, writes, repair, router)
 
 
@@ -209,41 +208,26 @@ def _public_app(
     settings: Settings, node: _Node, observer: Observer, trail: AuditTrail, access_log: AccessLog
 ) -> tuple[PublicApp, Pull]:
     access, cache, upstreams, writes = node.access, node.cache, node.upstreams, node.writes
-    holdings = Holdings(
-        readers=upstreams.readers,
-        separations={name: each.separation for name, each in upstreams.replicas.items()},
-        memberships=cache.memberships,
-        cache=cache.disk,
-        recorded=node.records.manifests,
-        pushed=writes.pushed,
-    )
     pull = Pull(
         readers=upstreams.readers,
         impatient_readers=upstreams.impatient_readers,
         cache=cache.disk,
         memberships=cache.memberships,
-        holdings=holdings,
+        holdings=writes.holdings,
         observer=observer,
         tag_rules=configured.tag_rules(settings),
         # With SQLite there is one node, whose workers share what they know of tags.
         records=RecordedTags(node.records.tag, node.repair.tags.find, is_shared=settings.sqlite_path is None),
     )
-    writer = ManifestWriter(
-        replicas=writes.manifests,
-        holdings=holdings,
-        cache=cache.disk,
-        memberships=cache.memberships,
-        spool=cache.spool,
-    )
-    referrers = Referrers(readers=upstreams.readers, pull=pull, writer=writer)
+    referrers = Referrers(pull=pull, tags=writes.fallback_tags)
     push = Push(
         spool=cache.spool,
         cache=cache.disk,
         memberships=cache.memberships,
-        holdings=holdings,
+        holdings=writes.holdings,
         sessions=writes.sessions,
         blobs=writes.uploads,
-        writer=writer,
+        writer=writes.manifests,
         referrers=referrers,
     )
     app = PublicApp(
@@ -252,7 +236,7 @@ def _public_app(
         discover=Discover(readers=upstreams.readers, router=node.router),
         referrers=referrers,
         manage=Manage(
-            memberships=cache.memberships, holdings=holdings, deletions=writes.deletions, referrers=referrers
+            memberships=cache.memberships, holdings=writes.holdings, deletions=writes.deletions, referrers=referrers
         ),
         router=node.router,
         control=access.control,

@@ -6,12 +6,12 @@ answered with OCI-Subject; so it is kept current here, for us, and for whoever a
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from registry_proxy.operations.contents import has, links_of, unless_absent
-from registry_proxy.operations.manifests import ManifestWriter
+from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.warm import fill_whole
 from registry_proxy.ports.errors import (
@@ -21,7 +21,6 @@ from registry_proxy.ports.errors import (
     UpstreamUnavailableError,
 )
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.replicas import HeldReferrers, UpstreamReader
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, fallback_tags, parse_digest
@@ -51,21 +50,13 @@ class Referrers:
     """The list of what refers to a manifest.
 
     Args:
-        readers: by upstream.
         pull: reads the manifests that a repository holds.
-        writer: writes the index under a fallback tag.
+        tags: keeps the indexes under fallback tags.
     """
 
-    def __init__(
-        self,
-        *,
-        readers: Mapping[str, UpstreamReader],
-        pull: Pull,
-        writer: ManifestWriter,
-    ) -> None:
-        self._readers = readers
+    def __init__(self, *, pull: Pull, tags: FallbackTags) -> None:
         self._pull = pull
-        self._writer = writer
+        self._tags = tags
 
     async def list_page(
         self,
@@ -89,7 +80,7 @@ class Referrers:
             RegistryError: a 502 where a registry answers wrongly.
             UpstreamUnavailableError: the list might lack something.
         """
-        held = await self._held(routed, subject)
+        held = await self._tags.held(routed, subject)
         listed = {entry.digest for entry in held.listed}
         tagged = await self._existing(routed, [entry for entry in held.tagged if entry.digest not in listed])
         entries = merge_referrers(held.listed, tagged)
@@ -106,8 +97,8 @@ class Referrers:
         Raises as a push of a manifest.
         """
         tag = fallback_tags(subject)[0]
-        async with self._writer.referrers_lease(routed, tag):
-            held = await self._held(routed, subject)
+        async with self._tags.lease(routed, tag):
+            held = await self._tags.held(routed, subject)
             if held.needs_tag:
                 await self._write(routed, tag, held.tags, [describe_referrer(manifest), *held.listed, *held.tagged])
 
@@ -124,8 +115,8 @@ class Referrers:
         """
         tag = fallback_tags(subject)[0]
         try:
-            async with self._writer.referrers_lease(routed, tag):
-                held = await self._held(routed, subject)
+            async with self._tags.lease(routed, tag):
+                held = await self._tags.held(routed, subject)
                 if held.needs_tag and any(entry.digest == digest for entry in held.tagged):
                     left = [entry for entry in (*held.listed, *held.tagged) if entry.digest != digest]
                     await self._write(routed, tag, held.tags, left)
@@ -138,12 +129,12 @@ class Referrers:
 
         Older clients read the index, add to it and push it: without this the last of several at once would win.
         """
-        async with self._writer.referrers_lease(routed, tag):
+        async with self._tags.lease(routed, tag):
             subject = parse_digest(tag.replace("-", ":", 1)) if tag.startswith("sha256-") else None
             held = None
             if subject is not None:
                 try:
-                    held = await self._held(routed, subject)
+                    held = await self._tags.held(routed, subject)
                 except UpstreamUnavailableError:
                     _log.info("%s: not compared with what the tag %s was", routed, tag)
             yield
@@ -164,7 +155,7 @@ class Referrers:
     ) -> None:
         """Put an index under a fallback tag; ``tags`` is what this is at the replicas now."""
         try:
-            await self._put(routed, tag, tags, entries)
+            await self._tags.write(routed, tag, tags, entries)
         except RegistryError as error:
             if error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
                 raise
@@ -173,7 +164,7 @@ class Referrers:
             existing = await self._existing(routed, entries)
             for entry in existing:
                 await self._bring(routed, entry.digest)
-            await self._put(routed, tag, tags, existing)
+            await self._tags.write(routed, tag, tags, existing)
 
     async def _bring(self, routed: RoutedRepository, digest: Digest) -> None:
         """Have a manifest and its blobs in the cache; as far as it takes them."""
@@ -181,17 +172,7 @@ class Referrers:
             with suppress(CacheUnavailableError, FillFailedError):
                 await fill_whole(self._pull, routed, blob.digest)
 
-    async def _put(
-        self, routed: RoutedRepository, tag: Tag, tags: Collection[Digest | None], entries: Iterable[Referrer]
-    ) -> None:
-        index = index_of(merge_referrers(entries))
-        if set(tags) != {index.descriptor.digest}:
-            await self._writer.write(routed, tag, index, links_of(index), may_move_tags=True)
-
     # ------------------------------------------------------------ reading
-
-    def _held(self, routed: RoutedRepository, subject: Digest) -> Awaitable[HeldReferrers]:
-        return self._readers[routed.upstream].list_referrers(routed.repository, subject)
 
     async def _existing(self, routed: RoutedRepository, entries: Iterable[Referrer]) -> list[Referrer]:
         """Return the entries of manifests that exist, those without a type as the specification derives them."""

@@ -1,11 +1,13 @@
 """Replicas made equal: repair, maintenance, and the comparison of replicas, as an administrator sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from registry_proxy.ports.journal import Exceptions, IntentKey, Pause
-from registry_proxy.protocol.reference import Digest
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.referrers import Referrer
 
 _NOTED_MAX = 1000
 
@@ -113,6 +115,14 @@ class Comparison:
             if failure.replica == replica or not failure.is_held:
                 return f"{failure.key} could not be asked of {failure.replica}: {failure.reason}"
         return "" if self.failed <= len(self.failures) else f"{self.failed} contents could not be asked for"
+
+
+class MergesReferrers(Protocol):
+    """Merges the unlike indexes of referrers that replicas have under a fallback tag."""
+
+    async def merge(
+        self, routed: RoutedRepository, tag: Tag, tags: Collection[Digest | None], entries: Iterable[Referrer]
+    ) -> None: ...
 
 
 class Verifies(Protocol):

@@ -91,6 +91,9 @@ class ReplicaClient(RegistryReader, RegistryWriter, Protocol):
     @property
     def name(self) -> str: ...
 
+    async def fetch_referrers(self, repository: Repository, digest: Digest) -> Sequence[Referrer] | None:
+        """Return the entries of what refers to a manifest (spec, "Listing Referrers"); None without that API."""
+
 
 class ReplicaState(StrEnum):
     """The label ``state`` of registry_proxy_replica_state."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 
 from registry_proxy.ports.names import ContentKind
+from registry_proxy.ports.repair import MergesReferrers
 from registry_proxy.repair.copies import Copies, Pace
 from registry_proxy.repair.fallback_tags import FallbackTagComparison
 from registry_proxy.repair.inspection import Inspection
@@ -24,9 +25,16 @@ class RepairDuty:
         bytes_per_second: the pace of repair, by upstream; 0 for no limit.
         tools: the collaborators.
         inspection: keeps the sentinels.
+        referrers: merges the unlike lists of referrers of several replicas.
     """
 
-    def __init__(self, bytes_per_second: Mapping[str, int], tools: ReplicaTools, inspection: Inspection) -> None:
+    def __init__(
+        self,
+        bytes_per_second: Mapping[str, int],
+        tools: ReplicaTools,
+        inspection: Inspection,
+        referrers: MergesReferrers,
+    ) -> None:
         options = tools.records.options
         store, journal = tools.records.store, tools.records.journal
         self._records = tools.records
@@ -34,7 +42,8 @@ class RepairDuty:
         self._replica_sets = replica_sets = tools.replica_sets
         self.tags = TagFindings(replica_sets=replica_sets, store=store, journal=journal, inspection=inspection)
         self.verifiers = {
-            name: Verifier(replica_set=each, store=store, journal=journal) for name, each in replica_sets.items()
+            name: Verifier(replica_set=each, store=store, journal=journal, referrers=referrers)
+            for name, each in replica_sets.items()
         }
         self.maintenances = {
             name: Maintenance(replica_set=each, store=store, journal=journal) for name, each in replica_sets.items()

@@ -6,8 +6,8 @@ these everything else follows. What was pushed past us without a tag cannot be f
 
 import time
 from asyncio import gather
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -16,12 +16,13 @@ from registry_proxy.operations.contents import ask, has, links_of, unless_absent
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
-from registry_proxy.ports.repair import Comparison, Difference, Failure
+from registry_proxy.ports.repair import Comparison, Difference, Failure, MergesReferrers
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
+from registry_proxy.protocol.reference import Digest, Repository, Tag, is_referrers_tag, parse_digest
+from registry_proxy.protocol.referrers import Referrer, parse_referrers
 from registry_proxy.repair.copies import is_nowhere
 from registry_proxy.repair.exceptions import Exceptions
 from registry_proxy.replication.journal import Journal
@@ -36,7 +37,8 @@ _T = TypeVar("_T")
 class _Walk:
     """The comparison of one repository; ``lost`` is what every replica said that it does not have.
 
-    ``revisions`` are those of its records as the walk began, by table and key.
+    ``revisions`` are those of its records as the walk began, by table and key. ``without_referrers`` are the replicas
+    that have no referrers API.
     """
 
     comparison: Comparison
@@ -44,6 +46,7 @@ class _Walk:
     prefer: str | None
     lost: set[IntentKey] = field(default_factory=set)
     revisions: dict[tuple[Table, str], int] = field(default_factory=dict)
+    without_referrers: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -61,13 +64,15 @@ class Verifier:
         replica_set: the replicas.
         store: what was pushed through us.
         journal: what is known to be missing already, and where the rest is entered.
+        referrers: merges what replicas list under a fallback tag: of two such lists neither is the right one.
     """
 
-    def __init__(self, *, replica_set: ReplicaSet, store: Store, journal: Journal) -> None:
+    def __init__(self, *, replica_set: ReplicaSet, store: Store, journal: Journal, referrers: MergesReferrers) -> None:
         self._replica_set = replica_set
         self._store = store
         self._journal = journal
         self._exceptions = Exceptions(store)
+        self._referrers = referrers
 
     def new(self) -> Comparison:
         """Return a comparison that has not begun."""
@@ -108,7 +113,11 @@ class Verifier:
                 if not mend and await self._was_written(walk, difference):
                     continue
                 comparison.note(difference)
-                if mend and difference.holders and only_at in {None, difference.replica}:
+                if not mend or only_at not in {None, difference.replica}:
+                    continue
+                if _is_list_of_referrers(difference):
+                    comparison.mended += await self._merge(walk, difference)
+                elif difference.holders:
                     comparison.mended += await self._enter(difference, is_chosen=prefer is not None)
             if failed == comparison.failed:
                 await self._recover(walk, marks)
@@ -246,6 +255,23 @@ class Verifier:
             if wanted is None or digest != wanted:
                 yield Difference(key, name, wanted, digest, "", holders)
 
+    async def _untagged(self, walk: _Walk, digest: Digest) -> Mapping[Digest, str]:
+        """Return what refers to a manifest by the referrers API of any replica, with media types: tags lead nowhere."""
+
+        async def listed(client: ReplicaClient) -> Sequence[Referrer]:
+            if client.name in walk.without_referrers:
+                return []
+            try:
+                entries = await client.fetch_referrers(walk.routed.repository, digest)
+            except RegistryError:  # a registry that refuses what it does not know keeps no replica from being compared
+                entries = None
+            if entries is None:
+                walk.without_referrers.add(client.name)
+            return entries or []
+
+        answers = await self._ask(walk, f"{walk.routed}@{digest} referrers", listed)
+        return {one.digest: str(one.fields["mediaType"]) for entries in answers.held.values() for one in entries}
+
     async def _compare_contents(
         self, walk: _Walk, marks: JournalMarks, digests: Mapping[Digest, str]
     ) -> AsyncIterator[Difference]:
@@ -258,12 +284,14 @@ class Verifier:
             key = IntentKey(walk.routed, IntentKind.MANIFEST, str(digest))
             answers = await self._ask(walk, str(key), partial(_fetch, repository=repository, digest=digest))
             manifest = next(iter(answers.held.values()), None)
+            found = dict(await self._untagged(walk, digest))
             if manifest is not None:
                 media_type = manifest.descriptor.media_type
                 links = links_of(manifest)
-                waiting |= {child.digest: child.media_type for child in links.manifests if child.digest not in seen}
-                seen.update(child.digest for child in links.manifests)
+                found |= {child.digest: child.media_type for child in links.manifests}
                 blobs.update(blob.digest for blob in links.blobs)
+            waiting |= {one: kind for one, kind in found.items() if one not in seen}
+            seen.update(found)
             walk.comparison.manifests += 1
             async for difference in self._lacking(walk, key, digest, media_type, answers, marks):
                 yield difference
@@ -343,6 +371,28 @@ class Verifier:
                     await choose(self._store, key, wanted)
             return await self._journal.miss(key, wanted, difference.media_type, difference.replica or "")
 
+    async def _merge(self, walk: _Walk, difference: Difference) -> bool:
+        """Have all replicas list under a fallback tag what each of them lists; return whether that was done."""
+        key, tag, repository = difference.key, Tag(difference.key.name), difference.key.routed.repository
+        tags: set[Digest | None] = set()
+        entries: list[Referrer] = []
+        try:
+            for client in self._replica_set.replicas:
+                found = await unless_absent(client.resolve_tag(repository, tag))
+                tags.add(None if found is None else found.digest)
+                if (
+                    found is None
+                    or (held := await unless_absent(client.fetch_manifest(repository, found.digest))) is None
+                ):
+                    continue
+                with suppress(ValueError):  # somebody gave this name to something else
+                    entries += parse_referrers(held.body, skips_malformed=True)
+            await self._referrers.merge(key.routed, tag, tags, entries)
+        except (RegistryError, UpstreamUnavailableError) as error:
+            walk.comparison.fail(Failure(str(key), difference.replica or "", str(error), is_held=True))
+            return False
+        return True
+
     def _lease(self, key: IntentKey, digest: Digest) -> AbstractAsyncContextManager[None]:
         tag = Tag(key.name) if key.kind is IntentKind.TAG else None
         return write_lease(self._store, key.routed, digest, tag)
@@ -366,6 +416,13 @@ class Verifier:
         intent = await self._journal.find(key)
         is_ours = record is None or record.value["digest"] == str(wanted)
         return (is_ours or intent is None) and (intent is None or intent.digest == wanted)
+
+
+def _is_list_of_referrers(difference: Difference) -> bool:
+    """Tell whether a replica has another list of referrers than others; a tag of sha512 does not name its subject."""
+    key = difference.key
+    is_list = key.kind is IntentKind.TAG and key.name.startswith("sha256-") and is_referrers_tag(Tag(key.name))
+    return is_list and difference.found is not None
 
 
 def _decide(recorded: Digest | None, held: Mapping[str, Digest | None], prefer: str | None) -> Digest | None:

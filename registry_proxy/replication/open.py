@@ -4,11 +4,14 @@ import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from registry_proxy.operations.fallback_tags import FallbackTags
+from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.replicas import RegistryReader, ReplicaSet
+from registry_proxy.ports.replicas import RegistryReader, ReplicaSet, UpstreamReader
 from registry_proxy.ports.store import Store, StoreChanges
 from registry_proxy.ports.tags import TagRecord
 from registry_proxy.ports.uploads import Spool
@@ -90,7 +93,7 @@ class ReplicaTools:
 
     records: Records
     replica_sets: Mapping[str, ReplicaSet]
-    readers: Mapping[str, RegistryReader]
+    readers: Mapping[str, UpstreamReader]
     impatient_readers: Mapping[str, RegistryReader]
     cache: BlobCache
     memberships: Memberships
@@ -99,15 +102,14 @@ class ReplicaTools:
 
 
 class Writes:
-    """The writes to replicas."""
+    """The writes to replicas, and what decides about them."""
 
     def __init__(self, tools: ReplicaTools) -> None:
         records, replica_sets, cache = tools.records, tools.replica_sets, tools.cache
         store, journal = records.store, records.journal
         self.sessions = SignedSessions(store, records.changes.losses)
-        self.pushed = PushedBlobs(store)
         self.uploads = UploadReplication(replica_sets=replica_sets, journal=journal, cache=cache, pins=tools.pins)
-        self.manifests = ManifestReplication(
+        manifests = ManifestReplication(
             replica_sets=replica_sets,
             store=store,
             journal=journal,
@@ -115,6 +117,18 @@ class Writes:
             memberships=tools.memberships,
             uploads=self.uploads,
         )
+        self.holdings = Holdings(
+            readers=tools.readers,
+            separations={name: each.separation for name, each in replica_sets.items()},
+            memberships=tools.memberships,
+            cache=cache,
+            recorded=records.manifests,
+            pushed=PushedBlobs(store),
+        )
+        self.manifests = ManifestWriter(
+            replicas=manifests, holdings=self.holdings, cache=cache, memberships=tools.memberships, spool=tools.pins
+        )
+        self.fallback_tags = FallbackTags(readers=tools.readers, writer=self.manifests)
         self.deletions = DeletionReplication(
             replica_sets=replica_sets, readers=tools.readers, store=store, journal=journal
         )

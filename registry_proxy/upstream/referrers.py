@@ -1,8 +1,7 @@
 """Referrers of a manifest at the replicas of an upstream: by their API, and under the tag that stands in for it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from registry_proxy.ports.replicas import HeldReferrers, ReplicaClient
 from registry_proxy.protocol.errors import RegistryError
@@ -10,22 +9,16 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.protocol.referrers import Referrer, merge_referrers, parse_referrers
 
 
-class ReferrersClient(ReplicaClient, Protocol):
-    """A replica that may have the referrers API."""
-
-    async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[Referrer] | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ReplicaReferrers:
     """The referrers that one replica holds; ``listed`` is None without their API, ``tag`` without a fallback tag."""
 
-    listed: list[Referrer] | None
+    listed: Sequence[Referrer] | None
     tag: Digest | None
     tagged: list[Referrer]
 
 
-async def ask_referrers(client: ReferrersClient, repository: Repository, digest: Digest, tag: Tag) -> ReplicaReferrers:
+async def ask_referrers(client: ReplicaClient, repository: Repository, digest: Digest, tag: Tag) -> ReplicaReferrers:
     """Ask a replica for what refers to a manifest.
 
     Args:

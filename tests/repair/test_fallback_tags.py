@@ -12,7 +12,6 @@ from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag
 from registry_proxy.repair.fallback_tags import FallbackTagComparison
-from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.absence import AbsenceProof, forget_comparison
 from registry_proxy.replication.journal import Journal
 from registry_proxy.tasks import end, spawn
@@ -47,7 +46,7 @@ class Desk:
 def desk_over(setting: Bench) -> Desk:
     """Return a new comparison and proof, as of a process that has just started."""
     store, journal = setting.under_test.store, setting.under_test.journal
-    verifier = Verifier(replica_set=setting.replicas, store=store, journal=journal)
+    verifier = setting.verifier()
     comparison = FallbackTagComparison(replica_set=setting.replicas, store=store, journal=journal, verifier=verifier)
     return Desk(setting, comparison, AbsenceProof(store, setting.under_test.changes, journal))
 

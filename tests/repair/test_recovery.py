@@ -23,7 +23,7 @@ def recovery(setting: Bench) -> Recovery:
     def known(upstream: str) -> list[tuple[Repository, Digest]]:
         return list(setting.memberships.contents_of(upstream, ContentKind.MANIFEST))
 
-    verifier = Verifier(replica_set=setting.replicas, store=store, journal=journal)
+    verifier = setting.verifier()
     return Recovery(
         replica_set=setting.replicas,
         store=store,
@@ -110,9 +110,7 @@ async def test_what_a_node_adds_after_the_comparison_is_compared_too(setting: Be
     assert not same(setting)
     await under_test.remember()
     # As after the first comparison of ``recover``, which then waits for the repair.
-    verifier = Verifier(
-        replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
-    )
+    verifier = setting.verifier()
     await verifier.compare(verifier.new(), mend=True)
     assert await Workshop(setting).repair()
     assert same(setting)

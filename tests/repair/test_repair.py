@@ -50,9 +50,7 @@ class Workshop:
             store=setting.under_test.store,
             journal=setting.under_test.journal,
             copies=copies,
-            verifier=Verifier(
-                replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
-            ),
+            verifier=setting.verifier(),
             pins=setting.spool,
             observer=self.observer,
         )

@@ -1,6 +1,7 @@
 """Comparing replicas without the journal, and what is entered into it."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,10 @@ from registry_proxy.ports.journal import IntentKind
 from registry_proxy.ports.repair import Comparison, Difference
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
-from registry_proxy.protocol.descriptor import Descriptor
-from registry_proxy.protocol.reference import Repository, Tag
-from registry_proxy.repair.verify import Verifier
+from registry_proxy.protocol.descriptor import OCI_MANIFEST, Descriptor
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of, fallback_tags
+from registry_proxy.protocol.referrers import describe_referrer, index_of, parse_referrers
 from registry_proxy.tasks import spawn
 from tests.repair.test_repair import Workshop, push, same
 from tests.support.fakes.images import Parts, image, index
@@ -26,9 +28,7 @@ async def compare(
     setting: Bench, *, mend: bool = False, prefer: str | None = None, only_at: str | None = None
 ) -> Comparison:
     """Compare the two replicas."""
-    verifier = Verifier(
-        replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
-    )
+    verifier = setting.verifier()
     comparison = verifier.new()
     await verifier.compare(comparison, mend=mend, prefer=prefer, only_at=only_at)
     assert comparison.is_done
@@ -166,9 +166,7 @@ async def test_what_is_lost_is_told(setting: Bench) -> None:
 async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest on record that a client deletes while it is compared is absent everywhere, and rightly so."""
     gone = await push(setting, image(b"1"), "latest")
-    verifier = Verifier(
-        replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
-    )
+    verifier = setting.verifier()
     fetch = verifier._tags
 
     async def delete_first(*arguments: Any) -> Mapping[Tag, Any]:
@@ -197,9 +195,7 @@ async def test_a_push_between_finding_and_entering_wins(setting: Bench, monkeypa
     """What was found of a tag is not entered when a push has moved it since."""
     old = put_past(setting.a, image(b"old"), "latest")
     new = image(b"new")
-    verifier = Verifier(
-        replica_set=setting.replicas, store=setting.under_test.store, journal=setting.under_test.journal
-    )
+    verifier = setting.verifier()
     enter = verifier._enter
 
     async def push_first(difference: Difference, *, is_chosen: bool) -> bool:
@@ -277,3 +273,85 @@ async def test_members_are_noted_once_and_leave_with_the_configuration(setting: 
     await store.commit([Change(Table.META, "members/main", {"names": ["others"]})])
     await journal.roster.note()
     assert not (await journal.current.snapshot()).is_newcomer("main", "a")
+
+
+SUBJECT = digest_of(b"subject")
+LIST = fallback_tags(SUBJECT)[0]
+
+
+def referrer(about: str) -> Parts:
+    """Return an artifact that refers to the subject."""
+    config = about.encode()
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.example", "digest": str(digest_of(config)), "size": len(config)},
+        "layers": [],
+        "subject": {"mediaType": OCI_MANIFEST, "digest": str(SUBJECT), "size": 7},
+    }
+    return Parts(json.dumps(document).encode(), (config,))
+
+
+def list_past(replica: MemoryReplica, *artifacts: Parts) -> None:
+    """Put artifacts into one replica past us, and an index of them under the fallback tag."""
+    entries = []
+    for parts in artifacts:
+        put_past(replica, parts)
+        entries.append(describe_referrer(replica.manifests[REPOSITORY, parts.digest]))
+    index = index_of(entries)
+    replica.manifests[REPOSITORY, index.descriptor.digest] = index
+    replica.tags[REPOSITORY, LIST] = index.descriptor.digest
+
+
+def listed(replica: MemoryReplica) -> set[Digest]:
+    """Return what a replica lists under the fallback tag."""
+    return {one.digest for one in parse_referrers(replica.manifests[REPOSITORY, replica.tags[REPOSITORY, LIST]].body)}
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+async def test_unlike_lists_of_referrers_are_merged(setting: Bench, *, is_recorded: bool) -> None:
+    """Neither list is the right one, also where one was made through us: afterwards both replicas have all of both."""
+    ours, theirs, shared = referrer("ours"), referrer("theirs"), referrer("shared")
+    for replica in (setting.a, setting.b):
+        put_past(replica, shared)
+    put_past(setting.a, theirs)
+    if is_recorded:
+        await push(setting, ours)
+        list_past(setting.b, shared, theirs)
+    else:
+        list_past(setting.a, shared, ours)
+        list_past(setting.b, shared, theirs)
+    before = await compare(setting)
+    assert before.differing > 0
+    assert listed(setting.a) != listed(setting.b)
+    comparison = await compare(setting, mend=True)
+    assert (comparison.error, comparison.failed) == ("", 0)
+    assert await Workshop(setting).repair()
+    assert listed(setting.a) == listed(setting.b) == {ours.digest, theirs.digest, shared.digest}
+    assert is_equal(await compare(setting))
+
+
+async def test_a_list_that_cannot_be_merged_is_left_as_it_is(setting: Bench) -> None:
+    """It is told, and no entry of it is written over."""
+    list_past(setting.a, referrer("ours"))
+    list_past(setting.b, referrer("theirs"))
+    for replica in (setting.a, setting.b):
+        replica.errors["put_manifest"] = RegistryError(ErrorCode.DENIED, "no", status=403)
+    comparison = await compare(setting, mend=True)
+    assert comparison.failed > 0
+    assert (listed(setting.a), listed(setting.b)) == ({referrer("ours").digest}, {referrer("theirs").digest})
+
+
+async def test_referrers_that_no_tag_leads_to_are_compared(setting: Bench) -> None:
+    """What one replica lists by its referrers API alone, pushed past us, is brought to the other one."""
+    setting.a.has_referrers = setting.b.has_referrers = True
+    await push(setting, image(b"1"), "latest")
+    subject = setting.a.tags[REPOSITORY, LATEST]
+    artifact = referrer("past us")
+    manifest = artifact.manifest.replace(str(SUBJECT).encode(), str(subject).encode())
+    past = put_past(setting.a, Parts(manifest, artifact.blobs))
+    comparison = await compare(setting, mend=True)
+    assert (IntentKind.MANIFEST, str(past.digest), "b") in found(comparison)
+    assert await Workshop(setting).repair()
+    assert same(setting)
+    assert is_equal(await compare(setting))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from registry_proxy.operations.contents import has, links_of
+from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.operations.pull import Pull
@@ -26,6 +27,7 @@ from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manif
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of, fallback_tags
 from registry_proxy.protocol.referrers import Referrer, describe_referrer
+from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.deletions import DeletionReplication
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import ManifestReplication
@@ -356,6 +358,7 @@ class Pushing:
     changes: StoreWatch
     uploads: UploadReplication
     referrers: Referrers
+    tags: FallbackTags
 
     async def upload(self, content: bytes, *, routed: RoutedRepository = ROUTED) -> Descriptor:
         """Push a blob as docker does: POST, one PATCH, PUT."""
@@ -406,7 +409,8 @@ async def pushing(
             observer=RecordingObserver(),
             tag_rules={replicas.upstream: TagRules(0, frozenset())},
         )
-        referrers = Referrers(readers=readers, pull=pull, writer=writer)
+        tags = FallbackTags(readers=readers, writer=writer)
+        referrers = Referrers(pull=pull, tags=tags)
         push = Push(
             spool=spool,
             cache=cache,
@@ -426,6 +430,7 @@ async def pushing(
             changes,
             uploads,
             referrers,
+            tags,
         )
 
 
@@ -496,6 +501,11 @@ class Bench:
     memberships: MemoryMemberships
     spool: MemorySpool
     under_test: Pushing
+
+    def verifier(self) -> Verifier:
+        """Return what compares the replicas."""
+        pushing = self.under_test
+        return Verifier(replica_set=self.replicas, store=pushing.store, journal=pushing.journal, referrers=pushing.tags)
 
 
 @asynccontextmanager
