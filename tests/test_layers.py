@@ -61,6 +61,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "edge": "aiohttp multidict",
         "http": "aiohttp multidict",
         "node": "uvloop",
+        "offline": "aiofiles",
+        "replication": "aiofiles",
         "replica": "aiohttp cachetools yarl",
         "store": "redis",
         "telemetry": "prometheus_client pythonjsonlogger",

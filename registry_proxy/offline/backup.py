@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import aiofiles
+
 from registry_proxy.files import atomic
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.store import Change, Record, Store, Table
@@ -76,7 +78,7 @@ async def backup_store(url: str, path: str, *, replaces: bool) -> Backup:
 
 async def restore_store(url: str, page_path: str, path: str, *, moves: bool, replaces: bool) -> tuple[Backup, int]:
     """Restore a file; return it and how many records were written. Raises as ``read_file`` and ``restore``."""
-    backup = read_file(path)
+    backup = await read_file(path)
     async with open_store(url, page_path) as (store, _):
         return backup, await restore(store, backup, moves=moves, replaces=replaces)
 
@@ -132,7 +134,7 @@ def _documents(backup: Backup) -> Sequence[Mapping[str, Any]]:
     ]
 
 
-def read_file(path: str) -> Backup:
+async def read_file(path: str) -> Backup:
     """Read a backup and check all of it; ``-`` is standard input.
 
     Raises:
@@ -142,8 +144,8 @@ def read_file(path: str) -> Backup:
     if path == STANDARD_STREAM:
         lines = sys.stdin.buffer.readlines()
     else:
-        with open(path, "rb") as file:
-            lines = file.readlines()
+        async with aiofiles.open(path, "rb") as file:
+            lines = await file.readlines()
     try:
         header = json.loads(lines[0])
         if header["format"] != FORMAT:

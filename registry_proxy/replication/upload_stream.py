@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+
+import aiofiles
 
 from registry_proxy.ports.errors import CacheUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
@@ -15,28 +16,9 @@ from registry_proxy.replication.fanout import GRACE_SECONDS, Lane, cancel_all, l
 from registry_proxy.tasks import spawn
 
 _PIECE_BYTES = 1024 * 1024
-_INLINE_BYTES = 256 * 1024
 _CANCEL_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-async def read_at(fd: int, offset: int, end: int) -> bytes:
-    """Return the next piece of a file.
-
-    Bytes just behind the writer lie in the page cache and are read at once; a reader that lags waits in a thread.
-
-    Raises:
-        OSError: the file is shorter than ``end``.
-    """
-    size_bytes = end - offset
-    if size_bytes <= _INLINE_BYTES:
-        piece = os.pread(fd, size_bytes, offset)
-    else:
-        piece = await asyncio.to_thread(os.pread, fd, min(size_bytes, _PIECE_BYTES), offset)
-    if not piece:
-        raise OSError(f"a file ends before {end} bytes")
-    return piece
 
 
 async def follow(reader: SpoolReader, offset: int) -> AsyncIterator[bytes]:
@@ -47,12 +29,23 @@ async def follow(reader: SpoolReader, offset: int) -> AsyncIterator[bytes]:
 
 
 async def read_range(fd: int, size_bytes: int) -> AsyncIterator[bytes]:
-    """Give the first ``size_bytes`` bytes of a file."""
-    offset = 0
-    while offset < size_bytes:
-        piece = await read_at(fd, offset, size_bytes)
-        offset += len(piece)
-        yield piece
+    """Give the first bytes of a file, each piece read in a thread.
+
+    Args:
+        fd: of the file, with a position that nobody else uses meanwhile.
+        size_bytes: how many.
+
+    Raises:
+        OSError: the file is shorter, or cannot be read.
+    """
+    async with aiofiles.open(fd, "rb", buffering=0, closefd=False) as file:
+        await file.seek(0)
+        while size_bytes > 0:
+            piece = await file.read(min(size_bytes, _PIECE_BYTES))
+            if not piece:
+                raise OSError(f"a file ends {size_bytes} bytes early")
+            size_bytes -= len(piece)
+            yield piece
 
 
 class ReplicaStream:

@@ -119,7 +119,7 @@ async def test_a_file_is_whole_or_refused(tmp_path: Path) -> None:
     made = Backup(1.5, {Table.USERS: {"ann": {"admin": True}, "bob": {}}, Table.GRANTS: {"1": {"actions": ["pull"]}}})
     write_file(made, str(path), replaces=False)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    read = read_file(str(path))
+    read = await read_file(str(path))
     assert (read.count, read.made_at, read.contents[Table.USERS]["ann"]) == (3, 1.5, {"admin": True})
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -129,7 +129,7 @@ async def test_a_file_is_whole_or_refused(tmp_path: Path) -> None:
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(BackupError):
-            read_file(str(path))
+            await read_file(str(path))
 
 
 def test_a_backup_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_backup_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert json.loads(before.splitlines()[0])["version"] == 1
 
 
-def test_a_backup_goes_over_a_file_only_when_told_so(tmp_path: Path) -> None:
+async def test_a_backup_goes_over_a_file_only_when_told_so(tmp_path: Path) -> None:
     """What is there stays without --replace; what cannot be written is named as it was asked for."""
     path = tmp_path / "backup"
     path.write_text("of yesterday")
@@ -153,7 +153,7 @@ def test_a_backup_goes_over_a_file_only_when_told_so(tmp_path: Path) -> None:
         write_file(made, str(path), replaces=False)
     assert path.read_text() == "of yesterday"
     write_file(made, str(path), replaces=True)
-    assert read_file(str(path)).count == 1
+    assert (await read_file(str(path))).count == 1
     nowhere = tmp_path / "no such directory" / "backup"
     for wrong in (nowhere, tmp_path):
         with pytest.raises(BackupError) as caught:
