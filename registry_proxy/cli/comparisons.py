@@ -5,12 +5,11 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, counted, print_json, print_note, print_table, progress_bars
 
 _POLL_SECONDS = 0.5
 _STUCK_SECONDS = 15.0
@@ -92,7 +91,7 @@ def upstream_names(admin: AdminClient, upstream: str | None) -> list[str]:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return progress_bars(*columns)
 
 
 def compare_replicas(admin: AdminClient, name: str, body: dict[str, Any]) -> dict[str, Any]:

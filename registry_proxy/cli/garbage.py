@@ -12,7 +12,7 @@ import typer
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.comparisons import ABLE, compare_replicas, fail_for, follow_repairs
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, print_note, print_result
 from registry_proxy.cli.pauses import ResumedError, resume, wait_for, wait_until_quiet
 
 _UP_SECONDS = 120.0
@@ -46,11 +46,8 @@ def collect_garbage(
         chosen = _choose(admin, upstream, replica)
         _make_equal(admin, upstream)
         done = [_collect(admin, upstream, one, run, as_json=as_json) for one in chosen]
-        if as_json:
-            print_json(done)
-        else:
-            collected = counted(len(done), "replica", f"of {upstream} collected")
-            print_note(f"{collected}; all replicas hold the same.")
+        collected = counted(len(done), "replica", f"of {upstream} collected")
+        print_result(done, f"{collected}; all replicas hold the same.", as_json=as_json)
 
 
 def _choose(admin: AdminClient, upstream: str, replica: str | None) -> list[dict[str, Any]]:

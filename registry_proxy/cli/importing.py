@@ -2,19 +2,17 @@
 
 import asyncio
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, admin_url, find_credentials, read_password
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note, progress_bars
 from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
 
 if TYPE_CHECKING:
@@ -103,7 +101,7 @@ def _run(source: "RegistryAccess", target: "RegistryAccess", selection: "Selecti
     from registry_proxy.offline.importer import ImportFailedError, import_images  # noqa: PLC0415 - as above
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bars(*columns) as progress:
         bar = progress.add_task("Images", total=None)
 
         def show(outcome: "Outcome") -> None:

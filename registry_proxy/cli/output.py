@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -176,3 +177,8 @@ def print_result(document: Any, note: str, *, as_json: bool) -> None:
 def spinner(text: str) -> AbstractContextManager[object]:
     """Show a person that a command waits; nothing into a pipe or file."""
     return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()
+
+
+def progress_bars(*columns: ProgressColumn) -> Progress:
+    """Return bars that show a person how far a command is; nothing into a pipe or file."""
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())

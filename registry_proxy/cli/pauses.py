@@ -8,7 +8,7 @@ import typer
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_json, print_note
+from registry_proxy.cli.output import JsonOption, print_json, print_note, print_result
 
 _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 180.0
@@ -50,10 +50,8 @@ def resume_replica(
     """
     with admin_client() as admin:
         document = resume(admin, upstream, replica, force=force)
-        if as_json:
-            print_json(document)
-        else:
-            print_note(f"Replica {replica} of {upstream} is written to again. What it missed is being repaired.")
+        text = f"Replica {replica} of {upstream} is written to again. What it missed is being repaired."
+        print_result(document, text, as_json=as_json)
 
 
 class ResumedError(CommandError):

@@ -1,16 +1,14 @@
 """`registry-proxy cache warm`: bring images into the cache before anybody asks for them."""
 
-import sys
 import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note, progress_bars
 
 _POLL_SECONDS = 0.3
 
@@ -62,7 +60,7 @@ def _follow(admin: AdminClient, jobs: list[dict[str, Any]]) -> list[dict[str, An
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bars(*columns) as progress:
         bars = {job["id"]: progress.add_task(job["image"], total=None) for job in jobs}
         while True:
             jobs = [job if job["done"] else admin.call("GET", "cache", "warm", job["id"]).document for job in jobs]
