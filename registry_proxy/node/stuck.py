@@ -1,10 +1,11 @@
-"""Lets go of the clients of a worker whose loop hangs in a call to the disk of the cache, and ends it."""
+"""Lets go of the clients of a worker that hangs with the disk of the cache, and ends it."""
 
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 _LOOK_SECONDS = 1.0
@@ -20,12 +21,17 @@ class StuckLoop:
     well: the kernel may do that only when the disk answers again, but before anything goes on that clients have had
     done anew meanwhile. A push would come a second time, over newer ones.
 
+    So is a process whose loop lives, once others have taken its place: a request that it still has may wait for the
+    disk in a thread.
+
     Args:
         mark: the path of a file, in memory, that is there while the disk is silent; None where there is none.
+        is_replaced: tells whether other workers have taken over.
     """
 
-    def __init__(self, mark: str | None) -> None:
+    def __init__(self, mark: str | None, is_replaced: Callable[[], bool]) -> None:
         self._mark = mark
+        self._is_replaced = is_replaced
         self._has_beaten = True
 
     def beat(self) -> None:
@@ -41,7 +47,7 @@ class StuckLoop:
         silent_looks = 0
         while True:
             time.sleep(_LOOK_SECONDS)
-            silent_looks = 0 if self._has_beaten else silent_looks + 1
+            silent_looks = 0 if self._has_beaten and not self._is_replaced() else silent_looks + 1
             self._has_beaten = False
             if silent_looks >= _SILENT_LOOKS and os.path.exists(mark):
                 _cut_connections()

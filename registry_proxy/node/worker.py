@@ -157,7 +157,7 @@ async def _serve(
         ready=lambda: writer.write(b"ready\n"),
         reload=orders.reload,
     )
-    stuck = StuckLoop(order["mark"])
+    stuck = StuckLoop(order["mark"], lambda: ending.is_replaced)
     stuck.start()
     tasks = [spawn(_beat(writer, stuck), "heartbeat"), spawn(orders.obey(), "orders of the supervisor")]
     try:

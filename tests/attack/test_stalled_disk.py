@@ -100,6 +100,26 @@ def test_a_node_goes_on_without_the_disk_of_its_cache(
     assert user.pull(REPOSITORY, "new").blobs == new.blobs
 
 
+def test_a_push_that_waits_for_the_disk_is_let_go(
+    start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
+) -> None:
+    """Also where the loop of its worker lives, and only a thread hangs: its client may push again, and gets through."""
+    with mounted_by_program(tmp_path / "disk") as disk:
+        settings = {"workers": 1, "cache": {"path": str(disk.path / "cache"), "min_free": "0"}}
+        proxy = start_proxy([start_registry()], settings)
+        user = proxy.add_user("ann", pull_push=["team/**"])
+        user.timeout_seconds = LIMIT_SECONDS
+        image = make_image(random_bytes(20_000))
+        user.push(REPOSITORY, "1", image)
+        (worker,) = proxy.workers()
+        with disk.stalled():
+            with suppress(httpx.TransportError):
+                user.push_manifest(REPOSITORY, "2", image)
+            wait_until(lambda: is_stalled(proxy), "the node goes on", timeout_seconds=LIMIT_SECONDS)
+            assert user.push_manifest(REPOSITORY, "2", image).status_code == 201
+        wait_until(lambda: not worker.is_running(), "the worker has ended", timeout_seconds=LIMIT_SECONDS)
+
+
 def test_a_node_whose_store_hangs_too_says_so(
     start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""A worker whose loop hangs in a call to a disk that is silent."""
+"""A worker that hangs with the disk of its cache."""
 
 import subprocess
 import sys
@@ -6,29 +6,41 @@ from pathlib import Path
 
 import pytest
 
-_HANGS = """
-import os, sys
+_WORKER = """
+import sys, threading, types
 from registry_proxy.node import stuck
-stuck._LOOK_SECONDS = 0.05
-loop = stuck.StuckLoop(sys.argv[1])
+
+_, mark, state = sys.argv
+looks, goes_on = threading.Semaphore(0), threading.Semaphore(0)
+stuck.time = types.SimpleNamespace(sleep=lambda _: (looks.release(), goes_on.acquire()))
+loop = stuck.StuckLoop(mark, lambda: state == "is replaced")
 loop.start()
-print("hangs", flush=True)
-sys.stdin.read(1)  # as a call to the disk: nothing else runs, and it goes on when told to
-print("goes on", flush=True)
+for _ in range(6):
+    looks.acquire()
+    if state != "hangs":
+        loop.beat()
+    goes_on.release()
+looks.acquire()
+print("goes on")
 """
+"""The main thread stands for the loop. It hangs until it has been looked at often enough, and goes on then."""
 
 
-@pytest.mark.parametrize("is_silent", [True, False], ids=["disk is silent", "disk answers"])
-def test_it_ends_before_it_goes_on(tmp_path: Path, *, is_silent: bool) -> None:
-    """What it was doing may have been done again by others. A loop that hangs for another reason is left alone."""
+@pytest.mark.parametrize(
+    ("state", "is_silent", "ends"),
+    [
+        ("hangs", True, True),
+        ("is replaced", True, True),
+        ("lives", True, False),
+        ("hangs", False, False),
+        ("is replaced", False, False),
+    ],
+)
+def test_it_ends_before_it_goes_on(tmp_path: Path, state: str, *, is_silent: bool, ends: bool) -> None:
+    """What it was doing may have been done again by others. While the disk answers, it is left alone."""
     mark = tmp_path / "mark"
     if is_silent:
         mark.touch()
-    command = [sys.executable, "-c", _HANGS, str(mark)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "hangs\n"
-        if is_silent:
-            assert process.wait(30) == -9
-        output, _ = process.communicate("x")
-    assert output == ("" if is_silent else "goes on\n")
+    command = [sys.executable, "-c", _WORKER, str(mark), state]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == ((-9, "") if ends else (0, "goes on\n")), result.stderr
