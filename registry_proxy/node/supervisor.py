@@ -40,6 +40,7 @@ MAX_OLD_GENERATIONS = 4
 _PAUSE_AFTER_DNS_SECONDS = 10.0
 """Until DNS may cause the next reload: one that is refused is not tried again at once."""
 
+_LOOK_SECONDS = 1.0
 _MOVE_SECONDS = 10.0
 """Time for workers to get ready when the disk hangs or answers again, and until they are tried again."""
 
@@ -410,6 +411,8 @@ class Supervisor:
         while True:
             started, worker = loop.time(), generation.workers[slot]
             await asyncio.wait([worker.end])
+            while self._disk.is_silent and not generation.is_stand_in and not generation.over.is_set():
+                await first_of(_LOOK_SECONDS, generation.over.wait())  # it would hang too, and others take over
             if generation.over.is_set():
                 return
             lived = loop.time() - started

@@ -84,6 +84,7 @@ def test_a_node_goes_on_without_the_disk_of_its_cache(
             caller.start()
         wait_until(lambda: is_stalled(proxy), "the node goes on", timeout_seconds=LIMIT_SECONDS)
         assert proxy.metric("registry_proxy_cache_disk_stalled") == 1
+        assert "replaced in" not in proxy.log_text(), "a worker that would hang, too, was started"
         assert user.pull(REPOSITORY, "old").blobs == old.blobs
         new: Image = make_image(random_bytes(30_000))
         user.push(REPOSITORY, "new", new)

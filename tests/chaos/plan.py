@@ -58,6 +58,9 @@ HARMS_OF_SOME = {
 }
 """By the kind of a target; only where all others are well, for its data or its answers may be had nowhere else."""
 
+HARMS_TO_COMPARE = frozenset({Harm.OLDER, Harm.WIPE, Harm.SWAP, Harm.EMPTY})
+"""After these the replicas are compared before all is well."""
+
 _SECONDS = {
     Harm.KILL: (0.3, 4.0),
     Harm.SWAP: (0.3, 0.3),

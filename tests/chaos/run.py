@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import httpx
 from tests.chaos.cluster import PASSWORD, USER, Cluster
 from tests.chaos.docker import BrokenError, Docker, RefusedError
 from tests.chaos.history import History, Kind, Operation, Outcome, Window
-from tests.chaos.plan import HARMS_OF_ALL, REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
+from tests.chaos.plan import HARMS_OF_ALL, HARMS_TO_COMPARE, REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
 from tests.support.product import OCI_MANIFEST, digest_of
 from tests.support.servers import Server
 
@@ -39,6 +40,9 @@ FORGETTING_SECONDS = 2.0
 
 _COMING_BACK_SECONDS = 5.0
 """After which all replicas are known to be up again, or a user that was made again is known to all."""
+
+_REPAIRING_SECONDS, _COMPARING_SECONDS = 60.0, 180.0
+"""How long nothing may be repaired before all is well; a comparison asks for each content, and repairs nothing."""
 
 _GATEWAY_ERRORS = frozenset({502, 504})
 
@@ -94,8 +98,8 @@ class Run:
                 self._one_by_one()
             else:
                 self._overlapping()
-        ailments = self.cluster.wait_until_healed(mind_pending=self.repairs)
-        self.failures += [f"after the end, with nothing repaired for 60 s: {one}" for one in ailments]
+        ailments = self.cluster.wait_until_healed(_REPAIRING_SECONDS, mind_pending=self.repairs)
+        self.failures += [f"after the end, idle for {_REPAIRING_SECONDS:g} s: {one}" for one in ailments]
 
     # ------------------------------------------------------------ faults
 
@@ -117,10 +121,11 @@ class Run:
                 self.history.windows.append(
                     Window("nobody is answered", began, until, stops_writes=True, stops_reads=True)
                 )
-            ailments = self.cluster.wait_until_healed(mind_pending=self.repairs)
+            patience = _COMPARING_SECONDS if fault.harm in HARMS_TO_COMPARE else _REPAIRING_SECONDS
+            ailments = self.cluster.wait_until_healed(patience, mind_pending=self.repairs)
             self._note(fault, began)
             if ailments:
-                self.failures.append(f"not healed after {fault}, with nothing repaired for 60 s: {'; '.join(ailments)}")
+                self.failures.append(f"not healed after {fault}, idle for {patience:g} s: {'; '.join(ailments)}")
                 break
         time.sleep(max(0.0, self.seconds - self.now()))
 
@@ -325,6 +330,10 @@ class Run:
         pushes = sum(one.kind is Kind.PUSH for one in self.history.operations)
         return pushes, sum(not self.history.in_write_window(one) for one in self._failed_pushes())
 
+    def _made(self) -> Counter[str]:
+        """Return how often which server had which fault."""
+        return Counter(window.name.partition(" for ")[0] for window in self.history.windows)
+
     def report(self) -> str:
         """Return what a person needs to follow the run: seed, table, faults, and each violation with its story."""
         violations, failed = self.history.violations(), self._failed_pushes()
@@ -332,7 +341,8 @@ class Run:
         parts = [
             f"seed {self.seed}, {self.seconds:g} s, {self.clients} clients, {len(self.history.windows)} faults, "
             + ("each after the last has healed" if self.heals else "one over the other"),
-            f"kinds: {', '.join(sorted({*HARMS_OF_ALL, *self.further}))}",
+            f"possible: {', '.join(sorted({*HARMS_OF_ALL, *self.further}))}",
+            f"made: {', '.join(f'{count} {name}' for name, count in sorted(self._made().items()))}",
             self.history.summary(),
             f"pushes: {pushes}, failed {len(failed)}, of these while Redis and the quorum were there {unexcused}",
             *(f"  {one}" for one in failed),
