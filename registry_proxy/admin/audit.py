@@ -54,7 +54,7 @@ class AuditPage(Page[dict[str, Any]]):
 
 
 class ChainFaultDocument(Document):
-    """A place where the audit log is not what was written."""
+    """A place where the audit log differs from its hashes or signatures."""
 
     file: str
     line: int
@@ -62,7 +62,7 @@ class ChainFaultDocument(Document):
 
 
 class AcceptedFaultDocument(ChainFaultDocument):
-    """A fault that an administrator knows of, and does not count any more."""
+    """A fault that an administrator has accepted."""
 
     by: str
     at: Time
@@ -87,16 +87,16 @@ class ChainDocument(Document):
 
 
 class OtherNodeDocument(Document):
-    """Another node whose log was signed into the store, last at this time; only there it can be verified."""
+    """Another node whose log was signed into the store, last at this time; only that node can verify it."""
 
     node: str
     signed_at: Time | None
 
 
 class AuditVerificationDocument(Document):
-    """Whether the audit log of this node is as it was written, but for accepted faults and what retention removed.
+    """The result of a verification of this node's audit log; accepted faults and removals by retention do not count.
 
-    ``elsewhere`` are the nodes whose log is not here.
+    ``elsewhere`` lists the nodes whose log is not here.
     """
 
     intact: bool
@@ -120,7 +120,7 @@ class AuditResource:
 
     @Endpoint("GET /audit", "List events of the audit log of this node", AuditPage, query=_QUERY)
     async def list_events(self, request: web.Request) -> web.Response:
-        """List events, oldest first; with ``last`` only that many of the newest."""
+        """List events, oldest first; with ``last`` only this number of the newest."""
         query = read_query(request, _QUERY)
         page = parse_page(query)
         _check_fields(query)
@@ -154,7 +154,7 @@ class AuditResource:
 
     @Endpoint(
         "POST /audit/accept",
-        "Accept the faults of the audit log: they are told, and do not count any more",
+        "Accept the faults of the audit log: they stay listed and no longer count",
         AuditVerificationDocument,
         body=AcceptBody,
     )
@@ -174,7 +174,7 @@ class AuditResource:
     async def _verified_once(self) -> AsyncIterator[None]:
         """Refuse a second walk over the whole log beside one. Raises ProblemError."""
         if self._verifying.locked():
-            raise ProblemError(409, "the audit log is being verified already: wait until that has ended")
+            raise ProblemError(409, "a verification of the audit log runs already: wait for its end")
         async with self._verifying:
             yield
 

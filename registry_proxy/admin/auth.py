@@ -162,7 +162,7 @@ class AdminGuard:
         if not await self._may_ask(request, caller):
             self._record(request, caller, "denied", 403)
             if not caller.may_manage:
-                raise ProblemError(403, "a token got by a refresh token gives no rights here: log in with the password")
+                raise ProblemError(403, "a token from a refresh token gives no rights here: log in with the password")
             raise ProblemError(403, "this needs a user with the admin's right")
         return caller
 
@@ -242,7 +242,9 @@ class AdminGuard:
                     raise _unauthorized("a token of nobody is not taken here")
                 if token.is_scoped:
                     # A token for a repository was not meant to open the admin API as well.
-                    raise ProblemError(403, "a token with a scope is not taken here: ask /auth/token for one without")
+                    raise ProblemError(
+                        403, "a token with a scope is not accepted here: request one without a scope from /auth/token"
+                    )
                 return _login_of(token, policy)
             case _:
                 raise _unauthorized("this needs the name and password, or a token, of an administrator")

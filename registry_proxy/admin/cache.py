@@ -66,7 +66,7 @@ class CachedBlobDocument(Document):
 
 
 class CacheVerificationDocument(Document):
-    """The digests of what was not what its digest says, and is in quarantine now."""
+    """Digests whose content did not match; the files are in quarantine."""
 
     bad: list[str]
 
@@ -116,7 +116,7 @@ class CacheResource:
         )
         return answer(document)
 
-    @Endpoint("GET /cache/blobs", "List what is cached", Page[CachedBlobDocument], query=PAGE)
+    @Endpoint("GET /cache/blobs", "List cached contents", Page[CachedBlobDocument], query=PAGE)
     async def list_blobs(self, request: web.Request) -> web.Response:
         page = read_page(request)
         after = _read_digest(page.after, "?after") if page.after else None
@@ -126,15 +126,17 @@ class CacheResource:
         document = Page[CachedBlobDocument](items=items, next=items[-1].digest if more else None)
         return answer(document)
 
-    @Endpoint("POST /cache/verify", "Read the cache, and put what rotted into quarantine", CacheVerificationDocument)
+    @Endpoint(
+        "POST /cache/verify", "Read the cache, and move corrupted content into quarantine", CacheVerificationDocument
+    )
     async def verify_cache(self, _: web.Request) -> web.Response:
         if self._verifying.locked():
-            raise ProblemError(409, "the cache is being verified already")
+            raise ProblemError(409, "a verification of the cache runs already")
         async with self._verifying:
             bad = await self._cache.verify()
         return answer(CacheVerificationDocument(bad=list(map(str, bad))))
 
-    @Endpoint("POST /cache/purge", "Remove something, or all, from the cache", PurgeDocument, body=PurgeBody)
+    @Endpoint("POST /cache/purge", "Remove some or all content from the cache", PurgeDocument, body=PurgeBody)
     async def purge_cache(self, request: web.Request) -> web.Response:
         body = await read_body(request, PurgeBody)
         digests: Collection[Digest] | None = None

@@ -25,7 +25,7 @@ class VerifyBody(Body):
 
 
 class DifferenceDocument(Document):
-    """A replica does not hold what it shall; where ``replica`` is null none of them does, and it is lost."""
+    """A content that a replica misses; where ``replica`` is null all replicas miss it, and it is lost."""
 
     repository: Text
     kind: str
@@ -37,7 +37,7 @@ class DifferenceDocument(Document):
 
 
 class FailureDocument(Document):
-    """A replica that could not be asked for something, and why."""
+    """A replica that could not answer for a content, and the reason."""
 
     key: str
     replica: str
@@ -75,7 +75,7 @@ class ComparisonResource:
         "POST /upstreams/{name}/verify", "Begin to compare the replicas", ComparisonDocument, (202,), body=VerifyBody
     )
     async def verify_upstream(self, request: web.Request) -> web.Response:
-        """Begin to compare; 202, and GET tells how far it is."""
+        """Start a comparison; 202, and GET returns its progress."""
         name, upstream = find_upstream(request, self._upstreams)
         body = await read_body(request, VerifyBody)
         if body.prefer is not None:
@@ -90,9 +90,9 @@ class ComparisonResource:
         task.add_done_callback(self._running.discard)
         return answer(_document(comparison), 202)
 
-    @Endpoint("GET /upstreams/{name}/verify", "Show the last comparison, or the one that runs", ComparisonDocument)
+    @Endpoint("GET /upstreams/{name}/verify", "Show the running comparison, or else the last one", ComparisonDocument)
     async def get_comparison(self, request: web.Request) -> web.Response:
-        """Return the last comparison, or the one that runs."""
+        """Return the running comparison, or else the last one."""
         read_query(request)
         name, _ = find_upstream(request, self._upstreams)
         if (comparison := self._comparisons.get(name)) is None:

@@ -15,7 +15,7 @@ from registry_proxy.ports.journal import ContentException
 
 
 class ExceptionDocument(Document):
-    """A manifest, tag or blob that cannot be everywhere: lost, or refused by the replicas named, and why."""
+    """A manifest, tag or blob that cannot be everywhere: lost, or refused by the named replicas, with the reason."""
 
     repository: Text
     kind: str
@@ -26,7 +26,7 @@ class ExceptionDocument(Document):
 
 
 class ChosenBody(Body):
-    """The exceptions that are meant: those of one repository, of one tag or digest, or all."""
+    """A choice of exceptions: those of one repository, of one tag or digest, or all."""
 
     repository: str | None = None
     name: str | None = None
@@ -52,7 +52,7 @@ class ExceptionResource:
 
     @Endpoint(
         "GET /upstreams/{name}/exceptions",
-        "List what is lost, or refused by a replica",
+        "List contents that are lost or refused by a replica",
         Page[ExceptionDocument],
         query=PAGE,
     )
@@ -61,7 +61,9 @@ class ExceptionResource:
         name, upstream = find_upstream(request, self._upstreams)
         return page.answer({str(one.key): one for one in await upstream.repairs.exceptions.list(name)}, _document)
 
-    @Endpoint("POST /upstreams/{name}/dismiss", "Stop to count and tell exceptions", DismissalDocument, body=ChosenBody)
+    @Endpoint(
+        "POST /upstreams/{name}/dismiss", "Stop counting and reporting exceptions", DismissalDocument, body=ChosenBody
+    )
     async def dismiss_exceptions(self, request: web.Request) -> web.Response:
         """Dismiss exceptions: they stay in force, and are neither counted nor listed any more."""
         name, upstream = find_upstream(request, self._upstreams)
@@ -71,7 +73,7 @@ class ExceptionResource:
 
     @Endpoint(
         "POST /upstreams/{name}/forget",
-        "Forget contents that are lost, as if they had been deleted",
+        "Forget lost contents, as if they had been deleted",
         ForgottenDocument,
         body=ChosenBody,
     )

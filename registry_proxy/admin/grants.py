@@ -66,7 +66,7 @@ GrantPatch = patch_of(
 
 
 class StatedGrantDocument(Document):
-    """A right of a subject, as a whole policy states it."""
+    """A grant of a subject, as a whole policy states it."""
 
     subject: str
     repository: str
@@ -93,7 +93,7 @@ class ExplainBody(Body):
 
 
 class DecisionDocument(Document):
-    """Whether something is allowed, and by which grant or for which reason."""
+    """The answer to a question about a right, with the grant or the reason."""
 
     allowed: bool
     would_deny: bool
@@ -147,7 +147,7 @@ class GrantResource:
 
     @Endpoint(
         "PATCH /grants/{name}",
-        "Change some of a grant",
+        "Change fields of a grant",
         GrantDocument,
         body=GrantPatch,
         is_revised=True,
@@ -168,7 +168,7 @@ class GrantResource:
         doubts = _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
 
-    @Endpoint("DELETE /grants/{name}", "Take a right away", is_revised=True, audience=Audience.OWNERS)
+    @Endpoint("DELETE /grants/{name}", "Remove a grant", is_revised=True, audience=Audience.OWNERS)
     async def delete_grant(self, request: web.Request) -> web.Response:
         async def delete(grant: Grant, expect: int) -> None:
             if NAMESPACES in request:
@@ -189,7 +189,7 @@ class GrantResource:
 
     @Endpoint(
         "POST /explain",
-        "Tell whether something is allowed, and why",
+        "Decide a question about a right, with the reason",
         DecisionDocument,
         body=ExplainBody,
         audience=Audience.USERS,

@@ -53,7 +53,7 @@ class GroupResource:
         group, is_new = await self._groups.put(put.name, put.body.members, expect=put.expect)
         return answer(GroupDocument.of(group), 201 if is_new else 200, revision=group.revision)
 
-    @Endpoint("PATCH /groups/{name}", "Change some of a group", GroupDocument, body=GroupPatch, is_revised=True)
+    @Endpoint("PATCH /groups/{name}", "Change fields of a group", GroupDocument, body=GroupPatch, is_revised=True)
     async def patch_group(self, request: web.Request) -> web.Response:
         name = name_of(request, "group")
         patch = await read_body(request, GroupPatch)

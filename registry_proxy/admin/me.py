@@ -23,7 +23,7 @@ from registry_proxy.directory.users import UserInput
 
 
 class PasswordBody(Body):
-    """A user's own password, and the one that takes its place."""
+    """A user's current password, and the new one."""
 
     max_bytes = USERS_BODY_MAX_BYTES
     current: SecretStr
@@ -31,7 +31,7 @@ class PasswordBody(Body):
 
 
 class MeDocument(Document):
-    """The caller: an administrator may do everything; all others do what the grants allow, theirs and everyone's."""
+    """The caller. Administrators may do everything; other callers have the rights of their grants and everyone's."""
 
     subject: str
     admin: bool
@@ -55,7 +55,7 @@ class MeResource:
         self._control = control
         self._client_address = client_address
 
-    @Endpoint("GET /me", "Show who you are, and what you may do", MeDocument, audience=Audience.SELF)
+    @Endpoint("GET /me", "Show your subject, groups and grants", MeDocument, audience=Audience.SELF)
     async def show_me(self, request: web.Request) -> web.Response:
         """Answer the caller's subject, groups and grants."""
         read_query(request)
@@ -70,7 +70,7 @@ class MeResource:
 
     @Endpoint("POST /me/password", "Change your own password", body=PasswordBody, audience=Audience.SELF)
     async def change_password(self, request: web.Request) -> web.Response:
-        """Put a new password in the place of the current one; the user's bearer and refresh tokens end with it."""
+        """Replace the current password; the user's bearer and refresh tokens are revoked."""
         body = await read_body(request, PasswordBody)
         kind, _, name = request[CALLER].subject.partition(":")
         if kind != SubjectKind.USER:

@@ -12,7 +12,7 @@ from registry_proxy.ports.events import ReloadOutcome
 
 
 class ReloadDocument(Document):
-    """The generation of the workers that serve with the configuration as it is now."""
+    """The generation of the workers that serve with the current configuration."""
 
     generation: int
 

@@ -54,7 +54,7 @@ class MembersDocument(Document):
 
 
 class PolicyDifferenceDocument(Document):
-    """The changes that another policy makes; all empty where it is the one in force."""
+    """The changes that another policy makes; all are empty for the policy in force."""
 
     groups_added: dict[str, list[str]]
     groups_removed: dict[str, list[str]]
@@ -96,20 +96,20 @@ class PolicyResource:
 
     @Endpoint("GET /policy", "Show the whole policy", PolicyDocument, is_revised=True)
     async def get_policy(self, request: web.Request) -> web.Response:
-        """Give all groups and grants, in an order that stays the same, for a file under version control."""
+        """Return all groups and grants in a stable order, for a file under version control."""
         read_query(request)
         groups, grants, revision = await self._directory.policy.read()
         return answer(_document(groups, grants), revision=revision)
 
     @Endpoint(
         "PUT /policy",
-        "Put a policy in the place of the one in force",
+        "Replace the policy in force",
         PolicyDifferenceDocument,
         body=PolicyBody,
         is_revised=True,
     )
     async def put_policy(self, request: web.Request) -> web.Response:
-        """Put a policy in the place of the stored one, whole or not at all; answer the difference."""
+        """Replace the stored policy entirely or not at all; return the difference."""
         read_query(request)
         groups, grants = await _read(request)
         expect = expected_revision(request, await self._directory.policy.revision())
@@ -125,13 +125,13 @@ class PolicyResource:
 
     @Endpoint(
         "POST /policy/diff",
-        "Tell what another policy would change",
+        "Show the changes of another policy",
         PolicyDifferenceDocument,
         body=PolicyBody,
         is_question=True,
     )
     async def compare_policy(self, request: web.Request) -> web.Response:
-        """Return the changes that a PUT of the same body would make, and make none."""
+        """Return the changes that a PUT of the same body would make, without making them."""
         read_query(request)
         groups, grants = await _read(request)
         policy = await self._control.policy()

@@ -26,9 +26,9 @@ _CHUNK = 500
 
 
 class ReplayBody(Body):
-    """A proposed policy: the grants of today, without some, and with others; with ``replace`` none of today's.
+    """A proposed policy: the current grants, without some and with others; with ``replace`` none of the current ones.
 
-    ``groups`` are those that have other members than today.
+    ``groups`` lists those whose members differ from the current ones.
     """
 
     add: Annotated[list[GrantBody], Field(max_length=100_000)] = []
@@ -39,7 +39,7 @@ class ReplayBody(Body):
 
 
 class QuestionDocument(Document):
-    """A question that another policy would answer otherwise; the grant is the one that allows it, today or then."""
+    """A question that the proposed policy answers differently; the grant is the one that allows it, now or then."""
 
     subject: str
     repository: str
@@ -73,7 +73,7 @@ class ReplayResource:
 
     @Endpoint(
         "POST /policy/replay",
-        "Try another policy on what was asked lately",
+        "Try another policy on the latest questions",
         ReplayDocument,
         body=ReplayBody,
         is_question=True,

@@ -33,7 +33,7 @@ class KnownRepositories:
 
 
 class RepositoryDocument(Document):
-    """A repository that is known; ``tags_on_record`` were pushed through the proxy, ``cached`` is of this node."""
+    """A known repository; ``tags_on_record`` counts tags pushed through the proxy, ``cached`` is about this node."""
 
     name: str
     upstream: str
@@ -49,7 +49,7 @@ class RepositoryResource:
 
     @Endpoint(
         "GET /repositories",
-        "List what was pushed through the proxy, or is cached here",
+        "List repositories that were pushed through the proxy or are cached here",
         Page[RepositoryDocument],
         query=_FILTERS,
     )

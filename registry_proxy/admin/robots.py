@@ -65,7 +65,7 @@ class RobotResource:
         robot, is_new = await self._robots.put(put.name, expires_at, networks, expect=put.expect)
         return _answer(robot, 201 if is_new else 200)
 
-    @Endpoint("PATCH /robots/{name}", "Change some of a robot", RobotDocument, body=RobotPatch, is_revised=True)
+    @Endpoint("PATCH /robots/{name}", "Change fields of a robot", RobotDocument, body=RobotPatch, is_revised=True)
     async def patch_robot(self, request: web.Request) -> web.Response:
         name = name_of(request, "robot")
         patch = await read_body(request, RobotPatch)
@@ -86,7 +86,7 @@ class RobotResource:
         await self._robots.get(name)
         return await self._secrets.list(request, robot_subject(name))
 
-    @Endpoint("POST /robots/{name}/secrets", "Make a secret of a robot", NewSecretDocument, (201,), body=SecretBody)
+    @Endpoint("POST /robots/{name}/secrets", "Create a secret of a robot", NewSecretDocument, (201,), body=SecretBody)
     async def add_robot_secret(self, request: web.Request) -> web.Response:
         body = await read_body(request, SecretBody)
         return await self._secrets.add(robot_subject(name_of(request, "robot")), SecretKind.ROBOT, body.content())

@@ -39,14 +39,14 @@ class SecretBody(Body):
 
 
 class TokenBody(SecretBody):
-    """POST of a personal access token; without ``actions`` it may do what its user may."""
+    """POST of a personal access token; without ``actions`` it has all rights of its user."""
 
     max_bytes = USERS_BODY_MAX_BYTES
     actions: ActionNames | None = None
 
 
 class SecretDocument(Document):
-    """A secret of a robot or user, without its text; with ``actions`` null it may do all that its holder may.
+    """A secret of a robot or user, without its text; with ``actions`` null it has all rights of its holder.
 
     ``state`` says whether a login with it is accepted.
     """
@@ -61,7 +61,7 @@ class SecretDocument(Document):
 
 
 class NewSecretDocument(SecretDocument):
-    """A secret that was just made: its text is never to be had again."""
+    """A new secret: its text is shown only now."""
 
     secret: str
 
@@ -92,7 +92,7 @@ class SubjectRevocationDocument(Document):
 
 
 class TokenRevocationDocument(Document):
-    """One token is void."""
+    """One token is revoked."""
 
     id: str
     token_id: str
@@ -156,7 +156,7 @@ class TokenResource:
     )
     async def add_own_token(self, request: web.Request) -> web.Response:
         if not request[BY_PASSWORD]:
-            raise ProblemError(403, "a personal token is made with a user's password (Basic), not with another secret")
+            raise ProblemError(403, "creating a personal token needs the user's password (Basic), not another secret")
         body = await read_body(request, TokenBody)
         return await self._secrets.add(request[CALLER].subject, SecretKind.PERSONAL, body.content())
 
@@ -190,5 +190,5 @@ def _owner_of_secrets(request: web.Request) -> str:
     """Return the caller, who may list and remove their own secrets unless they log in with one of them."""
     caller = request[CALLER]
     if caller.secret_id is not None:
-        raise ProblemError(403, "a secret neither lists nor removes others: log in with the password")
+        raise ProblemError(403, "a secret cannot list or remove others: log in with the password")
     return caller.subject

@@ -76,14 +76,14 @@ class UpstreamDocument(Document):
 
 
 class PauseBody(Body):
-    """The replica to take out of writes and repair, and why, for people."""
+    """The replica to exclude from writes and repair, with a reason for people."""
 
     replica: str
     reason: Annotated[str, Field(max_length=500)] = ""
 
 
 class ResumeBody(Body):
-    """The replica to write to again; with ``force`` also one that answers for blobs that are gone."""
+    """The replica to write to again; ``force`` resumes also one that answers for blobs that are gone."""
 
     replica: str
     force: bool = False
@@ -119,7 +119,7 @@ class UpstreamResource:
     def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
         self._upstreams = upstreams
 
-    @Endpoint("GET /upstreams", "List upstreams and how their replicas are", Page[UpstreamDocument], query=PAGE)
+    @Endpoint("GET /upstreams", "List upstreams and the states of their replicas", Page[UpstreamDocument], query=PAGE)
     async def list_upstreams(self, request: web.Request) -> web.Response:
         page = read_page(request)
         documents = {name: await _document(name, upstream) for name, upstream in self._upstreams.items()}
@@ -132,13 +132,13 @@ class UpstreamResource:
 
     @Endpoint(
         "POST /upstreams/{name}/repair",
-        "Have what is pending, and what replicas refused, tried at once",
+        "Try pending and refused contents at once",
         UpstreamDocument,
         (202,),
         body=EmptyBody,
     )
     async def repair_upstream(self, request: web.Request) -> web.Response:
-        """Have pending and refused contents tried at once; the progress is in the upstream's document."""
+        """Try pending and refused contents at once; the upstream's document has the progress."""
         name, upstream = find_upstream(request, self._upstreams)
         await read_body(request, EmptyBody)
         await upstream.repairs.retry()
@@ -148,7 +148,7 @@ class UpstreamResource:
         "POST /upstreams/{name}/pause", "Take a replica out of writes and repair", UpstreamDocument, body=PauseBody
     )
     async def pause_replica(self, request: web.Request) -> web.Response:
-        """Pause a replica; once its document says ``quiet`` nothing is being written to it any more."""
+        """Pause a replica; ``quiet`` in its document means that no write to it is under way."""
         name, upstream = find_upstream(request, self._upstreams)
         body = await read_body(request, PauseBody)
         upstream.check_replica("#/replica", body.replica)

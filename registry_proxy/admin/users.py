@@ -21,7 +21,7 @@ _Groups = Annotated[list[str], Field(max_length=1000)]
 
 
 class UserBody(Body):
-    """PUT of a user; without ``password`` the user keeps the one it has, or LDAP does."""
+    """PUT of a user; without ``password`` the user keeps their current one, or LDAP has it."""
 
     password: str | None = None
     ldap: bool | None = None
@@ -44,7 +44,7 @@ UserPatch = patch_of(UserBody, "PATCH of a user.")
 
 
 class UserDocument(Document):
-    """A user; its password is never answered. With ``ldap`` it is not known here."""
+    """A user, without their password. With ``ldap`` only LDAP knows it."""
 
     name: str
     admin: Annotated[bool, Field(validation_alias="is_admin")]
@@ -70,7 +70,7 @@ class UserResource:
         user = await self._directory.users.get(name_of(request, "user"))
         return answer(UserDocument.of(user), revision=user.revision)
 
-    @Endpoint("PUT /users/{name}", "Make or replace a user", UserDocument, (200, 201), body=UserBody, is_revised=True)
+    @Endpoint("PUT /users/{name}", "Create or replace a user", UserDocument, (200, 201), body=UserBody, is_revised=True)
     async def put_user(self, request: web.Request) -> web.Response:
         put = await read_put(request, UserBody, self._directory.users.get)
         note_difference(request, "groups", put.current.groups if put.current else (), put.body.groups)
@@ -79,7 +79,7 @@ class UserResource:
         doubts += self._doubts_of_user(user)
         return answer(UserDocument.of(user), 201 if is_new else 200, revision=user.revision, warnings=doubts)
 
-    @Endpoint("PATCH /users/{name}", "Change some of a user", UserDocument, body=UserPatch, is_revised=True)
+    @Endpoint("PATCH /users/{name}", "Change fields of a user", UserDocument, body=UserPatch, is_revised=True)
     async def patch_user(self, request: web.Request) -> web.Response:
         name = name_of(request, "user")
         patch = await read_body(request, UserPatch)

@@ -26,7 +26,7 @@ _AT_ONCE = 4
 
 
 class WarmBody(Body):
-    """An image to bring into the cache; of an index only the platforms named, such as linux/amd64."""
+    """An image to bring into the cache; of an index only the named platforms, such as linux/amd64."""
 
     repository: str
     reference: str = "latest"
@@ -34,7 +34,7 @@ class WarmBody(Body):
 
 
 class WarmingDocument(Document):
-    """Progress of the warming of an image; ``error`` is why it ended early, "" when it did not."""
+    """Progress of the warming of an image; ``error`` is the reason for an early end, else ""."""
 
     id: str
     image: str
@@ -57,7 +57,7 @@ class WarmResource:
         self._running: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    @Endpoint("POST /cache/warm", "Begin to bring an image into the cache", WarmingDocument, (202,), body=WarmBody)
+    @Endpoint("POST /cache/warm", "Start bringing an image into the cache", WarmingDocument, (202,), body=WarmBody)
     async def warm(self, request: web.Request) -> web.Response:
         """Begin; 202 with the id to ask for its progress by."""
         body = await read_body(request, WarmBody)
@@ -71,12 +71,12 @@ class WarmResource:
         task.add_done_callback(self._running.discard)
         return answer(WarmingDocument.of(progress, id=job), 202)
 
-    @Endpoint("GET /cache/warm/{id}", "Show how far a warming is", WarmingDocument)
+    @Endpoint("GET /cache/warm/{id}", "Show the progress of a warming", WarmingDocument)
     async def get_progress(self, request: web.Request) -> web.Response:
         read_query(request)
         job = request.match_info["id"]
         if (progress := self._jobs.get(job)) is None:
-            raise ProblemError(404, "no such warming is remembered: the node may have been restarted since")
+            raise ProblemError(404, "this node knows no such warming; a restart forgets them")
         return answer(WarmingDocument.of(progress, id=job))
 
     async def _run(

@@ -19,7 +19,7 @@ _Item = TypeVar("_Item")
 
 
 class Body(BaseModel):
-    """A JSON body: exact types, and no field that is not known. The rules of values are checked where they are used."""
+    """A JSON body: exact types, and no unknown fields. Rules of values are checked where the values are used."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
     max_bytes: ClassVar[int] = BODY_MAX_BYTES
@@ -73,7 +73,7 @@ class Document(BaseModel):
 
 
 class Page(Document, Generic[_Item]):
-    """A part of a list; ``next`` is the ``after`` of the part behind it, null at the end."""
+    """A page of a list; ``next`` is the ``after`` of the next page, null on the last one."""
 
     items: list[_Item]
     next: str | None

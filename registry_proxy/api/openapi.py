@@ -18,28 +18,31 @@ from registry_proxy.api.requests import read_query
 _TIME = {"type": "string", "format": "date-time"}
 _TEXT = {"type": "string"}
 _QUERY: Mapping[str, tuple[Mapping[str, Any], str]] = {
-    "limit": ({"type": "integer", "minimum": 1, "maximum": 999_999_999}, "How many at most; never more than 1000."),
-    "after": (_TEXT, "What the list goes on after: `next` of the part before."),
-    "subject": (_TEXT, "Only of this subject, such as user:ann."),
-    "repository": (_TEXT, "Only of this repository."),
-    "prefix": (_TEXT, "Only what begins so."),
-    "action": (_TEXT, "Only of this action."),
-    "outcome": (_TEXT, "Only with this outcome."),
-    "request_id": (_TEXT, "Only of this request."),
-    "since": (_TIME, "From this time on."),
+    "limit": (
+        {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+        "Maximum number of entries; never more than 1000.",
+    ),
+    "after": (_TEXT, "Start of the page: `next` of the page before."),
+    "subject": (_TEXT, "Only this subject, such as user:ann."),
+    "repository": (_TEXT, "Only this repository."),
+    "prefix": (_TEXT, "Only names with this prefix."),
+    "action": (_TEXT, "Only this action."),
+    "outcome": (_TEXT, "Only this outcome."),
+    "request_id": (_TEXT, "Only this request."),
+    "since": (_TIME, "From this time."),
     "until": (_TIME, "Before this time."),
-    "last": ({"type": "integer", "minimum": 1, "maximum": 999_999_999}, "Only so many of the newest."),
+    "last": ({"type": "integer", "minimum": 1, "maximum": 999_999_999}, "Only this number of the newest."),
 }
 _MARK = "endpoint"  # attribute of a method that answers one
-_ETAG = {"description": "To be given back in If-Match.", "required": True, "schema": _TEXT}
+_ETAG = {"description": "The value for If-Match.", "required": True, "schema": _TEXT}
 _CONDITIONS = {
-    "If-Match": "Only if it still has this ETag; else 412.",
-    "If-None-Match": "With *: only if it is not there yet; else 412.",
+    "If-Match": "Only if the object still has this ETag; else 412.",
+    "If-None-Match": "With *: only if the object does not exist yet; else 412.",
 }
 _DESCRIPTION = (
-    "Lists come in parts; errors are problems (RFC 9457), with the first 100 faults of a body. Bodies are JSON of at "
+    "Lists have pages; errors are problems (RFC 9457), with the first 100 faults of a body. Bodies are JSON of at "
     "most 1 MiB within 10 s, of grants, personal tokens and questions 64 KiB, a whole policy 8 MiB within 80 s. "
-    "Credentials are Basic, or a bearer token that was asked for without a scope."
+    "Credentials are Basic, or a bearer token that was requested without a scope."
 )
 
 
@@ -122,7 +125,7 @@ def make_openapi(resources: Sequence[object], prefix: str) -> dict[str, Any]:
         list(dict.fromkeys(modes)), ref_template="#/components/schemas/{model}", title="registry-proxy"
     )
     problem = {
-        "description": "Why it was not done.",
+        "description": "The reason for which the request failed.",
         "content": {"application/problem+json": {"schema": schemas[ProblemDocument, "serialization"]}},
     }
     paths: dict[str, dict[str, Any]] = {}

@@ -27,14 +27,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class FaultDocument(Document):
-    """One thing that is wrong; ``pointer`` leads into the body (RFC 6901, section 6), "" when it is elsewhere."""
+    """One fault of a request; ``pointer`` leads into the body (RFC 6901, section 6), "" for a fault elsewhere."""
 
     pointer: str
     detail: str
 
 
 class ProblemDocument(Document):
-    """Why a request was not done (RFC 9457); ``errors`` has everything that is wrong with it."""
+    """The reason for which a request failed (RFC 9457); ``errors`` lists all faults of the request."""
 
     type: Literal["about:blank"]
     title: str

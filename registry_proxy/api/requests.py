@@ -66,7 +66,7 @@ async def read_body(request: web.Request, model: type[_B]) -> _B:
         web.HTTPRequestEntityTooLarge: more than the model's ``max_bytes``.
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ProblemError(415, "a body with Content-Encoding is not taken: send it as it is")
+        raise ProblemError(415, "a body with Content-Encoding is not accepted: send it unencoded")
     seconds = _BODY_SECONDS * max(1, model.max_bytes / BODY_MAX_BYTES)
     try:
         async with asyncio.timeout(scattered(seconds)):
