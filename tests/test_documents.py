@@ -195,3 +195,15 @@ def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
         and questions.match(ast.get_docstring(node) or "")
     ]
     assert begin_so == []
+
+
+def test_sentences_of_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    """Hardly a sentence of a docstring of the package begins with a question word, also behind the first."""
+    begin_so = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {sentence}"
+        for path in sorted((ROOT / "registry_proxy").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for sentence in begin_with_a_question(ast.get_docstring(node) or "")
+    ]
+    assert len(begin_so) < 20, begin_so

@@ -1,6 +1,7 @@
 """ID tokens (OpenID Connect Core 1.0, section 2) of issuers that the configuration lists, and whom they speak of.
 
-CI systems and Kubernetes give them to each job or pod: nobody keeps a secret. Whatever is not listed is refused.
+CI systems and Kubernetes give them to each job or pod: nobody keeps a secret. An issuer, audience or
+algorithm that is not listed is refused.
 """
 
 import re

@@ -98,7 +98,7 @@ def login_name(subject: str) -> str:
 def claimed_subject(username: str) -> str:
     """Return the subject that a login name stands for, whether or not there is one; "" for what can be no name.
 
-    What can be none is often a password in the wrong field.
+    A text that cannot be a name is often a password in the wrong field.
     """
     kind, separator, name = username.partition("$")
     if separator and kind == SubjectKind.ROBOT:

@@ -72,7 +72,7 @@ class IssuedToken(NamedTuple):
 
 
 def create_key_file(path: str) -> None:
-    """Make a private key for signing, unless the file is there. Whoever comes first wins, the others use theirs.
+    """Make a private key for signing, unless the file is there. The first process wins, and the others use its key.
 
     Raises:
         OSError: it cannot be written.

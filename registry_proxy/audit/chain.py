@@ -1,8 +1,8 @@
 """The audit log on disk: JSON lines, each sealed with a hash over itself and the one before it.
 
-A file is named after the process that writes it and the number of its first line. That first line says how the chain
-stands there: the hash it goes on from, and the first line that retention has left. Whoever changes, removes or moves a
-line breaks a hash or a number; that the end was cut is told by the last head that was signed into the store.
+A file is named after the process that writes it and the number of its first line. The first line has the
+state of the chain: the hash that it continues, and the first line that retention has left. A changed, removed or moved
+line breaks a hash or a number; the last head that was signed into the store shows a cut end.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """The bytes that are committed, and the position of eviction: a page that all workers of the node map.
 
-What is in the page is true at every instant, whoever is killed: a change of the disk is announced in the page, done,
-and closed in the page, all under one lock. Whoever gets the lock next and finds a change announced looks at the disk
-and closes it. The page itself changes by one byte that says which of its two copies counts.
+The page is true at every instant, even if a process is killed: a change of the disk is announced in the page, done, and
+closed in the page, all under one lock. The next holder of the lock that finds an announced change looks at the disk and
+closes it. The page itself changes by one byte that says which of its two copies counts.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def shards() -> range:
 class Accounts:
     """The page. Read by anyone at any time, written only under ``locked``.
 
-    Only committed content is counted here. What is being filled is read from the directory instead, so that a worker
+    Only committed content is counted here. Fills are read from the directory instead, so that a worker
     that was killed leaves nothing behind in a counter.
 
     Args:

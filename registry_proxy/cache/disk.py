@@ -212,7 +212,7 @@ class DiskCache:
         return await self.tools.in_thread(self._list_blobs, after, limit)
 
     async def purge(self, digests: Collection[Digest] | None) -> int:
-        """Remove some contents, or all; return how many. What is pinned stays: it may be the only copy of a push."""
+        """Remove some contents, or all; return how many. Pinned content stays: it may be the only copy of a push."""
         for digest in digests or ():
             self._memory.drop(digest)
         if digests is None:

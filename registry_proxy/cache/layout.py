@@ -294,7 +294,7 @@ def _clear_uploads(paths: CachePaths) -> None:
 
 
 def prepare_cache(path: "str | os.PathLike[str]", audit_path: str | None = None) -> None:
-    """Make the directory ready: layout, schema, no leftovers of a crash. What is committed is not looked at.
+    """Make the directory ready: layout, schema, no leftovers of a crash. Committed content is not looked at.
 
     Called by the first worker, before any of them serves and while it holds the node's lock.
 

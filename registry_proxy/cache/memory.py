@@ -8,7 +8,7 @@ _ENTRY_OVERHEAD_BYTES = 512
 
 
 class SmallContents:
-    """The most recently used small contents. What a digest names never changes, so nothing here can be wrong.
+    """The most recently used small contents. The content of a digest never changes, so nothing here can be wrong.
 
     Args:
         max_size_bytes: of all contents together, counting what Python needs for each.

@@ -12,8 +12,8 @@ _MAX_PENDING_BYTES = 1024 * 1024
 class PartWriter:
     """Writes and hashes in a thread while the next chunks arrive.
 
-    Whatever came in during one write is the next one, so a fast sender gets large writes and a slow sender's bytes are
-    never kept waiting. At most ``_MAX_PENDING_BYTES`` and one chunk wait in memory.
+    Bytes that arrive during one write are the next one, so a fast sender gets large writes and a slow sender's bytes
+    are never kept waiting. At most ``_MAX_PENDING_BYTES`` and one chunk wait in memory.
     """
 
     def __init__(self, part: OwnedPart, executor: Executor, on_written: Callable[[int], None]) -> None:

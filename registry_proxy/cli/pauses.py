@@ -26,7 +26,7 @@ def pause_replica(
 ) -> None:
     """Take a replica out of writes and repair, on all nodes, and wait until nothing is being written to it.
 
-    It still serves what it has. What is pushed meanwhile is recorded, and repaired when it is resumed.
+    It still serves what it has. Pushes are recorded meanwhile, and repaired when it is resumed.
     """
     with admin_client() as admin:
         admin.call("POST", "upstreams", upstream, "pause", body={"replica": replica, "reason": reason})

@@ -47,7 +47,7 @@ class _Answer:
 class Discovery:
     """Finds the replicas of the entries with ``discover``.
 
-    What was found is kept in a file, so that a node starts while DNS is away. A replica of an independent upstream that
+    The result is kept in a file, so that a node starts while DNS is away. A replica of an independent upstream that
     has left DNS stays there: it is down, and what it misses is still recorded.
 
     Args:

@@ -52,7 +52,7 @@ class PolicyDocument:
     ) -> tuple[PolicyDifference, int]:
         """Put a policy in the place of the stored one, whole and in one commit; return what changed, and the revision.
 
-        What is not named is no more: groups that are not there are removed, and so are grants. Users, robots and their
+        Groups and grants that the policy does not name are removed. Users, robots and their
         secrets stay.
 
         Raises:

@@ -38,7 +38,7 @@ AnswerNow = Callable[[bytes, asyncio.Transport], bytes | None]
 
 
 class _Protocol(GuardedConnection):
-    """A connection. What aiohttp leaves open: half-closed clients, and our error bodies."""
+    """A connection. Gaps of aiohttp: half-closed clients, and our error bodies."""
 
     def __init__(self, manager: "_Server", guard: Guard, **options: Any) -> None:
         super().__init__(manager, guard, **options)

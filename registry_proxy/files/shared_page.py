@@ -14,8 +14,8 @@ class SharedPage:
     """Read from ``memory``, written by a system call.
 
     A store to the memory of a file whose disk hangs holds up every thread of the process, because the thread that makes
-    it keeps the interpreter's lock; a call holds up its own thread alone. What a disk does not take any more still
-    reaches the other processes.
+    it keeps the interpreter's lock; a call holds up its own thread alone. Values that a disk does not take any more
+    still reach the other processes.
 
     Args:
         fd: of a file, open for reading and writing; belongs to the page from then on.

@@ -145,7 +145,7 @@ class ForkServer:
     def reap_orphans(self) -> None:
         """Wait for whoever has ended and is a child of this process only because its own parent ended before.
 
-        That falls to a "subreaper", as to the first process of a container, or they stay zombies. To be called at each
+        This falls to a "subreaper", as to the first process of a container, or they stay zombies. To be called at each
         SIGCHLD, and when a copy has been waited for: as long as one has ended and was not, others may be behind it.
         """
         with contextlib.suppress(ChildProcessError):

@@ -28,7 +28,7 @@ async def locked_cache(path: str) -> AsyncIterator[IO[str]]:
     """Make the cache directory, and hold it against a second service.
 
     The workers inherit the lock: while one of them is still dying after its supervisor was killed, nobody else may
-    take what it writes for left-overs. That takes a moment at most, hence the patience.
+    take what it writes for left-overs. Their end takes a moment at most, hence the patience.
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)

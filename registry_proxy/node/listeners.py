@@ -57,7 +57,7 @@ def bind_listeners(host: str, port: int, count: int, *, beside_own: bool = False
 def refuse_new_connections(listener: socket.socket) -> None:
     """Take no further connection on a socket that is about to be closed; those that are under way arrive.
 
-    Closing alone would reset the connections that the kernel has accepted and this process has not. Who comes now hears
+    Closing alone would reset the connections that the kernel has accepted and this process has not. A new client hears
     nothing and tries again after a second: by then the socket is closed, or another one has the address.
     """
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_SYN))

@@ -31,7 +31,7 @@ class SingleFlight(Generic[_T]):
 
         Args:
             key: what is worked on.
-            work: started when nobody works on ``key`` yet. Whatever it raises is raised here.
+            work: started when nobody works on ``key`` yet. Its errors are raised here.
         """
         task = self._flying.get(key)
         is_first = task is None

@@ -1,4 +1,4 @@
-"""Push: uploads of blobs, mounts and manifests (spec, "Pushing"). What is acknowledged is in the cache and known.
+"""Push: uploads of blobs, mounts and manifests (spec, "Pushing"). Acknowledged content is in the cache and known.
 
 An upload touches neither disk nor replicas before its first byte. From then on one writer feeds the spool, the senders
 to the replicas follow it, and nothing is committed anywhere before the digest has been compared.

@@ -45,8 +45,8 @@ class Prefetch:
     """Begins to fill the blobs of an image as soon as its first blob is asked for, each worker for its own clients.
 
     Only what somebody pulls is fetched ahead: GET of a manifest, then GET of one of its blobs by the same subject. A
-    HEAD or a poller of manifests begins nothing, nor does an index, only the image that is chosen from it. What
-    repositories hold is judged as for a client.
+    HEAD or a poller of manifests begins nothing, nor does an index, only the image that is chosen from it. Holdings are
+    judged as for a client.
 
     Args:
         pull: the verbs of pulling.

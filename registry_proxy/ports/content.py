@@ -15,7 +15,7 @@ class ByteStream(Protocol):
 
     ``offset`` is where the first byte lies in the content; ``size_bytes`` the size of the WHOLE content, None when
     the sender did not say. Iterating raises ``UpstreamUnavailableError`` when the sender dies, stalls or cuts.
-    Whoever opened it closes it; closing twice is fine.
+    The opener closes it; closing twice is fine.
     """
 
     @property

@@ -68,7 +68,7 @@ class SpoolReader(Protocol):
 class SpoolFile(Protocol):
     """The bytes of one upload as they come in; the senders to the replicas read it behind the writer.
 
-    One writer at a time. ``size_bytes`` is how far the upload is. What this node has of it begins at ``start_offset``:
+    One writer at a time. ``size_bytes`` is how far the upload is. This node's part begins at ``start_offset``:
     0, unless another node received what comes before. ``is_whole`` while all of it is on this node's disk: where that
     has no room for more, the upload goes on without it, and the writer waits for the senders.
     """

@@ -54,7 +54,7 @@ def plain_address(text: str) -> str:
 def address_owner(text: str) -> str:
     """Return the name under which all addresses of one caller are counted.
 
-    That is the address itself for IPv4, the /64 network for IPv6 (``2001:db8::/64``), and any other text as it is.
+    The owner is the address itself for IPv4, the /64 network for IPv6 (``2001:db8::/64``), and any other text as it is.
     """
     address = parse_address(text)
     if address is None:

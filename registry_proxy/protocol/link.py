@@ -10,7 +10,7 @@ _PARAMETER = re.compile(r'\s*;\s*([^\s=;,"<>]+)\s*(?:=\s*(?:"((?:[^"\\]|\\.)*)"|
 def parse_next(headers: Iterable[str]) -> str | None:
     """Return the target of the first link to the next page among the Link values of an answer, None without one.
 
-    The time it takes is in proportion to the length. What cannot be read ends the value it stands in.
+    The time it takes is in proportion to the length. Unreadable text ends the value in which it stands.
     """
     for header in headers:
         position = 0

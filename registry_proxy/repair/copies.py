@@ -85,8 +85,8 @@ class Copies:
     """Sends contents of an upstream to one of its replicas.
 
     The sources are our cache, as far as the repository is known to hold the content (else a manifest that names a
-    digest would bring any blob of the cache into its repository), and then the other replicas. Who receives a content
-    compares its digest.
+    digest would bring any blob of the cache into its repository), and then the other replicas. The receiving registry
+    compares the digest.
 
     Every method raises RegistryError (404 when it is certain that nobody has the content) and UpstreamUnavailableError.
 

@@ -53,7 +53,7 @@ class Inspection:
     async def inspect(self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool) -> bool:
         """Take a replica from the roster that is not what it was; return whether it could be looked at.
 
-        What cannot be asked now proves nothing, and hides nothing else.
+        A replica that cannot be asked now proves nothing, and hides nothing else.
 
         Args:
             replica_set: of the replica.

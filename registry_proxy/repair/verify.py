@@ -1,7 +1,7 @@
 """Comparing the replicas of an upstream without the journal, and having mended what differs (docs/decisions/21).
 
-What can be compared is what the protocol lists, tags, and what is on record: the manifests pushed through us. From
-these everything else follows. What was pushed past us without a tag cannot be found.
+A comparison covers tags, which the protocol lists, and the manifests on record, which were pushed through us. From
+these everything else follows. Manifests that were pushed past us without a tag cannot be found.
 """
 
 import time

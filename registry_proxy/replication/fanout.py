@@ -107,7 +107,7 @@ def lanes_of(
 async def settle(tasks: Collection["asyncio.Task[bool]"], quorum: int, grace_seconds: float) -> None:
     """Return when all tasks ended, or ``grace_seconds`` after ``quorum`` of them returned True.
 
-    What still runs then is cancelled and has ended on return, also when this is cancelled itself.
+    Tasks that still run are cancelled and have ended on return, also when this is cancelled itself.
     """
     pending, confirmed = set(tasks), 0
     try:

@@ -207,7 +207,7 @@ class ManifestReplication:
             raise _tag_exists(tag)
 
     async def _is_tag_known(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag) -> bool:
-        """Tell whether a replica has the tag: pushed past us. That none of them can be asked is no answer."""
+        """Tell whether a replica has the tag: pushed past us. Replicas that cannot be asked are no answer."""
         marks, answers, failure = await self._journal.current.marks(), 0, UpstreamUnavailableError("no replica is up")
         for client in replica_set.replicas:
             if not replica_set.is_writable(client.name) or marks.misses_tag(client.name, routed, tag):
@@ -241,8 +241,8 @@ class ManifestReplication:
     ) -> None:
         """PUT at one replica; where it lacks what the manifest refers to, send that from the cache and PUT once more.
 
-        So it is where the replica lacks nothing any more: a repair may have brought it since the first PUT. What we
-        cannot send is added to ``lost``.
+        So it is where the replica lacks nothing any more: a repair may have brought it since the first PUT. Contents
+        that we cannot send are added to ``lost``.
         """
         try:
             await client.put_manifest(routed.repository, tag_or_digest, manifest)

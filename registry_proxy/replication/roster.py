@@ -103,8 +103,8 @@ class Roster:
     async def doubt(self, upstream: str, replica: str, why: ReturnReason) -> bool:
         """Take a member from the roster that is not what it was; return False where it stays.
 
-        What was deleted through us it may have again: it gets a tombstone for all of that. The last member stays: there
-        is nothing to compare it with.
+        The replica may have contents again that were deleted through us: it gets tombstones for them. The last member
+        stays: there is nothing to compare it with.
 
         Args:
             upstream: of the replica.
@@ -182,7 +182,7 @@ def _reasons(record: Record | None) -> Mapping[str, str]:
 
 
 def _change(upstream: str, record: Record | None, names: Sequence[str], reasons: Mapping[str, str]) -> list[Change]:
-    """Return the changes of a roster. What was compared holds for the replicas of then, and for no others."""
+    """Return the changes of a roster. A comparison holds for the replicas of its time, and for no others."""
     kept = {name: why for name, why in reasons.items() if name not in names}
     value = {"names": list(names), **({"reasons": kept} if kept else {})}
     expect = 0 if record is None else record.revision

@@ -146,7 +146,7 @@ def _lanes_with(
 
 
 async def cancel_sessions(replica_set: ReplicaSet, locations: Mapping[str, str]) -> None:
-    """Tell the replicas that an upload is over. What they do not hear they purge by themselves."""
+    """Tell the replicas that an upload is over. A replica that does not hear it purges the session by itself."""
 
     async def cancel(client: ReplicaClient) -> None:
         with contextlib.suppress(RegistryError, UpstreamUnavailableError, TimeoutError):

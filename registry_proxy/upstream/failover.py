@@ -233,7 +233,7 @@ class FailoverReader:
     async def _ask_overlapping(self, turn: Round, ask: _Ask[_T], marks: Marks) -> _T | None:
         """Ask in order, and the next one already when an answer takes longer than usual; the first answer wins.
 
-        Whoever lost to one that was asked later is asked last for a while, and probed.
+        A replica that lost to a later one is asked last for a while, and probed.
         """
         names, hedging = order_for_read(turn.standings, turn.question.key), self._replicas.hedging
         running: dict[asyncio.Task[_T | None], str] = {}
