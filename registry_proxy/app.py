@@ -124,12 +124,12 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         audit = await stack.enter_async_context(
             open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
         )
-        app, pull = _public_app(settings, node, observer, audit.trail, access_log)
+        app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
         connections = _connections(settings, observer)
         public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)
         admin = None
         if context.admin_socket is not None:
-            services = _admin_services(settings, node, pull, observer, audit, context, connections)
+            services = _admin_services(settings, node, warmer, observer, audit, context, connections)
             admin = await stack.enter_async_context(
                 serving_admin(make_admin_app(services), context.admin_socket, connections[ADMIN])
             )
@@ -206,7 +206,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
 
 def _public_app(
     settings: Settings, node: _Node, observer: Observer, trail: AuditTrail, access_log: AccessLog
-) -> tuple[PublicApp, Pull]:
+) -> tuple[PublicApp, Warmer]:
     access, cache, upstreams, writes = node.access, node.cache, node.upstreams, node.writes
     pull = Pull(
         readers=upstreams.readers,
@@ -248,13 +248,13 @@ def _public_app(
         options=configured.public_options(settings),
         prefetch=Prefetch(pull) if settings.cache.prefetch else None,
     )
-    return app, pull
+    return app, Warmer(pull, referrers.digests)
 
 
 def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in which they are made
     settings: Settings,
     node: _Node,
-    pull: Pull,
+    warmer: Warmer,
     observer: PrometheusObserver,
     audit: Audit,
     context: WorkerContext,
@@ -270,7 +270,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
             for name, replicas in node.upstreams.replicas.items()
         },
         cache=cache.disk,
-        warmer=Warmer(pull),
+        warmer=warmer,
         route=node.router.route,
         known=KnownRepositories(
             node.records.repositories, node.records.count_tags, cache.memberships.repositories, node.router.local_name

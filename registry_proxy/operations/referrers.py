@@ -80,14 +80,21 @@ class Referrers:
             RegistryError: a 502 where a registry answers wrongly.
             UpstreamUnavailableError: the list might lack something.
         """
-        held = await self._tags.held(routed, subject)
-        listed = {entry.digest for entry in held.listed}
-        tagged = await self._existing(routed, [entry for entry in held.tagged if entry.digest not in listed])
-        entries = merge_referrers(held.listed, tagged)
+        entries = await self._find(routed, subject)
         if artifact_type is not None:
             entries = [entry for entry in entries if entry.artifact_type == artifact_type]
         page, more = page_of(entries, last, PAGE_MAX_ENTRIES if page_size is None else page_size)
         return ReferrersPage(index_of(page), str(page[-1].digest) if more else None)
+
+    async def digests(self, routed: RoutedRepository, subject: Digest) -> Sequence[Digest]:
+        """Return all manifests that refer to one; errors as for a page."""
+        return [entry.digest for entry in await self._find(routed, subject)]
+
+    async def _find(self, routed: RoutedRepository, subject: Digest) -> Sequence[Referrer]:
+        held = await self._tags.held(routed, subject)
+        listed = {entry.digest for entry in held.listed}
+        tagged = await self._existing(routed, [entry for entry in held.tagged if entry.digest not in listed])
+        return merge_referrers(held.listed, tagged)
 
     # ------------------------------------------------------------ the fallback tag
 

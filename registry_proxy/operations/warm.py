@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from registry_proxy.operations.contents import links_of
@@ -116,15 +116,20 @@ class WarmProgress:
         return new
 
 
+FindReferrers = Callable[[RoutedRepository, Digest], Awaitable[Sequence[Digest]]]
+
+
 class Warmer:
-    """Brings whole images into the cache.
+    """Brings whole images into the cache, with their signatures and other referrers.
 
     Args:
         pull: the verbs of pulling.
+        find_referrers: returns the manifests that refer to one.
     """
 
-    def __init__(self, pull: Pull) -> None:
+    def __init__(self, pull: Pull, find_referrers: FindReferrers) -> None:
         self._pull = pull
+        self._find_referrers = find_referrers
 
     async def warm(
         self,
@@ -133,7 +138,7 @@ class Warmer:
         platforms: frozenset[Platform],
         progress: WarmProgress,
     ) -> None:
-        """Fill a manifest and all that it refers to; errors end up in ``progress``.
+        """Fill a manifest, all that it refers to, and all that refers to it; errors end up in ``progress``.
 
         Args:
             routed: the repository.
@@ -174,4 +179,12 @@ class Warmer:
         for child in chosen:
             answer = await self._pull.get_manifest(routed, child.digest)
             blobs += await self._find_blobs(routed, answer.manifest, platforms)
+        return blobs + await self._find_blobs_of_referrers(routed, manifest.descriptor.digest)
+
+    async def _find_blobs_of_referrers(self, routed: RoutedRepository, subject: Digest) -> list[Descriptor]:
+        blobs: list[Descriptor] = []
+        for digest in await self._find_referrers(routed, subject):
+            answer = await self._pull.get_manifest(routed, digest)
+            blobs += links_of(answer.manifest).blobs
+            blobs += await self._find_blobs_of_referrers(routed, digest)
         return blobs

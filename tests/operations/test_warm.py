@@ -38,6 +38,7 @@ class Bench:
             tag_rules={"main": TagRules(10)},
         )
         self.prefetch = Prefetch(self.pull)
+        self.referrers: dict[Digest, list[Digest]] = {}
         self.image = self.add(image(b"1" * 100, b"2" * 200, b"3" * 300))
         self.blobs = [digest_of(blob) for blob in self.image.blobs]
 
@@ -48,6 +49,11 @@ class Bench:
         descriptor = parts.descriptor
         self.reader.manifests[APP.repository, parts.digest] = Manifest(descriptor, parts.manifest)
         return parts
+
+    async def find_referrers(self, routed: RoutedRepository, subject: Digest) -> list[Digest]:
+        """Return what refers to a manifest, as the test says."""
+        assert routed == APP
+        return self.referrers.get(subject, [])
 
     async def get_manifest(self, subject: str = ANN) -> None:
         """GET the manifest as a subject."""
@@ -137,7 +143,7 @@ async def test_a_whole_index_is_warmed(bench: Bench) -> None:
     """Every image of it, each blob once; the progress says what was done."""
     digest, amd64, arm = _index(bench)
     progress = WarmProgress("team/app:latest")
-    await Warmer(bench.pull).warm(APP, Tag("latest"), EVERYTHING, progress)
+    await Warmer(bench.pull, bench.find_referrers).warm(APP, Tag("latest"), EVERYTHING, progress)
     blobs = {digest_of(blob): len(blob) for blob in (*amd64.blobs, *arm.blobs)}
     assert {*blobs, amd64.digest, arm.digest, digest} <= set(bench.cache.files)
     assert (progress.digest, progress.is_done, progress.error) == (digest, True, "")
@@ -145,21 +151,40 @@ async def test_a_whole_index_is_warmed(bench: Bench) -> None:
     assert (progress.bytes_done, progress.bytes_total) == (sum(blobs.values()), sum(blobs.values()))
 
 
+async def test_referrers_are_warmed_along(bench: Bench) -> None:
+    """The SBOM of one image of an index, and the signature of the SBOM; that of a platform left out is not."""
+    _, amd64, arm = _index(bench)
+    sbom, signature, other = (bench.add(image(name)) for name in (b"sbom", b"signature", b"other"))
+    bench.referrers = {arm.digest: [sbom.digest], sbom.digest: [signature.digest], amd64.digest: [other.digest]}
+    progress = WarmProgress("")
+    await Warmer(bench.pull, bench.find_referrers).warm(
+        APP, Tag("latest"), frozenset({Platform("linux", "arm")}), progress
+    )
+    assert progress.error == ""
+    wanted = {part for parts in (sbom, signature) for part in (parts.digest, *map(digest_of, parts.blobs))}
+    assert wanted <= set(bench.cache.files)
+    assert other.digest not in bench.cache.files
+
+
 async def test_one_platform_of_an_index_is_warmed(bench: Bench) -> None:
     """Only its image; a platform that the index lacks is an error that names it."""
     _, amd64, arm = _index(bench)
     progress = WarmProgress("")
-    await Warmer(bench.pull).warm(APP, Tag("latest"), frozenset({Platform("linux", "arm")}), progress)
+    await Warmer(bench.pull, bench.find_referrers).warm(
+        APP, Tag("latest"), frozenset({Platform("linux", "arm")}), progress
+    )
     assert arm.digest in bench.cache.files
     assert amd64.digest not in bench.cache.files
     progress = WarmProgress("")
-    await Warmer(bench.pull).warm(APP, Tag("latest"), frozenset({Platform("linux", "mips")}), progress)
+    await Warmer(bench.pull, bench.find_referrers).warm(
+        APP, Tag("latest"), frozenset({Platform("linux", "mips")}), progress
+    )
     assert (progress.is_done, "linux/mips" in progress.error) == (True, True)
 
 
 async def test_what_cannot_be_warmed_is_told(bench: Bench) -> None:
     """An unknown tag, an upstream that is away, a cache that takes nothing: the progress ends with the reason."""
-    warmer = Warmer(bench.pull)
+    warmer = Warmer(bench.pull, bench.find_referrers)
     unknown, away, full = WarmProgress(""), WarmProgress(""), WarmProgress("")
     await warmer.warm(APP, Tag("none"), EVERYTHING, unknown)
     bench.cache.is_full = True

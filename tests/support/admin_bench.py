@@ -40,6 +40,7 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.repair import Comparison, Difference, RepairStatus
 from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus
 from registry_proxy.ports.store import Store
+from registry_proxy.protocol.reference import Digest
 from registry_proxy.repair.exceptions import Exceptions
 from registry_proxy.repair.recovery import loss_warnings
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
@@ -263,6 +264,10 @@ class Node:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
+async def _no_referrers(routed: RoutedRepository, subject: Digest) -> list[Digest]:
+    return []
+
+
 @asynccontextmanager
 async def admin_node(root: Path) -> AsyncIterator[Node]:
     """Open a node below ``root`` with the users admin (an administrator) and bob."""
@@ -303,7 +308,8 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                         holdings=holdings_of(reader, memberships, cache),
                         observer=observer,
                         tag_rules={"main": TagRules(10)},
-                    )
+                    ),
+                    _no_referrers,
                 ),
                 route=router.route,
                 known=KnownRepositories(
