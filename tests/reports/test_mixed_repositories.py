@@ -137,7 +137,10 @@ class Eve:
             f"/blobs//{digest}",
         ):
             assert self.http.get(other).status_code in {400, 404}
-        assert self.http.get(f"/referrers/{digest}").status_code == 404
+        referrers = self.http.get(f"/referrers/{digest}")  # a list of what this repository holds, for any digest
+        assert referrers.status_code == 200
+        for entry in referrers.json()["manifests"]:
+            assert self.http.get(f"/manifests/{entry['digest']}").status_code == 200
 
     def mount_in_other_words(self, digest: str) -> None:
         """Mount from the repository that holds it, from none, twice, by a body: an ordinary upload each time."""
