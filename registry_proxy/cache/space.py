@@ -48,6 +48,11 @@ class _Shortage:
     soft: int
     hard: int
 
+    @property
+    def size_bytes(self) -> int:
+        """The bytes to evict so that nothing is missing."""
+        return max(self.soft, self.hard)
+
 
 class Space:
     """Decides whether content may come in, evicts for it, and counts what was committed or removed.
@@ -109,11 +114,8 @@ class Space:
         """
         if size_bytes > self.max_size_bytes:
             raise CacheUnavailableError(f"{size_bytes} bytes are more than the whole cache may hold")
-        shortage = self._shortage(size_bytes)
-        wanted_bytes = max(shortage.soft, shortage.hard) - self.uploads.total_bytes
-        if wanted_bytes > 0 and wanted_bytes > (
-            evictable_bytes := self.committed_bytes - self.size_of(self.find_protected())
-        ):
+        wanted_bytes = self._shortage(size_bytes).size_bytes - self.uploads.total_bytes
+        if wanted_bytes > 0 and wanted_bytes > (evictable_bytes := self._evictable_bytes(self.find_protected())):
             with self._exclusive():
                 wanted_bytes -= self._sweep_dead_fills()
             if wanted_bytes > evictable_bytes:
@@ -295,12 +297,16 @@ class Space:
         hard = self._min_free_bytes + size_bytes - free_bytes
         return _Shortage(max(0, soft), max(0, hard))
 
+    def _evictable_bytes(self, kept: Collection[Digest]) -> int:
+        """Return the bytes of what is committed and may go."""
+        return self.committed_bytes - self.size_of(kept)
+
     @contextmanager
     def _room(self, size_bytes: int, *, over_max_size: bool) -> Iterator[None]:
         for _ in range(_ATTEMPTS):
             with self._accounts.locked():
                 shortage = self._shortage(size_bytes)
-                if shortage == _Shortage(0, 0):
+                if not shortage.size_bytes:
                     yield
                     return
             if not self._evict(shortage, size_bytes, in_vain=over_max_size):
@@ -319,15 +325,13 @@ class Space:
         is removed when all that may go would not be enough.
         """
         with self._exclusive():
-            now = self._shortage(size_bytes)
-            wanted_bytes = min(max(shortage.soft, shortage.hard), max(now.soft, now.hard))
-            wanted_bytes -= self._sweep_dead_fills()
+            wanted_bytes = min(shortage.size_bytes, self._shortage(size_bytes).size_bytes) - self._sweep_dead_fills()
             if wanted_bytes <= 0:
                 return True
             started_at_ns = time.time_ns()
             kept = self.find_protected()
             if not in_vain:
-                lacking_bytes = wanted_bytes - self.committed_bytes + self.size_of(kept)
+                lacking_bytes = wanted_bytes - self._evictable_bytes(kept)
                 if lacking_bytes > 0:
                     freed_bytes = self.uploads.remove_abandoned(lacking_bytes)
                     wanted_bytes -= freed_bytes

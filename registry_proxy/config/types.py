@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from registry_proxy.protocol.addresses import is_loopback
 from registry_proxy.protocol.patterns import repository_pattern_fault
 from registry_proxy.protocol.reference import is_repository
 
@@ -34,7 +35,6 @@ _UPSTREAM_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _REPLICA_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:_\[\]-]{0,99}")
 _MAX_NUMBER_LENGTH = 20
 _AUDIT_FILE_MIN_BYTES = 4096
-_LOOPBACK_NAMES = frozenset({"127.0.0.1", "::1", "localhost"})
 _CLAIM_PATTERN_MAX_LENGTH = 500
 _GROUP_NAME = re.compile(r"(?!oidc\Z)[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")  # as access.subject has it
 _OIDC_SUBJECT = re.compile(r"(?:\{[A-Za-z0-9._:/-]+\}(?!\{)|[A-Za-z0-9._@+:/-])+")
@@ -275,7 +275,7 @@ def _check_issuer(value: str) -> str:
     parts = split_url(value)
     if parts is None or not {"@", "?", "#"}.isdisjoint(value):
         raise expected("an https:// URL, such as https://token.actions.githubusercontent.com")
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK_NAMES):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         raise expected("an https:// URL (http:// only for this machine), since its keys decide who may log in")
     return value
 
@@ -284,7 +284,7 @@ def _check_ldap(value: str) -> str:
     parts = split_url(value)
     if not _is_bare(parts) or parts is None or parts.scheme not in {"ldap", "ldaps"}:
         raise expected("ldaps://, a host and, if need be, a port, such as ldaps://ldap.example.com")
-    if parts.scheme != "ldaps" and parts.hostname not in _LOOPBACK_NAMES:
+    if parts.scheme != "ldaps" and not is_loopback(parts.hostname or ""):
         raise expected("an ldaps:// URL (ldap:// only for this machine), since passwords are sent there")
     return value
 

@@ -1,1 +1,1 @@
-"""Files that survive a loss of power."""
+"""Files, and the machinery around them: locks, whole files, shared pages, hashes, and a thread that writes."""
