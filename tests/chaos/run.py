@@ -332,7 +332,7 @@ class Run:
 
     def _made(self) -> Counter[str]:
         """Return how often which server had which fault."""
-        return Counter(window.name.partition(" for ")[0] for window in self.history.windows)
+        return Counter(window.name.rpartition(" for ")[0] or window.name for window in self.history.windows)
 
     def report(self) -> str:
         """Return what a person needs to follow the run: seed, table, faults, and each violation with its story."""
