@@ -23,6 +23,8 @@ from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 
+_HIT = CacheRequest(ContentKind.MANIFEST, CacheResult.HIT)  # made once: most requests end with it
+
 
 class ManifestAnswer(NamedTuple):
     """A manifest to serve; ``warning`` is the value of a Warning header where the tag could not be asked for."""
@@ -113,7 +115,7 @@ class Pull:
         manifest = None if digest is None else self.read_cached_manifest(routed, digest)
         if manifest is None:
             return Ask(partial(self._ask_manifest, routed, tag_or_digest))
-        self._observer.observe(CacheRequest(ContentKind.MANIFEST, CacheResult.HIT))
+        self._observer.observe(_HIT)
         return ManifestAnswer(manifest, CacheResult.HIT, None)
 
     async def get_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> ManifestAnswer:

@@ -33,6 +33,7 @@ FAR_RANGE_BYTES = 32 * 1024 * 1024
 """A range that starts further than this beyond the bytes at hand is fetched by itself."""
 
 _FOREIGN_FAILURES_MAX = 3
+_HIT = CacheRequest(ContentKind.BLOB, CacheResult.HIT)  # made once: most requests end with it
 
 
 class BlobAnswer(NamedTuple):
@@ -163,7 +164,7 @@ class PullBlobs:
         if membership is None or body is None:
             return Ask(partial(self._ask_blob, routed, digest, membership, range_header))
         byte_range = parse_range(range_header, len(body))
-        self._observer.observe(CacheRequest(ContentKind.BLOB, CacheResult.HIT))
+        self._observer.observe(_HIT)
         return BlobAnswer(membership.descriptor, CacheResult.HIT, body, byte_range, _no_rest)
 
     async def open_blob(self, routed: RoutedRepository, digest: Digest, range_header: str | None) -> BlobAnswer:
