@@ -22,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
-from registry_proxy.cache.accounts import boot_id
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import CachePaths, prepare_cache, seal
+from registry_proxy.cache.ledger import boot_id
 from registry_proxy.protocol.reference import Digest
 from registry_proxy.telemetry.metrics import PrometheusObserver
 

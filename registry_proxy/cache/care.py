@@ -8,9 +8,9 @@ import os
 import time
 from dataclasses import dataclass
 
-from registry_proxy.cache.accounts import shards
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import write_small_file
+from registry_proxy.cache.ledger import shards
 from registry_proxy.files.lock import lock_tried
 from registry_proxy.ports.metrics import ScrubEnd
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from registry_proxy import tasks
-from registry_proxy.cache.accounts import shard_of, shards
 from registry_proxy.cache.fill import Fill, FillTools
 from registry_proxy.cache.layout import CachePaths, CommittedBlob, age_seconds, is_sealed, scan_shard, seal
+from registry_proxy.cache.ledger import shard_of, shards
 from registry_proxy.cache.memory import SmallContents
 from registry_proxy.cache.progress import CommittedReader
 from registry_proxy.cache.space import Space

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-from registry_proxy.cache.accounts import Accounts, Change, State, boot_id, shard_of, shards
 from registry_proxy.cache.incoming import Incoming, read_fills, remove_dead_fills
 from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, write_small_file
+from registry_proxy.cache.ledger import Ledger, LedgerChange, LedgerState, boot_id, shard_of, shards
 from registry_proxy.cache.order import OrderFile, Record
 from registry_proxy.cache.uploads import UploadRoom
 from registry_proxy.files.atomic import sync_directory
@@ -82,20 +82,20 @@ class Space:
         self.step_bytes = max(_LEAST_STEP_BYTES, min(_STEP_BYTES, max_size_bytes // _STEP_PART))
         self._observer = observer
         self._find_kept = find_kept
-        self._accounts = open_accounts(paths)
+        self._ledger = open_ledger(paths)
         self.uploads = UploadRoom(paths, max_size_bytes)
 
     def close(self) -> None:
-        self._accounts.close()
+        self._ledger.close()
         self.uploads.close()
 
     @property
     def committed_bytes(self) -> int:
-        return self._accounts.state.committed_bytes
+        return self._ledger.state.committed_bytes
 
     @property
     def entries(self) -> int:
-        return self._accounts.state.entries
+        return self._ledger.state.entries
 
     @property
     def incoming_bytes(self) -> int:
@@ -143,7 +143,7 @@ class Space:
         target = self._paths.blob(digest)
         directory = os.path.dirname(target)
         self._make_directory(directory)
-        with self._accounts.locked():
+        with self._ledger.locked():
             try:
                 status = os.stat(target)
             except FileNotFoundError:
@@ -154,8 +154,8 @@ class Space:
                     return
                 os.unlink(target)  # a rename over it could not be told from one that did not happen
                 old_bytes = status.st_size
-            with self._accounts.changing(
-                Change(digest, size_bytes - (old_bytes or 0), 1 if old_bytes is None else 0, present=True)
+            with self._ledger.changing(
+                LedgerChange(digest, size_bytes - (old_bytes or 0), 1 if old_bytes is None else 0, present=True)
             ):
                 if not self._is_yet_to_be_ordered(digest):
                     self._append(CommittedBlob(digest, target, size_bytes, os.stat(source).st_atime_ns))
@@ -202,25 +202,25 @@ class Space:
     @property
     def must_recount(self) -> bool:
         """Whether the counters may be wrong: after a crash of the machine, or in a directory made by another hand."""
-        state = self._accounts.state
+        state = self._ledger.state
         return state.recount_shard >= 0 or state.boot != boot_id()
 
     def recount(self) -> None:
         """Count what is committed, while everything else goes on; the order is kept where there is one."""
         with self._exclusive():
-            with self._accounts.locked() as accounts:
-                state = accounts.state
+            with self._ledger.locked() as ledger:
+                state = ledger.state
                 reorders = state.boot != boot_id()
                 if reorders:
                     state = replace(state, generation=state.generation + 1, records=0, hand=0)
-                accounts.write(replace(state, recount_shard=0, recount_bytes=0, recount_entries=0))
+                ledger.write(replace(state, recount_shard=0, recount_bytes=0, recount_entries=0))
             for shard in shards():
-                with self._accounts.locked() as accounts:
+                with self._ledger.locked() as ledger:
                     blobs = scan_shard(self._paths, shard)
                     if reorders:
                         self._append(*(replace(blob, used_at_ns=time.time_ns() - _RECENT_NS) for blob in blobs))
-                    state = accounts.state
-                    accounts.write(
+                    state = ledger.state
+                    ledger.write(
                         replace(
                             state,
                             recount_shard=shard + 1,
@@ -228,9 +228,9 @@ class Space:
                             recount_entries=state.recount_entries + len(blobs),
                         )
                     )
-            with self._accounts.locked() as accounts:
-                state = accounts.state
-                accounts.write(
+            with self._ledger.locked() as ledger:
+                state = ledger.state
+                ledger.write(
                     replace(
                         state,
                         boot=boot_id(),
@@ -245,7 +245,7 @@ class Space:
 
     def _append(self, *blobs: CommittedBlob) -> None:
         """Put them at the end of the order; the caller holds the lock of the page."""
-        state = self._accounts.state
+        state = self._ledger.state
         with OrderFile(self._paths.order(state.generation)) as order:
             order.write(
                 *(
@@ -253,11 +253,11 @@ class Space:
                     for number, blob in enumerate(blobs, state.records)
                 )
             )
-        self._accounts.write(replace(self._accounts.state, records=state.records + len(blobs)))
+        self._ledger.write(replace(self._ledger.state, records=state.records + len(blobs)))
 
     def _is_yet_to_be_ordered(self, digest: Digest) -> bool:
         """Tell whether a recount that makes the order anew will come by it."""
-        state = self._accounts.state
+        state = self._ledger.state
         return state.boot != boot_id() and shard_of(digest) >= state.recount_shard >= 0
 
     def _make_directory(self, path: str) -> None:
@@ -271,10 +271,10 @@ class Space:
 
     def _remove(self, digest: Digest, into: str | None = None) -> int | None:
         path = self._paths.blob(digest)
-        with self._accounts.locked():
+        with self._ledger.locked():
             try:
                 size_bytes = os.stat(path).st_size
-                with self._accounts.changing(Change(digest, -size_bytes, -1, present=False)):
+                with self._ledger.changing(LedgerChange(digest, -size_bytes, -1, present=False)):
                     if into is None:
                         os.unlink(path)
                     else:
@@ -304,7 +304,7 @@ class Space:
     @contextmanager
     def _room(self, size_bytes: int, *, over_max_size: bool) -> Iterator[None]:
         for _ in range(_ATTEMPTS):
-            with self._accounts.locked():
+            with self._ledger.locked():
                 shortage = self._shortage(size_bytes)
                 if not shortage.size_bytes:
                     yield
@@ -337,7 +337,7 @@ class Space:
                     wanted_bytes -= freed_bytes
                     if lacking_bytes > freed_bytes:
                         return False
-            path = self._paths.order(self._accounts.state.generation)
+            path = self._paths.order(self._ledger.state.generation)
             with OrderFile(path) as order, contextlib.closing(self._circle(order)) as circle:
                 for record in circle if wanted_bytes > 0 else ():
                     wanted_bytes -= self._pass(order, record, kept, started_at_ns)
@@ -350,9 +350,9 @@ class Space:
 
     def _circle(self, order: OrderFile) -> Generator[Record]:
         """Move the hand over the records, round and round for two laps; it stays where the caller stops."""
-        passed, lap = 0, self._accounts.state.records
+        passed, lap = 0, self._ledger.state.records
         while passed < _LAPS * lap:
-            state = self._accounts.state
+            state = self._ledger.state
             hand = state.hand if state.hand < state.records else 0
             end = min(state.records, hand + _LAPS * lap - passed)
             at = hand
@@ -362,8 +362,8 @@ class Space:
                     yield record
                 at = end
             finally:
-                with self._accounts.locked() as accounts:
-                    accounts.write(replace(accounts.state, hand=at))
+                with self._ledger.locked() as ledger:
+                    ledger.write(replace(ledger.state, hand=at))
             passed += max(1, end - hand)
 
     def _pass(self, order: OrderFile, record: Record, kept: Collection[Digest], kept_since_ns: int) -> int:
@@ -371,7 +371,7 @@ class Space:
         try:
             used_at_ns = os.stat(self._paths.blob(record.digest)).st_atime_ns
         except FileNotFoundError:
-            with self._accounts.locked():  # it may be about to get its name
+            with self._ledger.locked():  # it may be about to get its name
                 if not os.path.exists(self._paths.blob(record.digest)):
                     order.erase(record.number)
             return 0
@@ -390,7 +390,7 @@ class Space:
 
     def _shorten_order(self) -> None:
         """Drop the records without content once they are the most."""
-        state = self._accounts.state
+        state = self._ledger.state
         if state.records <= 2 * state.entries + _REWRITE_SLACK:
             return
         seen: set[int] = set()  # a content that went and came again has two records: the first one stands
@@ -402,16 +402,16 @@ class Space:
             seen.add(short)
             return True
 
-        with self._accounts.locked() as accounts:
-            state = accounts.state
+        with self._ledger.locked() as ledger:
+            state = ledger.state
             with OrderFile(self._paths.order(state.generation)) as order:
                 path = self._paths.order(state.generation + 1)
                 records, hand = order.rewrite(path, state.records, is_wanted, state.hand)
-            accounts.write(replace(state, generation=state.generation + 1, records=records, hand=hand))
+            ledger.write(replace(state, generation=state.generation + 1, records=records, hand=hand))
         self._remove_old_orders()
 
     def _remove_old_orders(self) -> None:
-        current = os.path.basename(self._paths.order(self._accounts.state.generation))
+        current = os.path.basename(self._paths.order(self._ledger.state.generation))
         for name in os.listdir(self._paths.orders):
             if name != current:
                 os.unlink(f"{self._paths.orders}/{name}")
@@ -426,14 +426,14 @@ class Space:
         return locked(f"{self._paths.root}/evict.lock")
 
 
-def open_accounts(paths: CachePaths) -> Accounts:
+def open_ledger(paths: CachePaths) -> Ledger:
     """Open the page of a cache."""
 
     def is_present(digest: Digest) -> bool:
         return os.path.exists(paths.blob(digest))
 
-    accounts = Accounts(f"{paths.root}/page", is_present)
-    with accounts.locked():
-        if not accounts.state.boot and not os.listdir(f"{paths.root}/blobs"):
-            accounts.write(State(boot_id()))
-    return accounts
+    ledger = Ledger(f"{paths.root}/page", is_present)
+    with ledger.locked():
+        if not ledger.state.boot and not os.listdir(f"{paths.root}/blobs"):
+            ledger.write(LedgerState(boot_id()))
+    return ledger

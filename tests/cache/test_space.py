@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.cache.accounts import Change
 from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.ledger import LedgerChange
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError, FillLostError
 from registry_proxy.ports.metrics import CacheEviction
@@ -127,8 +127,8 @@ async def test_a_recount_is_right_while_content_comes_and_goes(make_cache: MakeC
     for seed in range(50):
         body, digest = content(1000 + seed, seed)
         await cache.store(digest, body)
-    with cache.space._accounts.locked() as accounts:
-        accounts.write(replace(accounts.state, boot="another", committed_bytes=7, entries=1))
+    with cache.space._ledger.locked() as ledger:
+        ledger.write(replace(ledger.state, boot="another", committed_bytes=7, entries=1))
     assert cache.space.must_recount
     other = make_cache()
 
@@ -155,13 +155,13 @@ async def test_a_worker_killed_in_mid_change_leaves_the_counters_right(
     cache = make_cache()
     body, digest = content(1000)
     await cache.store(digest, body)
-    gone = Change(digest, -1000, -1, present=False)
-    with cache.space._accounts.locked() as accounts:  # as of one that was killed before, or after, its unlink
-        accounts.write(replace(accounts.state, change=gone))
+    gone = LedgerChange(digest, -1000, -1, present=False)
+    with cache.space._ledger.locked() as ledger:  # as of one that was killed before, or after, its unlink
+        ledger.write(replace(ledger.state, change=gone))
         if happened:
             blob_file(cache_path, digest).unlink()
     other = make_cache()
-    with other.space._accounts.locked():
+    with other.space._ledger.locked():
         pass
     assert (other.stats()["committed_bytes"], other.stats()["entries"]) == ((0, 0) if happened else (1000, 1))
 

@@ -23,7 +23,7 @@ _SHARDS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class LedgerChange:
     """The effect of a rename or an unlink on the counters; ``present`` tells how to see that it happened."""
 
     digest: Digest
@@ -33,7 +33,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class LedgerState:
     """The content of the page.
 
     ``committed_bytes`` and ``entries`` are what lies under ``blobs/``. ``records`` of the order file number
@@ -51,9 +51,9 @@ class State:
     recount_shard: int = -1
     recount_bytes: int = 0
     recount_entries: int = 0
-    change: Change | None = None
+    change: LedgerChange | None = None
 
-    def settled(self, *, happened: bool) -> "State":
+    def settled(self, *, happened: bool) -> "LedgerState":
         """Return the state after the announced change, which happened or did not."""
         change = self.change
         if change is None or not happened:
@@ -79,7 +79,7 @@ def shards() -> range:
     return range(_SHARDS)
 
 
-class Accounts:
+class Ledger:
     """The page. Read by anyone at any time, written only under ``locked``.
 
     Only committed content is counted here. Fills are read from the directory instead, so that a worker
@@ -97,11 +97,11 @@ class Accounts:
         if self._memory[:_SELECTOR_AT] != _MAGIC:
             with self._page.locked():
                 if self._memory[:_SELECTOR_AT] != _MAGIC:
-                    self.write(State(boot="", recount_shard=0))
+                    self.write(LedgerState(boot="", recount_shard=0))
                     self._page.write(0, _MAGIC)
 
     @property
-    def state(self) -> State:
+    def state(self) -> LedgerState:
         """The content of the page now; without the lock it may change at once."""
         while True:
             selector = self._memory[_SELECTOR_AT]
@@ -119,7 +119,7 @@ class Accounts:
             yield self
 
     @contextmanager
-    def changing(self, change: Change) -> Iterator[None]:
+    def changing(self, change: LedgerChange) -> Iterator[None]:
         """Rename or unlink inside: it is counted if, and only if, it happens. The caller holds the lock."""
         self.write(replace(self.state, change=change))
         try:
@@ -133,7 +133,7 @@ class Accounts:
         """Unmap the page; twice is fine."""
         self._page.close()
 
-    def write(self, state: State) -> None:
+    def write(self, state: LedgerState) -> None:
         """Replace the state; the caller holds the lock."""
         selector = (self._memory[_SELECTOR_AT] + 1) % 256
         change = state.change
@@ -155,11 +155,11 @@ class Accounts:
         self._page.write(_COPIES_AT[selector & 1], content)
         self._page.write(_SELECTOR_AT, bytes([selector]))
 
-    def _read(self, offset: int) -> State:
+    def _read(self, offset: int) -> LedgerState:
         boot, a, b, c, d, e, f, g, h, digest, size_bytes, entries, present = _STATE.unpack_from(self._memory, offset)
         algorithm, _, encoded = digest.rstrip(b"\0").decode().partition(":")
-        change = Change(Digest(algorithm, encoded), size_bytes, entries, bool(present)) if algorithm else None
-        return State(boot.rstrip(b"\0").decode(), a, b, c, d, e, f, g, h, change)
+        change = LedgerChange(Digest(algorithm, encoded), size_bytes, entries, bool(present)) if algorithm else None
+        return LedgerState(boot.rstrip(b"\0").decode(), a, b, c, d, e, f, g, h, change)
 
 
 def boot_id() -> str:
