@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
+from registry_proxy.cache.eviction_queue import EvictionQueue, QueueEntry
 from registry_proxy.cache.incoming import Incoming, read_fills, remove_dead_fills
 from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, write_small_file
 from registry_proxy.cache.ledger import Ledger, LedgerChange, LedgerState, boot_id, shard_of, shards
-from registry_proxy.cache.order import OrderFile, Record
 from registry_proxy.cache.uploads import UploadRoom
 from registry_proxy.files.atomic import sync_directory
 from registry_proxy.files.lock import locked
@@ -157,7 +157,7 @@ class Space:
             with self._ledger.changing(
                 LedgerChange(digest, size_bytes - (old_bytes or 0), 1 if old_bytes is None else 0, present=True)
             ):
-                if not self._is_yet_to_be_ordered(digest):
+                if not self._is_yet_to_be_queued(digest):
                     self._append(CommittedBlob(digest, target, size_bytes, os.stat(source).st_atime_ns))
                 os.rename(source, target)
         sync_directory(directory)
@@ -206,7 +206,7 @@ class Space:
         return state.recount_shard >= 0 or state.boot != boot_id()
 
     def recount(self) -> None:
-        """Count what is committed, while everything else goes on; the order is kept where there is one."""
+        """Count what is committed, while everything else goes on; the queue is kept where there is one."""
         with self._exclusive():
             with self._ledger.locked() as ledger:
                 state = ledger.state
@@ -239,24 +239,24 @@ class Space:
                         recount_shard=-1,
                     )
                 )
-            self._remove_old_orders()
+            self._remove_old_queues()
 
     # ------------------------------------------------------------ committed content
 
     def _append(self, *blobs: CommittedBlob) -> None:
-        """Put them at the end of the order; the caller holds the lock of the page."""
+        """Put them at the end of the queue; the caller holds the lock of the page."""
         state = self._ledger.state
-        with OrderFile(self._paths.order(state.generation)) as order:
-            order.write(
+        with EvictionQueue(self._paths.order(state.generation)) as queue:
+            queue.write(
                 *(
-                    Record(number, blob.digest, blob.size_bytes, blob.used_at_ns)
+                    QueueEntry(number, blob.digest, blob.size_bytes, blob.used_at_ns)
                     for number, blob in enumerate(blobs, state.records)
                 )
             )
         self._ledger.write(replace(self._ledger.state, records=state.records + len(blobs)))
 
-    def _is_yet_to_be_ordered(self, digest: Digest) -> bool:
-        """Tell whether a recount that makes the order anew will come by it."""
+    def _is_yet_to_be_queued(self, digest: Digest) -> bool:
+        """Tell whether a recount that makes the queue anew will come by it."""
         state = self._ledger.state
         return state.boot != boot_id() and shard_of(digest) >= state.recount_shard >= 0
 
@@ -338,17 +338,17 @@ class Space:
                     if lacking_bytes > freed_bytes:
                         return False
             path = self._paths.order(self._ledger.state.generation)
-            with OrderFile(path) as order, contextlib.closing(self._circle(order)) as circle:
+            with EvictionQueue(path) as queue, contextlib.closing(self._circle(queue)) as circle:
                 for record in circle if wanted_bytes > 0 else ():
-                    wanted_bytes -= self._pass(order, record, kept, started_at_ns)
+                    wanted_bytes -= self._pass(queue, record, kept, started_at_ns)
                     if wanted_bytes <= 0:
                         break
-            self._shorten_order()
+            self._shorten_queue()
             if wanted_bytes > 0:
                 wanted_bytes -= self.uploads.remove_abandoned(wanted_bytes)
             return wanted_bytes <= 0
 
-    def _circle(self, order: OrderFile) -> Generator[Record]:
+    def _circle(self, queue: EvictionQueue) -> Generator[QueueEntry]:
         """Move the hand over the records, round and round for two laps; it stays where the caller stops."""
         passed, lap = 0, self._ledger.state.records
         while passed < _LAPS * lap:
@@ -357,7 +357,7 @@ class Space:
             end = min(state.records, hand + _LAPS * lap - passed)
             at = hand
             try:
-                for record in order.read(hand, end):
+                for record in queue.read(hand, end):
                     at = record.number + 1
                     yield record
                 at = end
@@ -366,36 +366,36 @@ class Space:
                     ledger.write(replace(ledger.state, hand=at))
             passed += max(1, end - hand)
 
-    def _pass(self, order: OrderFile, record: Record, kept: Collection[Digest], kept_since_ns: int) -> int:
+    def _pass(self, queue: EvictionQueue, record: QueueEntry, kept: Collection[Digest], kept_since_ns: int) -> int:
         """Evict one content, or let it be; return the bytes freed."""
         try:
             used_at_ns = os.stat(self._paths.blob(record.digest)).st_atime_ns
         except FileNotFoundError:
             with self._ledger.locked():  # it may be about to get its name
                 if not os.path.exists(self._paths.blob(record.digest)):
-                    order.erase(record.number)
+                    queue.erase(record.number)
             return 0
         # What came or was used after ``kept`` was made may have become one of them.
         if record.digest in kept or used_at_ns > kept_since_ns or os.path.exists(self._paths.pin(record.digest)):
             return 0
         if used_at_ns > record.used_at_ns:
-            order.write(replace(record, used_at_ns=used_at_ns))
+            queue.write(replace(record, used_at_ns=used_at_ns))
             return 0
         freed_bytes = self._remove(record.digest)
-        order.erase(record.number)
+        queue.erase(record.number)
         if freed_bytes is None:
             return 0
         self._observer.observe(CacheEviction(freed_bytes))
         return freed_bytes
 
-    def _shorten_order(self) -> None:
+    def _shorten_queue(self) -> None:
         """Drop the records without content once they are the most."""
         state = self._ledger.state
         if state.records <= 2 * state.entries + _REWRITE_SLACK:
             return
         seen: set[int] = set()  # a content that went and came again has two records: the first one stands
 
-        def is_wanted(record: Record) -> bool:
+        def is_wanted(record: QueueEntry) -> bool:
             short = hash(record.digest)
             if short in seen or not os.path.exists(self._paths.blob(record.digest)):
                 return False
@@ -404,13 +404,13 @@ class Space:
 
         with self._ledger.locked() as ledger:
             state = ledger.state
-            with OrderFile(self._paths.order(state.generation)) as order:
+            with EvictionQueue(self._paths.order(state.generation)) as queue:
                 path = self._paths.order(state.generation + 1)
-                records, hand = order.rewrite(path, state.records, is_wanted, state.hand)
+                records, hand = queue.rewrite(path, state.records, is_wanted, state.hand)
             ledger.write(replace(state, generation=state.generation + 1, records=records, hand=hand))
-        self._remove_old_orders()
+        self._remove_old_queues()
 
-    def _remove_old_orders(self) -> None:
+    def _remove_old_queues(self) -> None:
         current = os.path.basename(self._paths.order(self._ledger.state.generation))
         for name in os.listdir(self._paths.orders):
             if name != current:

@@ -1,4 +1,4 @@
-"""The order in which committed contents came in: one file of records of a fixed size, read piece by piece.
+"""The eviction queue: contents in their order of arrival, one file of records of a fixed size, read piece by piece.
 
 It serves eviction alone. A record without its content is skipped and erased when eviction comes by; a content
 without a record cannot be evicted, so a record is written before its content gets its name.
@@ -20,7 +20,7 @@ _PIECE_RECORDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class QueueEntry:
     """One content. ``used_at_ns`` is its atime as eviction last saw it: a later one means it was used since."""
 
     number: int
@@ -34,8 +34,8 @@ class Record:
         return _RECORD.pack(algorithm, bytes.fromhex(self.digest.hex), self.size_bytes, self.used_at_ns)
 
 
-class OrderFile:
-    """An open order file, begun when there is none. Every method raises OSError. The caller holds the locks."""
+class EvictionQueue:
+    """An open eviction queue, begun when there is none. Every method raises OSError. The caller holds the locks."""
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -46,7 +46,7 @@ class OrderFile:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def write(self, *records: Record) -> None:
+    def write(self, *records: QueueEntry) -> None:
         """Write records that follow each other, beginning at the number of the first."""
         if records:
             _write_whole(self._fd, b"".join(record.packed() for record in records), records[0].number * _RECORD.size)
@@ -55,7 +55,7 @@ class OrderFile:
         """Make the record none; its place is not used again before a rewrite."""
         _write_whole(self._fd, _ERASED, number * _RECORD.size)
 
-    def read(self, first: int, end: int) -> Iterator[Record]:
+    def read(self, first: int, end: int) -> Iterator[QueueEntry]:
         """Return the records from ``first`` up to, not with, ``end`` that were not erased."""
         for piece in range(first, end, _PIECE_RECORDS):
             count = min(_PIECE_RECORDS, end - piece)
@@ -67,9 +67,9 @@ class OrderFile:
                 if algorithm:
                     width = 32 if algorithm == 1 else 64
                     digest = Digest(_ALGORITHMS[algorithm], encoded[:width].hex())
-                    yield Record(piece + number, digest, size_bytes, used_at_ns)
+                    yield QueueEntry(piece + number, digest, size_bytes, used_at_ns)
 
-    def rewrite(self, path: str, end: int, is_wanted: Callable[[Record], bool], hand: int) -> tuple[int, int]:
+    def rewrite(self, path: str, end: int, is_wanted: Callable[[QueueEntry], bool], hand: int) -> tuple[int, int]:
         """Write the wanted records below ``end`` to a new file; return how many, and where ``hand`` is among them."""
         count = new_hand = 0
         with open(path, "wb") as file:
