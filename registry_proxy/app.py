@@ -116,8 +116,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         observer.observe(CacheDiskStalled(context.is_stand_in))
         node = await stack.enter_async_context(_open_node(settings, observer, context))
         duties = await stack.enter_async_context(contextlib.AsyncExitStack())
-        await duties.enter_async_context(running(node.cache.caretaker.run(), "care of the cache"))
-        await duties.enter_async_context(running(node.writes.uploads.run(), "care of uploads"))
+        await duties.enter_async_context(running(node.cache.scrubber.run(), "scrub of the cache"))
+        await duties.enter_async_context(running(node.writes.uploads.run(), "upkeep of uploads"))
         if has_admin:
             await duties.enter_async_context(node.repair.running(repairs=not context.is_stand_in))
         audit_options = configured.audit_options(settings, node.cache.spool.node_id, context.process)

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.cache.scrub import Scrubber
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
@@ -28,8 +28,8 @@ class CacheOptions:
         min_free_bytes: see ``DiskCache``.
         pinned: patterns of the repositories whose content is never evicted.
         check_share: see ``DiskCache``.
-        scrub_bytes_per_second: see ``Caretaker``.
-        scrub_interval_seconds: see ``Caretaker``.
+        scrub_bytes_per_second: see ``Scrubber``.
+        scrub_interval_seconds: see ``Scrubber``.
         is_lasting: whether it outlives this process; one in memory does not.
         was_away: whether others may have changed what repositories hold since it was last open.
     """
@@ -52,7 +52,7 @@ class Cache:
     disk: DiskCache
     spool: DiskSpool
     memberships: FileMemberships
-    caretaker: Caretaker
+    scrubber: Scrubber
 
 
 @contextlib.asynccontextmanager
@@ -80,7 +80,7 @@ async def open_cache(options: CacheOptions, observer: Observer, local_name: Loca
             disk,
             DiskSpool(disk, is_lasting=options.is_lasting),
             memberships,
-            Caretaker(disk, options.scrub_bytes_per_second, options.scrub_interval_seconds),
+            Scrubber(disk, options.scrub_bytes_per_second, options.scrub_interval_seconds),
         )
     finally:
         await disk.close()

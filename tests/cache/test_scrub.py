@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.cache.care import Caretaker
 from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.scrub import Scrubber
 from registry_proxy.ports.metrics import ScrubbedBytes
 from registry_proxy.protocol.reference import Digest
 from registry_proxy.tasks import spawn
@@ -38,9 +38,9 @@ def noted(path: Path) -> int:
         return 0
 
 
-async def run_until_done(caretaker: Caretaker, path: Path) -> None:
-    """Let a caretaker work until its round is over."""
-    task = spawn(caretaker.run(), "care")
+async def run_until_done(scrubber: Scrubber, path: Path) -> None:
+    """Let a scrubber work until its round is over."""
+    task = spawn(scrubber.run(), "care")
     await until(lambda: noted(path) == 256)
     task.cancel()
     await asyncio.wait([task])
@@ -50,11 +50,11 @@ async def test_the_end_of_the_last_round_is_told_after_a_restart(
     cache: DiskCache, cache_path: Path, events: Events
 ) -> None:
     """The worker that takes the duty over tells when the round before ended, as its note on the disk says."""
-    await run_until_done(Caretaker(cache, 1 << 40, 3600), cache_path)
+    await run_until_done(Scrubber(cache, 1 << 40, 3600), cache_path)
     (ended_at,) = events.rounds
     os.utime(cache_path / "scrub", (ended_at, ended_at))
     events.events.clear()
-    task = spawn(Caretaker(cache, 1 << 40, 3600).run(), "care")
+    task = spawn(Scrubber(cache, 1 << 40, 3600).run(), "care")
     await until(lambda: bool(events.rounds))
     task.cancel()
     await asyncio.wait([task])
@@ -68,7 +68,7 @@ async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path
     used = {digest: blob_file(cache_path, digest).stat().st_atime_ns for _, digest in contents}
     for _, digest in bad:
         rot(cache_path, digest)
-    await run_until_done(Caretaker(cache, 1 << 40, 3600), cache_path)
+    await run_until_done(Scrubber(cache, 1 << 40, 3600), cache_path)
     assert events.errors == {"rot": 4}
     assert len(list((cache_path / "quarantine").glob("*.disk.*"))) == 4
     assert events.total(ScrubbedBytes) == 20 * 200_000
@@ -89,10 +89,10 @@ async def test_one_worker_scrubs_and_another_takes_over(make_cache: MakeCache, c
     (_, digest) = await put(cache, 1000)
     (cache_path / "scrub").write_text(json.dumps({"shard": int(digest.hex[:2], 16) + 1, "started_at": 1.0}))
     rot(cache_path, digest)
-    first, second = Caretaker(make_cache(), 1 << 40, 1e12), Caretaker(make_cache(), 1 << 40, 1e12)
+    first, second = Scrubber(make_cache(), 1 << 40, 1e12), Scrubber(make_cache(), 1 << 40, 1e12)
     await asyncio.gather(run_until_done(first, cache_path), run_until_done(second, cache_path))
     assert blob_file(cache_path, digest).exists(), "its shard was done already"
-    task = spawn(Caretaker(make_cache(), 1 << 40, 0.001).run(), "care")
+    task = spawn(Scrubber(make_cache(), 1 << 40, 0.001).run(), "care")
     await until(lambda: not blob_file(cache_path, digest).exists())
     task.cancel()
     await asyncio.wait([task])
@@ -136,4 +136,4 @@ async def test_a_lie_is_quarantined(cache: DiskCache, cache_path: Path) -> None:
 def test_a_strange_note_begins_anew(cache: DiskCache, cache_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A note that cannot be read costs a round, and nothing else."""
     (cache_path / "scrub").write_text("[]")
-    assert Caretaker(cache, 1, 1)._read_note().shard == 0
+    assert Scrubber(cache, 1, 1)._read_note().shard == 0

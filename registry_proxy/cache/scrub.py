@@ -29,7 +29,7 @@ class ScrubRound:
     started_at: float
 
 
-class Caretaker:
+class Scrubber:
     """Runs in every worker; the one that holds the duty works, the others wait for its end.
 
     Args:
