@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from registry_proxy.cache.layout import CachePaths, is_sealed
-from registry_proxy.cache.part import ABANDONED_MODE, OwnedPart, open_part, read_size
+from registry_proxy.cache.partial_file import ABANDONED_MODE, OwnedPartialFile, open_partial_file, read_size
 from registry_proxy.cache.progress import FillProgress
 from registry_proxy.cache.space import Space
 from registry_proxy.cache.watch import FileWatcher
-from registry_proxy.cache.writer import PartWriter
+from registry_proxy.cache.writer import PartialFileWriter
 from registry_proxy.files.lock import is_at, try_lock
 from registry_proxy.ports.content import ByteStream, OpenSource, Reopenings
 from registry_proxy.ports.errors import (
@@ -141,7 +141,7 @@ class Fill:
 
     async def _run_round(self, progress: FillProgress) -> None:
         paths = self._tools.paths
-        fd = open_part(paths, self.digest)
+        fd = open_partial_file(paths, self.digest)
         progress.take_file(fd)
         if not try_lock(fd):
             progress.result = CacheResult.LATCH
@@ -157,7 +157,7 @@ class Fill:
         await self._own(progress, fd)
 
     def _take_committed(self, progress: FillProgress, fd: int, size_bytes: int) -> None:
-        """Another worker committed it between our look and our lock: remove the empty part, which is ours."""
+        """Another worker committed it between our look and our lock: remove the empty partial file, which is ours."""
         os.unlink(self._tools.paths.part(self.digest))
         progress.take_file(fd)
         progress.result = CacheResult.HIT
@@ -184,65 +184,65 @@ class Fill:
                 await watch.wait()
 
     async def _own(self, progress: FillProgress, fd: int) -> None:
-        part = OwnedPart(self._tools.paths, self.digest, fd)
+        partial = OwnedPartialFile(self._tools.paths, self.digest, fd)
         try:
-            await self._take_over(progress, part)
-            await self._fetch(progress, part)
+            await self._take_over(progress, partial)
+            await self._fetch(progress, partial)
         except asyncio.CancelledError:
             raise  # this worker stops: the file stays for the next one
         except WrongContentError as error:
-            part.quarantine(error.sender or "unknown")
+            partial.quarantine(error.sender or "unknown")
             self._tools.space.trim_quarantine()
             raise
         except BaseException:
-            part.remove()
+            partial.remove()
             raise
         else:
-            await self._commit(part)
+            await self._commit(partial)
         finally:
-            part.release()
+            partial.release()
 
-    async def _take_over(self, progress: FillProgress, part: OwnedPart) -> None:
+    async def _take_over(self, progress: FillProgress, partial: OwnedPartialFile) -> None:
         """Go on from what a dead owner left; without a size it cannot be told how much that is worth."""
         progress.size_bytes = read_size(self._tools.paths, self.digest)
-        if part.found_sealed:
-            progress.size_bytes = part.found_bytes
+        if partial.found_sealed:
+            progress.size_bytes = partial.found_bytes
         elif progress.size_bytes is None:
-            part.truncate()
-        if part.found_bytes:
-            await self._tools.in_thread(part.resume)
-            progress.advance(part.written_bytes)
+            partial.truncate()
+        if partial.found_bytes:
+            await self._tools.in_thread(partial.resume)
+            progress.advance(partial.written_bytes)
 
-    async def _fetch(self, progress: FillProgress, part: OwnedPart) -> None:
+    async def _fetch(self, progress: FillProgress, partial: OwnedPartialFile) -> None:
         """Fetch what is missing and compare the digest; goes on with another stream while there is progress."""
-        if part.found_bytes and part.written_bytes == progress.size_bytes:
-            self._check(progress, part, is_proven=False)
+        if partial.found_bytes and partial.written_bytes == progress.size_bytes:
+            self._check(progress, partial, is_proven=False)
             return
         reopenings = Reopenings()
         while True:
-            before, has_begun = part.written_bytes, False
+            before, has_begun = partial.written_bytes, False
             try:
                 async with self._source(before) as stream:
                     has_begun = True
-                    await self._copy(stream, progress, part)
-                    self._check(progress, part, is_proven=before == 0 and stream.size_bytes is not None)
+                    await self._copy(stream, progress, partial)
+                    self._check(progress, partial, is_proven=before == 0 and stream.size_bytes is not None)
                 return
             except UpstreamUnavailableError as error:
-                if part.written_bytes == 0 and not has_begun:
+                if partial.written_bytes == 0 and not has_begun:
                     raise  # nobody can answer; one that broke off may have told the size already
-                pause_seconds = reopenings.broke_off(part.written_bytes - before)
+                pause_seconds = reopenings.broke_off(partial.written_bytes - before)
                 if pause_seconds is None:
                     raise FillFailedError(f"no replica could go on: {error}") from error
             await asyncio.sleep(pause_seconds)
 
-    async def _copy(self, stream: ByteStream, progress: FillProgress, part: OwnedPart) -> None:
+    async def _copy(self, stream: ByteStream, progress: FillProgress, partial: OwnedPartialFile) -> None:
         await self._accept_size(stream.size_bytes, progress)
-        skip = part.written_bytes - stream.offset
+        skip = partial.written_bytes - stream.offset
         if skip < 0:
             raise WrongContentError("the stream starts after the offset asked for", is_proven=False)
-        received, step_bytes = part.written_bytes, self._tools.space.step_bytes
+        received, step_bytes = partial.written_bytes, self._tools.space.step_bytes
         room_until = received - received % step_bytes + step_bytes
-        writer = PartWriter(part, self._tools.executor, progress.advance)
+        writer = PartialFileWriter(partial, self._tools.executor, progress.advance)
         try:
             async for chunk in stream:
                 fresh = chunk[skip:] if skip else chunk
@@ -261,7 +261,7 @@ class Fill:
                     await writer.write(fresh)
         finally:
             await writer.drain()
-        if progress.size_bytes is not None and part.written_bytes < progress.size_bytes:
+        if progress.size_bytes is not None and partial.written_bytes < progress.size_bytes:
             raise UpstreamUnavailableError("the stream ended before the announced length")
 
     async def _accept_size(self, size_bytes: int | None, progress: FillProgress) -> None:
@@ -277,26 +277,26 @@ class Fill:
         space = self._tools.space
         space.make_room(space.step_bytes if announced_bytes is None else 0, over_max_size=False)
 
-    def _check(self, progress: FillProgress, part: OwnedPart, *, is_proven: bool) -> None:
+    def _check(self, progress: FillProgress, partial: OwnedPartialFile, *, is_proven: bool) -> None:
         """Compare the digest; if right release the tail at once: fsync of a large file takes seconds."""
-        if not part.matches():
+        if not partial.matches():
             raise WrongContentError("the content does not have its digest", is_proven=is_proven)
-        part.seal()
-        progress.verify(part.written_bytes)
+        partial.seal()
+        progress.verify(partial.written_bytes)
 
-    async def _commit(self, part: OwnedPart) -> None:
+    async def _commit(self, partial: OwnedPartialFile) -> None:
         """Put it into the cache; readers have all of it already, so that a failure costs only the next ones."""
 
         def commit() -> None:
-            path = part.sync()
-            part.forget_size()
-            self._tools.space.commit(path, self.digest, part.written_bytes)
+            path = partial.sync()
+            partial.forget_size()
+            self._tools.space.commit(path, self.digest, partial.written_bytes)
 
         try:
             await self._tools.in_thread(commit)
         except OSError:
             self._tools.observer.observe(CacheFailure("write"))
-            part.remove()
+            partial.remove()
 
 
 _EXPECTED = (RegistryError, FillFailedError, UpstreamUnavailableError, CacheUnavailableError)

@@ -1,23 +1,23 @@
-"""Writing a part behind the stream that feeds it."""
+"""Writing a partial behind the stream that feeds it."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from registry_proxy.cache.part import OwnedPart
+from registry_proxy.cache.partial_file import OwnedPartialFile
 
 _MAX_PENDING_BYTES = 1024 * 1024
 
 
-class PartWriter:
+class PartialFileWriter:
     """Writes and hashes in a thread while the next chunks arrive.
 
     Bytes that arrive during one write are the next one, so a fast sender gets large writes and a slow sender's bytes
     are never kept waiting. At most ``_MAX_PENDING_BYTES`` and one chunk wait in memory.
     """
 
-    def __init__(self, part: OwnedPart, executor: Executor, on_written: Callable[[int], None]) -> None:
-        self._part = part
+    def __init__(self, partial: OwnedPartialFile, executor: Executor, on_written: Callable[[int], None]) -> None:
+        self._part = partial
         self._executor = executor
         self._on_written = on_written
         self._pending: list[bytes] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.part import OwnedPart
+from registry_proxy.cache.partial_file import OwnedPartialFile
 from registry_proxy.cache.progress import HOLD_BACK_BYTES
 from registry_proxy.ports.content import BlobReader
 from registry_proxy.ports.errors import (
@@ -204,13 +204,13 @@ async def test_a_lie_never_enters_and_is_never_served_whole(
 async def test_nothing_is_hashed_or_written_on_the_loop(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty cold fills at once: every write and every hash of a chunk is done by a thread of the cache."""
     threads: set[str] = set()
-    append = OwnedPart.append
+    append = OwnedPartialFile.append
 
-    def noting(part: OwnedPart, chunks: Sequence[bytes]) -> None:
+    def noting(part: OwnedPartialFile, chunks: Sequence[bytes]) -> None:
         threads.add(threading.current_thread().name.partition("_")[0])
         append(part, chunks)
 
-    monkeypatch.setattr(OwnedPart, "append", noting)
+    monkeypatch.setattr(OwnedPartialFile, "append", noting)
     contents = [content(MIB, seed) for seed in range(20)]
     opened = await asyncio.gather(*(cache.open_or_fill(digest, Source(Answer(body))) for body, digest in contents))
     assert await asyncio.gather(*(read_all(reader) for reader, _ in opened)) == [body for body, _ in contents]

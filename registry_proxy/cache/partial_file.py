@@ -10,10 +10,10 @@ from registry_proxy.files.lock import unlock
 from registry_proxy.protocol.reference import Digest
 
 ABANDONED_MODE = 0o400
-"""Of a part that was complete and wrong: no owner, and no follower, goes on with it."""
+"""Of a partial file that was complete and wrong: no owner, and no follower, goes on with it."""
 
 
-def open_part(paths: CachePaths, digest: Digest) -> int:
+def open_partial_file(paths: CachePaths, digest: Digest) -> int:
     """Open, or create, the file of a fill, for reading; the lock is taken on this descriptor. Raises OSError."""
     return os.open(paths.part(digest), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -27,7 +27,7 @@ def read_size(paths: CachePaths, digest: Digest) -> int | None:
         return None
 
 
-class OwnedPart:
+class OwnedPartialFile:
     """The rights of the lock's owner. ``written_bytes`` of the file are in the hash.
 
     ``found_bytes`` is what a former owner left, ``found_sealed`` whether it died after the digest was right: then
@@ -38,7 +38,7 @@ class OwnedPart:
     Args:
         paths: the cache.
         digest: what the file must become.
-        fd: from ``open_part``, locked and current; belongs to the caller.
+        fd: from ``open_partial_file``, locked and current; belongs to the caller.
 
     Raises:
         OSError: it cannot be opened for writing.
