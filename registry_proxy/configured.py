@@ -22,7 +22,7 @@ from registry_proxy.ports.metrics import Listener
 from registry_proxy.ports.names import StaleReason
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.patterns import compile_text_pattern
-from registry_proxy.replica.sessions import ReplicaAddress, Timeouts
+from registry_proxy.replica.connections import ReplicaAddress, Timeouts
 from registry_proxy.replication.open import RecordOptions
 from registry_proxy.upstream.replicas import UpstreamConfig
 from registry_proxy.upstream.routing import Route

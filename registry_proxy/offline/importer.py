@@ -26,7 +26,7 @@ from registry_proxy.protocol.reference import (
 )
 from registry_proxy.protocol.referrers import Referrer, index_of, merge_referrers, parse_referrers
 from registry_proxy.replica.client import HttpReplicaClient
-from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
+from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.tasks import end, spawn
 from registry_proxy.telemetry.metrics import PrometheusObserver
 
@@ -101,9 +101,9 @@ async def import_images(
         ImportFailedError: see the class.
         OSError, ssl.SSLError: a ``ca_file`` cannot be used.
     """
-    observer, sessions = PrometheusObserver(), Sessions()
+    observer, connections = PrometheusObserver(), ReplicaConnections()
     try:
-        clients = [HttpReplicaClient(access.address(), _TIMEOUTS, sessions, observer) for access in (source, target)]
+        clients = [HttpReplicaClient(access.address(), _TIMEOUTS, connections, observer) for access in (source, target)]
         work = _Import(clients[0], clients[1], selection)
         watch = spawn(_watch(work.outcome, observe), "progress of an import")
         try:
@@ -113,7 +113,7 @@ async def import_images(
     except (RegistryError, UpstreamUnavailableError) as error:
         raise ImportFailedError(str(error)) from error
     finally:
-        await sessions.aclose()
+        await connections.aclose()
     return work.outcome
 
 

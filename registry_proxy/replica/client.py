@@ -35,6 +35,7 @@ from registry_proxy.protocol.reference import (
 from registry_proxy.protocol.referrers import Referrer
 from registry_proxy.protocol.scope import CATALOG, Action, format_scope, repository_access
 from registry_proxy.replica.answers import Answers, names_another, not_found, stated_digest
+from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.replica.failure import (
     AccessRefusedError,
     BadUpstreamError,
@@ -47,7 +48,6 @@ from registry_proxy.replica.heads import Heads
 from registry_proxy.replica.listing import list_names, list_referrers, merged
 from registry_proxy.replica.long_lists import LongLists
 from registry_proxy.replica.placeholder import placeholder_of
-from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
 from registry_proxy.replica.streams import BlobStream
 from registry_proxy.replica.transport import Request, Transport
 
@@ -70,13 +70,15 @@ class HttpReplicaClient:
     Args:
         address: where the replica is and how to log in.
         timeouts: in seconds.
-        sessions: its connections; closed by whoever opened them.
+        connections: its connections; closed by whoever opened them.
         observer: is told the outcome of each request.
     """
 
-    def __init__(self, address: ReplicaAddress, timeouts: Timeouts, sessions: Sessions, observer: Observer) -> None:
+    def __init__(
+        self, address: ReplicaAddress, timeouts: Timeouts, connections: ReplicaConnections, observer: Observer
+    ) -> None:
         self._name = address.name
-        self._transport = Transport(address, timeouts, sessions, observer)
+        self._transport = Transport(address, timeouts, connections, observer)
         self._answers = Answers(address.name, self._transport)
         self._tag_lists, self._catalogs, self._referrers = LongLists(), LongLists(), LongLists()
         self._tag_heads, self._blob_heads = Heads(time.monotonic), Heads(time.monotonic)

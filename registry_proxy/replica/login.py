@@ -18,8 +18,8 @@ from yarl import URL
 
 from registry_proxy.protocol.addresses import is_loopback
 from registry_proxy.protocol.challenge import Challenge
+from registry_proxy.replica.connections import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.replica.failure import AccessRefusedError, ReplicaFailedError, limit_error, outcome_of, translated
-from registry_proxy.replica.sessions import REDIRECTS, REDIRECTS_MAX, ReplicaAddress, Sessions, Timeouts
 
 REFUSED_SECONDS = 5.0
 """Time for which a refusal of the token endpoint is remembered, and a token that was just replaced is kept."""
@@ -65,10 +65,15 @@ class Login:
     """The ``Authorization`` for one replica. Tokens are kept by scope until they expire."""
 
     def __init__(
-        self, address: ReplicaAddress, sessions: Sessions, timeouts: Timeouts, *, tls: ssl.SSLContext | bool
+        self,
+        address: ReplicaAddress,
+        connections: ReplicaConnections,
+        timeouts: Timeouts,
+        *,
+        tls: ssl.SSLContext | bool,
     ) -> None:
         self._address = address
-        self._sessions = sessions
+        self._connections = connections
         self._timeouts = timeouts
         self._tls = tls
         self._url = URL(address.url)
@@ -231,8 +236,8 @@ class Login:
         """Return the pool for a URL; at another port of the replica's host its name may mean another address."""
         is_listed = url.host in self._address.realm_hosts
         if is_listed or url.origin() == self._url.origin():
-            return self._sessions.tokens
-        return self._sessions.elsewhere(is_listed=False)
+            return self._connections.tokens
+        return self._connections.elsewhere(is_listed=False)
 
     def _next_hop(self, url: URL, location: str) -> URL:
         what = "a redirect of its token endpoint"

@@ -8,8 +8,8 @@ import aiohttp
 from registry_proxy.ports.content import ByteStream
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.metrics import UpstreamOutcome
+from registry_proxy.replica.connections import Deadline
 from registry_proxy.replica.failure import ReplicaFailedError, translated
-from registry_proxy.replica.sessions import Deadline
 
 
 class BlobStream:

@@ -15,6 +15,16 @@ from registry_proxy.ports.errors import UpstreamLimitError
 from registry_proxy.ports.metrics import Observer, UpstreamOutcome, UpstreamRequest
 from registry_proxy.protocol.challenge import Challenge, parse_challenges
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.replica.connections import (
+    REDIRECTS,
+    REDIRECTS_MAX,
+    Deadline,
+    ReplicaAddress,
+    ReplicaConnections,
+    RequestPace,
+    Timeouts,
+    tls_context,
+)
 from registry_proxy.replica.failure import (
     ERROR_BODY_MAX_BYTES,
     AccessRefusedError,
@@ -25,16 +35,6 @@ from registry_proxy.replica.failure import (
     translated,
 )
 from registry_proxy.replica.login import Login
-from registry_proxy.replica.sessions import (
-    REDIRECTS,
-    REDIRECTS_MAX,
-    Deadline,
-    ReplicaAddress,
-    RequestPace,
-    Sessions,
-    Timeouts,
-    tls_context,
-)
 from registry_proxy.replica.zones import InsideError
 from registry_proxy.tasks import request_id
 
@@ -108,18 +108,20 @@ class Transport:
     Args:
         address: where it is and how to log in.
         timeouts: in seconds.
-        sessions: connections; closed by whoever opened them.
+        connections: connections; closed by whoever opened them.
         observer: is told the outcome of each request; a body that is cut later counts once more.
 
     Raises:
         OSError, ssl.SSLError: ``ca_file`` cannot be used.
     """
 
-    def __init__(self, address: ReplicaAddress, timeouts: Timeouts, sessions: Sessions, observer: Observer) -> None:
+    def __init__(
+        self, address: ReplicaAddress, timeouts: Timeouts, connections: ReplicaConnections, observer: Observer
+    ) -> None:
         self.name = address.name
         self.timeouts = timeouts
         self._address = address
-        self._sessions = sessions
+        self._connections = connections
         self._observer = observer
         self._tls: ssl.SSLContext | bool = tls_context(address.ca_file)
         parts = urlsplit(address.url)
@@ -128,7 +130,7 @@ class Transport:
         self._host = (
             f"{address.server_name}:{parts.port}" if address.server_name and parts.port else address.server_name
         )
-        self._login = Login(address, sessions, timeouts, tls=self._tls)
+        self._login = Login(address, connections, timeouts, tls=self._tls)
 
     # ------------------------------------------------------------ targets
 
@@ -341,8 +343,8 @@ class Transport:
 
     def _session(self, url: str, *, is_here: bool) -> aiohttp.ClientSession:
         if is_here:
-            return self._sessions.data
-        return self._sessions.elsewhere(is_listed=urlsplit(url).hostname in self._address.redirect_hosts)
+            return self._connections.data
+        return self._connections.elsewhere(is_listed=urlsplit(url).hostname in self._address.redirect_hosts)
 
     def _check_hop(self, url: str, error: ReplicaFailedError) -> None:
         """Raise the 502 of a redirect that is not followed; where it led inside is for the log, and not for clients."""
@@ -396,7 +398,7 @@ class Transport:
         headers = {} if authorization is None else {"Authorization": authorization}
         if self._host is not None:
             headers["Host"] = self._host
-        async with self._sessions.probes.get(
+        async with self._connections.probes.get(
             URL(self._origin + self.target("/v2/"), encoded=True),
             headers=headers,
             allow_redirects=False,

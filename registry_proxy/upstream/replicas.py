@@ -23,7 +23,7 @@ from registry_proxy.ports.metrics import (
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaState, ReplicaStatus, StorageKind
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.replica.client import HttpReplicaClient
-from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
+from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.tasks import Wakeup, spawn
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
@@ -145,9 +145,9 @@ class UpstreamReplicas:
         """
         try:
             for address in self._config.replicas:
-                sessions = Sessions()
-                self._closing.push_async_callback(sessions.aclose)
-                client = HttpReplicaClient(address, self._config.timeouts, sessions, self._observer)
+                connections = ReplicaConnections()
+                self._closing.push_async_callback(connections.aclose)
+                client = HttpReplicaClient(address, self._config.timeouts, connections, self._observer)
                 self._members[address.name] = _Member(address, client, ReplicaHealth(address.name, time.monotonic))
             await asyncio.gather(*(self._probe(member) for member in self._members.values()))
             for member in self._members.values():

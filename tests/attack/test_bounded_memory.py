@@ -107,7 +107,7 @@ BOUNDS = {
     "upstream.separation.Separation._is_apart": CONFIGURED,
     "upstream.separation.Separation._latest": CONFIGURED,
     "upstream.separation.Separation._unverified": CONFIGURED,
-    "replica.sessions.Sessions._elsewhere": CONFIGURED,
+    "replica.connections.ReplicaConnections._elsewhere": CONFIGURED,
 }
 
 

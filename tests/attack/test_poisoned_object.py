@@ -10,8 +10,8 @@ from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.metrics import ReplicaInState
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.replica.connections import Timeouts
 from registry_proxy.replica.failure import ReplicaFailedError
-from registry_proxy.replica.sessions import Timeouts
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.support.fakes.memory import RecordingObserver

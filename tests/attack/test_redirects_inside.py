@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from registry_proxy.protocol.reference import digest_of
-from registry_proxy.replica import sessions
+from registry_proxy.replica import connections
 from registry_proxy.replica.failure import BadUpstreamError, ReplicaFailedError
 from registry_proxy.replica.zones import Zone, zone_of
 from tests.support.fakes.malice import Asked, Malice, Said, answer, challenge
@@ -34,7 +34,7 @@ class Scene:
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """Start both; the name ``inside.test`` means the address of the second."""
-    monkeypatch.setattr(sessions, "zone_of", lambda host: Zone.GLOBAL if host == OUTSIDE else zone_of(host))
+    monkeypatch.setattr(connections, "zone_of", lambda host: Zone.GLOBAL if host == OUTSIDE else zone_of(host))
     real = socket.getaddrinfo
 
     def resolve(host: Any, *arguments: Any, **options: Any) -> Any:

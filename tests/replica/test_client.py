@@ -18,9 +18,9 @@ from registry_proxy.protocol.descriptor import (
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.replica.client import HttpReplicaClient
+from registry_proxy.replica.connections import Timeouts
 from registry_proxy.replica.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
 from registry_proxy.replica.placeholder import placeholder_of
-from registry_proxy.replica.sessions import Timeouts
 from registry_proxy.tasks import request_id, spawn
 from tests.conftest import StartRegistry
 from tests.support.fakes.memory import RecordingObserver
@@ -483,7 +483,7 @@ async def test_a_reader_that_leaves_takes_its_connection_along() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        connector = client._transport._sessions.data.connector
+        connector = client._transport._connections.data.connector
         assert connector is not None
         assert not connector._acquired
 

@@ -10,9 +10,9 @@ from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.protocol.challenge import parse_challenges
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository, digest_of
+from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections
 from registry_proxy.replica.failure import AccessRefusedError, ReplicaFailedError
 from registry_proxy.replica.login import Login
-from registry_proxy.replica.sessions import ReplicaAddress, Sessions
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import PATIENT, REPOSITORY, open_client
 
@@ -129,8 +129,8 @@ async def test_the_password_goes_to_no_other_host() -> None:
 )
 async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> None:  # noqa: FBT001 - table
     """The realm must be on the replica's own host, never less safe, and carry no user."""
-    sessions = Sessions()
-    login = Login(ReplicaAddress("main", "a", "https://registry.example"), sessions, PATIENT, tls=True)
+    connections = ReplicaConnections()
+    login = Login(ReplicaAddress("main", "a", "https://registry.example"), connections, PATIENT, tls=True)
     try:
         assert str(login._check_url(realm, "the realm")) == realm
     except AccessRefusedError:
@@ -138,7 +138,7 @@ async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> Non
     else:
         assert is_allowed
     finally:
-        await sessions.aclose()
+        await connections.aclose()
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> Non
 )
 async def test_passwords_over_plain_http(url: str, options: dict[str, bool], is_sent: bool) -> None:  # noqa: FBT001 - table
     """Only to this machine, unless the configuration says so."""
-    sessions = Sessions()
-    login = Login(ReplicaAddress("main", "a", url, *ANN, **options), sessions, PATIENT, tls=True)  # type: ignore[arg-type]  # flags
+    connections = ReplicaConnections()
+    login = Login(ReplicaAddress("main", "a", url, *ANN, **options), connections, PATIENT, tls=True)  # type: ignore[arg-type]  # flags
     try:
         assert (await login.answer(parse_challenges(["Basic realm=x"]), (), rejected=None)).startswith("Basic ")
     except AccessRefusedError:
@@ -164,7 +164,7 @@ async def test_passwords_over_plain_http(url: str, options: dict[str, bool], is_
     else:
         assert is_sent
     finally:
-        await sessions.aclose()
+        await connections.aclose()
 
 
 @pytest.mark.parametrize("challenge", [None, "", "Negotiate", 'Digest realm="x"'])

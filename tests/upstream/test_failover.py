@@ -14,7 +14,7 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, digest_of
-from registry_proxy.replica.sessions import Timeouts
+from registry_proxy.replica.connections import Timeouts
 from registry_proxy.tasks import spawn
 from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamReplicas
@@ -67,7 +67,7 @@ async def pair() -> AsyncIterator[Pair]:
 def assert_nothing_is_asked(replicas: UpstreamReplicas) -> None:
     """Fail where a connection was not given back."""
     for client in replicas.replicas:
-        connector = client._transport._sessions.data.connector
+        connector = client._transport._connections.data.connector
         assert connector is not None
         assert not connector._acquired
 

@@ -10,7 +10,7 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.replica.client import HttpReplicaClient
-from registry_proxy.replica.sessions import ReplicaAddress, Sessions, Timeouts
+from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
 from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
@@ -25,12 +25,12 @@ async def open_client(
     url: str, *, timeouts: Timeouts = PATIENT, observer: RecordingObserver | None = None, **address: Any
 ) -> AsyncIterator[HttpReplicaClient]:
     """Open a client of the replica ``a`` at a URL; ``address`` are further fields of ReplicaAddress."""
-    sessions = Sessions()
+    connections = ReplicaConnections()
     try:
         replica = ReplicaAddress("main", "a", url, **address)
-        yield HttpReplicaClient(replica, timeouts, sessions, observer or RecordingObserver())
+        yield HttpReplicaClient(replica, timeouts, connections, observer or RecordingObserver())
     finally:
-        await sessions.aclose()
+        await connections.aclose()
 
 
 @dataclass

@@ -193,7 +193,7 @@ def _make_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return made
 
 
-class Sessions:
+class ReplicaConnections:
     """Connection pools of one replica, and of where it sends us.
 
     ``zone`` is the outermost one in which the replica was connected to, None before the first connection. It only

@@ -3,7 +3,7 @@
 import socket
 from typing import Any
 
-from registry_proxy.replica.sessions import Sessions
+from registry_proxy.replica.connections import ReplicaConnections
 from registry_proxy.replica.zones import Zone
 
 
@@ -14,24 +14,24 @@ def at(address: str) -> Any:
 
 async def test_a_replica_moves_outwards_only() -> None:
     """A name that means an address inside from now on is still that of a registry outside."""
-    sessions = Sessions()
+    connections = ReplicaConnections()
     try:
         seen = []
         for address in ("127.0.0.1", "10.0.0.1", "93.184.216.34", "10.0.0.1", "127.0.0.1"):
-            sessions._make_own_socket(at(address)).close()
-            seen.append(sessions.zone)
+            connections._make_own_socket(at(address)).close()
+            seen.append(connections.zone)
         assert seen == [Zone.LOOPBACK, Zone.PRIVATE, Zone.GLOBAL, Zone.GLOBAL, Zone.GLOBAL]
-        assert sessions.elsewhere(is_listed=False) is not sessions.elsewhere(is_listed=True)
+        assert connections.elsewhere(is_listed=False) is not connections.elsewhere(is_listed=True)
     finally:
-        await sessions.aclose()
+        await connections.aclose()
 
 
 async def test_without_a_connection_nothing_inside_is_asked() -> None:
     """Before it is known where a replica is, it counts as outside."""
-    sessions = Sessions()
+    connections = ReplicaConnections()
     try:
-        outside = sessions.elsewhere(is_listed=False)
-        sessions._make_own_socket(at("93.184.216.34")).close()
-        assert sessions.elsewhere(is_listed=False) is outside
+        outside = connections.elsewhere(is_listed=False)
+        connections._make_own_socket(at("93.184.216.34")).close()
+        assert connections.elsewhere(is_listed=False) is outside
     finally:
-        await sessions.aclose()
+        await connections.aclose()
