@@ -41,13 +41,13 @@ class _Maker:
     control: socket.socket
     pid: int
 
-    async def exchange(self, order: bytes, descriptors: Sequence[int] = ()) -> bytes:
-        """Return the answer to an order, empty when the process has ended. Raises TimeoutError."""
+    async def exchange(self, command: bytes, descriptors: Sequence[int] = ()) -> bytes:
+        """Return the answer to an command, empty when the process has ended. Raises TimeoutError."""
         if self.pid:
             os.kill(self.pid, signal.SIGCONT)  # one that somebody has stopped would not answer
             try:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
-                    socket.send_fds(self.control, [order], descriptors)
+                    socket.send_fds(self.control, [command], descriptors)
                     return await asyncio.get_running_loop().sock_recv(self.control, 32)
             except ConnectionError:
                 pass

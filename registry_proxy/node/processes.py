@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from registry_proxy.config.errors import StartError
 from registry_proxy.node.fork_server import ForkServer
-from registry_proxy.node.worker import HAND_OVER, STOP, send_order
+from registry_proxy.node.worker import HAND_OVER, STOP, send_command
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.tasks import spawn
 
@@ -139,9 +139,9 @@ class Process:
         """Ask the same of a worker whose sockets others serve from now on."""
         self._tell_last(HAND_OVER)
 
-    def _tell_last(self, order: str) -> None:
+    def _tell_last(self, command: str) -> None:
         if self.ready.is_set():
-            self._tell(order)
+            self._tell(command)
         else:
             self.kill()
 
@@ -172,20 +172,20 @@ class Launcher:
         self,
         name: str,
         identity: int,
-        order: dict[str, Any],
+        command: dict[str, Any],
         public: Sequence[socket.socket],
         admin: socket.socket | None,
     ) -> Process:
-        """Start a worker, give it its order and the sockets. Raises StartError when the machine cannot."""
+        """Start a worker, give it its command and the sockets. Raises StartError when the machine cannot."""
         with contextlib.ExitStack() as on_failure:
             try:
                 ours, theirs = map(on_failure.enter_context, socket.socketpair())
                 sockets = [theirs, *public, *([] if admin is None else [admin])]
                 with theirs:
                     pid = await self.forks.fork([*(item.fileno() for item in sockets), *self.inherited])
-                # Before the order: it takes care of one that has ended before it read that.
+                # Before the command: it takes care of one that has ended before it read that.
                 child = Child(pid, self.forks.reap)
-                send_order(ours, {**order, "public_count": len(public), "has_admin": admin is not None})
+                send_command(ours, {**command, "public_count": len(public), "has_admin": admin is not None})
                 reader, writer = await asyncio.open_connection(sock=ours)
             except OSError as error:
                 raise StartError(f"cannot start {name}: {error}") from None

@@ -144,7 +144,7 @@ class Supervisor:
                 print(f"The first admin is made: user admin, password {password} (it is shown only now)", flush=True)  # noqa: T201 - for the person who starts it
             await self._start(self._current)
         except StartError:
-            if self._stopping.is_set():  # it was our order that ended the process
+            if self._stopping.is_set():  # it was our command that ended the process
                 return
             raise
         self._announce()
@@ -371,7 +371,7 @@ class Supervisor:
         public = self._public[slot :: generation.settings.workers]
         admin = self._admin if slot == 0 else None
         identity = self._free_identity()
-        order = {
+        command = {
             "slot": slot,
             "is_first": is_first,
             "admin_password": (os.environ.get(ADMIN_PASSWORD_VARIABLE) or None) if is_first else None,
@@ -382,7 +382,7 @@ class Supervisor:
             "was_away": self._current.is_stand_in and not generation.is_stand_in,
             "settings": generation.settings.to_json(),
         }
-        process = await self._launcher.launch(f"worker {slot}", identity, order, public, admin)
+        process = await self._launcher.launch(f"worker {slot}", identity, command, public, admin)
         generation.workers[slot] = self._admit(process)
         if generation.over.is_set():
             process.kill()

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Ending:
-    """The order to end; wait for it."""
+    """The command to end; wait for it."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -44,7 +44,7 @@ class Ending:
         """Whether other workers serve the same sockets from now on; else they are to be closed."""
 
     def give(self, *, is_replaced: bool) -> None:
-        """Give the order; a second one only tells a worker that is replaced that now the service stops."""
+        """Give the command; a second one only tells a worker that is replaced that now the service stops."""
         if not self._event.is_set():
             self.is_replaced = is_replaced
             self._event.set()
@@ -106,21 +106,21 @@ def main(run_worker: RunWorker, prepare: Prepare, descriptors: Sequence[int]) ->
     """
     name_process("regproxy-worker")
     channel = socket.socket(fileno=descriptors[0])
-    order = _receive_order(channel)
+    command = _receive_command(channel)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(channel, order, descriptors[1:], run_worker, prepare))
+        return runner.run(_serve(channel, command, descriptors[1:], run_worker, prepare))
 
 
-def send_order(channel: socket.socket, order: dict[str, Any]) -> None:
+def send_command(channel: socket.socket, command: dict[str, Any]) -> None:
     """Send a worker its first frame; blocks until it has taken it."""
-    frame = json.dumps(order).encode()
+    frame = json.dumps(command).encode()
     channel.sendall(struct.pack("!I", len(frame)) + frame)
 
 
-def _receive_order(channel: socket.socket) -> dict[str, Any]:
+def _receive_command(channel: socket.socket) -> dict[str, Any]:
     (length,) = struct.unpack("!I", _receive(channel, 4))
-    order: dict[str, Any] = json.loads(_receive(channel, length))
-    return order
+    command: dict[str, Any] = json.loads(_receive(channel, length))
+    return command
 
 
 def _receive(channel: socket.socket, length: int) -> bytes:
@@ -135,34 +135,34 @@ def _receive(channel: socket.socket, length: int) -> bytes:
 
 async def _serve(
     channel: socket.socket,
-    order: dict[str, Any],
+    command: dict[str, Any],
     descriptors: Sequence[int],
     run_worker: RunWorker,
     prepare: Prepare,
 ) -> int:
-    settings = Settings.from_json(order["settings"])
-    orders = _Orders(*await asyncio.open_connection(sock=channel))
-    writer, ending = orders.writer, orders.ending
+    settings = Settings.from_json(command["settings"])
+    commands = _Commands(*await asyncio.open_connection(sock=channel))
+    writer, ending = commands.writer, commands.ending
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: ending.give(is_replaced=False))
-    count = order["public_count"]
+    count = command["public_count"]
     context = WorkerContext(
-        slot=order["slot"],
-        process=order["process"],
-        metrics=order["metrics"],
-        is_stand_in=order["is_stand_in"],
-        was_away=order["was_away"],
+        slot=command["slot"],
+        process=command["process"],
+        metrics=command["metrics"],
+        is_stand_in=command["is_stand_in"],
+        was_away=command["was_away"],
         public_sockets=[socket.socket(fileno=descriptor) for descriptor in descriptors[:count]],
-        admin_socket=socket.socket(fileno=descriptors[count]) if order["has_admin"] else None,
+        admin_socket=socket.socket(fileno=descriptors[count]) if command["has_admin"] else None,
         ending=ending,
         ready=lambda: writer.write(b"ready\n"),
-        reload=orders.reload,
+        reload=commands.reload,
     )
-    stuck = StuckLoop(order["mark"], lambda: ending.is_replaced)
+    stuck = StuckLoop(command["mark"], lambda: ending.is_replaced)
     stuck.start()
-    tasks = [spawn(_beat(writer, stuck), "heartbeat"), spawn(orders.obey(), "orders of the supervisor")]
+    tasks = [spawn(_beat(writer, stuck), "heartbeat"), spawn(commands.obey(), "commands of the supervisor")]
     try:
-        if order["is_first"]:
-            result = await prepare(settings, order["admin_password"])
+        if command["is_first"]:
+            result = await prepare(settings, command["admin_password"])
             writer.write(f"prepared {json.dumps(result)}\n".encode())
         await run_worker(settings, context)
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor tells it
@@ -184,7 +184,7 @@ async def _beat(writer: asyncio.StreamWriter, stuck: StuckLoop) -> None:
         await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
-class _Orders:
+class _Commands:
     """Frames after the first, in both directions."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -201,7 +201,7 @@ class _Orders:
         return await outcome
 
     async def obey(self) -> None:
-        """Take orders until this process ends, with the supervisor at the latest."""
+        """Take commands until this process ends, with the supervisor at the latest."""
         while line := (await self._reader.readline()).decode().rstrip("\n"):
             if line in {STOP, HAND_OVER}:
                 self.ending.give(is_replaced=line == HAND_OVER)
