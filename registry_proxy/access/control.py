@@ -6,7 +6,7 @@ from typing import Any
 
 from registry_proxy.access.id_tokens import IdTokenVerifier
 from registry_proxy.access.ldap import LdapPasswords
-from registry_proxy.access.logins import Login, Logins
+from registry_proxy.access.logins import LoginResult, Logins
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import User
 from registry_proxy.access.refresh_tokens import RefreshTokens
@@ -135,11 +135,11 @@ class AccessControl:
                 raise PerhapsTooNewError("the secret that the token was given for is no more")
         return verified
 
-    async def login(self, username: str, password: str, address: str) -> Login:
+    async def login(self, username: str, password: str, address: str) -> LoginResult:
         """See ``Logins.login``."""
         return await self._logins.login(username, password, address)
 
-    async def refresh(self, refresh_token: str) -> Login:
+    async def refresh(self, refresh_token: str) -> LoginResult:
         """See ``Logins.refresh``."""
         return await self._logins.refresh(refresh_token)
 

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class LoginResult:
     """The subject that credentials prove.
 
     ``secret_id`` None: none of the secrets made here. ``actions`` None: all that the subject may. ``is_own_password``:
@@ -93,7 +93,7 @@ class Logins:
         self.passwords = Passwords()
         self._limiter = LoginLimiter(store.failures)
 
-    async def login(self, username: str, password: str, address: str) -> Login:
+    async def login(self, username: str, password: str, address: str) -> LoginResult:
         """Return the login that a name and a password, or a secret of a robot or a user, prove.
 
         With the name ``oidc`` the password is an ID token. Failures of passwords are counted by user and owner of the
@@ -124,9 +124,9 @@ class Logins:
         if current is None or generation < current:
             reason = f"{subject} was disabled, or its password changed or its tokens revoked, during the login"
             raise LoginRefusedError("the user name or the password is wrong", reason)
-        return Login(subject, is_own_password=not user.is_ldap, generation=generation)
+        return LoginResult(subject, is_own_password=not user.is_ldap, generation=generation)
 
-    async def refresh(self, refresh_token: str) -> Login:
+    async def refresh(self, refresh_token: str) -> LoginResult:
         """Return the login that a refresh token proves (RFC 6749 section 6).
 
         It is not replaced: docker keeps the one it has.
@@ -147,7 +147,7 @@ class Logins:
             reason = f"the refresh token of {secret.subject} has expired, or is void since a change of the user"
             raise LoginRefusedError("the refresh token is not valid any more", reason)
         await self._know_secret(secret)
-        return Login(
+        return LoginResult(
             secret.subject,
             secret.id,
             secret.actions,
@@ -156,7 +156,7 @@ class Logins:
             generation=secret.generation,
         )
 
-    async def _login_by_id_token(self, id_token: str) -> Login:
+    async def _login_by_id_token(self, id_token: str) -> LoginResult:
         if self._id_tokens is None:
             raise IdTokenRefusedError("no issuer of ID tokens is configured here (auth.oidc)")
         try:
@@ -164,7 +164,7 @@ class Logins:
         except IssuerUnavailableError:
             # Whence they are fetched, and what failed there, is in the log alone: anybody may ask.
             raise LoginUnavailableError("the keys of the token's issuer cannot be fetched") from None
-        return Login(proved.subject, expires_at=proved.expires_at, evidence=proved.evidence)
+        return LoginResult(proved.subject, expires_at=proved.expires_at, evidence=proved.evidence)
 
     async def _is_right(self, user: User | None, password: str, caller: Caller) -> bool:
         """Tell whether a password is right; that of nobody never is.
@@ -219,7 +219,7 @@ class Logins:
                 with contextlib.suppress(TooManyLoginsError):  # the verdict is there: it counts
                     await self.passwords.verify(password, None, caller)
 
-    async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> Login:
+    async def _login_by_secret(self, username: str, secret_id: str, text: str, address: str) -> LoginResult:
         refusal = "the user name or the secret is wrong"
         secret = await self._find_secret(secret_id)
         if secret is None or secret.kind is SecretKind.REFRESH or not secret.matches(text):
@@ -235,7 +235,7 @@ class Logins:
         robot = policy.find_robot(secret.subject)
         if robot is not None and not robot.may_come_from(address):
             raise LoginRefusedError(refusal, f"{secret.subject} may not come from this address")
-        return Login(secret.subject, secret.id, secret.actions)
+        return LoginResult(secret.subject, secret.id, secret.actions)
 
     async def _find_secret(self, secret_id: str) -> Secret | None:
         if table_of(secret_id) is Table.REFRESH_TOKENS:

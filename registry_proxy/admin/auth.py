@@ -18,7 +18,7 @@ from aiohttp.typedefs import Middleware
 from cachetools import FIFOCache
 
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
-from registry_proxy.access.logins import Login
+from registry_proxy.access.logins import LoginResult
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
@@ -33,7 +33,7 @@ from registry_proxy.ports.metrics import LoginAttempt, LoginOutcome, Observer
 from registry_proxy.tasks import request_id
 
 _log = logging.getLogger(__name__)
-CALLER: web.RequestKey[Login] = web.RequestKey("caller", Login)
+CALLER: web.RequestKey[LoginResult] = web.RequestKey("caller", LoginResult)
 """The sender of a request that was let through."""
 
 BY_PASSWORD: web.RequestKey[bool] = web.RequestKey("by_password", bool)
@@ -56,7 +56,7 @@ class Control(Protocol):
     @property
     def knows_ldap(self) -> bool: ...
     async def policy(self) -> Policy: ...
-    async def login(self, username: str, password: str, address: str) -> Login: ...
+    async def login(self, username: str, password: str, address: str) -> LoginResult: ...
     async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]: ...
 
 
@@ -64,17 +64,17 @@ def _unauthorized(detail: str) -> ProblemError:
     return ProblemError(401, detail, headers={"WWW-Authenticate": _CHALLENGE})
 
 
-def _login_of(token: VerifiedToken, policy: Policy) -> Login:
+def _login_of(token: VerifiedToken, policy: Policy) -> LoginResult:
     """Return the login that a token stands for.
 
     Docker keeps its refresh token in a file: a reader of that file must not get the admin API with it.
     """
     if token.secret_id is None:
-        return Login(token.subject)
+        return LoginResult(token.subject)
     secret = policy.find_secret(token.secret_id)
     actions = None if secret is None else secret.actions
     is_refreshed = is_refresh_id(token.secret_id) or (secret is not None and secret.kind is SecretKind.REFRESH)
-    return Login(token.subject, token.secret_id, actions, may_manage=not is_refreshed)
+    return LoginResult(token.subject, token.secret_id, actions, may_manage=not is_refreshed)
 
 
 def _parse_basic(encoded: str) -> tuple[str, str]:
@@ -152,7 +152,7 @@ class AdminGuard:
 
         return guard
 
-    async def _judge(self, request: web.Request) -> Login:
+    async def _judge(self, request: web.Request) -> LoginResult:
         """Return the sender of a request, after the check of their rights; their namespaces are put into it.
 
         Raises:
@@ -171,7 +171,7 @@ class AdminGuard:
         if await self._control.policy() is not known:
             await self._judge(request)
 
-    async def _may_ask(self, request: web.Request, caller: Login) -> bool:
+    async def _may_ask(self, request: web.Request, caller: LoginResult) -> bool:
         """Tell whether the caller may ask for this; an owner's namespaces are put into the request."""
         endpoint = endpoint_of(request)
         audience = Audience.ADMINS if endpoint is None else endpoint.audience
@@ -188,7 +188,7 @@ class AdminGuard:
     def _record(
         self,
         request: web.Request,
-        caller: Login,
+        caller: LoginResult,
         outcome: str,
         status: int,
         response: web.StreamResponse | None = None,
@@ -223,7 +223,7 @@ class AdminGuard:
             return AuditKind.ACT
         return AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
 
-    async def _caller(self, request: web.Request) -> Login:
+    async def _caller(self, request: web.Request) -> LoginResult:
         """Return the sender of the request. Raises ProblemError 401, 403, 429, 503."""
         request[BY_PASSWORD] = False
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
@@ -249,7 +249,7 @@ class AdminGuard:
             case _:
                 raise _unauthorized("this needs the name and password, or a token, of an administrator")
 
-    async def _login(self, username: str, password: str, address: str) -> Login:
+    async def _login(self, username: str, password: str, address: str) -> LoginResult:
         try:
             login = await self._control.login(username, password, address)
         except LoginRefusedError as error:
@@ -265,7 +265,7 @@ class AdminGuard:
             self._record_login("ok", login.subject, address)
         return login
 
-    def _is_new(self, login: Login, address: str) -> bool:
+    def _is_new(self, login: LoginResult, address: str) -> bool:
         """Tell whether no such login was recorded lately, and note that one is now."""
         who, now = (login.subject, login.secret_id, address), time.monotonic()
         if now - self._told_at.get(who, -_LOGIN_SECONDS) < _LOGIN_SECONDS:

@@ -13,7 +13,7 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.id_tokens import IdTokenRefusedError
-from registry_proxy.access.logins import Login
+from registry_proxy.access.logins import LoginResult
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.access.subject import ANONYMOUS, OIDC_LOGIN_NAME, claimed_subject
 from registry_proxy.access.tokens import TokenSigner
@@ -39,7 +39,7 @@ _FORM_MAX_BYTES = LINE_MAX_BYTES  # the same fields by POST as by GET
 class _Request:
     """A request for a token; ``wants_refresh_token`` as ``offline_token`` of GET and ``access_type`` of POST say it."""
 
-    login: Login
+    login: LoginResult
     scopes: list[str]
     wants_refresh_token: bool
     client: str
@@ -127,7 +127,7 @@ class TokenEndpoint:
     async def _read_get(self, exchange: Exchange) -> _Request:
         pairs = _pairs(exchange.raw_query)
         headers = exchange.headers.getall("Authorization", [])
-        login = Login(ANONYMOUS)
+        login = LoginResult(ANONYMOUS)
         username, password = _credentials(headers) if headers else ("", "")
         if username or password:
             login = await self._counted(
@@ -181,9 +181,9 @@ class TokenEndpoint:
         self,
         exchange: Exchange,
         username: str,
-        login: Callable[[], Awaitable[Login]],
+        login: Callable[[], Awaitable[LoginResult]],
         refusal: str = "incorrect username or password",
-    ) -> Login:
+    ) -> LoginResult:
         try:
             proved = await login()
         except IdTokenRefusedError as error:
@@ -242,7 +242,7 @@ def _parse_scopes(texts: list[str]) -> list[Access]:
     return scopes
 
 
-def _narrowed(access: Access, login: Login) -> Access | None:
+def _narrowed(access: Access, login: LoginResult) -> Access | None:
     """Return what is left under a secret that was made for some actions; to push new tags is less than to push."""
     if login.actions is None or access.type != "repository":
         return access

@@ -61,7 +61,7 @@ class _Refusal:
     until: float
 
 
-class Login:
+class ReplicaLogin:
     """The ``Authorization`` for one replica. Tokens are kept by scope until they expire."""
 
     def __init__(

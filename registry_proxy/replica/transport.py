@@ -34,7 +34,7 @@ from registry_proxy.replica.failure import (
     outcome_of,
     translated,
 )
-from registry_proxy.replica.login import Login
+from registry_proxy.replica.login import ReplicaLogin
 from registry_proxy.replica.zones import InsideError
 from registry_proxy.tasks import request_id
 
@@ -130,7 +130,7 @@ class Transport:
         self._host = (
             f"{address.server_name}:{parts.port}" if address.server_name and parts.port else address.server_name
         )
-        self._login = Login(address, connections, timeouts, tls=self._tls)
+        self._login = ReplicaLogin(address, connections, timeouts, tls=self._tls)
 
     # ------------------------------------------------------------ targets
 

@@ -11,7 +11,7 @@ import pytest
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
-from registry_proxy.access.logins import Login
+from registry_proxy.access.logins import LoginResult
 from registry_proxy.access.tokens import TokenVerifier
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.users import UserInput
@@ -41,17 +41,17 @@ class Bench:
     control: AccessControl
     hashing: Hashing
 
-    def attempt(self, name: str, password: str, address: str) -> asyncio.Task[Login]:
+    def attempt(self, name: str, password: str, address: str) -> asyncio.Task[LoginResult]:
         """Try to log in, without waiting for the outcome."""
         return spawn(self.control.login(name, password, address), "login")
 
-    async def wait_in_line(self, name: str, password: str, address: str) -> asyncio.Task[Login]:
+    async def wait_in_line(self, name: str, password: str, address: str) -> asyncio.Task[LoginResult]:
         """Try to log in; return when the attempt waits for a thread."""
         task, turns = self.attempt(name, password, address), self.control._logins.passwords._turns
         await until(lambda: turns._known.count(address) + turns._unknown.count(address) == 1)
         return task
 
-    async def flood(self, *addresses: str) -> list[asyncio.Task[Login]]:
+    async def flood(self, *addresses: str) -> list[asyncio.Task[LoginResult]]:
         """Send a wrong password for a new name from each address, until all of them wait for a thread."""
         names = [f"guess{number}" for number in range(len(addresses))]
         tasks = [self.attempt(name, "wrong", address) for name, address in zip(names, addresses, strict=True)]
@@ -94,7 +94,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield Bench(control, hashing)
 
 
-def outcomes(answers: list[Login | BaseException]) -> set[type]:
+def outcomes(answers: list[LoginResult | BaseException]) -> set[type]:
     """Return the kinds of answer."""
     return {type(answer) for answer in answers}
 

@@ -13,7 +13,7 @@ import pytest
 
 from registry_proxy.access.id_tokens import IdTokenRefusedError
 from registry_proxy.access.issuer_keys import IssuerUnavailableError
-from registry_proxy.access.logins import Login
+from registry_proxy.access.logins import LoginResult
 from registry_proxy.ports.metrics import LoginAttempt
 from tests.support.fakes.public import PublicBench
 
@@ -107,7 +107,7 @@ JOB = "oidc:ci/main/acme/app"
 def ci(public: PublicBench) -> PublicBench:
     """Have one ID token taken, ``good``, which is good for half a minute."""
     evidence = {"iss": "https://ci.example.com", "sub": "repo:acme/app", "jti": "job-1"}
-    public.control.id_tokens["good"] = Login(JOB, expires_at=time.time() + 30, evidence=evidence)
+    public.control.id_tokens["good"] = LoginResult(JOB, expires_at=time.time() + 30, evidence=evidence)
     public.control.id_tokens["bad"] = IdTokenRefusedError("it has expired")
     public.control.id_tokens["unknown"] = IssuerUnavailableError("the keys of https://ci.example.com cannot be fetched")
     public.control.oidc_groups["ci/main"] = ("deployers",)

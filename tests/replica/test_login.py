@@ -12,7 +12,7 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository, digest_of
 from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections
 from registry_proxy.replica.failure import AccessRefusedError, ReplicaFailedError
-from registry_proxy.replica.login import Login
+from registry_proxy.replica.login import ReplicaLogin
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import PATIENT, REPOSITORY, open_client
 
@@ -130,7 +130,7 @@ async def test_the_password_goes_to_no_other_host() -> None:
 async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> None:  # noqa: FBT001 - table
     """The realm must be on the replica's own host, never less safe, and carry no user."""
     connections = ReplicaConnections()
-    login = Login(ReplicaAddress("main", "a", "https://registry.example"), connections, PATIENT, tls=True)
+    login = ReplicaLogin(ReplicaAddress("main", "a", "https://registry.example"), connections, PATIENT, tls=True)
     try:
         assert str(login._check_url(realm, "the realm")) == realm
     except AccessRefusedError:
@@ -156,7 +156,7 @@ async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> Non
 async def test_passwords_over_plain_http(url: str, options: dict[str, bool], is_sent: bool) -> None:  # noqa: FBT001 - table
     """Only to this machine, unless the configuration says so."""
     connections = ReplicaConnections()
-    login = Login(ReplicaAddress("main", "a", url, *ANN, **options), connections, PATIENT, tls=True)  # type: ignore[arg-type]  # flags
+    login = ReplicaLogin(ReplicaAddress("main", "a", url, *ANN, **options), connections, PATIENT, tls=True)  # type: ignore[arg-type]  # flags
     try:
         assert (await login.answer(parse_challenges(["Basic realm=x"]), (), rejected=None)).startswith("Basic ")
     except AccessRefusedError:

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from registry_proxy.access.logins import Login
+from registry_proxy.access.logins import LoginResult
 from tests.nginx.shipped import nginx_server
 from tests.support.fakes.public import PublicBench
 from tests.support.servers import running
@@ -122,7 +122,7 @@ async def test_a_session_that_collects_scopes_ends_with_100_images(bench: Public
 async def test_an_id_token_of_many_kilobytes_logs_in(bench: PublicBench, tmp_path: Path, size: int, way: str) -> None:
     """As the password of Basic, where it is a third longer, and as bearer."""
     id_token = "x" * size
-    bench.control.id_tokens[id_token] = Login("user:ann")
+    bench.control.id_tokens[id_token] = LoginResult("user:ann")
     with nginx(tmp_path, bench.port, way) as url:
         for value in (aiohttp.encode_basic_auth("oidc", id_token), f"Bearer {id_token}"):
             headers = {"Authorization": value}

@@ -15,7 +15,7 @@ import aiohttp
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, TooManyLoginsError
 from registry_proxy.access.grant import Grant, GrantMode
-from registry_proxy.access.logins import Login
+from registry_proxy.access.logins import LoginResult
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import User
 from registry_proxy.access.tokens import (
@@ -76,7 +76,7 @@ class FakeControl:
         self.is_limited = False
         self._verifier = verifier
         self.logins: list[tuple[str, str]] = []
-        self.id_tokens: dict[str, Login | Exception] = {}
+        self.id_tokens: dict[str, LoginResult | Exception] = {}
         self.oidc_groups: dict[str, tuple[str, ...]] = {}
 
     async def policy(self) -> Policy:
@@ -104,7 +104,7 @@ class FakeControl:
         policy = await self.policy()
         return self.verify(token, policy, now), policy
 
-    async def login(self, username: str, password: str, address: str) -> Login:
+    async def login(self, username: str, password: str, address: str) -> LoginResult:
         self.logins.append((username, address))
         if self.is_limited:
             raise TooManyLoginsError(7)
@@ -115,7 +115,7 @@ class FakeControl:
             return outcome
         if password != f"{username}-password":
             raise LoginRefusedError("no", "who knows why")
-        return Login(f"user:{username}", is_own_password=True)
+        return LoginResult(f"user:{username}", is_own_password=True)
 
     async def public_keys(self) -> dict[str, Any]:
         return {"keys": [{"kty": "EC"}]}
