@@ -84,11 +84,11 @@ class FallbackTagComparison:
             before = await self._store.get(Table.COMPARED, upstream)
             version = (await self._store.versions()).get(Table.META, 0)  # of the roster: see Roster.note
             marks = await self._journal.current.snapshot()
-            members = [one for one in self._replica_set.replicas if not marks.is_newcomer(upstream, one.name)]
-            doubtful = await self._doubtful(members)
+            compared = [one for one in self._replica_set.replicas if not marks.is_newcomer(upstream, one.name)]
+            doubtful = await self._doubtful(compared)
             for doubt in list(doubtful.values())[:1]:
                 self._tell(doubt)
-            names = sorted({client.name for client in members} - doubtful.keys())
+            names = sorted({client.name for client in compared} - doubtful.keys())
             change = Change(Table.COMPARED, upstream, {"names": names}, expect=0 if before is None else before.revision)
             with contextlib.suppress(ConflictError):
                 await self._store.commit([change], versions={Table.META: version})
@@ -96,12 +96,12 @@ class FallbackTagComparison:
                 return len(names) == len(self._replica_set.replicas)
         return False
 
-    async def _doubtful(self, members: Collection[ReplicaClient]) -> dict[str, str]:
+    async def _doubtful(self, compared: Collection[ReplicaClient]) -> dict[str, str]:
         """Return the replicas with a fallback tag that another one and the record lack, each with such a tag."""
         doubtful: dict[str, str] = {}
         for repository in sorted(await self._verifier.repositories()):
             routed = RoutedRepository(self._replica_set.upstream, repository)
-            held = {client.name: await self._fallback_tags(client, routed) for client in members}
+            held = {client.name: await self._fallback_tags(client, routed) for client in compared}
             everywhere = set.intersection(*held.values()) if held else set()
             for name, tags in held.items():
                 for tag in sorted(tags - everywhere):

@@ -73,7 +73,7 @@ class Roster:
                     await self._store.commit(_change(upstream, record, names or configured, _reasons(record)))
 
     async def admit(self, upstream: str, replica: str) -> None:
-        """Make a newcomer a member: it holds what they hold."""
+        """Put a newcomer on the roster: it holds what the others hold."""
         record = await self._store.get(Table.META, roster_key(upstream))
         names = [] if record is None else record.value["names"]
         if replica not in names:
@@ -101,7 +101,7 @@ class Roster:
         return changes
 
     async def doubt(self, upstream: str, replica: str, why: ReturnReason) -> bool:
-        """Take a member from the roster that is not what it was; return False where it stays.
+        """Take a replica from the roster that is not what it was; return False where it stays.
 
         The replica may have contents again that were deleted through us: it gets tombstones for them. The last member
         stays: there is nothing to compare it with.

@@ -75,7 +75,7 @@ class UpstreamConfig:
 
 
 @dataclass(slots=True)
-class _Member:
+class _WatchedReplica:
     address: ReplicaAddress
     client: HttpReplicaClient
     health: ReplicaHealth
@@ -126,7 +126,7 @@ class UpstreamReplicas:
             remembered=remembered,
             observer=observer,
         )
-        self._members: dict[str, _Member] = {}
+        self._watched: dict[str, _WatchedReplica] = {}
         self._closing = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self.lost = 0
@@ -148,12 +148,14 @@ class UpstreamReplicas:
                 connections = ReplicaConnections()
                 self._closing.push_async_callback(connections.aclose)
                 client = HttpReplicaClient(address, self._config.timeouts, connections, self._observer)
-                self._members[address.name] = _Member(address, client, ReplicaHealth(address.name, time.monotonic))
-            await asyncio.gather(*(self._probe(member) for member in self._members.values()))
-            for member in self._members.values():
-                if member.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
-                    self._log_state(member)
-            self.separation.use(lambda: [m.client for m in self._members.values() if m.health.is_up], self.is_writable)
+                self._watched[address.name] = _WatchedReplica(
+                    address, client, ReplicaHealth(address.name, time.monotonic)
+                )
+            await asyncio.gather(*(self._probe(watched) for watched in self._watched.values()))
+            for watched in self._watched.values():
+                if watched.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
+                    self._log_state(watched)
+            self.separation.use(lambda: [m.client for m in self._watched.values() if m.health.is_up], self.is_writable)
             with suppress(TimeoutError):  # what is not known by then is asked with the first answer
                 async with asyncio.timeout(self._config.timeouts.probe):
                     await self.separation.look()
@@ -162,7 +164,7 @@ class UpstreamReplicas:
             await self._closing.aclose()
             raise
         name = self._config.name
-        self._tasks = [spawn(self._watch(member), f"probe {name}/{key}") for key, member in self._members.items()]
+        self._tasks = [spawn(self._watch(watched), f"probe {name}/{key}") for key, watched in self._watched.items()]
         self._tasks.append(spawn(self._keep_reporting(), f"report {name}"))
         self._tasks.append(spawn(self._keep_looking(), f"separation {name}"))
 
@@ -194,18 +196,18 @@ class UpstreamReplicas:
 
     @property
     def replicas(self) -> Sequence[HttpReplicaClient]:
-        return [member.client for member in self._members.values()]
+        return [watched.client for watched in self._watched.values()]
 
     def is_writable(self, replica: str) -> bool:
-        member = self._members[replica]
-        return member.health.is_up and member.pause is None
+        watched = self._watched[replica]
+        return watched.health.is_up and watched.pause is None
 
     def report_failure(self, replica: str, error: Exception) -> None:
-        member = self._members[replica]
-        was = member.health.state
-        if member.health.request_failed(error):
-            member.suspicion.set()
-        self._note_change(member, was)
+        watched = self._watched[replica]
+        was = watched.health.state
+        if watched.health.request_failed(error):
+            watched.suspicion.set()
+        self._note_change(watched, was)
 
     # ------------------------------------------------------------ for reading
 
@@ -224,7 +226,7 @@ class UpstreamReplicas:
     def report_slow(self, replica: str) -> None:
         """Ask it last for a while, and look at once whether it is there at all."""
         self.doubts.slow(replica)
-        self._members[replica].suspicion.set()
+        self._watched[replica].suspicion.set()
 
     def report_hedged(self, winner: HedgeWinner) -> None:
         """Count a question that was put to a second replica as well."""
@@ -232,15 +234,15 @@ class UpstreamReplicas:
 
     def report_success(self, replica: str) -> None:
         """Tell health that a request was answered, with a 404 maybe."""
-        self._members[replica].health.request_succeeded()
+        self._watched[replica].health.request_succeeded()
 
     def client(self, replica: str) -> HttpReplicaClient:
         """Return the client of a replica."""
-        return self._members[replica].client
+        return self._watched[replica].client
 
     def health(self) -> Mapping[str, ReplicaHealth]:
         """Return the health of every configured replica, by name."""
-        return {name: member.health for name, member in self._members.items()}
+        return {name: watched.health for name, watched in self._watched.items()}
 
     @property
     def changes(self) -> int:
@@ -265,21 +267,21 @@ class UpstreamReplicas:
         return [
             ReplicaStatus(
                 name=name,
-                url=member.address.url,
-                state=member.state,
-                reason=member.health.explain() or member.why_new,
-                latency_seconds=member.health.latency_seconds,
-                pending=member.pending,
-                refused=member.refused,
+                url=watched.address.url,
+                state=watched.state,
+                reason=watched.health.explain() or watched.why_new,
+                latency_seconds=watched.health.latency_seconds,
+                pending=watched.pending,
+                refused=watched.refused,
                 keeps_apart=self.separation.keeps_apart(name),
-                pause=member.pause,
+                pause=watched.pause,
             )
-            for name, member in self._members.items()
+            for name, watched in self._watched.items()
         ]
 
     def warnings(self) -> Sequence[str]:
         """Return, in words, which replica is paused for so long that it may have been forgotten."""
-        pauses = [member.pause for member in self._members.values() if member.pause is not None]
+        pauses = [watched.pause for watched in self._watched.values() if watched.pause is not None]
         hours = {pause: (time.time() - pause.since) / 3600 for pause in pauses}
         return [
             f"replica {pause.replica} of upstream {self.upstream} is paused for {age:.1f} hours, by {pause.by}"
@@ -289,53 +291,53 @@ class UpstreamReplicas:
 
     # ------------------------------------------------------------ probing
 
-    async def _watch(self, member: _Member) -> None:
+    async def _watch(self, watched: _WatchedReplica) -> None:
         while True:
-            interval = PROBE_SECONDS if member.health.is_up else PROBE_SECONDS_WHILE_NOT_UP
+            interval = PROBE_SECONDS if watched.health.is_up else PROBE_SECONDS_WHILE_NOT_UP
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval * random.uniform(1 - _JITTER, 1 + _JITTER)):  # noqa: S311 - spread
-                    await member.suspicion.wait()
-            await asyncio.sleep(member.probed_at + PROBE_PAUSE_SECONDS - time.monotonic())
-            member.suspicion.clear()
-            await self._probe(member)
+                    await watched.suspicion.wait()
+            await asyncio.sleep(watched.probed_at + PROBE_PAUSE_SECONDS - time.monotonic())
+            watched.suspicion.clear()
+            await self._probe(watched)
 
-    async def _probe(self, member: _Member) -> None:
-        was = member.health.state
+    async def _probe(self, watched: _WatchedReplica) -> None:
+        was = watched.health.state
         started_at = time.monotonic()
         try:
-            await member.client.probe()
-            if member.health.is_silent:
-                await member.client.probe_storage()
+            await watched.client.probe()
+            if watched.health.is_silent:
+                await watched.client.probe_storage()
         except (RegistryError, UpstreamUnavailableError) as error:
-            member.health.probe_failed(error)
+            watched.health.probe_failed(error)
         else:
             latency_seconds = time.monotonic() - started_at
-            await self._inspect_now(member)
-            member.health.probe_succeeded(latency_seconds)
-        member.probed_at = time.monotonic()
-        self._note_change(member, was)
+            await self._inspect_now(watched)
+            watched.health.probe_succeeded(latency_seconds)
+        watched.probed_at = time.monotonic()
+        self._note_change(watched, was)
 
-    async def _inspect_now(self, member: _Member) -> None:
+    async def _inspect_now(self, watched: _WatchedReplica) -> None:
         if self._inspect is not None:
-            is_returning = not (member.is_inspected and member.health.is_up)
-            member.is_inspected = not is_returning
+            is_returning = not (watched.is_inspected and watched.health.is_up)
+            watched.is_inspected = not is_returning
             with suppress(TimeoutError):  # what is not known by then is looked at with the next probe
                 async with asyncio.timeout(self._config.timeouts.probe):
-                    is_inspected = await self._inspect(self, member.client, is_returning=is_returning)
-                    member.is_inspected = member.is_inspected or is_inspected
+                    is_inspected = await self._inspect(self, watched.client, is_returning=is_returning)
+                    watched.is_inspected = watched.is_inspected or is_inspected
 
-    def _log_state(self, member: _Member) -> None:
-        health = member.health
+    def _log_state(self, watched: _WatchedReplica) -> None:
+        health = watched.health
         told = f"{health.state} ({health.reason})" if health.reason else health.state
         level = logging.INFO if health.is_up else logging.WARNING
-        _log.log(level, "replica %s/%s: %s", self.upstream, member.client.name, told)
+        _log.log(level, "replica %s/%s: %s", self.upstream, watched.client.name, told)
 
-    def _note_change(self, member: _Member, was: ReplicaState) -> None:
-        health = member.health
+    def _note_change(self, watched: _WatchedReplica, was: ReplicaState) -> None:
+        health = watched.health
         if health.state is was:
             return
-        self._log_state(member)
-        self._observer.observe(ReplicaInState(self.upstream, member.client.name, member.state))
+        self._log_state(watched)
+        self._observer.observe(ReplicaInState(self.upstream, watched.client.name, watched.state))
         self._changes += 1
         self._changed.notify()
 
@@ -359,12 +361,12 @@ class UpstreamReplicas:
         if marks is not None:
             self.lost = marks.lost(self.upstream)
             pause = marks.pause(self.upstream)
-        for name, member in self._members.items():
+        for name, watched in self._watched.items():
             if marks is not None:
-                member.pending = marks.pending(name, self.upstream)
-                member.why_new = marks.why_new(name, self.upstream)
-                member.refused = marks.refused(name, self.upstream)
-                member.pause = pause if pause is not None and pause.replica == name else None
-            self._observer.observe(ReplicaPaused(self.upstream, name, member.pause is not None))
-            self._observer.observe(ReplicaPending(self.upstream, name, member.pending))
-            self._observer.observe(ReplicaInState(self.upstream, name, member.state))
+                watched.pending = marks.pending(name, self.upstream)
+                watched.why_new = marks.why_new(name, self.upstream)
+                watched.refused = marks.refused(name, self.upstream)
+                watched.pause = pause if pause is not None and pause.replica == name else None
+            self._observer.observe(ReplicaPaused(self.upstream, name, watched.pause is not None))
+            self._observer.observe(ReplicaPending(self.upstream, name, watched.pending))
+            self._observer.observe(ReplicaInState(self.upstream, name, watched.state))

@@ -100,7 +100,7 @@ BOUNDS = {
     "replica.login.ReplicaLogin._refusals": RECENT,
     "replica.login.ReplicaLogin._tokens": "1,000 tokens of 16 KiB",
     "replica.login.ReplicaLogin._ways": RECENT,
-    "upstream.replicas.UpstreamReplicas._members": CONFIGURED,
+    "upstream.replicas.UpstreamReplicas._watched": CONFIGURED,
     "upstream.replicas.UpstreamReplicas._tasks": CONFIGURED,
     "upstream.retries.Retries._budgets": RECENT,
     "upstream.retries.Retries._failures": RECENT,
