@@ -213,7 +213,7 @@ def _public_app(
         impatient_readers=upstreams.impatient_readers,
         cache=cache.disk,
         memberships=cache.memberships,
-        holdings=writes.holdings,
+        proofs=writes.proofs,
         observer=observer,
         tag_rules=configured.tag_rules(settings),
         # With SQLite there is one node, whose workers share what they know of tags.
@@ -224,7 +224,7 @@ def _public_app(
         spool=cache.spool,
         cache=cache.disk,
         memberships=cache.memberships,
-        holdings=writes.holdings,
+        proofs=writes.proofs,
         sessions=writes.sessions,
         blobs=writes.uploads,
         writer=writes.manifests,
@@ -236,7 +236,7 @@ def _public_app(
         discover=Discover(readers=upstreams.readers, router=node.router),
         referrers=referrers,
         manage=Manage(
-            memberships=cache.memberships, holdings=writes.holdings, deletions=writes.deletions, referrers=referrers
+            memberships=cache.memberships, proofs=writes.proofs, deletions=writes.deletions, referrers=referrers
         ),
         router=node.router,
         control=access.control,

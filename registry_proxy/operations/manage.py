@@ -1,6 +1,6 @@
 """Content management: deleting manifests and blobs (spec, "Content Management")."""
 
-from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.operations.referrers import Referrers
 from registry_proxy.ports.content import Memberships
 from registry_proxy.ports.deletions import Deletions
@@ -15,10 +15,10 @@ class Manage:
     """The verbs of deleting. Once begun, a delete goes on when the caller is cancelled."""
 
     def __init__(
-        self, *, memberships: Memberships, holdings: Holdings, deletions: Deletions, referrers: Referrers
+        self, *, memberships: Memberships, proofs: HoldingProofs, deletions: Deletions, referrers: Referrers
     ) -> None:
         self._memberships = memberships
-        self._holdings = holdings
+        self._proofs = proofs
         self._deletions = deletions
         self._referrers = referrers
 
@@ -47,14 +47,14 @@ class Manage:
             return digest
 
     async def _delete_manifest(self, routed: RoutedRepository, digest: Digest) -> Digest:
-        await self._holdings.require(routed, ContentKind.MANIFEST, digest)
+        await self._proofs.require(routed, ContentKind.MANIFEST, digest)
         subject = await self._find_subject(routed, digest)
         async with self._deletions.lease(routed, digest):
             is_known = self._memberships.find(routed, ContentKind.MANIFEST, digest) is not None
             await self._deletions.delete_manifest(routed, digest, is_known=is_known)
             self._memberships.end(routed, ContentKind.MANIFEST, digest)
             self._memberships.forget_tags_of(routed, digest)
-            await self._holdings.note_delete(routed, ContentKind.MANIFEST, digest)
+            await self._proofs.note_delete(routed, ContentKind.MANIFEST, digest)
         if subject is not None:
             await self._referrers.note_delete(routed, subject, digest)
         return digest
@@ -66,9 +66,9 @@ class Manage:
             return None  # a manifest that cannot be read can be deleted all the same
 
     async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
-        await self._holdings.require(routed, ContentKind.BLOB, digest)
+        await self._proofs.require(routed, ContentKind.BLOB, digest)
         async with self._deletions.lease(routed, digest):
             is_known = self._memberships.find(routed, ContentKind.BLOB, digest) is not None
             await self._deletions.delete_blob(routed, digest, is_known=is_known)
             self._memberships.end(routed, ContentKind.BLOB, digest)
-            await self._holdings.note_delete(routed, ContentKind.BLOB, digest)
+            await self._proofs.note_delete(routed, ContentKind.BLOB, digest)

@@ -3,7 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 
 from registry_proxy.operations.contents import is_committed
-from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.operations.refused_pushes import content_unknown, no_space
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import CacheUnavailableError
@@ -19,7 +19,7 @@ class ManifestWriter:
 
     Args:
         replicas: writes to the replicas.
-        holdings: tells what a manifest may name.
+        proofs: tells what a manifest may name.
         cache: keeps manifests.
         memberships: notes which repository holds them.
         spool: keeps what a replica misses.
@@ -29,13 +29,13 @@ class ManifestWriter:
         self,
         *,
         replicas: ManifestReplicas,
-        holdings: Holdings,
+        proofs: HoldingProofs,
         cache: BlobCache,
         memberships: Memberships,
         spool: Spool,
     ) -> None:
         self._replicas = replicas
-        self._holdings = holdings
+        self._proofs = proofs
         self._cache = cache
         self._memberships = memberships
         self._spool = spool
@@ -62,7 +62,7 @@ class ManifestWriter:
         Raises:
             RegistryError: MANIFEST_BLOB_UNKNOWN, DENIED, what the replicas answer, UNAVAILABLE without a quorum.
         """
-        if lacking := await self._holdings.find_lacking(routed, links):
+        if lacking := await self._proofs.find_lacking(routed, links):
             raise content_unknown(lacking)
         descriptor = manifest.descriptor
         async with self._replicas.lease(routed, descriptor.digest, tag):

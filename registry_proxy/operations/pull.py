@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from registry_proxy.operations.ask import Ask, answer_of
 from registry_proxy.operations.flight import SingleFlight
-from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
+from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
 from registry_proxy.operations.pull_blobs import PullBlobs
 from registry_proxy.operations.tags import RecordedTags, ResolvedTag, TagResolver, TagRules
 from registry_proxy.ports.content import BlobCache, Membership, Memberships
@@ -59,7 +59,7 @@ class Pull:
         impatient_readers: by upstream; do not wait: used where something older can stand in.
         cache: bytes on local disk.
         memberships: which repository holds what.
-        holdings: whether an answer of the upstream is one about the repository.
+        proofs: whether an answer of the upstream is one about the repository.
         observer: is told hits and misses.
         tag_rules: by upstream, how long a tag is answered without asking, and what it is answered in spite of.
         records: the records of tags; None for none.
@@ -72,7 +72,7 @@ class Pull:
         impatient_readers: Mapping[str, RegistryReader],
         cache: BlobCache,
         memberships: Memberships,
-        holdings: Holdings,
+        proofs: HoldingProofs,
         observer: Observer,
         tag_rules: Mapping[str, TagRules],
         records: RecordedTags | None = None,
@@ -81,7 +81,7 @@ class Pull:
         self._impatient_readers = impatient_readers
         self._cache = cache
         self._memberships = memberships
-        self._holdings = holdings
+        self._proofs = proofs
         self._observer = observer
         self._tags = TagResolver(
             readers=readers,
@@ -98,7 +98,7 @@ class Pull:
             impatient_readers=impatient_readers,
             cache=cache,
             memberships=memberships,
-            holdings=holdings,
+            proofs=proofs,
             observer=observer,
         )
         """The verbs of pulling blobs."""
@@ -199,7 +199,7 @@ class Pull:
         readers = self._readers if body is None else self._impatient_readers
         try:
             reader = readers[routed.upstream]
-            manifest = await self._holdings.ask(
+            manifest = await self._proofs.ask(
                 routed, ContentKind.MANIFEST, digest, lambda: reader.fetch_manifest(routed.repository, digest)
             )
         except (RegistryError, UpstreamUnavailableError) as error:

@@ -11,8 +11,8 @@ from registry_proxy.files.hashing import hash_file
 from registry_proxy.operations.ask import Ask, answer_of
 from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.flight import SingleFlight
-from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
 from registry_proxy.operations.passthrough import PassThrough
+from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
 from registry_proxy.ports.content import BlobCache, BlobReader, ByteStream, Membership, Memberships, OpenSource
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, FillLostError, UpstreamUnavailableError
 from registry_proxy.ports.metrics import CacheFailure, CacheRequest, Observer
@@ -117,14 +117,14 @@ class PullBlobs:
         impatient_readers: Mapping[str, RegistryReader],
         cache: BlobCache,
         memberships: Memberships,
-        holdings: Holdings,
+        proofs: HoldingProofs,
         observer: Observer,
     ) -> None:
         self._readers = readers
         self._impatient_readers = impatient_readers
         self._cache = cache
         self._memberships = memberships
-        self._holdings = holdings
+        self._proofs = proofs
         self._observer = observer
         self._learning: SingleFlight[_Learned] = SingleFlight()
         self._questions: SingleFlight[Descriptor] = SingleFlight()
@@ -228,7 +228,7 @@ class PullBlobs:
         asked_at = self._memberships.moment(routed)
         try:
             reader = readers[routed.upstream]
-            descriptor = await self._holdings.ask(
+            descriptor = await self._proofs.ask(
                 routed, ContentKind.BLOB, digest, lambda: reader.stat_blob(routed.repository, digest)
             )
         except (RegistryError, UpstreamUnavailableError) as error:
@@ -261,7 +261,7 @@ class PullBlobs:
         if self._cache.is_filling(digest) or is_committed(self._cache, digest):
             return _Learned(await self._ask(routed, digest), was_fetched=False)
         source, asked_at = self._source(routed, digest), self._memberships.moment(routed)
-        size_bytes = await self._holdings.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source, place))
+        size_bytes = await self._proofs.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source, place))
         if source.has_answered and size_bytes is not None:
             return _Learned(self._remember(routed, digest, size_bytes, asked_at), was_fetched=True)
         # Another worker, for another repository, was quicker: what its replica said counts only there.

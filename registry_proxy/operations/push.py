@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from registry_proxy.operations.contents import is_committed
-from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
 from registry_proxy.operations.manifests import ManifestWriter
+from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
 from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.refused_pushes import (
     digest_invalid,
@@ -62,7 +62,7 @@ class Push:
         spool: Spool,
         cache: BlobCache,
         memberships: Memberships,
-        holdings: Holdings,
+        proofs: HoldingProofs,
         sessions: UploadSessions,
         blobs: BlobReplicas,
         writer: ManifestWriter,
@@ -71,7 +71,7 @@ class Push:
         self._spool = spool
         self._cache = cache
         self._memberships = memberships
-        self._holdings = holdings
+        self._proofs = proofs
         self._sessions = sessions
         self._blobs = blobs
         self._writer = writer
@@ -381,7 +381,7 @@ class Push:
 
     async def _recorded(self, routed: RoutedRepository, descriptor: Descriptor, missing: Sequence[str]) -> Descriptor:
         await self._blobs.record_missing(routed, descriptor.digest, missing)
-        await self._holdings.note_push(routed, descriptor.digest)
+        await self._proofs.note_push(routed, descriptor.digest)
         self._memberships.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor
 
@@ -396,7 +396,7 @@ class Push:
             file.discard()
 
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
-        if not await self._holdings.may_mount(source, digest):
+        if not await self._proofs.may_mount(source, digest):
             return None
         known = self._memberships.find(source, ContentKind.BLOB, digest)
         held = known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.operations.fallback_tags import FallbackTags
-from registry_proxy.operations.holdings import Holdings
 from registry_proxy.operations.manifests import ManifestWriter
+from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.ports.content import BlobCache, Memberships
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.metrics import Observer
@@ -117,7 +117,7 @@ class Writes:
             memberships=tools.memberships,
             uploads=self.uploads,
         )
-        self.holdings = Holdings(
+        self.proofs = HoldingProofs(
             readers=tools.readers,
             separations={name: each.separation for name, each in replica_sets.items()},
             memberships=tools.memberships,
@@ -126,7 +126,7 @@ class Writes:
             pushed=PushedBlobs(store),
         )
         self.manifests = ManifestWriter(
-            replicas=manifests, holdings=self.holdings, cache=cache, memberships=tools.memberships, spool=tools.pins
+            replicas=manifests, proofs=self.proofs, cache=cache, memberships=tools.memberships, spool=tools.pins
         )
         self.fallback_tags = FallbackTags(readers=tools.readers, writer=self.manifests)
         self.deletions = DeletionReplication(

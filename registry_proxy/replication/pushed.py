@@ -16,7 +16,7 @@ LIFETIME_SECONDS = 24 * 3600.0
 
 
 class PushedBlobs:
-    """Implements ``proxy.holdings.PushedBlobs`` in the store. Its methods raise StoreUnavailableError."""
+    """Implements ``operations.proofs.PushedBlobs`` in the store. Its methods raise StoreUnavailableError."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store

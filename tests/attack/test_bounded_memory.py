@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.protocol.descriptor import OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.protocol.reference import digest_of
 
@@ -67,8 +67,8 @@ BOUNDS = {
     "http.connections.Connections._tells_from": "reasons from a closed set",
     "operations.discover.Discover._names": "one list for each upstream, of a million names at most",
     "operations.flight.SingleFlight._flying": RUNNING,
-    "operations.holdings.Holdings._links": "100,000 digests",
-    "operations.holdings.Holdings._walked": "100,000 digests, or the largest repository",
+    "operations.proofs.HoldingProofs._links": "100,000 digests",
+    "operations.proofs.HoldingProofs._walked": "100,000 digests, or the largest repository",
     "operations.warm.Prefetch._pulled": "4,096 subjects and repositories",
     "operations.warm.Prefetch._queue": "200 blobs",
     "operations.warm.Prefetch._workers": RUNNING,
@@ -157,7 +157,7 @@ def test_a_collection_is_found(source: str) -> None:
 
 def test_manifests_with_many_parts_are_remembered_within_a_bound_of_digests() -> None:
     """Manifests of thousands of layers each, as anybody who may push can make them: the number of digests stays."""
-    holdings = Holdings(
+    proofs = HoldingProofs(
         readers={}, separations={}, memberships=MagicMock(), cache=MagicMock(), recorded=MagicMock(), pushed=MagicMock()
     )
     for number in range(12):
@@ -167,5 +167,5 @@ def test_manifests_with_many_parts_are_remembered_within_a_bound_of_digests() ->
         ]
         document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts}
         body = json.dumps(document).encode()
-        assert len(holdings._read_links(Manifest(Descriptor(OCI_MANIFEST, digest_of(body), len(body)), body))) == 10_000
-        assert sum(map(len, holdings._links.values())) <= 100_000
+        assert len(proofs._read_links(Manifest(Descriptor(OCI_MANIFEST, digest_of(body), len(body)), body))) == 10_000
+        assert sum(map(len, proofs._links.values())) <= 100_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS
 from registry_proxy.operations.passthrough import HOLD_BACK_BYTES, PassThrough
+from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.pull_blobs import FAR_RANGE_BYTES, BlobAnswer
 from registry_proxy.operations.tags import RecordedTags, TagRules
@@ -61,7 +61,7 @@ class Bench:
             impatient_readers={"main": self.impatient},
             cache=self.cache,
             memberships=self.memberships,
-            holdings=holdings_of(self.reader, self.memberships, self.cache),
+            proofs=holdings_of(self.reader, self.memberships, self.cache),
             observer=self.observer,
             tag_rules=self.rules,
             records=None if self.revision is None else RecordedTags(self.tell_record, self.find_tag, is_shared=True),

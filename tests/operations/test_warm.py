@@ -33,7 +33,7 @@ class Bench:
             impatient_readers={"main": self.reader},
             cache=self.cache,
             memberships=self.memberships,
-            holdings=holdings_of(self.reader, self.memberships, self.cache),
+            proofs=holdings_of(self.reader, self.memberships, self.cache),
             observer=self.observer,
             tag_rules={"main": TagRules(10)},
         )

@@ -305,7 +305,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                         impatient_readers={"main": reader},
                         cache=cache,
                         memberships=memberships,
-                        holdings=holdings_of(reader, memberships, cache),
+                        proofs=holdings_of(reader, memberships, cache),
                         observer=observer,
                         tag_rules={"main": TagRules(10)},
                     ),

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from registry_proxy.operations.holdings import Holdings
+from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.ports.content import (
     BlobCache,
     BlobReader,
@@ -434,13 +434,13 @@ def holdings_of(
     cache: BlobCache,
     separation: Separation | None = None,
     recorded: Sequence[Digest] = (),
-) -> Holdings:
-    """Return the ``Holdings`` of upstream ``main``."""
+) -> HoldingProofs:
+    """Return the ``HoldingProofs`` of upstream ``main``."""
 
     async def manifests(_: RoutedRepository) -> Sequence[Digest]:
         return recorded
 
-    return Holdings(
+    return HoldingProofs(
         readers={"main": reader},
         separations={"main": separation or ToldSeparation()},
         memberships=memberships,

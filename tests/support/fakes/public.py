@@ -339,7 +339,7 @@ class PublicBench:
             impatient_readers=readers,
             cache=self.cache,
             memberships=self.memberships,
-            holdings=holdings_of(self.reader, self.memberships, self.cache),
+            proofs=holdings_of(self.reader, self.memberships, self.cache),
             observer=self.observer,
             tag_rules={"main": TagRules(10)},
         )

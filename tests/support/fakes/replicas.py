@@ -395,17 +395,15 @@ async def pushing(
             replica_sets=sets, store=store, journal=journal, cache=cache, memberships=memberships, uploads=uploads
         )
         reader = replicas.replicas[0]
-        holdings = holdings_of(reader, memberships, cache, replicas.separation)
+        proofs = holdings_of(reader, memberships, cache, replicas.separation)
         readers = {replicas.upstream: _Replicas(replicas, journal)}
-        writer = ManifestWriter(
-            replicas=manifests, holdings=holdings, cache=cache, memberships=memberships, spool=spool
-        )
+        writer = ManifestWriter(replicas=manifests, proofs=proofs, cache=cache, memberships=memberships, spool=spool)
         pull = Pull(
             readers=readers,
             impatient_readers=readers,
             cache=cache,
             memberships=memberships,
-            holdings=holdings,
+            proofs=proofs,
             observer=RecordingObserver(),
             tag_rules={replicas.upstream: TagRules(0, frozenset())},
         )
@@ -415,7 +413,7 @@ async def pushing(
             spool=spool,
             cache=cache,
             memberships=memberships,
-            holdings=holdings,
+            proofs=proofs,
             sessions=SignedSessions(store, changes.losses),
             blobs=uploads,
             writer=writer,
@@ -424,7 +422,7 @@ async def pushing(
         deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal)
         yield Pushing(
             push,
-            Manage(memberships=memberships, holdings=holdings, deletions=deletions, referrers=referrers),
+            Manage(memberships=memberships, proofs=proofs, deletions=deletions, referrers=referrers),
             journal,
             store,
             changes,

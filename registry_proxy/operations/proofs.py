@@ -38,7 +38,7 @@ _NO_LINKS = ManifestLinks((), (), None)
 _UNKNOWN = {ContentKind.BLOB: ErrorCode.BLOB_UNKNOWN, ContentKind.MANIFEST: ErrorCode.MANIFEST_UNKNOWN}
 
 
-class Holdings:
+class HoldingProofs:
     """Tells what repositories hold where the replicas cannot be believed, and costs nothing where they can.
 
     Its methods raise RegistryError and UpstreamUnavailableError as ``Pull``.

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from registry_proxy.operations import holdings as holdings_module
-from registry_proxy.operations.holdings import MEMBERSHIP_FRESH_SECONDS, Holdings
+from registry_proxy.operations import proofs as holdings_module
+from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import (
@@ -33,7 +33,7 @@ class Table:
     def __init__(self, *mixed: ContentKind, recorded: tuple[Digest, ...] = ()) -> None:
         self.reader, self.cache, self.memberships = MemoryReader(), MemoryCache(), MemoryMemberships()
         self.separation = ToldSeparation(set(mixed))
-        self.holdings: Holdings = holdings_of(self.reader, self.memberships, self.cache, self.separation, recorded)
+        self.proofs: HoldingProofs = holdings_of(self.reader, self.memberships, self.cache, self.separation, recorded)
 
     def add(self, parts: Parts, tag: str | None = None) -> None:
         """Put an image or index into the upstream."""
@@ -46,7 +46,7 @@ class Table:
     async def holds(self, digest: Digest, kind: ContentKind = BLOB, routed: RoutedRepository = APP) -> bool:
         """Tell whether a repository is proved to hold something."""
         try:
-            await self.holdings.require(routed, kind, digest)
+            await self.proofs.require(routed, kind, digest)
         except RegistryError as error:
             return error.status != 404
         return True
@@ -61,12 +61,12 @@ def table() -> Table:
 async def test_nothing_is_looked_for_where_repositories_are_kept_apart() -> None:
     """Each answer is the replicas' own, and costs no request more."""
     table = Table()
-    answer = await table.holdings.ask(APP, BLOB, LAYER, lambda: asyncio.sleep(0, "answer"))
+    answer = await table.proofs.ask(APP, BLOB, LAYER, lambda: asyncio.sleep(0, "answer"))
     assert answer == "answer"
-    await table.holdings.require(APP, BLOB, LAYER)
-    assert await table.holdings.may_mount(APP, LAYER)
-    assert await table.holdings.find_lacking(APP, parse_manifest(image(b"layer").manifest, image(b"").media_type)) == []
-    await table.holdings.note_push(APP, LAYER)
+    await table.proofs.require(APP, BLOB, LAYER)
+    assert await table.proofs.may_mount(APP, LAYER)
+    assert await table.proofs.find_lacking(APP, parse_manifest(image(b"layer").manifest, image(b"").media_type)) == []
+    await table.proofs.note_push(APP, LAYER)
     assert table.reader.requests == []
 
 
@@ -77,9 +77,9 @@ async def test_without_proof_nobody_is_asked(table: Table) -> None:
     async def question() -> None:
         asked.append(1)
 
-    error = await refused(table.holdings.ask(APP, BLOB, LAYER, question))
+    error = await refused(table.proofs.ask(APP, BLOB, LAYER, question))
     assert (error.code, error.status, asked) == (ErrorCode.BLOB_UNKNOWN, 404, [])
-    error = await refused(table.holdings.ask(APP, MANIFEST, LAYER, question))
+    error = await refused(table.proofs.ask(APP, MANIFEST, LAYER, question))
     assert (error.code, error.status, asked) == (ErrorCode.MANIFEST_UNKNOWN, 404, [])
 
 
@@ -113,10 +113,10 @@ async def test_what_this_node_knows_proves_it_without_a_request(table: Table) ->
 
 async def test_a_push_proves_a_blob_until_it_is_deleted(table: Table) -> None:
     """A blob that no manifest names yet is there for every node."""
-    await table.holdings.note_push(APP, LAYER)
+    await table.proofs.note_push(APP, LAYER)
     assert await table.holds(LAYER)
     assert not await table.holds(LAYER, routed=OTHER)
-    await table.holdings.note_delete(APP, BLOB, LAYER)
+    await table.proofs.note_delete(APP, BLOB, LAYER)
     assert not await table.holds(LAYER)
 
 
@@ -143,7 +143,7 @@ async def test_a_repository_is_read_once_for_all_who_ask(table: Table, monkeypat
     assert table.reader.count("fetch_manifest") == 5
     monkeypatch.setattr(holdings_module, "_WALK_SECONDS", -1.0)
     monkeypatch.setattr(holdings_module, "_WALK_SHARE", 0)
-    table.holdings._walked.clear()  # the time is over
+    table.proofs._walked.clear()  # the time is over
     table.add(image(b"layer"), "later")
     assert await table.holds(LAYER)
 
@@ -155,14 +155,14 @@ async def test_what_a_manifest_may_name(table: Table) -> None:
     links = parse_manifest(app.manifest, app.media_type)
     for blob in app.blobs:
         table.reader.add_blob(APP.repository, blob)
-    assert await table.holdings.find_lacking(APP, links) == [blob.digest for blob in links.blobs]
-    await table.holdings.note_push(APP, LAYER)
-    assert await table.holdings.find_lacking(APP, links) == [config.digest]
-    assert await table.holdings.find_lacking(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
+    assert await table.proofs.find_lacking(APP, links) == [blob.digest for blob in links.blobs]
+    await table.proofs.note_push(APP, LAYER)
+    assert await table.proofs.find_lacking(APP, links) == [config.digest]
+    assert await table.proofs.find_lacking(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
     table.add(app, "1")
     table.reader.manifests[APP.repository, app.digest] = Manifest(app.descriptor, app.manifest)
-    assert await Table(BLOB).holdings.find_lacking(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
-    assert await table.holdings.find_lacking(APP, ManifestLinks((), (), Descriptor("", LAYER, 5))) == []
+    assert await Table(BLOB).proofs.find_lacking(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
+    assert await table.proofs.find_lacking(APP, ManifestLinks((), (), Descriptor("", LAYER, 5))) == []
 
 
 async def test_a_manifest_of_an_old_kind_names_nothing(table: Table) -> None:
@@ -192,10 +192,10 @@ async def test_the_answer_of_a_replica_that_died_is_sought_from_another_one() ->
     """An answer that cannot be checked any more is not believed: another replica is asked, and checked."""
     table, dying = Table(), Dying()
     table.reader.add_blob(APP.repository, b"layer")
-    table.holdings = holdings_of(table.reader, table.memberships, table.cache, dying)
-    assert not await table.holdings.is_held(APP, BLOB, LAYER)  # the other one mixes repositories
+    table.proofs = holdings_of(table.reader, table.memberships, table.cache, dying)
+    assert not await table.proofs.is_held(APP, BLOB, LAYER)  # the other one mixes repositories
     assert table.reader.count("stat_blob") == 2
     dying.mixed.clear()
     dying.failures = 2
     with pytest.raises(UpstreamUnavailableError):
-        await table.holdings.is_held(APP, BLOB, LAYER)
+        await table.proofs.is_held(APP, BLOB, LAYER)
