@@ -175,15 +175,15 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
         router = PrefixRouter(configured.routes(settings))
         cache_options = configured.cache_options(settings, context)
         cache = await stack.enter_async_context(open_cache(cache_options, observer, router.local_name))
-        options, memberships = configured.record_options(settings), cache.memberships
-        records = await stack.enter_async_context(open_records(options, store, changes, observer, memberships))
+        options, holdings = configured.record_options(settings), cache.holdings
+        records = await stack.enter_async_context(open_records(options, store, changes, observer, holdings))
         inspection = Inspection(store=store, journal=records.journal, recorded=options.recorded)
         upstreams = await stack.enter_async_context(
             open_upstreams(
                 configured.upstream_configs(settings),
                 marks=records.journal.current,
                 observer=observer,
-                remembered=memberships,
+                remembered=holdings,
                 inspect=inspection.inspect,
                 proves_absent=records.proof,
             )
@@ -194,7 +194,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             readers=upstreams.readers,
             impatient_readers=upstreams.impatient_readers,
             cache=cache.disk,
-            memberships=memberships,
+            holdings=holdings,
             pins=cache.spool,
             observer=observer,
         )
@@ -212,7 +212,7 @@ def _public_app(
         readers=upstreams.readers,
         impatient_readers=upstreams.impatient_readers,
         cache=cache.disk,
-        memberships=cache.memberships,
+        holdings=cache.holdings,
         proofs=writes.proofs,
         observer=observer,
         tag_rules=configured.tag_rules(settings),
@@ -223,7 +223,7 @@ def _public_app(
     push = Push(
         spool=cache.spool,
         cache=cache.disk,
-        memberships=cache.memberships,
+        holdings=cache.holdings,
         proofs=writes.proofs,
         sessions=writes.sessions,
         blobs=writes.uploads,
@@ -235,9 +235,7 @@ def _public_app(
         push=push,
         discover=Discover(readers=upstreams.readers, router=node.router),
         referrers=referrers,
-        manage=Manage(
-            memberships=cache.memberships, proofs=writes.proofs, deletions=writes.deletions, referrers=referrers
-        ),
+        manage=Manage(holdings=cache.holdings, proofs=writes.proofs, deletions=writes.deletions, referrers=referrers),
         router=node.router,
         control=access.control,
         directory=node.directory,
@@ -273,9 +271,9 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
         warmer=warmer,
         route=node.router.route,
         known=KnownRepositories(
-            node.records.repositories, node.records.count_tags, cache.memberships.repositories, node.router.local_name
+            node.records.repositories, node.records.count_tags, cache.holdings.repositories, node.router.local_name
         ),
-        purge_repository=lambda repository: cache.memberships.purge(node.router.route(repository)),
+        purge_repository=lambda repository: cache.holdings.purge(node.router.route(repository)),
         render_metrics=partial(observer.render, cache.disk.stats),
         readiness=Readiness(
             node.upstreams.replicas,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.scrub import Scrubber
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.metrics import Observer
@@ -51,7 +51,7 @@ class Cache:
 
     disk: DiskCache
     spool: DiskSpool
-    memberships: FileMemberships
+    holdings: FileHoldings
     scrubber: Scrubber
 
 
@@ -64,22 +64,22 @@ async def open_cache(options: CacheOptions, observer: Observer, local_name: Loca
         observer: receives cache errors and sizes.
         local_name: returns the name under which clients know a repository, for ``pinned``.
     """
-    memberships = FileMemberships(options.path)
+    holdings = FileHoldings(options.path)
     if options.was_away:
-        memberships.doubt_all()
+        holdings.doubt_all()
     disk = DiskCache(
         options.path,
         options.max_size_bytes,
         options.min_free_bytes,
         observer,
-        find_kept=_finder_of_kept(options.pinned, local_name, memberships),
+        find_kept=_finder_of_kept(options.pinned, local_name, holdings),
         check_share=options.check_share,
     )
     try:
         yield Cache(
             disk,
             DiskSpool(disk, is_lasting=options.is_lasting),
-            memberships,
+            holdings,
             Scrubber(disk, options.scrub_bytes_per_second, options.scrub_interval_seconds),
         )
     finally:
@@ -87,7 +87,7 @@ async def open_cache(options: CacheOptions, observer: Observer, local_name: Loca
 
 
 def _finder_of_kept(
-    patterns: Sequence[str], local_name: LocalName, memberships: FileMemberships
+    patterns: Sequence[str], local_name: LocalName, holdings: FileHoldings
 ) -> Callable[[], Collection[Digest]]:
     """Return a function that finds the content of the pinned repositories."""
     if not patterns:
@@ -98,4 +98,4 @@ def _finder_of_kept(
         name = local_name(routed)
         return name is not None and pinned.fullmatch(name) is not None
 
-    return partial(memberships.digests_of, is_pinned)
+    return partial(holdings.digests_of, is_pinned)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks, parse_manifest
@@ -50,10 +50,10 @@ def parts_of(links: ManifestLinks) -> list[tuple[ContentKind, Digest]]:
 
 
 def find_cached_manifest(
-    memberships: Memberships, cache: BlobCache, routed: RoutedRepository, digest: Digest
+    holdings: Holdings, cache: BlobCache, routed: RoutedRepository, digest: Digest
 ) -> Manifest | None:
     """Return a manifest that this node has, and knows its repository to hold."""
-    known = memberships.find(routed, ContentKind.MANIFEST, digest)
+    known = holdings.find(routed, ContentKind.MANIFEST, digest)
     body = None if known is None else cache.read_small(digest)
     return None if known is None or body is None else Manifest(known.descriptor, body)
 

@@ -2,7 +2,7 @@
 
 from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.operations.referrers import Referrers
-from registry_proxy.ports.content import Memberships
+from registry_proxy.ports.content import Holdings
 from registry_proxy.ports.deletions import Deletions
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -15,9 +15,9 @@ class Manage:
     """The verbs of deleting. Once begun, a delete goes on when the caller is cancelled."""
 
     def __init__(
-        self, *, memberships: Memberships, proofs: HoldingProofs, deletions: Deletions, referrers: Referrers
+        self, *, holdings: Holdings, proofs: HoldingProofs, deletions: Deletions, referrers: Referrers
     ) -> None:
-        self._memberships = memberships
+        self._holdings = holdings
         self._proofs = proofs
         self._deletions = deletions
         self._referrers = referrers
@@ -43,17 +43,17 @@ class Manage:
     async def _delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
         async with self._deletions.lease(routed, tag):
             digest = await self._deletions.delete_tag(routed, tag)
-            self._memberships.end_tag(routed, tag)
+            self._holdings.end_tag(routed, tag)
             return digest
 
     async def _delete_manifest(self, routed: RoutedRepository, digest: Digest) -> Digest:
         await self._proofs.require(routed, ContentKind.MANIFEST, digest)
         subject = await self._find_subject(routed, digest)
         async with self._deletions.lease(routed, digest):
-            is_known = self._memberships.find(routed, ContentKind.MANIFEST, digest) is not None
+            is_known = self._holdings.find(routed, ContentKind.MANIFEST, digest) is not None
             await self._deletions.delete_manifest(routed, digest, is_known=is_known)
-            self._memberships.end(routed, ContentKind.MANIFEST, digest)
-            self._memberships.forget_tags_of(routed, digest)
+            self._holdings.end(routed, ContentKind.MANIFEST, digest)
+            self._holdings.forget_tags_of(routed, digest)
             await self._proofs.note_delete(routed, ContentKind.MANIFEST, digest)
         if subject is not None:
             await self._referrers.note_delete(routed, subject, digest)
@@ -68,7 +68,7 @@ class Manage:
     async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
         await self._proofs.require(routed, ContentKind.BLOB, digest)
         async with self._deletions.lease(routed, digest):
-            is_known = self._memberships.find(routed, ContentKind.BLOB, digest) is not None
+            is_known = self._holdings.find(routed, ContentKind.BLOB, digest) is not None
             await self._deletions.delete_blob(routed, digest, is_known=is_known)
-            self._memberships.end(routed, ContentKind.BLOB, digest)
+            self._holdings.end(routed, ContentKind.BLOB, digest)
             await self._proofs.note_delete(routed, ContentKind.BLOB, digest)

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.operations.refused_pushes import content_unknown, no_space
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.manifests import ManifestReplicas
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -21,7 +21,7 @@ class ManifestWriter:
         replicas: writes to the replicas.
         proofs: tells what a manifest may name.
         cache: keeps manifests.
-        memberships: notes which repository holds them.
+        holdings: notes which repository holds them.
         spool: keeps what a replica misses.
     """
 
@@ -31,13 +31,13 @@ class ManifestWriter:
         replicas: ManifestReplicas,
         proofs: HoldingProofs,
         cache: BlobCache,
-        memberships: Memberships,
+        holdings: Holdings,
         spool: Spool,
     ) -> None:
         self._replicas = replicas
         self._proofs = proofs
         self._cache = cache
-        self._memberships = memberships
+        self._holdings = holdings
         self._spool = spool
 
     def check_writable(self, upstream: str) -> None:
@@ -68,9 +68,9 @@ class ManifestWriter:
         async with self._replicas.lease(routed, descriptor.digest, tag):
             written = await self._replicas.put(routed, tag, manifest, links, may_move=may_move_tags)
             await self._keep(manifest, must=bool(written.missing))
-            self._memberships.remember(routed, ContentKind.MANIFEST, descriptor)
+            self._holdings.remember(routed, ContentKind.MANIFEST, descriptor)
             if tag is not None:
-                self._memberships.move_tag(routed, tag, descriptor, recorded=written.revision)
+                self._holdings.move_tag(routed, tag, descriptor, recorded=written.revision)
 
     def pin(self, digest: Digest) -> None:
         """Keep a content until all replicas have it. Raises UNAVAILABLE where the disk cannot."""

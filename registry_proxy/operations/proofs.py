@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from registry_proxy.operations.contents import ask, find_cached_manifest, has, links_of, parts_of, unless_absent
 from registry_proxy.operations.flight import SingleFlight
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, Separation
@@ -20,8 +20,8 @@ from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 
-MEMBERSHIP_FRESH_SECONDS = 24 * 3600.0
-"""Past this age a membership is asked for again; it stands when nobody answers."""
+HOLDING_FRESH_SECONDS = 24 * 3600.0
+"""Past this age a holding is asked for again; it stands when nobody answers."""
 
 _WALK_SECONDS = 10.0
 _WALK_SHARE = 10
@@ -46,7 +46,7 @@ class HoldingProofs:
     Args:
         readers: by upstream.
         separations: by upstream, whether its replicas can be believed.
-        memberships: what is known on this node.
+        holdings: what is known on this node.
         cache: where manifests may lie.
         recorded: returns the manifests that were pushed to a repository through any node.
         pushed: the blobs that were.
@@ -57,14 +57,14 @@ class HoldingProofs:
         *,
         readers: Mapping[str, RegistryReader],
         separations: Mapping[str, Separation],
-        memberships: Memberships,
+        holdings: Holdings,
         cache: BlobCache,
         recorded: Callable[[RoutedRepository], Awaitable[Iterable[Digest]]],
         pushed: PushedBlobs,
     ) -> None:
         self._readers = readers
         self._separations = separations
-        self._memberships = memberships
+        self._holdings = holdings
         self._cache = cache
         self._recorded = recorded
         self._pushed = pushed
@@ -96,8 +96,8 @@ class HoldingProofs:
 
     async def require(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         """Raise as ``ask`` unless the repository is proved to hold a content, or its replicas can be believed."""
-        known = self._memberships.find(routed, kind, digest)
-        is_fresh = known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS
+        known = self._holdings.find(routed, kind, digest)
+        is_fresh = known is not None and known.age_seconds < HOLDING_FRESH_SECONDS
         if is_fresh or not self._separations[routed.upstream].is_mixed(kind):
             return
         try:
@@ -107,13 +107,13 @@ class HoldingProofs:
                 raise
             return
         if not is_proved:
-            self._memberships.forget(routed, kind, digest)
+            self._holdings.forget(routed, kind, digest)
             raise RegistryError(_UNKNOWN[kind], "the repository does not hold it", detail={"digest": str(digest)})
 
     async def is_held(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         """Tell whether a repository holds a content."""
-        known = self._memberships.find(routed, kind, digest)
-        if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS:
+        known = self._holdings.find(routed, kind, digest)
+        if known is not None and known.age_seconds < HOLDING_FRESH_SECONDS:
             return True
         return await has(self.ask(routed, kind, digest, lambda: self._look_up(routed, kind, digest)))
 
@@ -167,12 +167,12 @@ class HoldingProofs:
 
     async def _is_proved_here(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         """Tell whether what this node knows of the repository proves it: costs no request."""
-        if kind is ContentKind.MANIFEST and self._memberships.has_tag_on(routed, digest):
+        if kind is ContentKind.MANIFEST and self._holdings.has_tag_on(routed, digest):
             return True
-        for known in self._memberships.manifests_of(routed):
+        for known in self._holdings.manifests_of(routed):
             links = self._links.get(known)
             if links is None:
-                manifest = find_cached_manifest(self._memberships, self._cache, routed, known)
+                manifest = find_cached_manifest(self._holdings, self._cache, routed, known)
                 if manifest is None:
                     continue
                 links = self._read_links(manifest)
@@ -232,5 +232,5 @@ class HoldingProofs:
         return held
 
     async def _fetch(self, routed: RoutedRepository, digest: Digest) -> Manifest:
-        cached = find_cached_manifest(self._memberships, self._cache, routed, digest)
+        cached = find_cached_manifest(self._holdings, self._cache, routed, digest)
         return cached or await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)

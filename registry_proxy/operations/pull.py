@@ -1,7 +1,7 @@
 """Pulling manifests and blobs (spec, "Pull"): from the cache when the repository holds the digest, else upstream.
 
 A digest is global, the right to read it is not: bytes leave only when a replica, or our own commit, said that THIS
-repository holds them (its membership). A tag is asked for, a digest is cached for ever.
+repository holds them (its holding). A tag is asked for, a digest is cached for ever.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from registry_proxy.operations.ask import Ask, answer_of
 from registry_proxy.operations.flight import SingleFlight
-from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
+from registry_proxy.operations.proofs import HOLDING_FRESH_SECONDS, HoldingProofs
 from registry_proxy.operations.pull_blobs import PullBlobs
 from registry_proxy.operations.tags import RecordedTags, ResolvedTag, TagResolver, TagRules
-from registry_proxy.ports.content import BlobCache, Membership, Memberships
+from registry_proxy.ports.content import BlobCache, Holding, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.metrics import CacheRequest, Observer
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
@@ -58,7 +58,7 @@ class Pull:
         readers: by upstream; wait for a replica to come back.
         impatient_readers: by upstream; do not wait: used where something older can stand in.
         cache: bytes on local disk.
-        memberships: which repository holds what.
+        holdings: which repository holds what.
         proofs: whether an answer of the upstream is one about the repository.
         observer: is told hits and misses.
         tag_rules: by upstream, how long a tag is answered without asking, and what it is answered in spite of.
@@ -71,7 +71,7 @@ class Pull:
         readers: Mapping[str, RegistryReader],
         impatient_readers: Mapping[str, RegistryReader],
         cache: BlobCache,
-        memberships: Memberships,
+        holdings: Holdings,
         proofs: HoldingProofs,
         observer: Observer,
         tag_rules: Mapping[str, TagRules],
@@ -80,13 +80,13 @@ class Pull:
         self._readers = readers
         self._impatient_readers = impatient_readers
         self._cache = cache
-        self._memberships = memberships
+        self._holdings = holdings
         self._proofs = proofs
         self._observer = observer
         self._tags = TagResolver(
             readers=readers,
             impatient_readers=impatient_readers,
-            memberships=memberships,
+            holdings=holdings,
             observer=observer,
             rules=tag_rules,
             records=records,
@@ -97,7 +97,7 @@ class Pull:
             readers=readers,
             impatient_readers=impatient_readers,
             cache=cache,
-            memberships=memberships,
+            holdings=holdings,
             proofs=proofs,
             observer=observer,
         )
@@ -133,17 +133,17 @@ class Pull:
 
     def read_cached_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:
         """Return a manifest that the repository is known to hold and that is here, else None; counts nothing."""
-        membership = self._fresh(routed, digest)
-        body = None if membership is None else self._cache.read_small(digest)
-        return None if membership is None or body is None else Manifest(membership.descriptor, body)
+        holding = self._fresh(routed, digest)
+        body = None if holding is None else self._cache.read_small(digest)
+        return None if holding is None or body is None else Manifest(holding.descriptor, body)
 
     def find_manifest_head(
         self, routed: RoutedRepository, tag_or_digest: Tag | Digest
     ) -> ManifestHead | Ask[ManifestHead]:
         """Return a manifest's descriptor where nobody has to be asked for it; else the way to it."""
         if isinstance(tag_or_digest, Digest):
-            membership = self._fresh(routed, tag_or_digest)
-            known = None if membership is None else membership.descriptor
+            holding = self._fresh(routed, tag_or_digest)
+            known = None if holding is None else holding.descriptor
         else:
             resolved = self._tags.find(routed, tag_or_digest)
             known = None if resolved is None else self._described(routed, resolved)
@@ -165,8 +165,8 @@ class Pull:
 
     def _described(self, routed: RoutedRepository, resolved: ResolvedTag) -> Descriptor:
         """Return the descriptor of the manifest that a tag is, as its repository holds it."""
-        membership = self._fresh(routed, resolved.digest)
-        return resolved.descriptor if membership is None else membership.descriptor
+        holding = self._fresh(routed, resolved.digest)
+        return resolved.descriptor if holding is None else holding.descriptor
 
     async def _tagged_manifest(self, routed: RoutedRepository, tag: Tag) -> tuple[Manifest, CacheResult, str | None]:
         resolved = await self._tags.resolve(routed, tag)
@@ -176,7 +176,7 @@ class Pull:
             if error.status != 404:
                 raise
             # The tag was moved or deleted, and what it was is gone, since a replica named it: ask once more.
-            self._memberships.forget_tag(routed, tag)
+            self._holdings.forget_tag(routed, tag)
             resolved = await self._tags.resolve(routed, tag)
             manifest, result = await self._manifest(routed, resolved.digest)
         return manifest, result, resolved.warning
@@ -192,10 +192,10 @@ class Pull:
         return fetched.manifest, CacheResult.MISS if is_first else CacheResult.LATCH
 
     async def _fetch_manifest(self, routed: RoutedRepository, digest: Digest) -> _Fetched:
-        """Fetch it, which learns the membership; where a membership has only aged, what is here can stand in."""
-        known = self._memberships.find(routed, ContentKind.MANIFEST, digest)
+        """Fetch it, which learns the holding; where a holding has only aged, what is here can stand in."""
+        known = self._holdings.find(routed, ContentKind.MANIFEST, digest)
         body = None if known is None else self._cache.read_small(digest)
-        asked_at = self._memberships.moment(routed)
+        asked_at = self._holdings.moment(routed)
         readers = self._readers if body is None else self._impatient_readers
         try:
             reader = readers[routed.upstream]
@@ -204,13 +204,13 @@ class Pull:
             )
         except (RegistryError, UpstreamUnavailableError) as error:
             if isinstance(error, RegistryError) and error.status == 404:
-                self._memberships.forget(routed, ContentKind.MANIFEST, digest)
+                self._holdings.forget(routed, ContentKind.MANIFEST, digest)
                 raise
             if known is None or body is None:
                 raise
             return _Fetched(Manifest(known.descriptor, body), was_here=True)
         await self._cache.store(digest, manifest.body)
-        self._memberships.remember(routed, ContentKind.MANIFEST, manifest.descriptor, asked_at=asked_at)
+        self._holdings.remember(routed, ContentKind.MANIFEST, manifest.descriptor, asked_at=asked_at)
         return _Fetched(manifest, was_here=False)
 
     async def _find_manifest(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
@@ -223,6 +223,6 @@ class Pull:
 
     def _fresh(
         self, routed: RoutedRepository, digest: Digest, kind: ContentKind = ContentKind.MANIFEST
-    ) -> Membership | None:
-        membership = self._memberships.find(routed, kind, digest)
-        return membership if membership is not None and membership.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
+    ) -> Holding | None:
+        holding = self._holdings.find(routed, kind, digest)
+        return holding if holding is not None and holding.age_seconds < HOLDING_FRESH_SECONDS else None

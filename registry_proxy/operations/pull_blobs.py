@@ -12,8 +12,8 @@ from registry_proxy.operations.ask import Ask, answer_of
 from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.operations.passthrough import PassThrough
-from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
-from registry_proxy.ports.content import BlobCache, BlobReader, ByteStream, Membership, Memberships, OpenSource
+from registry_proxy.operations.proofs import HOLDING_FRESH_SECONDS, HoldingProofs
+from registry_proxy.ports.content import BlobCache, BlobReader, ByteStream, Holding, Holdings, OpenSource
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, FillLostError, UpstreamUnavailableError
 from registry_proxy.ports.metrics import CacheFailure, CacheRequest, Observer
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
@@ -116,14 +116,14 @@ class PullBlobs:
         readers: Mapping[str, RegistryReader],
         impatient_readers: Mapping[str, RegistryReader],
         cache: BlobCache,
-        memberships: Memberships,
+        holdings: Holdings,
         proofs: HoldingProofs,
         observer: Observer,
     ) -> None:
         self._readers = readers
         self._impatient_readers = impatient_readers
         self._cache = cache
-        self._memberships = memberships
+        self._holdings = holdings
         self._proofs = proofs
         self._observer = observer
         self._learning: SingleFlight[_Learned] = SingleFlight()
@@ -131,16 +131,16 @@ class PullBlobs:
 
     def find_blob_head(self, routed: RoutedRepository, digest: Digest) -> BlobHead | Ask[BlobHead]:
         """Return a blob's descriptor where nobody has to be asked for it; else the way to it."""
-        membership = self._memberships.find(routed, ContentKind.BLOB, digest)
-        if membership is None or membership.age_seconds >= MEMBERSHIP_FRESH_SECONDS:
-            return Ask(partial(self._ask_blob_head, routed, digest, membership))
-        return BlobHead(membership.descriptor, CacheResult.HIT)
+        holding = self._holdings.find(routed, ContentKind.BLOB, digest)
+        if holding is None or holding.age_seconds >= HOLDING_FRESH_SECONDS:
+            return Ask(partial(self._ask_blob_head, routed, digest, holding))
+        return BlobHead(holding.descriptor, CacheResult.HIT)
 
     async def head_blob(self, routed: RoutedRepository, digest: Digest) -> BlobHead:
         """Return the blob's descriptor; costs the upstream at most one HEAD and no body."""
         return await answer_of(self.find_blob_head(routed, digest))
 
-    async def _ask_blob_head(self, routed: RoutedRepository, digest: Digest, known: Membership | None) -> BlobHead:
+    async def _ask_blob_head(self, routed: RoutedRepository, digest: Digest, known: Holding | None) -> BlobHead:
         if known is not None:
             return BlobHead(await self._confirmed(routed, known), CacheResult.HIT)
         descriptor, _ = await self._questions.run((routed, digest), lambda: self._ask(routed, digest))
@@ -159,30 +159,30 @@ class PullBlobs:
         Raises:
             RegistryError: RANGE_INVALID with the Content-Range of a 416; by the way to it, besides those of the class.
         """
-        membership = self._memberships.find(routed, ContentKind.BLOB, digest)
-        body = None if membership is None else self._read_small_blob(membership)
-        if membership is None or body is None:
-            return Ask(partial(self._ask_blob, routed, digest, membership, range_header))
+        holding = self._holdings.find(routed, ContentKind.BLOB, digest)
+        body = None if holding is None else self._read_small_blob(holding)
+        if holding is None or body is None:
+            return Ask(partial(self._ask_blob, routed, digest, holding, range_header))
         byte_range = parse_range(range_header, len(body))
         self._observer.observe(_HIT)
-        return BlobAnswer(membership.descriptor, CacheResult.HIT, body, byte_range, _no_rest)
+        return BlobAnswer(holding.descriptor, CacheResult.HIT, body, byte_range, _no_rest)
 
     async def open_blob(self, routed: RoutedRepository, digest: Digest, range_header: str | None) -> BlobAnswer:
         """Open a blob for sending; arguments and errors as ``find_blob``."""
         return await answer_of(self.find_blob(routed, digest, range_header))
 
-    def _read_small_blob(self, membership: Membership) -> bytes | None:
-        descriptor = membership.descriptor
-        if membership.age_seconds >= MEMBERSHIP_FRESH_SECONDS or descriptor.size_bytes > SMALL_BYTES:
+    def _read_small_blob(self, holding: Holding) -> bytes | None:
+        descriptor = holding.descriptor
+        if holding.age_seconds >= HOLDING_FRESH_SECONDS or descriptor.size_bytes > SMALL_BYTES:
             return None
         body = self._cache.read_small(descriptor.digest, only_on_disk=True)
         return body if body is not None and len(body) == descriptor.size_bytes else None
 
     async def _ask_blob(
-        self, routed: RoutedRepository, digest: Digest, membership: Membership | None, range_header: str | None
+        self, routed: RoutedRepository, digest: Digest, holding: Holding | None, range_header: str | None
     ) -> BlobAnswer:
-        if membership is not None:
-            known = await self._confirmed(routed, membership)
+        if holding is not None:
+            known = await self._confirmed(routed, holding)
             answer = await self._open(routed, known, range_header)
         else:
             answer = await self._open_unknown(routed, digest, range_header)
@@ -202,10 +202,10 @@ class PullBlobs:
         Raises:
             CacheUnavailableError: the cache cannot take it.
         """
-        membership = self._memberships.find(routed, ContentKind.BLOB, digest)
+        holding = self._holdings.find(routed, ContentKind.BLOB, digest)
         reader = None
-        if membership is not None:
-            await self._confirmed(routed, membership)
+        if holding is not None:
+            await self._confirmed(routed, holding)
         else:
             _, _, reader = await self._learn_once(routed, digest)
         reader = reader or self._cache.open_committed(digest)
@@ -213,19 +213,19 @@ class PullBlobs:
             reader, _ = await self._fill(self._source(routed, digest))
         return reader
 
-    async def _confirmed(self, routed: RoutedRepository, membership: Membership) -> Descriptor:
-        """Return what the membership says, asked for again when it is old."""
-        descriptor = membership.descriptor
-        if membership.age_seconds < MEMBERSHIP_FRESH_SECONDS:
+    async def _confirmed(self, routed: RoutedRepository, holding: Holding) -> Descriptor:
+        """Return what the holding says, asked for again when it is old."""
+        descriptor = holding.descriptor
+        if holding.age_seconds < HOLDING_FRESH_SECONDS:
             return descriptor
         work = (routed, descriptor.digest)
         confirmed, _ = await self._questions.run(work, lambda: self._ask(routed, descriptor.digest, descriptor))
         return confirmed
 
     async def _ask(self, routed: RoutedRepository, digest: Digest, old: Descriptor | None = None) -> Descriptor:
-        """Learn the membership by one HEAD; what was known before stands when nobody answers."""
+        """Learn the holding by one HEAD; what was known before stands when nobody answers."""
         readers = self._readers if old is None else self._impatient_readers
-        asked_at = self._memberships.moment(routed)
+        asked_at = self._holdings.moment(routed)
         try:
             reader = readers[routed.upstream]
             descriptor = await self._proofs.ask(
@@ -233,7 +233,7 @@ class PullBlobs:
             )
         except (RegistryError, UpstreamUnavailableError) as error:
             if isinstance(error, RegistryError) and error.status == 404:
-                self._memberships.forget(routed, ContentKind.BLOB, digest)
+                self._holdings.forget(routed, ContentKind.BLOB, digest)
                 raise
             if old is None:
                 raise
@@ -243,7 +243,7 @@ class PullBlobs:
     async def _learn_once(
         self, routed: RoutedRepository, digest: Digest
     ) -> tuple[Descriptor, CacheResult | None, BlobReader | None]:
-        """Learn the membership, one client for all.
+        """Learn the holding, one client for all.
 
         Return the descriptor; how a fill taught it, None for a HEAD; and the reader of the fill that this client began.
         """
@@ -257,10 +257,10 @@ class PullBlobs:
         return learned.descriptor, result if learned.was_fetched else None, place.take()
 
     async def _learn(self, routed: RoutedRepository, digest: Digest, place: "_ReaderPlace") -> _Learned:
-        """Learn the membership: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
+        """Learn the holding: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
         if self._cache.is_filling(digest) or is_committed(self._cache, digest):
             return _Learned(await self._ask(routed, digest), was_fetched=False)
-        source, asked_at = self._source(routed, digest), self._memberships.moment(routed)
+        source, asked_at = self._source(routed, digest), self._holdings.moment(routed)
         size_bytes = await self._proofs.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source, place))
         if source.has_answered and size_bytes is not None:
             return _Learned(self._remember(routed, digest, size_bytes, asked_at), was_fetched=True)
@@ -286,7 +286,7 @@ class PullBlobs:
         range_header: str | None,
         learned_by: CacheResult | None = None,
     ) -> BlobAnswer:
-        digest, asked_at = known.digest, self._memberships.moment(routed)
+        digest, asked_at = known.digest, self._holdings.moment(routed)
         reader, result = await self._cache.open_checked(digest), CacheResult.HIT
         if reader is None:
             try:
@@ -295,7 +295,7 @@ class PullBlobs:
                 return await self._pass_through(routed, known, parse_range(range_header, known.size_bytes))
             except RegistryError as error:
                 if error.status == 404:
-                    self._memberships.forget(routed, ContentKind.BLOB, digest)
+                    self._holdings.forget(routed, ContentKind.BLOB, digest)
                 raise
         if known.size_bytes != reader.size_bytes:
             known = self._remember(routed, digest, reader.size_bytes, asked_at)
@@ -367,7 +367,7 @@ class PullBlobs:
             await stream.open()
         except RegistryError as error:
             if error.status == 404:
-                self._memberships.forget(routed, ContentKind.BLOB, known.digest)
+                self._holdings.forget(routed, ContentKind.BLOB, known.digest)
             raise
         return BlobAnswer(known, CacheResult.MISS, stream, byte_range, _no_rest)
 
@@ -376,7 +376,7 @@ class PullBlobs:
 
     def _remember(self, routed: RoutedRepository, digest: Digest, size_bytes: int, asked_at: int) -> Descriptor:
         descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes)
-        self._memberships.remember(routed, ContentKind.BLOB, descriptor, asked_at=asked_at)
+        self._holdings.remember(routed, ContentKind.BLOB, descriptor, asked_at=asked_at)
         return descriptor
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.manifests import ManifestWriter
-from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
+from registry_proxy.operations.proofs import HOLDING_FRESH_SECONDS, HoldingProofs
 from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.refused_pushes import (
     digest_invalid,
@@ -20,7 +20,7 @@ from registry_proxy.operations.refused_pushes import (
     size_invalid,
     upload_lost,
 )
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.uploads import BlobReplicas, Spool, SpoolFile, Uploader, UploadSession, UploadSessions
@@ -61,7 +61,7 @@ class Push:
         *,
         spool: Spool,
         cache: BlobCache,
-        memberships: Memberships,
+        holdings: Holdings,
         proofs: HoldingProofs,
         sessions: UploadSessions,
         blobs: BlobReplicas,
@@ -70,7 +70,7 @@ class Push:
     ) -> None:
         self._spool = spool
         self._cache = cache
-        self._memberships = memberships
+        self._holdings = holdings
         self._proofs = proofs
         self._sessions = sessions
         self._blobs = blobs
@@ -269,8 +269,8 @@ class Push:
         """
         if digest != Digest("sha256", session.sha256):
             return None
-        known = self._memberships.find(routed, ContentKind.BLOB, digest)
-        return known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
+        known = self._holdings.find(routed, ContentKind.BLOB, digest)
+        return known.descriptor if known is not None and known.age_seconds < HOLDING_FRESH_SECONDS else None
 
     def _open_spool(self, uploader: Uploader, session: UploadSession) -> SpoolFile:
         """Open the file of an upload where its state says it is, or a tail to go on with at the replicas."""
@@ -382,7 +382,7 @@ class Push:
     async def _recorded(self, routed: RoutedRepository, descriptor: Descriptor, missing: Sequence[str]) -> Descriptor:
         await self._blobs.record_missing(routed, descriptor.digest, missing)
         await self._proofs.note_push(routed, descriptor.digest)
-        self._memberships.remember(routed, ContentKind.BLOB, descriptor)
+        self._holdings.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor
 
     @staticmethod
@@ -398,8 +398,8 @@ class Push:
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         if not await self._proofs.may_mount(source, digest):
             return None
-        known = self._memberships.find(source, ContentKind.BLOB, digest)
-        held = known.descriptor if known is not None and known.age_seconds < MEMBERSHIP_FRESH_SECONDS else None
+        known = self._holdings.find(source, ContentKind.BLOB, digest)
+        held = known.descriptor if known is not None and known.age_seconds < HOLDING_FRESH_SECONDS else None
         mounted = await self._blobs.mount(routed, source.repository, digest, held)
         if mounted is None:
             return None

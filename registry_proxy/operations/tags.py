@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from registry_proxy.operations.flight import SingleFlight
-from registry_proxy.ports.content import CachedTag, Memberships
+from registry_proxy.ports.content import CachedTag, Holdings
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.ports.metrics import Observer, StaleAnswer
 from registry_proxy.ports.names import RoutedRepository, StaleReason
@@ -83,7 +83,7 @@ class TagResolver:
     Args:
         readers: by upstream; wait for a replica to come back.
         impatient_readers: by upstream; used where an older answer could stand in.
-        memberships: where tags are remembered.
+        holdings: where tags are remembered.
         observer: is told of stale answers.
         rules: by upstream.
         records: what the store knows of tags; None for nothing.
@@ -95,7 +95,7 @@ class TagResolver:
         *,
         readers: Mapping[str, RegistryReader],
         impatient_readers: Mapping[str, RegistryReader],
-        memberships: Memberships,
+        holdings: Holdings,
         observer: Observer,
         rules: Mapping[str, TagRules],
         records: RecordedTags | None = None,
@@ -103,7 +103,7 @@ class TagResolver:
     ) -> None:
         self._readers = readers
         self._impatient_readers = impatient_readers
-        self._memberships = memberships
+        self._holdings = holdings
         self._observer = observer
         self._rules = rules
         self._records = records
@@ -113,7 +113,7 @@ class TagResolver:
 
     def find(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag | None:
         """Return what the tag is where nobody has to be asked, not even the store; else None."""
-        cached = None if self._is_shared else self._memberships.find_tag(routed, tag)
+        cached = None if self._is_shared else self._holdings.find_tag(routed, tag)
         if cached is None or not self._is_current(routed, cached, None):
             return None
         return ResolvedTag(cached.descriptor, was_asked=False)
@@ -126,11 +126,11 @@ class TagResolver:
             UpstreamUnavailableError: it cannot be known, and never was.
         """
         recorded = await self._revision(routed, tag)
-        cached = self._memberships.find_tag(routed, tag)
+        cached = self._holdings.find_tag(routed, tag)
         if cached is not None and self._is_current(routed, cached, recorded):
             return ResolvedTag(cached.descriptor, was_asked=False)
         # A request after a push at another node, or a delete, must not join a question that was asked before it.
-        key = (routed, tag, recorded, self._memberships.moment(routed))
+        key = (routed, tag, recorded, self._holdings.moment(routed))
         resolved, _ = await self._flights.run(key, lambda: self._ask(routed, tag, recorded))
         return resolved
 
@@ -157,7 +157,7 @@ class TagResolver:
 
     async def _ask(self, routed: RoutedRepository, tag: Tag, recorded: int | None) -> ResolvedTag:
         for _ in range(_RACES_MAX):
-            asked_at, before = self._memberships.moment(routed), self._memberships.find_tag(routed, tag)
+            asked_at, before = self._holdings.moment(routed), self._holdings.find_tag(routed, tag)
             try:
                 resolved = await self._ask_replicas(routed, tag, before, recorded)
             except (RegistryError, UpstreamUnavailableError) as error:
@@ -176,12 +176,12 @@ class TagResolver:
                 resolved = settled
             descriptor = resolved.descriptor
             version = None if before is None else before.version
-            if self._memberships.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
-                if self._memberships.moment(routed) != asked_at:  # it may be deleted meanwhile: true only until then
-                    self._memberships.forget_tag(routed, tag)
+            if self._holdings.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
+                if self._holdings.moment(routed) != asked_at:  # it may be deleted meanwhile: true only until then
+                    self._holdings.forget_tag(routed, tag)
                 return ResolvedTag(descriptor, was_asked=True)
             # A push through us came between: it is right, this answer may be of before it.
-            now = self._memberships.find_tag(routed, tag)
+            now = self._holdings.find_tag(routed, tag)
             if now is not None:
                 return ResolvedTag(now.descriptor, was_asked=True)
         raise UpstreamUnavailableError(f"{routed}:{tag} is moved faster than it can be read")
@@ -257,14 +257,14 @@ class TagResolver:
     ) -> ResolvedTag:
         """Return what the tag was where the upstream's rules allow it in spite of this error, else raise the error."""
         reason = _reason(error)
-        now = self._memberships.find_tag(routed, tag)
+        now = self._holdings.find_tag(routed, tag)
         is_allowed = reason in self._rules[routed.upstream].stale_on
         if now is not None and is_allowed and self._is_last(now, recorded):
             self._observer.observe(StaleAnswer(reason))
             return ResolvedTag(now.descriptor, was_asked=False, warning=_warning(reason, now.age_seconds))
         was_moved = now is not None and (before is None or now.version != before.version)
         if reason is StaleReason.ABSENT and not was_moved:
-            self._memberships.forget_tag(routed, tag)
+            self._holdings.forget_tag(routed, tag)
         raise error
 
 

@@ -125,7 +125,7 @@ class BlobCache(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
+class Holding:
     """The fact that a repository holds a digest, learned from a replica or from our own acknowledged commit.
 
     ``descriptor`` carries the media type (of a manifest, exactly as stored; of a blob application/octet-stream) and
@@ -155,10 +155,10 @@ class CachedTag:
         return self.descriptor.digest
 
 
-class Memberships(Protocol):
+class Holdings(Protocol):
     """Contents and last tags of each repository: small files, seen by every worker of the node at once."""
 
-    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None: ...
+    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Holding | None: ...
     def moment(self, routed: RoutedRepository) -> int:
         """Return what ``remember`` is given as ``asked_at``, to be taken before a replica is asked."""
 

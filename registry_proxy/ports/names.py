@@ -10,7 +10,7 @@ from registry_proxy.protocol.reference import Repository
 
 @dataclass(frozen=True, slots=True)
 class RoutedRepository:
-    """A repository as its upstream names it; the key of membership, tags and journal."""
+    """A repository as its upstream names it; the key of holding, tags and journal."""
 
     upstream: str
     repository: Repository
@@ -20,7 +20,7 @@ class RoutedRepository:
 
 
 class ContentKind(StrEnum):
-    """The kind that a digest is asked for as; label of metrics and part of the membership key."""
+    """The kind that a digest is asked for as; label of metrics and part of the holding key."""
 
     BLOB = "blob"
     MANIFEST = "manifest"

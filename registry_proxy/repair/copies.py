@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, M
 from dataclasses import dataclass, field, replace
 
 from registry_proxy.operations.contents import ask, find_cached_manifest, has, links_of, parts_of
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.metrics import Observer, RepairedBytes
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -94,7 +94,7 @@ class Copies:
         replica_sets: by upstream.
         readers: by upstream.
         cache: of this node.
-        memberships: which repository holds what of it.
+        holdings: which repository holds what of it.
         pace: of all bytes of blobs.
         observer: receives an event for each blob that was sent.
     """
@@ -105,14 +105,14 @@ class Copies:
         replica_sets: Mapping[str, ReplicaSet],
         readers: Mapping[str, RegistryReader],
         cache: BlobCache,
-        memberships: Memberships,
+        holdings: Holdings,
         pace: Pace,
         observer: Observer,
     ) -> None:
         self._replica_sets = replica_sets
         self._readers = readers
         self._cache = cache
-        self._memberships = memberships
+        self._holdings = holdings
         self._pace = pace
         self._observer = observer
 
@@ -128,7 +128,7 @@ class Copies:
         self._observer.observe(RepairedBytes(routed.upstream, client.name, size_bytes))
 
     async def _copy_cached(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> int | None:
-        if self._memberships.find(routed, ContentKind.BLOB, digest) is None:
+        if self._holdings.find(routed, ContentKind.BLOB, digest) is None:
             return None
         reader = self._cache.open_committed(digest)
         if reader is None:
@@ -208,14 +208,14 @@ class Copies:
 
     def _is_cached(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         reader = None
-        if self._memberships.find(routed, kind, digest) is not None:
+        if self._holdings.find(routed, kind, digest) is not None:
             reader = self._cache.open_committed(digest)
         if reader is not None:
             reader.close()
         return reader is not None
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest:
-        cached = find_cached_manifest(self._memberships, self._cache, routed, digest)
+        cached = find_cached_manifest(self._holdings, self._cache, routed, digest)
         return cached or await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
 
 

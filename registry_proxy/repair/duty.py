@@ -57,7 +57,7 @@ class RepairDuty:
                     replica_sets=replica_sets,
                     readers=tools.impatient_readers,
                     cache=tools.cache,
-                    memberships=tools.memberships,
+                    holdings=tools.holdings,
                     pace=Pace(bytes_per_second[name]),
                     observer=tools.observer,
                 ),
@@ -82,7 +82,7 @@ class RepairDuty:
                 verifier=self.verifiers[name],
                 upstreams=options.guarded,
                 inspection=inspection,
-                known=partial(tools.memberships.contents_of, kind=ContentKind.MANIFEST),
+                known=partial(tools.holdings.contents_of, kind=ContentKind.MANIFEST),
             )
             for name in options.guarded
         }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from registry_proxy.ports.content import Memberships
+from registry_proxy.ports.content import Holdings
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
@@ -208,7 +208,7 @@ class DeletionsElsewhere:
     Args:
         store: shared by the nodes.
         changes: tells when another node may have deleted something.
-        memberships: of this node.
+        holdings: of this node.
         clock: seconds since the epoch.
     """
 
@@ -216,12 +216,12 @@ class DeletionsElsewhere:
         self,
         store: Store,
         changes: StoreChanges,
-        memberships: Memberships,
+        holdings: Holdings,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._changes = changes
-        self._memberships = memberships
+        self._holdings = holdings
         self._clock = clock
         self._version = -1
         self._read_up_to: int | None = None
@@ -240,7 +240,7 @@ class DeletionsElsewhere:
         """Forget what was deleted since the last call. Raises StoreUnavailableError."""
         losses, version = self._changes.losses(), self._changes.version(Table.DELETIONS)
         if losses != self._losses:  # the store came back without deletions that this node may not have heard of
-            self._memberships.doubt_all()
+            self._holdings.doubt_all()
             self._losses, self._done, self._read_up_to = losses, 0, None
         if version == self._version:
             return
@@ -278,9 +278,9 @@ class DeletionsElsewhere:
 
     def _forget(self, key: IntentKey) -> None:
         if key.kind is IntentKind.TAG:
-            self._memberships.end_tag(key.routed, Tag(key.name))
+            self._holdings.end_tag(key.routed, Tag(key.name))
             return
         digest = parse_digest(key.name)
-        self._memberships.end(key.routed, ContentKind(key.kind), digest)
+        self._holdings.end(key.routed, ContentKind(key.kind), digest)
         if key.kind is IntentKind.MANIFEST:
-            self._memberships.forget_tags_of(key.routed, digest)
+            self._holdings.forget_tags_of(key.routed, digest)

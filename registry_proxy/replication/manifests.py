@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from registry_proxy.operations.contents import ask, find_cached_manifest, has, parts_of
 from registry_proxy.operations.refused_pushes import content_unknown
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.manifests import WrittenManifest
@@ -105,7 +105,7 @@ class ManifestReplication:
         store: leases, and the records of manifests and tags.
         journal: the intents.
         cache: what a replica lacks is sent from here.
-        memberships: what of the cache a repository holds, and so may be sent to its replicas.
+        holdings: what of the cache a repository holds, and so may be sent to its replicas.
         uploads: sends the blobs.
     """
 
@@ -116,14 +116,14 @@ class ManifestReplication:
         store: Store,
         journal: Journal,
         cache: BlobCache,
-        memberships: Memberships,
+        holdings: Holdings,
         uploads: UploadReplication,
     ) -> None:
         self._replica_sets = replica_sets
         self._store = store
         self._journal = journal
         self._cache = cache
-        self._memberships = memberships
+        self._holdings = holdings
         self._uploads = uploads
 
     def check_writable(self, upstream: str) -> None:
@@ -167,8 +167,8 @@ class ManifestReplication:
         outcome = await fan_out(replica_set, lanes, put_at)
         for digest in lost:
             # The client's retry asks again and uploads it, where our memory would answer that it is there.
-            self._memberships.forget(routed, ContentKind.BLOB, digest)
-            self._memberships.forget(routed, ContentKind.MANIFEST, digest)
+            self._holdings.forget(routed, ContentKind.BLOB, digest)
+            self._holdings.forget(routed, ContentKind.MANIFEST, digest)
         revision = await self._finish(write, outcome)
         missing = require_quorum(replica_set, outcome)
         if not missing and write.was_open:
@@ -286,8 +286,8 @@ class ManifestReplication:
             return False
         # Only what this repository is known to hold: else a manifest that names a digest would be enough to get any
         # blob of the cache copied into one's own repository.
-        is_member = self._memberships.find(routed, ContentKind.BLOB, descriptor.digest) is not None
-        if is_member and await self._uploads.heal_blob(client, routed, descriptor):
+        is_held = self._holdings.find(routed, ContentKind.BLOB, descriptor.digest) is not None
+        if is_held and await self._uploads.heal_blob(client, routed, descriptor):
             return True
         lost.add(descriptor.digest)
         return False
@@ -298,7 +298,7 @@ class ManifestReplication:
         digest = descriptor.digest
         if await has(client.fetch_manifest(routed.repository, digest)):
             return False
-        manifest = find_cached_manifest(self._memberships, self._cache, routed, digest)
+        manifest = find_cached_manifest(self._holdings, self._cache, routed, digest)
         if manifest is None:
             lost.add(digest)
             return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.operations.proofs import HoldingProofs
-from registry_proxy.ports.content import BlobCache, Memberships
+from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
@@ -86,7 +86,7 @@ class ReplicaTools:
         readers: by upstream.
         impatient_readers: by upstream; they wait for no replica to come back.
         cache: holds the contents that are sent.
-        memberships: which repositories hold them.
+        holdings: which repositories hold them.
         pins: keeps what replicas miss.
         observer: receives what was repaired.
     """
@@ -96,7 +96,7 @@ class ReplicaTools:
     readers: Mapping[str, UpstreamReader]
     impatient_readers: Mapping[str, RegistryReader]
     cache: BlobCache
-    memberships: Memberships
+    holdings: Holdings
     pins: Spool
     observer: Observer
 
@@ -114,19 +114,19 @@ class Writes:
             store=store,
             journal=journal,
             cache=cache,
-            memberships=tools.memberships,
+            holdings=tools.holdings,
             uploads=self.uploads,
         )
         self.proofs = HoldingProofs(
             readers=tools.readers,
             separations={name: each.separation for name, each in replica_sets.items()},
-            memberships=tools.memberships,
+            holdings=tools.holdings,
             cache=cache,
             recorded=records.manifests,
             pushed=PushedBlobs(store),
         )
         self.manifests = ManifestWriter(
-            replicas=manifests, proofs=self.proofs, cache=cache, memberships=tools.memberships, spool=tools.pins
+            replicas=manifests, proofs=self.proofs, cache=cache, holdings=tools.holdings, spool=tools.pins
         )
         self.fallback_tags = FallbackTags(readers=tools.readers, writer=self.manifests)
         self.deletions = DeletionReplication(
@@ -136,7 +136,7 @@ class Writes:
 
 @contextlib.asynccontextmanager
 async def open_records(
-    options: RecordOptions, store: Store, changes: StoreChanges, observer: Observer, memberships: Memberships
+    options: RecordOptions, store: Store, changes: StoreChanges, observer: Observer, holdings: Holdings
 ) -> AsyncIterator[Records]:
     """Keep the record for the length of a with block.
 
@@ -145,11 +145,11 @@ async def open_records(
         store: holds the record.
         changes: tells when another worker or node may have written to it.
         observer: receives how many keys each replica is behind in.
-        memberships: forgets what other nodes have deleted.
+        holdings: forgets what other nodes have deleted.
     """
     async with contextlib.AsyncExitStack() as stack:
         if not options.is_only_node:
-            following = DeletionsElsewhere(store, changes, memberships).run()
+            following = DeletionsElsewhere(store, changes, holdings).run()
             await stack.enter_async_context(running(following, "deletions through other nodes"))
         journal = Journal(store, changes, observer, options.replicas, guarded=options.guarded)
         with contextlib.suppress(StoreUnavailableError):  # a worker that takes another one's place while it is away

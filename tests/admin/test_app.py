@@ -22,7 +22,7 @@ from yarl import URL
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.admin.ops import OPS_PATHS
-from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.directory.secrets import SecretInput
 from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.errors import StoreUnavailableError
@@ -735,15 +735,15 @@ async def test_the_cache_is_listed_page_by_page(admin: Admin) -> None:
 
 async def test_a_repository_is_purged_alone(admin: Admin, tmp_path: Path) -> None:
     """What it held goes, the rest stays; one that holds nothing removes nothing; both at once is refused."""
-    memberships = FileMemberships(tmp_path / "cache")
+    holdings = FileHoldings(tmp_path / "cache")
     for content in (b"mine", b"other"):
         await admin.node.cache.store(digest_of(content), content)
     routed = RoutedRepository("main", Repository("team/app"))
-    memberships.remember(routed, ContentKind.BLOB, Descriptor("x/y", digest_of(b"mine"), 4))
+    holdings.remember(routed, ContentKind.BLOB, Descriptor("x/y", digest_of(b"mine"), 4))
     assert (await admin.call("POST", "/cache/purge", {"repository": "none"}))[:2] == (200, {"removed": 0})
     assert (await admin.call("POST", "/cache/purge", {"repository": "team/app"}))[:2] == (200, {"removed": 1})
     assert admin.node.cache.read_small(digest_of(b"other")) == b"other"
-    assert memberships.find(routed, ContentKind.BLOB, digest_of(b"mine")) is None
+    assert holdings.find(routed, ContentKind.BLOB, digest_of(b"mine")) is None
     both = {"repository": "team/app", "digest": str(digest_of(b"other"))}
     for body in (both, {"repository": "NO"}):
         assert (await admin.call("POST", "/cache/purge", body))[0] == 400

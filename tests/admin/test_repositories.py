@@ -6,7 +6,7 @@ from typing import Any
 
 from pytest_aiohttp import AiohttpClient
 
-from registry_proxy.cache.membership import FileMemberships
+from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.descriptor import Descriptor
@@ -40,9 +40,9 @@ async def test_what_is_known_is_listed_by_name_in_pages(tmp_path: Path, aiohttp_
         pushed = Change(Table.MANIFESTS, manifest_record_key(_routed("team/untagged"), D), {})
         elsewhere = Change(Table.TAGS, tag_record_key(_routed("gone", "no-more"), Tag("v1")), {})
         await node.store.commit([*tags, pushed, elsewhere])
-        memberships = FileMemberships(tmp_path / "cache")
+        holdings = FileHoldings(tmp_path / "cache")
         for name in ("team/app", "library/alpine"):
-            memberships.remember(_routed(name), ContentKind.BLOB, Descriptor("x/y", D, 7))
+            holdings.remember(_routed(name), ContentKind.BLOB, Descriptor("x/y", D, 7))
         alpine = {"name": "library/alpine", "upstream": "main", "tags_on_record": 0, "cached": True}
         app = {"name": "team/app", "upstream": "main", "tags_on_record": 2, "cached": True}
         untagged = {"name": "team/untagged", "upstream": "main", "tags_on_record": 0, "cached": False}

@@ -51,7 +51,7 @@ BOUNDS = {
     "cache.disk.DiskCache._fills": RUNNING,
     "cache.disk.DiskCache._running": RUNNING,
     "cache.disk.DiskCache._touched": "100,000 digests of content that is here",
-    "cache.membership.FileMemberships._members": "4,096 names of 255 characters",
+    "cache.holdings.FileHoldings._entries": "4,096 names of 255 characters",
     "cache.memory.SmallContents._contents": "32 MiB",
     "cache.spool.DiskSpool._running": "1,000 hashes",
     "cache.upload_file.UploadFile._readers": CONFIGURED,
@@ -158,7 +158,7 @@ def test_a_collection_is_found(source: str) -> None:
 def test_manifests_with_many_parts_are_remembered_within_a_bound_of_digests() -> None:
     """Manifests of thousands of layers each, as anybody who may push can make them: the number of digests stays."""
     proofs = HoldingProofs(
-        readers={}, separations={}, memberships=MagicMock(), cache=MagicMock(), recorded=MagicMock(), pushed=MagicMock()
+        readers={}, separations={}, holdings=MagicMock(), cache=MagicMock(), recorded=MagicMock(), pushed=MagicMock()
     )
     for number in range(12):
         parts = [

@@ -219,7 +219,7 @@ async def test_both_ways_answer_count_and_log_the_same(
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_what_is_no_longer_allowed_or_held_ends_at_the_next_request(public: PublicBench, path: str) -> None:
-    """A grant, a membership or a generation that is gone is gone for requests that were hot a moment ago."""
+    """A grant, a holding or a generation that is gone is gone for requests that were hot a moment ago."""
     async with public.serving(), connected(public) as connection:
         assert (await connection.ask(f"GET {path}"))[0] == 200
         grants, public.control.grants = public.control.grants, []
@@ -227,7 +227,7 @@ async def test_what_is_no_longer_allowed_or_held_ends_at_the_next_request(public
         public.control.grants = grants
         assert (await connection.ask(f"GET {path}"))[0] == 200
         kind, digest = (ContentKind.MANIFEST, M) if "manifests" in path else (ContentKind.BLOB, D)
-        public.memberships.forget(APP, kind, digest)
+        public.holdings.forget(APP, kind, digest)
         public.reader.manifests.clear()
         public.reader.blobs.clear()
         assert (await connection.ask(f"GET {path}"))[0] == 404

@@ -277,7 +277,7 @@ async def test_a_stale_tag_carries_its_warning(public: PublicBench) -> None:
     async with public.session.get(path, headers=public.bearer()) as response:
         assert "Warning" not in response.headers
     public.reader.is_down = True
-    public.memberships.tag_age_seconds = 60
+    public.holdings.tag_age_seconds = 60
     async with public.session.get(path, headers=public.bearer()) as response:
         assert (response.status, response.headers["Warning"][:6]) == (200, "299 - ")
 
@@ -506,7 +506,7 @@ async def test_encoded_bodies_are_refused(public: PublicBench) -> None:
     assert public.push.bodies == []
 
 
-async def test_membership_is_learned_from_pull_only_for_its_repository(public: PublicBench) -> None:
+async def test_a_holding_is_learned_from_pull_only_for_its_repository(public: PublicBench) -> None:
     """A cached blob does not leak over HTTP: the same subject, the same digest, two repositories."""
     fill(public)
     public.allow("pull", repository="**")
@@ -515,4 +515,4 @@ async def test_membership_is_learned_from_pull_only_for_its_repository(public: P
         assert response.status == 200
     async with public.session.get(f"/v2/team/b/blobs/{D}", headers=headers) as response:
         assert (response.status, "X-Cache" in response.headers) == (404, False)
-    assert public.memberships.find(APP, ContentKind.BLOB, D) is not None
+    assert public.holdings.find(APP, ContentKind.BLOB, D) is not None

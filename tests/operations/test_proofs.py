@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from registry_proxy.operations import proofs as holdings_module
-from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS, HoldingProofs
+from registry_proxy.operations.proofs import HOLDING_FRESH_SECONDS, HoldingProofs
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import (
@@ -19,7 +19,7 @@ from registry_proxy.protocol.descriptor import (
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.memory import MemoryCache, MemoryMemberships, MemoryReader, ToldSeparation, holdings_of
+from tests.support.fakes.memory import MemoryCache, MemoryHoldings, MemoryReader, ToldSeparation, holdings_of
 from tests.support.refusal import refused
 
 BLOB, MANIFEST = ContentKind.BLOB, ContentKind.MANIFEST
@@ -31,9 +31,9 @@ class Table:
     """The holdings of an upstream that mixes blobs, over what stands below them."""
 
     def __init__(self, *mixed: ContentKind, recorded: tuple[Digest, ...] = ()) -> None:
-        self.reader, self.cache, self.memberships = MemoryReader(), MemoryCache(), MemoryMemberships()
+        self.reader, self.cache, self.holdings = MemoryReader(), MemoryCache(), MemoryHoldings()
         self.separation = ToldSeparation(set(mixed))
-        self.proofs: HoldingProofs = holdings_of(self.reader, self.memberships, self.cache, self.separation, recorded)
+        self.proofs: HoldingProofs = holdings_of(self.reader, self.holdings, self.cache, self.separation, recorded)
 
     def add(self, parts: Parts, tag: str | None = None) -> None:
         """Put an image or index into the upstream."""
@@ -104,9 +104,9 @@ async def test_what_this_node_knows_proves_it_without_a_request(table: Table) ->
     await table.cache.store(app.digest, app.manifest)
     assert not await table.holds(LAYER)
     table.reader.requests.clear()
-    table.memberships.remember(APP, MANIFEST, app.descriptor)
+    table.holdings.remember(APP, MANIFEST, app.descriptor)
     assert await table.holds(LAYER)
-    table.memberships.remember_tag(APP, Tag("t"), image(b"").descriptor, recorded=None, unless_changed_from=None)
+    table.holdings.remember_tag(APP, Tag("t"), image(b"").descriptor, recorded=None, unless_changed_from=None)
     assert await table.holds(image(b"").digest, MANIFEST)
     assert table.reader.requests == []
 
@@ -122,14 +122,14 @@ async def test_a_push_proves_a_blob_until_it_is_deleted(table: Table) -> None:
 
 async def test_an_old_membership_is_proved_anew_and_stands_when_nobody_answers(table: Table) -> None:
     """What no manifest names any more is forgotten; where the replicas are away it is as it was."""
-    table.memberships.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, LAYER, 5))
+    table.holdings.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, LAYER, 5))
     assert await table.holds(LAYER)
-    table.memberships.ages[LAYER] = MEMBERSHIP_FRESH_SECONDS
+    table.holdings.ages[LAYER] = HOLDING_FRESH_SECONDS
     table.reader.is_down = True
     assert await table.holds(LAYER)
     table.reader.is_down = False
     assert not await table.holds(LAYER)
-    assert table.memberships.find(APP, BLOB, LAYER) is None
+    assert table.holdings.find(APP, BLOB, LAYER) is None
 
 
 async def test_a_repository_is_read_once_for_all_who_ask(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ async def test_the_answer_of_a_replica_that_died_is_sought_from_another_one() ->
     """An answer that cannot be checked any more is not believed: another replica is asked, and checked."""
     table, dying = Table(), Dying()
     table.reader.add_blob(APP.repository, b"layer")
-    table.proofs = holdings_of(table.reader, table.memberships, table.cache, dying)
+    table.proofs = holdings_of(table.reader, table.holdings, table.cache, dying)
     assert not await table.proofs.is_held(APP, BLOB, LAYER)  # the other one mixes repositories
     assert table.reader.count("stat_blob") == 2
     dying.mixed.clear()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from registry_proxy.operations.passthrough import HOLD_BACK_BYTES, PassThrough
-from registry_proxy.operations.proofs import MEMBERSHIP_FRESH_SECONDS
+from registry_proxy.operations.proofs import HOLDING_FRESH_SECONDS
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.pull_blobs import FAR_RANGE_BYTES, BlobAnswer
 from registry_proxy.operations.tags import RecordedTags, TagRules
@@ -23,7 +23,7 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from tests.support.fakes.memory import (
     MemoryCache,
     MemoryFile,
-    MemoryMemberships,
+    MemoryHoldings,
     MemoryReader,
     RecordingObserver,
     holdings_of,
@@ -34,7 +34,7 @@ A = RoutedRepository("main", Repository("a"))
 B = RoutedRepository("main", Repository("b"))
 SECRET = b"the bytes of a private layer" * 100
 LATEST = Tag("latest")
-OLD = MEMBERSHIP_FRESH_SECONDS + 1
+OLD = HOLDING_FRESH_SECONDS + 1
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Bench:
     reader: MemoryReader = field(default_factory=MemoryReader)
     impatient: MemoryReader = field(default_factory=MemoryReader)
     cache: MemoryCache = field(default_factory=MemoryCache)
-    memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
+    holdings: MemoryHoldings = field(default_factory=MemoryHoldings)
     observer: RecordingObserver = field(default_factory=RecordingObserver)
     rules: dict[str, TagRules] = field(default_factory=lambda: {"main": TagRules(10)})
     revision: int | StoreUnavailableError | None = None
@@ -60,8 +60,8 @@ class Bench:
             readers={"main": self.reader},
             impatient_readers={"main": self.impatient},
             cache=self.cache,
-            memberships=self.memberships,
-            proofs=holdings_of(self.reader, self.memberships, self.cache),
+            holdings=self.holdings,
+            proofs=holdings_of(self.reader, self.holdings, self.cache),
             observer=self.observer,
             tag_rules=self.rules,
             records=None if self.revision is None else RecordedTags(self.tell_record, self.find_tag, is_shared=True),
@@ -86,7 +86,7 @@ class Bench:
     def remember_blob(self, routed: RoutedRepository, content: bytes) -> Digest:
         digest = digest_of(content)
         descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, len(content))
-        self.memberships.remember(routed, ContentKind.BLOB, descriptor)
+        self.holdings.remember(routed, ContentKind.BLOB, descriptor)
         return digest
 
 
@@ -133,7 +133,7 @@ async def refused(bench: Bench, routed: RoutedRepository, digest: Digest) -> Reg
     return caught.value
 
 
-# ---------------------------------------------------------------- membership
+# ---------------------------------------------------------------- holding
 
 
 async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench: Bench) -> None:
@@ -270,10 +270,10 @@ async def test_not_known_and_all_replicas_down_cannot_be_known(bench: Bench) -> 
 
 @pytest.mark.parametrize("fault", ["down", "credentials"])
 async def test_an_old_membership_stands_when_nobody_answers(bench: Bench, fault: str) -> None:
-    """Past its age a membership is asked for by one impatient HEAD, and served when that tells nothing."""
+    """Past its age a holding is asked for by one impatient HEAD, and served when that tells nothing."""
     digest = bench.remember_blob(A, SECRET)
     bench.cache.add(SECRET)
-    bench.memberships.ages[digest] = OLD
+    bench.holdings.ages[digest] = OLD
     bench.impatient.is_down, bench.impatient.refuses_credentials = fault == "down", fault == "credentials"
     assert await bench.get(A, digest) == SECRET
     assert bench.reader.requests == [("stat_blob", "a", str(digest))]
@@ -284,18 +284,18 @@ async def test_an_old_membership_is_renewed_or_ended_by_what_a_replica_says(benc
     digest = bench.remember_blob(A, SECRET)
     bench.cache.add(SECRET)
     bench.reader.add_blob("a", SECRET)
-    bench.memberships.ages[digest] = OLD
+    bench.holdings.ages[digest] = OLD
     assert await bench.get(A, digest) == SECRET
     assert await bench.get(A, digest) == SECRET
     assert bench.reader.count("stat_blob") == 1
-    bench.memberships.ages[digest] = OLD
+    bench.holdings.ages[digest] = OLD
     del bench.reader.blobs["a", digest]
     assert (await refused(bench, A, digest)).code is ErrorCode.BLOB_UNKNOWN
-    assert bench.memberships.find(A, ContentKind.BLOB, digest) is None
+    assert bench.holdings.find(A, ContentKind.BLOB, digest) is None
 
 
 async def test_a_member_whose_bytes_were_evicted_is_fetched_or_forgotten(bench: Bench) -> None:
-    """After eviction the next GET is a clean miss; when the upstream lost it too, the membership ends."""
+    """After eviction the next GET is a clean miss; when the upstream lost it too, the holding ends."""
     digest = bench.reader.add_blob("a", SECRET)
     await bench.get(A, digest)
     bench.cache.drop(digest)
@@ -304,7 +304,7 @@ async def test_a_member_whose_bytes_were_evicted_is_fetched_or_forgotten(bench: 
     bench.cache.drop(digest)
     del bench.reader.blobs["a", digest]
     await refused(bench, A, digest)
-    assert bench.memberships.find(A, ContentKind.BLOB, digest) is None
+    assert bench.holdings.find(A, ContentKind.BLOB, digest) is None
 
 
 # ---------------------------------------------------------------- herds
@@ -437,7 +437,7 @@ async def test_manifest_by_digest_keeps_bytes_and_media_type(bench: Bench) -> No
 
 
 async def test_a_manifest_of_a_private_repository_does_not_leak(bench: Bench) -> None:
-    """Manifests have memberships too."""
+    """Manifests have holdings too."""
     digest = bench.reader.add_manifest("b", BODY)
     await bench.pull.get_manifest(B, digest)
     for ask in (bench.pull.get_manifest, bench.pull.head_manifest):
@@ -459,7 +459,7 @@ async def test_an_old_manifest_membership_stands_or_falls_as_a_blob_s(bench: Ben
     """Nobody answers: served. The 404 of all: gone."""
     digest = bench.reader.add_manifest("a", BODY)
     await bench.pull.get_manifest(A, digest)
-    bench.memberships.ages[digest] = OLD
+    bench.holdings.ages[digest] = OLD
     bench.go_down()
     answer = await bench.pull.get_manifest(A, digest)
     assert (answer.result, answer.manifest.body) == (CacheResult.HIT, BODY)
@@ -467,7 +467,7 @@ async def test_an_old_manifest_membership_stands_or_falls_as_a_blob_s(bench: Ben
     bench.reader.manifests.clear()
     with pytest.raises(RegistryError):
         await bench.pull.get_manifest(A, digest)
-    assert bench.memberships.find(A, ContentKind.MANIFEST, digest) is None
+    assert bench.holdings.find(A, ContentKind.MANIFEST, digest) is None
 
 
 async def test_a_tag_is_answered_within_its_ttl_and_asked_for_past_it(bench: Bench) -> None:
@@ -478,7 +478,7 @@ async def test_a_tag_is_answered_within_its_ttl_and_asked_for_past_it(bench: Ben
     assert (await bench.pull.head_manifest(A, LATEST)).result is CacheResult.HIT
     assert [request[0] for request in bench.reader.requests] == ["resolve_tag", "fetch_manifest"]
     new = bench.reader.add_manifest("a", BODY + b" ", "latest")
-    bench.memberships.tag_age_seconds = 11
+    bench.holdings.tag_age_seconds = 11
     answers = await asyncio.gather(*(bench.pull.get_manifest(A, LATEST) for _ in range(20)))
     assert {answer.manifest.descriptor.digest for answer in answers} == {new}
     assert bench.reader.count("resolve_tag") == 2
@@ -509,7 +509,7 @@ async def test_a_stale_tag_is_served_with_a_warning(bench: Bench) -> None:
     """Past its TTL and nobody to ask: what it was, said to be old. Never pulled before: it cannot be known."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)
-    bench.memberships.tag_age_seconds = 42
+    bench.holdings.tag_age_seconds = 42
     bench.go_down()
     answer = await bench.pull.get_manifest(A, LATEST)
     head = await bench.pull.head_manifest(A, LATEST)
@@ -529,13 +529,13 @@ async def test_a_deleted_tag_is_forgotten_and_not_served_stale(bench: Bench) -> 
     """A definite 404 ends a tag; a later outage does not bring it back. Refused credentials do not end it."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)
-    bench.memberships.tag_age_seconds = 11
+    bench.holdings.tag_age_seconds = 11
     bench.reader.tags.clear()
     bench.impatient.refuses_credentials = True
     with pytest.raises(RegistryError) as caught:
         await bench.pull.get_manifest(A, LATEST)
     assert caught.value.status == 502
-    assert bench.memberships.find_tag(A, LATEST) is not None
+    assert bench.holdings.find_tag(A, LATEST) is not None
     bench.impatient.refuses_credentials = False
     with pytest.raises(RegistryError) as caught:
         await bench.pull.get_manifest(A, LATEST)
@@ -550,7 +550,7 @@ async def test_a_rule_says_in_spite_of_what_a_stale_tag_is_served(bench: Bench, 
     """By default only where nobody answers; where a rule names 401 and 403, or 404, then too, told and counted."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)
-    bench.memberships.tag_age_seconds = 42
+    bench.holdings.tag_age_seconds = 42
     bench.impatient.is_down = reason is StaleReason.UNAVAILABLE
     bench.impatient.refuses_credentials = reason is StaleReason.REFUSED
     if reason is StaleReason.ABSENT:
@@ -619,7 +619,7 @@ async def test_what_another_node_moved_is_no_answer_when_replicas_are_away(bench
     known = bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.head_manifest(A, LATEST)
     bench.go_down()
-    bench.memberships.tag_age_seconds = 42
+    bench.holdings.tag_age_seconds = 42
     answer = await bench.pull.head_manifest(A, LATEST)
     assert (answer.descriptor.digest, answer.warning is not None) == (known, True)
     for moved in (8, 0):
@@ -655,11 +655,11 @@ async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Benc
         loop.create_task(bench.pull.blobs.head_blob(A, blob)),
     ]
     await until(lambda: len(bench.reader.requests) == 2)
-    bench.memberships.end(A, ContentKind.MANIFEST, manifest)
-    bench.memberships.end(A, ContentKind.BLOB, blob)
+    bench.holdings.end(A, ContentKind.MANIFEST, manifest)
+    bench.holdings.end(A, ContentKind.BLOB, blob)
     bench.reader.gate.set()
     await asyncio.gather(*asking)
-    assert bench.memberships.entries == {}
+    assert bench.holdings.entries == {}
 
 
 async def test_a_push_during_the_question_wins_over_its_answer(bench: Bench) -> None:
@@ -669,7 +669,7 @@ async def test_a_push_during_the_question_wins_over_its_answer(bench: Bench) -> 
     asking = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
     await bench.reader.was_asked.wait()
     pushed = bench.reader.add_manifest("a", BODY + b" pushed")
-    bench.memberships.move_tag(A, LATEST, Descriptor(OCI_MANIFEST, pushed, 1), recorded=0)
+    bench.holdings.move_tag(A, LATEST, Descriptor(OCI_MANIFEST, pushed, 1), recorded=0)
     bench.reader.gate.set()
     assert (await asking).descriptor.digest == pushed
 

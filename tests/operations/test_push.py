@@ -35,7 +35,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
 def assert_acknowledged(setting: Bench, content: bytes = LAYER, routed: RoutedRepository = ROUTED) -> None:
     """Check what an acknowledged blob means on this node: it is cached and known."""
     digest = digest_of(content)
-    known = setting.memberships.find(routed, ContentKind.BLOB, digest)
+    known = setting.holdings.find(routed, ContentKind.BLOB, digest)
     assert known is not None
     assert known.descriptor.size_bytes == len(content)
     reader = setting.cache.open_committed(digest)
@@ -112,7 +112,7 @@ async def test_a_repeated_commit_is_acknowledged_only_where_the_blob_is_known(se
     assert await commit(DIGEST) == first
     assert len(setting.a.requests) == requests
     assert (await refused(commit(digest_of(b"another")))).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
-    setting.memberships.forget(ROUTED, ContentKind.BLOB, DIGEST)
+    setting.holdings.forget(ROUTED, ContentKind.BLOB, DIGEST)
     assert (await refused(commit(DIGEST))).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
 
 
@@ -155,7 +155,7 @@ async def test_a_wrong_digest_commits_nothing(setting: Bench) -> None:
     assert setting.a.count("commit_upload") == setting.a.count("push_blob") == 0
     assert setting.a.uploads == setting.b.uploads == {}
     assert setting.spool.sessions == []
-    assert setting.memberships.entries == {}
+    assert setting.holdings.entries == {}
 
 
 async def test_chunks_out_of_order_are_refused_with_the_true_range(setting: Bench) -> None:
@@ -337,7 +337,7 @@ async def test_quorum_lost_in_mid_upload_acknowledges_nothing(setting: Bench) ->
     setting.b.is_down = True
     error = await refused(push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None))
     assert error.status == 503
-    assert setting.memberships.entries == {}
+    assert setting.holdings.entries == {}
     assert setting.spool.sessions == []
 
 
@@ -444,7 +444,7 @@ async def test_a_commit_goes_on_when_its_client_leaves(setting: Bench) -> None:
         await until(lambda: setting.b.count("commit_upload") == 1)
         commit.cancel()
     setting.b.gates["commit_upload"].set()
-    await until(lambda: setting.memberships.find(ROUTED, ContentKind.BLOB, DIGEST) is not None)
+    await until(lambda: setting.holdings.find(ROUTED, ContentKind.BLOB, DIGEST) is not None)
     assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
 
 
@@ -462,7 +462,7 @@ async def test_a_mount_is_made_at_every_replica(setting: Bench) -> None:
     assert descriptor.size_bytes == len(LAYER)
     assert (REPOSITORY, DIGEST) in setting.a.blobs
     assert (REPOSITORY, DIGEST) in setting.b.blobs
-    assert setting.memberships.find(ROUTED, ContentKind.BLOB, DIGEST) is not None
+    assert setting.holdings.find(ROUTED, ContentKind.BLOB, DIGEST) is not None
 
 
 async def test_a_mount_heals_a_replica_that_lacks_the_source(setting: Bench) -> None:
@@ -502,19 +502,19 @@ async def test_a_mount_that_cannot_be_kept_is_an_upload(setting: Bench) -> None:
 
 
 async def test_a_cached_blob_is_not_mounted_from_where_it_is_not(setting: Bench) -> None:
-    """Cached bytes are given to nobody whose source is confirmed by no replica and no membership."""
+    """Cached bytes are given to nobody whose source is confirmed by no replica and no holding."""
     setting.cache.add(LAYER)
     private = RoutedRepository("main", Repository("private"))
-    setting.memberships.remember(private, ContentKind.BLOB, DESCRIPTOR)
+    setting.holdings.remember(private, ContentKind.BLOB, DESCRIPTOR)
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is None
     assert setting.a.blobs == setting.b.blobs == {}
-    assert setting.memberships.find(ROUTED, ContentKind.BLOB, DIGEST) is None
+    assert setting.holdings.find(ROUTED, ContentKind.BLOB, DIGEST) is None
 
 
 async def test_a_known_source_is_mounted_from_the_cache(setting: Bench) -> None:
     """Replicas that do not mount (always 202) get the bytes from the cache when the source is known to hold them."""
     setting.cache.add(LAYER)
-    setting.memberships.remember(SOURCE, ContentKind.BLOB, DESCRIPTOR)
+    setting.holdings.remember(SOURCE, ContentKind.BLOB, DESCRIPTOR)
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is not None
     assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
 

@@ -16,7 +16,7 @@ from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.tasks import spawn
-from tests.support.fakes.memory import MemoryCache, MemoryMemberships
+from tests.support.fakes.memory import MemoryCache, MemoryHoldings
 from tests.support.fakes.replicas import (
     ANN,
     REPOSITORY,
@@ -83,7 +83,7 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
             stack.push_async_callback(cache.aclose)
             (tmp_path / name).mkdir()
             spool = MemorySpool(str(tmp_path / name), cache, name)
-            opened = pushing(tmp_path, replicas, spool, cache, MemoryMemberships())
+            opened = pushing(tmp_path, replicas, spool, cache, MemoryHoldings())
             made.append(Node(spool, cache, await stack.enter_async_context(opened)))
         yield Nodes(a, b, replicas, *made)
         for node in made:

@@ -145,7 +145,7 @@ async def test_older_clients_that_write_the_index_themselves_lose_nothing(settin
     assert pushed.descriptor == theirs.descriptor
     assert tagged(setting.a) == tagged(setting.b) == {digest_of(first), digest_of(second)}
     assert (await listed(setting))[digest_of(first)].fields["platform"] == {"os": "linux"}
-    assert setting.memberships.find_tag(ROUTED, TAG) is not None
+    assert setting.holdings.find_tag(ROUTED, TAG) is not None
 
 
 async def test_an_entry_that_a_client_takes_out_goes_with_its_manifest(setting: Bench) -> None:
@@ -235,7 +235,7 @@ async def test_a_referrer_deleted_past_us_keeps_no_other_from_being_listed(setti
     gone, stays = [await attach(setting, artifact(about)) for about in "12"]
     for replica in (setting.a, setting.b):
         del replica.manifests[REPOSITORY, gone]
-    setting.memberships.forget(ROUTED, ContentKind.MANIFEST, gone)
+    setting.holdings.forget(ROUTED, ContentKind.MANIFEST, gone)
     last = await attach(setting, artifact("3"))
     assert set(await listed(setting)) == tagged(setting.a) == tagged(setting.b) == {stays, last}
 

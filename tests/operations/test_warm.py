@@ -14,7 +14,7 @@ from registry_proxy.protocol.descriptor import OCI_INDEX, Descriptor, Manifest
 from registry_proxy.protocol.platform import Platform
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from tests.support.fakes.images import Parts, image
-from tests.support.fakes.memory import MemoryCache, MemoryMemberships, MemoryReader, RecordingObserver, holdings_of
+from tests.support.fakes.memory import MemoryCache, MemoryHoldings, MemoryReader, RecordingObserver, holdings_of
 from tests.support.waiting import until
 
 APP = RoutedRepository("main", Repository("team/app"))
@@ -26,14 +26,14 @@ class Bench:
     """A pull over one upstream in memory, with an image of three layers in it."""
 
     def __init__(self) -> None:
-        self.reader, self.cache, self.memberships = MemoryReader(), MemoryCache(), MemoryMemberships()
+        self.reader, self.cache, self.holdings = MemoryReader(), MemoryCache(), MemoryHoldings()
         self.observer = RecordingObserver()
         self.pull = Pull(
             readers={"main": self.reader},
             impatient_readers={"main": self.reader},
             cache=self.cache,
-            memberships=self.memberships,
-            proofs=holdings_of(self.reader, self.memberships, self.cache),
+            holdings=self.holdings,
+            proofs=holdings_of(self.reader, self.holdings, self.cache),
             observer=self.observer,
             tag_rules={"main": TagRules(10)},
         )
@@ -77,7 +77,7 @@ async def test_the_first_blob_brings_all_others(bench: Bench) -> None:
     assert bench.cached() == set()
     bench.prefetch.blob_asked(ANN, APP, bench.blobs[1])
     await until(lambda: len(bench.cached()) == 3)
-    await until(lambda: all(bench.memberships.find(APP, ContentKind.BLOB, digest) for digest in bench.cached()))
+    await until(lambda: all(bench.holdings.find(APP, ContentKind.BLOB, digest) for digest in bench.cached()))
     assert bench.cached() == {*bench.blobs} - {bench.blobs[1]}
     bench.prefetch.blob_asked(ANN, APP, bench.blobs[0])
     await asyncio.sleep(0)
@@ -110,7 +110,7 @@ async def test_three_at_a_time(bench: Bench) -> None:
 
 
 async def test_what_the_repository_does_not_hold_is_not_made_readable(bench: Bench) -> None:
-    """A manifest names a blob that only another repository has, and that is cached: no membership comes of it."""
+    """A manifest names a blob that only another repository has, and that is cached: no holding comes of it."""
     secret = digest_of(b"secret")
     await bench.cache.store(secret, b"secret")
     parts = image(b"secret", b"own")
@@ -118,7 +118,7 @@ async def test_what_the_repository_does_not_hold_is_not_made_readable(bench: Ben
     await bench.get_manifest()
     bench.prefetch.blob_asked(ANN, APP, digest_of(parts.blobs[0]))
     await until(lambda: digest_of(b"own") in bench.cache.files)
-    assert bench.memberships.find(APP, ContentKind.BLOB, secret) is None
+    assert bench.holdings.find(APP, ContentKind.BLOB, secret) is None
 
 
 def _index(bench: Bench) -> tuple[Digest, Parts, Parts]:

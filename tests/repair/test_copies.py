@@ -19,7 +19,7 @@ def copies(setting: Bench, observer: RecordingObserver | None = None) -> Copies:
         replica_sets={"main": setting.replicas},
         readers={"main": setting.a},
         cache=setting.cache,
-        memberships=setting.memberships,
+        holdings=setting.holdings,
         pace=Pace(0),
         observer=observer or RecordingObserver(),
     )
@@ -46,7 +46,7 @@ async def test_the_cache_is_a_source_only_of_what_the_repository_holds(setting: 
     await setting.cache.store(digest, b"ours")
     with pytest.raises(RegistryError):
         await copies(setting).copy_blob(setting.b, ROUTED, digest)
-    setting.memberships.remember(ROUTED, ContentKind.BLOB, Descriptor(BLOB_MEDIA_TYPE, digest, 4))
+    setting.holdings.remember(ROUTED, ContentKind.BLOB, Descriptor(BLOB_MEDIA_TYPE, digest, 4))
     await copies(setting).copy_blob(setting.b, ROUTED, digest)
     assert setting.b.blobs == {(REPOSITORY, digest): b"ours"}
 

@@ -21,7 +21,7 @@ def recovery(setting: Bench) -> Recovery:
     store, journal = setting.under_test.store, setting.under_test.journal
 
     def known(upstream: str) -> list[tuple[Repository, Digest]]:
-        return list(setting.memberships.contents_of(upstream, ContentKind.MANIFEST))
+        return list(setting.holdings.contents_of(upstream, ContentKind.MANIFEST))
 
     verifier = setting.verifier()
     return Recovery(

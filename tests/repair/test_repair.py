@@ -41,7 +41,7 @@ class Workshop:
             replica_sets={"main": setting.replicas},
             readers={"main": setting.a},
             cache=setting.cache,
-            memberships=setting.memberships,
+            holdings=setting.holdings,
             pace=Pace(0),
             observer=self.observer,
         )

@@ -17,7 +17,7 @@ from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.deletions import DeletionsElsewhere
 from registry_proxy.replication.tag_records import read_tag_record
 from tests.support.fakes.images import Parts, image
-from tests.support.fakes.memory import MemoryMemberships
+from tests.support.fakes.memory import MemoryHoldings
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.support.refusal import refused
 from tests.support.waiting import until
@@ -35,12 +35,12 @@ async def push(setting: Bench, parts: Parts, *tags: str) -> Parts:
 
 
 async def test_a_delete_is_everywhere_and_forgets_every_tag(setting: Bench) -> None:
-    """Manifest, tags, membership and records are gone at once; other images keep theirs."""
+    """Manifest, tags, holding and records are gone at once; other images keep theirs."""
     gone, kept = await push(setting, image(b"1"), "v1", "latest"), await push(setting, image(b"2"), "v2")
     await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
     assert setting.a.tags == setting.b.tags == {(REPOSITORY, "v2"): kept.digest}
-    assert setting.memberships.find(ROUTED, ContentKind.MANIFEST, gone.digest) is None
-    assert setting.memberships.find_tag(ROUTED, LATEST) is None
+    assert setting.holdings.find(ROUTED, ContentKind.MANIFEST, gone.digest) is None
+    assert setting.holdings.find_tag(ROUTED, LATEST) is None
     assert [record.key for record in await setting.under_test.store.list(Table.TAGS)] == [f"{ROUTED}|v2"]
     assert [record.key for record in await setting.under_test.store.list(Table.MANIFESTS)] == [
         f"{ROUTED}|{kept.digest}"
@@ -81,8 +81,8 @@ async def test_a_deleted_tag_leaves_its_manifest_to_other_tags(setting: Bench) -
     assert await setting.under_test.manage.delete_manifest(ROUTED, LATEST) == app.digest
     assert setting.a.tags == setting.b.tags == {(REPOSITORY, "v1"): app.digest}
     assert setting.a.manifests.keys() == setting.b.manifests.keys() == {(REPOSITORY, app.digest)}
-    assert setting.memberships.find_tag(ROUTED, LATEST) is None
-    assert setting.memberships.find(ROUTED, ContentKind.MANIFEST, app.digest) is not None
+    assert setting.holdings.find_tag(ROUTED, LATEST) is None
+    assert setting.holdings.find(ROUTED, ContentKind.MANIFEST, app.digest) is not None
     assert [record.key for record in await setting.under_test.store.list(Table.TAGS)] == [f"{ROUTED}|v1"]
     assert await setting.under_test.intents() == {}
 
@@ -176,7 +176,7 @@ async def test_where_nothing_deletes_nothing_changes(setting: Bench, storage: St
     ):
         assert (await refused(attempt)).status == 405
     assert await setting.under_test.intents() == {}
-    assert setting.memberships.find_tag(ROUTED, LATEST) is not None
+    assert setting.holdings.find_tag(ROUTED, LATEST) is not None
     assert len(await setting.under_test.store.list(Table.TAGS)) == 1
 
 
@@ -218,13 +218,13 @@ async def test_what_nobody_can_tell_is_no_404(setting: Bench) -> None:
 
 
 async def test_a_blob_is_deleted_from_its_repository(setting: Bench) -> None:
-    """The replicas and the membership lose it; a replica that was down keeps a tombstone until it is pushed again."""
+    """The replicas and the holding lose it; a replica that was down keeps a tombstone until it is pushed again."""
     await setting.under_test.upload(b"blob")
     digest = digest_of(b"blob")
     setting.replicas.down.add("b")
     await setting.under_test.manage.delete_blob(ROUTED, digest)
     assert setting.a.blobs == {}
-    assert setting.memberships.find(ROUTED, ContentKind.BLOB, digest) is None
+    assert setting.holdings.find(ROUTED, ContentKind.BLOB, digest) is None
     assert (await setting.under_test.journal.current.marks()).has_tombstone("b", ROUTED, digest)
     setting.replicas.down.clear()
     await setting.under_test.upload(b"blob")
@@ -273,14 +273,14 @@ async def test_deletes_and_pushes_of_a_digest_take_turns(setting: Bench) -> None
 
 
 async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> None:
-    """Memberships and tags of the digest go there, of manifests and blobs; what is learned again afterwards stays."""
+    """Holdings and tags of the digest go there, of manifests and blobs; what is learned again afterwards stays."""
     app = await push(setting, image(b"1"), "v1")
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     blob = digest_of(app.blobs[0])
     await setting.under_test.manage.delete_blob(ROUTED, blob)
     await push(setting, image(b"2"), "v2")
     await setting.under_test.manage.delete_manifest(ROUTED, Tag("v2"))
-    theirs = MemoryMemberships()
+    theirs = MemoryHoldings()
     manifest = app.descriptor
 
     def learn() -> None:
@@ -300,7 +300,7 @@ async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> Non
 
 async def test_a_deletion_costs_other_nodes_no_list_of_all(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a hundred thousand on record a list stops Redis for half a second: once one was read, what is new is."""
-    store, theirs = setting.under_test.store, MemoryMemberships()
+    store, theirs = setting.under_test.store, MemoryHoldings()
     elsewhere = DeletionsElsewhere(store, setting.under_test.changes, theirs)
     await elsewhere.follow()
     apps = [await push(setting, image(label), "v1") for label in (b"1", b"2", b"3")]
@@ -319,7 +319,7 @@ async def test_old_deletions_leave_the_record(setting: Bench) -> None:
     app = await push(setting, image(b"1"), "v1")
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     store, changes = setting.under_test.store, setting.under_test.changes
-    await DeletionsElsewhere(store, changes, MemoryMemberships()).follow()
+    await DeletionsElsewhere(store, changes, MemoryHoldings()).follow()
     assert len(await store.list(Table.DELETIONS)) == 2  # of the manifest, and of the tag that was on it
-    await DeletionsElsewhere(store, changes, MemoryMemberships(), lambda: time.time() + 8 * 86_400).follow()
+    await DeletionsElsewhere(store, changes, MemoryHoldings(), lambda: time.time() + 8 * 86_400).follow()
     assert await setting.under_test.store.list(Table.DELETIONS) == []

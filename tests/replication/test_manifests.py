@@ -35,7 +35,7 @@ async def push(setting: Bench, parts: Parts, tag: str = LATEST) -> Parts:
 
 def cached_tag(setting: Bench) -> object:
     """Return what this node answers for the tag without asking."""
-    found = setting.memberships.find_tag(ROUTED, LATEST)
+    found = setting.holdings.find_tag(ROUTED, LATEST)
     return None if found is None else found.digest
 
 
@@ -47,13 +47,13 @@ async def records(setting: Bench) -> tuple[set[str], dict[str, str]]:
 
 
 async def test_a_push_is_everywhere_and_recorded(setting: Bench) -> None:
-    """Both replicas, the cache, the membership, the tag and the records say the same; nothing is open."""
+    """Both replicas, the cache, the holding, the tag and the records say the same; nothing is open."""
     app = await push(setting, image(b"layer"))
     for replica in (setting.a, setting.b):
         assert replica.tags == {(REPOSITORY, LATEST): app.digest}
         assert replica.manifests[REPOSITORY, app.digest].body == app.manifest
     assert setting.cache.read_small(app.digest) == app.manifest
-    known = setting.memberships.find(ROUTED, ContentKind.MANIFEST, app.digest)
+    known = setting.holdings.find(ROUTED, ContentKind.MANIFEST, app.digest)
     assert known is not None
     assert known.descriptor == app.descriptor
     assert cached_tag(setting) == app.digest
@@ -116,7 +116,7 @@ async def test_a_tag_has_another_revision_when_its_push_is_acknowledged(setting:
     assert during is not None
     assert after is not None
     assert after.revision > during.revision
-    found = setting.memberships.find_tag(ROUTED, LATEST)
+    found = setting.holdings.find_tag(ROUTED, LATEST)
     assert found is not None
     assert found.recorded == after.revision, "this node knows what it is now"
 
@@ -241,7 +241,7 @@ async def test_what_cannot_be_sent_again_is_forgotten(setting: Bench) -> None:
     setting.cache.drop(layer)
     error = await refused(setting.under_test.put(LATEST, app.manifest, app.media_type))
     assert error.code is ErrorCode.MANIFEST_BLOB_UNKNOWN
-    assert setting.memberships.find(ROUTED, ContentKind.BLOB, layer) is None
+    assert setting.holdings.find(ROUTED, ContentKind.BLOB, layer) is None
     await push(setting, app)
 
 
@@ -342,7 +342,7 @@ async def test_a_put_goes_on_when_its_client_leaves(setting: Bench) -> None:
     await until(lambda: cached_tag(setting) == app.digest)
     assert setting.b.tags == {(REPOSITORY, LATEST): app.digest}
     assert await setting.under_test.intents() == {}
-    assert Descriptor(BLOB_MEDIA_TYPE, digest_of(b"layer"), 5) in setting.memberships.entries.values()
+    assert Descriptor(BLOB_MEDIA_TYPE, digest_of(b"layer"), 5) in setting.holdings.entries.values()
 
 
 async def test_a_manifest_that_a_replica_misses_is_kept(setting: Bench) -> None:

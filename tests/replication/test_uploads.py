@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.layout import prepare_cache
-from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -38,7 +38,7 @@ class Setting:
     second: Server
     replicas: UpstreamReplicas
     cache: DiskCache
-    memberships: FileMemberships
+    holdings: FileHoldings
     under_test: Pushing
 
     async def push(self, parts: Parts, tag: str = "latest") -> None:
@@ -56,9 +56,9 @@ async def assemble(directory: Path, first: Server, second: Server) -> AsyncItera
         prepare_cache(directory / "cache")
         cache = DiskCache(directory / "cache", 1 << 30, 1 << 20, RecordingObserver())
         stack.push_async_callback(cache.close)
-        memberships = FileMemberships(directory / "cache")
-        under_test = await stack.enter_async_context(pushing(directory, replicas, DiskSpool(cache), cache, memberships))
-        yield Setting(first, second, replicas, cache, memberships, under_test)
+        holdings = FileHoldings(directory / "cache")
+        under_test = await stack.enter_async_context(pushing(directory, replicas, DiskSpool(cache), cache, holdings))
+        yield Setting(first, second, replicas, cache, holdings, under_test)
 
 
 @pytest.fixture
@@ -182,12 +182,12 @@ async def test_deletes_at_real_registries(setting: Setting) -> None:
     for server in (setting.first, setting.second):
         assert (await get(server, f"{REPOSITORY}/manifests/latest")).status_code == 404
         assert (await get(server, f"{REPOSITORY}/blobs/{digest_of(LAYER)}")).status_code == 404
-    assert setting.memberships.find(ROUTED, ContentKind.MANIFEST, app.digest) is None
+    assert setting.holdings.find(ROUTED, ContentKind.MANIFEST, app.digest) is None
     assert await setting.under_test.intents() == {}
 
 
 async def test_registries_that_do_not_delete(tmp_path: Path, start_registry: StartRegistry) -> None:
-    """405, and neither tombstone nor forgotten membership."""
+    """405, and neither tombstone nor forgotten holding."""
     servers = [start_registry(name, delete_enabled=False) for name in ("first", "second")]
     async with assemble(tmp_path, *servers) as setting:
         app = image(b"layer")
@@ -196,7 +196,7 @@ async def test_registries_that_do_not_delete(tmp_path: Path, start_registry: Sta
             await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
         assert caught.value.status == 405
         assert await setting.under_test.intents() == {}
-        assert setting.memberships.find(ROUTED, ContentKind.MANIFEST, app.digest) is not None
+        assert setting.holdings.find(ROUTED, ContentKind.MANIFEST, app.digest) is not None
 
 
 async def test_a_push_leaves_no_descriptor_open(setting: Setting) -> None:

@@ -62,7 +62,7 @@ async def push_an_index_with_a_lost_child(setting: Bench, *, is_cached: bool = F
     for replica in (setting.a, setting.b):
         del replica.manifests[REPOSITORY, gone.digest]
     if not is_cached:
-        setting.memberships.end(ROUTED, ContentKind.MANIFEST, gone.digest)
+        setting.holdings.end(ROUTED, ContentKind.MANIFEST, gone.digest)
     return both, kept, gone
 
 
@@ -91,7 +91,7 @@ async def test_a_lost_layer_keeps_no_newcomer_out(setting: Bench) -> None:
     app = await push(setting, image(b"layer", b"gone"), "latest")
     for replica in (setting.a, setting.b):
         del replica.blobs[REPOSITORY, digest_of(b"gone")]
-    setting.memberships.end(ROUTED, ContentKind.BLOB, digest_of(b"gone"))
+    setting.holdings.end(ROUTED, ContentKind.BLOB, digest_of(b"gone"))
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     assert await Workshop(setting).repair()
@@ -148,7 +148,7 @@ async def test_what_a_replica_missed_and_the_other_lost_keeps_it_not_behind(sett
     app = await push(setting, image(b"layer"), "latest")
     other = await push(setting, image(b"other"), "other")
     del setting.a.blobs[REPOSITORY, digest_of(b"layer")]
-    setting.memberships.end(ROUTED, ContentKind.BLOB, digest_of(b"layer"))
+    setting.holdings.end(ROUTED, ContentKind.BLOB, digest_of(b"layer"))
     workshop = Workshop(setting)
     assert await workshop.repair()
     marks = await setting.under_test.journal.current.snapshot()
@@ -166,7 +166,7 @@ async def test_while_a_replica_is_away_nothing_is_lost(setting: Bench) -> None:
     setting.replicas.down.add("b")
     await push(setting, image(b"layer"), "latest")
     setting.a.blobs.clear()
-    setting.memberships.entries.clear()
+    setting.holdings.entries.clear()
     setting.replicas.down = {"a"}
     workshop = Workshop(setting)
     assert not await workshop.repairer.repair(setting.b)
@@ -200,7 +200,7 @@ async def test_a_replica_that_fails_for_one_content_ends_no_walk(setting: Bench)
 async def test_a_newcomer_waits_for_what_cannot_be_known(setting: Bench) -> None:
     """A content that the only replica answers with 500 may be had some day: the newcomer is filled, and no member."""
     bad, app = await push(setting, image(b"bad"), "bad"), await push(setting, image(b"app"), "app")
-    setting.memberships.entries.clear()
+    setting.holdings.entries.clear()
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     fetch = setting.a.fetch_manifest
@@ -295,12 +295,12 @@ async def test_a_copy_that_a_node_has_pinned_is_not_lost(setting: Bench) -> None
     app = await push(setting, image(b"layer"), "latest")
     setting.replicas.down.clear()
     setting.a.tags, setting.a.manifests, setting.a.blobs = {}, {}, {}
-    entries, setting.memberships.entries = setting.memberships.entries, {}
+    entries, setting.holdings.entries = setting.holdings.entries, {}
     elsewhere = Workshop(setting)
     assert await elsewhere.repair()
     assert IntentKey(ROUTED, IntentKind.TAG, LATEST) in await lost_keys(setting)
     assert app.digest in setting.spool.pins
-    setting.memberships.entries = entries
+    setting.holdings.entries = entries
     here = Workshop(setting)
     for _ in range(3):
         await here.repairer._look_at_lost()
@@ -317,7 +317,7 @@ async def test_an_older_state_of_a_lost_tag_is_told_by_nobody(setting: Bench) ->
     setting.replicas.down.add("b")
     await push(setting, image(b"new"), "latest")
     setting.a.tags, setting.a.manifests, setting.a.blobs = {}, {}, {}
-    setting.memberships.entries.clear()
+    setting.holdings.entries.clear()
     await Workshop(setting).repair()
     marks = await setting.under_test.journal.current.snapshot()
     assert IntentKey(ROUTED, IntentKind.TAG, LATEST) in marks.lost_keys
@@ -341,7 +341,7 @@ async def test_a_lost_build_cache_is_lost_by_its_blobs(setting: Bench) -> None:
     comparison = await compare(setting)
     assert (comparison.error, comparison.lost, comparison.blobs) == ("", 1, 3)
     assert await lost_keys(setting) == {blob_key(digest_of(b"one"))}
-    setting.memberships.forget(ROUTED, ContentKind.BLOB, digest_of(b"one"))
+    setting.holdings.forget(ROUTED, ContentKind.BLOB, digest_of(b"one"))
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     assert await Workshop(setting).repair()

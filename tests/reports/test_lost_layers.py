@@ -65,7 +65,7 @@ async def test_a_blob_that_nobody_can_send_is_asked_of_the_pusher(setting: Bench
     error = await refused(setting.under_test.put("latest", app.manifest, app.media_type))
     assert (error.code, error.status) == (ErrorCode.MANIFEST_BLOB_UNKNOWN, 400)
     assert str(layer) in str(error.detail)
-    assert setting.memberships.find(ROUTED, ContentKind.BLOB, layer) is None
+    assert setting.holdings.find(ROUTED, ContentKind.BLOB, layer) is None
 
 
 async def test_a_manifest_that_lacks_nothing_is_refused_in_the_words_of_the_registry(setting: Bench) -> None:

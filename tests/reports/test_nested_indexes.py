@@ -37,7 +37,7 @@ async def lose(setting: Bench, *lost: Parts) -> None:
     for parts in lost:
         for replica in (setting.a, setting.b):
             del replica.manifests[REPOSITORY, parts.digest]
-        setting.memberships.end(ROUTED, ContentKind.MANIFEST, parts.digest)
+        setting.holdings.end(ROUTED, ContentKind.MANIFEST, parts.digest)
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
 

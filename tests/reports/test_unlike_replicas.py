@@ -104,7 +104,7 @@ async def test_a_refusal_of_what_is_lacking_is_not_final(setting: Bench, status:
     for blob in app.blobs:
         await setting.under_test.upload(blob)
     setting.b.blobs.clear()
-    setting.memberships.entries.clear()  # nothing of it can be sent during the push
+    setting.holdings.entries.clear()  # nothing of it can be sent during the push
     setting.b.errors["put_manifest"] = refusal(status=status)
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
     marks = await setting.under_test.journal.current.snapshot()
@@ -123,7 +123,7 @@ async def test_an_index_over_what_a_replica_refuses_is_refused(setting: Bench) -
     await setting.under_test.put(child.digest, child.manifest, child.media_type)
     setting.b.errors.clear()
     whole = index(child)
-    setting.memberships.entries.clear()  # else the child would be healed
+    setting.holdings.entries.clear()  # else the child would be healed
     await setting.under_test.put(LATEST, whole.manifest, whole.media_type)
     marks = await setting.under_test.journal.current.snapshot()
     assert (marks.pending("b", "main"), marks.refused("b", "main")) == (0, 3)

@@ -25,8 +25,8 @@ from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream as UpstreamServices
 from registry_proxy.audit.signing import AuditVerifier
 from registry_proxy.cache.disk import DiskCache
+from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.layout import prepare_cache
-from registry_proxy.cache.membership import FileMemberships
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.users import UserInput
 from registry_proxy.edge.middleware import RequestIds
@@ -277,7 +277,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
     observer, upstreams, draining = PrometheusObserver(), _two_replicas(), [False]
     prepare_cache(str(root / "cache"))
     cache = DiskCache(str(root / "cache"), CACHE_MAX_BYTES, 0, observer)
-    memberships = FileMemberships(str(root / "cache"))
+    holdings = FileHoldings(str(root / "cache"))
     reloads: list[ReloadOutcome] = []
     router = PrefixRouter([Route("", "main")])
     reader, compares, maintains = MemoryReader(), Verifies(), Maintains(upstreams["main"])
@@ -304,8 +304,8 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                         readers={"main": reader},
                         impatient_readers={"main": reader},
                         cache=cache,
-                        memberships=memberships,
-                        proofs=holdings_of(reader, memberships, cache),
+                        holdings=holdings,
+                        proofs=holdings_of(reader, holdings, cache),
                         observer=observer,
                         tag_rules={"main": TagRules(10)},
                     ),
@@ -315,10 +315,10 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 known=KnownRepositories(
                     partial(recorded_repositories, store),
                     partial(count_recorded_tags, store),
-                    memberships.repositories,
+                    holdings.repositories,
                     router.local_name,
                 ),
-                purge_repository=lambda name: memberships.purge(RoutedRepository("main", name)),
+                purge_repository=lambda name: holdings.purge(RoutedRepository("main", name)),
                 render_metrics=observer.render,
                 readiness=Readiness(
                     upstreams,

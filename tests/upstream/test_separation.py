@@ -14,7 +14,7 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.replica.failure import ReplicaFailedError
 from registry_proxy.upstream.separation import NOWHERE, PROBE, Separation
-from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
+from tests.support.fakes.memory import MemoryHoldings, RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import open_client, open_replicas
 
@@ -60,13 +60,13 @@ class Table:
 
     def __init__(self, *replicas: Replica, is_known_mixed: bool = False, may_push: bool = False) -> None:
         self.up = list(replicas)
-        self.memberships, self.observer = MemoryMemberships(), RecordingObserver()
+        self.holdings, self.observer = MemoryHoldings(), RecordingObserver()
         self.separation = Separation(
             "main",
             [replica.name for replica in replicas],
             is_known_mixed=is_known_mixed,
             may_push=may_push,
-            remembered=self.memberships,
+            remembered=self.holdings,
             observer=self.observer,
         )
         self.paused: set[str] = set()
@@ -95,7 +95,7 @@ async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCapture
     """What the replicas said is forgotten, the log warns once, and a later "no" does not take it back."""
     a, b = Replica("a", ONE, mixes=True), Replica("b", ONE)
     table = Table(a, b)
-    table.memberships.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, ONE, 1))
+    table.holdings.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, ONE, 1))
     for name in "ab":
         table.separation.answered(name, BLOB, APP.repository, ONE)
     with caplog.at_level(logging.WARNING):
@@ -105,7 +105,7 @@ async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCapture
     assert table.separation.is_mixed(BLOB)
     assert not table.separation.is_mixed(MANIFEST)
     assert [table.separation.keeps_apart(name) for name in "ab"] == [False, True]
-    assert table.memberships.find(APP, BLOB, ONE) is None
+    assert table.holdings.find(APP, BLOB, ONE) is None
     assert len(caplog.records) == 1
     assert table.observer.last(RepositoriesMixed, "main", "a") is True
 
@@ -160,10 +160,10 @@ async def test_it_looks_by_what_is_remembered() -> None:
     table = Table(a)
     await table.separation.look()
     assert a.asked == []
-    table.memberships.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, ONE, 1))
+    table.holdings.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, ONE, 1))
     await table.separation.look()
     assert (a.asked, table.separation.keeps_apart("a")) == ([APP.repository], None)
-    table.memberships.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, TWO, 1))
+    table.holdings.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, TWO, 1))
     await table.separation.look()
     assert table.separation.keeps_apart("a") is True
     a.mixes = True  # another program stands there now

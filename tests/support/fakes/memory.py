@@ -13,8 +13,8 @@ from registry_proxy.ports.content import (
     BlobReader,
     ByteStream,
     CachedTag,
-    Membership,
-    Memberships,
+    Holding,
+    Holdings,
     OpenSource,
 )
 from registry_proxy.ports.errors import (
@@ -298,8 +298,8 @@ class MemoryCache:
             self.drop(digest)
 
 
-class MemoryMemberships:
-    """``Memberships`` in dictionaries; ``age_seconds`` is the age of all of them."""
+class MemoryHoldings:
+    """``Holdings`` in dictionaries; ``age_seconds`` is the age of all of them."""
 
     def __init__(self) -> None:
         self.entries: dict[tuple[RoutedRepository, ContentKind, Digest], Descriptor] = {}
@@ -308,9 +308,9 @@ class MemoryMemberships:
         self.deleted = 0
         self.tag_age_seconds = 0.0
 
-    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
+    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Holding | None:
         descriptor = self.entries.get((routed, kind, digest))
-        return None if descriptor is None else Membership(descriptor, self.ages.get(digest, 0.0))
+        return None if descriptor is None else Holding(descriptor, self.ages.get(digest, 0.0))
 
     def moment(self, routed: RoutedRepository) -> int:  # noqa: ARG002 - of all
         return self.deleted
@@ -430,7 +430,7 @@ class MemoryPushedBlobs:
 
 def holdings_of(
     reader: RegistryReader,
-    memberships: Memberships,
+    holdings: Holdings,
     cache: BlobCache,
     separation: Separation | None = None,
     recorded: Sequence[Digest] = (),
@@ -443,7 +443,7 @@ def holdings_of(
     return HoldingProofs(
         readers={"main": reader},
         separations={"main": separation or ToldSeparation()},
-        memberships=memberships,
+        holdings=holdings,
         cache=cache,
         recorded=manifests,
         pushed=MemoryPushedBlobs(),

@@ -50,7 +50,7 @@ from tests.support.fakes.listeners import any_connections
 from tests.support.fakes.memory import (
     MemoryAudit,
     MemoryCache,
-    MemoryMemberships,
+    MemoryHoldings,
     MemoryReader,
     RecordingObserver,
     holdings_of,
@@ -313,7 +313,7 @@ class PublicBench:
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     reader: MemoryReader = field(default_factory=MemoryReader)
     cache: MemoryCache = field(default_factory=MemoryCache)
-    memberships: MemoryMemberships = field(default_factory=MemoryMemberships)
+    holdings: MemoryHoldings = field(default_factory=MemoryHoldings)
     observer: RecordingObserver = field(default_factory=RecordingObserver)
     audit: MemoryAudit = field(default_factory=MemoryAudit)
     push: FakePush = field(default_factory=FakePush)
@@ -338,8 +338,8 @@ class PublicBench:
             readers=readers,
             impatient_readers=readers,
             cache=self.cache,
-            memberships=self.memberships,
-            proofs=holdings_of(self.reader, self.memberships, self.cache),
+            holdings=self.holdings,
+            proofs=holdings_of(self.reader, self.holdings, self.cache),
             observer=self.observer,
             tag_rules={"main": TagRules(10)},
         )

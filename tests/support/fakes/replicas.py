@@ -17,7 +17,7 @@ from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
 from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.tags import TagRules
-from registry_proxy.ports.content import BlobCache, ByteStream, Memberships
+from registry_proxy.ports.content import BlobCache, ByteStream, Holdings
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import HeldReferrers, ReplicaClient, ReplicaSet, StorageKind
@@ -40,7 +40,7 @@ from registry_proxy.store.sqlite import SqliteStore
 from registry_proxy.upstream.referrers import ask_referrers, merge_replicas
 from tests.support.fakes.memory import (
     MemoryCache,
-    MemoryMemberships,
+    MemoryHoldings,
     MemoryReader,
     RecordingObserver,
     ToldSeparation,
@@ -380,7 +380,7 @@ class Pushing:
 
 @asynccontextmanager
 async def pushing(
-    directory: Path, replicas: ReplicaSet, spool: Spool, cache: BlobCache, memberships: Memberships
+    directory: Path, replicas: ReplicaSet, spool: Spool, cache: BlobCache, holdings: Holdings
 ) -> AsyncIterator[Pushing]:
     """Assemble the package under test over a store of its own, as the application does."""
     async with AsyncExitStack() as stack:
@@ -392,17 +392,17 @@ async def pushing(
         journal = Journal(store, changes, RecordingObserver(), names, guarded=[replicas.upstream])
         uploads = UploadReplication(replica_sets=sets, journal=journal, cache=cache, pins=spool)
         manifests = ManifestReplication(
-            replica_sets=sets, store=store, journal=journal, cache=cache, memberships=memberships, uploads=uploads
+            replica_sets=sets, store=store, journal=journal, cache=cache, holdings=holdings, uploads=uploads
         )
         reader = replicas.replicas[0]
-        proofs = holdings_of(reader, memberships, cache, replicas.separation)
+        proofs = holdings_of(reader, holdings, cache, replicas.separation)
         readers = {replicas.upstream: _Replicas(replicas, journal)}
-        writer = ManifestWriter(replicas=manifests, proofs=proofs, cache=cache, memberships=memberships, spool=spool)
+        writer = ManifestWriter(replicas=manifests, proofs=proofs, cache=cache, holdings=holdings, spool=spool)
         pull = Pull(
             readers=readers,
             impatient_readers=readers,
             cache=cache,
-            memberships=memberships,
+            holdings=holdings,
             proofs=proofs,
             observer=RecordingObserver(),
             tag_rules={replicas.upstream: TagRules(0, frozenset())},
@@ -412,7 +412,7 @@ async def pushing(
         push = Push(
             spool=spool,
             cache=cache,
-            memberships=memberships,
+            holdings=holdings,
             proofs=proofs,
             sessions=SignedSessions(store, changes.losses),
             blobs=uploads,
@@ -422,7 +422,7 @@ async def pushing(
         deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal)
         yield Pushing(
             push,
-            Manage(memberships=memberships, proofs=proofs, deletions=deletions, referrers=referrers),
+            Manage(holdings=holdings, proofs=proofs, deletions=deletions, referrers=referrers),
             journal,
             store,
             changes,
@@ -496,7 +496,7 @@ class Bench:
     b: MemoryReplica
     replicas: MemoryReplicaSet
     cache: MemoryCache
-    memberships: MemoryMemberships
+    holdings: MemoryHoldings
     spool: MemorySpool
     under_test: Pushing
 
@@ -509,10 +509,10 @@ class Bench:
 @asynccontextmanager
 async def bench(directory: Path) -> AsyncIterator[Bench]:
     """Set up a ``Bench``; at the end no upload may be open."""
-    a, b, cache, memberships = MemoryReplica(name="a"), MemoryReplica(name="b"), MemoryCache(), MemoryMemberships()
+    a, b, cache, holdings = MemoryReplica(name="a"), MemoryReplica(name="b"), MemoryCache(), MemoryHoldings()
     with tempfile.TemporaryDirectory(dir=directory) as uploads:
         replicas, spool = MemoryReplicaSet([a, b]), MemorySpool(uploads, cache)
-        async with pushing(directory, replicas, spool, cache, memberships) as under_test:
-            yield Bench(a, b, replicas, cache, memberships, spool, under_test)
+        async with pushing(directory, replicas, spool, cache, holdings) as under_test:
+            yield Bench(a, b, replicas, cache, holdings, spool, under_test)
         assert spool.open == {}
     await cache.aclose()

@@ -13,7 +13,7 @@ from registry_proxy.replica.client import HttpReplicaClient
 from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
-from tests.support.fakes.memory import MemoryMemberships, RecordingObserver
+from tests.support.fakes.memory import MemoryHoldings, RecordingObserver
 
 REPOSITORY = Repository("team/app")
 PATIENT = Timeouts(connect=5, first_byte=10, stall=10, probe=10, commit=10)
@@ -85,7 +85,7 @@ async def open_replicas(
     storage: StorageKind = StorageKind.INDEPENDENT,
     timeouts: Timeouts = PATIENT,
     observer: RecordingObserver | None = None,
-    remembered: MemoryMemberships | None = None,
+    remembered: MemoryHoldings | None = None,
     read_only: bool = True,
     inspect: Inspect | None = None,
     **address: Any,
@@ -94,7 +94,7 @@ async def open_replicas(
     addresses = [ReplicaAddress("main", "abcdefgh"[i], url, **address) for i, url in enumerate(urls)]
     config = UpstreamConfig("main", addresses, storage=storage, timeouts=timeouts, read_only=read_only)
     replicas = UpstreamReplicas(
-        config, marks or ToldMarks(), observer or RecordingObserver(), remembered or MemoryMemberships(), inspect
+        config, marks or ToldMarks(), observer or RecordingObserver(), remembered or MemoryHoldings(), inspect
     )
     await replicas.start()
     try:

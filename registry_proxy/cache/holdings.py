@@ -1,6 +1,6 @@
 """Contents and last tags of each repository: small files, seen by every worker of the node at once.
 
-Presence of the file is the membership; its mtime is when that was last confirmed. A component of a repository never
+Presence of the file is the holding; its mtime is when that was last confirmed. A component of a repository never
 starts with "_", so the directories below cannot clash with a repository's own components.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, age_seconds, write_small_file
 from registry_proxy.files.lock import locked
 from registry_proxy.files.shared_page import SharedPage
-from registry_proxy.ports.content import CachedTag, Membership
+from registry_proxy.ports.content import CachedTag, Holding
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError
@@ -29,15 +29,15 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_dig
 _log = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 4096
 _SIZE_MAX = 1 << 62
-_REMEMBERED_MEMBERS = 4096
+_REMEMBERED_HOLDINGS = 4096
 _UNKNOWN_UNTIL_NS, _DELETED = range(2)
 _DIGEST_NAME = re.compile(r"[a-z0-9]+-[0-9a-f]+")
 _DIRECTORIES = {ContentKind.BLOB: "_blobs", ContentKind.MANIFEST: "_manifests"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
-    """A file of membership as it was read, and the stamp by which to see that it is still that file."""
+class _Entry:
+    """A file of holding as it was read, and the stamp by which to see that it is still that file."""
 
     path: str
     stamp: "_Stamp"
@@ -47,8 +47,8 @@ class _Member:
 _Stamp = tuple[int, int, int, int]
 
 
-class FileMemberships:
-    """Implements ``ports.content.Memberships`` under ``repositories/`` of the cache directory.
+class FileHoldings:
+    """Implements ``ports.content.Holdings`` under ``repositories/`` of the cache directory.
 
     A disk that takes no more is no error here: what is not remembered is asked again. On one that keeps what must be
     forgotten, every worker of the node takes all that was remembered until then for unknown.
@@ -57,33 +57,33 @@ class FileMemberships:
     def __init__(self, path: "str | os.PathLike[str]") -> None:
         self._paths = CachePaths(os.fspath(path))
         self._repositories = f"{self._paths.root}/repositories"
-        self._members: dict[tuple[str, str, ContentKind, Digest], _Member] = {}
+        self._entries: dict[tuple[str, str, ContentKind, Digest], _Entry] = {}
         # Numbers: what was remembered until then is unknown, 0 when all is well; from _DELETED on how much was ever
         # deleted in the repositories of each lock, so that who deletes has others forget next to nothing.
         self._page = _open_shared_page(f"{self._paths.root}/unknown")
         self._shared = memoryview(self._page.memory).cast("Q")
 
-    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Membership | None:
+    def find(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Holding | None:
         key = (routed.upstream, routed.repository, kind, digest)
-        member = self._members.get(key)
-        if member is not None:
+        entry = self._entries.get(key)
+        if entry is not None:
             # What a digest means in a repository does not change, but whether it is there does, in any worker: one
             # stat tells, at a tenth of what opening and reading costs.
             try:
-                status = os.stat(member.path)
+                status = os.stat(entry.path)
             except OSError:
-                del self._members[key]
+                del self._entries[key]
                 return None
-            if _stamp(status) == member.stamp and status.st_mtime_ns > self._shared[_UNKNOWN_UNTIL_NS]:
-                return Membership(member.descriptor, age_seconds(status.st_mtime_ns))
-        member = _read_member(self._member(routed, kind, digest), digest)
-        if member is None or member.stamp[0] <= self._shared[_UNKNOWN_UNTIL_NS]:
-            self._members.pop(key, None)
+            if _stamp(status) == entry.stamp and status.st_mtime_ns > self._shared[_UNKNOWN_UNTIL_NS]:
+                return Holding(entry.descriptor, age_seconds(status.st_mtime_ns))
+        entry = _read_entry(self._entry_path(routed, kind, digest), digest)
+        if entry is None or entry.stamp[0] <= self._shared[_UNKNOWN_UNTIL_NS]:
+            self._entries.pop(key, None)
             return None
-        if len(self._members) >= _REMEMBERED_MEMBERS:
-            self._members.clear()  # names come from callers: memory must stay bounded
-        self._members[key] = member
-        return Membership(member.descriptor, age_seconds(member.stamp[0]))
+        if len(self._entries) >= _REMEMBERED_HOLDINGS:
+            self._entries.clear()  # names come from callers: memory must stay bounded
+        self._entries[key] = entry
+        return Holding(entry.descriptor, age_seconds(entry.stamp[0]))
 
     def _set_shared(self, number: int, value: int) -> None:
         self._page.write(number * self._shared.itemsize, value.to_bytes(self._shared.itemsize, sys.byteorder))
@@ -98,13 +98,13 @@ class FileMemberships:
         self, routed: RoutedRepository, kind: ContentKind, descriptor: Descriptor, *, asked_at: int | None = None
     ) -> None:
         document = {"media_type": descriptor.media_type, "size": descriptor.size_bytes, "pushed": asked_at is None}
-        self._write(self._member(routed, kind, descriptor.digest), document)
+        self._write(self._entry_path(routed, kind, descriptor.digest), document)
         if asked_at is not None and asked_at != self.moment(routed):
             # Looked at after writing: who deletes counts first and removes then, so one of the two sees the other.
             self.forget(routed, kind, descriptor.digest)
 
     def forget(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
-        self._unlink(self._member(routed, kind, digest))
+        self._unlink(self._entry_path(routed, kind, digest))
 
     def end(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> None:
         with self._locked(routed):
@@ -115,7 +115,7 @@ class FileMemberships:
         known = []
         for digest in self._digests(routed, ContentKind.MANIFEST):
             with contextlib.suppress(FileNotFoundError):  # forgotten at this moment
-                known.append((os.stat(self._member(routed, ContentKind.MANIFEST, digest)).st_mtime_ns, digest))
+                known.append((os.stat(self._entry_path(routed, ContentKind.MANIFEST, digest)).st_mtime_ns, digest))
         return [digest for _, digest in sorted(known, key=lambda each: each[0], reverse=True)]
 
     def has_tag_on(self, routed: RoutedRepository, digest: Digest) -> bool:
@@ -139,7 +139,7 @@ class FileMemberships:
         for routed in self.repositories():
             if routed.upstream == upstream:
                 for digest in self._digests(routed, kind):
-                    found = _read(self._member(routed, kind, digest))
+                    found = _read(self._entry_path(routed, kind, digest))
                     if found is not None and not found[0].get("pushed"):
                         self.forget(routed, kind, digest)
 
@@ -232,7 +232,7 @@ class FileMemberships:
         names = _names(f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}")
         return {Digest(*name.split("-", 1)) for name in names if _DIGEST_NAME.fullmatch(name)}
 
-    def _member(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> str:
+    def _entry_path(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> str:
         return f"{self._repositories}/{routed}/{_DIRECTORIES[kind]}/{digest.algorithm}-{digest.hex}"
 
     def _tag(self, routed: RoutedRepository, tag: Tag) -> str:
@@ -304,13 +304,13 @@ def _stamp(status: os.stat_result) -> _Stamp:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
-def _read_member(path: str, digest: Digest) -> _Member | None:
+def _read_entry(path: str, digest: Digest) -> _Entry | None:
     found = _read(path)
     if found is None:
         return None
     document, status = found
     descriptor = _descriptor(document, digest)
-    return None if descriptor is None else _Member(path, _stamp(status), descriptor)
+    return None if descriptor is None else _Entry(path, _stamp(status), descriptor)
 
 
 def _descriptor(document: dict[str, Any], digest: Digest) -> Descriptor | None:
