@@ -18,9 +18,12 @@ from registry_proxy.tasks import spawn
 
 
 class VerifyBody(Body):
-    """POST of a comparison: whether what differs is mended, and which replica decides where nothing else does."""
+    """POST of a comparison: whether differences are repaired, and which replica decides where nothing else does."""
 
-    mend: bool = False
+    repair: bool = False
+    mend: Annotated[bool, Field(description="The former name of repair.", json_schema_extra={"deprecated": True})] = (
+        False
+    )
     prefer: str | None = None
 
 
@@ -57,7 +60,8 @@ class ComparisonDocument(Document):
     differing: int
     undecided: int
     lost: int
-    mended: int
+    repaired: int
+    mended: Annotated[int, Field(description="The former name of repaired.", json_schema_extra={"deprecated": True})]
     failed: int
     differences: list[DifferenceDocument]
     failures: list[FailureDocument]
@@ -85,7 +89,8 @@ class ComparisonResource:
             raise ProblemError(409, f"the replicas of {name} are being compared already")
         verifier = upstream.verifier
         comparison = self._comparisons[name] = verifier.new()
-        task = spawn(verifier.compare(comparison, mend=body.mend, prefer=body.prefer), f"comparison of {name}")
+        comparing = verifier.compare(comparison, repair=body.repair or body.mend, prefer=body.prefer)
+        task = spawn(comparing, f"comparison of {name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return answer(_document(comparison), 202)
@@ -102,7 +107,7 @@ class ComparisonResource:
 
 def _document(comparison: Comparison) -> ComparisonDocument:
     differences = [_difference_document(difference) for difference in comparison.differences]
-    return ComparisonDocument.of(comparison, differences=differences)
+    return ComparisonDocument.of(comparison, differences=differences, mended=comparison.repaired)
 
 
 def _difference_document(difference: Difference) -> DifferenceDocument:

@@ -39,7 +39,7 @@ def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> 
         _print_comparisons(comparisons, as_json=as_json)
         for name in names:
             _print_refused(admin.call("GET", "upstreams", name).document)
-        fail_for(comparisons, "what is decided is mended by `registry-proxy replica repair`")
+        fail_for(comparisons, "differences that are decided are repaired by `registry-proxy replica repair`")
 
 
 def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json: JsonOption = False) -> None:
@@ -52,7 +52,7 @@ def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json:
         names = upstream_names(admin, upstream)
         for name in names:
             admin.call("POST", "upstreams", name, "repair")
-        comparisons = [compare_replicas(admin, name, {"mend": True, "prefer": prefer}) for name in names]
+        comparisons = [compare_replicas(admin, name, {"repair": True, "prefer": prefer}) for name in names]
         documents = follow_repairs(admin, names)
         if as_json:
             print_json(documents)

@@ -174,9 +174,9 @@ def _make_equal(admin: AdminClient, upstream: str) -> int:
     follow_repairs(admin, [upstream])
     returned, tries = 0, _COMPARISONS
     while True:
-        comparison = compare_replicas(admin, upstream, {"mend": True})
+        comparison = compare_replicas(admin, upstream, {"repair": True})
         follow_repairs(admin, [upstream])
-        returned += int(comparison["mended"])
+        returned += int(comparison["repaired"])
         tries -= 1
         if not tries or not any(comparison[fault] for fault in ("undecided", "lost", "failed", "error")):
             fail_for([{**comparison, "differing": comparison["undecided"]}], "see `registry-proxy replica verify`")

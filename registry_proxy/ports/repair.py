@@ -76,7 +76,7 @@ class Comparison:
 
     ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
     nobody dismissed, ``failed`` what could not be asked. ``differences`` and ``failures`` hold the first thousand;
-    ``mended`` were entered into the journal for repair.
+    ``repaired`` were entered into the journal for repair.
     """
 
     started_at: float
@@ -89,7 +89,7 @@ class Comparison:
     differing: int = 0
     undecided: int = 0
     lost: int = 0
-    mended: int = 0
+    repaired: int = 0
     failed: int = 0
     differences: list[Difference] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -129,4 +129,4 @@ class Verifies(Protocol):
     """Compares the replicas of one upstream."""
 
     def new(self) -> Comparison: ...
-    async def compare(self, comparison: Comparison, *, mend: bool = False, prefer: str | None = None) -> None: ...
+    async def compare(self, comparison: Comparison, *, repair: bool = False, prefer: str | None = None) -> None: ...

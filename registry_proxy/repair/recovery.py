@@ -185,21 +185,21 @@ class Recovery:
                 return True  # another node came first
             await self._journal.roster.note()
             await self._inspection.leave_sentinels(self._replica_set, renew=True)
-            if await self._compare(mend=True) is None or not await self._is_repaired():
+            if await self._compare(repair=True) is None or not await self._is_repaired():
                 return False
-            found = await self._compare(mend=False)
+            found = await self._compare(repair=False)
             if found is None or found.differing:
                 return False
             await self._conclude(loss)
             return True
 
-    async def _compare(self, *, mend: bool) -> Comparison | None:
+    async def _compare(self, *, repair: bool) -> Comparison | None:
         comparison = self._verifier.new()
-        await self._verifier.compare(comparison, mend=mend)
+        await self._verifier.compare(comparison, repair=repair)
         if comparison.error:
             _log.warning("upstream %s: after the loss of the store: %s", self._replica_set.upstream, comparison.error)
             return None
-        if not mend and comparison.differing:
+        if not repair and comparison.differing:
             _log.warning(
                 "upstream %s: the store was lost, and its replicas differ in %d contents that nobody can decide about: "
                 "see `registry-proxy replica verify %s`",

@@ -198,7 +198,7 @@ class Repairer:
         _log.info("replica %s/%s is new: it is compared with the others", upstream, client.name)
         await self._find_deleted(client)
         before, after = self._verifier.new(), self._verifier.new()
-        await self._verifier.compare(before, mend=True, only_at=client.name)
+        await self._verifier.compare(before, repair=True, only_at=client.name)
         await self._repair_all(client, status)
         if not before.error and not status.error:
             await self._verifier.compare(after)

@@ -1,4 +1,4 @@
-"""Comparing the replicas of an upstream without the journal, and having mended what differs (docs/decisions/21).
+"""Comparing the replicas of an upstream without the journal, and having repaired what differs (docs/decisions/21).
 
 A comparison covers tags, which the protocol lists, and the manifests on record, which were pushed through us. From
 these everything else follows. Manifests that were pushed past us without a tag cannot be found.
@@ -79,18 +79,18 @@ class Verifier:
         return Comparison(time.time())
 
     async def compare(
-        self, comparison: Comparison, *, mend: bool = False, prefer: str | None = None, only_at: str | None = None
+        self, comparison: Comparison, *, repair: bool = False, prefer: str | None = None, only_at: str | None = None
     ) -> None:
         """Compare all replicas; errors end up in ``comparison``.
 
         Args:
             comparison: is brought up to date as it goes.
-            mend: enter what differs and is decided into the journal, so that it is repaired. Nothing is ever deleted.
+            repair: enter what differs and is decided into the journal, so that it is repaired. Nothing is ever deleted.
             prefer: a replica that decides what tags are where nothing else does.
-            only_at: mend nothing but this replica.
+            only_at: repair nothing but this replica.
         """
         try:
-            await self._compare(comparison, mend=mend, prefer=prefer, only_at=only_at)
+            await self._compare(comparison, repair=repair, prefer=prefer, only_at=only_at)
         except RegistryError as error:
             comparison.error = error.message
         except (UpstreamUnavailableError, StoreUnavailableError) as error:
@@ -98,7 +98,7 @@ class Verifier:
         finally:
             comparison.is_done = True
 
-    async def _compare(self, comparison: Comparison, *, mend: bool, prefer: str | None, only_at: str | None) -> None:
+    async def _compare(self, comparison: Comparison, *, repair: bool, prefer: str | None, only_at: str | None) -> None:
         if self._replica_set.storage is StorageKind.SHARED:
             return  # they cannot differ
         if self._replica_set.read_only and len(self._replica_set.replicas) == 1:
@@ -110,15 +110,15 @@ class Verifier:
             walk = _Walk(comparison, RoutedRepository(self._replica_set.upstream, repository), prefer)
             marks, failed = await self._journal.current.snapshot(), comparison.failed
             async for difference in self._compare_repository(walk, marks):
-                if not mend and await self._was_written(walk, difference):
+                if not repair and await self._was_written(walk, difference):
                     continue
                 comparison.note(difference)
-                if not mend or only_at not in {None, difference.replica}:
+                if not repair or only_at not in {None, difference.replica}:
                     continue
                 if _is_list_of_referrers(difference):
-                    comparison.mended += await self._merge(walk, difference)
+                    comparison.repaired += await self._merge(walk, difference)
                 elif difference.holders:
-                    comparison.mended += await self._enter(difference, is_chosen=prefer is not None)
+                    comparison.repaired += await self._enter(difference, is_chosen=prefer is not None)
             if failed == comparison.failed:
                 await self._recover(walk, marks)
             comparison.repositories_done += 1
@@ -351,7 +351,7 @@ class Verifier:
             if key.routed == walk.routed and key not in walk.lost:
                 await self._exceptions.recover(key)
 
-    # ------------------------------------------------------------ mending
+    # ------------------------------------------------------------ repairing
 
     async def _enter(self, difference: Difference, *, is_chosen: bool = False) -> bool:
         """Enter a difference into the journal, if it is still one; return whether it is there now.

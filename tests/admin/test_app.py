@@ -575,7 +575,7 @@ async def test_replicas_are_compared_in_the_background(admin: Admin) -> None:
     wanted, found = digest_of(b"1"), digest_of(b"2")
     key = IntentKey(RoutedRepository("main", Repository("team/app")), IntentKind.TAG, "latest")
     verifier.finds = [Difference(key, "b", wanted, found, "", ("a",)), Difference(key, "b", None, found, "", ())]
-    status, document, _ = await admin.call("POST", path, {"mend": True, "prefer": "a"})
+    status, document, _ = await admin.call("POST", path, {"repair": True, "prefer": "a"})
     assert (status, document["done"], document["started_at"]) == (202, False, "2017-07-14T02:40:00Z")
     assert (await admin.call("POST", path, {}))[0] == 409
     verifier.gate.set()
@@ -594,6 +594,17 @@ async def test_replicas_are_compared_in_the_background(admin: Admin) -> None:
     }
     status, problem, _ = await admin.call("POST", path, {"prefer": "c"})
     assert (status, problem["errors"][0]["pointer"]) == (400, "#/prefer")
+
+
+async def test_a_comparison_takes_the_former_name_of_repair(admin: Admin) -> None:
+    """For one release: mend in the request, and mended in the answer with the number of repaired."""
+    path, verifier = "/upstreams/main/verify", admin.node.verifier
+    verifier.gate.set()
+    status, document, _ = await admin.call("POST", path, {"mend": True})
+    while not document["done"]:
+        _, document, _ = await admin.call("GET", path)
+    assert (status, verifier.asked) == (202, [(True, None)])
+    assert (document["repaired"], document["mended"]) == (0, 0)
 
 
 async def test_exceptions_are_listed_and_dismissed(admin: Admin) -> None:

@@ -36,7 +36,7 @@ def test_each_replica_is_collected_while_it_alone_is_paused(run: Run, node: Node
     assert result.exit_code == 0, result.output
     assert told.read_text().splitlines() == ["a http://127.0.0.1:5001", "b http://[::1]:5002/"]
     assert [(one["replica"], one["returned"]) for one in json.loads(result.stdout)] == [("a", 0), ("b", 0)]
-    assert [mend for mend, _ in node.verifier.asked] == [True, True, True]
+    assert [repair for repair, _ in node.verifier.asked] == [True, True, True]
     assert paused(node) == []
     assert run("replica", "gc", "main", "--replica", "b", "--run", f"echo once >> {told}").exit_code == 0
     assert told.read_text().count("once") == 1

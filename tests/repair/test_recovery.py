@@ -111,7 +111,7 @@ async def test_what_a_node_adds_after_the_comparison_is_compared_too(setting: Be
     await under_test.remember()
     # As after the first comparison of ``recover``, which then waits for the repair.
     verifier = setting.verifier()
-    await verifier.compare(verifier.new(), mend=True)
+    await verifier.compare(verifier.new(), repair=True)
     assert await Workshop(setting).repair()
     assert same(setting)
     assert await under_test.recover()

@@ -25,12 +25,12 @@ LATEST = Tag("latest")
 
 
 async def compare(
-    setting: Bench, *, mend: bool = False, prefer: str | None = None, only_at: str | None = None
+    setting: Bench, *, repair: bool = False, prefer: str | None = None, only_at: str | None = None
 ) -> Comparison:
     """Compare the two replicas."""
     verifier = setting.verifier()
     comparison = verifier.new()
-    await verifier.compare(comparison, mend=mend, prefer=prefer, only_at=only_at)
+    await verifier.compare(comparison, repair=repair, prefer=prefer, only_at=only_at)
     assert comparison.is_done
     return comparison
 
@@ -100,11 +100,11 @@ async def test_an_empty_replica_is_filled(setting: Bench) -> None:
     put_past(setting.a, image(b"past us"), "old")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     comparison = await compare(setting)
-    assert (comparison.differing, comparison.mended) == (8, 0)  # 2 tags, 3 manifests, 3 blobs
+    assert (comparison.differing, comparison.repaired) == (8, 0)  # 2 tags, 3 manifests, 3 blobs
     assert {replica for _, _, replica in found(comparison)} == {"b"}
     assert await setting.under_test.intents() == {}
-    comparison = await compare(setting, mend=True)
-    assert comparison.mended == comparison.differing
+    comparison = await compare(setting, repair=True)
+    assert comparison.repaired == comparison.differing
     workshop = Workshop(setting)
     assert await workshop.repair()
     assert same(setting)
@@ -115,7 +115,7 @@ async def test_the_journal_decides_about_a_tag_where_it_knows(setting: Bench) ->
     """One replica has the tag as it was pushed through us, the other was changed past us."""
     ours = await push(setting, image(b"ours"), "latest")
     put_past(setting.b, image(b"theirs"), "latest")
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert (IntentKind.TAG, "latest", "b") in found(comparison)
     assert comparison.undecided == 0
     assert await Workshop(setting).repair()
@@ -125,13 +125,13 @@ async def test_the_journal_decides_about_a_tag_where_it_knows(setting: Bench) ->
 async def test_a_tag_that_only_the_replicas_know_is_asked_about(setting: Bench) -> None:
     """They disagree: nothing is done, both digests are told; with a preferred replica it is as that one says."""
     one, two = put_past(setting.a, image(b"1"), "latest"), put_past(setting.b, image(b"2"), "latest")
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert comparison.undecided == 2
     undecided = {(d.replica, d.found) for d in comparison.differences if d.wanted is None}
     assert undecided == {("a", one.digest), ("b", two.digest)}
     await Workshop(setting).repair()
     assert setting.b.tags[REPOSITORY, "latest"] == two.digest
-    comparison = await compare(setting, mend=True, prefer="a")
+    comparison = await compare(setting, repair=True, prefer="a")
     assert comparison.undecided == 0
     assert await Workshop(setting).repair()
     assert setting.b.tags[REPOSITORY, "latest"] == one.digest
@@ -141,7 +141,7 @@ async def test_nothing_is_deleted(setting: Bench) -> None:
     """What only one replica has goes to the other."""
     put_past(setting.a, image(b"1"), "a")
     put_past(setting.b, image(b"2"), "b")
-    await compare(setting, mend=True)
+    await compare(setting, repair=True)
     workshop = Workshop(setting)
     workshop.repairer._copies._readers["main"] = setting.b  # type: ignore[index]  # what a lacks is at b
     setting.replicas.down.clear()
@@ -158,9 +158,9 @@ async def test_what_is_lost_is_told(setting: Bench) -> None:
     for replica in (setting.a, setting.b):
         replica.manifests.clear()
         replica.tags.clear()
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert found(comparison) == {(IntentKind.MANIFEST, str(gone.digest), None), (IntentKind.TAG, "latest", None)}
-    assert (comparison.lost, comparison.differing, comparison.mended) == (2, 0, 0)
+    assert (comparison.lost, comparison.differing, comparison.repaired) == (2, 0, 0)
 
 
 async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch
 
     monkeypatch.setattr(verifier, "_tags", delete_first)
     comparison = verifier.new()
-    await verifier.compare(comparison, mend=True)
+    await verifier.compare(comparison, repair=True)
     assert (comparison.lost, found(comparison), comparison.error) == (0, set(), "")
     assert not (await setting.under_test.journal.current.snapshot()).lost_keys
 
@@ -186,7 +186,7 @@ async def test_what_was_deleted_is_no_difference(setting: Bench) -> None:
     setting.replicas.down.add("b")
     await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
     setting.replicas.down.clear()
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert not [d for d in comparison.differences if d.key.kind is not IntentKind.BLOB]
     assert (REPOSITORY, gone.digest) not in setting.a.manifests
 
@@ -204,7 +204,7 @@ async def test_a_push_between_finding_and_entering_wins(setting: Bench, monkeypa
         return await enter(difference, is_chosen=is_chosen)
 
     monkeypatch.setattr(verifier, "_enter", push_first)
-    await verifier.compare(verifier.new(), mend=True)
+    await verifier.compare(verifier.new(), repair=True)
     await Workshop(setting).repair()
     assert setting.b.tags[REPOSITORY, "latest"] == new.digest != old.digest
 
@@ -324,7 +324,7 @@ async def test_unlike_lists_of_referrers_are_merged(setting: Bench, *, is_record
     before = await compare(setting)
     assert before.differing > 0
     assert listed(setting.a) != listed(setting.b)
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert (comparison.error, comparison.failed) == ("", 0)
     assert await Workshop(setting).repair()
     assert listed(setting.a) == listed(setting.b) == {ours.digest, theirs.digest, shared.digest}
@@ -337,7 +337,7 @@ async def test_a_list_that_cannot_be_merged_is_left_as_it_is(setting: Bench) -> 
     list_past(setting.b, referrer("theirs"))
     for replica in (setting.a, setting.b):
         replica.errors["put_manifest"] = RegistryError(ErrorCode.DENIED, "no", status=403)
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert comparison.failed > 0
     assert (listed(setting.a), listed(setting.b)) == ({referrer("ours").digest}, {referrer("theirs").digest})
 
@@ -350,7 +350,7 @@ async def test_referrers_that_no_tag_leads_to_are_compared(setting: Bench) -> No
     artifact = referrer("past us")
     manifest = artifact.manifest.replace(str(SUBJECT).encode(), str(subject).encode())
     past = put_past(setting.a, Parts(manifest, artifact.blobs))
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert (IntentKind.MANIFEST, str(past.digest), "b") in found(comparison)
     assert await Workshop(setting).repair()
     assert same(setting)

@@ -44,7 +44,7 @@ async def test_a_replica_that_lost_its_disk_gets_it(setting: Bench, cache: Parts
     """The comparison finds the children among the blobs, and the repair sends them."""
     await push(setting, cache, "latest")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert (comparison.error, comparison.manifests, comparison.blobs) == ("", 1, 3)
     assert await Workshop(setting).repair()
     assert same(setting)

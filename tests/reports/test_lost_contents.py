@@ -122,7 +122,7 @@ async def test_a_manifest_that_nobody_can_read_ends_no_walk(setting: Bench) -> N
     odd = Parts(b"{}", ())
     put_past(setting.a, odd, "odd")
     app = put_past(setting.a, image(b"layer"), "app")
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert (comparison.error, comparison.failed, comparison.manifests) == ("", 0, 2)
     workshop = Workshop(setting)
     assert await workshop.repair()
@@ -190,7 +190,7 @@ async def test_a_replica_that_fails_for_one_content_ends_no_walk(setting: Bench)
     setting.b.fetch_manifest = failing  # type: ignore[method-assign, assignment]  # of this replica alone
     del setting.a.manifests[REPOSITORY, bad.digest]
     del setting.a.tags[REPOSITORY, "bad"]
-    comparison = await compare(setting, mend=True)
+    comparison = await compare(setting, repair=True)
     assert (comparison.error, comparison.repositories_done, comparison.failed) == ("", 1, 1)
     assert (comparison.failures[0].replica, comparison.failures[0].is_held) == ("b", False)
     assert await lost_keys(setting) == set()

@@ -230,8 +230,8 @@ class Verifies:
     def new(self) -> Comparison:
         return Comparison(1.5e9)
 
-    async def compare(self, comparison: Comparison, *, mend: bool = False, prefer: str | None = None) -> None:
-        self.asked.append((mend, prefer))
+    async def compare(self, comparison: Comparison, *, repair: bool = False, prefer: str | None = None) -> None:
+        self.asked.append((repair, prefer))
         await self.gate.wait()
         for difference in self.finds:
             comparison.note(difference)
