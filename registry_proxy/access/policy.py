@@ -248,8 +248,8 @@ class Policy:
             repository: in question.
             action: in question.
             tag: in question.
-            namespaces: patterns the caller owns. Grants outside them, the subject's groups, and whether it is an
-                administrator, are left out of the answer: it says what grants allow. None for an administrator.
+            namespaces: patterns the caller owns. Grants outside them, the subject's groups, and whether it exists, is
+                enabled or an administrator, are left out: the answer says what grants allow. None for an administrator.
         """
         decide = self.decide_request if namespaces is None else self._decide_by_grants
         decision, may_move_tags = decide(subject, repository, action, tag)
@@ -265,9 +265,7 @@ class Policy:
     def _decide_by_grants(
         self, subject: str, repository: str, action: Action, tag: str | None
     ) -> tuple[Decision, bool]:
-        """Decide as ``decide_request`` does, and of an administrator as of any other user."""
-        if not self.is_admin(subject):
-            return self.decide_request(subject, repository, action, tag)
+        """Decide as ``decide_request`` does of a user who exists, is enabled, and is no administrator."""
         now, needs_all_tags = time.time(), _needs_all_tags(action, tag)
         decision, _ = self._weigh(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
         if action is not Action.PUSH or decision.allowed:

@@ -220,6 +220,27 @@ async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
     assert (grants[made["id"]], grants[outside], grants[own]) == (["push"], ["pull"], ["manage"])
 
 
+async def test_explain_does_not_tell_an_owner_who_exists(owners: Owners) -> None:
+    """It says of any name what grants allow: whoever gives rights to everybody, or to a name, learns of no users."""
+    await owners.node.directory.put_user("off", UserInput(password="a password", is_disabled=True))
+    await owners.node.directory.put_robot("old", 1.0, ())
+    await owners.grant("anonymous", "team/*", "pull")
+    for subject in ("user:off", "robot:old", "user:nobody", "robot:nobody"):
+        await owners.grant(subject, "team/own", "delete")
+    for repository, action in (("team/app", "pull"), ("team/own", "delete")):
+        question = {"repository": repository, "action": action}
+        answers = []
+        for subject in ("user:bob", "user:off", "robot:old", "user:nobody", "robot:nobody", "oidc:ci/main/x"):
+            if (subject, action) in {("user:bob", "delete"), ("oidc:ci/main/x", "delete")}:
+                continue
+            _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
+            answers.append(told["allowed"])
+        assert all(answers), action
+    admin = {"subject": "user:nobody", "repository": "team/app", "action": "pull"}
+    _, told = await owners.call("POST", "/explain", admin, caller="user:admin")
+    assert (told["allowed"], told["reason"]) == (False, "there is no user:nobody")
+
+
 async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None:
     """Whether it is allowed, yes; by which grant, only of those inside; who the subject is, never."""
     await owners.node.directory.users.put("off", UserInput(password="a password", is_disabled=True))
