@@ -1,5 +1,6 @@
 """Replicas made equal: repair, maintenance, and the comparison of replicas, as an administrator sees them."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,6 +11,10 @@ from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.protocol.referrers import Referrer
 
 _NOTED_MAX = 1000
+_DOUBTFUL_CONTENTS = 10
+_DOUBTFUL_PART = 10
+_DOUBTFUL_NAMESPACES = 3
+"""More than ten contents and a tenth of all, or some in more namespaces, that fail are no fault of single ones."""
 
 
 @dataclass(slots=True)
@@ -69,6 +74,21 @@ class Failure:
     reason: str
     is_held: bool
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it is the list of tags of a repository, and no tag or content."""
+        return len(self._parts) == 2
+
+    @property
+    def namespace(self) -> str:
+        """The first component of the repository: that of one owner."""
+        return self._parts[1].partition("/")[0]
+
+    @property
+    def _parts(self) -> list[str]:
+        upstream, _, rest = self.key.partition("/")
+        return [upstream, *re.split("[:|]", rest, maxsplit=1)]
+
 
 @dataclass(slots=True)
 class Comparison:
@@ -110,11 +130,19 @@ class Comparison:
             self.failures.append(failure)
 
     def doubt_about(self, replica: str) -> str:
-        """Return why it is not known that a replica has all that can be had; "" when it is."""
-        for failure in self.failures:
-            if failure.replica == replica or not failure.is_held:
-                return f"{failure.key} could not be asked of {failure.replica}: {failure.reason}"
-        return "" if self.failed <= len(self.failures) else f"{self.failed} contents could not be asked for"
+        """Return why it is not known that a replica has all that can be had; "" when it is.
+
+        Few contents that fail are no reason, whoever pushed them: reads of them find out where they are.
+        """
+        doubtful = [each for each in self.failures if each.replica == replica or not each.is_held]
+        if self.failed > len(self.failures):
+            return f"{self.failed} contents could not be asked for"
+        unlisted = [each for each in doubtful if each.is_list]
+        is_much = len(doubtful) > max(_DOUBTFUL_CONTENTS, (self.manifests + self.blobs) // _DOUBTFUL_PART)
+        if unlisted or is_much or len({each.namespace for each in doubtful}) > _DOUBTFUL_NAMESPACES:
+            first = next(iter(unlisted or doubtful))
+            return f"{first.key} could not be asked of {first.replica}: {first.reason}"
+        return ""
 
 
 class MergesReferrers(Protocol):

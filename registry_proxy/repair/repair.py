@@ -15,7 +15,7 @@ from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, Up
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.metrics import KeyRepair, Observer, RepairOutcome
 from registry_proxy.ports.names import ContentKind
-from registry_proxy.ports.repair import RepairStatus
+from registry_proxy.ports.repair import Failure, RepairStatus
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.ports.uploads import Spool
@@ -200,9 +200,11 @@ class Repairer:
         before, after = self._verifier.new(), self._verifier.new()
         await self._verifier.compare(before, repair=True, only_at=client.name)
         await self._repair_all(client, status)
-        if not before.error and not status.error:
+        for key in await self._open_keys(client.name):
+            after.fail(Failure(str(key), client.name, status.error, is_held=True))
+        if not before.error and not after.doubt_about(client.name):
             await self._verifier.compare(after)
-        status.error = status.error or before.error or after.error or after.doubt_about(client.name)
+        status.error = before.error or after.error or after.doubt_about(client.name)
         if not status.error and after.differing:
             status.failed += 1
             status.error = (
@@ -210,6 +212,11 @@ class Repairer:
                 f"decide about: see `registry-proxy replica verify {upstream}`"
             )
         if not status.error:
+            if after.failed:
+                _log.warning(
+                    "replica %s/%s is taken in, though %d contents fail, such as %s: see `replica verify %s`",
+                    *(upstream, client.name, after.failed, after.failures[0].key, upstream),
+                )
             await self._journal.roster.admit(upstream, client.name)
 
     async def _find_deleted(self, client: ReplicaClient) -> None:

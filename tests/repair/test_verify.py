@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKind
-from registry_proxy.ports.repair import Comparison, Difference
+from registry_proxy.ports.repair import Comparison, Difference, Failure
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
-from registry_proxy.protocol.descriptor import OCI_MANIFEST, Descriptor
+from registry_proxy.protocol.descriptor import OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of, fallback_tags
 from registry_proxy.protocol.referrers import describe_referrer, index_of, parse_referrers
@@ -260,6 +261,55 @@ async def test_a_newcomer_with_contents_of_its_own_waits_for_a_person(setting: B
     assert "replica verify" in workshop.repairer.status("b").error
     assert (REPOSITORY, "own") not in setting.a.tags
     assert (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
+
+
+async def test_one_object_that_fails_keeps_no_newcomer_out(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest that its only replica answers with 500, which anybody may have pushed, is left; the rest comes."""
+    app = await push(setting, image(b"1"), "latest")
+    setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
+    bad = put_past(setting.a, image(b"bad"), "bad")
+    fetch = setting.a.fetch_manifest
+
+    async def fetch_or_fail(repository: Repository, digest: Digest) -> Manifest:
+        if digest == bad.digest:
+            raise UpstreamUnavailableError("it answers 500")
+        return await fetch(repository, digest)
+
+    monkeypatch.setattr(setting.a, "fetch_manifest", fetch_or_fail)
+    await make_newcomer(setting)
+    workshop = Workshop(setting)
+    await workshop.repair()
+    assert workshop.repairer.status("b").error == ""
+    assert not (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
+    assert setting.b.tags[REPOSITORY, "latest"] == app.digest
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["main/team/app"],
+        [f"main/team/app:v{number}" for number in range(11)],
+        [f"main/team{number}/app|manifest|sha256:1" for number in range(4)],
+    ],
+    ids=["a list", "many", "in many namespaces"],
+)
+def test_much_that_fails_keeps_a_newcomer_out(keys: list[str]) -> None:
+    """A list, more contents than single ones, or some of several owners: then the storage fails."""
+    comparison = Comparison(0.0)
+    for key in keys:
+        comparison.fail(Failure(key, "a", "it answers 500", is_held=True))
+    assert comparison.doubt_about("b") == ""
+    for key in keys:
+        comparison.fail(Failure(key, "a", "it answers 500", is_held=False))
+    assert comparison.doubt_about("b") == f"{keys[0]} could not be asked of a: it answers 500"
+
+
+def test_few_contents_that_fail_are_no_doubt() -> None:
+    """Contents and tags of few owners fail by themselves, however few there are."""
+    comparison = Comparison(0.0)
+    for key in ("main/team/app:v1", "main/team/other|manifest|sha256:1", "main/home/eve/x|blob|sha256:2"):
+        comparison.fail(Failure(key, "a", "it answers 500", is_held=False))
+    assert comparison.doubt_about("b") == ""
 
 
 async def test_members_are_noted_once_and_leave_with_the_configuration(setting: Bench) -> None:
