@@ -222,8 +222,8 @@ async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
 
 async def test_explain_does_not_tell_an_owner_who_exists(owners: Owners) -> None:
     """It says of any name what grants allow: whoever gives rights to everybody, or to a name, learns of no users."""
-    await owners.node.directory.put_user("off", UserInput(password="a password", is_disabled=True))
-    await owners.node.directory.put_robot("old", 1.0, ())
+    await owners.node.directory.users.put("off", UserInput(password="a password", is_disabled=True))
+    await owners.node.directory.robots.put("old", 1.0, ())
     await owners.grant("anonymous", "team/*", "pull")
     for subject in ("user:off", "robot:old", "user:nobody", "robot:nobody"):
         await owners.grant(subject, "team/own", "delete")
