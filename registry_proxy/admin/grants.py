@@ -10,6 +10,7 @@ from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
 from registry_proxy.admin.auth import CALLER, NAMESPACES, Control
+from registry_proxy.admin.owners_turns import OwnersTurns
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,
@@ -107,6 +108,7 @@ class GrantResource:
     def __init__(self, directory: Directory, control: Control) -> None:
         self._directory = directory
         self._control = control
+        self._turns = OwnersTurns(control)
 
     @Endpoint("GET /grants", "List grants", Page[GrantDocument], query=_FILTERS, audience=Audience.OWNERS)
     async def list_grants(self, request: web.Request) -> web.Response:
@@ -135,13 +137,14 @@ class GrantResource:
         namespaces = request.get(NAMESPACES)
         if namespaces is not None:
             _check_inside(namespaces, body)
-        policy = await self._control.policy()
-        given = body.content()
-        grant = policy.find_equal(make_grant(given, ""))
-        if grant is None and namespaces is not None:
-            _check_room(namespaces, policy)
-        doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
-        grant = grant or await self._directory.grants.add(given)
+        async with self._turns.turn(request):
+            policy = await self._control.policy()
+            given = body.content()
+            grant = policy.find_equal(make_grant(given, ""))
+            if grant is None and namespaces is not None:
+                _check_room(namespaces, policy)
+            doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
+            grant = grant or await self._directory.grants.add(given)
         doubts += _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), 201, revision=grant.revision, warnings=doubts)
 
@@ -164,7 +167,8 @@ class GrantResource:
                 _check_inside(request[NAMESPACES], body)
             return await self._directory.grants.change(grant.id, body.content(), expect=expect)
 
-        grant = await patched(request, lambda: self._find_grant(request), write)
+        async with self._turns.turn(request):
+            grant = await patched(request, lambda: self._find_grant(request), write)
         doubts = _doubts_of_grant(request, grant, policy)
         return answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
 
@@ -176,7 +180,8 @@ class GrantResource:
             await self._directory.grants.delete(grant.id, expect=expect)
             request[ASKED_FOR] = {"grants_removed": [GrantDocument.of(grant).as_json()]}
 
-        await patched(request, lambda: self._find_grant(request), delete)
+        async with self._turns.turn(request):
+            await patched(request, lambda: self._find_grant(request), delete)
         return web.Response(status=204)
 
     async def _find_grant(self, request: web.Request) -> Grant:

@@ -1,9 +1,10 @@
 """Grants cost each request below them and each worker: the owner of a namespace gives a bounded number of them."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp.test_utils import TestClient
@@ -11,9 +12,12 @@ from aiohttp.web import Application, Request
 from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
+from registry_proxy.access.turns import Caller
+from registry_proxy.admin.owners_turns import OwnersTurns
 from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.store import Change, Record, Table
 from tests.support.admin_bench import Node, admin_node
+from tests.support.waiting import until
 
 OWNERS_MAX = 1000
 
@@ -91,3 +95,55 @@ async def test_a_list_for_an_owner_makes_nothing_of_the_others(bench: Bench, mon
     monkeypatch.setattr("registry_proxy.directory.grants.grant_of", counted)
     _, listed = await bench.call("GET", "/grants", caller="user:bob")
     assert [each["repository"] for each in listed["items"]] == made == ["home/bob/app"]
+
+
+async def test_owners_who_toggle_grants_take_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who sends many changes keeps another owner waiting for one of them at most, and an administrator for none."""
+    done: list[str] = []
+
+    async def give(caller: str, repository: str, tags: str) -> int:
+        status, _ = await bench.give(tags, repository=repository, caller=caller)
+        done.append(caller)
+        return status
+
+    is_free = asyncio.Event()
+
+    async def wait(turns: OwnersTurns) -> None:
+        await is_free.wait()
+        turns._turns.end()
+
+    monkeypatch.setattr(OwnersTurns, "_end", wait)
+    assert await give("user:ann", "team/app", "first") == 201
+    async with asyncio.TaskGroup() as group:
+        many = [group.create_task(give("user:ann", "team/app", f"v{number}")) for number in range(20)]
+        await until(lambda: sum(task.done() for task in many) == 4)
+        other = group.create_task(give("user:bob", "home/bob/app", "v1"))
+        await until(lambda: sum(task.done() for task in many) == 5)
+        assert await give("user:admin", "team/app", "admin") == 201
+        assert not other.done()
+        is_free.set()
+    assert [task.result() for task in many].count(429) == 5
+    assert other.result() == 201
+    assert done.index("user:bob") - done.index("user:admin") <= 2
+
+
+async def test_the_next_change_of_an_owner_waits_three_times_as_long_as_the_policy_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that no more than a quarter of the time goes into policies, however many there are to change."""
+    now, pauses = 100.0, list[float]()
+
+    class Control:
+        async def policy(self) -> None:
+            nonlocal now
+            now += 2.0
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    turns = OwnersTurns(cast("Any", Control()), clock=lambda: now)
+    await turns._turns.begin(Caller("user:ann", is_known=False))
+    await turns._end()
+    assert pauses == [6.0]
+    await turns._turns.begin(Caller("user:bob", is_known=False))
