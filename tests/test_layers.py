@@ -58,7 +58,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "cache": "cachetools inotify_simple",
         "cli": "httpx rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
-        "edge": "aiohttp multidict",
+        "edge": "aiohttp cachetools multidict",
         "http": "aiohttp multidict",
         "node": "uvloop",
         "offline": "aiofiles",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote, urlencode
 
+from registry_proxy.edge.allowance import DELETIONS_AT_ONCE, DELETIONS_SECONDS, Allowance
 from registry_proxy.edge.answer import Answer
 from registry_proxy.edge.authenticate import Authenticator, digest_named_by
 from registry_proxy.edge.call import Call
@@ -43,6 +44,7 @@ class Writes:
         self._router = router
         self._push = push
         self._manage = manage
+        self._deletions = Allowance(DELETIONS_AT_ONCE, DELETIONS_SECONDS)
         self._audit = audit
 
     async def start_upload(self, call: Call[StartUploadRequest]) -> Answer:
@@ -132,11 +134,13 @@ class Writes:
 
     async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
         with self._audited(call):
+            self._deletions.take(call.subject)
             call.made = await self._manage.delete_manifest(call.routed, call.request.tag_or_digest)
         return Answer(202)
 
     async def delete_blob(self, call: Call[BlobRequest]) -> Answer:
         with self._audited(call):
+            self._deletions.take(call.subject)
             await self._manage.delete_blob(call.routed, call.request.digest)
         return Answer(202)
 

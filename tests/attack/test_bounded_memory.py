@@ -58,6 +58,7 @@ BOUNDS = {
     "cache.upload_file.UploadFile._window": "1 MiB",
     "cache.watch.FileWatcher._watches": RUNNING,
     "cache.writer.PartialFileWriter._pending": "1 MiB and a chunk",
+    "edge.allowance.Allowance._whole_at": "10,000 subjects",
     "edge.fast_path.FastPath._heads": "4 MiB",
     "edge.server._Server._open": RUNNING,
     "files.writer_thread.WriterThread.pending": "20,000 events of 8 KB, or requests with paths of 1,000 characters",
