@@ -62,7 +62,6 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "http": "aiohttp multidict",
         "node": "uvloop",
         "offline": "aiofiles",
-        "replication": "aiofiles",
         "replica": "aiohttp cachetools yarl",
         "store": "redis",
         "telemetry": "prometheus_client pythonjsonlogger",

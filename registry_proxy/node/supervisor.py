@@ -147,7 +147,8 @@ class Supervisor:
             if self._stopping.is_set():  # it was our command that ended the process
                 return
             raise
-        self._announce()
+        line = f"registry-proxy is ready: http://{self._settings.listen} (admin: http://{self._settings.admin_listen})"
+        print(line, flush=True)  # noqa: T201 - for the person or the script that waits for it
         self._keep_all(self._current)
         self._discovery.confirm(self._settings)
         following = [spawn(self._follow_dns(), "replicas in DNS"), spawn(self._follow_disk(), "disk of the cache")]
@@ -192,11 +193,6 @@ class Supervisor:
             raise StartError(f"the node cannot be prepared: {reason}")
         password: str | None = json.loads(worker.process.result)
         return password
-
-    def _announce(self) -> None:
-        settings = self._settings
-        line = f"registry-proxy is ready: http://{settings.listen} (admin: http://{settings.admin_listen})"
-        print(line, flush=True)  # noqa: T201 - for the person or the script that waits for it
 
     # ------------------------------------------------------------ reload
 

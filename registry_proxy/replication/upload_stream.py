@@ -3,9 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-
-import aiofiles
 
 from registry_proxy.ports.errors import CacheUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
@@ -29,23 +28,22 @@ async def follow(reader: SpoolReader, offset: int) -> AsyncIterator[bytes]:
 
 
 async def read_range(fd: int, size_bytes: int) -> AsyncIterator[bytes]:
-    """Give the first bytes of a file, each piece read in a thread.
+    """Give the first bytes of a file, each piece read in a thread; its position plays no part, so senders may share it.
 
     Args:
-        fd: of the file, with a position that nobody else uses meanwhile.
+        fd: of the file.
         size_bytes: how many.
 
     Raises:
         OSError: the file is shorter, or cannot be read.
     """
-    async with aiofiles.open(fd, "rb", buffering=0, closefd=False) as file:
-        await file.seek(0)
-        while size_bytes > 0:
-            piece = await file.read(min(size_bytes, _PIECE_BYTES))
-            if not piece:
-                raise OSError(f"a file ends {size_bytes} bytes early")
-            size_bytes -= len(piece)
-            yield piece
+    offset = 0
+    while offset < size_bytes:
+        piece = await asyncio.to_thread(os.pread, fd, min(size_bytes - offset, _PIECE_BYTES), offset)
+        if not piece:
+            raise OSError(f"a file ends {size_bytes - offset} bytes early")
+        offset += len(piece)
+        yield piece
 
 
 class ReplicaStream:

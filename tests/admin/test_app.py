@@ -133,7 +133,7 @@ async def test_only_an_administrator_gets_in(admin: Admin) -> None:
         if (method, path) == ("POST", "/me/tokens"):
             assert (status, problem["detail"].partition(" (")[0]) == (
                 403,
-                "a personal token is made with a user's password",
+                "creating a personal token needs the user's password",
             )
         elif path.startswith("/me") or path == "/explain":
             assert status in {200, 204, 400, 404}, path
