@@ -5,7 +5,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     protocol                     the texts of the specifications as values; standard library only
     ports, files, http, config   agreements between rooms; safe files; HTTP/1.1 of both listeners; settings
     access, directory            may this subject do that? its records, as administrators change them
-    cache                        bytes on the local disk
+    cache, spool                 bytes on the local disk; uploads on their way to the replicas
     replica, upstream            one replica over HTTP; replicas, reading: routing, health, failover
     store                        state: SQLite or Redis
     audit, telemetry             the tamper-evident log; metrics and logs
@@ -26,7 +26,7 @@ The path of a pull::
 (a plain request that nobody has to be asked for is read and written by edge/fast_path in place of edge/{public,send}),
 that of a push::
 
-    edge/registry -> edge/writes -> operations/push -> cache/spool -> replication/{sessions,fanout,journal}
+    edge/registry -> edge/writes -> operations/push -> spool -> replication/{sessions,fanout,journal}
         -> replica/client
 
 and that of a grant::

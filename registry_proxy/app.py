@@ -47,6 +47,7 @@ from registry_proxy.ports.metrics import CacheDiskStalled, Observer, PolicyCurre
 from registry_proxy.repair.duty import RepairDuty
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.open import Records, ReplicaTools, Writes, open_records
+from registry_proxy.spool.spool import DiskSpool
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.schema import SchemaTooNewError
@@ -120,7 +121,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         await duties.enter_async_context(running(node.writes.uploads.run(), "upkeep of uploads"))
         if has_admin:
             await duties.enter_async_context(node.repair.running(repairs=not context.is_stand_in))
-        audit_options = configured.audit_options(settings, node.cache.spool.node_id, context.process)
+        audit_options = configured.audit_options(settings, node.spool.node_id, context.process)
         audit = await stack.enter_async_context(
             open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
         )
@@ -154,6 +155,7 @@ class _Node:
     access: Access
     directory: Directory
     cache: Cache
+    spool: DiskSpool
     records: Records
     upstreams: Upstreams
     writes: Writes
@@ -175,6 +177,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
         router = PrefixRouter(configured.routes(settings))
         cache_options = configured.cache_options(settings, context)
         cache = await stack.enter_async_context(open_cache(cache_options, observer, router.local_name))
+        spool = DiskSpool(cache.disk, is_lasting=not context.is_stand_in)
         options, holdings = configured.record_options(settings), cache.holdings
         records = await stack.enter_async_context(open_records(options, store, changes, observer, holdings))
         inspection = Inspection(store=store, journal=records.journal, recorded=options.recorded)
@@ -195,13 +198,13 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             impatient_readers=upstreams.impatient_readers,
             cache=cache.disk,
             holdings=holdings,
-            pins=cache.spool,
+            pins=spool,
             observer=observer,
         )
         rates = {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}
         writes = Writes(tools)
         repair = RepairDuty(rates, tools, inspection, writes.fallback_tags)
-        yield _Node(changes, access, directory, cache, records, upstreams, writes, repair, router)
+        yield _Node(changes, access, directory, cache, spool, records, upstreams, writes, repair, router)
 
 
 def _public_app(
@@ -221,7 +224,7 @@ def _public_app(
     )
     referrers = Referrers(pull=pull, tags=writes.fallback_tags)
     push = Push(
-        spool=cache.spool,
+        spool=node.spool,
         cache=cache.disk,
         holdings=cache.holdings,
         proofs=writes.proofs,

@@ -80,7 +80,6 @@ def cache_options(settings: Settings, context: WorkerContext) -> CacheOptions:
         check_share=cache.scrub.check_share,
         scrub_bytes_per_second=cache.scrub.bytes_per_second,
         scrub_interval_seconds=cache.scrub.interval_seconds,
-        is_lasting=not context.is_stand_in,
         was_away=context.was_away,
     )
 

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "access": "files ports protocol tasks",
         "directory": "access ports protocol",
         "cache": "files ports protocol tasks",
+        "spool": "cache files ports protocol tasks",
         "replica": "ports protocol tasks",
         "upstream": "ports protocol replica tasks",
         "store": "files ports tasks",
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "configured": "access admin audit cache config edge http node operations ports protocol replica replication"
         " upstream",
         "app": "access admin audit cache config configured directory edge http node operations ports repair"
-        " replication store tasks telemetry upstream",
+        " replication spool store tasks telemetry upstream",
         "load": "app node",
         "cli": "config files load node offline ports protocol",
         "__main__": "cli load node",
@@ -55,7 +56,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "access": "aiohttp argon2 cachetools cryptography jwt",
         "api": "aiohttp pydantic pydantic_core",
         "admin": "aiohttp cachetools prometheus_client pydantic",  # reads the scrape of all workers
-        "cache": "cachetools inotify_simple",
+        "cache": "inotify_simple",
         "cli": "httpx rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
         "edge": "aiohttp cachetools multidict",
@@ -63,6 +64,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "node": "uvloop",
         "offline": "aiofiles",
         "replica": "aiohttp cachetools yarl",
+        "spool": "cachetools",
         "store": "redis",
         "telemetry": "prometheus_client pythonjsonlogger",
         "upstream": "cachetools",

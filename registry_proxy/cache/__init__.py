@@ -1,1 +1,1 @@
-"""Bytes on local disk: verified content, fills in progress, uploads, and what each repository holds."""
+"""Bytes on local disk: verified content, fills in progress, the room of uploads, and what each repository holds."""

@@ -1,4 +1,4 @@
-"""Opening the cache of a worker: its files, the upload files beside them, and the note of what repositories hold."""
+"""Opening the cache of a worker: its files, and the note of what repositories hold."""
 
 import contextlib
 import re
@@ -9,7 +9,6 @@ from functools import partial
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.scrub import Scrubber
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.patterns import compile_repository_pattern
@@ -30,7 +29,6 @@ class CacheOptions:
         check_share: see ``DiskCache``.
         scrub_bytes_per_second: see ``Scrubber``.
         scrub_interval_seconds: see ``Scrubber``.
-        is_lasting: whether it outlives this process; one in memory does not.
         was_away: whether others may have changed what repositories hold since it was last open.
     """
 
@@ -41,7 +39,6 @@ class CacheOptions:
     check_share: float
     scrub_bytes_per_second: int
     scrub_interval_seconds: float
-    is_lasting: bool
     was_away: bool
 
 
@@ -50,7 +47,6 @@ class Cache:
     """The parts of an open cache."""
 
     disk: DiskCache
-    spool: DiskSpool
     holdings: FileHoldings
     scrubber: Scrubber
 
@@ -78,7 +74,6 @@ async def open_cache(options: CacheOptions, observer: Observer, local_name: Loca
     try:
         yield Cache(
             disk,
-            DiskSpool(disk, is_lasting=options.is_lasting),
             holdings,
             Scrubber(disk, options.scrub_bytes_per_second, options.scrub_interval_seconds),
         )

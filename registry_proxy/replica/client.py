@@ -329,11 +329,8 @@ class HttpReplicaClient:
         except RegistryError as error:
             if not isinstance(error, AccessRefusedError) and error.code is not ErrorCode.NAME_UNKNOWN:
                 raise
-            raise RegistryError(
-                ErrorCode.UNSUPPORTED,
-                "the upstream registry gives no list of its repositories",
-                detail={"replica": self._name},
-            ) from error
+            reason = "the upstream registry gives no list of its repositories"
+            raise RegistryError(ErrorCode.UNSUPPORTED, reason, detail={"replica": self._name}) from error
         return await merged([(cast("set[Repository]", names), _is_listed)])
 
     async def fetch_referrers(self, repository: Repository, digest: Digest) -> list[Referrer] | None:

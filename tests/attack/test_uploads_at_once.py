@@ -13,11 +13,11 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.cache.uploads import owner_of
 from registry_proxy.files.hashing import hash_file
 from registry_proxy.files.lock import locked
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.spool.spool import DiskSpool
 from registry_proxy.tasks import spawn
 from tests.support.fakes.cache import MIB, Events
 from tests.support.fakes.replicas import ANN
@@ -93,7 +93,7 @@ async def test_uploads_that_are_read_again_leave_threads_to_others(
         may_end.wait(30)
         return hash_file(fd, hasher, *part)
 
-    monkeypatch.setattr("registry_proxy.cache.upload_file.hash_file", read_slowly)
+    monkeypatch.setattr("registry_proxy.spool.upload_file.hash_file", read_slowly)
     uploads = [spool.create(str(number), ANN) for number in range(40)]
     for upload in uploads:
         await upload.write(b"x")
@@ -113,7 +113,7 @@ def test_uploads_that_are_begun_and_cancelled_leave_a_bounded_number_of_marks(
     spool: DiskSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many uploads end, the disk keeps the marks of the last ones alone."""
-    monkeypatch.setattr("registry_proxy.cache.spool._MAX_MARKS", 3)
+    monkeypatch.setattr("registry_proxy.spool.spool._MAX_MARKS", 3)
     now = time.time()
     for number in range(8):
         spool.mark_ended(str(number))

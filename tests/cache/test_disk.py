@@ -10,10 +10,10 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import prepare_cache
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.spool.spool import DiskSpool
 from tests.cache.conftest import MakeCache
 from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 from tests.support.waiting import until

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.cache.layout import CacheMoveError, CachePaths, CacheSchemaError, prepare_cache, read_node_id
-from registry_proxy.cache.spool import DiskSpool
+from registry_proxy.spool.spool import DiskSpool
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
 

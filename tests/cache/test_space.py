@@ -11,11 +11,11 @@ import pytest
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.ledger import LedgerChange
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError, FillLostError
 from registry_proxy.ports.metrics import CacheEviction
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.spool.spool import DiskSpool
 from tests.cache.conftest import MakeCache
 from tests.cache.test_disk import blob_file, put
 from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all

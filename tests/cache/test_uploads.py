@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.cache.uploads import UploadRoom, owner_of
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.spool.spool import DiskSpool
 from tests.cache.conftest import MakeCache
 from tests.support.fakes.cache import MIB, content
 from tests.support.fakes.replicas import ANN

@@ -13,11 +13,11 @@ import pytest_asyncio
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.layout import prepare_cache
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
 from registry_proxy.replication.upload_stream import follow
+from registry_proxy.spool.spool import DiskSpool
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
 from tests.support.fakes.images import Parts, image, index

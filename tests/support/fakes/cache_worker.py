@@ -9,9 +9,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.uploads import Uploader
+from registry_proxy.spool.spool import DiskSpool
 from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read_all
 
 

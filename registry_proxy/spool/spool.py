@@ -12,7 +12,6 @@ from cachetools import FIFOCache
 
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.layout import read_node_id
-from registry_proxy.cache.upload_file import RUNNING_ALGORITHM, RunningHash, UploadFile
 from registry_proxy.cache.uploads import owner_of
 from registry_proxy.files.atomic import sync_directory
 from registry_proxy.files.lock import is_at, try_lock
@@ -21,6 +20,7 @@ from registry_proxy.ports.metrics import CacheFailure
 from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile, Uploader
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.spool.upload_file import RUNNING_ALGORITHM, RunningHash, UploadFile
 
 _MAX_RUNNING_HASHES = 1000
 _MAX_MARKS = 100_000

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from registry_proxy.cache import upload_file
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.uploads import SpoolFile
+from registry_proxy.spool import upload_file
+from registry_proxy.spool.spool import DiskSpool
 from registry_proxy.tasks import spawn
 from tests.cache.conftest import MakeCache
 from tests.support.fakes.cache import MIB, content

@@ -24,7 +24,7 @@ from registry_proxy.tasks import Wakeup
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-    from registry_proxy.cache.spool import DiskSpool
+    from registry_proxy.spool.spool import DiskSpool
 
 _T = TypeVar("_T")
 RUNNING_ALGORITHM = "sha256"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.spool import DiskSpool
 from registry_proxy.ports.uploads import UPLOAD_LIFETIME_SECONDS, SpoolFile, Uploader
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.spool.spool import DiskSpool
 from tests.cache.conftest import MakeCache
 from tests.support.fakes.cache import MIB, content, read_all
 
