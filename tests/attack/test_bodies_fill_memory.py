@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from registry_proxy.edge import exchange
+from registry_proxy.edge import incoming
 from registry_proxy.edge.server import run_public
 from registry_proxy.http import connections
 from registry_proxy.http.connections import ConnectionLimits
@@ -68,7 +68,7 @@ async def test_buffers_of_many_unfinished_bodies_are_small() -> None:
 async def test_documents_in_part_have_a_bound_for_each_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A form beyond the bytes that one address may have on their way is 429; those that it has can still be ended."""
     monkeypatch.setattr(connections, "HELD_MAX_BYTES", 100_000)
-    monkeypatch.setattr(exchange, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(incoming, "DRAIN_SECONDS", 0.1)
     head = b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
     async with PublicBench(tmp_path).serving() as public:
         owners = public.connections._owners
