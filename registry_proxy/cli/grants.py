@@ -42,6 +42,9 @@ def grant_text(grant: Mapping[str, Any]) -> str:
 
 
 def _print(grant: dict[str, Any], *, as_json: bool) -> None:
+    actions = set(grant["actions"])
+    if "pull" not in actions and (pushes := sorted(actions & {"push", "create"})):
+        print_note(f"warning: clients also need pull to push: give pull,{','.join(pushes)}")
     if as_json:
         print_json(grant)
     else:

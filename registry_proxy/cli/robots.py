@@ -31,7 +31,8 @@ def add_robot(
     body = {"expires_at": expires_at, "networks": network or []}
     with admin_client() as admin:
         made = admin.call("PUT", "robots", name, body=body, headers=ONLY_IF_NEW).document
-        print_note(f"Robot {name} made: it logs in as robot${name}.")
+        print_note(f"Robot {name} made: it logs in as 'robot${name}', in single quotes in a shell.")
+        print_note(f"Next, its secret: registry-proxy robot secret add {name}")
         print_object(made, as_json=as_json)
 
 
@@ -81,7 +82,7 @@ def add_secret(name: _Name, label: Label = "", expires_at: Expires = None, as_js
     with admin_client() as admin:
         body = {"label": label, "expires_at": expires_at}
         made = admin.call("POST", "robots", name, "secrets", body=body).document
-        show_secret(made, as_json=as_json)
+        show_secret(made, use=f"the password of docker login -u 'robot${name}'", as_json=as_json)
 
 
 @secret_app.command("list")

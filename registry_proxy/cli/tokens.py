@@ -26,12 +26,12 @@ SECRET_COLUMNS = {
 _User = Annotated[str | None, typer.Option(help="Of this user; without it, your own.")]
 
 
-def show_secret(made: dict[str, Any], *, as_json: bool) -> None:
-    """Print a new secret, this once."""
+def show_secret(made: dict[str, Any], *, use: str, as_json: bool) -> None:
+    """Print a new secret, this once; ``use`` completes "Use it as"."""
     if as_json:
         print_json(made)
         return
-    print_note(f"Secret {made['id']} made. It is shown this once:")
+    print_note(f"Secret {made['id']} made. Use it as {use}. It is shown this once:")
     sys.stdout.write(made["secret"] + "\n")
 
 
@@ -46,7 +46,8 @@ def add_token(
     """Create a personal access token of yours, for logins instead of your password."""
     body = {"label": label, "expires_at": expires_at, "actions": ["pull"] if read_only else None}
     with admin_client() as admin:
-        show_secret(admin.call("POST", "me", "tokens", body=body).document, as_json=as_json)
+        made = admin.call("POST", "me", "tokens", body=body).document
+        show_secret(made, use="the password of your user in docker login", as_json=as_json)
 
 
 def _tokens_of(user: str | None) -> tuple[str, ...]:

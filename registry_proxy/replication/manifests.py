@@ -196,18 +196,24 @@ class ManifestReplication:
         return await self._journal.begin(contents, configured_names(replica_set), changes)
 
     async def _check_new(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
-        """Refuse a tag that exists, unless it is what an earlier try of the same push left behind."""
+        """Refuse to move a tag: one that is on record, or at a replica, with another digest than this one."""
         record = await self._store.get(Table.TAGS, tag_record_key(routed, tag))
         if record is not None:
-            intent = await self._journal.find(IntentKey(routed, IntentKind.TAG, tag))
-            is_retry = intent is not None and intent.digest == digest and record.value["digest"] == str(digest)
-            if not is_retry:
+            if record.value["digest"] != str(digest):
                 raise _tag_exists(tag)
-        elif await self._is_tag_known(replica_set, routed, tag):
+            intent = await self._journal.find(IntentKey(routed, IntentKind.TAG, tag))
+            if intent is not None and intent.digest == digest:
+                return  # left behind by an earlier try of the same push
+        if await self._is_tag_of_another(replica_set, routed, tag, digest):
             raise _tag_exists(tag)
 
-    async def _is_tag_known(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag) -> bool:
-        """Tell whether a replica has the tag: pushed past us. Replicas that cannot be asked are no answer."""
+    async def _is_tag_of_another(
+        self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest
+    ) -> bool:
+        """Tell whether a replica has the tag with another digest: pushed past us.
+
+        Replicas that cannot be asked are no answer.
+        """
         marks, answers, failure = await self._journal.current.marks(), 0, UpstreamUnavailableError("no replica is up")
         for client in replica_set.replicas:
             if not replica_set.is_writable(client.name) or marks.misses_tag(client.name, routed, tag):
@@ -221,7 +227,7 @@ class ManifestReplication:
             except UpstreamUnavailableError as error:
                 failure = error
             else:
-                if not marks.has_tombstone(client.name, routed, found.digest):
+                if found.digest != digest and not marks.has_tombstone(client.name, routed, found.digest):
                     return True
                 answers += 1
         if not answers:

@@ -224,6 +224,36 @@ def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
     _fails(run("grant", "list", "--subject", "bob"), "subject: expected user:NAME")
 
 
+@pytest.mark.parametrize("actions", ["push", "create"])
+def test_a_grant_to_push_without_pull_is_made_with_a_warning(run: Run, actions: str) -> None:
+    """Clients ask by HEAD for what they push; another grant may give that, so it is no failure."""
+    made = run("grant", "add", "user:bob", "team/**", actions, "--json")
+    warning = f"warning: clients also need pull to push: give pull,{actions}"
+    assert (_json(made)["actions"], made.stderr.splitlines()[-1]) == ([actions], warning)
+    changed = run("grant", "set", _json(made)["id"], "--actions", f"pull,{actions}")
+    assert "warning" not in changed.stderr
+    assert warning in run("grant", "set", _json(made)["id"], "--actions", actions).stderr
+
+
+def test_a_new_robot_is_shown_with_the_next_step(run: Run) -> None:
+    """The login has a dollar sign, which shells replace outside single quotes; standard output stays JSON."""
+    made = run("robot", "add", "ci", "--json")
+    assert _json(made)["name"] == "ci"
+    assert "it logs in as 'robot$ci'" in made.stderr
+    assert "registry-proxy robot secret add ci" in made.stderr
+
+
+def test_a_new_token_is_shown_with_its_use(run: Run) -> None:
+    """The secret alone is on standard output; a secret of a robot names the login of the robot."""
+    made = run("token", "add")
+    assert len(made.stdout.split()) == 1
+    assert "as the password of your user in docker login" in made.stderr
+    run("robot", "add", "ci")
+    secret = run("robot", "secret", "add", "ci")
+    assert len(secret.stdout.split()) == 1
+    assert "docker login -u 'robot$ci'" in secret.stderr
+
+
 def test_faults_are_told_one_a_line(run: Run) -> None:
     """Everything that is wrong is told at once, each with where it is."""
     result = run("grant", "add", "bob", "TEAM", "fly", "--mode", "maybe")

@@ -297,6 +297,26 @@ async def test_create_only_sees_tags_pushed_past_the_proxy(setting: Bench) -> No
     assert error.status == 403
 
 
+async def test_create_only_may_repeat_a_push_that_succeeded(setting: Bench) -> None:
+    """A retried job pushes the same digest again: nothing moves, whether the tag is on record or only at replicas."""
+    app = await upload(setting, image(b"1"))
+    for _ in range(2):
+        await setting.under_test.put(LATEST, app.manifest, app.media_type, may_move=False)
+    for replica in (setting.a, setting.b):
+        replica.add_manifest(REPOSITORY, app.manifest, Tag("past"))
+    await setting.under_test.put(Tag("past"), app.manifest, app.media_type, may_move=False)
+    assert setting.a.tags == setting.b.tags == dict.fromkeys([(REPOSITORY, LATEST), (REPOSITORY, "past")], app.digest)
+
+
+async def test_create_only_moves_no_tag_back_that_was_moved_past_the_proxy(setting: Bench) -> None:
+    """The record still names the first digest, a replica another one: to push the first again is a move."""
+    app = await upload(setting, image(b"1"))
+    await setting.under_test.put(LATEST, app.manifest, app.media_type, may_move=False)
+    setting.b.add_manifest(REPOSITORY, b"{}", LATEST)
+    error = await refused(setting.under_test.put(LATEST, app.manifest, app.media_type, may_move=False))
+    assert error.status == 403
+
+
 async def test_create_only_may_repeat_what_failed_halfway(setting: Bench) -> None:
     """A create that lost its quorum is on record but was never acknowledged: its retry is no move."""
     setting.replicas.write_quorum = 2
