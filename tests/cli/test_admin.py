@@ -289,7 +289,7 @@ def test_a_secret_is_told_why_it_makes_no_token(environment: pytest.MonkeyPatch,
     """What users do for themselves needs no admin, so the answer is not that one is needed."""
     secret = _json(run("token", "add", "--json"))["secret"]
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", secret)
-    _fails(run("token", "add"), "made with a user's password")
+    _fails(run("token", "add"), "needs the user's password")
     _fails(run("token", "list"), "log in with the password")
 
 
