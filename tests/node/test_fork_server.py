@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import pytest
@@ -21,18 +21,22 @@ PATIENCE_SECONDS = 30
 COMMAND = [sys.executable, "-c", "from tests.node.test_fork_server import main; main()"]
 
 
+def open_here() -> list[str]:
+    """Return the files and sockets that this process has open, beside its input and output."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing
+            if int(name) > 2:
+                found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
 def tell_and_wait(maker: int, descriptors: list[int]) -> int:
     """Tell what a copy sees, then wait until the other side of its channel is closed."""
     name_process("copy")
     with socket.socket(fileno=descriptors[0]) as channel:
-        open_here = {}
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                open_here[name] = os.readlink(f"/proc/self/fd/{name}")
-            except FileNotFoundError:  # that of the listing
-                continue
         seen: dict[str, Any] = {"pid": os.getpid(), "parent": os.getppid(), "maker": maker}
-        seen |= {"open": open_here, "given": len(descriptors)}
+        seen |= {"open": open_here(), "given": len(descriptors)}
         channel.sendall(json.dumps(seen).encode() + b"\n")
         channel.recv(1)
     return 7
@@ -120,14 +124,13 @@ def test_a_copy_has_no_descriptors_but_those_given(start: Start) -> None:
 
     async def scenario() -> None:
         with socket.create_server(("127.0.0.1", 0)), socket.socket() as passed_on:
+            ours = open_here()
             channel, seen = await copy(start(load), passed_on.fileno())
             channel.close()
             assert wait(seen["pid"]) == 7
-            inode = os.readlink(f"/proc/self/fd/{passed_on.fileno()}")
-            opened = [target for number, target in seen["open"].items() if int(number) > 2]
-            assert sorted(target.split(":")[0] for target in opened) == ["socket", "socket"]
             assert seen["given"] == 2
-            assert inode in opened
+            # Libuv, where a test before has used it, makes two pipes of its own in each copy: they are nobody else's.
+            assert set(seen["open"]) & set(ours) == {os.readlink(f"/proc/self/fd/{passed_on.fileno()}")}
 
     asyncio.run(scenario())
 

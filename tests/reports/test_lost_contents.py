@@ -197,16 +197,17 @@ async def test_a_replica_that_fails_for_one_content_ends_no_walk(setting: Bench)
     assert (IntentKind.MANIFEST, str(app.digest)) in {(d.key.kind, d.key.name) for d in comparison.differences}
 
 
-async def test_a_newcomer_waits_for_what_cannot_be_known(setting: Bench) -> None:
-    """A content that the only replica answers with 500 may be had some day: the newcomer is filled, and no member."""
-    bad, app = await push(setting, image(b"bad"), "bad"), await push(setting, image(b"app"), "app")
+async def test_a_newcomer_waits_where_much_cannot_be_known(setting: Bench) -> None:
+    """Many contents that the only replica answers with 500 may be had some day: the newcomer is filled, and waits."""
+    bad = {(await push(setting, image(b"bad %d" % number), f"bad-{number}")).digest for number in range(11)}
+    app = await push(setting, image(b"app"), "app")
     setting.holdings.entries.clear()
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     fetch = setting.a.fetch_manifest
 
     async def failing(repository: str, digest: Digest) -> object:
-        if digest == bad.digest:
+        if digest in bad:
             raise UpstreamUnavailableError("it answers 500")
         return await fetch(repository, digest)  # type: ignore[arg-type]  # handed on
 
