@@ -45,7 +45,7 @@ async def _fuzz(
 
 async def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Whatever is sent: no 5xx, nothing beside the schema; what is wrong is refused, most of the rest understood."""
-    statuses = await _fuzz(tmp_path, aiohttp_client, seconds=0, examples=3)
+    statuses = await _fuzz(tmp_path, aiohttp_client, seconds=0, examples=2)
     understood = {operation for operation, status in statuses if status < 300}
     assert len(understood) > len({operation for operation, _ in statuses}) / 2
     assert not {status for _, status in statuses} & {401, 403}
