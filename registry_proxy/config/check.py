@@ -22,7 +22,7 @@ from registry_proxy.config.model import (
     Settings,
 )
 from registry_proxy.config.source import Fault, KeyPath, Source, describe
-from registry_proxy.config.types import Address, ListenAddress
+from registry_proxy.config.types import Address, ListenAddress, ReplicaName, ReplicaUrl
 from registry_proxy.protocol.addresses import is_loopback
 
 _T = TypeVar("_T")
@@ -115,20 +115,25 @@ def _check_upstream(
     if count and number is not None and number > count and not finds_more:
         limit = f'expected 1 to {count}, the number of replicas, or "majority"'
         yield source.fault((*path, "write_quorum"), f"{limit}, found {describe(quorum)}")
-    names: set[str] = set()
-    urls: set[str] = set()
+    names: set[str | None] = set()
+    urls: set[str | None] = set()
     for index, item in _maps(upstream, "replicas"):
         replica, place = _valid(TypeAdapter(ReplicaSettings), item), (*path, "replicas", index)
         if replica is None:
-            continue
-        yield from _check_replica(source, place, replica, listeners)
-        yield from _check_discovery(source, place, replica, item, is_shared=upstream.get("storage") == "shared")
-        if replica.name in names:
-            yield source.fault(place, f"expected a name of its own, found a second {describe(replica.name)}")
-        elif replica.url in urls:
-            yield source.fault((*place, "url"), f"expected a registry of its own, found a second {replica.url}")
-        names.add(replica.name)
-        urls.add(replica.url)
+            name, url = (
+                _valid(TypeAdapter(ReplicaName), item.get("name")),
+                _valid(TypeAdapter(ReplicaUrl), item.get("url")),
+            )
+        else:
+            name, url = replica.name, replica.url
+            yield from _check_replica(source, place, replica, listeners)
+            yield from _check_discovery(source, place, replica, item, is_shared=upstream.get("storage") == "shared")
+        if name is not None and name in names:
+            yield source.fault(place, f"expected a name of its own, found a second {describe(name)}")
+        elif url is not None and url in urls:
+            yield source.fault((*place, "url"), f"expected a registry of its own, found a second {url}")
+        names.add(name)
+        urls.add(url)
 
 
 def _check_replica(

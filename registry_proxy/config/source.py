@@ -69,6 +69,8 @@ def describe(value: Any) -> str:
             return "nothing"
         case Mapping():
             return "a map"
+        case [] | ():
+            return "an empty list"
         case list() | tuple():
             return "a list"
         case str():

@@ -172,8 +172,8 @@ class Repairer:
             finally:
                 status.is_running = False
         await self._kept.look()
-        outcome = f"{status.done} keys repaired, {status.failed} not"
-        _log.info("replica %s/%s: %s %s", upstream, client.name, outcome, status.error)
+        outcome = f"{status.done} keys repaired, {status.failed} failed"
+        _log.info("replica %s/%s: %s", upstream, client.name, f"{outcome}: {status.error}" if status.error else outcome)
         return not status.error
 
     async def _repair_all(self, client: ReplicaClient, status: RepairStatus) -> None:

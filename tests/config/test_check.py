@@ -37,7 +37,7 @@ def test_a_list_of_wrong_entries_is_not_called_empty(tmp_path: Path) -> None:
     """Only the fault of the entry is told, and that of a list that is empty."""
     found = faults(tmp_path, upstreams=replicas({"url": "ftp://127.0.0.1"}))
     assert [line.partition(":")[0] for line in found] == ["upstreams.main.replicas[0].url"]
-    assert any("at least one entry" in line for line in faults(tmp_path, upstreams=replicas()))
+    assert any("at least one entry, found an empty list" in line for line in faults(tmp_path, upstreams=replicas()))
 
 
 def test_a_good_configuration_has_no_fault(tmp_path: Path) -> None:
@@ -99,6 +99,12 @@ def test_replicas_are_told_apart(tmp_path: Path) -> None:
     assert "expected a name of its own" in faults(tmp_path, upstreams=twice)[0]
     named = replicas({"url": "http://127.0.0.1:5001"}, {"url": "http://127.0.0.1:5001/", "name": "second"})
     assert "expected a registry of its own" in faults(tmp_path, upstreams=named)[0]
+    broken = replicas({"url": "nowhere", "name": "one"}, {"url": "http://127.0.0.1:5001", "name": "one", "unknown": 1})
+    found = faults(tmp_path, upstreams=broken)
+    assert [line for line in found if "a name of its own" in line], "beside the faults of the same entries"
+    assert len(found) == 3
+    nameless = faults(tmp_path, upstreams=replicas({"unknown": 1}, {"unknown": 1}))
+    assert not [line for line in nameless if "of its own" in line]
     apart = {"a": named["main"] | {"replicas": [{"url": "http://127.0.0.1:5001"}]}, **twice}
     apart["main"] = {"replicas": [{"url": "http://127.0.0.1:5001"}]}
     assert faults(tmp_path, upstreams=apart) == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -106,8 +107,9 @@ async def test_what_was_pushed_while_a_replica_was_down(setting: Bench, workshop
     assert workshop.counts() == {"copied": 8}
 
 
-async def test_the_cache_alone_is_enough(setting: Bench, workshop: Workshop) -> None:
+async def test_the_cache_alone_is_enough(setting: Bench, workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
     """The only replica that took a push is lost: our pinned copies of blobs and manifest are what the other gets."""
+    caplog.set_level(logging.INFO)
     setting.replicas.down.add("b")
     app = await push(setting, image(b"layer"), "latest")
     assert setting.spool.pins == {app.digest, *map(digest_of, app.blobs)}
@@ -116,6 +118,7 @@ async def test_the_cache_alone_is_enough(setting: Bench, workshop: Workshop) -> 
     assert setting.b.tags == {(REPOSITORY, LATEST): app.digest}
     assert await setting.under_test.intents() == {}
     assert setting.spool.pins == set()
+    assert "replica main/b: 4 keys repaired, 0 failed" in caplog.messages
 
 
 async def test_what_was_deleted_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
