@@ -179,6 +179,12 @@ def test_a_subject_is_a_whole_component(pattern: str) -> None:
     assert repository_pattern_fault(pattern, takes_subject=True) is not None
 
 
+@pytest.mark.parametrize("pattern", ["..", "team/..", "../team/**", "team/..*", "team/*../x", "team/a..b*"])
+def test_two_dots_stand_in_no_pattern(pattern: str) -> None:
+    """No repository has them, and other readers of a path take them for the way up."""
+    assert repository_pattern_fault(pattern) is not None
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
