@@ -9,11 +9,12 @@ import pytest
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ReturnReason, RoutedRepository
-from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.protocol.reference import Repository, Tag, digest_of
 from registry_proxy.replication.intents import WRITING_SECONDS
 from registry_proxy.replication.journal import Journal
 from registry_proxy.store.open import open_store
+from registry_proxy.store.sqlite import SqliteStore
 from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.replicas import ROUTED
 
@@ -123,6 +124,27 @@ async def test_another_worker_sees_marks_at_once(tmp_path: Path) -> None:
         assert not (await other.current.marks()).misses_any("b", ROUTED)
         await one.conclude(await one.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
         assert (await other.current.marks()).misses_tag("b", ROUTED, LATEST)
+
+
+async def test_a_write_reads_nothing_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ten thousands of open intents a push costs no more than with none: only what changed is read."""
+    async with open_journal(tmp_path) as (journal, _):
+        for number in range(50):
+            key = IntentKey(ROUTED, IntentKind.TAG, Tag(f"v{number}"))
+            await journal.conclude(await journal.begin({key: (OLD, "type")}, NAMES), {"a"})
+        assert (await journal.current.marks()).pending("b", "main") == 50
+        listed: list[Table] = []
+        list_records = SqliteStore.list
+
+        async def noted(store: SqliteStore, table: Table, prefix: str = "") -> list[Record]:
+            listed.append(table)
+            return await list_records(store, table, prefix)
+
+        monkeypatch.setattr(SqliteStore, "list", noted)
+        await journal.conclude(await journal.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
+        marks = await journal.current.marks()
+        assert (marks.pending("b", "main"), marks.misses_tag("b", ROUTED, LATEST)) == (51, True)
+        assert Table.INTENTS not in listed
 
 
 async def test_over_shared_storage_nothing_is_recorded(tmp_path: Path) -> None:
