@@ -1,6 +1,7 @@
 """Contents of either kind, manifests and blobs: asked of a registry, named by a manifest, found in the cache."""
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from registry_proxy.ports.content import BlobCache, Holdings
@@ -10,6 +11,9 @@ from registry_proxy.protocol.descriptor import Manifest, ManifestLinks, parse_ma
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository
 
+_AT_ONCE = 8
+
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -33,6 +37,17 @@ async def unless_absent(answer: Awaitable[_T]) -> _T | None:
         if error.status != 404:
             raise
         return None
+
+
+async def found_of(question: Callable[[_K], Awaitable[_T | None]], keys: Iterable[_K]) -> list[_T]:
+    """Ask about each of some keys, a few at once; return the answers in their order, without those that are None."""
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def ask_one(key: _K) -> _T | None:
+        async with limit:
+            return await question(key)
+
+    return [answer for answer in await asyncio.gather(*map(ask_one, keys)) if answer is not None]
 
 
 def links_of(manifest: Manifest) -> ManifestLinks:

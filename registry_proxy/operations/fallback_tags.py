@@ -1,17 +1,14 @@
 """Fallback tags: indexes of referrers for registries that have no list of them (spec, "Referrers Tag Schema")."""
 
-import asyncio
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from registry_proxy.operations.contents import has, links_of
+from registry_proxy.operations.contents import found_of, has, links_of
 from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import HeldReferrers, UpstreamReader
-from registry_proxy.protocol.reference import Digest, Tag, parse_digest
+from registry_proxy.protocol.reference import Digest, Tag, fallback_tags
 from registry_proxy.protocol.referrers import Referrer, index_of, merge_referrers
-
-_AT_ONCE = 8
 
 
 class FallbackTags:
@@ -50,19 +47,22 @@ class FallbackTags:
             await self._writer.write(routed, tag, index, links_of(index), may_move_tags=True)
 
     async def merge(
-        self, routed: RoutedRepository, tag: Tag, tags: Collection[Digest | None], entries: Iterable[Referrer]
+        self, routed: RoutedRepository, subject: Digest, tags: Collection[Digest | None], entries: Iterable[Referrer]
     ) -> None:
-        """Put an index under a fallback tag that has all entries, and all that the replicas hold; as ``write``."""
+        """Put an index under a subject's fallback tag that has all entries, and all that the replicas hold.
+
+        The other arguments and errors are those of ``write``.
+        """
+        tag = fallback_tags(subject)[0]
         async with self.lease(routed, tag):
-            held = await self.held(routed, parse_digest(tag.replace("-", ":", 1)))
+            held = await self.held(routed, subject)
             listed = merge_referrers(held.listed, held.tagged, entries)
             await self.write(routed, tag, tags, await self._existing(routed, listed))
 
     async def _existing(self, routed: RoutedRepository, entries: Iterable[Referrer]) -> list[Referrer]:
-        limit, reader = asyncio.Semaphore(_AT_ONCE), self._readers[routed.upstream]
+        reader = self._readers[routed.upstream]
 
         async def check(entry: Referrer) -> Referrer | None:
-            async with limit:
-                return entry if await has(reader.fetch_manifest(routed.repository, entry.digest)) else None
+            return entry if await has(reader.fetch_manifest(routed.repository, entry.digest)) else None
 
-        return [entry for entry in await asyncio.gather(*map(check, entries)) if entry is not None]
+        return await found_of(check, entries)

@@ -9,7 +9,15 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
-from registry_proxy.operations.contents import ask, find_cached_manifest, has, links_of, parts_of, unless_absent
+from registry_proxy.operations.contents import (
+    ask,
+    find_cached_manifest,
+    found_of,
+    has,
+    links_of,
+    parts_of,
+    unless_absent,
+)
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
@@ -31,10 +39,7 @@ _WALKS_MAX = 64
 _DIGESTS_MAX = 100_000
 """Digests remembered of manifests, and as many of walks: some 30 MB each. A walk over more is remembered alone."""
 
-_AT_ONCE = 8
-
 _T = TypeVar("_T")
-_NO_LINKS = ManifestLinks((), (), None)
 _UNKNOWN = {ContentKind.BLOB: ErrorCode.BLOB_UNKNOWN, ContentKind.MANIFEST: ErrorCode.MANIFEST_UNKNOWN}
 
 
@@ -203,24 +208,21 @@ class HoldingProofs:
 
     async def _walk_now(self, routed: RoutedRepository) -> Collection[Digest]:
         began, reader = time.monotonic(), self._readers[routed.upstream]
-        limit = asyncio.Semaphore(_AT_ONCE)
 
         async def resolve(tag: Tag) -> Digest | None:
-            async with limit:
-                resolved = await unless_absent(reader.resolve_tag(routed.repository, tag))
-                return None if resolved is None else resolved.digest
+            resolved = await unless_absent(reader.resolve_tag(routed.repository, tag))
+            return None if resolved is None else resolved.digest
 
-        async def read(digest: Digest) -> ManifestLinks:
-            async with limit:
-                manifest = await unless_absent(self._fetch(routed, digest))
-                return _NO_LINKS if manifest is None else links_of(manifest)
+        async def read(digest: Digest) -> ManifestLinks | None:
+            manifest = await unless_absent(self._fetch(routed, digest))
+            return None if manifest is None else links_of(manifest)
 
         tags = await unless_absent(reader.list_tags(routed.repository))
-        tagged = await asyncio.gather(*(resolve(tag) for tag in tags or ()))
-        fresh = {*await self._recorded(routed), *(digest for digest in tagged if digest is not None)}
+        tagged = await found_of(resolve, tags or ())
+        fresh = {*await self._recorded(routed), *tagged}
         held = set(fresh)
         while fresh:
-            read_links = await asyncio.gather(*map(read, fresh))
+            read_links = await found_of(read, fresh)
             held |= {blob.digest for links in read_links for blob in links.blobs}
             fresh = {child.digest for links in read_links for child in links.manifests} - held
             held |= fresh

@@ -4,13 +4,12 @@ A registry without the referrers API has the list as an index under a tag. Clien
 answered with OCI-Subject; so it is kept current here, for us, and for whoever asks such a registry itself.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from registry_proxy.operations.contents import has, links_of, unless_absent
+from registry_proxy.operations.contents import found_of, has, links_of, unless_absent
 from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.warm import fill_whole
@@ -23,7 +22,7 @@ from registry_proxy.ports.errors import (
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Tag, fallback_tags, parse_digest
+from registry_proxy.protocol.reference import Digest, Tag, fallback_tags, subject_of
 from registry_proxy.protocol.referrers import (
     PAGE_MAX_ENTRIES,
     Referrer,
@@ -34,7 +33,6 @@ from registry_proxy.protocol.referrers import (
     parse_referrers,
 )
 
-_AT_ONCE = 8
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +135,7 @@ class Referrers:
         Older clients read the index, add to it and push it: without this the last of several at once would win.
         """
         async with self._tags.lease(routed, tag):
-            subject = parse_digest(tag.replace("-", ":", 1)) if tag.startswith("sha256-") else None
+            subject = subject_of(tag)
             held = None
             if subject is not None:
                 try:
@@ -183,16 +181,14 @@ class Referrers:
 
     async def _existing(self, routed: RoutedRepository, entries: Iterable[Referrer]) -> list[Referrer]:
         """Return the entries of manifests that exist, those without a type as the specification derives them."""
-        limit = asyncio.Semaphore(_AT_ONCE)
 
         async def check(entry: Referrer) -> Referrer | None:
-            async with limit:
-                if entry.artifact_type is not None:
-                    return entry if await has(self._pull.head_manifest(routed, entry.digest)) else None
-                manifest = await unless_absent(self._fetch(routed, entry.digest))
-                return None if manifest is None else describe_referrer(manifest)
+            if entry.artifact_type is not None:
+                return entry if await has(self._pull.head_manifest(routed, entry.digest)) else None
+            manifest = await unless_absent(self._fetch(routed, entry.digest))
+            return None if manifest is None else describe_referrer(manifest)
 
-        return [entry for entry in await asyncio.gather(*map(check, entries)) if entry is not None]
+        return await found_of(check, entries)
 
     async def _fetch(self, routed: RoutedRepository, digest: Digest) -> Manifest:
         cached = self._pull.read_cached_manifest(routed, digest)

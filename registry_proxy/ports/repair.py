@@ -1,13 +1,12 @@
 """Replicas made equal: repair, maintenance, and the comparison of replicas, as an administrator sees them."""
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from registry_proxy.ports.journal import Exceptions, IntentKey, Pause
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import Digest
 from registry_proxy.protocol.referrers import Referrer
 
 _NOTED_MAX = 1000
@@ -70,6 +69,7 @@ class Failure:
     """A replica could not be asked for a key, and why; ``is_held``: another one has it, so it is not lost."""
 
     key: str
+    routed: RoutedRepository
     replica: str
     reason: str
     is_held: bool
@@ -77,17 +77,12 @@ class Failure:
     @property
     def is_list(self) -> bool:
         """Whether it is the list of tags of a repository, and no tag or content."""
-        return len(self._parts) == 2
+        return self.key == str(self.routed)
 
     @property
     def namespace(self) -> str:
         """The first component of the repository: that of one owner."""
-        return self._parts[1].partition("/")[0]
-
-    @property
-    def _parts(self) -> list[str]:
-        upstream, _, rest = self.key.partition("/")
-        return [upstream, *re.split("[:|]", rest, maxsplit=1)]
+        return self.routed.repository.partition("/")[0]
 
 
 @dataclass(slots=True)
@@ -146,10 +141,10 @@ class Comparison:
 
 
 class MergesReferrers(Protocol):
-    """Merges the unlike indexes of referrers that replicas have under a fallback tag."""
+    """Merges the unlike indexes of referrers that replicas have under the fallback tag of a subject."""
 
     async def merge(
-        self, routed: RoutedRepository, tag: Tag, tags: Collection[Digest | None], entries: Iterable[Referrer]
+        self, routed: RoutedRepository, subject: Digest, tags: Collection[Digest | None], entries: Iterable[Referrer]
     ) -> None: ...
 
 

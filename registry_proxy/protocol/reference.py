@@ -96,6 +96,14 @@ def is_referrers_tag(tag: Tag) -> bool:
     return _REFERRERS_TAG.fullmatch(tag) is not None
 
 
+def subject_of(tag: Tag) -> Digest | None:
+    """Return the manifest whose referrers a tag lists; None for another tag, and for sha512, which is cut short."""
+    if not tag.startswith("sha256-") or not is_referrers_tag(tag):
+        return None
+    algorithm, _, encoded = tag.partition("-")
+    return Digest(algorithm, encoded)
+
+
 def parse_digest(text: str) -> Digest:
     """Return ``text`` (``algorithm:hex``) as a digest, or raise DIGEST_INVALID."""
     algorithm, _, encoded = text.partition(":")

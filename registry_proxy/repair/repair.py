@@ -201,7 +201,7 @@ class Repairer:
         await self._verifier.compare(before, repair=True, only_at=client.name)
         await self._repair_all(client, status)
         for key in await self._open_keys(client.name):
-            after.fail(Failure(str(key), client.name, status.error, is_held=True))
+            after.fail(Failure(str(key), key.routed, client.name, status.error, is_held=True))
         if not before.error and not after.doubt_about(client.name):
             await self._verifier.compare(after)
         status.error = before.error or after.error or after.doubt_about(client.name)

@@ -21,7 +21,7 @@ from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag, is_referrers_tag, parse_digest
+from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest, subject_of
 from registry_proxy.protocol.referrers import Referrer, parse_referrers
 from registry_proxy.repair.copies import is_nowhere
 from registry_proxy.repair.exceptions import Exceptions
@@ -115,8 +115,8 @@ class Verifier:
                 comparison.note(difference)
                 if not repair or only_at not in {None, difference.replica}:
                     continue
-                if _is_list_of_referrers(difference):
-                    comparison.repaired += await self._merge(walk, difference)
+                if (subject := _subject_listed(difference)) is not None:
+                    comparison.repaired += await self._merge(walk, difference, subject)
                 elif difference.holders:
                     comparison.repaired += await self._enter(difference, is_chosen=prefer is not None)
             if failed == comparison.failed:
@@ -211,7 +211,7 @@ class Verifier:
         if answers.failures:
             self._check_all_up()
         for name, reason in answers.failures.items():
-            walk.comparison.fail(Failure(what, name, reason, is_held=bool(answers.held)))
+            walk.comparison.fail(Failure(what, walk.routed, name, reason, is_held=bool(answers.held)))
         return answers
 
     async def _tags(
@@ -371,8 +371,8 @@ class Verifier:
                     await choose(self._store, key, wanted)
             return await self._journal.miss(key, wanted, difference.media_type, difference.replica or "")
 
-    async def _merge(self, walk: _Walk, difference: Difference) -> bool:
-        """Have all replicas list under a fallback tag what each of them lists; return whether that was done."""
+    async def _merge(self, walk: _Walk, difference: Difference, subject: Digest) -> bool:
+        """Have all replicas list under a subject's fallback tag what each lists; return whether that was done."""
         key, tag, repository = difference.key, Tag(difference.key.name), difference.key.routed.repository
         tags: set[Digest | None] = set()
         entries: list[Referrer] = []
@@ -387,9 +387,9 @@ class Verifier:
                     continue
                 with suppress(ValueError):  # somebody gave this name to something else
                     entries += parse_referrers(held.body, skips_malformed=True)
-            await self._referrers.merge(key.routed, tag, tags, entries)
+            await self._referrers.merge(key.routed, subject, tags, entries)
         except (RegistryError, UpstreamUnavailableError) as error:
-            walk.comparison.fail(Failure(str(key), difference.replica or "", str(error), is_held=True))
+            walk.comparison.fail(Failure(str(key), key.routed, difference.replica or "", str(error), is_held=True))
             return False
         return True
 
@@ -418,11 +418,10 @@ class Verifier:
         return (is_ours or intent is None) and (intent is None or intent.digest == wanted)
 
 
-def _is_list_of_referrers(difference: Difference) -> bool:
-    """Tell whether a replica has another list of referrers than others; a tag of sha512 does not name its subject."""
+def _subject_listed(difference: Difference) -> Digest | None:
+    """Return the manifest of whose referrers a replica has another list than others; None for another difference."""
     key = difference.key
-    is_list = key.kind is IntentKind.TAG and key.name.startswith("sha256-") and is_referrers_tag(Tag(key.name))
-    return is_list and difference.found is not None
+    return subject_of(Tag(key.name)) if key.kind is IntentKind.TAG and difference.found is not None else None
 
 
 def _decide(recorded: Digest | None, held: Mapping[str, Digest | None], prefer: str | None) -> Digest | None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import (
     Digest,
+    Tag,
     digest_of,
     fallback_tags,
     is_fallback_tag,
@@ -18,6 +19,7 @@ from registry_proxy.protocol.reference import (
     parse_digest,
     parse_repository,
     parse_tag_or_digest,
+    subject_of,
 )
 
 # The expressions of the spec, word for word, "Pulling manifests".
@@ -131,6 +133,15 @@ def test_long_texts_are_refused_without_backtracking(evil: str) -> None:
     assert not is_repository(evil)
     assert not is_tag(evil)
     assert SPEC_NAME.fullmatch(evil[:255].rstrip("/_-") + "!") is None
+
+
+def test_a_fallback_tag_names_its_subject() -> None:
+    """The tag of a sha256 subject leads back to it; those of cosign, of sha512 and of people lead nowhere."""
+    subject = parse_digest(f"sha256:{'a' * 64}")
+    first, *cosigns = fallback_tags(subject)
+    assert subject_of(first) == subject
+    others = [*cosigns, fallback_tags(parse_digest(f"sha512:{'b' * 128}"))[0], Tag("v1"), Tag("sha256-a")]
+    assert [subject_of(tag) for tag in others] == [None] * len(others)
 
 
 def test_fallback_tags() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKind
+from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.repair import Comparison, Difference, Failure
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.store import Change, Table
@@ -284,31 +285,41 @@ async def test_one_object_that_fails_keeps_no_newcomer_out(setting: Bench, monke
     assert setting.b.tags[REPOSITORY, "latest"] == app.digest
 
 
+def failure(repository: str, rest: str, *, is_held: bool) -> Failure:
+    """Return a failure of a replica to answer for something in a repository."""
+    routed = RoutedRepository("main", Repository(repository))
+    return Failure(f"{routed}{rest}", routed, "a", "it answers 500", is_held=is_held)
+
+
 @pytest.mark.parametrize(
     "keys",
     [
-        ["main/team/app"],
-        [f"main/team/app:v{number}" for number in range(11)],
-        [f"main/team{number}/app|manifest|sha256:1" for number in range(4)],
+        [("team/app", "")],
+        [("team/app", f":v{number}") for number in range(11)],
+        [(f"team{number}/app", "|manifest|sha256:1") for number in range(4)],
     ],
     ids=["a list", "many", "in many namespaces"],
 )
-def test_much_that_fails_keeps_a_newcomer_out(keys: list[str]) -> None:
+def test_much_that_fails_keeps_a_newcomer_out(keys: list[tuple[str, str]]) -> None:
     """A list, more contents than single ones, or some of several owners: then the storage fails."""
     comparison = Comparison(0.0)
-    for key in keys:
-        comparison.fail(Failure(key, "a", "it answers 500", is_held=True))
+    for repository, rest in keys:
+        comparison.fail(failure(repository, rest, is_held=True))
     assert comparison.doubt_about("b") == ""
-    for key in keys:
-        comparison.fail(Failure(key, "a", "it answers 500", is_held=False))
-    assert comparison.doubt_about("b") == f"{keys[0]} could not be asked of a: it answers 500"
+    for repository, rest in keys:
+        comparison.fail(failure(repository, rest, is_held=False))
+    assert comparison.doubt_about("b") == f"main/{''.join(keys[0])} could not be asked of a: it answers 500"
 
 
 def test_few_contents_that_fail_are_no_doubt() -> None:
     """Contents and tags of few owners fail by themselves, however few there are."""
     comparison = Comparison(0.0)
-    for key in ("main/team/app:v1", "main/team/other|manifest|sha256:1", "main/home/eve/x|blob|sha256:2"):
-        comparison.fail(Failure(key, "a", "it answers 500", is_held=False))
+    for repository, rest in {
+        "team/app": ":v1",
+        "team/other": "|manifest|sha256:1",
+        "home/eve/x": "|blob|sha256:2",
+    }.items():
+        comparison.fail(failure(repository, rest, is_held=False))
     assert comparison.doubt_about("b") == ""
 
 
