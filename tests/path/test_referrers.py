@@ -187,7 +187,9 @@ def test_what_was_there_before_is_listed_and_lost_by_nothing(
     users = [nodes[0].add_user("ann", pull_push_delete=["team/**"])]
     users += [User(nodes[1], "ann", users[0].password)]
     before = {one.digest for one in older}
-    wait_until(lambda: listed(users[1], subject.digest) == before, "the other node knows the grant")
+    asked = f"referrers/{subject.digest}"
+    wait_until(lambda: users[1].get(REPOSITORY, asked).status_code == 200, "the other node knows the grant")
+    assert listed(users[1], subject.digest) == before
     new = [attached_to(subject.digest, str(number)) for number in range(6)]
     with ThreadPoolExecutor(6) as pool:
         attached = set(pool.map(attach, users * 3, new))
