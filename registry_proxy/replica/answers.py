@@ -67,6 +67,16 @@ class Answers:
         if response.content_type == "text/html" and "Docker-Content-Digest" not in response.headers:
             raise BadUpstreamError(self._name, "it sends a page of HTML as a blob")
 
+    async def check_deleted(self, response: aiohttp.ClientResponse, unknown: ErrorCode) -> None:
+        """Raise unless the content is gone: UNSUPPORTED where the registry does not delete."""
+        if response.status in {200, 202, 204, 404}:
+            return
+        if response.status == 405:
+            raise RegistryError(
+                ErrorCode.UNSUPPORTED, "the upstream registry does not delete", detail={"replica": self._name}
+            )
+        raise await self.refusal(response, unknown)
+
     async def refusal(self, response: aiohttp.ClientResponse, default: ErrorCode) -> RegistryError:
         """Return the refusal of a request, with the code ``default`` where the answer has none."""
         return refusal(self._name, response.status, await self._transport.read_error(response), default)

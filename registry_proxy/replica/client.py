@@ -20,7 +20,6 @@ from registry_proxy.protocol.descriptor import (
     Descriptor,
     Manifest,
     derive_media_type,
-    stated_media_type,
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import (
@@ -34,27 +33,22 @@ from registry_proxy.protocol.reference import (
 )
 from registry_proxy.protocol.referrers import Referrer
 from registry_proxy.protocol.scope import CATALOG, Action, format_scope, repository_access
-from registry_proxy.replica.answers import Answers, names_another, not_found, stated_digest
+from registry_proxy.replica.answers import Answers, names_another, not_found
 from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.replica.failure import (
     AccessRefusedError,
-    BadUpstreamError,
     ReplicaFailedError,
-    WrongBytesError,
-    parse_errors,
-    refusal,
 )
 from registry_proxy.replica.heads import Heads
 from registry_proxy.replica.listing import list_names, list_referrers, merged
 from registry_proxy.replica.long_lists import LongLists
+from registry_proxy.replica.manifests import Manifests
 from registry_proxy.replica.placeholder import placeholder_of
 from registry_proxy.replica.streams import BlobStream
 from registry_proxy.replica.transport import Request, Transport
 
-_ACCEPT = {"Accept": ", ".join(MANIFEST_MEDIA_TYPES)}
 _NOWHERE = Repository(f"{RESERVED_PREFIX}nowhere")
 _UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/[^/]*")
-_MANIFEST_CODES = frozenset({ErrorCode.MANIFEST_INVALID, ErrorCode.MANIFEST_BLOB_UNKNOWN, ErrorCode.MANIFEST_UNKNOWN})
 
 
 def _scope(repository: str, *actions: Action) -> tuple[str, ...]:
@@ -80,6 +74,7 @@ class HttpReplicaClient:
         self._name = address.name
         self._transport = Transport(address, timeouts, connections, observer)
         self._answers = Answers(address.name, self._transport)
+        self._manifests = Manifests(self._transport, self._answers)
         self._tag_lists, self._catalogs, self._referrers = LongLists(), LongLists(), LongLists()
         self._tag_heads, self._blob_heads = Heads(time.monotonic), Heads(time.monotonic)
 
@@ -124,24 +119,15 @@ class HttpReplicaClient:
         return descriptor
 
     async def _resolve_tag(self, repository: Repository, tag: Tag) -> Descriptor:
-        async def head() -> Descriptor | None:
-            async with self._transport.request(self._manifest_request("HEAD", repository, tag)) as response:
-                await self._answers.check_found(response, ErrorCode.MANIFEST_UNKNOWN, {"tag": tag})
-                media_type = stated_media_type(response.headers.get("Content-Type"))
-                digest, size_bytes = stated_digest(response), response.content_length
-            if digest is None or media_type is None or not size_bytes:
-                return None
-            return Descriptor(media_type, digest, size_bytes)
-
         async def get() -> Descriptor:
-            return (await self._get_manifest(repository, tag)).descriptor
+            return (await self._manifests.get(repository, tag)).descriptor
 
-        return await self._tag_heads.describe(repository, head, get)
+        return await self._tag_heads.describe(repository, lambda: self._manifests.head(repository, tag), get)
 
     async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
         """Return a manifest; 404 as well where the digest is that of a blob, which registries fail over."""
         try:
-            return await self._get_manifest(repository, digest)
+            return await self._manifests.get(repository, digest)
         except ReplicaFailedError as error:
             if error.outcome != "5xx" or not await self._is_mere_blob(repository, digest):
                 raise
@@ -162,88 +148,21 @@ class HttpReplicaClient:
             return True
         return digest.matches(content) and derive_media_type(content) not in MANIFEST_MEDIA_TYPES
 
-    async def _get_manifest(self, repository: Repository, tag_or_digest: Tag | Digest) -> Manifest:
-        started_at = time.monotonic()
-        async with self._transport.request(self._manifest_request("GET", repository, tag_or_digest)) as response:
-            key = "digest" if isinstance(tag_or_digest, Digest) else "tag"
-            await self._answers.check_found(response, ErrorCode.MANIFEST_UNKNOWN, {key: str(tag_or_digest)})
-            if response.content_type == "text/html":
-                raise BadUpstreamError(self._name, "it sends a page of HTML as a manifest")
-            body = await self._transport.read_body(response, MANIFEST_MAX_BYTES)
-            stated = stated_media_type(response.headers.get("Content-Type"))
-        if body is None:
-            raise BadUpstreamError(self._name, f"the manifest is larger than {MANIFEST_MAX_BYTES} bytes")
-        digest = tag_or_digest if isinstance(tag_or_digest, Digest) else digest_of(body)
-        if not digest.matches(body):
-            self._transport.count("GET", "mismatch", started_at)
-            raise WrongBytesError(f"{self._name}: the manifest's bytes are not those of its digest")
-        media_type = stated or derive_media_type(body) or BLOB_MEDIA_TYPE
-        return Manifest(Descriptor(media_type, digest, len(body)), body)
-
-    def _manifest_request(self, method: str, repository: Repository, tag_or_digest: Tag | Digest) -> Request:
-        target = self._transport.target(f"/v2/{repository}/manifests/{tag_or_digest}")
-        return Request(method=method, target=target, scopes=_scope(repository, Action.PULL), headers=_ACCEPT)
-
     async def put_manifest(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
-        started_at = time.monotonic()
-        request = Request(
-            method="PUT",
-            target=self._transport.target(f"/v2/{repository}/manifests/{tag_or_digest}"),
-            scopes=_scope(repository, Action.PULL, Action.PUSH),
-            headers={"Content-Type": manifest.descriptor.media_type},
-            body=manifest.body,
-            takes_long=True,
-        )
-        async with self._transport.request(request) as response:
-            if response.status in {200, 201, 202}:
-                stored = response.headers.get("Docker-Content-Digest")
-                if stored is not None and stored != str(manifest.descriptor.digest):
-                    raise self._answers.mismatch("PUT", "it stored the manifest under another digest", started_at)
-                self._took_push(repository)
-                return
-            body = await self._transport.read_error(response)
-            status = response.status
-        if status >= 500:
-            # distribution 2.8.2 answers 500 to what it holds against the manifest (a foreign layer, say).
-            if not any(code in _MANIFEST_CODES for code, _ in parse_errors(body)):
-                raise ReplicaFailedError(f"{self._name}: it answers {status}", "5xx")
-            status = 400
-        raise refusal(self._name, status, body, ErrorCode.MANIFEST_INVALID)
+        await self._manifests.put(repository, tag_or_digest, manifest)
+        self._took_push(repository)
 
     async def delete_manifest(self, repository: Repository, digest: Digest) -> None:
-        await self._delete(repository, f"/v2/{repository}/manifests/{digest}", ErrorCode.MANIFEST_UNKNOWN)
+        await self._manifests.delete(repository, digest)
 
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
-        """Delete a tag and leave its manifest to other tags; the caller excludes other writers of the tag.
-
-        Registries that delete only manifests have the tag moved to its placeholder, which is then deleted.
-        """
+        """Delete a tag and leave its manifest to other tags; the caller excludes other writers of the tag."""
         try:
             await self._resolve_tag(repository, tag)
-            if not await self._untag(repository, tag):
-                await self._delete_by_placeholder(repository, tag)
+            await self._manifests.delete_tag(repository, tag)
         except RegistryError as error:
             if error.status != 404:
                 raise
-
-    async def _untag(self, repository: Repository, tag: Tag) -> bool:
-        """Ask for the delete of a tag (spec, "Deleting tags"); return whether the registry did it."""
-        target = self._transport.target(f"/v2/{repository}/manifests/{tag}")
-        request = Request(method="DELETE", target=target, scopes=_scope(repository, Action.DELETE))
-        async with self._transport.request(request) as response:
-            return response.status in {200, 202, 204}
-
-    async def _delete_by_placeholder(self, repository: Repository, tag: Tag) -> None:
-        placeholder = placeholder_of(repository, tag)
-        digest = placeholder.descriptor.digest
-        await self.delete_manifest(repository, digest)  # where deletes are off it fails here: the tag is not touched
-        manifest = await self._get_manifest(repository, tag)
-        await self.put_manifest(repository, tag, placeholder)
-        try:
-            await self.delete_manifest(repository, digest)
-        except RegistryError:
-            await self.put_manifest(repository, tag, manifest)
-            raise
 
     # ------------------------------------------------------------ blobs
 
@@ -295,7 +214,7 @@ class HttpReplicaClient:
             ReplicaFailedError: it does not answer, or asks us to wait.
         """
         if kind is ContentKind.MANIFEST:
-            request = self._manifest_request("HEAD", repository, digest)
+            request = self._manifests.request("HEAD", repository, digest)
         else:
             request = self._blob_request("HEAD", repository, digest, 0)
         try:
@@ -310,7 +229,10 @@ class HttpReplicaClient:
         return False
 
     async def delete_blob(self, repository: Repository, digest: Digest) -> None:
-        await self._delete(repository, f"/v2/{repository}/blobs/{digest}", ErrorCode.BLOB_UNKNOWN)
+        target = self._transport.target(f"/v2/{repository}/blobs/{digest}")
+        request = Request(method="DELETE", target=target, scopes=_scope(repository, Action.DELETE))
+        async with self._transport.request(request) as response:
+            await self._answers.check_deleted(response, ErrorCode.BLOB_UNKNOWN)
 
     # ------------------------------------------------------------ lists
 
@@ -431,18 +353,6 @@ class HttpReplicaClient:
     def _took_push(self, repository: Repository) -> None:
         self._tag_heads.took_push(repository)
         self._blob_heads.took_push(repository)
-
-    async def _delete(self, repository: Repository, path: str, unknown: ErrorCode) -> None:
-        scopes = _scope(repository, Action.DELETE)
-        request = Request(method="DELETE", target=self._transport.target(path), scopes=scopes)
-        async with self._transport.request(request) as response:
-            if response.status in {200, 202, 204, 404}:
-                return
-            if response.status == 405:
-                raise RegistryError(
-                    ErrorCode.UNSUPPORTED, "the upstream registry does not delete", detail={"replica": self._name}
-                )
-            raise await self._answers.refusal(response, unknown)
 
 
 def _is_listed(name: str) -> bool:
