@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.cache import cache_app
+from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.groups import group_app
 from registry_proxy.cli.importing import import_
@@ -15,6 +16,7 @@ from registry_proxy.cli.keys import key_app
 from registry_proxy.cli.login import login, logout
 from registry_proxy.cli.me import change_password, whoami
 from registry_proxy.cli.node import reload_configuration, show_openapi
+from registry_proxy.cli.output import print_error
 from registry_proxy.cli.policy import policy_app
 from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.reset import reset_app
@@ -25,7 +27,15 @@ from registry_proxy.cli.users import user_app
 
 
 class Commands(TyperGroup):
-    """Commands under one name; the error for an unknown command lists the known ones."""
+    """Commands under one name; the error for an unknown command lists the known ones, and a CommandError is told."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is meant."""
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            print_error(error)
+            raise typer.Exit(error.status) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is meant. Ends with 2 when there is none."""

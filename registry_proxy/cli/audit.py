@@ -6,41 +6,27 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client
+from registry_proxy.cli.client import AdminClient, admin_client, given
 from registry_proxy.cli.output import (
     JsonOption,
     YesOption,
     confirm,
     counted,
     format_value,
-    print_json,
     print_json_line,
     print_note,
     print_result,
     print_table,
+    printed_json,
+    wants_json,
 )
 
 audit_app = typer.Typer(
     help="The audit log of a node: acts with their subject, rule and address.", no_args_is_help=True
 )
 
-_COLUMNS = {
-    "time": "TIME",
-    "action": "ACTION",
-    "outcome": "OUTCOME",
-    "subject": "SUBJECT",
-    "what": "WHAT",
-    "address": "ADDRESS",
-    "rule": "RULE",
-}
-_CHAIN_COLUMNS = {
-    "process": "PROCESS",
-    "lines": "LINES",
-    "removed": "REMOVED",
-    "signed_at": "SIGNED",
-    "unsigned": "NOT YET SIGNED",
-    "state": "STATE",
-}
+_COLUMNS = ("time", "action", "outcome", "subject", "what", "address", "rule")
+_CHAIN_COLUMNS = ("process", "lines", "removed", "signed_at", ("unsigned", "NOT YET SIGNED"), "state")
 _FOLLOW_SECONDS = 1.0
 
 _Subject = Annotated[str | None, typer.Option(help="Only events of this subject, such as user:ann.")]
@@ -50,11 +36,6 @@ _Action = Annotated[
     typer.Option(help="Only this action, such as login, push, grants.post; or grants for all changes of grants."),
 ]
 _Outcome = Annotated[str | None, typer.Option(help="ok, refused, limited, denied or failed.")]
-
-
-def _filters(subject: str | None, repository: str | None, action: str | None, outcome: str | None) -> dict[str, str]:
-    given = {"subject": subject, "repository": repository, "action": action, "outcome": outcome}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _row(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +58,8 @@ def _row(event: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _print(events: Iterable[Mapping[str, Any]], *, as_json: bool, headings: bool = True) -> None:
-    if as_json:
+def _print(events: Iterable[Mapping[str, Any]], *, headings: bool = True) -> None:
+    if wants_json():
         for event in events:
             print_json_line(event)
     else:
@@ -86,12 +67,12 @@ def _print(events: Iterable[Mapping[str, Any]], *, as_json: bool, headings: bool
         print_table(_COLUMNS, rows, empty="Nothing of that is in the audit log.", headings=headings)
 
 
-def _follow(admin: AdminClient, query: Mapping[str, str], after: str, *, as_json: bool) -> None:
+def _follow(admin: AdminClient, query: Mapping[str, str], after: str) -> None:
     while True:
         time.sleep(_FOLLOW_SECONDS)
         events = admin.list_all("audit", query={**query, "after": after} if after else query)
         if events:
-            _print(events, as_json=as_json, headings=not after)
+            _print(events, headings=not after)
             last = events[-1]
             after = f"{last['time']}/{last['process']}/{last['seq']:012d}"
 
@@ -105,15 +86,15 @@ def tail_audit(
     repository: _Repository = None,
     action: _Action = None,
     outcome: _Outcome = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Show the newest events, oldest first; as JSON a line each."""
-    query = _filters(subject, repository, action, outcome)
+    query = given(subject=subject, repository=repository, action=action, outcome=outcome)
     with admin_client() as admin:
         page = admin.call("GET", "audit", query={**query, "last": str(lines)}).document
-        _print(page["items"], as_json=as_json)
+        _print(page["items"])
         if follow:
-            _follow(admin, query, page["next"] or "", as_json=as_json)
+            _follow(admin, query, page["next"] or "")
 
 
 @audit_app.command("search")
@@ -127,31 +108,35 @@ def search_audit(
     outcome: _Outcome = None,
     request_id: Annotated[str | None, typer.Option(help="Only the request with this X-Request-ID.")] = None,
     last: Annotated[int | None, typer.Option(min=1, max=1000, help="Only this number of the newest events.")] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Find events, oldest first; as JSON a line each."""
-    given = {"since": since, "until": until, "request_id": request_id}
-    query = _filters(subject, repository, action, outcome)
-    query |= {name: value for name, value in given.items() if value is not None}
+    query = given(
+        since=since,
+        until=until,
+        subject=subject,
+        repository=repository,
+        action=action,
+        outcome=outcome,
+        request_id=request_id,
+    )
     with admin_client() as admin:
         if last is None:
             found = admin.list_all("audit", query=query)
         else:
             found = admin.call("GET", "audit", query={**query, "last": str(last)}).document["items"]
-        _print(found, as_json=as_json)
+        _print(found)
 
 
 @audit_app.command("verify")
-def verify_audit(as_json: JsonOption = False) -> None:
+def verify_audit(_json: JsonOption = False) -> None:
     """Compare the whole log with its hashes and signatures; exit status 1 when any of it was changed or is missing.
 
     Removals by retention are shown and are no faults; a fault that `audit accept` has recorded is no longer one.
     """
     with admin_client() as admin:
         result = admin.call("POST", "audit", "verify", patient=True).document
-    if as_json:
-        print_json(result)
-    else:
+    if not printed_json(result):
         _print_verification(result)
     if not result["intact"]:
         print_note("The log is not what was written: keep a copy of it, and of what the other sinks have.")
@@ -163,7 +148,7 @@ def verify_audit(as_json: JsonOption = False) -> None:
 def accept_faults(
     reason: Annotated[str, typer.Option(help="The cause, for later readers.", show_default=False)],
     yes: YesOption = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Accept the faults that `audit verify` finds now, after a restore for example.
 
@@ -177,7 +162,7 @@ def accept_faults(
             confirm(f"Accept {counted(number, 'fault')}?", yes=yes)
         result = admin.call("POST", "audit", "accept", body={"reason": reason}, patient=True).document
     text = f"Accepted {counted(number, 'fault')}: `registry-proxy audit verify` tells of it."
-    print_result(result, text, as_json=as_json)
+    print_result(result, text)
 
 
 def _print_verification(result: Mapping[str, Any]) -> None:

@@ -3,13 +3,12 @@
 import asyncio
 import datetime as dt
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.output import counted, print_note
 from registry_proxy.config.errors import StartError
@@ -18,6 +17,13 @@ from registry_proxy.config.model import Settings
 from registry_proxy.node.host import locked_cache
 from registry_proxy.offline.backup import STANDARD_STREAM, Backup, BackupError, backup_store, restore_store
 from registry_proxy.ports.errors import StoreUnavailableError
+
+_HINTS: Mapping[type[Exception], str | None] = {
+    BackupError: None,
+    StartError: "Stop the nodes before, and start them afterwards.",
+    SettingsError: "`registry-proxy check-config FILE` checks a configuration.",
+    StoreUnavailableError: "Is the store running, and `store` right?",
+}
 
 Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="The configuration of a node.")]
 
@@ -77,16 +83,10 @@ async def _restore(settings: Settings, file: str, *, moves: bool, replaces: bool
 @contextmanager
 def told_offline() -> Iterator[None]:
     """Say why a command that needs no running node failed, and end it with 1."""
-    with told_to_the_user():
-        try:
-            yield
-        except BackupError as error:
-            raise CommandError(str(error)) from error
-        except StartError as error:
-            raise CommandError(str(error), hint="Stop the nodes before, and start them afterwards.") from error
-        except SettingsError as error:
-            raise CommandError(str(error), hint="`registry-proxy check-config FILE` checks a configuration.") from error
-        except StoreUnavailableError as error:
-            raise CommandError(str(error), hint="Is the store running, and `store` right?") from error
-        except OSError as error:
-            raise CommandError(f"{error.filename or 'the file'}: {error.strerror}") from error
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{error.filename or 'the file'}: {error.strerror}") from error
+    except tuple(_HINTS) as error:
+        hint = next(hint for kind, hint in _HINTS.items() if isinstance(error, kind))
+        raise CommandError(str(error), hint=hint) from error

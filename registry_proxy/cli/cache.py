@@ -13,27 +13,26 @@ from registry_proxy.cli.output import (
     format_ratio,
     format_size,
     print_facts,
-    print_json,
     print_note,
     print_result,
     print_table,
+    printed_json,
     spinner,
 )
 from registry_proxy.cli.warm import warm_cache
 
 cache_app = typer.Typer(help="The cache on the node's disk.", no_args_is_help=True)
 
-_COLUMNS = {"digest": "DIGEST", "size": "SIZE", "used_at": "LAST USED", "protected": "PROTECTED"}
+_COLUMNS = ("digest", "size", ("used_at", "LAST USED"), "protected")
 _PAGE_SIZE = 1000
 
 
 @cache_app.command("stats")
-def cache_stats(as_json: JsonOption = False) -> None:
+def cache_stats(_json: JsonOption = False) -> None:
     """Show size, entries and hit ratios."""
     with admin_client() as admin:
         stats = admin.call("GET", "cache").document
-        if as_json:
-            print_json(stats)
+        if printed_json(stats):
             return
         size, limit = stats["size_bytes"], stats["max_size_bytes"]
         print_facts(
@@ -51,12 +50,11 @@ cache_app.command("warm")(warm_cache)
 
 
 @cache_app.command("verify")
-def verify_cache(as_json: JsonOption = False) -> None:
+def verify_cache(_json: JsonOption = False) -> None:
     """Read the whole cache; content that does not match its digest goes to quarantine and is fetched anew."""
     with admin_client() as admin, spinner("Reading the cache"):
         result = admin.call("POST", "cache", "verify", patient=True).document
-    if as_json:
-        print_json(result)
+    if printed_json(result):
         return
     for digest in result["bad"]:
         typer.echo(digest)
@@ -68,7 +66,7 @@ def verify_cache(as_json: JsonOption = False) -> None:
 def list_cache(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of contents.")] = 100,
     after: Annotated[str | None, typer.Option(help="Start after this digest.")] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """List the cached contents by digest."""
     with admin_client() as admin:
@@ -81,8 +79,7 @@ def list_cache(
                 break
             query["after"] = page["next"]
         blobs = blobs[:limit]
-    if as_json:
-        print_json(blobs)
+    if printed_json(blobs):
         return
     rows = [{**blob, "size": format_size(blob["size_bytes"])} for blob in blobs]
     print_table(_COLUMNS, rows, empty="Nothing is cached.")
@@ -94,7 +91,7 @@ def purge_cache(
     repository: Annotated[str | None, typer.Option(help="The contents of this repository.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole cache of the node.")] = False,
     yes: YesOption = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Remove content from the cache; pushes that some replica does not have yet stay."""
     if [digest is not None, repository is not None, everything].count(True) != 1:
@@ -104,4 +101,4 @@ def purge_cache(
     body = {"digest": digest, "repository": repository}
     with admin_client() as admin:
         result = admin.call("POST", "cache", "purge", body=body, patient=True).document
-        print_result(result, f"{counted(result['removed'], 'entry', plural='entries')} removed.", as_json=as_json)
+        print_result(result, f"{counted(result['removed'], 'entry', plural='entries')} removed.")

@@ -1,18 +1,15 @@
 """The admin API as the commands call it: one HTTP client, every failure a CommandError that says what to do next."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-import typer
-
 from registry_proxy.cli.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
 from registry_proxy.cli.errors import CommandError, NotAdminError
-from registry_proxy.cli.output import print_error, print_note
+from registry_proxy.cli.output import print_note
 from registry_proxy.protocol.addresses import is_loopback
 
 if TYPE_CHECKING:
@@ -30,20 +27,28 @@ Locate = Callable[[Sequence[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A successful answer: the JSON document (None for 204), and the ETag to give back when changing it."""
+    """A successful answer: the JSON object (empty for 204), and the ETag to give back when changing it."""
 
-    document: Any
+    document: dict[str, Any]
     etag: str | None
 
 
-def _read_document(response: "httpx.Response", url: str) -> Any:
+def _read_document(response: "httpx.Response", url: str) -> dict[str, Any]:
     try:
-        return response.json() if response.content else None
+        document = response.json() if response.content else {}
     except (ValueError, RecursionError):
-        raise CommandError(
-            f"{url} answered {response.status_code} with something that is not JSON",
-            hint=f"Is this the admin listener of registry-proxy? Set {URL_VARIABLE} to its URL.",
-        ) from None
+        document = None
+    if isinstance(document, dict):
+        return document
+    raise CommandError(
+        f"{url} answered {response.status_code} with something that is not JSON",
+        hint=f"Is this the admin listener of registry-proxy? Set {URL_VARIABLE} to its URL.",
+    )
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """Return the fields whose options were given."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _dotted(pointer: Sequence[str]) -> str:
@@ -67,14 +72,14 @@ def _to_error(response: "httpx.Response", url: str, username: str, locate: Locat
             hint="Run `registry-proxy login` again, or correct REGISTRY_PROXY_ADMIN_USER and _PASSWORD.",
         )
     problem = _read_document(response, url)
-    faults = problem.get("errors") if isinstance(problem, dict) else None
+    faults = problem.get("errors")
     lines = [_fault_line(fault, locate) for fault in faults] if isinstance(faults, list) else []
     # What users do for themselves needs no admin: the server says what it was.
     if status == HTTPStatus.FORBIDDEN and not lines and "/me/" not in response.request.url.path:
         return NotAdminError(
             f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
         )
-    if not isinstance(problem, dict) or not (problem.get("detail") or problem.get("title")):
+    if not (problem.get("detail") or problem.get("title")):
         return CommandError(
             f"{url} answered {status}", hint=f"Is this the admin listener? {URL_VARIABLE} sets the URL."
         )
@@ -186,23 +191,7 @@ class AdminClient:
             parameters["after"] = following
 
 
-@contextmanager
-def told_to_the_user(status: int = 1) -> Iterator[None]:
-    """Turn a CommandError into text on standard error and an exit status."""
-    try:
-        yield
-    except CommandError as error:
-        print_error(error)
-        raise typer.Exit(status) from error
-
-
-@contextmanager
-def admin_client(status: int = 1) -> Iterator[AdminClient]:
-    """Connect with the URL and login that environment and store give.
-
-    Failures inside end the command with ``status``, and say why.
-    """
-    with told_to_the_user(status):
-        url = admin_url()
-        with AdminClient(url, find_credentials(url)) as client:
-            yield client
+def admin_client() -> AdminClient:
+    """Return a client with the URL and login that environment and store give. Raises CommandError."""
+    url = admin_url()
+    return AdminClient(url, find_credentials(url))

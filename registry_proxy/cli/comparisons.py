@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, print_json, print_note, print_table, progress_bars
+from registry_proxy.cli.output import JsonOption, counted, print_note, print_table, printed_json, progress_bars
 
 _POLL_SECONDS = 0.5
 _STUCK_SECONDS = 15.0
@@ -18,31 +18,23 @@ _STUCK_SECONDS = 15.0
 ABLE = frozenset({"up", "behind"})
 """The states of a replica that is there."""
 
-_COLUMNS = {
-    "repository": "REPOSITORY",
-    "kind": "KIND",
-    "name": "NAME",
-    "replica": "REPLICA",
-    "found": "FOUND",
-    "wanted": "WANTED",
-    "holders": "HELD BY",
-}
+_COLUMNS = ("repository", "kind", "name", "replica", "found", "wanted", ("holders", "HELD BY"))
 _Upstream = Annotated[str | None, typer.Argument(help="Only this upstream.")]
 _Prefer = Annotated[str | None, typer.Option(help="The replica that decides a tag when nothing else does.")]
 
 
-def verify_replicas(upstream: _Upstream = None, as_json: JsonOption = False) -> None:
+def verify_replicas(upstream: _Upstream = None, _json: JsonOption = False) -> None:
     """Compare the replicas: their tags, the manifests on record, and all that these refer to. Changes nothing."""
     with admin_client() as admin:
         names = upstream_names(admin, upstream)
         comparisons = [compare_replicas(admin, name, {}) for name in names]
-        _print_comparisons(comparisons, as_json=as_json)
+        _print_comparisons(comparisons)
         for name in names:
             _print_refused(admin.call("GET", "upstreams", name).document)
         fail_for(comparisons, "differences that are decided are repaired by `registry-proxy replica repair`")
 
 
-def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json: JsonOption = False) -> None:
+def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, _json: JsonOption = False) -> None:
     """Compare the replicas, and wait until each has what it lacks. Nothing is ever deleted.
 
     Writes that a replica missed while it was away are repaired without this command, too. Contents that a replica
@@ -54,13 +46,12 @@ def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, as_json:
             admin.call("POST", "upstreams", name, "repair")
         comparisons = [compare_replicas(admin, name, {"repair": True, "prefer": prefer}) for name in names]
         documents = follow_repairs(admin, names)
-        if as_json:
-            print_json(documents)
+        is_printed = printed_json(documents)
         fail_for(
             [{**one, "differing": one["undecided"], "lost": 0} for one in comparisons],
             "see `registry-proxy replica verify`; --prefer REPLICA decides about tags",
         )
-        if not as_json:
+        if not is_printed:
             _print_repaired(documents)
 
 
@@ -98,7 +89,7 @@ def compare_replicas(admin: AdminClient, name: str, body: dict[str, Any]) -> dic
     """Have the replicas of an upstream compared; return the comparison when it has ended."""
     with _progress() as progress:
         bar = progress.add_task(f"{name}: repositories", total=None)
-        comparison: dict[str, Any] = admin.call("POST", "upstreams", name, "verify", body=body).document
+        comparison = admin.call("POST", "upstreams", name, "verify", body=body).document
         while not comparison["done"]:
             time.sleep(_POLL_SECONDS)
             comparison = admin.call("GET", "upstreams", name, "verify").document
@@ -106,9 +97,8 @@ def compare_replicas(admin: AdminClient, name: str, body: dict[str, Any]) -> dic
     return {"upstream": name, **comparison}
 
 
-def _print_comparisons(comparisons: list[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        print_json(comparisons)
+def _print_comparisons(comparisons: list[dict[str, Any]]) -> None:
+    if printed_json(comparisons):
         return
     for comparison in comparisons:
         counts = f"{counted(comparison['manifests'], 'manifest')} and {counted(comparison['blobs'], 'blob')} compared"

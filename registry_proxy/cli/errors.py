@@ -1,10 +1,11 @@
 """The words of a command that cannot do its work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class CommandError(Exception):
-    """A failure told to a person: what happened and to what, then the faults, then what to do next. Exit status 1.
+    """A failure told to a person: what happened and to what, then the faults, then what to do next.
 
     Args:
         message: one sentence.
@@ -17,7 +18,19 @@ class CommandError(Exception):
         self.message = message
         self.faults = tuple(faults)
         self.hint = hint
+        self.status = 1
+        """The exit status of the command."""
 
 
 class NotAdminError(CommandError):
     """The login is good, and not an admin's."""
+
+
+@contextmanager
+def failing_with(status: int) -> Iterator[None]:
+    """Have a failure end a command with another status than 1, which is an answer of it."""
+    try:
+        yield
+    except CommandError as error:
+        error.status = status
+        raise

@@ -11,25 +11,17 @@ from registry_proxy.cli.output import (
     YesOption,
     confirm,
     counted,
-    print_json,
     print_note,
     print_result,
     print_table,
+    printed_json,
 )
 
 _Upstream = Annotated[str, typer.Argument(help="The upstream.")]
 _Repository = Annotated[str | None, typer.Option(help="Only this repository, as the upstream names it.")]
 _Name = Annotated[str | None, typer.Option(help="Only this tag or digest.")]
 
-_COLUMNS = {
-    "upstream": "UPSTREAM",
-    "repository": "REPOSITORY",
-    "kind": "KIND",
-    "name": "NAME",
-    "replica": "REPLICA",
-    "reason": "WHY",
-    "dismissed": "DISMISSED",
-}
+_COLUMNS = ("upstream", "repository", "kind", "name", "replica", ("reason", "WHY"), "dismissed")
 
 
 def _rows(upstream: str, one: dict[str, Any]) -> list[dict[str, Any]]:
@@ -39,7 +31,7 @@ def _rows(upstream: str, one: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def list_exceptions(
-    upstream: Annotated[str | None, typer.Argument(help="Only this upstream.")] = None, as_json: JsonOption = False
+    upstream: Annotated[str | None, typer.Argument(help="Only this upstream.")] = None, _json: JsonOption = False
 ) -> None:
     """List the contents that cannot be everywhere: lost, because no replica has them any more, or refused by some.
 
@@ -47,8 +39,7 @@ def list_exceptions(
     """
     with admin_client() as admin:
         found = {name: admin.list_all("upstreams", name, "exceptions") for name in upstream_names(admin, upstream)}
-    if as_json:
-        print_json(found)
+    if printed_json(found):
         return
     rows = [row for name, exceptions in found.items() for one in exceptions for row in _rows(name, one)]
     print_table(_COLUMNS, rows, empty="Nothing is lost, and no replica refuses anything.")
@@ -66,13 +57,13 @@ def dismiss_exceptions(
     repository: _Repository = None,
     name: _Name = None,
     everything: Annotated[bool, typer.Option("--all", help="All exceptions of the upstream.")] = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Stop to count and tell exceptions that you know of. They stay in force until the content is pushed or deleted."""
     chosen = _chosen(repository, name, everything=everything)
     with admin_client() as admin:
         result = admin.call("POST", "upstreams", upstream, "dismiss", body=chosen).document
-    print_result(result, f"{counted(result['dismissed'], 'exception')} dismissed.", as_json=as_json)
+    print_result(result, f"{counted(result['dismissed'], 'exception')} dismissed.")
 
 
 def forget_lost(
@@ -82,7 +73,7 @@ def forget_lost(
     name: _Name = None,
     everything: Annotated[bool, typer.Option("--all", help="All lost contents of the upstream.")] = False,
     yes: YesOption = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Forget contents that are lost: images that were deleted after the backup that was restored, for example.
 
@@ -94,7 +85,7 @@ def forget_lost(
             lost = [one for one in admin.list_all("upstreams", upstream, "exceptions") if one["lost"]]
             confirm(f"Forget {counted(len(lost), 'lost content')} of {upstream}?", yes=yes)
         result = admin.call("POST", "upstreams", upstream, "forget", body=chosen).document
-    print_result(result, f"{counted(result['forgotten'], 'lost content')} forgotten.", as_json=as_json)
+    print_result(result, f"{counted(result['forgotten'], 'lost content')} forgotten.")
 
 
 def print_lost(upstream: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import typer
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.comparisons import ABLE, compare_replicas, fail_for, follow_repairs
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, print_note, print_result
+from registry_proxy.cli.output import JsonOption, counted, print_note, print_result, wants_json
 from registry_proxy.cli.pauses import ResumedError, resume, wait_for, wait_until_quiet
 
 _UP_SECONDS = 120.0
@@ -34,7 +34,7 @@ def collect_garbage(
             help="Command for /bin/sh, with REPLICA and REPLICA_URL. Without it, you collect by hand.",
         ),
     ] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Run the registries' own garbage collection, one replica at a time, while clients push and pull.
 
@@ -45,9 +45,9 @@ def collect_garbage(
     with admin_client() as admin:
         chosen = _choose(admin, upstream, replica)
         _make_equal(admin, upstream)
-        done = [_collect(admin, upstream, one, run, as_json=as_json) for one in chosen]
+        done = [_collect(admin, upstream, one, run) for one in chosen]
         collected = counted(len(done), "replica", f"of {upstream} collected")
-        print_result(done, f"{collected}; all replicas hold the same.", as_json=as_json)
+        print_result(done, f"{collected}; all replicas hold the same.")
 
 
 def _choose(admin: AdminClient, upstream: str, replica: str | None) -> list[dict[str, Any]]:
@@ -65,9 +65,7 @@ def _choose(admin: AdminClient, upstream: str, replica: str | None) -> list[dict
     return chosen
 
 
-def _collect(
-    admin: AdminClient, upstream: str, replica: dict[str, Any], command: str | None, *, as_json: bool
-) -> dict[str, Any]:
+def _collect(admin: AdminClient, upstream: str, replica: dict[str, Any], command: str | None) -> dict[str, Any]:
     """Collect the garbage of one replica; return what is told of it."""
     name, began_at = replica["name"], time.monotonic()
     body = {"replica": name, "reason": "garbage collection"}
@@ -77,7 +75,7 @@ def _collect(
         if command is None:
             status = _wait_for_the_operator(name, replica["url"])
         else:
-            status = _run(command, {"REPLICA": name, "REPLICA_URL": replica["url"]}, as_json=as_json)
+            status = _run(command, {"REPLICA": name, "REPLICA_URL": replica["url"]})
     if status:
         raise _still_paused(upstream, name, f"The command for replica {name} of {upstream} ended with {status}")
     wait_until_quiet(admin, upstream, name)  # as it was, unless somebody has resumed it
@@ -85,7 +83,7 @@ def _collect(
     failure = f"Replica {name} of {upstream} is resumed, and is not up after {_UP_SECONDS:.0f} s"
     wait_for(admin, upstream, name, lambda one: one["state"] in ABLE, _UP_SECONDS, failure)
     returned, seconds = _make_equal(admin, upstream), time.monotonic() - began_at
-    if not as_json:
+    if not wants_json():
         back = counted(returned, "content")
         print_note(f"Replica {name}: collected in {seconds:.0f} s; {back} came back from the others.")
     return {"replica": name, "seconds": round(seconds, 1), "returned": returned}
@@ -122,14 +120,14 @@ class _StillRunningError(Exception):
     """A command was interrupted twice, and may go on."""
 
 
-def _run(command: str, environment: dict[str, str], *, as_json: bool) -> int:
+def _run(command: str, environment: dict[str, str]) -> int:
     """Run a command of the operator's; return its exit status.
 
     Raises:
         KeyboardInterrupt: it was interrupted, and has ended.
         _StillRunningError: it was interrupted twice, and may go on.
     """
-    output = [(os.POSIX_SPAWN_DUP2, 2, 1)] if as_json else []  # ours is for machines then
+    output = [(os.POSIX_SPAWN_DUP2, 2, 1)] if wants_json() else []  # ours is for machines then
     with _counted_interrupts() as interrupts:
         pid = os.posix_spawn(_SHELL, [_SHELL, "-c", command], {**os.environ, **environment}, file_actions=output)
         try:

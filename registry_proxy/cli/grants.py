@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_json, print_list, print_note, print_object, print_table
+from registry_proxy.cli.client import admin_client, given
+from registry_proxy.cli.errors import failing_with
+from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object, print_table, printed_json
 from registry_proxy.cli.replay import replay_grants
 
 grant_app = typer.Typer(help="Grants: actions that subjects may do in repositories.", no_args_is_help=True)
@@ -16,15 +17,7 @@ _Subject = Annotated[
     typer.Argument(help="user:NAME, group:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous.", show_default=False),
 ]
 _GrantId = Annotated[str, typer.Argument(metavar="ID", help="The id, from `grant list`.", show_default=False)]
-_COLUMNS = {
-    "id": "ID",
-    "subject": "SUBJECT",
-    "repository": "REPOSITORY",
-    "tags": "TAGS",
-    "actions": "ACTIONS",
-    "mode": "MODE",
-    "expires_at": "EXPIRES",
-}
+_COLUMNS = ("id", "subject", "repository", "tags", "actions", "mode", "expires_at")
 
 
 def print_grants(grants: Sequence[Mapping[str, Any]], *, empty: str) -> None:
@@ -41,14 +34,16 @@ def grant_text(grant: Mapping[str, Any]) -> str:
     return f"grant {grant['subject']} {grant['repository']} {','.join(grant['actions'])}{tags}{mode}{until}{known}"
 
 
-def _print(grant: dict[str, Any], *, as_json: bool) -> None:
+def _print(grant: dict[str, Any]) -> None:
     actions = set(grant["actions"])
     if "pull" not in actions and (pushes := sorted(actions & {"push", "create"})):
         print_note(f"warning: clients also need pull to push: give pull,{','.join(pushes)}")
-    if as_json:
-        print_json(grant)
-    else:
+    if not printed_json(grant):
         print_grants([grant], empty="")
+
+
+def _split(actions: str) -> list[str]:
+    return [action.strip() for action in actions.split(",")]
 
 
 @grant_app.command("add")
@@ -62,21 +57,21 @@ def add_grant(
     tags: Annotated[str, typer.Option(help="Pattern of the tags.")] = "*",
     mode: Annotated[str, typer.Option(help="enforce, or warn: allow, and count what would be denied.")] = "enforce",
     expires_at: Annotated[str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z.")] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Add a grant."""
     body: dict[str, Any] = {
         "subject": subject,
         "repository": repository,
         "tags": tags,
-        "actions": [action.strip() for action in actions.split(",")],
+        "actions": _split(actions),
         "mode": mode,
         "expires_at": expires_at,
     }
     with admin_client() as admin:
         made = admin.call("POST", "grants", body=body).document
         print_note(f"Grant {made['id']} is in force.")
-        _print(made, as_json=as_json)
+        _print(made)
 
 
 @grant_app.command("set")
@@ -91,16 +86,10 @@ def set_grant(
     expires_at: Annotated[
         str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z, or never.")
     ] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Change a grant; options that are not given keep their values."""
-    given: dict[str, Any] = {
-        "actions": None if actions is None else [action.strip() for action in actions.split(",")],
-        "tags": tags,
-        "mode": mode,
-        "expires_at": expires_at,
-    }
-    body = {name: value for name, value in given.items() if value is not None}
+    body = given(actions=actions and _split(actions), tags=tags, mode=mode, expires_at=expires_at)
     if not body:
         raise typer.BadParameter("nothing to change: give --actions, --tags, --mode or --expires-at")
     if expires_at == "never":
@@ -108,20 +97,19 @@ def set_grant(
     with admin_client() as admin:
         changed = admin.call("PATCH", "grants", grant_id, body=body).document
         print_note(f"Grant {grant_id} changed.")
-        _print(changed, as_json=as_json)
+        _print(changed)
 
 
 @grant_app.command("list")
 def list_grants(
     subject: Annotated[str | None, typer.Option(help="Only those of this subject, such as user:ann.")] = None,
     repository: Annotated[str | None, typer.Option(help="Only those that cover this repository.")] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """List grants."""
-    filters = {"subject": subject, "repository": repository}
-    query = {key: value for key, value in filters.items() if value is not None}
     with admin_client() as admin:
-        print_list(_COLUMNS, admin.list_all("grants", query=query), empty="No grants.", as_json=as_json)
+        grants = admin.list_all("grants", query=given(subject=subject, repository=repository))
+        print_list(_COLUMNS, grants, empty="No grants.")
 
 
 @grant_app.command("rm")
@@ -142,12 +130,12 @@ def explain(
     ],
     action: Annotated[str, typer.Argument(help="pull, push, create, delete or manage.", show_default=False)],
     tag: Annotated[str | None, typer.Option(help="For a particular tag.")] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Say whether somebody may do something, and why: ends with 0 for yes, 1 for no, 2 when it cannot be known."""
     body = {"subject": subject, "repository": repository, "tag": tag, "action": action}
-    with admin_client(status=2) as admin:
+    with failing_with(2), admin_client() as admin:
         decision = admin.call("POST", "explain", body=body).document
-        print_object(decision, as_json=as_json)
+        print_object(decision)
         if not decision["allowed"]:
             raise typer.Exit(1)

@@ -6,8 +6,8 @@ import typer
 
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, YesOption, print_list, print_note, print_object
-from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, change_subject, edit_names, remove_subject, show_subject
+from registry_proxy.cli.output import JsonOption, print_note, print_object
+from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands, change_subject, edit_names
 
 group_app = typer.Typer(help="Groups of users: subjects of grants.", no_args_is_help=True)
 
@@ -16,13 +16,13 @@ group_app = typer.Typer(help="Groups of users: subjects of grants.", no_args_is_
 def add_group(
     name: Name,
     member: Annotated[list[str] | None, typer.Option(help="Member; may be repeated.")] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Create a group."""
     with admin_client() as client:
         made = client.call("PUT", "groups", name, body={"members": member or []}, headers=ONLY_IF_NEW).document
         print_note(f"Group {name} made.")
-        print_object(made, as_json=as_json)
+        print_object(made)
 
 
 @group_app.command("set")
@@ -30,7 +30,7 @@ def set_group(
     name: Name,
     add: Annotated[list[str] | None, typer.Option(help="User to add; may be repeated.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="User to remove; may be repeated.")] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Change the members of a group."""
     if not add and not remove:
@@ -44,24 +44,12 @@ def set_group(
         return {"members": edit_names(group["members"], add, remove)}
 
     with admin_client() as client:
-        print_object(change_subject(client, "group", name, edit), as_json=as_json)
+        print_object(change_subject(client, "group", name, edit))
 
 
-@group_app.command("list")
-def list_groups(as_json: JsonOption = False) -> None:
-    """List all groups."""
-    with admin_client() as client:
-        columns = {"name": "NAME", "members": "MEMBERS"}
-        print_list(columns, client.list_all("groups"), empty="There are no groups.", as_json=as_json)
-
-
-@group_app.command("show")
-def show_group(name: Name, as_json: JsonOption = False) -> None:
-    """Show one group."""
-    show_subject("group", name, as_json=as_json)
-
-
-@group_app.command("rm")
-def remove_group(name: Name, yes: YesOption = False) -> None:
-    """Remove a group with its grants; its members stay. Asks first if there are grants."""
-    remove_subject("group", name, yes=yes)
+add_common_commands(
+    group_app,
+    "group",
+    ("name", "members"),
+    remove_help="Remove a group with its grants; its members stay. Asks first if there are grants.",
+)

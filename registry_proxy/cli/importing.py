@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from registry_proxy.cli.client import told_to_the_user
 from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, admin_url, find_credentials, read_password
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note, progress_bars
+from registry_proxy.cli.output import JsonOption, counted, format_size, print_result, progress_bars
 from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def import_(  # noqa: PLR0917 - one parameter an option
     password_file: PasswordFile = None,
     ca_file: Annotated[Path | None, typer.Option(help="Certificate authority of SOURCE, PEM.")] = None,
     at_once: Annotated[int, typer.Option(min=1, max=64, help="Number of images at the same time.")] = 4,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Copy images from another registry into this proxy, with signatures and other referrers.
 
@@ -49,37 +48,33 @@ def import_(  # noqa: PLR0917 - one parameter an option
     """
     from registry_proxy.offline.importer import RegistryAccess, Selection  # noqa: PLC0415 - no other command needs aiohttp
 
-    with told_to_the_user():
-        _check(repository, tags, prefix)
-        password = read_password(from_stdin=password_stdin, file=password_file)
-        password = password or os.environ.get(SOURCE_PASSWORD_VARIABLE)
-        if source_user is not None and password is None:
-            raise CommandError(
-                f"The password of {source_user} at the source is not known",
-                hint=f"Give --password-stdin or --password-file, or set {SOURCE_PASSWORD_VARIABLE}.",
-            )
-        selection = Selection(repositories=repository, tags=tags, prefix=prefix, at_once=at_once)
-        here = find_credentials(admin_url())
-        outcome = _run(
-            RegistryAccess(_as_url(source), source_user, password, ca_file),
-            RegistryAccess(_as_url(target), here.username, here.password),
-            selection,
+    _check(repository, tags, prefix)
+    password = read_password(from_stdin=password_stdin, file=password_file)
+    password = password or os.environ.get(SOURCE_PASSWORD_VARIABLE)
+    if source_user is not None and password is None:
+        raise CommandError(
+            f"The password of {source_user} at the source is not known",
+            hint=f"Give --password-stdin or --password-file, or set {SOURCE_PASSWORD_VARIABLE}.",
         )
-        if as_json:
-            print_json(asdict(outcome))
-        else:
-            size = format_size(outcome.blob_bytes)
-            present = f"{outcome.present} {'was' if outcome.present == 1 else 'were'} there already"
-            print_note(f"{counted(outcome.copied, 'image')} copied ({size}), {present}.")
-        if not outcome.found and not outcome.failed:
-            raise CommandError(
-                f"{source} has no image that matches --repository {repository} --tags {tags}",
-                hint="`**` is any repository, `team/**` all below team/, `*` any tag.",
-            )
-        if outcome.failed:
-            faults = [f"{name}: {reason}" for name, reason in sorted(outcome.failed.items())]
-            text = counted(len(faults), "image", "were not copied")
-            raise CommandError(text, faults=faults, hint="Run the command again for them.")
+    selection = Selection(repositories=repository, tags=tags, prefix=prefix, at_once=at_once)
+    here = find_credentials(admin_url())
+    outcome = _run(
+        RegistryAccess(_as_url(source), source_user, password, ca_file),
+        RegistryAccess(_as_url(target), here.username, here.password),
+        selection,
+    )
+    size = format_size(outcome.blob_bytes)
+    present = f"{outcome.present} {'was' if outcome.present == 1 else 'were'} there already"
+    print_result(asdict(outcome), f"{counted(outcome.copied, 'image')} copied ({size}), {present}.")
+    if not outcome.found and not outcome.failed:
+        raise CommandError(
+            f"{source} has no image that matches --repository {repository} --tags {tags}",
+            hint="`**` is any repository, `team/**` all below team/, `*` any tag.",
+        )
+    if outcome.failed:
+        faults = [f"{name}: {reason}" for name, reason in sorted(outcome.failed.items())]
+        text = counted(len(faults), "image", "were not copied")
+        raise CommandError(text, faults=faults, hint="Run the command again for them.")
 
 
 def _check(repository: str, tags: str, prefix: str) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, told_to_the_user
+from registry_proxy.cli.client import AdminClient
 from registry_proxy.cli.credentials import (
     FIRST_ADMIN,
     Credentials,
@@ -26,21 +26,20 @@ def login(
     password_file: PasswordFile = None,
 ) -> None:
     """Check a user's credentials and keep them, readable by you only, for the other commands."""
-    with told_to_the_user():
-        url = admin_url()
-        password = read_password(from_stdin=password_stdin, file=password_file)
-        if password is None:
-            password = ask_password(f"Password of {user} at {url}")
-        credentials = Credentials(user, password)
-        with AdminClient(url, credentials) as admin:
-            is_admin = _is_admin(admin)
-        path = store_credentials(url, credentials)
-        print_note(f"Logged in at {url} as {user}; kept in {path}.")
-        if not is_admin:
-            print_note(
-                f"{user} is not an admin. These commands work: `whoami`, `password`, `token`, `import`, `explain` "
-                "about the user, and, in namespaces that the user owns, `grant` and `explain` about others."
-            )
+    url = admin_url()
+    password = read_password(from_stdin=password_stdin, file=password_file)
+    if password is None:
+        password = ask_password(f"Password of {user} at {url}")
+    credentials = Credentials(user, password)
+    with AdminClient(url, credentials) as admin:
+        is_admin = _is_admin(admin)
+    path = store_credentials(url, credentials)
+    print_note(f"Logged in at {url} as {user}; kept in {path}.")
+    if not is_admin:
+        print_note(
+            f"{user} is not an admin. These commands work: `whoami`, `password`, `token`, `import`, `explain` "
+            "about the user, and, in namespaces that the user owns, `grant` and `explain` about others."
+        )
 
 
 def _is_admin(admin: AdminClient) -> bool:
@@ -54,7 +53,6 @@ def _is_admin(admin: AdminClient) -> bool:
 
 def logout() -> None:
     """Forget the credentials kept for this URL."""
-    with told_to_the_user():
-        url = admin_url()
-        kept = forget_credentials(url)
-        print_note(f"Logged out of {url}." if kept else f"Nothing was kept for {url}.")
+    url = admin_url()
+    kept = forget_credentials(url)
+    print_note(f"Logged out of {url}." if kept else f"Nothing was kept for {url}.")

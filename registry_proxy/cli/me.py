@@ -1,6 +1,6 @@
 """`registry-proxy whoami` and `password`: the account that the commands log in with."""
 
-from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
+from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.credentials import (
     PASSWORD_VARIABLE,
     Credentials,
@@ -14,15 +14,14 @@ from registry_proxy.cli.credentials import (
     store_credentials,
 )
 from registry_proxy.cli.grants import print_grants
-from registry_proxy.cli.output import JsonOption, counted, print_facts, print_json, print_note
+from registry_proxy.cli.output import JsonOption, counted, print_facts, print_note, printed_json
 
 
-def whoami(as_json: JsonOption = False) -> None:
+def whoami(_json: JsonOption = False) -> None:
     """Show who you are logged in as, your groups, and what you may do."""
     with admin_client() as client:
         me = client.call("GET", "me").document
-        if as_json:
-            print_json(me)
+        if printed_json(me):
             return
         print_facts({"subject": me["subject"], "url": admin_url(), "admin": me["admin"], "groups": me["groups"]})
         if me["admin"]:
@@ -49,8 +48,7 @@ def change_password(password_stdin: PasswordStdin = False, password_file: Passwo
             print_note(f"{PASSWORD_VARIABLE} still holds the old one: change it where it is set.")
         else:
             store_credentials(url, Credentials(current.username, new))
-    with told_to_the_user():
-        _print_what_stays(url, Credentials(current.username, new))
+    _print_what_stays(url, Credentials(current.username, new))
 
 
 def _print_what_stays(url: str, credentials: Credentials) -> None:

@@ -4,11 +4,11 @@ from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, print_json, print_result, spinner
 
 
-def reload_configuration(as_json: JsonOption = False) -> None:
+def reload_configuration(_json: JsonOption = False) -> None:
     """Have the node read its configuration again; refused with every fault, and then nothing changes."""
     with admin_client() as admin, spinner("Starting workers with the new configuration"):
         result = admin.call("POST", "reload", patient=True).document
-    print_result(result, f"Reloaded: generation {result['generation']} serves.", as_json=as_json)
+    print_result(result, f"Reloaded: generation {result['generation']} serves.")
 
 
 def show_openapi() -> None:

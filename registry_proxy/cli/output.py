@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import typer
@@ -15,8 +16,21 @@ from rich.text import Text
 
 from registry_proxy.cli.errors import CommandError
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+_wants_json: ContextVar[bool] = ContextVar("wants_json", default=False)
+
+
+def _obey(*, is_wanted: bool) -> bool:
+    _wants_json.set(is_wanted)
+    return is_wanted
+
+
+JsonOption = Annotated[bool, typer.Option("--json", callback=_obey, help="Print JSON, for machines.")]
+"""A command that has this option need not pass it on: the functions below obey it."""
+
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+Columns = Sequence[str | tuple[str, str]]
+"""Columns of a table: the key of a value, with its heading where that is another word than the key."""
 
 _PIPE_WIDTH = 400
 _ANY_WIDTH = 100_000
@@ -33,6 +47,11 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
+def wants_json() -> bool:
+    """Tell whether the command was given ``--json``."""
+    return _wants_json.get()
+
+
 def print_json(document: Any) -> None:
     """Print a document as JSON."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
@@ -42,6 +61,13 @@ def print_json_line(document: Any) -> None:
     """Print a document as JSON on a line of its own, at once: somebody may follow."""
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
+
+
+def printed_json(document: Any) -> bool:
+    """Print a document where the command was given ``--json``; tell whether it was."""
+    if is_wanted := wants_json():
+        print_json(document)
+    return is_wanted
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -112,13 +138,11 @@ def format_ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.1%}"
 
 
-def print_table(
-    columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str, headings: bool = True
-) -> None:
+def print_table(columns: Columns, rows: Sequence[Mapping[str, Any]], *, empty: str, headings: bool = True) -> None:
     """Print rows as a table.
 
     Args:
-        columns: heading by the key of the value.
+        columns: the keys of the values.
         rows: JSON objects.
         empty: said on standard error when there are no rows.
         headings: False for rows that go on with a table.
@@ -126,20 +150,27 @@ def print_table(
     if not rows:
         print_note(empty)
         return
-    console = _console()
+    console, named = _console(), dict(map(_named, columns))
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=headings)
-    for heading in columns.values():
+    for heading in named.values():
         table.add_column(heading, no_wrap=True, overflow="ignore")
     for row in rows:
-        table.add_row(*(Text(format_value(row.get(key))) for key in columns))
+        table.add_row(*(Text(format_value(row.get(key))) for key in named))
     # Not measured within the console: there it is never wider than that.
     if console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum <= console.width:
         console.print(table)
         return
     # Identifiers, digests and times are there to be copied: what is too wide for the terminal goes below each other.
     for row in rows:
-        print_facts({heading.lower(): row.get(key) for key, heading in columns.items()})
+        print_facts({heading.lower(): row.get(key) for key, heading in named.items()})
         console.print()
+
+
+def _named(column: str | tuple[str, str]) -> tuple[str, str]:
+    """Return the key and the heading of a column."""
+    if isinstance(column, tuple):
+        return column
+    return column, column.removesuffix("_at").replace("_", " ").upper()
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -150,27 +181,21 @@ def print_facts(facts: Mapping[str, Any]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def print_list(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, empty: str, as_json: bool) -> None:
+def print_list(columns: Columns, rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
     """Print a list: as JSON, or as ``print_table`` does."""
-    if as_json:
-        print_json(rows)
-    else:
+    if not printed_json(rows):
         print_table(columns, rows, empty=empty)
 
 
-def print_object(document: Mapping[str, Any], *, as_json: bool) -> None:
+def print_object(document: Mapping[str, Any]) -> None:
     """Print one thing: as JSON, or as ``print_facts`` does."""
-    if as_json:
-        print_json(document)
-    else:
+    if not printed_json(document):
         print_facts(document)
 
 
-def print_result(document: Any, note: str, *, as_json: bool) -> None:
+def print_result(document: Any, note: str) -> None:
     """Print the result of a command: as JSON, or as a note."""
-    if as_json:
-        print_json(document)
-    else:
+    if not printed_json(document):
         print_note(note)
 
 

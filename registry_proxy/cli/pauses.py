@@ -8,7 +8,7 @@ import typer
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_json, print_note, print_result
+from registry_proxy.cli.output import JsonOption, print_note, print_result, printed_json
 
 _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 180.0
@@ -22,7 +22,7 @@ def pause_replica(
     upstream: _Upstream,
     replica: _Replica,
     reason: Annotated[str, typer.Option(help="The reason, shown in the list of replicas.")] = "",
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Take a replica out of writes and repair, on all nodes, and wait until nothing is being written to it.
 
@@ -31,9 +31,7 @@ def pause_replica(
     with admin_client() as admin:
         admin.call("POST", "upstreams", upstream, "pause", body={"replica": replica, "reason": reason})
         document = wait_until_quiet(admin, upstream, replica)
-        if as_json:
-            print_json(document)
-        else:
+        if not printed_json(document):
             print_note(f"Replica {replica} of {upstream} is paused, and nothing is being written to it.")
             print_note(f"`registry-proxy replica resume {upstream} {replica}` ends that.")
 
@@ -42,7 +40,7 @@ def resume_replica(
     upstream: _Upstream,
     replica: _Replica,
     force: Annotated[bool, typer.Option(help="Resume even if the registry answers for blobs that are gone.")] = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Write to a paused replica again; what it missed is repaired by itself.
 
@@ -51,7 +49,7 @@ def resume_replica(
     with admin_client() as admin:
         document = resume(admin, upstream, replica, force=force)
         text = f"Replica {replica} of {upstream} is written to again. What it missed is being repaired."
-        print_result(document, text, as_json=as_json)
+        print_result(document, text)
 
 
 class ResumedError(CommandError):
@@ -61,8 +59,7 @@ class ResumedError(CommandError):
 def resume(admin: AdminClient, upstream: str, name: str, *, force: bool = False) -> dict[str, Any]:
     """End a pause. Raises CommandError where that is refused: the replica stays paused then."""
     body = {"replica": name, "force": force}
-    document: dict[str, Any] = admin.call("POST", "upstreams", upstream, "resume", body=body).document
-    return document
+    return admin.call("POST", "upstreams", upstream, "resume", body=body).document
 
 
 def wait_until_quiet(admin: AdminClient, upstream: str, name: str) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def wait_for(  # noqa: PLR0917 - a question, and what to say when it is not answ
     """Return the upstream's document as soon as its replica is so. Raises CommandError with ``failure``."""
     deadline = time.monotonic() + seconds
     while True:
-        document: dict[str, Any] = admin.call("GET", "upstreams", upstream).document
+        document = admin.call("GET", "upstreams", upstream).document
         if any(one["name"] == name and question(one) for one in document["replicas"]):
             return document
         if time.monotonic() > deadline:

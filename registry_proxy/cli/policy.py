@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from registry_proxy.cli.client import AdminClient, admin_client, told_to_the_user
-from registry_proxy.cli.errors import CommandError
+from registry_proxy.cli.client import AdminClient, admin_client, given
+from registry_proxy.cli.errors import CommandError, failing_with
 from registry_proxy.cli.grants import grant_text
-from registry_proxy.cli.output import JsonOption, YesOption, confirm, counted, print_json, print_lines, print_note
+from registry_proxy.cli.output import JsonOption, YesOption, confirm, counted, print_lines, print_note, printed_json
 from registry_proxy.cli.replay import print_replay
 from registry_proxy.config.source import Source, format_path, read_yaml
 
@@ -65,10 +65,8 @@ def _locate(source: Source) -> Callable[[Sequence[str]], str]:
 
 
 def _send(admin: AdminClient, method: str, source: Source, *path: str, warns: bool = True) -> dict[str, Any]:
-    document: dict[str, Any] = admin.call(
-        method, *path, body=source.tree, patient=True, warns=warns, locate=_locate(source)
-    ).document
-    return document
+    answer = admin.call(method, *path, body=source.tree, patient=True, warns=warns, locate=_locate(source))
+    return answer.document
 
 
 def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
@@ -93,44 +91,39 @@ def _replay(admin: AdminClient, source: Source, difference: Mapping[str, Any]) -
         "remove": [grant["id"] for grant in difference["grants_removed"]],
         "groups": changed | {group: [] for group in difference["groups_removed"]},
     }
-    result: dict[str, Any] = admin.call("POST", "policy", "replay", body=body, patient=True).document
-    return result
+    return admin.call("POST", "policy", "replay", body=body, patient=True).document
 
 
 @policy_app.command("export")
-def export_policy(as_json: JsonOption = False) -> None:
+def export_policy(_json: JsonOption = False) -> None:
     """Print the policy as YAML; without passwords, secrets or tokens."""
     with admin_client() as admin:
         policy = admin.call("GET", "policy", patient=True).document
-        if as_json:
-            print_json(policy)
-        else:
+        if not printed_json(policy):
             sys.stdout.write(_HEADER + yaml.safe_dump(policy, sort_keys=False, allow_unicode=True, width=120))
 
 
 @policy_app.command("diff")
+@failing_with(2)
 def diff_policy(
     file: _File,
     replay: Annotated[
         bool, typer.Option("--replay", help="Also list recent requests to this node that it would newly deny.")
     ] = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Show the changes of `access apply`: + added, - removed, ~ changed. Exits with 1 for a difference, 2 on errors."""
-    with told_to_the_user(status=2):
-        source = _read_policy(file)
-    with admin_client(status=2) as admin:
+    source = _read_policy(file)
+    with admin_client() as admin:
         difference = _send(admin, "POST", source, "policy", "diff")
         lines = _difference_lines(difference)
         replayed = _replay(admin, source, difference) if replay and lines else None
-        if as_json:
-            print_json(difference if replayed is None else {**difference, "replay": replayed})
-        elif lines:
+        if not printed_json({**difference, **given(replay=replayed)}):
             print_lines(lines)
             if replayed is not None:
                 print_replay(replayed)
-        else:
-            print_note("No difference.")
+            elif not lines:
+                print_note("No difference.")
         if lines:
             raise typer.Exit(1)
 
@@ -153,23 +146,20 @@ def apply_policy(
     file: _File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the changes without making them.")] = False,
     yes: YesOption = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Replace the policy in force by the one in FILE; any fault in FILE prevents all of it.
 
     Asks first if it removes more groups and grants than it keeps.
     """
-    with told_to_the_user():
-        source = _read_policy(file)
+    source = _read_policy(file)
     with admin_client() as admin:
         if not dry_run and not yes:
             _confirm(_send(admin, "POST", source, "policy", "diff", warns=False), source)
         method, path = ("POST", ("policy", "diff")) if dry_run else ("PUT", ("policy",))
         difference = _send(admin, method, source, *path)
         lines = _difference_lines(difference)
-        if as_json:
-            print_json(difference)
-        else:
+        if not printed_json(difference):
             print_lines(lines)
         done = "would be made; nothing was changed" if dry_run else "made, in force now"
         print_note(f"{counted(len(lines), 'change')} {done}." if lines else "No difference: nothing was changed.")

@@ -6,17 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, counted, format_value, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, counted, format_value, print_note, print_table, printed_json
 
-_COLUMNS = {
-    "subject": "SUBJECT",
-    "repository": "REPOSITORY",
-    "tag": "TAG",
-    "action": "ACTION",
-    "count": "ASKED",
-    "last_at": "LAST",
-    "reason": "REASON",
-}
+_COLUMNS = ("subject", "repository", "tag", "action", ("count", "ASKED"), "last_at", "reason")
 
 
 def replay_grants(
@@ -29,16 +21,14 @@ def replay_grants(
     limit: Annotated[
         int, typer.Option(min=1, max=100_000, help="Number of distinct questions, the latest first.")
     ] = 10_000,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Try other grants on what this node was asked lately: who would newly be refused, who newly allowed."""
     body = {"add": [_proposed(text) for text in add or []], "remove": remove or [], "replace": replace, "limit": limit}
     with admin_client() as admin:
         result = admin.call("POST", "policy", "replay", body=body, patient=True).document
-        if as_json:
-            print_json(result)
-            return
-        print_replay(result)
+        if not printed_json(result):
+            print_replay(result)
 
 
 def print_replay(result: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Commands that users, groups and robots have in common: show, change with others at work, remove with grants."""
+"""Commands that users, groups and robots have in common: list, show, change with others at work, remove with grants."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -6,10 +6,43 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.output import confirm, counted, print_note, print_object
+from registry_proxy.cli.output import (
+    Columns,
+    JsonOption,
+    YesOption,
+    confirm,
+    counted,
+    print_list,
+    print_note,
+    print_object,
+)
 
-Name = Annotated[str, typer.Argument(help="Name.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name; a robot's without the robot$ of its login.", show_default=False)]
 ONLY_IF_NEW = {"If-None-Match": "*"}
+
+
+def add_common_commands(app: typer.Typer, kind: str, columns: Columns, *, remove_help: str) -> None:
+    """Add the commands ``list``, ``show`` and ``rm`` of a kind of subject, such as ``user``."""
+
+    @app.command("list", help=f"List all {kind}s.")
+    def list_subjects(_json: JsonOption = False) -> None:
+        with admin_client() as admin:
+            print_list(columns, admin.list_all(f"{kind}s"), empty=f"There are no {kind}s.")
+
+    @app.command("show", help=f"Show one {kind}.")
+    def show_subject(name: Name, _json: JsonOption = False) -> None:
+        with admin_client() as admin:
+            print_object(admin.call("GET", f"{kind}s", name).document)
+
+    @app.command("rm", help=remove_help)
+    def remove_subject(name: Name, yes: YesOption = False) -> None:
+        with admin_client() as admin:
+            grants = admin.list_all("grants", query={"subject": f"{kind}:{name}"})
+            also = f" with {counted(len(grants), 'grant')}" if grants else ""
+            if grants:
+                confirm(f"Remove {kind} {name}{also}?", yes=yes)
+            admin.call("DELETE", f"{kind}s", name)
+            print_note(f"{kind.title()} {name} removed{also}.")
 
 
 def change_subject(
@@ -18,9 +51,7 @@ def change_subject(
     """Change the fields that ``edit`` gives, unless another admin changed the object in between."""
     before = admin.call("GET", f"{kind}s", name)
     headers = {"If-Match": before.etag} if before.etag else {}
-    changed: dict[str, Any] = admin.call(
-        "PATCH", f"{kind}s", name, body=edit(before.document), headers=headers
-    ).document
+    changed = admin.call("PATCH", f"{kind}s", name, body=edit(before.document), headers=headers).document
     print_note(f"{kind.title()} {name} changed.")
     return changed
 
@@ -28,20 +59,3 @@ def change_subject(
 def edit_names(current: list[str], add: list[str] | None, remove: list[str] | None) -> list[str]:
     """Return a list of names with some added and others removed, sorted."""
     return sorted((set(current) | set(add or [])) - set(remove or []))
-
-
-def show_subject(kind: str, name: str, *, as_json: bool) -> None:
-    """Print one user, group or robot."""
-    with admin_client() as admin:
-        print_object(admin.call("GET", f"{kind}s", name).document, as_json=as_json)
-
-
-def remove_subject(kind: str, name: str, *, yes: bool) -> None:
-    """Remove a user, group or robot with its grants; ask first where there are some."""
-    with admin_client() as admin:
-        grants = admin.list_all("grants", query={"subject": f"{kind}:{name}"})
-        also = f" with {counted(len(grants), 'grant')}" if grants else ""
-        if grants:
-            confirm(f"Remove {kind} {name}{also}?", yes=yes)
-        admin.call("DELETE", f"{kind}s", name)
-        print_note(f"{kind.title()} {name} removed{also}.")

@@ -1,38 +1,27 @@
 """`registry-proxy token`: personal access tokens, and the revocation of tokens."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, counted, print_json, print_list, print_note
+from registry_proxy.cli.output import JsonOption, counted, print_lines, print_list, print_note, printed_json
 
 token_app = typer.Typer(help="Personal access tokens, and issued tokens.", no_args_is_help=True)
 
 Expires = Annotated[str | None, typer.Option("--expires-at", help="When it ends, such as 2030-01-31T00:00:00Z.")]
 Label = Annotated[str, typer.Option(help="Its purpose.")]
 SecretId = Annotated[str, typer.Argument(metavar="ID", help="The id, from `token list`.", show_default=False)]
-SECRET_COLUMNS = {
-    "id": "ID",
-    "kind": "KIND",
-    "label": "LABEL",
-    "actions": "ACTIONS",
-    "created_at": "CREATED",
-    "expires_at": "EXPIRES",
-    "state": "STATE",
-}
+SECRET_COLUMNS = ("id", "kind", "label", "actions", "created_at", "expires_at", "state")
 
 _User = Annotated[str | None, typer.Option(help="Of this user; without it, your own.")]
 
 
-def show_secret(made: dict[str, Any], *, use: str, as_json: bool) -> None:
+def show_secret(made: dict[str, Any], *, use: str) -> None:
     """Print a new secret, this once; ``use`` completes "Use it as"."""
-    if as_json:
-        print_json(made)
-        return
-    print_note(f"Secret {made['id']} made. Use it as {use}. It is shown this once:")
-    sys.stdout.write(made["secret"] + "\n")
+    if not printed_json(made):
+        print_note(f"Secret {made['id']} made. Use it as {use}. It is shown this once:")
+        print_lines([made["secret"]])
 
 
 @token_app.command("add")
@@ -41,13 +30,13 @@ def add_token(
     label: Label = "",
     expires_at: Expires = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Valid for pulls only.")] = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Create a personal access token of yours, for logins instead of your password."""
     body = {"label": label, "expires_at": expires_at, "actions": ["pull"] if read_only else None}
     with admin_client() as admin:
         made = admin.call("POST", "me", "tokens", body=body).document
-        show_secret(made, use="the password of your user in docker login", as_json=as_json)
+        show_secret(made, use="the password of your user in docker login")
 
 
 def _tokens_of(user: str | None) -> tuple[str, ...]:
@@ -55,11 +44,11 @@ def _tokens_of(user: str | None) -> tuple[str, ...]:
 
 
 @token_app.command("list")
-def list_tokens(user: _User = None, as_json: JsonOption = False) -> None:
+def list_tokens(user: _User = None, _json: JsonOption = False) -> None:
     """List personal access tokens and the refresh tokens of docker."""
     with admin_client() as admin:
         tokens = admin.list_all(*_tokens_of(user))
-        print_list(SECRET_COLUMNS, tokens, empty="There are no tokens.", as_json=as_json)
+        print_list(SECRET_COLUMNS, tokens, empty="There are no tokens.")
 
 
 @token_app.command("rm")
@@ -80,7 +69,7 @@ def revoke_tokens(
     also_secrets: Annotated[
         bool, typer.Option("--all", help="Delete its personal tokens or robot secrets, too; its password stays.")
     ] = False,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Revoke the bearer and refresh tokens of a subject, or one bearer token; with --all its secrets too."""
     if (subject is None) == (token_id is None):
@@ -97,8 +86,7 @@ def revoke_tokens(
             print_note(f"A token {token_id}, if there is one, is revoked.")
         else:
             _say_what_is_revoked(subject, revocation)
-        if as_json:
-            print_json(revocation)
+        printed_json(revocation)
 
 
 def _say_what_is_revoked(subject: str, revocation: dict[str, Any]) -> None:

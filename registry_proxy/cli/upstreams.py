@@ -9,20 +9,12 @@ from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.comparisons import repair_replicas, verify_replicas
 from registry_proxy.cli.exceptions import dismiss_exceptions, forget_lost, list_exceptions, print_lost
 from registry_proxy.cli.garbage import collect_garbage
-from registry_proxy.cli.output import JsonOption, print_json, print_note, print_table
+from registry_proxy.cli.output import JsonOption, print_note, print_table, printed_json
 from registry_proxy.cli.pauses import pause_replica, resume_replica
 
 replica_app = typer.Typer(help="The registries behind the proxy.", no_args_is_help=True)
 
-_COLUMNS = {
-    "upstream": "UPSTREAM",
-    "name": "REPLICA",
-    "url": "URL",
-    "state": "STATE",
-    "latency": "LATENCY",
-    "pending": "PENDING",
-    "reason": "REASON",
-}
+_COLUMNS = ("upstream", ("name", "REPLICA"), "url", "state", "latency", "pending", "reason")
 
 
 def _reasons(replica: dict[str, Any]) -> Iterator[str]:
@@ -48,12 +40,11 @@ def _replica_row(upstream: str, replica: dict[str, Any]) -> dict[str, Any]:
 
 
 @replica_app.command("list")
-def list_replicas(as_json: JsonOption = False) -> None:
+def list_replicas(_json: JsonOption = False) -> None:
     """List every replica with its state, latency and pending repairs."""
     with admin_client() as admin:
         upstreams = admin.list_all("upstreams")
-        if as_json:
-            print_json(upstreams)
+        if printed_json(upstreams):
             return
         rows = [_replica_row(upstream["name"], replica) for upstream in upstreams for replica in upstream["replicas"]]
         print_table(_COLUMNS, rows, empty="No upstream is configured.")

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client, told_to_the_user
+from registry_proxy.cli.client import admin_client, given
 from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, ask_password, read_password
-from registry_proxy.cli.output import JsonOption, YesOption, print_list, print_note, print_object
-from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, change_subject, edit_names, remove_subject, show_subject
+from registry_proxy.cli.output import JsonOption, print_note, print_object
+from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands, change_subject, edit_names
 
 user_app = typer.Typer(help="Users.", no_args_is_help=True)
 
@@ -23,11 +23,10 @@ def add_user(
     ldap: _Ldap = False,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Create a user. Asks for the password, unless an option names its source."""
-    with told_to_the_user():
-        password = read_password(from_stdin=password_stdin, file=password_file)
+    password = read_password(from_stdin=password_stdin, file=password_file)
     with admin_client() as client:
         if password is None and not ldap:
             client.check_login()
@@ -35,7 +34,7 @@ def add_user(
         body = {"password": password, "ldap": ldap, "admin": admin, "groups": group or []}
         made = client.call("PUT", "users", name, body=body, headers=ONLY_IF_NEW).document
         print_note(f"User {name} made.")
-        print_object(made, as_json=as_json)
+        print_object(made)
 
 
 @user_app.command("set")
@@ -53,11 +52,10 @@ def set_user(
     password: Annotated[bool, typer.Option("--password", help="Ask for a new password.")] = False,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Change a user; options that are not given keep their values."""
-    with told_to_the_user():
-        secret = read_password(from_stdin=password_stdin, file=password_file)
+    secret = read_password(from_stdin=password_stdin, file=password_file)
     sets_password = password or secret is not None
     if not sets_password and admin is None and disable is None and not add_group and not remove_group and not ldap:
         raise typer.BadParameter(
@@ -65,39 +63,19 @@ def set_user(
         )
 
     def edit(user: dict[str, Any]) -> dict[str, Any]:
-        changes: dict[str, Any] = {"groups": edit_names(user["groups"], add_group, remove_group)}
-        if secret is not None:
-            changes["password"] = secret
-        if ldap:
-            changes["ldap"] = True
-        if admin is not None:
-            changes["admin"] = admin
-        if disable is not None:
-            changes["disabled"] = disable
-        return changes
+        groups = edit_names(user["groups"], add_group, remove_group)
+        return given(groups=groups, password=secret, ldap=ldap or None, admin=admin, disabled=disable)
 
     with admin_client() as client:
         if secret is None and password:
             client.check_login()
             secret = ask_password(f"New password of {name}", twice=True)
-        print_object(change_subject(client, "user", name, edit), as_json=as_json)
+        print_object(change_subject(client, "user", name, edit))
 
 
-@user_app.command("list")
-def list_users(as_json: JsonOption = False) -> None:
-    """List all users."""
-    with admin_client() as client:
-        columns = {"name": "NAME", "admin": "ADMIN", "disabled": "DISABLED", "ldap": "LDAP", "groups": "GROUPS"}
-        print_list(columns, client.list_all("users"), empty="There are no users.", as_json=as_json)
-
-
-@user_app.command("show")
-def show_user(name: Name, as_json: JsonOption = False) -> None:
-    """Show one user."""
-    show_subject("user", name, as_json=as_json)
-
-
-@user_app.command("rm")
-def remove_user(name: Name, yes: YesOption = False) -> None:
-    """Remove a user with its grants and tokens, which stop working at once; asks first if there are grants."""
-    remove_subject("user", name, yes=yes)
+add_common_commands(
+    user_app,
+    "user",
+    ("name", "admin", "disabled", "ldap", "groups"),
+    remove_help="Remove a user with its grants and tokens, which stop working at once; asks first if there are grants.",
+)

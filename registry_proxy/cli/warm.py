@@ -8,7 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 
 from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, format_size, print_json, print_note, progress_bars
+from registry_proxy.cli.output import JsonOption, counted, format_size, print_note, printed_json, progress_bars
 
 _POLL_SECONDS = 0.3
 
@@ -20,20 +20,18 @@ def warm_cache(
     platform: Annotated[
         list[str] | None, typer.Option(help="Platform of an index, such as linux/amd64; may be repeated.")
     ] = None,
-    as_json: JsonOption = False,
+    _json: JsonOption = False,
 ) -> None:
     """Bring whole images into the cache of the node, and wait until they are there."""
     with admin_client() as admin:
         bodies = [_body(image, platform or []) for image in images]
         jobs = [admin.call("POST", "cache", "warm", body=body).document for body in bodies]
         jobs = _follow(admin, jobs)
-        if as_json:
-            print_json(jobs)
-        else:
-            for job in jobs:
-                if not job["error"]:
-                    size = format_size(job["bytes_total"])
-                    print_note(f"{job['image']} is in the cache: {counted(job['blobs_total'], 'blob')}, {size}.")
+        is_printed = printed_json(jobs)
+        for job in jobs:
+            if not job["error"] and not is_printed:
+                size = format_size(job["bytes_total"])
+                print_note(f"{job['image']} is in the cache: {counted(job['blobs_total'], 'blob')}, {size}.")
         failed = [f"{job['image']}: {job['error']}" for job in jobs if job["error"]]
         if failed:
             text = f"{len(failed)} of {counted(len(jobs), 'image', 'are not wholly in the cache')}"

@@ -570,5 +570,5 @@ def test_no_identifier_is_cut_at_any_width(monkeypatch: pytest.MonkeyPatch, colu
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys, "stdout", terminal := _Terminal())
     rows = [{"id": "sha256:" + "a" * 64, "at": "2026-11-30T00:00:00Z"}, {"id": "sha256:" + "b" * 64, "at": "never"}]
-    print_table({"id": "DIGEST", "at": "AT"}, rows, empty="")
+    print_table([("id", "DIGEST"), "at"], rows, empty="")
     assert all(value in terminal.getvalue() for row in rows for value in row.values())
