@@ -20,6 +20,7 @@ from registry_proxy.admin.server import serving_admin
 from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream
 from registry_proxy.audit.open import Audit, open_audit
+from registry_proxy.audit.signing import SignedDocuments
 from registry_proxy.audit.trail import AuditTrail
 from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
 from registry_proxy.cache.open import Cache, open_cache
@@ -122,9 +123,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         if has_admin:
             await duties.enter_async_context(node.repair.running(repairs=not context.is_stand_in))
         audit_options = configured.audit_options(settings, node.spool.node_id, context.process)
-        audit = await stack.enter_async_context(
-            open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
-        )
+        documents = SignedDocuments(node.records.store, node.access.signer.sign, open_signed)
+        audit = await stack.enter_async_context(open_audit(audit_options, documents, observer))
         app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
         connections = _connections(settings, observer)
         public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)

@@ -1,14 +1,13 @@
 """Access control: logins, tokens and the policy, over one snapshot."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from registry_proxy.access.id_tokens import IdTokenVerifier
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.logins import LoginResult, Logins
 from registry_proxy.access.policy import Policy
-from registry_proxy.access.records import User
 from registry_proxy.access.refresh_tokens import RefreshTokens
 from registry_proxy.access.secrets import is_refresh_id
 from registry_proxy.access.signing_keys import SigningKeys
@@ -62,7 +61,7 @@ class AccessControl:
         self._verifier = verifier
         self._refresh_tokens = RefreshTokens(store, changes)
         self._copies_refresh_tokens = outage_max_age_seconds is not None
-        self._logins = Logins(store, self, self._refresh_tokens, id_tokens, ldap)
+        self._logins = Logins(store, self.snapshots, self._refresh_tokens, id_tokens, ldap)
         self.knows_ldap = ldap is not None
         """Whether LDAP can be asked for passwords."""
 
@@ -72,7 +71,7 @@ class AccessControl:
         Raises:
             StoreUnavailableError: it cannot be known, or is older than an outage may make it.
         """
-        return (await self.snapshots.current()).policy
+        return await self.snapshots.policy()
 
     async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]:
         """Verify a token and that its subject still stands behind it; return both, from one snapshot.
@@ -143,14 +142,6 @@ class AccessControl:
         """See ``Logins.refresh``."""
         return await self._logins.refresh(refresh_token)
 
-    async def users(self) -> Mapping[str, User]:
-        """Return all users by name, as they are now. Raises StoreUnavailableError."""
-        return (await self.snapshots.current()).users
-
-    async def check_store(self) -> None:
-        """See ``Snapshots.check``."""
-        await self.snapshots.check()
-
     async def public_keys(self) -> dict[str, Any]:
         """Return the accepted keys as a JSON Web Key Set (RFC 7517 section 5). Raises StoreUnavailableError."""
         snapshot = await self.snapshots.current()
@@ -172,10 +163,6 @@ class AccessControl:
         finally:
             for task in tasks:
                 await end(task)
-
-    async def rotate_key(self, signer: TokenSigner) -> str:
-        """See ``SigningKeys.rotate``."""
-        return await self.keys.rotate(signer)
 
     async def aclose(self) -> None:
         """End the threads that hash passwords and build the policy."""

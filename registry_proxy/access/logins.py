@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from registry_proxy.access.credentials import (
     PASSWORD_MAX_LENGTH,
@@ -18,10 +17,10 @@ from registry_proxy.access.credentials import (
 from registry_proxy.access.id_tokens import IdTokenRefusedError, IdTokenVerifier
 from registry_proxy.access.issuer_keys import IssuerUnavailableError
 from registry_proxy.access.ldap import LdapPasswords, LdapUnavailableError
-from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import User, user_of
 from registry_proxy.access.refresh_tokens import RefreshTokens
 from registry_proxy.access.secrets import Secret, SecretKind, secret_id_of, secret_of, table_of
+from registry_proxy.access.snapshot import Snapshots
 from registry_proxy.access.subject import OIDC_LOGIN_NAME, is_name, login_name, user_subject
 from registry_proxy.access.turns import Caller
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
@@ -52,15 +51,6 @@ class LoginResult:
     evidence: Mapping[str, str] = field(default_factory=dict)
     may_manage: bool = True
     generation: int | None = None
-
-
-class Snapshots(Protocol):
-    """The current policy and its users, kept by ``control.AccessControl``."""
-
-    async def policy(self) -> Policy: ...
-    async def users(self) -> Mapping[str, User]: ...
-    async def check_store(self) -> None:
-        """Have the snapshot know all that was committed until now; in an outage it stays as it is."""
 
 
 class Logins:
@@ -141,7 +131,7 @@ class Logins:
             raise LoginRefusedError("the refresh token is not valid", "there is no such refresh token")
         generation = (await self._snapshots.policy()).generation(secret.subject)
         if generation is None or generation < secret.generation:
-            await self._snapshots.check_store()
+            await self._snapshots.check()
             generation = (await self._snapshots.policy()).generation(secret.subject)
         if generation is None or generation != secret.generation or not secret.is_valid(time.time()):
             reason = f"the refresh token of {secret.subject} has expired, or is void since a change of the user"
@@ -250,7 +240,7 @@ class Logins:
         """Have the snapshot know a secret of another node, and what it came with; it knows no refresh tokens."""
         is_in_snapshots = table_of(secret.id) is Table.SECRETS
         if is_in_snapshots and (await self._snapshots.policy()).find_secret(secret.id) is None:
-            await self._snapshots.check_store()
+            await self._snapshots.check()
 
     async def _rehash(self, user: User, password: str) -> None:
         """Store the password's hash with the parameters of today; whoever changed the user meanwhile wins."""
@@ -265,11 +255,11 @@ class Logins:
             user, known = await self._store.get_all([(Table.USERS, username), (Table.SUBJECTS, subject)])
         except StoreUnavailableError:
             generation = (await self._snapshots.policy()).generation(subject) or 0
-            return (await self._snapshots.users()).get(username), generation
+            return (await self._snapshots.current()).users.get(username), generation
         return None if user is None else user_of(user), 0 if known is None else int(known.value["generation"])
 
     async def _know(self, user: User) -> None:
         """Have the snapshot know what the login read, so that a token can be issued at once."""
-        known = (await self._snapshots.users()).get(user.name)
+        known = (await self._snapshots.current()).users.get(user.name)
         if known is None or known.revision != user.revision:
-            await self._snapshots.check_store()
+            await self._snapshots.check()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import NamedTuple
 
 from registry_proxy.access.grant import Grant, GrantMode
 from registry_proxy.access.grants import CompiledGrants, GrantIndex, given_by, own_pattern
@@ -20,9 +21,7 @@ from registry_proxy.access.subject import (
     robot_subject,
     user_subject,
 )
-from registry_proxy.protocol.patterns import (
-    is_below,
-)
+from registry_proxy.protocol.patterns import is_below
 from registry_proxy.protocol.scope import CATALOG, Access, Action, is_repository_access
 
 _REMEMBERED_BYTES = 24 * 1024 * 1024
@@ -39,9 +38,23 @@ class Decision:
     """
 
     allowed: bool
-    would_deny: bool
-    grant: str | None
-    reason: str
+    would_deny: bool = False
+    grant: str | None = None
+    reason: str = ""
+
+
+class _Question(NamedTuple):
+    """Whether a subject may do something; ``needs_all_tags``: only a grant for all tags is enough."""
+
+    subject: str
+    repository: str
+    action: Action
+    tag: str | None
+    needs_all_tags: bool
+
+
+def _question(subject: str, repository: str, action: Action, tag: str | None) -> _Question:
+    return _Question(subject, repository, action, tag, needs_all_tags=action is Action.DELETE and tag is None)
 
 
 class Policy:
@@ -156,8 +169,7 @@ class Policy:
 
     def count_grants_below(self, namespaces: Collection[str]) -> int:
         """Return how many grants are for nothing but what lies in some namespaces, such as ``team/**``."""
-        grants = self._grants.by_id.values()
-        return sum(any(is_below(grant.repository, each) for each in namespaces) for grant in grants)
+        return sum(_lies_in(grant, namespaces) for grant in self._grants.by_id.values())
 
     def why_of_no_use(self, subject: str) -> str | None:
         """Return why what is granted to a subject is of no use to anybody now; None where it may be."""
@@ -208,8 +220,7 @@ class Policy:
             if until is None or (time.time() if now is None else now) < until:
                 return decision
         now = time.time() if now is None else now
-        needs_all_tags = _needs_all_tags(action, tag)
-        decision, until = self._judge(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
+        decision, until = self._judge(_question(*key), now)
         if self._decided_bytes >= _REMEMBERED_BYTES:
             self._decided.clear()  # names come from callers: memory must stay bounded
             self._decided_bytes = 0
@@ -251,14 +262,15 @@ class Policy:
             namespaces: patterns the caller owns. Grants outside them, the subject's groups, and whether it exists, is
                 enabled or an administrator, are left out: the answer says what grants allow. None for an administrator.
         """
+        question = _question(subject, repository, action, tag)
         decide = self.decide_request if namespaces is None else self._decide_by_grants
         decision, may_move_tags = decide(subject, repository, action, tag)
-        told = self._told(decision, (subject, repository, action, tag), namespaces)
+        told = self._told(decision, question, namespaces)
         if told.allowed and not may_move_tags:
             told = replace(told, reason=f"{told.reason}: new tags only, no grant lets {subject} move tags that exist")
         if action is Action.PULL and tag is None and self._is_for_some_tags(told.grant):
             told = replace(told, reason=f"{told.reason}; by digest, any manifest of {repository}")
-        if told.allowed or (ended := self._ended(subject, repository, action, tag, namespaces)) is None:
+        if told.allowed or (ended := self._ended(question, namespaces)) is None:
             return told
         return replace(told, reason=f"{told.reason}; {ended}")
 
@@ -266,28 +278,24 @@ class Policy:
         self, subject: str, repository: str, action: Action, tag: str | None
     ) -> tuple[Decision, bool]:
         """Decide as ``decide_request`` does of a user who exists, is enabled, and is no administrator."""
-        now, needs_all_tags = time.time(), _needs_all_tags(action, tag)
-        decision, _ = self._weigh(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
+        now = time.time()
+        decision, _ = self._weigh(_question(subject, repository, action, tag), now)
         if action is not Action.PUSH or decision.allowed:
             return decision, True
-        created, _ = self._weigh(subject, repository, Action.CREATE, tag, now, needs_all_tags=False)
+        created, _ = self._weigh(_question(subject, repository, Action.CREATE, tag), now)
         return (created, False) if created.allowed else (decision, False)
 
     def _is_for_some_tags(self, grant_id: str | None) -> bool:
         grant = self._grants.by_id.get(grant_id or "")
         return grant is not None and grant.tags.strip("*") != ""
 
-    def _ended(
-        self, subject: str, repository: str, action: Action, tag: str | None, namespaces: Collection[str] | None
-    ) -> str | None:
+    def _ended(self, question: _Question, namespaces: Collection[str] | None) -> str | None:
         """Tell of the grant that allowed it until it ended, the last one if there were several."""
         now = time.time()
         over = [
             (grant.expires_at, grant.id, grant)
-            for grant in self._matching(subject, repository, action, tag, needs_all_tags=_needs_all_tags(action, tag))
-            if grant.expires_at is not None
-            and _has_ended(grant, now)
-            and (namespaces is None or any(is_below(grant.repository, each) for each in namespaces))
+            for grant in self._matching(question)
+            if grant.expires_at is not None and _has_ended(grant, now) and _lies_in(grant, namespaces)
         ]
         if not over:
             return None
@@ -295,22 +303,17 @@ class Policy:
         moment = datetime.fromtimestamp(expired_at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return f"{_states(grant, 'let')} until it expired at {moment}"
 
-    def _told(
-        self, decision: Decision, asked: tuple[str, str, Action, str | None], namespaces: Collection[str] | None
-    ) -> Decision:
+    def _told(self, decision: Decision, question: _Question, namespaces: Collection[str] | None) -> Decision:
         """Return of a decision what the owner of namespaces may know: the verdict, and what lies inside of them."""
         if namespaces is None:
             return decision
-        subject, repository, action, tag = asked
         if not decision.allowed:
-            reason = _refuses(subject, repository, action, tag, needs_all_tags=_needs_all_tags(action, tag))
-            return replace(decision, reason=reason)
+            return replace(decision, reason=_refuses(question))
         grant = self._grants.by_id.get(decision.grant or "")
-        if grant is not None and any(is_below(grant.repository, each) for each in namespaces):
+        if grant is not None and _lies_in(grant, namespaces):
             return decision
-        return replace(
-            decision, grant=None, reason=f"what an administrator decided lets {subject} {action} {repository}"
-        )
+        reason = f"what an administrator decided lets {question.subject} {question.action} {question.repository}"
+        return replace(decision, grant=None, reason=reason)
 
     def tags_to_pull(self, subject: str, repository: str) -> Callable[[str], bool] | None:
         """Return a test for the tags that a subject may pull by name; None where it may pull them all."""
@@ -343,40 +346,35 @@ class Policy:
     def _may_somehow(self, subject: str, repository: str, action: Action, now: float) -> bool:
         # A token says push for both kinds of push; which tags, and whether they may be moved, is judged by request.
         least = Action.CREATE if action is Action.PUSH else action
-        return self._judge(subject, repository, least, None, now, needs_all_tags=False)[0].allowed
+        return self._judge(_Question(subject, repository, least, None, needs_all_tags=False), now)[0].allowed
 
-    def _judge(
-        self, subject: str, repository: str, action: Action, tag: str | None, now: float, *, needs_all_tags: bool
-    ) -> tuple[Decision, float | None]:
+    def _judge(self, question: _Question, now: float) -> tuple[Decision, float | None]:
         """Return a decision, and until when it holds: the first expiry of any grant it rests on."""
-        fault = self._subject_fault(subject, now)
+        fault = self._subject_fault(question.subject, now)
         if fault is not None:
-            return Decision(allowed=False, would_deny=False, grant=None, reason=fault), None
-        if self.is_admin(subject):
-            reason = f"{subject} is an administrator, who may do everything"
-            return Decision(allowed=True, would_deny=False, grant=None, reason=reason), None
-        return self._weigh(subject, repository, action, tag, now, needs_all_tags=needs_all_tags)
+            return Decision(allowed=False, reason=fault), None
+        if self.is_admin(question.subject):
+            reason = f"{question.subject} is an administrator, who may do everything"
+            return Decision(allowed=True, reason=reason), None
+        return self._weigh(question, now)
 
-    def _weigh(
-        self, subject: str, repository: str, action: Action, tag: str | None, now: float, *, needs_all_tags: bool
-    ) -> tuple[Decision, float | None]:
+    def _weigh(self, question: _Question, now: float) -> tuple[Decision, float | None]:
         """Return a decision by grants alone, and until when it holds."""
         trial: Grant | None = None
-        robot = self._robots.get(subject)
+        robot = self._robots.get(question.subject)
         until = None if robot is None else robot.expires_at
-        for grant in self._matching(subject, repository, action, tag, needs_all_tags=needs_all_tags):
+        for grant in self._matching(question):
             if _has_ended(grant, now):
                 continue
             if grant.expires_at is not None:
                 until = grant.expires_at if until is None else min(until, grant.expires_at)
             if grant.mode is GrantMode.ENFORCE:
-                return Decision(allowed=True, would_deny=False, grant=grant.id, reason=_states(grant)), until
+                return Decision(allowed=True, grant=grant.id, reason=_states(grant)), until
             trial = trial or grant
         if trial is not None:
             reason = f"{_states(trial)}; it is on trial (mode warn), and no enforcing grant would allow this"
             return Decision(allowed=True, would_deny=True, grant=trial.id, reason=reason), until
-        reason = _refuses(subject, repository, action, tag, needs_all_tags=needs_all_tags)
-        return Decision(allowed=False, would_deny=False, grant=None, reason=reason), None
+        return Decision(allowed=False, reason=_refuses(question)), None
 
     def _subject_fault(self, subject: str, now: float) -> str | None:
         user = self._users.get(subject)
@@ -395,10 +393,9 @@ class Policy:
             return None if oidc_rule(subject) in self._oidc_groups else f"no rule of auth.oidc makes {subject}"
         return f"there is no {parsed}" if parsed.name else "this is not a subject"
 
-    def _matching(
-        self, subject: str, repository: str, action: Action, tag: str | None, *, needs_all_tags: bool
-    ) -> Iterator[Grant]:
+    def _matching(self, question: _Question) -> Iterator[Grant]:
         """Yield the grants that allow an action, or did until they ended."""
+        subject, repository, action, tag, needs_all_tags = question
         for compiled in self._hold(subject, action).find(repository):
             if compiled.matches(subject, repository, tag) and not (needs_all_tags and compiled.tags is not None):
                 yield compiled.grant
@@ -414,8 +411,9 @@ class Policy:
         return held
 
 
-def _needs_all_tags(action: Action, tag: str | None) -> bool:
-    return action is Action.DELETE and tag is None
+def _lies_in(grant: Grant, namespaces: Collection[str] | None) -> bool:
+    """Tell whether a grant is for nothing but what lies in some namespaces; None for an administrator, who has all."""
+    return namespaces is None or any(is_below(grant.repository, each) for each in namespaces)
 
 
 def _has_ended(grant: Grant, now: float) -> bool:
@@ -431,7 +429,8 @@ def _join(actions: Iterable[Action]) -> str:
     return ", ".join(sorted(actions))
 
 
-def _refuses(subject: str, repository: str, action: Action, tag: str | None, *, needs_all_tags: bool) -> str:
+def _refuses(question: _Question) -> str:
+    subject, repository, action, tag, needs_all_tags = question
     where = repository if tag is None else f"{repository}, tag {tag}"
     tags = ", for all its tags," if needs_all_tags else ""
     return f"no grant lets {subject} {action} {where}: it would take one with the action {action}{tags} on {repository}"

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -84,16 +84,11 @@ class Secret:
 
     def stored(self) -> dict[str, Any]:
         """Return what is stored under the id."""
-        return {
-            "subject": self.subject,
-            "kind": self.kind.value,
-            "hash": self.hash,
-            "label": self.label,
-            "created_at": self.created_at,
-            "expires_at": self.expires_at,
-            "actions": None if self.actions is None else sorted(self.actions),
-            "generation": self.generation,
-        }
+        content = {name: getattr(self, name) for name in _CONTENT}
+        return {**content, "kind": self.kind.value, "actions": None if self.actions is None else sorted(self.actions)}
+
+
+_CONTENT = tuple(field.name for field in fields(Secret) if field.name not in {"id", "revision"})
 
 
 def make_secret_text(kind: SecretKind, subject: str) -> tuple[str, str, str]:
@@ -128,20 +123,13 @@ def table_of(secret_id: str) -> Table:
 
 def secret_of(record: Record) -> Secret:
     """Return the secret of a record."""
-    value = record.value
-    actions = value["actions"]
-    return Secret(
-        id=record.key,
-        subject=value["subject"],
-        kind=SecretKind(value["kind"]),
-        hash=value["hash"],
-        label=value["label"],
-        created_at=value["created_at"],
-        expires_at=value["expires_at"],
-        actions=None if actions is None else frozenset(Action(action) for action in actions),
-        generation=value["generation"],
-        revision=record.revision,
-    )
+    content = {name: value for name, value in record.value.items() if name in _CONTENT}
+    actions = content["actions"]
+    content |= {
+        "kind": SecretKind(content["kind"]),
+        "actions": None if actions is None else frozenset(map(Action, actions)),
+    }
+    return Secret(id=record.key, revision=record.revision, **content)
 
 
 def _hash(text: str) -> str:

@@ -145,6 +145,10 @@ class Snapshots:
             snapshot = await self._renew()
         return snapshot
 
+    async def policy(self) -> Policy:
+        """Return the policy of the current snapshot. Raises StoreUnavailableError."""
+        return (await self.current()).policy
+
     async def _renew(self) -> Snapshot:
         """Load a snapshot, one caller for all; while the store fails, try once a second and serve the last one."""
         async with self._loading:

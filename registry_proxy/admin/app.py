@@ -2,13 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from aiohttp import web
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.admin.audit import AuditFiles, AuditResource
-from registry_proxy.admin.auth import AdminGuard, Control
+from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.cache import Cache, CacheResource
 from registry_proxy.admin.comparisons import ComparisonResource
 from registry_proxy.admin.exceptions import ExceptionResource
@@ -41,12 +41,6 @@ from registry_proxy.tasks import request_id
 _PREFIX = "/admin/v1"
 
 
-class AdminControl(Control, Protocol):
-    """``Control``, and what it does to keys."""
-
-    async def rotate_key(self, signer: TokenSigner) -> str: ...
-
-
 @dataclass(frozen=True, slots=True)
 class AdminServices:
     """The services below the admin listener.
@@ -73,7 +67,7 @@ class AdminServices:
     """
 
     directory: Directory
-    control: AdminControl
+    control: AccessControl
     signer: TokenSigner
     upstreams: Mapping[str, Upstream]
     cache: Cache
@@ -113,7 +107,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         GrantResource(directory, control),
         RobotResource(directory.robots, secrets),
         TokenResource(directory, secrets),
-        KeyResource(lambda: control.rotate_key(services.signer)),
+        KeyResource(lambda: control.keys.rotate(services.signer)),
         MeResource(directory, control, services.client_address),
         PolicyResource(directory, control),
         ReplayResource(services.audit_files, directory, control),

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from aiohttp import web
 from pydantic import Field
@@ -19,7 +19,7 @@ from registry_proxy.api.problems import ProblemError
 from registry_proxy.api.requests import ASKED_FOR, parse_page, read_body, read_query
 from registry_proxy.audit.chain import ChainReport
 from registry_proxy.audit.search import AuditQuery, place_of, search, search_last
-from registry_proxy.audit.signing import AuditVerification, NotAcceptableError
+from registry_proxy.audit.signing import AuditVerifier, NotAcceptableError
 from registry_proxy.audit.trail import format_moment
 
 _FIELDS = ("subject", "repository", "action", "outcome", "request_id")
@@ -27,19 +27,12 @@ _OUTCOMES = ("ok", "refused", "limited", "denied", "failed")
 _QUERY = ("since", "until", "limit", "after", "last", *_FIELDS)
 
 
-class Verifier(Protocol):
-    """``audit.signing.AuditVerifier``, where the errors of each method stand."""
-
-    async def verify(self) -> AuditVerification: ...
-    async def accept(self, by: str, reason: str) -> AuditVerification: ...
-
-
 @dataclass(frozen=True, slots=True)
 class AuditFiles:
     """The audit log of this node: its directory, its verifier, and a flush of the latest questions."""
 
     directory: str
-    verifier: Verifier
+    verifier: AuditVerifier
     flush: Callable[[], None]
 
 

@@ -11,12 +11,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from cachetools import FIFOCache
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError, LoginUnavailableError, TooManyLoginsError
 from registry_proxy.access.logins import LoginResult
 from registry_proxy.access.policy import Policy
@@ -50,16 +51,6 @@ otherwise report its own requests for ever."""
 _LOGINS_MAX = 1000
 
 
-class Control(Protocol):
-    """The questions of the admin listener to ``access.control.AccessControl``, where the errors of each stand."""
-
-    @property
-    def knows_ldap(self) -> bool: ...
-    async def policy(self) -> Policy: ...
-    async def login(self, username: str, password: str, address: str) -> LoginResult: ...
-    async def authenticate(self, token: str, now: float) -> tuple[VerifiedToken, Policy]: ...
-
-
 def _unauthorized(detail: str) -> ProblemError:
     return ProblemError(401, detail, headers={"WWW-Authenticate": _CHALLENGE})
 
@@ -87,6 +78,7 @@ def _parse_basic(encoded: str) -> tuple[str, str]:
     return username, password
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdminGuard:
     """Lets administrators through, and the owners of namespaces to the grants there.
 
@@ -100,38 +92,27 @@ class AdminGuard:
         observer: receives an event for each login.
     """
 
-    def __init__(
-        self,
-        *,
-        control: Control,
-        open_paths: Collection[str],
-        sites: Sites,
-        client_address: Callable[[web.BaseRequest], str],
-        name_request: Callable[[web.BaseRequest], str],
-        audit: AuditLog,
-        observer: Observer,
-    ) -> None:
-        self._observer = observer
-        self._control = control
-        self._sites = sites
-        self._name_request = name_request
-        self._audit = audit
-        self._client_address = client_address
-        self._told_at: FIFOCache[tuple[str, str | None, str], float] = FIFOCache(_LOGINS_MAX)
-        self._open_paths = frozenset(open_paths)
+    control: AccessControl
+    open_paths: Collection[str]
+    sites: Sites
+    client_address: Callable[[web.BaseRequest], str]
+    name_request: Callable[[web.BaseRequest], str]
+    audit: AuditLog
+    observer: Observer
+    _told_at: FIFOCache[tuple[str, str | None, str], float] = field(default_factory=lambda: FIFOCache(_LOGINS_MAX))
 
     def middleware(self) -> Middleware:
         """Return the check, for ``web.Application``."""
 
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            request_id.set(self._name_request(request))
+            request_id.set(self.name_request(request))
             resource = request.match_info.route.resource
-            if resource is not None and resource.canonical in self._open_paths:
+            if resource is not None and resource.canonical in self.open_paths:
                 return await handler(request)
-            self._sites.check(request)
+            self.sites.check(request)
             if request.can_read_body:
-                known = await self._control.policy()
+                known = await self.control.policy()
                 request[JUDGE_ANEW] = lambda: self._judge_anew(request, known)
             caller = await self._judge(request)
             endpoint = endpoint_of(request)
@@ -147,7 +128,7 @@ class AdminGuard:
             finally:
                 _log.info("%s %s by %s: %d", request.method, request.path, caller.subject, status)
                 self._record(request, caller, "ok" if status < 400 else "failed", status, response)
-            await self._audit.written()
+            await self.audit.written()
             return response
 
         return guard
@@ -168,7 +149,7 @@ class AdminGuard:
 
     async def _judge_anew(self, request: web.Request, known: Policy) -> None:
         """Judge a request again once its body has come: the policy may have changed. Raises ProblemError."""
-        if await self._control.policy() is not known:
+        if await self.control.policy() is not known:
             await self._judge(request)
 
     async def _may_ask(self, request: web.Request, caller: LoginResult) -> bool:
@@ -177,7 +158,7 @@ class AdminGuard:
         audience = Audience.ADMINS if endpoint is None else endpoint.audience
         if audience is Audience.SELF:
             return True
-        policy, is_narrowed = await self._control.policy(), caller.actions is not None or not caller.may_manage
+        policy, is_narrowed = await self.control.policy(), caller.actions is not None or not caller.may_manage
         if policy.is_admin(caller.subject) and not is_narrowed:
             return True
         if audience is Audience.ADMINS:
@@ -206,12 +187,12 @@ class AdminGuard:
             ".".join([*words, request.method.lower()]),
             outcome,
             subject=caller.subject,
-            address=self._client_address(request),
+            address=self.client_address(request),
             repository=asked["repository"] if isinstance(asked.get("repository"), str) else "",
             detail={name: value for name, value in detail.items() if value is not None},
             kind=self._kind(request, outcome),
         )
-        self._audit.record(event)
+        self.audit.record(event)
 
     def _kind(self, request: web.Request, outcome: str) -> AuditKind:
         """Return the kind of event that a change is: others cannot push an administrator's out of the log."""
@@ -230,12 +211,12 @@ class AdminGuard:
         match scheme.lower():
             case "basic":
                 username, password = _parse_basic(credentials.strip())
-                login = await self._login(username, password, self._client_address(request))
+                login = await self._login(username, password, self.client_address(request))
                 request[BY_PASSWORD] = login.secret_id is None and login.subject.startswith(f"{SubjectKind.USER}:")
                 return login
             case "bearer":
                 try:
-                    token, policy = await self._control.authenticate(credentials.strip(), time.time())
+                    token, policy = await self.control.authenticate(credentials.strip(), time.time())
                 except InvalidTokenError:
                     raise _unauthorized("the token is not valid, or not any more") from None
                 if token.subject == ANONYMOUS:
@@ -251,7 +232,7 @@ class AdminGuard:
 
     async def _login(self, username: str, password: str, address: str) -> LoginResult:
         try:
-            login = await self._control.login(username, password, address)
+            login = await self.control.login(username, password, address)
         except LoginRefusedError as error:
             self._record_login("refused", claimed_subject(username), address, rule=error.reason)
             raise _unauthorized("the name or the password is wrong") from None
@@ -274,9 +255,9 @@ class AdminGuard:
         return True
 
     def _record_login(self, outcome: LoginOutcome, subject: str, address: str, *, rule: str = "") -> None:
-        self._observer.observe(LoginAttempt(outcome))
+        self.observer.observe(LoginAttempt(outcome))
         detail = {"listener": "admin"}
         kind = AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
         word = "failed" if outcome == "unavailable" else outcome
         event = AuditEvent("login", word, subject=subject, address=address, rule=rule, detail=detail, kind=kind)
-        self._audit.record(event)
+        self.audit.record(event)

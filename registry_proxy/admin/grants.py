@@ -6,10 +6,11 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import WithJsonSchema
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
-from registry_proxy.admin.auth import CALLER, NAMESPACES, Control
+from registry_proxy.admin.auth import CALLER, NAMESPACES
 from registry_proxy.admin.owners_turns import OwnersTurns
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import (
@@ -105,7 +106,7 @@ class DecisionDocument(Document):
 class GrantResource:
     """The handlers of grants."""
 
-    def __init__(self, directory: Directory, control: Control) -> None:
+    def __init__(self, directory: Directory, control: AccessControl) -> None:
         self._directory = directory
         self._control = control
         self._turns = OwnersTurns(control)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from aiohttp import web
 from pydantic import SecretStr
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.credentials import LoginRefusedError
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
 from registry_proxy.access.turns import Caller
-from registry_proxy.admin.auth import CALLER, Control
+from registry_proxy.admin.auth import CALLER
 from registry_proxy.admin.grants import GrantDocument
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import USERS_BODY_MAX_BYTES, Body, Document
@@ -49,7 +50,7 @@ class MeResource:
     """
 
     def __init__(
-        self, directory: Directory, control: Control, client_address: Callable[[web.BaseRequest], str]
+        self, directory: Directory, control: AccessControl, client_address: Callable[[web.BaseRequest], str]
     ) -> None:
         self._directory = directory
         self._control = control

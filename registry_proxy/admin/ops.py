@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 from aiohttp import web
 
+from registry_proxy.access.control import AccessControl
+from registry_proxy.access.snapshot import WatchedChanges
 from registry_proxy.http.connections import Connections
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.replicas import ReplicaState, UpstreamStatus
@@ -32,21 +34,10 @@ class State:
 StateSource = Callable[[], Awaitable[State]]
 
 
-class _PolicySource(Protocol):
-    async def policy(self) -> object: ...
-
-
 class Warns(Protocol):
     """Knows what an operator should know of one upstream."""
 
     def warnings(self) -> Sequence[str]: ...
-
-
-class StoreContact(Protocol):
-    """Whether the store answers this worker."""
-
-    def is_silent(self) -> bool: ...
-    def seconds_since_contact(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +59,8 @@ class Readiness:
     """
 
     upstreams: Mapping[str, UpstreamStatus]
-    control: _PolicySource
-    store: StoreContact
+    control: AccessControl
+    store: WatchedChanges
     repairers: Mapping[str, Warns]
     store_warnings: Callable[[], Awaitable[Sequence[str]]]
     is_draining: Callable[[], bool]

@@ -8,8 +8,9 @@ from typing import Final
 
 from aiohttp import web
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.turns import Caller, FairTurns, QueueFullError
-from registry_proxy.admin.auth import CALLER, NAMESPACES, Control
+from registry_proxy.admin.auth import CALLER, NAMESPACES
 from registry_proxy.api.problems import ProblemError
 from registry_proxy.api.requests import JUDGE_ANEW
 from registry_proxy.ports.errors import StoreUnavailableError
@@ -32,7 +33,7 @@ class OwnersTurns:
         clock: monotonic, in seconds.
     """
 
-    def __init__(self, control: Control, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, control: AccessControl, clock: Callable[[], float] = time.monotonic) -> None:
         self._control = control
         self._clock = clock
         self._turns = FairTurns(1, _WAITING_MAX)

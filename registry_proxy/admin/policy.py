@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 from aiohttp import web
 from pydantic import Field
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import Grant, GrantInput
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Group
 from registry_proxy.access.subject import group_subject
-from registry_proxy.admin.auth import Control
 from registry_proxy.admin.grants import GrantBody, GrantDocument, StatedGrantDocument
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Members
@@ -90,7 +90,7 @@ def _difference_document(difference: PolicyDifference) -> PolicyDifferenceDocume
 class PolicyResource:
     """The handlers of the policy as one document."""
 
-    def __init__(self, directory: Directory, control: Control) -> None:
+    def __init__(self, directory: Directory, control: AccessControl) -> None:
         self._directory = directory
         self._control = control
 

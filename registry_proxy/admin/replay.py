@@ -7,11 +7,11 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import make_grant
 from registry_proxy.access.policy import Policy
 from registry_proxy.admin.audit import AuditFiles
-from registry_proxy.admin.auth import Control
 from registry_proxy.admin.grants import GrantBody
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Members, Time
@@ -66,7 +66,7 @@ class ReplayDocument(Document):
 class ReplayResource:
     """The handler of replays."""
 
-    def __init__(self, files: AuditFiles, directory: Directory, control: Control) -> None:
+    def __init__(self, files: AuditFiles, directory: Directory, control: AccessControl) -> None:
         self._files = files
         self._directory = directory
         self._control = control

@@ -5,9 +5,10 @@ import time
 from aiohttp import web
 from pydantic import RootModel
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.access.subject import user_subject
-from registry_proxy.admin.auth import BY_PASSWORD, CALLER, Control
+from registry_proxy.admin.auth import BY_PASSWORD, CALLER
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,
@@ -105,7 +106,7 @@ class RevocationDocument(RootModel[SubjectRevocationDocument | TokenRevocationDo
 class Secrets:
     """Requests about the secrets of one subject."""
 
-    def __init__(self, directory: Directory, control: Control) -> None:
+    def __init__(self, directory: Directory, control: AccessControl) -> None:
         self._directory = directory
         self._control = control
 

@@ -6,8 +6,8 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.records import User
-from registry_proxy.admin.auth import Control
 from registry_proxy.admin.subjects import delete_subject, read_put
 from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Page, patch_of
@@ -56,7 +56,7 @@ class UserDocument(Document):
 class UserResource:
     """The handlers of users."""
 
-    def __init__(self, directory: Directory, control: Control) -> None:
+    def __init__(self, directory: Directory, control: AccessControl) -> None:
         self._directory = directory
         self._control = control
 

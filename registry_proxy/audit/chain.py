@@ -158,12 +158,6 @@ def find_end(path: str) -> tuple[Head | None, int]:
     return head, size_bytes
 
 
-def begin_of(path: str) -> tuple[int, str] | None:
-    """Return from which line the chain is kept, and the hash that a file goes on from, as its first line says."""
-    with open(path, "rb") as file:
-        return _begin(file.readline())
-
-
 def begins_at(file: ChainFile) -> str | None:
     """Return the time of the first line of a file; None for what is no line. Raises OSError."""
     with open(file.path, "rb") as lines:
@@ -171,6 +165,7 @@ def begins_at(file: ChainFile) -> str | None:
 
 
 def _begin(line: bytes) -> tuple[int, str] | None:
+    """Return from which line the chain is kept, and the hash that a file goes on from, as its first line says."""
     try:
         fields = json.loads(line)
         return int(fields["begins"]), str(fields["previous"])

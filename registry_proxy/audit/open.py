@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from registry_proxy.audit.chain import TRAFFIC_SUFFIX
-from registry_proxy.audit.signing import AuditVerifier, HeadSigner, OpenSigned, Sign
+from registry_proxy.audit.signing import AuditVerifier, HeadSigner, SignedDocuments
 from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink
 from registry_proxy.audit.trail import AuditTrail, SinkThread
 from registry_proxy.audit.writer import ChainWriter, Retention
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import AuditEvent, AuditKind
 from registry_proxy.ports.metrics import Observer
-from registry_proxy.ports.store import Store
 from registry_proxy.tasks import end, spawn
 
 _FLUSH_SECONDS = 30.0  # often enough for those who try another policy on what was asked
@@ -55,21 +54,13 @@ class Audit:
 
 
 @contextlib.asynccontextmanager
-async def open_audit(
-    options: AuditOptions,
-    store: Store,
-    observer: Observer,
-    sign: Sign,
-    open_signed: OpenSigned,
-) -> AsyncIterator[Audit]:
+async def open_audit(options: AuditOptions, documents: SignedDocuments, observer: Observer) -> AsyncIterator[Audit]:
     """Keep an audit log, signed into the store, for the length of a with block.
 
     Args:
         options: where and how.
-        store: receives the signed heads.
+        documents: receive the signed heads.
         observer: receives the number of events that a sink lost.
-        sign: signs with the node's key.
-        open_signed: returns what was signed.
     """
     node, process = options.node, options.process
     retention = {process: options.acts, f"{process}{TRAFFIC_SUFFIX}": options.traffic}
@@ -87,27 +78,23 @@ async def open_audit(
     )
     signers = [
         HeadSigner(
-            store=store,
+            documents=documents,
             node=node,
             process=chain,
             directory=options.directory,
             writer=writer,
             file=files[chain],
             trail=trail,
-            sign=sign,
-            open_signed=open_signed,
         )
         for chain, writer in writers.items()
     ]
     verifier = AuditVerifier(
-        store=store,
+        documents=documents,
         node=node,
         is_only_node=options.is_only_node,
         directory=options.directory,
         acts_kept_seconds=options.acts.total_seconds,
         traffic_kept_seconds=options.traffic.total_seconds,
-        sign=sign,
-        open_signed=open_signed,
     )
     with trail.running():
         trail.record(AuditEvent("worker.start", "ok", kind=AuditKind.ACT))

@@ -46,20 +46,46 @@ Sign = Callable[[bytes, str], str]
 OpenSigned = Callable[[str, str, Mapping[str, Mapping[str, Any]]], bytes]
 
 
-async def _keys(store: Store) -> Mapping[str, Mapping[str, Any]]:
-    """Return every public key of this registry by its id. Raises StoreUnavailableError."""
-    return {each.key: each.value["jwk"] for each in await store.list(Table.KEYS)}
+@dataclass(frozen=True, slots=True)
+class SignedDocuments:
+    """Documents in the table of heads.
 
+    Args:
+        store: holds them, and the public keys of this registry.
+        sign: signs with the node's key.
+        open_signed: returns what was signed.
+    """
 
-async def _read_head(store: Store, key: str, open_signed: OpenSigned) -> SignedHead | None:
-    """Return a signed head. Raises ValueError when it is not signed by a known key, StoreUnavailableError."""
-    record = await store.get(Table.AUDIT_HEADS, key)
-    if record is None:
-        return None
-    document = json.loads(open_signed(str(record.value["signed"]), KIND, await _keys(store)))
-    if f"{document['node']}/{document['process']}" != key:
-        raise ValueError("it is the head of another log")
-    return SignedHead(Head(int(document["seq"]), str(document["hash"])), float(document["at"]))
+    store: Store
+    sign: Sign
+    open_signed: OpenSigned
+
+    async def write(self, key: str, kind: str, document: Mapping[str, Any]) -> None:
+        """Sign a document into the store. Raises StoreUnavailableError."""
+        value = {"signed": self.sign(json.dumps(document).encode(), kind)}
+        await self.store.commit([Change(Table.AUDIT_HEADS, key, value)])
+
+    async def read(self, key: str, kind: str) -> Any:
+        """Return a document; None where there is none.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not signed with a key of this registry.
+            StoreUnavailableError: it cannot be read.
+        """
+        record = await self.store.get(Table.AUDIT_HEADS, key)
+        if record is None:
+            return None
+        keys = {each.key: each.value["jwk"] for each in await self.store.list(Table.KEYS)}
+        return json.loads(self.open_signed(str(record.value["signed"]), kind, keys))
+
+    async def read_head(self, key: str) -> SignedHead | None:
+        """Return a signed head. Raises as ``read``."""
+        document = await self.read(key, KIND)
+        if document is None:
+            return None
+        if f"{document['node']}/{document['process']}" != key:
+            raise ValueError("it is the head of another log")
+        return SignedHead(Head(int(document["seq"]), str(document["hash"])), float(document["at"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +93,22 @@ class HeadSigner:
     """Signs the head of one process's chain into the store.
 
     Args:
-        store: where to.
+        documents: where to.
         node: whose log it is.
         process: which of its chains.
         directory: of the files.
         writer: tells what is safe on the disk.
         file: the thread that it writes in.
         trail: receives the event of a gap.
-        sign: signs with the node's key.
-        open_signed: returns what was signed.
     """
 
-    store: Store
+    documents: SignedDocuments
     node: str
     process: str
     directory: str
     writer: ChainWriter
     file: SinkThread
     trail: AuditTrail
-    sign: Sign
-    open_signed: OpenSigned
 
     async def run(self) -> None:
         """Sign every few seconds what is new, until cancelled; first look whether what was signed before is there."""
@@ -112,9 +134,7 @@ class HeadSigner:
         head = self.writer.synced
         if head is not None:
             document = {"node": self.node, "process": self.process, "seq": head.seq, "hash": head.hash}
-            payload = json.dumps({**document, "at": time.time()}).encode()
-            value = {"signed": self.sign(payload, KIND)}
-            await self.store.commit([Change(Table.AUDIT_HEADS, f"{self.node}/{self.process}", value)])
+            await self.documents.write(f"{self.node}/{self.process}", KIND, {**document, "at": time.time()})
         return head
 
     async def _check_start(self) -> bool:
@@ -122,7 +142,7 @@ class HeadSigner:
         if self.writer.synced is None:
             return False
         try:
-            before = await _read_head(self.store, f"{self.node}/{self.process}", self.open_signed)
+            before = await self.documents.read_head(f"{self.node}/{self.process}")
         except (ValueError, KeyError, TypeError):
             self._record_gap("the head in the store is not signed by us")
             return True
@@ -155,24 +175,20 @@ class AuditVerifier:
     """Verifies the chains of all processes of a node.
 
     Args:
-        store: holds the signed heads.
+        documents: the signed heads.
         node: whose log it is.
         is_only_node: whether no other node uses the store: then every head in it is of this node.
         directory: of the files.
         acts_kept_seconds: how long retention keeps the acts of a process that is no more.
         traffic_kept_seconds: how long it keeps the rest.
-        sign: signs with the node's key.
-        open_signed: returns what was signed.
     """
 
-    store: Store
+    documents: SignedDocuments
     node: str
     is_only_node: bool
     directory: str
     acts_kept_seconds: float
     traffic_kept_seconds: float
-    sign: Sign
-    open_signed: OpenSigned
 
     async def verify(self) -> AuditVerification:
         """Compare every signed head in the store with the files; accepted faults are told apart from others.
@@ -185,14 +201,14 @@ class AuditVerifier:
         unsigned: set[str] = set()
         elsewhere: dict[str, float] = {}
         # Before the files: what is signed is in them already.
-        for record in await self.store.list(Table.AUDIT_HEADS):
+        for record in await self.documents.store.list(Table.AUDIT_HEADS):
             if record.key.startswith(_ACCEPTED_PREFIX):
                 continue
             node, _, process = record.key.partition("/")
             is_ours = node == self.node or self.is_only_node
             name = process if node == self.node else f"{process} (of node {node})"
             try:
-                head = await _read_head(self.store, record.key, self.open_signed)
+                head = await self.documents.read_head(record.key)
             except (ValueError, KeyError, TypeError):
                 if is_ours:
                     unsigned.add(name)
@@ -236,26 +252,22 @@ class AuditVerifier:
                 f"move the files of {self.directory} away, and accept that they are missing"
             )
         document = {"node": self.node, "faults": [{"process": process, **asdict(each)} for process, each in entries]}
-        value = {"signed": self.sign(json.dumps(document).encode(), ACCEPTED_KIND)}
-        await self.store.commit([Change(Table.AUDIT_HEADS, f"{_ACCEPTED_PREFIX}{self.node}", value)])
+        await self.documents.write(f"{_ACCEPTED_PREFIX}{self.node}", ACCEPTED_KIND, document)
         return found
 
     async def _accepted(self) -> Mapping[tuple[str, ChainFault], AcceptedFault]:
         """Return the accepted faults by process; none where the list is not signed by a key of this registry."""
-        record = await self.store.get(Table.AUDIT_HEADS, f"{_ACCEPTED_PREFIX}{self.node}")
-        if record is None:
-            return {}
         try:
-            text = self.open_signed(str(record.value["signed"]), ACCEPTED_KIND, await _keys(self.store))
-            document, accepted = json.loads(text), {}
-            if document["node"] != self.node:
+            document = await self.documents.read(f"{_ACCEPTED_PREFIX}{self.node}", ACCEPTED_KIND)
+            if document is None or document["node"] != self.node:
                 return {}
-            for each in document["faults"]:
-                fault = ChainFault(**each["fault"])
-                accepted[each["process"], fault] = AcceptedFault(fault, each["by"], each["at"], each["reason"])
+            accepted = [
+                (each["process"], AcceptedFault(ChainFault(**each["fault"]), each["by"], each["at"], each["reason"]))
+                for each in document["faults"]
+            ]
         except (ValueError, KeyError, TypeError):
             return {}
-        return accepted
+        return {(process, each.fault): each for process, each in accepted}
 
     def _is_kept(self, process: str, signed: SignedHead) -> bool:
         """Tell whether retention keeps what was signed, also of a process that is no more."""

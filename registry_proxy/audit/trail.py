@@ -46,20 +46,10 @@ class Taken(NamedTuple):
     def fields(self, node: str, process: str) -> dict[str, Any]:
         """Return it as a line has it, without its time; what is empty is left out."""
         event = self.event
-        fields: dict[str, Any] = {"action": event.action, "outcome": event.outcome}
-        named = {
-            "subject": event.subject,
-            "address": event.address,
-            "repository": event.repository,
-            "tag": event.tag,
-            "digest": event.digest,
-            "rule": event.rule,
-            "request_id": self.request_id,
-        }
-        fields |= {name: value for name, value in named.items() if value}
-        if event.detail:
-            fields["detail"] = dict(event.detail)
-        return fields | {"node": node, "process": process}
+        named = {name: getattr(event, name) for name in _TEXTS}
+        named |= {"request_id": self.request_id, "detail": dict(event.detail)}
+        said = {name: value for name, value in named.items() if value}
+        return {"action": event.action, "outcome": event.outcome, **said, "node": node, "process": process}
 
     @property
     def time(self) -> str:

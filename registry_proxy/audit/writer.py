@@ -16,7 +16,6 @@ from registry_proxy.audit.chain import (
     TRAFFIC_SUFFIX,
     ChainFile,
     Head,
-    begin_of,
     begins_at,
     file_name,
     find_end,
@@ -182,11 +181,9 @@ class ChainWriter:
 
 def _opened_at(file: ChainFile) -> float:
     """Return when a file was begun; what cannot be read makes it old."""
-    with open(file.path, "rb") as lines:
-        text = lines.readline()[:200].decode(errors="replace")
-    with contextlib.suppress(ValueError, IndexError):
-        return datetime.fromisoformat(text.split('"time":"')[1].split('"')[0]).timestamp()
-    return 0.0 if begin_of(file.path) is None else time.time()
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(begins_at(file) or "").timestamp()
+    return 0.0
 
 
 def _removed(

@@ -110,7 +110,7 @@ async def test_a_change_of_ones_own_tokens_compiles_no_grant(bench: Bench, monke
     monkeypatch.setattr(grants, "_compile", counted)
     secret, _ = await bench.directory.secrets.add("user:ann", SecretKind.PERSONAL, SecretInput())
     for worker, before in zip(bench.workers, policies, strict=True):
-        await worker.check_store()
+        await worker.snapshots.check()
         policy = await worker.policy()
         assert policy is not before
         assert policy.find_secret(secret.id) is not None

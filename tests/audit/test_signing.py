@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from registry_proxy.audit.signing import AuditVerification, AuditVerifier, NotAcceptableError
+from registry_proxy.audit.signing import AuditVerification, AuditVerifier, NotAcceptableError, SignedDocuments
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.store.open import open_store
 
@@ -43,14 +43,12 @@ async def verification(root: Path, *, is_only_node: bool) -> AuditVerification:
     async with open_store(f"sqlite:///{root / 'store.db'}", None) as (store, _):
         await store.commit([*heads, Change(Table.AUDIT_HEADS, "forged/0", {"signed": "x"})])
         verifier = AuditVerifier(
-            store=store,
+            documents=SignedDocuments(store, sign_plainly, open_unsigned),
             node="own",
             is_only_node=is_only_node,
             directory=str(root / "audit"),
             acts_kept_seconds=3600,
             traffic_kept_seconds=3600,
-            sign=sign_plainly,
-            open_signed=open_unsigned,
         )
         return await verifier.verify()
 
@@ -76,14 +74,12 @@ async def test_accepted_faults_are_told_apart(tmp_path: Path) -> None:
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", None) as (store, _):
         await store.commit([head("own", "0")])
         verifier = AuditVerifier(
-            store=store,
+            documents=SignedDocuments(store, sign_plainly, open_unsigned),
             node="own",
             is_only_node=True,
             directory=str(tmp_path / "audit"),
             acts_kept_seconds=3600,
             traffic_kept_seconds=3600,
-            sign=sign_plainly,
-            open_signed=open_unsigned,
         )
         assert [len(report.faults) for report in (await verifier.accept("user:admin", "a fire")).reports] == [1]
         (report,) = (await verifier.verify()).reports

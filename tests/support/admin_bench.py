@@ -23,7 +23,7 @@ from registry_proxy.admin.ops import Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream as UpstreamServices
-from registry_proxy.audit.signing import AuditVerifier
+from registry_proxy.audit.signing import AuditVerifier, SignedDocuments
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.layout import prepare_cache
@@ -338,14 +338,12 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 audit_files=AuditFiles(
                     str(root / "audit"),
                     AuditVerifier(
-                        store=store,
+                        documents=SignedDocuments(store, signer.sign, open_signed),
                         node="node",
                         is_only_node=True,
                         directory=str(root / "audit"),
                         acts_kept_seconds=3600,
                         traffic_kept_seconds=3600,
-                        sign=signer.sign,
-                        open_signed=open_signed,
                     ),
                     lambda: None,
                 ),
