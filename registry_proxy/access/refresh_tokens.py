@@ -51,11 +51,17 @@ class RefreshTokens:
             version = self._changes.version(Table.REFRESH_TOKENS)
             if version != copied:
                 try:
-                    for part in _PARTS:
-                        records = await self._store.list(Table.REFRESH_TOKENS, part)
-                        self._copies[part] = {record.key: secret_of(record) for record in records}
-                        await asyncio.sleep(_PAUSE_SECONDS)
+                    await self._copy()
                     copied = version
                 except StoreUnavailableError as error:
                     _log.debug("refresh tokens are not copied now: %s", error)
             await asyncio.sleep(COPY_SECONDS)
+
+    async def _copy(self) -> None:
+        if await self._store.count(Table.REFRESH_TOKENS) == 0:  # as where no client asks for them
+            self._copies.clear()
+            return
+        for part in _PARTS:
+            records = await self._store.list(Table.REFRESH_TOKENS, part)
+            self._copies[part] = {record.key: secret_of(record) for record in records}
+            await asyncio.sleep(_PAUSE_SECONDS)

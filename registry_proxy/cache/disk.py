@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from registry_proxy import tasks
 from registry_proxy.cache.fill import Fill, FillTools
-from registry_proxy.cache.layout import CachePaths, CommittedBlob, age_seconds, is_sealed, scan_shard, seal
+from registry_proxy.cache.layout import CachePaths, CommittedBlob, age_seconds, is_sealed, scan_next, scan_shard, seal
 from registry_proxy.cache.ledger import shard_of, shards
 from registry_proxy.cache.memory import SmallContents
 from registry_proxy.cache.progress import CommittedReader
@@ -232,18 +232,28 @@ class DiskCache:
 
     async def verify(self) -> list[Digest]:
         """Read every committed content; return what was not what its name says, and is in quarantine now."""
-        bad = [digest for shard in shards() for digest in await self.check_shard(shard)]
+        bad: list[Digest] = []
+        remaining = shards()
+        while remaining:
+            found, remaining = await self.check_next(remaining)
+            bad += found
         await self.recount()
         return bad
 
-    async def check_shard(self, shard: int, bytes_per_second: int = 0) -> list[Digest]:
-        """Read the committed contents of one shard, as ``verify`` does; no faster than said, where it is said."""
+    async def check_next(self, remaining: range, bytes_per_second: int = 0) -> tuple[list[Digest], range]:
+        """Read the committed contents of the first shard that holds any; return the bad ones and the shards after it.
+
+        Args:
+            remaining: the shards that are still to be read, at least one.
+            bytes_per_second: the speed at most; 0 for any.
+        """
         bad = []
-        for blob in await self.tools.in_thread(scan_shard, self.paths, shard):
+        blobs, remaining = await self.tools.in_thread(scan_next, self.paths, remaining)
+        for blob in blobs:
             if not await self._is_right(blob, bytes_per_second):
                 self.reject(blob.digest, "a scrub")
                 bad.append(blob.digest)
-        return bad
+        return bad, remaining
 
     async def recount(self) -> None:
         """Count what is committed, so that the counters equal the disk whatever was done to it."""

@@ -173,6 +173,17 @@ def scan_shard(paths: CachePaths, shard: int) -> list[CommittedBlob]:
     return blobs
 
 
+def scan_next(paths: CachePaths, shards: range) -> tuple[list[CommittedBlob], range]:
+    """Return the committed contents of the first of some shards that holds any, and the shards after it.
+
+    Most shards of a small cache are empty: a lock, a thread or a note for each of them would cost more than the look.
+    """
+    for shard in shards:
+        if blobs := scan_shard(paths, shard):
+            return blobs, range(shard + 1, shards.stop)
+    return [], range(shards.stop, shards.stop)
+
+
 def age_seconds(changed_at_ns: int) -> float:
     """Return how long ago a time of a file was; infinite for one in the future, which tells nothing.
 

@@ -70,9 +70,10 @@ class Scrubber:
         """Read what is committed, from where the last one on duty stopped; what is bad goes into quarantine."""
         began_anew = done.shard >= len(shards())
         started_at = time.time() if began_anew else done.started_at
-        for shard in shards()[0 if began_anew else done.shard :]:
-            await self._cache.check_shard(shard, self._rate)
-            self._write_note(ScrubRound(shard + 1, started_at))
+        remaining = shards()[0 if began_anew else done.shard :]
+        while remaining:
+            _, remaining = await self._cache.check_next(remaining, self._rate)
+            self._write_note(ScrubRound(remaining.start, started_at))
         self._cache.observer.observe(ScrubEnd(time.time()))
 
     def _tell_last_round(self) -> None:

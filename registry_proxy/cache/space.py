@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from registry_proxy.cache.eviction_queue import EvictionQueue, QueueEntry
 from registry_proxy.cache.incoming import Incoming, read_fills, remove_dead_fills
-from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_shard, write_small_file
+from registry_proxy.cache.layout import CachePaths, CommittedBlob, is_sealed, scan_next, write_small_file
 from registry_proxy.cache.ledger import Ledger, LedgerChange, LedgerState, boot_id, shard_of, shards
 from registry_proxy.cache.uploads import UploadRoom
 from registry_proxy.files.atomic import sync_directory
@@ -214,16 +214,17 @@ class Space:
                 if reorders:
                     state = replace(state, generation=state.generation + 1, records=0, hand=0)
                 ledger.write(replace(state, recount_shard=0, recount_bytes=0, recount_entries=0))
-            for shard in shards():
+            remaining = shards()
+            while remaining:
                 with self._ledger.locked() as ledger:
-                    blobs = scan_shard(self._paths, shard)
+                    blobs, remaining = scan_next(self._paths, remaining)
                     if reorders:
                         self._append(*(replace(blob, used_at_ns=time.time_ns() - _RECENT_NS) for blob in blobs))
                     state = ledger.state
                     ledger.write(
                         replace(
                             state,
-                            recount_shard=shard + 1,
+                            recount_shard=remaining.start,
                             recount_bytes=state.recount_bytes + sum(blob.size_bytes for blob in blobs),
                             recount_entries=state.recount_entries + len(blobs),
                         )

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +107,15 @@ class _Series:
             return Histogram(name, self.text, names, buckets=self.buckets, registry=registry)
         # All workers see the same replicas and the same disk: the newest statement is the truth, a sum is not.
         return Gauge(name, self.text, names, registry=registry, multiprocess_mode="mostrecent")
+
+    def begin(self, metric: Any, replicas: Mapping[str, Sequence[str]]) -> None:
+        """Have the series of known labels begin at 0 in a metric."""
+        if not self.labels or self.kind not in {"counter", "histogram"}:
+            return
+        pairs = tuple((upstream, replica) for upstream, names in replicas.items() for replica in names)
+        known = {_REPLICA: pairs, _UPSTREAM: tuple((upstream,) for upstream in replicas)}
+        for values_of_each in itertools.product(*(known.get(each, each.starts) for each in self.labels)):
+            metric.labels(*itertools.chain.from_iterable(values_of_each))
 
     def bind(self, metric: Any, fields: Mapping[str, Any]) -> _Change:
         """Return the function that changes the series of a metric whose labels are these fields of an event."""
@@ -326,8 +336,9 @@ class PrometheusObserver:
             them in this process. It must be empty when the node starts.
         process: distinguishes this worker from those that run beside it, of whatever generation; a worker that was
             given the one of a worker that has ended counts on from there. No underscore.
-        replicas: the configured ones by upstream; all series of known labels begin at 0. None where another worker of
-            the node has them begin: a scrape is the sum, and 2,000 values would be read of each worker.
+        replicas: the configured ones by upstream; all series of known labels begin at 0, at the first scrape. None
+            where another worker of the node has them begin: a scrape is the sum, and 2,000 values would be read of each
+            worker.
     """
 
     def __init__(
@@ -347,9 +358,9 @@ class PrometheusObserver:
             values.ValueClass = values.MutexValue
         self._registry = CollectorRegistry()
         self._metrics = {
-            event_class: [self._open(series, replicas) for series in changed]
-            for event_class, changed in _SERIES.items()
+            event_class: [series.open(self._registry) for series in changed] for event_class, changed in _SERIES.items()
         }
+        self._beginning, self._to_begin = threading.Lock(), replicas
         # labels() costs more than all the rest of counting: the bound series are kept, as many as the closed sets have.
         self._bound = {
             event_class: (_label_reader(event_class), dict[tuple[object, ...], _Changes]()) for event_class in _SERIES
@@ -368,14 +379,15 @@ class PrometheusObserver:
         self._bound[event_class][1][labels] = changes
         return changes
 
-    def _open(self, series: _Series, replicas: Mapping[str, Sequence[str]] | None) -> Counter | Gauge | Histogram:
-        metric = series.open(self._registry)
-        if replicas is not None and series.labels and series.kind in {"counter", "histogram"}:
-            pairs = tuple((upstream, replica) for upstream, names in replicas.items() for replica in names)
-            known = {_REPLICA: pairs, _UPSTREAM: tuple((upstream,) for upstream in replicas)}
-            for values_of_each in itertools.product(*(known.get(each, each.starts) for each in series.labels)):
-                metric.labels(*itertools.chain.from_iterable(values_of_each))
-        return metric
+    def _begin_series(self) -> None:
+        """Have all series of known labels begin at 0: nobody sees them earlier, and a start is 50 ms shorter."""
+        with self._beginning:
+            if self._to_begin is None:
+                return
+            for event_class, changed in _SERIES.items():
+                for series, metric in zip(changed, self._metrics[event_class], strict=True):
+                    series.begin(metric, self._to_begin)
+            self._to_begin = None
 
     def render(self, refresh: Callable[[], object] = lambda: None) -> bytes:
         """Return the text of a scrape: this process, or all workers of the node summed.
@@ -383,6 +395,7 @@ class PrometheusObserver:
         Args:
             refresh: sets gauges before it, such as sizes on the disk, which would go with the worker that had set them.
         """
+        self._begin_series()
         refresh()
         if self._directory is None:
             return generate_latest(self._registry)

@@ -78,6 +78,24 @@ async def test_expired_ones_are_removed(directory: Directory) -> None:
     ]
 
 
+async def test_a_copy_forgets_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every token was removed, none is honoured in an outage."""
+    monkeypatch.setattr(module, "COPY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0)
+    async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "changes")) as (store, changes):
+        with quick_passwords():
+            directory = Directory(store)
+        await directory.users.put("ann", UserInput(password="password of a user"))
+        tokens = RefreshTokens(store, changes)
+        copying = spawn(tokens.keep_copied(), "copy")
+        secret, _ = await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
+        await until(lambda: secret.id in tokens._copies.get(secret.id[:2], {}))
+        await directory.secrets.delete("user:ann", secret.id)
+        await until(lambda: not any(tokens._copies.values()))
+        await end(copying)
+        await directory.aclose()
+
+
 async def test_an_outage_is_served_from_a_copy(redis: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that never saw a token knows it while Redis is away; one that nobody knows is no refusal then."""
     monkeypatch.setattr(module, "COPY_SECONDS", 0.05)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.cache.disk import DiskCache
-from registry_proxy.cache.scrub import Scrubber
+from registry_proxy.cache.scrub import Scrubber, ScrubRound
 from registry_proxy.ports.metrics import ScrubbedBytes
 from registry_proxy.protocol.reference import Digest
 from registry_proxy.tasks import spawn
@@ -81,6 +81,23 @@ async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path
     body, digest = bad[0]
     reader, _ = await cache.open_or_fill(digest, Source(Answer(body)))
     assert await read_all(reader) == body
+
+
+async def test_empty_shards_cost_a_scrub_nothing(
+    cache: DiskCache, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round writes a note for each shard that holds something, and one at its end: not one for each of the 256."""
+    notes: list[int] = []
+    write = Scrubber._write_note
+
+    def write_noted(scrubber: Scrubber, done: ScrubRound) -> None:
+        notes.append(done.shard)
+        write(scrubber, done)
+
+    monkeypatch.setattr(Scrubber, "_write_note", write_noted)
+    held = {int((await put(cache, 1000, seed))[1].hex[:2], 16) for seed in range(3)}
+    await run_until_done(Scrubber(cache, 1 << 40, 3600), cache_path)
+    assert notes == [*sorted(shard + 1 for shard in held), 256]
 
 
 async def test_one_worker_scrubs_and_another_takes_over(make_cache: MakeCache, cache_path: Path) -> None:
