@@ -4,7 +4,8 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
 
     protocol                     the texts of the specifications as values; standard library only
     ports, files, http, config   agreements between rooms; safe files; HTTP/1.1 of both listeners; settings
-    access, directory            may this subject do that? its records, as administrators change them
+    tasks                        background work: started, awaited, ended
+    access, directory            decisions about rights; their records, as administrators change them
     cache, spool                 bytes on the local disk; uploads on their way to the replicas
     replica, upstream            one replica over HTTP; replicas, reading: routing, health, failover
     store                        state: SQLite or Redis
@@ -19,18 +20,21 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
 
 The path of a pull::
 
-    edge/public -> edge/registry -> protocol/endpoints -> edge/authenticate -> access/{required,policy} -> edge/reads
-        -> operations/{pull,pull_blobs} -> cache/{disk,fill} -> upstream/{routing,selection,failover}
+    edge/public -> edge/registry -> protocol/endpoints -> edge/authenticate -> access/{control,policy}, upstream/routing
+        -> edge/reads -> operations/{pull,pull_blobs} -> cache/{holdings,disk,fill} -> upstream/{failover,selection}
         -> replica/client -> edge/send
 
-(a plain request that nobody has to be asked for is read and written by edge/fast_path in place of edge/{public,send}),
-that of a push::
+edge/fast_path takes the place of edge/{public,send} for a plain request whose answer is at hand.
 
-    edge/registry -> edge/writes -> operations/push -> spool -> replication/{sessions,fanout,journal}
-        -> replica/client
+The path of a push::
 
-and that of a grant::
+    edge/registry -> edge/writes -> operations/push -> spool -> replication/{sessions,upload_stream,uploads} (a blob)
+        or operations/manifests -> replication/{manifests,journal,fanout} (a manifest) -> replica/client
+
+The path of a grant::
 
     cli/grants -> admin/{auth,grants} -> access/grant -> directory/grants -> store;
         then, in each worker, access/{control,snapshot}
+
+docs/reference/paths.md follows a grant, a manifest and a blob step by step; docs/reference/glossary.md has our words.
 """

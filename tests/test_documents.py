@@ -141,6 +141,22 @@ def test_sections_that_are_pointed_to_are_there(document: Path) -> None:
         assert re.search(rf"^(#+ |\*\*){re.escape(' '.join(title.split()))}", target, re.MULTILINE), title
 
 
+def test_the_paths_lead_through_files_that_exist() -> None:
+    """The walks through the code name files of the package, and its map names every room."""
+    package = ROOT / "registry_proxy"
+    named = set(re.findall(r"`(\w+(?:/\w+)*\.py)`", (ROOT / "docs" / "reference" / "paths.md").read_text()))
+    assert len(named) > 50
+    assert [name for name in sorted(named) if not (package / name).exists()] == []
+    rooms = re.match(
+        r".*?::\n(.*?)The path of a pull",
+        ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or "",
+        re.DOTALL,
+    )
+    assert rooms is not None
+    mapped = set(re.findall(r"\w+", " ".join(line[:33] for line in rooms[1].splitlines())))
+    assert {each.stem for each in package.iterdir() if not each.name.startswith("__")} == mapped
+
+
 def test_each_decision_is_one_file_with_a_status() -> None:
     """A record's file, heading and status agree, no two have one number, and records name only those that there are."""
     records = {path: path.read_text() for path in RECORDS}
