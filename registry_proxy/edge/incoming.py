@@ -9,7 +9,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 
 from registry_proxy.edge.exchange import Exchange
 from registry_proxy.edge.origin import Origins
-from registry_proxy.http.guarded import GuardedConnection
+from registry_proxy.http.guarded import connection_of
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
 _CLOSE_WAIT = 8
@@ -75,8 +75,8 @@ class Incoming:
 
     def hold(self, size_bytes: int) -> bool:
         """Count bytes of a small body; return False where the owner of the address has too many on their way."""
-        protocol = self._request.protocol
-        return not isinstance(protocol, GuardedConnection) or protocol.hold(size_bytes)
+        connection = connection_of(self._request)
+        return connection is None or connection.hold(size_bytes)
 
     def has_left(self) -> bool:
         """Tell whether its connection is over, or it has sent all that it ever will.
@@ -94,8 +94,9 @@ class Incoming:
 
     def end_behind_answer(self) -> None:
         """Close the connection right behind the answer: the client sends no body, or too slowly."""
-        if isinstance(self._request.protocol, GuardedConnection):
-            self._request.protocol.end_behind_answer()
+        connection = connection_of(self._request)
+        if connection is not None:
+            connection.end_behind_answer()
 
     async def drain(self) -> bool:
         """Read and drop the rest of the body, within bounds; return whether it ended.

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from registry_proxy.edge.answer import Answer, FilePart, head_of
 from registry_proxy.edge.exchange import Exchange
 from registry_proxy.edge.incoming import STALL_SECONDS, Incoming
-from registry_proxy.http.guarded import GuardedConnection
+from registry_proxy.http.guarded import connection_of
 from registry_proxy.operations.pull_blobs import SMALL_BYTES
 from registry_proxy.ports.content import BlobReader, ByteStream
 from registry_proxy.ports.errors import FillFailedError, FillLostError, UpstreamUnavailableError
@@ -248,8 +248,8 @@ class _FileSending:
         self._check_client()
         writable = self._loop.create_future()
         self._loop.add_writer(self._fd, _set_done, writable)
-        connection = self._request.protocol
-        waiting = connection.answer_waits() if isinstance(connection, GuardedConnection) else contextlib.nullcontext()
+        connection = connection_of(self._request)
+        waiting = contextlib.nullcontext() if connection is None else connection.answer_waits()
         try:
             with waiting:
                 async with asyncio.timeout(STALL_SECONDS):

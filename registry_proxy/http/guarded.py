@@ -1,40 +1,35 @@
-"""aiohttp's protocol of a connection with the bounds that it lacks: on heads, on what is withheld, on garbage."""
+"""The protocol of a connection: it looks at the bytes first, and passes on to aiohttp what it does not answer itself.
+
+It keeps an account of its own: the requests that were read, those that are answered, and what is on its way. By that it
+bounds what aiohttp does not: heads, withheld bodies, garbage, time at rest and answers that nobody takes.
+"""
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import takewhile
+from typing import Final
 
-from aiohttp import StreamReader, web
-from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp import StreamReader
+from aiohttp.http import HttpProcessingError, HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
-from aiohttp.web_protocol import _ErrInfo
+from aiohttp.web import BaseRequest, RequestPayloadError, StreamResponse
 
 from registry_proxy.http.connections import LEAST_BYTES_PER_SECOND, Connections, Owner, Patience, Sender
-from registry_proxy.http.limits import FIELD_MAX_BYTES, HEAD_MAX_BYTES, scattered
+from registry_proxy.http.handler import SMALL_BUFFER_BYTES, Handler, ReadRequest, RefusedHeadError
+from registry_proxy.http.limits import HEAD_MAX_BYTES, scattered
 
-_QUEUED_MAX: Final = 2  # requests behind the one that is answered: a client that pipelines more is read later
 _RESERVED_SECONDS: Final = 2.0
-_NEVER_SECONDS: Final = 7 * 86_400.0
-_REASON_MAX: Final = 100
-_SMALL_BUFFER_BYTES: Final = 16 * 1024
-"""For the body of an owner who has many unfinished: aiohttp keeps twice as much, and what is read at once."""
+_BUFFER_BYTES: Final = 256 * 1024
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
-
-class RefusedHeadError(BadHttpMessage):
-    """A head that can be read and is not taken; ``code`` is the status of the answer."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.code = status
+AnswerNow = Callable[[bytes, asyncio.Transport], bytes | None]
+"""Takes what came on an idle connection; returns a whole answer, or None without having done anything."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Guard:
     """The bounds of one listener, for all its connections.
 
@@ -42,28 +37,28 @@ class Guard:
         connections: counts them.
         health: how requests begin that are answered when there are too many connections.
         busy: returns the whole answer to all others then.
-        refuse: returns the whole answer, by status and message, to what is not read any further.
+        refuse: returns the whole answer to what cannot be read, or is not taken.
+        make_handler: returns the handler behind a connection.
+        answer_now: answers requests that no handler sees; None for none.
     """
 
     connections: Connections
     health: tuple[bytes, ...]
     busy: Callable[[], bytes]
-    refuse: Callable[[int, str], bytes]
+    refuse: Callable[[HttpProcessingError], bytes]
+    make_handler: Callable[["GuardedConnection"], Handler]
+    answer_now: AnswerNow | None = None
 
 
-class GuardedConnection(RequestHandler):
-    """A connection that its listener can bound, and end for others."""
+class GuardedConnection(asyncio.Protocol):
+    """A connection that its listener can bound, and end for others; aiohttp's handler stands behind it."""
 
-    def __init__(self, manager: web.Server, guard: Guard, **options: Any) -> None:
-        super().__init__(
-            manager,
-            keepalive_timeout=_NEVER_SECONDS,  # by our own account
-            max_field_size=FIELD_MAX_BYTES,
-            access_log=None,  # type: ignore[arg-type]  # for none
-            **options,
-        )
-        self._max_msg_queue_size, self._msg_queue_resume_size = _QUEUED_MAX, _QUEUED_MAX // 2
+    def __init__(self, guard: Guard) -> None:
         self._guard = guard
+        self._time = asyncio.get_running_loop().time
+        self._call_later = asyncio.get_running_loop().call_later
+        self._handler = guard.make_handler(self)
+        self._transport: asyncio.Transport | None = None
         self._address = ""
         self._owner: Owner | None = None
         self._unfinished_of: Owner | None = None
@@ -76,26 +71,29 @@ class GuardedConnection(RequestHandler):
         self._is_spoilt = False
         self._refusal: bytes | None = None
         # The account of requests that aiohttp has read, and those that are answered: between two of them it rests.
-        self._answered = 0
+        self._read = self._answered = 0
         self._is_ending = False
         self._ends_behind_answer = False
         self._rests_since = 0.0
         self._rest_timer: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None  # that has not come whole
         # Of the last request, in bytes; None where something came behind it, perhaps the beginning of the next one.
         self._body_to_come: int | None = 0
 
-    # ------------------------------------------------------------ bytes
+    # ------------------------------------------------------------ for the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a head."""
-        super().connection_made(transport)
+        # uvloop's transports are no subclass of asyncio's, so the type cannot be asserted.
+        self._transport = transport  # type: ignore[assignment]
+        self._handler.connection_made(transport)
         self._address = peer_address(transport) or ""
         connections = self._guard.connections
-        self._rests_since = self._loop.time()
+        self._rests_since = self._time()
         self._owner = connections.open(self, self._address)
         is_reserved = connections.is_reserved(self)
         self._await_head(_RESERVED_SECONDS if is_reserved else connections.limits.header_seconds)
-        self._rest_timer = self._loop.call_later(connections.limits.keep_alive_seconds, self._end_rest)
+        self._rest_timer = self._call_later(connections.limits.keep_alive_seconds, self._end_rest)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End."""
@@ -104,73 +102,43 @@ class GuardedConnection(RequestHandler):
         if self._rest_timer is not None:
             self._rest_timer.cancel()
         self._leave()
-        super().connection_lost(exc)
+        self._handler.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read; what is no HTTP, or not taken, ends the reading, and is answered behind the requests before it."""
-        if self._is_spoilt or (self._header_timer is not None and self._is_refused(data)):
-            return
-        before = self._request_count
-        has_body_to_come = self.has_body_to_come()
-        if has_body_to_come:
-            self._late_since = min(self._loop.time(), self._late_since + len(data) / LEAST_BYTES_PER_SECOND)
-            self._body_to_come = None if self._body_to_come is None else self._body_to_come - len(data)
-        super().data_received(data)
-        if self._request_count != before:
-            self._stop_header_timer()
-            self._finish()
-            self._look_at(self._request_count - before, data)
-            self._head_bytes = 0
-            self._decline_upgrade()
-        elif not has_body_to_come and data and not self._upgraded:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_MAX_BYTES:
-                self._refuse(431, f"the head of the request is longer than {HEAD_MAX_BYTES} bytes: send less in it")
-            elif self.is_idle() and self._header_timer is None:
-                self._await_head(self._guard.connections.limits.header_seconds)
+        """Answer at once where that can be done, else pass on."""
+        answer_now = self._guard.answer_now
+        if answer_now is not None and (transport := self._quiet_transport()) is not None:
+            answer = answer_now(data, transport)
+            if answer is not None:
+                transport.write(answer)
+                self._stop_header_timer()
+                self._finish()
+                self._rests_since = self._time()
+                return
+        self._pass_on(data)
 
-    def log_access(self, request: BaseRequest, response: StreamResponse, time: float | None) -> None:
-        """Take note of an answer: aiohttp calls this once the whole of it is written."""
-        super().log_access(request, response, time)
-        self._answered += 1
-        self._rests_since = self._loop.time()
-        if not response.keep_alive:
-            self._is_ending = True
-        if self._ends_behind_answer:
-            self.force_close()
-        elif self._refusal is not None and self.is_idle():
-            self._end_with(self._refusal)
-
-    def close(self) -> None:
-        """Answer the requests that have come, and end."""
+    def eof_received(self) -> bool | None:
+        """Keep a half-closed connection for its answer; a body that ended too early has no answer."""
+        if self.is_idle() or self._body is not None:
+            return None
         self._is_ending = True
-        super().close()
+        self._handler.close()
+        return True
 
-    def force_close(self) -> None:
-        """End as soon as the answers that are written have left."""
-        self._is_ending = True
-        super().force_close()
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to take of its answer."""
+        self._handler.pause_writing()
+        self._untaken_since = self._time()
+        self._answer_timer = self._call_later(self._guard.connections.limits.answer_seconds, self.abort)
 
-    def is_idle(self) -> bool:
-        """Tell whether every request that has come is answered, and another one may come."""
-        return self._answered == self._request_count and not self._is_ending
+    def resume_writing(self) -> None:
+        """Go on: it took some."""
+        self._handler.resume_writing()
+        self._stop_answer_timer()
 
-    def end_behind_answer(self) -> None:
-        """End right behind the next answer: the client is not waited for to send the rest of a body."""
-        self._ends_behind_answer = True
-
-    def has_body_to_come(self) -> bool:
-        """Tell whether the body of the last request has not come whole."""
-        return self._unfinished_of is not None and self._header_timer is None
-
-    def close_if_idle(self, until: float) -> None:
-        """End if it has been at rest since ``until``, by the loop's clock, or longer."""
-        if self.is_idle() and self._rests_since <= until:
-            self.force_close()
-
-    def quiet_transport(self) -> asyncio.Transport | None:
+    def _quiet_transport(self) -> asyncio.Transport | None:
         """Return the transport where a whole answer may be written to it at once: nothing of a request is here."""
-        transport = self.transport
+        transport = self._transport
         if (
             self._head_bytes  # aiohttp holds the beginning of a header
             or self._guard.connections.is_reserved(self)
@@ -183,84 +151,130 @@ class GuardedConnection(RequestHandler):
             return None
         return transport
 
-    def answered_beside(self) -> None:
-        """Take note of a request that aiohttp never sees, and of its answer."""
+    def _pass_on(self, data: bytes) -> None:
+        """Have aiohttp read; what is no HTTP, or not taken, ends the reading."""
+        if self._is_spoilt or (self._header_timer is not None and self._is_refused(data)):
+            return
+        before, has_body_to_come = self._read, self._body is not None
+        if has_body_to_come:
+            self._late_since = min(self._time(), self._late_since + len(data) / LEAST_BYTES_PER_SECOND)
+            self._body_to_come = None if self._body_to_come is None else self._body_to_come - len(data)
+        self._handler.data_received(data)
+        if self._read != before:
+            self._read_on()
+        elif not has_body_to_come and not self._is_spoilt:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES:
+                message = f"the head of the request is longer than {HEAD_MAX_BYTES} bytes: send less in it"
+                self.refuse(RefusedHeadError(431, message))
+            elif self.is_idle() and self._header_timer is None:
+                self._await_head(self._guard.connections.limits.header_seconds)
+
+    def _read_on(self) -> None:
+        """Have aiohttp go on with a body that has more room than that for which it has stopped reading."""
+        body, transport = self._body, self._transport
+        if body is None or transport is None or transport.is_closing() or transport.is_reading():
+            return
+        if body.get_read_buffer_limits()[0] > SMALL_BUFFER_BYTES:
+            self._handler.resume_reading()
+
+    def _is_refused(self, data: bytes) -> bool:
+        """Answer for a node that has no room for one more, unless it is asked for its health."""
+        if not self._guard.connections.is_reserved(self) or data.startswith(self._guard.health):
+            return False
+        self._end(self._guard.busy())
+        return True
+
+    def _end(self, answer: bytes = b"") -> None:
+        """End as soon as the answers that are written have left, behind this one where there is one."""
+        self._is_ending = True
+        if answer and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(answer)
+        self._handler.force_close()
+
+    # ------------------------------------------------------------ for the handler
+
+    def take(self, requests: Sequence[ReadRequest], data: bytes) -> Sequence[ReadRequest]:
+        """Take note of the requests that were read with some bytes; return those that are of our version of HTTP."""
+        taken = list(takewhile(_is_of_our_version, requests))
+        self._read += len(taken)
         self._stop_header_timer()
         self._finish()
-        self._rests_since = self._loop.time()
+        if len(taken) < len(requests):
+            self.refuse(_refused_version(requests[len(taken)][0]))
+        else:
+            self._look_for_more(*requests[-1], data, is_alone=len(requests) == 1)
+        self._head_bytes = 0
+        return taken
 
-    def _end_rest(self) -> None:
-        keep_alive_seconds = self._guard.connections.limits.keep_alive_seconds
-        left_seconds = self._rests_since + keep_alive_seconds - self._loop.time()
-        if self.is_idle() and self._header_timer is None and left_seconds <= 0:
-            self.force_close()
+    def refuse(self, error: HttpProcessingError) -> None:
+        """Answer with an error behind the requests that have come, and read no more.
+
+        Of the bytes that it is about nothing is kept: it may wait long for the answers before it.
+        """
+        self._is_spoilt = True
+        self._stop_header_timer()
+        body = self._body
+        self._finish()
+        if body is not None:
+            self._ends_behind_answer = True
+            body.set_exception(RequestPayloadError("the rest of the body cannot be read"))
             return
-        wait_seconds = left_seconds if left_seconds > 0 else keep_alive_seconds
-        self._rest_timer = self._loop.call_later(wait_seconds, self._end_rest)
+        refusal = self._guard.refuse(error)
+        if self.is_idle():
+            self._end(refusal)
+        else:
+            self._refusal = refusal
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - its signature
-        """Go on; while nothing was read, the client could not send."""
-        super().resume_reading(resume_parser)
-        self._late_since = self._loop.time()
+    def end_request(self, response: StreamResponse) -> None:
+        """Take note of an answer."""
+        self._answered += 1
+        self._rests_since = self._time()
+        if not response.keep_alive:
+            self._is_ending = True
+        if self._ends_behind_answer:
+            self._end()
+        elif self._refusal is not None and self.is_idle():
+            self._end(self._refusal)
 
-    def pause_writing(self) -> None:
-        """Begin to wait for the client to take of its answer."""
-        super().pause_writing()
-        self._untaken_since = self._loop.time()
-        self._answer_timer = self._loop.call_later(self._guard.connections.limits.answer_seconds, self.abort)
+    def reading_goes_on(self) -> None:
+        """Take note that the client can send again: while nothing was read, it could not."""
+        self._late_since = self._time()
 
-    def resume_writing(self) -> None:
-        """Go on: it took some."""
-        super().resume_writing()
-        self._stop_answer_timer()
+    def is_idle(self) -> bool:
+        """Tell whether every request that has come is answered, and another one may come."""
+        return self._answered == self._read and not self._is_ending
+
+    def end_behind_answer(self) -> None:
+        """End right behind the next answer: the client is not waited for to send the rest of a body."""
+        self._ends_behind_answer = True
+
+    def close_if_idle(self, until: float) -> None:
+        """End if it has been at rest since ``until``, by the loop's clock, or longer."""
+        if self.is_idle() and self._rests_since <= until:
+            self._end()
 
     @contextlib.contextmanager
     def answer_waits(self) -> Iterator[None]:
         """Note that an answer waits for its client, where it is not written through the transport."""
-        self._untaken_since = self._loop.time()
+        self._untaken_since = self._time()
         try:
             yield
         finally:
             self._untaken_since = None
 
-    def _is_refused(self, data: bytes) -> bool:
-        """Answer for a node that has no room for one more, unless it is asked for its health."""
-        transport = self.transport
-        if transport is None or not self._guard.connections.is_reserved(self) or data.startswith(self._guard.health):
+    def hold(self, size_bytes: int) -> bool:
+        """Count bytes of a small body until all of it has come; return False where its owner has too many."""
+        owner = self._unfinished_of
+        if owner is None:
+            return True
+        if not owner.has_room_for(size_bytes):
             return False
-        self._end_with(self._guard.busy())
+        self._held_bytes += size_bytes
+        owner.held_bytes += size_bytes
         return True
 
-    def _end_with(self, answer: bytes) -> None:
-        """Write an answer that is made of bytes, and end."""
-        if self.transport is not None:
-            self.transport.write(answer)
-        self.force_close()
-
-    def _decline_upgrade(self) -> None:
-        """Read on in HTTP/1.1 at once; what came behind the request already is not read: it may be no HTTP.
-
-        Else aiohttp would take it, and a body, past all that is looked at.
-        """
-        if self._upgraded and self._parser is not None:
-            self._parser.set_upgraded(False)
-            self._upgraded = False
-            if self._message_tail:
-                self._message_tail = b""
-                self._refuse(400, "something came behind a request for another protocol: wait for its answer")
-
-    def _look_at(self, count: int, data: bytes) -> None:
-        """Look at the ``count`` requests that have come with some bytes."""
-        for index in range(-count, 0):
-            message, body = self._messages[index]
-            if isinstance(message, _ErrInfo):
-                self._spoil(index, _without_content(message))
-                return
-            if message.version is not HttpVersion11 and message.version is not HttpVersion10:
-                self._spoil(index, _refused_version(message))
-                return
-            if index == -1:
-                self._look_for_more(message, body, data, is_alone=count == 1)
+    # ------------------------------------------------------------ what is unfinished
 
     def _look_for_more(self, message: RawRequestMessage, body: StreamReader, data: bytes, *, is_alone: bool) -> None:
         """Look whether more of the last request is to come, or something has come behind it."""
@@ -274,37 +288,8 @@ class GuardedConnection(RequestHandler):
         if not body.is_eof():
             self._await_body(message, body)
 
-    def _spoil(self, index: int, error: _ErrInfo) -> None:
-        """Put an error in the place of the requests from the one at ``index`` on, and read no more."""
-        self._is_spoilt = True
-        for _ in range(-index):
-            self._messages.pop()
-        self._messages.append((error, EMPTY_PAYLOAD))
-
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer with an error behind the requests that have come, and read no more."""
-        self._is_spoilt = True
-        self._stop_header_timer()
-        self._finish()
-        refusal = self._guard.refuse(status, message)
-        if self.is_idle():
-            self._end_with(refusal)
-        else:
-            self._refusal = refusal
-
-    def _make_error_handler(self, err_info: _ErrInfo) -> Callable[[BaseRequest], Awaitable[StreamResponse]]:
-        answer = super()._make_error_handler(err_info)
-
-        async def handle(request: BaseRequest) -> StreamResponse:
-            request._version = HttpVersion11  # noqa: SLF001 - aiohttp answers 1.0 to what it could not read
-            return await answer(request)
-
-        return handle
-
-    # ------------------------------------------------------------ what is unfinished
-
     def _await_head(self, seconds: float) -> None:
-        self._header_timer = self._loop.call_later(scattered(seconds), self._header_too_slow)
+        self._header_timer = self._call_later(scattered(seconds), self._header_too_slow)
         self._begin(self._address)
 
     def _await_body(self, message: RawRequestMessage, body: StreamReader) -> None:
@@ -312,33 +297,21 @@ class GuardedConnection(RequestHandler):
         if self._owner is not None and self._owner.share is None:
             address = self._guard.connections.addresses.client_address(Sender(address, message.headers))
         self._begin(address)
-        if self._unfinished_of is not None and self._unfinished_of.is_crowded:
-            self._read_little(body)
+        if self._unfinished_of is None or not self._unfinished_of.is_crowded:
+            body.set_read_chunk_size(_BUFFER_BYTES)
+        elif self._unfinished_of is self._owner and self._transport is not None:
+            # A trusted proxy sends for others, too: that of its connection stays.
+            own = self._transport.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * SMALL_BUFFER_BYTES)
+        self._body = body
         body.on_eof(self._finish)
 
-    def _read_little(self, body: StreamReader) -> None:
-        body._low_water, body._high_water = _SMALL_BUFFER_BYTES, 2 * _SMALL_BUFFER_BYTES  # noqa: SLF001 - can but be raised
-        own = None if self.transport is None else self.transport.get_extra_info("socket")
-        if own is not None and self._unfinished_of is self._owner:  # a trusted proxy sends for others, too
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * _SMALL_BUFFER_BYTES)
-
-    def hold(self, size_bytes: int) -> bool:
-        """Count bytes of a small body until all of it has come; return False where its owner has too many."""
-        owner = self._unfinished_of
-        if owner is None:
-            return True
-        if not owner.has_room_for(size_bytes):
-            return False
-        self._held_bytes += size_bytes
-        owner.held_bytes += size_bytes
-        return True
-
     def _begin(self, address: str) -> None:
-        self._late_since = self._loop.time()
+        self._late_since = self._time()
         self._unfinished_of = self._guard.connections.begin(self, address)
 
     def _finish(self) -> None:
-        owner, self._unfinished_of = self._unfinished_of, None
+        owner, self._unfinished_of, self._body = self._unfinished_of, None, None
         if owner is not None:
             owner.held_bytes -= self._held_bytes
             self._held_bytes = 0
@@ -363,14 +336,24 @@ class GuardedConnection(RequestHandler):
 
     def _header_too_slow(self) -> None:
         self._header_timer = None
-        self.force_close()
+        self._end()
+
+    def _end_rest(self) -> None:
+        keep_alive_seconds = self._guard.connections.limits.keep_alive_seconds
+        left_seconds = self._rests_since + keep_alive_seconds - self._time()
+        if self.is_idle() and self._header_timer is None and left_seconds <= 0:
+            self._end()
+            return
+        wait_seconds = left_seconds if left_seconds > 0 else keep_alive_seconds
+        self._rest_timer = self._call_later(wait_seconds, self._end_rest)
 
     # ------------------------------------------------------------ for Connections
 
     def is_late(self, now: float, patience: Patience) -> bool:
         """Tell whether a head has been on its way for too long, or a body comes more slowly than the least rate."""
         seconds = patience.body if self._header_timer is None else patience.head
-        is_read = self.transport is not None and self.transport.is_reading()
+        transport = self._transport
+        is_read = transport is not None and not transport.is_closing() and transport.is_reading()
         return is_read and now > self._late_since + seconds
 
     def rests(self, now: float, seconds: float) -> bool:
@@ -379,8 +362,8 @@ class GuardedConnection(RequestHandler):
             self._unfinished_of is None
             and self.is_idle()
             and now > self._rests_since + seconds
-            and self.transport is not None
-            and not self.transport.get_write_buffer_size()
+            and self._transport is not None
+            and not self._transport.get_write_buffer_size()
         )
 
     def stalls(self, now: float, seconds: float) -> bool:
@@ -390,11 +373,17 @@ class GuardedConnection(RequestHandler):
     def abort(self) -> None:
         """End it at once."""
         self._leave()
-        transport = self.transport
-        self.force_close()
-        if transport is not None:
-            _shut_down(transport)
-            transport.abort()
+        self._end()
+        if self._transport is not None:
+            _shut_down(self._transport)
+            self._transport.abort()
+
+
+def connection_of(request: BaseRequest) -> GuardedConnection | None:
+    """Return the connection of a request; None where it is not ours."""
+    handler = request.protocol
+    front = handler.front if isinstance(handler, Handler) else None
+    return front if isinstance(front, GuardedConnection) else None
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str | None:
@@ -411,15 +400,11 @@ def _shut_down(transport: asyncio.BaseTransport) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _refused_version(message: RawRequestMessage) -> _ErrInfo:
+def _is_of_our_version(request: ReadRequest) -> bool:
+    version = request[0].version
+    return version is HttpVersion11 or version is HttpVersion10
+
+
+def _refused_version(message: RawRequestMessage) -> RefusedHeadError:
     version = f"HTTP/{message.version.major}.{message.version.minor}"
-    error = RefusedHeadError(400 if message.version < HttpVersion10 else 505, f"{version} is not spoken: use HTTP/1.1")
-    return _ErrInfo(error.code, error, error.message)
-
-
-def _without_content(error: _ErrInfo) -> _ErrInfo:
-    """Return an error that does not hold the bytes that it is about: it may wait long for the answer before it."""
-    if isinstance(error.exc, LineTooLong):
-        return _ErrInfo(error.status, error.exc.with_traceback(None), error.message)
-    message = error.message[:_REASON_MAX]
-    return _ErrInfo(error.status, BadHttpMessage(message), message)
+    return RefusedHeadError(400 if message.version < HttpVersion10 else 505, f"{version} is not spoken: use HTTP/1.1")

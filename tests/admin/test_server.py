@@ -60,6 +60,38 @@ async def test_a_request_on_its_way_is_answered_and_was_the_last() -> None:
                 writer.close()
 
 
+async def ask_for_nothing(listener: socket.socket) -> bytes:
+    """Return the answer to a request on a connection of its own."""
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = await read_to_end(reader)
+    writer.close()
+    return answer
+
+
+async def test_a_half_closed_client_gets_its_answer() -> None:
+    """A client that shuts down its sending side behind a request reads the answer to it."""
+    app, is_asked, goes_on = web.Application(), asyncio.Event(), asyncio.Event()
+
+    async def answer_later(request: web.Request) -> web.Response:
+        is_asked.set()
+        await goes_on.wait()
+        return await answer(request)
+
+    app.router.add_get("/", answer_later)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with serving_admin(app, listener, any_connections()), asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(REQUEST)
+            await is_asked.wait()
+            writer.write_eof()
+            for _ in range(3):  # by then it was seen
+                assert b"404" in await ask_for_nothing(listener)
+            goes_on.set()
+            assert (await read_to_end(reader)).endswith(b"here")
+        writer.close()
+
+
 async def test_a_connection_at_rest_is_not_waited_for_without_end() -> None:
     """A client that keeps its connection and asks nothing does not hold up the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

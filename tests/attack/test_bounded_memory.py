@@ -60,7 +60,6 @@ BOUNDS = {
     "cache.writer.PartialFileWriter._pending": "1 MiB and a chunk",
     "edge.allowance.Allowance._whole_at": "10,000 subjects",
     "edge.fast_path.FastPath._heads": "4 MiB",
-    "edge.server._Server._open": RUNNING,
     "files.writer_thread.WriterThread.pending": "20,000 events of 8 KB, or requests with paths of 1,000 characters",
     "http.connections.Connections._owners": RUNNING,
     "http.connections.Connections._sites": RUNNING,

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from registry_proxy.http.guarded import GuardedConnection
+from registry_proxy.http.handler import Handler
 from registry_proxy.protocol.reference import digest_of
 from tests.support.fakes.public import PublicBench, read_to_end
 from tests.support.waiting import until
@@ -161,7 +163,10 @@ async def test_a_body_before_it_is_no_reason_to_answer_slowly(public: PublicBenc
     head = await reader.readuntil(b"\r\n\r\n")
     assert b" 400 " in head
     await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-    connection = next(iter(public.server._server._open))
+    handler = public.server._server.connections[0]
+    assert isinstance(handler, Handler)
+    connection = handler.front
+    assert isinstance(connection, GuardedConnection)
     assert connection._body_to_come == 0
     writer.write(hot + hot[:10])
     await reader.readuntil(b"\r\n\r\n")

@@ -216,6 +216,21 @@ async def test_a_malformed_chunk_is_a_400(public: PublicBench) -> None:
     assert errors_of(answer.body)
 
 
+async def test_a_chunk_that_is_malformed_later_is_a_400_at_once(public: PublicBench) -> None:
+    """A body that goes wrong while it is read has one answer, and the connection ends behind it."""
+    public.allow("push")
+    request = public.request(f"POST /v2/team/app/blobs/uploads/?digest={D}", ["Transfer-Encoding: chunked"])
+    reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
+    writer.write(request.replace(b"Connection: close\r\n", b"") + b"3\r\nabc\r\n")
+    await until(lambda: bool(public.push.calls))
+    writer.write(b"zz\r\nabc")
+    async with asyncio.timeout(5):
+        answer = await read_to_end(reader)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert errors_of(answer.partition(b"\r\n\r\n")[2])[0]["code"] == "SIZE_INVALID"
+    writer.close()
+
+
 # ---------------------------------------------------------------- the end
 
 
