@@ -1,6 +1,7 @@
 """The caller, and their right: only Bearer tokens, denied unless token and grants both allow it."""
 
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from registry_proxy.access.control import AccessControl, PerhapsTooNewError
@@ -23,8 +24,8 @@ from registry_proxy.protocol.endpoints import (
     StartUploadRequest,
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository
-from registry_proxy.protocol.scope import Access, Action, format_scope
+from registry_proxy.protocol.reference import Digest, Repository, is_repository
+from registry_proxy.protocol.scope import Access, Action, format_scope, repository_access
 
 
 class Authorized(NamedTuple):
@@ -161,11 +162,40 @@ class Authenticator:
         if self._records_pulls and action is Action.PULL:
             self._audit.record(_event(question, request, exchange.address, "ok", authorized.rule))
 
-    def may_read_source(self, authorized: Authorized, source: Repository) -> bool:
-        """Tell whether the source of a mount may be pulled, by token and grants; a no is no error there."""
-        if not authorized.token.allows("repository", source, Action.PULL):
+    def may_read_source(
+        self, exchange: Exchange, request: StartUploadRequest, authorized: Authorized, source: Repository
+    ) -> bool:
+        """Tell whether the source of a mount may be pulled; a no of the grants is no error there.
+
+        Raises:
+            RegistryError: 401 where the grants allow it and the token lacks it; the challenge has both scopes, as that
+                of distribution, and clients come back with such a token.
+        """
+        if not authorized.policy.decide(authorized.subject, source, Action.PULL).allowed:
             return False
-        return authorized.policy.decide(authorized.subject, source, Action.PULL).allowed
+        if not authorized.token.allows("repository", source, Action.PULL):
+            raise self._challenge(
+                exchange,
+                request,
+                ErrorCode.DENIED,
+                f"the token does not carry {Action.PULL} on {source}, from which the blob would be mounted",
+                error="insufficient_scope",
+                detail={"repository": source, "action": Action.PULL.value},
+                more=repository_access(source, Action.PULL),
+            )
+        return True
+
+    def readable(self, authorized: Authorized) -> Iterator[Repository]:
+        """Give the repositories that the token names, and that may be pulled from."""
+        for key in authorized.token.access:
+            name = key.removeprefix("repository:")
+            if (
+                name != key
+                and is_repository(name)
+                and authorized.token.allows("repository", name, Action.PULL)
+                and authorized.policy.decide(authorized.subject, name, Action.PULL).allowed
+            ):
+                yield name
 
     def may_push(self, authorized: Authorized, request: RegistryRequest) -> bool:
         """Tell whether the caller of a read may push there as well; nothing is counted.
@@ -249,9 +279,12 @@ class Authenticator:
         *,
         error: str | None = None,
         detail: object = None,
+        more: Access | None = None,
     ) -> RegistryError:
         realm = self._origins.url(exchange) + "/auth/token"
         scope = None if request is None else self._scope(request)
+        if scope is not None and more is not None:
+            scope = f"{scope} {format_scope(more)}"
         challenge = format_challenge(realm, self._service, scope, error)
         return RegistryError(code, message, detail=detail, headers={"WWW-Authenticate": challenge})
 

@@ -1,7 +1,7 @@
 """The operations that write: uploads, manifests and deletions."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import quote, urlencode
 
 from registry_proxy.edge.allowance import DELETIONS_AT_ONCE, DELETIONS_SECONDS, Allowance
@@ -12,7 +12,7 @@ from registry_proxy.edge.exchange import as_registry_error, read_small_body
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.ports.events import AuditEvent, AuditLog
-from registry_proxy.ports.names import Router
+from registry_proxy.ports.names import RoutedRepository, Router
 from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
 from registry_proxy.protocol.endpoints import (
     BlobRequest,
@@ -23,7 +23,7 @@ from registry_proxy.protocol.endpoints import (
     UploadRequest,
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest
+from registry_proxy.protocol.reference import Digest, Repository
 
 
 class Writes:
@@ -65,17 +65,34 @@ class Writes:
         return _upload(call, 202, await self._push.start_upload(routed, call.uploader))
 
     async def _mount(self, call: Call[StartUploadRequest], digest: Digest) -> Descriptor | None:
-        """Mount where the caller may read the source; a source that it may not read is, to it, not there."""
-        if call.request.from_repository is None:
-            return None
+        """Mount where the caller may read the source; a source that it may not read is, to it, not there.
+
+        Without a source in the request it is one that the token names, and of which this node knows that it holds the
+        blob: nobody is asked.
+        """
+        named = call.request.from_repository
+        source = self._known_source(call, digest) if named is None else self._named_source(call, named)
+        return None if source is None else await self._push.mount_blob(call.routed, digest, source)
+
+    def _named_source(self, call: Call[StartUploadRequest], name: Repository) -> RoutedRepository | None:
         try:
-            source = self._router.canonical(call.request.from_repository, call.request.source_host)
-            if not self._authenticator.may_read_source(call.authorized, source):
-                return None
-            routed_source = self._router.route(source)
+            canonical = self._router.canonical(name, call.request.source_host)
+            source = self._router.route(canonical)
         except RegistryError:
             return None
-        return await self._push.mount_blob(call.routed, digest, routed_source)
+        is_near = source.upstream == call.routed.upstream
+        may_read = is_near and self._authenticator.may_read_source(
+            call.exchange, call.request, call.authorized, canonical
+        )
+        return source if may_read else None
+
+    def _known_source(self, call: Call[StartUploadRequest], digest: Digest) -> RoutedRepository | None:
+        for canonical in self._authenticator.readable(call.authorized):
+            with suppress(RegistryError):  # it is not routed
+                source = self._router.route(canonical)
+                if source.upstream == call.routed.upstream and self._push.find_known(source, digest):
+                    return source
+        return None
 
     async def append_upload(self, call: Call[UploadRequest]) -> Answer:
         request, client = call.request, call.exchange.client

@@ -186,6 +186,11 @@ class Push:
         """Tell whether a pusher may leave out a content: what one replica lost is pushed to all of them again."""
         return await self._blobs.is_everywhere(routed, kind, digest)
 
+    def find_known(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
+        """Return a blob that this node knows a repository to hold; nobody is asked."""
+        known = self._holdings.find(routed, ContentKind.BLOB, digest)
+        return known.descriptor if known is not None and known.age_seconds < HOLDING_FRESH_SECONDS else None
+
     async def mount_blob(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         """Mount a blob from a repository that the caller may pull from (spec end-11); None: it has to be uploaded."""
         self._blobs.check_writable(routed.upstream)
@@ -267,10 +272,7 @@ class Push:
 
         The signed state proves that this subject sent these bytes to this repository, which must still hold them.
         """
-        if digest != Digest("sha256", session.sha256):
-            return None
-        known = self._holdings.find(routed, ContentKind.BLOB, digest)
-        return known.descriptor if known is not None and known.age_seconds < HOLDING_FRESH_SECONDS else None
+        return self.find_known(routed, digest) if digest == Digest("sha256", session.sha256) else None
 
     def _open_spool(self, uploader: Uploader, session: UploadSession) -> SpoolFile:
         """Open the file of an upload where its state says it is, or a tail to go on with at the replicas."""
@@ -398,9 +400,7 @@ class Push:
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         if not await self._proofs.may_mount(source, digest):
             return None
-        known = self._holdings.find(source, ContentKind.BLOB, digest)
-        held = known.descriptor if known is not None and known.age_seconds < HOLDING_FRESH_SECONDS else None
-        mounted = await self._blobs.mount(routed, source.repository, digest, held)
+        mounted = await self._blobs.mount(routed, source.repository, digest, self.find_known(source, digest))
         if mounted is None:
             return None
         descriptor, missing = mounted

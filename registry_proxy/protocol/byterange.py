@@ -28,7 +28,8 @@ def parse_range(header: str | None, size_bytes: int) -> ByteRange | None:
     """Return the one range asked for of a body of ``size_bytes``; None means the whole body.
 
     A header that is malformed, in another unit, or of several ranges is ignored, as RFC 9110 14.2 allows. So is a
-    suffix of empty content: it is satisfiable (14.1.2), but no Content-Range can express it.
+    suffix of empty content: it is satisfiable (14.1.2), but no Content-Range can express it. One that ends before it
+    begins is refused, which 14.2 allows as well.
 
     Raises:
         RegistryError: RANGE_INVALID (416 with ``Content-Range: bytes */size``) when it cannot be satisfied.
@@ -43,12 +44,10 @@ def parse_range(header: str | None, size_bytes: int) -> ByteRange | None:
         first, last = max(size_bytes - suffix_bytes, 0), size_bytes - 1
     else:
         first, last = int(match[1]), min(int(match[2] or size_bytes), size_bytes - 1)
-        if match[2] and int(match[2]) < first:
-            return None
-    if first >= size_bytes:
+    if first >= size_bytes or first > last:
         raise RegistryError(
             ErrorCode.RANGE_INVALID,
-            "the range lies beyond the end of the content",
+            "the range lies beyond the end of the content, or ends before it begins",
             detail={"size": size_bytes},
             headers={"Content-Range": f"bytes */{size_bytes}"},
         )

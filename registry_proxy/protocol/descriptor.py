@@ -60,14 +60,15 @@ class Manifest:
 class ManifestLinks:
     """The references of a manifest: ``blobs`` must lie in its repository before it, ``manifests`` are its children.
 
-    An index may name blobs, too: the cache that BuildKit exports is an index of layers. Foreign layers
-    (non-distributable, with ``urls``) are left out: they lie elsewhere. ``manifest_subject`` is the manifest that it
-    annotates, which need not exist.
+    An index may name blobs, too: the cache that BuildKit exports is an index of layers. ``foreign`` are the
+    non-distributable layers, which clients push or not (image-spec, "Non-Distributable Layers"). ``manifest_subject``
+    is the manifest that it annotates, which need not exist.
     """
 
     blobs: tuple[Descriptor, ...]
     manifests: tuple[Descriptor, ...]
     manifest_subject: Descriptor | None
+    foreign: tuple[Descriptor, ...] = ()
 
 
 _WORD = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -102,8 +103,9 @@ def _parse_descriptors(document: dict[str, Any], field: str) -> list[Descriptor]
     return [_parse_descriptor(value, f"{field}[{i}]") for i, value in enumerate(values)]
 
 
-def _is_foreign(layer: dict[str, Any]) -> bool:
-    return bool(layer.get("urls")) and str(layer.get("mediaType")).startswith(_FOREIGN_LAYERS)
+def is_foreign(media_type: str) -> bool:
+    """Tell whether a layer is non-distributable; whether it has ``urls`` does not decide that, says the image-spec."""
+    return media_type.startswith(_FOREIGN_LAYERS)
 
 
 def _load_object(body: bytes) -> dict[str, Any]:
@@ -184,8 +186,7 @@ def parse_manifest(body: bytes, media_type: str) -> ManifestLinks:
     if media_type in {OCI_MANIFEST, DOCKER_MANIFEST}:
         config = _parse_descriptor(document.get("config"), "config")
         layers = _parse_descriptors(document, "layers")
-        own = (
-            layer for layer, value in zip(layers, document.get("layers") or (), strict=True) if not _is_foreign(value)
-        )
-        return ManifestLinks((config, *own), (), manifest_subject)
+        own = tuple(layer for layer in layers if not is_foreign(layer.media_type))
+        foreign = tuple(layer for layer in layers if is_foreign(layer.media_type))
+        return ManifestLinks((config, *own), (), manifest_subject, foreign)
     raise _invalid("the media type is not one of an OCI or Docker schema 2 manifest", {"contentType": media_type[:200]})

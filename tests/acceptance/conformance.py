@@ -28,6 +28,9 @@ def run_conformance(root: Path, host: str, login: tuple[str, str] | None = None)
         "OCI_REPO2": "conformance/second",
         "OCI_USERNAME": user,
         "OCI_PASSWORD": password,
+        "OCI_API_BLOBS_DIGEST_HEADER": "true",  # these three are off unless asked for
+        "OCI_API_BLOBS_UPLOAD_CANCEL": "true",
+        "OCI_API_MANIFESTS_DIGEST_HEADER": "true",
         "OCI_LOG": "error",
         "OCI_RESULTS_DIR": str(root),
     }

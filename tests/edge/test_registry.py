@@ -411,30 +411,52 @@ async def _pieces() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("query", "scopes", "grants", "is_mounted"),
+    ("query", "scopes", "grants", "status"),
     [
-        ("mount={D}&from=team/base", ("pull",), ("pull",), True),
-        ("from=team%2Fbase&mount={D}", ("pull",), ("pull",), True),
-        ("mount={D}&from=team/base", (), ("pull",), False),
-        ("mount={D}&from=team/base", ("pull",), (), False),
-        ("mount={D}&from=team/base", ("pull",), ("push",), False),
-        ("mount={D}", ("pull",), ("pull",), False),
+        ("mount={D}&from=team/base", ("pull",), ("pull",), 201),
+        ("from=team%2Fbase&mount={D}", ("pull",), ("pull",), 201),
+        ("mount={D}&from=team/base", (), ("pull",), 401),
+        ("mount={D}&from=team/base", ("pull",), (), 202),
+        ("mount={D}&from=team/base", (), (), 202),
+        ("mount={D}&from=team/base", ("pull",), ("push",), 202),
+        ("mount={D}", ("pull",), ("pull",), 201),
+        ("mount={D}", ("push",), ("pull",), 202),
+        ("mount={D}", ("pull",), ("push",), 202),
+        ("mount={D}", (), ("pull",), 202),
     ],
 )
 async def test_mount_only_from_where_the_caller_may_read(
-    public: PublicBench, query: str, scopes: tuple[str, ...], grants: tuple[str, ...], *, is_mounted: bool
+    public: PublicBench, query: str, scopes: tuple[str, ...], grants: tuple[str, ...], status: int
 ) -> None:
-    """With the right in token and grants 201; without it, or without a source, 202 as if nothing were there."""
+    """With the right in token and grants 201, 202 without it, as if nothing were there.
+
+    What the token alone lacks is asked for. Without a source, it is one that the token names and that has the blob.
+    """
     public.allow("push")
     for action in grants:
         public.allow(action, repository="team/base")
     public.push.mounted = Descriptor(BLOB_MEDIA_TYPE, D, len(CONTENT))
+    public.push.known = {"team/base"}
     headers = public.bearer("user:ann", "repository:team/app:push", *(f"repository:team/base:{s}" for s in scopes))
     path = f"/v2/team/app/blobs/uploads/?{query.format(D=D)}"
     async with public.session.post(path, headers=headers, data={"from": "team/base"}) as response:
-        assert response.status == (201 if is_mounted else 202)
-        assert ("_state" in response.headers["Location"]) != is_mounted
-    assert any(call[0] == "mount" for call in public.push.calls) == is_mounted
+        assert response.status == status
+        assert ("_state" in response.headers.get("Location", "")) == (status == 202)
+        scope = 'scope="repository:team/app:pull,push repository:team/base:pull"'
+        assert (scope in response.headers.get("WWW-Authenticate", "")) == (status == 401)
+    assert any(call[0] == "mount" for call in public.push.calls) == (status == 201)
+
+
+async def test_a_mount_without_a_source_that_nobody_knows_is_an_upload(public: PublicBench) -> None:
+    """Where this node does not know that a repository holds the blob, nobody is asked."""
+    public.allow("push")
+    public.allow("pull", repository="team/base")
+    headers = public.bearer("user:ann", "repository:team/app:push", "repository:team/base:pull")
+    public.push.mounted = Descriptor(BLOB_MEDIA_TYPE, D, len(CONTENT))
+    path = f"/v2/team/app/blobs/uploads/?mount={D}"
+    async with public.session.post(path, headers=headers) as response:
+        assert response.status == 202
+    assert not any(call[0] == "mount" for call in public.push.calls)
 
 
 @pytest.mark.parametrize("query", ["mount={D}&from=team/base&from=team/app", "mount={D}&mount={D}&from=team/base"])

@@ -21,13 +21,12 @@ SATISFIABLE = [
     "bytes=299999-9999999",
     "bytes=100000-299999",
 ]
-UNSATISFIABLE = ["bytes=300000-", "bytes=300000-300001", "bytes=9999999999-"]
+UNSATISFIABLE = ["bytes=300000-", "bytes=300000-300001", "bytes=9999999999-", "bytes=9-1"]
 IGNORED = [
     "bytes=99999999999999999999-",
     "bytes=0-1,4-5",
     "bytes=0-99,-1",
     "lines=0-1",
-    "bytes=9-1",
     "bytes=",
     "bytes=a-b",
 ]

@@ -118,11 +118,11 @@ def test_an_empty_list_of_go_is_empty() -> None:
 
 
 def test_a_foreign_layer_is_not_expected_in_the_repository() -> None:
-    """A foreign layer that lies at a URL is left out; one without URLs, and a plain layer with some, are not."""
-    away, here, plain = a_descriptor("1", FOREIGN), a_descriptor("2", FOREIGN), a_descriptor("3")
+    """Foreign layers, with and without URLs, may lie elsewhere; a plain layer with some does not."""
+    with_urls, without, plain = a_descriptor("1", FOREIGN), a_descriptor("2", FOREIGN), a_descriptor("3")
     urls = ["https://elsewhere.example/layer"]
-    body = image(layers=[raw(away, urls=urls), raw(here), raw(plain, urls=urls)])
-    assert parse_manifest(body, OCI_MANIFEST).blobs[1:] == (here, plain)
+    links = parse_manifest(image(layers=[raw(with_urls, urls=urls), raw(without), raw(plain, urls=urls)]), OCI_MANIFEST)
+    assert (links.blobs[1:], links.foreign) == ((plain,), (with_urls, without))
 
 
 BAD_DESCRIPTORS: list[object] = [

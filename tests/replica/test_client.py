@@ -1,6 +1,7 @@
 """One replica over HTTP: what is sent, what is believed, and what its errors become."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 
@@ -16,7 +17,7 @@ from registry_proxy.protocol.descriptor import (
     Manifest,
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Repository, Tag, digest_of
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from registry_proxy.replica.client import HttpReplicaClient
 from registry_proxy.replica.connections import Timeouts
 from registry_proxy.replica.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError
@@ -80,6 +81,8 @@ async def test_a_real_registry_takes_and_gives_everything(start_registry: StartR
         other = Repository("team/other")
         assert await client.mount_blob(other, digest, REPOSITORY)
         assert not await client.mount_blob(other, digest_of(b"absent"), REPOSITORY)
+        sha512 = Digest("sha512", hashlib.sha512(CONTENT).hexdigest())
+        assert not await client.mount_blob(other, sha512, REPOSITORY)  # it says so, and does not find it by that then
         location = await client.start_upload(other)
         location = await client.append_upload(location, in_pieces(b"one ")(), 4)
         location = await client.append_upload(location, in_pieces(b"two")(), None)

@@ -46,8 +46,8 @@ class Eve:
 
     def __init__(self, user: User) -> None:
         self.http = user.client(EVE, "pull,push,delete")
-        scopes = [f"repository:{name}:pull,push,delete" for name in (EVE, "eve/other")]
-        self.both = {"Authorization": f"Bearer {user.token(*scopes)}"}
+        scopes = [f"repository:{name}:pull,push,delete" for name in (EVE, "eve/other", "eve/none")]
+        self.all_hers = {"Authorization": f"Bearer {user.token(*scopes)}"}
         user.push_blob(EVE, b"{}")
         user.push_blob("eve/other", b"{}")
 
@@ -84,7 +84,8 @@ class Eve:
         """Mount from a repository that she may read and that does not hold it."""
         for source in ("eve/other", EVE, "eve/none"):
             query = {"mount": digest, "from": source}
-            assert self.http.post("/blobs/uploads/", params=query, headers=self.both).status_code == 202
+            assert self.http.post("/blobs/uploads/", params=query, headers=self.all_hers).status_code == 202
+        assert self.http.post("/blobs/uploads/", params={"mount": digest}, headers=self.all_hers).status_code == 202
         self.read(digest)
 
     def name(self, digest: str) -> None:

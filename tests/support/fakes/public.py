@@ -129,6 +129,8 @@ class FakePush:
     bodies: list[bytes] = field(default_factory=list)
     sessions: dict[str, str] = field(default_factory=dict)
     mounted: Descriptor | None = None
+    known: set[str] = field(default_factory=set)
+    """Repositories that are known to hold every blob."""
     lacking: set[Digest] = field(default_factory=set)
     manifest_subject: Digest | None = None
     error: Exception | None = None
@@ -143,6 +145,9 @@ class FakePush:
     def _check(self, uploader: Uploader, session_id: str, state: str | None) -> None:
         if self.sessions.get(session_id) != uploader.subject or state != f"state of {session_id}":
             raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "no such upload")
+
+    def find_known(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
+        return Descriptor(BLOB_MEDIA_TYPE, digest, 1) if routed.repository in self.known else None
 
     async def start_upload(self, routed: RoutedRepository, uploader: Uploader) -> UploadAnswer:
         self.calls.append(("start", str(routed), uploader.subject))
