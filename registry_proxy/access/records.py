@@ -74,15 +74,14 @@ class Robot:
         return {"expires_at": self.expires_at, "networks": list(self.networks)}
 
 
-def user_of(record: Record, groups: tuple[str, ...] = ()) -> User:
-    """Return the user of a record, who is in these groups."""
+def user_of(record: Record) -> User:
+    """Return the user of a record; the groups have who is in them."""
     value = record.value
     return User(
         name=record.key,
         password_hash=value["password_hash"],
         is_admin=value["admin"],
         is_disabled=value["disabled"],
-        groups=groups,
         revision=record.revision,
         is_ldap=value.get("ldap", False),  # those of earlier versions have no such key
     )

@@ -8,10 +8,9 @@ from aiohttp import web
 
 from registry_proxy.api.answers import format_etag
 from registry_proxy.api.problems import ProblemError, changed_meanwhile
-from registry_proxy.directory.revise import RevisionConflictError
+from registry_proxy.directory.revise import RevisionConflictError, retried
 
 _ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
-_ATTEMPTS = 20
 
 
 class Revised(Protocol):
@@ -59,14 +58,12 @@ async def patched(
 
     Raises:
         ProblemError: 412 when the precondition does not hold.
-        RevisionConflictError: it changed too often.
+        StoreUnavailableError: it changed too often.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
+
+    async def attempt() -> _T:
         current = await read()
         expected_revision(request, current.revision)
-        try:
-            return await write(current, current.revision)
-        except RevisionConflictError:
-            if "If-Match" in request.headers or attempt == _ATTEMPTS:
-                raise
-    raise AssertionError("the last attempt returns or raises")
+        return await write(current, current.revision)
+
+    return await (attempt() if "If-Match" in request.headers else retried(attempt, RevisionConflictError))

@@ -5,16 +5,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
-from registry_proxy.directory.revise import Revised, get, revise
-from registry_proxy.ports.store import Change, Record, Store, Table
+from registry_proxy.directory.revise import Records, Revised
+from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.patterns import is_below
 
 
-class Grants:
+class Grants(Records[Grant]):
     """See ``Directory``."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store, Table.GRANTS, "grant", grant_of)
 
     async def list(self, namespaces: Collection[str] | None = None) -> Sequence[Grant]:
         """Return all grants, or those for nothing but what lies in some namespaces, such as ``team/**``."""
@@ -22,10 +22,6 @@ class Grants:
         if namespaces is not None:
             records = [each for each in records if any(is_below(each.value["repository"], one) for one in namespaces)]
         return [grant_of(record) for record in records]
-
-    async def get(self, grant_id: str) -> Grant:
-        """Return a grant. Raises NotFoundError."""
-        return grant_of(await get(self._store, Table.GRANTS, grant_id, _missing(grant_id)))
 
     async def add(self, given: GrantInput) -> Grant:
         """Make a grant under a new id. The subject need not exist yet. Raises InvalidError with every fault."""
@@ -42,20 +38,16 @@ class Grants:
         """
         grant = make_grant(given, grant_id)
 
-        async def make(_: Record | None) -> Revised[Grant]:
-            return Revised(grant.stored(), grant)
+        async def make(_: Grant | None) -> Revised[None]:
+            return Revised(grant.stored(), None)
 
-        _, revision = await revise(self._store, Table.GRANTS, grant_id, make, expect=expect, missing=_missing(grant_id))
+        _, revision = await self._revise(grant_id, make, expect=expect, must_exist=True)
         return replace(grant, revision=revision)
 
     async def delete(self, grant_id: str, *, expect: int | None = None) -> None:
         """Delete a grant. Raises NotFoundError, RevisionConflictError."""
 
-        async def make(_: Record | None) -> Revised[None]:
+        async def make(_: Grant | None) -> Revised[None]:
             return Revised(None, None)
 
-        await revise(self._store, Table.GRANTS, grant_id, make, expect=expect, missing=_missing(grant_id))
-
-
-def _missing(grant_id: str) -> str:
-    return f"there is no grant {grant_id}"
+        await self._revise(grant_id, make, expect=expect, must_exist=True)

@@ -11,23 +11,15 @@ from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import Group, group_of
 from registry_proxy.access.subject import NAME_FAULT, group_subject, is_name
 from registry_proxy.directory.removed import Removed, held_by
-from registry_proxy.directory.revise import Revised, get, revise
+from registry_proxy.directory.revise import Records, Revised
 from registry_proxy.ports.store import Change, Record, Store, Table
 
 
-class Groups:
+class Groups(Records[Group]):
     """See ``Directory``."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def list(self) -> Sequence[Group]:
-        """Return all groups, by name."""
-        return [group_of(record) for record in await self._store.list(Table.GROUPS)]
-
-    async def get(self, name: str) -> Group:
-        """Return a group. Raises NotFoundError."""
-        return group_of(await get(self._store, Table.GROUPS, name, _missing(name)))
+        super().__init__(store, Table.GROUPS, "group", group_of)
 
     async def put(self, name: str, members: Sequence[str], *, expect: int | None = None) -> tuple[Group, bool]:
         """Make or replace a group; return it, and whether it is new.
@@ -45,28 +37,28 @@ class Groups:
             raise InvalidError([("name", NAME_FAULT)])
         group = Group(name, tuple(sorted({member.removeprefix("user:") for member in members})))
 
-        async def make(record: Record | None) -> Revised[bool]:
-            before = () if record is None else group_of(record).members
+        async def make(current: Group | None) -> Revised[bool]:
+            before = () if current is None else current.members
             users = {user.key: user for user in await self._store.list(Table.USERS)}
             unknown = [member for member in group.members if member not in users]
             if unknown:
                 raise InvalidError([("members", f"there is no user {member!r}") for member in unknown])
             moved = {*before} ^ {*group.members}
-            return Revised(group.stored(), record is None, _touch(users[each] for each in moved if each in users))
+            return Revised(group.stored(), current is None, _touch(users[each] for each in moved if each in users))
 
-        is_new, revision = await revise(self._store, Table.GROUPS, name, make, expect=expect)
+        is_new, revision = await self._revise(name, make, expect=expect)
         return replace(group, revision=revision), is_new
 
     async def delete(self, name: str, *, expect: int | None = None) -> Removed:
         """Delete a group and its grants; return its belongings. Raises NotFoundError, RevisionConflictError."""
 
-        async def make(record: Record | None) -> Revised[Removed]:
-            members = () if record is None else group_of(record).members
+        async def make(group: Group | None) -> Revised[Removed]:
+            members = () if group is None else group.members
             users = [user for user in await self._store.list(Table.USERS) if user.key in members]
             removed = replace(await held_by(self._store, group_subject(name)), members=members)
             return Revised(None, removed, [*_touch(users), *removed.changes()])
 
-        removed, _ = await revise(self._store, Table.GROUPS, name, make, expect=expect, missing=_missing(name))
+        removed, _ = await self._revise(name, make, expect=expect, must_exist=True)
         return removed
 
 
@@ -87,10 +79,6 @@ def membership_changes(user: str, wanted: Sequence[str], groups: Iterable[Group]
             changes.append(Change(Table.GROUPS, group.name, changed.stored(), group.revision))
     new = [Group(group, (user,)) for group in wanted if group not in present]
     return changes + [Change(Table.GROUPS, group.name, group.stored(), expect=0) for group in new]
-
-
-def _missing(name: str) -> str:
-    return f"there is no group {name}"
 
 
 def _touch(users: Iterable[Record]) -> Sequence[Change]:

@@ -8,6 +8,7 @@ from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.store import Change, Record, Store, Table
 
 _T = TypeVar("_T")
+_V = TypeVar("_V")
 _ATTEMPTS = 20
 
 
@@ -28,55 +29,76 @@ class Revised(Generic[_T]):
     beside: Sequence[Change] = ()
 
 
-async def get(store: Store, table: Table, key: str, missing: str) -> Record:
-    """Return a record. Raises NotFoundError with the text ``missing``."""
-    record = await store.get(table, key)
-    if record is None:
-        raise NotFoundError(missing)
-    return record
-
-
-async def revise(
-    store: Store,
-    table: Table,
-    key: str,
-    make: Callable[[Record | None], Awaitable[Revised[_T]]],
-    *,
-    expect: int | None = None,
-    missing: str = "",
-) -> tuple[_T, int]:
-    """Change a record; return the result of ``make`` and the revision of the commit.
+class Records(Generic[_V]):
+    """The records of a table as values; each resource is one.
 
     Args:
-        store: holds the record.
-        table: of the record.
-        key: of the record.
-        make: returns the change, given the record as it is now; called again when another change came first.
-        expect: the revision that the caller saw; None for any.
-        missing: the text of the NotFoundError where there is no record; "" where there need be none.
-
-    Raises:
-        NotFoundError: see ``missing``.
-        RevisionConflictError: the record has another revision than ``expect``.
-        StoreUnavailableError: also when it goes on losing races.
+        store: holds them.
+        table: of the records.
+        kind: what one of them is, for messages.
+        parse: returns the value of a record.
     """
 
-    async def attempt() -> tuple[_T, int]:
-        record = await get(store, table, key, missing) if missing else await store.get(table, key)
-        revision = 0 if record is None else record.revision
-        check_revision(revision, expect)
-        made = await make(record)
-        return made.result, await store.commit([Change(table, key, made.stored, revision), *made.beside])
+    def __init__(self, store: Store, table: Table, kind: str, parse: Callable[[Record], _V]) -> None:
+        self._store = store
+        self._table = table
+        self._kind = kind
+        self._parse = parse
 
-    return await retried(attempt)
+    async def list(self) -> Sequence[_V]:
+        """Return the values of all records, by key."""
+        return [self._parse(record) for record in await self._store.list(self._table)]
+
+    async def get(self, key: str) -> _V:
+        """Return the value of a record. Raises NotFoundError."""
+        return self._parse(await self._present(key))
+
+    async def _present(self, key: str) -> Record:
+        record = await self._store.get(self._table, key)
+        if record is None:
+            raise NotFoundError(f"there is no {self._kind} {key}")
+        return record
+
+    async def _revise(
+        self,
+        key: str,
+        make: Callable[[_V | None], Awaitable[Revised[_T]]],
+        *,
+        expect: int | None = None,
+        must_exist: bool = False,
+    ) -> tuple[_T, int]:
+        """Change a record; return the result of ``make`` and the revision of the commit.
+
+        Args:
+            key: of the record.
+            make: returns the change, given the present value, None where there is no record; called again when another
+                change came first.
+            expect: the revision that the caller saw; None for any.
+            must_exist: whether there has to be a record.
+
+        Raises:
+            NotFoundError: see ``must_exist``.
+            RevisionConflictError: the record has another revision than ``expect``.
+            StoreUnavailableError: also when it goes on losing races.
+        """
+
+        async def attempt() -> tuple[_T, int]:
+            record = await (self._present(key) if must_exist else self._store.get(self._table, key))
+            revision = 0 if record is None else record.revision
+            check_revision(revision, expect)
+            made = await make(None if record is None else self._parse(record))
+            change = Change(self._table, key, made.stored, revision)
+            return made.result, await self._store.commit([change, *made.beside])
+
+        return await retried(attempt)
 
 
-async def retried(attempt: Callable[[], Awaitable[_T]]) -> _T:
+async def retried(attempt: Callable[[], Awaitable[_T]], conflict: type[Exception] = ConflictError) -> _T:
     """Repeat an attempt that lost a race: each one reads anew, and checks again what its caller expected."""
     for _ in range(_ATTEMPTS):
         try:
             return await attempt()
-        except ConflictError:
+        except conflict:
             continue
     raise StoreUnavailableError("too many others change the same records at the same time")
 

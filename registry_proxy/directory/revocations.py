@@ -5,19 +5,19 @@ import re
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.subject import SubjectKind, parse_subject
 from registry_proxy.directory.removed import Removed
-from registry_proxy.directory.revise import Revised, revise
+from registry_proxy.directory.revise import Records, Revised
 from registry_proxy.directory.secrets import Secrets
-from registry_proxy.directory.voiding import following_generation, revocation
-from registry_proxy.ports.store import Record, Store, Table
+from registry_proxy.directory.voiding import revocation
+from registry_proxy.ports.store import Store, Table
 
 _TOKEN_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
-class Revocations:
-    """See ``Directory``."""
+class Revocations(Records[int]):
+    """See ``Directory``; the records are the generations of subjects."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store, Table.SUBJECTS, "subject", lambda record: int(record.value["generation"]))
         self._secrets = Secrets(store)
 
     async def revoke(self, subject: str, *, also_secrets: bool = False) -> tuple[int, Removed]:
@@ -37,12 +37,12 @@ class Revocations:
         if parsed.kind is SubjectKind.GROUP:
             raise InvalidError([("subject", "a group has no tokens: revoke those of its members")])
 
-        async def make(record: Record | None) -> Revised[tuple[int, Removed]]:
-            generation = following_generation(record)
+        async def make(current: int | None) -> Revised[tuple[int, Removed]]:
+            generation = (current or 0) + 1
             removed = Removed(secrets=await self._secrets.list(subject) if also_secrets else ())
             return Revised({"generation": generation}, (generation, removed), removed.changes())
 
-        revoked, _ = await revise(self._store, Table.SUBJECTS, subject, make)
+        revoked, _ = await self._revise(subject, make)
         return revoked
 
     async def revoke_token(self, token_id: str) -> None:

@@ -8,24 +8,16 @@ from registry_proxy.access.faults import InvalidError, time_faults
 from registry_proxy.access.records import Robot, robot_of
 from registry_proxy.access.subject import NAME_FAULT, is_name, robot_subject
 from registry_proxy.directory.removed import Removed, held_by
-from registry_proxy.directory.revise import Revised, get, revise
+from registry_proxy.directory.revise import Records, Revised
 from registry_proxy.directory.voiding import next_generation
-from registry_proxy.ports.store import Record, Store, Table
+from registry_proxy.ports.store import Store, Table
 
 
-class Robots:
+class Robots(Records[Robot]):
     """See ``Directory``."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def list(self) -> Sequence[Robot]:
-        """Return all robots, by name."""
-        return [robot_of(record) for record in await self._store.list(Table.ROBOTS)]
-
-    async def get(self, name: str) -> Robot:
-        """Return a robot. Raises NotFoundError."""
-        return robot_of(await get(self._store, Table.ROBOTS, name, _missing(name)))
+        super().__init__(store, Table.ROBOTS, "robot", robot_of)
 
     async def put(
         self, name: str, expires_at: float | None, networks: Sequence[str], *, expect: int | None = None
@@ -49,10 +41,10 @@ class Robots:
             raise InvalidError(faults)
         robot = Robot(name, expires_at, tuple(networks))
 
-        async def make(record: Record | None) -> Revised[bool]:
-            return Revised(robot.stored(), record is None)
+        async def make(current: Robot | None) -> Revised[bool]:
+            return Revised(robot.stored(), current is None)
 
-        is_new, revision = await revise(self._store, Table.ROBOTS, name, make, expect=expect)
+        is_new, revision = await self._revise(name, make, expect=expect)
         return replace(robot, revision=revision), is_new
 
     async def delete(self, name: str, *, expect: int | None = None) -> Removed:
@@ -63,16 +55,12 @@ class Robots:
         """
         subject = robot_subject(name)
 
-        async def make(_: Record | None) -> Revised[Removed]:
+        async def make(_: Robot | None) -> Revised[Removed]:
             removed = await held_by(self._store, subject)
             return Revised(None, removed, [await next_generation(self._store, subject), *removed.changes()])
 
-        removed, _ = await revise(self._store, Table.ROBOTS, name, make, expect=expect, missing=_missing(name))
+        removed, _ = await self._revise(name, make, expect=expect, must_exist=True)
         return removed
-
-
-def _missing(name: str) -> str:
-    return f"there is no robot {name}"
 
 
 def _network_fault(text: str) -> str | None:

@@ -15,7 +15,7 @@ from registry_proxy.access.secrets import (
     table_of,
 )
 from registry_proxy.access.subject import SubjectKind, parse_subject
-from registry_proxy.directory.revise import NotFoundError, get
+from registry_proxy.directory.revise import NotFoundError
 from registry_proxy.directory.voiding import revocation
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.scope import Action
@@ -129,12 +129,11 @@ class Secrets:
 
     async def _check_holder(self, subject: str) -> None:
         parsed = parse_subject(subject)
-        if parsed.kind is SubjectKind.ROBOT:
-            await get(self._store, Table.ROBOTS, parsed.name, f"there is no robot {parsed.name}")
-        elif parsed.kind is SubjectKind.OIDC:
+        if parsed.kind is SubjectKind.OIDC:
             raise InvalidError([("", f"{subject} has no secrets: it logs in with its ID token")])
-        else:
-            await get(self._store, Table.USERS, parsed.name, f"there is no user {parsed.name}")
+        kind = "robot" if parsed.kind is SubjectKind.ROBOT else "user"
+        if await self._store.get(Table(f"{kind}s"), parsed.name) is None:
+            raise NotFoundError(f"there is no {kind} {parsed.name}")
 
 
 def deletions(secrets: Iterable[Secret]) -> list[Change]:

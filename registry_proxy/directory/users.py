@@ -11,10 +11,10 @@ from registry_proxy.access.subject import NAME_FAULT, is_name, user_subject
 from registry_proxy.access.turns import OPERATOR, Caller
 from registry_proxy.directory.groups import Groups, groups_of, membership_changes
 from registry_proxy.directory.removed import Removed, held_by
-from registry_proxy.directory.revise import Revised, get, revise
+from registry_proxy.directory.revise import Records, Revised
 from registry_proxy.directory.voiding import next_generation
 from registry_proxy.ports.errors import ConflictError
-from registry_proxy.ports.store import Change, Record, Store, Table
+from registry_proxy.ports.store import Change, Store, Table
 
 FIRST_ADMIN = "admin"
 
@@ -37,23 +37,22 @@ class UserInput:
     groups: Sequence[str] = ()
 
 
-class Users:
+class Users(Records[User]):
     """See ``Directory``. ``passwords`` hashes and verifies passwords."""
 
     def __init__(self, store: Store, passwords: Passwords) -> None:
-        self._store = store
+        super().__init__(store, Table.USERS, "user", user_of)
         self._passwords = passwords
         self._groups = Groups(store)
 
     async def list(self) -> Sequence[User]:
         """Return all users, by name."""
         groups = await self._groups.list()
-        return [user_of(record, groups_of(record.key, groups)) for record in await self._store.list(Table.USERS)]
+        return [replace(user, groups=groups_of(user.name, groups)) for user in await super().list()]
 
     async def get(self, name: str) -> User:
         """Return a user. Raises NotFoundError."""
-        record = await get(self._store, Table.USERS, name, _missing(name))
-        return user_of(record, groups_of(name, await self._groups.list()))
+        return replace(await super().get(name), groups=groups_of(name, await self._groups.list()))
 
     async def put(
         self, name: str, given: UserInput, *, expect: int | None = None, caller: Caller = OPERATOR
@@ -72,8 +71,7 @@ class Users:
             raise InvalidError(faults)
         password_hash = None if given.password is None else await self._passwords.hash(given.password, caller)
 
-        async def make(record: Record | None) -> Revised[tuple[User, bool]]:
-            before = None if record is None else user_of(record)
+        async def make(before: User | None) -> Revised[tuple[User, bool]]:
             user = _merged(name, given, password_hash, before)
             changes = []
             if before is not None:
@@ -85,7 +83,7 @@ class Users:
             changes += membership_changes(name, user.groups, await self._groups.list())
             return Revised(user.stored(), (user, before is None), changes)
 
-        (user, is_new), revision = await revise(self._store, Table.USERS, name, make, expect=expect)
+        (user, is_new), revision = await self._revise(name, make, expect=expect)
         return replace(user, revision=revision), is_new
 
     async def delete(self, name: str, *, expect: int | None = None) -> Removed:
@@ -97,15 +95,15 @@ class Users:
         """
         subject = user_subject(name)
 
-        async def make(record: Record | None) -> Revised[Removed]:
-            if record is not None and user_of(record).is_admin:
+        async def make(user: User | None) -> Revised[Removed]:
+            if user is not None and user.is_admin:
                 await self._check_other_admin(name)
             groups = await self._groups.list()
             removed = replace(await held_by(self._store, subject), groups=groups_of(name, groups))
             generation = await next_generation(self._store, subject)
             return Revised(None, removed, [generation, *membership_changes(name, (), groups), *removed.changes()])
 
-        removed, _ = await revise(self._store, Table.USERS, name, make, expect=expect, missing=_missing(name))
+        removed, _ = await self._revise(name, make, expect=expect, must_exist=True)
         return removed
 
     async def ensure_first_admin(self, password: str | None) -> str | None:
@@ -120,14 +118,14 @@ class Users:
         Raises:
             InvalidError: the password is too short or too long.
         """
-        records = await self._store.list(Table.USERS)
-        if any(user_of(record).is_admin for record in records):
+        users = await super().list()
+        if any(user.is_admin for user in users):
             return None
         if password is not None and (faults := _password_faults(password)):
             raise InvalidError(faults)
         chosen = secrets.token_urlsafe(18) if password is None else password
         password_hash = await self._passwords.hash(chosen)
-        present = next((record.revision for record in records if record.key == FIRST_ADMIN), 0)
+        present = next((user.revision for user in users if user.name == FIRST_ADMIN), 0)
         admin = User(FIRST_ADMIN, password_hash, is_admin=True)
         generation = await next_generation(self._store, user_subject(FIRST_ADMIN))
         try:
@@ -148,7 +146,7 @@ class Users:
 
     async def _check_other_admin(self, name: str) -> None:
         """Keep the last administrator. Two that go at the same moment both leave: the next start makes a new one."""
-        users = [user_of(record) for record in await self._store.list(Table.USERS)]
+        users = await super().list()
         if not any(user.is_admin and not user.is_disabled for user in users if user.name != name):
             raise LastAdminError(f"{name} is the last administrator: make another one first")
 
@@ -168,10 +166,6 @@ def _merged(name: str, given: UserInput, password_hash: str | None, before: User
         groups=tuple(sorted(set(given.groups))),
         is_ldap=is_ldap,
     )
-
-
-def _missing(name: str) -> str:
-    return f"there is no user {name}"
 
 
 def _faults(name: str, given: UserInput) -> Faults:

@@ -3,22 +3,17 @@
 import time
 
 from registry_proxy.access.tokens import LEEWAY_SECONDS
-from registry_proxy.ports.store import Change, Record, Store, Table
+from registry_proxy.ports.store import Change, Store, Table
 
 TOKEN_LIFETIME_MAX_SECONDS = 86_400
 """The longest that the configuration allows."""
 
 
-def following_generation(record: Record | None) -> int:
-    """Return the generation after that of a record of a subject."""
-    return 1 if record is None else int(record.value["generation"]) + 1
-
-
 async def next_generation(store: Store, subject: str) -> Change:
     """Return the change that voids all tokens of a subject."""
     record = await store.get(Table.SUBJECTS, subject)
-    value = {"generation": following_generation(record)}
-    return Change(Table.SUBJECTS, subject, value, 0 if record is None else record.revision)
+    generation, revision = (0, 0) if record is None else (int(record.value["generation"]), record.revision)
+    return Change(Table.SUBJECTS, subject, {"generation": generation + 1}, revision)
 
 
 async def revocation(store: Store, token_id: str) -> list[Change]:
