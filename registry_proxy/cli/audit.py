@@ -20,6 +20,7 @@ from registry_proxy.cli.output import (
     printed_json,
     wants_json,
 )
+from registry_proxy.cli.times import Since, Until
 
 audit_app = typer.Typer(
     help="The audit log of a node: acts with their subject, rule and address.", no_args_is_help=True
@@ -100,8 +101,8 @@ def tail_audit(
 @audit_app.command("search")
 def search_audit(
     *,
-    since: Annotated[str | None, typer.Option(help="From this time, such as 2030-01-31T00:00:00Z.")] = None,
-    until: Annotated[str | None, typer.Option(help="Before this time.")] = None,
+    since: Since = None,
+    until: Until = None,
     subject: _Subject = None,
     repository: _Repository = None,
     action: _Action = None,

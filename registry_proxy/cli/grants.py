@@ -9,6 +9,7 @@ from registry_proxy.cli.client import admin_client, given
 from registry_proxy.cli.errors import failing_with
 from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object, print_table, printed_json
 from registry_proxy.cli.replay import replay_grants
+from registry_proxy.cli.times import Expires, NewExpires
 
 grant_app = typer.Typer(help="Grants: actions that subjects may do in repositories.", no_args_is_help=True)
 
@@ -56,7 +57,7 @@ def add_grant(
     ],
     tags: Annotated[str, typer.Option(help="Pattern of the tags.")] = "*",
     mode: Annotated[str, typer.Option(help="enforce, or warn: allow, and count what would be denied.")] = "enforce",
-    expires_at: Annotated[str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z.")] = None,
+    expires_at: Expires = None,
     _json: JsonOption = False,
 ) -> None:
     """Add a grant."""
@@ -83,9 +84,7 @@ def set_grant(
     ] = None,
     tags: Annotated[str | None, typer.Option(help="Pattern of the tags.")] = None,
     mode: Annotated[str | None, typer.Option(help="enforce, or warn.")] = None,
-    expires_at: Annotated[
-        str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z, or never.")
-    ] = None,
+    expires_at: NewExpires = None,
     _json: JsonOption = False,
 ) -> None:
     """Change a grant; options that are not given keep their values."""

@@ -7,7 +7,8 @@ import typer
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands
-from registry_proxy.cli.tokens import SECRET_COLUMNS, Expires, Label, SecretId, show_secret
+from registry_proxy.cli.times import Expires, NewExpires
+from registry_proxy.cli.tokens import SECRET_COLUMNS, Label, SecretId, show_secret
 
 robot_app = typer.Typer(help="Robots: machines that log in with secrets.", no_args_is_help=True)
 secret_app = typer.Typer(help="The secrets of a robot.", no_args_is_help=True)
@@ -37,9 +38,7 @@ def add_robot(
 def set_robot(
     *,
     name: Name,
-    expires_at: Annotated[
-        str | None, typer.Option(help="When it ends, such as 2030-01-31T00:00:00Z, or never.")
-    ] = None,
+    expires_at: NewExpires = None,
     network: Annotated[list[str] | None, typer.Option(help="The allowed networks.")] = None,
     _json: JsonOption = False,
 ) -> None:

@@ -6,10 +6,10 @@ import typer
 
 from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.output import JsonOption, counted, print_lines, print_list, print_note, printed_json
+from registry_proxy.cli.times import Expires
 
 token_app = typer.Typer(help="Personal access tokens, and issued tokens.", no_args_is_help=True)
 
-Expires = Annotated[str | None, typer.Option("--expires-at", help="When it ends, such as 2030-01-31T00:00:00Z.")]
 Label = Annotated[str, typer.Option(help="Its purpose.")]
 SecretId = Annotated[str, typer.Argument(metavar="ID", help="The id, from `token list`.", show_default=False)]
 SECRET_COLUMNS = ("id", "kind", "label", "actions", "created_at", "expires_at", "state")

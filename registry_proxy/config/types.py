@@ -55,7 +55,7 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _parse_duration(value: Any) -> float:
+def parse_duration(value: Any) -> float:
     """Return seconds from ``10s``, ``500ms`` or a plain number of seconds."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
         return float(value)
@@ -314,8 +314,8 @@ def _told_as(*examples: str, kinds: Sequence[str] = ("string",), pattern: str = 
 _DURATION_TOLD = _told_as(
     "500ms", "10s", "5m", "24h", kinds=("string", "number"), pattern=_DURATION.pattern + "|[0-9]+"
 )
-Duration = Annotated[float, BeforeValidator(_parse_duration), _DURATION_TOLD]
-Timeout = Annotated[float, BeforeValidator(_parse_duration), AfterValidator(_positive), _DURATION_TOLD]
+Duration = Annotated[float, BeforeValidator(parse_duration), _DURATION_TOLD]
+Timeout = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _DURATION_TOLD]
 Size = Annotated[int, BeforeValidator(_parse_size), _told_as("10GiB", "500MB", kinds=("string", "integer"))]
 ListenAddress = Annotated[Address, BeforeValidator(_parse_address), _told_as("127.0.0.1:5000", "[::1]:5000")]
 Network = Annotated[

@@ -1,0 +1,42 @@
+"""Times as options: a moment, or how long from now."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from registry_proxy.config.types import parse_duration
+
+_MOMENT = "such as 2030-01-31T00:00:00Z"
+
+
+def _moment(text: str | None, *, sign: int) -> str | None:
+    """Return the moment that a duration leads to; the server judges all other texts."""
+    if text is None or text.isdecimal():
+        return text
+    try:
+        distance = timedelta(seconds=parse_duration(text))
+    except (ValueError, OverflowError):
+        return text
+    try:
+        moment = datetime.now(UTC) + sign * distance
+    except OverflowError:
+        raise typer.BadParameter(f"{text} leads out of the calendar") from None
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _in_future(value: str | None) -> str | None:
+    return _moment(value, sign=1)
+
+
+def _in_past(value: str | None) -> str | None:
+    return _moment(value, sign=-1)
+
+
+_ENDS = f"When it ends, {_MOMENT}, or how long it lasts, such as 30d"
+Expires = Annotated[str | None, typer.Option("--expires-at", callback=_in_future, help=f"{_ENDS}.")]
+NewExpires = Annotated[str | None, typer.Option("--expires-at", callback=_in_future, help=f"{_ENDS}; or never.")]
+Since = Annotated[
+    str | None, typer.Option(callback=_in_past, help=f"From this time, {_MOMENT}, or this long ago, such as 1h.")
+]
+Until = Annotated[str | None, typer.Option(callback=_in_past, help="Before this time, or this long ago.")]
