@@ -4,13 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client, given
+from registry_proxy.cli.client import AdminClient, admin_client, given
 from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, ask_password, read_password
+from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.output import JsonOption, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands, change_subject, edit_names
 
 user_app = typer.Typer(help="Users.", no_args_is_help=True)
 
+_CreateGroups = Annotated[bool, typer.Option("--create-groups", help="Create the named groups that are missing.")]
 _Ldap = Annotated[bool, typer.Option("--ldap", help="The password is in LDAP: see auth.ldap.")]
 
 
@@ -20,6 +22,7 @@ def add_user(
     name: Name,
     admin: Annotated[bool, typer.Option("--admin", help="May do everything, and manage the proxy.")] = False,
     group: Annotated[list[str] | None, typer.Option(help="Group to be in; may be repeated.")] = None,
+    create_groups: _CreateGroups = False,
     ldap: _Ldap = False,
     password_stdin: PasswordStdin = False,
     password_file: PasswordFile = None,
@@ -28,6 +31,7 @@ def add_user(
     """Create a user. Asks for the password, unless an option names its source."""
     password = read_password(from_stdin=password_stdin, file=password_file)
     with admin_client() as client:
+        _check_groups(client, group, creates=create_groups)
         if password is None and not ldap:
             client.check_login()
             password = ask_password(f"Password of {name}", twice=True)
@@ -47,6 +51,7 @@ def set_user(
         typer.Option("--disable/--enable", help="Refuse the user's logins and tokens, or accept them again."),
     ] = None,
     add_group: Annotated[list[str] | None, typer.Option(help="Group to join; may be repeated.")] = None,
+    create_groups: _CreateGroups = False,
     remove_group: Annotated[list[str] | None, typer.Option(help="Group to leave.")] = None,
     ldap: _Ldap = False,
     password: Annotated[bool, typer.Option("--password", help="Ask for a new password.")] = False,
@@ -67,10 +72,23 @@ def set_user(
         return given(groups=groups, password=secret, ldap=ldap or None, admin=admin, disabled=disable)
 
     with admin_client() as client:
+        _check_groups(client, add_group, creates=create_groups)
         if secret is None and password:
             client.check_login()
             secret = ask_password(f"New password of {name}", twice=True)
         print_object(change_subject(client, "user", name, edit))
+
+
+def _check_groups(client: AdminClient, groups: list[str] | None, *, creates: bool) -> None:
+    """Refuse groups that do not exist: the API would create those of a mistyped name. Raises CommandError."""
+    if not groups or creates:
+        return
+    known = {group["name"] for group in client.list_all("groups")}
+    if unknown := [group for group in groups if group not in known]:
+        raise CommandError(
+            f"There is no group {', '.join(unknown)}; nothing was changed",
+            hint="`registry-proxy group list` shows the groups; --create-groups creates missing ones.",
+        )
 
 
 add_common_commands(

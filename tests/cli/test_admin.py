@@ -47,10 +47,14 @@ def _fails(result: Result, *texts: str, status: int = 1) -> None:
 
 def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     """Each command changes what its options name and nothing else; --json prints the object."""
-    made = _json(run("user", "add", "ann", "--group", "dev", "--password-stdin", "--json", stdin=f"{SECRET}\n"))
+    made = _json(
+        run(
+            "user", "add", "ann", "--group", "dev", "--create-groups", "--password-stdin", "--json", stdin=f"{SECRET}\n"
+        )
+    )
     assert made == {"name": "ann", "admin": False, "disabled": False, "ldap": False, "groups": ["dev"]}
     assert _json(run("user", "show", "ann", "--json")) == made
-    changed = _json(run("user", "set", "ann", "--admin", "--add-group", "ops", "--json"))
+    changed = _json(run("user", "set", "ann", "--admin", "--add-group", "ops", "--create-groups", "--json"))
     assert changed == {**made, "admin": True, "groups": ["dev", "ops"]}
     changed = _json(run("user", "set", "ann", "--remove-group", "dev", "--json"))
     assert changed == {**made, "admin": True, "groups": ["ops"]}
@@ -77,7 +81,7 @@ def test_a_disabled_user_stays_so(run: Run) -> None:
     """Whom the API has disabled no other change lets in again."""
     with admin_client() as client:
         client.call("PUT", "users", "bob", body={"disabled": True})
-    for change in (["--add-group", "dev"], ["--admin"], ["--ldap"]):
+    for change in (["--add-group", "dev", "--create-groups"], ["--admin"], ["--ldap"]):
         assert _json(run("user", "set", "bob", *change, "--json"))["disabled"]
 
 
@@ -164,9 +168,22 @@ def test_what_a_grant_does_beyond_its_words_is_said(run: Run) -> None:
     assert "warning: everyone, without any login, may delete in pub/**" in told
     assert "everyone" not in run("grant", "add", "anonymous", "pub/**", "pull").stderr
     run("group", "add", "developers")
-    told = run("user", "set", "bob", "--add-group", "develpers", "--add-group", "developers").stderr
-    assert "warning: there was no group develpers: it is made" in told
+    told = run("user", "set", "bob", "--add-group", "ops", "--add-group", "developers", "--create-groups").stderr
+    assert "warning: there was no group ops: it is made" in told
     assert "there was no group developers" not in told
+
+
+def test_a_mistyped_group_is_refused(run: Run) -> None:
+    """A user is neither made nor changed for a group that does not exist, unless the command may create groups."""
+    run("group", "add", "developers")
+    mistyped = ["--group", "developers", "--group", "develpers"]
+    fault = ("There is no group develpers; nothing was changed", "--create-groups")
+    _fails(run("user", "add", "ann", "--ldap", *mistyped), *fault)
+    _fails(run("user", "show", "ann"), "there is no user ann")
+    _fails(run("user", "set", "bob", "--admin", "--add-group", "develpers"), *fault)
+    assert not _json(run("user", "show", "bob", "--json"))["admin"]
+    assert [group["name"] for group in _json(run("group", "list", "--json"))] == ["developers"]
+    assert _json(run("user", "set", "bob", "--add-group", "developers", "--json"))["groups"] == ["developers"]
 
 
 def test_nobody_is_asked_for_a_password_before_the_login_is_known(run: Run, environment: pytest.MonkeyPatch) -> None:
