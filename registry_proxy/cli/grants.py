@@ -125,14 +125,20 @@ grant_app.command("replay")(replay_grants)
 def explain(
     subject: _Subject,
     repository: Annotated[
-        str, typer.Argument(help="The repository, as clients write it, such as team/app.", show_default=False)
+        str,
+        typer.Argument(
+            help="The repository, as clients write it, such as team/app or team/app:1.2.", show_default=False
+        ),
     ],
     action: Annotated[str, typer.Argument(help="pull, push, create, delete or manage.", show_default=False)],
     tag: Annotated[str | None, typer.Option(help="For a particular tag.")] = None,
     _json: JsonOption = False,
 ) -> None:
     """Say whether somebody may do something, and why: ends with 0 for yes, 1 for no, 2 when it cannot be known."""
-    body = {"subject": subject, "repository": repository, "tag": tag, "action": action}
+    name, colon, tag_of_name = repository.partition(":")
+    if colon and tag is not None:
+        raise typer.BadParameter(f"{repository} names a tag already", param_hint="--tag")
+    body = {"subject": subject, "repository": name, "tag": tag_of_name if colon else tag, "action": action}
     with failing_with(2), admin_client() as admin:
         decision = admin.call("POST", "explain", body=body).document
         print_object(decision)

@@ -204,6 +204,7 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     assert (grant["actions"], grant["expires_at"]) == (["pull", "push"], "2100-01-01T00:00:00Z")
     decision = _json(run("explain", "user:bob", "team/app", "push", "--tag", "v1", "--json"))
     assert (decision["allowed"], decision["grant"]) == (True, grant["id"])
+    assert _json(run("explain", "user:bob", "team/app:v1", "push", "--json")) == decision
     shown = run("explain", "user:bob", "other", "pull")
     assert shown.exit_code == 1, "no"
     assert shown.stdout.splitlines()[0].split() == ["allowed", "no"]
@@ -219,6 +220,18 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     assert run("grant", "set", grant["id"]).exit_code == 2
     assert run("grant", "rm", grant["id"]).exit_code == 0
     _fails(run("grant", "rm", grant["id"]), f"there is no grant {grant['id']}")
+
+
+def test_explain_takes_a_tag_behind_the_repository(run: Run) -> None:
+    """A tag may stand where docker writes it; a second one, or one that can be none, is refused."""
+    run("grant", "add", "user:bob", "team/**", "pull", "--tags", "v*")
+    for tag, status in (("v1", 0), ("latest", 1)):
+        result = run("explain", "user:bob", f"team/app:{tag}", "pull")
+        assert result.exit_code == status
+        assert result.stdout == run("explain", "user:bob", "team/app", "pull", "--tag", tag).stdout
+    assert "names a tag already" in run("explain", "user:bob", "team/app:v1", "pull", "--tag", "v2").stderr
+    for wrong in ("team/app:", "team/app:v1:v2", "registry.example.com:5000/team/app"):
+        _fails(run("explain", "user:bob", wrong, "pull"), "tag: expected a tag", status=2)
 
 
 def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
