@@ -12,11 +12,10 @@ from pydantic import Field
 
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
 from registry_proxy.admin.auth import CALLER
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, EmptyBody, Page, Time, format_time
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import ProblemError
-from registry_proxy.api.requests import ASKED_FOR, parse_page, read_body, read_query
+from registry_proxy.api.requests import ASKED_FOR, parse_page, read_query
 from registry_proxy.audit.chain import ChainReport
 from registry_proxy.audit.search import AuditQuery, place_of, search, search_last
 from registry_proxy.audit.signing import AuditVerifier, NotAcceptableError
@@ -132,28 +131,15 @@ class AuditResource:
         more, events = len(events) > page.limit, events[: page.limit]
         return web.json_response({"items": events, "next": place_of(events[-1]) if more else None})
 
-    @Endpoint(
-        "POST /audit/verify",
-        "Compare the audit log with its hashes and signatures",
-        AuditVerificationDocument,
-        body=EmptyBody,
-        is_question=True,
-    )
-    async def verify(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /audit/verify", "Compare the audit log with its hashes and signatures", is_question=True)
+    async def verify(self, _: web.Request, _body: EmptyBody) -> AuditVerificationDocument:
         """Read the whole log and compare it with its hashes and signatures."""
-        await read_body(request, EmptyBody)
         async with self._verified_once():
             return await self._verification()
 
-    @Endpoint(
-        "POST /audit/accept",
-        "Accept the faults of the audit log: they stay listed and no longer count",
-        AuditVerificationDocument,
-        body=AcceptBody,
-    )
-    async def accept(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /audit/accept", "Accept the faults of the audit log: they stay listed and no longer count")
+    async def accept(self, request: web.Request, body: AcceptBody) -> AuditVerificationDocument:
         """Accept all faults that there are, and record each in the log."""
-        body = await read_body(request, AcceptBody)
         async with self._verified_once():
             try:
                 found = await self._files.verifier.accept(request[CALLER].subject, body.reason)
@@ -171,16 +157,15 @@ class AuditResource:
         async with self._verifying:
             yield
 
-    async def _verification(self) -> web.Response:
+    async def _verification(self) -> AuditVerificationDocument:
         found = await self._files.verifier.verify()
-        document = AuditVerificationDocument(
+        return AuditVerificationDocument(
             intact=not any(report.faults for report in found.reports),
             processes=[_chain_document(report) for report in found.reports],
             elsewhere=[
                 OtherNodeDocument(node=node, signed_at=format_time(at)) for node, at in sorted(found.elsewhere.items())
             ],
         )
-        return answer(document)
 
 
 def _check_fields(query: Mapping[str, str]) -> None:

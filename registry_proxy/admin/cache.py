@@ -7,11 +7,10 @@ from typing import Protocol
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Page, Text, WholeSeconds
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
-from registry_proxy.api.requests import PAGE, read_body, read_page, read_query
+from registry_proxy.api.requests import PAGE, read_page, read_query
 from registry_proxy.ports.content import CachedBlob
 from registry_proxy.ports.names import CacheResult, ContentKind
 from registry_proxy.protocol.errors import RegistryError
@@ -99,13 +98,13 @@ class CacheResource:
         self._render_metrics = render_metrics
         self._verifying = asyncio.Lock()
 
-    @Endpoint("GET /cache", "Show size and hit ratios of the cache of this node", CacheDocument)
-    async def get_cache(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /cache", "Show size and hit ratios of the cache of this node")
+    async def get_cache(self, request: web.Request) -> CacheDocument:
         read_query(request)
         stats = self._cache.stats()
         requests = count_cache_requests(await asyncio.to_thread(self._render_metrics))
         ratios = {kind: _hit_ratio(counts) for kind, counts in requests.items()}
-        document = CacheDocument(
+        return CacheDocument(
             size_bytes=stats["committed_bytes"],
             max_size_bytes=stats["max_size_bytes"],
             entries=stats["entries"],
@@ -114,31 +113,26 @@ class CacheResource:
             requests=requests,
             hit_ratios=ratios,
         )
-        return answer(document)
 
-    @Endpoint("GET /cache/blobs", "List cached contents", Page[CachedBlobDocument], query=PAGE)
-    async def list_blobs(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /cache/blobs", "List cached contents", query=PAGE)
+    async def list_blobs(self, request: web.Request) -> Page[CachedBlobDocument]:
         page = read_page(request)
         after = _read_digest(page.after, "?after") if page.after else None
         blobs = await self._cache.list_blobs(after, page.limit + 1)
         items = [CachedBlobDocument.of(blob) for blob in blobs[: page.limit]]
         more = len(blobs) > page.limit
-        document = Page[CachedBlobDocument](items=items, next=items[-1].digest if more else None)
-        return answer(document)
+        return Page[CachedBlobDocument](items=items, next=items[-1].digest if more else None)
 
-    @Endpoint(
-        "POST /cache/verify", "Read the cache, and move corrupted content into quarantine", CacheVerificationDocument
-    )
-    async def verify_cache(self, _: web.Request) -> web.Response:
+    @Endpoint("POST /cache/verify", "Read the cache, and move corrupted content into quarantine")
+    async def verify_cache(self, _: web.Request) -> CacheVerificationDocument:
         if self._verifying.locked():
             raise ProblemError(409, "a verification of the cache runs already")
         async with self._verifying:
             bad = await self._cache.verify()
-        return answer(CacheVerificationDocument(bad=list(map(str, bad))))
+        return CacheVerificationDocument(bad=list(map(str, bad)))
 
-    @Endpoint("POST /cache/purge", "Remove some or all content from the cache", PurgeDocument, body=PurgeBody)
-    async def purge_cache(self, request: web.Request) -> web.Response:
-        body = await read_body(request, PurgeBody)
+    @Endpoint("POST /cache/purge", "Remove some or all content from the cache")
+    async def purge_cache(self, _: web.Request, body: PurgeBody) -> PurgeDocument:
         digests: Collection[Digest] | None = None
         if body.digest is not None and body.repository is not None:
             raise ProblemError(400, "expected a digest or a repository, or neither for everything")
@@ -150,7 +144,7 @@ class CacheResource:
                 digests = await asyncio.to_thread(self._purge_repository, repository)
             except RegistryError as error:
                 raise _invalid("#/repository", error) from None
-        return answer(PurgeDocument(removed=await self._cache.purge(digests)))
+        return PurgeDocument(removed=await self._cache.purge(digests))
 
 
 def _read_digest(text: str, pointer: str) -> Digest:

@@ -8,11 +8,10 @@ from aiohttp import web
 from pydantic import Field
 
 from registry_proxy.admin.upstreams import Upstream, find_upstream
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Text, WholeSeconds
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import ProblemError
-from registry_proxy.api.requests import read_body, read_query
+from registry_proxy.api.requests import read_query
 from registry_proxy.ports.repair import Comparison, Difference
 from registry_proxy.tasks import spawn
 
@@ -75,13 +74,10 @@ class ComparisonResource:
         self._comparisons: dict[str, Comparison] = {}
         self._running: set[asyncio.Task[None]] = set()
 
-    @Endpoint(
-        "POST /upstreams/{name}/verify", "Begin to compare the replicas", ComparisonDocument, (202,), body=VerifyBody
-    )
-    async def verify_upstream(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /upstreams/{name}/verify", "Begin to compare the replicas", statuses=(202,))
+    async def verify_upstream(self, request: web.Request, body: VerifyBody) -> ComparisonDocument:
         """Start a comparison; 202, and GET returns its progress."""
         name, upstream = find_upstream(request, self._upstreams)
-        body = await read_body(request, VerifyBody)
         if body.prefer is not None:
             upstream.check_replica("#/prefer", body.prefer)
         current = self._comparisons.get(name)
@@ -93,16 +89,16 @@ class ComparisonResource:
         task = spawn(comparing, f"comparison of {name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return answer(_document(comparison), 202)
+        return _document(comparison)
 
-    @Endpoint("GET /upstreams/{name}/verify", "Show the running comparison, or else the last one", ComparisonDocument)
-    async def get_comparison(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /upstreams/{name}/verify", "Show the running comparison, or else the last one")
+    async def get_comparison(self, request: web.Request) -> ComparisonDocument:
         """Return the running comparison, or else the last one."""
         read_query(request)
         name, _ = find_upstream(request, self._upstreams)
         if (comparison := self._comparisons.get(name)) is None:
             raise ProblemError(404, f"the replicas of {name} were not compared since this node was started")
-        return answer(_document(comparison))
+        return _document(comparison)
 
 
 def _document(comparison: Comparison) -> ComparisonDocument:

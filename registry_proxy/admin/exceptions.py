@@ -7,10 +7,9 @@ from aiohttp import web
 from pydantic import Field
 
 from registry_proxy.admin.upstreams import Upstream, find_upstream
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Page, Text
 from registry_proxy.api.openapi import Endpoint
-from registry_proxy.api.requests import PAGE, read_body, read_page
+from registry_proxy.api.requests import PAGE, read_page
 from registry_proxy.ports.journal import ContentException
 
 
@@ -61,28 +60,19 @@ class ExceptionResource:
         name, upstream = find_upstream(request, self._upstreams)
         return page.answer({str(one.key): one for one in await upstream.repairs.exceptions.list(name)}, _document)
 
-    @Endpoint(
-        "POST /upstreams/{name}/dismiss", "Stop counting and reporting exceptions", DismissalDocument, body=ChosenBody
-    )
-    async def dismiss_exceptions(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /upstreams/{name}/dismiss", "Stop counting and reporting exceptions")
+    async def dismiss_exceptions(self, request: web.Request, body: ChosenBody) -> DismissalDocument:
         """Dismiss exceptions: they stay in force, and are neither counted nor listed any more."""
         name, upstream = find_upstream(request, self._upstreams)
-        body = await read_body(request, ChosenBody)
         count = await upstream.repairs.exceptions.dismiss(name, body.repository, body.name)
-        return answer(DismissalDocument(dismissed=count))
+        return DismissalDocument(dismissed=count)
 
-    @Endpoint(
-        "POST /upstreams/{name}/forget",
-        "Forget lost contents, as if they had been deleted",
-        ForgottenDocument,
-        body=ChosenBody,
-    )
-    async def forget_lost(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /upstreams/{name}/forget", "Forget lost contents, as if they had been deleted")
+    async def forget_lost(self, request: web.Request, body: ChosenBody) -> ForgottenDocument:
         """Forget lost contents: images that were deleted after the backup that was restored, for example."""
         name, upstream = find_upstream(request, self._upstreams)
-        body = await read_body(request, ChosenBody)
         count = await upstream.repairs.exceptions.forget(name, body.repository, body.name)
-        return answer(ForgottenDocument(forgotten=count))
+        return ForgottenDocument(forgotten=count)
 
 
 def _document(one: ContentException) -> ExceptionDocument:

@@ -12,7 +12,7 @@ from registry_proxy.access.policy import Policy
 from registry_proxy.access.subject import ANONYMOUS, parse_subject
 from registry_proxy.admin.auth import CALLER, NAMESPACES
 from registry_proxy.admin.owners_turns import OwnersTurns
-from registry_proxy.api.answers import answer
+from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,
     ActionNames,
@@ -20,6 +20,7 @@ from registry_proxy.api.models import (
     Body,
     Document,
     Page,
+    Patch,
     SubjectName,
     Time,
     TimeInput,
@@ -27,7 +28,7 @@ from registry_proxy.api.models import (
 )
 from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
-from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, parse_page, read_body, read_query
+from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, parse_page, read_query
 from registry_proxy.api.revisions import patched
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.revise import NotFoundError
@@ -125,16 +126,13 @@ class GrantResource:
         }
         return page.answer(grants, GrantDocument.of)
 
-    @Endpoint("GET /grants/{name}", "Show a grant", GrantDocument, is_revised=True, audience=Audience.OWNERS)
-    async def get_grant(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /grants/{name}", "Show a grant", is_revised=True, audience=Audience.OWNERS)
+    async def get_grant(self, request: web.Request) -> Answer[GrantDocument]:
         grant = await self._find_grant(request)
-        return answer(GrantDocument.of(grant), revision=grant.revision)
+        return Answer(GrantDocument.of(grant), revision=grant.revision)
 
-    @Endpoint(
-        "POST /grants", "Give a right", GrantDocument, (201,), body=GrantBody, is_revised=True, audience=Audience.OWNERS
-    )
-    async def add_grant(self, request: web.Request) -> web.Response:
-        body = await read_body(request, GrantBody)
+    @Endpoint("POST /grants", "Give a right", statuses=(201,), is_revised=True, audience=Audience.OWNERS)
+    async def add_grant(self, request: web.Request, body: GrantBody) -> Answer[GrantDocument]:
         namespaces = request.get(NAMESPACES)
         if namespaces is not None:
             _check_inside(namespaces, body)
@@ -147,18 +145,12 @@ class GrantResource:
             doubts = [f"grant {grant.id} says the same already: no other was made"] if grant is not None else []
             grant = grant or await self._directory.grants.add(given)
         doubts += _doubts_of_grant(request, grant, policy)
-        return answer(GrantDocument.of(grant), 201, revision=grant.revision, warnings=doubts)
+        return Answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
 
     @Endpoint(
-        "PATCH /grants/{name}",
-        "Change fields of a grant",
-        GrantDocument,
-        body=GrantPatch,
-        is_revised=True,
-        audience=Audience.OWNERS,
+        "PATCH /grants/{name}", "Change fields of a grant", body=GrantPatch, is_revised=True, audience=Audience.OWNERS
     )
-    async def patch_grant(self, request: web.Request) -> web.Response:
-        patch = await read_body(request, GrantPatch)
+    async def patch_grant(self, request: web.Request, patch: Patch) -> Answer[GrantDocument]:
         policy = await self._control.policy()
 
         async def write(grant: Grant, expect: int) -> Grant:
@@ -171,10 +163,10 @@ class GrantResource:
         async with self._turns.turn(request):
             grant = await patched(request, lambda: self._find_grant(request), write)
         doubts = _doubts_of_grant(request, grant, policy)
-        return answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
+        return Answer(GrantDocument.of(grant), revision=grant.revision, warnings=doubts)
 
     @Endpoint("DELETE /grants/{name}", "Remove a grant", is_revised=True, audience=Audience.OWNERS)
-    async def delete_grant(self, request: web.Request) -> web.Response:
+    async def delete_grant(self, request: web.Request) -> None:
         async def delete(grant: Grant, expect: int) -> None:
             if NAMESPACES in request:
                 _check_not_of_owner(grant)
@@ -183,7 +175,6 @@ class GrantResource:
 
         async with self._turns.turn(request):
             await patched(request, lambda: self._find_grant(request), delete)
-        return web.Response(status=204)
 
     async def _find_grant(self, request: web.Request) -> Grant:
         """Return the grant in the path; one outside of the caller's namespaces seems not to exist."""
@@ -194,15 +185,9 @@ class GrantResource:
         return grant
 
     @Endpoint(
-        "POST /explain",
-        "Decide a question about a right, with the reason",
-        DecisionDocument,
-        body=ExplainBody,
-        audience=Audience.USERS,
-        is_question=True,
+        "POST /explain", "Decide a question about a right, with the reason", audience=Audience.USERS, is_question=True
     )
-    async def explain(self, request: web.Request) -> web.Response:
-        body = await read_body(request, ExplainBody)
+    async def explain(self, request: web.Request, body: ExplainBody) -> DecisionDocument:
         faults = []
         if (fault := _subject_fault(body.subject)) is not None:
             faults.append(Fault("#/subject", fault))
@@ -220,7 +205,7 @@ class GrantResource:
             not_self = Fault("#/subject", f"expected {caller}: only administrators and owners ask about others")
             raise ProblemError(403, "this is not yours to ask", faults=[outside if namespaces else not_self])
         decision = policy.explain(body.subject, body.repository, body.action, body.tag, namespaces=namespaces)
-        return answer(DecisionDocument.of(decision))
+        return DecisionDocument.of(decision)
 
 
 def _doubts_of_grant(request: web.Request, grant: Grant, policy: Policy) -> list[str]:

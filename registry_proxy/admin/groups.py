@@ -4,10 +4,10 @@ from aiohttp import web
 
 from registry_proxy.access.records import Group
 from registry_proxy.admin.subjects import delete_subject, read_put
-from registry_proxy.api.answers import answer
-from registry_proxy.api.models import Body, Document, Members, Page, patch_of
+from registry_proxy.api.answers import Answer
+from registry_proxy.api.models import Body, Document, Members, Page, Patch, patch_of
 from registry_proxy.api.openapi import Endpoint
-from registry_proxy.api.requests import PAGE, name_of, note_difference, read_body, read_page
+from registry_proxy.api.requests import PAGE, name_of, note_difference, read_page
 from registry_proxy.api.revisions import patched
 from registry_proxy.directory.groups import Groups
 
@@ -39,24 +39,21 @@ class GroupResource:
         page = read_page(request)
         return page.answer({group.name: group for group in await self._groups.list()}, GroupDocument.of)
 
-    @Endpoint("GET /groups/{name}", "Show a group", GroupDocument, is_revised=True)
-    async def get_group(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /groups/{name}", "Show a group", is_revised=True)
+    async def get_group(self, request: web.Request) -> Answer[GroupDocument]:
         group = await self._groups.get(name_of(request, "group"))
-        return answer(GroupDocument.of(group), revision=group.revision)
+        return Answer(GroupDocument.of(group), revision=group.revision)
 
-    @Endpoint(
-        "PUT /groups/{name}", "Make or replace a group", GroupDocument, (200, 201), body=GroupBody, is_revised=True
-    )
-    async def put_group(self, request: web.Request) -> web.Response:
-        put = await read_put(request, GroupBody, self._groups.get)
-        note_difference(request, "members", put.current.members if put.current else (), put.body.members)
-        group, is_new = await self._groups.put(put.name, put.body.members, expect=put.expect)
-        return answer(GroupDocument.of(group), 201 if is_new else 200, revision=group.revision)
+    @Endpoint("PUT /groups/{name}", "Make or replace a group", statuses=(200, 201), is_revised=True)
+    async def put_group(self, request: web.Request, body: GroupBody) -> Answer[GroupDocument]:
+        put = await read_put(request, self._groups.get)
+        note_difference(request, "members", put.current.members if put.current else (), body.members)
+        group, is_new = await self._groups.put(put.name, body.members, expect=put.expect)
+        return Answer(GroupDocument.of(group), status=201 if is_new else 200, revision=group.revision)
 
-    @Endpoint("PATCH /groups/{name}", "Change fields of a group", GroupDocument, body=GroupPatch, is_revised=True)
-    async def patch_group(self, request: web.Request) -> web.Response:
+    @Endpoint("PATCH /groups/{name}", "Change fields of a group", body=GroupPatch, is_revised=True)
+    async def patch_group(self, request: web.Request, patch: Patch) -> Answer[GroupDocument]:
         name = name_of(request, "group")
-        patch = await read_body(request, GroupPatch)
 
         async def write(group: Group, expect: int) -> Group:
             body = GroupBody(**patch.over({"members": list(group.members)}))
@@ -64,8 +61,8 @@ class GroupResource:
             return (await self._groups.put(name, body.members, expect=expect))[0]
 
         group = await patched(request, lambda: self._groups.get(name), write)
-        return answer(GroupDocument.of(group), revision=group.revision)
+        return Answer(GroupDocument.of(group), revision=group.revision)
 
     @Endpoint("DELETE /groups/{name}", "Remove a group and its grants", is_revised=True)
-    async def delete_group(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "group", self._groups)
+    async def delete_group(self, request: web.Request) -> None:
+        await delete_subject(request, "group", self._groups)

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Document
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.requests import read_query
@@ -22,7 +21,7 @@ class KeyResource:
     def __init__(self, rotate: Callable[[], Awaitable[str]]) -> None:
         self._rotate = rotate
 
-    @Endpoint("POST /keys/rotate", "Sign tokens with a new key", KeyDocument, (201,))
-    async def rotate_key(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /keys/rotate", "Sign tokens with a new key", statuses=(201,))
+    async def rotate_key(self, request: web.Request) -> KeyDocument:
         read_query(request)
-        return answer(KeyDocument(kid=await self._rotate()), 201)
+        return KeyDocument(kid=await self._rotate())

@@ -13,11 +13,10 @@ from registry_proxy.access.subject import SubjectKind
 from registry_proxy.access.turns import Caller
 from registry_proxy.admin.auth import CALLER
 from registry_proxy.admin.grants import GrantDocument
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import USERS_BODY_MAX_BYTES, Body, Document
 from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
-from registry_proxy.api.requests import read_body, read_query
+from registry_proxy.api.requests import read_query
 from registry_proxy.api.revisions import patched
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.users import UserInput
@@ -56,23 +55,21 @@ class MeResource:
         self._control = control
         self._client_address = client_address
 
-    @Endpoint("GET /me", "Show your subject, groups and grants", MeDocument, audience=Audience.SELF)
-    async def show_me(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /me", "Show your subject, groups and grants", audience=Audience.SELF)
+    async def show_me(self, request: web.Request) -> MeDocument:
         """Answer the caller's subject, groups and grants."""
         read_query(request)
         subject, policy = request[CALLER].subject, await self._control.policy()
-        document = MeDocument(
+        return MeDocument(
             subject=subject,
             admin=policy.is_admin(subject),
             groups=sorted(group.partition(":")[2] for group in policy.groups_of(subject)),
             grants=[GrantDocument.of(grant) for grant in policy.grants_of(subject)],
         )
-        return answer(document)
 
-    @Endpoint("POST /me/password", "Change your own password", body=PasswordBody, audience=Audience.SELF)
-    async def change_password(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /me/password", "Change your own password", audience=Audience.SELF)
+    async def change_password(self, request: web.Request, body: PasswordBody) -> None:
         """Replace the current password; the user's bearer and refresh tokens are revoked."""
-        body = await read_body(request, PasswordBody)
         kind, _, name = request[CALLER].subject.partition(":")
         if kind != SubjectKind.USER:
             raise ProblemError(403, f"{request[CALLER].subject} has no password: only a user has one")
@@ -96,7 +93,6 @@ class MeResource:
             await patched(request, lambda: self._directory.users.get(name), write)
         except InvalidError as error:
             raise invalid([Fault("#/new", text) for _, text in error.faults]) from None
-        return web.Response(status=204)
 
     async def _check_current(self, request: web.Request, name: str, password: str) -> None:
         """Judge the current password as a login does, failures counted alike. Raises ProblemError."""

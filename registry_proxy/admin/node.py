@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Document
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError
@@ -23,12 +22,12 @@ class NodeResource:
     def __init__(self, reload: Callable[[], Awaitable[ReloadOutcome]]) -> None:
         self._reload = reload
 
-    @Endpoint("POST /reload", "Read the configuration again", ReloadDocument)
-    async def reload_configuration(self, _: web.Request) -> web.Response:
+    @Endpoint("POST /reload", "Read the configuration again")
+    async def reload_configuration(self, _: web.Request) -> ReloadDocument:
         outcome = await self._reload()
         if outcome.faults:
             faults = [Fault("", fault) for fault in outcome.faults]
             raise ProblemError(422, "the configuration is not reloaded, the old one stays in force", faults=faults)
         if outcome.failure:
             raise ProblemError(503, f"the configuration is not reloaded, the old one stays in force: {outcome.failure}")
-        return answer(ReloadDocument(generation=outcome.generation))
+        return ReloadDocument(generation=outcome.generation)

@@ -14,11 +14,11 @@ from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Group
 from registry_proxy.access.subject import group_subject
 from registry_proxy.admin.grants import GrantBody, GrantDocument, StatedGrantDocument
-from registry_proxy.api.answers import answer
+from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import Body, Document, Members
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, pointer_to
-from registry_proxy.api.requests import ASKED_FOR, read_body, read_query
+from registry_proxy.api.requests import ASKED_FOR, read_query
 from registry_proxy.api.revisions import expected_revision
 from registry_proxy.directory.directory import Directory
 
@@ -94,24 +94,18 @@ class PolicyResource:
         self._directory = directory
         self._control = control
 
-    @Endpoint("GET /policy", "Show the whole policy", PolicyDocument, is_revised=True)
-    async def get_policy(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /policy", "Show the whole policy", is_revised=True)
+    async def get_policy(self, request: web.Request) -> Answer[PolicyDocument]:
         """Return all groups and grants in a stable order, for a file under version control."""
         read_query(request)
         groups, grants, revision = await self._directory.policy.read()
-        return answer(_document(groups, grants), revision=revision)
+        return Answer(_document(groups, grants), revision=revision)
 
-    @Endpoint(
-        "PUT /policy",
-        "Replace the policy in force",
-        PolicyDifferenceDocument,
-        body=PolicyBody,
-        is_revised=True,
-    )
-    async def put_policy(self, request: web.Request) -> web.Response:
+    @Endpoint("PUT /policy", "Replace the policy in force", is_revised=True)
+    async def put_policy(self, request: web.Request, body: PolicyBody) -> Answer[PolicyDifferenceDocument]:
         """Replace the stored policy entirely or not at all; return the difference."""
         read_query(request)
-        groups, grants = await _read(request)
+        groups, grants = _read(request, body)
         expect = expected_revision(request, await self._directory.policy.revision())
         policy = await self._control.policy()
         try:
@@ -121,29 +115,22 @@ class PolicyResource:
         document = _difference_document(difference)
         # The audit log records the difference, not the whole file.
         request[ASKED_FOR] = {name: part for name, part in document.as_json().items() if part}
-        return answer(document, revision=revision, warnings=_doubts(difference, groups, policy))
+        return Answer(document, revision=revision, warnings=_doubts(difference, groups, policy))
 
-    @Endpoint(
-        "POST /policy/diff",
-        "Show the changes of another policy",
-        PolicyDifferenceDocument,
-        body=PolicyBody,
-        is_question=True,
-    )
-    async def compare_policy(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /policy/diff", "Show the changes of another policy", is_question=True)
+    async def compare_policy(self, request: web.Request, body: PolicyBody) -> Answer[PolicyDifferenceDocument]:
         """Return the changes that a PUT of the same body would make, without making them."""
         read_query(request)
-        groups, grants = await _read(request)
+        groups, grants = _read(request, body)
         policy = await self._control.policy()
         try:
             difference = await self._directory.policy.compare(groups, grants)
         except InvalidError as error:
             raise _invalid(error) from None
-        return answer(_difference_document(difference), warnings=_doubts(difference, groups, policy))
+        return Answer(_difference_document(difference), warnings=_doubts(difference, groups, policy))
 
 
-async def _read(request: web.Request) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
-    body = await read_body(request, PolicyBody)
+def _read(request: web.Request, body: PolicyBody) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
     del request[ASKED_FOR]  # the audit log records the difference, not the whole policy
     return body.groups, [given.content() for given in body.grants]
 

@@ -13,11 +13,9 @@ from registry_proxy.access.grant import make_grant
 from registry_proxy.access.policy import Policy
 from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.grants import GrantBody
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Members, Time
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, invalid, pointer_to
-from registry_proxy.api.requests import read_body
 from registry_proxy.audit.sinks import RecordedDecision, read_decisions
 from registry_proxy.directory.directory import Directory
 from registry_proxy.protocol.scope import Action
@@ -71,16 +69,9 @@ class ReplayResource:
         self._directory = directory
         self._control = control
 
-    @Endpoint(
-        "POST /policy/replay",
-        "Try another policy on the latest questions",
-        ReplayDocument,
-        body=ReplayBody,
-        is_question=True,
-    )
-    async def replay(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /policy/replay", "Try another policy on the latest questions", is_question=True)
+    async def replay(self, _: web.Request, body: ReplayBody) -> ReplayDocument:
         """Put the latest questions to a proposed policy; return where its answers differ from those of today."""
-        body = await read_body(request, ReplayBody)
         faults = []
         added = []
         for index, given in enumerate(body.add):
@@ -102,8 +93,7 @@ class ReplayResource:
         policy = await self._control.policy()
         kept = [] if body.replace else [grant for grant in grants if grant.id not in set(body.remove)]
         members = {name: [each.removeprefix("user:") for each in inside] for name, inside in body.groups.items()}
-        document = await _compare(policy, policy.with_grants([*kept, *added], members), decisions)
-        return answer(document)
+        return await _compare(policy, policy.with_grants([*kept, *added], members), decisions)
 
 
 async def _compare(today: Policy, proposed: Policy, decisions: Sequence[RecordedDecision]) -> ReplayDocument:

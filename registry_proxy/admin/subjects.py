@@ -8,13 +8,11 @@ from aiohttp import web
 
 from registry_proxy.access.subject import is_name
 from registry_proxy.admin.grants import GrantDocument
-from registry_proxy.api.models import Body
-from registry_proxy.api.requests import ASKED_FOR, name_of, read_body
+from registry_proxy.api.requests import ASKED_FOR, name_of
 from registry_proxy.api.revisions import Revised, expected_revision
 from registry_proxy.directory.removed import Removed
 from registry_proxy.directory.revise import NotFoundError
 
-_B = TypeVar("_B", bound=Body)
 _R = TypeVar("_R", bound=Revised)
 
 
@@ -26,27 +24,25 @@ class _Subjects(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Put(Generic[_B, _R]):
-    """A PUT by name: its body, the value that is stored, None for a new one, and the revision it may replace."""
+class Put(Generic[_R]):
+    """A PUT by name: the value that is stored, None for a new one, and the revision it may replace."""
 
     name: str
-    body: _B
     current: _R | None
     expect: int | None
 
 
-async def read_put(request: web.Request, model: type[_B], get: Callable[[str], Awaitable[_R]]) -> Put[_B, _R]:
+async def read_put(request: web.Request, get: Callable[[str], Awaitable[_R]]) -> Put[_R]:
     """Return the PUT that a request is. Raises ProblemError."""
     name = request.match_info["name"]
-    body = await read_body(request, model)
     try:
         current = await get(name) if is_name(name) else None
     except NotFoundError:
         current = None
-    return Put(name, body, current, expected_revision(request, None if current is None else current.revision))
+    return Put(name, current, expected_revision(request, None if current is None else current.revision))
 
 
-async def delete_subject(request: web.Request, kind: str, subjects: _Subjects) -> web.Response:
+async def delete_subject(request: web.Request, kind: str, subjects: _Subjects) -> None:
     """Delete what the path names; its grants, secrets, groups or members go with it, into the audit log too."""
     name = name_of(request, kind)
     current = await subjects.get(name)
@@ -58,4 +54,3 @@ async def delete_subject(request: web.Request, kind: str, subjects: _Subjects) -
         "members": list(removed.members),
     }
     request[ASKED_FOR] = {name: part for name, part in parts.items() if part}
-    return web.Response(status=204)

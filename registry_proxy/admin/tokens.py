@@ -9,7 +9,7 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.access.subject import user_subject
 from registry_proxy.admin.auth import BY_PASSWORD, CALLER
-from registry_proxy.api.answers import answer
+from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,
     ActionNames,
@@ -23,7 +23,7 @@ from registry_proxy.api.models import (
 )
 from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import ProblemError
-from registry_proxy.api.requests import PAGE, name_of, read_body, read_page
+from registry_proxy.api.requests import PAGE, name_of, read_page
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.secrets import SecretInput
 
@@ -117,18 +117,16 @@ class Secrets:
         generation, now = (await self._control.policy()).generation(subject), time.time()
         return page.answer(secrets, lambda secret: SecretDocument.of(secret, state=secret.state(generation, now)))
 
-    async def add(self, subject: str, kind: SecretKind, given: SecretInput) -> web.Response:
+    async def add(self, subject: str, kind: SecretKind, given: SecretInput) -> Answer[NewSecretDocument]:
         """Make a secret; answer it with its text, this once."""
         secret, text = await self._directory.secrets.add(subject, kind, given)
         state = secret.state(secret.generation, time.time())
-        response = answer(NewSecretDocument.of(secret, state=state, secret=text), 201)
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        document = NewSecretDocument.of(secret, state=state, secret=text)
+        return Answer(document, headers={"Cache-Control": "no-store"})
 
-    async def delete(self, request: web.Request, subject: str) -> web.Response:
+    async def delete(self, request: web.Request, subject: str) -> None:
         """Delete the secret of a subject that the path names."""
         await self._directory.secrets.delete(subject, request.match_info["id"][:100])
-        return web.Response(status=204)
 
 
 class TokenResource:
@@ -145,46 +143,39 @@ class TokenResource:
         return await self._secrets.list(request, user_subject(name))
 
     @Endpoint("DELETE /users/{name}/tokens/{id}", "Remove a token of a user")
-    async def delete_user_token(self, request: web.Request) -> web.Response:
-        return await self._secrets.delete(request, user_subject(name_of(request, "user")))
+    async def delete_user_token(self, request: web.Request) -> None:
+        await self._secrets.delete(request, user_subject(name_of(request, "user")))
 
     @Endpoint("GET /me/tokens", "List your own tokens", Page[SecretDocument], query=PAGE, audience=Audience.SELF)
     async def list_own_tokens(self, request: web.Request) -> web.Response:
         return await self._secrets.list(request, _owner_of_secrets(request))
 
-    @Endpoint(
-        "POST /me/tokens", "Make a token of your own", NewSecretDocument, (201,), body=TokenBody, audience=Audience.SELF
-    )
-    async def add_own_token(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /me/tokens", "Make a token of your own", statuses=(201,), audience=Audience.SELF)
+    async def add_own_token(self, request: web.Request, body: TokenBody) -> Answer[NewSecretDocument]:
         if not request[BY_PASSWORD]:
             raise ProblemError(403, "creating a personal token needs the user's password (Basic), not another secret")
-        body = await read_body(request, TokenBody)
         return await self._secrets.add(request[CALLER].subject, SecretKind.PERSONAL, body.content())
 
     @Endpoint("DELETE /me/tokens/{id}", "Remove a token of your own", audience=Audience.SELF)
-    async def delete_own_token(self, request: web.Request) -> web.Response:
-        return await self._secrets.delete(request, _owner_of_secrets(request))
+    async def delete_own_token(self, request: web.Request) -> None:
+        await self._secrets.delete(request, _owner_of_secrets(request))
 
-    @Endpoint(
-        "POST /revocations", "Revoke one token, or all of a subject", RevocationDocument, (201,), body=RevocationBody
-    )
-    async def revoke(self, request: web.Request) -> web.Response:
-        body = await read_body(request, RevocationBody)
+    @Endpoint("POST /revocations", "Revoke one token, or all of a subject", RevocationDocument, statuses=(201,))
+    async def revoke(self, _: web.Request, body: RevocationBody) -> Document:
         if body.token_id is not None and body.subject is None:
             await self._directory.revocations.revoke_token(body.token_id)
-            return answer(TokenRevocationDocument(id=body.token_id, token_id=body.token_id), 201)
+            return TokenRevocationDocument(id=body.token_id, token_id=body.token_id)
         if body.subject is None or body.token_id is not None:
             raise ProblemError(400, "expected either subject or token_id")
         generation, removed = await self._directory.revocations.revoke(body.subject, also_secrets=body.secrets)
         left = [each.state(generation, time.time()) for each in await self._directory.secrets.list(body.subject)]
-        document = SubjectRevocationDocument(
+        return SubjectRevocationDocument(
             id=f"{body.subject}@{generation}",
             subject=body.subject,
             generation=generation,
             secrets_deleted=len(removed.secrets),
             secrets_left=left.count(SecretState.VALID),
         )
-        return answer(document, 201)
 
 
 def _owner_of_secrets(request: web.Request) -> str:

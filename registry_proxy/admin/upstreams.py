@@ -10,11 +10,10 @@ from aiohttp import web
 from pydantic import Field
 
 from registry_proxy.admin.auth import CALLER
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, EmptyBody, Page, WholeSeconds
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
-from registry_proxy.api.requests import PAGE, read_body, read_page, read_query
+from registry_proxy.api.requests import PAGE, read_page, read_query
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import Pause, PauseRefusedError
 from registry_proxy.ports.repair import Maintains, Repairs, RepairStatus, Verifies
@@ -125,46 +124,35 @@ class UpstreamResource:
         documents = {name: await _document(name, upstream) for name, upstream in self._upstreams.items()}
         return page.answer(documents, lambda document: document)
 
-    @Endpoint("GET /upstreams/{name}", "Show an upstream", UpstreamDocument)
-    async def get_upstream(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /upstreams/{name}", "Show an upstream")
+    async def get_upstream(self, request: web.Request) -> UpstreamDocument:
         read_query(request)
-        return answer(await _document(*find_upstream(request, self._upstreams)))
+        return await _document(*find_upstream(request, self._upstreams))
 
-    @Endpoint(
-        "POST /upstreams/{name}/repair",
-        "Try pending and refused contents at once",
-        UpstreamDocument,
-        (202,),
-        body=EmptyBody,
-    )
-    async def repair_upstream(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /upstreams/{name}/repair", "Try pending and refused contents at once", statuses=(202,))
+    async def repair_upstream(self, request: web.Request, _body: EmptyBody) -> UpstreamDocument:
         """Try pending and refused contents at once; the upstream's document has the progress."""
         name, upstream = find_upstream(request, self._upstreams)
-        await read_body(request, EmptyBody)
         await upstream.repairs.retry()
-        return answer(await _document(name, upstream), 202)
+        return await _document(name, upstream)
 
-    @Endpoint(
-        "POST /upstreams/{name}/pause", "Take a replica out of writes and repair", UpstreamDocument, body=PauseBody
-    )
-    async def pause_replica(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /upstreams/{name}/pause", "Take a replica out of writes and repair")
+    async def pause_replica(self, request: web.Request, body: PauseBody) -> UpstreamDocument:
         """Pause a replica; ``quiet`` in its document means that no write to it is under way."""
         name, upstream = find_upstream(request, self._upstreams)
-        body = await read_body(request, PauseBody)
         upstream.check_replica("#/replica", body.replica)
         with _refused_as_problem():
             await upstream.maintenance.pause(body.replica, body.reason, request[CALLER].subject)
-        return answer(await _document(name, upstream))
+        return await _document(name, upstream)
 
-    @Endpoint("POST /upstreams/{name}/resume", "Write to a paused replica again", UpstreamDocument, body=ResumeBody)
-    async def resume_replica(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /upstreams/{name}/resume", "Write to a paused replica again")
+    async def resume_replica(self, request: web.Request, body: ResumeBody) -> UpstreamDocument:
         """End a pause: the writes that the replica missed are repaired, as after an outage."""
         name, upstream = find_upstream(request, self._upstreams)
-        body = await read_body(request, ResumeBody)
         upstream.check_replica("#/replica", body.replica)
         with _refused_as_problem():
             await upstream.maintenance.resume(body.replica, request[CALLER].subject, force=body.force)
-        return answer(await _document(name, upstream))
+        return await _document(name, upstream)
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from pydantic import Field
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.records import User
 from registry_proxy.admin.subjects import delete_subject, read_put
-from registry_proxy.api.answers import answer
-from registry_proxy.api.models import Body, Document, Page, patch_of
+from registry_proxy.api.answers import Answer
+from registry_proxy.api.models import Body, Document, Page, Patch, patch_of
 from registry_proxy.api.openapi import Endpoint
-from registry_proxy.api.requests import PAGE, name_of, note_difference, read_body, read_page
+from registry_proxy.api.requests import PAGE, name_of, note_difference, read_page
 from registry_proxy.api.revisions import patched
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.users import UserInput
@@ -65,24 +65,23 @@ class UserResource:
         page = read_page(request)
         return page.answer({user.name: user for user in await self._directory.users.list()}, UserDocument.of)
 
-    @Endpoint("GET /users/{name}", "Show a user", UserDocument, is_revised=True)
-    async def get_user(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /users/{name}", "Show a user", is_revised=True)
+    async def get_user(self, request: web.Request) -> Answer[UserDocument]:
         user = await self._directory.users.get(name_of(request, "user"))
-        return answer(UserDocument.of(user), revision=user.revision)
+        return Answer(UserDocument.of(user), revision=user.revision)
 
-    @Endpoint("PUT /users/{name}", "Create or replace a user", UserDocument, (200, 201), body=UserBody, is_revised=True)
-    async def put_user(self, request: web.Request) -> web.Response:
-        put = await read_put(request, UserBody, self._directory.users.get)
-        note_difference(request, "groups", put.current.groups if put.current else (), put.body.groups)
-        doubts = await self._doubts_of_groups(put.body.groups)
-        user, is_new = await self._directory.users.put(put.name, put.body.content(), expect=put.expect)
+    @Endpoint("PUT /users/{name}", "Create or replace a user", statuses=(200, 201), is_revised=True)
+    async def put_user(self, request: web.Request, body: UserBody) -> Answer[UserDocument]:
+        put = await read_put(request, self._directory.users.get)
+        note_difference(request, "groups", put.current.groups if put.current else (), body.groups)
+        doubts = await self._doubts_of_groups(body.groups)
+        user, is_new = await self._directory.users.put(put.name, body.content(), expect=put.expect)
         doubts += self._doubts_of_user(user)
-        return answer(UserDocument.of(user), 201 if is_new else 200, revision=user.revision, warnings=doubts)
+        return Answer(UserDocument.of(user), status=201 if is_new else 200, revision=user.revision, warnings=doubts)
 
-    @Endpoint("PATCH /users/{name}", "Change fields of a user", UserDocument, body=UserPatch, is_revised=True)
-    async def patch_user(self, request: web.Request) -> web.Response:
+    @Endpoint("PATCH /users/{name}", "Change fields of a user", body=UserPatch, is_revised=True)
+    async def patch_user(self, request: web.Request, patch: Patch) -> Answer[UserDocument]:
         name = name_of(request, "user")
-        patch = await read_body(request, UserPatch)
         doubts: list[str] = []
 
         async def write(user: User, expect: int) -> User:
@@ -94,11 +93,11 @@ class UserResource:
 
         user = await patched(request, lambda: self._directory.users.get(name), write)
         warnings = [*doubts, *self._doubts_of_user(user)]
-        return answer(UserDocument.of(user), revision=user.revision, warnings=warnings)
+        return Answer(UserDocument.of(user), revision=user.revision, warnings=warnings)
 
     @Endpoint("DELETE /users/{name}", "Remove a user, its grants and its tokens", is_revised=True)
-    async def delete_user(self, request: web.Request) -> web.Response:
-        return await delete_subject(request, "user", self._directory.users)
+    async def delete_user(self, request: web.Request) -> None:
+        await delete_subject(request, "user", self._directory.users)
 
     async def _doubts_of_groups(self, groups: Sequence[str]) -> list[str]:
         """Return a warning for each group that naming it creates: this alone shows a misspelt name."""

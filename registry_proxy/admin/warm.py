@@ -9,11 +9,10 @@ from aiohttp import web
 from cachetools import FIFOCache
 from pydantic import Field
 
-from registry_proxy.api.answers import answer
 from registry_proxy.api.models import Body, Document, Text
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid
-from registry_proxy.api.requests import read_body, read_query
+from registry_proxy.api.requests import read_query
 from registry_proxy.operations.warm import Warmer, WarmProgress
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.errors import RegistryError
@@ -57,10 +56,9 @@ class WarmResource:
         self._running: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    @Endpoint("POST /cache/warm", "Start bringing an image into the cache", WarmingDocument, (202,), body=WarmBody)
-    async def warm(self, request: web.Request) -> web.Response:
+    @Endpoint("POST /cache/warm", "Start bringing an image into the cache", statuses=(202,))
+    async def warm(self, _: web.Request, body: WarmBody) -> WarmingDocument:
         """Begin; 202 with the id to ask for its progress by."""
-        body = await read_body(request, WarmBody)
         routed, reference, platforms = self._parse(body)
         job, progress = uuid.uuid4().hex, WarmProgress(f"{body.repository}:{body.reference}")
         if isinstance(reference, Digest):
@@ -69,15 +67,15 @@ class WarmResource:
         task = spawn(self._run(routed, reference, platforms, progress), f"warming of {progress.image}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return answer(WarmingDocument.of(progress, id=job), 202)
+        return WarmingDocument.of(progress, id=job)
 
-    @Endpoint("GET /cache/warm/{id}", "Show the progress of a warming", WarmingDocument)
-    async def get_progress(self, request: web.Request) -> web.Response:
+    @Endpoint("GET /cache/warm/{id}", "Show the progress of a warming")
+    async def get_progress(self, request: web.Request) -> WarmingDocument:
         read_query(request)
         job = request.match_info["id"]
         if (progress := self._jobs.get(job)) is None:
             raise ProblemError(404, "this node knows no such warming; a restart forgets them")
-        return answer(WarmingDocument.of(progress, id=job))
+        return WarmingDocument.of(progress, id=job)
 
     async def _run(
         self,

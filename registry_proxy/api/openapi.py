@@ -1,19 +1,21 @@
 """The OpenAPI 3.1 document of the admin API, out of the routes themselves and the models of bodies and answers."""
 
+import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import Enum
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, get_args, get_type_hints
 
 from aiohttp import web
 from pydantic import BaseModel, RootModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from registry_proxy.api.models import Body
+from registry_proxy.api.answers import Answer
+from registry_proxy.api.models import Body, Document
 from registry_proxy.api.problems import ProblemDocument
-from registry_proxy.api.requests import read_query
+from registry_proxy.api.requests import read_body, read_query
 
 _TIME = {"type": "string", "format": "date-time"}
 _TEXT = {"type": "string"}
@@ -46,7 +48,8 @@ _DESCRIPTION = (
 )
 
 
-_H = TypeVar("_H", bound=Callable[..., Awaitable[web.StreamResponse]])
+_Method = Callable[..., Awaitable[Answer[Any] | Document | web.StreamResponse | None]]
+_Handler = Callable[[Any, web.Request], Awaitable[web.StreamResponse]]
 
 
 class Audience(Enum):
@@ -62,12 +65,15 @@ class Audience(Enum):
 class Endpoint:
     """A route of the admin API, its requests and answers; a decorator of the method that answers.
 
+    The method takes the request and, where it has a parameter for one, the body. It returns a document, an ``Answer``
+    with one, or None for an empty answer; its annotations say which. One that returns a response names the document.
+
     Args:
         route: such as ``GET /users``, the path below the prefix.
         summary: its effect, in a few words.
-        document: of an answer that is no error; None for an empty body.
+        document: of an answer that is no error; None for that of the annotations.
         statuses: of answers that are no error; 200, or 204 without a document, where there are none.
-        body: of a request; None for nothing.
+        body: of a request; None for that of the annotations.
         query: the names of the parameters.
         is_revised: whether it is about an object with a revision: the ETag of answers, and what If-Match and
             If-None-Match of a change are compared with.
@@ -86,8 +92,31 @@ class Endpoint:
     audience: Audience = Audience.ADMINS
     is_question: bool = False
 
-    def __call__(self, handler: _H) -> _H:
-        vars(handler)[_MARK] = self
+    def __call__(self, method: _Method) -> _Handler:
+        hints = get_type_hints(method)
+        returned = hints.pop("return")
+        classes = [hint for hint in hints.values() if isinstance(hint, type)]
+        body = self.body or next((each for each in classes if issubclass(each, Body)), None)
+        document = self.document or next(iter(get_args(returned)), returned)
+        is_response = not issubclass(document, BaseModel)
+        endpoint = replace(self, body=body, document=None if is_response else document)
+        status = next(iter(self.statuses), 200)
+
+        @functools.wraps(method)
+        async def handler(resource: Any, request: web.Request) -> web.StreamResponse:
+            bodies = () if body is None else (await read_body(request, body),)
+            answer = await method(resource, request, *bodies)
+            match answer:
+                case Document():
+                    return Answer(answer).response(status)
+                case Answer():
+                    return answer.response(status)
+                case None:
+                    return web.Response(status=204)
+                case _:
+                    return answer
+
+        vars(handler)[_MARK] = endpoint
         return handler
 
     @property
