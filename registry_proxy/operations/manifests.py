@@ -66,7 +66,7 @@ class ManifestWriter:
             raise content_unknown(lacking)
         descriptor = manifest.descriptor
         async with self._replicas.lease(routed, descriptor.digest, tag):
-            written = await self._replicas.put(routed, tag, manifest, links, may_move=may_move_tags)
+            written = await self._replicas.put(routed, tag, manifest, may_move=may_move_tags)
             await self._keep(manifest, must=bool(written.missing))
             self._holdings.remember(routed, ContentKind.MANIFEST, descriptor)
             if tag is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
+from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.reference import Digest, Tag
 
 
@@ -29,6 +29,6 @@ class ManifestReplicas(Protocol):
         """Serialise those who read an index of referrers, and write it with another entry, over all nodes."""
 
     async def put(
-        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
+        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, *, may_move: bool
     ) -> WrittenManifest:
         """Write at a quorum, and record what misses it, under the lease."""

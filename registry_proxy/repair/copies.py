@@ -3,28 +3,19 @@
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
 
-from registry_proxy.operations.contents import ask, find_cached_manifest, has, links_of, parts_of
+from registry_proxy.operations.contents import ask, find_cached_manifest, has, is_committed
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.metrics import Observer, RepairedBytes
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
-from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks
+from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag
-from registry_proxy.replication.refusals import (
-    FinalRefusalError,
-    final_refusal,
-    judge_blob,
-    may_be_final,
-    may_lack_content,
-)
-from registry_proxy.replication.upload_stream import read_range
-
-_DEPTH_MAX = 16
-"""How deep indexes are followed at once: what lies deeper is a key of its own, and goes before the next round."""
+from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.replication.delivery import Delivery, PartAbsentError
+from registry_proxy.replication.refusals import FinalRefusalError, judging_blob
+from registry_proxy.replication.upload_stream import read_range, send_cached
 
 
 async def is_nowhere(replica_set: ReplicaSet, question: Callable[[ReplicaClient], Awaitable[object]]) -> bool:
@@ -67,20 +58,6 @@ class Pace:
             yield piece
 
 
-@dataclass(frozen=True, slots=True)
-class _Errand:
-    """A manifest on its way to a replica with all its parts.
-
-    ``parts`` are those that were dealt with, and why the replica cannot have one, "" where it has it: indexes may share
-    children, and to ask for each by each way to it would double with each level. ``depth`` is that of the nesting.
-    """
-
-    client: ReplicaClient
-    routed: RoutedRepository
-    parts: dict[Digest, str] = field(default_factory=dict)
-    depth: int = 0
-
-
 class Copies:
     """Sends contents of an upstream to one of its replicas.
 
@@ -117,33 +94,22 @@ class Copies:
         self._observer = observer
 
     async def copy_blob(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> None:
-        """Send a blob."""
-        size_bytes = await self._copy_cached(client, routed, digest)
+        """Send a blob. Raises FinalRefusalError where the replica will never take it."""
+        size_bytes, repository = None, routed.repository
+        if self._holdings.find(routed, ContentKind.BLOB, digest) is not None:
+            with judging_blob(digest):
+                size_bytes = await send_cached(self._cache, client, repository, digest, self._read_range)
         if size_bytes is None:
-            reader, repository = self._readers[routed.upstream], routed.repository
+            reader = self._readers[routed.upstream]
             known = await reader.stat_blob(repository, digest)
             async with reader.open_blob(repository, digest) as stream:
-                await _push(client, repository, known, lambda: self._pace.spread(stream))
+                with judging_blob(digest):
+                    await client.push_blob(repository, known, lambda: self._pace.spread(stream))
             size_bytes = known.size_bytes
         self._observer.observe(RepairedBytes(routed.upstream, client.name, size_bytes))
 
-    async def _copy_cached(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> int | None:
-        if self._holdings.find(routed, ContentKind.BLOB, digest) is None:
-            return None
-        reader = self._cache.open_committed(digest)
-        if reader is None:
-            return None
-        size_bytes = reader.size_bytes
-        try:
-            await _push(
-                client,
-                routed.repository,
-                Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes),
-                lambda: self._pace.spread(read_range(reader.fd, size_bytes)),
-            )
-        finally:
-            reader.close()
-        return size_bytes
+    def _read_range(self, fd: int, size_bytes: int) -> AsyncIterator[bytes]:
+        return self._pace.spread(read_range(fd, size_bytes))
 
     async def copy_manifest(
         self, client: ReplicaClient, routed: RoutedRepository, digest: Digest, tag: Tag | None = None
@@ -153,76 +119,29 @@ class Copies:
         Raises:
             FinalRefusalError: the replica has all of these parts that it can have, and refuses the manifest.
         """
-        await self._send(_Errand(client, routed), digest, tag)
+        delivery = Delivery(self._replica_sets[routed.upstream], client, routed, self._send_part)
+        await delivery.put(tag or digest, await self._manifest(routed, digest))
 
-    async def _send(self, errand: _Errand, digest: Digest, tag: Tag | None = None) -> None:
-        client, routed = errand.client, errand.routed
-        manifest = await self._manifest(routed, digest)
-        try:
-            await client.put_manifest(routed.repository, tag or digest, manifest)
-        except RegistryError as error:
-            if not may_lack_content(error):
-                raise (final_refusal(error) if may_be_final(error) else error) from error
-        else:
-            return
-        if errand.depth >= _DEPTH_MAX:
-            raise UpstreamUnavailableError(f"{digest} lies {errand.depth} indexes deep: the ones below go first")
-        absent = await self._copy_parts(replace(errand, depth=errand.depth + 1), links_of(manifest))
-        try:
-            await client.put_manifest(routed.repository, tag or digest, manifest)
-        except RegistryError as error:
-            raise (final_refusal(error, absent) if may_be_final(error) else error) from error
-
-    async def _copy_parts(self, errand: _Errand, links: ManifestLinks) -> dict[Digest, str]:
-        """Send what a manifest refers to and the replica lacks; return what it cannot have, and why."""
-        parts = parts_of(links)
-        for kind, digest in parts:
-            if digest not in errand.parts:
-                errand.parts[digest] = await self._copy_part(errand, kind, digest)
-        return {digest: errand.parts[digest] for _, digest in parts if errand.parts[digest]}
-
-    async def _copy_part(self, errand: _Errand, kind: ContentKind, digest: Digest) -> str:
-        """Send a part unless it is there; return why the replica cannot have it, "" when it has it now."""
-        client, routed = errand.client, errand.routed
-        if await has(ask(client, routed.repository, kind, digest)):
-            return ""
+    async def _send_part(self, delivery: Delivery, kind: ContentKind, digest: Digest) -> None:
         try:
             if kind is ContentKind.BLOB:
-                await self.copy_blob(client, routed, digest)
+                await self.copy_blob(delivery.client, delivery.routed, digest)
             else:
-                await self._send(errand, digest)
-        except FinalRefusalError as error:
-            return error.reason
-        except (RegistryError, UpstreamUnavailableError):
-            if not await self.is_lost(routed, kind, digest):
+                await delivery.put(digest, await self._manifest(delivery.routed, digest))
+        except FinalRefusalError:
+            raise
+        except (RegistryError, UpstreamUnavailableError) as error:
+            if not await self.is_lost(delivery.routed, kind, digest):
                 raise
-            return "no replica has it"
-        return ""
+            raise PartAbsentError("no replica has it") from error
 
     async def is_lost(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         """Tell whether a content cannot be had: every configured replica says so now, and this cache lacks it, too."""
-        replica_set = self._replica_sets[routed.upstream]
-        if self._is_cached(routed, kind, digest):
+        if self._holdings.find(routed, kind, digest) is not None and is_committed(self._cache, digest):
             return False
+        replica_set = self._replica_sets[routed.upstream]
         return await is_nowhere(replica_set, lambda client: ask(client, routed.repository, kind, digest))
-
-    def _is_cached(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
-        reader = None
-        if self._holdings.find(routed, kind, digest) is not None:
-            reader = self._cache.open_committed(digest)
-        if reader is not None:
-            reader.close()
-        return reader is not None
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest:
         cached = find_cached_manifest(self._holdings, self._cache, routed, digest)
         return cached or await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
-
-
-async def _push(
-    client: ReplicaClient, repository: Repository, descriptor: Descriptor, body: Callable[[], AsyncIterator[bytes]]
-) -> None:
-    try:
-        await client.push_blob(repository, descriptor, body)
-    except RegistryError as error:
-        raise judge_blob(error, descriptor.digest) from error

@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from registry_proxy.operations.contents import ask, find_cached_manifest, has, parts_of
+from registry_proxy.operations.contents import find_cached_manifest
 from registry_proxy.operations.refused_pushes import content_unknown
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
@@ -13,9 +13,10 @@ from registry_proxy.ports.manifests import WrittenManifest
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
-from registry_proxy.protocol.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
-from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
+from registry_proxy.protocol.descriptor import Descriptor, Manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
+from registry_proxy.replication.delivery import Delivery, PartAbsentError
 from registry_proxy.replication.fanout import (
     Outcome,
     check_writable,
@@ -24,7 +25,7 @@ from registry_proxy.replication.fanout import (
     require_quorum,
 )
 from registry_proxy.replication.journal import Journal, OpenWrite
-from registry_proxy.replication.refusals import final_refusal, may_be_final, may_lack_content
+from registry_proxy.replication.refusals import FinalRefusalError, may_lack_content
 from registry_proxy.replication.tag_records import tag_record_key
 from registry_proxy.replication.uploads import UploadReplication
 
@@ -141,7 +142,7 @@ class ManifestReplication:
         return self._store.lease(f"{routed}:{tag} as a list")
 
     async def put(
-        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, links: ManifestLinks, *, may_move: bool
+        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, *, may_move: bool
     ) -> WrittenManifest:
         """Write a manifest, and its tag when given, under the lease.
 
@@ -155,17 +156,15 @@ class ManifestReplication:
         if tag is not None and not may_move:
             await self._check_new(replica_set, routed, tag, manifest.descriptor.digest)
         write = await self._begin(replica_set, routed, tag, manifest.descriptor)
-        lost: set[Digest] = set()
+        deliveries: list[Delivery] = []
 
         async def put_at(client: ReplicaClient) -> None:
-            try:
-                await self._put_at(client, routed, tag or manifest.descriptor.digest, manifest, links, lost)
-            except RegistryError as error:
-                raise await self._judge(client, routed, links, error) from error
+            deliveries.append(delivery := Delivery(replica_set, client, routed, self._send_part))
+            await self._deliver(delivery, tag or manifest.descriptor.digest, manifest)
 
         lanes = lanes_of(replica_set, str(manifest.descriptor.digest), paused=write.paused)
         outcome = await fan_out(replica_set, lanes, put_at)
-        for digest in lost:
+        for digest in {digest for delivery in deliveries for digest in delivery.missed}:
             # The client's retry asks again and uploads it, where our memory would answer that it is there.
             self._holdings.forget(routed, ContentKind.BLOB, digest)
             self._holdings.forget(routed, ContentKind.MANIFEST, digest)
@@ -234,86 +233,38 @@ class ManifestReplication:
             raise failure
         return False
 
-    # ---------------------------------------------------------------- healing
-
-    async def _put_at(  # noqa: PLR0917 - recursive: what is put where, and what was found lacking on the way
-        self,
-        client: ReplicaClient,
-        routed: RoutedRepository,
-        tag_or_digest: Tag | Digest,
-        manifest: Manifest,
-        links: ManifestLinks,
-        lost: set[Digest],
-    ) -> None:
-        """PUT at one replica; where it lacks what the manifest refers to, send that from the cache and PUT once more.
-
-        So it is where the replica lacks nothing any more: a repair may have brought it since the first PUT. Contents
-        that we cannot send are added to ``lost``.
-        """
+    async def _deliver(self, delivery: Delivery, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
+        """Put a manifest at one replica, with what the replica lacks and this node has of it."""
         try:
-            await client.put_manifest(routed.repository, tag_or_digest, manifest)
+            await delivery.put(tag_or_digest, manifest)
         except RegistryError as error:
-            if not may_lack_content(error):
+            if not delivery.missed:
                 raise
-            absent: set[Digest] = set()
-            healed = [await self._heal_blob(client, routed, blob, absent) for blob in links.blobs]
-            healed += [await self._heal_manifest(client, routed, child, absent) for child in links.manifests]
-            lost |= absent
-            if absent and not any(healed):
-                if error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
-                    raise content_unknown(absent) from error
-                raise
-            if not self._replica_sets[routed.upstream].is_writable(client.name):
-                # Sending blobs may have taken longer than a pause of the replica waits for.
-                raise unavailable(
-                    "the replica cannot be written to any more", detail={"replica": client.name}
-                ) from error
-            await client.put_manifest(routed.repository, tag_or_digest, manifest)
+            if may_lack_content(error) and error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
+                raise content_unknown(delivery.missed) from error
+            if isinstance(error, FinalRefusalError):
+                raise error.refusal from error
+            raise
 
-    async def _judge(
-        self, client: ReplicaClient, routed: RoutedRepository, links: ManifestLinks, refusal: RegistryError
-    ) -> RegistryError:
-        """Return a refusal as final where the replica has all that the manifest names, or refused that for good."""
-        if not may_be_final(refusal):
-            return refusal
-        absent, marks = {}, await self._journal.current.snapshot()
-        for kind, digest in parts_of(links):
-            if marks.refuses(client.name, routed, digest):
-                absent[digest] = "it refuses that, too"
-            elif not await has(ask(client, routed.repository, kind, digest)):
-                return refusal
-        return final_refusal(refusal, absent)
+    async def _send_part(self, delivery: Delivery, kind: ContentKind, digest: Digest) -> None:
+        """Send a part from our cache, if the repository is known to hold it.
 
-    async def _heal_blob(
-        self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]
-    ) -> bool:
-        is_mixed = self._replica_sets[routed.upstream].separation.is_mixed(ContentKind.BLOB)
-        if not is_mixed and await has(client.stat_blob(routed.repository, descriptor.digest)):
-            return False
-        # Only what this repository is known to hold: else a manifest that names a digest would be enough to get any
-        # blob of the cache copied into one's own repository.
-        is_held = self._holdings.find(routed, ContentKind.BLOB, descriptor.digest) is not None
-        if is_held and await self._uploads.heal_blob(client, routed, descriptor):
-            return True
-        lost.add(descriptor.digest)
-        return False
-
-    async def _heal_manifest(
-        self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor, lost: set[Digest]
-    ) -> bool:
-        digest = descriptor.digest
-        if await has(client.fetch_manifest(routed.repository, digest)):
-            return False
-        manifest = find_cached_manifest(self._holdings, self._cache, routed, digest)
-        if manifest is None:
-            lost.add(digest)
-            return False
-        links = parse_manifest(manifest.body, manifest.descriptor.media_type)
-        await self._put_at(client, routed, digest, manifest, links, lost)
-        key = IntentKey(routed, IntentKind.MANIFEST, str(digest))
-        if await self._journal.confirm(key, digest, client.name):
-            await self._uploads.release(digest)
-        return True
+        Else a manifest that names a digest would be enough to get any content of the cache into one's own repository.
+        """
+        client, routed = delivery.client, delivery.routed
+        if (await self._journal.current.snapshot()).refuses(client.name, routed, digest):
+            raise PartAbsentError("it refuses that, too")
+        is_sent = False
+        if kind is ContentKind.BLOB:
+            is_held = self._holdings.find(routed, kind, digest) is not None
+            is_sent = is_held and await self._uploads.heal_blob(client, routed, digest)
+        elif (manifest := find_cached_manifest(self._holdings, self._cache, routed, digest)) is not None:
+            await delivery.put(digest, manifest)
+            if await self._journal.confirm(IntentKey(routed, IntentKind.MANIFEST, str(digest)), digest, client.name):
+                await self._uploads.release(digest)
+            is_sent = True
+        if not is_sent:
+            raise PartAbsentError("this node does not have it", may_come=True)
 
 
 def _tag_exists(tag: Tag) -> RegistryError:

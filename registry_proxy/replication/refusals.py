@@ -1,5 +1,8 @@
 """Refusals that a replica will repeat: it has all that a content needs, and does not take it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
 
@@ -31,7 +34,7 @@ def may_be_final(refusal: RegistryError) -> bool:
     return refusal.status in _FINAL_STATUSES
 
 
-def final_refusal(refusal: RegistryError, absent: dict[Digest, str] | None = None) -> FinalRefusalError:
+def final_refusal(refusal: RegistryError, absent: dict[Digest, str]) -> FinalRefusalError:
     """Return the refusal of a manifest as final.
 
     Args:
@@ -47,15 +50,19 @@ def final_refusal(refusal: RegistryError, absent: dict[Digest, str] | None = Non
     return FinalRefusalError(refusal, f"{answer} although it has all that the manifest names")
 
 
-def judge_blob(refusal: RegistryError, digest: Digest) -> RegistryError:
-    """Return the refusal of a blob, as final where it is about the blob: its size, or the algorithm of its digest.
+@contextmanager
+def judging_blob(digest: Digest) -> Iterator[None]:
+    """Make the refusal of a blob final where it is about the blob: its size, or the algorithm of its digest.
 
     A 400 for a sha256 digest is not: what was read from another replica may have been cut or wrong.
     """
-    is_algorithm = refusal.status == 400 and digest.algorithm != "sha256" and refusal.code is not ErrorCode.SIZE_INVALID
-    if is_algorithm or refusal.status in _FINAL_STATUSES - {400}:
-        return FinalRefusalError(refusal, f"it answers {refusal.status} {refusal.code.value}")
-    return refusal
+    try:
+        yield
+    except RegistryError as refusal:
+        is_digest = refusal.code is not ErrorCode.SIZE_INVALID and digest.algorithm != "sha256"
+        if refusal.status not in _FINAL_STATUSES or (refusal.status == 400 and not is_digest):
+            raise
+        raise FinalRefusalError(refusal, f"it answers {refusal.status} {refusal.code.value}") from refusal
 
 
 def may_lack_content(error: RegistryError) -> bool:

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+from registry_proxy.ports.content import BlobCache
 from registry_proxy.ports.errors import CacheUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.uploads import SpoolFile, SpoolReader, UploadSession
+from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import RegistryError
-from registry_proxy.protocol.reference import Repository
+from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.replication.fanout import GRACE_SECONDS, Lane, cancel_all, lanes_of, quorum_of, settle
 from registry_proxy.tasks import spawn
 
@@ -44,6 +46,28 @@ async def read_range(fd: int, size_bytes: int) -> AsyncIterator[bytes]:
             raise OSError(f"a file ends {size_bytes - offset} bytes early")
         offset += len(piece)
         yield piece
+
+
+async def send_cached(
+    cache: BlobCache,
+    client: ReplicaClient,
+    repository: Repository,
+    digest: Digest,
+    read: Callable[[int, int], AsyncIterator[bytes]] = read_range,
+) -> int | None:
+    """Send a blob from the cache to a replica; return its size in bytes, None where the cache does not have it.
+
+    The caller knows that ``repository``, or where it is mounted from, holds the blob.
+    """
+    reader = cache.open_committed(digest)
+    if reader is None:
+        return None
+    with contextlib.closing(reader):
+        fd, size_bytes = reader.fd, reader.size_bytes
+        await client.push_blob(
+            repository, Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes), lambda: read(fd, size_bytes)
+        )
+    return size_bytes
 
 
 class ReplicaStream:

@@ -27,7 +27,8 @@ from registry_proxy.replication.fanout import (
     require_quorum,
 )
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.upload_stream import ReplicaStream, cancel_sessions, follow, read_range, session_at
+from registry_proxy.replication.refusals import judging_blob
+from registry_proxy.replication.upload_stream import ReplicaStream, cancel_sessions, follow, send_cached, session_at
 
 _SWEEP_SECONDS = 60.0
 """Time between two looks for uploads that nobody goes on with."""
@@ -269,35 +270,24 @@ class UploadReplication:
         confirmed = set(outcome.confirmed)
 
         async def copy(client: ReplicaClient) -> None:
-            if await self.copy_blob(client, routed.repository, descriptor):
+            if await send_cached(self._cache, client, routed.repository, descriptor.digest) is not None:
                 confirmed.add(client.name)
 
         lacking = [lane for lane in lanes if not any(client.name in confirmed for client in lane)]
         copied = await fan_out(self._replica_sets[routed.upstream], lacking, copy)
         return Outcome(frozenset(confirmed), {**outcome.failures, **copied.failures})
 
-    async def copy_blob(self, client: ReplicaClient, repository: Repository, descriptor: Descriptor) -> bool:
-        """Send a blob from our cache to one replica; False when we do not have it.
+    async def heal_blob(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> bool:
+        """Send a blob that the repository holds to a replica that lacks it; False when we do not have it.
 
-        The caller knows that ``repository``, or where it is mounted from, holds the blob.
+        Raises:
+            FinalRefusalError: the replica will never take it.
         """
-        reader = self._cache.open_committed(descriptor.digest)
-        if reader is None:
-            return False
-        try:
-            exact = replace(descriptor, size_bytes=reader.size_bytes)
-            await client.push_blob(repository, exact, lambda: read_range(reader.fd, reader.size_bytes))
-        finally:
-            reader.close()
-        return True
-
-    async def heal_blob(self, client: ReplicaClient, routed: RoutedRepository, descriptor: Descriptor) -> bool:
-        """Send a blob that the repository holds to a replica that lacks it; False when we do not have it."""
-        if not await self.copy_blob(client, routed.repository, descriptor):
-            return False
-        key = IntentKey(routed, IntentKind.BLOB, str(descriptor.digest))
-        if await self._journal.confirm(key, descriptor.digest, client.name):
-            await self.release(descriptor.digest)
+        with judging_blob(digest):
+            if await send_cached(self._cache, client, routed.repository, digest) is None:
+                return False
+        if await self._journal.confirm(IntentKey(routed, IntentKind.BLOB, str(digest)), digest, client.name):
+            await self.release(digest)
         return True
 
 

@@ -40,6 +40,21 @@ async def test_a_whole_index_goes_where_nothing_is(setting: Bench) -> None:
     assert sorted(observer.events) == sorted(RepairedBytes("main", "b", len(blob)) for blob in child.blobs)
 
 
+async def test_a_replica_that_mixes_repositories_gets_the_blobs(
+    setting: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer for a blob says nothing about the repository: where it refuses the manifest the blobs are sent."""
+    app = image(b"layer")
+    for blob in app.blobs:
+        setting.a.add_blob(REPOSITORY, blob)
+    await setting.a.put_manifest(REPOSITORY, app.digest, Manifest(app.descriptor, app.manifest))
+    setting.replicas.separation.mixed.add(ContentKind.BLOB)
+    monkeypatch.setattr(setting.b, "stat_blob", setting.a.stat_blob)
+    await copies(setting).copy_manifest(setting.b, ROUTED, app.digest)
+    assert setting.b.blobs == setting.a.blobs
+    assert set(setting.b.manifests) == {(REPOSITORY, app.digest)}
+
+
 async def test_the_cache_is_a_source_only_of_what_the_repository_holds(setting: Bench) -> None:
     """Its bytes go where no replica has them, if the repository is known to hold them; those of others never."""
     digest = digest_of(b"ours")
