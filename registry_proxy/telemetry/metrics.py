@@ -1,6 +1,7 @@
 """Every Prometheus series of the service; labels come from closed sets, never from a client.
 
-``_SERIES`` says which event changes which series. The fields of an event are labels, but for the amount, which is last.
+``_SERIES`` says which event changes which series. The fields of an event are labels, but for the amount, which is last;
+the type of a field says which values the label may have.
 """
 
 import contextlib
@@ -8,22 +9,21 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import EnumType
 from functools import partial
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from registry_proxy.ports import metrics as events
 from registry_proxy.ports.metrics import MetricEvent
-from registry_proxy.ports.names import CacheResult, ContentKind, ReturnReason, StaleReason
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.protocol.endpoints import Operation
-from registry_proxy.protocol.scope import Action
 from registry_proxy.telemetry.samples import KINDS, sample_file
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,36 +44,16 @@ _Changes = tuple[tuple[_Change, bool], ...]
 """The changes of one event, and whether each has its amount."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """Some labels of a series, and the values they may have together.
-
-    A series has to be there before its first event: one that is born with it has never increased, so that no alert on
-    an increase fires. ``starts`` are those that begin at 0, all of them where the set is closed.
-    """
-
-    names: tuple[str, ...]
-    starts: tuple[tuple[str, ...], ...] = ()
-
-
-def _label(name: str, values: Iterable[str] = ()) -> _Labels:
-    return _Labels((name,), tuple((value,) for value in values))
-
-
-_REPLICA = _Labels(("upstream", "replica"))
-_UPSTREAM = _label("upstream")
-_METHOD = _label("method", _METHODS)
-_ROUTE = _Labels(
-    ("route", "method"),
-    (
-        *sorted((operation.label, method) for operation in Operation for method in operation.methods),
-        *(("token", method) for method in ("GET", "POST")),
-        *((route, method) for route in ("keys", "healthz") for method in ("GET", "HEAD")),
-        *(("unknown", method) for method in (*_METHODS, "other")),
-    ),
+_ROUTES = (
+    *sorted((operation.label, method) for operation in Operation for method in operation.methods),
+    *(("token", method) for method in ("GET", "POST")),
+    *((route, method) for route in ("keys", "healthz") for method in ("GET", "HEAD")),
+    *(("unknown", method) for method in (*_METHODS, "other")),
 )
-_STATUS = _label("status", ("400", "401", "403", "404", "405", "416", "429", "499", "500", "502", "503"))
-"""Those that begin at 0 are the errors, on which alerts are made."""
+"""The routes and methods that occur together."""
+
+_ERRORS = ("400", "401", "403", "404", "405", "416", "429", "499", "500", "502", "503")
+"""The statuses that begin at 0: those on which alerts are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,44 +65,45 @@ class _Series:
             it is in.
         noun: its name without ``registry_proxy_`` and ``_total``.
         text: its help.
-        labels: names of fields that are its labels, in their order.
         amount: the field that is added, observed or set, always the event's last one; empty adds 1.
+        labels: the fields that are its labels, in their order; None for all but the event's amount.
         buckets: of a histogram.
     """
 
     kind: Literal["counter", "gauge", "histogram", "state"]
     noun: str
     text: str
-    labels: Sequence[_Labels] = ()
     amount: str = ""
+    labels: tuple[str, ...] | None = None
     buckets: Sequence[float] = ()
 
-    def open(self, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    def names(self, event_class: type[MetricEvent]) -> tuple[str, ...]:
+        """Return the names of its labels."""
+        return _label_fields(event_class) if self.labels is None else self.labels
+
+    def open(self, event_class: type[MetricEvent], registry: CollectorRegistry) -> Counter | Gauge | Histogram:
         """Make the metric in a registry."""
-        names = [name for each in self.labels for name in each.names]
-        name = f"registry_proxy_{self.noun}"
+        name, labels = f"registry_proxy_{self.noun}", self.names(event_class)
         if self.kind == "counter":
-            return Counter(f"{name}_total", self.text, names, registry=registry)
+            return Counter(f"{name}_total", self.text, labels, registry=registry)
         if self.kind == "histogram":
-            return Histogram(name, self.text, names, buckets=self.buckets, registry=registry)
+            return Histogram(name, self.text, labels, buckets=self.buckets, registry=registry)
         # All workers see the same replicas and the same disk: the newest statement is the truth, a sum is not.
-        return Gauge(name, self.text, names, registry=registry, multiprocess_mode="mostrecent")
+        return Gauge(name, self.text, labels, registry=registry, multiprocess_mode="mostrecent")
 
-    def begin(self, metric: Any, replicas: Mapping[str, Sequence[str]]) -> None:
+    def begin(self, metric: Any, event_class: type[MetricEvent], replicas: Mapping[str, Sequence[str]]) -> None:
         """Have the series of known labels begin at 0 in a metric."""
-        if not self.labels or self.kind not in {"counter", "histogram"}:
-            return
-        pairs = tuple((upstream, replica) for upstream, names in replicas.items() for replica in names)
-        known = {_REPLICA: pairs, _UPSTREAM: tuple((upstream,) for upstream in replicas)}
-        for values_of_each in itertools.product(*(known.get(each, each.starts) for each in self.labels)):
-            metric.labels(*itertools.chain.from_iterable(values_of_each))
+        names = self.names(event_class)
+        if names and self.kind in {"counter", "histogram"}:
+            for labels in _starts(event_class, names, replicas):
+                metric.labels(*labels)
 
-    def bind(self, metric: Any, fields: Mapping[str, Any]) -> _Change:
+    def bind(self, metric: Any, event_class: type[MetricEvent], fields: Mapping[str, Any]) -> _Change:
         """Return the function that changes the series of a metric whose labels are these fields of an event."""
-        names = [name for each in self.labels for name in each.names if name in fields]
+        values = [fields[name] for name in self.names(event_class) if name in fields]
         if self.kind == "state":
-            return partial(_set_state, metric, *(fields[name] for name in names))
-        series = metric.labels(*(fields[name] for name in names)) if names else metric
+            return partial(_set_state, metric, *values)
+        series = metric.labels(*values) if values else metric
         change: _Change = getattr(series, {"counter": "inc", "gauge": "set", "histogram": "observe"}[self.kind])
         return change
 
@@ -132,172 +113,119 @@ def _set_state(gauge: Gauge, upstream: str, replica: str, state: ReplicaState) -
         gauge.labels(upstream, replica, each).set(each is state)
 
 
-def _counter(noun: str, text: str, *labels: _Labels, amount: str = "") -> _Series:
-    return _Series("counter", noun, text, labels, amount)
-
-
-def _gauge(noun: str, text: str, *labels: _Labels, amount: str) -> _Series:
-    return _Series("gauge", noun, text, labels, amount)
-
+_counter = partial(_Series, "counter")
+_gauge = partial(_Series, "gauge")
 
 _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
     events.ClientRequest: (
-        _counter("responses", "Answers to clients.", _ROUTE, _STATUS),
+        _counter("responses", "Answers to clients."),
         _Series(
             "histogram",
             "request_duration_seconds",
             "Time from a request's header to the end of its answer.",
-            [_ROUTE],
             "duration_seconds",
+            ("route", "method"),
             _REQUEST_BUCKETS,
         ),
     ),
-    events.AccessDecision: (
-        _counter(
-            "decisions",
-            "Decisions about rights.",
-            _label("action", Action),
-            _label("result", get_args(events.DecisionResult)),
-        ),
-    ),
-    events.LoginAttempt: (
-        _counter("logins", "Logins, by how they ended.", _label("outcome", get_args(events.LoginOutcome))),
-    ),
+    events.AccessDecision: (_counter("decisions", "Decisions about rights."),),
+    events.LoginAttempt: (_counter("logins", "Logins, by how they ended."),),
     events.ConnectionEnd: (
-        _counter(
-            "connections_ended",
-            "Connections of clients that were ended for others, by why.",
-            _label("listener", get_args(events.Listener)),
-            _label("reason", get_args(events.ConnectionEndReason)),
-        ),
+        _counter("connections_ended", "Connections of clients that were ended for others, by why."),
     ),
-    events.SentBytes: (
-        _counter(
-            "sent_bytes",
-            "Bytes of content sent to clients.",
-            _label("source", get_args(events.ByteSource)),
-            amount="size_bytes",
-        ),
-    ),
-    events.CacheRequest: (
-        _counter(
-            "cache_requests",
-            "Requests for content, by result.",
-            _label("kind", ContentKind),
-            _label("result", CacheResult),
-        ),
-    ),
-    events.CacheBytes: (_gauge("cache_bytes", "Bytes on the cache's disk.", _label("state"), amount="size_bytes"),),
+    events.SentBytes: (_counter("sent_bytes", "Bytes of content sent to clients.", "size_bytes"),),
+    events.CacheRequest: (_counter("cache_requests", "Requests for content, by result."),),
+    events.CacheBytes: (_gauge("cache_bytes", "Bytes on the cache's disk.", "size_bytes"),),
     events.CacheDiskStalled: (
         _gauge(
             "cache_disk_stalled",
             "1 while the cache's disk does not answer, and a small cache in memory stands in.",
-            amount="is_stalled",
+            "is_stalled",
         ),
     ),
-    events.CacheFailure: (
-        _counter("cache_errors", "Failures of the cache.", _label("reason", get_args(events.CacheFailureReason))),
-    ),
+    events.CacheFailure: (_counter("cache_errors", "Failures of the cache."),),
     events.CacheEviction: (
         _counter("cache_evicted", "Contents evicted from the cache."),
-        _counter("cache_evicted_bytes", "Bytes evicted from the cache.", amount="size_bytes"),
+        _counter("cache_evicted_bytes", "Bytes evicted from the cache.", "size_bytes"),
     ),
-    events.ScrubbedBytes: (
-        _counter("scrubbed_bytes", "Bytes of cached content read and compared.", amount="size_bytes"),
-    ),
-    events.ScrubEnd: (
-        _gauge("scrub_last_end_timestamp_seconds", "When the scrub's last round ended.", amount="ended_at"),
-    ),
-    events.StaleAnswer: (
-        _counter("stale_answers", "Tags answered as they were, by why.", _label("reason", StaleReason)),
-    ),
+    events.ScrubbedBytes: (_counter("scrubbed_bytes", "Bytes of cached content read and compared.", "size_bytes"),),
+    events.ScrubEnd: (_gauge("scrub_last_end_timestamp_seconds", "When the scrub's last round ended.", "ended_at"),),
+    events.StaleAnswer: (_counter("stale_answers", "Tags answered as they were, by why."),),
     # A series for each worker: the newest statement of any would hide one that has lost the store.
     events.PolicyCurrent: (
-        _gauge(
-            "policy_current_timestamp_seconds",
-            "When it last knew that it decides by what the store holds.",
-            _label("worker"),
-            amount="at",
-        ),
+        _gauge("policy_current_timestamp_seconds", "When it last knew that it decides by what the store holds.", "at"),
     ),
-    events.AuditLoss: (
-        _counter(
-            "audit_dropped",
-            "Events that did not reach the audit log.",
-            _label("sink", get_args(events.SinkName)),
-            amount="event_count",
-        ),
-    ),
+    events.AuditLoss: (_counter("audit_dropped", "Events that did not reach the audit log.", "event_count"),),
     events.UpstreamRequest: (
-        _counter(
-            "upstream_requests",
-            "Requests to replicas.",
-            _REPLICA,
-            _METHOD,
-            _label("outcome", get_args(events.UpstreamOutcome)),
-        ),
+        _counter("upstream_requests", "Requests to replicas."),
         _Series(
             "histogram",
             "upstream_request_duration_seconds",
             "Time a replica took to answer.",
-            [_REPLICA, _METHOD],
             "duration_seconds",
+            ("upstream", "replica", "method"),
             _UPSTREAM_BUCKETS,
         ),
     ),
-    events.HedgedRequest: (
-        _counter(
-            "hedged_requests",
-            "Questions put to a second replica as well, by who answered.",
-            _UPSTREAM,
-            _label("winner", get_args(events.HedgeWinner)),
-        ),
-    ),
+    events.HedgedRequest: (_counter("hedged_requests", "Questions put to a second replica as well, by who answered."),),
     events.WrongContent: (
-        _counter("wrong_content", "Contents that a replica sent and that were not what was asked for.", _REPLICA),
+        _counter("wrong_content", "Contents that a replica sent and that were not what was asked for."),
     ),
     events.ReplicaInState: (
-        _Series("state", "replica_state", "1 for the state it is in.", [_REPLICA, _label("state")], "state"),
+        _Series("state", "replica_state", "1 for the state it is in.", "state", ("upstream", "replica", "state")),
     ),
-    events.ReplicaPending: (_gauge("replica_pending", "Keys it is behind in.", _REPLICA, amount="key_count"),),
-    events.ReplicaRefusals: (
-        _gauge("replica_refused", "Keys it cannot have, not dismissed.", _REPLICA, amount="key_count"),
-    ),
-    events.ReplicaPaused: (_gauge("replica_paused", "1 while it is paused.", _REPLICA, amount="is_paused"),),
+    events.ReplicaPending: (_gauge("replica_pending", "Keys it is behind in.", "key_count"),),
+    events.ReplicaRefusals: (_gauge("replica_refused", "Keys it cannot have, not dismissed.", "key_count"),),
+    events.ReplicaPaused: (_gauge("replica_paused", "1 while it is paused.", "is_paused"),),
     events.ReplicaReturn: (
-        _counter(
-            "replica_returned",
-            "Replicas that were not what they had been, by what they were.",
-            _REPLICA,
-            _label("reason", ReturnReason),
-        ),
+        _counter("replica_returned", "Replicas that were not what they had been, by what they were."),
     ),
     events.RepositoriesMixed: (
         _gauge(
             "replica_mixes_repositories",
             "1 where it answers for a content in repositories that do not hold it.",
-            _REPLICA,
-            amount="is_mixed",
+            "is_mixed",
         ),
     ),
-    events.LostContents: (
-        _gauge("lost_contents", "Keys no replica has any more, not dismissed.", _UPSTREAM, amount="key_count"),
-    ),
+    events.LostContents: (_gauge("lost_contents", "Keys no replica has any more, not dismissed.", "key_count"),),
     events.LostCopies: (
-        _gauge(
-            "lost_copies",
-            "Contents that a replica misses and whose copy on this node is gone.",
-            _UPSTREAM,
-            amount="content_count",
-        ),
+        _gauge("lost_copies", "Contents that a replica misses and whose copy on this node is gone.", "content_count"),
     ),
-    events.KeyRepair: (
-        _counter("repairs", "Keys that a replica missed.", _REPLICA, _label("outcome", get_args(events.RepairOutcome))),
-    ),
-    events.RepairedBytes: (
-        _counter("repaired_bytes", "Bytes sent to repair a replica.", _REPLICA, amount="size_bytes"),
-    ),
+    events.KeyRepair: (_counter("repairs", "Keys that a replica missed."),),
+    events.RepairedBytes: (_counter("repaired_bytes", "Bytes sent to repair a replica.", "size_bytes"),),
 }
+
+
+def _label_fields(event_class: type[MetricEvent]) -> tuple[str, ...]:
+    """Return the fields of an event that are labels: all but the amount, which is the last."""
+    has_amount = any(series.amount for series in _SERIES[event_class])
+    return event_class._fields[: len(event_class._fields) - has_amount]
+
+
+def _starts(
+    event_class: type[MetricEvent], names: tuple[str, ...], replicas: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, ...]]:
+    """Give the labels of the series that begin at 0: all that are possible where the sets of values are closed.
+
+    A series has to be there before its first event: one that is born with it has never increased, so that no alert on
+    an increase fires.
+    """
+    known: dict[tuple[str, ...], Sequence[tuple[str, ...]]] = {
+        ("route", "method"): _ROUTES,
+        ("upstream", "replica"): [(upstream, replica) for upstream in replicas for replica in replicas[upstream]],
+        ("upstream",): [(upstream,) for upstream in replicas],
+        ("method",): [(method,) for method in _METHODS],
+        ("status",): [(status,) for status in _ERRORS],
+    }
+    types, choices = get_type_hints(event_class), []
+    while names:
+        together = names[: 2 if names[:2] in known else 1]
+        closed_set = types[together[0]]
+        values = closed_set if isinstance(closed_set, EnumType) else get_args(closed_set)
+        choices.append(known.get(together) or [(str(value),) for value in values])
+        names = names[len(together) :]
+    for chosen in itertools.product(*choices):
+        yield tuple(itertools.chain.from_iterable(chosen))
 
 
 def _allocate(directory: str, process: str) -> bool:
@@ -316,11 +244,10 @@ def _allocate(directory: str, process: str) -> bool:
 
 
 def _label_reader(event_class: type[MetricEvent]) -> Callable[[Any], tuple[object, ...]]:
-    """Return the function that takes the labels from an event: all fields but the amount, which is the last."""
+    """Return the function that takes the labels from an event."""
     if event_class is events.ClientRequest:
         return _read_answer
-    has_amount = any(series.amount for series in _SERIES[event_class])
-    return itemgetter(slice(len(event_class._fields) - has_amount))
+    return itemgetter(slice(len(_label_fields(event_class))))
 
 
 def _read_answer(event: events.ClientRequest) -> tuple[str, str, int]:
@@ -358,7 +285,8 @@ class PrometheusObserver:
             values.ValueClass = values.MutexValue
         self._registry = CollectorRegistry()
         self._metrics = {
-            event_class: [series.open(self._registry) for series in changed] for event_class, changed in _SERIES.items()
+            event_class: [series.open(event_class, self._registry) for series in changed]
+            for event_class, changed in _SERIES.items()
         }
         self._beginning, self._to_begin = threading.Lock(), replicas
         # labels() costs more than all the rest of counting: the bound series are kept, as many as the closed sets have.
@@ -375,7 +303,7 @@ class PrometheusObserver:
     def _bind(self, event_class: type[MetricEvent], labels: tuple[object, ...]) -> _Changes:
         fields = dict(zip(event_class._fields, labels, strict=False))
         changed = zip(_SERIES[event_class], self._metrics[event_class], strict=True)
-        changes = tuple((series.bind(metric, fields), bool(series.amount)) for series, metric in changed)
+        changes = tuple((series.bind(metric, event_class, fields), bool(series.amount)) for series, metric in changed)
         self._bound[event_class][1][labels] = changes
         return changes
 
@@ -386,7 +314,7 @@ class PrometheusObserver:
                 return
             for event_class, changed in _SERIES.items():
                 for series, metric in zip(changed, self._metrics[event_class], strict=True):
-                    series.begin(metric, self._to_begin)
+                    series.begin(metric, event_class, self._to_begin)
             self._to_begin = None
 
     def render(self, refresh: Callable[[], object] = lambda: None) -> bytes:
