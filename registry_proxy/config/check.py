@@ -23,7 +23,7 @@ from registry_proxy.config.model import (
 )
 from registry_proxy.config.source import Fault, KeyPath, Source, describe
 from registry_proxy.config.types import Address, ListenAddress, ReplicaName, ReplicaUrl
-from registry_proxy.protocol.addresses import is_loopback
+from registry_proxy.protocol.addresses import is_loopback, parse_address
 
 _T = TypeVar("_T")
 _MINIMAL: Mapping[str, Any] = {
@@ -167,16 +167,8 @@ def _check_discovery(
     for key in ("name", "server_name"):
         if item.get(key):
             yield source.fault((*path, key), "expected none beside discover: DNS gives them")
-    if _is_address(replica.host):
+    if parse_address(replica.host) is not None:
         yield source.fault((*path, "url"), f"expected a name for DNS beside discover, found {replica.host}")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_password_file(source: Source, path: KeyPath, replica: ReplicaSettings) -> Iterator[Fault]:
@@ -238,9 +230,8 @@ def _reaches(host: str, address: Address) -> bool:
     """Tell whether a connection to ``host`` on the right port ends at our listener; names are not looked up."""
     if host == "localhost":
         return _is_any(address) or ipaddress.ip_address(address.host).is_loopback
-    try:
-        target = ipaddress.ip_address(host)
-    except ValueError:
+    target = parse_address(host)
+    if target is None:
         return _is_any(address) and host == socket.gethostname().lower()
     if target.is_unspecified:  # to connect to 0.0.0.0 is to connect to this machine
         return True

@@ -96,9 +96,7 @@ class _Reader:
         self._count += 1
         if id(node) in self._open or self._count > self._max_values:
             if self._count <= self._max_values + 1:
-                self._source.faults.append(
-                    self._source.fault(path, "an alias that contains itself, or too many values")
-                )
+                self._blame(path, "an alias that contains itself, or too many values")
             return None
         self._open.add(id(node))
         try:
@@ -110,8 +108,7 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             return self._read_scalar(node, path)
         if node.tag not in _COLLECTIONS:  # what is in it is judged all the same
-            message = f"expected a plain value, found the tag {node.tag[:80]}"
-            self._source.faults.append(self._source.fault(path, message))
+            self._blame(path, f"expected a plain value, found the tag {node.tag[:80]}")
         if isinstance(node, yaml.MappingNode):
             return self._read_map(node, path)
         return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
@@ -143,10 +140,11 @@ class _Reader:
             except (ValueError, KeyError):  # such as 0b_, or more digits than Python reads
                 return node.value
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
-            self._source.faults.append(
-                self._source.fault(path, f"expected a plain value, found the tag {node.tag[:80]}")
-            )
+            self._blame(path, f"expected a plain value, found the tag {node.tag[:80]}")
         return node.value
+
+    def _blame(self, path: KeyPath, message: str) -> None:
+        self._source.faults.append(self._source.fault(path, message))
 
 
 @contextmanager

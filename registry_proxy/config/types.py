@@ -6,7 +6,7 @@ Errors raised by the validators are read by people: each says what was expected.
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -99,16 +99,12 @@ def _parse_address(value: Any) -> Address:
 
 
 def _parse_network(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network) else _no_network()
+    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
+        return value
     try:
-        return ipaddress.ip_network(value)
+        return ipaddress.ip_network(value if isinstance(value, str) else "")
     except ValueError:
-        return _no_network()
-
-
-def _no_network() -> Any:
-    raise expected("an address or network without host bits, such as 127.0.0.1/32 or 10.0.0.0/8")
+        raise expected("an address or network without host bits, such as 127.0.0.1/32 or 10.0.0.0/8") from None
 
 
 def split_url(value: str) -> SplitResult | None:
@@ -149,16 +145,19 @@ def _parse_origin(value: Any, *, example: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
-def _check_path(value: str) -> str:
-    if not value or "\0" in value:
-        raise expected("a path")
-    return os.path.abspath(value)
+def _must(is_right: Callable[[Any], object], what: str) -> AfterValidator:
+    """Return the check of a value that was read; ``what`` tells what is expected where it is not right."""
+
+    def check(value: Any) -> Any:
+        if not is_right(value):
+            raise expected(what)
+        return value
+
+    return AfterValidator(check)
 
 
-def _check_prefix(value: str) -> str:
-    if value and not (value.endswith("/") and is_repository(value[:-1])):
-        raise expected('"" or whole components of a repository name, ending in "/", such as "hub/"')
-    return value
+def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
+    return _must(pattern.fullmatch, what)
 
 
 def _check_pattern(value: str) -> str:
@@ -167,16 +166,8 @@ def _check_pattern(value: str) -> str:
     return value
 
 
-def _check_host(value: str) -> str:
-    if split_url(f"//{value}") is None or "/" in value or "@" in value:
-        raise expected("a host name, such as docker.io")
-    return value.lower()
-
-
-def _check_admin_host(value: str) -> str:
-    if _HOST_NAME.fullmatch(value) is None:
-        raise expected("a host name without a port, such as admin.example.com")
-    return value.lower()
+def _is_host(value: str) -> bool:
+    return split_url(f"//{value}") is not None and {"/", "@"}.isdisjoint(value)
 
 
 _REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+sentinel", "rediss+sentinel"})
@@ -233,41 +224,14 @@ def _is_redis_path(path: str) -> bool:
     return _REDIS_DATABASE.fullmatch(number) is not None and all(name in _REDIS_PARAMETERS for name, _ in parameters)
 
 
-def _check_syslog(value: str | None) -> str | None:
-    if value is None:
-        return None
-    scheme, _, rest = value.partition("://")
-    if (scheme == "unix" and rest.startswith("/")) or (scheme in {"udp", "tcp"} and _is_bare(split_url(value))):
-        return value
-    raise expected("unix:///dev/log, udp://host:514 or tcp://host:514")
+def _is_syslog(value: str | None) -> bool:
+    scheme, _, rest = (value or "").partition("://")
+    is_remote = scheme in {"udp", "tcp"} and _is_bare(split_url(value or ""))
+    return value is None or is_remote or (scheme == "unix" and rest.startswith("/"))
 
 
 def _is_bare(parts: SplitResult | None) -> bool:
     return parts is not None and "@" not in parts.netloc and not (parts.path or parts.query or parts.fragment)
-
-
-def _check_audit_file_size(value: int) -> int:
-    if value < _AUDIT_FILE_MIN_BYTES:
-        raise expected("a size of at least 4KiB")
-    return value
-
-
-def _check_name(value: str, *, pattern: re.Pattern[str], what: str) -> str:
-    if pattern.fullmatch(value) is None:
-        raise expected(what)
-    return value
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise expected("a duration longer than 0")
-    return value
-
-
-def _bounded_lifetime(value: float) -> float:
-    if not 60 <= value <= 86400:
-        raise expected("a number of seconds from 60 to 86400 (docker takes anything less as 60)")
-    return value
 
 
 def _check_issuer(value: str) -> str:
@@ -289,16 +253,12 @@ def _check_ldap(value: str) -> str:
     return value
 
 
-def _check_bind_dn(value: str) -> str:
-    if value.count("{name}") != 1 or value == "{name}" or not value.isprintable():
-        raise expected("a DN with the name in braces, such as uid={name},ou=people,dc=example,dc=com")
-    return value
+def _is_bind_dn(value: str) -> bool:
+    return value.count("{name}") == 1 and value != "{name}" and value.isprintable()
 
 
-def _check_claim_pattern(value: str) -> str:
-    if not value or not value.isprintable() or len(value) > _CLAIM_PATTERN_MAX_LENGTH:
-        raise expected("text of at most 500 characters, in which * is any text")
-    return value
+def _is_claim_pattern(value: str) -> bool:
+    return 0 < len(value) <= _CLAIM_PATTERN_MAX_LENGTH and value.isprintable()
 
 
 def _empty_is_none(value: Any) -> Any:
@@ -315,7 +275,7 @@ _DURATION_TOLD = _told_as(
     "500ms", "10s", "5m", "24h", kinds=("string", "number"), pattern=_DURATION.pattern + "|[0-9]+"
 )
 Duration = Annotated[float, BeforeValidator(parse_duration), _DURATION_TOLD]
-Timeout = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _DURATION_TOLD]
+Timeout = Annotated[Duration, _must(lambda seconds: seconds > 0, "a duration longer than 0")]
 Size = Annotated[int, BeforeValidator(_parse_size), _told_as("10GiB", "500MB", kinds=("string", "integer"))]
 ListenAddress = Annotated[Address, BeforeValidator(_parse_address), _told_as("127.0.0.1:5000", "[::1]:5000")]
 Network = Annotated[
@@ -323,53 +283,57 @@ Network = Annotated[
     BeforeValidator(_parse_network),
     _told_as("127.0.0.1/32", "10.0.0.0/8", "::1/128"),
 ]
-Path = Annotated[str, AfterValidator(_check_path)]
+Path = Annotated[str, _must(lambda path: path and "\0" not in path, "a path"), AfterValidator(os.path.abspath)]
 PublicUrl = Annotated[
     str | None,
     BeforeValidator(lambda value: value and _parse_origin(value, example="https://registry.example.com")),
     BeforeValidator(_empty_is_none),
 ]
 ReplicaUrl = Annotated[str, BeforeValidator(partial(_parse_origin, example="http://127.0.0.1:5001"))]
-UpstreamName = Annotated[
-    str,
-    AfterValidator(
-        partial(_check_name, pattern=_UPSTREAM_NAME, what="a name of lower-case letters, digits, single - or _")
-    ),
-]
+UpstreamName = Annotated[str, _matching(_UPSTREAM_NAME, "a name of lower-case letters, digits, single - or _")]
 IssuerUrl = Annotated[str, AfterValidator(_check_issuer)]
-ClaimPattern = Annotated[str, AfterValidator(_check_claim_pattern)]
+ClaimPattern = Annotated[str, _must(_is_claim_pattern, "text of at most 500 characters, in which * is any text")]
 ClaimPatterns = Annotated[
     tuple[ClaimPattern, ...],
     Field(min_length=1),
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
-GroupName = Annotated[
-    str, AfterValidator(partial(_check_name, pattern=_GROUP_NAME, what="the name of a group, such as deployers"))
-]
+GroupName = Annotated[str, _matching(_GROUP_NAME, "the name of a group, such as deployers")]
 OidcSubject = Annotated[
     str,
-    AfterValidator(
-        partial(
-            _check_name,
-            pattern=_OIDC_SUBJECT,
-            what="letters, digits, any of . _ @ + : / - and, between these, names of claims in braces",
-        )
-    ),
+    _matching(_OIDC_SUBJECT, "letters, digits, any of . _ @ + : / - and, between these, names of claims in braces"),
 ]
 RepositoryPattern = Annotated[str, AfterValidator(_check_pattern)]
-HostName = Annotated[str, AfterValidator(_check_host)]
-AdminHost = Annotated[str, AfterValidator(_check_admin_host)]
-ReplicaName = Annotated[
+HostName = Annotated[str, _must(_is_host, "a host name, such as docker.io"), AfterValidator(str.lower)]
+AdminHost = Annotated[
     str,
-    AfterValidator(
-        partial(_check_name, pattern=_REPLICA_NAME, what="a name of up to 100 letters, digits and any of . : _ - [ ]")
+    _matching(_HOST_NAME, "a host name without a port, such as admin.example.com"),
+    AfterValidator(str.lower),
+]
+ReplicaName = Annotated[str, _matching(_REPLICA_NAME, "a name of up to 100 letters, digits and any of . : _ - [ ]")]
+RoutePrefix = Annotated[
+    str,
+    _must(
+        lambda prefix: not prefix or (prefix.endswith("/") and is_repository(prefix[:-1])),
+        '"" or whole components of a repository name, ending in "/", such as "hub/"',
     ),
 ]
-RoutePrefix = Annotated[str, AfterValidator(_check_prefix)]
 StoreUrl = Annotated[SecretStr, AfterValidator(_check_store)]
 LdapUrl = Annotated[str, AfterValidator(_check_ldap)]
-BindDn = Annotated[str, AfterValidator(_check_bind_dn)]
-TokenLifetime = Annotated[Duration, AfterValidator(_bounded_lifetime)]
-AuditFileSize = Annotated[Size, AfterValidator(_check_audit_file_size)]
-SyslogUrl = Annotated[str | None, AfterValidator(_check_syslog), BeforeValidator(_empty_is_none)]
+BindDn = Annotated[
+    str, _must(_is_bind_dn, "a DN with the name in braces, such as uid={name},ou=people,dc=example,dc=com")
+]
+TokenLifetime = Annotated[
+    Duration,
+    _must(
+        lambda seconds: 60 <= seconds <= 86400,
+        "a number of seconds from 60 to 86400 (docker takes anything less as 60)",
+    ),
+]
+AuditFileSize = Annotated[Size, _must(lambda size: size >= _AUDIT_FILE_MIN_BYTES, "a size of at least 4KiB")]
+SyslogUrl = Annotated[
+    str | None,
+    _must(_is_syslog, "unix:///dev/log, udp://host:514 or tcp://host:514"),
+    BeforeValidator(_empty_is_none),
+]
