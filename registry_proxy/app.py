@@ -14,13 +14,13 @@ from registry_proxy.access.open import Access, SigningKeyError, open_access, ope
 from registry_proxy.access.tokens import open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
+from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.ops import ADMIN, PUBLIC, Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.server import serving_admin
 from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream
 from registry_proxy.audit.open import Audit, open_audit
-from registry_proxy.audit.signing import SignedDocuments
 from registry_proxy.audit.trail import AuditTrail
 from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
 from registry_proxy.cache.open import Cache, open_cache
@@ -123,8 +123,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         if has_admin:
             await duties.enter_async_context(node.repair.running(repairs=not context.is_stand_in))
         audit_options = configured.audit_options(settings, node.spool.node_id, context.process)
-        documents = SignedDocuments(node.records.store, node.access.signer.sign, open_signed)
-        audit = await stack.enter_async_context(open_audit(audit_options, documents, observer))
+        opening = open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
+        audit = await stack.enter_async_context(opening)
         app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
         connections = _connections(settings, observer)
         public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)
@@ -265,7 +265,6 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
     return AdminServices(
         directory=node.directory,
         signer=node.access.signer,
-        control=node.access.control,
         upstreams={
             name: Upstream(replicas, repair.repairers[name], repair.verifiers[name], repair.maintenances[name])
             for name, replicas in node.upstreams.replicas.items()
@@ -289,10 +288,13 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
             is_stand_in=context.is_stand_in,
         ),
         reload=context.reload,
-        sites=Sites(settings.public_url, settings.admin_hosts),
-        client_address=origins.client_address,
-        name_request=RequestIds(origins).name,
-        audit=audit.trail,
-        observer=observer,
+        guard=AdminGuard(
+            control=node.access.control,
+            sites=Sites(settings.public_url, settings.admin_hosts),
+            client_address=origins.client_address,
+            name_request=RequestIds(origins).name,
+            audit=audit.trail,
+            observer=observer,
+        ),
         audit_files=AuditFiles(settings.audit_path, audit.verifier, audit.trail.flush_asked),
     )

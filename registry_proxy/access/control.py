@@ -20,7 +20,7 @@ from registry_proxy.access.tokens import (
     VerifiedToken,
 )
 from registry_proxy.ports.store import Store
-from registry_proxy.tasks import end, spawn
+from registry_proxy.tasks import running
 
 
 class PerhapsTooNewError(InvalidTokenError):
@@ -155,14 +155,13 @@ class AccessControl:
         """
         self.snapshots.drop()
         published = await self.keys.publish(signer)
-        tasks = [spawn(self.keys.keep_published(signer, published=published), "key publication")]
-        if self._copies_refresh_tokens:
-            tasks.append(spawn(self._refresh_tokens.keep_copied(), "copy of refresh tokens"))
-        try:
+        async with contextlib.AsyncExitStack() as duties:
+            keeping = self.keys.keep_published(signer, published=published)
+            await duties.enter_async_context(running(keeping, "key publication"))
+            if self._copies_refresh_tokens:
+                copying = self._refresh_tokens.keep_copied()
+                await duties.enter_async_context(running(copying, "copy of refresh tokens"))
             yield
-        finally:
-            for task in tasks:
-                await end(task)
 
     async def aclose(self) -> None:
         """End the threads that hash passwords and build the policy."""

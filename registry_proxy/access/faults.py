@@ -16,6 +16,11 @@ class InvalidError(Exception):
         self.faults = tuple(faults)
 
 
+def faults_of(**fields: str | None) -> Faults:
+    """Return the fields that have a fault, each with it; None for those that have none."""
+    return [(field, fault) for field, fault in fields.items() if fault is not None]
+
+
 def time_faults(expires_at: float | None) -> Faults:
     """Return the fault of an ``expires_at`` that is no moment in Unix seconds."""
     return [] if expires_at is None or 0 < expires_at < 2**53 else [("expires_at", "expected a time")]

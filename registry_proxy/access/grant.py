@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from registry_proxy.access.faults import Faults, InvalidError, actions_faults, time_faults
-from registry_proxy.access.subject import ANONYMOUS, parse_subject
+from registry_proxy.access.faults import Faults, InvalidError, actions_faults, faults_of, time_faults
+from registry_proxy.access.subject import ANONYMOUS, subject_fault
 from registry_proxy.ports.store import Record
 from registry_proxy.protocol.patterns import SUBJECT, namespace_fault, repository_pattern_fault, tag_pattern_fault
 from registry_proxy.protocol.scope import Action
@@ -87,15 +87,11 @@ def _actions(*names: str) -> frozenset[Action]:
 
 
 def _faults(given: GrantInput) -> Faults:
-    faults = []
-    try:
-        parse_subject(given.subject)
-    except ValueError as error:
-        faults.append(("subject", str(error)))
-    if (fault := repository_pattern_fault(given.repository, takes_subject=True)) is not None:
-        faults.append(("repository", fault))
-    if (fault := tag_pattern_fault(given.tags)) is not None:
-        faults.append(("tags", fault))
+    faults = faults_of(
+        subject=subject_fault(given.subject),
+        repository=repository_pattern_fault(given.repository, takes_subject=True),
+        tags=tag_pattern_fault(given.tags),
+    )
     faults += actions_faults(tuple(given.actions), {action.value for action in Action})
     if given.mode not in {mode.value for mode in GrantMode}:
         faults.append(("mode", "expected enforce or warn"))
@@ -106,13 +102,11 @@ def _faults(given: GrantInput) -> Faults:
 
 def _manage_faults(given: GrantInput) -> Faults:
     """Return what a grant must not be that makes its subject the owner of a namespace."""
-    faults = []
-    if (fault := namespace_fault(given.repository)) is not None:
-        faults.append(("repository", f"for manage, {fault}"))
-    if given.tags != "*":
-        faults.append(("tags", "manage is for all tags: leave this out"))
-    if given.mode != GrantMode.ENFORCE:
-        faults.append(("mode", "manage cannot be on trial: write enforce"))
-    if given.subject == ANONYMOUS and SUBJECT not in given.repository:
-        faults.append(("subject", f"everybody would manage the rights of all: name one, or write '{SUBJECT}'"))
-    return faults
+    fault = namespace_fault(given.repository)
+    is_for_all = given.subject == ANONYMOUS and SUBJECT not in given.repository
+    return faults_of(
+        repository=fault and f"for manage, {fault}",
+        tags=None if given.tags == "*" else "manage is for all tags: leave this out",
+        mode=None if given.mode == GrantMode.ENFORCE else "manage cannot be on trial: write enforce",
+        subject=f"everybody would manage the rights of all: name one, or write '{SUBJECT}'" if is_for_all else None,
+    )

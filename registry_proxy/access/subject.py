@@ -67,6 +67,15 @@ def parse_subject(text: str) -> Subject:
     return Subject(SubjectKind(kind), name)
 
 
+def subject_fault(text: str) -> str | None:
+    """Return why a text means no subject; None where it means one."""
+    try:
+        parse_subject(text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def user_subject(name: str) -> str:
     """Return the subject text of a user."""
     return f"{SubjectKind.USER}:{name}"

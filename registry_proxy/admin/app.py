@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from registry_proxy.access.control import AccessControl
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.admin.audit import AuditFiles, AuditResource
 from registry_proxy.admin.auth import AdminGuard
@@ -17,12 +16,11 @@ from registry_proxy.admin.groups import GroupResource
 from registry_proxy.admin.keys import KeyResource
 from registry_proxy.admin.me import MeResource
 from registry_proxy.admin.node import NodeResource
-from registry_proxy.admin.ops import OPS_PATHS, StateSource, add_ops_routes
+from registry_proxy.admin.ops import StateSource, add_ops_routes
 from registry_proxy.admin.policy import PolicyResource
 from registry_proxy.admin.replay import ReplayResource
 from registry_proxy.admin.repositories import KnownRepositories, RepositoryResource
 from registry_proxy.admin.robots import RobotResource
-from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.tokens import Secrets, TokenResource
 from registry_proxy.admin.upstreams import Upstream, UpstreamResource
 from registry_proxy.admin.users import UserResource
@@ -32,8 +30,7 @@ from registry_proxy.api.openapi import OpenApiResource, endpoints_of
 from registry_proxy.api.problems import answer_problems
 from registry_proxy.directory.directory import Directory
 from registry_proxy.operations.warm import Warmer
-from registry_proxy.ports.events import AuditLog, ReloadOutcome
-from registry_proxy.ports.metrics import Observer
+from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.tasks import request_id
@@ -47,7 +44,6 @@ class AdminServices:
 
     Args:
         directory: users, groups, grants.
-        control: logins, tokens and the current policy.
         signer: whose key can be rotated.
         upstreams: by name.
         cache: the node's cache.
@@ -58,16 +54,11 @@ class AdminServices:
         render_metrics: gives the exposition of all workers of the node.
         readiness: tells whether the node is ready; ``ops.Readiness``.
         reload: reads the configuration again; the workers that serve then are others.
-        sites: refuses requests by foreign names and from foreign pages.
-        client_address: returns the address of the sender, also behind a trusted proxy.
-        name_request: gives a request its ID.
-        audit: receives logins, refusals and changes.
-        observer: receives an event for each login.
+        guard: lets requests through; knows logins, tokens and the current policy.
         audit_files: the audit log of the node.
     """
 
     directory: Directory
-    control: AccessControl
     signer: TokenSigner
     upstreams: Mapping[str, Upstream]
     cache: Cache
@@ -78,28 +69,15 @@ class AdminServices:
     render_metrics: Callable[[], bytes]
     readiness: StateSource
     reload: Callable[[], Awaitable[ReloadOutcome]]
-    sites: Sites
-    client_address: Callable[[web.BaseRequest], str]
-    name_request: Callable[[web.BaseRequest], str]
-    audit: AuditLog
-    observer: Observer
+    guard: AdminGuard
     audit_files: AuditFiles
 
 
 def make_admin_app(services: AdminServices) -> web.Application:
     """Return the application of the admin listener; its runner needs no settings of its own."""
-    guard = AdminGuard(
-        control=services.control,
-        open_paths=OPS_PATHS,
-        sites=services.sites,
-        client_address=services.client_address,
-        name_request=services.name_request,
-        audit=services.audit,
-        observer=services.observer,
-    )
-    app = web.Application(middlewares=[answer_problems, guard.middleware()], client_max_size=BODY_MAX_BYTES)
+    app = web.Application(middlewares=[answer_problems, services.guard.middleware()], client_max_size=BODY_MAX_BYTES)
     app.on_response_prepare.append(_name_the_request)
-    directory, control = services.directory, services.control
+    directory, control = services.directory, services.guard.control
     secrets = Secrets(directory, control)
     resources = [
         UserResource(directory, control),
@@ -108,7 +86,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         RobotResource(directory.robots, secrets),
         TokenResource(directory, secrets),
         KeyResource(lambda: control.keys.rotate(services.signer)),
-        MeResource(directory, control, services.client_address),
+        MeResource(directory, control, services.guard.client_address),
         PolicyResource(directory, control),
         ReplayResource(services.audit_files, directory, control),
         CacheResource(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.access.subject import ANONYMOUS, parse_subject
+from registry_proxy.access.subject import ANONYMOUS, subject_fault
 from registry_proxy.admin.auth import CALLER
 from registry_proxy.api.models import Body, Document, EmptyBody, Page, Time, format_time
 from registry_proxy.api.openapi import Endpoint
@@ -172,10 +172,8 @@ def _check_fields(query: Mapping[str, str]) -> None:
     """Refuse what nothing in the log can be: "nothing found" would be taken for "nothing happened"."""
     if query.get("outcome", _OUTCOMES[0]) not in _OUTCOMES:
         raise ProblemError(400, f"outcome: expected one of {', '.join(_OUTCOMES)}")
-    try:
-        parse_subject(query.get("subject", ANONYMOUS))
-    except ValueError as error:
-        raise ProblemError(400, f"subject: {error}") from None
+    if (fault := subject_fault(query.get("subject", ANONYMOUS))) is not None:
+        raise ProblemError(400, f"subject: {fault}")
 
 
 def _read_time(text: str | None, name: str) -> str:

@@ -10,7 +10,7 @@ import binascii
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -24,6 +24,7 @@ from registry_proxy.access.policy import Policy
 from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
+from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.admin.sites import SAFE_METHODS, Sites
 from registry_proxy.api.openapi import Audience, endpoint_of
 from registry_proxy.api.problems import Handler, ProblemError, as_problem, too_many_logins
@@ -84,7 +85,6 @@ class AdminGuard:
 
     Args:
         control: knows logins, tokens and who is an administrator.
-        open_paths: routes that ask for nothing.
         sites: refuses requests by foreign names, from foreign pages, or in a form that any page can send.
         client_address: returns the address of the sender; failed logins are counted under it.
         name_request: gives it its ID.
@@ -93,7 +93,6 @@ class AdminGuard:
     """
 
     control: AccessControl
-    open_paths: Collection[str]
     sites: Sites
     client_address: Callable[[web.BaseRequest], str]
     name_request: Callable[[web.BaseRequest], str]
@@ -108,7 +107,7 @@ class AdminGuard:
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             request_id.set(self.name_request(request))
             resource = request.match_info.route.resource
-            if resource is not None and resource.canonical in self.open_paths:
+            if resource is not None and resource.canonical in OPS_PATHS:
                 return await handler(request)
             self.sites.check(request)
             if request.can_read_body:

@@ -1,7 +1,8 @@
 """The cache of this node, of the admin API."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from aiohttp import web
@@ -117,7 +118,8 @@ class CacheResource:
     @Endpoint("GET /cache/blobs", "List cached contents", query=PAGE)
     async def list_blobs(self, request: web.Request) -> Page[CachedBlobDocument]:
         page = read_page(request)
-        after = _read_digest(page.after, "?after") if page.after else None
+        with _fault_at("?after"):
+            after = parse_digest(page.after) if page.after else None
         blobs = await self._cache.list_blobs(after, page.limit + 1)
         items = [CachedBlobDocument.of(blob) for blob in blobs[: page.limit]]
         more = len(blobs) > page.limit
@@ -137,22 +139,18 @@ class CacheResource:
         if body.digest is not None and body.repository is not None:
             raise ProblemError(400, "expected a digest or a repository, or neither for everything")
         if body.digest is not None:
-            digests = [_read_digest(body.digest, "#/digest")]
+            with _fault_at("#/digest"):
+                digests = [parse_digest(body.digest)]
         elif body.repository is not None:
-            try:
-                repository = parse_repository(body.repository)
-                digests = await asyncio.to_thread(self._purge_repository, repository)
-            except RegistryError as error:
-                raise _invalid("#/repository", error) from None
+            with _fault_at("#/repository"):
+                digests = await asyncio.to_thread(self._purge_repository, parse_repository(body.repository))
         return PurgeDocument(removed=await self._cache.purge(digests))
 
 
-def _read_digest(text: str, pointer: str) -> Digest:
+@contextmanager
+def _fault_at(pointer: str) -> Iterator[None]:
+    """Report text that is no digest or repository as a fault of this field."""
     try:
-        return parse_digest(text)
+        yield
     except RegistryError as error:
-        raise _invalid(pointer, error) from None
-
-
-def _invalid(pointer: str, error: RegistryError) -> ProblemError:
-    return invalid([Fault(pointer, error.message)])
+        raise invalid([Fault(pointer, error.message)]) from None

@@ -7,9 +7,10 @@ from aiohttp import web
 from pydantic import WithJsonSchema
 
 from registry_proxy.access.control import AccessControl
+from registry_proxy.access.faults import InvalidError, faults_of
 from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
 from registry_proxy.access.policy import Policy
-from registry_proxy.access.subject import ANONYMOUS, parse_subject
+from registry_proxy.access.subject import ANONYMOUS, subject_fault
 from registry_proxy.admin.auth import CALLER, NAMESPACES
 from registry_proxy.admin.owners_turns import OwnersTurns
 from registry_proxy.api.answers import Answer
@@ -27,7 +28,7 @@ from registry_proxy.api.models import (
     patch_of,
 )
 from registry_proxy.api.openapi import Audience, Endpoint
-from registry_proxy.api.problems import Fault, ProblemError, invalid
+from registry_proxy.api.problems import Fault, ProblemError
 from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, parse_page, read_query
 from registry_proxy.api.revisions import patched
 from registry_proxy.directory.directory import Directory
@@ -117,7 +118,7 @@ class GrantResource:
         query = read_query(request, _FILTERS)
         page = parse_page(query)
         subject, repository = query.get("subject"), query.get("repository")
-        if subject is not None and (fault := _subject_fault(subject)) is not None:
+        if subject is not None and (fault := subject_fault(subject)) is not None:
             raise ProblemError(400, f"subject: {fault}")
         grants = {
             grant.id: grant
@@ -188,15 +189,14 @@ class GrantResource:
         "POST /explain", "Decide a question about a right, with the reason", audience=Audience.USERS, is_question=True
     )
     async def explain(self, request: web.Request, body: ExplainBody) -> DecisionDocument:
-        faults = []
-        if (fault := _subject_fault(body.subject)) is not None:
-            faults.append(Fault("#/subject", fault))
-        if not is_repository(body.repository):
-            faults.append(Fault("#/repository", "expected the name of a repository, such as team/app"))
-        if body.tag is not None and not is_tag(body.tag):
-            faults.append(Fault("#/tag", "expected a tag, such as v1"))
+        is_name, is_any_tag = is_repository(body.repository), body.tag is None or is_tag(body.tag)
+        faults = faults_of(
+            subject=subject_fault(body.subject),
+            repository=None if is_name else "expected the name of a repository, such as team/app",
+            tag=None if is_any_tag else "expected a tag, such as v1",
+        )
         if faults:
-            raise invalid(faults)
+            raise InvalidError(faults)
         policy, caller = await self._control.policy(), request[CALLER].subject
         namespaces = None if body.subject == caller else request.get(NAMESPACES)
         if namespaces is not None and not _may_see(request, body.repository):
@@ -265,11 +265,3 @@ def _joined(namespaces: tuple[str, ...]) -> str:
 def _covers(grant: Grant, repository: str) -> bool:
     pattern = grant.repository.replace(SUBJECT, "*")
     return repository == grant.repository or compile_repository_pattern(pattern).fullmatch(repository) is not None
-
-
-def _subject_fault(text: str) -> str | None:
-    try:
-        parse_subject(text)
-    except ValueError as error:
-        return str(error)
-    return None

@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from registry_proxy.audit.chain import TRAFFIC_SUFFIX
-from registry_proxy.audit.signing import AuditVerifier, HeadSigner, SignedDocuments
+from registry_proxy.audit.signing import AuditVerifier, HeadSigner, OpenSigned, Sign, SignedDocuments
 from registry_proxy.audit.sinks import DecisionSink, StreamSink, SyslogSink
 from registry_proxy.audit.trail import AuditTrail, SinkThread
 from registry_proxy.audit.writer import ChainWriter, Retention
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import AuditEvent, AuditKind
 from registry_proxy.ports.metrics import Observer
-from registry_proxy.tasks import end, spawn
+from registry_proxy.ports.store import Store
+from registry_proxy.tasks import running
 
 _FLUSH_SECONDS = 30.0  # often enough for those who try another policy on what was asked
 
@@ -54,15 +55,19 @@ class Audit:
 
 
 @contextlib.asynccontextmanager
-async def open_audit(options: AuditOptions, documents: SignedDocuments, observer: Observer) -> AsyncIterator[Audit]:
+async def open_audit(
+    options: AuditOptions, store: Store, observer: Observer, sign: Sign, open_signed: OpenSigned
+) -> AsyncIterator[Audit]:
     """Keep an audit log, signed into the store, for the length of a with block.
 
     Args:
         options: where and how.
-        documents: receive the signed heads.
+        store: receives the signed heads.
         observer: receives the number of events that a sink lost.
+        sign: signs with the node's key.
+        open_signed: returns what was signed.
     """
-    node, process = options.node, options.process
+    node, process, documents = options.node, options.process, SignedDocuments(store, sign, open_signed)
     retention = {process: options.acts, f"{process}{TRAFFIC_SUFFIX}": options.traffic}
     writers = {chain: ChainWriter(options.directory, node, chain, limits) for chain, limits in retention.items()}
     files = {chain: SinkThread("file", writer, observer) for chain, writer in writers.items()}
@@ -76,18 +81,10 @@ async def open_audit(options: AuditOptions, documents: SignedDocuments, observer
     trail = AuditTrail(
         acts=acts, traffic=traffic, decisions=decisions, copies=copies, records_pulls=options.records_pulls
     )
-    signers = [
-        HeadSigner(
-            documents=documents,
-            node=node,
-            process=chain,
-            directory=options.directory,
-            writer=writer,
-            file=files[chain],
-            trail=trail,
-        )
+    signers = {
+        chain: HeadSigner(documents=documents, writer=writer, file=files[chain], trail=trail)
         for chain, writer in writers.items()
-    ]
+    }
     verifier = AuditVerifier(
         documents=documents,
         node=node,
@@ -99,13 +96,13 @@ async def open_audit(options: AuditOptions, documents: SignedDocuments, observer
     with trail.running():
         trail.record(AuditEvent("worker.start", "ok", kind=AuditKind.ACT))
         async with contextlib.AsyncExitStack() as background:
-            for signer in signers:
-                background.push_async_callback(end, spawn(signer.run(), f"signatures of audit log {signer.process}"))
-            background.push_async_callback(end, spawn(_flush(trail), "counted audit events"))
+            for chain, signer in signers.items():
+                await background.enter_async_context(running(signer.run(), f"signatures of audit log {chain}"))
+            await background.enter_async_context(running(_flush(trail), "counted audit events"))
             yield Audit(trail, verifier)
         trail.record(AuditEvent("worker.end", "ok", kind=AuditKind.ACT))
     with contextlib.suppress(StoreUnavailableError):
-        for signer in signers:
+        for signer in signers.values():
             await signer.sign_now()
 
 

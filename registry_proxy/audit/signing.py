@@ -94,18 +94,12 @@ class HeadSigner:
 
     Args:
         documents: where to.
-        node: whose log it is.
-        process: which of its chains.
-        directory: of the files.
-        writer: tells what is safe on the disk.
+        writer: writes the chain, and tells what is safe on the disk.
         file: the thread that it writes in.
         trail: receives the event of a gap.
     """
 
     documents: SignedDocuments
-    node: str
-    process: str
-    directory: str
     writer: ChainWriter
     file: SinkThread
     trail: AuditTrail
@@ -119,7 +113,7 @@ class HeadSigner:
             await asyncio.sleep(SIGN_SECONDS)
             stalled_seconds = self.file.waiting_seconds()
             if stalled_seconds > _STALLED_SECONDS and time.monotonic() - told_at > _STALLED_SECONDS:
-                _log.error("audit: %s has taken nothing for %.0f s", self.directory, stalled_seconds)
+                _log.error("audit: %s has taken nothing for %.0f s", self.writer.directory, stalled_seconds)
                 told_at = time.monotonic()
             try:
                 if not has_checked:
@@ -133,8 +127,9 @@ class HeadSigner:
         """Sign the last line that is safe on the disk. Raises StoreUnavailableError."""
         head = self.writer.synced
         if head is not None:
-            document = {"node": self.node, "process": self.process, "seq": head.seq, "hash": head.hash}
-            await self.documents.write(f"{self.node}/{self.process}", KIND, {**document, "at": time.time()})
+            node, process = self.writer.node, self.writer.process
+            document = {"node": node, "process": process, "seq": head.seq, "hash": head.hash, "at": time.time()}
+            await self.documents.write(f"{node}/{process}", KIND, document)
         return head
 
     async def _check_start(self) -> bool:
@@ -142,19 +137,19 @@ class HeadSigner:
         if self.writer.synced is None:
             return False
         try:
-            before = await self.documents.read_head(f"{self.node}/{self.process}")
+            before = await self.documents.read_head(f"{self.writer.node}/{self.writer.process}")
         except (ValueError, KeyError, TypeError):
             self._record_gap("the head in the store is not signed by us")
             return True
         if before is not None:
-            files = (await asyncio.to_thread(list_chains, self.directory)).get(self.process, [])
+            files = (await asyncio.to_thread(list_chains, self.writer.directory)).get(self.writer.process, [])
             if not await asyncio.to_thread(has_line, files, before.head):
                 self._record_gap(f"line {before.head.seq}, which was signed, is not in the files")
         return True
 
     def _record_gap(self, reason: str) -> None:
         # An act, whichever chain has it: refusals beside it must not fold it.
-        rule = f"log of process {self.process}: {reason}"
+        rule = f"log of process {self.writer.process}: {reason}"
         self.trail.record(AuditEvent(GAP_ACTION, "failed", rule=rule, kind=AuditKind.ACT))
 
 

@@ -49,9 +49,9 @@ class ChainWriter:
     """
 
     def __init__(self, directory: str, node: str, process: str, retention: Retention) -> None:
-        self._directory = directory
-        self._node = node
-        self._process = process
+        self.directory = directory
+        self.node = node
+        self.process = process
         self._retention = retention
         self._fd: int | None = None
         self._size_bytes = 0
@@ -70,7 +70,7 @@ class ChainWriter:
         lines, head = [], self._head
         for taken in batch:
             seq = head.seq + 1
-            line, digest = seal(head.hash, seq, taken.time, taken.fields(self._node, self._process))
+            line, digest = seal(head.hash, seq, taken.time, taken.fields(self.node, self.process))
             lines.append(line)
             head = Head(seq, digest)
         self._append(fd, b"".join(lines), head)
@@ -101,8 +101,8 @@ class ChainWriter:
 
     def _open(self, at: float) -> int:
         """Go on where the last run of this process's chain ended: behind its last whole line."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        files = list_chains(self._directory).get(self._process, [])
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        files = list_chains(self.directory).get(self.process, [])
         while files:
             head, size_bytes = find_end(files[-1].path)
             if head is not None:
@@ -120,14 +120,14 @@ class ChainWriter:
     def _rotate(self, at: float) -> int:
         self.flush()
         self.close()
-        chains = list_chains(self._directory)
-        kept = self._kept(chains.get(self._process, []))
+        chains = list_chains(self.directory)
+        kept = self._kept(chains.get(self.process, []))
         dead = {process: files for process, files in chains.items() if self._is_dead(process, files)}
         begins = kept[0].first if kept else self._head.seq + 1
         fd = self._begin_file(begins, at, _removed(begins, kept, at, dead))
         self.flush()
         # Only now: the new file's first line, safe on the disk, says that they may be gone.
-        gone = [file for file in chains.get(self._process, []) if file not in kept]
+        gone = [file for file in chains.get(self.process, []) if file not in kept]
         for file in [*gone, *(file for files in dead.values() for file in files)]:
             os.unlink(file.path)
         return fd
@@ -147,20 +147,20 @@ class ChainWriter:
 
     def _is_dead(self, process: str, files: Sequence[ChainFile]) -> bool:
         """Tell whether a chain of this kind is of a process that ended longer ago than anything is kept."""
-        if process == self._process or process.endswith(TRAFFIC_SUFFIX) != self._process.endswith(TRAFFIC_SUFFIX):
+        if process == self.process or process.endswith(TRAFFIC_SUFFIX) != self.process.endswith(TRAFFIC_SUFFIX):
             return False
         return time.time() - os.stat(files[-1].path).st_mtime > self._retention.total_seconds
 
     def _begin_file(self, begins: int, at: float, removed: Mapping[str, Any] = MappingProxyType({})) -> int:
         first = self._head.seq + 1
-        path = os.path.join(self._directory, file_name(self._process, first))
+        path = os.path.join(self.directory, file_name(self.process, first))
         fields = {
             "action": FILE_ACTION,
             "outcome": "ok",
             "begins": begins,
             "previous": self._head.hash,
-            "node": self._node,
-            "process": self._process,
+            "node": self.node,
+            "process": self.process,
         }
         if removed:
             fields["detail"] = dict(removed)
@@ -171,7 +171,7 @@ class ChainWriter:
         try:
             self._size_bytes = 0
             self._append(fd, line, Head(first, digest))
-            sync_directory(self._directory)
+            sync_directory(self.directory)
         except OSError:
             os.close(fd)
             raise

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PAGE_SIZE = 500
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 30
+_HINT = f"Is this the admin listener of registry-proxy? {URL_VARIABLE} sets the URL."
 _WARNING = re.compile(r'299 \S+ "([^"]*)"')  # RFC 7234, section 5.5
 
 
@@ -40,10 +41,7 @@ def _read_document(response: "httpx.Response", url: str) -> dict[str, Any]:
         document = None
     if isinstance(document, dict):
         return document
-    raise CommandError(
-        f"{url} answered {response.status_code} with something that is not JSON",
-        hint=f"Is this the admin listener of registry-proxy? Set {URL_VARIABLE} to its URL.",
-    )
+    raise CommandError(f"{url} answered {response.status_code} with something that is not JSON", hint=_HINT)
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -80,9 +78,7 @@ def _to_error(response: "httpx.Response", url: str, username: str, locate: Locat
             f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
         )
     if not (problem.get("detail") or problem.get("title")):
-        return CommandError(
-            f"{url} answered {status}", hint=f"Is this the admin listener? {URL_VARIABLE} sets the URL."
-        )
+        return CommandError(f"{url} answered {status}", hint=_HINT)
     hint = None
     if retry_after := response.headers.get("Retry-After"):
         hint = f"Try again in {retry_after} s."
@@ -159,9 +155,7 @@ class AdminClient:
                 f"{self._url} did not answer in time", hint="Try again; look at the log of registry-proxy."
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise CommandError(
-                f"Talking to {self._url} failed: {error}", hint=f"{URL_VARIABLE} sets the URL of the admin listener."
-            ) from error
+            raise CommandError(f"Talking to {self._url} failed: {error}", hint=_HINT) from error
         if not response.is_success:
             raise _to_error(response, self._url, self._username, locate)
         for warning in _WARNING.findall(response.headers.get("Warning", "")) if warns else ():
@@ -182,10 +176,7 @@ class AdminClient:
                 items += page["items"]
                 following = page["next"]
             except (KeyError, TypeError):
-                raise CommandError(
-                    f"{self._url} answered with something that is not a list",
-                    hint=f"Is this the admin listener? {URL_VARIABLE} sets the URL.",
-                ) from None
+                raise CommandError(f"{self._url} answered with something that is not a list", hint=_HINT) from None
             if following is None:
                 return items
             parameters["after"] = following

@@ -19,6 +19,7 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
+from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.ops import Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.sites import Sites
@@ -295,7 +296,6 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
             await directory.users.put(BOB[0], UserInput(password=BOB[1]))
             services = AdminServices(
                 directory=directory,
-                control=control,
                 signer=signer,
                 upstreams={"main": UpstreamServices(upstreams["main"], repairs["main"], compares, maintains)},
                 cache=cache,
@@ -330,11 +330,14 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     {},
                 ),
                 reload=reload,
-                sites=Sites(None, ["registry.internal"]),
-                client_address=origins.client_address,
-                name_request=RequestIds(origins).name,
-                audit=audit,
-                observer=observer,
+                guard=AdminGuard(
+                    control=control,
+                    sites=Sites(None, ["registry.internal"]),
+                    client_address=origins.client_address,
+                    name_request=RequestIds(origins).name,
+                    audit=audit,
+                    observer=observer,
+                ),
                 audit_files=AuditFiles(
                     str(root / "audit"),
                     AuditVerifier(
