@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.faults import InvalidError
-from registry_proxy.access.grant import Grant, GrantInput
+from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Group
@@ -38,14 +38,6 @@ class PolicyBody(Body):
     grants: Annotated[list[GrantBody], Field(max_length=100_000)]
 
 
-class PolicyDocument(Document):
-    """A whole policy: the members of every group, and every grant."""
-
-    version: Literal[1]
-    groups: dict[str, list[str]]
-    grants: list[StatedGrantDocument]
-
-
 class MembersDocument(Document):
     """The differences of a group's members."""
 
@@ -53,38 +45,39 @@ class MembersDocument(Document):
     removed: list[str]
 
 
+def _members(groups: Sequence[Group]) -> dict[str, list[str]]:
+    return {group.name: list(group.members) for group in groups}
+
+
+def _changed_members(groups: Sequence[tuple[Group, Group]]) -> dict[str, MembersDocument]:
+    return {
+        after.name: MembersDocument(
+            added=sorted({*after.members} - {*before.members}), removed=sorted({*before.members} - {*after.members})
+        )
+        for before, after in groups
+    }
+
+
+_Groups = Annotated[dict[str, list[str]], BeforeValidator(_members)]
+_ChangedGroups = Annotated[dict[str, MembersDocument], BeforeValidator(_changed_members)]
+
+
+class PolicyDocument(Document):
+    """A whole policy: the members of every group, and every grant."""
+
+    version: Literal[1]
+    groups: _Groups
+    grants: list[StatedGrantDocument]
+
+
 class PolicyDifferenceDocument(Document):
     """The changes that another policy makes; all are empty for the policy in force."""
 
-    groups_added: dict[str, list[str]]
-    groups_removed: dict[str, list[str]]
-    groups_changed: dict[str, MembersDocument]
+    groups_added: _Groups
+    groups_removed: _Groups
+    groups_changed: _ChangedGroups
     grants_added: list[StatedGrantDocument]
     grants_removed: list[GrantDocument]
-
-
-def _document(groups: Sequence[Group], grants: Sequence[Grant]) -> PolicyDocument:
-    return PolicyDocument(
-        version=1,
-        groups={group.name: list(group.members) for group in groups},
-        grants=[StatedGrantDocument.of(grant) for grant in grants],
-    )
-
-
-def _difference_document(difference: PolicyDifference) -> PolicyDifferenceDocument:
-    return PolicyDifferenceDocument(
-        groups_added={group.name: list(group.members) for group in difference.groups_added},
-        groups_removed={group.name: list(group.members) for group in difference.groups_removed},
-        groups_changed={
-            after.name: MembersDocument(
-                added=sorted({*after.members} - {*before.members}),
-                removed=sorted({*before.members} - {*after.members}),
-            )
-            for before, after in difference.groups_changed
-        },
-        grants_added=[StatedGrantDocument.of(grant) for grant in difference.grants_added],
-        grants_removed=[GrantDocument.of(grant) for grant in difference.grants_removed],
-    )
 
 
 class PolicyResource:
@@ -99,7 +92,7 @@ class PolicyResource:
         """Return all groups and grants in a stable order, for a file under version control."""
         read_query(request)
         groups, grants, revision = await self._directory.policy.read()
-        return Answer(_document(groups, grants), revision=revision)
+        return Answer(PolicyDocument.of(None, version=1, groups=groups, grants=grants), revision=revision)
 
     @Endpoint("PUT /policy", "Replace the policy in force", is_revised=True)
     async def put_policy(self, request: web.Request, body: PolicyBody) -> Answer[PolicyDifferenceDocument]:
@@ -112,7 +105,7 @@ class PolicyResource:
             difference, revision = await self._directory.policy.replace(groups, grants, expect=expect)
         except InvalidError as error:
             raise _invalid(error) from None
-        document = _difference_document(difference)
+        document = PolicyDifferenceDocument.of(difference)
         # The audit log records the difference, not the whole file.
         request[ASKED_FOR] = {name: part for name, part in document.as_json().items() if part}
         return Answer(document, revision=revision, warnings=_doubts(difference, groups, policy))
@@ -127,7 +120,7 @@ class PolicyResource:
             difference = await self._directory.policy.compare(groups, grants)
         except InvalidError as error:
             raise _invalid(error) from None
-        return Answer(_difference_document(difference), warnings=_doubts(difference, groups, policy))
+        return Answer(PolicyDifferenceDocument.of(difference), warnings=_doubts(difference, groups, policy))
 
 
 def _read(request: web.Request, body: PolicyBody) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
