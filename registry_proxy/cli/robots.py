@@ -1,10 +1,10 @@
 """`registry-proxy robot`: machines that log in with secrets."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.client import admin_client
+from registry_proxy.cli.client import admin_client, given
 from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands
 from registry_proxy.cli.times import Expires, NewExpires
@@ -43,11 +43,11 @@ def set_robot(
     _json: JsonOption = False,
 ) -> None:
     """Change a robot; options that are not given keep their values."""
-    if expires_at is None and network is None:
+    body = given(networks=network, expires_at=expires_at)
+    if not body:
         raise typer.BadParameter("nothing to change: give --expires-at or --network")
-    body: dict[str, Any] = {} if network is None else {"networks": network}
-    if expires_at is not None:
-        body["expires_at"] = None if expires_at == "never" else expires_at
+    if expires_at == "never":
+        body["expires_at"] = None
     with admin_client() as admin:
         print_object(admin.call("PATCH", "robots", name, body=body).document)
 

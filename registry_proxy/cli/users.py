@@ -61,21 +61,20 @@ def set_user(
 ) -> None:
     """Change a user; options that are not given keep their values."""
     secret = read_password(from_stdin=password_stdin, file=password_file)
-    sets_password = password or secret is not None
-    if not sets_password and admin is None and disable is None and not add_group and not remove_group and not ldap:
+    changes = given(password=secret, ldap=ldap or None, admin=admin, disabled=disable)
+    if not (changes or password or add_group or remove_group):
         raise typer.BadParameter(
             "nothing to change: give --admin, --disable, --add-group, --remove-group, --password or --ldap"
         )
 
     def edit(user: dict[str, Any]) -> dict[str, Any]:
-        groups = edit_names(user["groups"], add_group, remove_group)
-        return given(groups=groups, password=secret, ldap=ldap or None, admin=admin, disabled=disable)
+        return {**changes, "groups": edit_names(user["groups"], add_group, remove_group)}
 
     with admin_client() as client:
         _check_groups(client, add_group, creates=create_groups)
         if secret is None and password:
             client.check_login()
-            secret = ask_password(f"New password of {name}", twice=True)
+            changes["password"] = ask_password(f"New password of {name}", twice=True)
         print_object(change_subject(client, "user", name, edit))
 
 
