@@ -94,7 +94,7 @@ class Authenticator:
             self._verify(exchange, None, await self._control.renewed_policy(), is_renewed=True)
 
     async def authorize(self, exchange: Exchange, request: RegistryRequest) -> Authorized:
-        """Return what the request may do, by the current policy; a permission is counted.
+        """Return what the request may do, by the current policy; a permission is not counted yet.
 
         Raises:
             RegistryError: as ``decide``.
@@ -103,11 +103,9 @@ class Authenticator:
         self._bearer(exchange, request)  # an anonymous request needs no policy to be refused
         policy = await self._control.policy()
         try:
-            authorized = self.decide(exchange, request, policy)
+            return self.decide(exchange, request, policy)
         except PerhapsTooNewError:
-            authorized = self.decide(exchange, request, await self._control.renewed_policy(), is_renewed=True)
-        self.count(exchange, request, authorized)
-        return authorized
+            return self.decide(exchange, request, await self._control.renewed_policy(), is_renewed=True)
 
     def policy_now(self) -> Policy | None:
         """Return the current policy; None where it has to be waited for."""

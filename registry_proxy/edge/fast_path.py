@@ -18,7 +18,8 @@ from registry_proxy.edge.exchange import Exchange
 from registry_proxy.edge.middleware import Frame
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.registry import Registry
-from registry_proxy.http.guarded import peer_address
+from registry_proxy.http.guarded import GuardedConnection, peer_address
+from registry_proxy.operations.ask import Ask
 from registry_proxy.protocol.endpoints import RegistryRequest, parse_request
 from registry_proxy.protocol.errors import RegistryError
 
@@ -98,6 +99,14 @@ class _Peer:
         return self._transport.is_closing()
 
 
+@dataclass(frozen=True, slots=True)
+class HandedOn:
+    """A request that was read and allowed, and the way to its answer."""
+
+    exchange: Exchange
+    ask: Ask[Answer]
+
+
 class FastPath:
     """Answers plain requests for what is here.
 
@@ -115,7 +124,10 @@ class FastPath:
         self._heads_bytes = 0
 
     def answer(self, data: bytes, transport: asyncio.Transport) -> bytes | None:
-        """Return the whole answer to the bytes of one request; None when it is for the server, and nothing was done."""
+        """Return the whole answer to the bytes of one request; None when it is for the server, and nothing was done.
+
+        The connection keeps the way to the answer, where one was found, for the server to go on from there.
+        """
         head = self._heads.get(data) or self._read(data)
         if head is None:
             return None
@@ -124,6 +136,11 @@ class FastPath:
         begun = self._frame.begin(exchange)
         try:
             answer = self._answer(exchange, head.request)
+            if isinstance(answer, Ask):
+                connection = transport.get_protocol()
+                if isinstance(connection, GuardedConnection):
+                    connection.handed_on = HandedOn(exchange, answer)
+                return None
             if answer is None or not isinstance(answer.body, bytes):
                 return None
             exchange.status, exchange.source = answer.status, answer.source
@@ -133,7 +150,7 @@ class FastPath:
         finally:
             self._frame.leave(begun)
 
-    def _answer(self, exchange: Exchange, request: RegistryRequest) -> Answer | None:
+    def _answer(self, exchange: Exchange, request: RegistryRequest) -> Answer | Ask[Answer] | None:
         try:
             return self._registry.answer_now(exchange, request)
         except RegistryError as error:

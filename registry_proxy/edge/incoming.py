@@ -116,13 +116,12 @@ class Incoming:
         return content.at_eof()
 
 
-def make_exchange(request: BaseRequest, origins: Origins) -> tuple[Exchange, Incoming]:
-    """Return the exchange of a request, and its sender."""
+def make_exchange(request: BaseRequest, client: Incoming, origins: Origins) -> Exchange:
+    """Return the exchange of a request."""
     path, _, raw_query = request.raw_path.partition("?")
     if not path.startswith("/"):
         # The absolute form, which servers must take (RFC 9112, 3.2.2): its authority says nothing here.
         _, _, rest = path.partition("://")
         path = "/" + rest.partition("/")[2]
     address = origins.client_address(request)
-    client = Incoming(request)
-    return Exchange(request.method, path, raw_query, request.headers, client, address), client
+    return Exchange(request.method, path, raw_query, request.headers, client, address)

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp.web import BaseRequest, StreamResponse
 
@@ -11,8 +12,8 @@ from registry_proxy.directory.directory import Directory
 from registry_proxy.edge.answer import Answer, error_answer, json_answer
 from registry_proxy.edge.authenticate import Authenticator
 from registry_proxy.edge.exchange import Exchange, as_registry_error
-from registry_proxy.edge.fast_path import FastPath
-from registry_proxy.edge.incoming import make_exchange
+from registry_proxy.edge.fast_path import FastPath, HandedOn
+from registry_proxy.edge.incoming import Incoming, make_exchange
 from registry_proxy.edge.middleware import Frame, LogRequest, RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.reads import Reads
@@ -20,6 +21,7 @@ from registry_proxy.edge.registry import Registry
 from registry_proxy.edge.send import AnswerWriter
 from registry_proxy.edge.token import TokenEndpoint
 from registry_proxy.edge.writes import Writes
+from registry_proxy.http.guarded import connection_of
 from registry_proxy.operations.discover import Discover
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
@@ -130,12 +132,19 @@ class PublicApp:
         Raises:
             ConnectionError: there is nobody to answer.
         """
-        exchange, client = make_exchange(request, self._origins)
+        connection, client = connection_of(request), Incoming(request)
+        found = None if connection is None else connection.handed_on
+        if connection is not None and isinstance(found, HandedOn):
+            connection.handed_on, found.exchange.client = None, client
+            exchange, answering = found.exchange, found.ask.ask
+        else:
+            exchange = make_exchange(request, client, self._origins)
+            answering = partial(self._dispatch, exchange)
         begun = self._frame.begin(exchange)
         writer = AnswerWriter(request, exchange, client)
         try:
             try:
-                return await writer.write(await self._dispatch(exchange))
+                return await writer.write(await answering())
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the client gets our body and the log the rest

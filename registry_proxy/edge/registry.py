@@ -58,18 +58,14 @@ class Registry:
             await self._authenticator.authenticate(exchange)
             raise
         exchange.route = request.operation.label
-        call = Call(exchange, request, await self._authenticator.authorize(exchange, request))
-        try:
-            return await answer_of(self._find(call))
-        except AbsenceUnknownError as error:
-            code = _ABSENT_BEFORE_PUSH.get(request.operation)
-            if code is None or not self._authenticator.may_push(call.authorized, request):
-                raise
-            # Whoever is about to push asks first. A false "absent" costs an upload, a 503 would cost the push.
-            raise RegistryError(code, str(error)) from error
+        return await answer_of(
+            self._answer(Call(exchange, request, await self._authenticator.authorize(exchange, request)))
+        )
 
-    def answer_now(self, exchange: Exchange, request: RegistryRequest) -> Answer | None:
-        """Answer a request without waiting for anybody; None, with nothing counted, where that cannot be done.
+    def answer_now(self, exchange: Exchange, request: RegistryRequest) -> Answer | Ask[Answer] | None:
+        """Answer a request where nobody has to be waited for; else return the way to the answer.
+
+        None where not even the policy is at hand. But for an answer nothing was counted.
 
         Raises:
             RegistryError: the client gets this instead.
@@ -83,13 +79,27 @@ class Registry:
             authorized = self._authenticator.decide(exchange, request, policy)
         except PerhapsTooNewError:
             return None
+        return self._answer(Call(exchange, request, authorized))
+
+    def _answer(self, call: Call[RegistryRequest]) -> Answer | Ask[Answer]:
         found: Answer | Ask[Answer] | None = None
         try:
-            found = self._find(Call(exchange, request, authorized))
+            found = self._find(call)
         finally:
             if not isinstance(found, Ask):
-                self._authenticator.count(exchange, request, authorized)
-        return None if isinstance(found, Ask) else found
+                self._authenticator.count(call.exchange, call.request, call.authorized)
+        return Ask(partial(self._ask, call, found)) if isinstance(found, Ask) else found
+
+    async def _ask(self, call: Call[RegistryRequest], found: Ask[Answer]) -> Answer:
+        self._authenticator.count(call.exchange, call.request, call.authorized)
+        try:
+            return await found.ask()
+        except AbsenceUnknownError as error:
+            code = _ABSENT_BEFORE_PUSH.get(call.request.operation)
+            if code is None or not self._authenticator.may_push(call.authorized, call.request):
+                raise
+            # Whoever is about to push asks first. A false "absent" costs an upload, a 503 would cost the push.
+            raise RegistryError(code, str(error)) from error
 
     def _find(self, call: Call[RegistryRequest]) -> Answer | Ask[Answer]:
         if call.exchange.headers.get("Content-Encoding", "identity").lower() != "identity":

@@ -77,6 +77,8 @@ class GuardedConnection(asyncio.Protocol):
         self._rests_since = 0.0
         self._rest_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None  # that has not come whole
+        self.handed_on: object = None
+        """What ``answer_now`` leaves to the handler of the request that it does not answer."""
         # Of the last request, in bytes; None where something came behind it, perhaps the beginning of the next one.
         self._body_to_come: int | None = 0
 
@@ -106,7 +108,7 @@ class GuardedConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer at once where that can be done, else pass on."""
-        answer_now = self._guard.answer_now
+        answer_now, self.handed_on = self._guard.answer_now, None
         if answer_now is not None and (transport := self._quiet_transport()) is not None:
             answer = answer_now(data, transport)
             if answer is not None:

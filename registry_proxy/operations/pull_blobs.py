@@ -1,15 +1,14 @@
 """Pulling blobs (spec, "Pull"): from the cache when the repository holds the digest, else upstream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from registry_proxy.files.hashing import hash_file
 from registry_proxy.operations.ask import Ask, answer_of
-from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.operations.passthrough import PassThrough
 from registry_proxy.operations.proofs import HOLDING_FRESH_SECONDS, HoldingProofs
@@ -34,6 +33,9 @@ FAR_RANGE_BYTES = 32 * 1024 * 1024
 
 _FOREIGN_FAILURES_MAX = 3
 _HIT = CacheRequest(ContentKind.BLOB, CacheResult.HIT)  # made once: most requests end with it
+
+
+_Opened = tuple[BlobReader, CacheResult]
 
 
 class BlobAnswer(NamedTuple):
@@ -79,26 +81,25 @@ class BlobHead(NamedTuple):
 
 
 class _ReaderPlace:
-    """The reader of the fill that a client began, until the client takes it; closed where that has left meanwhile."""
+    """The reader that a look-up opened, until its client takes it; closed where that has left meanwhile."""
 
     def __init__(self) -> None:
-        self._reader: BlobReader | None = None
+        self._opened: _Opened | None = None
         self._is_left = False
 
-    def give(self, reader: BlobReader) -> None:
+    def give(self, opened: _Opened) -> None:
+        self._opened = opened
         if self._is_left:
-            reader.close()
-        else:
-            self._reader = reader
+            self.leave()
 
-    def take(self) -> BlobReader | None:
-        reader, self._reader = self._reader, None
-        return reader
+    def take(self) -> _Opened | None:
+        opened, self._opened = self._opened, None
+        return opened
 
     def leave(self) -> None:
         self._is_left = True
-        if (reader := self.take()) is not None:
-            reader.close()
+        if (opened := self.take()) is not None:
+            opened[0].close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,20 +182,9 @@ class PullBlobs:
     async def _ask_blob(
         self, routed: RoutedRepository, digest: Digest, holding: Holding | None, range_header: str | None
     ) -> BlobAnswer:
-        if holding is not None:
-            known = await self._confirmed(routed, holding)
-            answer = await self._open(routed, known, range_header)
-        else:
-            answer = await self._open_unknown(routed, digest, range_header)
+        answer = await self._open(routed, digest, holding, range_header)
         self._observer.observe(CacheRequest(ContentKind.BLOB, answer.result))
         return answer
-
-    async def _open_unknown(self, routed: RoutedRepository, digest: Digest, range_header: str | None) -> BlobAnswer:
-        """Open a blob that the repository is not known to hold; a client that begins its fill reads from it at once."""
-        known, learned_by, reader = await self._learn_once(routed, digest)
-        if reader is not None:
-            return await self._serve(routed, known, reader, CacheResult.MISS, range_header)
-        return await self._open(routed, known, range_header, learned_by)
 
     async def fill_blob(self, routed: RoutedRepository, digest: Digest) -> BlobReader:
         """Have a blob that the repository holds filled, without a client; the reader follows, and the caller closes it.
@@ -202,15 +192,8 @@ class PullBlobs:
         Raises:
             CacheUnavailableError: the cache cannot take it.
         """
-        holding = self._holdings.find(routed, ContentKind.BLOB, digest)
-        reader = None
-        if holding is not None:
-            await self._confirmed(routed, holding)
-        else:
-            _, _, reader = await self._learn_once(routed, digest)
-        reader = reader or self._cache.open_committed(digest)
-        if reader is None:
-            reader, _ = await self._fill(self._source(routed, digest))
+        _, _, opened = await self._learn_once(routed, digest, self._holdings.find(routed, ContentKind.BLOB, digest))
+        reader, _ = opened or await self._open_reader(routed, digest)
         return reader
 
     async def _confirmed(self, routed: RoutedRepository, holding: Holding) -> Descriptor:
@@ -228,25 +211,25 @@ class PullBlobs:
         asked_at = self._holdings.moment(routed)
         try:
             reader = readers[routed.upstream]
-            descriptor = await self._proofs.ask(
-                routed, ContentKind.BLOB, digest, lambda: reader.stat_blob(routed.repository, digest)
-            )
+            with self._forgetting(routed, digest):
+                descriptor = await self._proofs.ask(
+                    routed, ContentKind.BLOB, digest, lambda: reader.stat_blob(routed.repository, digest)
+                )
         except (RegistryError, UpstreamUnavailableError) as error:
-            if isinstance(error, RegistryError) and error.status == 404:
-                self._holdings.forget(routed, ContentKind.BLOB, digest)
-                raise
-            if old is None:
+            if old is None or (isinstance(error, RegistryError) and error.status == 404):
                 raise
             return old
         return self._remember(routed, digest, descriptor.size_bytes, asked_at)
 
     async def _learn_once(
-        self, routed: RoutedRepository, digest: Digest
-    ) -> tuple[Descriptor, CacheResult | None, BlobReader | None]:
-        """Learn the holding, one client for all.
+        self, routed: RoutedRepository, digest: Digest, holding: Holding | None
+    ) -> tuple[Descriptor, CacheResult | None, _Opened | None]:
+        """Learn the holding where it is not known, one client for all.
 
-        Return the descriptor; how a fill taught it, None for a HEAD; and the reader of the fill that this client began.
+        Return the descriptor; how a fill taught it, None for a HEAD; and, to the first client, the reader of it.
         """
+        if holding is not None:
+            return await self._confirmed(routed, holding), None, None
         place = _ReaderPlace()
         try:
             learned, is_first = await self._learning.run((routed, digest), lambda: self._learn(routed, digest, place))
@@ -256,9 +239,13 @@ class PullBlobs:
         result = CacheResult.MISS if is_first else CacheResult.LATCH
         return learned.descriptor, result if learned.was_fetched else None, place.take()
 
-    async def _learn(self, routed: RoutedRepository, digest: Digest, place: "_ReaderPlace") -> _Learned:
+    async def _learn(self, routed: RoutedRepository, digest: Digest, place: _ReaderPlace) -> _Learned:
         """Learn the holding: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
-        if self._cache.is_filling(digest) or is_committed(self._cache, digest):
+        is_filling = self._cache.is_filling(digest)
+        committed = None if is_filling else await self._cache.open_checked(digest)
+        if committed is not None:
+            place.give((committed, CacheResult.HIT))
+        if is_filling or committed is not None:
             return _Learned(await self._ask(routed, digest), was_fetched=False)
         source, asked_at = self._source(routed, digest), self._holdings.moment(routed)
         size_bytes = await self._proofs.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source, place))
@@ -267,39 +254,45 @@ class PullBlobs:
         # Another worker, for another repository, was quicker: what its replica said counts only there.
         return _Learned(await self._ask(routed, digest), was_fetched=False)
 
-    async def _begin_fill(self, source: _RepositorySource, place: "_ReaderPlace") -> int | None:
+    async def _begin_fill(self, source: _RepositorySource, place: _ReaderPlace) -> int | None:
         """Have a blob filled and return its size; None where neither the cache takes it nor the upstream tells."""
         try:
-            reader, _ = await self._fill(source)
+            opened = await self._fill(source)
         except CacheUnavailableError:
             return source.size_bytes
-        if source.has_answered:
-            place.give(reader)
-        else:
-            reader.close()
-        return reader.size_bytes
+        place.give(opened)
+        return opened[0].size_bytes
 
     async def _open(
-        self,
-        routed: RoutedRepository,
-        known: Descriptor,
-        range_header: str | None,
-        learned_by: CacheResult | None = None,
+        self, routed: RoutedRepository, digest: Digest, holding: Holding | None, range_header: str | None
     ) -> BlobAnswer:
-        digest, asked_at = known.digest, self._holdings.moment(routed)
-        reader, result = await self._cache.open_checked(digest), CacheResult.HIT
-        if reader is None:
-            try:
-                reader, result = await self._fill(self._source(routed, digest))
-            except CacheUnavailableError:
-                return await self._pass_through(routed, known, parse_range(range_header, known.size_bytes))
-            except RegistryError as error:
-                if error.status == 404:
-                    self._holdings.forget(routed, ContentKind.BLOB, digest)
-                raise
+        known, learned_by, opened = await self._learn_once(routed, digest, holding)
+        asked_at = self._holdings.moment(routed)
+        try:
+            reader, result = opened or await self._open_reader(routed, digest)
+        except CacheUnavailableError:
+            return await self._pass_through(routed, known, parse_range(range_header, known.size_bytes))
         if known.size_bytes != reader.size_bytes:
             known = self._remember(routed, digest, reader.size_bytes, asked_at)
         return await self._serve(routed, known, reader, learned_by or result, range_header)
+
+    async def _open_reader(self, routed: RoutedRepository, digest: Digest) -> _Opened:
+        """Open a blob that the repository holds. Raises CacheUnavailableError where the cache cannot take it."""
+        reader = await self._cache.open_checked(digest)
+        if reader is not None:
+            return reader, CacheResult.HIT
+        with self._forgetting(routed, digest):
+            return await self._fill(self._source(routed, digest))
+
+    @contextmanager
+    def _forgetting(self, routed: RoutedRepository, digest: Digest) -> Iterator[None]:
+        """Forget the holding when the upstream says that it is none."""
+        try:
+            yield
+        except RegistryError as error:
+            if error.status == 404:
+                self._holdings.forget(routed, ContentKind.BLOB, digest)
+            raise
 
     async def _serve(
         self,
@@ -363,12 +356,8 @@ class PullBlobs:
         self, routed: RoutedRepository, known: Descriptor, byte_range: ByteRange | None
     ) -> BlobAnswer:
         stream = PassThrough(self._source(routed, known.digest), known.digest, known.size_bytes, byte_range)
-        try:
+        with self._forgetting(routed, known.digest):
             await stream.open()
-        except RegistryError as error:
-            if error.status == 404:
-                self._holdings.forget(routed, ContentKind.BLOB, known.digest)
-            raise
         return BlobAnswer(known, CacheResult.MISS, stream, byte_range, _no_rest)
 
     def _source(self, routed: RoutedRepository, digest: Digest) -> _RepositorySource:

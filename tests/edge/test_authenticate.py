@@ -19,7 +19,7 @@ from registry_proxy.access.policy import Policy
 from registry_proxy.access.records import Group, Robot, User
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, public_key_of
 from registry_proxy.edge.authenticate import Authenticator, Authorized
-from registry_proxy.edge.incoming import make_exchange
+from registry_proxy.edge.incoming import Incoming, make_exchange
 from registry_proxy.edge.origin import Origins
 from registry_proxy.protocol.endpoints import (
     BlobRequest,
@@ -143,7 +143,8 @@ async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) ->
         access = [allowed for each in asked if (allowed := policy.allowed_access(subject, each)) is not None]
         generation = policy.generation(subject)
         bearer = f"Bearer {keys.signer.issue(subject, generation or 0, access, time.time()).token}"
-        callers[subject], _ = make_exchange(blank.clone(headers={"Authorization": bearer}), Origins(None, []))
+        asking = blank.clone(headers={"Authorization": bearer})
+        callers[subject] = make_exchange(asking, Incoming(asking), Origins(None, []))
     outcomes: list[Authorized | None] = []
     for subject, repository, action, tag in questions:
         request, exchange = wanted(repository, action, tag), callers[subject]

@@ -5,16 +5,18 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from registry_proxy.edge.authenticate import Authenticator
+from registry_proxy.edge.exchange import Exchange
 from registry_proxy.edge.public import PublicApp
 from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.ports.events import AuditEvent
-from registry_proxy.ports.metrics import ClientRequest
+from registry_proxy.ports.metrics import AccessDecision, ClientRequest
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.protocol.reference import Repository, digest_of
 from tests.support.fakes.public import PublicBench
@@ -317,6 +319,28 @@ async def test_a_hot_request_waits_for_those_before_it(public: PublicBench) -> N
         await _until_seen(public)
         public.reader.gate.set()
         assert [(await connection.read())[2] for _ in range(2)] == [b"cold", BODY]
+
+
+async def test_a_request_that_has_to_ask_is_judged_once(
+    public: PublicBench, through_server: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast path hands on the way to the answer that it found: nothing is decided or looked up a second time."""
+    decided: list[str] = []
+    decide = Authenticator.decide
+
+    def watch(self: Authenticator, exchange: Exchange, *arguments: Any, **options: Any) -> object:
+        decided.append(exchange.path)
+        return decide(self, exchange, *arguments, **options)
+
+    async with public.serving(), connected(public) as connection:
+        monkeypatch.setattr(Authenticator, "decide", watch)
+        cold = f"/v2/team/app/blobs/{public.reader.add_blob('team/app', b'cold')}"
+        through_server.clear()
+        public.observer.events.clear()
+        assert (await connection.ask(f"GET {cold}"))[2] == b"cold"
+        assert (await connection.ask("GET /healthz"))[0] == 200
+        assert (through_server, decided) == ([cold, "/healthz"], [cold])
+        assert public.observer.count(AccessDecision) == 1
 
 
 async def _until_seen(public: PublicBench) -> None:

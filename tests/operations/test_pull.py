@@ -146,11 +146,10 @@ async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench
     assert bench.reader.count("open_blob") == 1
 
 
-async def test_a_cold_blob_is_looked_up_once_and_its_first_reader_is_kept(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The client that begins a fill reads from the reader that the fill gave; nothing is opened again for it."""
-    digest, asked = bench.reader.add_blob("a", SECRET * 10_000), list[str]()
+@pytest.fixture
+def looked_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the questions that the cache is asked; grows."""
+    asked: list[str] = []
 
     def watch(name: str) -> None:
         method = getattr(bench.cache, name)
@@ -163,9 +162,26 @@ async def test_a_cold_blob_is_looked_up_once_and_its_first_reader_is_kept(
 
     for name in ("is_filling", "open_committed", "open_checked", "open_or_fill", "fill", "read_small"):
         watch(name)
+    return asked
+
+
+async def test_a_cold_blob_is_looked_up_once_and_its_first_reader_is_kept(bench: Bench, looked_up: list[str]) -> None:
+    """The client that begins a fill reads from the reader that the fill gave; nothing is opened again for it."""
+    digest = bench.reader.add_blob("a", SECRET * 10_000)
     answer = await bench.pull.blobs.open_blob(A, digest, None)
-    assert asked == ["is_filling", "open_committed", "fill"]
+    assert looked_up == ["is_filling", "open_checked", "fill"]
     assert (answer.result, await read(answer)) == (CacheResult.MISS, SECRET * 10_000)
+
+
+async def test_a_blob_that_another_repository_brought_is_opened_once(bench: Bench, looked_up: list[str]) -> None:
+    """The look-up that finds it in the cache opens it; that reader is kept while its repository is asked."""
+    digest = bench.reader.add_blob("a", SECRET * 10_000)
+    bench.reader.add_blob("b", SECRET * 10_000)
+    await bench.get(B, digest)
+    looked_up.clear()
+    answer = await bench.pull.blobs.open_blob(A, digest, None)
+    assert looked_up == ["is_filling", "open_checked"]
+    assert (answer.result, await read(answer)) == (CacheResult.HIT, SECRET * 10_000)
 
 
 async def test_the_reader_of_a_client_that_has_left_is_closed(bench: Bench) -> None:

@@ -231,11 +231,14 @@ class MemoryCache:
         return digest
 
     def open_committed(self, digest: Digest) -> BlobReader | None:
-        file = self.files.get(digest)
-        return None if file is None else MemoryFile(file)
+        return self._open(digest)
 
     async def open_checked(self, digest: Digest) -> BlobReader | None:
-        return self.open_committed(digest)
+        return self._open(digest)
+
+    def _open(self, digest: Digest) -> BlobReader | None:
+        file = self.files.get(digest)
+        return None if file is None else MemoryFile(file)
 
     def read_small(self, digest: Digest, *, only_on_disk: bool = False) -> bytes | None:  # noqa: ARG002 - all is "on disk"
         file = self.files.get(digest)
