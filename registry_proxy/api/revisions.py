@@ -8,7 +8,8 @@ from aiohttp import web
 
 from registry_proxy.api.answers import format_etag
 from registry_proxy.api.problems import ProblemError, changed_meanwhile
-from registry_proxy.directory.revise import RevisionConflictError, retried
+from registry_proxy.directory.revise import RevisionConflictError
+from registry_proxy.ports.store import retried
 
 _ETAG = re.compile(r'\s*(?:W/)?"[^"]*"\s*')
 

@@ -10,8 +10,8 @@ from registry_proxy.access.records import Group
 from registry_proxy.access.subject import NAME_FAULT, is_name
 from registry_proxy.directory.grants import Grants
 from registry_proxy.directory.groups import Groups
-from registry_proxy.directory.revise import check_revision, retried
-from registry_proxy.ports.store import Record, Store, Table
+from registry_proxy.directory.revise import check_revision
+from registry_proxy.ports.store import Record, Store, Table, retried
 
 
 class PolicyDocument:

@@ -4,12 +4,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
-from registry_proxy.ports.store import Change, Record, Store, Table
+from registry_proxy.ports.store import Change, Record, Store, Table, retried, revision_of
 
 _T = TypeVar("_T")
 _V = TypeVar("_V")
-_ATTEMPTS = 20
 
 
 class NotFoundError(Exception):
@@ -84,23 +82,13 @@ class Records(Generic[_V]):
 
         async def attempt() -> tuple[_T, int]:
             record = await (self._present(key) if must_exist else self._store.get(self._table, key))
-            revision = 0 if record is None else record.revision
+            revision = revision_of(record)
             check_revision(revision, expect)
             made = await make(None if record is None else self._parse(record))
             change = Change(self._table, key, made.stored, revision)
             return made.result, await self._store.commit([change, *made.beside])
 
         return await retried(attempt)
-
-
-async def retried(attempt: Callable[[], Awaitable[_T]], conflict: type[Exception] = ConflictError) -> _T:
-    """Repeat an attempt that lost a race: each one reads anew, and checks again what its caller expected."""
-    for _ in range(_ATTEMPTS):
-        try:
-            return await attempt()
-        except conflict:
-            continue
-    raise StoreUnavailableError("too many others change the same records at the same time")
 
 
 def check_revision(revision: int, expect: int | None) -> None:

@@ -1,11 +1,16 @@
 """The store of records, shared by workers and nodes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+
+_T = TypeVar("_T")
+_ATTEMPTS = 20
 
 
 class Table(StrEnum):
@@ -46,6 +51,11 @@ class Record:
     key: str
     value: Mapping[str, Any]
     revision: int
+
+
+def revision_of(record: Record | None) -> int:
+    """Return the revision of what was read, as a ``Change`` expects it: 0 where there is no record."""
+    return 0 if record is None else record.revision
 
 
 TRACED_TABLES = frozenset({Table.INTENTS, Table.DELETIONS})
@@ -158,3 +168,25 @@ class StoreChanges(Protocol):
 
     async def check(self) -> None:
         """Have ``version`` know what every node committed until now. Raises StoreUnavailableError."""
+
+
+async def retried(attempt: Callable[[], Awaitable[_T]], conflict: type[Exception] = ConflictError) -> _T:
+    """Repeat an attempt that lost a race: each one reads anew what it expects of the store.
+
+    Raises:
+        StoreUnavailableError: also when it goes on losing races.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return await attempt()
+        except conflict:
+            continue
+    raise StoreUnavailableError("too many others change the same records at the same time")
+
+
+async def read_since(store: Store, table: Table, version: int | None) -> tuple[Difference, bool]:
+    """Return how a table differs from a version where the store knows that, else all of it; and whether it is all."""
+    if version is not None and (changed := await store.changed_since(table, version)) is not None:
+        return changed, False
+    now = (await store.versions()).get(table, 0)
+    return Difference(now, {record.key: record for record in await store.list(table)}), True

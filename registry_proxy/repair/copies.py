@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 
-from registry_proxy.operations.contents import ask, find_cached_manifest, has, is_committed
+from registry_proxy.operations.contents import find_cached_manifest, is_committed
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.metrics import Observer, RepairedBytes
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
@@ -15,14 +16,15 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.replication.delivery import Delivery, PartAbsentError
 from registry_proxy.replication.refusals import FinalRefusalError, judging_blob
+from registry_proxy.replication.tag_records import held_at
 from registry_proxy.replication.upload_stream import read_range, send_cached
 
 
-async def is_nowhere(replica_set: ReplicaSet, question: Callable[[ReplicaClient], Awaitable[object]]) -> bool:
+async def is_nowhere(replica_set: ReplicaSet, key: IntentKey) -> bool:
     """Tell whether every configured replica answers 404 now; one that is away, or fails, proves nothing."""
     for client in replica_set.replicas:
         try:
-            if not replica_set.is_writable(client.name) or await has(question(client)):
+            if not replica_set.is_writable(client.name) or await held_at(client, key) is not None:
                 return False
         except (RegistryError, UpstreamUnavailableError):
             return False
@@ -139,8 +141,7 @@ class Copies:
         """Tell whether a content cannot be had: every configured replica says so now, and this cache lacks it, too."""
         if self._holdings.find(routed, kind, digest) is not None and is_committed(self._cache, digest):
             return False
-        replica_set = self._replica_sets[routed.upstream]
-        return await is_nowhere(replica_set, lambda client: ask(client, routed.repository, kind, digest))
+        return await is_nowhere(self._replica_sets[routed.upstream], IntentKey(routed, IntentKind(kind), str(digest)))
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest:
         cached = find_cached_manifest(self._holdings, self._cache, routed, digest)

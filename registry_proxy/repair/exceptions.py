@@ -12,10 +12,8 @@ from dataclasses import replace
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.journal import ContentException, IntentKey, IntentKind
 from registry_proxy.ports.store import Change, Record, Store, Table
-from registry_proxy.protocol.reference import Digest, Tag, parse_digest
-from registry_proxy.replication.intents import NO_REFUSALS, Intent, change_of, parse_key
-from registry_proxy.replication.manifests import manifest_record_key
-from registry_proxy.replication.tag_records import tag_record_key
+from registry_proxy.protocol.reference import Digest
+from registry_proxy.replication.intents import NO_REFUSALS, Intent, change_of, parse_key, record_of, revise_intent
 
 _log = logging.getLogger(__name__)
 
@@ -44,35 +42,40 @@ class Exceptions:
 
     async def refuse(self, key: IntentKey, digest: Digest | None, replica: str, reason: str) -> None:
         """Note that a replica which misses a key refuses it for good; nothing happens where it shall be another."""
-        record = await self._store.get(Table.INTENTS, str(key))
-        if record is None or (intent := Intent.from_value(record.value)).digest != digest:
-            return
-        missing = tuple(name for name in intent.missing if name != replica)
-        refused = {**intent.refused, replica: reason}
-        if await self._change(record, replace(intent, missing=missing, refused=refused, is_dismissed=False)):
+
+        def revise(intent: Intent | None) -> Intent | None:
+            if intent is None or intent.digest != digest:
+                return None
+            missing = tuple(name for name in intent.missing if name != replica)
+            return replace(intent, missing=missing, refused={**intent.refused, replica: reason}, is_dismissed=False)
+
+        if await revise_intent(self._store, key, revise) is not None:
             _log.warning("replica %s/%s cannot have %s: %s", key.routed.upstream, replica, key, reason)
 
     async def lose(
         self, key: IntentKey, digest: Digest, media_type: str, refused: Mapping[str, str] = NO_REFUSALS
     ) -> None:
         """Note that no replica has a key any more, under the lease of its writers; ``refused`` as in an intent."""
-        record = await self._store.get(Table.INTENTS, str(key))
-        before = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
-        if before.is_lost or before.digest != digest:
-            return
-        lost = replace(before, missing=(), behind=(), writing_until=0, refused=refused, is_lost=True)
-        if await self._change(record or Record(str(key), {}, 0), lost):
+
+        def revise(intent: Intent | None) -> Intent | None:
+            before = intent or Intent(digest, media_type, ())
+            if before.is_lost or before.digest != digest:
+                return None
+            return replace(before, missing=(), behind=(), writing_until=0, refused=refused, is_lost=True)
+
+        if await revise_intent(self._store, key, revise) is not None:
             _log.error("%s is lost: every replica of %s answers that it does not have it", key, key.routed.upstream)
 
     async def recover(self, key: IntentKey, digest: Digest | None = None, missing: Sequence[str] = ()) -> None:
         """End that a key is lost, if it shall be ``digest``; ``missing`` are the replicas that shall get it now."""
-        record = await self._store.get(Table.INTENTS, str(key))
-        intent = None if record is None else Intent.from_value(record.value)
-        if record is None or intent is None or not intent.is_lost or digest not in {None, intent.digest}:
-            return
-        refused = {name: why for name, why in intent.refused.items() if name not in missing}
-        found = replace(intent, missing=tuple(missing), refused=refused, is_lost=False, is_dismissed=False)
-        if await self._change(record, found):
+
+        def revise(intent: Intent | None) -> Intent | None:
+            if intent is None or not intent.is_lost or digest not in {None, intent.digest}:
+                return None
+            refused = {name: why for name, why in intent.refused.items() if name not in missing}
+            return replace(intent, missing=tuple(missing), refused=refused, is_lost=False, is_dismissed=False)
+
+        if await revise_intent(self._store, key, revise) is not None:
             _log.info("%s is not lost any more", key)
 
     async def retry(self, prefix: str) -> None:
@@ -106,7 +109,7 @@ class Exceptions:
             if not intent.is_lost:
                 continue
             with contextlib.suppress(ConflictError):  # a write came between: it has the last word
-                await self._store.commit([Change(Table.INTENTS, record.key, None, record.revision), *_records_of(key)])
+                await self._store.commit([Change(Table.INTENTS, record.key, None, record.revision), *_forgotten(key)])
                 _log.info("%s was lost, and is forgotten", key)
                 count += 1
         return count
@@ -128,10 +131,6 @@ class Exceptions:
         return False
 
 
-def _records_of(key: IntentKey) -> list[Change]:
+def _forgotten(key: IntentKey) -> list[Change]:
     """Return the changes that remove the record of a key; blobs have none."""
-    if key.kind is IntentKind.TAG:
-        return [Change(Table.TAGS, tag_record_key(key.routed, Tag(key.name)), None)]
-    if key.kind is IntentKind.MANIFEST:
-        return [Change(Table.MANIFESTS, manifest_record_key(key.routed, parse_digest(key.name)), None)]
-    return []
+    return [] if key.kind is IntentKind.BLOB else [Change(*record_of(key), None)]

@@ -11,7 +11,7 @@ from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, Up
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet
-from registry_proxy.ports.store import Change, Store, Table
+from registry_proxy.ports.store import Change, Store, Table, revision_of
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag, is_fallback_tag
 from registry_proxy.repair.verify import Verifier
@@ -83,13 +83,13 @@ class FallbackTagComparison:
         async with self._store.lease(f"compare fallback tags of {upstream}"):
             before = await self._store.get(Table.COMPARED, upstream)
             version = (await self._store.versions()).get(Table.META, 0)  # of the roster: see Roster.note
-            marks = await self._journal.current.snapshot()
+            marks = await self._journal.current.marks()
             compared = [one for one in self._replica_set.replicas if not marks.is_newcomer(upstream, one.name)]
             doubtful = await self._doubtful(compared)
             for doubt in list(doubtful.values())[:1]:
                 self._tell(doubt)
             names = sorted({client.name for client in compared} - doubtful.keys())
-            change = Change(Table.COMPARED, upstream, {"names": names}, expect=0 if before is None else before.revision)
+            change = Change(Table.COMPARED, upstream, {"names": names}, expect=revision_of(before))
             with contextlib.suppress(ConflictError):
                 await self._store.commit([change], versions={Table.META: version})
                 _log.info("upstream %s: the fallback tags of its replicas were compared", upstream)

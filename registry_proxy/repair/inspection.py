@@ -61,7 +61,7 @@ class Inspection:
             is_returning: it was not looked at since it came back: all witnesses are heard, else the newest.
         """
         with contextlib.suppress(StoreUnavailableError, UpstreamUnavailableError, RegistryError):
-            marks = await self._journal.current.snapshot()
+            marks = await self._journal.current.marks()
             if not marks.is_newcomer(replica_set.upstream, client.name):
                 why = await self._judge(replica_set, client, is_returning=is_returning)
                 if why is not None:
@@ -141,7 +141,7 @@ class Inspection:
 
     async def _leave_sentinel(self, replica_set: ReplicaSet, client: ReplicaClient, *, renew: bool) -> None:
         upstream, name = replica_set.upstream, client.name
-        if not replica_set.is_writable(name) or (await self._journal.current.snapshot()).is_newcomer(upstream, name):
+        if not replica_set.is_writable(name) or (await self._journal.current.marks()).is_newcomer(upstream, name):
             return
         key = sentinel_key(upstream, name)
         if not renew and await self._store.get(Table.META, key) is not None:

@@ -113,7 +113,7 @@ class KeptCopies:
 
     async def _release(self) -> None:
         """Unpin what nobody misses any more: what we brought to the last replica that did, or some other node."""
-        marks = await self._journal.current.snapshot()
+        marks = await self._journal.current.marks()
         if await self._journal.current.is_doubtful():  # an empty store says of nobody that it misses something
             return
         closed, self._closed = self._closed, set()

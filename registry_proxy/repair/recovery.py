@@ -25,7 +25,7 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, parse_digest
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.repair.verify import Verifier
-from registry_proxy.replication.intents import Intent
+from registry_proxy.replication.intents import intent_of
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import manifest_record, write_lease
 
@@ -153,8 +153,8 @@ class Recovery:
         digest = parse_digest(key.name)
         async with write_lease(self._store, key.routed, digest):
             record, deleted = await self._store.get_all([(Table.INTENTS, str(key)), (Table.DELETIONS, str(key))])
-            is_deleted = record is not None and Intent.from_value(record.value).digest is None
-            if is_deleted or deleted is not None:
+            intent = intent_of(record)
+            if deleted is not None or (intent is not None and intent.digest is None):
                 return False
             descriptor = await self._find(key.routed.repository, digest)
             if descriptor is None:

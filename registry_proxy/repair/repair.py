@@ -27,12 +27,12 @@ from registry_proxy.repair.exceptions import Exceptions
 from registry_proxy.repair.kept import KeptCopies
 from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.deletions import forget_deleted
-from registry_proxy.replication.intents import Intent, parse_key
+from registry_proxy.replication.intents import Intent, parse_key, record_of
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import manifest_record_key, tag_lease, write_lease
+from registry_proxy.replication.manifests import tag_lease, write_lease
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
-from registry_proxy.replication.tag_records import holds_deleted, tag_record_key, taken_back
+from registry_proxy.replication.tag_records import holds_deleted, taken_back
 from registry_proxy.tasks import Wakeup, spawn
 
 _LOOK_SECONDS = 1.0
@@ -138,7 +138,7 @@ class Repairer:
             began = time.monotonic()
             try:
                 is_well = await self.repair(client)
-                is_new = (await self._journal.current.snapshot()).is_newcomer(self._replica_set.upstream, client.name)
+                is_new = (await self._journal.current.marks()).is_newcomer(self._replica_set.upstream, client.name)
             except StoreUnavailableError:
                 is_well, is_new = True, False  # the journal cannot be read now, or another node is at it
             took = time.monotonic() - began
@@ -153,14 +153,14 @@ class Repairer:
             StoreUnavailableError: the store is away, or another process repairs it.
         """
         upstream = self._replica_set.upstream
-        marks = await self._journal.current.snapshot()
+        marks = await self._journal.current.marks()
         if not marks.pending(client.name, upstream) or not self._replica_set.is_writable(client.name):
             return True
         status = self._status[client.name]
         async with repair_lease(self._store, upstream, client.name):
             if await is_paused(self._store, upstream, client.name):
                 return True  # since a moment ago; whoever paused it waits for this lease
-            marks = await self._journal.current.snapshot(of_all_nodes=True)  # another process may have taken it in
+            marks = await self._journal.current.marks(of_all_nodes=True)  # another process may have taken it in
             is_newcomer = marks.is_newcomer(upstream, client.name)
             if not is_newcomer and not await self._open_keys(client.name):
                 return True
@@ -321,7 +321,7 @@ class Repairer:
 
     async def _was_acknowledged(self, intent: Intent) -> bool:
         """Tell whether some replica once confirmed a write; else the node that began it died before one had it."""
-        marks, upstream = await self._journal.current.snapshot(), self._replica_set.upstream
+        marks, upstream = await self._journal.current.marks(), self._replica_set.upstream
         members = [c.name for c in self._replica_set.replicas if not marks.is_newcomer(upstream, c.name)]
         return not intent.writing_until and any(
             name not in intent.missing or name in intent.doubted for name in members
@@ -344,7 +344,7 @@ class Repairer:
 
     async def _look_at_lost(self) -> None:
         """Send what this node has pinned and others took for lost; try again what was refused for lack of it."""
-        upstream, marks = self._replica_set.upstream, await self._journal.current.snapshot()
+        upstream, marks = self._replica_set.upstream, await self._journal.current.marks()
         lost = {key for key in marks.lost_keys if key.routed.upstream == upstream}
         pinned = set(self._pins.pinned(0)) if lost - self._lost else set()
         for key in sorted(lost - self._lost, key=str):
@@ -369,7 +369,7 @@ class Repairer:
                 return False
             await self._exceptions.recover(key, digest, failed)
         names = [client.name for client in self._replica_set.replicas]
-        lost = (await self._journal.current.snapshot()).lost_keys
+        lost = (await self._journal.current.marks()).lost_keys
         for tag in [other for other in lost if other.routed == key.routed]:
             if tag.kind is IntentKind.TAG:
                 await self._exceptions.recover(tag, digest, names)
@@ -383,10 +383,10 @@ class Repairer:
         _log.warning("%s: its push was begun and never reached a replica; it is taken back", key)
         before: Intent | None = None
         if key.kind is IntentKind.MANIFEST:
-            forgotten = Change(Table.MANIFESTS, manifest_record_key(key.routed, intent.digest), None)
+            forgotten = Change(*record_of(key), None)
         else:
             truth = await self._agreed_tag(key, [c for c in self._replica_set.replicas if c.name not in intent.behind])
-            tagged = await self._store.get(Table.TAGS, tag_record_key(key.routed, Tag(key.name)))
+            tagged = await self._store.get(*record_of(key))
             forgotten = taken_back(key, None if truth is None else truth.digest, tagged)
             if intent.behind:
                 digest, media_type = (None, "") if truth is None else (truth.digest, truth.media_type)

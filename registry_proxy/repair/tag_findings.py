@@ -50,7 +50,7 @@ class TagFindings:
         key = IntentKey(routed, IntentKind.TAG, tag)
         for _ in range(_RACES_MAX):
             marks, intent, record = (
-                await self._journal.current.snapshot(),
+                await self._journal.current.marks(),
                 await self._journal.find(key),
                 await read_tag_record(self._store, routed, tag),
             )

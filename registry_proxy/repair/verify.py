@@ -12,23 +12,24 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from registry_proxy.operations.contents import ask, has, links_of, unless_absent
+from registry_proxy.operations.contents import ask, links_of, unless_absent
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.repair import Comparison, Difference, Failure, MergesReferrers
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
-from registry_proxy.ports.store import Store, Table
+from registry_proxy.ports.store import Store, Table, revision_of
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest, subject_of
 from registry_proxy.protocol.referrers import Referrer, parse_referrers
 from registry_proxy.repair.copies import is_nowhere
 from registry_proxy.repair.exceptions import Exceptions
+from registry_proxy.replication.intents import record_of
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import recorded_repositories, write_lease
 from registry_proxy.replication.marks import JournalMarks
-from registry_proxy.replication.tag_records import choose, tag_record_key
+from registry_proxy.replication.tag_records import choose, held_at
 
 _T = TypeVar("_T")
 
@@ -108,7 +109,7 @@ class Verifier:
         comparison.repositories = len(repositories)
         for repository in sorted(repositories):
             walk = _Walk(comparison, RoutedRepository(self._replica_set.upstream, repository), prefer)
-            marks, failed = await self._journal.current.snapshot(), comparison.failed
+            marks, failed = await self._journal.current.marks(), comparison.failed
             async for difference in self._compare_repository(walk, marks):
                 if not repair and await self._was_written(walk, difference):
                     continue
@@ -142,7 +143,7 @@ class Verifier:
         for client in self._replica_set.replicas:
             found.update(await client.list_repositories())
         recorded = await recorded_repositories(self._store, f"{self._replica_set.upstream}/")
-        lost = {key.routed for key in (await self._journal.current.snapshot()).lost_keys}
+        lost = {key.routed for key in (await self._journal.current.marks()).lost_keys}
         return found | {
             routed.repository for routed in recorded | lost if routed.upstream == self._replica_set.upstream
         }
@@ -176,7 +177,7 @@ class Verifier:
             return False
         client = next(one for one in self._replica_set.replicas if one.name == difference.replica)
         try:
-            return await self._holds(client, key, wanted)
+            return await held_at(client, key) == wanted
         except (RegistryError, UpstreamUnavailableError):
             return False
 
@@ -184,10 +185,8 @@ class Verifier:
         """Tell whether the record of a tag or manifest is another one than when the walk began."""
         if key.kind is IntentKind.BLOB:
             return False
-        table = Table.TAGS if key.kind is IntentKind.TAG else Table.MANIFESTS
-        record = await self._store.get(table, f"{key.routed}|{key.name}")
-        known = walk.revisions.get((table, f"{key.routed}|{key.name}"), 0)
-        return (0 if record is None else record.revision) != known
+        record = await self._store.get(*record_of(key))
+        return revision_of(record) != walk.revisions.get(record_of(key), 0)
 
     # ------------------------------------------------------------ asking
 
@@ -337,10 +336,10 @@ class Verifier:
                 return False
             if intent is not None:
                 return not intent.is_dismissed
-            if not await is_nowhere(self._replica_set, lambda client: self._holding(client, key)):
+            if not await is_nowhere(self._replica_set, key):
                 return False
             await self._exceptions.lose(key, digest, media_type)
-        if not await is_nowhere(self._replica_set, lambda client: self._holding(client, key)):
+        if not await is_nowhere(self._replica_set, key):
             await self._exceptions.recover(key)  # a blob was pushed meanwhile: its writers have no lease
             return False
         return True
@@ -362,7 +361,7 @@ class Verifier:
         assert wanted is not None  # noqa: S101 - only what has holders is entered
         async with self._lease(key, wanted):
             clients = {client.name: client for client in self._replica_set.replicas}
-            if not await self._holds(clients[difference.holders[0]], key, wanted):
+            if await held_at(clients[difference.holders[0]], key) != wanted:
                 return False
             if key.kind is IntentKind.TAG:
                 if not await self._is_unmoved(key, wanted):
@@ -397,22 +396,9 @@ class Verifier:
         tag = Tag(key.name) if key.kind is IntentKind.TAG else None
         return write_lease(self._store, key.routed, digest, tag)
 
-    async def _holds(self, client: ReplicaClient, key: IntentKey, wanted: Digest) -> bool:
-        if key.kind is not IntentKind.TAG:
-            return await has(self._holding(client, key))
-        found = await unless_absent(client.resolve_tag(key.routed.repository, Tag(key.name)))
-        return found is not None and found.digest == wanted
-
-    @staticmethod
-    def _holding(client: ReplicaClient, key: IntentKey) -> Awaitable[object]:
-        """Ask a replica for a key."""
-        if key.kind is IntentKind.TAG:
-            return client.resolve_tag(key.routed.repository, Tag(key.name))
-        return ask(client, key.routed.repository, ContentKind(key.kind), parse_digest(key.name))
-
     async def _is_unmoved(self, key: IntentKey, wanted: Digest) -> bool:
         """Tell whether no push through us made the tag something else since it was read."""
-        record = await self._store.get(Table.TAGS, tag_record_key(key.routed, Tag(key.name)))
+        record = await self._store.get(*record_of(key))
         intent = await self._journal.find(key)
         is_ours = record is None or record.value["digest"] == str(wanted)
         return (is_ours or intent is None) and (intent is None or intent.digest == wanted)

@@ -6,16 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
-from registry_proxy.ports.journal import Marks, Pause
+from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.journal import Pause
 from registry_proxy.ports.metrics import LostContents, Observer, ReplicaPending, ReplicaRefusals
-from registry_proxy.ports.store import LOSS_KEY, Change, Record, Store, StoreChanges, Table
-from registry_proxy.replication.intents import Intent, change_of, parse_key
+from registry_proxy.ports.store import LOSS_KEY, Change, Store, StoreChanges, Table, read_since, retried
+from registry_proxy.replication.intents import change_of, intent_of, parse_key
 from registry_proxy.replication.marks import JournalMarks
 from registry_proxy.replication.pauses import find_pause, restored_pause
 from registry_proxy.replication.roster import Roster
-
-_RACES_MAX = 5
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ class CurrentMarks:
         self._losses = changes.losses()
         self._loading = asyncio.Lock()
 
-    async def marks(self, *, of_all_nodes: bool = False) -> Marks:
+    async def marks(self, *, of_all_nodes: bool = False) -> JournalMarks:
         """Return the snapshot, read again when an intent may have changed.
 
         While the store is away the last snapshot stands.
@@ -65,10 +63,6 @@ class CurrentMarks:
         Raises:
             StoreUnavailableError: there never was one.
         """
-        return await self.snapshot(of_all_nodes=of_all_nodes)
-
-    async def snapshot(self, *, of_all_nodes: bool = False) -> JournalMarks:
-        """Return what ``marks`` does, with the questions that only writers ask."""
         if of_all_nodes:
             with contextlib.suppress(StoreUnavailableError):
                 await self._changes.check()
@@ -102,15 +96,11 @@ class CurrentMarks:
         pauses: Mapping[str, Pause],
     ) -> JournalMarks:
         """Return a snapshot of what is open: from the last one where the store knows what has changed since."""
-        if known is not None and (changed := await self._store.changed_since(Table.INTENTS, self._revision)):
-            self._revision = changed.version
-            differing = {parse_key(key): _intent_of(record) for key, record in changed.records.items()}
-            return known.changed(differing, now, newcomers, pauses)
-        revision = (await self._store.versions()).get(Table.INTENTS, 0)
-        records = await self._store.list(Table.INTENTS)
-        self._revision = revision
-        intents = ((parse_key(record.key), Intent.from_value(record.value)) for record in records)
-        return JournalMarks(intents, now, newcomers, pauses)
+        found, is_whole = await read_since(self._store, Table.INTENTS, None if known is None else self._revision)
+        self._revision = found.version
+        intents = {parse_key(key): intent_of(record) for key, record in found.records.items()}
+        before = JournalMarks((), now) if known is None or is_whole else known
+        return before.changed(intents, now, newcomers, pauses)
 
     async def _restore_lost(self) -> None:
         """Write again what the store has lost, as this process remembers it: what replicas miss, and who is new.
@@ -118,10 +108,11 @@ class CurrentMarks:
         Raises:
             StoreUnavailableError: it does not answer.
         """
-        for _ in range(_RACES_MAX):
-            with contextlib.suppress(ConflictError):  # another process does the same
-                await self._store.commit(await self._lost_changes())
-                break
+
+        async def attempt() -> None:  # another process may do the same
+            await self._store.commit(await self._lost_changes())
+
+        await retried(attempt)
 
     async def _lost_changes(self) -> list[Change]:
         if self._marks is None:
@@ -169,7 +160,3 @@ class CurrentMarks:
     async def _pauses(self) -> Mapping[str, Pause]:
         found = {upstream: await find_pause(self._store, upstream) for upstream in self._guarded}
         return {upstream: pause for upstream, pause in found.items() if pause is not None}
-
-
-def _intent_of(record: Record | None) -> Intent | None:
-    return None if record is None else Intent.from_value(record.value)

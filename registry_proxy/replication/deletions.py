@@ -11,11 +11,11 @@ from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
-from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
+from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table, read_since, retried
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
-from registry_proxy.replication.intents import Intent, change_of, parse_key
+from registry_proxy.replication.intents import Intent, change_of, parse_key, record_of
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import (
     configured_names,
@@ -53,25 +53,24 @@ async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str], *
     Raises:
         StoreUnavailableError: the records may be there still.
     """
-    if key.kind is IntentKind.BLOB:
-        return
-    while True:
-        with contextlib.suppress(ConflictError):  # a tag of the manifest was moved away meanwhile: look again
-            changes: list[Change] = []
-            if has_tombstone:
-                tombstone = await store.get(Table.INTENTS, str(key))
-                if tombstone is None or Intent.from_value(tombstone.value).digest is not None:
-                    return
-                changes.append(Change(Table.INTENTS, tombstone.key, tombstone.value, expect=tombstone.revision))
-            if key.kind is IntentKind.TAG:
-                # Noted once more: whoever asked a replica meanwhile remembers the tag with the revision of before.
-                tag = tag_record_key(key.routed, Tag(key.name))
-                records = await store.get_all([(Table.TAGS, tag), (Table.DELETIONS, str(key))])
-                changes += [Change(Table.TAGS, tag, None), _deletion(key, *records)]
-            else:
-                changes += await _changes_that_forget(store, key.routed, parse_digest(key.name), missing)
-            await store.commit(changes)
+    if key.kind is not IntentKind.BLOB:
+        await retried(lambda: _try_forget(store, key, missing, has_tombstone=has_tombstone))
+
+
+async def _try_forget(store: Store, key: IntentKey, missing: Sequence[str], *, has_tombstone: bool) -> None:
+    changes: list[Change] = []
+    if has_tombstone:
+        tombstone = await store.get(Table.INTENTS, str(key))
+        if tombstone is None or Intent.from_value(tombstone.value).digest is not None:
             return
+        changes.append(Change(Table.INTENTS, tombstone.key, tombstone.value, expect=tombstone.revision))
+    if key.kind is IntentKind.TAG:
+        # Noted once more: whoever asked a replica meanwhile remembers the tag with the revision of before.
+        records = await store.get_all([record_of(key), (Table.DELETIONS, str(key))])
+        changes += [Change(*record_of(key), None), _deletion(key, *records)]
+    else:
+        changes += await _changes_that_forget(store, key.routed, parse_digest(key.name), missing)
+    await store.commit(changes)
 
 
 def _deletion(key: IntentKey, *records: Record | None) -> Change:
@@ -255,16 +254,13 @@ class DeletionsElsewhere:
 
     async def _read(self) -> tuple[Sequence[Record], bool]:
         """Return what was deleted since the last call, or now and then all that is on record, and which of both."""
-        now, known = self._clock(), self._read_up_to
-        if known is not None and 0 <= now - self._listed_at < _LIST_AGAIN_SECONDS:
-            changed = await self._store.changed_since(Table.DELETIONS, known)
-            if changed is not None:
-                self._read_up_to = changed.version
-                return [record for record in changed.records.values() if record is not None], False
-        version = (await self._store.versions()).get(Table.DELETIONS, 0)
-        records = await self._store.list(Table.DELETIONS)
-        self._read_up_to, self._listed_at = version, now
-        return records, True
+        now = self._clock()
+        is_enough = 0 <= now - self._listed_at < _LIST_AGAIN_SECONDS
+        found, is_whole = await read_since(self._store, Table.DELETIONS, self._read_up_to if is_enough else None)
+        self._read_up_to = found.version
+        if is_whole:
+            self._listed_at = now
+        return [record for record in found.records.values() if record is not None], is_whole
 
     async def _remove_old(self, records: Sequence[Record]) -> None:
         oldest = self._clock() - _KEPT_SECONDS

@@ -1,13 +1,14 @@
 """The entries of the journal: what a key (a manifest, tag or blob of a repository) shall be, and who misses it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Self
 
+from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.store import Change, Table
+from registry_proxy.ports.store import Change, Record, Store, Table, revision_of
 from registry_proxy.protocol.reference import Digest, Repository, parse_digest
 
 WRITING_SECONDS = 60.0
@@ -124,6 +125,37 @@ class Intent:
 def change_of(key: IntentKey, intent: Intent, *, expect: int | None = None) -> Change:
     """Return the change that stores an intent, or removes one of which there is nothing to remember."""
     return Change(Table.INTENTS, str(key), None if intent.is_settled else intent.to_value(), expect=expect)
+
+
+def intent_of(record: Record | None) -> Intent | None:
+    """Return the intent that a record holds, None where there is none."""
+    return None if record is None else Intent.from_value(record.value)
+
+
+def record_of(key: IntentKey) -> tuple[Table, str]:
+    """Return the table and key of what is on record of a tag or manifest; of blobs nothing is."""
+    return Table.TAGS if key.kind is IntentKind.TAG else Table.MANIFESTS, f"{key.routed}|{key.name}"
+
+
+async def revise_intent(
+    store: Store, key: IntentKey, revise: Callable[[Intent | None], Intent | None]
+) -> Intent | None:
+    """Replace the open intent of a key; return the new one, None where ``revise`` makes none of it.
+
+    So it is where a write came between, which has the last word.
+
+    Raises:
+        StoreUnavailableError: it may have changed.
+    """
+    record = await store.get(Table.INTENTS, str(key))
+    before = intent_of(record)
+    revised = revise(before)
+    try:
+        if revised is not None and revised != before:
+            await store.commit([change_of(key, revised, expect=revision_of(record))])
+    except ConflictError:
+        return None
+    return revised
 
 
 def _joined(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:

@@ -11,21 +11,28 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.journal import IntentKey, IntentKind, Pause
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
+from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table, retried, revision_of
 from registry_proxy.protocol.reference import Digest, parse_digest
 from registry_proxy.replication.current_marks import CurrentMarks
-from registry_proxy.replication.intents import NO_REFUSALS, WRITING_SECONDS, Intent, change_of
+from registry_proxy.replication.intents import (
+    NO_REFUSALS,
+    WRITING_SECONDS,
+    Intent,
+    change_of,
+    intent_of,
+    record_of,
+    revise_intent,
+)
 from registry_proxy.replication.pauses import find_pause
 from registry_proxy.replication.roster import Roster
 from registry_proxy.replication.tag_records import moved
 from registry_proxy.replication.witnesses import is_witness, witness_of
-
-_RACES_MAX = 5
 
 _log = logging.getLogger(__name__)
 
@@ -84,22 +91,19 @@ class Journal:
 
         Nothing happens when the key shall be something else.
         """
-        record = await self._store.get(Table.INTENTS, str(key))
-        intent = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
-        if intent.digest != digest or replica in intent.refused:
-            return False
-        if replica in intent.missing:
-            return True
-        missed = replace(intent, missing=(*intent.missing, replica), is_lost=False)
-        try:
-            await self._store.commit([change_of(key, missed, expect=0 if record is None else record.revision)])
-        except ConflictError:
-            return False
-        return True
+
+        def revise(found: Intent | None) -> Intent | None:
+            intent = found or Intent(digest, media_type, ())
+            if intent.digest != digest or replica in intent.refused:
+                return None
+            is_known = replica in intent.missing
+            return intent if is_known else replace(intent, missing=(*intent.missing, replica), is_lost=False)
+
+        return await revise_intent(self._store, key, revise) is not None
 
     async def missed_contents(self, upstream: str) -> Sequence[tuple[IntentKey, Intent]]:
         """Return the manifests and blobs of an upstream that some replica misses, but those being written now."""
-        marks = await self.current.snapshot()
+        marks = await self.current.marks()
         return [
             (key, intent)
             for key, intent in marks.intents
@@ -109,8 +113,7 @@ class Journal:
 
     async def find(self, key: IntentKey) -> Intent | None:
         """Return the open intent of a key, from the store itself."""
-        record = await self._store.get(Table.INTENTS, str(key))
-        return None if record is None else Intent.from_value(record.value)
+        return intent_of(await self._store.get(Table.INTENTS, str(key)))
 
     async def begin(
         self,
@@ -125,11 +128,7 @@ class Journal:
             replicas: the names of all that shall have it; none over shared storage, which cannot diverge.
             changes: further records, such as the tag's.
         """
-        while True:
-            try:
-                return await self._try_begin(contents if replicas else {}, replicas, changes)
-            except ConflictError:  # a repair or a delete of another digest came between: look again
-                _log.info("a record changed while a write of it began")
+        return await retried(lambda: self._try_begin(contents if replicas else {}, replicas, changes))
 
     async def _try_begin(
         self,
@@ -143,7 +142,7 @@ class Journal:
         for key, (digest, media_type) in contents.items():
             record = await self._store.get(Table.INTENTS, str(key))
             previous.append((Table.INTENTS, str(key), record))
-            before = Intent(digest, media_type, ()) if record is None else Intent.from_value(record.value)
+            before = intent_of(record) or Intent(digest, media_type, ())
             behind, until = before.replicas_behind(now), now + WRITING_SECONDS
             intents[key] = Intent(digest, media_type, tuple(replicas), behind, until, before.refused)
         records = [await self._store.get(one.table, one.key) for one in changes]
@@ -151,7 +150,7 @@ class Journal:
         changes = [await self._moved(one, record) for one, record in zip(changes, records, strict=True)]
         stored = [Change(Table.INTENTS, str(key), intent.to_value()) for key, intent in intents.items()]
         expecting = [
-            replace(change, expect=0 if record is None else record.revision)
+            replace(change, expect=revision_of(record))
             for change, (_, _, record) in zip([*stored, *changes], previous, strict=True)
         ]
         witnesses = [witness_of(key) for key, intent in intents.items() if is_witness(key, intent.digest)]
@@ -188,7 +187,7 @@ class Journal:
             return await self._store.commit([*concluded, *write.tags])
         except ConflictError:  # somebody confirmed one of the keys, or a newer write has taken it over
             for key, intent in write.intents.items():
-                await self._conclude_changed(key, intent, confirmed, refused)
+                await retried(partial(self._conclude_changed, key, intent, confirmed, refused))
                 reached = [name for name in intent.missing if name != write.paused]
                 await self.note_late(key, intent.digest, reached, revision=write.revision)
         with contextlib.suppress(ConflictError):  # a newer write has the last word
@@ -198,18 +197,12 @@ class Journal:
     async def _conclude_changed(
         self, key: IntentKey, concluded: Intent, confirmed: Collection[str], refused: Mapping[str, str]
     ) -> None:
-        while True:
-            record = await self._store.get(Table.INTENTS, str(key))
-            if record is None:
-                return
-            intent = Intent.from_value(record.value)
-            if intent.digest != concluded.digest:
-                return
+        record = await self._store.get(Table.INTENTS, str(key))
+        intent = intent_of(record)
+        if intent is not None and intent.digest == concluded.digest:
             proven = {name for name in confirmed if name not in intent.doubted}
             current = intent.concluded(refused).without(proven)
-            with contextlib.suppress(ConflictError):
-                await self._store.commit([change_of(key, current, expect=record.revision)])
-                return
+            await self._store.commit([change_of(key, current, expect=revision_of(record))])
 
     async def note_late(
         self, key: IntentKey, written: Digest | None, replicas: Collection[str], *, revision: int | None = None
@@ -225,29 +218,31 @@ class Journal:
             replicas: those that it may have reached.
             revision: of its begin, to know a deletion that came after; None where that does not matter.
         """
-        while True:
-            record = await self._store.get(Table.INTENTS, str(key))
-            truth = Intent.from_value(record.value) if record is not None else await self._recorded(key, revision)
-            if truth is None or truth.digest == written or truth.is_lost:
-                return
-            late = tuple(name for name in replicas if name not in truth.refused)
-            with contextlib.suppress(ConflictError):
-                expect = 0 if record is None else record.revision
-                await self._store.commit([change_of(key, truth.doubting(late), expect=expect)])
-                _log.warning("a write of %s came late, after a newer one: %s may lack it", key, ", ".join(late))
-                break
+        if not await retried(lambda: self._try_note_late(key, written, replicas, revision)):
+            return
         if key.kind is IntentKind.MANIFEST and written is None:  # the delete took every tag on it as well
             for record in await self._store.list(Table.TAGS, f"{key.routed}|"):
                 if record.value["digest"] == key.name:
                     tag = record.key.rpartition("|")[2]
                     await self.note_late(IntentKey(key.routed, IntentKind.TAG, tag), None, replicas)
 
+    async def _try_note_late(
+        self, key: IntentKey, written: Digest | None, replicas: Collection[str], revision: int | None
+    ) -> bool:
+        record = await self._store.get(Table.INTENTS, str(key))
+        truth = intent_of(record) or await self._recorded(key, revision)
+        if truth is None or truth.digest == written or truth.is_lost:
+            return False
+        late = tuple(name for name in replicas if name not in truth.refused)
+        await self._store.commit([change_of(key, truth.doubting(late), expect=revision_of(record))])
+        _log.warning("a write of %s came late, after a newer one: %s may lack it", key, ", ".join(late))
+        return True
+
     async def _recorded(self, key: IntentKey, revision: int | None) -> Intent | None:
         """Return what a key without an intent shall be, as far as that is on record."""
         if key.kind is IntentKind.BLOB:
             return None
-        table = Table.TAGS if key.kind is IntentKind.TAG else Table.MANIFESTS
-        record = await self._store.get(table, f"{key.routed}|{key.name}")
+        record = await self._store.get(*record_of(key))
         if record is None:
             deletion = None if revision is None else await self._store.get(Table.DELETIONS, str(key))
             is_newer = deletion is not None and revision is not None and deletion.revision > revision
@@ -287,14 +282,10 @@ class Journal:
 
         Nothing happens when the key shall be something else by now.
         """
-        record = await self._store.get(Table.INTENTS, str(key))
-        if record is None:
-            return False
-        intent = Intent.from_value(record.value)
-        if intent.digest != digest or replica not in {*intent.missing, *intent.refused}:
-            return False
-        try:
-            await self._store.commit([change_of(key, intent.without({replica}), expect=record.revision)])
-        except ConflictError:
-            return False
-        return set(intent.missing) == {replica}
+
+        def revise(intent: Intent | None) -> Intent | None:
+            is_open = intent is not None and intent.digest == digest and replica in {*intent.missing, *intent.refused}
+            return intent.without({replica}) if intent is not None and is_open else None
+
+        revised = await revise_intent(self._store, key, revise)
+        return revised is not None and not revised.missing

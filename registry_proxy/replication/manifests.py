@@ -15,7 +15,7 @@ from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
+from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.replication.delivery import Delivery, PartAbsentError
 from registry_proxy.replication.fanout import (
     Outcome,
@@ -56,12 +56,6 @@ async def recorded_repositories(store: Store, prefix: str = "") -> set[RoutedRep
             upstream, _, repository = head.partition("/")
             found.add(RoutedRepository(upstream, Repository(repository)))
     return found
-
-
-async def recorded_manifests(store: Store, routed: RoutedRepository) -> list[Digest]:
-    """Return the manifests of a repository that are on record."""
-    records = await store.list(Table.MANIFESTS, f"{routed}|")
-    return [parse_digest(record.key.rpartition("|")[2]) for record in records]
 
 
 async def count_recorded_tags(store: Store, routed: RoutedRepository) -> int:
@@ -252,7 +246,7 @@ class ManifestReplication:
         Else a manifest that names a digest would be enough to get any content of the cache into one's own repository.
         """
         client, routed = delivery.client, delivery.routed
-        if (await self._journal.current.snapshot()).refuses(client.name, routed, digest):
+        if (await self._journal.current.marks()).refuses(client.name, routed, digest):
             raise PartAbsentError("it refuses that, too")
         is_sent = False
         if kind is ContentKind.BLOB:

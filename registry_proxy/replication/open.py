@@ -12,17 +12,16 @@ from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaSet, UpstreamReader
-from registry_proxy.ports.store import Store, StoreChanges
+from registry_proxy.ports.store import Store, StoreChanges, Table
 from registry_proxy.ports.tags import TagRecord
 from registry_proxy.ports.uploads import Spool
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.absence import AbsenceProof, forget_comparison
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import (
     ManifestReplication,
     count_recorded_tags,
-    recorded_manifests,
     recorded_repositories,
 )
 from registry_proxy.replication.pushed import PushedBlobs
@@ -65,7 +64,8 @@ class Records:
 
     async def manifests(self, routed: RoutedRepository) -> Collection[Digest]:
         """Return the manifests of a repository that are on record."""
-        return await recorded_manifests(self.store, routed)
+        records = await self.store.list(Table.MANIFESTS, f"{routed}|")
+        return [parse_digest(record.key.rpartition("|")[2]) for record in records]
 
     async def tag(self, routed: RoutedRepository, tag: Tag) -> TagRecord:
         """Return the state of a tag that is on record."""
@@ -154,7 +154,7 @@ async def open_records(
         journal = Journal(store, changes, observer, options.replicas, guarded=options.guarded)
         with contextlib.suppress(StoreUnavailableError):  # a worker that takes another one's place while it is away
             await journal.roster.note()
-            await journal.current.snapshot()  # the gauges say from the start which replica is behind
+            await journal.current.marks()  # the gauges say from the start which replica is behind
             for name in options.replicas:
                 if name not in options.recorded:
                     await forget_comparison(store, name)

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from registry_proxy.ports.journal import Pause
-from registry_proxy.ports.store import Change, Record, Store, Table
+from registry_proxy.ports.store import Change, Record, Store, Table, revision_of
 
 
 def pause_key(upstream: str) -> str:
@@ -23,7 +23,7 @@ def parse_pause(record: Record | None) -> Pause | None:
 
 def change_of_pause(upstream: str, value: Mapping[str, Any] | None, before: Record | None) -> Change:
     """Return the change that stores a pause, or with None ends it, unless somebody else has changed it."""
-    return Change(Table.META, pause_key(upstream), value, expect=0 if before is None else before.revision)
+    return Change(Table.META, pause_key(upstream), value, expect=revision_of(before))
 
 
 def restored_pause(upstream: str, pause: Pause) -> Change:

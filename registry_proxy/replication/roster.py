@@ -8,13 +8,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.metrics import Observer, ReplicaReturn
 from registry_proxy.ports.names import ReturnReason
-from registry_proxy.ports.store import Change, Record, Store, Table
-from registry_proxy.replication.intents import Intent, change_of, parse_key
+from registry_proxy.ports.store import Change, Record, Store, Table, retried, revision_of
+from registry_proxy.replication.intents import Intent, change_of, intent_of, parse_key, record_of
 
 _NEW = "it is new: it is compared with the others, and gives no tags until then"
 _DELETIONS_AT_ONCE = 500
@@ -145,35 +146,26 @@ class Roster:
         keys = [key for key in deleted if key.kind is IntentKind.MANIFEST]
         for first in range(0, len(keys), _DELETIONS_AT_ONCE):
             batch = keys[first : first + _DELETIONS_AT_ONCE]
-            await self._miss_deletions(batch, replica)
+            await retried(partial(self._miss_deletions, batch, replica))
 
     async def _miss_deletions(self, keys: Sequence[IntentKey], replica: str) -> None:
-        while True:
-            wanted = [(Table.INTENTS, str(key)) for key in keys] + [_manifest_key(key) for key in keys]
-            records = await self._store.get_all(wanted)
-            changes = [
-                change
-                for key, intent, manifest in zip(keys, records[: len(keys)], records[len(keys) :], strict=True)
-                if manifest is None and (intent is None or intent.value["digest"] is None)  # else pushed again
-                for change in (_tombstone(key, intent, replica), Change(*_manifest_key(key), None, expect=0))
-            ]
-            with contextlib.suppress(ConflictError):  # one of them is being written: look again
-                if changes:
-                    await self._store.commit(changes)
-                return
-
-
-def _manifest_key(key: IntentKey) -> tuple[Table, str]:
-    return Table.MANIFESTS, f"{key.routed}|{key.name}"
+        records = await self._store.get_all([(Table.INTENTS, str(key)) for key in keys] + [*map(record_of, keys)])
+        changes = [
+            change
+            for key, intent, manifest in zip(keys, records[: len(keys)], records[len(keys) :], strict=True)
+            if manifest is None and (intent is None or intent.value["digest"] is None)  # else pushed again
+            for change in (_tombstone(key, intent, replica), Change(*record_of(key), None, expect=0))
+        ]
+        if changes:
+            await self._store.commit(changes)
 
 
 def _tombstone(key: IntentKey, record: Record | None, replica: str) -> Change:
-    before = None if record is None else Intent.from_value(record.value)
-    missing = {replica} if before is None else {*before.missing, replica}
-    behind = () if before is None else tuple({*before.behind, replica})
-    until = 0.0 if before is None else before.writing_until
-    intent = Intent(None, "", tuple(sorted(missing)), behind, until)
-    return change_of(key, intent, expect=0 if record is None else record.revision)
+    before = intent_of(record) or Intent(None, "", ())
+    missing = tuple(sorted({*before.missing, replica}))
+    behind = () if record is None else tuple({*before.behind, replica})
+    intent = Intent(None, "", missing, behind, before.writing_until)
+    return change_of(key, intent, expect=revision_of(record))
 
 
 def _reasons(record: Record | None) -> Mapping[str, str]:
@@ -185,5 +177,5 @@ def _change(upstream: str, record: Record | None, names: Sequence[str], reasons:
     """Return the changes of a roster. A comparison holds for the replicas of its time, and for no others."""
     kept = {name: why for name, why in reasons.items() if name not in names}
     value = {"names": list(names), **({"reasons": kept} if kept else {})}
-    expect = 0 if record is None else record.revision
-    return [Change(Table.META, roster_key(upstream), value, expect=expect), Change(Table.COMPARED, upstream, None)]
+    roster = Change(Table.META, roster_key(upstream), value, expect=revision_of(record))
+    return [roster, Change(Table.COMPARED, upstream, None)]

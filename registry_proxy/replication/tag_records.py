@@ -15,6 +15,7 @@ from registry_proxy.ports.replicas import ReplicaClient
 from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.ports.tags import TagRecord
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
+from registry_proxy.replication.intents import record_of
 
 _EARLIER_MAX = 16
 
@@ -24,18 +25,13 @@ def tag_record_key(routed: RoutedRepository, tag: Tag) -> str:
     return f"{routed}|{tag}"
 
 
-def deletion_key(routed: RoutedRepository, tag: Tag) -> str:
-    """Return the key of a tag in the table DELETIONS."""
-    return str(IntentKey(routed, IntentKind.TAG, tag))
-
-
 async def read_tag_record(store: Store, routed: RoutedRepository, tag: Tag) -> TagRecord:
     """Return the record of a tag, or of its deletion, by one question to the store.
 
     Raises:
         StoreUnavailableError: it cannot be known.
     """
-    keys = [(Table.TAGS, tag_record_key(routed, tag)), (Table.DELETIONS, deletion_key(routed, tag))]
+    keys = [(Table.TAGS, tag_record_key(routed, tag)), (Table.DELETIONS, str(IntentKey(routed, IntentKind.TAG, tag)))]
     tagged, deleted = await store.get_all(keys)
     record = tagged or deleted
     if record is None:
@@ -54,14 +50,14 @@ async def read_record(store: Store, key: IntentKey) -> TagRecord:
     """
     if key.kind is IntentKind.TAG:
         return await read_tag_record(store, key.routed, Tag(key.name))
-    pushed, deleted = await store.get_all([(Table.MANIFESTS, f"{key.routed}|{key.name}"), (Table.DELETIONS, str(key))])
+    pushed, deleted = await store.get_all([record_of(key), (Table.DELETIONS, str(key))])
     if key.kind is not IntentKind.MANIFEST or pushed is not None or deleted is None:
         return TagRecord()
     return TagRecord(deleted.revision, None, (parse_digest(key.name),))
 
 
 async def held_at(client: ReplicaClient, key: IntentKey) -> Digest | None:
-    """Return what a tag is at a replica, or the digest of a manifest that it holds; None for absent.
+    """Return what a tag is at a replica, or the digest of a manifest or blob that it holds; None for absent.
 
     Raises:
         RegistryError, UpstreamUnavailableError: it cannot be asked.
@@ -71,7 +67,7 @@ async def held_at(client: ReplicaClient, key: IntentKey) -> Digest | None:
         found = await unless_absent(client.resolve_tag(repository, Tag(key.name)))
         return None if found is None else found.digest
     digest = parse_digest(key.name)
-    return digest if await has(ask(client, repository, ContentKind.MANIFEST, digest)) else None
+    return digest if await has(ask(client, repository, ContentKind(key.kind), digest)) else None
 
 
 async def holds_deleted(store: Store, client: ReplicaClient, key: IntentKey) -> bool:
@@ -125,12 +121,11 @@ def _earlier(record: Record) -> Sequence[str]:
 
 def taken_back(key: IntentKey, digest: Digest | None, record: Record | None) -> Change:
     """Return the change by which a tag is what it was before a push that left nothing; None for not on record."""
-    tag = tag_record_key(key.routed, Tag(key.name))
     if digest is None:
-        return Change(Table.TAGS, tag, None)
+        return Change(*record_of(key), None)
     earlier = [one for one in ([] if record is None else _earlier(record)) if one != str(digest)]
     value = {"digest": str(digest), "earlier": earlier} if earlier else {"digest": str(digest)}
-    return Change(Table.TAGS, tag, value)
+    return Change(*record_of(key), value)
 
 
 async def choose(store: Store, key: IntentKey, digest: Digest) -> None:
@@ -139,7 +134,6 @@ async def choose(store: Store, key: IntentKey, digest: Digest) -> None:
     Raises:
         StoreUnavailableError: it may not be on record.
     """
-    name = tag_record_key(key.routed, Tag(key.name))
-    record = await store.get(Table.TAGS, name)
+    record = await store.get(*record_of(key))
     if record is not None and record.value["digest"] != str(digest):
-        await store.commit([moved(Change(Table.TAGS, name, {"digest": str(digest)}, record.revision), record, None)])
+        await store.commit([moved(Change(*record_of(key), {"digest": str(digest)}, record.revision), record, None)])

@@ -198,7 +198,7 @@ class UploadReplication:
         return all(await asyncio.gather(*(self._has(replica_set, client, routed, kind, digest) for client in clients)))
 
     async def _excused(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> Collection[str]:
-        marks = await self._journal.current.snapshot()
+        marks = await self._journal.current.marks()
         names = {
             c.name for c in self._replica_sets[routed.upstream].replicas if marks.is_newcomer(routed.upstream, c.name)
         }
@@ -222,7 +222,7 @@ class UploadReplication:
     async def release(self, digest: Digest) -> None:
         """Unpin our copy of a content, unless a replica still misses it in some repository."""
         marks = self._journal.current
-        if not (await marks.snapshot()).is_missed(digest) and not await marks.is_doubtful():
+        if not (await marks.marks()).is_missed(digest) and not await marks.is_doubtful():
             self._pins.unpin(digest)
 
     async def mount(

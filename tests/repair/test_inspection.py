@@ -58,7 +58,7 @@ async def doubts(setting: Bench, inspection: Inspection) -> dict[str, str]:
     """Inspect both replicas as they come back; return which are doubted, and why."""
     for client in (setting.a, setting.b):
         await inspection.inspect(setting.replicas, client, is_returning=True)
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     return {name: why for name in "ab" if (why := marks.why_new(name, "main"))}
 
 
@@ -83,7 +83,7 @@ async def test_an_older_state_is_known_by_a_late_write(setting: Bench, inspectio
     found = await doubts(setting, inspection)
     assert list(found) == ["b"]
     assert "older state" in found["b"]
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert marks.misses_tag("b", ROUTED, LATEST)
     assert marks.misses_any("b", ROUTED)
     assert marks.has_tombstone("b", ROUTED, gone.digest)
@@ -185,7 +185,7 @@ async def test_an_exchange_that_two_processes_notice_is_made_once(
 
     monkeypatch.setattr(late, "_sentinels", read_before)
     await late.inspect(setting.replicas, setting.a, is_returning=True)
-    marks = await journal.current.snapshot()
+    marks = await journal.current.marks()
     assert [name for name in "ab" if marks.is_newcomer("main", name)] == ["a"]
     assert await read(setting.replicas) == {"a": before["b"], "b": before["a"]}
 
@@ -216,7 +216,7 @@ async def test_a_tag_is_held_against_its_record(setting: Bench, inspection: Insp
     assert found is not None
     assert found.current is not None
     assert found.current.digest == new.digest
-    assert (await journal.current.snapshot()).is_newcomer("main", "a")
+    assert (await journal.current.marks()).is_newcomer("main", "a")
     setting.replicas.down.add("b")  # what is not compared yet is believed in what is on record alone
     found = await findings.find(ROUTED, LATEST)
     assert found is not None

@@ -205,7 +205,7 @@ async def test_one_replica_at_a_time(setting: Bench, ward: Ward) -> None:
         await ward.maintenance.resume("b", "user:ann")
     await ward.maintenance.resume("a", "user:ann")
     await ward.pause("b")
-    assert (await setting.under_test.journal.current.snapshot()).pause("main") == await ward.maintenance.find()
+    assert (await setting.under_test.journal.current.marks()).pause("main") == await ward.maintenance.find()
 
 
 async def test_the_pause_of_a_replica_that_is_configured_no_more_ends_with_it(setting: Bench, ward: Ward) -> None:

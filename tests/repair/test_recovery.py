@@ -154,5 +154,5 @@ async def test_a_storage_from_before_the_loss_is_told_from_what_its_replica_is_n
     inspection = Inspection(store=setting.under_test.store, journal=setting.under_test.journal, recorded=["main"])
     for client in (setting.a, setting.b):
         await inspection.inspect(setting.replicas, client, is_returning=False)
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert [marks.is_newcomer("main", name) for name in "ab"] == [False, True]

@@ -431,7 +431,7 @@ async def test_a_late_delete_of_a_repair_takes_no_newer_push(
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     before(setting.b, "delete_manifest", lambda: push(setting, app, "latest"))
     await workshop.repair()
-    assert (await setting.under_test.journal.current.snapshot()).pending("b", "main") > 0
+    assert (await setting.under_test.journal.current.marks()).pending("b", "main") > 0
     assert await workshop.repair()
     assert same(setting)
     assert setting.b.tags == {(REPOSITORY, "latest"): app.digest}
@@ -457,7 +457,7 @@ async def test_a_late_tag_of_a_repair_is_not_the_newest(
     setting.b.put_manifest = late  # type: ignore[method-assign]  # of this replica alone
     await workshop.repair()
     assert setting.b.tags == {(REPOSITORY, "latest"): old.digest}
-    assert (await setting.under_test.journal.current.snapshot()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, LATEST)
     assert await workshop.repair()
     assert same(setting)
     assert setting.b.tags == {(REPOSITORY, "latest"): new.digest}
@@ -496,7 +496,7 @@ async def test_a_late_push_is_not_the_newest(
     may_end.set()
     await newer[0]
     assert setting.b.tags == {(REPOSITORY, "latest"): old.digest}
-    assert (await setting.under_test.journal.current.snapshot()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, LATEST)
     setting.replicas.down.clear()
     for replica in (setting.a, setting.b):
         await workshop.repairer.repair(replica)
@@ -512,7 +512,7 @@ async def test_a_late_delete_takes_no_newer_push(
     app = await push(setting, image(b"layer"), "latest")
     before(setting.b, "delete_manifest", lambda: push(setting, app, "latest"))
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
-    assert (await setting.under_test.journal.current.snapshot()).pending("b", "main") > 0
+    assert (await setting.under_test.journal.current.marks()).pending("b", "main") > 0
     for replica in (setting.a, setting.b):
         await workshop.repairer.repair(replica)
     assert (REPOSITORY, app.digest) in setting.b.manifests

@@ -179,7 +179,7 @@ async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch
     comparison = verifier.new()
     await verifier.compare(comparison, repair=True)
     assert (comparison.lost, found(comparison), comparison.error) == (0, set(), "")
-    assert not (await setting.under_test.journal.current.snapshot()).lost_keys
+    assert not (await setting.under_test.journal.current.marks()).lost_keys
 
 
 async def test_what_was_deleted_is_no_difference(setting: Bench) -> None:
@@ -240,7 +240,7 @@ async def test_a_newcomer_is_behind_in_everything_until_it_was_compared(setting:
     app = await push(setting, image(b"1"), "latest")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert marks.is_newcomer("main", "b")
     assert marks.misses_tag("b", ROUTED, LATEST)
     assert marks.misses_any("b", ROUTED)
@@ -248,7 +248,7 @@ async def test_a_newcomer_is_behind_in_everything_until_it_was_compared(setting:
     assert not marks.misses_any("a", ROUTED)
     assert await Workshop(setting).repair()
     assert setting.b.tags == {(REPOSITORY, "latest"): app.digest}
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.is_newcomer("main", "b"), marks.pending("b", "main")) == (False, 0)
 
 
@@ -261,7 +261,7 @@ async def test_a_newcomer_with_contents_of_its_own_waits_for_a_person(setting: B
     assert not await workshop.repair()
     assert "replica verify" in workshop.repairer.status("b").error
     assert (REPOSITORY, "own") not in setting.a.tags
-    assert (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
+    assert (await setting.under_test.journal.current.marks()).is_newcomer("main", "b")
 
 
 async def test_one_object_that_fails_keeps_no_newcomer_out(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ async def test_one_object_that_fails_keeps_no_newcomer_out(setting: Bench, monke
     workshop = Workshop(setting)
     await workshop.repair()
     assert workshop.repairer.status("b").error == ""
-    assert not (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
+    assert not (await setting.under_test.journal.current.marks()).is_newcomer("main", "b")
     assert setting.b.tags[REPOSITORY, "latest"] == app.digest
 
 
@@ -333,7 +333,7 @@ async def test_members_are_noted_once_and_leave_with_the_configuration(setting: 
     assert (await store.list(Table.META, "members/"))[0].value == {"names": ["a", "b"]}
     await store.commit([Change(Table.META, "members/main", {"names": ["others"]})])
     await journal.roster.note()
-    assert not (await journal.current.snapshot()).is_newcomer("main", "a")
+    assert not (await journal.current.marks()).is_newcomer("main", "a")
 
 
 SUBJECT = digest_of(b"subject")

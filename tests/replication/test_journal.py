@@ -179,14 +179,14 @@ async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
         key = IntentKey(ROUTED, IntentKind.TAG, "latest")
         await journal.miss(key, digest_of(b"1"), "", "b")
         await journal.roster.doubt("main", "a", ReturnReason.OLDER)
-        before = (await journal.current.snapshot()).why_new("a", "main")
+        before = (await journal.current.marks()).why_new("a", "main")
         assert before
         assert not await journal.current.is_doubtful()
         for table in Table:
             records = await store.list(table)
             await store.commit([Change(table, record.key, None) for record in records])
         changes._page.note_loss()  # as the watch does that finds an older store
-        marks = await journal.current.snapshot()
+        marks = await journal.current.marks()
         assert marks.has_tag_intent("b", ROUTED, "latest")
         assert marks.why_new("a", "main") == before
         assert await journal.current.is_doubtful()
@@ -198,7 +198,7 @@ async def test_a_clock_that_is_put_back_keeps_no_write_open(tmp_path: Path) -> N
     async with open_journal(tmp_path, clock) as (journal, _):
         key = IntentKey(ROUTED, IntentKind.TAG, "latest")
         await journal.begin({key: (digest_of(b"1"), "")}, NAMES)
-        assert not (await journal.current.snapshot()).has_tag_intent("a", ROUTED, "latest")
+        assert not (await journal.current.marks()).has_tag_intent("a", ROUTED, "latest")
         clock.now -= 3600
-        marks = await journal.current.snapshot()
+        marks = await journal.current.marks()
         assert [name for name in NAMES if marks.has_tag_intent(name, ROUTED, "latest")] == NAMES

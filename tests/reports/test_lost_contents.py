@@ -52,7 +52,7 @@ def blob_key(digest: Digest) -> IntentKey:
 
 async def lost_keys(setting: Bench) -> set[IntentKey]:
     """Return what is on record as lost."""
-    return set((await setting.under_test.journal.current.snapshot()).lost_keys)
+    return set((await setting.under_test.journal.current.marks()).lost_keys)
 
 
 async def push_an_index_with_a_lost_child(setting: Bench, *, is_cached: bool = False) -> tuple[Parts, Parts, Parts]:
@@ -73,7 +73,7 @@ async def test_a_lost_child_keeps_no_newcomer_out(setting: Bench) -> None:
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     assert await Workshop(setting).repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.is_newcomer("main", "b"), marks.pending("b", "main")) == (False, 0)
     assert set(marks.lost_keys) == {key_of(gone)}
     assert (REPOSITORY, kept.digest) in setting.b.manifests
@@ -95,7 +95,7 @@ async def test_a_lost_layer_keeps_no_newcomer_out(setting: Bench) -> None:
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     assert await Workshop(setting).repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert not marks.is_newcomer("main", "b")
     assert set(marks.lost_keys) == {blob_key(digest_of(b"gone"))}
     assert marks.refuses("b", ROUTED, app.digest)
@@ -109,7 +109,7 @@ async def test_a_lost_grandchild_keeps_no_newcomer_out(setting: Bench) -> None:
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     assert await Workshop(setting).repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.is_newcomer("main", "b"), set(marks.lost_keys)) == (False, {key_of(gone)})
     assert marks.refuses("b", ROUTED, inner.digest)
     assert marks.refuses("b", ROUTED, outer.digest)
@@ -136,7 +136,7 @@ async def test_a_registry_that_takes_an_index_without_its_child_gets_it(setting:
     setting.b.is_sparse = True
     await make_newcomer(setting)
     assert await Workshop(setting).repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.is_newcomer("main", "b"), marks.refused("b", "main"), marks.lost("main")) == (False, 0, 1)
     assert setting.b.tags[REPOSITORY, LATEST] == both.digest
     assert (REPOSITORY, kept.digest) in setting.b.manifests
@@ -151,7 +151,7 @@ async def test_what_a_replica_missed_and_the_other_lost_keeps_it_not_behind(sett
     setting.holdings.end(ROUTED, ContentKind.BLOB, digest_of(b"layer"))
     workshop = Workshop(setting)
     assert await workshop.repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.pending("b", "main"), set(marks.lost_keys)) == (0, {blob_key(digest_of(b"layer"))})
     assert marks.refuses("b", ROUTED, app.digest)
     assert setting.b.tags == {(REPOSITORY, "other"): other.digest}
@@ -171,7 +171,7 @@ async def test_while_a_replica_is_away_nothing_is_lost(setting: Bench) -> None:
     workshop = Workshop(setting)
     assert not await workshop.repairer.repair(setting.b)
     assert await lost_keys(setting) == set()
-    assert (await setting.under_test.journal.current.snapshot()).pending("b", "main") > 0
+    assert (await setting.under_test.journal.current.marks()).pending("b", "main") > 0
     comparison = await compare(setting)
     assert ("a" in comparison.error, comparison.lost) == (True, 0)
 
@@ -215,7 +215,7 @@ async def test_a_newcomer_waits_where_much_cannot_be_known(setting: Bench) -> No
     workshop = Workshop(setting)
     assert not await workshop.repair()
     assert "it answers 500" in workshop.repairer.status("b").error
-    assert (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
+    assert (await setting.under_test.journal.current.marks()).is_newcomer("main", "b")
     assert setting.b.tags[REPOSITORY, "app"] == app.digest
 
 
@@ -224,12 +224,12 @@ async def test_lost_is_told_once_counted_and_dismissed(setting: Bench, caplog: p
     _, _, gone = await push_an_index_with_a_lost_child(setting)
     assert [(await compare(setting)).lost for _ in range(2)] == [1, 1]
     assert len([record for record in caplog.records if "is lost" in record.getMessage()]) == 1
-    assert (await setting.under_test.journal.current.snapshot()).lost("main") == 1
+    assert (await setting.under_test.journal.current.marks()).lost("main") == 1
     exceptions = Exceptions(setting.under_test.store)
     assert await exceptions.dismiss("main", None, "sha256:other") == 0
     assert await exceptions.dismiss("main", REPOSITORY, str(gone.digest)) == 1
     assert (await compare(setting)).lost == 0
-    assert (await setting.under_test.journal.current.snapshot()).lost("main") == 0
+    assert (await setting.under_test.journal.current.marks()).lost("main") == 0
     assert [(one.key, one.is_lost, one.is_dismissed) for one in await exceptions.list("main")] == [
         (key_of(gone), True, True)
     ]
@@ -320,7 +320,7 @@ async def test_an_older_state_of_a_lost_tag_is_told_by_nobody(setting: Bench) ->
     setting.a.tags, setting.a.manifests, setting.a.blobs = {}, {}, {}
     setting.holdings.entries.clear()
     await Workshop(setting).repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert IntentKey(ROUTED, IntentKind.TAG, LATEST) in marks.lost_keys
     assert marks.pending("b", "main") == 0
     assert marks.misses_tag("b", ROUTED, LATEST)
@@ -346,7 +346,7 @@ async def test_a_lost_build_cache_is_lost_by_its_blobs(setting: Bench) -> None:
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
     assert await Workshop(setting).repair()
-    assert (await setting.under_test.journal.current.snapshot()).refuses("b", ROUTED, cache.digest)
+    assert (await setting.under_test.journal.current.marks()).refuses("b", ROUTED, cache.digest)
 
 
 # ---------------------------------------------------------------- the running product

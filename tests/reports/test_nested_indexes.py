@@ -51,7 +51,7 @@ async def test_shared_children_are_dealt_with_once(setting: Bench) -> None:
     await lose(setting, gone)
     setting.b.requests.clear()
     assert await Workshop(setting).repair()
-    assert not (await setting.under_test.journal.current.snapshot()).is_newcomer("main", "b")
+    assert not (await setting.under_test.journal.current.marks()).is_newcomer("main", "b")
     assert len(setting.b.requests) < 16 * 16 * 3, "by each way it would be twice as many with each level"
 
 

@@ -46,7 +46,7 @@ async def test_a_push_that_one_refuses_leaves_it_current(setting: Bench) -> None
     setting.b.errors["put_manifest"] = refusal(ErrorCode.MANIFEST_BLOB_UNKNOWN)
     cache = await push(setting, build_cache(b"one"), "latest")
     setting.b.errors.clear()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.pending("b", "main"), marks.refused("b", "main"), marks.refused("a", "main")) == (0, 2, 0)
     assert marks.refuses("b", ROUTED, cache.digest)
     assert (marks.misses_tag("b", ROUTED, LATEST), marks.misses_any("b", ROUTED)) == (True, False)
@@ -79,7 +79,7 @@ async def test_a_replica_that_was_away_is_current_but_for_what_it_refuses(
     setting.b.put_manifest = picky  # type: ignore[method-assign]  # of this replica alone
     workshop = Workshop(setting)
     assert await workshop.repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.pending("b", "main"), marks.refused("b", "main")) == (0, 2)
     assert setting.b.tags == {(REPOSITORY, "app"): app.digest}
     assert workshop.counts() == {"copied": 6, "refused": 2}
@@ -93,7 +93,7 @@ async def test_a_refusal_that_may_pass_is_not_final(setting: Bench, status: int)
     setting.b.errors["put_manifest"] = refusal(ErrorCode.DENIED, status)
     await push(setting, image(b"layer"), "latest")
     assert not await Workshop(setting).repair()
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.pending("b", "main"), marks.refused("b", "main")) == (2, 0)
 
 
@@ -107,7 +107,7 @@ async def test_a_refusal_of_what_is_lacking_is_not_final(setting: Bench, status:
     setting.holdings.entries.clear()  # nothing of it can be sent during the push
     setting.b.errors["put_manifest"] = refusal(status=status)
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.pending("b", "main"), marks.refused("b", "main")) == (2, 0)
     setting.b.errors.clear()
     assert await Workshop(setting).repair()
@@ -125,7 +125,7 @@ async def test_an_index_over_what_a_replica_refuses_is_refused(setting: Bench) -
     whole = index(child)
     setting.holdings.entries.clear()  # else the child would be healed
     await setting.under_test.put(LATEST, whole.manifest, whole.media_type)
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.pending("b", "main"), marks.refused("b", "main")) == (0, 3)
 
 
@@ -149,7 +149,7 @@ async def test_a_later_push_and_a_retry_try_it_again(setting: Bench) -> None:
     workshop = Workshop(setting)
     await workshop.repairer.retry()
     assert await workshop.repair()
-    assert (await setting.under_test.journal.current.snapshot()).refused("b", "main") == 2
+    assert (await setting.under_test.journal.current.marks()).refused("b", "main") == 2
     setting.b.errors.clear()
     await workshop.repairer.retry()
     assert await workshop.repair()
@@ -157,10 +157,10 @@ async def test_a_later_push_and_a_retry_try_it_again(setting: Bench) -> None:
     assert await setting.under_test.intents() == {}
     setting.b.errors["put_manifest"] = refusal()
     await push(setting, image(b"other"), "latest")
-    assert (await setting.under_test.journal.current.snapshot()).refused("b", "main") == 2
+    assert (await setting.under_test.journal.current.marks()).refused("b", "main") == 2
     setting.b.errors.clear()
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.refused("b", "main"), marks.misses_tag("b", ROUTED, LATEST)) == (1, False)
 
 
@@ -172,9 +172,9 @@ async def test_during_a_push_a_refused_tag_is_not_believed(setting: Bench) -> No
     content = (app.digest, app.media_type)
     key = next(one.key for one in await Exceptions(setting.under_test.store).list("main") if one.key.name == LATEST)
     write = await setting.under_test.journal.begin({key: content}, ["a", "b"])
-    assert (await setting.under_test.journal.current.snapshot()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, LATEST)
     await setting.under_test.journal.withdraw(write)
-    assert (await setting.under_test.journal.current.snapshot()).misses_tag("b", ROUTED, LATEST)
+    assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, LATEST)
 
 
 async def test_a_deletion_ends_it(setting: Bench) -> None:
@@ -184,7 +184,7 @@ async def test_a_deletion_ends_it(setting: Bench) -> None:
     app = await push(setting, image(b"new"), "latest")
     setting.b.errors.clear()
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
-    marks = await setting.under_test.journal.current.snapshot()
+    marks = await setting.under_test.journal.current.marks()
     assert (marks.refused("b", "main"), marks.misses_tag("b", ROUTED, LATEST)) == (0, True)
     assert await Workshop(setting).repair()
     assert setting.b.tags == {}
@@ -198,7 +198,7 @@ async def test_a_blob_is_refused_for_its_size_and_not_for_its_bytes(setting: Ben
         setting.b.errors = {"push_blob": refusal(ErrorCode.DIGEST_INVALID, status), "commit_upload": refusal()}
         await setting.under_test.upload(content)
         assert await Workshop(setting).repair() is is_final
-        marks = await setting.under_test.journal.current.snapshot()
+        marks = await setting.under_test.journal.current.marks()
         assert marks.refuses("b", ROUTED, digest_of(content)) is is_final
         setting.b.errors = {}
         await setting.under_test.upload(content)
