@@ -55,6 +55,25 @@ class Wakeup:
             self._next = None
 
 
+async def repeat(
+    act: Callable[[], Awaitable[object]], seconds: float, *ignored: type[Exception], at_once: bool = False
+) -> None:
+    """Do something again and again, each time after a pause, until cancelled.
+
+    Args:
+        act: what to do.
+        seconds: of each pause.
+        ignored: errors that end nothing: the next time comes all the same.
+        at_once: whether there is no pause before the first time.
+    """
+    if not at_once:
+        await asyncio.sleep(seconds)
+    while True:
+        with contextlib.suppress(*ignored):
+            await act()
+        await asyncio.sleep(seconds)
+
+
 async def obeying_cancellation(awaitable: Awaitable[_T]) -> _T:
     """Await an awaitable of a library that may lose the cancellation of its task, and obey that all the same.
 

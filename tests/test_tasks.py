@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 
-from registry_proxy.tasks import Wakeup, end, obeying_cancellation, spawn
+import pytest
+
+from registry_proxy.tasks import Wakeup, end, obeying_cancellation, repeat, spawn
 
 
 async def test_a_task_that_loses_a_cancellation_ends_all_the_same() -> None:
@@ -32,6 +34,23 @@ async def test_a_task_that_has_ended_is_no_error() -> None:
     task = spawn(work(), "work")
     await task
     await end(task)
+
+
+async def test_what_is_repeated_goes_on_after_errors_that_are_expected() -> None:
+    """An error that is named ends nothing, any other ends it all; the first time comes after a pause, or at once."""
+    errors = [KeyError(), ValueError("second")]
+
+    async def fail() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(ValueError, match="second"):
+        await repeat(fail, 0, KeyError)
+    pauses = spawn(repeat(fail, 60), "pauses first")
+    await asyncio.sleep(0)
+    assert not pauses.done()
+    await end(pauses)
+    with pytest.raises(IndexError):
+        await repeat(fail, 60, at_once=True)
 
 
 async def test_a_lost_cancellation_is_obeyed_when_the_answer_is_there() -> None:

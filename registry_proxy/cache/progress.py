@@ -122,12 +122,8 @@ class FillReader:
     """A ``BlobReader`` over content in the making."""
 
     def __init__(self, fd: int, progress: FillProgress) -> None:
-        self._fd = fd
+        self.fd = fd
         self._progress = progress
-
-    @property
-    def fd(self) -> int:
-        return self._fd
 
     @property
     def size_bytes(self) -> int:
@@ -145,40 +141,25 @@ class FillReader:
         await self._progress.wait_beyond(offset)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class CommittedReader:
     """A ``BlobReader`` over content that is complete and verified."""
 
-    __slots__ = ("_fd", "_size_bytes")
+    __slots__ = ("available_bytes", "fd", "size_bytes")
+    verified = True
 
     def __init__(self, fd: int, size_bytes: int) -> None:
-        self._fd = fd
-        self._size_bytes = size_bytes
-
-    @property
-    def fd(self) -> int:
-        return self._fd
-
-    @property
-    def size_bytes(self) -> int:
-        return self._size_bytes
-
-    @property
-    def available_bytes(self) -> int:
-        return self._size_bytes
-
-    @property
-    def verified(self) -> bool:
-        return True
+        self.fd = fd
+        self.size_bytes = self.available_bytes = size_bytes
 
     async def wait_beyond(self, offset: int) -> None:
         """Return at once: nothing more will come, and nothing is missing."""
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

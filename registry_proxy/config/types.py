@@ -171,6 +171,7 @@ def _is_host(value: str) -> bool:
 
 
 _REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+sentinel", "rediss+sentinel"})
+_SQLITE_PATH = re.compile(r"/[^\0]*[^/\0]")
 _REDIS_DATABASE = re.compile(r"[0-9]{0,5}")
 _REDIS_PARAMETERS = frozenset(
     {
@@ -190,12 +191,12 @@ _REDIS_PARAMETERS = frozenset(
 
 def _check_store(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
-    scheme, _, rest = url.partition("://")
-    if scheme == "sqlite" and rest.startswith("/") and rest.strip("/") and not rest.endswith("/") and "\0" not in rest:
+    scheme, _, remainder = url.partition("://")
+    if scheme == "sqlite" and _SQLITE_PATH.fullmatch(remainder):
         return value
-    if scheme in {"redis", "rediss"} and split_url(url) is not None and _is_redis_path(rest.partition("/")[2]):
+    if scheme in {"redis", "rediss"} and split_url(url) is not None and _is_redis_path(remainder.partition("/")[2]):
         return value
-    if scheme in {"redis+sentinel", "rediss+sentinel"} and _names_sentinels(rest):
+    if scheme in {"redis+sentinel", "rediss+sentinel"} and _names_sentinels(remainder):
         return value
     text = (
         "sqlite:///relative/path.db, sqlite:////absolute/path.db, redis://host:6379/0 or "
@@ -208,8 +209,8 @@ def _check_store(value: SecretStr) -> SecretStr:
     raise expected(text)
 
 
-def _names_sentinels(rest: str) -> bool:
-    authority, _, path = rest.partition("/")
+def _names_sentinels(remainder: str) -> bool:
+    authority, _, path = remainder.partition("/")
     hosts = authority.rpartition("@")[2]
     before, _, query = path.partition("?")
     name, _, number = before.partition("/")
@@ -225,9 +226,9 @@ def _is_redis_path(path: str) -> bool:
 
 
 def _is_syslog(value: str | None) -> bool:
-    scheme, _, rest = (value or "").partition("://")
+    scheme, _, remainder = (value or "").partition("://")
     is_remote = scheme in {"udp", "tcp"} and _is_bare(split_url(value or ""))
-    return value is None or is_remote or (scheme == "unix" and rest.startswith("/"))
+    return value is None or is_remote or (scheme == "unix" and remainder.startswith("/"))
 
 
 def _is_bare(parts: SplitResult | None) -> bool:

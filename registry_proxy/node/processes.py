@@ -103,13 +103,13 @@ class Process:
 
     def _take(self, message: str) -> None:
         self._heard = True
-        word, _, rest = message.partition(" ")
+        word, _, remainder = message.partition(" ")
         if word == "ready":
             self.ready.set()
         elif word == "failed":
-            self._reason = rest
+            self._reason = remainder
         elif word == "prepared":
-            self.result = rest
+            self.result = remainder
             self.prepared.set()
         elif word == "reload":
             self.ask_reload(self)

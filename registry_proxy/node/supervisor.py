@@ -210,15 +210,12 @@ class Supervisor:
         try:
             configured = self._load()
             settings = await self._discovery.expand(configured)
-        except SettingsError as error:
-            return self._refused(ReloadOutcome(number, faults=tuple(map(str, error.faults))))
-        except StartError as error:
-            return self._refused(ReloadOutcome(number, failure=str(error)))
-        if faults := tuple(needs_restart(self._settings, settings)):
-            return self._refused(ReloadOutcome(number, faults=faults))
-        try:
+            if faults := tuple(needs_restart(self._settings, settings)):
+                return self._refused(ReloadOutcome(number, faults=faults))
             await self._forks.renew()
             await self._start_next(settings)
+        except SettingsError as error:
+            return self._refused(ReloadOutcome(number, faults=tuple(map(str, error.faults))))
         except (StartError, OSError) as error:
             return self._refused(ReloadOutcome(number, failure=str(error)))
         self._discovery.confirm(configured)

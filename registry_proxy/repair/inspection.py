@@ -5,7 +5,6 @@ missing where the storage was wiped, and stands elsewhere where registries were 
 that the replica has confirmed: it does not know them where its storage was put back from an older copy.
 """
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -13,6 +12,7 @@ import secrets
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 from registry_proxy.operations.contents import unless_absent
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
@@ -28,6 +28,7 @@ from registry_proxy.replication.intents import Intent, change_of, parse_key
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.roster import roster_key, sentinel_key
 from registry_proxy.replication.tag_records import held_at, read_record
+from registry_proxy.tasks import repeat
 
 SENTINELS = Repository(f"{RESERVED_PREFIX}sentinel")
 _LOOK_SECONDS = 10.0
@@ -89,7 +90,7 @@ class Inspection:
     async def _judge(
         self, replica_set: ReplicaSet, client: ReplicaClient, *, is_returning: bool
     ) -> ReturnReason | None:
-        """Return in which way a member is not what it was; None where it is, or nothing proves it."""
+        """Return in which way a replica on the roster is not what it was; None where it is, or nothing proves it."""
         sentinels = await self._sentinels(replica_set)
         known, found = sentinels.get(client.name), None
         try:
@@ -124,13 +125,11 @@ class Inspection:
         }
 
     async def keep_sentinels(self, replica_set: ReplicaSet) -> None:
-        """Leave a sentinel at each member that has none, as soon as it can be written to; until cancelled."""
-        while True:
-            await self.leave_sentinels(replica_set)
-            await asyncio.sleep(_LOOK_SECONDS)
+        """Leave a sentinel at each replica on the roster that has none, once it can be written to; until cancelled."""
+        await repeat(partial(self.leave_sentinels, replica_set), _LOOK_SECONDS, at_once=True)
 
     async def leave_sentinels(self, replica_set: ReplicaSet, *, renew: bool = False) -> None:
-        """Leave a sentinel at each member that has none and can be written to now.
+        """Leave a sentinel at each replica on the roster that has none and can be written to now.
 
         With ``renew`` each gets a new one: a copy of its storage that is older is told by that, without any record of
         what was written since.

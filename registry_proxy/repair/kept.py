@@ -1,7 +1,5 @@
 """Copies that this node keeps for replicas which miss a content: pinned as long as one does; a loss is reported."""
 
-import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,6 +13,7 @@ from registry_proxy.ports.replicas import ReplicaSet
 from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.reference import Digest, parse_digest
 from registry_proxy.replication.journal import Journal
+from registry_proxy.tasks import repeat
 
 _PAUSE_SECONDS = 60.0
 _SETTLED_SECONDS = 600.0
@@ -71,10 +70,7 @@ class KeptCopies:
 
     async def run(self) -> None:
         """Look after the pins until cancelled, also where other nodes do all repairs."""
-        while True:
-            with contextlib.suppress(StoreUnavailableError):
-                await self.look()
-            await asyncio.sleep(_PAUSE_SECONDS)
+        await repeat(self.look, _PAUSE_SECONDS, StoreUnavailableError, at_once=True)
 
     async def look(self) -> None:
         """Unpin what nobody misses any more, pin what lost its pin, and tell which copies are gone.

@@ -33,7 +33,7 @@ from registry_proxy.replication.manifests import tag_lease, write_lease
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.tag_records import holds_deleted, taken_back
-from registry_proxy.tasks import Wakeup, spawn
+from registry_proxy.tasks import Wakeup, repeat, spawn
 
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
@@ -83,7 +83,9 @@ class Repairer:
         self._replica_set = replica_set
         self._store = store
         self._journal = journal
-        self._exceptions = Exceptions(store)
+        self.exceptions = Exceptions(store)
+        """The contents that cannot be everywhere, to be shown and dismissed."""
+
         self._copies = copies
         self._verifier = verifier
         self._pins = pins
@@ -103,19 +105,10 @@ class Repairer:
         """Return, in words, what is no longer kept here for a replica that misses it."""
         return self._kept.warnings()
 
-    @property
-    def exceptions(self) -> Exceptions:
-        """The contents that cannot be everywhere, to be shown and dismissed."""
-        return self._exceptions
-
     async def retry(self) -> None:
         """Try what replicas refused once more, and what failed at once. Raises StoreUnavailableError."""
-        await self._exceptions.retry(f"{self._replica_set.upstream}/")
-        self._wake()
-
-    def _wake(self) -> None:
-        """Look at once, instead of after the pause that follows a failure."""
-        self._woken.notify()
+        await self.exceptions.retry(f"{self._replica_set.upstream}/")
+        self._woken.notify()  # not only after the pause that follows a failure
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -123,7 +116,8 @@ class Repairer:
             return  # what we do not write, or what cannot diverge
         tasks = [spawn(self._tend(client), f"repair of {client.name}") for client in self._replica_set.replicas]
         tasks.append(spawn(self._kept.run(), "care of pins"))
-        tasks.append(spawn(self._tend_lost(), "watch of lost contents"))
+        watch = repeat(self._look_at_lost, _LOOK_SECONDS, StoreUnavailableError, at_once=True)
+        tasks.append(spawn(watch, "watch of lost contents"))
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -245,7 +239,7 @@ class Repairer:
                 try:
                     outcome = await self._make_equal(client, key, intent)
                 except FinalRefusalError as refusal:
-                    await self._exceptions.refuse(key, intent.digest, client.name, refusal.reason)
+                    await self.exceptions.refuse(key, intent.digest, client.name, refusal.reason)
                     outcome = "refused"
                 await self._confirm(client, key, intent, outcome)
         except (RegistryError, UpstreamUnavailableError, OSError) as error:
@@ -286,7 +280,7 @@ class Repairer:
             if not await self._copies.is_lost(key.routed, _content_kind(key), intent.digest):
                 raise
             if key.kind is IntentKind.BLOB or await self._was_acknowledged(intent):
-                await self._exceptions.lose(key, intent.digest, intent.media_type, await self._outdated(key, intent))
+                await self.exceptions.lose(key, intent.digest, intent.media_type, await self._outdated(key, intent))
                 return "lost"
             await self._give_up(key, intent)
             return "given_up"
@@ -322,9 +316,9 @@ class Repairer:
     async def _was_acknowledged(self, intent: Intent) -> bool:
         """Tell whether some replica once confirmed a write; else the node that began it died before one had it."""
         marks, upstream = await self._journal.current.marks(), self._replica_set.upstream
-        members = [c.name for c in self._replica_set.replicas if not marks.is_newcomer(upstream, c.name)]
+        on_roster = [c.name for c in self._replica_set.replicas if not marks.is_newcomer(upstream, c.name)]
         return not intent.writing_until and any(
-            name not in intent.missing or name in intent.doubted for name in members
+            name not in intent.missing or name in intent.doubted for name in on_roster
         )
 
     async def _outdated(self, key: IntentKey, intent: Intent) -> Mapping[str, str]:
@@ -336,12 +330,6 @@ class Repairer:
         holding = [c.name for c in clients if await has(c.resolve_tag(key.routed.repository, tag))]
         return dict.fromkeys(holding, f"it has an older state of the tag, and {intent.digest} is lost")
 
-    async def _tend_lost(self) -> None:
-        while True:
-            with contextlib.suppress(StoreUnavailableError):
-                await self._look_at_lost()
-            await asyncio.sleep(_LOOK_SECONDS)
-
     async def _look_at_lost(self) -> None:
         """Send what this node has pinned and others took for lost; try again what was refused for lack of it."""
         upstream, marks = self._replica_set.upstream, await self._journal.current.marks()
@@ -351,7 +339,7 @@ class Repairer:
             if key.kind is not IntentKind.TAG and parse_digest(key.name) in pinned and not await self._restore(key):
                 lost.discard(key)  # to be looked at again
         for routed in {key.routed for key in self._lost - lost}:
-            await self._exceptions.retry(f"{routed}|")
+            await self.exceptions.retry(f"{routed}|")
         self._lost = frozenset(lost)
 
     async def _restore(self, key: IntentKey) -> bool:
@@ -367,12 +355,12 @@ class Repairer:
                     failed.append(client.name)
             if len(failed) == len(self._replica_set.replicas):
                 return False
-            await self._exceptions.recover(key, digest, failed)
+            await self.exceptions.recover(key, digest, failed)
         names = [client.name for client in self._replica_set.replicas]
         lost = (await self._journal.current.marks()).lost_keys
         for tag in [other for other in lost if other.routed == key.routed]:
             if tag.kind is IntentKind.TAG:
-                await self._exceptions.recover(tag, digest, names)
+                await self.exceptions.recover(tag, digest, names)
         return True
 
     # ------------------------------------------------------------ a push that left nothing

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from cachetools import FIFOCache
+from cachetools import TTLCache
 
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError
@@ -32,8 +32,8 @@ class Heads:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._useless_until: FIFOCache[Repository, float] = FIFOCache(_REMEMBERED)
-        self._believed_until: FIFOCache[Repository, float] = FIFOCache(_REMEMBERED)
+        self._useless: TTLCache[Repository, None] = TTLCache(_REMEMBERED, USELESS_SECONDS, clock)
+        self._believed: TTLCache[Repository, None] = TTLCache(_REMEMBERED, BELIEVED_SECONDS, clock)
         self._disbelieved_until = float("-inf")
 
     async def describe(
@@ -69,23 +69,22 @@ class Heads:
 
     def are_useful(self, repository: Repository) -> bool:
         """Tell whether a HEAD is worth sending."""
-        return (self._useless_until.get(repository) or self._clock()) <= self._clock()
+        return repository not in self._useless
 
     def are_believed(self, repository: Repository) -> bool:
         """Tell whether a 404 to a HEAD is the truth, also for GET."""
-        now = self._clock()
-        return self._disbelieved_until <= now < (self._believed_until.get(repository) or now)
+        return self._disbelieved_until <= self._clock() and repository in self._believed
 
     def took_push(self, repository: Repository) -> None:
         """Note that it took content from us."""
-        self._believed_until[repository] = self._clock() + BELIEVED_SECONDS
+        self._believed[repository] = None
 
     def contradicted(self, repository: Repository, *, was_absent: bool) -> None:
         """Note that a GET gave what the HEAD before it had refused, or, with ``was_absent``, had answered 404 to."""
         if was_absent:
             self._disbelieved_until = self._clock() + DISBELIEVED_SECONDS
         else:
-            self._useless_until[repository] = self._clock() + USELESS_SECONDS
+            self._useless[repository] = None
 
 
 def _is_final(error: Exception) -> bool:

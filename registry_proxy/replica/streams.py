@@ -38,20 +38,12 @@ class BlobStream:
     ) -> None:
         self._response = response
         self._replica = replica
-        self._offset = offset
-        self._size_bytes = size_bytes
+        self.offset = offset
+        self.size_bytes = size_bytes
         self._stall_seconds = stall_seconds
         self._is_elsewhere = is_elsewhere
         self._failed = failed
         self._started_at = time.monotonic()
-
-    @property
-    def offset(self) -> int:
-        return self._offset
-
-    @property
-    def size_bytes(self) -> int | None:
-        return self._size_bytes
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._response.content
@@ -78,14 +70,7 @@ class ReportedStream:
     def __init__(self, stream: ByteStream, failed: Callable[[UpstreamUnavailableError], None]) -> None:
         self._stream = stream
         self._failed = failed
-
-    @property
-    def offset(self) -> int:
-        return self._stream.offset
-
-    @property
-    def size_bytes(self) -> int | None:
-        return self._stream.size_bytes
+        self.offset, self.size_bytes = stream.offset, stream.size_bytes
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:

@@ -1,7 +1,5 @@
 """Deletes at the replicas: a tombstone first, so that a replica that is down does not bring back what was deleted."""
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -24,6 +22,7 @@ from registry_proxy.replication.manifests import (
     write_lease,
 )
 from registry_proxy.replication.tag_records import deleted_value, tag_record_key
+from registry_proxy.tasks import repeat
 
 _KEPT_SECONDS = 7 * 86_400.0
 """How long a deletion stays on record: a node that was off for longer asks the replicas anew for all that it knew."""
@@ -230,10 +229,7 @@ class DeletionsElsewhere:
 
     async def run(self) -> None:
         """Go on until cancelled. Forgetting once too often costs a question, so a start begins with all on record."""
-        while True:
-            with contextlib.suppress(StoreUnavailableError, ConflictError):
-                await self.follow()
-            await asyncio.sleep(_LOOK_SECONDS)
+        await repeat(self.follow, _LOOK_SECONDS, StoreUnavailableError, ConflictError, at_once=True)
 
     async def follow(self) -> None:
         """Forget what was deleted since the last call. Raises StoreUnavailableError."""

@@ -104,7 +104,7 @@ class Roster:
     async def doubt(self, upstream: str, replica: str, why: ReturnReason) -> bool:
         """Take a replica from the roster that is not what it was; return False where it stays.
 
-        The replica may have contents again that were deleted through us: it gets tombstones for them. The last member
+        The replica may have contents again that were deleted through us: it gets tombstones for them. The last replica
         stays: there is nothing to compare it with.
 
         Args:

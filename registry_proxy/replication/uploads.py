@@ -29,6 +29,7 @@ from registry_proxy.replication.fanout import (
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.refusals import judging_blob
 from registry_proxy.replication.upload_stream import ReplicaStream, cancel_sessions, follow, send_cached, session_at
+from registry_proxy.tasks import repeat
 
 _SWEEP_SECONDS = 60.0
 """Time between two looks for uploads that nobody goes on with."""
@@ -74,9 +75,7 @@ class UploadReplication:
 
     async def run(self) -> None:
         """Look after the uploads that nobody goes on with, until cancelled."""
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            await self.cancel_abandoned()
+        await repeat(self.cancel_abandoned, _SWEEP_SECONDS)
 
     async def cancel_abandoned(self) -> None:
         """Remove the uploads that nobody went on with, and end them at the replicas, as far as these answer."""

@@ -90,9 +90,9 @@ class UploadFile:
         self._name = name
         self._fd = fd
         self._has_file = fd >= 0
-        self._size_bytes = offset if fd < 0 else os.fstat(fd).st_size
+        self.size_bytes = offset if fd < 0 else os.fstat(fd).st_size
         self.start_offset = offset
-        self._on_disk_bytes = self._room_until = self._counted_bytes = self._size_bytes
+        self._on_disk_bytes = self._room_until = self._counted_bytes = self.size_bytes
         self._hasher = None if running is None else running.hasher
         self._is_past_disk = fd < 0
         self._readers: list[UploadReader] = []
@@ -105,13 +105,9 @@ class UploadFile:
         self._changed, self._read_on = Wakeup(), Wakeup()
 
     @property
-    def size_bytes(self) -> int:
-        return self._size_bytes
-
-    @property
     def is_whole(self) -> bool:
         """Whether all bytes are in the file."""
-        return not self._size_bytes or not (self._is_past_disk or self.start_offset)
+        return not self.size_bytes or not (self._is_past_disk or self.start_offset)
 
     async def write(self, chunk: bytes) -> None:
         """Append, and hash in the same pass; what has no room on the disk is kept until the senders have it.
@@ -119,12 +115,12 @@ class UploadFile:
         A write that is cancelled is still done to its end, so that size, hash and file agree.
         """
         if not self._is_past_disk:
-            before = self._size_bytes
+            before = self.size_bytes
             try:
                 await self._in_thread(self._append, chunk)
             except (OSError, CacheUnavailableError) as error:
                 self._leave_disk(error)
-                chunk = chunk[self._size_bytes - before :]
+                chunk = chunk[self.size_bytes - before :]
             else:
                 return
             finally:
@@ -132,7 +128,7 @@ class UploadFile:
         await self._pass_on(chunk)
 
     async def wait_beyond(self, offset: int) -> bool:
-        while self._size_bytes <= offset:
+        while self.size_bytes <= offset:
             if self._finished:
                 return False
             await self._changed.wait()
@@ -170,14 +166,14 @@ class UploadFile:
             return
         self._closing = True
         if not self._ended:
-            if note is not None and self._size_bytes:
+            if note is not None and self.size_bytes:
                 self._spool.room.write_note(*self._name, note)
-            if self._is_past_disk or not self._size_bytes:  # without bytes it begins anew
+            if self._is_past_disk or not self.size_bytes:  # without bytes it begins anew
                 self._unlink()
             else:
-                self._count(self._size_bytes)
+                self._count(self.size_bytes)
                 if self._hasher is not None:
-                    self._spool.keep_hash(self._name[1], RunningHash(self._hasher, self._size_bytes))
+                    self._spool.keep_hash(self._name[1], RunningHash(self._hasher, self.size_bytes))
         self.finish_request()
         self._resume_writer()
         self._close_when_idle()
@@ -212,7 +208,7 @@ class UploadFile:
         self._resume_writer()
         if not await self.wait_beyond(reader.offset):
             return b""
-        offset, end = reader.offset, self._on_disk_bytes if self._is_past_disk else self._size_bytes
+        offset, end = reader.offset, self._on_disk_bytes if self._is_past_disk else self.size_bytes
         if offset >= end:
             for start, piece in self._window:
                 if start <= offset < start + len(piece) and not reader.is_dropped:
@@ -232,7 +228,7 @@ class UploadFile:
         """Drop what every reader has, and wake the writer."""
         if not self._is_past_disk:
             return
-        least = min((reader.offset for reader in self._readers), default=self._size_bytes)
+        least = min((reader.offset for reader in self._readers), default=self.size_bytes)
         while self._window and self._window[0][0] + len(self._window[0][1]) <= least:
             self._window.popleft()
         if least >= self._on_disk_bytes and self._has_file:
@@ -248,7 +244,7 @@ class UploadFile:
             self._spool.cache.observer.observe(CacheFailure("write"))
         _log.warning("an upload goes on without the cache: %s", error)
         self._is_past_disk = True
-        self._on_disk_bytes = self._size_bytes
+        self._on_disk_bytes = self.size_bytes
 
     async def _pass_on(self, chunk: bytes) -> None:
         if self._hasher is not None:
@@ -256,17 +252,17 @@ class UploadFile:
                 self._hasher.update(chunk)
             else:
                 await self._in_thread(self._hasher.update, chunk)
-        self._window.append((self._size_bytes, chunk))
-        self._size_bytes += len(chunk)
+        self._window.append((self.size_bytes, chunk))
+        self.size_bytes += len(chunk)
         self._changed.notify()
         self._resume_writer()
-        while self._window and self._size_bytes - self._window[0][0] > _WINDOW_BYTES and not self._closing:
+        while self._window and self.size_bytes - self._window[0][0] > _WINDOW_BYTES and not self._closing:
             await self._wait_for_readers()
 
     async def _wait_for_readers(self) -> None:
         """Return when a reader has moved; one that holds up another for too long gets no more."""
         slowest = min(self._readers, key=lambda reader: reader.offset)
-        is_alone = all(reader.offset < self._size_bytes for reader in self._readers)
+        is_alone = all(reader.offset < self.size_bytes for reader in self._readers)
         began = time.monotonic()
         await self._read_on.wait(None if is_alone else _LAG_SECONDS)
         if not is_alone:
@@ -307,19 +303,19 @@ class UploadFile:
             self._fd = -1
 
     def _append(self, chunk: bytes) -> None:
-        if self._size_bytes + len(chunk) > self._room_until:
+        if self.size_bytes + len(chunk) > self._room_until:
             # No more than it has already: of many that grow side by side, what nobody looks at stays below the shares.
-            room_until = self._size_bytes + len(chunk) + min(self._size_bytes, self._tools.space.step_bytes)
-            self._spool.room.admit(*self._name, self._size_bytes + len(chunk))
-            self._counted_bytes = self._size_bytes + len(chunk)
+            room_until = self.size_bytes + len(chunk) + min(self.size_bytes, self._tools.space.step_bytes)
+            self._spool.room.admit(*self._name, self.size_bytes + len(chunk))
+            self._counted_bytes = self.size_bytes + len(chunk)
             self._tools.space.make_room(len(chunk), over_max_size=True)
             self._room_until = room_until
         view = memoryview(chunk)
         while view:
-            written = os.pwrite(self._fd, view, self._size_bytes)
+            written = os.pwrite(self._fd, view, self.size_bytes)
             if self._hasher is not None:
                 self._hasher.update(view[:written])
-            self._size_bytes += written
+            self.size_bytes += written
             view = view[written:]
 
     async def _hash(self, algorithm: str) -> "_Hash":
@@ -340,6 +336,6 @@ class UploadFile:
     def _commit(self, path: str, digest: Digest) -> None:
         seal(self._fd)
         os.fsync(self._fd)
-        self._tools.space.commit(path, digest, self._size_bytes)
+        self._tools.space.commit(path, digest, self.size_bytes)
         # What came in over max_size goes out again now; what is pinned may exceed it for a while.
         self._tools.space.make_room(0, over_max_size=True)

@@ -11,7 +11,6 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -191,28 +190,23 @@ class RedisStore:
             return found
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
-        await self._check_schema()
         records: list[Record] = []
         while True:
             after = records[-1].key if records else ""
-            arguments = [_PREFIX, table.value, prefix, after, str(_LISTED_AT_ONCE)]
-            found = await self._ask(partial(self._list_script, args=arguments))
+            found = await self._run(self._list_script, table, prefix, after, str(_LISTED_AT_ONCE))
             records += [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
             if len(found) < 2 * _LISTED_AT_ONCE:
                 return records
 
     async def changed_since(self, table: Table, version: int) -> Difference | None:
-        await self._check_schema()
-        found = await self._ask(lambda: self._changed_script(args=[_PREFIX, table.value, str(version)]))
+        found = await self._run(self._changed_script, table, str(version))
         if not found:
             return None
         pairs = zip(found[1::2], found[2::2], strict=True)
         return Difference(int(found[0]), {key: _record(key, stored) if stored else None for key, stored in pairs})
 
     async def heads(self, table: Table, prefix: str = "") -> Sequence[str]:
-        await self._check_schema()
-        found: Sequence[str] = await self._ask(lambda: self._heads_script(args=[_PREFIX, table.value, prefix]))
-        return found
+        return await self._run(self._heads_script, table, prefix)
 
     async def count(self, table: Table, prefix: str = "") -> int:
         await self._check_schema()
@@ -285,7 +279,13 @@ class RedisStore:
 
     def _failure_script(self, script: AsyncScript) -> Callable[[str, int, int], Awaitable[int]]:
         """Return a function that runs a script of ``failures`` for a key, with the store's deadlines."""
-        return lambda key, *rest: self._ask(lambda: script(keys=[f"{_PREFIX}failures:{key}"], args=list(rest)))
+        return lambda key, *arguments: self._ask(
+            lambda: script(keys=[f"{_PREFIX}failures:{key}"], args=list(arguments))
+        )
+
+    async def _run(self, script: AsyncScript, table: Table, *arguments: str) -> "builtins.list[str]":
+        await self._check_schema()
+        return await self._ask(lambda: script(args=[_PREFIX, table.value, *arguments]))
 
     async def _ask(self, ask: Callable[[], Awaitable[_T]]) -> _T:
         loop = asyncio.get_running_loop()

@@ -44,11 +44,11 @@ def parse_redis_url(url: str) -> RedisAddress:
     Raises:
         ValueError: a Sentinel URL does not name the primary, or a port is no number.
     """
-    scheme, _, rest = url.partition("://")
+    scheme, _, remainder = url.partition("://")
     scheme, _, kind = scheme.partition("+")
     if not kind:
         return RedisAddress(urlsplit(url))
-    authority, _, path = rest.partition("/")  # by hand: urlsplit refuses IPv6 addresses beside others
+    authority, _, path = remainder.partition("/")  # by hand: urlsplit refuses IPv6 addresses beside others
     credentials, at, hosts = authority.rpartition("@")
     addresses = [urlsplit(f"//{host}") for host in hosts.split(",")]
     parts = urlsplit(f"{scheme}://{credentials}{at}{addresses[0].netloc}/{path}")

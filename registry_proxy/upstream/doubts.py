@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from cachetools import FIFOCache
+from cachetools import FIFOCache, TTLCache
 
 from registry_proxy.ports.errors import UpstreamLimitError
 from registry_proxy.ports.names import RoutedRepository
@@ -30,20 +30,19 @@ class Doubts:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._cuts: FIFOCache[tuple[str, str], float] = FIFOCache(_REMEMBERED)
-        self._lies: FIFOCache[tuple[str, str], float] = FIFOCache(_REMEMBERED)
+        self._cuts: TTLCache[tuple[str, str], None] = TTLCache(_REMEMBERED, DOUBT_SECONDS, clock)
+        self._lies: TTLCache[tuple[str, str], None] = TTLCache(_REMEMBERED, LIE_SECONDS, clock)
         self._limits: FIFOCache[tuple[str, RoutedRepository], tuple[float, UpstreamLimitError]] = FIFOCache(_REMEMBERED)
         self._asked_last: dict[str, float] = {}
 
     def cut(self, replica: str, key: str) -> None:
         """Note that it failed with it or broke off, or that what it sent was a part of what turned out wrong."""
-        self._cuts[replica, key] = self._clock() + DOUBT_SECONDS
+        self._cuts[replica, key] = None
 
     def lied(self, replica: str, key: str) -> None:
         """Note that what it sent, all of it, is not what was asked for."""
-        now = self._clock()
-        self._lies[replica, key] = now + LIE_SECONDS
-        self._ask_last(replica, now + DOUBT_SECONDS)
+        self._lies[replica, key] = None
+        self._ask_last(replica, self._clock() + DOUBT_SECONDS)
 
     def slow(self, replica: str) -> None:
         """Note that it had not answered when another one, asked later, had."""
@@ -56,13 +55,11 @@ class Doubts:
 
     def has_failed(self, replica: str, key: str) -> bool:
         """Tell whether it failed with it or broke off a short while ago."""
-        now = self._clock()
-        return (self._cuts.get((replica, key)) or now) > now
+        return (replica, key) in self._cuts
 
     def has_lied(self, replica: str, key: str) -> bool:
         """Tell whether not to ask it."""
-        now = self._clock()
-        return (self._lies.get((replica, key)) or now) > now
+        return (replica, key) in self._lies
 
     def limited(self, replica: str, routed: RoutedRepository, error: UpstreamLimitError) -> None:
         """Note that it asked us to wait when asked for something of a repository.

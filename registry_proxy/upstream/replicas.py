@@ -24,7 +24,7 @@ from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaStat
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.replica.client import HttpReplicaClient
 from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
-from registry_proxy.tasks import Wakeup, spawn
+from registry_proxy.tasks import Wakeup, repeat, spawn
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
 from registry_proxy.upstream.hedging import Hedging
@@ -111,6 +111,10 @@ class UpstreamReplicas:
         remembered: Remembered,
         inspect: Inspect | None = None,
     ) -> None:
+        self.upstream = config.name
+        self.storage = config.storage
+        self.read_only = config.read_only
+        self.write_quorum = config.write_quorum
         self._config = config
         self._inspect = inspect
         self._marks = marks
@@ -132,7 +136,9 @@ class UpstreamReplicas:
         self.lost = 0
         """Number of keys that no replica has any more, at the last ``refresh`` or a second ago."""
 
-        self._changes = 0
+        self.changes = 0
+        """Number of changes of a replica's state: for ``wait_for_change``."""
+
         self._changed = Wakeup()
 
     # ------------------------------------------------------------ life
@@ -163,10 +169,10 @@ class UpstreamReplicas:
         except BaseException:
             await self._closing.aclose()
             raise
-        name = self._config.name
+        name, look = self.upstream, self.separation.look
         self._tasks = [spawn(self._watch(watched), f"probe {name}/{key}") for key, watched in self._watched.items()]
-        self._tasks.append(spawn(self._keep_reporting(), f"report {name}"))
-        self._tasks.append(spawn(self._keep_looking(), f"separation {name}"))
+        self._tasks.append(spawn(repeat(self.refresh, _REPORT_SECONDS), f"report {name}"))
+        self._tasks.append(spawn(repeat(look, _LOOK_AGAIN_SECONDS), f"separation {name}"))
 
     async def aclose(self) -> None:
         """Stop probing and close every connection."""
@@ -177,22 +183,6 @@ class UpstreamReplicas:
         await self._closing.aclose()
 
     # ------------------------------------------------------------ ReplicaSet
-
-    @property
-    def upstream(self) -> str:
-        return self._config.name
-
-    @property
-    def storage(self) -> StorageKind:
-        return self._config.storage
-
-    @property
-    def read_only(self) -> bool:
-        return self._config.read_only
-
-    @property
-    def write_quorum(self) -> int:
-        return self._config.write_quorum
 
     @property
     def replicas(self) -> Sequence[HttpReplicaClient]:
@@ -214,10 +204,10 @@ class UpstreamReplicas:
     def report_lie(self, replica: str, key: str) -> None:
         """Hold it against a replica that it sent something else than ``key``, the digest it was asked for."""
         self.doubts.lied(replica, key)
-        self._observer.observe(WrongContent(self._config.name, replica))
+        self._observer.observe(WrongContent(self.upstream, replica))
         _log.error(
             "replica %s/%s sent something else than %s; it is not asked for it for %.0f s",
-            self._config.name,
+            self.upstream,
             replica,
             key,
             LIE_SECONDS,
@@ -230,7 +220,7 @@ class UpstreamReplicas:
 
     def report_hedged(self, winner: HedgeWinner) -> None:
         """Count a question that was put to a second replica as well."""
-        self._observer.observe(HedgedRequest(self._config.name, winner))
+        self._observer.observe(HedgedRequest(self.upstream, winner))
 
     def report_success(self, replica: str) -> None:
         """Tell health that a request was answered, with a 404 maybe."""
@@ -244,11 +234,6 @@ class UpstreamReplicas:
         """Return the health of every configured replica, by name."""
         return {name: watched.health for name, watched in self._watched.items()}
 
-    @property
-    def changes(self) -> int:
-        """The number of changes of a replica's state: for ``wait_for_change``."""
-        return self._changes
-
     async def wait_for_change(self, timeout_seconds: float, since: int) -> bool:
         """Wait until a replica changes its state; return False when the time is over first.
 
@@ -258,9 +243,9 @@ class UpstreamReplicas:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while self._changes == since:
+                while self.changes == since:
                     await self._changed.wait()
-        return self._changes != since
+        return self.changes != since
 
     def status(self) -> list[ReplicaStatus]:
         """Return every replica, in configured order; counts are of the last ``refresh``, or a second old."""
@@ -338,18 +323,8 @@ class UpstreamReplicas:
             return
         self._log_state(watched)
         self._observer.observe(ReplicaInState(self.upstream, watched.client.name, watched.state))
-        self._changes += 1
+        self.changes += 1
         self._changed.notify()
-
-    async def _keep_looking(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-            await self.separation.look()
-
-    async def _keep_reporting(self) -> None:
-        while True:
-            await asyncio.sleep(_REPORT_SECONDS)
-            await self.refresh()
 
     async def refresh(self) -> None:
         """Have ``status`` know what is pending at this moment, and tell the observer."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cachetools import FIFOCache
+from cachetools import FIFOCache, TTLCache
 
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
@@ -45,12 +45,12 @@ class Retries:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._failures: FIFOCache[tuple[RoutedRepository, str], _Failure] = FIFOCache(_REMEMBERED)
+        self._failures: TTLCache[tuple[RoutedRepository, str], _Failure] = TTLCache(_REMEMBERED, FAILURE_SECONDS, clock)
         self._budgets: FIFOCache[RoutedRepository, _Budget] = FIFOCache(_REMEMBERED)
 
     def failed(self, routed: RoutedRepository, key: str, error: UpstreamUnavailableError, changes: int) -> None:
         """Note that replicas failed with a key; ``changes`` is how often one had changed its state before."""
-        known = self._known(routed, key)
+        known = self._failures.get((routed, key))
         times = 1 if known is None else known.times + 1
         self._failures[routed, key] = _Failure(error, changes, self._clock(), times)
 
@@ -60,7 +60,7 @@ class Retries:
 
     def standing(self, routed: RoutedRepository, key: str, changes: int) -> UpstreamUnavailableError | None:
         """Return the failure that answers in place of the replicas now; None to ask them."""
-        known = self._known(routed, key)
+        known = self._failures.get((routed, key))
         if known is None or known.changes != changes:
             return None
         pause = PAUSES_SECONDS[min(known.times, len(PAUSES_SECONDS)) - 1]
@@ -68,7 +68,7 @@ class Retries:
 
     def take(self, routed: RoutedRepository, key: str) -> bool:
         """Return whether a request may try a key once more; count it where the key has failed."""
-        if self._known(routed, key) is None:
+        if (routed, key) not in self._failures:
             return True
         now = self._clock()
         budget = self._budgets.get(routed) or _Budget(RETRIES_BURST, now)
@@ -76,7 +76,3 @@ class Retries:
         is_enough = left >= 1
         self._budgets[routed] = _Budget(left - is_enough, now)
         return is_enough
-
-    def _known(self, routed: RoutedRepository, key: str) -> _Failure | None:
-        known = self._failures.get((routed, key))
-        return known if known is not None and self._clock() < known.at + FAILURE_SECONDS else None
