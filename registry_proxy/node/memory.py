@@ -28,18 +28,10 @@ class NodeMemory:
 
     def __init__(self, path: str, lock: int) -> None:
         self.path = path
+        self.mark = f"{path}/{MARK}"
+        self.metrics = f"{path}/metrics"
         self._lock = lock
         self._node_id: str | None = None
-
-    @property
-    def mark(self) -> str:
-        """The path of ``MARK``."""
-        return f"{self.path}/{MARK}"
-
-    @property
-    def metrics(self) -> str:
-        """The directory of the workers' metrics."""
-        return f"{self.path}/metrics"
 
     def remember_node(self, cache_path: str) -> None:
         """Read from the cache how this node is called, for the caches that take its place."""

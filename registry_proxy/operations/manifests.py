@@ -40,10 +40,6 @@ class ManifestWriter:
         self._holdings = holdings
         self._spool = spool
 
-    def check_writable(self, upstream: str) -> None:
-        """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
-        self._replicas.check_writable(upstream)
-
     def referrers_lease(self, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
         """Exclude others who change the index under a fallback tag; taken before the leases of ``write``."""
         return self._replicas.referrers_lease(routed, tag)

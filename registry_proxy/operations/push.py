@@ -217,7 +217,7 @@ class Push:
             RegistryError: MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN; DENIED (403) when the tag exists
                 and ``may_move_tags`` is False, or the upstream is read-only; UNAVAILABLE.
         """
-        self._writer.check_writable(routed.upstream)
+        self._blobs.check_writable(routed.upstream)
         links = parse_manifest(body, media_type)
         if isinstance(tag_or_digest, Digest):
             digest, tag = tag_or_digest, None

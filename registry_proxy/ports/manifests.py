@@ -21,7 +21,6 @@ class WrittenManifest:
 class ManifestReplicas(Protocol):
     """Writes manifests and tags to the replicas of an upstream."""
 
-    def check_writable(self, upstream: str) -> None: ...
     def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AbstractAsyncContextManager[None]:
         """Serialise the writes of a digest and of a tag over all workers and nodes."""
 

@@ -1,13 +1,12 @@
 """Replicas made equal: repair, maintenance, and the comparison of replicas, as an administrator sees them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from registry_proxy.ports.journal import Exceptions, IntentKey, Pause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.reference import Digest
-from registry_proxy.protocol.referrers import Referrer
 
 _NOTED_MAX = 1000
 _DOUBTFUL_CONTENTS = 10
@@ -138,14 +137,6 @@ class Comparison:
             first = next(iter(unlisted or doubtful))
             return f"{first.key} could not be asked of {first.replica}: {first.reason}"
         return ""
-
-
-class MergesReferrers(Protocol):
-    """Merges the unlike indexes of referrers that replicas have under the fallback tag of a subject."""
-
-    async def merge(
-        self, routed: RoutedRepository, subject: Digest, tags: Collection[Digest | None], entries: Iterable[Referrer]
-    ) -> None: ...
 
 
 class Verifies(Protocol):

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 
 from registry_proxy.operations.contents import find_cached_manifest, is_committed
 from registry_proxy.ports.content import BlobCache, Holdings
@@ -60,6 +61,7 @@ class Pace:
             yield piece
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Copies:
     """Sends contents of an upstream to one of its replicas.
 
@@ -78,40 +80,30 @@ class Copies:
         observer: receives an event for each blob that was sent.
     """
 
-    def __init__(
-        self,
-        *,
-        replica_sets: Mapping[str, ReplicaSet],
-        readers: Mapping[str, RegistryReader],
-        cache: BlobCache,
-        holdings: Holdings,
-        pace: Pace,
-        observer: Observer,
-    ) -> None:
-        self._replica_sets = replica_sets
-        self._readers = readers
-        self._cache = cache
-        self._holdings = holdings
-        self._pace = pace
-        self._observer = observer
+    replica_sets: Mapping[str, ReplicaSet]
+    readers: Mapping[str, RegistryReader]
+    cache: BlobCache
+    holdings: Holdings
+    pace: Pace
+    observer: Observer
 
     async def copy_blob(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> None:
         """Send a blob. Raises FinalRefusalError where the replica will never take it."""
         size_bytes, repository = None, routed.repository
-        if self._holdings.find(routed, ContentKind.BLOB, digest) is not None:
+        if self.holdings.find(routed, ContentKind.BLOB, digest) is not None:
             with judging_blob(digest):
-                size_bytes = await send_cached(self._cache, client, repository, digest, self._read_range)
+                size_bytes = await send_cached(self.cache, client, repository, digest, self._read_range)
         if size_bytes is None:
-            reader = self._readers[routed.upstream]
+            reader = self.readers[routed.upstream]
             known = await reader.stat_blob(repository, digest)
             async with reader.open_blob(repository, digest) as stream:
                 with judging_blob(digest):
-                    await client.push_blob(repository, known, lambda: self._pace.spread(stream))
+                    await client.push_blob(repository, known, lambda: self.pace.spread(stream))
             size_bytes = known.size_bytes
-        self._observer.observe(RepairedBytes(routed.upstream, client.name, size_bytes))
+        self.observer.observe(RepairedBytes(routed.upstream, client.name, size_bytes))
 
     def _read_range(self, fd: int, size_bytes: int) -> AsyncIterator[bytes]:
-        return self._pace.spread(read_range(fd, size_bytes))
+        return self.pace.spread(read_range(fd, size_bytes))
 
     async def copy_manifest(
         self, client: ReplicaClient, routed: RoutedRepository, digest: Digest, tag: Tag | None = None
@@ -121,7 +113,7 @@ class Copies:
         Raises:
             FinalRefusalError: the replica has all of these parts that it can have, and refuses the manifest.
         """
-        delivery = Delivery(self._replica_sets[routed.upstream], client, routed, self._send_part)
+        delivery = Delivery(self.replica_sets[routed.upstream], client, routed, self._send_part)
         await delivery.put(tag or digest, await self._manifest(routed, digest))
 
     async def _send_part(self, delivery: Delivery, kind: ContentKind, digest: Digest) -> None:
@@ -139,10 +131,10 @@ class Copies:
 
     async def is_lost(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         """Tell whether a content cannot be had: every configured replica says so now, and this cache lacks it, too."""
-        if self._holdings.find(routed, kind, digest) is not None and is_committed(self._cache, digest):
+        if self.holdings.find(routed, kind, digest) is not None and is_committed(self.cache, digest):
             return False
-        return await is_nowhere(self._replica_sets[routed.upstream], IntentKey(routed, IntentKind(kind), str(digest)))
+        return await is_nowhere(self.replica_sets[routed.upstream], IntentKey(routed, IntentKind(kind), str(digest)))
 
     async def _manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest:
-        cached = find_cached_manifest(self._holdings, self._cache, routed, digest)
-        return cached or await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
+        cached = find_cached_manifest(self.holdings, self.cache, routed, digest)
+        return cached or await self.readers[routed.upstream].fetch_manifest(routed.repository, digest)

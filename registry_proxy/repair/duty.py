@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 
+from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.ports.names import ContentKind
-from registry_proxy.ports.repair import MergesReferrers
 from registry_proxy.repair.copies import Copies, Pace
 from registry_proxy.repair.fallback_tags import FallbackTagComparison
 from registry_proxy.repair.inspection import Inspection
@@ -33,7 +33,7 @@ class RepairDuty:
         bytes_per_second: Mapping[str, int],
         tools: ReplicaTools,
         inspection: Inspection,
-        referrers: MergesReferrers,
+        referrers: FallbackTags,
     ) -> None:
         options = tools.records.options
         store, journal = tools.records.store, tools.records.journal

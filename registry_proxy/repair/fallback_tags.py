@@ -16,6 +16,7 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag, is_fallback_tag
 from registry_proxy.repair.verify import Verifier
 from registry_proxy.replication.absence import is_recorded
+from registry_proxy.replication.fanout import are_all_up
 from registry_proxy.replication.journal import Journal
 
 _LOOK_SECONDS = 1.0
@@ -52,7 +53,7 @@ class FallbackTagComparison:
             await asyncio.sleep(_LOOK_SECONDS)
             now = time.monotonic()
             try:
-                if now < paused_until or not self._are_all_up():
+                if now < paused_until or not are_all_up(self._replica_set):
                     continue
                 if now < due_at and await self._are_all_on_record():
                     continue
@@ -64,9 +65,6 @@ class FallbackTagComparison:
             except StoreUnavailableError:
                 continue  # or another node is at it
             paused_until = now + _PAUSE_WHILE_DOUBTFUL_SECONDS
-
-    def _are_all_up(self) -> bool:
-        return all(self._replica_set.is_writable(client.name) for client in self._replica_set.replicas)
 
     async def _are_all_on_record(self) -> bool:
         record = await self._store.get(Table.COMPARED, self._replica_set.upstream)

@@ -7,7 +7,7 @@ the pause first and looks for open intents then. So of a write and a pause that 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.journal import Pause, PauseRefusedError
@@ -169,7 +169,8 @@ class Maintenance:
             raise PauseRefusedError(
                 f"replica {replica} of {upstream} is behind in {pending} keys: wait until it is repaired"
             )
-        others = self._others(replica)
+        names = [client.name for client in self._replica_set.replicas if client.name != replica]
+        others = [name for name in names if self._replica_set.is_writable(name)]
         if len(others) < self._replica_set.write_quorum:
             raise PauseRefusedError(
                 f"without replica {replica} of {upstream} too few replicas are up for a push: {len(others)} of "
@@ -180,7 +181,3 @@ class Maintenance:
                 f"no other replica of {upstream} is current: {replica} may be the only one that holds something. Wait "
                 "until another one is repaired"
             )
-
-    def _others(self, replica: str) -> Sequence[str]:
-        names = [client.name for client in self._replica_set.replicas if client.name != replica]
-        return [name for name in names if self._replica_set.is_writable(name)]

@@ -25,6 +25,7 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, parse_digest
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.repair.verify import Verifier
+from registry_proxy.replication.fanout import are_all_up
 from registry_proxy.replication.intents import intent_of
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import manifest_record, write_lease
@@ -108,7 +109,7 @@ class Recovery:
         loss = await self._store.get(Table.META, LOSS_KEY)
         if loss is not None:
             self._noticed_at = loss.value["noticed_at"]
-        if not self._are_all_up():
+        if not are_all_up(self._replica_set):
             return False
         if self._remembered_at != self._noticed_at:  # also where another node has compared them meanwhile
             noticed_at = self._noticed_at
@@ -118,9 +119,6 @@ class Recovery:
         if loss is None or self._replica_set.upstream in loss.value["compared"]:
             return False
         return not 0 <= time.time() - self._noticed_at < _NOTICING_SECONDS
-
-    def _are_all_up(self) -> bool:
-        return all(self._replica_set.is_writable(client.name) for client in self._replica_set.replicas)
 
     # ------------------------------------------------------------ what this node knows
 
@@ -217,7 +215,7 @@ class Recovery:
             names = [client.name for client in self._replica_set.replicas]
             if not any(marks.pending(name, upstream) for name in names):
                 return True
-            if not self._are_all_up():
+            if not are_all_up(self._replica_set):
                 return False
             await asyncio.sleep(_LOOK_SECONDS)
 

@@ -277,7 +277,8 @@ class Repairer:
         except FinalRefusalError:
             raise
         except (RegistryError, UpstreamUnavailableError):
-            if not await self._copies.is_lost(key.routed, _content_kind(key), intent.digest):
+            kind = ContentKind.BLOB if key.kind is IntentKind.BLOB else ContentKind.MANIFEST
+            if not await self._copies.is_lost(key.routed, kind, intent.digest):
                 raise
             if key.kind is IntentKind.BLOB or await self._was_acknowledged(intent):
                 await self.exceptions.lose(key, intent.digest, intent.media_type, await self._outdated(key, intent))
@@ -391,7 +392,3 @@ class Repairer:
             if found is not None:
                 return found
         return None
-
-
-def _content_kind(key: IntentKey) -> ContentKind:
-    return ContentKind.BLOB if key.kind is IntentKind.BLOB else ContentKind.MANIFEST

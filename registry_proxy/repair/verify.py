@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from registry_proxy.operations.contents import ask, links_of, unless_absent
+from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.ports.errors import StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
-from registry_proxy.ports.repair import Comparison, Difference, Failure, MergesReferrers
+from registry_proxy.ports.repair import Comparison, Difference, Failure
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Store, Table, revision_of
 from registry_proxy.protocol.descriptor import Manifest
@@ -68,7 +69,7 @@ class Verifier:
         referrers: merges what replicas list under a fallback tag: of two such lists neither is the right one.
     """
 
-    def __init__(self, *, replica_set: ReplicaSet, store: Store, journal: Journal, referrers: MergesReferrers) -> None:
+    def __init__(self, *, replica_set: ReplicaSet, store: Store, journal: Journal, referrers: FallbackTags) -> None:
         self._replica_set = replica_set
         self._store = store
         self._journal = journal

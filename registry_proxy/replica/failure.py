@@ -51,37 +51,36 @@ class WrongBytesError(ReplicaFailedError):
         super().__init__(reason, "mismatch")
 
 
-class BadUpstreamError(RegistryError):
-    """A 502: the replica answers, and wrongly."""
+class _BadGatewayError(RegistryError):
+    """A 502; ``reason`` is for its detail and for health."""
 
-    outcome: UpstreamOutcome = "mismatch"
+    outcome: UpstreamOutcome
+    text: str
 
     def __init__(self, replica: str, reason: str) -> None:
-        super().__init__(
-            ErrorCode.UNAVAILABLE,
-            "the upstream registry does not answer as a registry should",
-            detail={"replica": replica, "reason": reason},
-            status=502,
-        )
+        detail = {"replica": replica, "reason": reason}
+        super().__init__(ErrorCode.UNAVAILABLE, self.text, detail=detail, status=502)
         self.reason = reason
 
 
-class AccessRefusedError(RegistryError):
+class BadUpstreamError(_BadGatewayError):
+    """A 502: the replica answers, and wrongly."""
+
+    outcome = "mismatch"
+    text = "the upstream registry does not answer as a registry should"
+
+
+class AccessRefusedError(_BadGatewayError):
     """A 502: the replica refuses one request, or, where a probe meets it, our credentials.
 
     ``answered`` is the status that said so, None where we did not send what was demanded.
     """
 
-    outcome: UpstreamOutcome = "4xx"
+    outcome = "4xx"
+    text = "the upstream registry refuses this proxy access"
 
     def __init__(self, replica: str, reason: str, answered: int | None = None) -> None:
-        super().__init__(
-            ErrorCode.UNAVAILABLE,
-            "the upstream registry refuses this proxy access",
-            detail={"replica": replica, "reason": reason},
-            status=502,
-        )
-        self.reason = reason
+        super().__init__(replica, reason)
         self.answered = answered
 
 

@@ -27,7 +27,9 @@ class LongLists:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._room = asyncio.Lock()
+        self.room = asyncio.Lock()
+        """Held by the one long list that is being read."""
+
         self._next_page_at = 0.0
 
     @asynccontextmanager
@@ -38,11 +40,7 @@ class LongLists:
             yield reading
         finally:
             if reading.has_room:
-                self._room.release()
-
-    async def take_room(self) -> None:
-        """Wait until no other long list is being read."""
-        await self._room.acquire()
+                self.room.release()
 
     async def wait_for_page(self) -> None:
         """Wait until the next small page may be asked for; lists that wait take turns."""
@@ -71,7 +69,7 @@ class Reading:
             if self._size_bytes > LIST_MAX_BYTES:
                 return None
             if self._size_bytes > SHORT_LIST_BYTES and not self.has_room:
-                await self._lists.take_room()
+                await self._lists.room.acquire()
                 self.has_room = True
             chunks.append(chunk)
         self._pages += 1

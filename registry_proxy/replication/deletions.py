@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from registry_proxy.ports.content import Holdings
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
@@ -101,6 +102,7 @@ async def _changes_that_forget(
     return changes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeletionReplication:
     """Deletes at all replicas of an upstream: what ``operations.manage`` asks of them.
 
@@ -111,28 +113,20 @@ class DeletionReplication:
         journal: the tombstones.
     """
 
-    def __init__(
-        self,
-        *,
-        replica_sets: Mapping[str, ReplicaSet],
-        readers: Mapping[str, RegistryReader],
-        store: Store,
-        journal: Journal,
-    ) -> None:
-        self._replica_sets = replica_sets
-        self._readers = readers
-        self._store = store
-        self._journal = journal
+    replica_sets: Mapping[str, ReplicaSet]
+    readers: Mapping[str, RegistryReader]
+    store: Store
+    journal: Journal
 
     def check_writable(self, upstream: str) -> None:
         """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
-        check_writable(self._replica_sets[upstream])
+        check_writable(self.replica_sets[upstream])
 
     def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
         """Serialise with the pushes of a digest, or of a tag."""
         if isinstance(tag_or_digest, Digest):
-            return write_lease(self._store, routed, tag_or_digest)
-        return tag_lease(self._store, routed, tag_or_digest)
+            return write_lease(self.store, routed, tag_or_digest)
+        return tag_lease(self.store, routed, tag_or_digest)
 
     async def delete_manifest(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
         """Delete a manifest, and every tag on it, under the lease of its digest.
@@ -140,8 +134,8 @@ class DeletionReplication:
         Raises:
             RegistryError: MANIFEST_UNKNOWN, UNSUPPORTED (then nothing is changed), UNAVAILABLE.
         """
-        if not is_known and await self._store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
-            await self._readers[routed.upstream].fetch_manifest(routed.repository, digest)
+        if not is_known and await self.store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
+            await self.readers[routed.upstream].fetch_manifest(routed.repository, digest)
         await self._delete(
             IntentKey(routed, IntentKind.MANIFEST, str(digest)),
             lambda client: client.delete_manifest(routed.repository, digest),
@@ -149,11 +143,11 @@ class DeletionReplication:
 
     async def delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
         """Delete a tag alone, under its lease; return what it was. Errors as for a manifest."""
-        record = await self._store.get(Table.TAGS, tag_record_key(routed, tag))
+        record = await self.store.get(Table.TAGS, tag_record_key(routed, tag))
         if record is not None:
             digest = parse_digest(record.value["digest"])
         else:
-            digest = (await self._readers[routed.upstream].resolve_tag(routed.repository, tag)).digest
+            digest = (await self.readers[routed.upstream].resolve_tag(routed.repository, tag)).digest
         await self._delete(
             IntentKey(routed, IntentKind.TAG, tag), lambda client: client.delete_tag(routed.repository, tag)
         )
@@ -162,7 +156,7 @@ class DeletionReplication:
     async def delete_blob(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
         """Delete a blob from a repository; errors as for a manifest, BLOB_UNKNOWN for MANIFEST_UNKNOWN."""
         if not is_known:
-            await self._readers[routed.upstream].stat_blob(routed.repository, digest)
+            await self.readers[routed.upstream].stat_blob(routed.repository, digest)
         await self._delete(
             IntentKey(routed, IntentKind.BLOB, str(digest)),
             lambda client: client.delete_blob(routed.repository, digest),
@@ -170,19 +164,19 @@ class DeletionReplication:
 
     async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
         """Delete at a quorum; from the first replica that did it on, it is rolled forward."""
-        replica_set = self._replica_sets[key.routed.upstream]
-        write = await self._journal.begin({key: (None, "")}, configured_names(replica_set), [_deletion(key)])
+        replica_set = self.replica_sets[key.routed.upstream]
+        write = await self.journal.begin({key: (None, "")}, configured_names(replica_set), [_deletion(key)])
         outcome = await fan_out(replica_set, lanes_of(replica_set, key.name, paused=write.paused), operation)
         if unsupported := _unsupported(outcome):
-            await self._journal.withdraw(write)
+            await self.journal.withdraw(write)
             raise unsupported
         if outcome.is_refused:
-            await self._journal.withdraw(write)
+            await self.journal.withdraw(write)
         else:
             missing = [name for name in configured_names(replica_set) if name not in outcome.confirmed]
             # Before the intents go: whoever finds them does so, too.
-            await forget_deleted(self._store, key, missing, has_tombstone=bool(write.intents))
-            await self._journal.conclude(write, outcome.confirmed)
+            await forget_deleted(self.store, key, missing, has_tombstone=bool(write.intents))
+            await self.journal.conclude(write, outcome.confirmed)
         require_quorum(replica_set, outcome)
 
 

@@ -73,6 +73,11 @@ def check_writable(replica_set: ReplicaSet) -> None:
         raise too_few(replica_set, writable)
 
 
+def are_all_up(replica_set: ReplicaSet) -> bool:
+    """Tell whether every replica can be written to now."""
+    return all(replica_set.is_writable(client.name) for client in replica_set.replicas)
+
+
 def too_few(replica_set: ReplicaSet, count: int) -> RegistryError:
     """Return the 503 of a write that fewer replicas than the quorum can hold."""
     return unavailable(
@@ -127,35 +132,6 @@ async def cancel_all(tasks: Collection["asyncio.Task[bool]"]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _FanOut:
-    def __init__(self, replica_set: ReplicaSet, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
-        self._replica_set = replica_set
-        self._operation = operation
-        self.confirmed: set[str] = set()
-        self.failures: dict[str, Exception] = {}
-
-    async def run(self, lane: Lane) -> bool:
-        for client in lane:
-            try:
-                await self._operation(client)
-            except UpstreamUnavailableError as error:
-                self.fail(client.name, error)
-            except RegistryError as error:
-                self.failures[client.name] = error
-                return False
-            except asyncio.CancelledError:
-                self.fail(client.name, UpstreamUnavailableError("did not confirm in time, while others did"))
-                raise
-            else:
-                self.confirmed.add(client.name)
-                return True
-        return False
-
-    def fail(self, replica: str, error: Exception) -> None:
-        self.failures[replica] = error
-        self._replica_set.report_failure(replica, error)
-
-
 async def fan_out(
     replica_set: ReplicaSet,
     lanes: Sequence[Lane],
@@ -167,14 +143,37 @@ async def fan_out(
     A replica that could not be reached is reported to health; one that answered with an error of the protocol is not.
     Whether the quorum was reached is for the caller to judge.
     """
-    run = _FanOut(replica_set, operation)
-    tasks = [spawn(run.run(lane), f"write to {lane[0].name}") for lane in lanes]
+    confirmed: set[str] = set()
+    failures: dict[str, Exception] = {}
+
+    def fail(replica: str, error: Exception) -> None:
+        failures[replica] = error
+        replica_set.report_failure(replica, error)
+
+    async def run(lane: Lane) -> bool:
+        for client in lane:
+            try:
+                await operation(client)
+            except UpstreamUnavailableError as error:
+                fail(client.name, error)
+            except RegistryError as error:
+                failures[client.name] = error
+                return False
+            except asyncio.CancelledError:
+                fail(client.name, UpstreamUnavailableError("did not confirm in time, while others did"))
+                raise
+            else:
+                confirmed.add(client.name)
+                return True
+        return False
+
+    tasks = [spawn(run(lane), f"write to {lane[0].name}") for lane in lanes]
     await settle(tasks, quorum_of(replica_set), grace_seconds)
-    for replica, error in run.failures.items():
+    for replica, error in failures.items():
         if isinstance(error, FinalRefusalError):
             continue  # told where it is recorded
         _log.warning("replica %s of %s did not take a write: %s", replica, replica_set.upstream, error)
-    return Outcome(frozenset(run.confirmed), run.failures)
+    return Outcome(frozenset(confirmed), failures)
 
 
 def require_quorum(replica_set: ReplicaSet, outcome: Outcome) -> Sequence[str]:

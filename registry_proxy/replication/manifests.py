@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 from registry_proxy.operations.contents import find_cached_manifest
 from registry_proxy.operations.refused_pushes import content_unknown
@@ -19,7 +20,6 @@ from registry_proxy.protocol.reference import Digest, Repository, Tag
 from registry_proxy.replication.delivery import Delivery, PartAbsentError
 from registry_proxy.replication.fanout import (
     Outcome,
-    check_writable,
     fan_out,
     lanes_of,
     require_quorum,
@@ -92,6 +92,7 @@ def configured_names(replica_set: ReplicaSet) -> Sequence[str]:
     return [client.name for client in replica_set.replicas]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestReplication:
     """Manifests to all replicas of an upstream: what ``operations.manifests`` asks of them.
 
@@ -104,36 +105,20 @@ class ManifestReplication:
         uploads: sends the blobs.
     """
 
-    def __init__(
-        self,
-        *,
-        replica_sets: Mapping[str, ReplicaSet],
-        store: Store,
-        journal: Journal,
-        cache: BlobCache,
-        holdings: Holdings,
-        uploads: UploadReplication,
-    ) -> None:
-        self._replica_sets = replica_sets
-        self._store = store
-        self._journal = journal
-        self._cache = cache
-        self._holdings = holdings
-        self._uploads = uploads
+    replica_sets: Mapping[str, ReplicaSet]
+    store: Store
+    journal: Journal
+    cache: BlobCache
+    holdings: Holdings
+    uploads: UploadReplication
 
-    def check_writable(self, upstream: str) -> None:
-        """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
-        check_writable(self._replica_sets[upstream])
-
-    @asynccontextmanager
-    async def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AsyncIterator[None]:
+    def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AbstractAsyncContextManager[None]:
         """Serialise the writes of a digest and of a tag over all workers and nodes."""
-        async with write_lease(self._store, routed, digest, tag):
-            yield
+        return write_lease(self.store, routed, digest, tag)
 
     def referrers_lease(self, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
         """Serialise those who read an index of referrers, and write it with another entry, over all nodes."""
-        return self._store.lease(f"{routed}:{tag} as a list")
+        return self.store.lease(f"{routed}:{tag} as a list")
 
     async def put(
         self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, *, may_move: bool
@@ -146,7 +131,7 @@ class ManifestReplication:
         Raises:
             RegistryError: what the replicas answered; DENIED (403) for a tag that may not be moved; UNAVAILABLE.
         """
-        replica_set = self._replica_sets[routed.upstream]
+        replica_set = self.replica_sets[routed.upstream]
         if tag is not None and not may_move:
             await self._check_new(replica_set, routed, tag, manifest.descriptor.digest)
         write = await self._begin(replica_set, routed, tag, manifest.descriptor)
@@ -160,22 +145,22 @@ class ManifestReplication:
         outcome = await fan_out(replica_set, lanes, put_at)
         for digest in {digest for delivery in deliveries for digest in delivery.missed}:
             # The client's retry asks again and uploads it, where our memory would answer that it is there.
-            self._holdings.forget(routed, ContentKind.BLOB, digest)
-            self._holdings.forget(routed, ContentKind.MANIFEST, digest)
+            self.holdings.forget(routed, ContentKind.BLOB, digest)
+            self.holdings.forget(routed, ContentKind.MANIFEST, digest)
         revision = await self._finish(write, outcome)
         missing = require_quorum(replica_set, outcome)
         if not missing and write.was_open:
-            await self._uploads.release(manifest.descriptor.digest)
+            await self.uploads.release(manifest.descriptor.digest)
         return WrittenManifest(revision, missing)
 
     async def _finish(self, write: OpenWrite, outcome: Outcome) -> int:
         if outcome.is_refused:
-            await self._journal.withdraw(write)
+            await self.journal.withdraw(write)
             return write.revision
         for replica, reason in outcome.refused.items():
             keys = ", ".join(map(str, write.intents))
             _log.warning("replica %s cannot have %s: %s", replica, keys, reason)
-        return await self._journal.conclude(write, outcome.confirmed, outcome.refused)
+        return await self.journal.conclude(write, outcome.confirmed, outcome.refused)
 
     async def _begin(
         self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor
@@ -186,15 +171,15 @@ class ManifestReplication:
         if tag is not None:
             contents[IntentKey(routed, IntentKind.TAG, tag)] = content
             changes.append(Change(Table.TAGS, tag_record_key(routed, tag), {"digest": str(digest)}))
-        return await self._journal.begin(contents, configured_names(replica_set), changes)
+        return await self.journal.begin(contents, configured_names(replica_set), changes)
 
     async def _check_new(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
         """Refuse to move a tag: one that is on record, or at a replica, with another digest than this one."""
-        record = await self._store.get(Table.TAGS, tag_record_key(routed, tag))
+        record = await self.store.get(Table.TAGS, tag_record_key(routed, tag))
         if record is not None:
             if record.value["digest"] != str(digest):
                 raise _tag_exists(tag)
-            intent = await self._journal.find(IntentKey(routed, IntentKind.TAG, tag))
+            intent = await self.journal.find(IntentKey(routed, IntentKind.TAG, tag))
             if intent is not None and intent.digest == digest:
                 return  # left behind by an earlier try of the same push
         if await self._is_tag_of_another(replica_set, routed, tag, digest):
@@ -207,7 +192,7 @@ class ManifestReplication:
 
         Replicas that cannot be asked are no answer.
         """
-        marks, answers, failure = await self._journal.current.marks(), 0, UpstreamUnavailableError("no replica is up")
+        marks, answers, failure = await self.journal.current.marks(), 0, UpstreamUnavailableError("no replica is up")
         for client in replica_set.replicas:
             if not replica_set.is_writable(client.name) or marks.misses_tag(client.name, routed, tag):
                 continue
@@ -246,16 +231,16 @@ class ManifestReplication:
         Else a manifest that names a digest would be enough to get any content of the cache into one's own repository.
         """
         client, routed = delivery.client, delivery.routed
-        if (await self._journal.current.marks()).refuses(client.name, routed, digest):
+        if (await self.journal.current.marks()).refuses(client.name, routed, digest):
             raise PartAbsentError("it refuses that, too")
         is_sent = False
         if kind is ContentKind.BLOB:
-            is_held = self._holdings.find(routed, kind, digest) is not None
-            is_sent = is_held and await self._uploads.heal_blob(client, routed, digest)
-        elif (manifest := find_cached_manifest(self._holdings, self._cache, routed, digest)) is not None:
+            is_held = self.holdings.find(routed, kind, digest) is not None
+            is_sent = is_held and await self.uploads.heal_blob(client, routed, digest)
+        elif (manifest := find_cached_manifest(self.holdings, self.cache, routed, digest)) is not None:
             await delivery.put(digest, manifest)
-            if await self._journal.confirm(IntentKey(routed, IntentKind.MANIFEST, str(digest)), digest, client.name):
-                await self._uploads.release(digest)
+            if await self.journal.confirm(IntentKey(routed, IntentKind.MANIFEST, str(digest)), digest, client.name):
+                await self.uploads.release(digest)
             is_sent = True
         if not is_sent:
             raise PartAbsentError("this node does not have it", may_come=True)

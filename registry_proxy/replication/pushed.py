@@ -27,20 +27,16 @@ class PushedBlobs:
         now = self._clock()
         records = await self._store.list(Table.PUSHED_BLOBS, f"{routed}|")
         expired = [record.key for record in records if record.value["pushed_at"] < now - LIFETIME_SECONDS]
-        noted = Change(Table.PUSHED_BLOBS, _key(routed, digest), {"pushed_at": now})
+        noted = Change(Table.PUSHED_BLOBS, f"{routed}|{digest}", {"pushed_at": now})
         await self._store.commit(
             [noted, *(Change(Table.PUSHED_BLOBS, key, None) for key in expired if key != noted.key)]
         )
 
     async def has(self, routed: RoutedRepository, digest: Digest) -> bool:
         """Tell whether a blob was pushed to the repository lately."""
-        record = await self._store.get(Table.PUSHED_BLOBS, _key(routed, digest))
+        record = await self._store.get(Table.PUSHED_BLOBS, f"{routed}|{digest}")
         return record is not None and record.value["pushed_at"] >= self._clock() - LIFETIME_SECONDS
 
     async def forget(self, routed: RoutedRepository, digest: Digest) -> None:
         """Drop the record of a blob that was deleted."""
-        await self._store.commit([Change(Table.PUSHED_BLOBS, _key(routed, digest), None)])
-
-
-def _key(routed: RoutedRepository, digest: Digest) -> str:
-    return f"{routed}|{digest}"
+        await self._store.commit([Change(Table.PUSHED_BLOBS, f"{routed}|{digest}", None)])

@@ -72,8 +72,6 @@ BOUNDS = {
     "operations.warm.Prefetch._pulled": "4,096 subjects and repositories",
     "operations.warm.Prefetch._queue": "200 blobs",
     "operations.warm.Prefetch._workers": RUNNING,
-    "replication.fanout._FanOut.confirmed": CONFIGURED,
-    "replication.fanout._FanOut.failures": CONFIGURED,
     "repair.inspection.Inspection._refused": CONFIGURED,
     "repair.kept.KeptCopies._closed": STORED,
     "repair.kept.KeptCopies._lost": STORED,

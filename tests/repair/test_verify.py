@@ -145,10 +145,10 @@ async def test_nothing_is_deleted(setting: Bench) -> None:
     put_past(setting.b, image(b"2"), "b")
     await compare(setting, repair=True)
     workshop = Workshop(setting)
-    workshop.repairer._copies._readers["main"] = setting.b  # type: ignore[index]  # what a lacks is at b
+    workshop.repairer._copies.readers["main"] = setting.b  # type: ignore[index]  # what a lacks is at b
     setting.replicas.down.clear()
     assert await workshop.repairer.repair(setting.a)
-    workshop.repairer._copies._readers["main"] = setting.a  # type: ignore[index]  # and the other way round
+    workshop.repairer._copies.readers["main"] = setting.a  # type: ignore[index]  # and the other way round
     assert await workshop.repairer.repair(setting.b)
     assert same(setting)
     assert len(setting.a.tags) == 2
