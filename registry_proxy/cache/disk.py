@@ -189,7 +189,7 @@ class DiskCache:
 
     def stats(self) -> dict[str, int]:
         """Return ``committed_bytes``, ``entries``, ``filling_bytes``, ``pinned_bytes`` and ``max_size_bytes``."""
-        pinned_bytes = self._pinned_bytes()
+        pinned_bytes = self.space.size_of(self.space.find_pinned())
         filling_bytes = self.space.incoming_bytes
         self.observer.observe(CacheBytes("pinned", pinned_bytes))
         self.observer.observe(CacheBytes("filling", filling_bytes))
@@ -374,9 +374,6 @@ class DiskCache:
         pinned = self.space.find_pinned()
         chosen = committed() if digests is None else digests
         return sum(self.space.remove(each) for each in chosen if each not in pinned)
-
-    def _pinned_bytes(self) -> int:
-        return self.space.size_of(self.space.find_pinned())
 
 
 def _open_unnoticed(path: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from registry_proxy.config.errors import StartError
 from registry_proxy.node.fork_server import ForkServer
-from registry_proxy.node.worker import HAND_OVER, STOP, send_command
+from registry_proxy.node.worker import HAND_OVER, STOP
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.tasks import spawn
 
@@ -185,7 +185,8 @@ class Launcher:
                     pid = await self.forks.fork([*(item.fileno() for item in sockets), *self.inherited])
                 # Before the command: it takes care of one that has ended before it read that.
                 child = Child(pid, self.forks.reap)
-                send_command(ours, {**command, "public_count": len(public), "has_admin": admin is not None})
+                line = json.dumps({**command, "public_count": len(public), "has_admin": admin is not None})
+                ours.sendall(f"{line}\n".encode())
                 reader, writer = await asyncio.open_connection(sock=ours)
             except OSError as error:
                 raise StartError(f"cannot start {name}: {error}") from None

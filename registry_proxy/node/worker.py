@@ -1,7 +1,7 @@
 """The worker's side of the supervisor: takes settings and sockets from it, says that it lives, ends when told to.
 
-Both talk over a socket pair. The supervisor sends one frame (4 bytes of length, then JSON) and later lines: ``stop`` or
-``hand over``, and ``reloaded OUTCOME``. The worker sends lines: ``ready``, ``alive`` every second, ``failed REASON``,
+Both talk in lines over a socket pair. The supervisor sends the command as JSON first, and later ``stop`` or
+``hand over``, and ``reloaded OUTCOME``. The worker sends ``ready``, ``alive`` every second, ``failed REASON``,
 ``prepared RESULT``, and ``reload``, each of which is answered.
 """
 
@@ -12,11 +12,10 @@ import logging
 import os
 import signal
 import socket
-import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import uvloop
 
@@ -31,6 +30,7 @@ from registry_proxy.tasks import spawn
 HEARTBEAT_SECONDS: Final = 1.0
 STOP: Final = "stop"
 HAND_OVER: Final = "hand over"
+_LINE_MAX_BYTES: Final = 64 * 1024 * 1024  # of the command, with all settings
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +66,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """The first frame from the supervisor to a worker.
+    """The command of the supervisor to a worker.
 
     ``process`` is an identity that no other process of the node has now. ``metrics`` is the directory in which the
     workers share theirs. ``admin_socket`` is there in slot 0 only. ``ready()`` is called once requests are answered.
@@ -106,43 +106,19 @@ def main(run_worker: RunWorker, prepare: Prepare, descriptors: Sequence[int]) ->
     """
     name_process("regproxy-worker")
     channel = socket.socket(fileno=descriptors[0])
-    command = _receive_command(channel)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(channel, command, descriptors[1:], run_worker, prepare))
+        return runner.run(_serve(channel, descriptors[1:], run_worker, prepare))
 
 
-def send_command(channel: socket.socket, command: dict[str, Any]) -> None:
-    """Send a worker its first frame; blocks until it has taken it."""
-    frame = json.dumps(command).encode()
-    channel.sendall(struct.pack("!I", len(frame)) + frame)
-
-
-def _receive_command(channel: socket.socket) -> dict[str, Any]:
-    (length,) = struct.unpack("!I", _receive(channel, 4))
-    command: dict[str, Any] = json.loads(_receive(channel, length))
-    return command
-
-
-def _receive(channel: socket.socket, length: int) -> bytes:
-    received = b""
-    while len(received) < length:
-        chunk = channel.recv(length - len(received))
-        if not chunk:
-            raise SystemExit(1)  # the supervisor is gone
-        received += chunk
-    return received
-
-
-async def _serve(
-    channel: socket.socket,
-    command: dict[str, Any],
-    descriptors: Sequence[int],
-    run_worker: RunWorker,
-    prepare: Prepare,
-) -> int:
+async def _serve(channel: socket.socket, descriptors: Sequence[int], run_worker: RunWorker, prepare: Prepare) -> int:
+    reader, writer = await asyncio.open_connection(sock=channel, limit=_LINE_MAX_BYTES)
+    line = await reader.readline()
+    if not line.endswith(b"\n"):
+        return 1  # the supervisor is gone
+    command = json.loads(line)
     settings = Settings.from_json(command["settings"])
-    commands = _Commands(*await asyncio.open_connection(sock=channel))
-    writer, ending = commands.writer, commands.ending
+    commands = _Commands(reader, writer)
+    ending = commands.ending
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: ending.give(is_replaced=False))
     count = command["public_count"]
     context = WorkerContext(
@@ -185,11 +161,11 @@ async def _beat(writer: asyncio.StreamWriter, stuck: StuckLoop) -> None:
 
 
 class _Commands:
-    """Frames after the first, in both directions."""
+    """Lines after the first, in both directions."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
-        self.writer = writer
+        self._writer = writer
         self.ending = Ending()
         self._reloads: deque[asyncio.Future[ReloadOutcome]] = deque()
 
@@ -197,7 +173,7 @@ class _Commands:
         """Ask for a reload and wait for what becomes of it; the answers come in the order of the questions."""
         outcome: asyncio.Future[ReloadOutcome] = asyncio.get_running_loop().create_future()
         self._reloads.append(outcome)
-        self.writer.write(b"reload\n")
+        self._writer.write(b"reload\n")
         return await outcome
 
     async def obey(self) -> None:

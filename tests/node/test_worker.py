@@ -1,5 +1,6 @@
 """What a worker tells its supervisor."""
 
+import json
 import socket
 
 import pytest
@@ -20,7 +21,7 @@ async def test_a_store_that_is_away_when_it_starts_is_no_defect(caplog: pytest.L
 
     main = {"replicas": [{"url": "http://127.0.0.1:1"}]}
     settings = Settings.model_validate({"upstreams": {"main": main}, "routes": [{"prefix": "", "upstream": "main"}]})
-    order = {
+    command = {
         "slot": 0,
         "process": "0",
         "public_count": 0,
@@ -31,9 +32,10 @@ async def test_a_store_that_is_away_when_it_starts_is_no_defect(caplog: pytest.L
         "is_stand_in": False,
         "was_away": False,
     }
-    order["settings"] = settings.to_json()
+    command["settings"] = settings.to_json()
     supervisor, worker = socket.socketpair()
     with supervisor:
-        assert await _serve(worker, order, [], run_worker, prepare) == 1
+        supervisor.sendall(f"{json.dumps(command)}\n".encode())
+        assert await _serve(worker, [], run_worker, prepare) == 1
         assert supervisor.recv(1000).endswith(b"failed Redis does not answer\n")
     assert caplog.text == ""
