@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from registry_proxy import tasks
 from registry_proxy.cache.fill import Fill, FillTools
@@ -26,9 +25,6 @@ from registry_proxy.ports.metrics import CacheBytes, CacheFailure, Observer, Scr
 from registry_proxy.ports.names import CacheResult
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest
-
-if TYPE_CHECKING:
-    pass
 
 _SMALL_BYTES = 4 * 1024 * 1024  # the largest manifest
 _COMPARED_BYTES = 64 * 1024

@@ -50,21 +50,33 @@ class CacheMoveError(Exception):
     """The directory beside the cache, of files that must outlive it, cannot be used; the next start tries again."""
 
 
-@dataclass(frozen=True, slots=True)
 class CachePaths:
-    """The names of all files under one cache directory."""
+    """The names of all files of one cache, by its directory."""
 
-    root: str
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.fills = f"{root}/fills"
+        self.uploads = f"{root}/spool"
+        self.upload_sums = f"{root}/upload-sums"
+        self.ends = f"{root}/cancelled"
+        self.quarantine = f"{root}/quarantine"
+        self.orders = f"{root}/order"
+        self.kept = f"{root}.audit"
+        """The directory beside the cache of what must outlive it."""
+
+        self.pins = f"{self.kept}/pins"
+        self.node_ids = (f"{self.kept}/node-id", f"{root}/node-id")
+        """The file with the node's id, and its copy: losing either directory is no reason to become another node."""
 
     def blob(self, digest: Digest) -> str:
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
     def part(self, digest: Digest) -> str:
-        return f"{self.root}/fills/{digest.algorithm}-{digest.hex}.part"
+        return f"{self.fills}/{digest.algorithm}-{digest.hex}.part"
 
     def size(self, digest: Digest) -> str:
         """Return the file that tells other workers how large the content of a fill will be."""
-        return f"{self.root}/fills/{digest.algorithm}-{digest.hex}.size"
+        return f"{self.fills}/{digest.algorithm}-{digest.hex}.size"
 
     def upload_bucket(self, owner: str) -> str:
         return f"{self.uploads}/{owner[:2]}"
@@ -74,10 +86,6 @@ class CachePaths:
 
     def upload(self, owner: str, session_id: str) -> str:
         return f"{self.upload_stem(owner, session_id)}.part"
-
-    @property
-    def upload_sums(self) -> str:
-        return f"{self.root}/upload-sums"
 
     def ended(self, session_id: str) -> str:
         return f"{self.ends}/{session_id}"
@@ -92,47 +100,13 @@ class CachePaths:
         """Return a name in ``temp`` that no other process or thread uses."""
         return f"{self.root}/temp/{os.getpid()}-{os.urandom(8).hex()}"
 
-    @property
-    def fills(self) -> str:
-        return f"{self.root}/fills"
-
-    @property
-    def uploads(self) -> str:
-        return f"{self.root}/spool"
-
-    @property
-    def kept(self) -> str:
-        """The directory beside the cache of what must outlive it."""
-        return f"{self.root}.audit"
-
-    @property
-    def node_ids(self) -> tuple[str, str]:
-        """The file with the node's id, and its copy: losing either directory is no reason to become another node."""
-        return f"{self.kept}/node-id", f"{self.root}/node-id"
-
-    @property
-    def ends(self) -> str:
-        return f"{self.root}/cancelled"
-
-    @property
-    def pins(self) -> str:
-        return f"{self.kept}/pins"
-
-    @property
-    def quarantine(self) -> str:
-        return f"{self.root}/quarantine"
-
     def quarantined(self, digest: Digest, source: str) -> str:
         """Return a new name for a content that is not what its digest says; ``source`` tells where it came from."""
         plain = re.sub(r"[^A-Za-z0-9-]+", "_", source)[:100]
         return f"{self.quarantine}/{digest.algorithm}-{digest.hex}.{plain}.{time.time_ns()}"
 
-    @property
-    def orders(self) -> str:
-        return f"{self.root}/order"
-
     def order(self, generation: int) -> str:
-        return f"{self.root}/order/{generation}"
+        return f"{self.orders}/{generation}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,16 +177,13 @@ class RedisStore:
     async def get_all(self, keys: Sequence[tuple[Table, str]]) -> Sequence[Record | None]:
         await self._check_schema()
         found = await self._ask(lambda: self._get_all(keys))
-        return [
-            None if stored is None else _record(key, stored if isinstance(stored, str) else stored.decode())
-            for (_, key), stored in zip(keys, found, strict=True)
-        ]
+        return [None if stored is None else _record(key, stored) for (_, key), stored in zip(keys, found, strict=True)]
 
-    async def _get_all(self, keys: Sequence[tuple[Table, str]]) -> "builtins.list[str | bytes | None]":
+    async def _get_all(self, keys: Sequence[tuple[Table, str]]) -> "builtins.list[str | None]":
         async with self._redis.pipeline() as pipeline:
             for table, key in keys:
                 _ = pipeline.hget(f"{_PREFIX}table:{table}", key)  # is asked with the others, below
-            found: list[str | bytes | None] = await pipeline.execute()
+            found: list[str | None] = await pipeline.execute()
             return found
 
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
