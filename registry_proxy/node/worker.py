@@ -25,7 +25,7 @@ from registry_proxy.node.fork_server import name_process
 from registry_proxy.node.stuck import StuckLoop
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.events import ReloadOutcome
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import end_all, spawn
 
 HEARTBEAT_SECONDS: Final = 1.0
 STOP: Final = "stop"
@@ -147,9 +147,7 @@ async def _serve(channel: socket.socket, descriptors: Sequence[int], run_worker:
     else:
         return 0
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
         await _close(writer)
 
 

@@ -15,8 +15,8 @@ from registry_proxy.ports.store import Change, Store, Table, revision_of
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag, is_fallback_tag
 from registry_proxy.repair.verify import Verifier
-from registry_proxy.replication.absence import is_recorded
 from registry_proxy.replication.fanout import are_all_up
+from registry_proxy.replication.intents import record_of
 from registry_proxy.replication.journal import Journal
 
 _LOOK_SECONDS = 1.0
@@ -115,9 +115,8 @@ class FallbackTagComparison:
         return set(filter(is_fallback_tag, tags or ()))
 
     async def _is_explained(self, routed: RoutedRepository, tag: Tag) -> bool:
-        if await self._journal.find(IntentKey(routed, IntentKind.TAG, tag)) is not None:
-            return True  # also one that was deleted, of which a replica does not know yet
-        return await is_recorded(self._store, self._journal, routed, tag)
+        key = IntentKey(routed, IntentKind.TAG, tag)  # also one that was deleted, of which a replica does not know yet
+        return await self._journal.find(key) is not None or await self._store.get(*record_of(key)) is not None
 
     def _tell(self, doubt: str) -> None:
         if doubt != self._doubt:

@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from registry_proxy.operations.contents import has, unless_absent
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
@@ -33,7 +34,7 @@ from registry_proxy.replication.manifests import tag_lease, write_lease
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.tag_records import holds_deleted, taken_back
-from registry_proxy.tasks import Wakeup, repeat, spawn
+from registry_proxy.tasks import Wakeup, end_all, repeat, spawn
 
 _LOOK_SECONDS = 1.0
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
@@ -121,9 +122,7 @@ class Repairer:
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
 
     async def _tend(self, client: ReplicaClient) -> None:
         pause = 0.0
@@ -254,17 +253,15 @@ class Repairer:
     @contextlib.asynccontextmanager
     async def _lease(self, key: IntentKey) -> AsyncIterator[None]:
         """Exclude the writers of the key. Raises StoreUnavailableError."""
-        if key.kind is IntentKind.TAG:
-            intent = await self._journal.find(key)
-            if intent is not None and intent.digest is not None:
-                async with write_lease(self._store, key.routed, intent.digest, Tag(key.name)):
-                    yield
-            else:
-                async with tag_lease(self._store, key.routed, Tag(key.name)):
-                    yield
+        lease: AbstractAsyncContextManager[None]
+        if key.kind is not IntentKind.TAG:
+            lease = write_lease(self._store, key.routed, parse_digest(key.name))
+        elif (intent := await self._journal.find(key)) is not None and intent.digest is not None:
+            lease = write_lease(self._store, key.routed, intent.digest, Tag(key.name))
         else:
-            async with self._store.lease(f"{key.routed}@{key.name}"):
-                yield
+            lease = tag_lease(self._store, key.routed, Tag(key.name))
+        async with lease:
+            yield
 
     async def _make_equal(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> RepairOutcome:
         """Write to the replica what the key shall be; return the outcome for the metrics."""

@@ -15,7 +15,7 @@ from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Tag
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.tag_records import read_tag_record
+from registry_proxy.replication.tag_records import read_record
 
 _RACES_MAX = 3
 
@@ -52,7 +52,7 @@ class TagFindings:
             marks, intent, record = (
                 await self._journal.current.marks(),
                 await self._journal.find(key),
-                await read_tag_record(self._store, routed, tag),
+                await read_record(self._store, key),
             )
             now = time.time()
             if intent is not None and intent.is_under_way(now):
@@ -64,7 +64,7 @@ class TagFindings:
                 and (intent is None or not intent.may_be_missed(client.name, now))
             ]
             answers = await asyncio.gather(*(_ask(client, routed, tag) for client in clients))
-            if (await read_tag_record(self._store, routed, tag)).revision != record.revision:
+            if (await read_record(self._store, key)).revision != record.revision:
                 continue
             said = {client.name: found for client, found in zip(clients, answers, strict=True) if found is not None}
             older = {name: found for name, found in said.items() if record.is_past(found.digest)}

@@ -10,7 +10,7 @@ from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableE
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
 from registry_proxy.replication.refusals import FinalRefusalError
-from registry_proxy.tasks import spawn
+from registry_proxy.tasks import end_all, spawn
 
 GRACE_SECONDS = 10.0
 """How long a slow replica may hold up an answer that the quorum has already decided."""
@@ -122,14 +122,7 @@ async def settle(tasks: Collection["asyncio.Task[bool]"], quorum: int, grace_sec
         if pending:
             await asyncio.wait(pending, timeout=grace_seconds)
     finally:
-        await cancel_all(tasks)
-
-
-async def cancel_all(tasks: Collection["asyncio.Task[bool]"]) -> None:
-    """Cancel the tasks that still run and wait for their end."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
 
 
 async def fan_out(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from registry_proxy.operations.contents import find_cached_manifest
@@ -72,12 +72,8 @@ async def write_lease(
     Raises:
         StoreUnavailableError: not obtained.
     """
-    async with store.lease(f"{routed}@{digest}"):
-        if tag is None:
-            yield
-            return
-        async with tag_lease(store, routed, tag):
-            yield
+    async with store.lease(f"{routed}@{digest}"), nullcontext() if tag is None else tag_lease(store, routed, tag):
+        yield
 
 
 def tag_lease(store: Store, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:

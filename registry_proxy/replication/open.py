@@ -9,6 +9,7 @@ from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader, ReplicaSet, UpstreamReader
@@ -26,7 +27,7 @@ from registry_proxy.replication.manifests import (
 )
 from registry_proxy.replication.pushed import PushedBlobs
 from registry_proxy.replication.sessions import SignedSessions
-from registry_proxy.replication.tag_records import read_tag_record
+from registry_proxy.replication.tag_records import read_record
 from registry_proxy.replication.uploads import UploadReplication
 from registry_proxy.tasks import running
 
@@ -69,7 +70,7 @@ class Records:
 
     async def tag(self, routed: RoutedRepository, tag: Tag) -> TagRecord:
         """Return the state of a tag that is on record."""
-        return await read_tag_record(self.store, routed, tag)
+        return await read_record(self.store, IntentKey(routed, IntentKind.TAG, tag))
 
     async def count_tags(self, routed: RoutedRepository) -> int:
         """Return how many tags of a repository are on record."""

@@ -25,35 +25,22 @@ def tag_record_key(routed: RoutedRepository, tag: Tag) -> str:
     return f"{routed}|{tag}"
 
 
-async def read_tag_record(store: Store, routed: RoutedRepository, tag: Tag) -> TagRecord:
-    """Return the record of a tag, or of its deletion, by one question to the store.
-
-    Raises:
-        StoreUnavailableError: it cannot be known.
-    """
-    keys = [(Table.TAGS, tag_record_key(routed, tag)), (Table.DELETIONS, str(IntentKey(routed, IntentKind.TAG, tag)))]
-    tagged, deleted = await store.get_all(keys)
-    record = tagged or deleted
-    if record is None:
-        return TagRecord()
-    digest = None if tagged is None else parse_digest(tagged.value["digest"])
-    return TagRecord(record.revision, digest, tuple(map(parse_digest, _earlier(record))))
-
-
 async def read_record(store: Store, key: IntentKey) -> TagRecord:
-    """Return the record of a tag, or as one that of the deletion of a manifest; an empty one for anything else.
+    """Return the record of a tag, or of its deletion, or as one that of the deletion of a manifest.
 
-    Without a tag a manifest that was pushed may be collected by a registry: what is on record of it proves nothing.
+    Of anything else it is empty: without a tag a manifest that was pushed may be collected by a registry, so that what
+    is on record of it proves nothing.
 
     Raises:
         StoreUnavailableError: it cannot be known.
     """
-    if key.kind is IntentKind.TAG:
-        return await read_tag_record(store, key.routed, Tag(key.name))
-    pushed, deleted = await store.get_all([record_of(key), (Table.DELETIONS, str(key))])
-    if key.kind is not IntentKind.MANIFEST or pushed is not None or deleted is None:
-        return TagRecord()
-    return TagRecord(deleted.revision, None, (parse_digest(key.name),))
+    current, deleted = await store.get_all([record_of(key), (Table.DELETIONS, str(key))])
+    if key.kind is IntentKind.TAG and (record := current or deleted) is not None:
+        digest = None if current is None else parse_digest(current.value["digest"])
+        return TagRecord(record.revision, digest, tuple(map(parse_digest, _earlier(record))))
+    if key.kind is IntentKind.MANIFEST and current is None and deleted is not None:
+        return TagRecord(deleted.revision, None, (parse_digest(key.name),))
+    return TagRecord()
 
 
 async def held_at(client: ReplicaClient, key: IntentKey) -> Digest | None:

@@ -13,8 +13,8 @@ from registry_proxy.ports.uploads import SpoolFile, SpoolReader, UploadSession
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository
-from registry_proxy.replication.fanout import GRACE_SECONDS, Lane, cancel_all, lanes_of, quorum_of, settle
-from registry_proxy.tasks import spawn
+from registry_proxy.replication.fanout import GRACE_SECONDS, Lane, lanes_of, quorum_of, settle
+from registry_proxy.tasks import end_all, spawn
 
 _PIECE_BYTES = 1024 * 1024
 _CANCEL_SECONDS = 5.0
@@ -141,7 +141,7 @@ class ReplicaStream:
 
     async def abort(self) -> None:
         """End the senders and, as far as they answer, the sessions at the replicas."""
-        await cancel_all(self._tasks)
+        await end_all(self._tasks)
         await cancel_sessions(self._replica_set, {**self._locations, **self._next})
 
 

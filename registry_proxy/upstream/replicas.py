@@ -24,7 +24,7 @@ from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, ReplicaStat
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.replica.client import HttpReplicaClient
 from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
-from registry_proxy.tasks import Wakeup, repeat, spawn
+from registry_proxy.tasks import Wakeup, end_all, repeat, spawn
 from registry_proxy.upstream.doubts import LIE_SECONDS, Doubts
 from registry_proxy.upstream.health import ReplicaHealth
 from registry_proxy.upstream.hedging import Hedging
@@ -176,9 +176,7 @@ class UpstreamReplicas:
 
     async def aclose(self) -> None:
         """Stop probing and close every connection."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(self._tasks)
         self._tasks.clear()
         await self._closing.aclose()
 

@@ -15,7 +15,7 @@ from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replication.deletions import DeletionsElsewhere
-from registry_proxy.replication.tag_records import read_tag_record
+from registry_proxy.replication.tag_records import read_record
 from tests.support.fakes.images import Parts, image
 from tests.support.fakes.memory import MemoryHoldings
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
@@ -148,15 +148,15 @@ async def test_whoever_asked_during_the_delete_of_a_tag_asks_again(setting: Benc
     setting.a.tags[REPOSITORY, "past"] = setting.b.tags[REPOSITORY, "past"] = app.digest
     store, past = setting.under_test.store, Tag("past")
     for tag in (LATEST, past):
-        before = (await read_tag_record(store, ROUTED, tag)).revision
+        before = (await read_record(store, IntentKey(ROUTED, IntentKind.TAG, tag))).revision
         setting.b.gates["delete_tag"] = gate = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(setting.under_test.manage.delete_manifest(ROUTED, tag))
             request = ("delete_tag", REPOSITORY, tag)
             await until(partial(setting.b.requests.__contains__, request))
-            during = (await read_tag_record(store, ROUTED, tag)).revision
+            during = (await read_record(store, IntentKey(ROUTED, IntentKind.TAG, tag))).revision
             gate.set()
-        after = (await read_tag_record(store, ROUTED, tag)).revision
+        after = (await read_record(store, IntentKey(ROUTED, IntentKind.TAG, tag))).revision
         assert after not in {before, during}
 
 
