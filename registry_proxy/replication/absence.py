@@ -12,8 +12,8 @@ from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Store, StoreChanges, Table
 from registry_proxy.protocol.reference import Tag, is_fallback_tag
+from registry_proxy.replication.intents import record_of
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.tag_records import tag_record_key
 
 
 class AbsenceProof:
@@ -38,17 +38,15 @@ class AbsenceProof:
             await self._changes.check()
             record = await self._store.get(Table.COMPARED, routed.upstream)
             is_compared = record is not None and set(silent) <= set(record.value["names"])
-            return is_compared and not await is_recorded(self._store, self._journal, routed, tag)
+            return is_compared and not await self._is_recorded(IntentKey(routed, IntentKind.TAG, tag))
         except StoreUnavailableError:
             return False
 
-
-async def is_recorded(store: Store, journal: Journal, routed: RoutedRepository, tag: Tag) -> bool:
-    """Tell whether a push through us made the tag, or may have. Raises StoreUnavailableError."""
-    intent = await journal.find(IntentKey(routed, IntentKind.TAG, tag))
-    if intent is not None and intent.digest is not None:
-        return True
-    return await store.get(Table.TAGS, tag_record_key(routed, tag)) is not None
+    async def _is_recorded(self, key: IntentKey) -> bool:
+        """Tell whether a push through us made the tag, or may have. Raises StoreUnavailableError."""
+        intent = await self._journal.find(key)
+        is_intended = intent is not None and intent.digest is not None
+        return is_intended or await self._store.get(*record_of(key)) is not None
 
 
 async def forget_comparison(store: Store, upstream: str) -> None:

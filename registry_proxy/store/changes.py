@@ -11,7 +11,7 @@ from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.store import LOSS_KEY, Change, Store, Table
 from registry_proxy.store.failures import FAILURES_BYTES, NodeFailures
-from registry_proxy.tasks import end, spawn
+from registry_proxy.tasks import end, repeat, spawn
 
 POLL_INTERVAL_SECONDS = 0.5
 
@@ -108,7 +108,7 @@ class StoreWatch:
         self._page = page
         self._compared = compared
         self._contact_at = float("-inf")
-        self._is_silent = False
+        self._is_silent = self._is_told_silent = False
         self._told_losses = page.losses()
         self._task: asyncio.Task[None] | None = None
 
@@ -159,8 +159,8 @@ class StoreWatch:
 
     async def start(self) -> None:
         """Look once, so that nothing that happened before is missed, then go on in the background."""
-        reachable = await self._try_check(was_reachable=True)
-        self._task = spawn(self._watch(reachable=reachable), "store watch")
+        await self._look()
+        self._task = spawn(repeat(self._look, POLL_INTERVAL_SECONDS), "store watch")
 
     async def aclose(self) -> None:
         """Stop watching."""
@@ -168,18 +168,14 @@ class StoreWatch:
             await end(self._task)
             self._task = None
 
-    async def _watch(self, *, reachable: bool) -> None:
-        while True:
-            await asyncio.sleep(POLL_INTERVAL_SECONDS)
-            reachable = await self._try_check(was_reachable=reachable)
-
-    async def _try_check(self, *, was_reachable: bool) -> bool:
+    async def _look(self) -> None:
         try:
             await self.check()
         except StoreUnavailableError as error:
-            if was_reachable:
+            if not self._is_told_silent:
                 _log.warning("the store does not answer: %s", error)
-            return False
-        if not was_reachable:
-            _log.warning("the store answers again")
-        return True
+            self._is_told_silent = True
+        else:
+            if self._is_told_silent:
+                _log.warning("the store answers again")
+            self._is_told_silent = False

@@ -129,6 +129,8 @@ class UpstreamReplicas:
             may_push=not config.read_only,
             remembered=remembered,
             observer=observer,
+            clients=lambda: [each.client for each in self._watched.values() if each.health.is_up],
+            is_writable=self.is_writable,
         )
         self._watched: dict[str, _WatchedReplica] = {}
         self._closing = AsyncExitStack()
@@ -161,7 +163,6 @@ class UpstreamReplicas:
             for watched in self._watched.values():
                 if watched.health.state is ReplicaState.DOWN:  # as before the first probe: no change was noted
                     self._log_state(watched)
-            self.separation.use(lambda: [m.client for m in self._watched.values() if m.health.is_up], self.is_writable)
             with suppress(TimeoutError):  # what is not known by then is asked with the first answer
                 async with asyncio.timeout(self._config.timeouts.probe):
                     await self.separation.look()

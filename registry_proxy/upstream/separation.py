@@ -71,6 +71,8 @@ class Separation:
         may_push: whether they take contents of our own.
         remembered: loses what replicas said when one of them turns out to answer for any repository.
         observer: receives what is found out.
+        clients: returns those that are up.
+        is_writable: tells of each whether it may be written to now.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class Separation:
         may_push: bool,
         remembered: Remembered,
         observer: Observer,
+        clients: Callable[[], Iterable[Asked]],
+        is_writable: Callable[[str], bool],
     ) -> None:
         self._upstream = upstream
         self._replicas = replicas
@@ -93,8 +97,8 @@ class Separation:
         self._is_apart: dict[tuple[str, ContentKind], bool] = {}
         self._unverified: set[tuple[str, ContentKind]] = set()
         self._latest: dict[tuple[str, ContentKind], tuple[Repository, Digest]] = {}
-        self._clients: Callable[[], Iterable[Asked]] = tuple
-        self._is_writable: Callable[[str], bool] = lambda _: False
+        self._clients = clients
+        self._is_writable = is_writable
         self._lock = asyncio.Lock()
 
     # ------------------------------------------------------------ ports.replicas.Separation
@@ -141,11 +145,6 @@ class Separation:
         raise UpstreamUnavailableError(f"{name}: it went down before its answer could be checked")
 
     # ------------------------------------------------------------ for the replicas
-
-    def use(self, clients: Callable[[], Iterable[Asked]], is_writable: Callable[[str], bool]) -> None:
-        """Take what gives the replicas that are up, and tells of each whether it may be written to now."""
-        self._clients = clients
-        self._is_writable = is_writable
 
     def answered(self, replica: str, kind: ContentKind, repository: Repository, digest: Digest) -> None:
         """Note that a replica has answered for a digest in a repository."""

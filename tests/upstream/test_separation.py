@@ -68,9 +68,10 @@ class Table:
             may_push=may_push,
             remembered=self.holdings,
             observer=self.observer,
+            clients=lambda: self.up,
+            is_writable=lambda name: name not in self.paused,
         )
         self.paused: set[str] = set()
-        self.separation.use(lambda: self.up, lambda name: name not in self.paused)
 
 
 async def test_an_answer_is_checked_once() -> None:
