@@ -106,7 +106,7 @@ def _start_errors() -> Iterator[None]:
 
 
 async def run_worker(settings: Settings, context: WorkerContext) -> None:
-    """Serve one worker's listeners until it is told to drain, and then until its requests have ended."""
+    """Serve one worker's listeners until the command to drain, and then until its requests have ended."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(json_logging(worker=str(context.slot)))
         access_log = AccessLog(sys.stderr.fileno(), str(context.slot))

@@ -80,7 +80,7 @@ async def obeying_cancellation(awaitable: Awaitable[_T]) -> _T:
     ``asyncio.wait_for`` of Python 3.11 does so when what it waits for is done at the same moment.
 
     Raises:
-        asyncio.CancelledError: the task was cancelled meanwhile, whatever the awaitable made of it.
+        asyncio.CancelledError: the task was cancelled meanwhile, also where the awaitable swallowed that.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
@@ -96,7 +96,7 @@ async def obeying_cancellation(awaitable: Awaitable[_T]) -> _T:
 
 
 async def end(task: "asyncio.Task[Any]") -> None:
-    """Cancel a task and wait for its end, whatever that is.
+    """Cancel a task and wait for its end, of any kind.
 
     Again after a second: a cancellation that meets the end of a timeout inside a library may be taken for it.
     """

@@ -32,7 +32,7 @@ class AccessControl:
 
     Args:
         store: holds users, groups, grants, generations and public keys.
-        changes: tells when a table has changed.
+        changes: knows when a table has changed.
         verifier: is given the accepted keys.
         outage_max_age_seconds: how long the last snapshot serves while the store is away; None ends it with the
             outage, after a few seconds.

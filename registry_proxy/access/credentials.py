@@ -21,7 +21,7 @@ from registry_proxy.ports.store import Failures
 PASSWORD_MIN_LENGTH = 8
 PASSWORD_MAX_LENGTH = 1024
 QUEUE_RETRY_SECONDS = 2
-"""When whoever found no place in a queue may come again."""
+"""Retry-After of a caller who found no place in a queue."""
 
 _T = TypeVar("_T")
 _HASHES_AT_ONCE = 2  # each takes 19 MiB and a core
@@ -36,7 +36,7 @@ class LoginRefusedError(Exception):
     """The name or the password is wrong; which of them is never said.
 
     Args:
-        message: for whoever tries to log in.
+        message: for the person who logs in.
         reason: which of them, and why, for the audit log alone; the message where that says all.
     """
 

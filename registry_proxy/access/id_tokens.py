@@ -26,7 +26,7 @@ _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 class IdTokenRefusedError(LoginRefusedError):
-    """An ID token is no good. Unlike a password's, its reason is told: who guesses learns nothing by it."""
+    """An ID token is refused. Unlike for a password, the answer has the reason: it helps nobody to guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _decode(token: str, key: jwt.PyJWK, issuer: str) -> Mapping[str, Any]:
     except jwt.ImmatureSignatureError:
         raise IdTokenRefusedError("it is not valid yet: compare the clocks") from None
     except jwt.MissingRequiredClaimError as error:
-        raise IdTokenRefusedError(f"it lacks the claim {error.claim}") from None
+        raise IdTokenRefusedError(f"the claim {error.claim} is missing") from None
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
         raise IdTokenRefusedError("its signature, or one of its claims, is not right") from None
     if type(claims["exp"]) not in {int, float} or claims["exp"] >= 2**53:
@@ -155,7 +155,7 @@ def _name(claims: Mapping[str, Any], issuer: TrustedIssuer, rule: ClaimRule) -> 
         claim, behind = parts[index : index + 2]
         text = _text(claims.get(claim))
         if text is None:
-            raise IdTokenRefusedError(f"it lacks the claim {claim}, which makes its name")
+            raise IdTokenRefusedError(f"the claim {claim}, a part of its name, is missing")
         is_last = index + 2 == len(parts)
         if not is_last and (text + behind).find(behind) != len(text):
             # acme/x and y would be called as acme and x/y are.

@@ -43,7 +43,7 @@ class IssuerKeys:
 
     Args:
         issuer: its URL, exactly as its tokens have it.
-        jwks_url: where the keys are; None to be told by the issuer (OpenID Connect Discovery 1.0, section 4).
+        jwks_url: where the keys are; None to ask the issuer (OpenID Connect Discovery 1.0, section 4).
         ca_file: certificate authority of an https issuer; None for the system's.
         clock: in seconds, monotonic.
 

@@ -1,6 +1,6 @@
 """Passwords that an LDAP directory knows: each login is one simple bind over TLS (RFC 4511, 4.2; RFC 4513, 5.1.3).
 
-Nothing is searched and nothing is remembered: whoever is locked out there is locked out here at the next login.
+Nothing is searched and nothing is remembered: a user who is locked out there is locked out here at the next login.
 """
 
 import asyncio

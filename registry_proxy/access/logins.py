@@ -40,7 +40,7 @@ class LoginResult:
     for it ends at the latest, in Unix seconds; ``evidence`` is the content of an ID token that the audit log keeps.
     ``may_manage`` is False for what came from a refresh token, which gives no rights in the admin API.
     ``generation`` is that of the subject when its password, or refresh token, was good: what is made for the login is
-    void with a later one. None for what a later one does not end.
+    revoked by a later one. None for a login that a later one does not end.
     """
 
     subject: str
@@ -90,7 +90,7 @@ class Logins:
         address. Those of ID tokens and secrets are not: nobody guesses a signature, or 256 random bits.
 
         Raises:
-            LoginRefusedError: wrong, or disabled; IdTokenRefusedError, which tells why, for an ID token.
+            LoginRefusedError: wrong, or disabled; for an ID token IdTokenRefusedError, which has the reason.
             TooManyLoginsError: too many failures, or too many at once.
             StoreUnavailableError: nobody can be looked up.
             LoginUnavailableError: the issuer of the ID token, or LDAP, cannot be asked.
@@ -134,7 +134,7 @@ class Logins:
             await self._snapshots.check()
             generation = (await self._snapshots.policy()).generation(secret.subject)
         if generation is None or generation != secret.generation or not secret.is_valid(time.time()):
-            reason = f"the refresh token of {secret.subject} has expired, or is void since a change of the user"
+            reason = f"the refresh token of {secret.subject} has expired, or was revoked by a change of the user"
             raise LoginRefusedError("the refresh token is not valid any more", reason)
         await self._know_secret(secret)
         return LoginResult(
@@ -243,7 +243,7 @@ class Logins:
             await self._snapshots.check()
 
     async def _rehash(self, user: User, password: str) -> None:
-        """Store the password's hash with the parameters of today; whoever changed the user meanwhile wins."""
+        """Store the password's hash with the parameters of today; another change of the user meanwhile wins."""
         with contextlib.suppress(StoreUnavailableError, ConflictError, TooManyLoginsError):
             renewed = replace(user, password_hash=await self.passwords.hash(password))
             await self._store.commit([Change(Table.USERS, user.name, renewed.stored(), user.revision)])

@@ -34,7 +34,7 @@ class Decision:
     """The answer to one question.
 
     ``would_deny`` marks what only grants in mode ``warn`` allowed. ``grant`` is the id of the grant that decided, None
-    for administrators and refusals. ``reason`` is a sentence for whoever asks why.
+    for administrators and refusals. ``reason`` is a sentence for people.
     """
 
     allowed: bool
@@ -64,10 +64,10 @@ class Policy:
         users: all users.
         groups: all groups.
         grants: all grants; an expired one counts for nothing.
-        generations: by subject; tokens of an older generation are void.
+        generations: by subject; tokens of an older generation are revoked.
         robots: all robots.
-        secrets: all secrets; a token that came from one is void without it.
-        revoked_tokens: ids of tokens that are void.
+        secrets: all secrets; a token that came from one is revoked with it.
+        revoked_tokens: ids of revoked tokens.
         oidc_groups: by rule of the configuration, as ``ISSUER/RULE``: the groups of all whom it names.
     """
 
@@ -141,7 +141,7 @@ class Policy:
         return self._secrets.get(secret_id)
 
     def is_revoked(self, token_id: str) -> bool:
-        """Tell whether this one token is void."""
+        """Tell whether this one token is revoked."""
         return token_id in self._revoked_tokens
 
     def is_admin(self, subject: str) -> bool:

@@ -12,7 +12,7 @@ from registry_proxy.ports.store import Change, Record, Table
 class PolicyDifference:
     """The changes that a document makes in the stored policy; all empty where it is the stored one.
 
-    ``groups_changed`` holds each group as it is and as it shall be. The grants that go have their stored ids.
+    ``groups_changed`` holds each group before and after. The grants that go have their stored ids.
     """
 
     groups_added: Sequence[Group] = ()

@@ -21,7 +21,7 @@ class RefreshTokens:
 
     Args:
         store: holds them.
-        changes: tells when some were made or removed.
+        changes: knows when some were made or removed.
     """
 
     def __init__(self, store: Store, changes: StoreChanges) -> None:

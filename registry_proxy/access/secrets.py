@@ -1,7 +1,7 @@
 """Secrets that are made, not chosen: those of robots, personal access tokens, refresh tokens.
 
 Each holds 256 random bits, so a plain hash of it is as good as a slow one, and guesses need no limit. Its text names
-the record it belongs to: checking one costs one look-up, whoever presents it.
+the record it belongs to: checking one costs one look-up for every caller.
 
 Logins make refresh tokens, people make all others. So refresh tokens have a table of their own, which is in no snapshot
 of the policy: a login makes no worker load anything. Their ids begin with a hash of the subject: those of one subject
@@ -46,7 +46,7 @@ class Secret:
     """A secret as it is stored, which cannot be turned back into its text.
 
     ``actions`` None leaves its holder all its rights. ``generation`` is that of the subject when a refresh token was
-    made: a later one voids it. Times are Unix seconds.
+    made: a later one revokes it. Times are Unix seconds.
     """
 
     id: str

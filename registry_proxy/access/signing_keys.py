@@ -28,7 +28,7 @@ class SigningKeys:
 
     Args:
         store: holds the public keys.
-        changes: tells when they have changed.
+        changes: knows when they have changed.
         verifier: receives the accepted keys.
     """
 

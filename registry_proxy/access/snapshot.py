@@ -74,7 +74,7 @@ class Snapshots:
 
     Args:
         store: holds users, groups, grants, generations and public keys.
-        changes: tells when a table has changed.
+        changes: knows when a table has changed.
         keys: receives the published keys.
         outage_max_age_seconds: how long the last snapshot serves while the store is away; None ends it with the
             outage, after a few seconds.
@@ -211,7 +211,7 @@ class Snapshots:
         return _Content(version, await parsing, read_at)
 
     async def check(self) -> None:
-        """Look for a change that the watch has not told of yet; in an outage, what is known stands."""
+        """Look for a change that the watch has not noticed yet; in an outage the last snapshot stands."""
         with contextlib.suppress(StoreUnavailableError):
             await self._changes.check()
 

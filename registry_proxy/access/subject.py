@@ -87,7 +87,7 @@ def robot_subject(name: str) -> str:
 
 
 def oidc_subject(rule: str, name: str) -> str:
-    """Return the subject text of whoever a rule (``ISSUER/RULE``) names so. Raises ValueError for an unfit name."""
+    """Return the subject text for a name under a rule (``ISSUER/RULE``). Raises ValueError for an unfit name."""
     return str(parse_subject(f"{SubjectKind.OIDC}:{rule}/{name}"))
 
 

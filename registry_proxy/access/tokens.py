@@ -46,7 +46,7 @@ class UnknownKeyError(InvalidTokenError):
 class VerifiedToken:
     """The content of a token whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds.
 
-    ``secret_id`` names the secret that it was given for, without which it is void; None for one given for a password.
+    ``secret_id`` names the secret that it was issued for and is revoked with; None for one issued for a password.
     ``is_scoped`` says that it was asked for with a scope, of which ``access`` has what was allowed, perhaps nothing.
     """
 
@@ -182,7 +182,7 @@ class TokenSigner:
 
         Args:
             subject: typed, such as ``user:ann``.
-            generation: the subject's current one; a later one voids the token.
+            generation: the subject's current one; a later one revokes the token.
             access: what it carries; the grants are asked again at each request.
             now: Unix seconds.
             secret_id: of the secret that was presented, None for a password.
@@ -356,7 +356,7 @@ def _read_claims(claims: Mapping[str, Any], service: str) -> tuple[VerifiedToken
     if secret_id is not None and not isinstance(secret_id, str):
         raise InvalidTokenError("the token has no proper secret")
     if not isinstance(subject, str) or not isinstance(token_id, str) or not token_id or type(generation) is not int:
-        raise InvalidTokenError("the token lacks sub, jti or generation")
+        raise InvalidTokenError("sub, jti or generation is missing in the token")
     try:
         parse_subject(subject)
         access = read_carried(claims)

@@ -52,7 +52,7 @@ class AdminServices:
         known: which repositories there are.
         purge_repository: forgets what a repository holds and returns it; waits for the disk.
         render_metrics: gives the exposition of all workers of the node.
-        readiness: tells whether the node is ready; ``ops.Readiness``.
+        readiness: the node's state; ``ops.Readiness``.
         reload: reads the configuration again; the workers that serve then are others.
         guard: lets requests through; knows logins, tokens and the current policy.
         audit_files: the audit log of the node.

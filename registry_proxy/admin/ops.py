@@ -50,9 +50,9 @@ class Readiness:
     Args:
         upstreams: by name.
         control: where permissions come from; it may answer from its snapshot while the store is away.
-        store: tells whether it is away.
+        store: knows whether it is away.
         repairers: what repairs the upstreams, by name.
-        store_warnings: tells, in words, that the store is not what it was.
+        store_warnings: texts that say that the store is empty or older than it was.
         is_draining: whether the node is about to stop.
         connections: those of this worker's listeners, by the listener's name.
         is_stand_in: whether a cache in memory stands in for one whose disk does not answer.
@@ -112,7 +112,7 @@ def add_ops_routes(app: web.Application, render_metrics: Callable[[], bytes], re
     Args:
         app: where.
         render_metrics: gives the exposition of all workers of the node; called in a thread, for it reads files.
-        readiness: tells whether the node is ready.
+        readiness: the node's state.
     """
 
     async def metrics(_: web.Request) -> web.Response:

@@ -37,7 +37,7 @@ class AdminServer:
         self._listener = listener
 
     async def drain(self, timeout_seconds: float, idle_seconds: float) -> None:
-        """Take no new connections; answer what comes meanwhile on those that there are, and tell that it was the last.
+        """Accept no new connections; answer requests on open ones, each as the last of its connection.
 
         See ``http.drain``.
         """

@@ -46,7 +46,7 @@ class ReplicaDocument(Document):
     """State of one replica; ``reason`` says why it is not up, "" when it is.
 
     It misses ``pending`` keys, and cannot have ``refused`` others.
-    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it; null while unknown.
+    ``keeps_apart``: whether it answers for a content only in the repositories that hold it; null while unknown.
     ``paused`` is null where it is written to.
     """
 

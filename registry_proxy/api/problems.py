@@ -1,4 +1,4 @@
-"""Errors of the admin listener: RFC 9457 problem documents, whatever went wrong."""
+"""Errors of the admin listener: RFC 9457 problem documents for every fault."""
 
 import http
 import json

@@ -118,7 +118,7 @@ class Folding:
         return found
 
     def _has_room(self, subject: str, now: float) -> bool:
-        """Count a line of all addresses together; tell whether it is one of the first."""
+        """Count a line of all addresses together; return whether it is one of the first."""
         if now - self._whole_since >= WINDOW_SECONDS:
             self._whole, self._whole_since = Counter(), now
         self._whole[subject] += 1

@@ -186,7 +186,7 @@ class AuditVerifier:
     traffic_kept_seconds: float
 
     async def verify(self) -> AuditVerification:
-        """Compare every signed head in the store with the files; accepted faults are told apart from others.
+        """Compare every signed head in the store with the files; accepted faults are listed apart from others.
 
         Raises:
             StoreUnavailableError: the signed heads cannot be read.
@@ -217,11 +217,11 @@ class AuditVerifier:
         return AuditVerification([_without_accepted(report, accepted) for report in reports], elsewhere)
 
     async def accept(self, by: str, reason: str) -> AuditVerification:
-        """Accept all faults that there are: from now on they are told as accepted, and are no faults any more.
+        """Accept all present faults: from now on they are reported as accepted, and count as no faults.
 
         Args:
             by: the administrator's subject.
-            reason: in words, for whoever reads it later.
+            reason: in words, for later readers.
 
         Returns:
             What was verified before.

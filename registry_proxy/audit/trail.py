@@ -223,7 +223,7 @@ class AuditTrail:
 
     @property
     def records_pulls(self) -> bool:
-        """Whether it wants to be told of each pull that was allowed."""
+        """Whether it records each allowed pull."""
         return self._records_pulls
 
     def record(self, event: AuditEvent) -> None:

@@ -45,7 +45,7 @@ class DiskCache:
         path: the cache directory of this node.
         max_size_bytes: what committed content and fills together may take.
         min_free_bytes: what they leave free on the file system.
-        observer: is told of cache errors and sizes.
+        observer: receives cache errors and sizes.
         find_kept: returns what must not be evicted; called in a thread, before each eviction.
         check_share: which part of the openings, 0 to 1, reads the whole content and compares its digest first.
     """
@@ -252,7 +252,7 @@ class DiskCache:
         return bad, remaining
 
     async def recount(self) -> None:
-        """Count what is committed, so that the counters equal the disk whatever was done to it."""
+        """Count what is committed, so that the counters equal the disk after every manual change."""
         await self.tools.in_thread(self.space.recount)
         self.report_size()
 

@@ -203,7 +203,7 @@ class Fill:
             partial.release()
 
     async def _take_over(self, progress: FillProgress, partial: OwnedPartialFile) -> None:
-        """Go on from what a dead owner left; without a size it cannot be told how much that is worth."""
+        """Continue from the bytes that a dead owner left; without a known size they are dropped."""
         progress.size_bytes = read_size(self._tools.paths, self.digest)
         if partial.found_sealed:
             progress.size_bytes = partial.found_bytes

@@ -40,7 +40,7 @@ def read_fills(paths: CachePaths, step_bytes: int) -> Incoming:
 
 
 def remove_dead_fills(paths: CachePaths) -> bool:
-    """Remove the fills whose worker died and that nobody took over; tell whether there were any."""
+    """Remove the fills whose worker died and that nobody took over; return whether there were any."""
     names = [name.removesuffix(".part") for name in os.listdir(paths.fills) if name.endswith(".part")]
     removed = [_remove_if_dead(f"{paths.fills}/{name}.part", f"{paths.fills}/{name}.size") for name in names]
     return any(removed)

@@ -24,7 +24,7 @@ _SHARDS = 256
 
 @dataclass(frozen=True, slots=True)
 class LedgerChange:
-    """The effect of a rename or an unlink on the counters; ``present`` tells how to see that it happened."""
+    """The effect of a rename or an unlink on the counters; ``present``: whether the content exists afterwards."""
 
     digest: Digest
     size_bytes: int
@@ -87,7 +87,7 @@ class Ledger:
 
     Args:
         path: the file of the page; what is not a page of ours is begun anew, as a recount that is still to be made.
-        is_present: tells whether a committed content lies on disk, to close the change of a worker that was killed.
+        is_present: returns whether a committed content lies on disk, to close the change of a killed worker.
     """
 
     def __init__(self, path: str, is_present: Callable[[Digest], bool]) -> None:

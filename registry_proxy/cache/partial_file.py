@@ -107,6 +107,6 @@ class OwnedPartialFile:
         os.rename(self._paths.part(self.digest), self._paths.quarantined(self.digest, source))
 
     def release(self) -> None:
-        """Close it, and let go of the lock: whoever wins it next goes on from here."""
+        """Close it and release the lock: the next winner continues from here."""
         unlock(self._lock_fd)  # readers hold duplicates of the descriptor
         os.close(self._fd)

@@ -63,7 +63,7 @@ class Space:
         paths: the cache.
         max_size_bytes: what committed content, fills and uploads together may take.
         min_free_bytes: what they leave free on the file system.
-        observer: is told of evictions.
+        observer: receives evictions.
         find_kept: returns the digests that must not be evicted, besides those that are pinned.
     """
 
@@ -152,7 +152,7 @@ class Space:
                 if is_sealed(status):
                     os.unlink(source)
                     return
-                os.unlink(target)  # a rename over it could not be told from one that did not happen
+                os.unlink(target)  # a rename over it would look like one that did not happen
                 old_bytes = status.st_size
             with self._ledger.changing(
                 LedgerChange(digest, size_bytes - (old_bytes or 0), 1 if old_bytes is None else 0, present=True)
@@ -163,7 +163,7 @@ class Space:
         sync_directory(directory)
 
     def remove(self, digest: Digest) -> bool:
-        """Remove a committed content; tell whether it was there."""
+        """Remove a committed content; return whether it was there."""
         return self._remove(digest) is not None
 
     def quarantine(self, digest: Digest) -> None:
@@ -320,7 +320,7 @@ class Space:
     # ------------------------------------------------------------ eviction
 
     def _evict(self, shortage: _Shortage, size_bytes: int, *, in_vain: bool) -> bool:
-        """Remove contents until the shortage is gone; tell whether that was possible.
+        """Remove contents until the shortage is gone; return whether that was possible.
 
         One worker at a time: the one that waited may find that the other's work was enough. Unless ``in_vain``, nothing
         is removed when all that may go would not be enough.

@@ -27,7 +27,7 @@ from registry_proxy.cli.users import user_app
 
 
 class Commands(TyperGroup):
-    """Commands under one name; the error for an unknown command lists the known ones, and a CommandError is told."""
+    """Commands under one name; the error for an unknown command lists the known ones, and a CommandError is printed."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is meant."""

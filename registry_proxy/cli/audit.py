@@ -162,7 +162,7 @@ def accept_faults(
             _print_faults(found)
             confirm(f"Accept {counted(number, 'fault')}?", yes=yes)
         result = admin.call("POST", "audit", "accept", body={"reason": reason}, patient=True).document
-    text = f"Accepted {counted(number, 'fault')}: `registry-proxy audit verify` tells of it."
+    text = f"Accepted {counted(number, 'fault')}: `registry-proxy audit verify` lists it as accepted."
     print_result(result, text)
 
 

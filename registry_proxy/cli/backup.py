@@ -61,7 +61,7 @@ def restore(
 ) -> None:
     """Bring a backup into the store, all of it or nothing; stop the nodes before, and start them after.
 
-    Everybody logs in anew: bearer and refresh tokens given before are void. Without --moved the journal is left as it
+    Everybody logs in anew: earlier bearer and refresh tokens are revoked. Without --moved the journal is left as it
     is, because an old one would bring older tags back: run `registry-proxy replica verify` afterwards.
     """
     with told_offline():

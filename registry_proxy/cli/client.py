@@ -124,7 +124,7 @@ class AdminClient:
         warns: bool = True,
         locate: Locate = _dotted,
     ) -> Answer:
-        """Send a request and return its answer; what it warns of is told on standard error.
+        """Send a request and return its answer; its warnings are printed on standard error.
 
         Args:
             method: of HTTP.

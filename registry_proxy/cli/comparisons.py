@@ -35,7 +35,7 @@ def verify_replicas(upstream: _Upstream = None, _json: JsonOption = False) -> No
 
 
 def repair_replicas(upstream: _Upstream = None, prefer: _Prefer = None, _json: JsonOption = False) -> None:
-    """Compare the replicas, and wait until each has what it lacks. Nothing is ever deleted.
+    """Compare the replicas, and wait until each has its missing contents. Nothing is ever deleted.
 
     Writes that a replica missed while it was away are repaired without this command, too. Contents that a replica
     refused are tried once more.

@@ -99,7 +99,7 @@ def store_credentials(url: str, credentials: Credentials) -> Path:
 
 
 def forget_credentials(url: str) -> bool:
-    """Remove what is stored for one URL; tell whether there was something."""
+    """Remove the entry of one URL; return whether there was one."""
     stored = _read_store()
     if stored.pop(url, None) is None:
         return False

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 class CommandError(Exception):
-    """A failure told to a person: what happened and to what, then the faults, then what to do next.
+    """A failure in words for a person: the event and its object, then the faults, then the next step.
 
     Args:
         message: one sentence.

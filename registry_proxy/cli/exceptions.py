@@ -59,7 +59,7 @@ def dismiss_exceptions(
     everything: Annotated[bool, typer.Option("--all", help="All exceptions of the upstream.")] = False,
     _json: JsonOption = False,
 ) -> None:
-    """Stop to count and tell exceptions that you know of. They stay in force until the content is pushed or deleted."""
+    """Stop counting and reporting known exceptions. They stay in force until the content is pushed or deleted."""
     chosen = _chosen(repository, name, everything=everything)
     with admin_client() as admin:
         result = admin.call("POST", "upstreams", upstream, "dismiss", body=chosen).document

@@ -66,7 +66,7 @@ def _choose(admin: AdminClient, upstream: str, replica: str | None) -> list[dict
 
 
 def _collect(admin: AdminClient, upstream: str, replica: dict[str, Any], command: str | None) -> dict[str, Any]:
-    """Collect the garbage of one replica; return what is told of it."""
+    """Collect the garbage of one replica; return the report."""
     name, began_at = replica["name"], time.monotonic()
     body = {"replica": name, "reason": "garbage collection"}
     admin.call("POST", "upstreams", upstream, "pause", body=body)

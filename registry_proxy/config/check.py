@@ -1,6 +1,6 @@
 """Faults that show only between several keys, or between the configuration and this machine.
 
-They are looked for in whatever is valid by itself, so that one bad value does not hide another fault.
+Every part that is valid by itself is checked, so that one bad value does not hide another fault.
 """
 
 import ipaddress
@@ -162,7 +162,7 @@ def _check_discovery(
     if replica.discover is None:
         return
     if replica.discover == "addresses" and not is_shared:
-        told = "expected storage: shared, or discover: srv: an address does not tell which registry it is"
+        told = "expected storage: shared, or discover: srv: an address does not identify a registry"
         yield source.fault((*path, "discover"), told)
     for key in ("name", "server_name"):
         if item.get(key):

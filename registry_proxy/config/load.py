@@ -110,7 +110,7 @@ def _variables(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _is_echo(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
-    """Tell whether a list is called too short only because its entries have faults, which are told themselves."""
+    """Tell whether a list is called too short only because its entries have faults, which are reported themselves."""
     place = detail["loc"]
     return detail["type"] == "too_short" and any(
         len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in details

@@ -166,7 +166,7 @@ class UpstreamSettings(Section):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether every tag that one of its replicas may lack is on record here."""
+        """Whether every tag that one of its replicas may miss is on record here."""
         return self.can_differ and not self.pushed_past_us
 
     @property
@@ -293,7 +293,7 @@ class Settings(Section):
 
     @property
     def changes_path(self) -> str:
-        """The directory by which workers of this node, and commands beside them, tell of changes in the store."""
+        """The directory by which workers of this node, and commands beside them, share changes of the store."""
         return os.path.join(self.cache.path, "changes")
 
     @property

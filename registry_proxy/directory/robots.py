@@ -48,7 +48,7 @@ class Robots(Records[Robot]):
         return replace(robot, revision=revision), is_new
 
     async def delete(self, name: str, *, expect: int | None = None) -> Removed:
-        """Delete a robot with its secrets and grants, and void its tokens; return its belongings.
+        """Delete a robot with its secrets and grants, and revoke its tokens; return its belongings.
 
         Raises:
             NotFoundError, RevisionConflictError.

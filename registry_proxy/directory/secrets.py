@@ -107,7 +107,7 @@ class Secrets:
         return replace(secret, revision=revision), text
 
     async def delete(self, subject: str, secret_id: str) -> None:
-        """Delete a secret, which voids the tokens that were given for it. Raises NotFoundError."""
+        """Delete a secret, which revokes the tokens that were issued for it. Raises NotFoundError."""
         record = await self._store.get(table_of(secret_id), secret_id)
         if record is None or secret_of(record).subject != subject:
             raise NotFoundError(f"{subject} has no secret {secret_id}")
@@ -117,7 +117,7 @@ class Secrets:
         await self._store.commit(changes)
 
     async def remove_expired_refresh_tokens(self) -> None:
-        """Delete the refresh tokens that nobody can use any more, whoever's they are."""
+        """Delete the refresh tokens that nobody can use any more, of all users."""
         now = time.time()
         tokens = [
             secret_of(record)

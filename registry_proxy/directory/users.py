@@ -87,7 +87,7 @@ class Users(Records[User]):
         return replace(user, revision=revision), is_new
 
     async def delete(self, name: str, *, expect: int | None = None) -> Removed:
-        """Delete a user, its memberships, secrets and grants, and void its tokens; return its belongings.
+        """Delete a user, its memberships, secrets and grants, and revoke its tokens; return its belongings.
 
         Raises:
             NotFoundError, RevisionConflictError.

@@ -54,7 +54,7 @@ class Stream:
 
 
 class Answer(NamedTuple):
-    """An answer to a request; whoever got it writes it, and closes its body.
+    """An answer to a request; its receiver writes it, and closes its body.
 
     ``source`` is None where the body is no content. The answer to a
     HEAD may have the Content-Length of a body that it does not carry.

@@ -55,8 +55,8 @@ class Authenticator:
     Args:
         control: verifies tokens and knows the policy.
         router: gives the names under which rights are judged.
-        observer: is told each decision.
-        audit: is told what was refused, and what was asked.
+        observer: receives each decision.
+        audit: receives refusals and questions.
         origins: by which address the client called: its token endpoint lies there.
         service: the audience of our tokens.
     """
@@ -150,7 +150,7 @@ class Authenticator:
         return Authorized(token.subject, policy, token, routed, may_move_tags, question, decision)
 
     def count(self, exchange: Exchange, request: RegistryRequest, authorized: Authorized) -> None:
-        """Count a permission, and tell the audit log what it wants to know of it."""
+        """Count a permission, and record it in the audit log where that is wanted."""
         question, decision = authorized.question, authorized.decision
         if question is None or decision is None:
             return
@@ -294,7 +294,7 @@ class Authenticator:
         if access is None:
             return None
         if Action.PUSH in access.actions:
-            # A push reads before it writes; clients ask for both, and some only for what they are told.
+            # A push reads before it writes; clients ask for both, and some only for the scope of the challenge.
             access = Access(access.type, access.name, access.actions | {Action.PULL})
         return format_scope(access)
 

@@ -45,7 +45,7 @@ class Client(Protocol):
 
     @property
     def body_bytes(self) -> int | None:
-        """The size of the body that it announced; None for none, or for a size that only its end tells."""
+        """The size of the body that it announced; None for none, or for a size that is known at its end."""
 
     async def read_chunk(self) -> bytes:
         """Return what has come of the body, nothing at its end; raises as ``read_body``, but waits for ever."""
@@ -70,7 +70,7 @@ class Exchange:
     """A request on its way: ``path`` and ``raw_query`` as received; the last fields are filled in by the steps.
 
     ``address`` is the client's, also behind a trusted proxy. ``route`` is one of a closed set, the label of metrics.
-    ``answer_headers`` go with whatever is answered. ``status`` is that of the answer once it was written whole,
+    ``answer_headers`` go with every answer. ``status`` is that of the answer once it was written whole,
     ``sent_bytes`` the size of the content that was sent, and ``source`` the place that it came from.
     """
 
@@ -143,7 +143,7 @@ async def unless_left(exchange: Exchange, answer: Coroutine[Any, Any, _T]) -> _T
 
 
 def as_registry_error(error: Exception) -> RegistryError:
-    """Return what the client is told about an error: the one place where the errors of the ports get their status."""
+    """Return an error as clients see it: the one place where the errors of the ports get their status."""
     match error:
         case RegistryError():
             return error
@@ -161,7 +161,7 @@ def as_registry_error(error: Exception) -> RegistryError:
             return unavailable(text, detail={"reason": "the store is away"})
         case _:
             _log.error("a request failed", exc_info=error)
-            return RegistryError(ErrorCode.UNKNOWN, "the proxy made a mistake; its log tells which")
+            return RegistryError(ErrorCode.UNKNOWN, "the proxy failed at this request; its log has the cause")
 
 
 def _too_many_requests(error: UpstreamLimitError) -> RegistryError:

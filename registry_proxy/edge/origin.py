@@ -16,7 +16,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Caller(Protocol):
-    """The part of a request that tells who calls; an ``Exchange`` is one, and so is aiohttp's BaseRequest."""
+    """The part of a request that identifies the caller; an ``Exchange`` is one, and so is aiohttp's BaseRequest."""
 
     @property
     def headers(self) -> CIMultiDictProxy[str]: ...

@@ -59,15 +59,15 @@ class PublicApp:
         pull: the verbs of pulling.
         push: the verbs of pushing.
         discover: the lists.
-        referrers: the list of what refers to a manifest.
+        referrers: the lists of referrers.
         manage: deletes.
         router: names and upstreams.
         control: logins, tokens and the policy.
         directory: makes refresh tokens.
         signer: signs tokens.
-        observer: is told what happens.
-        audit: is told what shall be known later.
-        log_request: is given each request that has ended.
+        observer: receives an event for each request.
+        audit: receives the events for the audit log.
+        log_request: receives each finished request.
         options: names and addresses.
         prefetch: fetches ahead; None for not at all.
     """

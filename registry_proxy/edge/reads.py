@@ -43,11 +43,11 @@ class Reads:
     A handler returns the answer where nobody has to be waited for, else the way to it.
 
     Args:
-        authenticator: tells whether a caller comes to push.
+        authenticator: knows whether a caller comes to push.
         pull: the verbs of pulling.
-        push: tells whether a pusher may leave out a content.
+        push: knows whether a pusher may leave out a content.
         discover: the lists of tags and repositories.
-        referrers: the list of what refers to a manifest.
+        referrers: the lists of referrers.
         prefetch: fetches ahead; None for not at all.
     """
 
@@ -103,10 +103,10 @@ class Reads:
     async def _checked(
         self, call: Call[BlobRequest | ManifestRequest], kind: ContentKind, digest: Digest, found: _T | Ask[_T]
     ) -> _T:
-        """Return the answer to a pusher, who would leave out of the push what it is told is there.
+        """Return the answer to a pusher, who leaves contents out of the push that are said to be there.
 
         Raises:
-            RegistryError: 404 for a content that a replica lacks.
+            RegistryError: 404 for a content that a replica misses.
         """
         answer = await answer_of(found)
         if not await self._push.is_everywhere(call.routed, kind, digest):

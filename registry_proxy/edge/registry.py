@@ -54,7 +54,7 @@ class Registry:
         try:
             request = parse_request(exchange.method, exchange.path, exchange.raw_query)
         except RegistryError:
-            # The fault of a request is told only to those who may ask at all.
+            # Only callers with a valid token learn the fault of a request.
             await self._authenticator.authenticate(exchange)
             raise
         exchange.route = request.operation.label
@@ -98,7 +98,7 @@ class Registry:
             code = _ABSENT_BEFORE_PUSH.get(call.request.operation)
             if code is None or not self._authenticator.may_push(call.authorized, call.request):
                 raise
-            # Whoever is about to push asks first. A false "absent" costs an upload, a 503 would cost the push.
+            # Clients ask before they push. A false "absent" costs an upload, a 503 would cost the push.
             raise RegistryError(code, str(error)) from error
 
     def _find(self, call: Call[RegistryRequest]) -> Answer | Ask[Answer]:

@@ -160,7 +160,7 @@ def _read_part(reader: BlobReader, part: ByteRange) -> bytes:
 
 @contextlib.contextmanager
 def _cutting(request: BaseRequest) -> Iterator[None]:
-    """End the connection, and so the body, with whatever goes wrong inside."""
+    """End the connection, and so the body, with every error inside."""
     try:
         yield
     except (OSError, FillFailedError, UpstreamUnavailableError, RegistryError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""The HTTP server of the public listener: aiohttp's protocol, with the limits and manners it lacks."""
+"""The HTTP server of the public listener: aiohttp's protocol, with further limits and manners."""
 
 import asyncio
 import socket

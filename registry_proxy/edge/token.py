@@ -52,8 +52,8 @@ class TokenEndpoint:
         control: logins and the policy.
         directory: makes refresh tokens.
         signer: signs the tokens.
-        observer: is told the outcome of logins.
-        audit: is told who logged in, or could not.
+        observer: receives the outcome of logins.
+        audit: receives logins and refusals.
         refresh_lifetime_seconds: how long a new refresh token is valid; None makes none. Those there are stay valid.
     """
 
@@ -161,7 +161,7 @@ class TokenEndpoint:
         return _Request(login, [value for key, value in pairs if key == "scope"], wants, form.get("client_id", ""))
 
     async def _make_refresh_token(self, asked: _Request) -> str | None:
-        """Return a refresh token for whoever gave a password; a robot keeps its secret, a personal token is one.
+        """Return a refresh token for a login with a password; a robot keeps its secret, a personal token is one.
 
         One for an ID token, or for a password of LDAP, would outlive it.
         """
@@ -257,7 +257,7 @@ def _refused(message: str) -> RegistryError:
 
 
 def _credentials(headers: list[str]) -> tuple[str, str]:
-    """Return name and password; whoever has no place for a name may send an ID token as Bearer."""
+    """Return name and password; a client without a place for a name may send an ID token as Bearer."""
     scheme, _, encoded = headers[0].strip().partition(" ")
     if len(headers) == 1 and scheme.lower() == "bearer":
         return OIDC_LOGIN_NAME, encoded.strip()

@@ -30,7 +30,7 @@ class Writes:
     """The handlers of the operations that write; each is named as its operation.
 
     Args:
-        authenticator: tells whether the source of a mount may be read.
+        authenticator: knows whether the source of a mount may be read.
         router: finds it.
         push: the verbs of pushing.
         manage: the verbs of deleting.

@@ -56,7 +56,7 @@ def open_locked(path: str, flags: int = _CREATE) -> int | None:
 
 @contextmanager
 def lock_tried(path: str, flags: int = _CREATE) -> Iterator[bool]:
-    """Hold the lock as ``open_locked`` gives it for the length of a with block; inside, tell whether it was free."""
+    """Hold the lock as ``open_locked`` gives it for the length of a with block; the value is whether it was free."""
     fd = open_locked(path, flags)
     try:
         yield fd is not None

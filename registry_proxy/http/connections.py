@@ -47,7 +47,7 @@ _LOOK_SECONDS_EXEMPT: Final = 0.005
 
 _LOG_SECONDS: Final = 60.0
 _TOLD_SECONDS: Final = 10.0
-"""A shortage is told for so long after the last connection made room: at each moment there is some again."""
+"""A shortage is reported for so long after the last connection made room: at each moment there is some again."""
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Connection(Protocol):
         ...
 
     def abort(self) -> None:
-        """End it at once, and tell ``Connections`` of it."""
+        """End it at once, and report that to ``Connections``."""
         ...
 
 
@@ -168,7 +168,7 @@ class Connections:
 
     Args:
         limits: how many there may be.
-        addresses: tells whose a request is.
+        addresses: knows the caller of a request.
         clock: the loop's.
         listener: the one that accepts the connections.
         observer: receives an event for each connection that is ended for others.

@@ -12,7 +12,7 @@ _HANDSHAKE_SECONDS = 0.05
 """Time for connections that are under way to arrive before the address is closed."""
 
 _IDLE_SECONDS_STOPPING, _IDLE_SECONDS_REPLACED = 1.0, 5.0
-"""Time for which an idle connection stays open that was not told yet to close: its next request may be on its way."""
+"""Time for which an idle connection stays open without a last answer: its next request may be on its way."""
 
 
 class Drains(Protocol):

@@ -1,4 +1,4 @@
-"""A process that has loaded all that a worker needs, serves nothing, and makes a copy of itself whenever it is told to.
+"""A process that has loaded the code of a worker, serves nothing, and makes a copy of itself on command.
 
 A copy is there in milliseconds and shares the memory of the code with the others, where a new Python that loads the
 code takes most of a second of a processor. The supervisor cannot copy itself as well: it has a loop and a thread.
@@ -79,7 +79,7 @@ class ForkServer:
         self._command = command
         self._asking = asyncio.Lock()
         self._copies: set[int] = set()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if whoever started it ignores that, nobody can be waited for
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the parent ignores it, no child can be waited for
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         control, theirs = _socketpair()
         with theirs:
@@ -95,7 +95,7 @@ class ForkServer:
         Raises:
             OSError: it cannot be started, or cannot load; the one before goes on.
         """
-        async with self._asking:  # whoever waits for a copy gets it
+        async with self._asking:  # one copy at a time
             renewed = self._start()
             with contextlib.ExitStack() as on_failure:
                 on_failure.callback(renewed.end)

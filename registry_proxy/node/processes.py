@@ -61,7 +61,7 @@ class Process:
         identity: no other process that runs has it; free again when it has ended.
         process: the kernel's.
         reader: what it says.
-        writer: what it is told.
+        writer: receives the commands.
         ask_reload: called when it asks for a reload; what was made of it goes to ``answer_reload``.
 
     Attributes:

@@ -26,7 +26,7 @@ class StuckLoop:
 
     Args:
         mark: the path of a file, in memory, that is there while the disk is silent; None where there is none.
-        is_replaced: tells whether other workers have taken over.
+        is_replaced: returns whether other workers have taken over.
     """
 
     def __init__(self, mark: str | None, is_replaced: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Keeps the workers alive: binds the sockets, has the node prepared, replaces whoever crashes, hangs or is outdated.
+"""Keeps the workers alive: binds the sockets, has the node prepared, replaces workers that crash, hang or are outdated.
 
 The listening sockets stay open here while workers come and go, so that connections wait instead of being reset. The
 settings travel over a socket pair: no secret is in argv or environment.
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Runs one node until it is told to stop.
+    """Runs one node until the command to stop.
 
     Args:
         load: reads the configuration; raises SettingsError.
@@ -79,7 +79,7 @@ class Supervisor:
         self._reload_wanted = asyncio.Event()
         self._reload_askers: list[Process] = []
 
-    # ------------------------------------------------------------ what it can be told
+    # ------------------------------------------------------------ commands
 
     def stop(self) -> None:
         """Let the workers finish what they do; when called a second time, or when they take too long, end at once."""

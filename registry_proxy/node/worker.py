@@ -1,4 +1,4 @@
-"""The worker's side of the supervisor: takes settings and sockets from it, says that it lives, ends when told to.
+"""The worker's side of the supervisor: takes settings and sockets from it, says that it lives, ends on command.
 
 Both talk in lines over a socket pair. The supervisor sends the command as JSON first, and later ``stop`` or
 ``hand over``, and ``reloaded OUTCOME``. The worker sends ``ready``, ``alive`` every second, ``failed REASON``,

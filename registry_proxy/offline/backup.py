@@ -172,7 +172,7 @@ async def read_file(path: str) -> Backup:
 async def restore(store: Store, backup: Backup, *, moves: bool, replaces: bool) -> int:
     """Make the store hold what a backup does, all of it or nothing; return how many records were written.
 
-    Bearer and refresh tokens that were given before are void afterwards, so that none that was revoked after the backup
+    Earlier bearer and refresh tokens are revoked, so that none that was revoked after the backup
     becomes good again. Passwords, secrets of robots and personal tokens are as they were.
 
     Args:

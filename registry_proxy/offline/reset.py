@@ -8,7 +8,7 @@ from registry_proxy.store.open import open_store
 
 
 async def reset_admin(url: str, name: str, password: str) -> bool:
-    """Make a user an enabled administrator with this password; tell whether the user is new.
+    """Make a user an enabled administrator with this password; return whether the user is new.
 
     Its groups and personal tokens stay; its bearer and refresh tokens end. Running nodes accept the password at once,
     and know of the rest within two seconds.

@@ -21,9 +21,9 @@ _NO_LIST = '299 - "not all upstream registries have a list of their repositories
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a sorted list; ``more`` tells that something follows its last item.
+    """A part of a sorted list; ``more``: whether something follows its last item.
 
-    ``warning`` is the value of a Warning header (spec, "Warnings") where the list lacks something.
+    ``warning`` is the value of a Warning header (spec, "Warnings") where the list misses something.
     """
 
     items: Sequence[str]
@@ -96,7 +96,7 @@ class Discover:
 
         Raises:
             RegistryError: UNSUPPORTED where no upstream has a list; what an upstream answered that should have one.
-            UpstreamUnavailableError: an upstream cannot be asked; a list that silently lacks it would be a lie.
+            UpstreamUnavailableError: an upstream cannot be asked; a list without its repositories would be wrong.
         """
         lists: list[Sequence[Repository]] = []
         without_list = None

@@ -15,11 +15,11 @@ from registry_proxy.protocol.reference import Digest, Tag
 
 
 class ManifestWriter:
-    """Writes manifests and tags, whoever has them written.
+    """Writes manifests and tags, for clients and for the lists of referrers.
 
     Args:
         replicas: writes to the replicas.
-        proofs: tells what a manifest may name.
+        proofs: knows which contents a manifest may name.
         cache: keeps manifests.
         holdings: notes which repository holds them.
         spool: keeps what a replica misses.

@@ -151,7 +151,7 @@ class HoldingProofs:
         return lacking if any(separation.is_mixed(kind) for kind in ContentKind) else []
 
     async def note_push(self, routed: RoutedRepository, digest: Digest) -> None:
-        """Have every node know that a blob was pushed or mounted, where nobody else can tell."""
+        """Record a pushed or mounted blob for all nodes, where the replicas prove nothing."""
         if not self._separations[routed.upstream].is_apart(ContentKind.BLOB):
             await self._pushed.note(routed, digest)
 

@@ -60,8 +60,8 @@ class Pull:
         cache: bytes on local disk.
         holdings: which repository holds what.
         proofs: whether an answer of the upstream is one about the repository.
-        observer: is told hits and misses.
-        tag_rules: by upstream, how long a tag is answered without asking, and what it is answered in spite of.
+        observer: receives hits and misses.
+        tag_rules: by upstream, how long a tag is answered without asking, and despite which errors.
         records: the records of tags; None for none.
     """
 

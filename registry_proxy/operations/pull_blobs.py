@@ -41,7 +41,7 @@ _Opened = tuple[BlobReader, CacheResult]
 class BlobAnswer(NamedTuple):
     """A blob to serve; ``byte_range`` None means the whole.
 
-    ``content`` is the whole of a small blob, or is closed by whoever got the answer. ``rest`` opens, at an offset of
+    ``content`` is the whole of a small blob, or is closed by its receiver. ``rest`` opens, at an offset of
     the content, the bytes that a ``BlobReader`` could not give because the disk failed. Entering raises as ``Pull``,
     and FillLostError where it could not be told any more whether the whole would be right.
     """

@@ -76,7 +76,7 @@ class Referrers:
 
         Raises:
             RegistryError: a 502 where a registry answers wrongly.
-            UpstreamUnavailableError: the list might lack something.
+            UpstreamUnavailableError: the list might miss something.
         """
         entries = await self._find(routed, subject)
         if artifact_type is not None:

@@ -35,7 +35,7 @@ FindContent = Callable[[RoutedRepository, Digest], Awaitable[Descriptor | None]]
 
 @dataclass(frozen=True, slots=True)
 class TagRules:
-    """The rules for tags of an upstream: ``ttl_seconds`` without asking, in spite of ``stale_on`` as before.
+    """The rules for tags of an upstream: ``ttl_seconds`` without asking, despite ``stale_on`` as before.
 
     ``is_recorded``: every move of a tag is on record, so that an answer can be held against it.
     """
@@ -62,7 +62,7 @@ class RecordedTags:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTag:
-    """The value of a tag; ``was_asked`` tells whether a replica said it for this request.
+    """The value of a tag; ``was_asked``: whether a replica said it for this request.
 
     ``warning`` is the value of a Warning header (spec, "Warnings") where the answer may be older than the TTL.
     """
@@ -84,10 +84,10 @@ class TagResolver:
         readers: by upstream; wait for a replica to come back.
         impatient_readers: by upstream; used where an older answer could stand in.
         holdings: where tags are remembered.
-        observer: is told of stale answers.
+        observer: receives stale answers.
         rules: by upstream.
         records: what the store knows of tags; None for nothing.
-        content: tells whether a manifest can be served; goes with ``records``.
+        content: knows whether a manifest can be served; goes with ``records``.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class TagResolver:
         recorded: int | None,
         error: RegistryError | UpstreamUnavailableError,
     ) -> ResolvedTag:
-        """Return what the tag was where the upstream's rules allow it in spite of this error, else raise the error."""
+        """Return the tag's last value where the upstream's rules allow it despite this error, else raise the error."""
         reason = _reason(error)
         now = self._holdings.find_tag(routed, tag)
         is_allowed = reason in self._rules[routed.upstream].stale_on

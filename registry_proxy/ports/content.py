@@ -213,7 +213,7 @@ class Holdings(Protocol):
 
     def forget_tag(self, routed: RoutedRepository, tag: Tag) -> None: ...
     def end_tag(self, routed: RoutedRepository, tag: Tag) -> None:
-        """Forget a tag that was deleted; ``moment`` changes first, so that whoever learns it just now can see it."""
+        """Forget a tag that was deleted; ``moment`` changes first, which a reader that learns it just now can see."""
 
     def doubt_all(self) -> None:
         """Have everything that was remembered until now asked for again."""

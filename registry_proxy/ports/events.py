@@ -18,12 +18,12 @@ class AuditKind(StrEnum):
     """A login, or a change by a user or an owner of namespaces: bounded for each subject, and kept as long as acts."""
 
     TRAFFIC = "traffic"
-    """A request of a client, and whatever was refused to anybody: refusals are bounded for each address."""
+    """A request of a client, and every refusal: refusals are bounded for each address."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Something that shall be known later: who did, or was refused, what. No field may hold a secret.
+    """An event for the audit log: a subject did something, or was refused. No field may hold a secret.
 
     Args:
         action: what it is: login, pull, push, delete, or a resource of the admin API and its method (``users.put``).
@@ -59,7 +59,7 @@ class AuditLog(Protocol):
 
     @property
     def records_pulls(self) -> bool:
-        """Whether it wants to be told of each pull that was allowed."""
+        """Whether it records each allowed pull."""
 
     def record(self, event: AuditEvent) -> None:
         """Take an event of the request that is being answered."""

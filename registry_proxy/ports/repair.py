@@ -49,9 +49,9 @@ class Maintains(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A replica does not hold what it shall: ``found`` is what a tag is there instead, None for nothing.
+    """A replica misses a content: ``found`` is the digest of the tag there instead, None for nothing.
 
-    Where ``wanted`` is None nobody can tell what a tag shall be: the replicas disagree, and no push through us decided.
+    ``wanted`` is None where nothing decides about a tag: the replicas disagree, and no push through us decided.
     ``holders`` are the replicas that hold ``wanted``. Where ``replica`` is None, none of them does: it is lost.
     """
 

@@ -19,7 +19,7 @@ class HeldReferrers:
     """The referrers of a manifest that an upstream holds.
 
     ``listed`` are the entries that its referrers API gives, ``tagged`` those under the fallback tag. ``tags`` are the
-    digests that this tag is at the replicas, None where it does not exist. ``needs_tag`` tells whether some replica
+    digests that this tag is at the replicas, None where it does not exist. ``needs_tag``: whether some replica
     has no such API, or is not known to have one.
     """
 
@@ -55,7 +55,7 @@ class UpstreamReader(RegistryReader, Protocol):
     """Reading from all replicas of an upstream."""
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> HeldReferrers:
-        """Return what every replica holds; UpstreamUnavailableError where the list might lack something."""
+        """Return what every replica holds; UpstreamUnavailableError where the list might miss something."""
 
 
 class RegistryWriter(Protocol):
@@ -160,7 +160,7 @@ class ReplicaStatus:
     """One replica as the admin API shows it; ``reason`` is empty when there is nothing to explain.
 
     It misses ``pending`` keys, and cannot have ``refused`` others.
-    ``keeps_apart`` tells whether it answers for a content only in the repositories that hold it, None while unknown.
+    ``keeps_apart``: whether it answers for a content only in the repositories that hold it, None while unknown.
     ``pause`` is there while it is paused.
     """
 

@@ -115,7 +115,7 @@ class Store(Protocol):
     async def list(self, table: Table, prefix: str = "") -> list[Record]:
         """Return the records whose key starts with ``prefix``, by key.
 
-        Thousands are not those of one moment: whoever needs that compares ``versions`` before and after.
+        Thousands are not those of one moment: a caller that needs that compares ``versions`` before and after.
         """
 
     async def changed_since(self, table: Table, version: int) -> Difference | None:
@@ -138,7 +138,7 @@ class Store(Protocol):
 
         Args:
             changes: what is written; where there are none, nothing is compared either.
-            versions: of tables that may not have changed, as ``versions`` told them; 0 for one that it did not tell.
+            versions: of tables that may not have changed, from ``versions``; 0 for one that it did not contain.
 
         Raises:
             ConflictError: an ``expect`` does not hold, or a table has another version.

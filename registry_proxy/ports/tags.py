@@ -33,7 +33,7 @@ class TagFinding:
     Args:
         current: what it is; None where no replica that can be asked says it.
         older: an earlier state of it, which is all that some replicas have.
-        recorded: what it shall be by the record; None where it was deleted, or nothing is on record.
+        recorded: its digest by the record; None where it was deleted, or nothing is on record.
     """
 
     current: Descriptor | None = None

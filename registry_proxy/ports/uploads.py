@@ -9,7 +9,7 @@ from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.reference import Digest, Repository
 
 UPLOAD_LIFETIME_SECONDS = 24 * 3600
-"""How long an upload may take from its opening to the start of its last request, whatever is asked meanwhile."""
+"""How long an upload may take from its opening to the start of its last request; no request extends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class SpoolFile(Protocol):
 
 
 class Spool(Protocol):
-    """The uploads of a node. ``node_id`` tells it from all other nodes, for as long as its uploads are kept."""
+    """The uploads of a node. ``node_id`` differs from those of all other nodes, for as long as its uploads are kept."""
 
     @property
     def node_id(self) -> str: ...
@@ -188,7 +188,7 @@ class BlobReplicas(Protocol):
 
     async def record_missing(self, routed: RoutedRepository, digest: Digest, missing: Sequence[str]) -> None: ...
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
-        """Tell whether no replica that can be written to lacks a content, but for those on record as missing it."""
+        """Tell whether every replica that can be written to has a content, but for those on record as missing it."""
 
     async def mount(
         self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None

@@ -75,7 +75,7 @@ _WORD = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MEDIA_TYPE = re.compile(f"{_WORD}/{_WORD}")
 _MEDIA_TYPE_MAX_LENGTH = 255
 _GENERIC_MEDIA_TYPES = frozenset({BLOB_MEDIA_TYPE, "binary/octet-stream", "application/json", "text/plain"})
-"""Web servers and object stores send these where nobody told them the type."""
+"""Web servers and object stores send these for files of unknown type."""
 
 
 def _invalid(message: str, detail: object = None) -> RegistryError:
@@ -87,7 +87,7 @@ def _parse_descriptor(value: Any, where: str) -> Descriptor:
         raise _invalid(f"{where} is not a descriptor", {"path": where})
     media_type, digest, size_bytes = value.get("mediaType"), value.get("digest"), value.get("size")
     if not isinstance(media_type, str) or not isinstance(digest, str):
-        raise _invalid(f"{where} lacks mediaType or digest", {"path": where})
+        raise _invalid(f"mediaType or digest is missing in {where}", {"path": where})
     if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or not 0 <= size_bytes <= _SIZE_MAX_BYTES:
         raise _invalid(f"{where} has no valid size", {"path": where})
     return Descriptor(media_type, parse_digest(digest), size_bytes)

@@ -4,7 +4,7 @@ Repository: ``*`` is one component or a part of one, ``**`` any number of compon
 (``team/**`` is not ``team``). In grants ``{subject}`` is one component, the name of the user who asks. Tag: ``*`` is
 any text.
 
-A name comes from whoever calls, so matching must stay linear in it. Each wildcard takes the shortest text after which
+A name comes from the caller, so matching must stay linear in it. Each wildcard takes the shortest text after which
 the next fixed piece fits, and never tries again: ``(?>...)``. For wildcards that is enough, because a later place
 can only leave less for the rest.
 """
@@ -23,7 +23,7 @@ SUBJECT = "{subject}"
 
 
 def repository_pattern_fault(pattern: str, *, takes_subject: bool = False) -> str | None:
-    """Return what is wrong with a repository pattern, in words for whoever wrote it; None when it is right."""
+    """Return the fault of a repository pattern, in words for its author; None when it is right."""
     if takes_subject:
         pattern = "/".join("subject" if component == SUBJECT else component for component in pattern.split("/"))
         if SUBJECT in pattern:

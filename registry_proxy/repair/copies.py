@@ -130,7 +130,7 @@ class Copies:
             raise PartAbsentError("no replica has it") from error
 
     async def is_lost(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
-        """Tell whether a content cannot be had: every configured replica says so now, and this cache lacks it, too."""
+        """Tell whether a content cannot be had: every configured replica says so now, and so does this cache."""
         if self.holdings.find(routed, kind, digest) is not None and is_committed(self.cache, digest):
             return False
         return await is_nowhere(self.replica_sets[routed.upstream], IntentKey(routed, IntentKind(kind), str(digest)))

@@ -41,7 +41,7 @@ class Exceptions:
         return found
 
     async def refuse(self, key: IntentKey, digest: Digest | None, replica: str, reason: str) -> None:
-        """Note that a replica which misses a key refuses it for good; nothing happens where it shall be another."""
+        """Note that a replica which misses a key refuses it for good; nothing happens if the key has changed."""
 
         def revise(intent: Intent | None) -> Intent | None:
             if intent is None or intent.digest != digest:
@@ -67,7 +67,7 @@ class Exceptions:
             _log.error("%s is lost: every replica of %s answers that it does not have it", key, key.routed.upstream)
 
     async def recover(self, key: IntentKey, digest: Digest | None = None, missing: Sequence[str] = ()) -> None:
-        """End that a key is lost, if it shall be ``digest``; ``missing`` are the replicas that shall get it now."""
+        """End that a key is lost, if its digest is ``digest``; ``missing`` are the replicas that must get it now."""
 
         def revise(intent: Intent | None) -> Intent | None:
             if intent is None or not intent.is_lost or digest not in {None, intent.digest}:

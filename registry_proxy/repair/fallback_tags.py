@@ -95,7 +95,7 @@ class FallbackTagComparison:
         return False
 
     async def _doubtful(self, compared: Collection[ReplicaClient]) -> dict[str, str]:
-        """Return the replicas with a fallback tag that another one and the record lack, each with such a tag."""
+        """Return the replicas with a fallback tag that another one and the record miss, each with such a tag."""
         doubtful: dict[str, str] = {}
         for repository in sorted(await self._verifier.repositories()):
             routed = RoutedRepository(self._replica_set.upstream, repository)
@@ -105,7 +105,7 @@ class FallbackTagComparison:
                 for tag in sorted(tags - everywhere):
                     if name not in doubtful and not await self._is_explained(routed, tag):
                         doubtful[name] = (
-                            f"{name} holds {routed}:{tag}, which another lacks, and no push through us made"
+                            f"{name} holds {routed}:{tag}, which another one does not hold, and no push through us made"
                         )
         return doubtful
 

@@ -215,7 +215,7 @@ class Inspection:
     async def _is_elsewhere(
         self, replica_set: ReplicaSet, client: ReplicaClient, key: IntentKey, digest: Digest
     ) -> bool:
-        """Tell whether another replica has what this one lacks; also where none can be asked, and so may have it."""
+        """Tell whether another replica has a content that this one misses, or none can be asked that may have it."""
         heard = False
         for other in replica_set.replicas:
             if other is not client and replica_set.is_writable(other.name):

@@ -39,7 +39,7 @@ class KeptCopies:
         replica_set: the replicas.
         journal: what each replica misses.
         pins: of the node.
-        observer: is told how many copies are lost.
+        observer: receives the number of lost copies.
         lease: excludes the writers of a key; raises StoreUnavailableError.
     """
 

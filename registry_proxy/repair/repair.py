@@ -1,6 +1,6 @@
 """Repair: a replica that missed writes is made equal to the newest intent of each key (docs/decisions/, 08 and 19).
 
-The journal is all the state there is: whoever repairs may die at any byte, and another node goes on.
+The journal is all the state there is: the repairing node may die at any byte, and another one goes on.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ class Repairer:
         copies: sends contents.
         verifier: compares a newcomer with the others.
         pins: releases what every replica has.
-        observer: is told of each key.
+        observer: receives the outcome of each key.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class Repairer:
             yield
 
     async def _make_equal(self, client: ReplicaClient, key: IntentKey, intent: Intent) -> RepairOutcome:
-        """Write to the replica what the key shall be; return the outcome for the metrics."""
+        """Write the key's intended state to the replica; return the outcome for the metrics."""
         if intent.digest is None:
             await self._delete(client, key)
             await forget_deleted(self._store, key, intent.missing)  # the deleting node may have died before it did
@@ -320,7 +320,7 @@ class Repairer:
         )
 
     async def _outdated(self, key: IntentKey, intent: Intent) -> Mapping[str, str]:
-        """Return the replicas that have an older state of a tag whose manifest is lost: nobody may be told of it."""
+        """Return the replicas that have an older state of a tag whose manifest is lost: it must not be served."""
         if key.kind is not IntentKind.TAG:
             return {}
         clients = [client for client in self._replica_set.replicas if client.name in intent.missing]

@@ -27,7 +27,7 @@ class TagFindings:
         replica_sets: the replicas by upstream.
         store: the records of tags.
         journal: what each replica misses.
-        inspection: is told of a replica that went back in time.
+        inspection: receives a replica that went back in time.
     """
 
     def __init__(

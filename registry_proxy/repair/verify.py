@@ -166,7 +166,7 @@ class Verifier:
     async def _was_written(self, walk: _Walk, difference: Difference) -> bool:
         """Tell whether a key was or is being written since the walk began: its writers note who misses it.
 
-        Else whoever pushes without a pause would keep the replicas different for as long as he likes.
+        Otherwise a client that pushes without a pause would keep the replicas different for ever.
         """
         key, wanted = difference.key, difference.wanted
         intent = await self._journal.find(key)
@@ -307,7 +307,7 @@ class Verifier:
     async def _lacking(  # noqa: PLR0917 - a key, what it is, and all that is known of it
         self, walk: _Walk, key: IntentKey, digest: Digest, media_type: str, answers: _Answers[Any], marks: JournalMarks
     ) -> AsyncIterator[Difference]:
-        """Give the replicas that lack a content that others have, or that it is lost."""
+        """Give the replicas that miss a content that others have, or that it is lost."""
         names = [client.name for client in self._replica_set.replicas]
         deleted = {name for name in names if marks.has_tombstone(name, key.routed, digest)}
         holders = tuple(name for name in answers.held if name not in deleted)
@@ -323,7 +323,7 @@ class Verifier:
     # ------------------------------------------------------------ what is lost
 
     async def _lose(self, walk: _Walk, key: IntentKey, digest: Digest, media_type: str) -> bool:
-        """Note that every replica said that it does not have a key; return whether that is to be told.
+        """Note that every replica said that it does not have a key; return whether that is news.
 
         A key that a replica is known to miss is left to its repair: some node may still have the content. One that was
         deleted since the walk began is not lost.
@@ -412,7 +412,7 @@ def _subject_listed(difference: Difference) -> Digest | None:
 
 
 def _decide(recorded: Digest | None, held: Mapping[str, Digest | None], prefer: str | None) -> Digest | None:
-    """Return what a tag shall be: as last pushed through us, as all who have it say, or as the preferred says."""
+    """Return a tag's right digest: of its last push through us, of all replicas that have it, or of the preferred."""
     values = {digest for digest in held.values() if digest is not None}
     if recorded is not None and recorded in values:
         return recorded

@@ -64,8 +64,8 @@ class HttpReplicaClient:
     Args:
         address: where the replica is and how to log in.
         timeouts: in seconds.
-        connections: its connections; closed by whoever opened them.
-        observer: is told the outcome of each request.
+        connections: its connections; their opener closes them.
+        observer: receives the outcome of each request.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class HttpReplicaClient:
         await self._transport.probe()
 
     async def probe_storage(self) -> None:
-        """Return when it answers for a content that nobody has, whatever it says.
+        """Return when it answers for a content that nobody has, with any status.
 
         ``probe`` asks for no content: a registry answers it while its storage hangs.
 

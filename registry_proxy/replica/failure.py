@@ -25,7 +25,7 @@ _RETRY_AFTER_DEFAULT_SECONDS = 1.0
 
 _OUTCOMES: Mapping[int, UpstreamOutcome] = {2: "2xx", 3: "3xx", 4: "4xx"}
 _OUR_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
-"""Why no connection is made for want of something of this machine, whoever is at the other end."""
+"""Errors of a connection that are this machine's own, whichever host is at the other end."""
 
 
 class ReplicaFailedError(UpstreamUnavailableError):
@@ -126,7 +126,7 @@ def _why(error: Exception) -> str:
 
 
 def has_errors(body: bytes) -> bool:
-    """Tell whether a body is a registry's error document, whatever type it was sent as and codes it has."""
+    """Tell whether a body is a registry's error document, of any type and with any codes."""
     try:
         return isinstance(json.loads(body)["errors"], list)
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -159,7 +159,7 @@ def refusal(replica: str, status: int, body: bytes, default: ErrorCode) -> Regis
         body: of its answer. The error has the code that says most of all in it; its ``detail`` is the detail that came
             with that code, or the list of details when several errors have that code (the missing digests of
             MANIFEST_BLOB_UNKNOWN).
-        default: the code when the body tells none.
+        default: the code when the body has none.
     """
     errors = parse_errors(body)
     code = _most_telling(errors, default)

@@ -10,7 +10,7 @@ def placeholder_of(repository: Repository, tag: Tag) -> Manifest:
     """Return the placeholder of a tag: an index of nothing, the same at every call and on every node.
 
     No other tag can be on it, so deleting it deletes this tag alone. A tag that is still on it, because the deleting
-    node died, is recognised as absent by whoever asks.
+    node died, is recognised as absent by every reader.
     """
     document = {
         "schemaVersion": 2,

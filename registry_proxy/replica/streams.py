@@ -22,7 +22,7 @@ class BlobStream:
         size_bytes: of the whole blob, None when not said.
         stall_seconds: the longest wait for more bytes.
         is_elsewhere: the answer is that of a storage to which the replica redirected.
-        failed: is told the outcome (cut, stall) and when the body began, on the monotonic clock.
+        failed: receives the outcome (cut, stall) and the start of the body, on the monotonic clock.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class BlobStream:
 
 
 class ReportedStream:
-    """A ``ByteStream`` that tells its failures."""
+    """A ``ByteStream`` that reports its failures."""
 
     def __init__(self, stream: ByteStream, failed: Callable[[UpstreamUnavailableError], None]) -> None:
         self._stream = stream

@@ -108,8 +108,8 @@ class Transport:
     Args:
         address: where it is and how to log in.
         timeouts: in seconds.
-        connections: connections; closed by whoever opened them.
-        observer: is told the outcome of each request; a body that is cut later counts once more.
+        connections: connections; their opener closes them.
+        observer: receives the outcome of each request; a body that is cut later counts once more.
 
     Raises:
         OSError, ssl.SSLError: ``ca_file`` cannot be used.
@@ -164,10 +164,10 @@ class Transport:
 
     @asynccontextmanager
     async def request(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; yield its answer, whatever the status but 401, 403, 429 and 5xx; close it at the end.
+        """Send a request; yield an answer of any status but 401, 403, 429 and 5xx; close it at the end.
 
         Raises:
-            AccessRefusedError: 401 or 403 in spite of the credentials.
+            AccessRefusedError: 401 or 403 despite the credentials.
             BadUpstreamError: a redirect that is not followed.
             ReplicaFailedError: no answer, or 5xx.
             UpstreamLimitError: 429.

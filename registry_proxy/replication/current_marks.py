@@ -23,7 +23,7 @@ class CurrentMarks:
 
     Args:
         store: holds the intents.
-        changes: tells when another worker or node may have written some.
+        changes: knows when another worker or node may have written some.
         observer: receives how many keys each replica is behind in.
         replicas: for each upstream the names of its configured replicas, so that a zero is reported too.
         roster: the replicas on record.

@@ -65,7 +65,7 @@ async def _try_forget(store: Store, key: IntentKey, missing: Sequence[str], *, h
             return
         changes.append(Change(Table.INTENTS, tombstone.key, tombstone.value, expect=tombstone.revision))
     if key.kind is IntentKind.TAG:
-        # Noted once more: whoever asked a replica meanwhile remembers the tag with the revision of before.
+        # Noted once more: a reader that asked a replica meanwhile remembers the tag with the earlier revision.
         records = await store.get_all([record_of(key), (Table.DELETIONS, str(key))])
         changes += [Change(*record_of(key), None), _deletion(key, *records)]
     else:
@@ -108,7 +108,7 @@ class DeletionReplication:
 
     Args:
         replica_sets: the replicas by upstream.
-        readers: by upstream; tell whether something exists that is not on record.
+        readers: by upstream; know whether something exists that is not on record.
         store: leases, and the records of manifests and tags.
         journal: the tombstones.
     """
@@ -174,7 +174,7 @@ class DeletionReplication:
             await self.journal.withdraw(write)
         else:
             missing = [name for name in configured_names(replica_set) if name not in outcome.confirmed]
-            # Before the intents go: whoever finds them does so, too.
+            # Before the intents go: every node that finds them does so, too.
             await forget_deleted(self.store, key, missing, has_tombstone=bool(write.intents))
             await self.journal.conclude(write, outcome.confirmed)
         require_quorum(replica_set, outcome)
@@ -199,7 +199,7 @@ class DeletionsElsewhere:
 
     Args:
         store: shared by the nodes.
-        changes: tells when another node may have deleted something.
+        changes: knows when another node may have deleted something.
         holdings: of this node.
         clock: seconds since the epoch.
     """

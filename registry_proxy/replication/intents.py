@@ -1,4 +1,4 @@
-"""The entries of the journal: what a key (a manifest, tag or blob of a repository) shall be, and who misses it."""
+"""The entries of the journal: the intended state of a manifest, tag or blob, and the replicas that miss it."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace

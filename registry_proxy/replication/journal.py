@@ -87,9 +87,9 @@ class Journal:
         return False
 
     async def miss(self, key: IntentKey, digest: Digest | None, media_type: str, replica: str) -> bool:
-        """Note that a replica was found to lack what a key shall be, None for deleted; return whether that is so now.
+        """Note that a replica misses the intended digest of a key, None for deleted; return whether that is so now.
 
-        Nothing happens when the key shall be something else.
+        Nothing happens when the key has another digest.
         """
 
         def revise(found: Intent | None) -> Intent | None:
@@ -124,8 +124,8 @@ class Journal:
         """Store the intents of a write and the records it makes, in one commit, and remember what was there before.
 
         Args:
-            contents: for each key what it shall be: digest (None for deleted) and media type.
-            replicas: the names of all that shall have it; none over shared storage, which cannot diverge.
+            contents: for each key its intended digest (None for deleted) and media type.
+            replicas: the names of all that must have it; none over shared storage, which cannot diverge.
             changes: further records, such as the tag's.
         """
         return await retried(lambda: self._try_begin(contents if replicas else {}, replicas, changes))
@@ -156,7 +156,7 @@ class Journal:
         witnesses = [witness_of(key) for key, intent in intents.items() if is_witness(key, intent.digest)]
         revision = await self._store.commit([*expecting, *witnesses]) if expecting else 0
         tags = [replace(change, expect=revision) for change in changes if change.table is Table.TAGS]
-        # Looked for after the commit: whoever pauses a replica later finds these intents, and waits for their end.
+        # Looked for after the commit: a later pause finds these intents, and waits for their end.
         pause = await find_pause(self._store, next(iter(intents)).routed.upstream) if intents else None
         return OpenWrite(intents, previous, revision, tags, None if pause is None else pause.replica)
 
@@ -174,7 +174,7 @@ class Journal:
         """Take the replicas that confirmed it out of its intents; with the last one the intent goes.
 
         Those that ``refused`` it for good, and why, stay in it as such. The records of its tags are written once more:
-        whoever asked a replica while the write was under way may have heard what the tag was before, and remembers
+        a reader that asked a replica while the write was under way may have got the earlier tag, and remembers
         that with the earlier revision. Returns the new one.
         """
         concluded = [
@@ -235,11 +235,11 @@ class Journal:
             return False
         late = tuple(name for name in replicas if name not in truth.refused)
         await self._store.commit([change_of(key, truth.doubting(late), expect=revision_of(record))])
-        _log.warning("a write of %s came late, after a newer one: %s may lack it", key, ", ".join(late))
+        _log.warning("a write of %s came late, after a newer one: %s may miss it", key, ", ".join(late))
         return True
 
     async def _recorded(self, key: IntentKey, revision: int | None) -> Intent | None:
-        """Return what a key without an intent shall be, as far as that is on record."""
+        """Return the recorded state of a key without an intent, if there is one."""
         if key.kind is IntentKind.BLOB:
             return None
         record = await self._store.get(*record_of(key))
@@ -280,7 +280,7 @@ class Journal:
     async def confirm(self, key: IntentKey, digest: Digest | None, replica: str) -> bool:
         """Take one replica out of the open intent of a key, None for deleted; return whether that closed it.
 
-        Nothing happens when the key shall be something else by now.
+        Nothing happens when the key has another digest by now.
         """
 
         def revise(intent: Intent | None) -> Intent | None:

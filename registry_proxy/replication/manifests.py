@@ -96,7 +96,7 @@ class ManifestReplication:
         replica_sets: the replicas by upstream.
         store: leases, and the records of manifests and tags.
         journal: the intents.
-        cache: what a replica lacks is sent from here.
+        cache: the source of contents that a replica misses.
         holdings: what of the cache a repository holds, and so may be sent to its replicas.
         uploads: sends the blobs.
     """

@@ -168,7 +168,7 @@ class JournalMarks:
         return self._lost
 
     def is_missed(self, digest: Digest) -> bool:
-        """Tell whether some replica lacks this content, in any repository: then our copy of it must stay."""
+        """Tell whether some replica misses this content, in any repository: then our copy of it must stay."""
         return str(digest) in self._missed_contents
 
 

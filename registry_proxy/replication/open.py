@@ -144,7 +144,7 @@ async def open_records(
     Args:
         options: the upstreams.
         store: holds the record.
-        changes: tells when another worker or node may have written to it.
+        changes: knows when another worker or node may have written to it.
         observer: receives how many keys each replica is behind in.
         holdings: forgets what other nodes have deleted.
     """

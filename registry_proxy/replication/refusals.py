@@ -30,7 +30,7 @@ class FinalRefusalError(RegistryError):
 
 
 def may_be_final(refusal: RegistryError) -> bool:
-    """Tell whether a refused manifest is refused for what it is, unless the replica lacks a part of it."""
+    """Tell whether a refused manifest is refused for what it is, unless the replica misses a part of it."""
     return refusal.status in _FINAL_STATUSES
 
 
@@ -43,9 +43,9 @@ def final_refusal(refusal: RegistryError, absent: dict[Digest, str]) -> FinalRef
     """
     answer = f"it answers {refusal.status} {refusal.code.value}"
     if absent:
-        lacking = [f"it lacks {digest}: {why}" for digest, why in list(absent.items())[:_TOLD_MAX]]
+        lacking = [f"{digest} is missing there: {why}" for digest, why in list(absent.items())[:_TOLD_MAX]]
         if len(absent) > _TOLD_MAX:
-            lacking.append(f"it lacks {len(absent) - _TOLD_MAX} more")
+            lacking.append(f"{len(absent) - _TOLD_MAX} more are missing")
         return FinalRefusalError(refusal, f"{answer}, because {'; '.join(lacking)}"[:_REASON_MAX])
     return FinalRefusalError(refusal, f"{answer} although it has all that the manifest names")
 
@@ -66,7 +66,7 @@ def judging_blob(digest: Digest) -> Iterator[None]:
 
 
 def may_lack_content(error: RegistryError) -> bool:
-    """Tell whether a registry may have refused a manifest because it lacks a blob or a child that the manifest names.
+    """Tell whether a registry may have refused a manifest because a blob or a child of the manifest is missing there.
 
     The code does not decide it: zot says MANIFEST_INVALID, others BLOB_UNKNOWN or NAME_UNKNOWN.
     """

@@ -62,7 +62,7 @@ class Roster:
     async def note(self) -> None:
         """Put on record who the replicas of an upstream are, the first time, and who is none any more.
 
-        One that comes later, or comes back, may hold anything and lack anything: see ``JournalMarks.is_newcomer``.
+        One that comes later, or comes back, may hold or miss anything: see ``JournalMarks.is_newcomer``.
         Where none of those on record is left there is nothing to compare with, and all are taken as they are.
         """
         for upstream in self._guarded:
@@ -124,7 +124,7 @@ class Roster:
         if not others:
             self._observer.observe(ReplicaReturn(upstream, replica, why))
             _log.error(
-                "replica %s/%s: %s, and no other one can replace what it lacks", upstream, replica, _REASONS[why]
+                "replica %s/%s: %s, and no other one can replace its missing contents", upstream, replica, _REASONS[why]
             )
             await self._store.commit(sentinel)
             return False

@@ -43,7 +43,7 @@ def _decode(text: str) -> bytes:
 class SignedSessions:
     """Writes and reads the ``_state`` of upload Locations.
 
-    There is one key for every week, made by whoever needs it first and kept in the store; that of the week before is
+    There is one key for every week, made at its first use and kept in the store; that of the week before is
     still accepted. It is read once: uploads go on while the store is away. Where the store was lost it is put back.
 
     Args:

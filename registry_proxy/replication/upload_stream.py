@@ -101,7 +101,7 @@ class ReplicaStream:
         ]
 
     def _start_of(self, lane: Lane) -> int:
-        """Return where the first of a lane goes on, which nobody can do before the bytes that this node lacks."""
+        """Return the offset where the first of a lane continues: never before the bytes that this node misses."""
         location = session_at(self._replica_set, lane[0].name, self._session.locations)
         return self._file.start_offset if location is None else self._session.offset
 
@@ -120,7 +120,7 @@ class ReplicaStream:
         return False
 
     async def _send_to(self, client: ReplicaClient, reader: SpoolReader, *, takes_over: bool) -> None:
-        """Send to one replica; ``takes_over`` tells that nobody has written to the session in this request."""
+        """Send to one replica; ``takes_over``: whether nobody has written to the session in this request."""
         location = self._session.locations.get(client.name)
         if takes_over:
             location = session_at(self._replica_set, client.name, self._session.locations)
@@ -158,7 +158,7 @@ def session_at(replica_set: ReplicaSet, replica: str, locations: Mapping[str, st
 def _lanes_with(
     replica_set: ReplicaSet, file: SpoolFile, session: UploadSession, lanes: Sequence[Lane]
 ) -> Sequence[Lane]:
-    """Leave out the replicas that lack what the file lacks: nobody can send it to them."""
+    """Leave out the replicas that miss the same bytes as the file: nobody can send them."""
     if not file.start_offset:
         return lanes
     if replica_set.storage is StorageKind.SHARED:

@@ -43,8 +43,8 @@ class UploadReplication:
     Args:
         replica_sets: the replicas by upstream.
         journal: where it is recorded which replica misses a blob.
-        cache: what a replica lacks is sent from here.
-        pins: keeps what a replica lacks from eviction.
+        cache: the source of contents that a replica misses.
+        pins: keeps contents that a replica misses from eviction.
     """
 
     def __init__(
@@ -229,11 +229,11 @@ class UploadReplication:
     ) -> tuple[Descriptor, Sequence[str]] | None:
         """Mount a blob from another repository of the upstream; None when no quorum holds it afterwards.
 
-        A replica that lacks the source gets the bytes from our cache, but only where it is certain that the source
+        A replica without the source gets the bytes from our cache, but only where it is certain that the source
         holds them: else a digest would be all it takes to read any blob of the cache.
 
         Args:
-            routed: where it shall be.
+            routed: the repository that gets it.
             source: the repository it comes from.
             digest: of the blob.
             held: its descriptor, when we know that the source holds it.
@@ -277,7 +277,7 @@ class UploadReplication:
         return Outcome(frozenset(confirmed), {**outcome.failures, **copied.failures})
 
     async def heal_blob(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> bool:
-        """Send a blob that the repository holds to a replica that lacks it; False when we do not have it.
+        """Send a blob that the repository holds to a replica that misses it; False when we do not have it.
 
         Raises:
             FinalRefusalError: the replica will never take it.

@@ -53,7 +53,7 @@ class ChangePage:
         """Count a change for each table whose sequence number is not the one known so far."""
         noted = self.known()
         if all(noted[table] == sequence for table, sequence in versions.items()):
-            return  # without the lock, which whoever waits for a disk that hangs may hold
+            return  # without the lock, whose holder may wait for a disk that hangs
         with self._page.locked():
             for table, sequence in versions.items():
                 counter, known = self._entry(table)
@@ -94,8 +94,8 @@ class StoreWatch:
 
     Args:
         store: is asked.
-        page: is told of what changed.
-        compared: is told when the store was asked, in seconds since the epoch, once it has answered.
+        page: receives the versions of changed tables.
+        compared: receives the time of each answered question to the store, in seconds since the epoch.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class StoreWatch:
         self._compared(began_at)
 
     async def _tell_loss(self) -> None:
-        """Put on record that the store lacks commits that this node has seen; what rested on all of them goes."""
+        """Record that commits are missing in the store which this node has seen; proofs that need all of them go."""
         _log.error("the store is older than it was: it was lost, or restored from a copy")
         records = await self._store.list(Table.COMPARED)
         loss = Change(Table.META, LOSS_KEY, {"noticed_at": time.time(), "compared": []})

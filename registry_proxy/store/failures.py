@@ -20,7 +20,7 @@ FAILURES_BYTES = _SECRET_BYTES + _BUCKETS * _BUCKET_BYTES
 
 
 class NodeFailures:
-    """Failures in memory that the workers of a node share: 0.8 MB, whatever the keys.
+    """Failures in memory that the workers of a node share: 0.8 MB for any number of keys.
 
     The hash of a key chooses its bucket, in which the oldest failure gives way to the newest. Nobody outside knows the
     secret of the hash, so nobody can aim at a bucket: to push a failure out takes thousands of others.

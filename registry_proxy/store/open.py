@@ -22,7 +22,7 @@ async def open_store(
     *,
     may_create: bool = True,
 ) -> AsyncIterator[tuple["SqliteStore | RedisStore", StoreWatch]]:
-    """Open the store of a worker, and the watch that tells what changed in it, for the length of a with block.
+    """Open the store of a worker, and the watch over its changes, for the length of a with block.
 
     An unreachable Redis is no error here: each use of the store says so until it is back.
 

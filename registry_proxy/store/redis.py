@@ -43,7 +43,7 @@ _SILENCE_SECONDS = 0.5
 """How long a Redis that did not answer in time is not asked again, so that not every request waits for it."""
 
 # What each commit changed in a traced table, and the version before it, lies in ``trace:<name>``, a sorted set by
-# sequence number: whoever finds no gap has missed nothing.
+# sequence number: a reader without a gap missed nothing.
 # ARGV: prefix, then table, key, expected revision ("" for none), "1" to write or "0" to delete, value.
 _COMMIT = """
 local prefix = ARGV[1]
@@ -147,7 +147,7 @@ class RedisStore:
 
     Args:
         url: as ``redis_connection.parse_redis_url`` takes it.
-        page: told of every commit before ``commit`` returns.
+        page: receives every commit before ``commit`` returns.
         timeout_seconds: how long one answer may take.
     """
 

@@ -50,7 +50,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 
-# What each commit changed in a traced table, and the version before it: whoever finds no gap has missed nothing. It is
+# What each commit changed in a traced table, and the version before it: a reader without a gap missed nothing. It is
 # no part of the schema: a release that knows nothing of it leaves a gap.
 _TRACE = """CREATE TABLE IF NOT EXISTS trace (
     tbl TEXT NOT NULL, revision INTEGER NOT NULL, previous INTEGER NOT NULL, keys TEXT NOT NULL,
@@ -66,7 +66,7 @@ class SqliteStore:
 
     Args:
         path: the database file.
-        page: told of every commit, in the thread that made it and before ``commit`` returns.
+        page: receives every commit, in the thread that made it and before ``commit`` returns.
         may_create: make the file and its directory when they are missing.
     """
 

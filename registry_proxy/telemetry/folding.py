@@ -56,7 +56,7 @@ class Folding(logging.Filter):
             return self._passes(equal, record, 1)
 
     def flush(self) -> None:
-        """Write what is still to be told."""
+        """Write the pending summaries."""
         with self._lock:
             self._tell(self._clock())
 

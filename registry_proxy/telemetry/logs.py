@@ -36,7 +36,7 @@ class _RecordQueue(QueueHandler):
 
 
 class _RecordWriter(QueueListener):
-    """The writing thread; it is told to end even when the queue is full."""
+    """The writing thread; the command to end reaches it even when the queue is full."""
 
     def __init__(self, records: "queue.Queue[logging.LogRecord | None]", writer: logging.Handler) -> None:
         super().__init__(records, writer)

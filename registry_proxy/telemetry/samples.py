@@ -1,4 +1,4 @@
-"""The files in which the workers of a node share their metrics; apart from them, for whoever only removes some."""
+"""The files in which the workers of a node share their metrics; apart from them, for code that only removes some."""
 
 import contextlib
 import os

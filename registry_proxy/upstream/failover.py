@@ -176,7 +176,7 @@ class FailoverReader:
         return await self._repositories.get(version, lambda: self._patience.repeat(question, attempt))
 
     async def _share(self, question: Question, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Return a list that was begun to be read after this call; whoever asks meanwhile is given the same."""
+        """Return a list whose reading began after this call; all callers meanwhile get the same."""
         shared: SharedFetch[_T] = self._lists.setdefault(question, SharedFetch(fresh_max_seconds=0))
         try:
             return await shared.get(None, lambda: self._patience.repeat(question, attempt))
@@ -185,7 +185,7 @@ class FailoverReader:
                 self._lists.pop(question, None)
 
     async def _hold_no_more(self, routed: RoutedRepository, tag: Tag, silent: Collection[str]) -> bool:
-        """Tell whether replicas that cannot be asked hold nothing that those which answered lack."""
+        """Tell whether silent replicas hold nothing beyond the ones that answered."""
         if self._replicas.read_only or self._replicas.storage is StorageKind.SHARED:
             return True
         return self._proves_absent is not None and await self._proves_absent(routed, tag, silent)
@@ -214,7 +214,7 @@ class FailoverReader:
     async def _attempt(
         self, question: Question, ask: _Ask[_T], ask_some: Callable[[Round, _Ask[_T], Marks], Awaitable[_T | None]]
     ) -> _T:
-        # A tag means what was last acknowledged by whatever node. A digest means the same for ever.
+        # A tag means the last acknowledged push through any node. A digest means the same for ever.
         marks = await self._marks.marks(of_all_nodes=question.digest is None)
         turn = self._round(question, marks)
         answer = await ask_some(turn, ask, marks)
@@ -309,7 +309,7 @@ class FailoverReader:
         return heard
 
     def _check_whole(self, turn: Round, lists: Iterable[str], current: set[str]) -> None:
-        """Raise an error unless a current replica was heard, or all: what is listed must lack nothing."""
+        """Raise an error unless a current replica was heard, or all: a list must be whole."""
         heard = {*lists, *turn.absent}
         if current & heard or len(heard) == len(turn.standings):
             return

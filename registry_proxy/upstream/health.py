@@ -17,7 +17,7 @@ class ReplicaHealth:
     """The state of one replica. Only a connection that is refused, and a probe, can change it.
 
     Args:
-        name: of the replica; ``reason`` is told beside it, and does not begin with it.
+        name: of the replica; ``reason`` stands beside it, and does not begin with it.
         clock: monotonic, in seconds.
     """
 

@@ -98,7 +98,7 @@ class UpstreamReplicas:
     Args:
         config: the replicas.
         marks: what each replica misses: makes ``behind`` of ``up``.
-        observer: is told states, pending marks and requests.
+        observer: receives states, pending marks and requests.
         remembered: what this node remembers of their answers.
         inspect: looks whether a replica that answers is still what it was, before it counts as up.
     """

@@ -16,7 +16,7 @@ class Route:
     Args:
         prefix: whole components with a slash at the end, such as ``hub/``; empty for everything.
         upstream: where they lie.
-        strip_prefix: whether the upstream's names lack the prefix.
+        strip_prefix: whether the upstream's names have no prefix.
         namespaces: values of ``ns`` that mean this route (spec, "Registry Proxying"), in lower case.
         is_docker_hub: whether a name of one component means an official image there: ``library/NAME``.
         is_writable: whether clients may push there: names of our own are reserved then.

@@ -98,7 +98,7 @@ async def test_a_token_of_the_future(issuer: FakeIssuer, claim: str) -> None:
 @pytest.mark.parametrize("claim", ["aud", "sub", "exp", "iat"])
 async def test_a_claim_that_is_needed_is_missing(issuer: FakeIssuer, claim: str) -> None:
     """Each is told by its name."""
-    assert await refusal(issuer, issuer.token(**{claim: None})) == f"it lacks the claim {claim}"
+    assert await refusal(issuer, issuer.token(**{claim: None})) == f"the claim {claim} is missing"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Upload sessions as a stolen or stale right: what ends one, and what the audit log tells of it."""
+"""Upload sessions as a stolen or stale right: their ends, and their events in the audit log."""
 
 import base64
 import json

@@ -44,7 +44,7 @@ def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
 
 @pytest.mark.soak  # its short form is in tests/repair/test_inspection.py
 def test_a_wiped_replica_says_nothing_is_absent(registries: list[Server], start_proxy: StartProxy) -> None:
-    """With the other one down, what it lacks is 503 and not 404: it may be there."""
+    """With the other one down, a content that it misses is 503 and not 404: it may be there."""
     first, second = registries
     proxy, user = start(start_proxy, registries)
     images = push_all(user, "one")

@@ -129,7 +129,7 @@ def test_the_command_follows_a_repair(registries: list[Server], start_proxy: Sta
 def test_an_empty_registry_is_added_and_filled(
     registries: list[Server], start_registry: StartRegistry, start_proxy: StartProxy
 ) -> None:
-    """A third replica comes with a reload: never asked while it lacks anything, filled by itself, good alone then."""
+    """A third replica comes with a reload: never asked while it misses anything, filled by itself, then good alone."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
     images = [make_image(random_bytes(MIB), label=str(number)) for number in range(3)]

@@ -182,7 +182,7 @@ async def test_it_compares_by_itself(
     b.add_manifest(REPOSITORY, APP.manifest, FALLBACK)
     task = spawn(desk.comparison.run(), "comparison")
     try:
-        doubt = f"b holds main/team/app:{FALLBACK}, which another lacks"
+        doubt = f"b holds main/team/app:{FALLBACK}, which another one does not hold"
         await until(lambda: doubt in caplog.text)
         assert "`registry-proxy replica repair main`" in caplog.text
         del b.tags[REPOSITORY, FALLBACK]

@@ -242,7 +242,7 @@ async def test_a_newcomer_that_another_process_took_in_is_not_compared_again(
     await until(lambda: len(waiting) == 2 and setting.b.count("push_blob") > 0)
     setting.b.gates["push_blob"].set()
     assert await asyncio.gather(*repairs) == [True, True]
-    assert len(comparisons) == 2, "one to find what it lacks, one to see that it lacks nothing"
+    assert len(comparisons) == 2, "one to find its missing contents, one to see that there are none"
     assert same(setting)
 
 

@@ -40,7 +40,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
 
 @pytest.mark.parametrize("code", REFUSALS)
 async def test_every_refusal_that_a_missing_blob_can_cause_is_healed(setting: Bench, code: ErrorCode) -> None:
-    """The replica that refuses a manifest for a blob it lacks is sent the blob, whichever code it refuses with."""
+    """A replica that refuses a manifest for a missing blob is sent the blob, whichever code it refuses with."""
     setting.b.refuses_with = code
     app = image(LAYER)
     for blob in app.blobs:

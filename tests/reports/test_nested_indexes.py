@@ -80,4 +80,4 @@ async def test_a_reason_names_the_first_of_many(setting: Bench) -> None:
     assert await Workshop(setting).repair()
     reasons = [why for one in await Exceptions(setting.under_test.store).list("main") for why in one.refused.values()]
     assert reasons
-    assert all("it lacks 97 more" in why and len(why) < 1000 for why in reasons)
+    assert all("97 more are missing" in why and len(why) < 1000 for why in reasons)
