@@ -157,6 +157,13 @@ def test_the_paths_lead_through_files_that_exist() -> None:
     assert {each.stem for each in package.iterdir() if not each.name.startswith("__")} == mapped
 
 
+def test_the_changelog_has_each_section_and_each_change_once() -> None:
+    """A merge keeps both sides of the changelog: no section and no entry stands there twice."""
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    once = [line for line in lines if line.startswith(("- ", "### "))]
+    assert [line for line in set(once) if once.count(line) > 1] == []
+
+
 def test_each_decision_is_one_file_with_a_status() -> None:
     """A record's file, heading and status agree, no two have one number, and records name only those that there are."""
     records = {path: path.read_text() for path in RECORDS}
