@@ -36,7 +36,7 @@ class AccessControl:
         verifier: is given the accepted keys.
         outage_max_age_seconds: how long the last snapshot serves while the store is away; None ends it with the
             outage, after a few seconds.
-        id_tokens: knows the issuers whose ID tokens are taken; None for none.
+        id_tokens: knows the issuers whose ID tokens are accepted; None for none.
         ldap: knows the passwords of users who have none here; None for nobody.
     """
 

@@ -46,7 +46,7 @@ class LoginRefusedError(Exception):
 
 
 class LoginUnavailableError(Exception):
-    """The authority over credentials cannot be asked now; the message names it, and says why."""
+    """The authority over credentials does not answer now; the message names it, and the cause."""
 
 
 class TooManyLoginsError(Exception):

@@ -41,7 +41,7 @@ class ClaimRule:
 
 @dataclass(frozen=True, slots=True)
 class TrustedIssuer:
-    """An issuer whose tokens for ``audience`` are taken; the first rule that matches names their subject."""
+    """An issuer whose tokens for ``audience`` are accepted; the first rule that matches names their subject."""
 
     name: str
     url: str

@@ -111,7 +111,7 @@ class IssuerKeys:
         jwks_url = document.get("jwks_uri")
         # What proves the keys is TLS, so it may not end here.
         if not isinstance(jwks_url, str) or urlsplit(jwks_url).scheme not in {"https", urlsplit(self._issuer).scheme}:
-            raise ValueError(f"{url} has no jwks_uri that may be asked")
+            raise ValueError(f"{url} has no allowed jwks_uri")
         return jwks_url
 
     async def _get(self, session: aiohttp.ClientSession, url: str) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ class LdapPasswords:
         host: name or address, without brackets.
         port: usually 636.
         bind_dn: what to bind as, with ``{name}`` for the user's name.
-        tls: what its certificate is compared with; None for plain LDAP, which only this machine may be asked by.
+        tls: the authorities for its certificate; None for plain LDAP, which is allowed on this machine only.
     """
 
     def __init__(self, host: str, port: int, bind_dn: str, tls: ssl.SSLContext | None) -> None:
@@ -106,7 +106,7 @@ class LdapPasswords:
             writer.transport.abort()
 
     def _unavailable(self, reason: str) -> LdapUnavailableError:
-        text = f"the LDAP server at {self._host}:{self._port} cannot be asked: {reason}"
+        text = f"the LDAP server at {self._host}:{self._port} cannot be used: {reason}"
         _log.warning("%s", text)
         return LdapUnavailableError(text)
 
@@ -155,7 +155,7 @@ def _result_code(message: bytes) -> int:
     except IndexError:
         raise ValueError("its answer ends too soon") from None
     if int.from_bytes(number, "big") != 1 or not code:
-        raise ValueError("it answered something else than was asked")
+        raise ValueError("its answer does not fit the request")
     return int.from_bytes(code, "big")
 
 

@@ -63,7 +63,7 @@ class Logins:
         store: holds users and secrets.
         snapshots: keeps the policy.
         refresh_tokens: finds them.
-        id_tokens: knows the issuers whose ID tokens are taken; None for none.
+        id_tokens: knows the issuers whose ID tokens are accepted; None for none.
         ldap: knows the passwords of users who have none here; None for nobody.
     """
 
@@ -183,7 +183,7 @@ class Logins:
             raise LoginUnavailableError("LDAP, which may know the password, does not answer") from None
 
     def _why_refused(self, username: str, user: User | None) -> str:
-        """Return why a password was not taken, for the audit log."""
+        """Return why a password was refused, for the audit log."""
         if not is_name(username):
             return "the name is no user's, and the password has not the form of a secret"
         if user is None:

@@ -32,7 +32,7 @@ class AccessOptions:
     Args:
         signing: the key and the tokens.
         outage_max_age_seconds: see ``AccessControl``.
-        issuers: whose ID tokens are taken.
+        issuers: their ID tokens are accepted.
         ldap: knows the passwords of users who have none here; None for nobody.
     """
 

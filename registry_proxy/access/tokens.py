@@ -47,7 +47,7 @@ class VerifiedToken:
     """The content of a token whose signature and times were right; ``expires_at`` is its ``exp`` in Unix seconds.
 
     ``secret_id`` names the secret that it was issued for and is revoked with; None for one issued for a password.
-    ``is_scoped`` says that it was asked for with a scope, of which ``access`` has what was allowed, perhaps nothing.
+    ``is_scoped``: it was requested with a scope; ``access`` has the allowed part of that, perhaps nothing.
     """
 
     subject: str
@@ -188,7 +188,7 @@ class TokenSigner:
             secret_id: of the secret that was presented, None for a password.
             not_after: when it expires at the latest, Unix seconds: what it is given for is good no longer. One that is
                 past already is when it was issued, too, so that it is accepted for no more than the leeway after that.
-            is_scoped: whether a scope was asked for, also where nothing of it is allowed.
+            is_scoped: whether a scope was requested, also where nothing of it is allowed.
         """
         self._reload_if_changed()
         issued_at = int(now)

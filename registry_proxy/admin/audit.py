@@ -169,7 +169,7 @@ class AuditResource:
 
 
 def _check_fields(query: Mapping[str, str]) -> None:
-    """Refuse what nothing in the log can be: "nothing found" would be taken for "nothing happened"."""
+    """Refuse values that no event can have: "nothing found" would be read as "nothing happened"."""
     if query.get("outcome", _OUTCOMES[0]) not in _OUTCOMES:
         raise ProblemError(400, f"outcome: expected one of {', '.join(_OUTCOMES)}")
     if (fault := subject_fault(query.get("subject", ANONYMOUS))) is not None:

@@ -219,7 +219,7 @@ class AdminGuard:
                 except InvalidTokenError:
                     raise _unauthorized("the token is not valid, or not any more") from None
                 if token.subject == ANONYMOUS:
-                    raise _unauthorized("a token of nobody is not taken here")
+                    raise _unauthorized("an anonymous token is not accepted here")
                 if token.is_scoped:
                     # A token for a repository was not meant to open the admin API as well.
                     raise ProblemError(

@@ -64,7 +64,7 @@ class GrantBody(Body):
 
 GrantPatch = patch_of(
     GrantBody,
-    "PATCH of a grant: whom it is for and where are what it is, and stay.",
+    "PATCH of a grant. Its subject and its repository are its identity, and never change.",
     without=("subject", "repository"),
 )
 
@@ -254,7 +254,7 @@ def _check_room(namespaces: tuple[str, ...], policy: Policy) -> None:
 def _check_not_of_owner(grant: Grant) -> None:
     """Refuse an owner's change of a grant that makes an owner."""
     if Action.MANAGE in grant.actions:
-        fault = Fault("", "only an administrator takes the right to manage away")
+        fault = Fault("", "only an administrator removes the right to manage")
         raise ProblemError(403, "this is not yours to take", faults=[fault])
 
 

@@ -51,7 +51,7 @@ def _busy() -> bytes:
 
 
 def _refuse(error: HttpProcessingError) -> bytes:
-    """Return the whole answer to what cannot be read, or is not taken; aiohttp's repeats it, and logs a traceback."""
+    """Return the whole answer to bytes that cannot be read, or are refused; aiohttp's repeats and logs them."""
     if isinstance(error, LineTooLong):
         return _whole(431, f"a line of the request is longer than {error.args[1]} bytes: send less in it")
     if isinstance(error, RefusedHeadError):

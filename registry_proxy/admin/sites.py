@@ -56,11 +56,11 @@ class Sites:
                 raise ProblemError(421, detail)
         for origin in request.headers.getall("Origin", []):
             if not self._is_own_origin(origin, hosts):
-                raise ProblemError(403, "requests from pages of another origin are not taken")
+                raise ProblemError(403, "requests from pages of another origin are refused")
         if request.method in SAFE_METHODS:
             return
         if request.headers.get("Sec-Fetch-Site") in _OTHER_SITES:
-            raise ProblemError(403, "changes are not taken from pages of other sites")
+            raise ProblemError(403, "changes from pages of other sites are refused")
         _check_is_json(request)
 
     def _is_ours(self, host: str) -> bool:
@@ -92,4 +92,4 @@ def _check_is_json(request: web.Request) -> None:
     is_json = len(given) == 1 and _JSON.fullmatch(given[0]) is not None
     is_empty = not request.can_read_body and _FORM_TYPES.isdisjoint(given)
     if not is_json and not is_empty:
-        raise ProblemError(415, "a change is taken as JSON alone: send Content-Type: application/json")
+        raise ProblemError(415, "a change must be JSON: send Content-Type: application/json")

@@ -27,7 +27,7 @@ from registry_proxy.ports.events import AuditEvent, AuditKind
 from registry_proxy.ports.store import Change, Store, Table
 
 KIND = "registry-proxy-audit-head"
-"""The ``typ`` of a signed head: it can never be taken for a token."""
+"""The ``typ`` of a signed head: it can never pass as a token."""
 
 ACCEPTED_KIND = "registry-proxy-audit-accepted"
 """The ``typ`` of the signed list of faults that an administrator has accepted."""
@@ -113,7 +113,7 @@ class HeadSigner:
             await asyncio.sleep(SIGN_SECONDS)
             stalled_seconds = self.file.waiting_seconds()
             if stalled_seconds > _STALLED_SECONDS and time.monotonic() - told_at > _STALLED_SECONDS:
-                _log.error("audit: %s has taken nothing for %.0f s", self.writer.directory, stalled_seconds)
+                _log.error("audit: %s has accepted no event for %.0f s", self.writer.directory, stalled_seconds)
                 told_at = time.monotonic()
             try:
                 if not has_checked:

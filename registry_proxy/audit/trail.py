@@ -1,4 +1,4 @@
-"""The audit log of one process: events are taken at once, and threads bring them to the file and the other sinks.
+"""The audit log of one process: events are accepted at once, and threads bring them to the file and the other sinks.
 
 No request waits for a disk or a peer but a change by the admin API, which waits for a moment: what a sink does not take
 waits in a bounded queue, and beyond that is dropped, counted, and said in the log itself.
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Taken(NamedTuple):
-    """An event with what was known when it was taken; ``at`` is in Unix seconds."""
+    """An event with its circumstances; ``at`` is in Unix seconds."""
 
     at: float
     request_id: str
@@ -53,7 +53,7 @@ class Taken(NamedTuple):
 
     @property
     def time(self) -> str:
-        """When it was taken, in RFC 3339; texts sort as the times do."""
+        """The time of the event, in RFC 3339; texts sort as the times do."""
         return format_moment(self.at)
 
 
@@ -169,7 +169,7 @@ class SinkThread:
                 self._sink.flush()
                 self._synced_at = time.monotonic()
         except OSError as error:
-            _log.error("audit: %s takes nothing, %d events wait: %s", self._name, len(self._thread.pending), error)
+            _log.error("audit: %s accepts nothing, %d events wait: %s", self._name, len(self._thread.pending), error)
             pause_seconds = _RETRY_SECONDS
         if self._thread.is_last:
             self._sink.close()

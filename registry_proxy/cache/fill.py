@@ -132,7 +132,7 @@ class Fill:
         raise FillFailedError("the fill was lost again and again")
 
     def _renew(self, error: Exception) -> None:
-        """Begin anew; who got bytes of this try must not get those of the next."""
+        """Begin anew; readers with bytes of this try must not get those of the next."""
         if self.progress.handed_out:
             self.progress.fail(error)
             self.progress = FillProgress()
@@ -273,7 +273,7 @@ class Fill:
             progress.size_bytes = size_bytes
 
     def _make_room(self, announced_bytes: int | None) -> None:
-        """Make room for the next step, which counts as taken by itself where the size was announced."""
+        """Make room for the next step, which is reserved already where the size was announced."""
         space = self._tools.space
         space.make_room(space.step_bytes if announced_bytes is None else 0, over_max_size=False)
 

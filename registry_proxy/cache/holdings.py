@@ -50,7 +50,7 @@ _Stamp = tuple[int, int, int, int]
 class FileHoldings:
     """Implements ``ports.content.Holdings`` under ``repositories/`` of the cache directory.
 
-    A disk that takes no more is no error here: what is not remembered is asked again. On one that keeps what must be
+    A full disk is no error here: a holding that is not remembered is asked for again. On a disk that keeps what must be
     forgotten, every worker of the node takes all that was remembered until then for unknown.
     """
 
@@ -256,11 +256,14 @@ class FileHoldings:
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
-        """Have everything remembered until then asked for again, where the disk refuses to forget something."""
+        """Have everything remembered until then asked for again, where the disk refuses to delete something."""
         try:
             yield
         except OSError as error:
-            _log.error("cannot forget what a repository held, all of it is asked for again: %s", error.strerror)
+            _log.error(
+                "cannot delete the holdings of a repository, the replicas are asked again about everything: %s",
+                error.strerror,
+            )
             self.doubt_all()
 
     def _write(self, path: str, document: dict[str, Any]) -> bool:

@@ -49,7 +49,7 @@ class FillProgress:
         self._fd = fd
 
     def reset(self) -> None:
-        """Begin anew with another file, for those who wait and got nothing yet."""
+        """Begin anew with another file, for readers that wait without any byte yet."""
         self.size_bytes = None
         self._written_bytes = 0
 

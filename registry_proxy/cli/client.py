@@ -163,7 +163,7 @@ class AdminClient:
         return Answer(_read_document(response, self._url), response.headers.get("ETag"))
 
     def check_login(self) -> None:
-        """Find out that the login is good, before a person is asked for anything. Raises CommandError."""
+        """Check the login, before a person is asked for anything. Raises CommandError."""
         self.call("GET", "me")
 
     def list_all(self, *path: str, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

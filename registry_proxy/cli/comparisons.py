@@ -116,7 +116,7 @@ def fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:
     """Raise CommandError for what differs or is lost, or could not be compared."""
     failed = [f"{one['upstream']}: {one['error']}" for one in comparisons if one["error"]]
     failed += [
-        f"{one['upstream']}: {failure['key']} could not be asked of {failure['replica']}: {failure['reason']}"
+        f"{one['upstream']}: {failure['key']} is unknown at {failure['replica']}: {failure['reason']}"
         for one in comparisons
         for failure in one["failures"]
     ]

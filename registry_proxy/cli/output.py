@@ -91,7 +91,7 @@ def print_error(error: CommandError) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is removed, unless ``yes`` says that nobody is to be asked; end the command on a no."""
+    """Ask before something is removed, unless ``yes``; end the command on a no."""
     if not yes:
         typer.confirm(f"{question} (--yes: without asking)", abort=True, err=True)
 

@@ -185,7 +185,7 @@ class RouteSettings(Section):
 
 
 class OidcRuleSettings(Section):
-    """A kind of tokens that is taken, each claim as one of its patterns says, and the subject that it stands for."""
+    """A rule on ID tokens: the claims, each of which must match one of its patterns, and the subject."""
 
     name: UpstreamName
     claims: Mapping[str, ClaimPatterns] = Field(min_length=1)

@@ -232,7 +232,7 @@ class Authenticator:
             )
         scheme, _, token = headers[0].strip().partition(" ")
         if len(headers) > 1 or scheme.lower() != "bearer":
-            message = "only one Bearer token, of the token endpoint, is taken here"
+            message = "exactly one Bearer token of the token endpoint is accepted here"
             raise self._challenge(exchange, request, ErrorCode.UNAUTHORIZED, message)
         return token.strip()
 

@@ -103,7 +103,7 @@ async def read_small_body(exchange: Exchange, max_bytes: int) -> bytes:
     """
     too_large = RegistryError(
         ErrorCode.SIZE_INVALID,
-        f"the body is larger than the {max_bytes} bytes that are taken",
+        f"the body is larger than the limit of {max_bytes} bytes",
         detail={"limit": max_bytes},
         status=413,
     )
@@ -168,7 +168,7 @@ def _too_many_requests(error: UpstreamLimitError) -> RegistryError:
     seconds = max(1, math.ceil(error.retry_after_seconds))
     return RegistryError(
         ErrorCode.TOOMANYREQUESTS,
-        f"the upstream registry takes no more requests for now: {error.words or 'it does not say why'}",
+        f"the upstream registry accepts no more requests for now: {error.words or 'it does not say why'}",
         detail={"reason": str(error), "retry_after_seconds": seconds},
         headers={"Retry-After": str(seconds)},
     )

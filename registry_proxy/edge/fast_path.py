@@ -23,7 +23,7 @@ from registry_proxy.operations.ask import Ask
 from registry_proxy.protocol.endpoints import RegistryRequest, parse_request
 from registry_proxy.protocol.errors import RegistryError
 
-_HEAD_MAX_BYTES = 8190  # room for any token; below the server's own bounds, which refuse nothing that is taken here
+_HEAD_MAX_BYTES = 8190  # room for any token; below the server's own bounds, which accept all that is accepted here
 _REMEMBERED_HEADS_BYTES = 4 * 1024 * 1024
 _HEAD_BYTES = 1500  # of a head that is remembered, besides its text, which it holds twice
 _REQUEST_LINE = re.compile(r"(GET|HEAD) (/v2/[A-Za-z0-9._/:-]*)(?:\?([A-Za-z0-9=&._:%-]*))? HTTP/1\.1")

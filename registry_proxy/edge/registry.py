@@ -103,7 +103,7 @@ class Registry:
 
     def _find(self, call: Call[RegistryRequest]) -> Answer | Ask[Answer]:
         if call.exchange.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise RegistryError(ErrorCode.UNSUPPORTED, "a body with a Content-Encoding is not taken", status=415)
+            raise RegistryError(ErrorCode.UNSUPPORTED, "a body with a Content-Encoding is not accepted", status=415)
         self._check_tag(call)
         if call.request.source_host is not None and call.authorized.routed is not None:
             # spec, "Registry Proxying": names the source that answers.

@@ -55,7 +55,7 @@ def _busy() -> bytes:
 
 
 def _refuse(error: HttpProcessingError) -> bytes:
-    """Return the whole answer to what cannot be read, or is not taken."""
+    """Return the whole answer to bytes that cannot be read, or are refused."""
     if isinstance(error, LineTooLong):
         return _whole(_too_long(int(error.args[1])))
     status, message, detail = 400, "the request cannot be read as HTTP", None

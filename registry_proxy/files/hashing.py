@@ -11,7 +11,7 @@ _PIECE_BYTES = 1024 * 1024
 
 
 def hash_file(fd: int, hasher: "_Hash", offset: int, size_bytes: int = sys.maxsize) -> int:
-    """Take a part of a file into a hash; return how many bytes were there, less than asked for at its end alone.
+    """Add a part of a file to a hash; return the number of bytes, which is smaller at the end of the file alone.
 
     Args:
         fd: of the file; its position is neither used nor moved.

@@ -34,7 +34,7 @@ HELD_MAX_BYTES: Final = 64 * 1024 * 1024
 """Of the unfinished small bodies of one owner, which are kept whole."""
 
 _RESERVE: Final = 32
-"""A 32nd is taken beyond the most there may be, for health checks alone."""
+"""A 32nd is accepted beyond the maximum, for health checks alone."""
 
 _SHORT: Final = 0.75
 """The part of all connections from which on they run short."""
@@ -76,7 +76,7 @@ class ConnectionLimits:
         header_seconds: from the first byte of a request, or from the connect, to the end of its head.
         keep_alive_seconds: how long a connection may rest between requests.
         connections_max: at once; beyond it only health checks are answered.
-        answer_seconds: how long a client may take nothing of an answer.
+        answer_seconds: how long a client may read nothing of an answer.
     """
 
     header_seconds: float = 15.0
@@ -103,7 +103,7 @@ class Connection(Protocol):
         ...
 
     def stalls(self, now: float, seconds: float) -> bool:
-        """Tell whether its client has taken nothing of an answer for longer than ``seconds``."""
+        """Tell whether its client has read nothing of an answer for longer than ``seconds``."""
         ...
 
     def abort(self) -> None:

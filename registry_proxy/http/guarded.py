@@ -37,7 +37,7 @@ class Guard:
         connections: counts them.
         health: how requests begin that are answered when there are too many connections.
         busy: returns the whole answer to all others then.
-        refuse: returns the whole answer to what cannot be read, or is not taken.
+        refuse: returns the whole answer to bytes that cannot be read, or are refused.
         make_handler: returns the handler behind a connection.
         answer_now: answers requests that no handler sees; None for none.
     """
@@ -154,7 +154,7 @@ class GuardedConnection(asyncio.Protocol):
         return transport
 
     def _pass_on(self, data: bytes) -> None:
-        """Have aiohttp read; what is no HTTP, or not taken, ends the reading."""
+        """Have aiohttp read; bytes that are no HTTP, or are refused, end the reading."""
         if self._is_spoilt or (self._header_timer is not None and self._is_refused(data)):
             return
         before, has_body_to_come = self._read, self._body is not None
@@ -369,7 +369,7 @@ class GuardedConnection(asyncio.Protocol):
         )
 
     def stalls(self, now: float, seconds: float) -> bool:
-        """Tell whether its client has taken nothing of an answer for longer than ``seconds``."""
+        """Tell whether its client has read nothing of an answer for longer than ``seconds``."""
         return self._untaken_since is not None and now > self._untaken_since + seconds
 
     def abort(self) -> None:

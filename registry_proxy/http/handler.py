@@ -27,7 +27,7 @@ ReadRequest = tuple[RawRequestMessage, StreamReader]
 
 
 class RefusedHeadError(BadHttpMessage):
-    """A head that can be read and is not taken; ``code`` is the status of the answer."""
+    """A head that can be read and is refused; ``code`` is the status of the answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

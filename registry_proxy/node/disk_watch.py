@@ -16,7 +16,7 @@ class DiskWatch:
 
     Args:
         directory: of the cache.
-        patience_seconds: a call that takes longer is taken for one that never returns.
+        patience_seconds: a call that takes longer counts as one that never returns.
         calm_seconds: how long a disk that was silent must answer before it is believed.
     """
 

@@ -146,7 +146,7 @@ class Process:
             self.kill()
 
     def answer_reload(self, outcome: ReloadOutcome) -> None:
-        """Tell it what became of the reload that it asked for."""
+        """Send it the outcome of the reload that it requested."""
         self._tell(f"reloaded {json.dumps(asdict(outcome))}")
 
     def _tell(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""The outcome of a look-up: an answer that is here, or the way to one that somebody has to be asked for."""
+"""The outcome of a look-up: an answer that is here, or the way to one that needs a question."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

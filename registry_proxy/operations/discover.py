@@ -53,7 +53,7 @@ class Discover:
     ) -> Page:
         """Return a page of the tags of a repository that the caller may pull, sorted.
 
-        Hidden tags are taken out before paging, as in ``list_repositories``.
+        Hidden tags are removed before paging, as in ``list_repositories``.
 
         Args:
             routed: the repository.
@@ -83,7 +83,7 @@ class Discover:
     ) -> Page:
         """Return a page of the repositories that the caller may pull, sorted, of all upstreams.
 
-        Hidden names are taken out before paging, so that no page ends in one and a page is as full as it can be.
+        Hidden names are removed before paging, so that no page ends in one and a page is as full as it can be.
 
         Args:
             patterns: what the caller may pull lies within; an upstream to which none of them leads is not asked.

@@ -42,7 +42,7 @@ async def fill_whole(pull: Pull, routed: RoutedRepository, digest: Digest) -> in
 
 
 class Prefetch:
-    """Begins to fill the blobs of an image as soon as its first blob is asked for, each worker for its own clients.
+    """Begins to fill the blobs of an image as soon as its first blob is requested, each worker for its own clients.
 
     Only what somebody pulls is fetched ahead: GET of a manifest, then GET of one of its blobs by the same subject. A
     HEAD or a poller of manifests begins nothing, nor does an index, only the image that is chosen from it. Holdings are

@@ -27,7 +27,7 @@ class UpstreamLimitError(UpstreamUnavailableError):
 class AbsenceUnknownError(UpstreamUnavailableError):
     """The replicas that answered do not hold it, the others could not be asked: neither a 404 nor its contrary.
 
-    Where a false "absent" costs no more than an upload (HEAD before a push), it may be taken for one.
+    Where a false "absent" costs no more than an upload (HEAD before a push), it counts as one.
     """
 
 

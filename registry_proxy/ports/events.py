@@ -68,7 +68,7 @@ class AuditLog(Protocol):
         """Wait until the events recorded so far survive the end of this process, for a second at most."""
 
     def asked(self, right: AskedRight) -> None:
-        """Take a question that was decided, so that another policy can be asked it as well."""
+        """Record a decided question, so that it can be put to another policy as well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,12 +130,12 @@ class Comparison:
         """
         doubtful = [each for each in self.failures if each.replica == replica or not each.is_held]
         if self.failed > len(self.failures):
-            return f"{self.failed} contents could not be asked for"
+            return f"{self.failed} contents are unknown at a replica"
         unlisted = [each for each in doubtful if each.is_list]
         is_much = len(doubtful) > max(_DOUBTFUL_CONTENTS, (self.manifests + self.blobs) // _DOUBTFUL_PART)
         if unlisted or is_much or len({each.namespace for each in doubtful}) > _DOUBTFUL_NAMESPACES:
             first = next(iter(unlisted or doubtful))
-            return f"{first.key} could not be asked of {first.replica}: {first.reason}"
+            return f"{first.key} is unknown at {first.replica}: {first.reason}"
         return ""
 
 

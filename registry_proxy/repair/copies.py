@@ -108,7 +108,7 @@ class Copies:
     async def copy_manifest(
         self, client: ReplicaClient, routed: RoutedRepository, digest: Digest, tag: Tag | None = None
     ) -> None:
-        """Send a manifest, under ``tag`` when given; what it refers to and the replica lacks goes before it.
+        """Send a manifest, under ``tag`` when given; its parts that the replica misses go before it.
 
         Raises:
             FinalRefusalError: the replica has all of these parts that it can have, and refuses the manifest.

@@ -61,7 +61,7 @@ class FallbackTagComparison:
                     due_at = now + _AGAIN_SECONDS
                     continue
             except (RegistryError, UpstreamUnavailableError) as error:
-                self._tell(f"their lists cannot be had: {error}")
+                self._tell(f"their lists cannot be read: {error}")
             except StoreUnavailableError:
                 continue  # or another node is at it
             paused_until = now + _PAUSE_WHILE_DOUBTFUL_SECONDS

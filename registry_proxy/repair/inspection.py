@@ -169,7 +169,7 @@ class Inspection:
             if (upstream, client.name) not in self._refused:
                 self._refused.add((upstream, client.name))
                 _log.warning(
-                    "replica %s takes no manifest in %s, by which a swapped or wiped storage is noticed at once: %s",
+                    "replica %s accepts no manifest in %s, which would reveal a swapped or wiped storage at once: %s",
                     replica,
                     SENTINELS,
                     error,

@@ -207,7 +207,7 @@ class Repairer:
         if not status.error:
             if after.failed:
                 _log.warning(
-                    "replica %s/%s is taken in, though %d contents fail, such as %s: see `replica verify %s`",
+                    "replica %s/%s joins the roster, though %d contents fail, such as %s: see `replica verify %s`",
                     *(upstream, client.name, after.failed, after.failures[0].key, upstream),
                 )
             await self._journal.roster.admit(upstream, client.name)
@@ -329,7 +329,7 @@ class Repairer:
         return dict.fromkeys(holding, f"it has an older state of the tag, and {intent.digest} is lost")
 
     async def _look_at_lost(self) -> None:
-        """Send what this node has pinned and others took for lost; try again what was refused for lack of it."""
+        """Send contents that this node has pinned and others recorded as lost; retry what was refused without them."""
         upstream, marks = self._replica_set.upstream, await self._journal.current.marks()
         lost = {key for key in marks.lost_keys if key.routed.upstream == upstream}
         pinned = set(self._pins.pinned(0)) if lost - self._lost else set()
@@ -366,7 +366,7 @@ class Repairer:
     async def _give_up(self, key: IntentKey, intent: Intent) -> None:
         """Take back a write that left nothing; a tag is again what the replicas say that were not behind in it."""
         assert intent.digest is not None  # noqa: S101 - a delete needs no source
-        _log.warning("%s: its push was begun and never reached a replica; it is taken back", key)
+        _log.warning("%s: its push never reached a replica, and is withdrawn", key)
         before: Intent | None = None
         if key.kind is IntentKind.MANIFEST:
             forgotten = Change(*record_of(key), None)

@@ -31,7 +31,9 @@ class Answers:
             return 0, response.content_length
         part = parse_content_range(response.headers.get("Content-Range"))
         if response.status != 206 or offset == 0 or part is None or part[0].first != offset:
-            raise self.mismatch("GET", f"it answers {response.status} with another range than asked", time.monotonic())
+            raise self.mismatch(
+                "GET", f"it answers {response.status} with another range than requested", time.monotonic()
+            )
         if response.content_length not in {None, part[0].size_bytes}:
             raise self.mismatch("GET", "its Content-Range and Content-Length differ", time.monotonic())
         return offset, part[1]

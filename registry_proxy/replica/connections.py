@@ -140,7 +140,7 @@ class _AnswerReader(ResponseHandler):
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take an answer. Informational ones (RFC 9110, 15.2) say nothing to us, and too many end the connection.
 
-        So does an answer for which nobody asked. The one before it stands: it came whole.
+        So does an unrequested answer. The one before it stands: it came whole.
         """
         if 100 <= data[0].code < 200:
             self._informational += 1
@@ -150,7 +150,7 @@ class _AnswerReader(ResponseHandler):
             self._awaits_answer = False
             super().feed_data(data, size)
         elif self.exception() is None:
-            self._end("an answer for which nobody asked")
+            self._end("an unrequested answer")
 
     def _end(self, why: str) -> None:
         self.set_exception(HttpProcessingError(code=502, message=why))

@@ -99,7 +99,7 @@ async def list_referrers(transport: Transport, lists: LongLists, request: Reques
             if status in {400, 404, 405}:
                 return None
             if status != 200:
-                raise BadUpstreamError(transport.name, f"it answers {status} where referrers were asked for")
+                raise BadUpstreamError(transport.name, f"it answers {status} to the request for referrers")
             try:
                 found += parse_referrers(body)
             except ValueError as error:
@@ -144,7 +144,7 @@ def _no_list(replica: str, status: int, body: bytes, detail: dict[str, str]) -> 
         return RegistryError(ErrorCode.NAME_UNKNOWN, "no such repository in the upstream registry", detail=detail)
     if status == 405:
         return RegistryError(ErrorCode.UNSUPPORTED, "the upstream registry gives no such list", detail=detail)
-    return BadUpstreamError(replica, f"it answers {status} where a list was asked for")
+    return BadUpstreamError(replica, f"it answers {status} to the request for a list")
 
 
 async def _add_page(replica: str, body: bytes, key: str, names: set[str]) -> None:

@@ -2,7 +2,7 @@
 
 Clients that sign or attach GET a tag that normally does not exist (spec, "Referrers Tag Schema"). Every tag that was
 pushed or deleted through us is on record. So a replica whose lists were once compared with the record and with the
-other replicas holds no such tag that both lack, unless somebody pushed past us (docs/decisions/42).
+other replicas holds no such tag that both miss, unless somebody pushed past us (docs/decisions/42).
 """
 
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""A manifest on its way to one replica: what the replica lacks of its parts is sent when it refuses the manifest."""
+"""A manifest on its way to one replica: its missing parts are sent when the replica refuses the manifest."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ _DEPTH_MAX = 16
 
 
 class PartAbsentError(Exception):
-    """A part of a manifest cannot be sent to a replica that lacks it; the text says why.
+    """A part of a manifest cannot be sent to a replica that misses it; the text says why.
 
     Args:
         reason: for people.
@@ -30,7 +30,7 @@ class PartAbsentError(Exception):
 
 
 SendPart = Callable[["Delivery", ContentKind, Digest], Awaitable[None]]
-"""Sends a part that the replica of a delivery lacks. Raises PartAbsentError, FinalRefusalError, and other errors that
+"""Sends a part that the replica of a delivery misses. Raises PartAbsentError, FinalRefusalError, and other errors that
 end the delivery."""
 
 
@@ -58,9 +58,9 @@ class Delivery:
     depth: int = 0
 
     async def put(self, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
-        """Put a manifest; where it is refused, send what the replica lacks of its parts, and put it once more.
+        """Put a manifest; where it is refused, send the parts that the replica misses, and put it once more.
 
-        So it is where the replica lacks nothing any more: another process may have brought it since the first try.
+        The second try follows also where nothing is missing any more: another process may have sent it.
 
         Raises:
             FinalRefusalError: the replica has all of the parts that it can have, and refuses the manifest.
@@ -87,7 +87,7 @@ class Delivery:
             raise final_refusal(refusal, absent) from refusal
 
     async def send_lacking(self, parts: list[tuple[ContentKind, Digest]]) -> dict[Digest, str]:
-        """Send the parts that the replica lacks; return those that it cannot have, and why."""
+        """Send the parts that the replica misses; return those that it cannot have, and why."""
         for kind, digest in parts:
             if digest not in self.parts:
                 self.parts[digest] = await self._send_unless_there(kind, digest)

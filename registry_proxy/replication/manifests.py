@@ -209,7 +209,7 @@ class ManifestReplication:
         return False
 
     async def _deliver(self, delivery: Delivery, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
-        """Put a manifest at one replica, with what the replica lacks and this node has of it."""
+        """Put a manifest at one replica, with the missing parts that this node has."""
         try:
             await delivery.put(tag_or_digest, manifest)
         except RegistryError as error:

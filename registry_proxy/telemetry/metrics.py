@@ -168,18 +168,14 @@ _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
         ),
     ),
     events.HedgedRequest: (_counter("hedged_requests", "Questions put to a second replica as well, by who answered."),),
-    events.WrongContent: (
-        _counter("wrong_content", "Contents that a replica sent and that were not what was asked for."),
-    ),
+    events.WrongContent: (_counter("wrong_content", "Contents from a replica that did not match their digest."),),
     events.ReplicaInState: (
         _Series("state", "replica_state", "1 for the state it is in.", "state", ("upstream", "replica", "state")),
     ),
     events.ReplicaPending: (_gauge("replica_pending", "Keys it is behind in.", "key_count"),),
     events.ReplicaRefusals: (_gauge("replica_refused", "Keys it cannot have, not dismissed.", "key_count"),),
     events.ReplicaPaused: (_gauge("replica_paused", "1 while it is paused.", "is_paused"),),
-    events.ReplicaReturn: (
-        _counter("replica_returned", "Replicas that were not what they had been, by what they were."),
-    ),
+    events.ReplicaReturn: (_counter("replica_returned", "Replicas that came back changed, by reason."),),
     events.RepositoriesMixed: (
         _gauge(
             "replica_mixes_repositories",

@@ -205,7 +205,7 @@ class UpstreamReplicas:
         self.doubts.lied(replica, key)
         self._observer.observe(WrongContent(self.upstream, replica))
         _log.error(
-            "replica %s/%s sent something else than %s; it is not asked for it for %.0f s",
+            "replica %s/%s sent wrong bytes for %s, and gets no request for it for %.0f s",
             self.upstream,
             replica,
             key,

@@ -172,7 +172,7 @@ class Separation:
             await self._look_at(client, ContentKind.BLOB, remembered)
             await self._look_at(client, ContentKind.MANIFEST, [])
         except UpstreamUnavailableError as error:
-            _log.info("it could not be asked whether %s keeps repositories apart: %s", client.name, error)
+            _log.info("unknown whether %s keeps repositories apart: %s", client.name, error)
 
     def _samples(self) -> list[tuple[Repository, Digest]]:
         return list(itertools.islice(self._remembered.contents_of(self._upstream, ContentKind.BLOB), _SAMPLES_MAX))

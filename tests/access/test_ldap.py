@@ -85,7 +85,7 @@ async def test_tls_is_compared(tmp_path: Path, certificate: Path) -> None:
 async def test_nobody_there() -> None:
     """A directory that is down is told, with its address."""
     port = free_port()
-    with pytest.raises(LdapUnavailableError, match=f"the LDAP server at 127.0.0.1:{port} cannot be asked"):
+    with pytest.raises(LdapUnavailableError, match=f"the LDAP server at 127.0.0.1:{port} cannot be used"):
         await asking(port).verify("ann", "x")
 
 

@@ -98,7 +98,7 @@ def test_a_full_disk_loses_nothing_that_fits_the_queue(tmp_path: Path, caplog: p
             disk.fill()
             for i in range(200):
                 thread.put(Taken(2.0 + i, "", AuditEvent("login", "ok", subject="user:" + "a" * 100)))
-            wait_until(lambda: "takes nothing" in caplog.text, "a write that failed")
+            wait_until(lambda: "accepts nothing" in caplog.text, "a write that failed")
             (disk.path / "ballast").unlink()
             wait_until(lambda: thread.waiting_seconds() == 0, "all events")
         report = verify_chain(list_chains(str(directory))["0"], None)

@@ -367,7 +367,7 @@ def test_people_log_in_with_the_password_that_ldap_knows(
     answer = post(proxy, **form, password="password in LDAP")
     assert (answer.status_code, "LDAP, which may know the password" in answer.text) == (503, True)
     assert str(slapd.port) not in answer.text
-    message = f"the LDAP server at 127.0.0.1:{slapd.port} cannot be asked"
+    message = f"the LDAP server at 127.0.0.1:{slapd.port} cannot be used"
     wait_until(lambda: message in proxy.log_text(), "the log, which a thread writes, tells why")
     assert proxy.metric("registry_proxy_logins_total", outcome="unavailable") == 1
     assert ann.pull("team/app", "1") == image

@@ -308,7 +308,7 @@ def test_much_that_fails_keeps_a_newcomer_out(keys: list[tuple[str, str]]) -> No
     assert comparison.doubt_about("b") == ""
     for repository, rest in keys:
         comparison.fail(failure(repository, rest, is_held=False))
-    assert comparison.doubt_about("b") == f"main/{''.join(keys[0])} could not be asked of a: it answers 500"
+    assert comparison.doubt_about("b") == f"main/{''.join(keys[0])} is unknown at a: it answers 500"
 
 
 def test_few_contents_that_fail_are_no_doubt() -> None:
