@@ -48,7 +48,7 @@ class Connection:
 
     async def read(self, *, has_body: bool = True) -> Answer:
         """Return the next answer."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.strip().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines)

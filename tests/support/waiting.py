@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], bool], timeout_seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], timeout_seconds: float = 30) -> None:
     """Return when the condition holds; raise TimeoutError when it does not in time."""
     async with asyncio.timeout(timeout_seconds):
         while not condition():  # noqa: ASYNC110 - other processes change it, and nothing tells of that

@@ -222,7 +222,7 @@ class FakeRegistry:
 
     async def wait_for(self, method: str, target: str = "", count: int = 1) -> None:
         """Return once that many such requests have arrived."""
-        async with asyncio.timeout(10), self._arrived:
+        async with asyncio.timeout(30), self._arrived:
             await self._arrived.wait_for(lambda: self.count(method, target) >= count)
 
     # ------------------------------------------------------------ answering

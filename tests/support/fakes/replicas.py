@@ -115,7 +115,7 @@ class MemoryReplica(MemoryReader):
 
     async def wait_received(self, size_bytes: int) -> None:
         """Return once some upload holds that many bytes."""
-        async with asyncio.timeout(10), self.received:
+        async with asyncio.timeout(30), self.received:
             await self.received.wait_for(lambda: any(len(body) >= size_bytes for body in self.uploads.values()))
 
     async def commit_upload(self, location: str, digest: Digest) -> None:
