@@ -10,6 +10,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     replica, upstream            one replica over HTTP; replicas, reading: routing, health, failover
     store                        state: SQLite or Redis
     audit, telemetry             the tamper-evident log; metrics and logs
+    events                       outbox, subscriptions and deliveries
     operations                   the verbs: pull, push, discover, manage
     replication, repair          replicas, writing: fan-out, journal, marks; replicas made equal
     api                          the forms of the JSON API: bodies, documents, endpoints, problems

@@ -32,6 +32,7 @@ from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicApp
 from registry_proxy.edge.server import run_public
+from registry_proxy.events.open import Events, open_events
 from registry_proxy.http.connections import Connections
 from registry_proxy.node.drain import drain
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
@@ -121,6 +122,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         await duties.enter_async_context(running(node.cache.scrubber.run(), "scrub of the cache"))
         await duties.enter_async_context(running(node.writes.uploads.run(), "upkeep of uploads"))
         if has_admin:
+            await duties.enter_async_context(running(node.events.deliveries.run(), "deliveries of events"))
             await duties.enter_async_context(node.repair.running(repairs=not context.is_stand_in))
         audit_options = configured.audit_options(settings, node.spool.node_id, context.process)
         opening = open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
@@ -161,6 +163,7 @@ class _Node:
     writes: Writes
     repair: RepairDuty
     router: PrefixRouter
+    events: Events
 
 
 @contextlib.asynccontextmanager
@@ -191,6 +194,8 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
                 proves_absent=records.proof,
             )
         )
+        receivers = configured.receiver_limits(settings)
+        events = await stack.enter_async_context(open_events(receivers, store, changes, router.local_name))
         tools = ReplicaTools(
             records=records,
             replica_sets=upstreams.replicas,
@@ -200,11 +205,12 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             holdings=holdings,
             pins=spool,
             observer=observer,
+            outbox=events.outbox,
         )
         rates = {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}
         writes = Writes(tools)
         repair = RepairDuty(rates, tools, inspection, writes.fallback_tags)
-        yield _Node(changes, access, directory, cache, spool, records, upstreams, writes, repair, router)
+        yield _Node(changes, access, directory, cache, spool, records, upstreams, writes, repair, router, events)
 
 
 def _public_app(
@@ -297,4 +303,5 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
             observer=observer,
         ),
         audit_files=AuditFiles(settings.audit_path, audit.verifier, audit.trail.flush_asked),
+        deliveries=node.events.record,
     )

@@ -4,6 +4,7 @@ import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from registry_proxy.access.id_tokens import ClaimRule, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
@@ -15,6 +16,7 @@ from registry_proxy.audit.writer import Retention
 from registry_proxy.cache.open import CacheOptions
 from registry_proxy.config.model import AuthSettings, LdapSettings, OidcSettings, Settings, UpstreamSettings
 from registry_proxy.edge.public import PublicOptions
+from registry_proxy.events.receivers import ReceiverLimits
 from registry_proxy.http.connections import ConnectionLimits
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.tags import TagRules
@@ -133,6 +135,17 @@ def audit_options(settings: Settings, node: str, process: str) -> AuditOptions:
         syslog=audit.syslog,
         is_only_node=settings.sqlite_path is not None,
     )
+
+
+def receiver_limits(settings: Settings) -> ReceiverLimits:
+    """Return which receivers events may reach, and which services never."""
+    admin, store = settings.admin_listen, urlsplit(settings.store_url)
+    services = [(replica.host, replica.port) for each in settings.upstreams.values() for replica in each.replicas]
+    services.append((admin.host, admin.port))
+    for place in store.netloc.rpartition("@")[2].split(",") if "redis" in store.scheme else ():
+        host, _, port = place.rpartition(":") if place.rpartition(":")[2].isdigit() else (place, "", "6379")
+        services.append((host.strip("[]"), int(port)))
+    return ReceiverLimits(settings.events.private, settings.events.allowed_hosts, services)
 
 
 def public_options(settings: Settings) -> PublicOptions:

@@ -24,11 +24,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "http": "ports protocol",
         "config": "files protocol",
         "access": "files ports protocol tasks",
-        "directory": "access ports protocol",
+        "directory": "access events ports protocol",
         "cache": "files ports protocol tasks",
         "spool": "cache files ports protocol tasks",
         "replica": "ports protocol tasks",
         "upstream": "ports protocol replica tasks",
+        "events": "ports protocol tasks",
         "store": "files ports tasks",
         "audit": "files ports protocol tasks",
         "telemetry": "files ports protocol tasks",
@@ -37,12 +38,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "repair": "operations ports protocol replication tasks",
         "edge": "access directory http operations ports protocol tasks",
         "api": "access directory http ports protocol",
-        "admin": "access api audit directory http operations ports protocol tasks telemetry",
+        "admin": "access api audit directory events http operations ports protocol tasks telemetry",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
-        "configured": "access admin audit cache config edge http node operations ports protocol replica replication"
-        " upstream",
-        "app": "access admin audit cache config configured directory edge http node operations ports repair"
+        "configured": "access admin audit cache config edge events http node operations ports protocol replica"
+        " replication upstream",
+        "app": "access admin audit cache config configured directory edge events http node operations ports repair"
         " replication spool store tasks telemetry upstream",
         "load": "app node",
         "cli": "config files load node offline ports protocol",
@@ -60,6 +61,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "cli": "httpx rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
         "edge": "aiohttp cachetools multidict",
+        "events": "aiohttp yarl",
         "http": "aiohttp multidict",
         "node": "uvloop",
         "offline": "aiofiles",

@@ -10,6 +10,7 @@ from registry_proxy.admin.audit import AuditFiles, AuditResource
 from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.cache import Cache, CacheResource
 from registry_proxy.admin.comparisons import ComparisonResource
+from registry_proxy.admin.deliveries import DeliveryResource
 from registry_proxy.admin.exceptions import ExceptionResource
 from registry_proxy.admin.grants import GrantResource
 from registry_proxy.admin.groups import GroupResource
@@ -21,6 +22,7 @@ from registry_proxy.admin.policy import PolicyResource
 from registry_proxy.admin.replay import ReplayResource
 from registry_proxy.admin.repositories import KnownRepositories, RepositoryResource
 from registry_proxy.admin.robots import RobotResource
+from registry_proxy.admin.subscriptions import SubscriptionResource
 from registry_proxy.admin.tokens import Secrets, TokenResource
 from registry_proxy.admin.upstreams import Upstream, UpstreamResource
 from registry_proxy.admin.users import UserResource
@@ -29,6 +31,7 @@ from registry_proxy.api.models import BODY_MAX_BYTES
 from registry_proxy.api.openapi import OpenApiResource, endpoints_of
 from registry_proxy.api.problems import answer_problems
 from registry_proxy.directory.directory import Directory
+from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.names import RoutedRepository
@@ -56,6 +59,7 @@ class AdminServices:
         reload: reads the configuration again; the workers that serve then are others.
         guard: lets requests through; knows logins, tokens and the current policy.
         audit_files: the audit log of the node.
+        deliveries: events on their way to receivers.
     """
 
     directory: Directory
@@ -71,6 +75,7 @@ class AdminServices:
     reload: Callable[[], Awaitable[ReloadOutcome]]
     guard: AdminGuard
     audit_files: AuditFiles
+    deliveries: DeliveryRecord
 
 
 def make_admin_app(services: AdminServices) -> web.Application:
@@ -100,6 +105,8 @@ def make_admin_app(services: AdminServices) -> web.Application:
         ComparisonResource(services.upstreams),
         RepositoryResource(services.known),
         AuditResource(services.audit_files),
+        SubscriptionResource(directory.subscriptions, services.deliveries),
+        DeliveryResource(services.deliveries),
         NodeResource(services.reload),
     ]
     for resource in (*resources, OpenApiResource(resources, _PREFIX)):

@@ -257,6 +257,13 @@ class DrainSettings(Section):
     reload_timeout_seconds: Duration = Field(default=600.0, alias="reload_timeout")
 
 
+class EventsSettings(Section):
+    """The receivers of events that are allowed."""
+
+    private: bool = True  # at private addresses
+    allowed_hosts: tuple[AdminHost, ...] = ()  # on this machine, too
+
+
 class Settings(Section):
     """The whole configuration. Two checks need several keys at once: see ``config.load``."""
 
@@ -274,6 +281,7 @@ class Settings(Section):
     routes: tuple[RouteSettings, ...] = Field(min_length=1)
     auth: AuthSettings = Field(default_factory=AuthSettings)
     audit: AuditSettings = AuditSettings()
+    events: EventsSettings = EventsSettings()
     drain: DrainSettings = DrainSettings()
 
     @field_serializer("store", when_used="json")

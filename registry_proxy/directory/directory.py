@@ -7,6 +7,7 @@ from registry_proxy.directory.policy import PolicyDocument
 from registry_proxy.directory.revocations import Revocations
 from registry_proxy.directory.robots import Robots
 from registry_proxy.directory.secrets import Secrets
+from registry_proxy.directory.subscriptions import Subscriptions
 from registry_proxy.directory.users import Users
 from registry_proxy.ports.store import Store
 
@@ -26,6 +27,7 @@ class Directory:
         self.grants = Grants(store)
         self.policy = PolicyDocument(store)
         self.revocations = Revocations(store)
+        self.subscriptions = Subscriptions(store)
 
     async def aclose(self) -> None:
         """End the threads that hash passwords."""

@@ -108,7 +108,9 @@ class PublicApp:
             referrers=referrers,
             prefetch=prefetch,
         )
-        writes = Writes(authenticator=authenticator, router=router, push=push, manage=manage, audit=audit)
+        writes = Writes(
+            authenticator=authenticator, router=router, push=push, manage=manage, audit=audit, origins=self._origins
+        )
         self._registry = Registry(authenticator=authenticator, router=router, reads=reads, writes=writes)
         token = TokenEndpoint(
             control=control,

@@ -9,10 +9,12 @@ from registry_proxy.edge.answer import Answer
 from registry_proxy.edge.authenticate import Authenticator, digest_named_by
 from registry_proxy.edge.call import Call
 from registry_proxy.edge.exchange import as_registry_error, read_small_body
+from registry_proxy.edge.origin import Origins
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.ports.events import AuditEvent, AuditLog
 from registry_proxy.ports.names import RoutedRepository, Router
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
 from registry_proxy.protocol.endpoints import (
     BlobRequest,
@@ -24,6 +26,9 @@ from registry_proxy.protocol.endpoints import (
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository
+from registry_proxy.tasks import request_id
+
+_USER_AGENT_MAX_CHARACTERS = 512
 
 
 class Writes:
@@ -35,10 +40,18 @@ class Writes:
         push: the verbs of pushing.
         manage: the verbs of deleting.
         audit: receives an event for each push and deletion, also for one that failed.
+        origins: tells by which name and port the client addressed the registry.
     """
 
     def __init__(
-        self, *, authenticator: Authenticator, router: Router, push: Push, manage: Manage, audit: AuditLog
+        self,
+        *,
+        authenticator: Authenticator,
+        router: Router,
+        push: Push,
+        manage: Manage,
+        audit: AuditLog,
+        origins: Origins,
     ) -> None:
         self._authenticator = authenticator
         self._router = router
@@ -46,6 +59,7 @@ class Writes:
         self._manage = manage
         self._deletions = Allowance(DELETIONS_AT_ONCE, DELETIONS_SECONDS)
         self._audit = audit
+        self._origins = origins
 
     async def start_upload(self, call: Call[StartUploadRequest]) -> Answer:
         request, routed = call.request, call.routed
@@ -142,6 +156,7 @@ class Writes:
                 media_type,
                 body,
                 may_move_tags=call.authorized.may_move_tags,
+                actor=self._actor(call),
             )
             call.made = pushed.descriptor.digest
         created = _created(call, "manifests", pushed.descriptor)
@@ -152,7 +167,7 @@ class Writes:
     async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
         with self._audited(call):
             self._deletions.take(call.subject)
-            call.made = await self._manage.delete_manifest(call.routed, call.request.tag_or_digest)
+            call.made = await self._manage.delete_manifest(call.routed, call.request.tag_or_digest, self._actor(call))
         return Answer(202)
 
     async def delete_blob(self, call: Call[BlobRequest]) -> Answer:
@@ -160,6 +175,16 @@ class Writes:
             self._deletions.take(call.subject)
             await self._manage.delete_blob(call.routed, call.request.digest)
         return Answer(202)
+
+    def _actor(self, call: Call[ManifestRequest]) -> Actor:
+        exchange = call.exchange
+        return Actor(
+            call.subject,
+            exchange.address,
+            request_id.get(),
+            exchange.headers.get("User-Agent", "")[:_USER_AGENT_MAX_CHARACTERS],
+            self._origins.url(exchange).partition("://")[2],
+        )
 
     @contextmanager
     def _audited(self, call: Call[RegistryRequest]) -> Iterator[None]:

@@ -6,6 +6,7 @@ from registry_proxy.ports.content import Holdings
 from registry_proxy.ports.deletions import Deletions
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.tasks import run_to_end
@@ -22,7 +23,9 @@ class Manage:
         self._deletions = deletions
         self._referrers = referrers
 
-    async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Digest:
+    async def delete_manifest(
+        self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None = None
+    ) -> Digest:
         """Delete a manifest by digest, with every tag on it, or a tag alone (spec end-9); return the digest.
 
         Raises:
@@ -32,26 +35,26 @@ class Manage:
         """
         self._deletions.check_writable(routed.upstream)
         if isinstance(tag_or_digest, Digest):
-            return await run_to_end(self._delete_manifest(routed, tag_or_digest), "delete of a manifest")
-        return await run_to_end(self._delete_tag(routed, tag_or_digest), "delete of a tag")
+            return await run_to_end(self._delete_manifest(routed, tag_or_digest, actor), "delete of a manifest")
+        return await run_to_end(self._delete_tag(routed, tag_or_digest, actor), "delete of a tag")
 
     async def delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
         """Delete a blob from a repository (spec end-10); errors as for a manifest, with BLOB_UNKNOWN."""
         self._deletions.check_writable(routed.upstream)
         await run_to_end(self._delete_blob(routed, digest), "delete of a blob")
 
-    async def _delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
+    async def _delete_tag(self, routed: RoutedRepository, tag: Tag, actor: Actor | None) -> Digest:
         async with self._deletions.lease(routed, tag):
-            digest = await self._deletions.delete_tag(routed, tag)
+            digest = await self._deletions.delete_tag(routed, tag, actor)
             self._holdings.end_tag(routed, tag)
             return digest
 
-    async def _delete_manifest(self, routed: RoutedRepository, digest: Digest) -> Digest:
+    async def _delete_manifest(self, routed: RoutedRepository, digest: Digest, actor: Actor | None) -> Digest:
         await self._proofs.require(routed, ContentKind.MANIFEST, digest)
         subject = await self._find_subject(routed, digest)
         async with self._deletions.lease(routed, digest):
             is_known = self._holdings.find(routed, ContentKind.MANIFEST, digest) is not None
-            await self._deletions.delete_manifest(routed, digest, is_known=is_known)
+            await self._deletions.delete_manifest(routed, digest, actor, is_known=is_known)
             self._holdings.end(routed, ContentKind.MANIFEST, digest)
             self._holdings.forget_tags_of(routed, digest)
             await self._proofs.note_delete(routed, ContentKind.MANIFEST, digest)

@@ -23,6 +23,7 @@ from registry_proxy.operations.refused_pushes import (
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import BlobReplicas, Spool, SpoolFile, Uploader, UploadSession, UploadSessions
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
@@ -206,6 +207,7 @@ class Push:
         body: bytes,
         *,
         may_move_tags: bool,
+        actor: Actor | None = None,
     ) -> PushedManifest:
         """Take a manifest (spec end-7); it is whole at a quorum, or the caller hears an error.
 
@@ -226,7 +228,7 @@ class Push:
         else:
             digest, tag = digest_of(body), tag_or_digest
         manifest = Manifest(Descriptor(media_type, digest, len(body)), body)
-        put = self._put_manifest(routed, tag, manifest, links, may_move_tags=may_move_tags)
+        put = self._put_manifest(routed, tag, manifest, links, actor, may_move_tags=may_move_tags)
         return await run_to_end(put, "push of a manifest")
 
     async def _answer(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> UploadAnswer:
@@ -416,13 +418,14 @@ class Push:
         tag: Tag | None,
         manifest: Manifest,
         links: ManifestLinks,
+        actor: Actor | None,
         *,
         may_move_tags: bool,
     ) -> PushedManifest:
         async with AsyncExitStack() as stack:
             if tag is not None and is_referrers_tag(tag):
                 await stack.enter_async_context(self._referrers.replacing(routed, tag, manifest))
-            await self._writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags)
+            await self._writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, actor=actor)
         subject = None if links.manifest_subject is None else links.manifest_subject.digest
         if subject is not None:
             await self._referrers.note_push(routed, subject, manifest)

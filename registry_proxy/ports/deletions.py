@@ -4,20 +4,26 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.protocol.reference import Digest, Tag
 
 
 class Deletions(Protocol):
-    """Deletes at the replicas of an upstream, and sees to it that what was down deletes later."""
+    """Deletes at the replicas of an upstream, and sees to it that what was down deletes later.
+
+    A delete without an actor makes no event.
+    """
 
     def check_writable(self, upstream: str) -> None: ...
     def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
         """Serialise with the pushes of a digest, or of a tag."""
 
-    async def delete_manifest(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
+    async def delete_manifest(
+        self, routed: RoutedRepository, digest: Digest, actor: Actor | None, *, is_known: bool
+    ) -> None:
         """Delete it and every tag on it; MANIFEST_UNKNOWN when not ``is_known`` and no replica has it."""
 
-    async def delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
+    async def delete_tag(self, routed: RoutedRepository, tag: Tag, actor: Actor | None) -> Digest:
         """Delete a tag alone; return what it was. MANIFEST_UNKNOWN when no replica has it."""
 
     async def delete_blob(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:

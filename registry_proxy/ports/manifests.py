@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.reference import Digest, Tag
 
@@ -28,6 +29,12 @@ class ManifestReplicas(Protocol):
         """Serialise those who read an index of referrers, and write it with another entry, over all nodes."""
 
     async def put(
-        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, *, may_move: bool
+        self,
+        routed: RoutedRepository,
+        tag: Tag | None,
+        manifest: Manifest,
+        actor: Actor | None,
+        *,
+        may_move: bool,
     ) -> WrittenManifest:
-        """Write at a quorum, and record what misses it, under the lease."""
+        """Write at a quorum, and record what misses it, under the lease. Without an actor there is no event."""

@@ -37,6 +37,12 @@ class Table(StrEnum):
         "compared"  # by upstream: replicas whose fallback tags are on record, or at all others; see store.changes
     )
     REFRESH_TOKENS = "refresh_tokens"  # hashes; apart from the others, as logins make them
+    SUBSCRIPTIONS = "subscriptions"
+    OUTBOX = "outbox"  # events, from the commit that caused them until each subscription that wants one has it queued
+    DELIVERIES = "deliveries"  # queued, in the order of a lane: see the room events
+    LANES = "lanes"  # by subscription and repository: the number of its last event
+    DELIVERED = "delivered"  # the last deliveries of each lane that arrived
+    DEAD_LETTERS = "dead_letters"  # deliveries that were given up
 
 
 LOSS_KEY = "loss"
@@ -112,8 +118,8 @@ class Store(Protocol):
     async def get_all(self, keys: Sequence[tuple[Table, str]]) -> Sequence[Record | None]:
         """Return a record or None for each key, as they are at one moment, by one question."""
 
-    async def list(self, table: Table, prefix: str = "") -> list[Record]:
-        """Return the records whose key starts with ``prefix``, by key.
+    async def list(self, table: Table, prefix: str = "", *, limit: int | None = None) -> list[Record]:
+        """Return the records whose key starts with ``prefix``, by key; the first ``limit`` of them where that is given.
 
         Thousands are not those of one moment: a caller that needs that compares ``versions`` before and after.
         """

@@ -13,7 +13,7 @@ from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
-from registry_proxy.replica.zones import InsideError, Zone, zone_of
+from registry_proxy.protocol.zones import InsideError, Zone, zone_of
 
 _READ_BUFFER_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 32 * 1024

@@ -15,6 +15,7 @@ from registry_proxy.ports.errors import UpstreamLimitError
 from registry_proxy.ports.metrics import Observer, UpstreamOutcome, UpstreamRequest
 from registry_proxy.protocol.challenge import Challenge, parse_challenges
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.zones import InsideError
 from registry_proxy.replica.connections import (
     REDIRECTS,
     REDIRECTS_MAX,
@@ -35,7 +36,6 @@ from registry_proxy.replica.failure import (
     translated,
 )
 from registry_proxy.replica.login import ReplicaLogin
-from registry_proxy.replica.zones import InsideError
 from registry_proxy.tasks import request_id
 
 _log = logging.getLogger(__name__)

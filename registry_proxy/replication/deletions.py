@@ -9,6 +9,7 @@ from registry_proxy.ports.content import Holdings
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.outbox import Actor, EventType, Outbox
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table, read_since, retried
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -111,12 +112,14 @@ class DeletionReplication:
         readers: by upstream; know whether something exists that is not on record.
         store: leases, and the records of manifests and tags.
         journal: the tombstones.
+        outbox: makes the events.
     """
 
     replica_sets: Mapping[str, ReplicaSet]
     readers: Mapping[str, RegistryReader]
     store: Store
     journal: Journal
+    outbox: Outbox
 
     def check_writable(self, upstream: str) -> None:
         """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
@@ -128,7 +131,9 @@ class DeletionReplication:
             return write_lease(self.store, routed, tag_or_digest)
         return tag_lease(self.store, routed, tag_or_digest)
 
-    async def delete_manifest(self, routed: RoutedRepository, digest: Digest, *, is_known: bool) -> None:
+    async def delete_manifest(
+        self, routed: RoutedRepository, digest: Digest, actor: Actor | None, *, is_known: bool
+    ) -> None:
         """Delete a manifest, and every tag on it, under the lease of its digest.
 
         Raises:
@@ -139,9 +144,10 @@ class DeletionReplication:
         await self._delete(
             IntentKey(routed, IntentKind.MANIFEST, str(digest)),
             lambda client: client.delete_manifest(routed.repository, digest),
+            await self._announce(actor, routed, digest=str(digest)),
         )
 
-    async def delete_tag(self, routed: RoutedRepository, tag: Tag) -> Digest:
+    async def delete_tag(self, routed: RoutedRepository, tag: Tag, actor: Actor | None) -> Digest:
         """Delete a tag alone, under its lease; return what it was. Errors as for a manifest."""
         record = await self.store.get(Table.TAGS, tag_record_key(routed, tag))
         if record is not None:
@@ -149,7 +155,9 @@ class DeletionReplication:
         else:
             digest = (await self.readers[routed.upstream].resolve_tag(routed.repository, tag)).digest
         await self._delete(
-            IntentKey(routed, IntentKind.TAG, tag), lambda client: client.delete_tag(routed.repository, tag)
+            IntentKey(routed, IntentKind.TAG, tag),
+            lambda client: client.delete_tag(routed.repository, tag),
+            await self._announce(actor, routed, tag=tag, digest=str(digest)),
         )
         return digest
 
@@ -162,10 +170,19 @@ class DeletionReplication:
             lambda client: client.delete_blob(routed.repository, digest),
         )
 
-    async def _delete(self, key: IntentKey, operation: Callable[[ReplicaClient], Awaitable[None]]) -> None:
+    async def _announce(self, actor: Actor | None, routed: RoutedRepository, **fields: str) -> Sequence[Change]:
+        event = None if actor is None else await self.outbox.entry(EventType.DELETE, routed, actor, **fields)
+        return [] if event is None else [event]
+
+    async def _delete(
+        self,
+        key: IntentKey,
+        operation: Callable[[ReplicaClient], Awaitable[None]],
+        events: Sequence[Change] = (),
+    ) -> None:
         """Delete at a quorum; from the first replica that did it on, it is rolled forward."""
         replica_set = self.replica_sets[key.routed.upstream]
-        write = await self.journal.begin({key: (None, "")}, configured_names(replica_set), [_deletion(key)])
+        write = await self.journal.begin({key: (None, "")}, configured_names(replica_set), [_deletion(key), *events])
         outcome = await fan_out(replica_set, lanes_of(replica_set, key.name, paused=write.paused), operation)
         if unsupported := _unsupported(outcome):
             await self.journal.withdraw(write)

@@ -19,6 +19,7 @@ from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table, retried, revision_of
 from registry_proxy.protocol.reference import Digest, parse_digest
+from registry_proxy.replication.announced import announced, ready
 from registry_proxy.replication.current_marks import CurrentMarks
 from registry_proxy.replication.intents import (
     NO_REFUSALS,
@@ -41,13 +42,15 @@ _log = logging.getLogger(__name__)
 class OpenWrite:
     """A write whose intents are stored and which waits for ``conclude`` or ``withdraw``.
 
-    ``tags`` are the records of tags that it made. ``paused`` is the replica that it may not touch.
+    ``tags`` are the records of tags that it made, ``events`` the entries of the outbox. ``paused`` is the replica that
+    it may not touch.
     """
 
     intents: Mapping[IntentKey, Intent]
     previous: Sequence[tuple[Table, str, Record | None]]
     revision: int
     tags: Sequence[Change] = ()
+    events: Sequence[Change] = ()
     paused: str | None = None
 
     @property
@@ -126,7 +129,7 @@ class Journal:
         Args:
             contents: for each key its intended digest (None for deleted) and media type.
             replicas: the names of all that must have it; none over shared storage, which cannot diverge.
-            changes: further records, such as the tag's.
+            changes: further records, such as the tag's, and entries of the outbox.
         """
         return await retried(lambda: self._try_begin(contents if replicas else {}, replicas, changes))
 
@@ -146,6 +149,7 @@ class Journal:
             behind, until = before.replicas_behind(now), now + WRITING_SECONDS
             intents[key] = Intent(digest, media_type, tuple(replicas), behind, until, before.refused)
         records = [await self._store.get(one.table, one.key) for one in changes]
+        changes, records = announced(changes, records, now + WRITING_SECONDS)
         previous += [(one.table, one.key, record) for one, record in zip(changes, records, strict=True)]
         changes = [await self._moved(one, record) for one, record in zip(changes, records, strict=True)]
         stored = [Change(Table.INTENTS, str(key), intent.to_value()) for key, intent in intents.items()]
@@ -156,9 +160,10 @@ class Journal:
         witnesses = [witness_of(key) for key, intent in intents.items() if is_witness(key, intent.digest)]
         revision = await self._store.commit([*expecting, *witnesses]) if expecting else 0
         tags = [replace(change, expect=revision) for change in changes if change.table is Table.TAGS]
+        events = [ready(change, revision) for change in changes if change.table is Table.OUTBOX]
         # Looked for after the commit: a later pause finds these intents, and waits for their end.
         pause = await find_pause(self._store, next(iter(intents)).routed.upstream) if intents else None
-        return OpenWrite(intents, previous, revision, tags, None if pause is None else pause.replica)
+        return OpenWrite(intents, previous, revision, tags, events, None if pause is None else pause.replica)
 
     async def _moved(self, change: Change, before: Record | None) -> Change:
         """Return a change of a tag's record with what the tag was before."""
@@ -173,23 +178,26 @@ class Journal:
     ) -> int:
         """Take the replicas that confirmed it out of its intents; with the last one the intent goes.
 
-        Those that ``refused`` it for good, and why, stay in it as such. The records of its tags are written once more:
-        a reader that asked a replica while the write was under way may have got the earlier tag, and remembers
-        that with the earlier revision. Returns the new one.
+        Those that ``refused`` it for good, and why, stay in it as such. Its events may be delivered from now on. The
+        records of its tags are written once more: a reader that asked a replica while the write was under way may have
+        got the earlier tag, and remembers that with the earlier revision. Returns the new one.
         """
         concluded = [
             change_of(key, intent.concluded(refused).without(confirmed), expect=write.revision)
             for key, intent in write.intents.items()
         ]
-        if not concluded and not write.tags:
+        if not (concluded or write.tags or write.events):
             return write.revision
         try:
-            return await self._store.commit([*concluded, *write.tags])
+            return await self._store.commit([*concluded, *write.tags, *write.events])
         except ConflictError:  # somebody confirmed one of the keys, or a newer write has taken it over
             for key, intent in write.intents.items():
                 await retried(partial(self._conclude_changed, key, intent, confirmed, refused))
                 reached = [name for name in intent.missing if name != write.paused]
                 await self.note_late(key, intent.digest, reached, revision=write.revision)
+        for event in write.events:
+            with contextlib.suppress(ConflictError):  # it was taken from the outbox already
+                await self._store.commit([event])
         with contextlib.suppress(ConflictError):  # a newer write has the last word
             return await self._store.commit(write.tags)
         return write.revision

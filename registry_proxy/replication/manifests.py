@@ -12,6 +12,7 @@ from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.manifests import WrittenManifest
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.outbox import Actor, EventType, Outbox
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
@@ -99,6 +100,7 @@ class ManifestReplication:
         cache: the source of contents that a replica misses.
         holdings: what of the cache a repository holds, and so may be sent to its replicas.
         uploads: sends the blobs.
+        outbox: makes the events.
     """
 
     replica_sets: Mapping[str, ReplicaSet]
@@ -107,6 +109,7 @@ class ManifestReplication:
     cache: BlobCache
     holdings: Holdings
     uploads: UploadReplication
+    outbox: Outbox
 
     def lease(self, routed: RoutedRepository, digest: Digest, tag: Tag | None) -> AbstractAsyncContextManager[None]:
         """Serialise the writes of a digest and of a tag over all workers and nodes."""
@@ -117,7 +120,13 @@ class ManifestReplication:
         return self.store.lease(f"{routed}:{tag} as a list")
 
     async def put(
-        self, routed: RoutedRepository, tag: Tag | None, manifest: Manifest, *, may_move: bool
+        self,
+        routed: RoutedRepository,
+        tag: Tag | None,
+        manifest: Manifest,
+        actor: Actor | None,
+        *,
+        may_move: bool,
     ) -> WrittenManifest:
         """Write a manifest, and its tag when given, under the lease.
 
@@ -130,7 +139,7 @@ class ManifestReplication:
         replica_set = self.replica_sets[routed.upstream]
         if tag is not None and not may_move:
             await self._check_new(replica_set, routed, tag, manifest.descriptor.digest)
-        write = await self._begin(replica_set, routed, tag, manifest.descriptor)
+        write = await self._begin(replica_set, routed, tag, manifest.descriptor, actor)
         deliveries: list[Delivery] = []
 
         async def put_at(client: ReplicaClient) -> None:
@@ -159,7 +168,12 @@ class ManifestReplication:
         return await self.journal.conclude(write, outcome.confirmed, outcome.refused)
 
     async def _begin(
-        self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor
+        self,
+        replica_set: ReplicaSet,
+        routed: RoutedRepository,
+        tag: Tag | None,
+        descriptor: Descriptor,
+        actor: Actor | None,
     ) -> OpenWrite:
         digest, content = descriptor.digest, (descriptor.digest, descriptor.media_type)
         contents = {IntentKey(routed, IntentKind.MANIFEST, str(digest)): content}
@@ -167,7 +181,22 @@ class ManifestReplication:
         if tag is not None:
             contents[IntentKey(routed, IntentKind.TAG, tag)] = content
             changes.append(Change(Table.TAGS, tag_record_key(routed, tag), {"digest": str(digest)}))
+        if actor is not None and (event := await self._event(routed, tag, descriptor, actor)) is not None:
+            changes.append(event)
         return await self.journal.begin(contents, configured_names(replica_set), changes)
+
+    async def _event(
+        self, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor, actor: Actor
+    ) -> Change | None:
+        return await self.outbox.entry(
+            EventType.MANIFEST if tag is None else EventType.PUSH,
+            routed,
+            actor,
+            tag=tag or "",
+            digest=str(descriptor.digest),
+            media_type=descriptor.media_type,
+            size_bytes=descriptor.size_bytes,
+        )
 
     async def _check_new(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
         """Refuse to move a tag: one that is on record, or at a replica, with another digest than this one."""

@@ -12,6 +12,7 @@ from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.outbox import Outbox
 from registry_proxy.ports.replicas import RegistryReader, ReplicaSet, UpstreamReader
 from registry_proxy.ports.store import Store, StoreChanges, Table
 from registry_proxy.ports.tags import TagRecord
@@ -90,6 +91,7 @@ class ReplicaTools:
         holdings: which repositories hold them.
         pins: keeps what replicas miss.
         observer: receives what was repaired.
+        outbox: makes the events of writes.
     """
 
     records: Records
@@ -100,6 +102,7 @@ class ReplicaTools:
     holdings: Holdings
     pins: Spool
     observer: Observer
+    outbox: Outbox
 
 
 class Writes:
@@ -117,6 +120,7 @@ class Writes:
             cache=cache,
             holdings=tools.holdings,
             uploads=self.uploads,
+            outbox=tools.outbox,
         )
         self.proofs = HoldingProofs(
             readers=tools.readers,
@@ -131,7 +135,7 @@ class Writes:
         )
         self.fallback_tags = FallbackTags(readers=tools.readers, writer=self.manifests)
         self.deletions = DeletionReplication(
-            replica_sets=replica_sets, readers=tools.readers, store=store, journal=journal
+            replica_sets=replica_sets, readers=tools.readers, store=store, journal=journal, outbox=tools.outbox
         )
 
 

@@ -186,13 +186,14 @@ class RedisStore:
             found: list[str | None] = await pipeline.execute()
             return found
 
-    async def list(self, table: Table, prefix: str = "") -> list[Record]:
+    async def list(self, table: Table, prefix: str = "", *, limit: int | None = None) -> list[Record]:
         records: list[Record] = []
         while True:
             after = records[-1].key if records else ""
-            found = await self._run(self._list_script, table, prefix, after, str(_LISTED_AT_ONCE))
+            at_once = _LISTED_AT_ONCE if limit is None else min(_LISTED_AT_ONCE, limit - len(records))
+            found = await self._run(self._list_script, table, prefix, after, str(at_once))
             records += [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
-            if len(found) < 2 * _LISTED_AT_ONCE:
+            if len(found) < 2 * at_once or len(records) == limit:
                 return records
 
     async def changed_since(self, table: Table, version: int) -> Difference | None:

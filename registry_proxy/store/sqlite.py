@@ -95,11 +95,12 @@ class SqliteStore:
         found = {(table, key): Record(key, json.loads(value), revision) for table, key, value, revision in rows}
         return [found.get((table.value, key)) for table, key in keys]
 
-    async def list(self, table: Table, prefix: str = "") -> list[Record]:
-        query = "SELECT key, value, revision FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key"
+    async def list(self, table: Table, prefix: str = "", *, limit: int | None = None) -> list[Record]:
+        query = "SELECT key, value, revision FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key LIMIT ?"
 
         def read() -> builtins.list[Record]:
-            rows = self._connect().execute(query, (table, prefix, prefix + _LAST_CHARACTER))
+            at_most = -1 if limit is None else limit
+            rows = self._connect().execute(query, (table, prefix, prefix + _LAST_CHARACTER, at_most))
             return [Record(key, json.loads(value), revision) for key, value, revision in rows]
 
         return await self._in_thread(read)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from registry_proxy.protocol.reference import digest_of
+from registry_proxy.protocol.zones import Zone, zone_of
 from registry_proxy.replica import connections
 from registry_proxy.replica.failure import BadUpstreamError, ReplicaFailedError
-from registry_proxy.replica.zones import Zone, zone_of
 from tests.support.fakes.malice import Asked, Malice, Said, answer, challenge
 from tests.support.fakes.upstream import REPOSITORY, open_client, read_all
 

@@ -3,8 +3,8 @@
 import socket
 from typing import Any
 
+from registry_proxy.protocol.zones import Zone
 from registry_proxy.replica.connections import ReplicaConnections
-from registry_proxy.replica.zones import Zone
 
 
 def at(address: str) -> Any:

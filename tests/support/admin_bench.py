@@ -32,6 +32,7 @@ from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.users import UserInput
 from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
+from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.operations.warm import Warmer
@@ -106,6 +107,15 @@ ADMIN_ROUTES = {
     "GET /upstreams/{name}/verify": _ADMINS,
     "POST /upstreams/{name}/verify": _ADMINS,
     "GET /repositories": _ADMINS,
+    "GET /subscriptions": _ADMINS,
+    "GET /subscriptions/{name}": _ADMINS,
+    "PUT /subscriptions/{name}": _ADMINS,
+    "PATCH /subscriptions/{name}": _ADMINS,
+    "DELETE /subscriptions/{name}": _ADMINS,
+    "POST /subscriptions/{name}/test": _ADMINS,
+    "GET /deliveries": _ADMINS,
+    "GET /deliveries/{id}": _ADMINS,
+    "POST /deliveries/{id}/replay": _ADMINS,
     "GET /cache": _ADMINS,
     "GET /cache/blobs": _ADMINS,
     "POST /cache/verify": _ADMINS,
@@ -350,6 +360,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     ),
                     lambda: None,
                 ),
+                deliveries=DeliveryRecord(store),
             )
             app = make_admin_app(services)
             yield Node(

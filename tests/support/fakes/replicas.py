@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from registry_proxy.events.outbox import StoreOutbox
+from registry_proxy.events.subscriptions import Subscriptions
 from registry_proxy.operations.contents import has, links_of
 from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.manage import Manage
@@ -20,6 +22,7 @@ from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.content import BlobCache, ByteStream, Holdings
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.replicas import HeldReferrers, ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Table
 from registry_proxy.ports.uploads import Spool, Uploader
@@ -368,10 +371,19 @@ class Pushing:
             routed, ANN, sent.session_id, sent.state, digest_of(content), body_of(), 0, None
         )
 
-    async def put(self, tag: str | Digest, manifest: bytes, media_type: str, *, may_move: bool = True) -> Descriptor:
+    async def put(
+        self,
+        tag: str | Digest,
+        manifest: bytes,
+        media_type: str,
+        *,
+        may_move: bool = True,
+        actor: Actor | None = None,
+    ) -> Descriptor:
         """PUT a manifest into ``ROUTED``."""
         slot = tag if isinstance(tag, Digest) else Tag(tag)
-        return (await self.push.put_manifest(ROUTED, slot, media_type, manifest, may_move_tags=may_move)).descriptor
+        put = self.push.put_manifest(ROUTED, slot, media_type, manifest, may_move_tags=may_move, actor=actor)
+        return (await put).descriptor
 
     async def intents(self) -> dict[str, list[str]]:
         """Return the open intents: what misses each key."""
@@ -390,9 +402,16 @@ async def pushing(
         sets = {replicas.upstream: replicas}
         names = {replicas.upstream: [client.name for client in replicas.replicas]}
         journal = Journal(store, changes, RecordingObserver(), names, guarded=[replicas.upstream])
+        outbox = StoreOutbox(Subscriptions(store, changes), lambda routed: routed.repository)
         uploads = UploadReplication(replica_sets=sets, journal=journal, cache=cache, pins=spool)
         manifests = ManifestReplication(
-            replica_sets=sets, store=store, journal=journal, cache=cache, holdings=holdings, uploads=uploads
+            replica_sets=sets,
+            store=store,
+            journal=journal,
+            cache=cache,
+            holdings=holdings,
+            uploads=uploads,
+            outbox=outbox,
         )
         reader = replicas.replicas[0]
         proofs = holdings_of(reader, holdings, cache, replicas.separation)
@@ -419,7 +438,7 @@ async def pushing(
             writer=writer,
             referrers=referrers,
         )
-        deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal)
+        deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal, outbox=outbox)
         yield Pushing(
             push,
             Manage(holdings=holdings, proofs=proofs, deletions=deletions, referrers=referrers),

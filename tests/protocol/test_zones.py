@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry_proxy.replica.zones import Zone, zone_of
+from registry_proxy.protocol.zones import Zone, zone_of
 
 
 @pytest.mark.parametrize(

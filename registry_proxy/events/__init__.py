@@ -1,0 +1,1 @@
+"""Events for the receivers of others: outbox, subscriptions, deliveries."""

@@ -1,0 +1,204 @@
+"""Delivering: one process of all nodes at a time empties the outbox and serves the lanes of all subscriptions.
+
+The time of a lane's next try is kept in memory: after a start each of them is tried at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from registry_proxy.events.agenda import Agenda
+from registry_proxy.events.delivery import Delivery, Lane, number_of
+from registry_proxy.events.fan_out import FanOut
+from registry_proxy.events.schedule import wait_seconds
+from registry_proxy.events.sender import Sender
+from registry_proxy.events.subscription import OnFailure, Subscription
+from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
+
+_LOOK_SECONDS = 0.1
+_STORE_PAUSE_SECONDS = 1.0
+_AT_ONCE = 8
+"""Number of deliveries to one receiver at the same time."""
+
+_IN_A_ROW = 20
+"""Number of deliveries of a lane after which other lanes of its receiver come first."""
+
+_SKIP_AMONG = 100
+"""Number of deliveries among which a lane that skips looks for one that is due."""
+
+_DELIVERED_KEPT = 100
+"""Number of delivered events of a lane that stay on record."""
+
+_REMOVED_AT_ONCE = 500
+_LEASE = "events"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryLimits:
+    """Bounds: ``queued_max`` deliveries wait for one subscription, each for at most ``max_age_seconds``."""
+
+    queued_max: int = 100_000
+    max_age_seconds: float = 3 * 86_400.0
+
+
+class Deliveries:
+    """Delivers for all nodes while this process holds the lease.
+
+    Args:
+        store: holds outbox, lanes and deliveries.
+        changes: tells when the outbox or a subscription has changed.
+        subscriptions: as they are now.
+        sender: sends one delivery.
+        limits: bounds of what waits.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        changes: StoreChanges,
+        subscriptions: Subscriptions,
+        sender: Sender,
+        limits: DeliveryLimits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._changes = changes
+        self._subscriptions = subscriptions
+        self._sender = sender
+        self._limits = limits
+        self._clock = clock
+        self._fan_out = FanOut(store, subscriptions, limits.queued_max, clock)
+        self._led_since = 0.0
+        self._failure: StoreUnavailableError | None = None
+
+    async def run(self) -> None:
+        """Go on until cancelled; another process takes over where this one cannot reach the store."""
+        while True:
+            try:
+                async with self._store.lease(_LEASE):
+                    await self._lead()
+            except StoreUnavailableError:
+                await asyncio.sleep(_STORE_PAUSE_SECONDS)
+
+    async def _lead(self) -> None:
+        """Deliver until the store is away. Raises StoreUnavailableError."""
+        self._led_since, self._failure = self._clock(), None
+        outbox = subscribed = losses = -1
+        async with contextlib.aclosing(Agenda(self._serve, _AT_ONCE, self._clock)) as agenda:
+            while self._failure is None:
+                if subscribed != (version := self._changes.version(Table.SUBSCRIPTIONS)):
+                    await self._look_at_all(agenda)
+                    subscribed = version
+                if losses != (version := self._changes.losses()):
+                    for lane in await self._fan_out.note_loss():
+                        agenda.serve_at(lane, 0.0)
+                    losses = version
+                if outbox != (version := self._changes.version(Table.OUTBOX)):
+                    lanes, is_left = await self._fan_out.run_once()
+                    outbox = -1 if is_left else version
+                    for lane in lanes:
+                        subscription = await self._find(lane)
+                        is_waiting = subscription is None or subscription.on_failure == OnFailure.HOLD
+                        agenda.note_event(lane, is_waiting=is_waiting)
+                agenda.start_due()
+                await asyncio.sleep(_LOOK_SECONDS)
+        raise self._failure
+
+    async def _look_at_all(self, agenda: Agenda) -> None:
+        """Have every lane served that has a delivery; remove what is on record of subscriptions that are gone."""
+        known = {subscription.name for subscription in await self._subscriptions.current()}
+        for text in await self._store.heads(Table.DELIVERIES):
+            if (lane := Lane.of(text)).subscription in known:
+                agenda.serve_at(lane, 0.0)
+        for name in {Lane.of(text).subscription for text in await self._store.heads(Table.LANES)} - known:
+            for table in (Table.DELIVERIES, Table.DEAD_LETTERS, Table.DELIVERED, Table.LANES):
+                while records := await self._store.list(table, f"{name}/", limit=_REMOVED_AT_ONCE):
+                    await self._store.commit([Change(table, record.key, None) for record in records])
+
+    async def _find(self, lane: Lane) -> Subscription | None:
+        current = await self._subscriptions.current()
+        return next((each for each in current if each.name == lane.subscription), None)
+
+    async def _serve(self, lane: Lane) -> float | None:
+        """Deliver the next events of a lane; return when to go on, None where nothing is left that can go."""
+        try:
+            for _ in range(_IN_A_ROW):
+                subscription = await self._find(lane)
+                if subscription is None or not subscription.enabled:
+                    return None
+                record, again_at = await self._next(lane, subscription)
+                if record is None:
+                    return again_at
+                again_at = await self._try(lane, subscription, record)
+                if again_at is not None and subscription.on_failure == OnFailure.HOLD:
+                    return again_at
+        except StoreUnavailableError as error:
+            self._failure = error
+            return None
+        except ConflictError:  # another process delivers as well: the lease was lost while this one stood still
+            _log.info("a delivery of %s was changed by another process", lane)
+        return self._clock()
+
+    async def _next(self, lane: Lane, subscription: Subscription) -> tuple[Record | None, float | None]:
+        """Return the delivery to try now, or when the first will be due."""
+        if subscription.on_failure == OnFailure.HOLD:
+            records = await self._store.list(Table.DELIVERIES, f"{lane}|", limit=1)
+            return (records[0] if records else None), None
+        now, first_at = self._clock(), None
+        for record in await self._store.list(Table.DELIVERIES, f"{lane}|", limit=_SKIP_AMONG):
+            delivery = Delivery.of(record.value)
+            if delivery.next_attempt_at <= now or delivery.last_attempt_at < self._led_since:
+                return record, None
+            first_at = delivery.next_attempt_at if first_at is None else min(first_at, delivery.next_attempt_at)
+        return None, first_at
+
+    async def _try(self, lane: Lane, subscription: Subscription, record: Record) -> float | None:
+        """Send one delivery and put the outcome on record; return when it is tried again, None for never."""
+        delivery = Delivery.of(record.value)
+        answer = await self._sender.send(subscription, number_of(record.key), delivery)
+        now = self._clock()
+        delivery = replace(
+            delivery,
+            attempts=delivery.attempts + 1,
+            last_status=answer.status,
+            last_answer=answer.text,
+            last_attempt_at=now,
+            next_attempt_at=now + wait_seconds(delivery.attempts + 1, answer.retry_after_seconds),
+        )
+        if answer.is_accepted:
+            await self._store.commit(self._ended(lane, record, replace(delivery, ended_at=now), Table.DELIVERED))
+            return None
+        if now - delivery.queued_at > self._limits.max_age_seconds:
+            _log.warning("gave up a delivery of event %s to %s: %s", delivery.event.id, subscription.name, answer.text)
+            await self._store.commit(self._ended(lane, record, replace(delivery, ended_at=now), Table.DEAD_LETTERS))
+            return None
+        changes = [Change(Table.DELIVERIES, record.key, delivery.stored(), expect=record.revision)]
+        if answer.is_gone:
+            changes.append(_disabled(subscription))
+            _log.warning("disabled the subscription %s: its receiver answered 410 Gone", subscription.name)
+        await self._store.commit(changes)
+        return delivery.next_attempt_at
+
+    @staticmethod
+    def _ended(lane: Lane, record: Record, delivery: Delivery, table: Table) -> Sequence[Change]:
+        changes = [
+            Change(Table.DELIVERIES, record.key, None, expect=record.revision),
+            Change(table, record.key, {**delivery.stored(), "next_attempt_at": 0.0}),
+        ]
+        if table is Table.DELIVERED and (oldest := number_of(record.key) - _DELIVERED_KEPT) > 0:
+            changes.append(Change(Table.DELIVERED, lane.key(oldest), None))
+        return changes
+
+
+def _disabled(subscription: Subscription) -> Change:
+    reason = "the receiver answered 410 Gone: it wants no events any more"
+    value = replace(subscription, enabled=False, disabled_reason=reason).stored()
+    return Change(Table.SUBSCRIPTIONS, subscription.name, value, expect=subscription.revision)

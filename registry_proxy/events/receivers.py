@@ -1,0 +1,127 @@
+"""Receivers over HTTP: whom a delivery may reach, and how long it may take (events.sender.Sender).
+
+The address decides that a connection is made to, after the resolver and whatever the notation (docs/decisions/51).
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import aiohttp
+from yarl import URL
+
+from registry_proxy.events.composition import compose
+from registry_proxy.events.delivery import ANSWER_MAX_CHARACTERS, Delivery
+from registry_proxy.events.sender import ReceiverAnswer
+from registry_proxy.events.subscription import Subscription
+from registry_proxy.protocol.zones import InsideError, Zone, zone_of
+
+TRY_SECONDS = 15.0
+_SERVICES_KNOWN_SECONDS = 30.0
+_ANSWER_MAX_BYTES = 4 * ANSWER_MAX_CHARACTERS
+_log = logging.getLogger(__name__)
+
+Endpoint = tuple[str, int]
+"""A host and a port."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverLimits:
+    """The receivers that deliveries may reach.
+
+    Args:
+        allows_private: whether receivers may have private addresses.
+        allowed_hosts: hosts that may also be this machine.
+        services: hosts and ports that never receive events: Redis, the replicas, the admin listener.
+    """
+
+    allows_private: bool
+    allowed_hosts: Collection[str]
+    services: Sequence[Endpoint]
+
+
+class HttpSender:
+    """Posts events; open until ``aclose``.
+
+    Args:
+        limits: whom it may reach.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, limits: ReceiverLimits, clock: Callable[[], float] = time.time) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._forbidden: frozenset[Endpoint] = frozenset()
+        self._forbidden_until = 0.0
+        outer = Zone.PRIVATE if limits.allows_private else Zone.GLOBAL
+        self._sessions = {
+            is_listed: self._session(Zone.LOOPBACK if is_listed else outer) for is_listed in (True, False)
+        }
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for session in self._sessions.values():
+            await session.close()
+
+    async def send(self, subscription: Subscription, number: int, delivery: Delivery) -> ReceiverAnswer:
+        url = URL(subscription.url)
+        request = compose(subscription, number, delivery, self._clock())
+        session = self._sessions[url.host in self._limits.allowed_hosts]
+        try:
+            async with asyncio.timeout(TRY_SECONDS):
+                await self._look_up_services()
+                posting = session.post(url, data=request.body, headers=request.headers, allow_redirects=False)
+                async with posting as response:
+                    body = await response.content.read(_ANSWER_MAX_BYTES)
+                    text = body.decode(errors="replace")[:ANSWER_MAX_CHARACTERS]
+                    if 300 <= response.status < 400:
+                        text = "redirects are not followed: subscribe with the URL that they lead to"
+                    return ReceiverAnswer(response.status, text, _retry_after(response.headers.get("Retry-After")))
+        except TimeoutError:
+            return ReceiverAnswer(None, f"no answer within {TRY_SECONDS:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return ReceiverAnswer(None, _reason(error)[:ANSWER_MAX_CHARACTERS])
+
+    def _session(self, limit: Zone) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, socket_factory=partial(self._make_socket, limit)),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
+            requote_redirect_url=False,
+        )
+
+    def _make_socket(self, limit: Zone, address: aiohttp.AddrInfoType) -> socket.socket:
+        host, port = address[4][0], int(address[4][1])
+        if zone_of(host) > limit or (host, port) in self._forbidden:
+            raise InsideError
+        return socket.socket(address[0], address[1], address[2])
+
+    async def _look_up_services(self) -> None:
+        """Learn the addresses that the services have now; those of a name that is not known stay out."""
+        now = time.monotonic()
+        if now < self._forbidden_until:
+            return
+        loop, found = asyncio.get_running_loop(), set[Endpoint]()
+        for host, port in self._limits.services:
+            try:
+                addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except OSError:
+                continue
+            found |= {(str(each[4][0]), port) for each in addresses}
+        self._forbidden, self._forbidden_until = frozenset(found), now + _SERVICES_KNOWN_SECONDS
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Return the seconds of a Retry-After; dates are left out, as the later tries come anyway."""
+    return float(header) if header is not None and header.isascii() and header.isdigit() else None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, InsideError) or isinstance(error.__cause__, InsideError):
+        return "the address is one that no event is sent to: see events.private and events.allowed_hosts"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,140 @@
+"""Registry events, and the outbox that holds them from the commit that caused them on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Protocol, Self
+
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Change
+
+
+class EventType(StrEnum):
+    """The types that a subscription names."""
+
+    PUSH = "push"
+    """A client moved a tag: one event for each tag."""
+
+    MANIFEST = "manifest"
+    """A client pushed a manifest by digest, as the children of an index and referrers are."""
+
+    DELETE = "delete"
+    """A client deleted a tag, or a manifest with every tag on it."""
+
+    GAP = "gap"
+    """Events were dropped, or lost with the store: the receiver compares with the registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """The client behind a write.
+
+    Args:
+        subject: typed, such as ``robot:ci``.
+        address: IP address of the client.
+        request_id: of its request.
+        user_agent: as the client names itself.
+        host: the registry's public name and port, as the client addressed it.
+    """
+
+    subject: str
+    address: str = ""
+    request_id: str = ""
+    user_agent: str = ""
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryEvent:
+    """One event.
+
+    Args:
+        id: unique, and the same each time it is delivered.
+        type: what happened.
+        at: seconds since the epoch.
+        repository: canonical name, as clients use it; "" for an event of no repository.
+        tag: the tag that was moved or deleted; "" for none.
+        digest: of the manifest; "" for a deleted tag that is not on record.
+        previous: the digest that the tag had before; "" for a new tag.
+        media_type: of the manifest; "" where it is not known.
+        size_bytes: of the manifest; 0 where it is not known.
+        actor: the client that caused it; None for the service itself.
+        detail: what else there is, as JSON has it.
+    """
+
+    id: str
+    type: EventType
+    at: float
+    repository: str = ""
+    tag: str = ""
+    digest: str = ""
+    previous: str = ""
+    media_type: str = ""
+    size_bytes: int = 0
+    actor: Actor | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the event as plain JSON."""
+        value = {name: getattr(self, name) for name in self.__slots__}
+        actor = self.actor
+        if actor is not None:
+            value["actor"] = {name: getattr(actor, name) for name in actor.__slots__}
+        return value
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Self:
+        """Return the event that ``stored`` returned; fields that a later release stored are left out."""
+        known = {name: value[name] for name in cls.__slots__ if name in value}
+        if known.get("actor") is not None:
+            known["actor"] = Actor(**{name: known["actor"][name] for name in Actor.__slots__ if name in known["actor"]})
+        return cls(**{**known, "type": EventType(known["type"])})
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """An event in the outbox.
+
+    Args:
+        event: the event.
+        writing_until: of a write under way, in seconds since the epoch: before, it is delivered only once the write was
+            concluded; 0 for one that is.
+        subscription: the only subscription that receives it; "" for all that want it.
+        is_replay: whether it was delivered, or given up, before.
+    """
+
+    event: RegistryEvent
+    writing_until: float = 0.0
+    subscription: str = ""
+    is_replay: bool = False
+
+    def stored(self) -> dict[str, Any]:
+        """Return the entry as plain JSON."""
+        return {**{name: getattr(self, name) for name in self.__slots__}, "event": self.event.stored()}
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Self:
+        """Return the entry that ``stored`` returned."""
+        known = {name: value[name] for name in cls.__slots__ if name in value}
+        return cls(**{**known, "event": RegistryEvent.of(value["event"])})
+
+    def concluded(self) -> Self:
+        """Return the entry of a write that was concluded."""
+        return replace(self, writing_until=0.0)
+
+
+class Outbox(Protocol):
+    """Makes the entries that a write stores in its own commit."""
+
+    async def entry(self, kind: EventType, routed: RoutedRepository, actor: Actor, **fields: Any) -> Change | None:
+        """Return the change that puts an event into the outbox; None where no subscription wants it.
+
+        Args:
+            kind: what happened.
+            routed: where.
+            actor: who did it.
+            fields: further fields of RegistryEvent.
+
+        Raises:
+            StoreUnavailableError: which subscriptions there are cannot be known.
+        """

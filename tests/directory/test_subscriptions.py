@@ -1,0 +1,76 @@
+"""Subscriptions of the directory: their rules, and that every fault is named at once."""
+
+from typing import Any
+
+import pytest
+
+from registry_proxy.access.faults import InvalidError
+from registry_proxy.directory import subscriptions
+from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.revise import NotFoundError, RevisionConflictError
+from registry_proxy.events.subscription import SubscriptionInput
+
+URL = "https://ci.example/hooks/registry"
+
+
+async def test_a_subscription_is_kept_and_removed(directory: Directory) -> None:
+    """What was put is what is read; a revision guards it; its name is free again afterwards."""
+    given = SubscriptionInput(url=URL, secrets=["x" * 16], headers={"Authorization": "Bearer y"}, events=["push"])
+    made, is_new = await directory.subscriptions.put("ci", given)
+    assert is_new
+    assert await directory.subscriptions.get("ci") == made
+    with pytest.raises(RevisionConflictError):
+        await directory.subscriptions.put("ci", given, expect=made.revision + 1)
+    await directory.subscriptions.delete("ci")
+    with pytest.raises(NotFoundError):
+        await directory.subscriptions.get("ci")
+    assert await directory.subscriptions.list() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("url", "ftp://ci.example/"),
+        ("url", "https://"),
+        ("url", "http://ci.example:port/"),
+        ("url", "http://ci.example/#a"),
+        ("url", "http://ci.example/a b"),
+        ("url", "http://ci.example/\r\nX: y"),
+        ("secrets", ["short"]),
+        ("secrets", ["x" * 16] * 3),
+        ("events", []),
+        ("events", ["gap"]),
+        ("events", ["nothing"]),
+        ("repository", "Team/**"),
+        ("tags", "a/b"),
+        ("format", "xml"),
+        ("on_failure", "stop"),
+        ("headers", {"Host": "a"}),
+        ("headers", {"Webhook-Id": "a"}),
+        ("headers", {"X y": "a"}),
+        ("headers", {"X": "a\r\nY: b"}),
+        ("headers", {f"X-{number}": "a" for number in range(21)}),
+    ],
+)
+async def test_a_fault_names_its_field(directory: Directory, field: str, value: Any) -> None:
+    """Each rule refuses what breaks it, and stores nothing."""
+    with pytest.raises(InvalidError) as caught:
+        await directory.subscriptions.put("ci", SubscriptionInput(**{"url": URL, field: value}))
+    assert [name for name, _ in caught.value.faults] == [field]
+    assert await directory.subscriptions.list() == []
+
+
+async def test_all_faults_are_named_at_once(directory: Directory) -> None:
+    """The name's, too."""
+    with pytest.raises(InvalidError) as caught:
+        await directory.subscriptions.put("a b", SubscriptionInput(url="x", events=["y"], tags="z/"))
+    assert [name for name, _ in caught.value.faults] == ["name", "url", "events", "tags"]
+
+
+async def test_subscriptions_are_bounded(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more than may be is refused; those that are there can be changed."""
+    monkeypatch.setattr(subscriptions, "_SUBSCRIPTIONS_MAX", 1)
+    await directory.subscriptions.put("a", SubscriptionInput(url=URL))
+    with pytest.raises(InvalidError, match="already"):
+        await directory.subscriptions.put("b", SubscriptionInput(url=URL))
+    await directory.subscriptions.put("a", SubscriptionInput(url=URL, enabled=False))

@@ -1,0 +1,169 @@
+"""Deliveries: at least once, in order, with a bounded patience, and whatever process dies."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from registry_proxy.events.deliveries import Deliveries, DeliveryLimits
+from registry_proxy.events.delivery import Delivery
+from registry_proxy.events.sender import ReceiverAnswer
+from registry_proxy.events.subscription import Subscription, subscription_of
+from registry_proxy.ports.store import Change, Record, Table
+from registry_proxy.tasks import end, running, spawn
+from tests.events.support import Bench, ScriptedSender, pushed
+from tests.support.waiting import until
+
+OK, FAILED = ReceiverAnswer(200, ""), ReceiverAnswer(500, "out of order")
+
+
+def deliveries(bench: Bench, sender: ScriptedSender, **limits: Any) -> Deliveries:
+    """Return what delivers the events of a bench."""
+    return Deliveries(
+        store=bench.store,
+        changes=bench.changes,
+        subscriptions=bench.subscriptions,
+        sender=sender,
+        limits=DeliveryLimits(**limits),
+    )
+
+
+async def become(read: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
+    """Read again until the outcome is as wanted; return it."""
+    async with asyncio.timeout(10):
+        while not wanted(found := await read()):  # noqa: ASYNC110 - the store tells nobody
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_events_arrive_in_order_and_stay_on_record_as_delivered(bench: Bench) -> None:
+    """Each event is sent once, numbered as it was queued, and is listed as delivered."""
+    await bench.subscribe()
+    sender = ScriptedSender()
+    await bench.put(*(pushed(number) for number in range(1, 12)))
+    async with running(deliveries(bench, sender).run(), "deliveries"):
+        delivered = await become(lambda: bench.store.list(Table.DELIVERED), lambda found: len(found) == 11)
+    assert sender.ids() == [f"event-{number}" for number in range(1, 12)]
+    assert [number for _, number, _ in sender.sent] == list(range(1, 12))
+    assert Delivery.of(delivered[0].value).attempts == 1
+    assert await bench.queued() == []
+
+
+async def test_a_failing_lane_holds_and_others_go_on(bench: Bench) -> None:
+    """Later events of the repository wait for the one that fails; those of another repository do not."""
+    await bench.subscribe()
+    failing = [True]
+    sender = ScriptedSender(lambda _, delivery: FAILED if failing[0] and delivery.event.id == "event-1" else OK)
+    await bench.put(pushed(1), pushed(2), pushed(3, repository="team/other"))
+    async with running(deliveries(bench, sender).run(), "deliveries"):
+        await until(lambda: sender.ids().count("event-1") >= 2 and "event-3" in sender.ids())
+        assert "event-2" not in sender.ids()
+        failing[0] = False
+        await until(lambda: "event-2" in sender.ids())
+    assert sender.ids()[-2:] == ["event-1", "event-2"]
+
+
+async def test_a_lane_that_skips_goes_on(bench: Bench) -> None:
+    """Later events pass the one that fails, which is tried again and arrives in the end."""
+    await bench.subscribe(on_failure="skip")
+    failing = [True]
+    sender = ScriptedSender(lambda _, delivery: FAILED if failing[0] and delivery.event.id == "event-1" else OK)
+    await bench.put(pushed(1), pushed(2))
+    async with running(deliveries(bench, sender).run(), "deliveries"):
+        await until(lambda: "event-2" in sender.ids())
+        failing[0] = False
+        await become(bench.queued, lambda queued: not queued)
+    assert sender.ids()[-1] == "event-1"
+
+
+async def test_another_process_goes_on_where_one_ended(bench: Bench) -> None:
+    """A delivery that failed is tried at once by the next process, under the same id and number."""
+    await bench.subscribe()
+    await bench.put(pushed(1))
+    first = ScriptedSender(lambda *_: ReceiverAnswer(503, "later", retry_after_seconds=3600.0))
+    async with running(deliveries(bench, first).run(), "deliveries"):
+        (record,) = await become(bench.queued, lambda queued: queued and queued[0].value["attempts"] == 1)
+    assert Delivery.of(record.value).next_attempt_at - Delivery.of(record.value).last_attempt_at >= 3600
+    second = ScriptedSender()
+    async with running(deliveries(bench, second).run(), "deliveries"):
+        await until(lambda: bool(second.sent))
+    assert second.sent == first.sent[:1]
+
+
+async def test_one_process_delivers_at_a_time(bench: Bench) -> None:
+    """Two processes send each event once, and the second takes over when the first ends."""
+    await bench.subscribe()
+    sender = ScriptedSender()
+    first = spawn(deliveries(bench, sender).run(), "first")
+    async with running(deliveries(bench, sender).run(), "second"):
+        await bench.put(*(pushed(number) for number in range(1, 10)))
+        await until(lambda: len(sender.sent) >= 9)
+        await end(first)
+        await bench.put(pushed(10))
+        await until(lambda: len(sender.sent) >= 10)
+    assert sender.ids() == [f"event-{number}" for number in range(1, 11)]
+
+
+async def test_an_old_delivery_becomes_a_dead_letter(bench: Bench) -> None:
+    """What fails for longer than the limit is given up, listed with its last answer, and the lane goes on."""
+    await bench.subscribe()
+    sender = ScriptedSender(lambda _, delivery: FAILED if delivery.event.id == "event-1" else OK)
+    await bench.put(pushed(1), pushed(2))
+    async with running(deliveries(bench, sender, max_age_seconds=0.0).run(), "deliveries"):
+        (dead,) = await become(lambda: bench.store.list(Table.DEAD_LETTERS), bool)
+        await until(lambda: "event-2" in sender.ids())
+    letter = Delivery.of(dead.value)
+    assert (letter.event.id, letter.last_status, letter.last_answer) == ("event-1", 500, "out of order")
+
+
+async def test_410_disables_the_subscription(bench: Bench) -> None:
+    """A receiver that is gone gets nothing more; what is queued waits, with the reason on record."""
+    await bench.subscribe()
+    sender = ScriptedSender(lambda *_: ReceiverAnswer(410, ""))
+
+    async def read() -> Subscription:
+        return subscription_of((await bench.store.list(Table.SUBSCRIPTIONS))[0])
+
+    await bench.put(pushed(1), pushed(2))
+    async with running(deliveries(bench, sender).run(), "deliveries"):
+        subscription = await become(read, lambda found: not found.enabled)
+        await bench.put(pushed(3))
+        await become(lambda: bench.store.list(Table.OUTBOX), lambda found: not found)
+    assert "410" in subscription.disabled_reason
+    assert sender.ids() == ["event-1"]
+    assert len(await bench.queued()) == 2
+
+
+async def test_a_deleted_subscription_leaves_nothing(bench: Bench) -> None:
+    """Its deliveries, dead letters and numbers go, and nothing is sent any more."""
+    await bench.subscribe()
+    await bench.subscribe("kept")
+    sender = ScriptedSender(lambda subscription, _: OK if subscription.name == "kept" else FAILED)
+    await bench.put(pushed(1), pushed(2))
+
+    async def of_ci() -> list[Record]:
+        tables = (Table.DELIVERIES, Table.DELIVERED, Table.DEAD_LETTERS, Table.LANES)
+        return [record for table in tables for record in await bench.store.list(table, "ci/")]
+
+    async with running(deliveries(bench, sender).run(), "deliveries"):
+        await until(lambda: "event-2" in sender.ids("kept"))
+        await bench.store.commit([Change(Table.SUBSCRIPTIONS, "ci", None)])
+        await become(of_ci, lambda found: not found)
+    assert len(await bench.store.list(Table.DELIVERED, "kept/")) == 2
+
+
+async def test_only_the_last_delivered_events_of_a_lane_stay_on_record(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of what was delivered is bounded for each lane."""
+    monkeypatch.setattr("registry_proxy.events.deliveries._DELIVERED_KEPT", 3)
+    await bench.subscribe()
+    sender = ScriptedSender()
+    await bench.put(*(pushed(number) for number in range(1, 9)))
+    async with running(deliveries(bench, sender).run(), "deliveries"):
+        await until(lambda: len(sender.sent) == 8)
+        delivered = await become(
+            lambda: bench.store.list(Table.DELIVERED), lambda found: bool(found) and found[-1].key.endswith("8")
+        )
+    assert len(delivered) == 3

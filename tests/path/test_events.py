@@ -1,0 +1,135 @@
+"""Events of the running product: from a push through nodes that die to a receiver."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartProxy
+from tests.support.product import Proxy, make_image
+from tests.support.servers import Server, wait_until
+
+REPOSITORY = "team/app"
+
+
+class Receiver(ThreadingHTTPServer):
+    """A receiver on loopback: ``status`` is what it answers, ``events`` what it accepted."""
+
+    daemon_threads = True
+    status = 200
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_port}/hook"
+
+    def tags(self) -> list[str]:
+        """Return the tags of the accepted events, in order."""
+        return [event["data"]["tag"] for event in self.events]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        event = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.server.status == 200:
+            self.server.events.append(event)
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver that accepts."""
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def proxy(registries: list[Server], start_proxy: StartProxy) -> Proxy:
+    """A proxy whose events may go to loopback."""
+    return start_proxy(registries, {"events": {"allowed_hosts": ["127.0.0.1"]}})
+
+
+def subscribe(proxy: Proxy, url: str, **fields: object) -> None:
+    """Make a subscription."""
+    with proxy.admin() as admin:
+        admin.put("/subscriptions/ci", json={"url": url, **fields}).raise_for_status()
+
+
+def test_a_push_and_a_delete_reach_the_receiver(proxy: Proxy, receiver: Receiver) -> None:
+    """Who pushed what as which tag, and what the tag was before; the record says that it arrived."""
+    user = proxy.add_user("ann", pull_push_delete=["team/**"])
+    subscribe(proxy, receiver.url, secrets=["a secret of 16 characters"])
+    first, second = make_image(b"one"), make_image(b"two")
+    user.push(REPOSITORY, "v1", first)
+    user.push(REPOSITORY, "v1", second)
+    with user.client(REPOSITORY, "delete") as client:
+        assert client.delete("/manifests/v1").status_code == 202
+    wait_until(lambda: len(receiver.events) == 3, "three events")
+    created, moved, deleted = receiver.events
+    assert [event["type"].rpartition(".")[2] for event in receiver.events] == ["push", "push", "delete"]
+    assert [event["sequence"][-1] for event in receiver.events] == ["1", "2", "3"]
+    assert (moved["data"]["digest"], moved["data"]["previous"]) == (second.digest, created["data"]["digest"])
+    assert (moved["data"]["subject"], deleted["data"]["digest"]) == ("user:ann", second.digest)
+    with proxy.admin() as admin:
+
+        def delivered() -> list[dict[str, Any]]:
+            query = {"subscription": "ci", "state": "delivered"}
+            items: list[dict[str, Any]] = admin.get("/deliveries", params=query).raise_for_status().json()["items"]
+            return items
+
+        wait_until(lambda: len(delivered()) == 3, "all are on record")
+        last = delivered()[-1]
+        assert admin.post(f"/deliveries/{last['id']}/replay").status_code == 202
+        wait_until(lambda: len(receiver.events) == 4, "the replay")
+        assert admin.post("/subscriptions/ci/test").status_code == 202
+        wait_until(lambda: len(receiver.events) == 5, "the test")
+    assert (receiver.events[3]["id"], receiver.events[3]["data"]["replay"]) == (deleted["id"], True)
+    assert receiver.events[4]["data"]["test"] is True
+
+
+def test_events_survive_the_death_of_the_service(proxy: Proxy, receiver: Receiver) -> None:
+    """What was pushed while the receiver failed arrives after kill -9 and a new start, once, in order."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    subscribe(proxy, receiver.url)
+    receiver.status = 503
+    tags = [f"v{number}" for number in range(4)]
+    for tag in tags:
+        user.push(REPOSITORY, tag, make_image(tag.encode()))
+    proxy.kill_everything()
+    receiver.status = 200
+    proxy.start()
+    wait_until(lambda: len(receiver.events) >= len(tags), "all events")
+    assert receiver.tags() == tags
+
+
+def test_secrets_and_headers_are_never_shown(proxy: Proxy) -> None:
+    """Neither the API nor the audit log repeats a secret or the value of a header."""
+    subscribe(
+        proxy, "https://ci.example/hook", secrets=["never to be shown 1"], headers={"Authorization": "never shown 2"}
+    )
+    with proxy.admin() as admin:
+        shown = admin.get("/subscriptions/ci").text + admin.get("/subscriptions").text
+        admin.patch("/subscriptions/ci", json={"headers": {"X-Token": "never shown 3"}}).raise_for_status()
+        kept = admin.get("/subscriptions/ci").json()
+        audited = admin.get("/audit", params={"action": "subscriptions.put"}).text
+        audited += admin.get("/audit", params={"action": "subscriptions.patch"}).text
+    assert "never" not in shown + audited
+    assert (kept["secret_count"], kept["header_names"]) == (1, ["X-Token"])
+    assert "X-Token" in audited
