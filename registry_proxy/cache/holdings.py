@@ -21,7 +21,7 @@ from registry_proxy.cache.layout import LOCK_STRIPES, CachePaths, age_seconds, w
 from registry_proxy.files.lock import locked
 from registry_proxy.files.shared_page import SharedPage
 from registry_proxy.ports.content import CachedTag, Holding
-from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.names import ContentKind, RoutedRepository, parse_routed
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest
@@ -136,12 +136,11 @@ class FileHoldings:
 
     def forget_answers(self, upstream: str, kind: ContentKind) -> None:
         """Forget what replicas of an upstream said that its repositories hold, not what was pushed; in a thread."""
-        for routed in self.repositories():
-            if routed.upstream == upstream:
-                for digest in self._digests(routed, kind):
-                    found = _read(self._entry_path(routed, kind, digest))
-                    if found is not None and not found[0].get("pushed"):
-                        self.forget(routed, kind, digest)
+        for repository, digest in self.contents_of(upstream, kind):
+            routed = RoutedRepository(upstream, repository)
+            found = _read(self._entry_path(routed, kind, digest))
+            if found is not None and not found[0].get("pushed"):
+                self.forget(routed, kind, digest)
 
     def find_tag(self, routed: RoutedRepository, tag: Tag) -> CachedTag | None:
         found = _read(self._tag(routed, tag))
@@ -224,8 +223,7 @@ class FileHoldings:
         """Give the repositories of which anything is known here; in a thread."""
         for directory, names, _ in os.walk(self._repositories):
             if any(name in names for name in _DIRECTORIES.values()):
-                upstream, _, repository = os.path.relpath(directory, self._repositories).partition("/")
-                yield RoutedRepository(upstream, Repository(repository))
+                yield parse_routed(os.path.relpath(directory, self._repositories))
             names[:] = [name for name in names if not name.startswith("_")]
 
     def _digests(self, routed: RoutedRepository, kind: ContentKind) -> set[Digest]:

@@ -11,13 +11,7 @@ from functools import partial
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from registry_proxy.protocol.addresses import is_loopback

@@ -19,6 +19,12 @@ class RoutedRepository:
         return f"{self.upstream}/{self.repository}"
 
 
+def parse_routed(text: str) -> RoutedRepository:
+    """Return the repository whose ``str`` is given."""
+    upstream, _, repository = text.partition("/")
+    return RoutedRepository(upstream, Repository(repository))
+
+
 class ContentKind(StrEnum):
     """The kind that a digest is asked for as; label of metrics and part of the holding key."""
 

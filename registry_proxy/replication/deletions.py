@@ -17,12 +17,7 @@ from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.intents import Intent, change_of, parse_key, record_of
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import (
-    configured_names,
-    manifest_record_key,
-    tag_lease,
-    write_lease,
-)
+from registry_proxy.replication.manifests import configured_names, manifest_record_key, tag_lease, write_lease
 from registry_proxy.replication.tag_records import deleted_value, tag_record_key
 from registry_proxy.tasks import repeat
 

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.journal import IntentKey, IntentKind
-from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.names import parse_routed
 from registry_proxy.ports.store import Change, Record, Store, Table, revision_of
-from registry_proxy.protocol.reference import Digest, Repository, parse_digest
+from registry_proxy.protocol.reference import Digest, parse_digest
 
 WRITING_SECONDS = 60.0
 """How long a write may be under way before its intent counts as abandoned."""
@@ -22,8 +22,7 @@ NO_REFUSALS: Mapping[str, str] = MappingProxyType({})
 def parse_key(text: str) -> IntentKey:
     """Return the key that a record of the table INTENTS is stored under."""
     routed, kind, name = text.split("|")
-    upstream, _, repository = routed.partition("/")
-    return IntentKey(RoutedRepository(upstream, Repository(repository)), IntentKind(kind), name)
+    return IntentKey(parse_routed(routed), IntentKind(kind), name)
 
 
 @dataclass(frozen=True, slots=True)

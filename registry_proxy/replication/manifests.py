@@ -11,20 +11,15 @@ from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.manifests import WrittenManifest
-from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.names import ContentKind, RoutedRepository, parse_routed
 from registry_proxy.ports.outbox import Actor, EventType, Outbox
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag
+from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.replication.delivery import Delivery, PartAbsentError
-from registry_proxy.replication.fanout import (
-    Outcome,
-    fan_out,
-    lanes_of,
-    require_quorum,
-)
+from registry_proxy.replication.fanout import Outcome, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.refusals import FinalRefusalError, may_lack_content
 from registry_proxy.replication.tag_records import tag_record_key
@@ -51,11 +46,9 @@ async def recorded_repositories(store: Store, prefix: str = "") -> set[RoutedRep
         store: where they are.
         prefix: of the keys; ``main/`` for one upstream.
     """
-    found = set()
+    found: set[RoutedRepository] = set()
     for table in (Table.MANIFESTS, Table.TAGS):
-        for head in await store.heads(table, prefix):
-            upstream, _, repository = head.partition("/")
-            found.add(RoutedRepository(upstream, Repository(repository)))
+        found.update(map(parse_routed, await store.heads(table, prefix)))
     return found
 
 

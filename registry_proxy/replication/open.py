@@ -21,11 +21,7 @@ from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.absence import AbsenceProof, forget_comparison
 from registry_proxy.replication.deletions import DeletionReplication, DeletionsElsewhere
 from registry_proxy.replication.journal import Journal
-from registry_proxy.replication.manifests import (
-    ManifestReplication,
-    count_recorded_tags,
-    recorded_repositories,
-)
+from registry_proxy.replication.manifests import ManifestReplication, count_recorded_tags, recorded_repositories
 from registry_proxy.replication.pushed import PushedBlobs
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.tag_records import read_record
