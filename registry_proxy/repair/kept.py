@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.journal import IntentKey
@@ -30,6 +30,7 @@ class LostCopy:
     missing: tuple[str, ...]
 
 
+@dataclass(slots=True, kw_only=True)
 class KeptCopies:
     """The pins of this node, as far as they are for replicas of one upstream.
 
@@ -43,22 +44,13 @@ class KeptCopies:
         lease: excludes the writers of a key; raises StoreUnavailableError.
     """
 
-    def __init__(
-        self,
-        *,
-        replica_set: ReplicaSet,
-        journal: Journal,
-        pins: Spool,
-        observer: Observer,
-        lease: Callable[[IntentKey], AbstractAsyncContextManager[None]],
-    ) -> None:
-        self._replica_set = replica_set
-        self._journal = journal
-        self._pins = pins
-        self._observer = observer
-        self._lease = lease
-        self._closed: set[Digest] = set()
-        self._lost: Mapping[Digest, LostCopy] = {}
+    replica_set: ReplicaSet
+    journal: Journal
+    pins: Spool
+    observer: Observer
+    lease: Callable[[IntentKey], AbstractAsyncContextManager[None]]
+    _closed: set[Digest] = field(default_factory=set)
+    _lost: Mapping[Digest, LostCopy] = field(default_factory=dict)
 
     def closed(self, digest: Digest) -> None:
         """Note that the last replica that missed a content in some repository has it now."""
@@ -66,7 +58,7 @@ class KeptCopies:
 
     def warnings(self) -> Sequence[str]:
         """Return, in words, what is no longer kept here for a replica that misses it."""
-        return [_summary(self._replica_set.upstream, self._lost.values())] if self._lost else []
+        return [_summary(self.replica_set.upstream, self._lost.values())] if self._lost else []
 
     async def run(self) -> None:
         """Look after the pins until cancelled, also where other nodes do all repairs."""
@@ -79,29 +71,29 @@ class KeptCopies:
             StoreUnavailableError: what replicas miss cannot be known.
         """
         await self._release()
-        pinned, lost = set(self._pins.pinned(0)), dict[Digest, LostCopy]()
-        for key, intent in await self._journal.missed_contents(self._replica_set.upstream):
+        pinned, lost = set(self.pins.pinned(0)), dict[Digest, LostCopy]()
+        for key, intent in await self.journal.missed_contents(self.replica_set.upstream):
             digest = parse_digest(key.name)
-            if self._pins.holds(digest):
+            if self.pins.holds(digest):
                 if digest not in pinned:  # as after the loss of the directory beside the cache
-                    self._pins.pin(digest)
+                    self.pins.pin(digest)
             elif digest in pinned and await self._is_lost(key):
                 without = {*intent.missing, *intent.refused}
-                holders = [each.name for each in self._replica_set.replicas if each.name not in without]
+                holders = [each.name for each in self.replica_set.replicas if each.name not in without]
                 lost[digest] = LostCopy(tuple(holders), intent.missing)
         self._tell(lost)
 
     async def _is_lost(self, key: IntentKey) -> bool:
         """Tell whether a copy is gone, and not about to come: who pushes holds the lease until it is there."""
         try:
-            async with self._lease(key):
-                return await self._journal.find(key) is not None and not self._pins.holds(parse_digest(key.name))
+            async with self.lease(key):
+                return await self.journal.find(key) is not None and not self.pins.holds(parse_digest(key.name))
         except StoreUnavailableError:
             return False  # somebody writes it: it is looked at again
 
     def _tell(self, lost: Mapping[Digest, LostCopy]) -> None:
-        upstream = self._replica_set.upstream
-        self._observer.observe(LostCopies(upstream, len(lost)))
+        upstream = self.replica_set.upstream
+        self.observer.observe(LostCopies(upstream, len(lost)))
         new = [lost[digest] for digest in lost.keys() - self._lost.keys()]
         self._lost = lost
         if new:
@@ -109,13 +101,13 @@ class KeptCopies:
 
     async def _release(self) -> None:
         """Unpin what nobody misses any more: what we brought to the last replica that did, or some other node."""
-        marks = await self._journal.current.marks()
-        if await self._journal.current.is_doubtful():  # an empty store says of nobody that it misses something
+        marks = await self.journal.current.marks()
+        if await self.journal.current.is_doubtful():  # an empty store says of nobody that it misses something
             return
         closed, self._closed = self._closed, set()
-        for digest in {*closed, *self._pins.pinned(_SETTLED_SECONDS)}:
+        for digest in {*closed, *self.pins.pinned(_SETTLED_SECONDS)}:
             if not marks.is_missed(digest):
-                self._pins.unpin(digest)
+                self.pins.unpin(digest)
 
 
 def _summary(upstream: str, lost: Collection[LostCopy]) -> str:

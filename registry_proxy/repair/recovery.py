@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from registry_proxy.operations.contents import unless_absent
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
@@ -63,6 +64,7 @@ async def loss_warnings(store: Store, upstreams: Sequence[str]) -> Sequence[str]
     return [message]
 
 
+@dataclass(slots=True, kw_only=True)
 class Recovery:
     """Compares the replicas of one upstream after the store was lost, and has repaired what differs.
 
@@ -76,25 +78,15 @@ class Recovery:
         known: returns the manifests that this node knows repositories of an upstream to hold; called in a thread.
     """
 
-    def __init__(
-        self,
-        *,
-        replica_set: ReplicaSet,
-        store: Store,
-        journal: Journal,
-        verifier: Verifier,
-        upstreams: Sequence[str],
-        inspection: Inspection,
-        known: Callable[[str], Iterable[tuple[Repository, Digest]]],
-    ) -> None:
-        self._replica_set = replica_set
-        self._store = store
-        self._journal = journal
-        self._verifier = verifier
-        self._upstreams = upstreams
-        self._inspection = inspection
-        self._known = known
-        self._noticed_at = self._remembered_at = 0.0
+    replica_set: ReplicaSet
+    store: Store
+    journal: Journal
+    verifier: Verifier
+    upstreams: Sequence[str]
+    inspection: Inspection
+    known: Callable[[str], Iterable[tuple[Repository, Digest]]]
+    _noticed_at: float = 0.0
+    _remembered_at: float = 0.0
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -106,17 +98,17 @@ class Recovery:
 
     async def _is_due(self) -> bool:
         """Put on record what this node knows, once for each loss; return whether the replicas are to be compared."""
-        loss = await self._store.get(Table.META, LOSS_KEY)
+        loss = await self.store.get(Table.META, LOSS_KEY)
         if loss is not None:
             self._noticed_at = loss.value["noticed_at"]
-        if not are_all_up(self._replica_set):
+        if not are_all_up(self.replica_set):
             return False
         if self._remembered_at != self._noticed_at:  # also where another node has compared them meanwhile
             noticed_at = self._noticed_at
             await self.remember()
             self._remembered_at = noticed_at
             return False
-        if loss is None or self._replica_set.upstream in loss.value["compared"]:
+        if loss is None or self.replica_set.upstream in loss.value["compared"]:
             return False
         return not 0 <= time.time() - self._noticed_at < _NOTICING_SECONDS
 
@@ -130,38 +122,38 @@ class Recovery:
         Raises:
             StoreUnavailableError: some of them may not be on record.
         """
-        upstream = self._replica_set.upstream
+        upstream = self.replica_set.upstream
         known = [
             IntentKey(RoutedRepository(upstream, repository), IntentKind.MANIFEST, str(digest))
-            for repository, digest in await asyncio.to_thread(lambda: list(self._known(upstream)))
+            for repository, digest in await asyncio.to_thread(lambda: list(self.known(upstream)))
         ]
         count = 0
         for first in range(0, len(known), _KNOWN_AT_ONCE):
             batch = known[first : first + _KNOWN_AT_ONCE]
-            records = await self._store.get_all([(Table.MANIFESTS, f"{key.routed}|{key.name}") for key in batch])
+            records = await self.store.get_all([(Table.MANIFESTS, f"{key.routed}|{key.name}") for key in batch])
             for key, record in zip(batch, records, strict=True):
                 if record is None:
                     count += await self._remember(key)
         if count:
             _log.info("upstream %s: %d manifests are on record again after the loss of the store", upstream, count)
             loss = {"noticed_at": time.time(), "compared": []}
-            await self._store.commit([Change(Table.META, LOSS_KEY, loss)])
+            await self.store.commit([Change(Table.META, LOSS_KEY, loss)])
 
     async def _remember(self, key: IntentKey) -> bool:
         digest = parse_digest(key.name)
-        async with write_lease(self._store, key.routed, digest):
-            record, deleted = await self._store.get_all([(Table.INTENTS, str(key)), (Table.DELETIONS, str(key))])
+        async with write_lease(self.store, key.routed, digest):
+            record, deleted = await self.store.get_all([(Table.INTENTS, str(key)), (Table.DELETIONS, str(key))])
             intent = intent_of(record)
             if deleted is not None or (intent is not None and intent.digest is None):
                 return False
             descriptor = await self._find(key.routed.repository, digest)
             if descriptor is None:
                 return False
-            await self._store.commit([manifest_record(key.routed, descriptor, expect=0)])
+            await self.store.commit([manifest_record(key.routed, descriptor, expect=0)])
             return True
 
     async def _find(self, repository: Repository, digest: Digest) -> Descriptor | None:
-        for client in self._replica_set.replicas:
+        for client in self.replica_set.replicas:
             with contextlib.suppress(RegistryError, UpstreamUnavailableError):  # it cannot be asked for this one
                 manifest = await unless_absent(client.fetch_manifest(repository, digest))
                 if manifest is not None:
@@ -176,13 +168,13 @@ class Recovery:
         Raises:
             StoreUnavailableError: it does not answer, or another process compares.
         """
-        upstream = self._replica_set.upstream
-        async with self._store.lease(f"comparison of {upstream} after a loss"):
-            loss = await self._store.get(Table.META, LOSS_KEY)
+        upstream = self.replica_set.upstream
+        async with self.store.lease(f"comparison of {upstream} after a loss"):
+            loss = await self.store.get(Table.META, LOSS_KEY)
             if loss is None or upstream in loss.value["compared"]:
                 return True  # another node came first
-            await self._journal.roster.note()
-            await self._inspection.leave_sentinels(self._replica_set, renew=True)
+            await self.journal.roster.note()
+            await self.inspection.leave_sentinels(self.replica_set, renew=True)
             if await self._compare(repair=True) is None or not await self._is_repaired():
                 return False
             found = await self._compare(repair=False)
@@ -192,39 +184,39 @@ class Recovery:
             return True
 
     async def _compare(self, *, repair: bool) -> Comparison | None:
-        comparison = self._verifier.new()
-        await self._verifier.compare(comparison, repair=repair)
+        comparison = self.verifier.new()
+        await self.verifier.compare(comparison, repair=repair)
         if comparison.error:
-            _log.warning("upstream %s: after the loss of the store: %s", self._replica_set.upstream, comparison.error)
+            _log.warning("upstream %s: after the loss of the store: %s", self.replica_set.upstream, comparison.error)
             return None
         if not repair and comparison.differing:
             _log.warning(
                 "upstream %s: the store was lost, and its replicas differ in %d contents that nobody can decide about: "
                 "see `registry-proxy replica verify %s`",
-                self._replica_set.upstream,
+                self.replica_set.upstream,
                 comparison.differing,
-                self._replica_set.upstream,
+                self.replica_set.upstream,
             )
         return comparison
 
     async def _is_repaired(self) -> bool:
         """Wait for the repair of what was found to be missing; return False where a replica goes down meanwhile."""
-        upstream = self._replica_set.upstream
+        upstream = self.replica_set.upstream
         while True:
-            marks = await self._journal.current.marks()
-            names = [client.name for client in self._replica_set.replicas]
+            marks = await self.journal.current.marks()
+            names = [client.name for client in self.replica_set.replicas]
             if not any(marks.pending(name, upstream) for name in names):
                 return True
-            if not are_all_up(self._replica_set):
+            if not are_all_up(self.replica_set):
                 return False
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _conclude(self, compared: Record) -> None:
         """Note that the replicas were compared after a loss; not where another loss was noticed meanwhile."""
-        upstream, loss = self._replica_set.upstream, await self._store.get(Table.META, LOSS_KEY)
+        upstream, loss = self.replica_set.upstream, await self.store.get(Table.META, LOSS_KEY)
         if loss is None or loss.value["noticed_at"] != compared.value["noticed_at"]:
             return
         names = sorted({*loss.value["compared"], upstream})
-        value = None if set(self._upstreams) <= set(names) else {**loss.value, "compared": names}
-        await self._store.commit([Change(Table.META, LOSS_KEY, value, loss.revision)])
+        value = None if set(self.upstreams) <= set(names) else {**loss.value, "compared": names}
+        await self.store.commit([Change(Table.META, LOSS_KEY, value, loss.revision)])
         _log.info("upstream %s: its replicas were compared after the loss of the store", upstream)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -12,8 +13,9 @@ from registry_proxy.replica.connections import Deadline
 from registry_proxy.replica.failure import ReplicaFailedError, translated
 
 
+@dataclass(slots=True)
 class BlobStream:
-    """A ``ByteStream`` over an answer; ``expected_bytes`` is what this answer promised to send.
+    """A ``ByteStream`` over an answer.
 
     Args:
         response: the answer; closed by the client that opened it.
@@ -25,43 +27,32 @@ class BlobStream:
         failed: receives the outcome (cut, stall) and the start of the body, on the monotonic clock.
     """
 
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        replica: str,
-        *,
-        offset: int,
-        size_bytes: int | None,
-        stall_seconds: float,
-        is_elsewhere: bool,
-        failed: Callable[[UpstreamOutcome, float], None],
-    ) -> None:
-        self._response = response
-        self._replica = replica
-        self.offset = offset
-        self.size_bytes = size_bytes
-        self._stall_seconds = stall_seconds
-        self._is_elsewhere = is_elsewhere
-        self._failed = failed
-        self._started_at = time.monotonic()
+    response: aiohttp.ClientResponse
+    replica: str
+    offset: int
+    size_bytes: int | None
+    stall_seconds: float
+    is_elsewhere: bool
+    failed: Callable[[UpstreamOutcome, float], None]
+    started_at: float = field(default_factory=time.monotonic)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        content = self._response.content
+        content = self.response.content
         try:
-            with translated(self._replica, in_body=True, is_elsewhere=self._is_elsewhere):
+            with translated(self.replica, in_body=True, is_elsewhere=self.is_elsewhere):
                 while True:
-                    async with Deadline(self._stall_seconds):
+                    async with Deadline(self.stall_seconds):
                         chunk = await content.readany()
                     if not chunk:
                         return
                     yield chunk
         except ReplicaFailedError as error:
-            self._failed(error.outcome, self._started_at)
+            self.failed(error.outcome, self.started_at)
             raise
 
     async def aclose(self) -> None:
-        if not self._response.content.is_eof():
-            self._response.close()
+        if not self.response.content.is_eof():
+            self.response.close()
 
 
 class ReportedStream:
