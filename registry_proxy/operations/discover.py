@@ -134,7 +134,8 @@ async def _page(
 ) -> Page:
     """Return a page of what some sorted lists hold together; names beyond it are not looked at."""
     size = PAGE_SIZE_MAX if page_size is None else min(page_size, PAGE_SIZE_MAX)
-    following = [itertools.islice(names, 0 if last is None else bisect_right(names, last), None) for names in lists]
+    begins = [0 if last is None else bisect_right(names, last) for names in lists]
+    following = [map(names.__getitem__, range(begin, len(names))) for names, begin in zip(lists, begins, strict=True)]
     items: list[_N] = []
     for number, (name, _) in enumerate(itertools.groupby(heapq.merge(*following)), 1):
         if len(items) > size:

@@ -1,12 +1,12 @@
 """Writes that one replica misses, and what the operator paused."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import Digest, Repository, Tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,34 @@ class Marks(Protocol):
         """Return the pause of one of its replicas; there is one at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point in the sequence of writes: the number of the last change of the journal, and those of the records."""
+
+    number: int
+    records: tuple[int, ...]
+
+
 class MarkSource(Protocol):
     """Gives the marks as they are now, including every write acknowledged on this node."""
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:
         """Return the marks; with ``of_all_nodes`` what any node acknowledged until now counts, if the store answers."""
+
+    def moment(self) -> Moment:
+        """Return the moment of the marks that were given last."""
+
+    def written_since(self, moment: Moment, upstream: str, *, leave_intents: bool) -> Collection[Repository] | None:
+        """Return the repositories that were written to between a moment and the marks that were given last.
+
+        Args:
+            moment: of earlier marks.
+            upstream: the repositories are its.
+            leave_intents: False for shared storage, whose writes are not in the journal.
+
+        Returns:
+            None where any may have been.
+        """
 
 
 class IntentKind(StrEnum):

@@ -44,10 +44,10 @@ class RegistryReader(Protocol):
     def open_blob(
         self, repository: Repository, digest: Digest, offset: int = 0
     ) -> AbstractAsyncContextManager[ByteStream]: ...
-    async def list_tags(self, repository: Repository) -> list[Tag]:
+    async def list_tags(self, repository: Repository) -> Sequence[Tag]:
         """Return all tags, sorted."""
 
-    async def list_repositories(self) -> list[Repository]:
+    async def list_repositories(self) -> Sequence[Repository]:
         """Return all repositories, sorted."""
 
 

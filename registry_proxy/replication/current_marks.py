@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.journal import Pause
+from registry_proxy.ports.journal import Moment, Pause
 from registry_proxy.ports.metrics import LostContents, Observer, ReplicaPending, ReplicaRefusals
 from registry_proxy.ports.store import LOSS_KEY, Change, Store, StoreChanges, Table, read_since, retried
+from registry_proxy.protocol.reference import Repository
 from registry_proxy.replication.intents import change_of, intent_of, parse_key
 from registry_proxy.replication.marks import JournalMarks
 from registry_proxy.replication.pauses import find_pause, restored_pause
+from registry_proxy.replication.recent_writes import RecentWrites
 from registry_proxy.replication.roster import Roster
 
 _log = logging.getLogger(__name__)
@@ -54,6 +56,15 @@ class CurrentMarks:
         self._version = (-1, -1)
         self._losses = changes.losses()
         self._loading = asyncio.Lock()
+        self._writes = RecentWrites(changes)
+
+    def moment(self) -> Moment:
+        """Return the moment of the last snapshot."""
+        return self._writes.now()
+
+    def written_since(self, moment: Moment, upstream: str, *, leave_intents: bool) -> Collection[Repository] | None:
+        """Return the repositories of an upstream that were written to between a moment and the last snapshot."""
+        return self._writes.since(moment, upstream, leave_intents=leave_intents)
 
     async def marks(self, *, of_all_nodes: bool = False) -> JournalMarks:
         """Return the snapshot, read again when an intent may have changed.
@@ -100,6 +111,10 @@ class CurrentMarks:
         self._revision = found.version
         intents = {parse_key(key): intent_of(record) for key, record in found.records.items()}
         before = JournalMarks((), now) if known is None or is_whole else known
+        if known is before and newcomers == known.newcomers and known.valid_from <= now < known.valid_until:
+            self._writes.note(key.routed for key in intents)
+        else:
+            self._writes.note_all()
         return before.changed(intents, now, newcomers, pauses)
 
     async def _restore_lost(self) -> None:

@@ -42,8 +42,8 @@ _log = logging.getLogger(__name__)
 class OpenWrite:
     """A write whose intents are stored and which waits for ``conclude`` or ``withdraw``.
 
-    ``tags`` are the records of tags that it made, ``events`` the entries of the outbox. ``paused`` is the replica that
-    it may not touch.
+    ``tags`` are the records that it made and its end writes once more, ``events`` the entries of the outbox. ``paused``
+    is the replica that it may not touch.
     """
 
     intents: Mapping[IntentKey, Intent]
@@ -159,7 +159,9 @@ class Journal:
         ]
         witnesses = [witness_of(key) for key, intent in intents.items() if is_witness(key, intent.digest)]
         revision = await self._store.commit([*expecting, *witnesses]) if expecting else 0
-        tags = [replace(change, expect=revision) for change in changes if change.table is Table.TAGS]
+        # Without intents a push of no tag would otherwise end without a commit, which those who keep lists wait for.
+        tables = {Table.TAGS} if intents else {Table.TAGS, Table.MANIFESTS}
+        tags = [replace(change, expect=revision) for change in changes if change.table in tables]
         events = [ready(change, revision) for change in changes if change.table is Table.OUTBOX]
         # Looked for after the commit: a later pause finds these intents, and waits for their end.
         pause = await find_pause(self._store, next(iter(intents)).routed.upstream) if intents else None

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from registry_proxy.ports.content import ByteStream
 from registry_proxy.ports.errors import (
@@ -14,7 +15,7 @@ from registry_proxy.ports.errors import (
     UpstreamUnavailableError,
     WrongContentError,
 )
-from registry_proxy.ports.journal import Marks, MarkSource
+from registry_proxy.ports.journal import Marks, MarkSource, Moment
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import HeldReferrers, ReplicaState, StorageKind
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
@@ -30,16 +31,14 @@ from registry_proxy.upstream.question import Question, Round
 from registry_proxy.upstream.referrers import ask_referrers, merge_replicas
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from registry_proxy.upstream.selection import Standing, is_absent, order_for_read
-from registry_proxy.upstream.sharing import SharedFetch
+from registry_proxy.upstream.sharing import FRESH_MAX_SECONDS, SharedFetch, SharedLists
 
 _T = TypeVar("_T")
 ProvesAbsent = Callable[[RoutedRepository, Tag, Collection[str]], Awaitable[bool]]
+_Version = tuple[Moment, int]
 _Ask = Callable[[HttpReplicaClient], Awaitable[_T]]
 LIST_SECONDS = 60.0
 """Time that a list of one replica may take while clients wait for it."""
-
-CATALOG_SECONDS = 10.0
-"""Time for which a list of repositories stands at most, if it is not known to have changed."""
 
 _LISTINGS_MAX = 8
 """Number of lists that are read at once from the replicas of an upstream."""
@@ -59,6 +58,7 @@ class FailoverReader:
         patience_seconds: how long to wait for a replica to come back before giving up; 0 for not at all.
         proves_absent: tells of a tag that a replica says to be absent whether others that cannot be asked, or are
             behind, cannot hold it either; None where nothing tells.
+        lists: those of all upstreams; None for a bound of its own.
     """
 
     def __init__(
@@ -67,14 +67,15 @@ class FailoverReader:
         marks: MarkSource,
         patience_seconds: float,
         proves_absent: ProvesAbsent | None = None,
+        lists: SharedLists | None = None,
     ) -> None:
         self._replicas = replicas
         self._marks = marks
         self._patience = Patience(replicas, patience_seconds)
         self._proves_absent = proves_absent
         self._listings = asyncio.Semaphore(_LISTINGS_MAX)
-        self._repositories: SharedFetch[list[Repository]] = SharedFetch(CATALOG_SECONDS)
-        self._lists: dict[Question, SharedFetch[Any]] = {}
+        self._repositories: SharedFetch[Sequence[Repository]] = SharedFetch(FRESH_MAX_SECONDS)
+        self._lists = lists or SharedLists()
         self._have_referrers: dict[str, bool] = {}  # by replica, as far as it was asked
 
     # ------------------------------------------------------------ RegistryReader
@@ -115,10 +116,11 @@ class FailoverReader:
                     self._replicas.doubts.cut(name, question.key)
                 raise
 
-    async def list_tags(self, repository: Repository) -> list[Tag]:
+    async def list_tags(self, repository: Repository) -> Sequence[Tag]:
+        """Return all. A list of several pages stands for some seconds, unless the repository was written to."""
         question = Question(self._routed(repository), ErrorCode.NAME_UNKNOWN)
 
-        async def attempt() -> list[Tag]:
+        async def attempt() -> Sequence[Tag]:
             marks = await self._marks.marks(of_all_nodes=True)
 
             def is_current_at(name: str, tag: Tag) -> bool:
@@ -132,7 +134,11 @@ class FailoverReader:
             heard = {name: tags for name, tags in lists.items() if name in current} or lists
             return await merged([(tags, partial(is_current_at, name)) for name, tags in heard.items()])
 
-        return await self._share(question, attempt)
+        def is_same(then: _Version, _: Sequence[Tag]) -> bool:
+            return self._is_same(then, repository.__ne__)
+
+        version, fetch = await self._version(), partial(self._patience.repeat, question, attempt)
+        return await self._lists.get_names(question, version, fetch, is_same)
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> HeldReferrers:
         """Return what all replicas hold; of one that cannot be asked, as much must be known as for a fallback tag."""
@@ -158,31 +164,37 @@ class FailoverReader:
                 heard, lambda name, entry: marks.has_tombstone(name, question.routed, entry), needs_tag=needs_tag
             )
 
-        return await self._share(question, attempt)
+        return await self._lists.get(question, lambda: self._patience.repeat(question, attempt))
 
-    async def list_repositories(self) -> list[Repository]:
-        """Return all. A list that took long stands for some seconds, unless any node has acknowledged a push since."""
+    async def list_repositories(self) -> Sequence[Repository]:
+        """Return all. A list that took long stands for some seconds, unless a push may have made a repository."""
         # No repository has this name: marks are per repository, and say nothing about a list of them.
         question = Question(self._routed(Repository("")), ErrorCode.NAME_UNKNOWN)
 
-        async def attempt() -> list[Repository]:
+        async def attempt() -> Sequence[Repository]:
             marks = await self._marks.marks()
             turn = self._round(question, marks)
             lists = await self._ask_all(turn, lambda client: self._in_time(client, client.list_repositories()))
             self._check_whole(turn, lists, {n for n in lists if not marks.pending(n, self._replicas.upstream)})
             return await merged([(names, bool) for names in lists.values()])
 
-        version = (await self._marks.marks(of_all_nodes=True), self._replicas.changes)
-        return await self._repositories.get(version, lambda: self._patience.repeat(question, attempt))
+        def is_same(then: _Version, names: Sequence[Repository]) -> bool:
+            return self._is_same(then, lambda name: bisect_left(names, name) < bisect_right(names, name))
 
-    async def _share(self, question: Question, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Return a list whose reading began after this call; all callers meanwhile get the same."""
-        shared: SharedFetch[_T] = self._lists.setdefault(question, SharedFetch(fresh_max_seconds=0))
-        try:
-            return await shared.get(None, lambda: self._patience.repeat(question, attempt))
-        finally:
-            if not shared.callers:
-                self._lists.pop(question, None)
+        version = await self._version()
+        return await self._repositories.get(version, lambda: self._patience.repeat(question, attempt), is_same)
+
+    async def _version(self) -> _Version:
+        """Return what a list depends on: the writes that any node acknowledged until now, and the replicas' states."""
+        await self._marks.marks(of_all_nodes=True)
+        return self._marks.moment(), self._replicas.changes
+
+    def _is_same(self, then: _Version, stands_after_write: Callable[[Repository], bool]) -> bool:
+        """Tell whether a list stands, by the repositories that were written to since."""
+        moment, changes = then
+        leave_intents = self._replicas.storage is not StorageKind.SHARED
+        written = self._marks.written_since(moment, self._replicas.upstream, leave_intents=leave_intents)
+        return changes == self._replicas.changes and written is not None and all(map(stands_after_write, written))
 
     async def _hold_no_more(self, routed: RoutedRepository, tag: Tag, silent: Collection[str]) -> bool:
         """Tell whether silent replicas hold nothing beyond the ones that answered."""

@@ -10,6 +10,7 @@ from registry_proxy.ports.replicas import RegistryReader, UpstreamReader
 from registry_proxy.upstream.failover import FailoverReader, ProvesAbsent
 from registry_proxy.upstream.replicas import Inspect, UpstreamConfig, UpstreamReplicas
 from registry_proxy.upstream.separation import Remembered
+from registry_proxy.upstream.sharing import SharedLists
 
 PATIENCE_SECONDS = 5.0
 """How long a request waits for a replica to come back: docker gives up a pull at its first 503."""
@@ -50,6 +51,7 @@ async def open_upstreams(
     replicas: dict[str, UpstreamReplicas] = {}
     readers: dict[str, UpstreamReader] = {}
     impatient_readers: dict[str, RegistryReader] = {}
+    lists = SharedLists()
     async with contextlib.AsyncExitStack() as stack:
         for config in configs:
             name = config.name
@@ -58,6 +60,6 @@ async def open_upstreams(
             await opened.start()
             replicas[name] = opened
             proof = proves_absent if config.is_recorded else None
-            readers[name] = FailoverReader(opened, marks, PATIENCE_SECONDS, proof)
+            readers[name] = FailoverReader(opened, marks, PATIENCE_SECONDS, proof, lists)
             impatient_readers[name] = FailoverReader(opened, marks, 0, proof)
         yield Upstreams(replicas, readers, impatient_readers)

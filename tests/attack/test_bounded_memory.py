@@ -82,6 +82,7 @@ BOUNDS = {
     "replication.marks.JournalMarks._refused": STORED,
     "replication.marks.JournalMarks._pending": STORED,
     "replication.marks.JournalMarks._under_way": STORED,
+    "replication.recent_writes.RecentWrites._numbers": RECENT,
     "replication.sessions.SignedSessions._keys": "one for each period of hours that has a key in the store",
     "replication.upload_stream.ReplicaStream._next": CONFIGURED,
     "telemetry.folding.Folding._kinds": "2,000 lines of the log",
@@ -90,7 +91,6 @@ BOUNDS = {
     "upstream.doubts.Doubts._lies": RECENT,
     "upstream.doubts.Doubts._limits": RECENT,
     "upstream.failover.FailoverReader._have_referrers": CONFIGURED,
-    "upstream.failover.FailoverReader._lists": RUNNING,
     "replica.heads.Heads._believed": RECENT,
     "replica.heads.Heads._useless": RECENT,
     "upstream.hedging.Hedging._durations": CONFIGURED,
@@ -105,6 +105,8 @@ BOUNDS = {
     "upstream.separation.Separation._is_apart": CONFIGURED,
     "upstream.separation.Separation._latest": CONFIGURED,
     "upstream.separation.Separation._unverified": CONFIGURED,
+    "upstream.sharing.SharedLists._kept": "32 MiB",
+    "upstream.sharing.SharedLists._running": RUNNING,
     "replica.connections.ReplicaConnections._elsewhere": CONFIGURED,
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from registry_proxy.protocol.reference import Repository
 from registry_proxy.replica import listing, long_lists
 from registry_proxy.replica.failure import BadUpstreamError
 from registry_proxy.upstream import failover, sharing
@@ -104,7 +105,7 @@ async def test_a_list_ends_with_its_callers() -> None:
                 caller.cancel()
             await asyncio.gather(*callers, return_exceptions=True)
             await stays_quiet(malice, "tags/list")
-            assert not reader._lists
+            assert not reader._lists._running
 
 
 def test_a_client_that_leaves_ends_its_list(start_proxy: StartProxy, tmp_path: Path) -> None:
@@ -124,28 +125,60 @@ def test_a_client_that_leaves_ends_its_list(start_proxy: StartProxy, tmp_path: P
         wait_until(is_quiet, "no more pages are asked for")
 
 
-async def test_a_catalog_is_read_once_until_something_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for a page of it within seconds gets it from the last reading, unless there was a push since."""
+async def test_a_catalog_is_read_once_until_a_repository_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for a page of it within seconds gets it from the last reading, unless a push may have made one."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
-
-    class Marks:
-        def __init__(self) -> None:
-            self.now = ToldMarks()
-
-        async def marks(self, *, of_all_nodes: bool = False) -> ToldMarks:  # noqa: ARG002 - there is one node
-            return self.now
-
-    marks = Marks()
+    marks = ToldMarks()
     async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
         for registry in (a, b):
             registry.add_manifest("team/app", b"{}", "1")
         reader = FailoverReader(replicas, marks, 0)
         for _ in range(20):
             assert await reader.list_repositories() == ["team/app"]
+            marks.writes, marks.written = marks.writes + 1, {Repository("team/app")}
         assert [registry.count("GET", "_catalog") for registry in (a, b)] == [1, 1]
         a.add_manifest("team/new", b"{}", "1")
-        marks.now = ToldMarks(behind={"another"})
+        marks.writes, marks.written = marks.writes + 1, {Repository("team/app"), Repository("team/new")}
         assert await reader.list_repositories() == ["team/app", "team/new"]
+
+
+async def test_a_long_list_of_tags_is_read_once_until_its_repository_is_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its pages come from one reading; a write to it, one that is not known, or a replica that is back ends that."""
+    monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
+    marks = ToldMarks()
+    async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
+        names = [f"v{number:05}" for number in range(1500)]
+        a.add_manifest(REPOSITORY, b"{}", *names)
+        reader = FailoverReader(replicas, marks, 0)
+
+        async def reads() -> int:
+            before = a.count("GET", "tags/list.n=1000$")
+            assert await reader.list_tags(REPOSITORY) == sorted(a.of(REPOSITORY).tags)
+            return a.count("GET", "tags/list.n=1000$") - before
+
+        assert [await reads() for _ in range(3)] == [1, 0, 0]
+        marks.writes, marks.written = 1, {Repository("team/other")}
+        assert await reads() == 0
+        a.add_manifest(REPOSITORY, b"{}", "new")
+        marks.writes, marks.written = 2, {REPOSITORY}
+        assert [await reads() for _ in range(2)] == [1, 0]
+        marks.writes, marks.written = 3, None
+        assert [await reads() for _ in range(2)] == [1, 0]
+        replicas.changes += 1
+        assert [await reads() for _ in range(2)] == [1, 0]
+
+
+async def test_a_short_list_of_tags_is_read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that fits into a page shows at once what was pushed past us."""
+    monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
+    async with FakeRegistry() as a, open_replicas([a.url]) as replicas:
+        a.add_manifest(REPOSITORY, b"{}", *(f"v{number:05}" for number in range(1000)))
+        reader = FailoverReader(replicas, ToldMarks(), 0)
+        before = len(await reader.list_tags(REPOSITORY))
+        a.add_manifest(REPOSITORY, b"{}", "past-us")
+        assert len(await reader.list_tags(REPOSITORY)) == before + 1
 
 
 async def test_names_without_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from registry_proxy.upstream.sharing import FRESH_TIMES, SharedFetch
+from registry_proxy.upstream import sharing
+from registry_proxy.upstream.sharing import FRESH_TIMES, SharedFetch, SharedLists
+from tests.support.waiting import until
 
 
 class Source:
@@ -80,3 +82,53 @@ async def test_the_next_caller_goes_on_where_one_leaves() -> None:
     with pytest.raises(asyncio.CancelledError):
         await first
     assert await second == 1
+
+
+async def test_kept_lists_fit_into_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list that was used longest ago makes room; one that is larger than all the room is not kept at all."""
+    monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
+    fetched: list[str] = []
+    lists = SharedLists(max_bytes=2 * 1500 * 100)
+
+    async def read(key: str, count: int = 1500) -> None:
+        async def fetch() -> list[str]:
+            fetched.append(key)
+            return [f"v{number:05}" for number in range(count)]
+
+        assert len(await lists.get_names(key, 0, fetch, lambda *_: True)) == count
+
+    for key in ("a", "b", "a", "c", "a", "c", "b"):
+        await read(key)
+    assert fetched == ["a", "b", "c", "b"]
+    for _ in range(2):
+        await read("large", 5000)
+    assert fetched[4:] == ["large", "large"]
+    assert not lists._running
+
+
+async def test_a_kept_list_leaves_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to ask for it again to have its memory back."""
+    monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
+    monkeypatch.setattr(sharing, "FRESH_MAX_SECONDS", 0.05)
+    lists = SharedLists()
+
+    async def fetch() -> list[str]:
+        return [f"v{number:05}" for number in range(1500)]
+
+    await lists.get_names("a", 0, fetch, lambda *_: True)
+    assert lists._kept
+    await until(lambda: not lists._kept)
+
+
+async def test_a_failed_list_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next caller fetches it anew."""
+    monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
+    lists = SharedLists()
+
+    async def fetch() -> list[str]:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await lists.get_names("a", 0, fetch, lambda *_: True)
+    assert not lists._kept
+    assert not lists._running

@@ -1,11 +1,11 @@
 """What tests of the upstream side start with: clients and replica sets on given servers, marks that are told."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from registry_proxy.ports.journal import Marks, Pause
+from registry_proxy.ports.journal import Marks, Moment, Pause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.reference import Digest, Repository, Tag
@@ -43,9 +43,18 @@ class ToldMarks:
     refusals: set[tuple[str, Tag | Digest]] = field(default_factory=set)
     paused: Pause | None = None
     newcomers: set[str] = field(default_factory=set)
+    writes: int = 0
+    written: Collection[Repository] | None = None
+    """The repositories of all writes since the beginning; None where they are not known."""
 
     async def marks(self, *, of_all_nodes: bool = False) -> Marks:  # noqa: ARG002 - there is one node
         return self
+
+    def moment(self) -> Moment:
+        return Moment(self.writes, ())
+
+    def written_since(self, moment: Moment, upstream: str, *, leave_intents: bool) -> Collection[Repository] | None:  # noqa: ARG002 - there is one
+        return self.written if self.writes != moment.number else ()
 
     def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:  # noqa: ARG002 - told of one repository
         return (replica, tag) in self.tags
