@@ -200,7 +200,7 @@ class Docker:
     # ------------------------------------------------------------ push
 
     async def push(self, repository: str, tag: str, image: Image) -> None:
-        """Push layers, config and manifest."""
+        """Push layers, config and manifest; where that refers to another one, the registry has to say so."""
         config = json.loads(image.manifest)["config"]["digest"]
         for digest, blob in image.blobs.items():
             if digest != config:
@@ -215,6 +215,9 @@ class Docker:
         )
         if answer.status != 201:
             raise RefusedError("PUT manifest", answer.status, answer.body.decode(errors="replace"))
+        subject = json.loads(image.manifest).get("subject", {}).get("digest")
+        if answer.headers.get("OCI-Subject") != subject:
+            raise BrokenError(f"PUT manifest: wrong bytes: OCI-Subject is {answer.headers.get('OCI-Subject')}")
 
     async def _push_layer(self, repository: str, digest: str, blob: bytes) -> None:
         for number in range(1, TRIES + 1):
@@ -261,6 +264,11 @@ class Docker:
         """Return the repositories."""
         answer = await self._expect(200, "catalog", "GET", "/v2/_catalog")
         return list(json.loads(answer.body)["repositories"])
+
+    async def referrers(self, repository: str, subject: str) -> list[str]:
+        """Return the digests of what refers to a manifest."""
+        answer = await self._expect(200, "referrers", "GET", f"/v2/{repository}/referrers/{subject}")
+        return [one["digest"] for one in json.loads(answer.body)["manifests"]]
 
 
 async def _chunks(blob: bytes) -> AsyncIterator[bytes]:

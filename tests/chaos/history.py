@@ -6,7 +6,7 @@ delete of a digest empties it where it is that digest, and a reader has to see o
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -26,6 +26,11 @@ class Kind(StrEnum):
     PULL = "pull a digest"
     LIST = "list tags"
     CATALOG = "catalog"
+    ATTACH = "attach"
+    REFERRERS = "list referrers"
+
+
+_PUTS = frozenset({Kind.PUSH, Kind.ATTACH})
 
 
 class Outcome(StrEnum):
@@ -43,6 +48,7 @@ class Operation:
     """One operation on a tag or a digest; times in seconds from the beginning.
 
     ``digest`` is what was written, deleted or found; ``names`` what a list held; ``says`` the details of a failure.
+    ``subject`` is what was attached to, or what the list is of.
     """
 
     kind: Kind
@@ -55,6 +61,7 @@ class Operation:
     outcome: Outcome = Outcome.UNFINISHED
     says: str = ""
     names: frozenset[str] = frozenset()
+    subject: str = ""
 
     @property
     def is_over_at(self) -> float:
@@ -64,6 +71,7 @@ class Operation:
     def __str__(self) -> str:
         what = f"{self.repository}:{self.tag}" if self.tag else self.repository
         digest = f" {short(self.digest)}" if self.digest else ""
+        digest += f" of {short(self.subject)}" if self.subject else ""
         end = "" if math.isinf(self.ended_at) else f"{self.ended_at:.2f}"
         says = f" ({self.says})" if self.says else ""
         return f"{self.started_at:7.2f} - {end:7} {self.client:8} {self.kind} {what}{digest}: {self.outcome}{says}"
@@ -124,14 +132,14 @@ class History:
 
     def writes(self, repository: str, tag: str) -> list[Operation]:
         """Return the pushes of a tag."""
-        return [one for one in self._of(Kind.PUSH, repository) if one.tag == tag]
+        return [one for one in self._of({Kind.PUSH}, repository) if one.tag == tag]
 
     def deletes(self, repository: str, digest: str) -> list[Operation]:
         """Return the deletes of a digest."""
-        return [one for one in self._of(Kind.DELETE, repository) if one.digest == digest]
+        return [one for one in self._of({Kind.DELETE}, repository) if one.digest == digest]
 
-    def _of(self, kind: Kind, repository: str) -> Iterator[Operation]:
-        return (one for one in self.operations if one.kind is kind and one.repository == repository)
+    def _of(self, kinds: Collection[Kind], repository: str) -> Iterator[Operation]:
+        return (one for one in self.operations if one.kind in kinds and one.repository == repository)
 
     def may_be(self, repository: str, tag: str, digest: str, read: Operation) -> bool:
         """Tell whether a reader could see the tag as ``digest``."""
@@ -177,7 +185,7 @@ class History:
         """Tell whether a digest was acknowledged before, and nobody ever tried to delete it since."""
         pushes = [
             one
-            for one in self._of(Kind.PUSH, repository)
+            for one in self._of(_PUTS, repository)
             if one.digest == digest and one.outcome is Outcome.DONE and one.ended_at < at.started_at
         ]
         deletes = [one for one in self.deletes(repository, digest) if one.started_at <= at.ended_at]
@@ -192,7 +200,7 @@ class History:
         ]
         return any(
             push.started_at <= at.ended_at and not any(one.started_at > push.is_over_at for one in deletes)
-            for push in self._of(Kind.PUSH, repository)
+            for push in self._of(_PUTS, repository)
             if push.digest == digest
         )
 
@@ -216,6 +224,8 @@ class History:
             yield from self._judge_list(one)
         elif one.kind is Kind.CATALOG and one.outcome is Outcome.DONE:
             yield from self._judge_catalog(one)
+        elif one.kind is Kind.REFERRERS and one.outcome is Outcome.DONE:
+            yield from self.judge_referrers(one)
         elif one.kind is Kind.DELETE and one.outcome is Outcome.ABSENT:
             deletes = self.deletes(one.repository, one.digest)
             is_first = all(other is one or other.started_at > one.ended_at for other in deletes)
@@ -226,7 +236,7 @@ class History:
     def _was_pushed(self, delete: Operation) -> bool:
         return any(
             push.digest == delete.digest and push.outcome is Outcome.DONE and push.ended_at < delete.started_at
-            for push in self._of(Kind.PUSH, delete.repository)
+            for push in self._of(_PUTS, delete.repository)
         )
 
     def _judge_read(self, read: Operation) -> Iterator[str]:
@@ -257,7 +267,7 @@ class History:
         return self.may_be_unavailable or any(window.stops_reads and window.meets(read) for window in self.windows)
 
     def tags(self, repository: str) -> set[str]:
-        return {one.tag for one in self._of(Kind.PUSH, repository)}
+        return {one.tag for one in self._of({Kind.PUSH}, repository)}
 
     def _judge_list(self, listed: Operation) -> Iterator[str]:
         for tag in sorted(self.tags(listed.repository)):
@@ -275,6 +285,16 @@ class History:
             ):
                 yield f"the repository {repository} is not in the catalog"
 
+    def judge_referrers(self, listed: Operation) -> Iterator[str]:
+        """Yield what a list of referrers lacks, and what it holds that was deleted."""
+        attached = {one.digest for one in self._of({Kind.ATTACH}, listed.repository) if one.subject == listed.subject}
+        for digest in sorted(attached | listed.names):
+            is_there = digest in listed.names
+            if is_there and not self.may_hold(listed.repository, digest, listed):
+                yield f"the referrer {short(digest)}, which was deleted or never was, is listed"
+            if not is_there and self.must_hold(listed.repository, digest, listed):
+                yield f"the referrer {short(digest)} is not listed"
+
     # ------------------------------------------------------------ telling
 
     def in_write_window(self, one: Operation) -> bool:
@@ -287,6 +307,9 @@ class History:
         digests = {about.digest} - {""}
         if about.tag:
             digests |= {one.digest for one in self.writes(about.repository, about.tag)}
+        if about.subject:
+            attached = self._of({Kind.ATTACH}, about.repository)
+            digests |= {one.digest for one in attached if one.subject == about.subject}
         related: Iterable[Operation | Window] = [
             *(
                 one
@@ -296,7 +319,7 @@ class History:
                 and one.started_at <= about.ended_at
                 and one.ended_at
                 > about.started_at
-                - (_WRITES_TOLD_SECONDS if one.kind in {Kind.PUSH, Kind.DELETE} else _READS_TOLD_SECONDS)
+                - (_WRITES_TOLD_SECONDS if one.kind in {*_PUTS, Kind.DELETE} else _READS_TOLD_SECONDS)
             ),
             *(
                 window

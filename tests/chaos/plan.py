@@ -1,15 +1,20 @@
 """What is done and what is broken, as a function of a seed alone: the same seed is the same plan."""
 
+import json
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tests.support.product import Image, make_image
+from tests.support.product import OCI_MANIFEST, Image, digest_of, make_image
 
 REPOSITORIES = ("team/api", "team/web", "team/deep/tool")
 TAGS = ("latest", "1.0", "1.1")
 _BASE_LAYERS = 4
+_ARTIFACT_TYPES = ("application/vnd.example.signature", "application/vnd.example.sbom")
+_EMPTY = b"{}"
+_SUBJECTS = 3
+"""Of so many images that a client pushed last there are referrers: several of each, by several writes."""
 
 
 class Verb(StrEnum):
@@ -21,17 +26,20 @@ class Verb(StrEnum):
     DELETE = "delete"
     LIST = "list"
     CATALOG = "catalog"
+    ATTACH = "attach"
+    REFERRERS = "referrers"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a client; ``image`` is pushed, or named by its digest."""
+    """One step of a client; ``image`` is pushed, or named by its digest. ``subject`` is the digest it refers to."""
 
     verb: Verb
     pause_seconds: float
     repository: str = REPOSITORIES[0]
     tag: str = TAGS[0]
     image: Image | None = None
+    subject: str = ""
 
 
 class Harm(StrEnum):
@@ -95,16 +103,32 @@ def base_layers(seed: int) -> list[bytes]:
     return [chance.randbytes(chance.randrange(50_000, 400_000)) for _ in range(_BASE_LAYERS)]
 
 
+def artifact(subject: str, kind: str, label: str) -> Image:
+    """Return a manifest that refers to another one, as a signature does."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": kind,
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(_EMPTY), "size": len(_EMPTY)},
+        "layers": [],
+        "subject": {"mediaType": OCI_MANIFEST, "digest": subject, "size": 100},
+        "annotations": {"label": label},
+    }
+    return Image(json.dumps(document).encode(), {digest_of(_EMPTY): _EMPTY})
+
+
 def steps(seed: int, client: int, pace_seconds: float) -> Iterator[Step]:
     """Give the steps of a client, without end."""
     chance, base = random.Random(f"{seed} client {client}"), base_layers(seed)
     pushed: list[tuple[str, Image]] = []
+    attached: list[tuple[str, Image]] = []
     for number in range(1_000_000):
-        weights = (6, 10, 2, 1, 1, 1) if pushed else (1, 0, 0, 0, 0, 0)
+        weights = (6, 10, 2, 1, 1, 1, 3, 2) if pushed else (1, 0, 0, 0, 0, 0, 0, 0)
         verb = chance.choices(list(Verb), weights)[0]
         pause = chance.uniform(0, 2 * pace_seconds)
         repository, tag = chance.choice(REPOSITORIES), chance.choice(TAGS)
         image: Image | None = None
+        subject = ""
         if verb is Verb.PUSH:
             # Now and then an image of before: a tag is rolled back.
             of_old = [image for where, image in pushed if where == repository]
@@ -115,8 +139,14 @@ def steps(seed: int, client: int, pace_seconds: float) -> Iterator[Step]:
                 image = make_image(chance.choice(base), own, label=f"{seed} {client} {number}")
             pushed = [*pushed[-30:], (repository, image)]
         elif verb in {Verb.DELETE, Verb.PULL_OLD}:
-            repository, image = chance.choice(pushed)
-        yield Step(verb, pause, repository, tag, image)
+            repository, image = chance.choice([*pushed, *attached])
+        elif verb in {Verb.ATTACH, Verb.REFERRERS}:
+            repository, about = chance.choice(pushed[-_SUBJECTS:])
+            subject = about.digest
+        if verb is Verb.ATTACH:
+            image = artifact(subject, chance.choice(_ARTIFACT_TYPES), f"{seed} {client} {number}")
+            attached = [*attached[-10:], (repository, image)]
+        yield Step(verb, pause, repository, tag, image, subject)
 
 
 def faults(seed: int, targets: tuple[str, ...], further: Collection[Harm] = ()) -> Iterator[Fault]:

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterator
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ _SCOPES = {
     Verb.DELETE: "repository:{}:delete",
     Verb.LIST: "repository:{}:pull",
     Verb.CATALOG: "registry:catalog:*",
+    Verb.ATTACH: "repository:{}:pull,push",
+    Verb.REFERRERS: "repository:{}:pull",
 }
 _KINDS = {
     Verb.PUSH: Kind.PUSH,
@@ -34,6 +36,8 @@ _KINDS = {
     Verb.DELETE: Kind.DELETE,
     Verb.LIST: Kind.LIST,
     Verb.CATALOG: Kind.CATALOG,
+    Verb.ATTACH: Kind.ATTACH,
+    Verb.REFERRERS: Kind.REFERRERS,
 }
 FORGETTING_SECONDS = 2.0
 """Within what all nodes forget what was deleted (docs/operations.md)."""
@@ -44,6 +48,7 @@ _COMING_BACK_SECONDS = 5.0
 _REPAIRING_SECONDS, _COMPARING_SECONDS = 60.0, 180.0
 """How long nothing may be repaired before all is well; a comparison asks for each content, and repairs nothing."""
 
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 _GATEWAY_ERRORS = frozenset({502, 504})
 
 
@@ -199,6 +204,7 @@ class Run:
         tag = step.tag if kind in {Kind.PUSH, Kind.READ} else ""
         digest = "" if step.image is None else step.image.digest
         operation = self._begin(kind, client, repository, tag, digest)
+        operation.subject = step.subject
         if not await self._end(operation, self._attempt(docker, step, operation)):
             return
         if step.verb is Verb.PULL:
@@ -236,6 +242,11 @@ class Run:
                 operation.names = frozenset(await docker.tags(step.repository))
             case Verb.CATALOG:
                 operation.names = frozenset(await docker.catalog())
+            case Verb.ATTACH:
+                assert step.image is not None
+                await docker.push(step.repository, step.image.digest, step.image)
+            case Verb.REFERRERS:
+                operation.names = frozenset(await docker.referrers(step.repository, step.subject))
         return True
 
     @staticmethod
@@ -253,7 +264,8 @@ class Run:
 
     def pull_everything(self) -> None:
         """Read every tag and every image that was ever pushed once more, with everything up, through nginx."""
-        known = {(one.repository, one.digest) for one in self.history.operations if one.kind is Kind.PUSH}
+        puts = {Kind.PUSH, Kind.ATTACH}
+        known = {(one.repository, one.digest) for one in self.history.operations if one.kind in puts}
 
         async def pull() -> None:
             docker = self._docker("127.0.0.1")
@@ -270,6 +282,40 @@ class Run:
                 await docker.aclose()
 
         asyncio.run(pull())
+
+    def list_referrers(self) -> None:
+        """List what refers to each subject once more, with everything up, through each node."""
+
+        async def ask(url: str) -> None:
+            docker = Docker(url, USER, PASSWORD)
+            try:
+                for repository, subject in self._subjects():
+                    step = Step(Verb.REFERRERS, 0, repository, subject=subject)
+                    await self.perform(docker, "verifier", step)
+                    last = self.history.operations[-1]
+                    if last.outcome is not Outcome.DONE:
+                        self.failures.append(f"with everything up: {last}")
+            finally:
+                await docker.aclose()
+
+        for node in self.cluster.nodes.values():
+            asyncio.run(ask(node.url))
+
+    def _subjects(self) -> Sequence[tuple[str, str]]:
+        attached = (one for one in self.history.operations if one.kind is Kind.ATTACH)
+        return sorted({(one.repository, one.subject) for one in attached})
+
+    def fallback_differences(self) -> list[str]:
+        """Return what the indexes of referrers at the replicas lack or hold too much; asked past the proxy."""
+        found = []
+        for repository, subject in self._subjects():
+            for name, server in self.cluster.replicas.items():
+                names = _fallback_entries(server.url, repository, subject)
+                at = Operation(
+                    Kind.REFERRERS, name, repository, self.now(), ended_at=self.now(), names=names, subject=subject
+                )
+                found += [f"{name}, {repository}@{subject}: {rule}" for rule in self.history.judge_referrers(at)]
+        return found
 
     def differences(self) -> list[str]:
         """Return in what the replicas differ, or lack what was acknowledged; asked past the proxy."""
@@ -300,7 +346,8 @@ class Run:
         told = [
             str(one)
             for one in self.history.operations
-            if (one.repository, one.digest) == (repository, digest) and one.kind in {Kind.PUSH, Kind.DELETE}
+            if (one.repository, one.digest) == (repository, digest)
+            and one.kind in {Kind.PUSH, Kind.ATTACH, Kind.DELETE}
         ]
         write = re.compile(rf'"(PUT|DELETE) /v2/{repository}/manifests/')
         told += [line for line in server.log_text().splitlines() if write.search(line)]
@@ -367,6 +414,13 @@ def _tags_at(url: str, repository: str) -> dict[str, str]:
         if head.status_code == 200:
             tags[name] = head.headers["Docker-Content-Digest"]
     return tags
+
+
+def _fallback_entries(url: str, repository: str, subject: str) -> frozenset[str]:
+    """Return what a registry lists under the tag of a subject (spec, "Referrers Tag Schema")."""
+    address = f"{url}/v2/{repository}/manifests/{subject.replace(':', '-')}"
+    answer = httpx.get(address, headers={"Accept": OCI_INDEX}, timeout=30, verify=False)
+    return frozenset(one["digest"] for one in answer.json()["manifests"]) if answer.status_code == 200 else frozenset()
 
 
 def _look_for(url: str, repository: str, digest: str) -> str:

@@ -40,8 +40,9 @@ def judge(root: Path, front: Front, copies: Copies, *, seconds: float, heals: bo
         run = Run(servers, seed, seconds, heals=heals, lull=lull, further=further)
         run.execute()
         run.pull_everything()
+        run.list_referrers()
         if run.repairs:
-            run.failures += [*run.differences(), *run.verify()]
+            run.failures += [*run.differences(), *run.fallback_differences(), *run.verify()]
         report = run.report()
         print(report)
         if out := os.environ.get("CHAOS_OUT"):

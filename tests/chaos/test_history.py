@@ -40,6 +40,17 @@ def catalog(begin: float, end: float, *repositories: str) -> Operation:
     return Operation(Kind.CATALOG, "r", "", begin, ended_at=end, outcome=DONE, names=frozenset(repositories))
 
 
+def attach(begin: float, end: float, digest: str, outcome: Outcome = DONE) -> Operation:
+    """Return a push of something that refers to the image C."""
+    return Operation(Kind.ATTACH, "p", REPOSITORY, begin, "", digest, end, outcome, subject=C)
+
+
+def referrers(begin: float, end: float, *digests: str) -> Operation:
+    """Return a list of what refers to the image C."""
+    names = frozenset(digests)
+    return Operation(Kind.REFERRERS, "r", REPOSITORY, begin, ended_at=end, outcome=DONE, names=names, subject=C)
+
+
 def rules(*operations: Operation, may_be_unavailable: bool = False) -> list[str]:
     """Return the promises that were broken."""
     history = History(operations=list(operations), may_be_unavailable=may_be_unavailable)
@@ -65,6 +76,10 @@ OLDER = "an older, deleted or unknown tag was served"
         [push(0, 1, A), pull(2, 3, A), listed(2, 3, "1"), catalog(2, 3, REPOSITORY)],
         [push(0, 1, A, REFUSED), read(2, 3, outcome=REFUSED), pull(2, 3, A, REFUSED)],
         [push(0, 1, A), delete(2, 3, A), delete(4, 5, A, ABSENT), listed(4, 5), listed(2, 3, "1")],
+        [attach(0, 1, A), referrers(2, 3, A), attach(4, 7, B), referrers(5, 6, A), referrers(5, 6, A, B)],
+        [attach(0, 1, A), delete(2, 3, A), referrers(4, 5), pull(4, 5, A, ABSENT)],
+        [attach(0, 1, A, REFUSED), referrers(2, 3), referrers(2, 3, A)],
+        [push(0, 1, C), attach(2, 3, A), delete(4, 5, C), referrers(6, 7, A)],  # of what is not there (any more)
     ],
 )
 def test_what_a_registry_may_say(operations: list[Operation]) -> None:
@@ -94,6 +109,14 @@ def test_what_a_registry_may_say(operations: list[Operation]) -> None:
         ([push(0, 1, A), listed(2, 3)], "the tag 1 is not listed"),
         ([push(0, 1, A), delete(2, 3, A), listed(4, 5, "1")], "the deleted tag 1 is listed"),
         ([push(0, 1, A), catalog(2, 3)], "the repository team/app is not in the catalog"),
+        ([attach(0, 1, A), referrers(2, 3)], "the referrer aaaaaaaaaa is not listed"),
+        ([attach(0, 1, A), attach(2, 3, B), referrers(4, 5, A)], "the referrer bbbbbbbbbb is not listed"),
+        (
+            [attach(0, 1, A), delete(2, 3, A), referrers(4, 5, A)],
+            "the referrer aaaaaaaaaa, which was deleted or never was, is listed",
+        ),
+        ([referrers(0, 1, A)], "the referrer aaaaaaaaaa, which was deleted or never was, is listed"),
+        ([attach(0, 1, A), pull(2, 3, A, ABSENT)], "an image that was acknowledged is said not to exist"),
         ([Operation(Kind.PUSH, "p", REPOSITORY, 0, "1", A)], "it never ended"),
     ],
 )
