@@ -21,7 +21,7 @@ from registry_proxy.operations.refused_pushes import (
     upload_lost,
 )
 from registry_proxy.ports.content import BlobCache, Holdings
-from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import BlobReplicas, Spool, SpoolFile, Uploader, UploadSession, UploadSessions
@@ -400,7 +400,10 @@ class Push:
             file.discard()
 
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
-        if not await self._proofs.may_mount(source, digest):
+        try:
+            if not await self._proofs.may_mount(source, digest):
+                return None
+        except AbsenceUnknownError:  # while a replica is down: the client can upload what it would have mounted
             return None
         mounted = await self._blobs.mount(routed, source.repository, digest, self.find_known(source, digest))
         if mounted is None:
