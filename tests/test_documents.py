@@ -25,6 +25,8 @@ from registry_proxy.config.model import (
     UpstreamSettings,
 )
 from registry_proxy.telemetry.metrics import PrometheusObserver
+from scripts.build import PROGRAMS
+from tests.acceptance.registries import DESCRIBE
 
 ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
@@ -68,6 +70,22 @@ def test_every_metric_is_documented_and_no_other() -> None:
     exposed = {metric.name for metric in PrometheusObserver()._registry.collect()}
     documented = {f"registry_proxy_{row[0].strip('`').removesuffix('_total')}" for row in table("metrics")}
     assert documented == exposed
+
+
+def test_the_programs_of_others_are_documented_and_no_other() -> None:
+    """The tables name exactly the clients and registries that run in tests, with the versions that are built."""
+    lines = (ROOT / "docs" / "reference" / "clients.md").read_text().splitlines()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    built = {program.name: program.version for program in PROGRAMS}
+    tests = "".join(
+        path.read_text() for room in ("acceptance", "clients") for path in (ROOT / "tests" / room).glob("*.py")
+    )
+    marks = re.findall(r"mark\.acceptance\(([^*)]*)\)", tests)
+    used = {name for names in marks for name in re.findall(r'"([a-z-]+)"', names)} | {*built, *DESCRIBE}
+    of_debian = {row[0] for row in rows} - built.keys()
+    assert used - {row[0] for row in rows} == set()
+    assert {name for name in of_debian if f'"{name}' not in tests} == set()
+    assert {row[0]: row[1] for row in rows} == {row[0]: built.get(row[0], "Debian's") for row in rows}
 
 
 def test_every_command_is_documented_and_no_other() -> None:
