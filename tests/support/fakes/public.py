@@ -39,6 +39,7 @@ from registry_proxy.operations.referrers import Referrers, ReferrersPage
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
@@ -225,6 +226,7 @@ class FakePush:
         body: bytes,
         *,
         may_move_tags: bool,
+        actor: Actor | None = None,  # noqa: ARG002 - no events are kept here
     ) -> PushedManifest:
         self.calls.append(("manifest", str(routed), str(tag_or_digest), media_type, may_move_tags))
         self.bodies.append(body)
@@ -259,7 +261,12 @@ class FakeManage:
 
     calls: list[tuple[str, str]] = field(default_factory=list)
 
-    async def delete_manifest(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Digest:
+    async def delete_manifest(
+        self,
+        routed: RoutedRepository,
+        tag_or_digest: Tag | Digest,
+        actor: Actor | None = None,  # noqa: ARG002 - no events are kept here
+    ) -> Digest:
         self.calls.append(("manifest", f"{routed} {tag_or_digest}"))
         return tag_or_digest if isinstance(tag_or_digest, Digest) else digest_of(tag_or_digest.encode())
 
