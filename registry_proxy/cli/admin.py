@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.cache import cache_app
+from registry_proxy.cli.deliveries import event_app
 from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.groups import group_app
@@ -21,6 +22,7 @@ from registry_proxy.cli.policy import policy_app
 from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.reset import reset_app
 from registry_proxy.cli.robots import robot_app
+from registry_proxy.cli.subscriptions import subscription_app
 from registry_proxy.cli.tokens import token_app
 from registry_proxy.cli.upstreams import replica_app
 from registry_proxy.cli.users import user_app
@@ -67,6 +69,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(token_app, name="token", cls=Commands)
     app.add_typer(key_app, name="key", cls=Commands)
     app.add_typer(replica_app, name="replica", cls=Commands)
+    app.add_typer(subscription_app, name="subscription", cls=Commands)
+    app.add_typer(event_app, name="event", cls=Commands)
     app.add_typer(repository_app, name="repository", cls=Commands)
     app.add_typer(cache_app, name="cache", cls=Commands)
     app.add_typer(audit_app, name="audit", cls=Commands)

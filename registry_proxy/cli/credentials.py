@@ -130,16 +130,27 @@ def find_credentials(url: str) -> Credentials:
             )
 
 
-def _first_line(content: bytes, origin: str) -> str:
+def _read_text(noun: str, *, from_stdin: bool, file: Path | None) -> tuple[str, str] | None:
+    """Return the text of a source and the source's name, or None where the options name no source."""
+    if from_stdin and file is not None:
+        raise typer.BadParameter(f"--{noun}-stdin and --{noun}-file exclude each other")
+    if from_stdin:
+        origin, content = "Standard input", sys.stdin.buffer.read(_SECRET_MAX_BYTES + 1)
+    elif file is None:
+        return None
+    else:
+        origin = f"The {noun} file {file}"
+        try:
+            with file.open("rb") as opened:
+                content = opened.read(_SECRET_MAX_BYTES + 1)
+        except OSError as error:
+            raise CommandError(f"{origin} cannot be read: {error.strerror}") from error
     if len(content) > _SECRET_MAX_BYTES:
-        raise CommandError(f"{origin} is too long for a password")
+        raise CommandError(f"{origin} is too long for a {noun}")
     try:
-        password = content.decode().split("\n", 1)[0].removesuffix("\r")
+        return content.decode(), origin
     except UnicodeDecodeError:
         raise CommandError(f"{origin} is not UTF-8 text") from None
-    if not password:
-        raise CommandError(f"{origin} holds no password: its first line is empty")
-    return password
 
 
 def read_password(*, from_stdin: bool, file: Path | None) -> str | None:
@@ -151,27 +162,38 @@ def read_password(*, from_stdin: bool, file: Path | None) -> str | None:
         CommandError: nothing to read there.
         typer.BadParameter: both options are given.
     """
-    if from_stdin and file is not None:
-        raise typer.BadParameter("--password-stdin and --password-file exclude each other")
-    if from_stdin:
-        return _first_line(sys.stdin.buffer.read(_SECRET_MAX_BYTES + 1), "Standard input")
-    if file is None:
+    if (found := _read_text("password", from_stdin=from_stdin, file=file)) is None:
         return None
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_SECRET_MAX_BYTES + 1)
-    except OSError as error:
-        raise CommandError(f"The password file {file} cannot be read: {error.strerror}") from error
-    return _first_line(content, f"The password file {file}")
+    text, origin = found
+    password = text.split("\n", 1)[0].removesuffix("\r")
+    if not password:
+        raise CommandError(f"{origin} holds no password: its first line is empty")
+    return password
 
 
-def ask_password(prompt: str, *, twice: bool = False) -> str:
-    """Ask for a password on the terminal, without showing it.
+def read_lines(noun: str, *, from_stdin: bool, file: Path | None) -> list[str] | None:
+    """Return the lines with text in them from where ``--NOUN-stdin`` and ``--NOUN-file`` say, or None without these.
+
+    Raises:
+        CommandError: nothing to read there.
+        typer.BadParameter: both options are given.
+    """
+    if (found := _read_text(noun, from_stdin=from_stdin, file=file)) is None:
+        return None
+    text, origin = found
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise CommandError(f"{origin} holds no {noun}: it is empty")
+    return lines
+
+
+def ask_password(prompt: str, *, twice: bool = False, noun: str = "password") -> str:
+    """Ask for a password, or another secret, on the terminal, without showing it.
 
     Raises:
         typer.BadParameter: there is no terminal to ask on.
     """
     if not sys.stdin.isatty():
-        raise typer.BadParameter("no terminal to ask for the password: give --password-stdin or --password-file FILE")
+        raise typer.BadParameter(f"no terminal to ask for the {noun}: give --{noun}-stdin or --{noun}-file FILE")
     password: str = typer.prompt(prompt, hide_input=True, confirmation_prompt=twice)
     return password
