@@ -20,8 +20,10 @@ _COLUMNS = ("name", "url", "events", "repository", "tags", "format", "enabled", 
 _Events = Annotated[list[str] | None, typer.Option("--event", help="Type of events; may be repeated.")]
 _Repository = Annotated[str | None, typer.Option(help="Pattern of the repositories, such as 'team/**' (quote it).")]
 _Tags = Annotated[str | None, typer.Option(help="Pattern of the tags; an event without a tag matches any.")]
-_Format = Annotated[str | None, typer.Option(help="The body of a delivery: cloudevents.")]
-_TemplateFile = Annotated[Path | None, typer.Option(help="Read the template of the body from a file.")]
+_Format = Annotated[str | None, typer.Option(help="The body: cloudevents, distribution, harbor or template.")]
+_TemplateFile = Annotated[
+    Path | None, typer.Option(help="Read the template of the body from a file; for format template alone.")
+]
 _OnFailure = Annotated[
     str | None, typer.Option(help="hold: later events of a repository wait for one that fails; skip: they pass it.")
 ]

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from registry_proxy.access.faults import Faults, InvalidError
 from registry_proxy.access.subject import NAME_FAULT, is_name
 from registry_proxy.directory.revise import Records, Revised
+from registry_proxy.events.shapes.template import template_faults
+from registry_proxy.events.signatures import secret_fault
 from registry_proxy.events.subscription import (
     Format,
     OnFailure,
@@ -83,7 +85,15 @@ def _faults(given: SubscriptionInput) -> Faults:
     ):
         if value not in [each.value for each in known]:
             faults.append((name, f"expected one of {', '.join(each.value for each in known)}"))
-    return faults
+    return faults + _format_faults(given)
+
+
+def _format_faults(given: SubscriptionInput) -> Faults:
+    if given.format == Format.HARBOR and EventType.MANIFEST in given.events:
+        return [("events", "format harbor has no form for a manifest without a tag: leave manifest out")]
+    if given.format == Format.TEMPLATE:
+        return [("template", fault) for fault in template_faults(given.template, given.secrets)]
+    return [("template", "belongs to format template alone: leave it empty")] if given.template else []
 
 
 def _url_faults(url: str) -> Faults:
@@ -107,7 +117,7 @@ def _secret_faults(secrets: Sequence[str]) -> Faults:
         return [("secrets", f"expected at most {SECRETS_MAX}: the active one, and the one that it replaces")]
     if any(not SECRET_MIN_CHARACTERS <= len(each) <= _TEXT_MAX_CHARACTERS for each in secrets):
         return [("secrets", f"expected texts of {SECRET_MIN_CHARACTERS} to {_TEXT_MAX_CHARACTERS} characters")]
-    return []
+    return [("secrets", fault) for each in secrets if (fault := secret_fault(each)) is not None]
 
 
 def _header_faults(headers: Mapping[str, str]) -> Faults:

@@ -178,12 +178,14 @@ class Writes:
 
     def _actor(self, call: Call[ManifestRequest]) -> Actor:
         exchange = call.exchange
+        scheme, _, host = self._origins.url(exchange).partition("://")
         return Actor(
             call.subject,
             exchange.address,
             request_id.get(),
             exchange.headers.get("User-Agent", "")[:_USER_AGENT_MAX_CHARACTERS],
-            self._origins.url(exchange).partition("://")[2],
+            host,
+            scheme,
         )
 
     @contextmanager

@@ -1,20 +1,22 @@
 """A delivery as the request that its receiver gets: shape, signatures and headers."""
 
-import base64
-import hashlib
-import hmac
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from registry_proxy.events.delivery import Delivery
-from registry_proxy.events.subscription import Subscription
-from registry_proxy.ports.outbox import RegistryEvent
+from registry_proxy.events.shapes.cloudevents import cloudevent
+from registry_proxy.events.shapes.distribution import distribution_envelope
+from registry_proxy.events.shapes.harbor import harbor_webhook
+from registry_proxy.events.shapes.template import filled_template
+from registry_proxy.events.signatures import signatures
+from registry_proxy.events.subscription import Format, Subscription
 
-_SOURCE = "registry-proxy"
-_TYPE_PREFIX = "registry-proxy."
-_NUMBER_DIGITS = 12
+_SHAPES: Mapping[Format, Callable[[Subscription, int, Delivery], tuple[bytes, str]]] = {
+    Format.CLOUDEVENTS: cloudevent,
+    Format.DISTRIBUTION: distribution_envelope,
+    Format.HARBOR: harbor_webhook,
+    Format.TEMPLATE: filled_template,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,52 +36,13 @@ def compose(subscription: Subscription, number: int, delivery: Delivery, sent_at
         delivery: the event.
         sent_at: seconds since the epoch.
     """
-    body, media_type = _cloudevent(number, delivery)
+    # An event that was queued before its subscription got another format may have no form there.
+    shape = Format(subscription.format) if subscription.can_express(delivery.event.type) else Format.CLOUDEVENTS
+    body, media_type = _SHAPES[shape](subscription, number, delivery)
     headers = {
         **subscription.headers,
         "Content-Type": media_type,
         "User-Agent": "registry-proxy",
-        **_signatures(subscription.secrets, delivery.event.id, int(sent_at), body),
+        **signatures(subscription.secrets, delivery.event.id, int(sent_at), body),
     }
     return ComposedRequest(body, headers)
-
-
-def _cloudevent(number: int, delivery: Delivery) -> tuple[bytes, str]:
-    """Return a CloudEvent 1.0 in structured mode, with the sequence extension."""
-    event = delivery.event
-    cloudevent = {
-        "specversion": "1.0",
-        "id": event.id,
-        "source": f"{_SOURCE}/{event.repository}".rstrip("/"),
-        "type": f"{_TYPE_PREFIX}{event.type}",
-        "time": datetime.fromtimestamp(event.at, UTC).isoformat().replace("+00:00", "Z"),
-        "datacontenttype": "application/json",
-        "subject": event.repository,
-        "sequence": f"{number:0{_NUMBER_DIGITS}d}",
-        "data": {**_data(event), "replay": delivery.is_replay},
-    }
-    return json.dumps(cloudevent).encode(), "application/cloudevents+json"
-
-
-def _data(event: RegistryEvent) -> dict[str, object]:
-    actor = event.actor
-    return {
-        "repository": event.repository,
-        "tag": event.tag or None,
-        "digest": event.digest or None,
-        "previous": event.previous or None,
-        "media_type": event.media_type or None,
-        "size": event.size_bytes or None,
-        "subject": None if actor is None else actor.subject,
-        **event.detail,
-    }
-
-
-def _signatures(secrets: Sequence[str], event_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the headers of Standard Webhooks: one signature for each secret that is live."""
-    headers = {"webhook-id": event_id, "webhook-timestamp": str(timestamp)}
-    signed = f"{event_id}.{timestamp}.".encode() + body
-    if secrets:
-        digests = (hmac.new(secret.encode(), signed, hashlib.sha256).digest() for secret in secrets)
-        headers["webhook-signature"] = " ".join(f"v1,{base64.b64encode(each).decode()}" for each in digests)
-    return headers

@@ -84,7 +84,8 @@ class FanOut:
         loss = await self._store.get(Table.META, LOSS_KEY)
         if loss is None:
             return set()
-        lanes = [Lane(each.name, "") for each in await self._subscriptions.current() if each.enabled]
+        subscriptions = await self._subscriptions.current()
+        lanes = [Lane(each.name, "") for each in subscriptions if each.enabled and each.can_express(EventType.GAP)]
         for lane in lanes:
             queue = _Queue(lane, await self._store.get(Table.LANES, str(lane)), self._clock())
             queue.note_loss(loss.value["noticed_at"])
@@ -116,7 +117,9 @@ class FanOut:
             for subscription in _receivers(subscriptions, one.entry):
                 lane = Lane(subscription.name, one.entry.event.repository)
                 if lane not in queues:
-                    queues[lane] = _Queue(lane, await self._store.get(Table.LANES, str(lane)), self._clock())
+                    record = await self._store.get(Table.LANES, str(lane))
+                    tells_gaps = subscription.can_express(EventType.GAP)
+                    queues[lane] = _Queue(lane, record, self._clock(), tells_gaps=tells_gaps)
                 room[subscription.name] -= queues[lane].add(one.entry, has_room=room[subscription.name] > 0)
         changes = [Change(Table.OUTBOX, one.record.key, None, expect=one.record.revision) for one in ready]
         for queue in queues.values():
@@ -134,8 +137,9 @@ def _receivers(subscriptions: Iterable[Subscription], entry: OutboxEntry) -> lis
 class _Queue:
     """The additions to one lane."""
 
-    def __init__(self, lane: Lane, record: Record | None, now: float) -> None:
+    def __init__(self, lane: Lane, record: Record | None, now: float, *, tells_gaps: bool = True) -> None:
         self._lane = lane
+        self._tells_gaps = tells_gaps
         self._revision = 0 if record is None else record.revision
         self._value = {"number": 0, "dropped": 0, **({} if record is None else record.value)}
         self._now = now
@@ -150,7 +154,8 @@ class _Queue:
         before = len(self._deliveries)
         if dropped := self._value["dropped"]:
             last = self._value["number"]
-            self.add_gap("too many events waited", first_number=last - dropped + 1, last_number=last)
+            if self._tells_gaps:
+                self.add_gap("too many events waited", first_number=last - dropped + 1, last_number=last)
             self._value["dropped"] = 0
         self._put(entry.event, is_replay=entry.is_replay)
         return len(self._deliveries) - before

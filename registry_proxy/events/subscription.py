@@ -21,6 +21,15 @@ class Format(StrEnum):
     TEMPLATE = "template"
 
 
+_EXPRESSED = {
+    Format.CLOUDEVENTS: frozenset(EventType),
+    Format.DISTRIBUTION: frozenset({EventType.PUSH, EventType.MANIFEST, EventType.DELETE}),
+    Format.HARBOR: frozenset({EventType.PUSH, EventType.DELETE}),
+    Format.TEMPLATE: frozenset({EventType.PUSH, EventType.MANIFEST, EventType.DELETE}),
+}
+"""The types that a shape has a form for. A gap in a template would start a deployment of nothing."""
+
+
 class OnFailure(StrEnum):
     """Whether later events of a repository wait for one that could not be delivered, or pass it."""
 
@@ -39,7 +48,7 @@ class SubscriptionInput:
         repository: pattern of canonical names.
         tags: pattern; events without a tag match any.
         format: the shape of the body.
-        template: of the body, where ``format`` is template.
+        template: of the body, where ``format`` is template; "" otherwise. See ``events.shapes.template``.
         headers: sent with each delivery.
         on_failure: see ``OnFailure``.
         enabled: a subscription that is not takes no events, and what is queued for it waits.
@@ -83,8 +92,11 @@ class Subscription(SubscriptionInput):
         }
 
     def takes(self, event: RegistryEvent) -> bool:
-        """Tell whether an event is delivered to this subscription. A gap is told to every one that is enabled."""
-        if not self.enabled:
+        """Tell whether an event is delivered to this subscription.
+
+        A gap goes to every one that is enabled and whose format can express it.
+        """
+        if not self.enabled or not self.can_express(event.type):
             return False
         if event.type is EventType.GAP:
             return True
@@ -93,6 +105,10 @@ class Subscription(SubscriptionInput):
             and compile_repository_pattern(self.repository).fullmatch(event.repository) is not None
             and (not event.tag or compile_text_pattern(self.tags).fullmatch(event.tag) is not None)
         )
+
+    def can_express(self, kind: EventType) -> bool:
+        """Tell whether the format of this subscription has a form for events of a type."""
+        return kind in _EXPRESSED[Format(self.format)]
 
 
 def subscription_of(record: Record) -> Subscription:

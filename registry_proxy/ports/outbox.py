@@ -35,6 +35,7 @@ class Actor:
         request_id: of its request.
         user_agent: as the client names itself.
         host: the registry's public name and port, as the client addressed it.
+        scheme: http or https, as the client addressed it; "" where it is not known.
     """
 
     subject: str
@@ -42,6 +43,7 @@ class Actor:
     request_id: str = ""
     user_agent: str = ""
     host: str = ""
+    scheme: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Subscriptions of the directory: their rules, and that every fault is named at once."""
 
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,9 @@ async def test_a_subscription_is_kept_and_removed(directory: Directory) -> None:
         ("url", "http://ci.example/\r\nX: y"),
         ("secrets", ["short"]),
         ("secrets", ["x" * 16] * 3),
+        ("secrets", ["whsec_not Base64 at all"]),
+        ("secrets", ["whsec_dG9vIHNob3J0"]),
+        ("template", "{}"),
         ("events", []),
         ("events", ["gap"]),
         ("events", ["nothing"]),
@@ -74,3 +78,28 @@ async def test_subscriptions_are_bounded(directory: Directory, monkeypatch: pyte
     with pytest.raises(InvalidError, match="already"):
         await directory.subscriptions.put("b", SubscriptionInput(url=URL))
     await directory.subscriptions.put("a", SubscriptionInput(url=URL, enabled=False))
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("", "expected JSON"),
+        ("{image}", "expected JSON"),
+        ('{"size": NaN}', "expected JSON"),
+        ("[" * 16_000, "expected JSON"),
+        ('{"ref": "{branch}"}', "{branch} is unknown"),
+        ('{"token": "{secret}"}', "needs one in secrets"),
+        (f'"{"x" * 16_384}"', "at most 16384 bytes"),
+    ],
+)
+async def test_a_template_is_checked_before_it_is_used(directory: Directory, template: str, fault: str) -> None:
+    """It must be JSON of a limited size, with placeholders that can be filled."""
+    with pytest.raises(InvalidError, match=re.escape(fault)):
+        await directory.subscriptions.put("ci", SubscriptionInput(url=URL, format="template", template=template))
+
+
+async def test_harbor_has_no_form_for_manifests(directory: Directory) -> None:
+    """A subscription that would never get what it names is refused."""
+    given = SubscriptionInput(url=URL, format="harbor", events=["push", "manifest"])
+    with pytest.raises(InvalidError, match="no form for a manifest"):
+        await directory.subscriptions.put("ci", given)

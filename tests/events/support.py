@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from registry_proxy.events.composition import ComposedRequest, compose
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.outbox import outbox_change
 from registry_proxy.events.sender import ReceiverAnswer
@@ -18,7 +19,7 @@ from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
 
-ANN = Actor("user:ann", "192.0.2.1", "request-1", "docker/27", "registry.example:5000")
+ANN = Actor("user:ann", "192.0.2.1", "request-1", "docker/27", "registry.example:5000", "https")
 
 
 @dataclass
@@ -68,6 +69,25 @@ def pushed(number: int, *, repository: str = "team/app", tag: str = "", **fields
         actor=ANN,
         **fields,
     )
+
+
+def deleted(*, tag: str = "", digest: str = "") -> RegistryEvent:
+    """Return the event of a deleted tag or manifest."""
+    return RegistryEvent(
+        id="event-0",
+        type=EventType.DELETE,
+        at=1_700_000_000.0,
+        repository="team/app",
+        tag=tag,
+        digest=digest,
+        actor=ANN,
+    )
+
+
+def composed(event: RegistryEvent, **fields: Any) -> ComposedRequest:
+    """Return the request with an event for a subscription, the seventh of its lane."""
+    subscription = Subscription(name="ci", **{"url": "https://ci.example/hook", **fields})
+    return compose(subscription, 7, Delivery(event=event, queued_at=0.0), 1_700_000_009.5)
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """From the outbox into lanes: nothing is lost, numbered in order, and bounded."""
 
+from dataclasses import replace
+
 from registry_proxy.events.delivery import Delivery, Lane
 from registry_proxy.events.fan_out import FanOut
 from registry_proxy.ports.outbox import EventType, OutboxEntry
@@ -40,6 +42,19 @@ async def test_events_of_a_repository_are_numbered_in_the_order_of_their_commits
     await fan_out(bench).run_once()
     queued = [(record.key[-1], record.value["event"]["id"]) for record in await bench.queued()]
     assert queued == [("3", "event-2"), ("4", "event-4")]
+
+
+async def test_a_format_gets_only_what_it_can_express(bench: Bench) -> None:
+    """Neither a dropped event nor a lost store makes a gap for a format without a form for it; numbers still jump."""
+    await bench.subscribe("kargo", format="harbor", events=["push", "manifest"])
+    await bench.put(pushed(1), pushed(2), replace(pushed(3), type=EventType.MANIFEST, tag=""))
+    await fan_out(bench, queued_max=1).run_once()
+    await bench.store.commit([Change(Table.META, LOSS_KEY, {"noticed_at": 1.0})])
+    assert await fan_out(bench).note_loss() == set()
+    await bench.put(pushed(4))
+    await fan_out(bench).run_once()
+    queued = [(record.key[-1], record.value["event"]["id"]) for record in await bench.queued()]
+    assert queued == [("1", "event-1"), ("3", "event-4")]
 
 
 async def test_a_write_under_way_holds_back_its_event_alone(bench: Bench) -> None:

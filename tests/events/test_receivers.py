@@ -77,7 +77,7 @@ async def test_an_event_arrives_as_a_signed_cloudevent(receiver: Receiver) -> No
     assert (answer.status, answer.text, answer.is_accepted) == (200, "thanks", True)
     ((headers, body),) = receiver.requests
     event = json.loads(body)
-    assert (event["specversion"], event["id"], event["type"]) == ("1.0", "event-1", "registry-proxy.push")
+    assert (event["specversion"], event["id"], event["type"]) == ("1.0", "event-1", "registry-proxy.image.push")
     assert (event["sequence"], event["subject"], event["data"]["tag"]) == ("000000000007", "team/app", "v1")
     assert headers["Authorization"] == "Bearer x"
     assert headers["webhook-id"] == "event-1"
