@@ -22,6 +22,7 @@ from registry_proxy.protocol.reference import (
     Tag,
     fallback_tags,
     is_repository,
+    kept_digest,
     parse_repository,
 )
 from registry_proxy.protocol.referrers import Referrer, index_of, merge_referrers, parse_referrers
@@ -103,7 +104,10 @@ async def import_images(
     """
     observer, connections = PrometheusObserver(), ReplicaConnections()
     try:
-        clients = [HttpReplicaClient(access.address(), _TIMEOUTS, connections, observer) for access in (source, target)]
+        clients = [
+            HttpReplicaClient(access.address(), _TIMEOUTS, connections, observer, may_wrap=True)
+            for access in (source, target)
+        ]
         work = _Import(clients[0], clients[1], selection)
         watch = spawn(_watch(work.outcome, observe), "progress of an import")
         try:
@@ -196,6 +200,10 @@ class _Copy:
 
     async def _copy_tag(self, tag: Tag) -> None:
         outcome = self._work.outcome
+        if (kept := kept_digest(tag)) is not None:  # at a registry that stood behind a proxy as this one
+            await self._copy_manifest(kept)
+            outcome.copied += 1
+            return
         digest = (await _patiently(lambda: self._from.resolve_tag(self._source, tag))).digest
         there = await unless_absent(_patiently(lambda: self._to.resolve_tag(self._target, tag)))
         if there is not None and there.digest == digest:

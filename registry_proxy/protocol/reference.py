@@ -1,5 +1,7 @@
 """Repositories, tags and digests (spec, "Pulling manifests"; image-spec, "Digests")."""
 
+import base64
+import binascii
 import hashlib
 import re
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
 _FALLBACK_TAG = re.compile(rf"sha256-[0-9a-f]{{64}}(?:{'|'.join(map(re.escape, _COSIGN_SUFFIXES))})?")
 _REFERRERS_TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64}")
+_HASHES = {"sha256": hashlib.sha256, "sha512": hashlib.sha512}
 _HEX_LENGTHS = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -54,9 +57,16 @@ class Digest:
         return hashlib.new(self.algorithm, content, usedforsecurity=False).hexdigest() == self.hex
 
 
-def digest_of(content: bytes) -> Digest:
-    """Return the sha256 digest of ``content``."""
-    return Digest("sha256", hashlib.sha256(content).hexdigest())
+def digest_of(content: bytes, algorithm: str = "sha256") -> Digest:
+    """Return a digest of ``content``. Raises KeyError for an algorithm that no digest here has."""
+    if algorithm == "sha256":
+        return Digest(algorithm, hashlib.sha256(content).hexdigest())
+    return Digest(algorithm, _HASHES[algorithm](content, usedforsecurity=False).hexdigest())
+
+
+def other_digests_of(content: bytes, known: Digest) -> list[Digest]:
+    """Return the digests that ``content`` has by other algorithms than that of the known one."""
+    return [digest_of(content, algorithm) for algorithm in _HASHES if algorithm != known.algorithm]
 
 
 def is_repository(text: str) -> TypeGuard[Repository]:
@@ -102,6 +112,23 @@ def subject_of(tag: Tag) -> Digest | None:
         return None
     algorithm, _, encoded = tag.partition("-")
     return Digest(algorithm, encoded)
+
+
+def kept_tag(digest: Digest) -> Tag:
+    """Return the reserved tag under which a manifest is kept that a registry does not know by this digest."""
+    encoded = base64.urlsafe_b64encode(bytes.fromhex(digest.hex)).decode().rstrip("=")
+    return Tag(f"{RESERVED_TAG_PREFIX}{digest.algorithm}-{encoded}")
+
+
+def kept_digest(tag: Tag) -> Digest | None:
+    """Return the manifest that a reserved tag keeps; None for any other tag."""
+    algorithm, _, encoded = tag.removeprefix(RESERVED_TAG_PREFIX).partition("-")
+    try:
+        content = base64.urlsafe_b64decode(f"{encoded}{'=' * (-len(encoded) % 4)}")
+        digest = parse_digest(f"{algorithm}:{content.hex()}")
+    except (binascii.Error, RegistryError):
+        return None
+    return digest if kept_tag(digest) == tag else None
 
 
 def parse_digest(text: str) -> Digest:

@@ -22,7 +22,7 @@ from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Store, Table, revision_of
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag, parse_digest, subject_of
+from registry_proxy.protocol.reference import Digest, Repository, Tag, kept_digest, parse_digest, subject_of
 from registry_proxy.protocol.referrers import Referrer, parse_referrers
 from registry_proxy.repair.copies import is_nowhere
 from registry_proxy.repair.exceptions import Exceptions
@@ -158,6 +158,8 @@ class Verifier:
         digests = {parse_digest(record.key.rpartition("|")[2]): str(record.value["media_type"]) for record in manifests}
         for tag, answers in (await self._tags(walk, marks, recorded)).items():
             digests |= {digest: "" for digest in answers.held.values() if digest not in digests}
+            if kept_digest(tag) is not None:
+                continue  # belongs to a manifest, which registries keep each in its own way
             async for difference in self._compare_tag(walk, tag, recorded.get(tag), answers, marks):
                 yield replace(difference, media_type=digests.get(difference.wanted, "") if difference.wanted else "")
         async for difference in self._compare_contents(walk, marks, digests):

@@ -33,7 +33,8 @@ from registry_proxy.protocol.reference import (
 )
 from registry_proxy.protocol.referrers import Referrer
 from registry_proxy.protocol.scope import CATALOG, Action, format_scope, repository_access
-from registry_proxy.replica.answers import Answers, names_another, not_found
+from registry_proxy.protocol.wrapped import unwrap_referrer
+from registry_proxy.replica.answers import Answers, names_another, not_found, stated_digest
 from registry_proxy.replica.connections import ReplicaAddress, ReplicaConnections, Timeouts
 from registry_proxy.replica.failure import (
     AccessRefusedError,
@@ -46,6 +47,7 @@ from registry_proxy.replica.manifests import Manifests
 from registry_proxy.replica.placeholder import placeholder_of
 from registry_proxy.replica.streams import BlobStream
 from registry_proxy.replica.transport import Request, Transport
+from registry_proxy.replica.wrapped_manifests import WrappedManifests
 
 _NOWHERE = Repository(f"{RESERVED_PREFIX}nowhere")
 _UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/[^/]*")
@@ -66,15 +68,23 @@ class HttpReplicaClient:
         timeouts: in seconds.
         connections: its connections; their opener closes them.
         observer: receives the outcome of each request.
+        may_wrap: whether manifests that it does not take as they are lie there in wrappers of our own.
     """
 
     def __init__(
-        self, address: ReplicaAddress, timeouts: Timeouts, connections: ReplicaConnections, observer: Observer
+        self,
+        address: ReplicaAddress,
+        timeouts: Timeouts,
+        connections: ReplicaConnections,
+        observer: Observer,
+        *,
+        may_wrap: bool = False,
     ) -> None:
         self._name = address.name
         self._transport = Transport(address, timeouts, connections, observer)
         self._answers = Answers(address.name, self._transport)
-        self._manifests = Manifests(self._transport, self._answers)
+        self._stored = Manifests(self._transport, self._answers)
+        self._manifests = WrappedManifests(self._stored, self._name_of_blob) if may_wrap else self._stored
         self._tag_lists, self._catalogs, self._referrers = LongLists(), LongLists(), LongLists()
         self._tag_heads, self._blob_heads = Heads(time.monotonic), Heads(time.monotonic)
 
@@ -184,6 +194,11 @@ class HttpReplicaClient:
 
         return await self._blob_heads.describe(repository, head, get)
 
+    async def _name_of_blob(self, repository: Repository, digest: Digest) -> Digest | None:
+        """Return the digest that the registry itself names a blob by; None where it does not have it, or names none."""
+        async with self._transport.request(self._blob_request("HEAD", repository, digest, 0)) as response:
+            return stated_digest(response) if response.status == 200 else None
+
     @asynccontextmanager
     async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> AsyncIterator[ByteStream]:
         async with self._transport.request(self._blob_request("GET", repository, digest, offset)) as response:
@@ -214,7 +229,7 @@ class HttpReplicaClient:
             ReplicaFailedError: it does not answer, or asks us to wait.
         """
         if kind is ContentKind.MANIFEST:
-            request = self._manifests.request("HEAD", repository, digest)
+            request = self._stored.request("HEAD", repository, digest)
         else:
             request = self._blob_request("HEAD", repository, digest, 0)
         try:
@@ -263,7 +278,8 @@ class HttpReplicaClient:
             scopes=_scope(repository, Action.PULL),
             headers={"Accept": OCI_INDEX},
         )
-        return await list_referrers(self._transport, self._referrers, request)
+        found = await list_referrers(self._transport, self._referrers, request)
+        return None if found is None else [unwrap_referrer(entry) for entry in found]
 
     # ------------------------------------------------------------ uploads
 

@@ -2,6 +2,8 @@
 
 import time
 
+import aiohttp
+
 from registry_proxy.protocol.descriptor import (
     BLOB_MEDIA_TYPE,
     MANIFEST_MAX_BYTES,
@@ -77,12 +79,25 @@ class Manifests:
         media_type = stated or derive_media_type(body) or BLOB_MEDIA_TYPE
         return Manifest(Descriptor(media_type, digest, len(body)), body)
 
-    async def put(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
-        """Store a manifest."""
+    async def put(
+        self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest, *, tag: Tag | None = None
+    ) -> bool:
+        """Store a manifest.
+
+        Args:
+            repository: that shall hold it.
+            tag_or_digest: its name.
+            manifest: the manifest.
+            tag: a tag to be set besides a digest (spec 1.2, ``OCI-Tag``).
+
+        Returns:
+            False where the registry does not say that it set ``tag``.
+        """
         started_at = time.monotonic()
+        query = "" if tag is None else f"?tag={tag}"
         request = Request(
             method="PUT",
-            target=self._transport.target(f"/v2/{repository}/manifests/{tag_or_digest}"),
+            target=self._transport.target(f"/v2/{repository}/manifests/{tag_or_digest}{query}"),
             scopes=(format_scope(repository_access(repository, Action.PULL, Action.PUSH)),),
             headers={"Content-Type": manifest.descriptor.media_type},
             body=manifest.body,
@@ -93,7 +108,7 @@ class Manifests:
                 stored = response.headers.get("Docker-Content-Digest")
                 if stored is not None and stored != str(manifest.descriptor.digest):
                     raise self._answers.mismatch("PUT", "it stored the manifest under another digest", started_at)
-                return
+                return tag is None or tag in _tags_set(response)
             body = await self._transport.read_error(response)
             status = response.status
         if status >= 500:
@@ -130,3 +145,8 @@ class Manifests:
         except RegistryError:
             await self.put(repository, tag, manifest)
             raise
+
+
+def _tags_set(response: aiohttp.ClientResponse) -> set[str]:
+    """Return the tags that an answer says to have been set: one or several in each of its ``OCI-Tag`` headers."""
+    return {tag.strip() for value in response.headers.getall("OCI-Tag", ()) for tag in value.split(",")}

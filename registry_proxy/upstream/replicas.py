@@ -155,7 +155,13 @@ class UpstreamReplicas:
             for address in self._config.replicas:
                 connections = ReplicaConnections()
                 self._closing.push_async_callback(connections.aclose)
-                client = HttpReplicaClient(address, self._config.timeouts, connections, self._observer)
+                client = HttpReplicaClient(
+                    address,
+                    self._config.timeouts,
+                    connections,
+                    self._observer,
+                    may_wrap=not self._config.read_only,
+                )
                 self._watched[address.name] = _WatchedReplica(
                     address, client, ReplicaHealth(address.name, time.monotonic)
                 )

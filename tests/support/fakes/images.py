@@ -9,16 +9,17 @@ from registry_proxy.protocol.reference import Digest, digest_of
 
 @dataclass(frozen=True)
 class Parts:
-    """A manifest and the blobs it names."""
+    """A manifest and the blobs it names; ``algorithm`` is that of the digests by which others name it."""
 
     manifest: bytes
     blobs: tuple[bytes, ...]
     media_type: str = OCI_MANIFEST
+    algorithm: str = "sha256"
 
     @property
     def digest(self) -> Digest:
         """The digest of the manifest."""
-        return digest_of(self.manifest)
+        return digest_of(self.manifest, self.algorithm)
 
     @property
     def descriptor(self) -> Descriptor:
@@ -26,27 +27,27 @@ class Parts:
         return Descriptor(self.media_type, self.digest, len(self.manifest))
 
 
-def _descriptor(content: bytes, media_type: str) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": str(digest_of(content)), "size": len(content)}
+def _descriptor(content: bytes, media_type: str, algorithm: str = "sha256") -> dict[str, object]:
+    return {"mediaType": media_type, "digest": str(digest_of(content, algorithm)), "size": len(content)}
 
 
-def image(*layers: bytes, label: str = "") -> Parts:
-    """Return an image with these layers."""
+def image(*layers: bytes, label: str = "", algorithm: str = "sha256") -> Parts:
+    """Return an image with these layers, all digests by one algorithm."""
     config = json.dumps({"label": label, "os": "linux"}).encode()
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "config": _descriptor(config, "application/vnd.oci.image.config.v1+json"),
-        "layers": [_descriptor(layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers],
+        "config": _descriptor(config, "application/vnd.oci.image.config.v1+json", algorithm),
+        "layers": [_descriptor(layer, "application/vnd.oci.image.layer.v1.tar", algorithm) for layer in layers],
     }
-    return Parts(json.dumps(document).encode(), (config, *layers))
+    return Parts(json.dumps(document).encode(), (config, *layers), algorithm=algorithm)
 
 
-def index(*images: Parts) -> Parts:
+def index(*images: Parts, algorithm: str = "sha256") -> Parts:
     """Return an index over images."""
-    children = [_descriptor(part.manifest, part.media_type) for part in images]
+    children = [_descriptor(part.manifest, part.media_type, part.algorithm) for part in images]
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
-    return Parts(json.dumps(document).encode(), (), OCI_INDEX)
+    return Parts(json.dumps(document).encode(), (), OCI_INDEX, algorithm)
 
 
 def build_cache(*layers: bytes) -> Parts:

@@ -22,13 +22,18 @@ HASTY = Timeouts(connect=0.5, first_byte=0.5, stall=0.5, probe=1.5, commit=0.5)
 
 @asynccontextmanager
 async def open_client(
-    url: str, *, timeouts: Timeouts = PATIENT, observer: RecordingObserver | None = None, **address: Any
+    url: str,
+    *,
+    timeouts: Timeouts = PATIENT,
+    observer: RecordingObserver | None = None,
+    may_wrap: bool = False,
+    **address: Any,
 ) -> AsyncIterator[HttpReplicaClient]:
     """Open a client of the replica ``a`` at a URL; ``address`` are further fields of ReplicaAddress."""
     connections = ReplicaConnections()
     try:
         replica = ReplicaAddress("main", "a", url, **address)
-        yield HttpReplicaClient(replica, timeouts, connections, observer or RecordingObserver())
+        yield HttpReplicaClient(replica, timeouts, connections, observer or RecordingObserver(), may_wrap=may_wrap)
     finally:
         await connections.aclose()
 
