@@ -32,7 +32,8 @@ class Authorized(NamedTuple):
     """A request that may be done.
 
     ``routed`` is None where the request names no repository. ``may_move_tags`` is False where only new tags may be
-    made. ``question`` is what ``decision`` answers; both are for the counters and the audit log.
+    made. ``question`` is what ``decision`` answers; both are for the counters and the audit log. ``further`` are those
+    about the other tags of a push that sets several.
     """
 
     subject: str
@@ -42,6 +43,7 @@ class Authorized(NamedTuple):
     may_move_tags: bool = True
     question: AskedRight | None = None
     decision: Decision | None = None
+    further: tuple[tuple[AskedRight, Decision], ...] = ()
 
     @property
     def rule(self) -> str:
@@ -138,6 +140,10 @@ class Authenticator:
         decision, may_move_tags = policy.decide_request(*question)
         if not decision.allowed or not token.allows("repository", question[1], question[2]):
             raise self._refusal(exchange, request, question, decision)
+        further: tuple[tuple[AskedRight, Decision], ...] = ()
+        if isinstance(request, ManifestRequest) and len(request.tags) > 1:
+            further, may_move_others = self._decide_further(exchange, request, policy, question)
+            may_move_tags = may_move_tags and may_move_others
         try:
             routed = self._router.route(canonical)
         except RegistryError:
@@ -147,7 +153,21 @@ class Authenticator:
                 Authorized(token.subject, policy, token, routed=None, question=question, decision=decision),
             )
             raise
-        return Authorized(token.subject, policy, token, routed, may_move_tags, question, decision)
+        return Authorized(token.subject, policy, token, routed, may_move_tags, question, decision, further)
+
+    def _decide_further(
+        self, exchange: Exchange, request: ManifestRequest, policy: Policy, first: AskedRight
+    ) -> tuple[tuple[tuple[AskedRight, Decision], ...], bool]:
+        """Decide about the tags behind the first one; return whether all of them may be moved as well."""
+        decided, may_move_tags = [], True
+        for tag in request.tags[1:]:
+            question = *first[:3], tag
+            decision, may_move = policy.decide_request(*question)
+            if not decision.allowed:
+                raise self._refusal(exchange, request, question, decision)
+            decided.append((question, decision))
+            may_move_tags = may_move_tags and may_move
+        return tuple(decided), may_move_tags
 
     def count(self, exchange: Exchange, request: RegistryRequest, authorized: Authorized) -> None:
         """Count a permission, and record it in the audit log where that is wanted."""
@@ -157,6 +177,9 @@ class Authenticator:
         action = question[2]
         self._observer.observe(AccessDecision(action, "would_deny" if decision.would_deny else "allow"))
         self._audit.asked(question)
+        for other, decided in authorized.further:
+            self._observer.observe(AccessDecision(action, "would_deny" if decided.would_deny else "allow"))
+            self._audit.asked(other)
         if self._records_pulls and action is Action.PULL:
             self._audit.record(_event(question, request, exchange.address, "ok", authorized.rule))
 
@@ -300,8 +323,10 @@ class Authenticator:
 
 
 def _tag(request: RegistryRequest) -> str | None:
-    if not isinstance(request, ManifestRequest) or isinstance(request.tag_or_digest, Digest):
+    if not isinstance(request, ManifestRequest):
         return None
+    if isinstance(request.tag_or_digest, Digest):
+        return request.tags[0] if request.tags else None
     return request.tag_or_digest
 
 

@@ -115,10 +115,9 @@ class Registry:
         request, routed = call.request, call.authorized.routed
         if not isinstance(request, ManifestRequest) or routed is None:
             return
-        tag = request.tag_or_digest
-        if isinstance(tag, Digest) or not tag.startswith(RESERVED_TAG_PREFIX):
-            return
-        if not self._router.reserves_names(routed.upstream):
+        named = request.tags if isinstance(request.tag_or_digest, Digest) else (request.tag_or_digest,)
+        tag = next((one for one in named if one.startswith(RESERVED_TAG_PREFIX)), None)
+        if tag is None or not self._router.reserves_names(routed.upstream):
             return
         if request.operation in {Operation.GET_MANIFEST, Operation.HEAD_MANIFEST}:
             raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "the tag is reserved", detail={"tag": tag})

@@ -155,14 +155,16 @@ class Writes:
                 call.request.tag_or_digest,
                 media_type,
                 body,
+                tags=call.request.tags,
                 may_move_tags=call.authorized.may_move_tags,
                 actor=self._actor(call),
             )
             call.made = pushed.descriptor.digest
         created = _created(call, "manifests", pushed.descriptor)
-        if pushed.subject is None:
-            return created
-        return created._replace(headers={**created.headers, "OCI-Subject": str(pushed.subject)})
+        further = {} if pushed.subject is None else {"OCI-Subject": str(pushed.subject)}
+        if call.request.tags:
+            further["OCI-Tag"] = ", ".join(call.request.tags)
+        return created._replace(headers={**created.headers, **further})
 
     async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
         with self._audited(call):
@@ -205,12 +207,19 @@ class Writes:
                 raise
             raise answer from error
         finally:
-            self._audit.record(_event(call, outcome, rule, answered))
+            first = call.authorized.question or ("", call.request.repository or "", "", None)
+            for question in (first, *(other for other, _ in call.authorized.further)):
+                self._audit.record(_event(call, question, outcome, rule, answered))
 
 
-def _event(call: Call[RegistryRequest], outcome: str, rule: str, answered: dict[str, int]) -> AuditEvent:
+def _event(
+    call: Call[RegistryRequest],
+    question: tuple[str, str, str, str | None],
+    outcome: str,
+    rule: str,
+    answered: dict[str, int],
+) -> AuditEvent:
     request, digest = call.request, call.made or digest_named_by(call.request)
-    question = call.authorized.question or ("", request.repository or "", "", None)
     return AuditEvent(
         question[2],
         outcome,

@@ -1,14 +1,17 @@
 """Content management: deleting manifests and blobs (spec, "Content Management")."""
 
+from contextlib import AsyncExitStack
+
 from registry_proxy.operations.proofs import HoldingProofs
-from registry_proxy.operations.referrers import Referrers
+from registry_proxy.operations.referrers import Referrers, subject_in
 from registry_proxy.ports.content import Holdings
 from registry_proxy.ports.deletions import Deletions
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor
+from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import RegistryError
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import Digest, Tag, other_digests_of
 from registry_proxy.tasks import run_to_end
 
 
@@ -27,6 +30,8 @@ class Manage:
         self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None = None
     ) -> Digest:
         """Delete a manifest by digest, with every tag on it, or a tag alone (spec end-9); return the digest.
+
+        The content goes with the digest: a manifest that was pushed by its sha512 as well is gone by both.
 
         Raises:
             RegistryError: UNSUPPORTED (405) where the replicas do not delete; DENIED (403) on a read-only upstream;
@@ -50,23 +55,37 @@ class Manage:
             return digest
 
     async def _delete_manifest(self, routed: RoutedRepository, digest: Digest, actor: Actor | None) -> Digest:
+        """Delete a manifest under each digest by which the repository holds it, the one that was named last."""
         await self._proofs.require(routed, ContentKind.MANIFEST, digest)
-        subject = await self._find_subject(routed, digest)
-        async with self._deletions.lease(routed, digest):
-            is_known = self._holdings.find(routed, ContentKind.MANIFEST, digest) is not None
-            await self._deletions.delete_manifest(routed, digest, actor, is_known=is_known)
-            self._holdings.end(routed, ContentKind.MANIFEST, digest)
-            self._holdings.forget_tags_of(routed, digest)
-            await self._proofs.note_delete(routed, ContentKind.MANIFEST, digest)
-        if subject is not None:
-            await self._referrers.note_delete(routed, subject, digest)
+        manifest = await self._find_manifest(routed, digest)
+        others = [] if manifest is None else other_digests_of(manifest.body, digest)
+        async with AsyncExitStack() as leases:
+            for name in sorted([digest, *others], key=str):
+                await leases.enter_async_context(self._deletions.lease(routed, name))
+            deleted = [name for name in others if await self._is_held(routed, name)] + [digest]
+            for name in deleted:
+                is_known = name != digest or self._is_known(routed, name)
+                told = actor if name == digest else None  # one content, one event
+                await self._deletions.delete_manifest(routed, name, told, is_known=is_known)
+                self._holdings.end(routed, ContentKind.MANIFEST, name)
+                self._holdings.forget_tags_of(routed, name)
+                await self._proofs.note_delete(routed, ContentKind.MANIFEST, name)
+        if manifest is not None and (subject := subject_in(manifest)) is not None:
+            for name in deleted:
+                await self._referrers.note_delete(routed, subject, name)
         return digest
 
-    async def _find_subject(self, routed: RoutedRepository, digest: Digest) -> Digest | None:
+    async def _find_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:
         try:
-            return await self._referrers.find_subject(routed, digest)
+            return await self._referrers.find_manifest(routed, digest)
         except (RegistryError, UpstreamUnavailableError):
             return None  # a manifest that cannot be read can be deleted all the same
+
+    async def _is_held(self, routed: RoutedRepository, digest: Digest) -> bool:
+        return self._is_known(routed, digest) or await self._deletions.holds(routed, digest)
+
+    def _is_known(self, routed: RoutedRepository, digest: Digest) -> bool:
+        return self._holdings.find(routed, ContentKind.MANIFEST, digest) is not None
 
     async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
         await self._proofs.require(routed, ContentKind.BLOB, digest)

@@ -19,6 +19,7 @@ from registry_proxy.operations.refused_pushes import (
     out_of_order,
     size_invalid,
     upload_lost,
+    wrapper_refused,
 )
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError
@@ -29,6 +30,7 @@ from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, digest_of, is_referrers_tag
+from registry_proxy.protocol.wrapped import is_wrapper
 from registry_proxy.tasks import run_to_end
 
 _EMPTY_SHA256 = digest_of(b"").hex
@@ -206,6 +208,7 @@ class Push:
         media_type: str,
         body: bytes,
         *,
+        tags: Sequence[Tag] = (),
         may_move_tags: bool,
         actor: Actor | None = None,
     ) -> PushedManifest:
@@ -213,7 +216,8 @@ class Push:
 
         One with a subject is among the subject's referrers when this returns.
 
-        Once begun it goes on when the caller is cancelled.
+        Once begun it goes on when the caller is cancelled. ``tags`` are set
+        one after the other to a manifest that comes by its digest; where one cannot be set, those before it are.
 
         Raises:
             RegistryError: MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN; DENIED (403) when the tag exists
@@ -222,13 +226,15 @@ class Push:
         self._blobs.check_writable(routed.upstream)
         links = parse_manifest(body, media_type)
         if isinstance(tag_or_digest, Digest):
-            digest, tag = tag_or_digest, None
+            digest = tag_or_digest
             if not digest.matches(body):
                 raise digest_invalid(digest)
         else:
-            digest, tag = digest_of(body), tag_or_digest
+            digest, tags = digest_of(body), (tag_or_digest,)
+        if is_wrapper(body):
+            raise wrapper_refused(digest)
         manifest = Manifest(Descriptor(media_type, digest, len(body)), body)
-        put = self._put_manifest(routed, tag, manifest, links, actor, may_move_tags=may_move_tags)
+        put = self._put_manifest(routed, tags or (None,), manifest, links, actor, may_move_tags=may_move_tags)
         return await run_to_end(put, "push of a manifest")
 
     async def _answer(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> UploadAnswer:
@@ -418,17 +424,18 @@ class Push:
     async def _put_manifest(
         self,
         routed: RoutedRepository,
-        tag: Tag | None,
+        tags: Sequence[Tag | None],
         manifest: Manifest,
         links: ManifestLinks,
         actor: Actor | None,
         *,
         may_move_tags: bool,
     ) -> PushedManifest:
-        async with AsyncExitStack() as stack:
-            if tag is not None and is_referrers_tag(tag):
-                await stack.enter_async_context(self._referrers.replacing(routed, tag, manifest))
-            await self._writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, actor=actor)
+        for tag in tags:
+            async with AsyncExitStack() as stack:
+                if tag is not None and is_referrers_tag(tag):
+                    await stack.enter_async_context(self._referrers.replacing(routed, tag, manifest))
+                await self._writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, actor=actor)
         subject = None if links.manifest_subject is None else links.manifest_subject.digest
         if subject is not None:
             await self._referrers.note_push(routed, subject, manifest)

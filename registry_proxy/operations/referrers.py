@@ -36,6 +36,12 @@ from registry_proxy.protocol.referrers import (
 _log = logging.getLogger(__name__)
 
 
+def subject_in(manifest: Manifest) -> Digest | None:
+    """Return what a manifest refers to; None for nothing."""
+    subject = links_of(manifest).manifest_subject
+    return None if subject is None else subject.digest
+
+
 @dataclass(frozen=True, slots=True)
 class ReferrersPage:
     """A part of a list of referrers; ``last`` is the digest that the next part begins after, None at the end."""
@@ -107,11 +113,14 @@ class Referrers:
             if held.needs_tag:
                 await self._write(routed, tag, held.tags, [describe_referrer(manifest), *held.listed, *held.tagged])
 
-    async def find_subject(self, routed: RoutedRepository, digest: Digest) -> Digest | None:
+    async def find_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:
+        """Return a manifest; None where it does not exist."""
+        return await unless_absent(self._fetch(routed, digest))
+
+    async def _find_subject(self, routed: RoutedRepository, digest: Digest) -> Digest | None:
         """Return what a manifest refers to; None where it refers to nothing, or does not exist."""
-        manifest = await unless_absent(self._fetch(routed, digest))
-        subject = None if manifest is None else links_of(manifest).manifest_subject
-        return None if subject is None else subject.digest
+        manifest = await self.find_manifest(routed, digest)
+        return None if manifest is None else subject_in(manifest)
 
     async def note_delete(self, routed: RoutedRepository, subject: Digest, digest: Digest) -> None:
         """Take a manifest that was deleted out of the index under its subject's fallback tag.
@@ -151,7 +160,7 @@ class Referrers:
                 return
             known = {entry.digest for entry in pushed}
             unknown = [entry for entry in held.tagged if entry.digest not in known]
-            left_out = [one for one in unknown if await self.find_subject(routed, one.digest) == subject]
+            left_out = [one for one in unknown if await self._find_subject(routed, one.digest) == subject]
             if left_out:
                 await self._write(routed, tag, frozenset({index.descriptor.digest}), [*pushed, *left_out])
 

@@ -35,6 +35,12 @@ def size_invalid(expected: int, actual: int) -> RegistryError:
     )
 
 
+def wrapper_refused(digest: Digest) -> RegistryError:
+    """Return the refusal of a wrapper of our own, copied from a registry past us."""
+    message = "a registry keeps another manifest in this one: pull that manifest through registry-proxy, and push it"
+    return RegistryError(ErrorCode.MANIFEST_INVALID, message, detail={"digest": str(digest)})
+
+
 def content_unknown(digests: Iterable[Digest]) -> RegistryError:
     """Return the refusal of a manifest that names what its repository does not hold."""
     return RegistryError(

@@ -18,6 +18,9 @@ class Deletions(Protocol):
     def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
         """Serialise with the pushes of a digest, or of a tag."""
 
+    async def holds(self, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether a manifest is on record, or at the first replica that answers."""
+
     async def delete_manifest(
         self, routed: RoutedRepository, digest: Digest, actor: Actor | None, *, is_known: bool
     ) -> None:

@@ -19,11 +19,14 @@ from registry_proxy.protocol.reference import (
     is_tag,
     parse_digest,
     parse_repository,
+    parse_tag,
     parse_tag_or_digest,
 )
 from registry_proxy.protocol.scope import Action
 
 PAGE_SIZE_MAX = 1000
+TAGS_MAX = 20
+"""Tags that one push by digest may set."""
 
 _BASE = r"/v2/?"
 _CATALOG = r"/v2/_catalog"
@@ -94,10 +97,11 @@ class Ping(RegistryRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestRequest(RegistryRequest):
-    """A request for, or with, a manifest."""
+    """A request for, or with, a manifest; ``tags`` are set to a manifest that is pushed by its digest (OCI-Tag)."""
 
     repository: Repository
     tag_or_digest: Tag | Digest
+    tags: tuple[Tag, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +158,16 @@ class ReferrersRequest(ListRequest):
     artifact_type: str | None = None
 
 
-def _parse_query(raw_query: str) -> dict[str, str]:
+def _parse_pairs(raw_query: str) -> list[tuple[str, str]]:
     try:
-        pairs = parse_qsl(raw_query, keep_blank_values=True, max_num_fields=50, errors="strict")
+        return parse_qsl(raw_query, keep_blank_values=True, max_num_fields=50, errors="strict")
     except (ValueError, UnicodeDecodeError) as error:
         raise RegistryError(ErrorCode.NAME_INVALID, "the query string cannot be read") from error
+
+
+def _parse_query(raw_query: str) -> dict[str, str]:
     query: dict[str, str] = {}
-    for key, value in pairs:
+    for key, value in _parse_pairs(raw_query):
         # Two values would let one be authorized and the other forwarded.
         if key in query and key in {"mount", "from", "digest", "ns", "_state", "n", "last"}:
             raise RegistryError(
@@ -209,6 +216,17 @@ def _parse_reference(operation: Operation, text: str) -> Tag | Digest:
         message = "there is no manifest with this tag, which no tag can have as its name"
         raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, message, detail={"tag": text[:300]})
     return parse_tag_or_digest(reference)
+
+
+def _parse_manifest(common: _Common, text: str, raw_query: str) -> ManifestRequest:
+    reference = _parse_reference(common["operation"], text)
+    tags: tuple[Tag, ...] = ()
+    if common["operation"] is Operation.PUT_MANIFEST and isinstance(reference, Digest):
+        tags = tuple(dict.fromkeys(parse_tag(value) for key, value in _parse_pairs(raw_query) if key == "tag"))
+        if len(tags) > TAGS_MAX:
+            message = f"a push sets at most {TAGS_MAX} tags"
+            raise RegistryError(ErrorCode.TAG_INVALID, message, detail={"tags": len(tags)}, status=414)
+    return ManifestRequest(**common, tag_or_digest=reference, tags=tags)
 
 
 def _parse_start(common: _Common, query: Mapping[str, str]) -> StartUploadRequest:
@@ -272,4 +290,4 @@ def parse_request(method: str, raw_path: str, raw_query: str) -> RegistryRequest
         return _parse_upload(common, slots["session"], query)
     if "digest" in slots:
         return BlobRequest(**common, digest=parse_digest(_decode_colon(slots["digest"])))
-    return ManifestRequest(**common, tag_or_digest=_parse_reference(operation, slots["tag_or_digest"]))
+    return _parse_manifest(common, slots["tag_or_digest"], raw_query)

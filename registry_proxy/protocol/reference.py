@@ -145,8 +145,11 @@ def parse_digest(text: str) -> Digest:
 
 def parse_tag_or_digest(text: str) -> Tag | Digest:
     """Return what stands in the ``<tag-or-digest>`` slot, or raise DIGEST_INVALID or TAG_INVALID."""
-    if ":" in text:
-        return parse_digest(text)
+    return parse_digest(text) if ":" in text else parse_tag(text)
+
+
+def parse_tag(text: str) -> Tag:
+    """Return ``text`` as a tag, or raise TAG_INVALID."""
     if not is_tag(text):
         raise RegistryError(
             ErrorCode.TAG_INVALID,

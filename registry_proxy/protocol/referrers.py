@@ -114,10 +114,15 @@ def merge_referrers(*lists: Iterable[Referrer]) -> list[Referrer]:
 
 
 def index_of(entries: Iterable[Referrer]) -> Manifest:
-    """Return the index with these entries: what the API answers, and what lies under the fallback tag."""
-    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.fields for entry in entries]}
+    """Return the index with these entries: what the API answers, and what lies under the fallback tag.
+
+    It is named by sha512 where one of its entries is: registries that know sha256 alone take no other index of that.
+    """
+    listed = list(entries)
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.fields for entry in listed]}
     body = _dump(document)
-    return Manifest(Descriptor(OCI_INDEX, digest_of(body), len(body)), body)
+    algorithm = max((entry.digest.algorithm for entry in listed), default="sha256")
+    return Manifest(Descriptor(OCI_INDEX, digest_of(body, algorithm), len(body)), body)
 
 
 def page_of(

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
+from registry_proxy.operations.contents import has
 from registry_proxy.ports.content import Holdings
-from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor, EventType, Outbox
@@ -125,6 +126,17 @@ class DeletionReplication:
         if isinstance(tag_or_digest, Digest):
             return write_lease(self.store, routed, tag_or_digest)
         return tag_lease(self.store, routed, tag_or_digest)
+
+    async def holds(self, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether a manifest is on record, or at the first replica that answers: no reason to wait for another."""
+        if await self.store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is not None:
+            return True
+        replica_set = self.replica_sets[routed.upstream]
+        for client in replica_set.replicas:
+            if replica_set.is_writable(client.name):
+                with suppress(RegistryError, UpstreamUnavailableError):
+                    return await has(client.fetch_manifest(routed.repository, digest))
+        return False
 
     async def delete_manifest(
         self, routed: RoutedRepository, digest: Digest, actor: Actor | None, *, is_known: bool

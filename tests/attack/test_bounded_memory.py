@@ -93,6 +93,7 @@ BOUNDS = {
     "upstream.failover.FailoverReader._have_referrers": CONFIGURED,
     "replica.heads.Heads._believed": RECENT,
     "replica.heads.Heads._useless": RECENT,
+    "replica.wrapped_manifests.WrappedManifests._originals": RECENT,
     "upstream.hedging.Hedging._durations": CONFIGURED,
     "replica.login.ReplicaLogin._locks": RUNNING,
     "replica.login.ReplicaLogin._refusals": RECENT,

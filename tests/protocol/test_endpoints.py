@@ -56,7 +56,7 @@ QUERIES = st.one_of(
 def fields(request: RegistryRequest) -> dict[str, Any]:
     """Return the fields that are set, besides operation and repository."""
     found = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
-    return {k: v for k, v in found.items() if v is not None and k not in {"operation", "repository"}}
+    return {k: v for k, v in found.items() if v is not None and v != () and k not in {"operation", "repository"}}
 
 
 # Method, path after the name, query, operation, fields; one line a row of spec "Endpoints", and distribution's own.
@@ -82,7 +82,9 @@ TABLE: list[tuple[str, str, str, Operation, dict[str, Any]]] = [
     ("GET", "/blobs/uploads/s", "_state=x", Operation.UPLOAD_STATUS, {"session_id": "s", "state": "x"}),
     ("DELETE", "/blobs/uploads/s", "_state=x", Operation.CANCEL_UPLOAD, {"session_id": "s", "state": "x"}),
     ("PUT", "/manifests/latest", "", Operation.PUT_MANIFEST, {"tag_or_digest": "latest"}),
-    ("PUT", f"/manifests/{DIGEST}", "tag=prod", Operation.PUT_MANIFEST, {"tag_or_digest": parse_digest(DIGEST)}),
+    ("PUT", f"/manifests/{DIGEST}", "tag=prod&tag=v1%2E0&tag=prod", Operation.PUT_MANIFEST,
+     {"tag_or_digest": parse_digest(DIGEST), "tags": ("prod", "v1.0")}),
+    ("PUT", "/manifests/latest", "tag=prod", Operation.PUT_MANIFEST, {"tag_or_digest": "latest"}),
     ("GET", "/tags/list", "", Operation.LIST_TAGS, {}),
     ("GET", "/tags/list", "n=0", Operation.LIST_TAGS, {"page_size": 0}),
     ("GET", "/tags/list", "n=10&last=v1%2B", Operation.LIST_TAGS, {"page_size": 10, "last": "v1+"}),
@@ -116,6 +118,17 @@ def test_endpoints_without_a_repository(path: str, operation: Operation) -> None
     """The base and the catalog have no repository."""
     assert parse_request("GET", path, "").operation is operation
     assert parse_request("GET", path, "").repository is None
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("tag=", 400), ("tag=-x", 400), ("tag=a%2Fb", 400), ("&".join(f"tag={number}" for number in range(21)), 414)],
+)
+def test_the_tags_of_a_push_are_tags(query: str, status: int) -> None:
+    """A push by digest that names what can be no tag, or more tags than one push may set, is refused."""
+    with pytest.raises(RegistryError) as error:
+        parse_request("PUT", f"/v2/a/manifests/{DIGEST}", query)
+    assert (error.value.code, error.value.status) == (ErrorCode.TAG_INVALID, status)
 
 
 def test_the_fields_of_other_operations_are_not_read() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,10 +225,11 @@ class FakePush:
         media_type: str,
         body: bytes,
         *,
+        tags: Sequence[Tag] = (),
         may_move_tags: bool,
         actor: Actor | None = None,  # noqa: ARG002 - no events are kept here
     ) -> PushedManifest:
-        self.calls.append(("manifest", str(routed), str(tag_or_digest), media_type, may_move_tags))
+        self.calls.append(("manifest", str(routed), str(tag_or_digest), *tags, media_type, may_move_tags))
         self.bodies.append(body)
         return PushedManifest(Descriptor(media_type, digest_of(body), len(body)), self.manifest_subject)
 
