@@ -6,12 +6,12 @@ interrupted begins again, and passes over the tags that are there.
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from registry_proxy.operations.contents import unless_absent
+from registry_proxy.operations.contents import has, unless_absent
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.protocol.errors import RegistryError
@@ -223,7 +223,7 @@ class _Copy:
         if digest in self._done:
             return manifest
         links = parse_manifest(manifest.body, manifest.descriptor.media_type)
-        for blob in links.blobs:
+        for blob in [*links.blobs, *await self._held(links.foreign)]:
             await self._copy_blob(blob)
         for child in links.manifests:
             await self._copy_manifest(child.digest)
@@ -231,6 +231,14 @@ class _Copy:
         self._done.add(digest)
         await self._copy_referrers(digest)
         return manifest
+
+    async def _held(self, foreign: Iterable[Descriptor]) -> list[Descriptor]:
+        """Return those of some non-distributable layers that the source has nevertheless."""
+
+        async def is_held(layer: Descriptor) -> bool:
+            return await has(_patiently(lambda: self._from.stat_blob(self._source, layer.digest)))
+
+        return [layer for layer in foreign if await is_held(layer)]
 
     async def _copy_blob(self, blob: Descriptor) -> None:
         work = self._work

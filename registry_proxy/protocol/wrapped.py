@@ -34,6 +34,7 @@ _DESCRIPTION = {
     "through registry-proxy."
 }
 _BLOCK_BYTES = 4096
+_SAME = Descriptor("", digest_of(b""), 0)
 
 
 def may_be_wrapper(descriptor: Descriptor) -> bool:
@@ -46,12 +47,19 @@ def is_wrapper(body: bytes) -> bool:
     return (_BODY.encode() in body or b"\\u" in body) and _BODY in _annotations(_load(body))
 
 
-def wrap(manifest: Manifest, names: Mapping[str, Descriptor]) -> Manifest:
+def has_urls(manifest: Manifest) -> bool:
+    """Tell whether a layer of a manifest has ``urls``, which registries may refuse wherever it lies."""
+    layers = _load(manifest.body).get("layers")
+    return isinstance(layers, list) and any(isinstance(layer, dict) and layer.get("urls") for layer in layers)
+
+
+def wrap(manifest: Manifest, names: Mapping[str, Descriptor | None]) -> Manifest:
     """Return the wrapper of a manifest.
 
     Args:
         manifest: one that ``parse_manifest`` has taken.
-        names: what the registry has in place of a descriptor, by the digest that the manifest names.
+        names: what the registry has in place of a descriptor, by the digest that the manifest names; None for a layer
+            that it does not have, which the wrapper leaves out.
 
     Raises:
         RegistryError: SIZE_INVALID (413) where the wrapper would be larger than registries take.
@@ -60,10 +68,10 @@ def wrap(manifest: Manifest, names: Mapping[str, Descriptor]) -> Manifest:
     is_index = manifest.descriptor.media_type in {OCI_INDEX, DOCKER_LIST}
     wrapper: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX if is_index else OCI_MANIFEST}
     if is_index:
-        wrapper["manifests"] = [_renamed(child, names) for child in document.get("manifests") or ()]
+        wrapper["manifests"] = _renamed(document.get("manifests"), names)
     else:
-        wrapper["config"] = _renamed(document["config"], names)
-        wrapper["layers"] = [_renamed(layer, names) for layer in document.get("layers") or ()]
+        (wrapper["config"],) = _renamed([document["config"]], names)
+        wrapper["layers"] = _renamed(document.get("layers"), names)
     if document.get("subject") is not None:
         wrapper["subject"] = document["subject"]
     wrapper["annotations"] = {
@@ -108,12 +116,17 @@ def _unwrapped(annotations: Mapping[str, Any]) -> Manifest | None:
     return Manifest(Descriptor(media_type, digest, len(body)), body)
 
 
-def _renamed(descriptor: dict[str, Any], names: Mapping[str, Descriptor]) -> dict[str, Any]:
-    known = names.get(descriptor["digest"])
-    if known is None:
-        return descriptor
-    renamed = {key: value for key, value in descriptor.items() if key != "data"}
-    return renamed | {"mediaType": known.media_type, "digest": str(known.digest), "size": known.size_bytes}
+def _renamed(descriptors: list[dict[str, Any]] | None, names: Mapping[str, Descriptor | None]) -> list[dict[str, Any]]:
+    renamed = []
+    for descriptor in descriptors or ():
+        known = names.get(descriptor["digest"], _SAME)
+        if known is None:
+            continue
+        fields = {key: value for key, value in descriptor.items() if key not in {"data", "urls"}}
+        if known is not _SAME:
+            fields |= {"mediaType": known.media_type, "digest": str(known.digest), "size": known.size_bytes}
+        renamed.append(fields)
+    return renamed
 
 
 def _load(body: bytes) -> dict[str, Any]:

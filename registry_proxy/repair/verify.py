@@ -279,7 +279,7 @@ class Verifier:
     ) -> AsyncIterator[Difference]:
         """Compare manifests, and what they refer to."""
         waiting, seen = dict(digests), set(digests)
-        blobs: set[Digest] = set()
+        blobs, foreign = set[Digest](), set[Digest]()
         repository = walk.routed.repository
         while waiting:
             digest, media_type = waiting.popitem()
@@ -292,19 +292,21 @@ class Verifier:
                 links = links_of(manifest)
                 found |= {child.digest: child.media_type for child in links.manifests}
                 blobs.update(blob.digest for blob in links.blobs)
+                foreign.update(layer.digest for layer in links.foreign)
             waiting |= {one: kind for one, kind in found.items() if one not in seen}
             seen.update(found)
             walk.comparison.manifests += 1
             async for difference in self._lacking(walk, key, digest, media_type, answers, marks):
                 yield difference
-        for digest in sorted(blobs, key=str):
+        for digest in sorted(blobs | foreign, key=str):
             key = IntentKey(walk.routed, IntentKind.BLOB, str(digest))
             stats = await self._ask(
                 walk, str(key), partial(ask, repository=repository, kind=ContentKind.BLOB, digest=digest)
             )
-            walk.comparison.blobs += 1
-            async for difference in self._lacking(walk, key, digest, "", stats, marks):
-                yield difference
+            if digest in blobs or stats.held:  # a foreign layer may lie elsewhere
+                walk.comparison.blobs += 1
+                async for difference in self._lacking(walk, key, digest, "", stats, marks):
+                    yield difference
 
     async def _lacking(  # noqa: PLR0917 - a key, what it is, and all that is known of it
         self, walk: _Walk, key: IntentKey, digest: Digest, media_type: str, answers: _Answers[Any], marks: JournalMarks

@@ -1,19 +1,19 @@
-"""Manifests that a registry does not take as they are, stored there in wrappers (docs/decisions/68).
+"""Manifests that a registry does not take as they are, stored there in wrappers (docs/decisions/, 69 and 70).
 
 A registry is asked for a manifest by its digest first, and gets it as it is. Where it does not take that, it gets the
 wrapper, under a reserved tag in the same repository: so the manifest is found again by its digest, and outlives a
-garbage collection. What is named by sha256 costs nothing more.
+garbage collection. A manifest that the registry has as it is costs nothing more.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from cachetools import FIFOCache
 
-from registry_proxy.protocol.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
+from registry_proxy.protocol.descriptor import Descriptor, Manifest, is_foreign, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, kept_tag
-from registry_proxy.protocol.wrapped import may_be_wrapper, unwrap, wrap
+from registry_proxy.protocol.wrapped import has_urls, may_be_wrapper, unwrap, wrap
 from registry_proxy.replica.answers import not_found
 from registry_proxy.replica.failure import ReplicaFailedError
 from registry_proxy.replica.manifests import Manifests
@@ -21,6 +21,9 @@ from registry_proxy.replica.manifests import Manifests
 _KNOWN_TO_ALL = "sha256"
 _UNKNOWN_DIGEST = frozenset({400, 404, 405})
 """Statuses by which registries refuse a digest that they do not know."""
+
+_REFUSALS = frozenset({400, 404, 422})
+"""Statuses by which registries refuse a manifest for what it names."""
 
 _ABOUT_CONTENT = frozenset({ErrorCode.MANIFEST_BLOB_UNKNOWN, ErrorCode.SIZE_INVALID})
 """Codes of a refusal that is about the manifest, whatever its digest is."""
@@ -63,36 +66,53 @@ class WrappedManifests:
         try:
             return await self._stored.get(repository, tag_or_digest)
         except RegistryError as error:
-            if tag_or_digest.algorithm == _KNOWN_TO_ALL or error.status not in _UNKNOWN_DIGEST:
+            if error.status not in _UNKNOWN_DIGEST:
                 raise
-        original = unwrap((await self._stored.get(repository, kept_tag(tag_or_digest))).body)
-        if original is None or original.descriptor.digest != tag_or_digest:
-            raise not_found(ErrorCode.MANIFEST_UNKNOWN, {"digest": str(tag_or_digest)})
-        return original
+            wrapper = await self._find_wrapper(repository, tag_or_digest)
+            original = None if wrapper is None else unwrap(wrapper.body)
+            if original is not None and original.descriptor.digest == tag_or_digest:
+                return original
+            if error.status == 404:
+                raise
+            raise not_found(ErrorCode.MANIFEST_UNKNOWN, {"digest": str(tag_or_digest)}) from error
 
     async def put(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
-        """Store a manifest, in a wrapper where the registry does not know its digest.
+        """Store a manifest, in a wrapper where the registry does not know its digest, or refuses what it names.
 
         Raises:
-            RegistryError: SIZE_INVALID where the wrapper would be too large.
+            RegistryError: the refusal, of the wrapper where there is one, so that it names what is lacking alone;
+                SIZE_INVALID where the wrapper would be too large.
         """
-        digest = manifest.descriptor.digest
-        if digest.algorithm == _KNOWN_TO_ALL:
-            await self._stored.put(repository, tag_or_digest, manifest)
-            return
         tag = None if isinstance(tag_or_digest, Digest) else tag_or_digest
-        if await self._is_taken(repository, tag, manifest):
-            return
-        names = await self._names(repository, parse_manifest(manifest.body, manifest.descriptor.media_type))
-        wrapper = await asyncio.to_thread(wrap, manifest, names)
-        await self._stored.put(repository, kept_tag(digest), wrapper)
+        refusal: RegistryError | None = None
+        try:
+            if await self._is_taken(repository, tag, manifest):
+                return
+        except RegistryError as error:
+            if error.status not in _REFUSALS:
+                raise
+            refusal = error
+        names = await self._names(repository, manifest)
+        if refusal is not None and not names and not has_urls(manifest):
+            raise refusal
+        await self._put_wrapper(repository, tag, manifest, names)
+
+    async def _put_wrapper(
+        self, repository: Repository, tag: Tag | None, manifest: Manifest, names: Mapping[str, Descriptor | None]
+    ) -> None:
+        """Store the wrapper of a manifest: the one that is there, where other tags may be on it, else a new one."""
+        kept = kept_tag(manifest.descriptor.digest)
+        wrapper = await self._find_wrapper(repository, manifest.descriptor.digest)
+        if wrapper is None:
+            wrapper = await asyncio.to_thread(wrap, manifest, names)
+        await self._stored.put(repository, kept, wrapper)
         if tag is not None:
             await self._stored.put(repository, tag, wrapper)
 
     async def delete(self, repository: Repository, digest: Digest) -> None:
         """Delete a manifest with all its tags, stored either way; a 404 counts as done."""
-        wrapper = None
-        if digest.algorithm != _KNOWN_TO_ALL and (wrapper := await self._wrapper(repository, digest)) is not None:
+        wrapper = await self._name_of_wrapper(repository, digest)
+        if wrapper is not None:
             await self._stored.delete(repository, wrapper.digest)
         try:
             await self._stored.delete(repository, digest)
@@ -110,15 +130,21 @@ class WrappedManifests:
         A wrapper that came by another way, copied from another repository, is an ordinary manifest.
         """
         original = unwrap(manifest.body)
-        if original is None or original.descriptor.digest.algorithm == _KNOWN_TO_ALL:
+        if original is None or await self._name_of_wrapper(repository, original.descriptor.digest) is None:
             return manifest
-        kept = await self._wrapper(repository, original.descriptor.digest)
-        return manifest if kept is None or kept.digest != manifest.descriptor.digest else original
+        return original
 
     async def _is_taken(self, repository: Repository, tag: Tag | None, manifest: Manifest) -> bool:
-        """Tell whether the registry stores a manifest by its digest, and puts the tag on that."""
+        """Tell whether the registry stores a manifest by its digest, and puts the tag on that.
+
+        Raises:
+            RegistryError: it knows such digests, and refuses the manifest.
+        """
+        digest = manifest.descriptor.digest
+        if digest.algorithm == _KNOWN_TO_ALL:
+            return await self._stored.put(repository, tag or digest, manifest)
         try:
-            return await self._stored.put(repository, manifest.descriptor.digest, manifest, tag=tag)
+            return await self._stored.put(repository, digest, manifest, tag=tag)
         except RegistryError as error:
             if error.status not in _UNKNOWN_DIGEST or error.code in _ABOUT_CONTENT:
                 raise
@@ -127,34 +153,51 @@ class WrappedManifests:
                 raise
         return False
 
-    async def _names(self, repository: Repository, links: ManifestLinks) -> dict[str, Descriptor]:
-        """Return what the registry has in place of what a manifest names."""
+    async def _names(self, repository: Repository, manifest: Manifest) -> dict[str, Descriptor | None]:
+        """Return what the registry has in place of what a manifest names; None for what lies elsewhere."""
         limit = asyncio.Semaphore(_AT_ONCE)
+        try:
+            links = parse_manifest(manifest.body, manifest.descriptor.media_type)
+        except RegistryError:  # Docker schema 1, say
+            return {}
 
-        async def blob(part: Descriptor) -> tuple[str, Descriptor | None]:
+        async def blob(part: Descriptor) -> tuple[Descriptor, Descriptor | None]:
             async with limit:
                 name = await self._name_of_blob(repository, part.digest)
-                found = None if name is None else Descriptor(part.media_type, name, part.size_bytes)
-                return str(part.digest), found
+                return part, None if name is None else Descriptor(part.media_type, name, part.size_bytes)
 
-        async def child(part: Descriptor) -> tuple[str, Descriptor | None]:
+        async def child(part: Descriptor) -> tuple[Descriptor, Descriptor | None]:
             async with limit:
-                return str(part.digest), await self._wrapper(repository, part.digest)
+                return part, await self._name_of_wrapper(repository, part.digest)
 
-        questions = [blob(part) for part in _not_known_to_all(links.blobs)]
-        questions += [child(part) for part in _not_known_to_all(links.manifests)]
-        return {name: found for name, found in await asyncio.gather(*questions) if found is not None}
+        questions = [child(part) for part in _once(links.manifests)]
+        questions += [blob(part) for part in _once([*links.blobs, *links.foreign]) if _is_asked(part)]
+        found = await asyncio.gather(*questions)
+        return {str(one.digest): name for one, name in found if name is not None or is_foreign(one.media_type)}
 
-    async def _wrapper(self, repository: Repository, digest: Digest) -> Descriptor | None:
+    async def _name_of_wrapper(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """Return the wrapper of a manifest; None where there is none."""
+        tag = kept_tag(digest)
         try:
-            tag = kept_tag(digest)
             return await self._stored.head(repository, tag) or (await self._stored.get(repository, tag)).descriptor
         except RegistryError as error:
             if error.status != 404:
                 raise
             return None
 
+    async def _find_wrapper(self, repository: Repository, digest: Digest) -> Manifest | None:
+        try:
+            return await self._stored.get(repository, kept_tag(digest))
+        except RegistryError as error:
+            if error.status != 404:
+                raise
+            return None
 
-def _not_known_to_all(parts: Iterable[Descriptor]) -> Iterable[Descriptor]:
-    return {part.digest: part for part in parts if part.digest.algorithm != _KNOWN_TO_ALL}.values()
+
+def _once(parts: Iterable[Descriptor]) -> Iterable[Descriptor]:
+    return {part.digest: part for part in parts}.values()
+
+
+def _is_asked(blob: Descriptor) -> bool:
+    """Tell whether a registry may have another name for a blob, or not have it and take a wrapper nevertheless."""
+    return blob.digest.algorithm != _KNOWN_TO_ALL or is_foreign(blob.media_type)

@@ -1,7 +1,9 @@
-"""Manifests under sha512 at a real registry that knows only sha256, through its client."""
+"""Manifests that a real registry does not take as they are, through its client."""
 
+import json
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -130,15 +132,18 @@ async def test_a_reserved_tag_on_something_else_leads_nowhere(start_registry: St
 
 
 async def test_manifests_in_sha256_cost_nothing_more() -> None:
-    """A tag costs one HEAD, a manifest one GET, and one that is absent no second question."""
+    """A push costs one PUT, a tag one HEAD, a manifest one GET; only one that is absent is asked for a second time."""
     async with FakeRegistry() as registry, open_client(registry.url, may_wrap=True) as client:
-        digest = registry.add_manifest(REPOSITORY, image(b"1").manifest, TAG)
+        parts = image(b"1")
+        await client.put_manifest(REPOSITORY, TAG, Manifest(parts.descriptor, parts.manifest))
         await client.resolve_tag(REPOSITORY, TAG)
-        await client.fetch_manifest(REPOSITORY, digest)
+        await client.fetch_manifest(REPOSITORY, parts.digest)
         with pytest.raises(RegistryError):
             await client.fetch_manifest(REPOSITORY, digest_of(b"absent"))
         assert [request.method for request in registry.requests if "/manifests/" in request.target] == [
+            "PUT",
             "HEAD",
+            "GET",
             "GET",
             "GET",
         ]
@@ -152,3 +157,41 @@ async def test_a_registry_that_knows_sha512_keeps_it_itself() -> None:
         await client.put_manifest(REPOSITORY, TAG, Manifest(CHILDREN[0].descriptor, CHILDREN[0].manifest))
         puts = [request.target for request in registry.requests if request.method == "PUT"]
         assert puts == [f"/v2/{REPOSITORY}/manifests/{CHILDREN[0].digest}?tag={TAG}"]
+
+
+def foreign(*layers: bytes) -> Parts:
+    """Return an image of layers, and of one that lies elsewhere."""
+    parts = image(*layers)
+    document = json.loads(parts.manifest)
+    media_type = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    away = {"mediaType": media_type, "digest": str(digest_of(b"away")), "size": 4, "urls": ["https://a.example/1"]}
+    return replace(parts, manifest=json.dumps(document | {"layers": [away, *document["layers"]]}).encode())
+
+
+async def test_a_layer_elsewhere_costs_only_where_it_is_refused(start_registry: StartRegistry) -> None:
+    """A registry that takes the manifest has it as it is; one that does not has the same wrapper under every tag."""
+    parts, other = foreign(b"layer"), Tag("2")
+    manifest = Manifest(parts.descriptor, parts.manifest)
+    async with FakeRegistry() as registry, open_client(registry.url, may_wrap=True) as client:
+        await client.put_manifest(REPOSITORY, TAG, manifest)
+        assert [request.method for request in registry.requests if "/manifests/" in request.target] == ["PUT"]
+    async with open_client(start_registry().url, may_wrap=True) as client:
+        await push(client, parts, TAG)
+        await client.push_blob(REPOSITORY, Descriptor("", digest_of(b"away"), 4), whole(b"away"))
+        await client.put_manifest(REPOSITORY, other, manifest)
+        stored = {(await client._stored.get(REPOSITORY, tag)).descriptor.digest for tag in (TAG, other)}
+        assert len(stored) == 1
+        await client.delete_manifest(REPOSITORY, parts.digest)
+        assert await client.list_tags(REPOSITORY) == []
+
+
+async def test_another_refusal_is_passed_on(start_registry: StartRegistry) -> None:
+    """No wrapper is made for what lies nowhere, nor for what the registry refuses for another reason."""
+    async with open_client(start_registry().url, may_wrap=True) as client:
+        for parts in (image(b"nowhere"), foreign(b"nowhere"), index(image(b"nowhere"))):
+            with pytest.raises(RegistryError) as error:
+                await client.put_manifest(REPOSITORY, TAG, Manifest(parts.descriptor, parts.manifest))
+            assert error.value.code is ErrorCode.MANIFEST_BLOB_UNKNOWN
+            assert str(digest_of(b"away")) not in str(error.value.detail)
+        with pytest.raises(RegistryError):
+            await client.list_tags(REPOSITORY)

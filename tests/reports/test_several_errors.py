@@ -10,7 +10,7 @@ import pytest
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.replica.failure import refusal
 from tests.conftest import StartProxy
-from tests.support.product import Image, digest_of, make_image, random_bytes
+from tests.support.product import OCI_LAYER, Image, digest_of, make_image, random_bytes
 from tests.support.servers import Server
 
 FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
@@ -42,15 +42,18 @@ def test_the_most_telling_error_is_kept(errors: list[tuple[str, object]], code: 
     assert (error.code, error.detail) == (code, detail)
 
 
-def test_a_refused_foreign_layer_is_named(registries: list[Server], start_proxy: StartProxy) -> None:
-    """The 400 for a layer that lies elsewhere has the code and the digest that the registry found fault with."""
+def test_a_lacking_layer_beside_a_foreign_one_is_named(registries: list[Server], start_proxy: StartProxy) -> None:
+    """The 400 has the digest of the layer that nobody pushed, not that of the one that lies elsewhere."""
     user = start_proxy(registries).add_user("ann", pull_push=["team/**"])
     plain = make_image(random_bytes(100))
     user.push("team/app", "plain", plain)
     document = json.loads(plain.manifest)
-    digest = digest_of(b"foreign")
-    document["layers"] = [{"mediaType": FOREIGN, "digest": digest, "size": 7, "urls": ["https://example.com/layer"]}]
+    foreign, lacking = digest_of(b"foreign"), digest_of(b"lacking")
+    document["layers"] = [
+        {"mediaType": FOREIGN, "digest": foreign, "size": 7, "urls": ["https://example.com/layer"]},
+        {"mediaType": OCI_LAYER, "digest": lacking, "size": 7},
+    ]
     answer = user.push_manifest("team/app", "foreign", Image(json.dumps(document).encode(), {}))
     assert answer.status_code == 400
     (error,) = answer.json()["errors"]
-    assert (error["code"], error["detail"]) == ("MANIFEST_BLOB_UNKNOWN", digest)
+    assert (error["code"], error["detail"]) == ("MANIFEST_BLOB_UNKNOWN", lacking)

@@ -1,10 +1,11 @@
 """What one of two unlike replicas refuses for good keeps only that content from it.
 
-Reports: sha512 manifests and BuildKit's cache at distribution 3, non-distributable layers at distribution 2.8, beside a
-registry that takes them: a replica that is behind for ever, with a warning every five seconds.
+Reports: BuildKit's cache at distribution 3, beside a registry that takes it: a replica that is behind for ever, with a
+warning every five seconds.
 """
 
 import json
+from asyncio import to_thread
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,14 +20,13 @@ from tests.path.test_repair import is_up, pending
 from tests.repair.test_repair import Workshop, push, same
 from tests.repair.test_verify import compare
 from tests.support.fakes.images import build_cache, image, index
+from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
-from tests.support.product import Image, make_image, random_bytes
-from tests.support.product import digest_of as digest_of_bytes
+from tests.support.product import Image, Proxy, make_image, random_bytes
 from tests.support.refusal import refused
-from tests.support.servers import wait_until
+from tests.support.servers import Server, wait_until
 
 LATEST = Tag("latest")
-FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 
 
 @pytest.fixture
@@ -207,22 +207,22 @@ async def test_a_blob_is_refused_for_its_size_and_not_for_its_bytes(setting: Ben
 # ---------------------------------------------------------------- the running product
 
 
-def test_two_registries_that_differ_in_what_they_take(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """One takes foreign layers and one does not: the image is pulled, the other one is up, shown, and not believed."""
-    liberal, strict = start_registry("liberal"), start_registry("strict")
-    config = Path(liberal.arguments[-1])
-    liberal.stop()
-    config.write_text(config.read_text() + "validation: {manifests: {urls: {allow: ['.*']}}}\n")
-    liberal.start()
-    proxy = start_proxy([liberal, strict])
+async def test_two_registries_that_differ_in_what_they_take(
+    start_registry: StartRegistry, start_proxy: StartProxy, tmp_path: Path
+) -> None:
+    """One takes an image and one does not: it is pulled, the other one is up, shown, and not believed."""
+    liberal = start_registry("liberal")
+    async with FakeRegistry() as picky:
+        strict = Server([], picky.port, tmp_path / "none")
+        odd = make_image(random_bytes(100))
+        picky.inject(Fault(f"/manifests/(odd|{odd.digest})", "PUT", status=400))
+        await to_thread(_look_at_unlike, await to_thread(start_proxy, [liberal, strict]), liberal, strict, odd)
+
+
+def _look_at_unlike(proxy: Proxy, liberal: Server, strict: Server, odd: Image) -> None:
     user = proxy.add_user("ann", pull_push=["team/**"])
-    plain = make_image(random_bytes(100))
-    user.push("team/app", "plain", plain)
-    document = json.loads(plain.manifest)
-    urls = ["https://example.com/layer"]
-    document["layers"].append({"mediaType": FOREIGN, "digest": digest_of_bytes(b"x"), "size": 1, "urls": urls})
-    windows = Image(json.dumps(document).encode(), {})
-    assert user.push_manifest("team/app", "windows", windows).status_code == 201
+    user.push("team/app", "plain", make_image(random_bytes(100)))
+    user.push("team/app", "odd", odd)
     strict_name = f"127.0.0.1:{strict.port}"
     wait_until(lambda: proxy.metric("registry_proxy_replica_refused", replica=strict_name) == 2, "it is counted")
     assert (is_up(proxy, strict), pending(proxy, strict)) == (True, 0)
@@ -230,10 +230,10 @@ def test_two_registries_that_differ_in_what_they_take(start_registry: StartRegis
     verified = proxy.command("replica", "verify")
     assert (verified.exit_code, "2 contents that a replica refuses" in verified.stderr) == (0, True), verified.output
     listed = proxy.command("replica", "exceptions", "--json")
-    assert {one["name"] for one in json.loads(listed.stdout)["main"]} == {"windows", windows.digest}
+    assert {one["name"] for one in json.loads(listed.stdout)["main"]} == {"odd", odd.digest}
     for _ in range(10):
-        assert user.head("team/app", "manifests/windows").status_code == 200
-    assert proxy.command("replica", "dismiss", "main", "--name", "windows").exit_code == 0
+        assert user.head("team/app", "manifests/odd").status_code == 200
+    assert proxy.command("replica", "dismiss", "main", "--name", "odd").exit_code == 0
     assert "cannot take 1" in proxy.command("replica", "list").stdout
     assert proxy.command("replica", "repair").exit_code == 0
     assert "cannot take 2" in proxy.command("replica", "list").stdout
@@ -242,5 +242,5 @@ def test_two_registries_that_differ_in_what_they_take(start_registry: StartRegis
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be down")
     (proxy.cache / "repositories").rename(proxy.root / "lost")
     assert user.get("team/app", "manifests/plain").status_code == 200
-    assert user.get("team/app", f"manifests/{windows.digest}").status_code == 503
+    assert user.get("team/app", f"manifests/{odd.digest}").status_code == 503
     assert user.get("team/app", "manifests/absent").status_code == 503
