@@ -65,7 +65,7 @@ class WrappedManifests:
             manifest = await self._stored.get(repository, tag_or_digest)
             return await self._original(repository, manifest)
         try:
-            return await self._stored.get(repository, tag_or_digest)
+            manifest = await self._stored.get(repository, tag_or_digest)
         except RegistryError as error:
             if error.status not in _UNKNOWN_DIGEST:
                 raise
@@ -76,6 +76,9 @@ class WrappedManifests:
             if error.status == 404:
                 raise
             raise not_found(ErrorCode.MANIFEST_UNKNOWN, {"digest": str(tag_or_digest)}) from error
+        if await self._original(repository, manifest) is not manifest:  # else a delete of it would take the manifest
+            raise not_found(ErrorCode.MANIFEST_UNKNOWN, {"digest": str(tag_or_digest)})
+        return manifest
 
     async def put(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
         """Store a manifest, in a wrapper where the registry does not know its digest, or refuses what it names.

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from tests.conftest import StartProxy
+from tests.conftest import StartProxy, StartRegistry
+from tests.path.test_import import run_import
 from tests.path.test_referrers import is_equal
 from tests.path.test_repair import REPOSITORY, start
 from tests.support.fakes.images import Parts, image, index
@@ -208,9 +209,9 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(registries: list[Server], s
 
 
 def test_a_wrapper_is_nobodys_to_push(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A client that copies one from a registry past us cannot push it, also with its annotation spelled otherwise."""
+    """A client that knows one from a registry past us cannot name it, nor push it, also with its annotation escaped."""
     proxy = start(start_proxy, registries)
-    user = proxy.add_user("ann", pull_push=["team/**"])
+    user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
     parts = new_image()
     push(user, parts)
     (tag,) = tags_of(registries[0])
@@ -219,6 +220,10 @@ def test_a_wrapper_is_nobodys_to_push(registries: list[Server], start_proxy: Sta
         answer = put(user, Parts(body, ()), "mine")
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (400, "MANIFEST_INVALID")
     assert status(user, "mine") == 404
+    digest = f"sha256:{hashlib.sha256(wrapper).hexdigest()}"
+    assert [status(user, digest), delete(user, digest)] == [404, 404]
+    purge(proxy)
+    check_pull(user, parts)
 
 
 def test_rights_hold_for_each_tag_and_repository(registries: list[Server], start_proxy: StartProxy) -> None:
@@ -289,3 +294,30 @@ def test_images_in_sha256_are_as_before(registries: list[Server], start_proxy: S
     assert (answer.status_code, answer.headers["OCI-Tag"]) == (201, "a, b")
     assert user.pull(REPOSITORY, "b") == plain
     assert [tags_of(server) for server in registries] == [["a", "b"], ["a", "b"]]
+
+
+def test_an_import_and_a_warmed_cache_have_it(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
+    """An import from a registry that was behind a proxy brings what has no tag, too; the cache is warmed by sha512."""
+    source, target = start_registry("source"), start_registry("target")
+    routes = [{"prefix": "new/", "upstream": "target", "strip_prefix": True}, {"prefix": "", "upstream": "main"}]
+    upstreams = {"target": {"replicas": [{"url": target.url}]}}
+    proxy = start_proxy([source], {"upstreams": upstreams, "routes": routes})
+    user = proxy.add_user("ann", pull_push=["**"])
+    child, untagged = new_image(), new_image()
+    whole = index(child, algorithm="sha512")
+    for parts in (child, untagged):
+        push(user, parts)
+    push(user, whole, "?tag=1.0")
+    told = run_import(proxy, source, "--repository", REPOSITORY, "--prefix", "new/")
+    assert told.exit_code == 0, told.output
+    copied = user.head(f"new/{REPOSITORY}", "manifests/1.0", **ACCEPT)
+    assert copied.headers["Docker-Content-Digest"] == str(whole.digest)
+    for parts in (child, untagged):
+        assert user.get(f"new/{REPOSITORY}", f"manifests/{parts.digest}", **ACCEPT).content == parts.manifest
+    purge(proxy)
+    warmed = proxy.command("cache", "warm", f"{REPOSITORY}:1.0", f"{REPOSITORY}@{untagged.digest}")
+    assert warmed.exit_code == 0, warmed.output
+    source.stop(9)
+    check_pull(user, whole, "1.0")
+    for parts in (child, untagged):
+        check_pull(user, parts)
