@@ -7,7 +7,6 @@ garbage collection. A manifest that the registry has as it is costs nothing more
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 
 from cachetools import FIFOCache
 
@@ -181,18 +180,11 @@ class WrappedManifests:
 
     async def _name_of_wrapper(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """Return the wrapper of a manifest; None where there is none."""
-        tag = kept_tag(digest)
-        with suppress(RegistryError):  # the HEAD of some registries says too little, also of what is absent
-            if (found := await self._stored.head(repository, tag)) is not None:
-                return found
-        try:
-            return (await self._stored.get(repository, tag)).descriptor
-        except RegistryError as error:
-            if error.status != 404:
-                raise
-            return None
+        wrapper = await self._find_wrapper(repository, digest)
+        return None if wrapper is None else wrapper.descriptor
 
     async def _find_wrapper(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """Return the wrapper of a manifest, by a GET: some registries answer HEAD as no registry should."""
         try:
             return await self._stored.get(repository, kept_tag(digest))
         except RegistryError as error:
