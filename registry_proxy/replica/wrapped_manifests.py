@@ -1,4 +1,4 @@
-"""Manifests that a registry does not take as they are, stored there in wrappers (docs/decisions/, 70 and 71).
+"""Manifests that a registry does not take as they are, stored there in wrappers (docs/decisions/, 71 and 72).
 
 A registry is asked for a manifest by its digest first, and gets it as it is. Where it does not take that, it gets the
 wrapper, under a reserved tag in the same repository: so the manifest is found again by its digest, and outlives a

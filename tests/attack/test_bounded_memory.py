@@ -23,6 +23,7 @@ CACHES = {"FIFOCache", "LRUCache", "TTLCache"}
 CONFIGURED = "one for each configured replica, upstream or issuer"
 RUNNING = "one for each request, connection, task or fetch that is running"
 STORED = "a copy of what lies in the store; what callers may store has its own bounds"
+LANES = "one for each repository with events that wait: 100,000 for each of 100 subscriptions of administrators"
 RECENT = "1,000 entries; names of 255 characters and digests, or what the row says"
 
 BOUNDS = {
@@ -60,6 +61,12 @@ BOUNDS = {
     "cache.writer.PartialFileWriter._pending": "1 MiB and a chunk",
     "edge.allowance.Allowance._whole_at": "10,000 subjects",
     "edge.fast_path.FastPath._heads": "4 MiB",
+    "events.agenda.Agenda._calendar": LANES,
+    "events.agenda.Agenda._due": LANES,
+    "events.agenda.Agenda._renewed": RUNNING,
+    "events.agenda.Agenda._serving": RUNNING,
+    "events.agenda.Agenda._times": LANES,
+    "events.fan_out._Queue._deliveries": "100 events at once",
     "files.writer_thread.WriterThread.pending": "20,000 events of 8 KB, or requests with paths of 1,000 characters",
     "http.connections.Connections._owners": RUNNING,
     "http.connections.Connections._sites": RUNNING,
