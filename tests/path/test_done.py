@@ -5,12 +5,13 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import StartProxy
+from tests.conftest import StartProxy, require_program
 from tests.support.copied import Copies
 from tests.support.product import (
     OCI_MANIFEST,
@@ -22,7 +23,7 @@ from tests.support.product import (
     push_directly,
     random_bytes,
 )
-from tests.support.servers import Server, wait_until
+from tests.support.servers import Server, docker_registry, running, wait_until
 
 MIB = 1024 * 1024
 
@@ -33,12 +34,22 @@ def proxy(start_proxy: StartProxy, registries: list[Server]) -> Proxy:
     return start_proxy(registries)
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Start a proxy that shares no memory with the tests, in front of two registries."""
+    root = tmp_path_factory.mktemp("measured")
+    require_program("docker-registry")
+    with ExitStack() as stack:
+        registries = [stack.enter_context(running(docker_registry(root / name))) for name in ("first", "second")]
+        proxy = proxy_server(root / "proxy", registries)
+        stack.enter_context(running(proxy))
+        yield proxy
+
+
 @pytest.mark.parametrize("mebibytes", [128, pytest.param(1024, marks=pytest.mark.soak)])
-def test_a_large_layer_passes_with_flat_memory(
-    start_proxy: StartProxy, registries: list[Server], mebibytes: int
-) -> None:
+def test_a_large_layer_passes_with_flat_memory(measured: Proxy, mebibytes: int) -> None:
     """A 1 GiB layer is pushed and pulled with the memory of all processes under 150 MiB."""
-    proxy = start_proxy(registries, is_copy=False)
+    proxy = measured
     chunk = random_bytes(MIB)
     hasher = hashlib.sha256()
     for i in range(mebibytes):
@@ -185,10 +196,10 @@ def test_a_kill_in_mid_push_leaves_nothing_partial(proxy: Proxy, registries: lis
     assert user.pull("team/app", "1") == image
 
 
-def test_a_manifest_of_one_gigabyte_is_refused_unread(start_proxy: StartProxy, registries: list[Server]) -> None:
+def test_a_manifest_of_one_gigabyte_is_refused_unread(measured: Proxy) -> None:
     """A "manifest" announced with 1 GB is refused by the spec's code; the memory stays flat."""
-    proxy = start_proxy(registries, is_copy=False)
-    user = proxy.add_user("ann", pull_push=["team/**"])
+    proxy = measured
+    user = proxy.add_user("bob", pull_push=["team/**"])
     token = user.token("repository:team/app:pull,push")
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as connection:
         head = f"PUT /v2/team/app/manifests/1 HTTP/1.1\r\nHost: {proxy.host}\r\nAuthorization: Bearer {token}\r\n"
