@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from registry_proxy.edge.exchange import Exchange
@@ -32,6 +33,7 @@ class RequestIds:
         return self._origins.request_id(request) or f"{self._prefix}-{next(self._numbers):x}"
 
 
+@dataclass(frozen=True, slots=True)
 class Frame:
     """Names each request, and counts and logs it once it has ended.
 
@@ -41,14 +43,13 @@ class Frame:
         log_request: receives the fields of each request; never its query, which may hold an upload's signed state.
     """
 
-    def __init__(self, ids: RequestIds, observer: Observer, log_request: LogRequest) -> None:
-        self._ids = ids
-        self._observer = observer
-        self._log_request = log_request
+    ids: RequestIds
+    observer: Observer
+    log_request: LogRequest
 
     def begin(self, exchange: Exchange) -> "Begun":
         """Give a request its ID: in the answer, in every log line, and sent upstream."""
-        identifier = self._ids.name(exchange)
+        identifier = self.ids.name(exchange)
         exchange.answer_headers["X-Request-ID"] = identifier
         exchange.answer_headers["Server"] = "registry-proxy"
         return Begun(time.perf_counter(), request_id.set(identifier))
@@ -62,9 +63,9 @@ class Frame:
         """Count and log a request that has ended."""
         seconds = time.perf_counter() - begun.at
         if exchange.source is not None:
-            self._observer.observe(SentBytes(exchange.source, exchange.sent_bytes))
-        self._observer.observe(ClientRequest(exchange.route, exchange.method, exchange.status, seconds))
-        self._log_request(
+            self.observer.observe(SentBytes(exchange.source, exchange.sent_bytes))
+        self.observer.observe(ClientRequest(exchange.route, exchange.method, exchange.status, seconds))
+        self.log_request(
             {
                 "method": exchange.method,
                 "path": exchange.path[:1000],

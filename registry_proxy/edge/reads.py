@@ -1,6 +1,7 @@
 """The operations that read: contents, and lists."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -37,6 +38,7 @@ ABSENT = {ContentKind.BLOB: ErrorCode.BLOB_UNKNOWN, ContentKind.MANIFEST: ErrorC
 _RANGES_TAKEN = {"Accept-Ranges": "bytes"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
     """The handlers of the operations that read; each is named as its operation.
 
@@ -51,22 +53,12 @@ class Reads:
         prefetch: fetches ahead; None for not at all.
     """
 
-    def __init__(
-        self,
-        *,
-        authenticator: Authenticator,
-        pull: Pull,
-        push: Push,
-        discover: Discover,
-        referrers: Referrers,
-        prefetch: Prefetch | None,
-    ) -> None:
-        self._authenticator = authenticator
-        self._pull = pull
-        self._push = push
-        self._discover = discover
-        self._referrers = referrers
-        self._prefetch = prefetch
+    authenticator: Authenticator
+    pull: Pull
+    push: Push
+    discover: Discover
+    referrers: Referrers
+    prefetch: Prefetch | None
 
     def ping(self, call: Call[Ping]) -> Answer:  # noqa: ARG002 - every handler is a method that takes the call
         return json_answer({})
@@ -74,29 +66,29 @@ class Reads:
     # ------------------------------------------------------------ contents
 
     def get_manifest(self, call: Call[ManifestRequest]) -> Answer | Ask[Answer]:
-        found = self._pull.find_manifest(call.routed, call.request.tag_or_digest)
+        found = self.pull.find_manifest(call.routed, call.request.tag_or_digest)
         return then(found, partial(self._manifest, call))
 
     def _manifest(self, call: Call[ManifestRequest], found: ManifestAnswer) -> Answer:
         descriptor = found.manifest.descriptor
         if call.has_already(descriptor.digest):
             return _not_modified(descriptor)
-        if self._prefetch is not None:
-            self._prefetch.manifest_sent(call.subject, call.routed, descriptor.digest)
+        if self.prefetch is not None:
+            self.prefetch.manifest_sent(call.subject, call.routed, descriptor.digest)
         headers = _content_headers(descriptor, found.result, found.warning)
         return Answer(200, headers, found.manifest.body, "upstream" if found.result is CacheResult.MISS else "cache")
 
     def head_manifest(self, call: Call[ManifestRequest]) -> Answer | Ask[Answer]:
         reference = call.request.tag_or_digest
-        found = self._pull.find_manifest_head(call.routed, reference)
-        if isinstance(reference, Digest) and self._authenticator.comes_to_push(call.authorized, call.request):
+        found = self.pull.find_manifest_head(call.routed, reference)
+        if isinstance(reference, Digest) and self.authenticator.comes_to_push(call.authorized, call.request):
             found = Ask(partial(self._checked, call, ContentKind.MANIFEST, reference, found))
         return then(found, partial(_manifest_head, call))
 
     def head_blob(self, call: Call[BlobRequest]) -> Answer | Ask[Answer]:
         digest = call.request.digest
-        found = self._pull.blobs.find_blob_head(call.routed, digest)
-        if self._authenticator.comes_to_push(call.authorized, call.request):
+        found = self.pull.blobs.find_blob_head(call.routed, digest)
+        if self.authenticator.comes_to_push(call.authorized, call.request):
             found = Ask(partial(self._checked, call, ContentKind.BLOB, digest, found))
         return then(found, partial(_blob_head, call))
 
@@ -109,7 +101,7 @@ class Reads:
             RegistryError: 404 for a content that a replica misses.
         """
         answer = await answer_of(found)
-        if not await self._push.is_everywhere(call.routed, kind, digest):
+        if not await self.push.is_everywhere(call.routed, kind, digest):
             message = "a replica does not hold it any more: push it"
             raise RegistryError(ABSENT[kind], message, detail={"digest": str(digest)})
         return answer
@@ -118,11 +110,11 @@ class Reads:
         digest = call.request.digest
         if call.has_already(digest):
             return then(
-                self._pull.blobs.find_blob_head(call.routed, digest), lambda head: _not_modified(head.descriptor)
+                self.pull.blobs.find_blob_head(call.routed, digest), lambda head: _not_modified(head.descriptor)
             )
-        if self._prefetch is not None:
-            self._prefetch.blob_asked(call.subject, call.routed, digest)
-        return then(self._pull.blobs.find_blob(call.routed, digest, call.range_header(digest)), _blob)
+        if self.prefetch is not None:
+            self.prefetch.blob_asked(call.subject, call.routed, digest)
+        return then(self.pull.blobs.find_blob(call.routed, digest, call.range_header(digest)), _blob)
 
     # ------------------------------------------------------------ lists
 
@@ -136,7 +128,7 @@ class Reads:
             if authorized.question is None
             else authorized.policy.tags_to_pull(call.subject, authorized.question[1])
         )
-        listing = self._discover.list_tags(call.routed, request.page_size, request.last, may_pull)
+        listing = self.discover.list_tags(call.routed, request.page_size, request.last, may_pull)
         page = await unless_left(call.exchange, listing)
         return json_answer(
             {"name": request.repository, "tags": list(page.items)}, _next_page(call, f"{call.base}/tags/list", page)
@@ -147,7 +139,7 @@ class Reads:
 
     async def _list_repositories(self, call: Call[ListRequest]) -> Answer:
         request, policy, subject = call.request, call.authorized.policy, call.subject
-        listing = self._discover.list_repositories(
+        listing = self.discover.list_repositories(
             policy.patterns(subject, Action.PULL),
             lambda name: policy.decide(subject, name, Action.PULL).allowed,
             request.page_size,
@@ -162,7 +154,7 @@ class Reads:
 
     async def _list_referrers(self, call: Call[ReferrersRequest]) -> Answer:
         request, artifact_type = call.request, call.request.artifact_type
-        listing = self._referrers.list_page(
+        listing = self.referrers.list_page(
             call.routed, request.digest, artifact_type, last=request.last, page_size=request.page_size
         )
         page = await unless_left(call.exchange, listing)

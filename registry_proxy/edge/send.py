@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from aiohttp.web import BaseRequest, Response, StreamResponse
@@ -27,6 +28,7 @@ class _BrokenError(ConnectionResetError):
     """The connection was cut on purpose or by the client: there is nobody to answer any more."""
 
 
+@dataclass(frozen=True, slots=True)
 class AnswerWriter:
     """Writes the answer to one request.
 
@@ -36,10 +38,9 @@ class AnswerWriter:
         client: its sender.
     """
 
-    def __init__(self, request: BaseRequest, exchange: Exchange, client: Incoming) -> None:
-        self._request = request
-        self._exchange = exchange
-        self._client = client
+    request: BaseRequest
+    exchange: Exchange
+    client: Incoming
 
     async def write(self, answer: Answer) -> StreamResponse:
         """Write an answer and close its body; return it as aiohttp knows it.
@@ -52,7 +53,7 @@ class AnswerWriter:
             FillFailedError, UpstreamUnavailableError, RegistryError: before anything was sent.
         """
         body = answer.body
-        self._exchange.source = answer.source
+        self.exchange.source = answer.source
         if isinstance(body, bytes):
             response = await self._send_bytes(answer, body)
         else:
@@ -63,25 +64,25 @@ class AnswerWriter:
                     response = await self._send_stream(answer, body.stream, body.size_bytes)
             finally:
                 await body.aclose()
-        self._exchange.status = answer.status
+        self.exchange.status = answer.status
         return response
 
     async def _start(self, response: StreamResponse) -> StreamResponse:
         """Send the head; a body that nobody read is drained first: some clients hang when refused mid-way."""
         is_late = response.status == HTTPStatus.REQUEST_TIMEOUT
-        if not self._request.content.at_eof() and (is_late or not await self._client.drain()):
+        if not self.request.content.at_eof() and (is_late or not await self.client.drain()):
             response.force_close()
-            if is_late or self._client.awaits_continue:
-                self._client.end_behind_answer()
-        await response.prepare(self._request)
+            if is_late or self.client.awaits_continue:
+                self.client.end_behind_answer()
+        await response.prepare(self.request)
         return response
 
     async def _send_bytes(self, answer: Answer, body: bytes) -> StreamResponse:
         """Send a body from memory, in one write with its head."""
-        headers = head_of(self._exchange, answer)
+        headers = head_of(self.exchange, answer)
         response = await self._start(Response(status=answer.status, headers=headers, body=body))
         if answer.source is not None:
-            self._exchange.sent_bytes += len(body)
+            self.exchange.sent_bytes += len(body)
         await response.write_eof()
         return response
 
@@ -96,8 +97,8 @@ class AnswerWriter:
             async with body.rest(first) as stream:
                 return await self._send_stream(answer, stream, size_bytes)
         response = await self._start(self._response(answer))
-        sending = _FileSending(self._request, self._exchange, reader, first)
-        with _cutting(self._request):
+        sending = _FileSending(self.request, self.exchange, reader, first)
+        with _cutting(self.request):
             try:
                 await sending.send(first + size_bytes)
             except FillLostError:
@@ -120,14 +121,14 @@ class AnswerWriter:
             if chunk is None:
                 raise FillFailedError("the upstream sent nothing")
             response = await self._start(self._response(answer))
-            with _cutting(self._request):
+            with _cutting(self.request):
                 await self._write_chunk(response, chunk)
                 await self._write(response, chunks, size_bytes - len(chunk))
             await response.write_eof()
         return response
 
     def _response(self, answer: Answer) -> StreamResponse:
-        return StreamResponse(status=answer.status, headers=head_of(self._exchange, answer))
+        return StreamResponse(status=answer.status, headers=head_of(self.exchange, answer))
 
     async def _write(self, response: StreamResponse, chunks: AsyncGenerator[bytes, None], size_bytes: int) -> None:
         """Send what comes. Raises FillFailedError when it is not ``size_bytes``."""
@@ -140,7 +141,7 @@ class AnswerWriter:
     async def _write_chunk(self, response: StreamResponse, chunk: bytes) -> None:
         async with asyncio.timeout(STALL_SECONDS):
             await response.write(chunk)
-        self._exchange.sent_bytes += len(chunk)
+        self.exchange.sent_bytes += len(chunk)
 
 
 async def _chunks_of(stream: ByteStream) -> AsyncGenerator[bytes, None]:

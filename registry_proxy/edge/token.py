@@ -45,6 +45,7 @@ class _Request:
     client: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEndpoint:
     """Gives tokens for a name and a password or secret, an ID token, a refresh token, or to nobody in particular.
 
@@ -57,22 +58,12 @@ class TokenEndpoint:
         refresh_lifetime_seconds: how long a new refresh token is valid; None makes none. Those there are stay valid.
     """
 
-    def __init__(
-        self,
-        *,
-        control: AccessControl,
-        directory: Directory,
-        signer: TokenSigner,
-        observer: Observer,
-        audit: AuditLog,
-        refresh_lifetime_seconds: float | None,
-    ) -> None:
-        self._control = control
-        self._directory = directory
-        self._signer = signer
-        self._observer = observer
-        self._audit = audit
-        self._refresh_lifetime_seconds = refresh_lifetime_seconds
+    control: AccessControl
+    directory: Directory
+    signer: TokenSigner
+    observer: Observer
+    audit: AuditLog
+    refresh_lifetime_seconds: float | None
 
     async def handle(self, exchange: Exchange) -> Answer:
         """Answer GET and POST /auth/token; what the subject may not do is left out of the token, never an error.
@@ -92,7 +83,7 @@ class TokenEndpoint:
                 raise RegistryError(ErrorCode.UNSUPPORTED, message, headers={"Allow": "GET, POST"})
         login = asked.login
         exchange.subject = login.subject
-        policy = await self._control.policy()
+        policy = await self.control.policy()
         generation = policy.generation(login.subject)
         if generation is None:
             raise _refused("the user is no more, or was disabled")
@@ -102,7 +93,7 @@ class TokenEndpoint:
             if (allowed := policy.allowed_access(login.subject, each)) is not None
             and (allowed := _narrowed(allowed, login)) is not None
         ]
-        issued = self._signer.issue(
+        issued = self.signer.issue(
             login.subject,
             generation if login.generation is None else login.generation,
             access,
@@ -131,7 +122,7 @@ class TokenEndpoint:
         username, password = _credentials(headers) if headers else ("", "")
         if username or password:
             login = await self._counted(
-                exchange, username, lambda: self._control.login(username, password, exchange.address)
+                exchange, username, lambda: self.control.login(username, password, exchange.address)
             )
         wants = ("offline_token", "true") in pairs
         client = next((value for key, value in pairs if key == "client_id"), "")
@@ -149,12 +140,12 @@ class TokenEndpoint:
             case "password":
                 username, password = form.get("username", ""), form.get("password", "")
                 login = await self._counted(
-                    exchange, username, lambda: self._control.login(username, password, exchange.address)
+                    exchange, username, lambda: self.control.login(username, password, exchange.address)
                 )
             case "refresh_token":
                 token = form.get("refresh_token", "")
                 refusal = "the refresh token is not valid, or not any more: log in again"
-                login = await self._counted(exchange, "", lambda: self._control.refresh(token), refusal)
+                login = await self._counted(exchange, "", lambda: self.control.refresh(token), refusal)
             case _:
                 raise _bad_request("grant_type is expected to be password or refresh_token")
         wants = form.get("access_type") == "offline" and form["grant_type"] == "password"
@@ -165,12 +156,12 @@ class TokenEndpoint:
 
         One for an ID token, or for a password of LDAP, would outlive it.
         """
-        if self._refresh_lifetime_seconds is None or not asked.login.is_own_password:
+        if self.refresh_lifetime_seconds is None or not asked.login.is_own_password:
             return None
         label = "".join(character for character in asked.client if character.isprintable())[:100]
-        given = SecretInput(label=label, expires_at=time.time() + self._refresh_lifetime_seconds)
+        given = SecretInput(label=label, expires_at=time.time() + self.refresh_lifetime_seconds)
         try:
-            _, text = await self._directory.secrets.add(
+            _, text = await self.directory.secrets.add(
                 asked.login.subject, SecretKind.REFRESH, given, generation=asked.login.generation
             )
         except (InvalidError, NotFoundError, StoreUnavailableError):
@@ -218,7 +209,7 @@ class TokenEndpoint:
         rule: str = "",
         detail: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._observer.observe(LoginAttempt(outcome))
+        self.observer.observe(LoginAttempt(outcome))
         kind = AuditKind.ACCOUNT if outcome == "ok" else AuditKind.TRAFFIC
         event = AuditEvent(
             "login",
@@ -229,7 +220,7 @@ class TokenEndpoint:
             detail=detail,
             kind=kind,
         )
-        self._audit.record(event)
+        self.audit.record(event)
 
 
 def _parse_scopes(texts: list[str]) -> list[Access]:

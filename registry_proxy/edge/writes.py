@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from urllib.parse import quote, urlencode
 
 from registry_proxy.edge.allowance import DELETIONS_AT_ONCE, DELETIONS_SECONDS, Allowance
@@ -31,6 +32,7 @@ from registry_proxy.tasks import request_id
 _USER_AGENT_MAX_CHARACTERS = 512
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Writes:
     """The handlers of the operations that write; each is named as its operation.
 
@@ -43,23 +45,13 @@ class Writes:
         origins: tells by which name and port the client addressed the registry.
     """
 
-    def __init__(
-        self,
-        *,
-        authenticator: Authenticator,
-        router: Router,
-        push: Push,
-        manage: Manage,
-        audit: AuditLog,
-        origins: Origins,
-    ) -> None:
-        self._authenticator = authenticator
-        self._router = router
-        self._push = push
-        self._manage = manage
-        self._deletions = Allowance(DELETIONS_AT_ONCE, DELETIONS_SECONDS)
-        self._audit = audit
-        self._origins = origins
+    authenticator: Authenticator
+    router: Router
+    push: Push
+    manage: Manage
+    audit: AuditLog
+    origins: Origins
+    _deletions: Allowance = field(default_factory=lambda: Allowance(DELETIONS_AT_ONCE, DELETIONS_SECONDS), init=False)
 
     async def start_upload(self, call: Call[StartUploadRequest]) -> Answer:
         request, routed = call.request, call.routed
@@ -72,11 +64,11 @@ class Writes:
         elif request.digest is not None:
             client = call.exchange.client
             with self._audited(call):
-                pushed = await self._push.push_blob(
+                pushed = await self.push.push_blob(
                     routed, call.uploader, request.digest, client.read_body(), client.body_bytes
                 )
             return _created(call, "blobs", pushed)
-        return _upload(call, 202, await self._push.start_upload(routed, call.uploader))
+        return _upload(call, 202, await self.push.start_upload(routed, call.uploader))
 
     async def _mount(self, call: Call[StartUploadRequest], digest: Digest) -> Descriptor | None:
         """Mount where the caller may read the source; a source that it may not read is, to it, not there.
@@ -86,31 +78,31 @@ class Writes:
         """
         named = call.request.from_repository
         source = self._known_source(call, digest) if named is None else self._named_source(call, named)
-        return None if source is None else await self._push.mount_blob(call.routed, digest, source)
+        return None if source is None else await self.push.mount_blob(call.routed, digest, source)
 
     def _named_source(self, call: Call[StartUploadRequest], name: Repository) -> RoutedRepository | None:
         try:
-            canonical = self._router.canonical(name, call.request.source_host)
-            source = self._router.route(canonical)
+            canonical = self.router.canonical(name, call.request.source_host)
+            source = self.router.route(canonical)
         except RegistryError:
             return None
         is_near = source.upstream == call.routed.upstream
-        may_read = is_near and self._authenticator.may_read_source(
+        may_read = is_near and self.authenticator.may_read_source(
             call.exchange, call.request, call.authorized, canonical
         )
         return source if may_read else None
 
     def _known_source(self, call: Call[StartUploadRequest], digest: Digest) -> RoutedRepository | None:
-        for canonical in self._authenticator.readable(call.authorized):
+        for canonical in self.authenticator.readable(call.authorized):
             with suppress(RegistryError):  # it is not routed
-                source = self._router.route(canonical)
-                if source.upstream == call.routed.upstream and self._push.find_known(source, digest):
+                source = self.router.route(canonical)
+                if source.upstream == call.routed.upstream and self.push.find_known(source, digest):
                     return source
         return None
 
     async def append_upload(self, call: Call[UploadRequest]) -> Answer:
         request, client = call.request, call.exchange.client
-        upload = await self._push.append_upload(
+        upload = await self.push.append_upload(
             call.routed,
             call.uploader,
             request.session_id,
@@ -124,7 +116,7 @@ class Writes:
     async def commit_upload(self, call: Call[CommitUploadRequest]) -> Answer:
         request, client = call.request, call.exchange.client
         with self._audited(call):
-            descriptor = await self._push.commit_upload(
+            descriptor = await self.push.commit_upload(
                 call.routed,
                 call.uploader,
                 request.session_id,
@@ -138,19 +130,19 @@ class Writes:
 
     async def upload_status(self, call: Call[UploadRequest]) -> Answer:
         request = call.request
-        upload = await self._push.upload_status(call.routed, call.uploader, request.session_id, request.state)
+        upload = await self.push.upload_status(call.routed, call.uploader, request.session_id, request.state)
         return _upload(call, 204, upload)
 
     async def cancel_upload(self, call: Call[UploadRequest]) -> Answer:
         request = call.request
-        await self._push.cancel_upload(call.routed, call.uploader, request.session_id, request.state)
+        await self.push.cancel_upload(call.routed, call.uploader, request.session_id, request.state)
         return Answer(204)
 
     async def put_manifest(self, call: Call[ManifestRequest]) -> Answer:
         body = await read_small_body(call.exchange, MANIFEST_MAX_BYTES)
         media_type = call.exchange.headers.get("Content-Type", "").partition(";")[0].strip()
         with self._audited(call):
-            pushed = await self._push.put_manifest(
+            pushed = await self.push.put_manifest(
                 call.routed,
                 call.request.tag_or_digest,
                 media_type,
@@ -169,18 +161,18 @@ class Writes:
     async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
         with self._audited(call):
             self._deletions.take(call.subject)
-            call.made = await self._manage.delete_manifest(call.routed, call.request.tag_or_digest, self._actor(call))
+            call.made = await self.manage.delete_manifest(call.routed, call.request.tag_or_digest, self._actor(call))
         return Answer(202)
 
     async def delete_blob(self, call: Call[BlobRequest]) -> Answer:
         with self._audited(call):
             self._deletions.take(call.subject)
-            await self._manage.delete_blob(call.routed, call.request.digest)
+            await self.manage.delete_blob(call.routed, call.request.digest)
         return Answer(202)
 
     def _actor(self, call: Call[ManifestRequest]) -> Actor:
         exchange = call.exchange
-        scheme, _, host = self._origins.url(exchange).partition("://")
+        scheme, _, host = self.origins.url(exchange).partition("://")
         return Actor(
             call.subject,
             exchange.address,
@@ -209,7 +201,7 @@ class Writes:
         finally:
             first = call.authorized.question or ("", call.request.repository or "", "", None)
             for question in (first, *(other for other, _ in call.authorized.further)):
-                self._audit.record(_event(call, question, outcome, rule, answered))
+                self.audit.record(_event(call, question, outcome, rule, answered))
 
 
 def _event(

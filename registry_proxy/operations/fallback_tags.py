@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from registry_proxy.operations.contents import found_of, has, links_of
 from registry_proxy.operations.manifests import ManifestWriter
@@ -11,6 +12,7 @@ from registry_proxy.protocol.reference import Digest, Tag, fallback_tags
 from registry_proxy.protocol.referrers import Referrer, index_of, merge_referrers
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackTags:
     """Reads and writes the indexes under fallback tags; who writes one holds its lease.
 
@@ -19,17 +21,16 @@ class FallbackTags:
         writer: writes manifests.
     """
 
-    def __init__(self, *, readers: Mapping[str, UpstreamReader], writer: ManifestWriter) -> None:
-        self._readers = readers
-        self._writer = writer
+    readers: Mapping[str, UpstreamReader]
+    writer: ManifestWriter
 
     def lease(self, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
         """Exclude the other writers of a fallback tag, on all nodes. Raises StoreUnavailableError."""
-        return self._writer.referrers_lease(routed, tag)
+        return self.writer.referrers_lease(routed, tag)
 
     def held(self, routed: RoutedRepository, subject: Digest) -> Awaitable[HeldReferrers]:
         """Return all that the replicas hold; see ``UpstreamReader.list_referrers``."""
-        return self._readers[routed.upstream].list_referrers(routed.repository, subject)
+        return self.readers[routed.upstream].list_referrers(routed.repository, subject)
 
     async def write(
         self, routed: RoutedRepository, tag: Tag, tags: Collection[Digest | None], entries: Iterable[Referrer]
@@ -44,7 +45,7 @@ class FallbackTags:
         """
         index = index_of(merge_referrers(entries))
         if set(tags) != {index.descriptor.digest}:
-            await self._writer.write(routed, tag, index, links_of(index), may_move_tags=True)
+            await self.writer.write(routed, tag, index, links_of(index), may_move_tags=True)
 
     async def merge(
         self, routed: RoutedRepository, subject: Digest, tags: Collection[Digest | None], entries: Iterable[Referrer]
@@ -60,7 +61,7 @@ class FallbackTags:
             await self.write(routed, tag, tags, await self._existing(routed, listed))
 
     async def _existing(self, routed: RoutedRepository, entries: Iterable[Referrer]) -> list[Referrer]:
-        reader = self._readers[routed.upstream]
+        reader = self.readers[routed.upstream]
 
         async def check(entry: Referrer) -> Referrer | None:
             return entry if await has(reader.fetch_manifest(routed.repository, entry.digest)) else None

@@ -1,6 +1,7 @@
 """Content management: deleting manifests and blobs (spec, "Content Management")."""
 
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.operations.referrers import Referrers, subject_in
@@ -15,16 +16,14 @@ from registry_proxy.protocol.reference import Digest, Tag, other_digests_of
 from registry_proxy.tasks import run_to_end
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manage:
     """The verbs of deleting. Once begun, a delete goes on when the caller is cancelled."""
 
-    def __init__(
-        self, *, holdings: Holdings, proofs: HoldingProofs, deletions: Deletions, referrers: Referrers
-    ) -> None:
-        self._holdings = holdings
-        self._proofs = proofs
-        self._deletions = deletions
-        self._referrers = referrers
+    holdings: Holdings
+    proofs: HoldingProofs
+    deletions: Deletions
+    referrers: Referrers
 
     async def delete_manifest(
         self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None = None
@@ -38,59 +37,59 @@ class Manage:
                 MANIFEST_UNKNOWN; UNAVAILABLE without a quorum.
             UpstreamUnavailableError: whether it exists cannot be known now.
         """
-        self._deletions.check_writable(routed.upstream)
+        self.deletions.check_writable(routed.upstream)
         if isinstance(tag_or_digest, Digest):
             return await run_to_end(self._delete_manifest(routed, tag_or_digest, actor), "delete of a manifest")
         return await run_to_end(self._delete_tag(routed, tag_or_digest, actor), "delete of a tag")
 
     async def delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
         """Delete a blob from a repository (spec end-10); errors as for a manifest, with BLOB_UNKNOWN."""
-        self._deletions.check_writable(routed.upstream)
+        self.deletions.check_writable(routed.upstream)
         await run_to_end(self._delete_blob(routed, digest), "delete of a blob")
 
     async def _delete_tag(self, routed: RoutedRepository, tag: Tag, actor: Actor | None) -> Digest:
-        async with self._deletions.lease(routed, tag):
-            digest = await self._deletions.delete_tag(routed, tag, actor)
-            self._holdings.end_tag(routed, tag)
+        async with self.deletions.lease(routed, tag):
+            digest = await self.deletions.delete_tag(routed, tag, actor)
+            self.holdings.end_tag(routed, tag)
             return digest
 
     async def _delete_manifest(self, routed: RoutedRepository, digest: Digest, actor: Actor | None) -> Digest:
         """Delete a manifest under each digest by which the repository holds it, the one that was named last."""
-        await self._proofs.require(routed, ContentKind.MANIFEST, digest)
+        await self.proofs.require(routed, ContentKind.MANIFEST, digest)
         manifest = await self._find_manifest(routed, digest)
         others = [] if manifest is None else other_digests_of(manifest.body, digest)
         async with AsyncExitStack() as leases:
             for name in sorted([digest, *others], key=str):
-                await leases.enter_async_context(self._deletions.lease(routed, name))
+                await leases.enter_async_context(self.deletions.lease(routed, name))
             deleted = [name for name in others if await self._is_held(routed, name)] + [digest]
             for name in deleted:
                 is_known = name != digest or self._is_known(routed, name)
                 told = actor if name == digest else None  # one content, one event
-                await self._deletions.delete_manifest(routed, name, told, is_known=is_known)
-                self._holdings.end(routed, ContentKind.MANIFEST, name)
-                self._holdings.forget_tags_of(routed, name)
-                await self._proofs.note_delete(routed, ContentKind.MANIFEST, name)
+                await self.deletions.delete_manifest(routed, name, told, is_known=is_known)
+                self.holdings.end(routed, ContentKind.MANIFEST, name)
+                self.holdings.forget_tags_of(routed, name)
+                await self.proofs.note_delete(routed, ContentKind.MANIFEST, name)
         if manifest is not None and (subject := subject_in(manifest)) is not None:
             for name in deleted:
-                await self._referrers.note_delete(routed, subject, name)
+                await self.referrers.note_delete(routed, subject, name)
         return digest
 
     async def _find_manifest(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:
         try:
-            return await self._referrers.find_manifest(routed, digest)
+            return await self.referrers.find_manifest(routed, digest)
         except (RegistryError, UpstreamUnavailableError):
             return None  # a manifest that cannot be read can be deleted all the same
 
     async def _is_held(self, routed: RoutedRepository, digest: Digest) -> bool:
-        return self._is_known(routed, digest) or await self._deletions.holds(routed, digest)
+        return self._is_known(routed, digest) or await self.deletions.holds(routed, digest)
 
     def _is_known(self, routed: RoutedRepository, digest: Digest) -> bool:
-        return self._holdings.find(routed, ContentKind.MANIFEST, digest) is not None
+        return self.holdings.find(routed, ContentKind.MANIFEST, digest) is not None
 
     async def _delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
-        await self._proofs.require(routed, ContentKind.BLOB, digest)
-        async with self._deletions.lease(routed, digest):
-            is_known = self._holdings.find(routed, ContentKind.BLOB, digest) is not None
-            await self._deletions.delete_blob(routed, digest, is_known=is_known)
-            self._holdings.end(routed, ContentKind.BLOB, digest)
-            await self._proofs.note_delete(routed, ContentKind.BLOB, digest)
+        await self.proofs.require(routed, ContentKind.BLOB, digest)
+        async with self.deletions.lease(routed, digest):
+            is_known = self.holdings.find(routed, ContentKind.BLOB, digest) is not None
+            await self.deletions.delete_blob(routed, digest, is_known=is_known)
+            self.holdings.end(routed, ContentKind.BLOB, digest)
+            await self.proofs.note_delete(routed, ContentKind.BLOB, digest)

@@ -1,6 +1,7 @@
 """Writing manifests: at a quorum of replicas, in the cache, and known to the repository from then on."""
 
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from registry_proxy.operations.contents import is_committed
 from registry_proxy.operations.proofs import HoldingProofs
@@ -15,6 +16,7 @@ from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
 from registry_proxy.protocol.reference import Digest, Tag
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestWriter:
     """Writes manifests and tags, for clients and for the lists of referrers.
 
@@ -26,24 +28,15 @@ class ManifestWriter:
         spool: keeps what a replica misses.
     """
 
-    def __init__(
-        self,
-        *,
-        replicas: ManifestReplicas,
-        proofs: HoldingProofs,
-        cache: BlobCache,
-        holdings: Holdings,
-        spool: Spool,
-    ) -> None:
-        self._replicas = replicas
-        self._proofs = proofs
-        self._cache = cache
-        self._holdings = holdings
-        self._spool = spool
+    replicas: ManifestReplicas
+    proofs: HoldingProofs
+    cache: BlobCache
+    holdings: Holdings
+    spool: Spool
 
     def referrers_lease(self, routed: RoutedRepository, tag: Tag) -> AbstractAsyncContextManager[None]:
         """Exclude others who change the index under a fallback tag; taken before the leases of ``write``."""
-        return self._replicas.referrers_lease(routed, tag)
+        return self.replicas.referrers_lease(routed, tag)
 
     async def write(
         self,
@@ -60,20 +53,20 @@ class ManifestWriter:
         Raises:
             RegistryError: MANIFEST_BLOB_UNKNOWN, DENIED, what the replicas answer, UNAVAILABLE without a quorum.
         """
-        if lacking := await self._proofs.find_lacking(routed, links):
+        if lacking := await self.proofs.find_lacking(routed, links):
             raise content_unknown(lacking)
         descriptor = manifest.descriptor
-        async with self._replicas.lease(routed, descriptor.digest, tag):
-            written = await self._replicas.put(routed, tag, manifest, actor, may_move=may_move_tags)
+        async with self.replicas.lease(routed, descriptor.digest, tag):
+            written = await self.replicas.put(routed, tag, manifest, actor, may_move=may_move_tags)
             await self._keep(manifest, must=bool(written.missing))
-            self._holdings.remember(routed, ContentKind.MANIFEST, descriptor)
+            self.holdings.remember(routed, ContentKind.MANIFEST, descriptor)
             if tag is not None:
-                self._holdings.move_tag(routed, tag, descriptor, recorded=written.revision)
+                self.holdings.move_tag(routed, tag, descriptor, recorded=written.revision)
 
     def pin(self, digest: Digest) -> None:
         """Keep a content until all replicas have it. Raises UNAVAILABLE where the disk cannot."""
         try:
-            self._spool.pin(digest)
+            self.spool.pin(digest)
         except CacheUnavailableError as error:
             raise no_space(error) from error
 
@@ -82,6 +75,6 @@ class ManifestWriter:
         digest = manifest.descriptor.digest
         if must:
             self.pin(digest)
-        await self._cache.store(digest, manifest.body)
-        if must and not is_committed(self._cache, digest):
+        await self.cache.store(digest, manifest.body)
+        if must and not is_committed(self.cache, digest):
             raise no_space(CacheUnavailableError("the manifest cannot be kept for the replica that misses it"))

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,31 +108,22 @@ class _Learned:
     was_fetched: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PullBlobs:
     """The verbs of pulling blobs; errors and arguments as ``Pull``."""
 
-    def __init__(
-        self,
-        *,
-        readers: Mapping[str, RegistryReader],
-        impatient_readers: Mapping[str, RegistryReader],
-        cache: BlobCache,
-        holdings: Holdings,
-        proofs: HoldingProofs,
-        observer: Observer,
-    ) -> None:
-        self._readers = readers
-        self._impatient_readers = impatient_readers
-        self._cache = cache
-        self._holdings = holdings
-        self._proofs = proofs
-        self._observer = observer
-        self._learning: SingleFlight[_Learned] = SingleFlight()
-        self._questions: SingleFlight[Descriptor] = SingleFlight()
+    readers: Mapping[str, RegistryReader]
+    impatient_readers: Mapping[str, RegistryReader]
+    cache: BlobCache
+    holdings: Holdings
+    proofs: HoldingProofs
+    observer: Observer
+    _learning: SingleFlight[_Learned] = field(default_factory=SingleFlight, init=False)
+    _questions: SingleFlight[Descriptor] = field(default_factory=SingleFlight, init=False)
 
     def find_blob_head(self, routed: RoutedRepository, digest: Digest) -> BlobHead | Ask[BlobHead]:
         """Return a blob's descriptor where nobody has to be asked for it; else the way to it."""
-        holding = self._holdings.find(routed, ContentKind.BLOB, digest)
+        holding = self.holdings.find(routed, ContentKind.BLOB, digest)
         if holding is None or holding.age_seconds >= HOLDING_FRESH_SECONDS:
             return Ask(partial(self._ask_blob_head, routed, digest, holding))
         return BlobHead(holding.descriptor, CacheResult.HIT)
@@ -160,12 +151,12 @@ class PullBlobs:
         Raises:
             RegistryError: RANGE_INVALID with the Content-Range of a 416; by the way to it, besides those of the class.
         """
-        holding = self._holdings.find(routed, ContentKind.BLOB, digest)
+        holding = self.holdings.find(routed, ContentKind.BLOB, digest)
         body = None if holding is None else self._read_small_blob(holding)
         if holding is None or body is None:
             return Ask(partial(self._ask_blob, routed, digest, holding, range_header))
         byte_range = parse_range(range_header, len(body))
-        self._observer.observe(_HIT)
+        self.observer.observe(_HIT)
         return BlobAnswer(holding.descriptor, CacheResult.HIT, body, byte_range, _no_rest)
 
     async def open_blob(self, routed: RoutedRepository, digest: Digest, range_header: str | None) -> BlobAnswer:
@@ -176,14 +167,14 @@ class PullBlobs:
         descriptor = holding.descriptor
         if holding.age_seconds >= HOLDING_FRESH_SECONDS or descriptor.size_bytes > SMALL_BYTES:
             return None
-        body = self._cache.read_small(descriptor.digest, only_on_disk=True)
+        body = self.cache.read_small(descriptor.digest, only_on_disk=True)
         return body if body is not None and len(body) == descriptor.size_bytes else None
 
     async def _ask_blob(
         self, routed: RoutedRepository, digest: Digest, holding: Holding | None, range_header: str | None
     ) -> BlobAnswer:
         answer = await self._open(routed, digest, holding, range_header)
-        self._observer.observe(CacheRequest(ContentKind.BLOB, answer.result))
+        self.observer.observe(CacheRequest(ContentKind.BLOB, answer.result))
         return answer
 
     async def fill_blob(self, routed: RoutedRepository, digest: Digest) -> BlobReader:
@@ -192,7 +183,7 @@ class PullBlobs:
         Raises:
             CacheUnavailableError: the cache cannot take it.
         """
-        _, _, opened = await self._learn_once(routed, digest, self._holdings.find(routed, ContentKind.BLOB, digest))
+        _, _, opened = await self._learn_once(routed, digest, self.holdings.find(routed, ContentKind.BLOB, digest))
         reader, _ = opened or await self._open_reader(routed, digest)
         return reader
 
@@ -207,12 +198,12 @@ class PullBlobs:
 
     async def _ask(self, routed: RoutedRepository, digest: Digest, old: Descriptor | None = None) -> Descriptor:
         """Learn the holding by one HEAD; what was known before stands when nobody answers."""
-        readers = self._readers if old is None else self._impatient_readers
-        asked_at = self._holdings.moment(routed)
+        readers = self.readers if old is None else self.impatient_readers
+        asked_at = self.holdings.moment(routed)
         try:
             reader = readers[routed.upstream]
             with self._forgetting(routed, digest):
-                descriptor = await self._proofs.ask(
+                descriptor = await self.proofs.ask(
                     routed, ContentKind.BLOB, digest, lambda: reader.stat_blob(routed.repository, digest)
                 )
         except (RegistryError, UpstreamUnavailableError) as error:
@@ -241,14 +232,14 @@ class PullBlobs:
 
     async def _learn(self, routed: RoutedRepository, digest: Digest, place: _ReaderPlace) -> _Learned:
         """Learn the holding: by a HEAD when the bytes are here or on their way, else by the fill's own GET."""
-        is_filling = self._cache.is_filling(digest)
-        committed = None if is_filling else await self._cache.open_checked(digest)
+        is_filling = self.cache.is_filling(digest)
+        committed = None if is_filling else await self.cache.open_checked(digest)
         if committed is not None:
             place.give((committed, CacheResult.HIT))
         if is_filling or committed is not None:
             return _Learned(await self._ask(routed, digest), was_fetched=False)
-        source, asked_at = self._source(routed, digest), self._holdings.moment(routed)
-        size_bytes = await self._proofs.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source, place))
+        source, asked_at = self._source(routed, digest), self.holdings.moment(routed)
+        size_bytes = await self.proofs.ask(routed, ContentKind.BLOB, digest, lambda: self._begin_fill(source, place))
         if source.has_answered and size_bytes is not None:
             return _Learned(self._remember(routed, digest, size_bytes, asked_at), was_fetched=True)
         # Another worker, for another repository, was quicker: what its replica said counts only there.
@@ -267,7 +258,7 @@ class PullBlobs:
         self, routed: RoutedRepository, digest: Digest, holding: Holding | None, range_header: str | None
     ) -> BlobAnswer:
         known, learned_by, opened = await self._learn_once(routed, digest, holding)
-        asked_at = self._holdings.moment(routed)
+        asked_at = self.holdings.moment(routed)
         try:
             reader, result = opened or await self._open_reader(routed, digest)
         except CacheUnavailableError:
@@ -278,7 +269,7 @@ class PullBlobs:
 
     async def _open_reader(self, routed: RoutedRepository, digest: Digest) -> _Opened:
         """Open a blob that the repository holds. Raises CacheUnavailableError where the cache cannot take it."""
-        reader = await self._cache.open_checked(digest)
+        reader = await self.cache.open_checked(digest)
         if reader is not None:
             return reader, CacheResult.HIT
         with self._forgetting(routed, digest):
@@ -291,7 +282,7 @@ class PullBlobs:
             yield
         except RegistryError as error:
             if error.status == 404:
-                self._holdings.forget(routed, ContentKind.BLOB, digest)
+                self.holdings.forget(routed, ContentKind.BLOB, digest)
             raise
 
     async def _serve(
@@ -323,9 +314,9 @@ class PullBlobs:
         byte_range: ByteRange | None,
         offset: int,
     ) -> AsyncIterator[ByteStream]:
-        self._observer.observe(CacheFailure("read"))
+        self.observer.observe(CacheFailure("read"))
         if reader.verified:  # a file that cannot be read stands in the way of one that can
-            self._cache.drop(known.digest)
+            self.cache.drop(known.digest)
         hasher = None
         if byte_range is None:
             try:
@@ -344,7 +335,7 @@ class PullBlobs:
     async def _fill(self, source: _RepositorySource) -> tuple[BlobReader, CacheResult]:
         for _ in range(_FOREIGN_FAILURES_MAX):
             try:
-                return await self._cache.fill(source.digest, source)
+                return await self.cache.fill(source.digest, source)
             except (RegistryError, UpstreamUnavailableError, FillFailedError):
                 # The fill that was joined may be of another repository, in another upstream: its failure says
                 # nothing about this one.
@@ -361,11 +352,11 @@ class PullBlobs:
         return BlobAnswer(known, CacheResult.MISS, stream, byte_range, _no_rest)
 
     def _source(self, routed: RoutedRepository, digest: Digest) -> _RepositorySource:
-        return _RepositorySource(self._readers[routed.upstream], routed, digest)
+        return _RepositorySource(self.readers[routed.upstream], routed, digest)
 
     def _remember(self, routed: RoutedRepository, digest: Digest, size_bytes: int, asked_at: int) -> Descriptor:
         descriptor = Descriptor(BLOB_MEDIA_TYPE, digest, size_bytes)
-        self._holdings.remember(routed, ContentKind.BLOB, descriptor, asked_at=asked_at)
+        self.holdings.remember(routed, ContentKind.BLOB, descriptor, asked_at=asked_at)
         return descriptor
 
 

@@ -53,36 +53,25 @@ class PushedManifest:
     subject: Digest | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Push:
     """The verbs of pushing, over one cache and all upstreams.
 
     An upload belongs to the uploader that started it. The rights are judged before, for each of its requests anew.
     """
 
-    def __init__(
-        self,
-        *,
-        spool: Spool,
-        cache: BlobCache,
-        holdings: Holdings,
-        proofs: HoldingProofs,
-        sessions: UploadSessions,
-        blobs: BlobReplicas,
-        writer: ManifestWriter,
-        referrers: Referrers,
-    ) -> None:
-        self._spool = spool
-        self._cache = cache
-        self._holdings = holdings
-        self._proofs = proofs
-        self._sessions = sessions
-        self._blobs = blobs
-        self._writer = writer
-        self._referrers = referrers
+    spool: Spool
+    cache: BlobCache
+    holdings: Holdings
+    proofs: HoldingProofs
+    sessions: UploadSessions
+    blobs: BlobReplicas
+    writer: ManifestWriter
+    referrers: Referrers
 
     async def start_upload(self, routed: RoutedRepository, uploader: Uploader) -> UploadAnswer:
         """Start an upload (spec end-4a): 403 for a read-only upstream, 503 without a quorum, at once."""
-        self._blobs.check_writable(routed.upstream)
+        self.blobs.check_writable(routed.upstream)
         return await self._answer(routed, uploader, _new_session())
 
     async def append_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
@@ -113,7 +102,7 @@ class Push:
         """
         session = await self._verify(routed, uploader, session_id, state)
         file, session = await self._receive(routed, uploader, session, body, size_bytes, chunk)
-        file.close(self._blobs.note(routed, session.locations))
+        file.close(self.blobs.note(routed, session.locations))
         return await self._answer(routed, uploader, session)
 
     async def commit_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
@@ -153,7 +142,7 @@ class Push:
         size_bytes: int | None,
     ) -> Descriptor:
         """Take a blob in one POST (spec end-4b)."""
-        self._blobs.check_writable(routed.upstream)
+        self.blobs.check_writable(routed.upstream)
         file, session = await self._receive(routed, uploader, _new_session(), body, size_bytes, None)
         return await self._commit(routed, digest, file, session)
 
@@ -167,7 +156,7 @@ class Push:
             return await self._answer(routed, uploader, session)
         try:
             if file.size_bytes != session.offset:
-                digest, node_id = await file.digest("sha256"), self._spool.node_id
+                digest, node_id = await file.digest("sha256"), self.spool.node_id
                 sha256 = "" if digest is None else digest.hex
                 session = replace(session, offset=file.size_bytes, sha256=sha256, locations={}, node_id=node_id)
         finally:
@@ -182,21 +171,21 @@ class Push:
         file = self._reopen(uploader, session)
         if file is not None:
             file.discard()
-        self._spool.mark_ended(session_id)
-        await self._blobs.cancel(routed, session.locations)
+        self.spool.mark_ended(session_id)
+        await self.blobs.cancel(routed, session.locations)
 
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         """Tell whether a pusher may leave out a content: what one replica lost is pushed to all of them again."""
-        return await self._blobs.is_everywhere(routed, kind, digest)
+        return await self.blobs.is_everywhere(routed, kind, digest)
 
     def find_known(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
         """Return a blob that this node knows a repository to hold; nobody is asked."""
-        known = self._holdings.find(routed, ContentKind.BLOB, digest)
+        known = self.holdings.find(routed, ContentKind.BLOB, digest)
         return known.descriptor if known is not None and known.age_seconds < HOLDING_FRESH_SECONDS else None
 
     async def mount_blob(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         """Mount a blob from a repository that the caller may pull from (spec end-11); None: it has to be uploaded."""
-        self._blobs.check_writable(routed.upstream)
+        self.blobs.check_writable(routed.upstream)
         if source.upstream != routed.upstream:
             return None
         return await run_to_end(self._mount(routed, digest, source), "mount of a blob")
@@ -223,7 +212,7 @@ class Push:
             RegistryError: MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN; DENIED (403) when the tag exists
                 and ``may_move_tags`` is False, or the upstream is read-only; UNAVAILABLE.
         """
-        self._blobs.check_writable(routed.upstream)
+        self.blobs.check_writable(routed.upstream)
         links = parse_manifest(body, media_type)
         if isinstance(tag_or_digest, Digest):
             digest = tag_or_digest
@@ -238,7 +227,7 @@ class Push:
         return await run_to_end(put, "push of a manifest")
 
     async def _answer(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> UploadAnswer:
-        state = await self._sessions.sign(routed, uploader, session)
+        state = await self.sessions.sign(routed, uploader, session)
         return UploadAnswer(session.session_id, state, session.offset)
 
     async def _verify(
@@ -250,8 +239,8 @@ class Push:
         committed: Digest | None = None,
     ) -> UploadSession:
         """Return the session of a request; BLOB_UPLOAD_UNKNOWN when it ended, but by the commit that is repeated."""
-        session = await self._sessions.verify(routed, uploader, session_id, state)
-        if self._spool.has_ended(session_id, committed):
+        session = await self.sessions.verify(routed, uploader, session_id, state)
+        if self.spool.has_ended(session_id, committed):
             raise upload_lost()
         return session
 
@@ -263,8 +252,8 @@ class Push:
         Raises:
             RegistryError: BLOB_UPLOAD_UNKNOWN when the upload has ended.
         """
-        file = self._spool.reopen(session.session_id, uploader)
-        if file is not None and session.offset and session.node_id != self._spool.node_id:
+        file = self.spool.reopen(session.session_id, uploader)
+        if file is not None and session.offset and session.node_id != self.spool.node_id:
             file.discard()
             file = None
         if file is None and self._has_ended(session):
@@ -273,7 +262,7 @@ class Push:
 
     def _has_ended(self, session: UploadSession) -> bool:
         """Tell whether an upload without a file at this node has its bytes nowhere else."""
-        return session.offset > 0 and (session.node_id == self._spool.node_id or not session.locations)
+        return session.offset > 0 and (session.node_id == self.spool.node_id or not session.locations)
 
     def _find_committed(self, routed: RoutedRepository, session: UploadSession, digest: Digest) -> Descriptor | None:
         """Return the blob of an upload whose commit is repeated: clients do that when they got no answer.
@@ -287,8 +276,8 @@ class Push:
         file = self._reopen(uploader, session)
         if file is None:
             if session.offset:
-                return self._spool.create_tail(session.session_id, uploader, session.offset)
-            return self._spool.create(session.session_id, uploader)
+                return self.spool.create_tail(session.session_id, uploader, session.offset)
+            return self.spool.create(session.session_id, uploader)
         if file.size_bytes != session.offset:
             size_bytes = file.size_bytes
             file.close()
@@ -313,7 +302,7 @@ class Push:
         expected = size_bytes if chunk is None else chunk.size_bytes
         file = self._open_spool(uploader, session)
         try:
-            stream = self._blobs.follow(routed, file, session, expected)
+            stream = self.blobs.follow(routed, file, session, expected)
             try:
                 await _write(file, body, expected)
                 file.finish_request()
@@ -328,7 +317,7 @@ class Push:
 
     async def _after(self, session: UploadSession, file: SpoolFile, locations: Mapping[str, str]) -> UploadSession:
         """Return the session after a request whose body is in ``file`` and at ``locations``."""
-        sha256, node_id = session.sha256, self._spool.node_id
+        sha256, node_id = session.sha256, self.spool.node_id
         if not file.is_whole:
             if not locations:
                 raise upload_lost()
@@ -352,7 +341,7 @@ class Push:
 
     def _claim(self, session: UploadSession, digest: Digest) -> None:
         """Have an upload become this blob and no other; BLOB_UPLOAD_UNKNOWN when it is over already."""
-        if not self._spool.mark_ended(session.session_id, digest):
+        if not self.spool.mark_ended(session.session_id, digest):
             raise upload_lost()
 
     async def _check_digest(
@@ -363,7 +352,7 @@ class Push:
         else:
             actual = await file.digest(digest.algorithm)
         if actual is not None and actual != digest:  # what this node cannot tell the replicas compare
-            await self._blobs.cancel(routed, session.locations)
+            await self.blobs.cancel(routed, session.locations)
             raise digest_invalid(digest)
 
     async def _acknowledge(
@@ -374,14 +363,14 @@ class Push:
         if not file.is_whole:
             file.discard()
             try:
-                missing = await self._blobs.commit_sessions(routed, descriptor, locations)
+                missing = await self.blobs.commit_sessions(routed, descriptor, locations)
             except CacheUnavailableError as error:
                 raise no_space(error) from error
             return await self._recorded(routed, descriptor, missing)
         try:
-            missing = await self._blobs.commit(routed, descriptor, file, locations)
+            missing = await self.blobs.commit(routed, descriptor, file, locations)
             if missing:
-                self._writer.pin(digest)
+                self.writer.pin(digest)
             await self._keep(file, digest, must=bool(missing))
         except BaseException:
             file.discard()
@@ -390,9 +379,9 @@ class Push:
         return await self._recorded(routed, descriptor, missing)
 
     async def _recorded(self, routed: RoutedRepository, descriptor: Descriptor, missing: Sequence[str]) -> Descriptor:
-        await self._blobs.record_missing(routed, descriptor.digest, missing)
-        await self._proofs.note_push(routed, descriptor.digest)
-        self._holdings.remember(routed, ContentKind.BLOB, descriptor)
+        await self.blobs.record_missing(routed, descriptor.digest, missing)
+        await self.proofs.note_push(routed, descriptor.digest)
+        self.holdings.remember(routed, ContentKind.BLOB, descriptor)
         return descriptor
 
     @staticmethod
@@ -407,17 +396,17 @@ class Push:
 
     async def _mount(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         try:
-            if not await self._proofs.may_mount(source, digest):
+            if not await self.proofs.may_mount(source, digest):
                 return None
         except AbsenceUnknownError:  # while a replica is down: the client can upload what it would have mounted
             return None
-        mounted = await self._blobs.mount(routed, source.repository, digest, self.find_known(source, digest))
+        mounted = await self.blobs.mount(routed, source.repository, digest, self.find_known(source, digest))
         if mounted is None:
             return None
         descriptor, missing = mounted
         if missing:
-            self._writer.pin(digest)
-            if not is_committed(self._cache, digest):
+            self.writer.pin(digest)
+            if not is_committed(self.cache, digest):
                 return None
         return await self._recorded(routed, descriptor, missing)
 
@@ -434,11 +423,11 @@ class Push:
         for tag in tags:
             async with AsyncExitStack() as stack:
                 if tag is not None and is_referrers_tag(tag):
-                    await stack.enter_async_context(self._referrers.replacing(routed, tag, manifest))
-                await self._writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, actor=actor)
+                    await stack.enter_async_context(self.referrers.replacing(routed, tag, manifest))
+                await self.writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, actor=actor)
         subject = None if links.manifest_subject is None else links.manifest_subject.digest
         if subject is not None:
-            await self._referrers.note_push(routed, subject, manifest)
+            await self.referrers.note_push(routed, subject, manifest)
         return PushedManifest(manifest.descriptor, subject)
 
 

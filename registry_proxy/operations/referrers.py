@@ -50,6 +50,7 @@ class ReferrersPage:
     last: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Referrers:
     """The list of what refers to a manifest.
 
@@ -58,9 +59,8 @@ class Referrers:
         tags: keeps the indexes under fallback tags.
     """
 
-    def __init__(self, *, pull: Pull, tags: FallbackTags) -> None:
-        self._pull = pull
-        self._tags = tags
+    pull: Pull
+    tags: FallbackTags
 
     async def list_page(
         self,
@@ -95,7 +95,7 @@ class Referrers:
         return [entry.digest for entry in await self._find(routed, subject)]
 
     async def _find(self, routed: RoutedRepository, subject: Digest) -> Sequence[Referrer]:
-        held = await self._tags.held(routed, subject)
+        held = await self.tags.held(routed, subject)
         listed = {entry.digest for entry in held.listed}
         tagged = await self._existing(routed, [entry for entry in held.tagged if entry.digest not in listed])
         return merge_referrers(held.listed, tagged)
@@ -108,8 +108,8 @@ class Referrers:
         Raises as a push of a manifest.
         """
         tag = fallback_tags(subject)[0]
-        async with self._tags.lease(routed, tag):
-            held = await self._tags.held(routed, subject)
+        async with self.tags.lease(routed, tag):
+            held = await self.tags.held(routed, subject)
             if held.needs_tag:
                 await self._write(routed, tag, held.tags, [describe_referrer(manifest), *held.listed, *held.tagged])
 
@@ -129,8 +129,8 @@ class Referrers:
         """
         tag = fallback_tags(subject)[0]
         try:
-            async with self._tags.lease(routed, tag):
-                held = await self._tags.held(routed, subject)
+            async with self.tags.lease(routed, tag):
+                held = await self.tags.held(routed, subject)
                 if held.needs_tag and any(entry.digest == digest for entry in held.tagged):
                     left = [entry for entry in (*held.listed, *held.tagged) if entry.digest != digest]
                     await self._write(routed, tag, held.tags, left)
@@ -143,12 +143,12 @@ class Referrers:
 
         Older clients read the index, add to it and push it: without this the last of several at once would win.
         """
-        async with self._tags.lease(routed, tag):
+        async with self.tags.lease(routed, tag):
             subject = subject_of(tag)
             held = None
             if subject is not None:
                 try:
-                    held = await self._tags.held(routed, subject)
+                    held = await self.tags.held(routed, subject)
                 except UpstreamUnavailableError:
                     _log.info("%s: not compared with what the tag %s was", routed, tag)
             yield
@@ -169,7 +169,7 @@ class Referrers:
     ) -> None:
         """Put an index under a fallback tag; ``tags`` is what this is at the replicas now."""
         try:
-            await self._tags.write(routed, tag, tags, entries)
+            await self.tags.write(routed, tag, tags, entries)
         except RegistryError as error:
             if error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
                 raise
@@ -178,13 +178,13 @@ class Referrers:
             existing = await self._existing(routed, entries)
             for entry in existing:
                 await self._bring(routed, entry.digest)
-            await self._tags.write(routed, tag, tags, existing)
+            await self.tags.write(routed, tag, tags, existing)
 
     async def _bring(self, routed: RoutedRepository, digest: Digest) -> None:
         """Have a manifest and its blobs in the cache; as far as it takes them."""
         for blob in links_of(await self._fetch(routed, digest)).blobs:
             with suppress(CacheUnavailableError, FillFailedError):
-                await fill_whole(self._pull, routed, blob.digest)
+                await fill_whole(self.pull, routed, blob.digest)
 
     # ------------------------------------------------------------ reading
 
@@ -193,12 +193,12 @@ class Referrers:
 
         async def check(entry: Referrer) -> Referrer | None:
             if entry.artifact_type is not None:
-                return entry if await has(self._pull.head_manifest(routed, entry.digest)) else None
+                return entry if await has(self.pull.head_manifest(routed, entry.digest)) else None
             manifest = await unless_absent(self._fetch(routed, entry.digest))
             return None if manifest is None else describe_referrer(manifest)
 
         return await found_of(check, entries)
 
     async def _fetch(self, routed: RoutedRepository, digest: Digest) -> Manifest:
-        cached = self._pull.read_cached_manifest(routed, digest)
-        return cached or (await self._pull.get_manifest(routed, digest)).manifest
+        cached = self.pull.read_cached_manifest(routed, digest)
+        return cached or (await self.pull.get_manifest(routed, digest)).manifest

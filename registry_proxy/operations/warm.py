@@ -119,6 +119,7 @@ class WarmProgress:
 FindReferrers = Callable[[RoutedRepository, Digest], Awaitable[Sequence[Digest]]]
 
 
+@dataclass(frozen=True, slots=True)
 class Warmer:
     """Brings whole images into the cache, with their signatures and other referrers.
 
@@ -127,9 +128,8 @@ class Warmer:
         find_referrers: returns the manifests that refer to one.
     """
 
-    def __init__(self, pull: Pull, find_referrers: FindReferrers) -> None:
-        self._pull = pull
-        self._find_referrers = find_referrers
+    pull: Pull
+    find_referrers: FindReferrers
 
     async def warm(
         self,
@@ -147,11 +147,11 @@ class Warmer:
             progress: is brought up to date as it goes.
         """
         try:
-            answer = await self._pull.get_manifest(routed, tag_or_digest)
+            answer = await self.pull.get_manifest(routed, tag_or_digest)
             progress.digest = answer.manifest.descriptor.digest
             blobs = progress.add(await self._find_blobs(routed, answer.manifest, platforms))
             for blob in blobs:
-                progress.bytes_done += await fill_whole(self._pull, routed, blob.digest)
+                progress.bytes_done += await fill_whole(self.pull, routed, blob.digest)
                 progress.blobs_done += 1
         except RegistryError as error:
             progress.error = error.message
@@ -177,14 +177,14 @@ class Warmer:
                 detail={"digest": str(manifest.descriptor.digest)},
             )
         for child in chosen:
-            answer = await self._pull.get_manifest(routed, child.digest)
+            answer = await self.pull.get_manifest(routed, child.digest)
             blobs += await self._find_blobs(routed, answer.manifest, platforms)
         return blobs + await self._find_blobs_of_referrers(routed, manifest.descriptor.digest)
 
     async def _find_blobs_of_referrers(self, routed: RoutedRepository, subject: Digest) -> list[Descriptor]:
         blobs: list[Descriptor] = []
-        for digest in await self._find_referrers(routed, subject):
-            answer = await self._pull.get_manifest(routed, digest)
+        for digest in await self.find_referrers(routed, subject):
+            answer = await self.pull.get_manifest(routed, digest)
             blobs += links_of(answer.manifest).blobs
             blobs += await self._find_blobs_of_referrers(routed, digest)
         return blobs
