@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from registry_proxy.access.control import AccessControl, PerhapsTooNewError
@@ -51,6 +52,7 @@ class Authorized(NamedTuple):
         return "" if self.decision is None else self.decision.grant or self.decision.reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Authenticator:
     """Decides about requests to /v2/.
 
@@ -63,23 +65,12 @@ class Authenticator:
         service: the audience of our tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        control: AccessControl,
-        router: Router,
-        observer: Observer,
-        audit: AuditLog,
-        origins: Origins,
-        service: str,
-    ) -> None:
-        self._control = control
-        self._router = router
-        self._observer = observer
-        self._audit = audit
-        self._records_pulls = audit.records_pulls
-        self._origins = origins
-        self._service = service
+    control: AccessControl
+    router: Router
+    observer: Observer
+    audit: AuditLog
+    origins: Origins
+    service: str
 
     async def authenticate(self, exchange: Exchange) -> None:
         """Return if the caller has a token that is good; what it asks for is not known.
@@ -89,11 +80,11 @@ class Authenticator:
             StoreUnavailableError: the policy cannot be known.
         """
         self._bearer(exchange, None)
-        policy = await self._control.policy()
+        policy = await self.control.policy()
         try:
             self._verify(exchange, None, policy, is_renewed=False)
         except PerhapsTooNewError:
-            self._verify(exchange, None, await self._control.renewed_policy(), is_renewed=True)
+            self._verify(exchange, None, await self.control.renewed_policy(), is_renewed=True)
 
     async def authorize(self, exchange: Exchange, request: RegistryRequest) -> Authorized:
         """Return what the request may do, by the current policy; a permission is not counted yet.
@@ -103,15 +94,15 @@ class Authenticator:
             StoreUnavailableError: the policy cannot be known.
         """
         self._bearer(exchange, request)  # an anonymous request needs no policy to be refused
-        policy = await self._control.policy()
+        policy = await self.control.policy()
         try:
             return self.decide(exchange, request, policy)
         except PerhapsTooNewError:
-            return self.decide(exchange, request, await self._control.renewed_policy(), is_renewed=True)
+            return self.decide(exchange, request, await self.control.renewed_policy(), is_renewed=True)
 
     def policy_now(self) -> Policy | None:
         """Return the current policy; None where it has to be waited for."""
-        return self._control.policy_now()
+        return self.control.policy_now()
 
     def decide(
         self, exchange: Exchange, request: RegistryRequest, policy: Policy, *, is_renewed: bool = False
@@ -145,7 +136,7 @@ class Authenticator:
             further, may_move_others = self._decide_further(exchange, request, policy, question)
             may_move_tags = may_move_tags and may_move_others
         try:
-            routed = self._router.route(canonical)
+            routed = self.router.route(canonical)
         except RegistryError:
             self.count(
                 exchange,
@@ -175,13 +166,13 @@ class Authenticator:
         if question is None or decision is None:
             return
         action = question[2]
-        self._observer.observe(AccessDecision(action, "would_deny" if decision.would_deny else "allow"))
-        self._audit.asked(question)
+        self.observer.observe(AccessDecision(action, "would_deny" if decision.would_deny else "allow"))
+        self.audit.asked(question)
         for other, decided in authorized.further:
-            self._observer.observe(AccessDecision(action, "would_deny" if decided.would_deny else "allow"))
-            self._audit.asked(other)
-        if self._records_pulls and action is Action.PULL:
-            self._audit.record(_event(question, request, exchange.address, "ok", authorized.rule))
+            self.observer.observe(AccessDecision(action, "would_deny" if decided.would_deny else "allow"))
+            self.audit.asked(other)
+        if self.audit.records_pulls and action is Action.PULL:
+            self.audit.record(_event(question, request, exchange.address, "ok", authorized.rule))
 
     def may_read_source(
         self, exchange: Exchange, request: StartUploadRequest, authorized: Authorized, source: Repository
@@ -244,7 +235,7 @@ class Authenticator:
     def _canonical(self, request: RegistryRequest) -> Repository | None:
         if request.repository is None:
             return None
-        return self._router.canonical(request.repository, request.source_host)
+        return self.router.canonical(request.repository, request.source_host)
 
     def _bearer(self, exchange: Exchange, request: RegistryRequest | None) -> str:
         """Return the text of the token. Raises RegistryError UNAUTHORIZED with the challenge."""
@@ -264,11 +255,11 @@ class Authenticator:
     ) -> VerifiedToken:
         token = self._bearer(exchange, request)
         try:
-            verified = self._control.verify(token, policy, time.time())
+            verified = self.control.verify(token, policy, time.time())
         except InvalidTokenError as error:
             if isinstance(error, PerhapsTooNewError) and not is_renewed:
                 raise
-            self._audit.record(AuditEvent("token", "refused", address=exchange.address, rule=str(error)))
+            self.audit.record(AuditEvent("token", "refused", address=exchange.address, rule=str(error)))
             message = f"the token is not accepted: {error}"
             raise self._challenge(exchange, request, ErrorCode.UNAUTHORIZED, message, error="invalid_token") from error
         exchange.subject = verified.subject
@@ -279,9 +270,9 @@ class Authenticator:
     ) -> RegistryError:
         _, repository, action, _ = question
         reason = decision.reason if not decision.allowed else f"the token does not carry {action} on {repository}"
-        self._observer.observe(AccessDecision(action, "deny"))
-        self._audit.asked(question)
-        self._audit.record(_event(question, request, exchange.address, "denied", reason))
+        self.observer.observe(AccessDecision(action, "deny"))
+        self.audit.asked(question)
+        self.audit.record(_event(question, request, exchange.address, "denied", reason))
         return self._challenge(
             exchange,
             request,
@@ -302,11 +293,11 @@ class Authenticator:
         detail: object = None,
         more: Access | None = None,
     ) -> RegistryError:
-        realm = self._origins.url(exchange) + "/auth/token"
+        realm = self.origins.url(exchange) + "/auth/token"
         scope = None if request is None else self._scope(request)
         if scope is not None and more is not None:
             scope = f"{scope} {format_scope(more)}"
-        challenge = format_challenge(realm, self._service, scope, error)
+        challenge = format_challenge(realm, self.service, scope, error)
         return RegistryError(code, message, detail=detail, headers={"WWW-Authenticate": challenge})
 
     def _scope(self, request: RegistryRequest) -> str | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from registry_proxy.operations.flight import SingleFlight
 from registry_proxy.ports.content import CachedTag, Holdings
@@ -77,6 +77,7 @@ class ResolvedTag:
         return self.descriptor.digest
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TagResolver:
     """Resolves tags, one request to the upstream at a time for each.
 
@@ -90,30 +91,22 @@ class TagResolver:
         content: knows whether a manifest can be served; goes with ``records``.
     """
 
-    def __init__(
-        self,
-        *,
-        readers: Mapping[str, RegistryReader],
-        impatient_readers: Mapping[str, RegistryReader],
-        holdings: Holdings,
-        observer: Observer,
-        rules: Mapping[str, TagRules],
-        records: RecordedTags | None = None,
-        content: FindContent | None = None,
-    ) -> None:
-        self._readers = readers
-        self._impatient_readers = impatient_readers
-        self._holdings = holdings
-        self._observer = observer
-        self._rules = rules
-        self._records = records
-        self._content = content
-        self._is_shared = records is not None and records.is_shared
-        self._flights: SingleFlight[ResolvedTag] = SingleFlight()
+    readers: Mapping[str, RegistryReader]
+    impatient_readers: Mapping[str, RegistryReader]
+    holdings: Holdings
+    observer: Observer
+    rules: Mapping[str, TagRules]
+    records: RecordedTags | None = None
+    content: FindContent | None = None
+    _flights: SingleFlight[ResolvedTag] = field(default_factory=SingleFlight, init=False)
+
+    @property
+    def _is_shared(self) -> bool:
+        return self.records is not None and self.records.is_shared
 
     def find(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag | None:
         """Return what the tag is where nobody has to be asked, not even the store; else None."""
-        cached = None if self._is_shared else self._holdings.find_tag(routed, tag)
+        cached = None if self._is_shared else self.holdings.find_tag(routed, tag)
         if cached is None or not self._is_current(routed, cached, None):
             return None
         return ResolvedTag(cached.descriptor, was_asked=False)
@@ -126,20 +119,20 @@ class TagResolver:
             UpstreamUnavailableError: it cannot be known, and never was.
         """
         recorded = await self._revision(routed, tag)
-        cached = self._holdings.find_tag(routed, tag)
+        cached = self.holdings.find_tag(routed, tag)
         if cached is not None and self._is_current(routed, cached, recorded):
             return ResolvedTag(cached.descriptor, was_asked=False)
         # A request after a push at another node, or a delete, must not join a question that was asked before it.
-        key = (routed, tag, recorded, self._holdings.moment(routed))
+        key = (routed, tag, recorded, self.holdings.moment(routed))
         resolved, _ = await self._flights.run(key, lambda: self._ask(routed, tag, recorded))
         return resolved
 
     async def _record(self, routed: RoutedRepository, tag: Tag) -> TagRecord | None:
         """Return the record of a tag; None where it cannot be known now, or answers are not held against it."""
-        if self._records is None or not (self._is_shared or self._rules[routed.upstream].is_recorded):
+        if self.records is None or not (self._is_shared or self.rules[routed.upstream].is_recorded):
             return None
         try:
-            return await self._records.read(routed, tag)
+            return await self.records.read(routed, tag)
         except StoreUnavailableError:
             return None
 
@@ -149,7 +142,7 @@ class TagResolver:
         return None if record is None else record.revision
 
     def _is_current(self, routed: RoutedRepository, cached: CachedTag, recorded: int | None) -> bool:
-        return cached.age_seconds < self._rules[routed.upstream].ttl_seconds and self._is_last(cached, recorded)
+        return cached.age_seconds < self.rules[routed.upstream].ttl_seconds and self._is_last(cached, recorded)
 
     def _is_last(self, cached: CachedTag, recorded: int | None) -> bool:
         """Tell whether no node has moved or deleted the tag since it was learned; no where that cannot be known."""
@@ -157,7 +150,7 @@ class TagResolver:
 
     async def _ask(self, routed: RoutedRepository, tag: Tag, recorded: int | None) -> ResolvedTag:
         for _ in range(_RACES_MAX):
-            asked_at, before = self._holdings.moment(routed), self._holdings.find_tag(routed, tag)
+            asked_at, before = self.holdings.moment(routed), self.holdings.find_tag(routed, tag)
             try:
                 resolved = await self._ask_replicas(routed, tag, before, recorded)
             except (RegistryError, UpstreamUnavailableError) as error:
@@ -176,18 +169,18 @@ class TagResolver:
                 resolved = settled
             descriptor = resolved.descriptor
             version = None if before is None else before.version
-            if self._holdings.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
-                if self._holdings.moment(routed) != asked_at:  # it may be deleted meanwhile: true only until then
-                    self._holdings.forget_tag(routed, tag)
+            if self.holdings.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
+                if self.holdings.moment(routed) != asked_at:  # it may be deleted meanwhile: true only until then
+                    self.holdings.forget_tag(routed, tag)
                 return ResolvedTag(descriptor, was_asked=True)
             # A push through us came between: it is right, this answer may be of before it.
-            now = self._holdings.find_tag(routed, tag)
+            now = self.holdings.find_tag(routed, tag)
             if now is not None:
                 return ResolvedTag(now.descriptor, was_asked=True)
         raise UpstreamUnavailableError(f"{routed}:{tag} is moved faster than it can be read")
 
     def _is_recorded(self, routed: RoutedRepository) -> bool:
-        return self._records is not None and self._rules[routed.upstream].is_recorded
+        return self.records is not None and self.rules[routed.upstream].is_recorded
 
     async def _ask_replicas(
         self, routed: RoutedRepository, tag: Tag, before: CachedTag | None, recorded: int | None
@@ -198,7 +191,7 @@ class TagResolver:
             RegistryError, UpstreamUnavailableError: as ``resolve``.
         """
         upstream, is_recorded = routed.upstream, self._is_recorded(routed)
-        readers = self._readers if before is None and not is_recorded else self._impatient_readers
+        readers = self.readers if before is None and not is_recorded else self.impatient_readers
         try:
             descriptor = await readers[upstream].resolve_tag(routed.repository, tag)
         except UpstreamUnavailableError as error:
@@ -210,7 +203,7 @@ class TagResolver:
             if before is not None and self._is_last(before, recorded):
                 raise
             try:
-                descriptor = await self._readers[upstream].resolve_tag(routed.repository, tag)
+                descriptor = await self.readers[upstream].resolve_tag(routed.repository, tag)
             except UpstreamUnavailableError:
                 if settled is None:
                     raise
@@ -226,9 +219,9 @@ class TagResolver:
         Raises:
             RegistryError: MANIFEST_UNKNOWN: it was deleted, and a replica that went back in time has it again.
         """
-        assert self._records is not None  # noqa: S101 - there is no record to be at odds with otherwise
+        assert self.records is not None  # noqa: S101 - there is no record to be at odds with otherwise
         try:
-            finding = await self._records.find(routed, tag)
+            finding = await self.records.find(routed, tag)
         except StoreUnavailableError:
             return None
         if finding is None:
@@ -239,12 +232,12 @@ class TagResolver:
             return None
         if finding.recorded is None:
             raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "the tag was deleted", detail={"tag": tag})
-        recorded = None if self._content is None else await self._content(routed, finding.recorded)
+        recorded = None if self.content is None else await self.content(routed, finding.recorded)
         if recorded is not None:
             return ResolvedTag(recorded, was_asked=False)
-        if StaleReason.UNAVAILABLE not in self._rules[routed.upstream].stale_on:
+        if StaleReason.UNAVAILABLE not in self.rules[routed.upstream].stale_on:
             raise UpstreamUnavailableError(f"the replicas that can be asked have only an older state of {routed}:{tag}")
-        self._observer.observe(StaleAnswer(StaleReason.UNAVAILABLE))
+        self.observer.observe(StaleAnswer(StaleReason.UNAVAILABLE))
         return ResolvedTag(finding.older, was_asked=True, warning=_OLDER_WARNING)
 
     def _stand_in(
@@ -257,14 +250,14 @@ class TagResolver:
     ) -> ResolvedTag:
         """Return the tag's last value where the upstream's rules allow it despite this error, else raise the error."""
         reason = _reason(error)
-        now = self._holdings.find_tag(routed, tag)
-        is_allowed = reason in self._rules[routed.upstream].stale_on
+        now = self.holdings.find_tag(routed, tag)
+        is_allowed = reason in self.rules[routed.upstream].stale_on
         if now is not None and is_allowed and self._is_last(now, recorded):
-            self._observer.observe(StaleAnswer(reason))
+            self.observer.observe(StaleAnswer(reason))
             return ResolvedTag(now.descriptor, was_asked=False, warning=_warning(reason, now.age_seconds))
         was_moved = now is not None and (before is None or now.version != before.version)
         if reason is StaleReason.ABSENT and not was_moved:
-            self._holdings.forget_tag(routed, tag)
+            self.holdings.forget_tag(routed, tag)
         raise error
 
 
