@@ -16,6 +16,7 @@ from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.ports.events import AuditEvent, AuditLog
 from registry_proxy.ports.names import RoutedRepository, Router
 from registry_proxy.ports.outbox import Actor
+from registry_proxy.ports.uploads import UploadBody, UploadRef
 from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
 from registry_proxy.protocol.endpoints import (
     BlobRequest,
@@ -65,7 +66,7 @@ class Writes:
             client = call.exchange.client
             with self._audited(call):
                 pushed = await self.push.push_blob(
-                    routed, call.uploader, request.digest, client.read_body(), client.body_bytes
+                    routed, call.uploader, request.digest, UploadBody(client.read_body(), client.body_bytes)
                 )
             return _created(call, "blobs", pushed)
         return _upload(call, 202, await self.push.start_upload(routed, call.uploader))
@@ -101,41 +102,18 @@ class Writes:
         return None
 
     async def append_upload(self, call: Call[UploadRequest]) -> Answer:
-        request, client = call.request, call.exchange.client
-        upload = await self.push.append_upload(
-            call.routed,
-            call.uploader,
-            request.session_id,
-            request.state,
-            client.read_body(),
-            client.body_bytes,
-            call.chunk(),
-        )
-        return _upload(call, 202, upload)
+        return _upload(call, 202, await self.push.append_upload(_ref(call), _body(call)))
 
     async def commit_upload(self, call: Call[CommitUploadRequest]) -> Answer:
-        request, client = call.request, call.exchange.client
         with self._audited(call):
-            descriptor = await self.push.commit_upload(
-                call.routed,
-                call.uploader,
-                request.session_id,
-                request.state,
-                request.digest,
-                client.read_body(),
-                client.body_bytes,
-                call.chunk(),
-            )
+            descriptor = await self.push.commit_upload(_ref(call), call.request.digest, _body(call))
         return _created(call, "blobs", descriptor)
 
     async def upload_status(self, call: Call[UploadRequest]) -> Answer:
-        request = call.request
-        upload = await self.push.upload_status(call.routed, call.uploader, request.session_id, request.state)
-        return _upload(call, 204, upload)
+        return _upload(call, 204, await self.push.upload_status(_ref(call)))
 
     async def cancel_upload(self, call: Call[UploadRequest]) -> Answer:
-        request = call.request
-        await self.push.cancel_upload(call.routed, call.uploader, request.session_id, request.state)
+        await self.push.cancel_upload(_ref(call))
         return Answer(204)
 
     async def put_manifest(self, call: Call[ManifestRequest]) -> Answer:
@@ -223,6 +201,15 @@ def _event(
         rule=rule,
         detail={"operation": request.operation.label, **answered},
     )
+
+
+def _ref(call: Call[UploadRequest | CommitUploadRequest]) -> UploadRef:
+    return UploadRef(call.routed, call.uploader, call.request.session_id, call.request.state)
+
+
+def _body(call: Call[RegistryRequest]) -> UploadBody:
+    client = call.exchange.client
+    return UploadBody(client.read_body(), client.body_bytes, call.chunk())
 
 
 def _upload(call: Call[UploadRequest | StartUploadRequest], status: int, upload: UploadAnswer) -> Answer:

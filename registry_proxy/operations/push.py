@@ -25,8 +25,16 @@ from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor
-from registry_proxy.ports.uploads import BlobReplicas, Spool, SpoolFile, Uploader, UploadSession, UploadSessions
-from registry_proxy.protocol.byterange import ByteRange
+from registry_proxy.ports.uploads import (
+    BlobReplicas,
+    Spool,
+    SpoolFile,
+    UploadBody,
+    Uploader,
+    UploadRef,
+    UploadSession,
+    UploadSessions,
+)
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, digest_of, is_referrers_tag
@@ -74,48 +82,20 @@ class Push:
         self.blobs.check_writable(routed.upstream)
         return await self._answer(routed, uploader, _new_session())
 
-    async def append_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        session_id: str,
-        state: str | None,
-        body: AsyncIterator[bytes],
-        size_bytes: int | None,
-        chunk: ByteRange | None,
-    ) -> UploadAnswer:
+    async def append_upload(self, upload: UploadRef, body: UploadBody) -> UploadAnswer:
         """Take one PATCH (spec end-5).
 
-        When ``body`` ends in an error or the caller is cancelled the upload is over, here and at the replicas.
-
-        Args:
-            routed: the repository.
-            uploader: the subject of the token.
-            session_id: from the path.
-            state: from the query.
-            body: the bytes.
-            size_bytes: Content-Length, when given.
-            chunk: Content-Range, when given.
+        When the body ends in an error or the caller is cancelled the upload is over, here and at the replicas.
 
         Raises:
             RegistryError: BLOB_UPLOAD_UNKNOWN, RANGE_INVALID (416 with the true Range), SIZE_INVALID, UNAVAILABLE.
         """
-        session = await self._verify(routed, uploader, session_id, state)
-        file, session = await self._receive(routed, uploader, session, body, size_bytes, chunk)
+        routed, uploader = upload.routed, upload.uploader
+        file, session = await self._receive(routed, uploader, await self._verify(upload), body)
         file.close(self.blobs.note(routed, session.locations))
         return await self._answer(routed, uploader, session)
 
-    async def commit_upload(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        session_id: str,
-        state: str | None,
-        digest: Digest,
-        body: AsyncIterator[bytes],
-        size_bytes: int | None,
-        chunk: ByteRange | None,
-    ) -> Descriptor:
+    async def commit_upload(self, upload: UploadRef, digest: Digest, body: UploadBody) -> Descriptor:
         """Take the PUT that ends an upload, with its last bytes or none (spec end-6).
 
         Where no node has all the bytes, the replicas compare the digest, and this node's cache takes none of them.
@@ -123,37 +103,32 @@ class Push:
         Raises:
             RegistryError: as ``append_upload``, and DIGEST_INVALID: nothing was committed then, the upload is over.
         """
-        session = await self._verify(routed, uploader, session_id, state, digest)
+        routed, session = upload.routed, await self._verify(upload, digest)
         try:
-            file, session = await self._receive(routed, uploader, session, body, size_bytes, chunk)
+            file, session = await self._receive(routed, upload.uploader, session, body)
         except RegistryError as error:
-            committed = self._find_committed(routed, session, digest)
+            # Clients repeat a commit when they got no answer. The signed state proves that this subject sent these
+            # bytes to this repository, which must still hold them.
+            committed = self.find_known(routed, digest) if digest == Digest("sha256", session.sha256) else None
             if error.code is not ErrorCode.BLOB_UPLOAD_UNKNOWN or committed is None:
                 raise
             return committed
         return await self._commit(routed, digest, file, session)
 
     async def push_blob(
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        digest: Digest,
-        body: AsyncIterator[bytes],
-        size_bytes: int | None,
+        self, routed: RoutedRepository, uploader: Uploader, digest: Digest, body: UploadBody
     ) -> Descriptor:
         """Take a blob in one POST (spec end-4b)."""
         self.blobs.check_writable(routed.upstream)
-        file, session = await self._receive(routed, uploader, _new_session(), body, size_bytes, None)
+        file, session = await self._receive(routed, uploader, _new_session(), body)
         return await self._commit(routed, digest, file, session)
 
-    async def upload_status(
-        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
-    ) -> UploadAnswer:
+    async def upload_status(self, upload: UploadRef) -> UploadAnswer:
         """Return how far an upload is (spec end-13), also when the answer to its last request was lost."""
-        session = await self._verify(routed, uploader, session_id, state)
-        file = self._reopen(uploader, session)
+        session = await self._verify(upload)
+        file = self._reopen(upload.uploader, session)
         if file is None:
-            return await self._answer(routed, uploader, session)
+            return await self._answer(upload.routed, upload.uploader, session)
         try:
             if file.size_bytes != session.offset:
                 digest, node_id = await file.digest("sha256"), self.spool.node_id
@@ -161,18 +136,16 @@ class Push:
                 session = replace(session, offset=file.size_bytes, sha256=sha256, locations={}, node_id=node_id)
         finally:
             file.close()
-        return await self._answer(routed, uploader, session)
+        return await self._answer(upload.routed, upload.uploader, session)
 
-    async def cancel_upload(
-        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
-    ) -> None:
+    async def cancel_upload(self, upload: UploadRef) -> None:
         """End an upload that nobody wants any more; BLOB_UPLOAD_UNKNOWN when it has ended already."""
-        session = await self._verify(routed, uploader, session_id, state)
-        file = self._reopen(uploader, session)
+        session = await self._verify(upload)
+        file = self._reopen(upload.uploader, session)
         if file is not None:
             file.discard()
-        self.spool.mark_ended(session_id)
-        await self.blobs.cancel(routed, session.locations)
+        self.spool.mark_ended(upload.session_id)
+        await self.blobs.cancel(upload.routed, session.locations)
 
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         """Tell whether a pusher may leave out a content: what one replica lost is pushed to all of them again."""
@@ -230,17 +203,10 @@ class Push:
         state = await self.sessions.sign(routed, uploader, session)
         return UploadAnswer(session.session_id, state, session.offset)
 
-    async def _verify(
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        session_id: str,
-        state: str | None,
-        committed: Digest | None = None,
-    ) -> UploadSession:
+    async def _verify(self, upload: UploadRef, committed: Digest | None = None) -> UploadSession:
         """Return the session of a request; BLOB_UPLOAD_UNKNOWN when it ended, but by the commit that is repeated."""
-        session = await self.sessions.verify(routed, uploader, session_id, state)
-        if self.spool.has_ended(session_id, committed):
+        session = await self.sessions.verify(upload.routed, upload.uploader, upload.session_id, upload.state)
+        if self.spool.has_ended(upload.session_id, committed):
             raise upload_lost()
         return session
 
@@ -264,13 +230,6 @@ class Push:
         """Tell whether an upload without a file at this node has its bytes nowhere else."""
         return session.offset > 0 and (session.node_id == self.spool.node_id or not session.locations)
 
-    def _find_committed(self, routed: RoutedRepository, session: UploadSession, digest: Digest) -> Descriptor | None:
-        """Return the blob of an upload whose commit is repeated: clients do that when they got no answer.
-
-        The signed state proves that this subject sent these bytes to this repository, which must still hold them.
-        """
-        return self.find_known(routed, digest) if digest == Digest("sha256", session.sha256) else None
-
     def _open_spool(self, uploader: Uploader, session: UploadSession) -> SpoolFile:
         """Open the file of an upload where its state says it is, or a tail to go on with at the replicas."""
         file = self._reopen(uploader, session)
@@ -284,16 +243,11 @@ class Push:
             raise out_of_order(size_bytes)
         return file
 
-    async def _receive(  # noqa: PLR0917 - the parts of one request, in the order of its URL, headers and body
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        session: UploadSession,
-        body: AsyncIterator[bytes],
-        size_bytes: int | None,
-        chunk: ByteRange | None,
+    async def _receive(
+        self, routed: RoutedRepository, uploader: Uploader, session: UploadSession, body: UploadBody
     ) -> tuple[SpoolFile, UploadSession]:
         """Write one request's body to the spool, the senders behind; return the open file and the session after it."""
+        size_bytes, chunk = body.size_bytes, body.chunk
         if chunk is not None:
             if chunk.first != session.offset:
                 raise out_of_order(session.offset)
@@ -304,7 +258,7 @@ class Push:
         try:
             stream = self.blobs.follow(routed, file, session, expected)
             try:
-                await _write(file, body, expected)
+                await _write(file, body.pieces, expected)
                 file.finish_request()
                 locations = await stream.finish()
             except BaseException:

@@ -1,10 +1,11 @@
 """Uploads of blobs: whose they are, their bytes on this node, and their sessions at the replicas."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.reference import Digest, Repository
 
@@ -18,6 +19,25 @@ class Uploader:
 
     subject: str
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRef:
+    """An upload as a request names it: ``session_id`` from the path, ``state`` from the query."""
+
+    routed: RoutedRepository
+    uploader: Uploader
+    session_id: str
+    state: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadBody:
+    """The bytes of one request; ``size_bytes`` is its Content-Length and ``chunk`` its Content-Range, when given."""
+
+    pieces: AsyncIterator[bytes]
+    size_bytes: int | None = None
+    chunk: ByteRange | None = None
 
 
 @dataclass(frozen=True, slots=True)

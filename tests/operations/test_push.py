@@ -11,12 +11,12 @@ import pytest_asyncio
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import StorageKind
-from registry_proxy.ports.uploads import Uploader
+from registry_proxy.ports.uploads import UploadBody, Uploader, UploadRef
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
-from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Bench, bench, body_of
+from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Bench, bench, body_of, ref
 from tests.support.refusal import refused
 from tests.support.waiting import until
 
@@ -60,11 +60,11 @@ async def test_an_upload_of_several_chunks_goes_on_where_it_was(setting: Bench) 
     for first in (0, 1000, 2000):
         piece = LAYER[first : first + 1000]
         chunk = ByteRange(first, first + 999)
-        at = await push.append_upload(ROUTED, ANN, at.session_id, at.state, body_of(piece), 1000, chunk)
+        at = await push.append_upload(ref(at), UploadBody(body_of(piece), 1000, chunk))
         assert at.offset == first + 1000
     last = LAYER[3000:5000]
     digest = digest_of(LAYER[:5000])
-    await push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest, body_of(last), 2000, ByteRange(3000, 4999))
+    await push.commit_upload(ref(at), digest, UploadBody(body_of(last), 2000, ByteRange(3000, 4999)))
     assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, digest): LAYER[:5000]}
     assert setting.a.count("start_upload") == 1
     assert setting.a.count("push_blob") == 0
@@ -76,10 +76,10 @@ async def test_monolithic_uploads(setting: Bench, content: bytes) -> None:
     push, digest = setting.under_test.push, digest_of(content)
     start = await push.start_upload(ROUTED, ANN)
     body = body_of(content)
-    await push.commit_upload(ROUTED, ANN, start.session_id, start.state, digest, body, len(content), None)
+    await push.commit_upload(ref(start), digest, UploadBody(body, len(content)))
     assert_acknowledged(setting, content)
     other = RoutedRepository("main", Repository("other"))
-    await push.push_blob(other, ANN, digest, body_of(content), len(content))
+    await push.push_blob(other, ANN, digest, UploadBody(body_of(content), len(content)))
     assert_acknowledged(setting, content, other)
     assert setting.b.blobs == {(REPOSITORY, digest): content, ("other", digest): content}
 
@@ -87,13 +87,13 @@ async def test_monolithic_uploads(setting: Bench, content: bytes) -> None:
 async def test_a_started_upload_touches_nothing(setting: Bench) -> None:
     """A session that is cancelled before its first byte left no trace at the replicas or on the disk."""
     start = await setting.under_test.push.start_upload(ROUTED, ANN)
-    await setting.under_test.push.cancel_upload(ROUTED, ANN, start.session_id, start.state)
+    await setting.under_test.push.cancel_upload(ref(start))
     assert setting.a.requests == []
     assert setting.spool.sessions == []
     for attempt in (
-        setting.under_test.push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None),
-        setting.under_test.push.upload_status(ROUTED, ANN, start.session_id, start.state),
-        setting.under_test.push.cancel_upload(ROUTED, ANN, start.session_id, start.state),
+        setting.under_test.push.append_upload(ref(start), UploadBody(body_of(LAYER))),
+        setting.under_test.push.upload_status(ref(start)),
+        setting.under_test.push.cancel_upload(ref(start)),
     ):
         assert (await refused(attempt)).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
 
@@ -102,10 +102,10 @@ async def test_a_repeated_commit_is_acknowledged_only_where_the_blob_is_known(se
     """The same session and digest again: the blob, without a request to a replica, until the repository forgets it."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
+    at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
 
     def commit(digest: Digest) -> Coroutine[Any, Any, Descriptor]:
-        return push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest, body_of(b""), 0, None)
+        return push.commit_upload(ref(at), digest, UploadBody(body_of(b""), 0))
 
     first = await commit(DIGEST)
     requests = len(setting.a.requests)
@@ -122,9 +122,7 @@ async def test_a_session_commits_one_blob(setting: Bench) -> None:
     start = await push.start_upload(ROUTED, ANN)
 
     def commit(content: bytes) -> Coroutine[Any, Any, Descriptor]:
-        return push.commit_upload(
-            ROUTED, ANN, start.session_id, start.state, digest_of(content), body_of(content), None, None
-        )
+        return push.commit_upload(ref(start), digest_of(content), UploadBody(body_of(content)))
 
     assert [await commit(LAYER) for _ in range(2)] == [DESCRIPTOR] * 2
     assert (await refused(commit(b"another"))).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
@@ -135,11 +133,13 @@ async def test_sha512_is_compared_from_the_file(setting: Bench) -> None:
     """A blob may be named by sha512; a wrong one is refused."""
     push = setting.under_test.push
     digest = Digest("sha512", "0" * 128)
-    assert (await refused(push.push_blob(ROUTED, ANN, digest, body_of(LAYER), None))).code is ErrorCode.DIGEST_INVALID
+    assert (
+        await refused(push.push_blob(ROUTED, ANN, digest, UploadBody(body_of(LAYER))))
+    ).code is ErrorCode.DIGEST_INVALID
     hasher = digest.hasher()
     hasher.update(LAYER)
     digest = Digest("sha512", hasher.hexdigest())
-    await push.push_blob(ROUTED, ANN, digest, body_of(LAYER), None)
+    await push.push_blob(ROUTED, ANN, digest, UploadBody(body_of(LAYER)))
     assert setting.a.blobs == {(REPOSITORY, digest): LAYER}
 
 
@@ -147,10 +147,8 @@ async def test_a_wrong_digest_commits_nothing(setting: Bench) -> None:
     """The digest is compared before any replica is asked to commit; the upload is over everywhere."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
-    error = await refused(
-        push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest_of(b"other"), body_of(), 0, None)
-    )
+    at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
+    error = await refused(push.commit_upload(ref(at), digest_of(b"other"), UploadBody(body_of(), 0)))
     assert (error.code, error.status) == (ErrorCode.DIGEST_INVALID, 400)
     assert setting.a.count("commit_upload") == setting.a.count("push_blob") == 0
     assert setting.a.uploads == setting.b.uploads == {}
@@ -162,16 +160,18 @@ async def test_chunks_out_of_order_are_refused_with_the_true_range(setting: Benc
     """A chunk that does not begin at the offset is a 416 whose Range says where to go on, and going on there works."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(b"abc"), 3, ByteRange(0, 2))
-    error = await refused(push.append_upload(ROUTED, ANN, at.session_id, at.state, body_of(b"x"), 1, ByteRange(5, 5)))
+    at = await push.append_upload(ref(start), UploadBody(body_of(b"abc"), 3, ByteRange(0, 2)))
+    error = await refused(push.append_upload(ref(at), UploadBody(body_of(b"x"), 1, ByteRange(5, 5))))
     assert (error.status, error.headers["Range"]) == (416, "0-2")
     # The old Location once more, as a client does that missed an answer: never appended twice.
-    error = await refused(push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(b"abc"), 3, None))
+    error = await refused(push.append_upload(ref(start), UploadBody(body_of(b"abc"), 3)))
     assert (error.status, error.headers["Range"]) == (416, "0-2")
-    status = await push.upload_status(ROUTED, ANN, start.session_id, start.state)
+    status = await push.upload_status(ref(start))
     assert status.offset == 3
     await push.commit_upload(
-        ROUTED, ANN, status.session_id, status.state, digest_of(b"abcd"), body_of(b"d"), 1, ByteRange(3, 3)
+        ref(status),
+        digest_of(b"abcd"),
+        UploadBody(body_of(b"d"), 1, ByteRange(3, 3)),
     )
     assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, digest_of(b"abcd")): b"abcd"}
 
@@ -183,9 +183,7 @@ async def test_a_body_of_another_size_than_stated(
     """Too short, too long, or headers that contradict each other: SIZE_INVALID, and nothing is left."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
-    error = await refused(
-        push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(b"abc"), size_bytes, chunk)
-    )
+    error = await refused(push.append_upload(ref(start), UploadBody(body_of(b"abc"), size_bytes, chunk)))
     assert error.code is ErrorCode.SIZE_INVALID
     assert setting.spool.sessions == []
 
@@ -198,13 +196,13 @@ async def test_a_session_is_worth_nothing_to_others(setting: Bench) -> None:
     other, eve = RoutedRepository("main", Repository("team/other")), Uploader("user:eve", 0)
     changed = state[:-3] + ("AAA" if state[-3:] != "AAA" else "BBB")
     for attempt in (
-        push.append_upload(ROUTED, eve, sid, state, body_of(b"x"), None, None),
-        push.append_upload(other, ANN, sid, state, body_of(b"x"), None, None),
-        push.append_upload(ROUTED, ANN, "another", state, body_of(b"x"), None, None),
-        push.append_upload(ROUTED, ANN, sid, changed, body_of(b"x"), None, None),
-        push.upload_status(ROUTED, eve, sid, state),
-        push.cancel_upload(ROUTED, eve, sid, state),
-        push.commit_upload(ROUTED, eve, sid, state, DIGEST, body_of(LAYER), None, None),
+        push.append_upload(UploadRef(ROUTED, eve, sid, state), UploadBody(body_of(b"x"))),
+        push.append_upload(UploadRef(other, ANN, sid, state), UploadBody(body_of(b"x"))),
+        push.append_upload(UploadRef(ROUTED, ANN, "another", state), UploadBody(body_of(b"x"))),
+        push.append_upload(UploadRef(ROUTED, ANN, sid, changed), UploadBody(body_of(b"x"))),
+        push.upload_status(UploadRef(ROUTED, eve, sid, state)),
+        push.cancel_upload(UploadRef(ROUTED, eve, sid, state)),
+        push.commit_upload(UploadRef(ROUTED, eve, sid, state), DIGEST, UploadBody(body_of(LAYER))),
     ):
         error = await refused(attempt)
         assert (error.code, error.status) == (ErrorCode.BLOB_UPLOAD_UNKNOWN, 404)
@@ -215,13 +213,13 @@ async def test_an_upload_whose_file_is_gone_is_unknown(setting: Bench) -> None:
     """Bytes that this node does not have cannot be committed: 404, and the client starts anew."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
+    at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
     file = setting.spool.reopen(at.session_id, ANN)
     assert file is not None
     file.discard()
     for attempt in (
-        push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None),
-        push.upload_status(ROUTED, ANN, at.session_id, at.state),
+        push.commit_upload(ref(at), DIGEST, UploadBody(body_of(), 0)),
+        push.upload_status(ref(at)),
     ):
         assert (await refused(attempt)).code is ErrorCode.BLOB_UPLOAD_UNKNOWN
     assert setting.a.blobs == {}
@@ -239,7 +237,7 @@ async def test_a_client_that_leaves_ends_the_upload(setting: Bench) -> None:
         raise ConnectionResetError("the client left")
 
     with pytest.raises(ConnectionResetError):
-        await push.append_upload(ROUTED, ANN, start.session_id, start.state, broken_body(), None, None)
+        await push.append_upload(ref(start), UploadBody(broken_body()))
     assert setting.a.uploads == setting.b.uploads == {}
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("upload to")]
     assert setting.spool.sessions == []
@@ -253,9 +251,7 @@ async def test_a_cancelled_request_ends_the_upload(setting: Bench) -> None:
     setting.a.gates["append_upload"] = setting.b.gates["append_upload"] = asyncio.Event()
     start = await push.start_upload(ROUTED, ANN)
     async with asyncio.TaskGroup() as group:
-        request = group.create_task(
-            push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
-        )
+        request = group.create_task(push.append_upload(ref(start), UploadBody(body_of(LAYER))))
         await until(lambda: setting.a.count("append_upload") + setting.b.count("append_upload") == 2)
         request.cancel()
     assert setting.spool.sessions == []
@@ -281,9 +277,9 @@ async def test_a_replica_that_lost_the_session_gets_the_whole_blob(setting: Benc
     """A replica that forgot the upload between PATCH and PUT gets the blob in a new session, never a second PATCH."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
+    at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
     setting.b.uploads.clear()
-    await push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None)
+    await push.commit_upload(ref(at), DIGEST, UploadBody(body_of(), 0))
     assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
     assert setting.b.count("append_upload") == setting.b.count("push_blob") == 1
     assert await setting.under_test.intents() == {}
@@ -320,7 +316,7 @@ async def test_no_quorum_is_said_before_anything(setting: Bench) -> None:
     push = setting.under_test.push
     for attempt in (
         push.start_upload(ROUTED, ANN),
-        push.push_blob(ROUTED, ANN, DIGEST, body_of(LAYER), None),
+        push.push_blob(ROUTED, ANN, DIGEST, UploadBody(body_of(LAYER))),
         push.mount_blob(ROUTED, DIGEST, ROUTED),
     ):
         error = await refused(attempt)
@@ -333,9 +329,9 @@ async def test_quorum_lost_in_mid_upload_acknowledges_nothing(setting: Bench) ->
     setting.replicas.write_quorum = 2
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
+    at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
     setting.b.is_down = True
-    error = await refused(push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None))
+    error = await refused(push.commit_upload(ref(at), DIGEST, UploadBody(body_of(), 0)))
     assert error.status == 503
     assert setting.holdings.entries == {}
     assert setting.spool.sessions == []
@@ -365,8 +361,8 @@ async def test_shared_storage_is_written_through_one_replica(setting: Bench) -> 
         (setting.b if first is setting.a else setting.a).cut_after = None
         yield second[1000:]
 
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body(), None, None)
-    await push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest_of(second), body_of(), 0, None)
+    at = await push.append_upload(ref(start), UploadBody(body()))
+    await push.commit_upload(ref(at), digest_of(second), UploadBody(body_of(), 0))
     assert second in [*setting.a.blobs.values(), *setting.b.blobs.values()]
     assert await setting.under_test.intents() == {}
 
@@ -378,10 +374,10 @@ async def test_a_full_disk_costs_the_cache_entry_only(setting: Bench, full_at: s
     setting.spool.is_full = full_at == "start"
     at = await push.start_upload(ROUTED, ANN)
     for piece in (LAYER[:1000], LAYER[1000:]):
-        at = await push.append_upload(ROUTED, ANN, at.session_id, at.state, body_of(piece), None, None)
+        at = await push.append_upload(ref(at), UploadBody(body_of(piece)))
         setting.spool.is_full |= full_at == "middle"
     setting.spool.is_full = True
-    commit = push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None)
+    commit = push.commit_upload(ref(at), DIGEST, UploadBody(body_of(), 0))
     assert await commit == DESCRIPTOR
     for replica in (setting.a, setting.b):
         assert replica.blobs == {(REPOSITORY, DIGEST): LAYER}
@@ -393,7 +389,7 @@ async def test_a_wrong_digest_is_refused_without_a_copy(setting: Bench) -> None:
     """The hash of what went past the disk is known: nothing is committed anywhere."""
     setting.spool.is_full = True
     wrong = digest_of(b"another")
-    push = setting.under_test.push.push_blob(ROUTED, ANN, wrong, body_of(LAYER), None)
+    push = setting.under_test.push.push_blob(ROUTED, ANN, wrong, UploadBody(body_of(LAYER)))
     assert (await refused(push)).code is ErrorCode.DIGEST_INVALID
     assert not setting.a.blobs
     assert not setting.a.uploads
@@ -405,7 +401,7 @@ async def test_an_abandoned_upload_is_cancelled_at_the_replicas(setting: Bench) 
     await setting.under_test.upload(b"committed")
     at = [await push.start_upload(ROUTED, ANN) for _ in range(2)]
     for one in at:
-        await push.append_upload(ROUTED, ANN, one.session_id, one.state, body_of(LAYER), None, None)
+        await push.append_upload(ref(one), UploadBody(body_of(LAYER)))
     requests = len(setting.a.requests)
     await setting.under_test.uploads.cancel_abandoned()
     assert [method for method, *_ in setting.a.requests[requests:]] == ["cancel_upload"] * 2
@@ -421,9 +417,9 @@ async def test_a_disk_that_fills_at_the_commit_matters_only_where_our_copy_does(
     for down, status in ((set[str](), None), ({"b"}, 503)):
         setting.replicas.down = down
         start = await push.start_upload(ROUTED, ANN)
-        at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
+        at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
         setting.spool.is_full = True
-        commit = push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None)
+        commit = push.commit_upload(ref(at), DIGEST, UploadBody(body_of(), 0))
         if status is None:
             await commit
         else:
@@ -438,9 +434,9 @@ async def test_a_commit_goes_on_when_its_client_leaves(setting: Bench) -> None:
     push = setting.under_test.push
     setting.b.gates["commit_upload"] = asyncio.Event()
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body_of(LAYER), None, None)
+    at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
     async with asyncio.TaskGroup() as group:
-        commit = group.create_task(push.commit_upload(ROUTED, ANN, at.session_id, at.state, DIGEST, body_of(), 0, None))
+        commit = group.create_task(push.commit_upload(ref(at), DIGEST, UploadBody(body_of(), 0)))
         await until(lambda: setting.b.count("commit_upload") == 1)
         commit.cancel()
     setting.b.gates["commit_upload"].set()

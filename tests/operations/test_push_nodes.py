@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from registry_proxy.operations.push import UploadAnswer
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.uploads import UploadBody
 from registry_proxy.protocol.errors import ErrorCode
 from registry_proxy.protocol.reference import Digest, digest_of
 from registry_proxy.tasks import spawn
@@ -27,6 +28,7 @@ from tests.support.fakes.replicas import (
     Pushing,
     body_of,
     pushing,
+    ref,
 )
 from tests.support.refusal import refused
 from tests.support.waiting import until
@@ -48,11 +50,11 @@ class Node:
 
     async def append(self, at: UploadAnswer, content: bytes) -> UploadAnswer:
         push = self.under_test.push
-        return await push.append_upload(ROUTED, ANN, at.session_id, at.state, body_of(content), None, None)
+        return await push.append_upload(ref(at), UploadBody(body_of(content)))
 
     async def commit(self, at: UploadAnswer, content: bytes = b"", digest: Digest = DIGEST) -> None:
         push = self.under_test.push
-        await push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest, body_of(content), None, None)
+        await push.commit_upload(ref(at), digest, UploadBody(body_of(content)))
 
 
 @dataclass
@@ -228,8 +230,8 @@ async def test_status_and_cancel_through_another_node(nodes: Nodes) -> None:
     at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
     at = await nodes.two.append(at, LAYER[1000:2000])
     push = nodes.one.under_test.push
-    status = await push.upload_status(ROUTED, ANN, at.session_id, at.state)
+    status = await push.upload_status(ref(at))
     assert status.offset == 2000
-    await push.cancel_upload(ROUTED, ANN, status.session_id, status.state)
+    await push.cancel_upload(ref(status))
     assert nodes.a.uploads == nodes.b.uploads == {}
     assert nodes.one.spool.sessions == nodes.two.spool.sessions == []

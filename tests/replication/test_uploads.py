@@ -14,6 +14,7 @@ from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.ports.names import ContentKind, RoutedRepository
+from registry_proxy.ports.uploads import UploadBody
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
 from registry_proxy.replication.upload_stream import follow
@@ -22,7 +23,7 @@ from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
 from tests.support.fakes.images import Parts, image, index
 from tests.support.fakes.memory import RecordingObserver
-from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Pushing, body_of, pushing
+from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Pushing, body_of, pushing, ref
 from tests.support.fakes.upstream import open_replicas
 from tests.support.servers import Server
 from tests.support.waiting import until
@@ -102,8 +103,8 @@ async def test_uploads_in_chunks_go_on_at_real_registries(setting: Setting, piec
     step = -(-len(LAYER) // pieces)
     for first in range(0, len(LAYER), step):
         piece = LAYER[first : first + step]
-        at = await push.append_upload(ROUTED, ANN, at.session_id, at.state, body_of(piece), len(piece), None)
-    await push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest_of(LAYER), body_of(), 0, None)
+        at = await push.append_upload(ref(at), UploadBody(body_of(piece), len(piece)))
+    await push.commit_upload(ref(at), digest_of(LAYER), UploadBody(body_of(), 0))
     for server in (setting.first, setting.second):
         assert (await get(server, f"{REPOSITORY}/blobs/{digest_of(LAYER)}")).content == LAYER
         assert server.log_text().count('"POST ') == 1
@@ -120,8 +121,8 @@ async def test_a_replica_killed_in_mid_patch_is_healed_by_the_next_push(setting:
         yield LAYER[1_000_000:]
 
     start = await push.start_upload(ROUTED, ANN)
-    at = await push.append_upload(ROUTED, ANN, start.session_id, start.state, body(), None, None)
-    await push.commit_upload(ROUTED, ANN, at.session_id, at.state, digest_of(LAYER), body_of(), 0, None)
+    at = await push.append_upload(ref(start), UploadBody(body()))
+    await push.commit_upload(ref(at), digest_of(LAYER), UploadBody(body_of(), 0))
     await setting.under_test.upload(app.blobs[0])
     await setting.under_test.put("latest", app.manifest, app.media_type)
     assert all(missing == ["b"] for missing in (await setting.under_test.intents()).values())
@@ -207,10 +208,10 @@ async def test_a_push_leaves_no_descriptor_open(setting: Setting) -> None:
     for number in range(20):
         await setting.under_test.upload(b"%d" % number)
         with pytest.raises(RegistryError):
-            await push.push_blob(ROUTED, ANN, Digest("sha256", "0" * 64), body_of(LAYER), None)
+            await push.push_blob(ROUTED, ANN, Digest("sha256", "0" * 64), UploadBody(body_of(LAYER)))
         start = await push.start_upload(ROUTED, ANN)
         with pytest.raises(ConnectionResetError):
-            await push.append_upload(ROUTED, ANN, start.session_id, start.state, broken_body(), None, None)
+            await push.append_upload(ref(start), UploadBody(broken_body()))
     assert len(os.listdir("/proc/self/fd")) <= before + 10  # connections to the registries
     assert [*Path(setting.cache.paths.uploads).glob("*/*")] == []
 

@@ -40,8 +40,7 @@ from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor
-from registry_proxy.ports.uploads import Uploader
-from registry_proxy.protocol.byterange import ByteRange
+from registry_proxy.ports.uploads import UploadBody, Uploader, UploadRef
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
@@ -143,8 +142,9 @@ class FakePush:
         self.bodies.append(content)
         return content
 
-    def _check(self, uploader: Uploader, session_id: str, state: str | None) -> None:
-        if self.sessions.get(session_id) != uploader.subject or state != f"state of {session_id}":
+    def _check(self, upload: UploadRef) -> None:
+        is_theirs = self.sessions.get(upload.session_id) == upload.uploader.subject
+        if not is_theirs or upload.state != f"state of {upload.session_id}":
             raise RegistryError(ErrorCode.BLOB_UPLOAD_UNKNOWN, "no such upload")
 
     def find_known(self, routed: RoutedRepository, digest: Digest) -> Descriptor | None:
@@ -156,59 +156,31 @@ class FakePush:
         self.sessions[session_id] = uploader.subject
         return UploadAnswer(session_id, f"state of {session_id}", 0)
 
-    async def append_upload(
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        session_id: str,
-        state: str | None,
-        body: AsyncIterator[bytes],
-        size_bytes: int | None,
-        chunk: ByteRange | None,
-    ) -> UploadAnswer:
-        self.calls.append(("append", str(routed), size_bytes, chunk))
-        self._check(uploader, session_id, state)
-        content = await self._read(body)
-        return UploadAnswer(session_id, f"state of {session_id}", len(content))
+    async def append_upload(self, upload: UploadRef, body: UploadBody) -> UploadAnswer:
+        self.calls.append(("append", str(upload.routed), body.size_bytes, body.chunk))
+        self._check(upload)
+        content = await self._read(body.pieces)
+        return UploadAnswer(upload.session_id, f"state of {upload.session_id}", len(content))
 
-    async def commit_upload(
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        session_id: str,
-        state: str | None,
-        digest: Digest,
-        body: AsyncIterator[bytes],
-        size_bytes: int | None,
-        chunk: ByteRange | None,
-    ) -> Descriptor:
-        self.calls.append(("commit", str(routed), size_bytes, chunk))
-        self._check(uploader, session_id, state)
-        return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body)))
+    async def commit_upload(self, upload: UploadRef, digest: Digest, body: UploadBody) -> Descriptor:
+        self.calls.append(("commit", str(upload.routed), body.size_bytes, body.chunk))
+        self._check(upload)
+        return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body.pieces)))
 
     async def push_blob(
-        self,
-        routed: RoutedRepository,
-        uploader: Uploader,
-        digest: Digest,
-        body: AsyncIterator[bytes],
-        size_bytes: int | None,
+        self, routed: RoutedRepository, uploader: Uploader, digest: Digest, body: UploadBody
     ) -> Descriptor:
-        self.calls.append(("push", str(routed), uploader.subject, size_bytes))
-        return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body)))
+        self.calls.append(("push", str(routed), uploader.subject, body.size_bytes))
+        return Descriptor(BLOB_MEDIA_TYPE, digest, len(await self._read(body.pieces)))
 
-    async def upload_status(
-        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
-    ) -> UploadAnswer:
-        self.calls.append(("status", str(routed)))
-        self._check(uploader, session_id, state)
-        return UploadAnswer(session_id, f"state of {session_id}", 5)
+    async def upload_status(self, upload: UploadRef) -> UploadAnswer:
+        self.calls.append(("status", str(upload.routed)))
+        self._check(upload)
+        return UploadAnswer(upload.session_id, f"state of {upload.session_id}", 5)
 
-    async def cancel_upload(
-        self, routed: RoutedRepository, uploader: Uploader, session_id: str, state: str | None
-    ) -> None:
-        self.calls.append(("cancel", str(routed)))
-        self._check(uploader, session_id, state)
+    async def cancel_upload(self, upload: UploadRef) -> None:
+        self.calls.append(("cancel", str(upload.routed)))
+        self._check(upload)
 
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         self.calls.append(("everywhere", str(routed), kind, str(digest)))

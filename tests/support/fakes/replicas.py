@@ -16,7 +16,7 @@ from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.operations.pull import Pull
-from registry_proxy.operations.push import Push
+from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.content import BlobCache, ByteStream, Holdings
@@ -25,7 +25,7 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.replicas import HeldReferrers, ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Table
-from registry_proxy.ports.uploads import Spool, Uploader
+from registry_proxy.ports.uploads import Spool, UploadBody, Uploader, UploadRef
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of, fallback_tags
@@ -53,6 +53,13 @@ from tests.support.fakes.memory import (
 REPOSITORY = Repository("team/app")
 ROUTED = RoutedRepository("main", REPOSITORY)
 ANN = Uploader("user:ann", 0)
+
+
+def ref(at: UploadAnswer) -> UploadRef:
+    """Return an upload of ANN, as its next request names it."""
+    return UploadRef(ROUTED, ANN, at.session_id, at.state)
+
+
 _T = TypeVar("_T")
 
 
@@ -366,9 +373,11 @@ class Pushing:
     async def upload(self, content: bytes, *, routed: RoutedRepository = ROUTED) -> Descriptor:
         """Push a blob as docker does: POST, one PATCH, PUT."""
         start = await self.push.start_upload(routed, ANN)
-        sent = await self.push.append_upload(routed, ANN, start.session_id, start.state, body_of(content), None, None)
+        sent = await self.push.append_upload(
+            UploadRef(routed, ANN, start.session_id, start.state), UploadBody(body_of(content))
+        )
         return await self.push.commit_upload(
-            routed, ANN, sent.session_id, sent.state, digest_of(content), body_of(), 0, None
+            UploadRef(routed, ANN, sent.session_id, sent.state), digest_of(content), UploadBody(body_of(), 0)
         )
 
     async def put(
