@@ -104,6 +104,27 @@ def test_a_push_and_a_delete_reach_the_receiver(proxy: Proxy, receiver: Receiver
     assert receiver.events[4]["data"]["test"] is True
 
 
+def test_each_format_arrives_with_the_name_of_the_registry(proxy: Proxy, receiver: Receiver) -> None:
+    """One push makes four bodies, each with the host that the client pushed to."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    with proxy.admin() as admin:
+        for name in ("cloudevents", "distribution", "harbor", "template"):
+            template = {"template": '{"ours": "{image}"}'} if name == "template" else {}
+            body = {"url": receiver.url, "format": name, **template}
+            admin.put(f"/subscriptions/{name}", json=body).raise_for_status()
+    image = make_image(b"one")
+    user.push(REPOSITORY, "v1", image)
+    wait_until(lambda: len(receiver.events) == 4, "four events")
+    host = proxy.url.partition("://")[2]
+    bodies = {name: event for event in receiver.events for name in event}
+    assert bodies["data"]["data"]["registry"] == host
+    (notification,) = bodies["events"]["events"]
+    assert notification["request"]["host"] == host
+    assert notification["target"]["url"] == f"{proxy.url}/v2/{REPOSITORY}/manifests/{image.digest}"
+    assert bodies["event_data"]["event_data"]["resources"][0]["resource_url"] == f"{host}/{REPOSITORY}:v1"
+    assert bodies["ours"] == {"ours": f"{host}/{REPOSITORY}@{image.digest}"}
+
+
 def test_events_survive_the_death_of_the_service(proxy: Proxy, receiver: Receiver) -> None:
     """What was pushed while the receiver failed arrives after kill -9 and a new start, once, in order."""
     user = proxy.add_user("ann", pull_push=["team/**"])
