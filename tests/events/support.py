@@ -84,10 +84,10 @@ def deleted(*, tag: str = "", digest: str = "") -> RegistryEvent:
     )
 
 
-def composed(event: RegistryEvent, **fields: Any) -> ComposedRequest:
+def composed(event: RegistryEvent, *, sent_at: float = 1_700_000_009.5, **fields: Any) -> ComposedRequest:
     """Return the request with an event for a subscription, the seventh of its lane."""
     subscription = Subscription(name="ci", **{"url": "https://ci.example/hook", **fields})
-    return compose(subscription, 7, Delivery(event=event, queued_at=0.0), 1_700_000_009.5)
+    return compose(subscription, 7, Delivery(event=event, queued_at=0.0), sent_at)
 
 
 @dataclass
