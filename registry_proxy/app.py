@@ -195,7 +195,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             )
         )
         receivers = configured.receiver_limits(settings)
-        events = await stack.enter_async_context(open_events(receivers, store, changes, router.local_name))
+        events = await stack.enter_async_context(open_events(receivers, store, changes, router.local_name, observer))
         tools = ReplicaTools(
             records=records,
             replica_sets=upstreams.replicas,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from registry_proxy.events.agenda import Agenda
+from registry_proxy.events.backlog import Backlog
 from registry_proxy.events.delivery import Delivery, Lane, number_of
 from registry_proxy.events.fan_out import FanOut
 from registry_proxy.events.schedule import wait_seconds
@@ -18,6 +19,7 @@ from registry_proxy.events.sender import Sender
 from registry_proxy.events.subscription import OnFailure, Subscription
 from registry_proxy.events.subscriptions import Subscriptions
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
 
 _LOOK_SECONDS = 0.1
@@ -56,6 +58,7 @@ class Deliveries:
         subscriptions: as they are now.
         sender: sends one delivery.
         limits: bounds of what waits.
+        observer: receives the attempts, and what waits.
         clock: seconds since the epoch.
     """
 
@@ -67,6 +70,7 @@ class Deliveries:
         subscriptions: Subscriptions,
         sender: Sender,
         limits: DeliveryLimits,
+        observer: Observer,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -75,17 +79,22 @@ class Deliveries:
         self._sender = sender
         self._limits = limits
         self._clock = clock
-        self._fan_out = FanOut(store, subscriptions, limits.queued_max, clock)
+        self._backlog = Backlog(store, changes, observer, clock)
+        self._fan_out = FanOut(store, subscriptions, self._backlog, limits.queued_max, clock)
         self._led_since = 0.0
         self._failure: StoreUnavailableError | None = None
+        self._is_miscounted = False
 
     async def run(self) -> None:
         """Go on until cancelled; another process takes over where this one cannot reach the store."""
         while True:
             try:
                 async with self._store.lease(_LEASE):
-                    await self._lead()
-            except StoreUnavailableError:
+                    try:
+                        await self._lead()
+                    finally:
+                        self._backlog.leave()
+            except (StoreUnavailableError, ConflictError):
                 await asyncio.sleep(_STORE_PAUSE_SECONDS)
 
     async def _lead(self) -> None:
@@ -100,7 +109,10 @@ class Deliveries:
                 if losses != (version := self._changes.losses()):
                     for lane in await self._fan_out.note_loss():
                         agenda.serve_at(lane, 0.0)
-                    losses = version
+                    losses, self._is_miscounted = version, True
+                if self._is_miscounted:
+                    self._is_miscounted = False
+                    await self._backlog.load(each.name for each in await self._subscriptions.current())
                 if outbox != (version := self._changes.version(Table.OUTBOX)):
                     lanes, is_left = await self._fan_out.run_once()
                     outbox = -1 if is_left else version
@@ -109,6 +121,7 @@ class Deliveries:
                         is_waiting = subscription is None or subscription.on_failure == OnFailure.HOLD
                         agenda.note_event(lane, is_waiting=is_waiting)
                 agenda.start_due()
+                await self._backlog.report()
                 await asyncio.sleep(_LOOK_SECONDS)
         raise self._failure
 
@@ -122,6 +135,7 @@ class Deliveries:
             for table in (Table.DELIVERIES, Table.DEAD_LETTERS, Table.DELIVERED, Table.LANES):
                 while records := await self._store.list(table, f"{name}/", limit=_REMOVED_AT_ONCE):
                     await self._store.commit([Change(table, record.key, None) for record in records])
+            self._backlog.forget(name)
 
     async def _find(self, lane: Lane) -> Subscription | None:
         current = await self._subscriptions.current()
@@ -133,6 +147,7 @@ class Deliveries:
             for _ in range(_IN_A_ROW):
                 subscription = await self._find(lane)
                 if subscription is None or not subscription.enabled:
+                    self._backlog.note_oldest(lane, None)
                     return None
                 record, again_at = await self._next(lane, subscription)
                 if record is None:
@@ -143,17 +158,20 @@ class Deliveries:
         except StoreUnavailableError as error:
             self._failure = error
             return None
-        except ConflictError:  # another process delivers as well: the lease was lost while this one stood still
-            _log.info("a delivery of %s was changed by another process", lane)
+        except ConflictError:  # the subscription is gone, or the lease was lost while this process stood still
+            _log.info("a delivery of %s was changed meanwhile", lane)
+            self._is_miscounted = True
         return self._clock()
 
     async def _next(self, lane: Lane, subscription: Subscription) -> tuple[Record | None, float | None]:
         """Return the delivery to try now, or when the first will be due."""
-        if subscription.on_failure == OnFailure.HOLD:
-            records = await self._store.list(Table.DELIVERIES, f"{lane}|", limit=1)
+        is_holding = subscription.on_failure == OnFailure.HOLD
+        records = await self._store.list(Table.DELIVERIES, f"{lane}|", limit=1 if is_holding else _SKIP_AMONG)
+        self._backlog.note_oldest(lane, Delivery.of(records[0].value).queued_at if records else None)
+        if is_holding:
             return (records[0] if records else None), None
         now, first_at = self._clock(), None
-        for record in await self._store.list(Table.DELIVERIES, f"{lane}|", limit=_SKIP_AMONG):
+        for record in records:
             delivery = Delivery.of(record.value)
             if delivery.next_attempt_at <= now or delivery.last_attempt_at < self._led_since:
                 return record, None
@@ -175,15 +193,18 @@ class Deliveries:
         )
         if answer.is_accepted:
             await self._store.commit(self._ended(lane, record, replace(delivery, ended_at=now), Table.DELIVERED))
+            self._backlog.note_delivered(lane)
             return None
         if now - delivery.queued_at > self._limits.max_age_seconds:
             _log.warning("gave up a delivery of event %s to %s: %s", delivery.event.id, subscription.name, answer.text)
             await self._store.commit(self._ended(lane, record, replace(delivery, ended_at=now), Table.DEAD_LETTERS))
+            self._backlog.note_given_up(lane)
             return None
         changes = [Change(Table.DELIVERIES, record.key, delivery.stored(), expect=record.revision)]
         if answer.is_gone:
             changes.append(_disabled(subscription))
             _log.warning("disabled the subscription %s: its receiver answered 410 Gone", subscription.name)
+        self._backlog.note_failed()
         await self._store.commit(changes)
         return delivery.next_attempt_at
 

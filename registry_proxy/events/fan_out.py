@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from registry_proxy.events.backlog import Backlog
 from registry_proxy.events.delivery import Delivery, Lane
 from registry_proxy.events.subscription import Subscription
 from registry_proxy.events.subscriptions import Subscriptions
@@ -37,15 +38,22 @@ class FanOut:
     Args:
         store: holds outbox, lanes and deliveries.
         subscriptions: as they are now.
+        backlog: counts what is queued.
         queued_max: limit of the deliveries that wait for one subscription; later ones are dropped, and a gap is told.
         clock: seconds since the epoch.
     """
 
     def __init__(
-        self, store: Store, subscriptions: Subscriptions, queued_max: int, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        subscriptions: Subscriptions,
+        backlog: Backlog,
+        queued_max: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._subscriptions = subscriptions
+        self._backlog = backlog
         self._queued_max = queued_max
         self._clock = clock
 
@@ -90,6 +98,7 @@ class FanOut:
             queue = _Queue(lane, await self._store.get(Table.LANES, str(lane)), self._clock())
             queue.note_loss(loss.value["noticed_at"])
             await self._store.commit(queue.changes())
+            self._backlog.add(lane, queue.queued_count, 0)
         return set(lanes)
 
     def _ready(self, stored: Sequence[_Stored]) -> list[_Stored]:
@@ -108,10 +117,7 @@ class FanOut:
 
     async def _move(self, ready: Sequence[_Stored]) -> set[Lane]:
         subscriptions = await self._subscriptions.current()
-        room = {
-            each.name: self._queued_max - await self._store.count(Table.DELIVERIES, f"{each.name}/")
-            for each in subscriptions
-        }
+        room = {each.name: self._queued_max - self._backlog.queued(each.name) for each in subscriptions}
         queues: dict[Lane, _Queue] = {}
         for one in ready:
             for subscription in _receivers(subscriptions, one.entry):
@@ -125,6 +131,8 @@ class FanOut:
         for queue in queues.values():
             changes += queue.changes()
         await self._store.commit(changes)
+        for lane, queue in queues.items():
+            self._backlog.add(lane, queue.queued_count, queue.dropped_count)
         return set(queues)
 
 
@@ -144,12 +152,19 @@ class _Queue:
         self._value = {"number": 0, "dropped": 0, **({} if record is None else record.value)}
         self._now = now
         self._deliveries: list[Change] = []
+        self.dropped_count = 0
+
+    @property
+    def queued_count(self) -> int:
+        """The number of deliveries that were added."""
+        return len(self._deliveries)
 
     def add(self, entry: OutboxEntry, *, has_room: bool) -> int:
         """Queue an event, behind the gap where events before it were dropped; return how many were queued."""
         if not has_room:
             self._value["number"] += 1
             self._value["dropped"] += 1
+            self.dropped_count += 1
             return 0
         before = len(self._deliveries)
         if dropped := self._value["dropped"]:

@@ -9,6 +9,7 @@ from registry_proxy.events.outbox import StoreOutbox
 from registry_proxy.events.receivers import HttpSender, ReceiverLimits
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Store, StoreChanges
 from registry_proxy.protocol.reference import Repository
@@ -29,6 +30,7 @@ async def open_events(
     store: Store,
     changes: StoreChanges,
     local_name: Callable[[RoutedRepository], Repository | None],
+    observer: Observer,
 ) -> AsyncIterator[Events]:
     """Open the events for the length of a with block.
 
@@ -37,10 +39,16 @@ async def open_events(
         store: holds subscriptions and deliveries.
         changes: tells when another process has changed them.
         local_name: see StoreOutbox.
+        observer: see Deliveries.
     """
     async with contextlib.aclosing(HttpSender(limits)) as sender:
         subscriptions = Subscriptions(store, changes)
         deliveries = Deliveries(
-            store=store, changes=changes, subscriptions=subscriptions, sender=sender, limits=DeliveryLimits()
+            store=store,
+            changes=changes,
+            subscriptions=subscriptions,
+            sender=sender,
+            limits=DeliveryLimits(),
+            observer=observer,
         )
         yield Events(StoreOutbox(subscriptions, local_name), deliveries, DeliveryRecord(store))

@@ -14,6 +14,7 @@ ByteSource = Literal["cache", "upstream"]
 CacheFailureReason = Literal["write", "read", "evict", "full", "mismatch", "rot"]
 CacheShare = Literal["committed", "filling", "pinned"]
 ConnectionEndReason = Literal["share", "room", "full"]
+DeliveryOutcome = Literal["delivered", "failed", "dead", "dropped"]
 DecisionResult = Literal["allow", "deny", "would_deny"]
 HedgeWinner = Literal["first", "later", "none"]
 Listener = Literal["public", "admin"]
@@ -226,6 +227,31 @@ class RepairedBytes(NamedTuple):
     size_bytes: int
 
 
+class QueuedDeliveries(NamedTuple):
+    """So many deliveries of events wait, for all subscriptions together."""
+
+    delivery_count: int
+
+
+class OldestDelivery(NamedTuple):
+    """The oldest delivery that waits for an enabled receiver was queued so long ago; 0 where none waits."""
+
+    age_seconds: float
+
+
+class DeadLetters(NamedTuple):
+    """So many deliveries of events were given up and are on record."""
+
+    delivery_count: int
+
+
+class DeliveryAttempt(NamedTuple):
+    """Attempts to deliver an event ended. ``failed`` is repeated; ``dropped`` was never queued for want of room."""
+
+    outcome: DeliveryOutcome
+    event_count: int
+
+
 MetricEvent = (
     ClientRequest
     | AccessDecision
@@ -255,6 +281,10 @@ MetricEvent = (
     | LostCopies
     | KeyRepair
     | RepairedBytes
+    | QueuedDeliveries
+    | OldestDelivery
+    | DeadLetters
+    | DeliveryAttempt
 )
 
 

@@ -189,6 +189,12 @@ _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
     ),
     events.KeyRepair: (_counter("repairs", "Keys that a replica missed."),),
     events.RepairedBytes: (_counter("repaired_bytes", "Bytes sent to repair a replica.", "size_bytes"),),
+    events.QueuedDeliveries: (_gauge("events_queued", "Deliveries of events that wait.", "delivery_count"),),
+    events.OldestDelivery: (
+        _gauge("events_oldest_age_seconds", "Age of the oldest delivery that waits for its receiver.", "age_seconds"),
+    ),
+    events.DeadLetters: (_gauge("events_dead", "Deliveries of events that were given up.", "delivery_count"),),
+    events.DeliveryAttempt: (_counter("event_deliveries", "Attempts to deliver events.", "event_count"),),
 }
 
 

@@ -18,6 +18,7 @@ from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
 from registry_proxy.store.sqlite import SqliteStore
+from tests.support.fakes.memory import RecordingObserver
 
 ANN = Actor("user:ann", "192.0.2.1", "request-1", "docker/27", "registry.example:5000", "https")
 
@@ -29,6 +30,7 @@ class Bench:
     store: SqliteStore | RedisStore
     changes: StoreWatch
     subscriptions: Subscriptions
+    observer: RecordingObserver = field(default_factory=RecordingObserver)
 
     async def subscribe(self, name: str = "ci", **fields: Any) -> Subscription:
         """Store a subscription."""

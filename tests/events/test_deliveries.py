@@ -26,6 +26,7 @@ def deliveries(bench: Bench, sender: ScriptedSender, **limits: Any) -> Deliverie
         subscriptions=bench.subscriptions,
         sender=sender,
         limits=DeliveryLimits(**limits),
+        observer=bench.observer,
     )
 
 

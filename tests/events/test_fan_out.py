@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from registry_proxy.events.backlog import Backlog
 from registry_proxy.events.delivery import Delivery, Lane
 from registry_proxy.events.fan_out import FanOut
 from registry_proxy.ports.outbox import EventType, OutboxEntry
@@ -11,7 +12,8 @@ from tests.events.support import Bench, pushed
 
 def fan_out(bench: Bench, *, queued_max: int = 1000, now: float = 2_000_000_000.0) -> FanOut:
     """Return what moves the events of a bench."""
-    return FanOut(bench.store, bench.subscriptions, queued_max, lambda: now)
+    backlog = Backlog(bench.store, bench.changes, bench.observer)
+    return FanOut(bench.store, bench.subscriptions, backlog, queued_max, lambda: now)
 
 
 async def test_each_subscription_gets_what_it_takes(bench: Bench) -> None:
