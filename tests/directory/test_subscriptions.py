@@ -1,6 +1,8 @@
 """Subscriptions of the directory: their rules, and that every fault is named at once."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.revise import NotFoundError, RevisionConflictError
 from registry_proxy.events.subscription import SubscriptionInput
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "events.md"
 URL = "https://ci.example/hooks/registry"
 
 
@@ -96,6 +99,15 @@ async def test_a_template_is_checked_before_it_is_used(directory: Directory, tem
     """It must be JSON of a limited size, with placeholders that can be filled."""
     with pytest.raises(InvalidError, match=re.escape(fault)):
         await directory.subscriptions.put("ci", SubscriptionInput(url=URL, format="template", template=template))
+
+
+async def test_the_documented_subscriptions_are_accepted(directory: Directory) -> None:
+    """Each example of docs/events.md that has a URL is the body of a PUT."""
+    blocks = re.findall(r"^```json\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+    examples = [json.loads(block) for block in blocks if '"url": "http' in block.partition("\n")[0]]
+    for number, example in enumerate(examples):
+        await directory.subscriptions.put(f"example-{number}", SubscriptionInput(**example))
+    assert {each["format"] for each in examples if "format" in each} == {"distribution", "harbor", "template"}
 
 
 async def test_harbor_has_no_form_for_manifests(directory: Directory) -> None:
