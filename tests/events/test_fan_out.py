@@ -59,6 +59,15 @@ async def test_a_format_gets_only_what_it_can_express(bench: Bench) -> None:
     assert queued == [("1", "event-1"), ("3", "event-4")]
 
 
+async def test_a_format_of_a_later_release_stops_nobody(bench: Bench) -> None:
+    """Its subscription takes nothing; the others get their events."""
+    await bench.subscribe("later", format="carrier-pigeon")
+    await bench.subscribe("ci")
+    await bench.put(pushed(1))
+    lanes, _ = await fan_out(bench).run_once()
+    assert lanes == {Lane("ci", "team/app")}
+
+
 async def test_a_write_under_way_holds_back_its_event_alone(bench: Bench) -> None:
     """Its event waits until it is concluded or its time is over; those of other tags go."""
     await bench.subscribe()
