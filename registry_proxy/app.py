@@ -1,6 +1,5 @@
 """The composition root: the only file that imports every package. One function opens and closes each resource."""
 
-import asyncio
 import contextlib
 import logging
 import sys
@@ -45,7 +44,7 @@ from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.tags import RecordedTags
 from registry_proxy.operations.warm import Prefetch, Warmer
 from registry_proxy.ports.errors import StoreUnavailableError
-from registry_proxy.ports.metrics import CacheDiskStalled, Observer, PolicyCurrent
+from registry_proxy.ports.metrics import CacheDiskStalled, Listener, Observer, PolicyCurrent
 from registry_proxy.repair.duty import RepairDuty
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.open import Records, ReplicaTools, Writes, open_records
@@ -128,7 +127,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         opening = open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
         audit = await stack.enter_async_context(opening)
         app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
-        connections = _connections(settings, observer)
+        connections = configured.connections(settings, observer)
         public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)
         admin = None
         if context.admin_socket is not None:
@@ -140,13 +139,6 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
         await drain(context, settings.drain, public, admin)
-
-
-def _connections(settings: Settings, observer: Observer) -> Mapping[str, Connections]:
-    """Return the counts of the connections of each listener of this worker."""
-    origins, clock = Origins(settings.public_url, settings.trusted_proxies), asyncio.get_running_loop().time
-    limits = configured.connection_limits()
-    return {name: Connections(each, origins, clock, name, observer) for name, each in limits.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +257,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
     observer: PrometheusObserver,
     audit: Audit,
     context: WorkerContext,
-    connections: Mapping[str, Connections],
+    connections: Mapping[Listener, Connections],
 ) -> AdminServices:
     cache, repair, origins = node.cache, node.repair, Origins(settings.public_url, settings.trusted_proxies)
     return AdminServices(

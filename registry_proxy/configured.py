@@ -1,5 +1,6 @@
 """The settings as the values that the rooms take: no room but ``node`` and ``cli`` knows the configuration."""
 
+import asyncio
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,13 @@ from registry_proxy.audit.open import AuditOptions
 from registry_proxy.audit.writer import Retention
 from registry_proxy.cache.open import CacheOptions
 from registry_proxy.config.model import AuthSettings, LdapSettings, OidcSettings, Settings, UpstreamSettings
+from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicOptions
 from registry_proxy.events.receivers import ReceiverLimits
-from registry_proxy.http.connections import ConnectionLimits
+from registry_proxy.http.connections import ConnectionLimits, Connections
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.tags import TagRules
-from registry_proxy.ports.metrics import Listener
+from registry_proxy.ports.metrics import Listener, Observer
 from registry_proxy.ports.names import StaleReason
 from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.protocol.patterns import compile_text_pattern
@@ -33,12 +35,14 @@ _FILES_PER_CONNECTION, _FILES_PER_ADMIN_CONNECTION = 2, 8
 """One in so many of the files that a worker may open is a connection of a client; one that is answered needs two."""
 
 
-def connection_limits() -> Mapping[Listener, ConnectionLimits]:
-    """Return the bounds of each listener, for as many files as this process may open."""
-    return {
+def connections(settings: Settings, observer: Observer) -> Mapping[Listener, Connections]:
+    """Return the counts of the connections of each listener, bounded for as many files as this process may open."""
+    origins, clock = Origins(settings.public_url, settings.trusted_proxies), asyncio.get_running_loop().time
+    limits: Mapping[Listener, ConnectionLimits] = {
         PUBLIC: ConnectionLimits().within_files(_FILES_PER_CONNECTION),
         ADMIN: ConnectionLimits(connections_max=512).within_files(_FILES_PER_ADMIN_CONNECTION),
     }
+    return {name: Connections(each, origins, clock, name, observer) for name, each in limits.items()}
 
 
 def routes(settings: Settings) -> Sequence[Route]:

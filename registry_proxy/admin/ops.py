@@ -11,6 +11,7 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.snapshot import WatchedChanges
 from registry_proxy.http.connections import Connections
 from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.metrics import Listener
 from registry_proxy.ports.replicas import ReplicaState, UpstreamStatus
 from registry_proxy.telemetry.metrics import CONTENT_TYPE
 
@@ -64,7 +65,7 @@ class Readiness:
     repairers: Mapping[str, Warns]
     store_warnings: Callable[[], Awaitable[Sequence[str]]]
     is_draining: Callable[[], bool]
-    connections: Mapping[str, Connections]
+    connections: Mapping[Listener, Connections]
     is_stand_in: bool = False
 
     async def __call__(self) -> State:

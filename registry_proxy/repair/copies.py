@@ -15,9 +15,9 @@ from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, Replica
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
-from registry_proxy.replication.delivery import Delivery, PartAbsentError
 from registry_proxy.replication.refusals import FinalRefusalError, judging_blob
 from registry_proxy.replication.tag_records import held_at
+from registry_proxy.replication.transfer import PartAbsentError, Transfer
 from registry_proxy.replication.upload_stream import read_range, send_cached
 
 
@@ -113,19 +113,19 @@ class Copies:
         Raises:
             FinalRefusalError: the replica has all of these parts that it can have, and refuses the manifest.
         """
-        delivery = Delivery(self.replica_sets[routed.upstream], client, routed, self._send_part)
-        await delivery.put(tag or digest, await self._manifest(routed, digest))
+        transfer = Transfer(self.replica_sets[routed.upstream], client, routed, self._send_part)
+        await transfer.put(tag or digest, await self._manifest(routed, digest))
 
-    async def _send_part(self, delivery: Delivery, kind: ContentKind, digest: Digest) -> None:
+    async def _send_part(self, transfer: Transfer, kind: ContentKind, digest: Digest) -> None:
         try:
             if kind is ContentKind.BLOB:
-                await self.copy_blob(delivery.client, delivery.routed, digest)
+                await self.copy_blob(transfer.client, transfer.routed, digest)
             else:
-                await delivery.put(digest, await self._manifest(delivery.routed, digest))
+                await transfer.put(digest, await self._manifest(transfer.routed, digest))
         except FinalRefusalError:
             raise
         except (RegistryError, UpstreamUnavailableError) as error:
-            if not await self.is_lost(delivery.routed, kind, digest):
+            if not await self.is_lost(transfer.routed, kind, digest):
                 raise
             raise PartAbsentError("no replica has it") from error
 

@@ -18,11 +18,11 @@ from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
-from registry_proxy.replication.delivery import Delivery, PartAbsentError
 from registry_proxy.replication.fanout import Outcome, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.refusals import FinalRefusalError, may_lack_content
 from registry_proxy.replication.tag_records import tag_record_key
+from registry_proxy.replication.transfer import PartAbsentError, Transfer
 from registry_proxy.replication.uploads import UploadReplication
 
 _log = logging.getLogger(__name__)
@@ -133,15 +133,15 @@ class ManifestReplication:
         if tag is not None and not may_move:
             await self._check_new(replica_set, routed, tag, manifest.descriptor.digest)
         write = await self._begin(replica_set, routed, tag, manifest.descriptor, actor)
-        deliveries: list[Delivery] = []
+        transfers: list[Transfer] = []
 
         async def put_at(client: ReplicaClient) -> None:
-            deliveries.append(delivery := Delivery(replica_set, client, routed, self._send_part))
-            await self._deliver(delivery, tag or manifest.descriptor.digest, manifest)
+            transfers.append(transfer := Transfer(replica_set, client, routed, self._send_part))
+            await self._transfer(transfer, tag or manifest.descriptor.digest, manifest)
 
         lanes = lanes_of(replica_set, str(manifest.descriptor.digest), paused=write.paused)
         outcome = await fan_out(replica_set, lanes, put_at)
-        for digest in {digest for delivery in deliveries for digest in delivery.missed}:
+        for digest in {digest for transfer in transfers for digest in transfer.missed}:
             # The client's retry asks again and uploads it, where our memory would answer that it is there.
             self.holdings.forget(routed, ContentKind.BLOB, digest)
             self.holdings.forget(routed, ContentKind.MANIFEST, digest)
@@ -230,25 +230,25 @@ class ManifestReplication:
             raise failure
         return False
 
-    async def _deliver(self, delivery: Delivery, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
+    async def _transfer(self, transfer: Transfer, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
         """Put a manifest at one replica, with the missing parts that this node has."""
         try:
-            await delivery.put(tag_or_digest, manifest)
+            await transfer.put(tag_or_digest, manifest)
         except RegistryError as error:
-            if not delivery.missed:
+            if not transfer.missed:
                 raise
             if may_lack_content(error) and error.code is not ErrorCode.MANIFEST_BLOB_UNKNOWN:
-                raise content_unknown(delivery.missed) from error
+                raise content_unknown(transfer.missed) from error
             if isinstance(error, FinalRefusalError):
                 raise error.refusal from error
             raise
 
-    async def _send_part(self, delivery: Delivery, kind: ContentKind, digest: Digest) -> None:
+    async def _send_part(self, transfer: Transfer, kind: ContentKind, digest: Digest) -> None:
         """Send a part from our cache, if the repository is known to hold it.
 
         Else a manifest that names a digest would be enough to get any content of the cache into one's own repository.
         """
-        client, routed = delivery.client, delivery.routed
+        client, routed = transfer.client, transfer.routed
         if (await self.journal.current.marks()).refuses(client.name, routed, digest):
             raise PartAbsentError("it refuses that, too")
         is_sent = False
@@ -256,7 +256,7 @@ class ManifestReplication:
             is_held = self.holdings.find(routed, kind, digest) is not None
             is_sent = is_held and await self.uploads.heal_blob(client, routed, digest)
         elif (manifest := find_cached_manifest(self.holdings, self.cache, routed, digest)) is not None:
-            await delivery.put(digest, manifest)
+            await transfer.put(digest, manifest)
             if await self.journal.confirm(IntentKey(routed, IntentKind.MANIFEST, str(digest)), digest, client.name):
                 await self.uploads.release(digest)
             is_sent = True

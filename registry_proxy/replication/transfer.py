@@ -29,13 +29,13 @@ class PartAbsentError(Exception):
         self.may_come = may_come
 
 
-SendPart = Callable[["Delivery", ContentKind, Digest], Awaitable[None]]
-"""Sends a part that the replica of a delivery misses. Raises PartAbsentError, FinalRefusalError, and other errors that
-end the delivery."""
+SendPart = Callable[["Transfer", ContentKind, Digest], Awaitable[None]]
+"""Sends a part that the replica of a transfer misses. Raises PartAbsentError, FinalRefusalError, and other errors that
+end the transfer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class Transfer:
     """A manifest on its way to a replica with all its parts.
 
     Args:
