@@ -121,7 +121,6 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         await duties.enter_async_context(running(node.cache.scrubber.run(), "scrub of the cache"))
         await duties.enter_async_context(running(node.writes.uploads.run(), "upkeep of uploads"))
         if has_admin:
-            await duties.enter_async_context(running(node.events.deliveries.run(), "deliveries of events"))
             await duties.enter_async_context(node.repair.running(repairs=not context.is_stand_in))
         audit_options = configured.audit_options(settings, node.spool.node_id, context.process)
         opening = open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
@@ -136,6 +135,8 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
                 serving_admin(make_admin_app(services), context.admin_socket, connections[ADMIN])
             )
         context.ready()
+        if has_admin:  # not before: a long queue makes no start longer
+            await duties.enter_async_context(running(node.events.deliveries.run(), "deliveries of events"))
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
         await drain(context, settings.drain, public, admin)

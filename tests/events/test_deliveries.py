@@ -99,7 +99,7 @@ async def test_one_process_delivers_at_a_time(bench: Bench) -> None:
     first = spawn(deliveries(bench, sender).run(), "first")
     async with running(deliveries(bench, sender).run(), "second"):
         await bench.put(*(pushed(number) for number in range(1, 10)))
-        await until(lambda: len(sender.sent) >= 9)
+        await become(lambda: bench.store.list(Table.DELIVERED), lambda found: len(found) == 9)
         await end(first)
         await bench.put(pushed(10))
         await until(lambda: len(sender.sent) >= 10)
@@ -168,3 +168,51 @@ async def test_only_the_last_delivered_events_of_a_lane_stay_on_record(
             lambda: bench.store.list(Table.DELIVERED), lambda found: bool(found) and found[-1].key.endswith("8")
         )
     assert len(delivered) == 3
+
+
+@pytest.mark.parametrize("on_failure", ["hold", "skip"])
+async def test_a_long_queue_of_a_dead_receiver_costs_the_next_event_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, on_failure: str
+) -> None:
+    """An event asks the store for as much with hundreds of deliveries before it as with a few."""
+    monkeypatch.setattr("registry_proxy.events.backlog._REPORT_SECONDS", 3600.0)
+    requests, used = recording_requests(bench, monkeypatch), []
+    await bench.subscribe()
+    await bench.subscribe("dead", on_failure=on_failure)
+    dead = ReceiverAnswer(503, "", retry_after_seconds=3600.0)
+    sender = ScriptedSender(lambda subscription, _: dead if subscription.name == "dead" else OK)
+    put = list[str]()
+
+    async def deliver(count: int) -> None:
+        """Put events, and wait until what they cost comes to rest."""
+        for _ in range(count):
+            put.append(f"event-{len(put) + 1}")
+            await bench.put(pushed(len(put)))
+        await until(lambda: len(sender.ids()) == len(put))
+        await until(lambda: on_failure == "hold" or len(sender.ids("dead")) >= 100)
+        await asyncio.sleep(0.5)
+
+    async with running(deliveries(bench, sender).run(), "deliveries"):
+        for count in (120, 300):
+            await deliver(count)
+            requests.clear()
+            await deliver(1)
+            used.append(sorted(requests))
+    assert used[0] == used[1]
+    assert len(await bench.store.list(Table.DELIVERIES, "dead/")) == len(put)
+
+
+def recording_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Return the list of the requests to the store of a bench, each with the number of records that it reads."""
+    requests: list[tuple[str, int]] = []
+    for name in ("get", "get_all", "list", "heads", "count", "commit"):
+        ask = getattr(bench.store, name)
+
+        async def recorded(*arguments: Any, _ask: Any = ask, _name: str = name, **options: Any) -> Any:
+            answer = await _ask(*arguments, **options)
+            records = len(answer) if isinstance(answer, list) else 1
+            requests.append((_name, answer if _name == "count" else records))
+            return answer
+
+        monkeypatch.setattr(bench.store, name, recorded)
+    return requests
