@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -138,6 +139,26 @@ def test_events_survive_the_death_of_the_service(proxy: Proxy, receiver: Receive
     proxy.start()
     wait_until(lambda: len(receiver.events) >= len(tags), "all events")
     assert receiver.tags() == tags
+
+
+def test_another_node_delivers_when_one_dies(
+    registries: list[Server], start_proxy: StartProxy, redis: Server, receiver: Receiver
+) -> None:
+    """A node that delivered is killed: the other one goes on, with the events of both, numbered as before."""
+    extra = {"store": f"redis://127.0.0.1:{redis.port}/0", "events": {"allowed_hosts": ["127.0.0.1"]}}
+    one = start_proxy(registries, extra, name="one")
+    subscribe(one, receiver.url)
+    at_one = one.add_user("ann", pull_push=["team/**"])
+    two = start_proxy(registries, extra, name="two")
+    at_two = replace(at_one, url=two.url, tokens={})
+    at_one.push(REPOSITORY, "v0", make_image(b"0"))
+    at_two.push(REPOSITORY, "v1", make_image(b"1"))
+    wait_until(lambda: len(receiver.events) == 2, "the events of both nodes")
+    one.kill_everything()
+    at_two.push(REPOSITORY, "v2", make_image(b"2"))
+    wait_until(lambda: len(receiver.events) == 3, "the event by the other node", timeout_seconds=60)
+    assert receiver.tags() == ["v0", "v1", "v2"]
+    assert [event["sequence"][-1] for event in receiver.events] == ["1", "2", "3"]
 
 
 def test_secrets_and_headers_are_never_shown(proxy: Proxy) -> None:
