@@ -9,6 +9,9 @@ from itertools import islice
 from registry_proxy.events.delivery import Lane
 from registry_proxy.tasks import end, spawn
 
+_DUE_AT_ONCE = 500
+"""Number of lanes that become due in one step: thousands do after a start, and requests must not wait for that."""
+
 
 class Agenda:
     """Serves lanes when they are due.
@@ -54,7 +57,9 @@ class Agenda:
     def start_due(self) -> None:
         """Start tasks for the lanes that are due."""
         now = self._clock()
-        while self._calendar and self._calendar[0][0] <= now:
+        for _ in range(_DUE_AT_ONCE):
+            if not self._calendar or self._calendar[0][0] > now:
+                break
             at, text = heapq.heappop(self._calendar)
             lane = Lane.of(text)
             if self._times.get(lane) == at:  # else it was moved to an earlier time, and served

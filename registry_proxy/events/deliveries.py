@@ -36,6 +36,9 @@ _SKIP_AMONG = 100
 _DELIVERED_KEPT = 100
 """Number of delivered events of a lane that stay on record."""
 
+_LANES_IN_A_STEP = 500
+"""Number of lanes after which requests that wait come first."""
+
 _REMOVED_AT_ONCE = 500
 _LEASE = "events"
 _log = logging.getLogger(__name__)
@@ -128,7 +131,9 @@ class Deliveries:
     async def _look_at_all(self, agenda: Agenda) -> None:
         """Have every lane served that has a delivery; remove what is on record of subscriptions that are gone."""
         known = {subscription.name for subscription in await self._subscriptions.current()}
-        for text in await self._store.heads(Table.DELIVERIES):
+        for count, text in enumerate(await self._store.heads(Table.DELIVERIES), 1):
+            if count % _LANES_IN_A_STEP == 0:
+                await asyncio.sleep(0)
             if (lane := Lane.of(text)).subscription in known:
                 agenda.serve_at(lane, 0.0)
         for name in {Lane.of(text).subscription for text in await self._store.heads(Table.LANES)} - known:

@@ -91,3 +91,17 @@ async def test_an_event_that_comes_while_its_lane_is_served_is_not_forgotten() -
             agenda.start_due()
             await asyncio.sleep(0)
     assert len(bell.begun) == 3
+
+
+async def test_thousands_of_lanes_become_due_in_steps() -> None:
+    """No step takes all of them: the worker answers requests in between. None is left out."""
+    bell = Bell()
+    bell.free.set()
+    async with aclosing(Agenda(bell.serve, 10_000, lambda: 100.0)) as agenda:
+        for number in range(2000):
+            agenda.serve_at(Lane("ci", f"team/app{number}"), 0.0)
+        agenda.start_due()
+        await until(lambda: len(bell.begun) == 500)
+        for _ in range(3):
+            agenda.start_due()
+        await until(lambda: len(set(bell.begun)) == 2000)
