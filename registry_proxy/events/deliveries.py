@@ -17,7 +17,7 @@ from registry_proxy.events.fan_out import FanOut
 from registry_proxy.events.schedule import wait_seconds
 from registry_proxy.events.sender import Sender
 from registry_proxy.events.subscription import OnFailure, Subscription
-from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
@@ -70,7 +70,7 @@ class Deliveries:
         *,
         store: Store,
         changes: StoreChanges,
-        subscriptions: Subscriptions,
+        subscriptions: CurrentSubscriptions,
         sender: Sender,
         limits: DeliveryLimits,
         observer: Observer,

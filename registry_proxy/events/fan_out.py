@@ -9,7 +9,7 @@ from typing import Any
 from registry_proxy.events.backlog import Backlog
 from registry_proxy.events.delivery import Delivery, Lane
 from registry_proxy.events.subscription import Subscription
-from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.ports.errors import ConflictError
 from registry_proxy.ports.outbox import EventType, OutboxEntry, RegistryEvent
 from registry_proxy.ports.store import LOSS_KEY, Change, Record, Store, Table
@@ -46,7 +46,7 @@ class FanOut:
     def __init__(
         self,
         store: Store,
-        subscriptions: Subscriptions,
+        subscriptions: CurrentSubscriptions,
         backlog: Backlog,
         queued_max: int,
         clock: Callable[[], float] = time.time,

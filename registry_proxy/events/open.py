@@ -8,7 +8,7 @@ from registry_proxy.events.deliveries import Deliveries, DeliveryLimits
 from registry_proxy.events.outbox import StoreOutbox
 from registry_proxy.events.receivers import HttpSender, ReceiverLimits
 from registry_proxy.events.record import DeliveryRecord
-from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Store, StoreChanges
@@ -42,7 +42,7 @@ async def open_events(
         observer: see Deliveries.
     """
     async with contextlib.aclosing(HttpSender(limits)) as sender:
-        subscriptions = Subscriptions(store, changes)
+        subscriptions = CurrentSubscriptions(store, changes)
         deliveries = Deliveries(
             store=store,
             changes=changes,

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Actor, EventType, OutboxEntry, RegistryEvent
 from registry_proxy.ports.store import Change, Table
@@ -29,7 +29,7 @@ class StoreOutbox:
 
     def __init__(
         self,
-        subscriptions: Subscriptions,
+        subscriptions: CurrentSubscriptions,
         local_name: Callable[[RoutedRepository], Repository | None],
         clock: Callable[[], float] = time.time,
     ) -> None:

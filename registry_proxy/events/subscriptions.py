@@ -6,7 +6,7 @@ from registry_proxy.events.subscription import Subscription, subscription_of
 from registry_proxy.ports.store import Store, StoreChanges, Table
 
 
-class Subscriptions:
+class CurrentSubscriptions:
     """Remembers all subscriptions of a store."""
 
     def __init__(self, store: Store, changes: StoreChanges) -> None:

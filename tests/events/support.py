@@ -11,7 +11,7 @@ from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.outbox import outbox_change
 from registry_proxy.events.sender import ReceiverAnswer
 from registry_proxy.events.subscription import Subscription
-from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.ports.outbox import Actor, EventType, OutboxEntry, RegistryEvent
 from registry_proxy.ports.store import Change, Record, Table
 from registry_proxy.store.changes import StoreWatch
@@ -29,7 +29,7 @@ class Bench:
 
     store: SqliteStore | RedisStore
     changes: StoreWatch
-    subscriptions: Subscriptions
+    subscriptions: CurrentSubscriptions
     observer: RecordingObserver = field(default_factory=RecordingObserver)
 
     async def subscribe(self, name: str = "ci", **fields: Any) -> Subscription:
@@ -54,7 +54,7 @@ class Bench:
 async def open_bench(directory: Path) -> AsyncIterator[Bench]:
     """Open an empty SQLite store."""
     async with open_store(f"sqlite:///{directory / 'store.db'}", str(directory / "page")) as (store, changes):
-        yield Bench(store, changes, Subscriptions(store, changes))
+        yield Bench(store, changes, CurrentSubscriptions(store, changes))
 
 
 def pushed(number: int, *, repository: str = "team/app", tag: str = "", **fields: Any) -> RegistryEvent:

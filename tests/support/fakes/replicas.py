@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from registry_proxy.events.outbox import StoreOutbox
-from registry_proxy.events.subscriptions import Subscriptions
+from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.operations.contents import has, links_of
 from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.manage import Manage
@@ -411,7 +411,7 @@ async def pushing(
         sets = {replicas.upstream: replicas}
         names = {replicas.upstream: [client.name for client in replicas.replicas]}
         journal = Journal(store, changes, RecordingObserver(), names, guarded=[replicas.upstream])
-        outbox = StoreOutbox(Subscriptions(store, changes), lambda routed: routed.repository)
+        outbox = StoreOutbox(CurrentSubscriptions(store, changes), lambda routed: routed.repository)
         uploads = UploadReplication(replica_sets=sets, journal=journal, cache=cache, pins=spool)
         manifests = ManifestReplication(
             replica_sets=sets,
