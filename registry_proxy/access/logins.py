@@ -159,7 +159,7 @@ class Logins:
     async def _is_right(self, user: User | None, password: str, caller: Caller) -> bool:
         """Tell whether a password is right; that of nobody never is.
 
-        With LDAP a wrong one costs a hash and a bind, whoever's it is. While LDAP is away a name that nobody has is
+        With LDAP a wrong one costs a hash and a bind for any name. While LDAP is away a name that nobody has is
         answered like one that LDAP knows, so that these do not stand out; what is kept here is judged without it.
 
         Raises:

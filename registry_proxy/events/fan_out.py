@@ -39,7 +39,7 @@ class FanOut:
         store: holds outbox, lanes and deliveries.
         subscriptions: as they are now.
         backlog: counts what is queued.
-        queued_max: limit of the deliveries that wait for one subscription; later ones are dropped, and a gap is told.
+        queued_max: limit of the deliveries that wait for one subscription; later ones are dropped, and a gap says so.
         clock: seconds since the epoch.
     """
 

@@ -143,13 +143,13 @@ class ForkServer:
         return os.waitpid(pid, 0)[1]
 
     def reap_orphans(self) -> None:
-        """Wait for whoever has ended and is a child of this process only because its own parent ended before.
+        """Reap children that have ended and belong to this process only because their own parent ended first.
 
-        This falls to a "subreaper", as to the first process of a container, or they stay zombies. To be called at each
-        SIGCHLD, and when a copy has been waited for: as long as one has ended and was not, others may be behind it.
+        A "subreaper" has this duty, as the first process of a container has, or they stay zombies. Call it at each
+        SIGCHLD, and after a copy was waited for: an ended copy that nobody waited for hides the ones behind it.
         """
         with contextlib.suppress(ChildProcessError):
-            while not self._asking.locked():  # else it might be a copy of which we are still to be told
+            while not self._asking.locked():  # else it might be a copy whose start was not answered yet
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if ended is None or ended.si_pid in self._copies:
                     return

@@ -4,7 +4,7 @@ The listening sockets stay open here while workers come and go, so that connecti
 settings travel over a socket pair: no secret is in argv or environment.
 
 The workers that run with the same settings are a generation. A reload starts the next one on the same sockets, and when
-all of it is ready the one before is told to hand over: it takes nothing new and ends when it has finished.
+all of it is ready the one before hands over: it takes nothing new and ends when it has finished.
 """
 
 import asyncio
@@ -134,7 +134,7 @@ class Supervisor:
                 finally:
                     self._kill_all()
                     ends = asyncio.gather(*(process.process.wait() for process in self._processes))
-                    with contextlib.suppress(TimeoutError):  # whoever waits for a disk that hangs ends when it goes on
+                    with contextlib.suppress(TimeoutError):  # a process that waits for a disk that hangs ends later
                         await asyncio.wait_for(ends, self._timing.grace)
 
     async def _serve(self) -> None:

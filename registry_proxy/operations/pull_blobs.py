@@ -43,7 +43,7 @@ class BlobAnswer(NamedTuple):
 
     ``content`` is the whole of a small blob, or is closed by its receiver. ``rest`` opens, at an offset of
     the content, the bytes that a ``BlobReader`` could not give because the disk failed. Entering raises as ``Pull``,
-    and FillLostError where it could not be told any more whether the whole would be right.
+    and FillLostError where nothing can show any more that the whole would be right.
     """
 
     descriptor: Descriptor

@@ -1,7 +1,7 @@
 """Referrers: listed over all replicas, and kept under the fallback tag for registries that have no list of them.
 
 A registry without the referrers API has the list as an index under a tag. Clients leave that to us, since each push is
-answered with OCI-Subject; so it is kept current here, for us, and for whoever asks such a registry itself.
+answered with OCI-Subject; so it is kept current here, also for clients that ask such a registry itself.
 """
 
 import logging

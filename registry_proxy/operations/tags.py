@@ -159,7 +159,7 @@ class TagResolver:
                 return resolved
             record = await self._record(routed, tag)
             if self._is_shared and (after := None if record is None else record.revision) != recorded:
-                # Another node came between: the record may be gone again, and be told by nothing later.
+                # Another node came between: the record may be gone again, and nothing would show that later.
                 recorded = after
                 continue
             if self._is_recorded(routed) and record is not None and record.is_past(resolved.digest):
@@ -213,8 +213,8 @@ class TagResolver:
     async def _settle(self, routed: RoutedRepository, tag: Tag) -> ResolvedTag | None:
         """Return what a tag is where a replica is at odds with its record, or none that counts can be asked.
 
-        None where it is being written: then the answer that was had may be right. With a warning what it was before,
-        where nobody has what it shall be.
+        None where it is being written: then the present answer may be right. With a warning, the earlier digest, where
+        no replica has the recorded one.
 
         Raises:
             RegistryError: MANIFEST_UNKNOWN: it was deleted, and a replica that went back in time has it again.

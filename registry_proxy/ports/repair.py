@@ -126,7 +126,7 @@ class Comparison:
     def doubt_about(self, replica: str) -> str:
         """Return why it is not known that a replica has all that can be had; "" when it is.
 
-        Few contents that fail are no reason, whoever pushed them: reads of them find out where they are.
+        Few contents that fail are no reason: any pusher can make them, and reads find out where they are.
         """
         doubtful = [each for each in self.failures if each.replica == replica or not each.is_held]
         if self.failed > len(self.failures):

@@ -131,7 +131,7 @@ class Inspection:
     async def leave_sentinels(self, replica_set: ReplicaSet, *, renew: bool = False) -> None:
         """Leave a sentinel at each replica on the roster that has none and can be written to now.
 
-        With ``renew`` each gets a new one: a copy of its storage that is older is told by that, without any record of
+        With ``renew`` each gets a new one: an older copy of its storage is recognised by that, without any record of
         what was written since.
         """
         for client in replica_set.replicas:

@@ -1,7 +1,7 @@
 """Maintenance: a replica is taken out of writes and repair, as for its own garbage collection (docs/decisions/45).
 
-A pause is a record in the store. A write stores its intents first and looks for the pause then; whoever pauses stores
-the pause first and looks for open intents then. So of a write and a pause that meet, one always sees the other.
+A pause is a record in the store. A write stores its intents first and looks for the pause then; a pause is
+stored first, and open intents are looked for then. So of a write and a pause that meet, one always sees the other.
 """
 
 import asyncio

@@ -152,7 +152,7 @@ class Repairer:
         status = self._status[client.name]
         async with repair_lease(self._store, upstream, client.name):
             if await is_paused(self._store, upstream, client.name):
-                return True  # since a moment ago; whoever paused it waits for this lease
+                return True  # since a moment ago; the pause waits for this lease
             marks = await self._journal.current.marks(of_all_nodes=True)  # another process may have taken it in
             is_newcomer = marks.is_newcomer(upstream, client.name)
             if not is_newcomer and not await self._open_keys(client.name):

@@ -251,7 +251,7 @@ class Verifier:
             return
         wanted = _decide(recorded, held, walk.prefer)
         if answers.failures and wanted != recorded:
-            return  # whoever could not be asked may have it otherwise
+            return  # a replica that could not be asked may have another one
         holders = tuple(name for name, digest in held.items() if wanted is not None and digest == wanted)
         for name, digest in held.items():
             if wanted is None or digest != wanted:

@@ -85,7 +85,7 @@ class Manifests:
         """Store a manifest.
 
         Args:
-            repository: that shall hold it.
+            repository: the one that holds it afterwards.
             tag_or_digest: its name.
             manifest: the manifest.
             tag: a tag to be set besides a digest (spec 1.2, ``OCI-Tag``).

@@ -126,7 +126,7 @@ class SharedLists:
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
 
     async def get(self, key: Hashable, fetch: Callable[[], Awaitable[_T]]) -> _T:
-        """Return a value whose fetch began after this call, whoever called for it; nothing is kept of it."""
+        """Return a value whose fetch began after this call, for any caller; nothing is kept of it."""
         shared: SharedFetch[_T] = self._running.setdefault(key, SharedFetch(0))
         try:
             return await shared.get(None, fetch)
