@@ -66,6 +66,8 @@ BOUNDS = {
     "events.agenda.Agenda._renewed": RUNNING,
     "events.agenda.Agenda._serving": RUNNING,
     "events.agenda.Agenda._times": LANES,
+    "events.backlog.Backlog._oldest": LANES,
+    "events.backlog.Backlog._queued": "100 subscriptions",
     "events.fan_out._Queue._deliveries": "100 events at once",
     "files.writer_thread.WriterThread.pending": "20,000 events of 8 KB, or requests with paths of 1,000 characters",
     "http.connections.Connections._owners": RUNNING,
