@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
@@ -75,6 +76,11 @@ class RegistryEvent:
     size_bytes: int = 0
     actor: Actor | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def time(self) -> str:
+        """The time of the event as a text of RFC 3339, in UTC."""
+        return datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z")
 
     def stored(self) -> dict[str, Any]:
         """Return the event as plain JSON."""

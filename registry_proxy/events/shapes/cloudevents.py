@@ -1,7 +1,6 @@
 """CloudEvents 1.0 in structured mode, with the sequence extension."""
 
 import json
-from datetime import UTC, datetime
 
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.subscription import Subscription
@@ -22,7 +21,7 @@ def cloudevent(_: Subscription, number: int, delivery: Delivery) -> tuple[bytes,
         "id": event.id,
         "source": f"{_SOURCE}/{event.repository}".rstrip("/"),
         "type": f"{_SOURCE}.{_TYPES.get(event.type, event.type.value)}",
-        "time": datetime.fromtimestamp(event.at, UTC).isoformat().replace("+00:00", "Z"),
+        "time": event.time,
         "datacontenttype": "application/json",
         "sequence": f"{number:0{_NUMBER_DIGITS}d}",
     }

@@ -1,7 +1,6 @@
 """The notification of CNCF distribution: an envelope with one event."""
 
 import json
-from datetime import UTC, datetime
 
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.subscription import Subscription
@@ -23,7 +22,7 @@ def distribution_envelope(_subscription: Subscription, _number: int, delivery: D
     actor = event.actor or Actor("")
     notification = {
         "id": event.id,
-        "timestamp": datetime.fromtimestamp(event.at, UTC).isoformat().replace("+00:00", "Z"),
+        "timestamp": event.time,
         "action": action,
         "target": _without_nothing(_target(event, actor)),
         "request": {

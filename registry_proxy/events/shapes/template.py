@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.subscription import Subscription
@@ -50,7 +49,7 @@ def _values(subscription: Subscription, number: int, delivery: Delivery) -> Mapp
     return {
         "event.id": event.id,
         "event.type": event.type.value,
-        "event.time": datetime.fromtimestamp(event.at, UTC).isoformat().replace("+00:00", "Z"),
+        "event.time": event.time,
         "event.number": str(number),
         "event.replay": str(delivery.is_replay).lower(),
         "registry": actor.host,
