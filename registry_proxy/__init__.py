@@ -17,7 +17,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     edge, admin                  the public listener, the admin listener (admin and cli: a file for each resource)
     node                         processes, workers, sockets
     configured, app, load        settings as the rooms' values; composition of a worker; its late loading
-    offline, cli                 work without the service; the command line
+    offline, cli, terminal       work without the service; the commands; the admin client and output that they share
 
 The path of a pull::
 

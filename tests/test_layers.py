@@ -46,7 +46,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "app": "access admin audit cache config configured directory edge events http node operations ports repair"
         " replication spool store tasks telemetry upstream",
         "load": "app node",
-        "cli": "config files load node offline ports protocol",
+        "terminal": "config files protocol",
+        "cli": "config load node offline ports protocol terminal",
         "__main__": "cli load node",
     }.items()
 }
@@ -58,7 +59,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "api": "aiohttp pydantic pydantic_core",
         "admin": "aiohttp cachetools prometheus_client pydantic",  # reads the scrape of all workers
         "cache": "inotify_simple",
-        "cli": "httpx rich typer yaml",  # writes policies as files
+        "cli": "rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
         "edge": "aiohttp cachetools multidict",
         "events": "aiohttp yarl",
@@ -69,6 +70,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "spool": "cachetools",
         "store": "redis",
         "telemetry": "prometheus_client pythonjsonlogger",
+        "terminal": "httpx rich typer",
         "upstream": "cachetools",
     }.items()
 }

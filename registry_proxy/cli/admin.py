@@ -9,7 +9,6 @@ from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.cache import cache_app
 from registry_proxy.cli.deliveries import event_app
-from registry_proxy.cli.errors import CommandError
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.groups import group_app
 from registry_proxy.cli.importing import import_
@@ -17,7 +16,6 @@ from registry_proxy.cli.keys import key_app
 from registry_proxy.cli.login import login, logout
 from registry_proxy.cli.me import change_password, whoami
 from registry_proxy.cli.node import reload_configuration, show_openapi
-from registry_proxy.cli.output import print_error
 from registry_proxy.cli.policy import policy_app
 from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.reset import reset_app
@@ -26,6 +24,8 @@ from registry_proxy.cli.subscriptions import subscription_app
 from registry_proxy.cli.tokens import token_app
 from registry_proxy.cli.upstreams import replica_app
 from registry_proxy.cli.users import user_app
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import print_error
 
 
 class Commands(TyperGroup):

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client, given
-from registry_proxy.cli.output import (
+from registry_proxy.terminal.client import AdminClient, admin_client, given
+from registry_proxy.terminal.output import (
     JsonOption,
     YesOption,
     confirm,
@@ -20,7 +20,7 @@ from registry_proxy.cli.output import (
     printed_json,
     wants_json,
 )
-from registry_proxy.cli.times import Since, Until
+from registry_proxy.terminal.times import Since, Until
 
 audit_app = typer.Typer(
     help="The audit log of a node: acts with their subject, rule and address.", no_args_is_help=True

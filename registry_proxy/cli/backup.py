@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import counted, print_note
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.load import SettingsError, load_settings
 from registry_proxy.config.model import Settings
 from registry_proxy.node.host import locked_cache
 from registry_proxy.offline.backup import STANDARD_STREAM, Backup, BackupError, backup_store, restore_store
 from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import counted, print_note
 
 _HINTS: Mapping[type[Exception], str | None] = {
     BackupError: None,

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import (
+from registry_proxy.cli.warm import warm_cache
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import (
     JsonOption,
     YesOption,
     confirm,
@@ -19,7 +20,6 @@ from registry_proxy.cli.output import (
     printed_json,
     spinner,
 )
-from registry_proxy.cli.warm import warm_cache
 
 cache_app = typer.Typer(help="The cache on the node's disk.", no_args_is_help=True)
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, print_note, print_table, printed_json, progress_bars
+from registry_proxy.terminal.client import AdminClient, admin_client
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, counted, print_note, print_table, printed_json, progress_bars
 
 _POLL_SECONDS = 0.5
 _STUCK_SECONDS = 15.0

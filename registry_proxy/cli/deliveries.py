@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client, given
-from registry_proxy.cli.output import (
+from registry_proxy.cli.subscriptions import SubscriptionName
+from registry_proxy.terminal.client import AdminClient, admin_client, given
+from registry_proxy.terminal.output import (
     JsonOption,
     counted,
     print_facts,
@@ -17,7 +18,6 @@ from registry_proxy.cli.output import (
     printed_json,
     spinner,
 )
-from registry_proxy.cli.subscriptions import SubscriptionName
 
 event_app = typer.Typer(help="Events on their way to the receivers of subscriptions.", no_args_is_help=True)
 

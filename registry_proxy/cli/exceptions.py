@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.comparisons import upstream_names
-from registry_proxy.cli.output import (
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import (
     JsonOption,
     YesOption,
     confirm,

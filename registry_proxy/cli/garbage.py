@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client
 from registry_proxy.cli.comparisons import ABLE, compare_replicas, fail_for, follow_repairs
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, print_note, print_result, wants_json
 from registry_proxy.cli.pauses import ResumedError, resume, wait_for, wait_until_quiet
+from registry_proxy.terminal.client import AdminClient, admin_client
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, counted, print_note, print_result, wants_json
 
 _UP_SECONDS = 120.0
 _SHELL = "/bin/sh"

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client, given
-from registry_proxy.cli.errors import failing_with
-from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object, print_table, printed_json
 from registry_proxy.cli.replay import replay_grants
-from registry_proxy.cli.times import Expires, NewExpires
+from registry_proxy.terminal.client import admin_client, given
+from registry_proxy.terminal.errors import failing_with
+from registry_proxy.terminal.output import JsonOption, print_list, print_note, print_object, print_table, printed_json
+from registry_proxy.terminal.times import Expires, NewExpires
 
 grant_app = typer.Typer(help="Grants: actions that subjects may do in repositories.", no_args_is_help=True)
 

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands, change_subject, edit_names
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, print_note, print_object
 
 group_app = typer.Typer(help="Groups of users: subjects of grants.", no_args_is_help=True)
 

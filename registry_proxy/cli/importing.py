@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, admin_url, find_credentials, read_password
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, format_size, print_result, progress_bars
 from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
+from registry_proxy.terminal.credentials import PasswordFile, PasswordStdin, admin_url, find_credentials, read_password
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, counted, format_size, print_result, progress_bars
 
 if TYPE_CHECKING:
     from registry_proxy.offline.importer import Outcome, RegistryAccess, Selection

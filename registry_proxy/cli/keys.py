@@ -2,8 +2,8 @@
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_result
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import JsonOption, print_result
 
 key_app = typer.Typer(help="The key that signs tokens.", no_args_is_help=True)
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.client import AdminClient
-from registry_proxy.cli.credentials import (
+from registry_proxy.terminal.client import AdminClient
+from registry_proxy.terminal.credentials import (
     FIRST_ADMIN,
     Credentials,
     PasswordFile,
@@ -16,8 +16,8 @@ from registry_proxy.cli.credentials import (
     read_password,
     store_credentials,
 )
-from registry_proxy.cli.errors import NotAdminError
-from registry_proxy.cli.output import print_note
+from registry_proxy.terminal.errors import NotAdminError
+from registry_proxy.terminal.output import print_note
 
 
 def login(

@@ -1,7 +1,8 @@
 """`registry-proxy whoami` and `password`: the account that the commands log in with."""
 
-from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.credentials import (
+from registry_proxy.cli.grants import print_grants
+from registry_proxy.terminal.client import AdminClient, admin_client
+from registry_proxy.terminal.credentials import (
     PASSWORD_VARIABLE,
     Credentials,
     PasswordFile,
@@ -13,8 +14,7 @@ from registry_proxy.cli.credentials import (
     read_password,
     store_credentials,
 )
-from registry_proxy.cli.grants import print_grants
-from registry_proxy.cli.output import JsonOption, counted, print_facts, print_note, printed_json
+from registry_proxy.terminal.output import JsonOption, counted, print_facts, print_note, printed_json
 
 
 def whoami(_json: JsonOption = False) -> None:

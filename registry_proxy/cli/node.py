@@ -1,7 +1,7 @@
 """`registry-proxy reload` and `openapi`: the configuration of a node, and the description of its admin API."""
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_json, print_result, spinner
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import JsonOption, print_json, print_result, spinner
 
 
 def reload_configuration(_json: JsonOption = False) -> None:

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_note, print_result, printed_json
+from registry_proxy.terminal.client import AdminClient, admin_client
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, print_note, print_result, printed_json
 
 _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 180.0

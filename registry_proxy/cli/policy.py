@@ -10,12 +10,20 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from registry_proxy.cli.client import AdminClient, admin_client, given
-from registry_proxy.cli.errors import CommandError, failing_with
 from registry_proxy.cli.grants import grant_text
-from registry_proxy.cli.output import JsonOption, YesOption, confirm, counted, print_lines, print_note, printed_json
 from registry_proxy.cli.replay import print_replay
 from registry_proxy.config.source import Source, format_path, read_yaml
+from registry_proxy.terminal.client import AdminClient, admin_client, given
+from registry_proxy.terminal.errors import CommandError, failing_with
+from registry_proxy.terminal.output import (
+    JsonOption,
+    YesOption,
+    confirm,
+    counted,
+    print_lines,
+    print_note,
+    printed_json,
+)
 
 policy_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
 

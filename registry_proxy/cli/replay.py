@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, counted, format_value, print_note, print_table, printed_json
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import JsonOption, counted, format_value, print_note, print_table, printed_json
 
 _COLUMNS = ("subject", "repository", "tag", "action", ("count", "ASKED"), "last_at", "reason")
 

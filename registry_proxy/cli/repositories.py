@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, print_list
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import JsonOption, print_list
 
 repository_app = typer.Typer(help="Repositories.", no_args_is_help=True)
 

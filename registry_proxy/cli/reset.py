@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from registry_proxy.cli.backup import Config, told_offline
-from registry_proxy.cli.credentials import FIRST_ADMIN, PasswordFile, PasswordStdin, read_password
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import print_lines, print_note
 from registry_proxy.config.load import load_settings
 from registry_proxy.offline.reset import reset_admin
+from registry_proxy.terminal.credentials import FIRST_ADMIN, PasswordFile, PasswordStdin, read_password
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import print_lines, print_note
 
 reset_app = typer.Typer(help="Administrators, without the admin API.", no_args_is_help=True)
 

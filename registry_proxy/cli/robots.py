@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.client import admin_client, given
-from registry_proxy.cli.output import JsonOption, print_list, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands
-from registry_proxy.cli.times import Expires, NewExpires
 from registry_proxy.cli.tokens import SECRET_COLUMNS, Label, SecretId, show_secret
+from registry_proxy.terminal.client import admin_client, given
+from registry_proxy.terminal.output import JsonOption, print_list, print_note, print_object
+from registry_proxy.terminal.times import Expires, NewExpires
 
 robot_app = typer.Typer(help="Robots: machines that log in with secrets.", no_args_is_help=True)
 secret_app = typer.Typer(help="The secrets of a robot.", no_args_is_help=True)

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.output import (
+from registry_proxy.terminal.client import AdminClient, admin_client
+from registry_proxy.terminal.output import (
     Columns,
     JsonOption,
     YesOption,

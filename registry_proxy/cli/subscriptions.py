@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client, given
-from registry_proxy.cli.credentials import ask_password, read_lines
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, YesOption, confirm, print_list, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, change_subject
+from registry_proxy.terminal.client import AdminClient, admin_client, given
+from registry_proxy.terminal.credentials import ask_password, read_lines
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, YesOption, confirm, print_list, print_note, print_object
 
 subscription_app = typer.Typer(help="Subscriptions: HTTP receivers of events.", no_args_is_help=True)
 

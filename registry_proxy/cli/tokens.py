@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
-from registry_proxy.cli.output import JsonOption, counted, print_lines, print_list, print_note, printed_json
-from registry_proxy.cli.times import Expires
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import JsonOption, counted, print_lines, print_list, print_note, printed_json
+from registry_proxy.terminal.times import Expires
 
 token_app = typer.Typer(help="Personal access tokens, and issued tokens.", no_args_is_help=True)
 

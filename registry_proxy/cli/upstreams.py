@@ -5,12 +5,12 @@ from typing import Any
 
 import typer
 
-from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.comparisons import repair_replicas, verify_replicas
 from registry_proxy.cli.exceptions import dismiss_exceptions, forget_lost, list_exceptions, print_lost
 from registry_proxy.cli.garbage import collect_garbage
-from registry_proxy.cli.output import JsonOption, print_note, print_table, printed_json
 from registry_proxy.cli.pauses import pause_replica, resume_replica
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import JsonOption, print_note, print_table, printed_json
 
 replica_app = typer.Typer(help="The registries behind the proxy.", no_args_is_help=True)
 

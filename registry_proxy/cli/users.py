@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.cli.client import AdminClient, admin_client, given
-from registry_proxy.cli.credentials import PasswordFile, PasswordStdin, ask_password, read_password
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, print_note, print_object
 from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands, change_subject, edit_names
+from registry_proxy.terminal.client import AdminClient, admin_client, given
+from registry_proxy.terminal.credentials import PasswordFile, PasswordStdin, ask_password, read_password
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, print_note, print_object
 
 user_app = typer.Typer(help="Users.", no_args_is_help=True)
 

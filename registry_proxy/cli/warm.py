@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from registry_proxy.cli.client import AdminClient, admin_client
-from registry_proxy.cli.errors import CommandError
-from registry_proxy.cli.output import JsonOption, counted, format_size, print_note, printed_json, progress_bars
+from registry_proxy.terminal.client import AdminClient, admin_client
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import JsonOption, counted, format_size, print_note, printed_json, progress_bars
 
 _POLL_SECONDS = 0.3
 

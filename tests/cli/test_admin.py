@@ -19,12 +19,12 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from registry_proxy.cli.client import admin_client
 from registry_proxy.cli.main import app
-from registry_proxy.cli.output import print_table
 from registry_proxy.ports.replicas import ReplicaState
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import digest_of
+from registry_proxy.terminal.client import admin_client
+from registry_proxy.terminal.output import print_table
 from tests.cli.conftest import Run
 from tests.support.admin_bench import ADMIN, BOB, Node
 from tests.support.servers import free_port

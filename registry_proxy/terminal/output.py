@@ -14,7 +14,7 @@ from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from registry_proxy.cli.errors import CommandError
+from registry_proxy.terminal.errors import CommandError
 
 _wants_json: ContextVar[bool] = ContextVar("wants_json", default=False)
 

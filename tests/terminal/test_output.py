@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from registry_proxy.cli.output import counted, format_value
+from registry_proxy.terminal.output import counted, format_value
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from registry_proxy.cli.errors import CommandError
 from registry_proxy.files.atomic import write_file
+from registry_proxy.terminal.errors import CommandError
 
 URL_VARIABLE = "REGISTRY_PROXY_ADMIN_URL"
 USER_VARIABLE = "REGISTRY_PROXY_ADMIN_USER"

@@ -7,10 +7,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-from registry_proxy.cli.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
-from registry_proxy.cli.errors import CommandError, NotAdminError
-from registry_proxy.cli.output import print_note
 from registry_proxy.protocol.addresses import is_loopback
+from registry_proxy.terminal.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
+from registry_proxy.terminal.errors import CommandError, NotAdminError
+from registry_proxy.terminal.output import print_note
 
 if TYPE_CHECKING:
     import httpx
