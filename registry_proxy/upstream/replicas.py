@@ -303,6 +303,8 @@ class UpstreamReplicas:
         else:
             latency_seconds = time.monotonic() - started_at
             await self._inspect_now(watched)
+            if not watched.health.is_up:  # it comes back: what it missed meanwhile makes it `behind` at once
+                await self._read_marks([watched])
             watched.health.probe_succeeded(latency_seconds)
         watched.probed_at = time.monotonic()
         self._note_change(watched, was)
@@ -333,20 +335,21 @@ class UpstreamReplicas:
 
     async def refresh(self) -> None:
         """Have ``status`` know what is pending at this moment, and tell the observer."""
-        try:
+        await self._read_marks(list(self._watched.values()))
+        for name, watched in self._watched.items():
+            self._observer.observe(ReplicaPaused(self.upstream, name, watched.pause is not None))
+            self._observer.observe(ReplicaPending(self.upstream, name, watched.pending))
+            self._observer.observe(ReplicaInState(self.upstream, name, watched.state))
+
+    async def _read_marks(self, those: Sequence[_WatchedReplica]) -> None:
+        """Take what these replicas miss from the marks; without the store it stays as it was."""
+        with suppress(StoreUnavailableError):
             marks = await self._marks.marks()
-        except StoreUnavailableError:
-            marks = None
-        pause = None
-        if marks is not None:
             self.lost = marks.lost(self.upstream)
             pause = marks.pause(self.upstream)
-        for name, watched in self._watched.items():
-            if marks is not None:
+            for watched in those:
+                name = watched.client.name
                 watched.pending = marks.pending(name, self.upstream)
                 watched.why_new = marks.why_new(name, self.upstream)
                 watched.refused = marks.refused(name, self.upstream)
                 watched.pause = pause if pause is not None and pause.replica == name else None
-            self._observer.observe(ReplicaPaused(self.upstream, name, watched.pause is not None))
-            self._observer.observe(ReplicaPending(self.upstream, name, watched.pending))
-            self._observer.observe(ReplicaInState(self.upstream, name, watched.state))

@@ -117,6 +117,18 @@ async def test_behind_is_up_with_marks() -> None:
         assert observer.last(ReplicaPending, "main", "a") == 0
 
 
+async def test_a_replica_that_returns_is_behind_from_its_first_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes that a replica missed while it was down make it `behind`, never `up` until the next report."""
+    monkeypatch.setattr(replicas_module, "_REPORT_SECONDS", 3600)
+    marks, observer = ToldMarks(), RecordingObserver()
+    async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
+        replicas.report_failure("a", ReplicaFailedError("a: gone", "connect"))
+        marks.behind.add("a")
+        await until(lambda: states(replicas) != {"a": ReplicaState.DOWN})
+        assert states(replicas) == {"a": ReplicaState.BEHIND}
+        assert observer.last(ReplicaInState, "main", "a") == ReplicaState.BEHIND
+
+
 async def test_a_replica_that_is_compared_says_why() -> None:
     """A newcomer is up and behind: its reason is there all the same."""
     marks = ToldMarks(behind={"a"}, newcomers={"a"})
