@@ -4,7 +4,7 @@ import resource
 from collections.abc import Callable
 
 from registry_proxy.load import load_worker
-from tests.support.copied import told_by_a_copy
+from tests.support.copied import answer_of_a_copy
 
 
 def test_the_first_workers_may_open_as_many_files_as_the_machine_allows() -> None:
@@ -16,4 +16,4 @@ def test_the_first_workers_may_open_as_many_files_as_the_machine_allows() -> Non
         load_worker()
         return lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
-    assert told_by_a_copy(load) == hard
+    assert answer_of_a_copy(load) == hard

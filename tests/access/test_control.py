@@ -378,12 +378,12 @@ async def test_nobody_tells_by_an_outage_who_is_in_ldap(start_node: StartNode, n
     worker = await start_node(ldap=LdapPasswords("127.0.0.1", free_port(), "{name}", None))
     await worker.directory.users.put("eve", UserInput(is_ldap=True))
     await worker.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
-    told = set()
+    messages = set()
     for name, password in (("eve", "right"), ("eve", ""), ("off", "right"), ("ghost", "right"), ("no:name", "x")):
         with pytest.raises(LoginUnavailableError) as caught:
             await worker.control.login(name, password, HOME)
-        told.add(str(caught.value))
-    assert told == {"LDAP, which may know the password, does not answer"}
+        messages.add(str(caught.value))
+    assert messages == {"LDAP, which may know the password, does not answer"}
     assert (await worker.control.login("ann", SECRET, HOME)).subject == "user:ann"
     for _ in range(10):
         with pytest.raises(LoginRefusedError):

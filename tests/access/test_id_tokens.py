@@ -297,7 +297,7 @@ async def test_two_jobs_are_never_called_the_same(
 ) -> None:
     """A claim may not hold what ends it in the name: the rest would be taken for another claim's."""
     both = rule("both", subject, repository="*")
-    told = await refusal(issuer, issuer.token(a=one[0], b=one[1]), both)
-    assert told == f"its claim a holds {separator!r}, which ends it in the subject of rule both of auth.oidc.ci"
+    reason = await refusal(issuer, issuer.token(a=one[0], b=one[1]), both)
+    assert reason == f"its claim a holds {separator!r}, which ends it in the subject of rule both of auth.oidc.ci"
     proved = await trusting(issuer, both).verify(issuer.token(a=other[0], b=other[1]))
     assert proved.subject == "oidc:ci/both/" + subject.format(a=other[0], b=other[1])

@@ -127,10 +127,10 @@ def test_tag_patterns_limit_tags() -> None:
 def test_explain_tells_a_push_of_new_tags_from_one_that_moves_them() -> None:
     """With the right to create alone a push is allowed, of new tags: the answer names the grant and says so."""
     judge = policy(grant("user:ann", "team/*", CREATE))
-    told = judge.explain("user:ann", "team/a", PUSH, "v1")
-    assert (told.allowed, told.grant) == (True, "1")
-    assert "grant 1 lets user:ann create team/*" in told.reason
-    assert told.reason.endswith(": new tags only, no grant lets user:ann move tags that exist")
+    explanation = judge.explain("user:ann", "team/a", PUSH, "v1")
+    assert (explanation.allowed, explanation.grant) == (True, "1")
+    assert "grant 1 lets user:ann create team/*" in explanation.reason
+    assert explanation.reason.endswith(": new tags only, no grant lets user:ann move tags that exist")
     assert judge.explain("user:ann", "team/a", CREATE, "v1").grant == "1"
     assert judge.explain("user:ann", "other", PUSH, "v1") == judge.decide("user:ann", "other", PUSH, "v1")
 
@@ -144,10 +144,11 @@ def test_explain_names_the_grant_that_has_ended() -> None:
         grant("user:ann", "team/a", DELETE, id="4", tags="v*", expires_at=1.0),
     )
     judge = policy(*ended, groups=(Group("dev", ("ann",)),))
-    told = judge.explain("user:ann", "team/a", PULL, "latest")
-    assert not told.allowed
-    assert told.reason.startswith("no grant lets user:ann pull team/a, tag latest: ")
-    assert told.reason.endswith("; grant 2 let group:dev pull, push team/a until it expired at 1970-01-02T00:00:00Z")
+    explanation = judge.explain("user:ann", "team/a", PULL, "latest")
+    assert not explanation.allowed
+    assert explanation.reason.startswith("no grant lets user:ann pull team/a, tag latest: ")
+    expiry = "until it expired at 1970-01-02T00:00:00Z"
+    assert explanation.reason.endswith(f"; grant 2 let group:dev pull, push team/a {expiry}")
     assert "grant 3 let user:ann pull team/a, tags v* until" in judge.explain("user:ann", "team/a", PULL, "v1").reason
     assert "grant 1 let" in judge.explain("user:ann", "team/a", PULL, namespaces=("team/*",)).reason
     for subject, repository, action in (
@@ -337,8 +338,8 @@ def test_who_owns_a_namespace() -> None:
     assert judge.namespaces("robot:ci") == ("ci/**",)
     for subject in ("user:off", "user:ghost", "robot:gone", "anonymous", "robot:ann", ""):
         assert judge.namespaces(subject) == ()
-    told = judge.explain("user:ann", "team/a", MANAGE)
-    assert (told.allowed, told.grant) == (True, "1")
+    explanation = judge.explain("user:ann", "team/a", MANAGE)
+    assert (explanation.allowed, explanation.grant) == (True, "1")
     assert not judge.explain("user:bob", "team/a", MANAGE).allowed
     assert not judge.explain("user:ann", "old/a", MANAGE).allowed
     everything = Access("repository", "team/a", frozenset({"*", "manage"}))

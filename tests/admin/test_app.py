@@ -283,7 +283,7 @@ async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
     """Whom it names may be made later: it is taken, and the answer says why nobody gets anything by it now."""
     await admin.node.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
     await admin.node.directory.groups.put("dev", [])
-    told = {}
+    warnings = {}
     for subject in (
         "user:bob",
         "user:zoe",
@@ -298,9 +298,9 @@ async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
         status, _, headers = await admin.call("POST", "/grants", body)
         assert status == 201
         if "Warning" in headers:
-            told[subject] = headers["Warning"]
+            warnings[subject] = headers["Warning"]
     after = 'until that changes, the grant allows nothing"'
-    assert told == {
+    assert warnings == {
         "user:zoe": f'299 - "there is no user:zoe: {after}',
         "user:off": f'299 - "user:off is disabled: {after}',
         "group:none": f'299 - "there is no group:none, and no rule of auth.oidc puts anybody into it: {after}',
@@ -631,7 +631,7 @@ async def test_exceptions_are_listed_and_dismissed(admin: Admin) -> None:
 
 async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -> None:
     """State, latency and pending of each, and what the repair warns of; a password in a URL is not shown."""
-    admin.node.repairs["main"].told = ["a copy is gone"]
+    admin.node.repairs["main"].notices = ["a copy is gone"]
     _, page, _ = await admin.call("GET", "/upstreams")
     assert page == {
         "items": [
@@ -869,9 +869,9 @@ async def test_a_password_is_in_no_audit_log(admin: Admin) -> None:
     for body in ({"current": BOB[1], "new": "short"}, {"current": "a wrong password", "new": "a new password"}):
         assert (await admin.call("POST", "/me/password", body, auth=BOB))[0] == 400
     assert (await admin.call("POST", "/me/password", {"current": BOB[1], "new": "a new password"}, auth=BOB))[0] == 204
-    told = repr(admin.node.audit.events)
-    assert "me.password.post" in told
-    assert not [text for text in (BOB[1], "short", "a wrong password", "a new password") if text in told]
+    text = repr(admin.node.audit.events)
+    assert "me.password.post" in text
+    assert not [secret for secret in (BOB[1], "short", "a wrong password", "a new password") if secret in text]
 
 
 async def test_only_a_user_of_ours_changes_a_password(admin: Admin) -> None:

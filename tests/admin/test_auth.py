@@ -219,9 +219,9 @@ async def test_the_audit_log_has_what_a_list_changed(bench: Bench) -> None:
         ("PATCH", "/users/bob", {"groups": None}, {"groups": {"added": [], "removed": ["ops"]}}),
         ("PATCH", "/users/bob", {"disabled": True}, {"disabled": True}),
     ]
-    for method, path, body, told in changes:
+    for method, path, body, detail in changes:
         assert (await bench.call(method, path, basic(ADMIN), body))[0] in {200, 201}
-        assert bench.node.audit.events[-1].detail["asked"] == told
+        assert bench.node.audit.events[-1].detail["asked"] == detail
 
 
 async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Bench, reading: asyncio.Event) -> None:
@@ -240,8 +240,8 @@ async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatc
         assert (await bench.call("GET", "/audit", basic(ADMIN)))[0] == 200
         assert (await bench.call("GET", "/audit", basic(BOB)))[0] == 403
         assert (await bench.call("GET", "/audit", basic((ADMIN[0], "wrong password"))))[0] == 401
-    told = [(event.outcome, event.subject) for event in bench.node.audit.events if event.action == "login"]
-    assert sorted(told) == [("ok", "user:admin"), ("ok", "user:bob"), *[("refused", "user:admin")] * 3]
+    logins = [(event.outcome, event.subject) for event in bench.node.audit.events if event.action == "login"]
+    assert sorted(logins) == [("ok", "user:admin"), ("ok", "user:bob"), *[("refused", "user:admin")] * 3]
     reasons = [event.rule for event in bench.node.audit.events if event.outcome == "refused"]
     assert reasons == ["the password is wrong"] * 3
     monkeypatch.setattr(auth, "_LOGIN_SECONDS", 0.0)
@@ -261,12 +261,12 @@ async def test_everybody_is_told_why_they_may(bench: Bench) -> None:
         "user:admin": bench.bearer("user:admin", narrowed.id),
     }
     question = {"repository": "team/app", "action": "push"}
-    told = {}
+    answers = {}
     for caller, headers in callers.items():
         for subject in ("user:admin", "user:bob", "robot:ci", "anonymous", "user:nobody"):
-            status, told[subject] = await bench.call("POST", "/explain", headers, {**question, "subject": subject})
+            status, answers[subject] = await bench.call("POST", "/explain", headers, {**question, "subject": subject})
             assert status == (200 if subject == caller else 403), (caller, subject)
-        assert {told[subject]["detail"] for subject in told if subject != caller} == {"this is not yours to ask"}
+        assert {answers[subject]["detail"] for subject in answers if subject != caller} == {"this is not yours to ask"}
     status, own = await bench.call("POST", "/explain", callers["robot:ci"], {**question, "subject": "robot:ci"})
     assert (own["allowed"], own["grant"]) == (True, grant.id)
 

@@ -233,12 +233,12 @@ async def test_explain_does_not_tell_an_owner_who_exists(owners: Owners) -> None
         for subject in ("user:bob", "user:off", "robot:old", "user:nobody", "robot:nobody", "oidc:ci/main/x"):
             if (subject, action) in {("user:bob", "delete"), ("oidc:ci/main/x", "delete")}:
                 continue
-            _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
-            answers.append(told["allowed"])
+            _, explanation = await owners.call("POST", "/explain", {**question, "subject": subject})
+            answers.append(explanation["allowed"])
         assert all(answers), action
     admin = {"subject": "user:nobody", "repository": "team/app", "action": "pull"}
-    _, told = await owners.call("POST", "/explain", admin, caller="user:admin")
-    assert (told["allowed"], told["reason"]) == (False, "there is no user:nobody")
+    _, explanation = await owners.call("POST", "/explain", admin, caller="user:admin")
+    assert (explanation["allowed"], explanation["reason"]) == (False, "there is no user:nobody")
 
 
 async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None:
@@ -250,28 +250,30 @@ async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None
     await owners.node.directory.groups.put("secret-project", ["bob"])
     question = {"repository": "team/app", "action": "pull"}
     for subject in ("user:off", "user:nobody", "robot:old", "robot:nobody", "oidc:ci/main/x", "group:none"):
-        _, told = await owners.call("POST", "/explain", {**question, "subject": subject})
+        _, answer = await owners.call("POST", "/explain", {**question, "subject": subject})
         refusal = f"no grant lets {subject} pull team/app: it would take one with the action pull on team/app"
-        assert told == {"allowed": False, "would_deny": False, "grant": None, "reason": refusal}
-    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob"})
+        assert answer == {"allowed": False, "would_deny": False, "grant": None, "reason": refusal}
+    _, answer = await owners.call("POST", "/explain", {**question, "subject": "user:bob"})
     reason = "what an administrator decided lets user:bob pull team/app"
-    assert told == {"allowed": True, "would_deny": False, "grant": None, "reason": reason}
+    assert answer == {"allowed": True, "would_deny": False, "grant": None, "reason": reason}
     for action in ("pull", "push", "delete", "manage"):
-        told = [
+        answers = [
             (await owners.call("POST", "/explain", {**question, "subject": subject, "action": action}))[1]
             for subject in ("user:boss", "user:nobody")
         ]
-        assert {**told[0], "reason": told[0]["reason"].replace("user:boss", "user:nobody")} == told[1]
-    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "push", "tag": "v1"})
-    assert (told["allowed"], "what an administrator decided lets user:bob" in told["reason"]) == (True, True)
-    assert not [text for text in (wide, "secret-project", "**") if text in told["reason"]]
+        assert {**answers[0], "reason": answers[0]["reason"].replace("user:boss", "user:nobody")} == answers[1]
+    _, answer = await owners.call(
+        "POST", "/explain", {**question, "subject": "user:bob", "action": "push", "tag": "v1"}
+    )
+    assert (answer["allowed"], "what an administrator decided lets user:bob" in answer["reason"]) == (True, True)
+    assert not [text for text in (wide, "secret-project", "**") if text in answer["reason"]]
     over = await owners.grant("user:bob", "**", "delete", expires_at=1.0)
-    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
-    assert "expired" not in told["reason"]
+    _, answer = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
+    assert "expired" not in answer["reason"]
     inside = await owners.grant("user:bob", "team/*", "delete", expires_at=1.0)
-    _, told = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
-    assert (f"grant {inside} let user:bob" in told["reason"], over in told["reason"]) == (True, False)
+    _, answer = await owners.call("POST", "/explain", {**question, "subject": "user:bob", "action": "delete"})
+    assert (f"grant {inside} let user:bob" in answer["reason"], over in answer["reason"]) == (True, False)
     inside = await owners.grant("user:ann", "team/a*", "pull")
     assert (await owners.call("POST", "/explain", {**question, "subject": "user:ann"}))[1]["grant"] == inside
-    told = (await owners.call("POST", "/explain", {**question, "subject": "user:bob"}, caller="user:admin"))[1]
-    assert (told["grant"], wide in told["reason"]) == (wide, True)
+    answer = (await owners.call("POST", "/explain", {**question, "subject": "user:bob"}, caller="user:admin"))[1]
+    assert (answer["grant"], wide in answer["reason"]) == (wide, True)

@@ -71,16 +71,16 @@ async def policy(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator
 
 async def test_a_policy_is_replaced_and_not_appended_to(policy: Policy) -> None:
     """What the document does not name is gone: members, groups, grants; in force with the answer."""
-    status, told, _ = await policy.call("PUT", body=POLICY)
-    assert (status, told["grants_added"]) == (200, [HOME, GRANT])
-    assert told["groups_added"] == POLICY["groups"]
+    status, changes, _ = await policy.call("PUT", body=POLICY)
+    assert (status, changes["grants_added"]) == (200, [HOME, GRANT])
+    assert changes["groups_added"] == POLICY["groups"]
     assert await policy.stored() == POLICY
     after = {**POLICY, "groups": {"dev": ["dora", "user:bob"]}, "grants": [{**GRANT, "actions": ["pull"]}]}
-    _, told, _ = await policy.call("PUT", body=after)
-    assert told["groups_changed"] == {"dev": {"added": ["dora"], "removed": ["carl"]}}
-    assert told["groups_removed"] == {"empty": []}
-    assert [grant["actions"] for grant in told["grants_added"]] == [["pull"]]
-    assert sorted(grant["repository"] for grant in told["grants_removed"]) == ["home/{subject}/**", "team/**"]
+    _, changes, _ = await policy.call("PUT", body=after)
+    assert changes["groups_changed"] == {"dev": {"added": ["dora"], "removed": ["carl"]}}
+    assert changes["groups_removed"] == {"empty": []}
+    assert [grant["actions"] for grant in changes["grants_added"]] == [["pull"]]
+    assert sorted(grant["repository"] for grant in changes["grants_removed"]) == ["home/{subject}/**", "team/**"]
     assert await policy.stored() == {**after, "groups": {"dev": ["bob", "dora"]}}
     assert (await policy.node.directory.users.get("carl")).groups == ()
     question = {"repository": "team/app", "action": "pull"}
@@ -109,18 +109,18 @@ async def test_a_grant_that_stays_keeps_its_id(policy: Policy) -> None:
     """A document names grants by what they say: only what is new is made anew."""
     await policy.call("PUT", body=POLICY)
     ids = {grant.repository: grant.id for grant in await policy.node.directory.grants.list()}
-    _, told, _ = await policy.call("PUT", body={**POLICY, "grants": [GRANT, {**GRANT, "repository": "b"}]})
-    assert [grant["id"] for grant in told["grants_removed"]] == [ids["home/{subject}/**"]]
+    _, changes, _ = await policy.call("PUT", body={**POLICY, "grants": [GRANT, {**GRANT, "repository": "b"}]})
+    assert [grant["id"] for grant in changes["grants_removed"]] == [ids["home/{subject}/**"]]
     assert ids["team/**"] in {grant.id for grant in await policy.node.directory.grants.list()}
 
 
 async def test_a_diff_tells_and_changes_nothing(policy: Policy) -> None:
     """What a PUT would change is told in its words; nothing is changed, and nothing stands in the audit log."""
-    _, told, _ = await policy.call("POST", "/policy/diff", POLICY)
+    _, preview, _ = await policy.call("POST", "/policy/diff", POLICY)
     assert await policy.stored() == {"version": 1, "groups": {}, "grants": []}
     assert policy.audited() == []
     _, done, _ = await policy.call("PUT", body=POLICY)
-    assert done == told
+    assert done == preview
 
 
 BAD: list[tuple[dict[str, Any], set[str]]] = [
@@ -217,8 +217,8 @@ async def test_a_replay_knows_groups_that_have_other_members(policy: Policy, tmp
     asked = [["2030-01-01T00:00:00Z", f"user:{name}", "team/app", "pull", "", 3] for name in ("bob", "carl", "dora")]
     (tmp_path / "audit").mkdir()
     (tmp_path / "audit" / "decisions-0.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in asked))
-    status, told, _ = await policy.call("POST", "/policy/replay", {"groups": {"dev": ["user:bob", "dora"]}})
-    assert (status, told["subjects_newly_denied"], told["subjects_newly_allowed"]) == (
+    status, report, _ = await policy.call("POST", "/policy/replay", {"groups": {"dev": ["user:bob", "dora"]}})
+    assert (status, report["subjects_newly_denied"], report["subjects_newly_allowed"]) == (
         200,
         ["user:carl"],
         ["user:dora"],

@@ -32,7 +32,7 @@ def events(proxy: Proxy, **query: str) -> list[dict[str, Any]]:
         return found
 
 
-def told(found: list[dict[str, Any]]) -> int:
+def count_events(found: list[dict[str, Any]]) -> int:
     """Return how many events there were: a line stands for one, or says for how many."""
     return sum(event.get("detail", {}).get("folded", 1) for event in found)
 
@@ -64,14 +64,14 @@ def test_garbage_pushes_no_act_out(proxy: Proxy) -> None:
     proxy.add_user("ann")
     assert set(flood(proxy)) == {401, 429}
     assert len(events(proxy, action="token") + events(proxy, action="login", outcome="refused")) <= 20
-    assert told(events(proxy, action="users.put")) == 1
+    assert count_events(events(proxy, action="users.put")) == 1
     proxy.stop()  # what was counted is written at the end of a minute, or of the process
     proxy.start()
     refused = [*events(proxy, action="token"), *events(proxy, action="login", outcome="refused")]
     refused += events(proxy, action="login", outcome="limited")
-    assert told(refused) == GARBAGE
+    assert count_events(refused) == GARBAGE
     assert {event["address"] for event in refused} == {"127.0.0.1"}
-    assert told(events(proxy, action="users.put")) == 1
+    assert count_events(events(proxy, action="users.put")) == 1
     with proxy.admin() as admin:
         assert admin.post("/audit/verify").json()["intact"] is True
     assert "more events since" in proxy.command("audit", "search", "--action", "token").stdout
@@ -87,7 +87,7 @@ def test_what_a_user_repeats_is_folded(proxy: Proxy) -> None:
             assert client.delete(f"/me/tokens/{made['id']}").status_code == 204
             assert client.get("/users").status_code == 403
     assert len(events(proxy, subject="user:eve")) <= 40
-    assert told(events(proxy, action="users.put")) == 2
+    assert count_events(events(proxy, action="users.put")) == 2
 
 
 def test_retention_is_told(proxy: Proxy) -> None:
@@ -102,5 +102,5 @@ def test_retention_is_told(proxy: Proxy) -> None:
     newest = events(proxy, action="audit.file")[-1]
     assert 0 < newest["detail"]["removed_lines"] <= acts["removed"]
     assert newest["detail"]["removed_before"] <= acts["begins_at"]
-    told_by_command = proxy.command("audit", "verify")
-    assert (told_by_command.exit_code, f"{acts['removed']} lines before" in told_by_command.stdout) == (0, True)
+    verification = proxy.command("audit", "verify")
+    assert (verification.exit_code, f"{acts['removed']} lines before" in verification.stdout) == (0, True)

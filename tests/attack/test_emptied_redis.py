@@ -29,7 +29,7 @@ def test_an_emptied_redis_costs_no_copy_and_is_told(
     with client_of_redis.Redis(port=redis.port) as client:
         client.flushall()
         wait_until(lambda: client.hlen("registry-proxy:table:keys") > 0, "the key is published again")
-    wait_until(lambda: is_told(proxy), "it is told")
+    wait_until(lambda: is_reported(proxy), "it is told")
     assert httpx.get(f"{proxy.url}/auth/keys", verify=False).json() == keys
     assert len(list(proxy.pins.iterdir())) == 3
     second.start()
@@ -42,7 +42,7 @@ def test_an_emptied_redis_costs_no_copy_and_is_told(
         "the replica has what it missed",
         timeout_seconds=60,
     )
-    wait_until(lambda: not is_told(proxy), "the replicas were compared", timeout_seconds=60)
+    wait_until(lambda: not is_reported(proxy), "the replicas were compared", timeout_seconds=60)
 
 
 def test_an_image_without_a_tag_outlives_an_emptied_redis_and_then_the_storage_of_a_replica(
@@ -57,8 +57,8 @@ def test_an_image_without_a_tag_outlives_an_emptied_redis_and_then_the_storage_o
         user.push(REPOSITORY, "1", image)
     with client_of_redis.Redis(port=redis.port) as client:
         client.flushall()
-    wait_until(lambda: is_told(proxy), "the loss is noticed")
-    wait_until(lambda: not is_told(proxy), "the replicas were compared", timeout_seconds=60)
+    wait_until(lambda: is_reported(proxy), "the loss is noticed")
+    wait_until(lambda: not is_reported(proxy), "the replicas were compared", timeout_seconds=60)
     second.stop(9)
     shutil.rmtree(data_of(second))
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be away")
@@ -77,6 +77,6 @@ def test_an_image_without_a_tag_outlives_an_emptied_redis_and_then_the_storage_o
     )
 
 
-def is_told(proxy: Proxy) -> bool:
+def is_reported(proxy: Proxy) -> bool:
     """Tell whether a node warns that the store was lost, and the replicas were not compared since."""
     return "the store came back" in str(httpx.get(f"{proxy.admin_url}/readyz", verify=False).json()["warnings"])

@@ -82,9 +82,9 @@ def test_explain_says_that_digests_are_not_hidden(proxy: Proxy, hidden: Image) -
     """Asked about a repository without a tag, it tells which tags are meant and that any digest is given."""
     user(proxy, "dora", "v1")
     assert hidden.digest
-    told = proxy.command("explain", "user:dora", "team/app", "pull").stdout
-    assert "tags v1" in told
-    assert "digest" in told
+    output = proxy.command("explain", "user:dora", "team/app", "pull").stdout
+    assert "tags v1" in output
+    assert "digest" in output
     assert proxy.command("explain", "user:dora", "team/app", "pull", "--tag", "zz-secret").exit_code == 1
 
 

@@ -49,7 +49,7 @@ def push_all(user: User, label: str) -> dict[str, Image]:
     return images
 
 
-def told(user: User) -> dict[str, str | None]:
+def tags_at_proxy(user: User) -> dict[str, str | None]:
     """Return what the proxy says that the tags are; None for one that is not there."""
     heads = {tag: user.head(REPOSITORY, f"manifests/{tag}") for tag in TAGS}
     return {tag: head.headers.get("Docker-Content-Digest") for tag, head in heads.items()}
@@ -94,7 +94,7 @@ def test_a_replica_put_back_from_an_older_copy_is_not_believed(
     put_back(second, copy)
     assert held(second) == digests(old)
     for _ in range(3):
-        assert told(user) == digests(new)
+        assert tags_at_proxy(user) == digests(new)
     wait_until(lambda: proxy.metric("registry_proxy_replica_returned_total") > 0, "it is counted")
     wait_until_healed(proxy)
     assert held(first) == held(second) == digests(new)
@@ -119,7 +119,7 @@ def test_a_restart_with_an_older_copy_is_noticed_before_a_request(
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be back")
     for image in old.values():
         assert user.get(REPOSITORY, f"manifests/{image.digest}").status_code == 404
-    assert told(user) == dict.fromkeys(TAGS)
+    assert tags_at_proxy(user) == dict.fromkeys(TAGS)
     wait_until_healed(proxy)
     assert held(first) == held(second) == dict.fromkeys(TAGS)
 
@@ -163,8 +163,8 @@ def test_two_registries_that_were_swapped_are_told_apart(registries: list[Server
         (other.log.parent / "moved").rename(data_of(registry))
     first.start()
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "the first one is back")
-    assert {tag: digest for tag, digest in told(user).items() if digest != new[tag].digest} == {}
+    assert {tag: digest for tag, digest in tags_at_proxy(user).items() if digest != new[tag].digest} == {}
     second.start()
     wait_until_healed(proxy)
-    assert told(user) == digests(new)
+    assert tags_at_proxy(user) == digests(new)
     assert held(first) == held(second) == digests(new)

@@ -142,7 +142,7 @@ def test_blob_commits_are_audit_events(proxy: Proxy) -> None:
     refused = commit(opened(fay), blobs[0], headers, digest_of(b"another"))
     assert refused.status_code == 400
 
-    def told() -> list[tuple[str, str, str]]:
+    def commits() -> list[tuple[str, str, str]]:
         with proxy.admin() as admin:
             items = admin.get("/audit", params={"subject": "user:fay"}).raise_for_status().json()["items"]
         return sorted((each["outcome"], each["repository"], each["digest"]) for each in items if each.get("digest"))
@@ -153,4 +153,4 @@ def test_blob_commits_are_audit_events(proxy: Proxy) -> None:
         ("ok", REPOSITORY, digest_of(blobs[1])),
         ("ok", "team/other", digest_of(blobs[0])),
     ]
-    wait_until(lambda: told() == sorted(expected), f"the audit log tells of {expected}")
+    wait_until(lambda: commits() == sorted(expected), f"the audit log tells of {expected}")

@@ -12,7 +12,7 @@ from tests.attack.test_replica_back_in_time import (
     held,
     push_all,
     start,
-    told,
+    tags_at_proxy,
     wait_until_healed,
 )
 from tests.conftest import StartProxy
@@ -38,7 +38,7 @@ def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
     proxy.stop()
     shutil.rmtree(proxy.cache / "repositories")
     proxy.start()
-    assert told(user) == digests(images)
+    assert tags_at_proxy(user) == digests(images)
     assert user.pull(REPOSITORY, TAGS[0]) == images[TAGS[0]]
 
 

@@ -58,8 +58,8 @@ def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyP
         sink.may_go.set()
         wait_until(lambda: any(taken.event.action == "audit.dropped" for taken in sink.taken), "what was dropped")
     assert [taken.event.action for taken in sink.taken].count("login") == 10
-    (told,) = [taken.event for taken in sink.taken if taken.event.action == "audit.dropped"]
-    assert told.detail == {"count": 5, "sink": "file"}
+    (notice,) = [taken.event for taken in sink.taken if taken.event.action == "audit.dropped"]
+    assert notice.detail == {"count": 5, "sink": "file"}
 
 
 async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

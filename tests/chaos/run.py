@@ -343,15 +343,15 @@ class Run:
 
     def _story(self, server: Server, repository: str, digest: str) -> str:
         """Return who pushed and deleted an image, and each write of a manifest that a registry logged beside it."""
-        told = [
+        lines = [
             str(one)
             for one in self.history.operations
             if (one.repository, one.digest) == (repository, digest)
             and one.kind in {Kind.PUSH, Kind.ATTACH, Kind.DELETE}
         ]
         write = re.compile(rf'"(PUT|DELETE) /v2/{repository}/manifests/')
-        told += [line for line in server.log_text().splitlines() if write.search(line)]
-        return "".join(f"\n    {line}" for line in told)
+        lines += [line for line in server.log_text().splitlines() if write.search(line)]
+        return "".join(f"\n    {line}" for line in lines)
 
     def verify(self, timeout_seconds: float = 60) -> list[str]:
         """Return [] once the product itself finds no difference between the replicas, or what it finds in the end."""

@@ -164,13 +164,13 @@ def test_what_a_grant_does_beyond_its_words_is_said(run: Run) -> None:
     assert f"grant {first['id']} says the same already: no other was made" in again.stderr
     assert len(_json(run("grant", "list", "--json"))) == 1
     _fails(run("grant", "add", "user:bob", "team/**", "pull,pushh"), "actions: expected", "not 'pushh'")
-    told = run("grant", "add", "anonymous", "pub/**", "pull,delete").stderr
-    assert "warning: everyone, without any login, may delete in pub/**" in told
+    output = run("grant", "add", "anonymous", "pub/**", "pull,delete").stderr
+    assert "warning: everyone, without any login, may delete in pub/**" in output
     assert "everyone" not in run("grant", "add", "anonymous", "pub/**", "pull").stderr
     run("group", "add", "developers")
-    told = run("user", "set", "bob", "--add-group", "ops", "--add-group", "developers", "--create-groups").stderr
-    assert "warning: there was no group ops: it is made" in told
-    assert "there was no group developers" not in told
+    output = run("user", "set", "bob", "--add-group", "ops", "--add-group", "developers", "--create-groups").stderr
+    assert "warning: there was no group ops: it is made" in output
+    assert "there was no group developers" not in output
 
 
 def test_a_mistyped_group_is_refused(run: Run) -> None:
@@ -301,14 +301,14 @@ def test_tokens_are_revoked(run: Run, environment: pytest.MonkeyPatch) -> None:
         assert run("token", "add", "--label", label).exit_code == 0
     environment.setenv("REGISTRY_PROXY_ADMIN_USER", ADMIN[0])
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", ADMIN[1])
-    told = run("token", "revoke", "user:bob").stderr
-    assert "The bearer and refresh tokens of user:bob are revoked." in told
-    assert "2 personal tokens are still accepted: `registry-proxy token revoke user:bob --all`" in told
-    assert "The password is still accepted: `registry-proxy user set bob --disable`" in told
+    output = run("token", "revoke", "user:bob").stderr
+    assert "The bearer and refresh tokens of user:bob are revoked." in output
+    assert "2 personal tokens are still accepted: `registry-proxy token revoke user:bob --all`" in output
+    assert "The password is still accepted: `registry-proxy user set bob --disable`" in output
     assert [token["state"] for token in _json(run("token", "list", "--user", "bob", "--json"))] == ["valid", "valid"]
-    told = run("token", "revoke", "user:bob", "--all").stderr
-    assert "2 personal tokens are deleted." in told
-    assert "still accepted: `registry-proxy token" not in told
+    output = run("token", "revoke", "user:bob", "--all").stderr
+    assert "2 personal tokens are deleted." in output
+    assert "still accepted: `registry-proxy token" not in output
     assert _json(run("token", "list", "--user", "bob", "--json")) == []
     assert run("token", "revoke", "--id", "x", "--all").exit_code == 2
     _fails(run("token", "revoke", "bob"), "subject: expected")

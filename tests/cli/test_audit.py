@@ -31,13 +31,13 @@ def test_tail_goes_on_below_its_headings(run: Run, tmp_path: Path, monkeypatch: 
 
 def test_what_the_log_cannot_hold_is_a_mistake_that_is_told(run: Run) -> None:
     """Nobody takes a misspelt subject or outcome for an empty log; times tell what one looks like."""
-    for wrong, told in (
+    for wrong, message in (
         (["--subject", "ann"], "subject: expected user:NAME"),
         (["--outcome", "bad"], "outcome: expected one of ok, refused"),
         (["--since", "yesterday"], "since: expected a time with its zone"),
     ):
         result = run("audit", "search", *wrong)
-        assert (result.exit_code, told in " ".join(result.stderr.split())) == (1, True), result.output
+        assert (result.exit_code, message in " ".join(result.stderr.split())) == (1, True), result.output
         assert "%2B" not in result.stderr
     assert run("audit", "search", "--subject", "user:ann", "--outcome", "denied").exit_code == 0
 

@@ -31,37 +31,37 @@ def paused(node: Node) -> list[str]:
 
 def test_each_replica_is_collected_while_it_alone_is_paused(run: Run, node: Node, tmp_path: Path) -> None:
     """The command sees name and URL, without the password; replicas are compared before, between and after."""
-    told = tmp_path / "told"
-    result = run("replica", "gc", "main", "--run", f'echo "$REPLICA $REPLICA_URL" >> {told}; echo done', "--json")
+    notes = tmp_path / "notes"
+    result = run("replica", "gc", "main", "--run", f'echo "$REPLICA $REPLICA_URL" >> {notes}; echo done', "--json")
     assert result.exit_code == 0, result.output
-    assert told.read_text().splitlines() == ["a http://127.0.0.1:5001", "b http://[::1]:5002/"]
+    assert notes.read_text().splitlines() == ["a http://127.0.0.1:5001", "b http://[::1]:5002/"]
     assert [(one["replica"], one["returned"]) for one in json.loads(result.stdout)] == [("a", 0), ("b", 0)]
     assert [repair for repair, _ in node.verifier.asked] == [True, True, True]
     assert paused(node) == []
-    assert run("replica", "gc", "main", "--replica", "b", "--run", f"echo once >> {told}").exit_code == 0
-    assert told.read_text().count("once") == 1
+    assert run("replica", "gc", "main", "--replica", "b", "--run", f"echo once >> {notes}").exit_code == 0
+    assert notes.read_text().count("once") == 1
 
 
 def test_a_command_that_fails_leaves_its_replica_paused(run: Run, node: Node, tmp_path: Path) -> None:
     """The message says so and how to go on; the next replica is left alone; a second run is refused."""
-    told = tmp_path / "told"
-    result = run("replica", "gc", "main", "--run", f"echo $REPLICA >> {told}; exit 3")
-    assert (result.exit_code, told.read_text()) == (1, "a\n")
+    notes = tmp_path / "notes"
+    result = run("replica", "gc", "main", "--run", f"echo $REPLICA >> {notes}; exit 3")
+    assert (result.exit_code, notes.read_text()) == (1, "a\n")
     assert "The command for replica a of main ended with 3: the replica stays paused" in result.stderr
     assert "registry-proxy replica resume main a" in result.stderr
     assert paused(node) == ["a"]
-    again = run("replica", "gc", "main", "--run", f"echo $REPLICA >> {told}")
+    again = run("replica", "gc", "main", "--run", f"echo $REPLICA >> {notes}")
     assert (again.exit_code, "a of main is paused already, by user:admin" in again.stderr) == (1, True)
-    assert told.read_text() == "a\n"
+    assert notes.read_text() == "a\n"
     assert run("replica", "resume", "main", "a").exit_code == 0
     assert paused(node) == []
 
 
 def test_an_interrupt_waits_for_the_command_and_resumes(run: Run, node: Node, tmp_path: Path) -> None:
     """The replica is written to again only when the command has ended."""
-    told = tmp_path / "told"
-    result = run("replica", "gc", "main", "--run", f"kill -INT $PPID; sleep 0.5; echo $REPLICA >> {told}")
-    assert (result.exit_code, told.read_text()) == (1, "a\n")
+    notes = tmp_path / "notes"
+    result = run("replica", "gc", "main", "--run", f"kill -INT $PPID; sleep 0.5; echo $REPLICA >> {notes}")
+    assert (result.exit_code, notes.read_text()) == (1, "a\n")
     assert "Interrupted; replica a of main is written to again" in result.stderr
     assert paused(node) == []
 
@@ -134,7 +134,7 @@ def test_a_replica_resumed_while_its_command_runs(run: Run, node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrange", "arguments", "told"),
+    ("arrange", "arguments", "message"),
     [
         (lambda _: None, ["--replica", "c"], "Upstream main has no replica c"),
         (lambda node: setattr(node.maintains, "is_over", False), [], "Something is still being written to replica a"),
@@ -149,14 +149,14 @@ def test_what_cannot_go_on_is_told(
     monkeypatch: pytest.MonkeyPatch,
     arrange: Arrange,
     arguments: Sequence[str],
-    told: str,
+    message: str,
 ) -> None:
     """Exit status 1, the reason, and no replica stays paused."""
     monkeypatch.setattr(pauses, "_QUIET_SECONDS", 0)
     monkeypatch.setattr(garbage, "_UP_SECONDS", 0)
     arrange(node)
     result = run("replica", "gc", "main", *arguments, "--run", "true")
-    assert (result.exit_code, told in result.stderr) == (1, True), result.stderr
+    assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
     assert paused(node) == []
 
 
@@ -164,7 +164,7 @@ def test_a_pause_is_listed(run: Run, node: Node) -> None:
     """State and reason of the table say that a replica is paused, by whom and why."""
     result = run("replica", "pause", "main", "a", "--reason", "its disk", "--json")
     assert (result.exit_code, json.loads(result.stdout)["replicas"][0]["paused"]["quiet"]) == (0, True)
-    node.upstreams["main"].told = ["it is paused for long"]
+    node.upstreams["main"].notices = ["it is paused for long"]
     listed = run("replica", "list")
     assert "up, paused" in listed.stdout
     assert "paused by user:admin since 2017-07-14T02:40:00Z: its disk" in listed.stdout

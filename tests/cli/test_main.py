@@ -43,7 +43,7 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("revoke user:ann", "No such command 'revoke'. Did you mean 'token revoke'?"),
         ("explan", "No such command 'explan'. Did you mean 'explain'"),
@@ -52,11 +52,11 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
         ("user --delete", "No such option: --delete"),
     ],
 )
-def test_a_command_that_is_not_there_leads_to_those_that_are(words: str, told: str) -> None:
+def test_a_command_that_is_not_there_leads_to_those_that_are(words: str, message: str) -> None:
     """Its name in another group, or what the group has."""
     result = CliRunner().invoke(app, words.split(), env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
 
 
 def test_the_module_and_the_command_are_one_program() -> None:

@@ -42,11 +42,13 @@ def test_a_policy_for_nobody_is_applied_with_a_warning(run: Run, tmp_path: Path)
     file = tmp_path / "policy.yaml"
     file.write_text(yaml.safe_dump({"version": 1, "groups": {"dev": ["bob"]}, "grants": grants}))
     for command in (["diff"], ["apply", "--dry-run"], ["apply"]):
-        told = [line for line in run("access", *command, str(file)).stderr.splitlines() if line.startswith("warning: ")]
-        assert len(told) == 11
-        assert told[0].startswith("warning: there is no group:ghosts, and no rule of auth.oidc puts anybody into it: ")
-        assert told[1] == "warning: there is no user:nobody00: until that changes, its grants allow nothing"
-        assert told[-1] == "warning: and 21 more of the kind"
+        lines = [
+            line for line in run("access", *command, str(file)).stderr.splitlines() if line.startswith("warning: ")
+        ]
+        assert len(lines) == 11
+        assert lines[0].startswith("warning: there is no group:ghosts, and no rule of auth.oidc puts anybody into it: ")
+        assert lines[1] == "warning: there is no user:nobody00: until that changes, its grants allow nothing"
+        assert lines[-1] == "warning: and 21 more of the kind"
     assert "warning" not in run("access", "apply", str(file)).stderr, "nothing is new"
 
 
@@ -88,8 +90,8 @@ def test_a_difference_is_told_line_by_line(run: Run, file: Path) -> None:
         "+ grant anonymous home/{subject}/** pull (warn) until 2100-01-01T00:00:00Z",
         "+ grant group:dev team/** pull,push",
     ]
-    told = run("access", "diff", str(file))
-    assert (told.exit_code, told.stdout.splitlines()) == (1, expected)
+    result = run("access", "diff", str(file))
+    assert (result.exit_code, result.stdout.splitlines()) == (1, expected)
     dry = run("access", "apply", "--dry-run", str(file))
     assert (dry.exit_code, dry.stdout.splitlines()) == (0, expected)
     assert "5 changes would be made; nothing was changed." in dry.stderr
@@ -112,10 +114,10 @@ def test_a_difference_is_tried_on_what_was_asked(run: Run, file: Path, tmp_path:
     (tmp_path / "audit" / "decisions-0.jsonl").write_text(f"{asked}\n")
     for less in (POLICY.replace("[bob]", "[]"), POLICY.replace("[pull, push]", "[pull]")):
         file.write_text(less)
-        told = run("access", "diff", "--replay", str(file))
-        assert told.exit_code == 1
-        assert "Newly denied: 1 subject, user:bob" in told.stderr
-        assert "no grant lets user:bob push team/app, tag v1" in told.stdout
+        result = run("access", "diff", "--replay", str(file))
+        assert result.exit_code == 1
+        assert "Newly denied: 1 subject, user:bob" in result.stderr
+        assert "no grant lets user:bob push team/app, tag v1" in result.stdout
     assert json.loads(run("access", "diff", "--replay", "--json", str(file)).stdout)["replay"]["decisions"] == 1
 
 
@@ -146,17 +148,17 @@ def test_what_is_wrong_is_told_with_its_line_and_changes_nothing(
     before = run("access", "export").stdout
     file.write_text(text)
     for command in ("apply", "diff"):
-        told = run("access", command, str(file))
-        assert told.exit_code == (2 if command == "diff" else 1)
+        result = run("access", command, str(file))
+        assert result.exit_code == (2 if command == "diff" else 1)
         for fault in faults:
-            assert fault in " ".join(told.stderr.split()), told.stderr
+            assert fault in " ".join(result.stderr.split()), result.stderr
     assert run("access", "export").stdout == before
 
 
 def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
     """Which one, and why; wrong usage is 2."""
-    told = run("access", "apply", str(tmp_path / "none.yaml"))
-    assert (told.exit_code, "none.yaml cannot be read: No such file" in told.stderr) == (1, True)
+    result = run("access", "apply", str(tmp_path / "none.yaml"))
+    assert (result.exit_code, "none.yaml cannot be read: No such file" in result.stderr) == (1, True)
     assert run("access", "diff", str(tmp_path / "none.yaml")).exit_code == 2, "1 means that something differs"
     assert run("access", "apply", str(tmp_path)).exit_code == 1
     assert run("access", "apply").exit_code == 2
@@ -170,10 +172,10 @@ def test_an_owner_is_told_what_is_not_his_to_give(
     environment.setenv("REGISTRY_PROXY_ADMIN_USER", BOB[0])
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", BOB[1])
     assert run("grant", "add", "anonymous", "team/public/*", "pull").exit_code == 0
-    told = run("grant", "add", "anonymous", "**", "pull")
-    assert told.exit_code == 1
-    assert "this is not yours to give" in told.stderr
-    assert "repository: expected a pattern that lies in team/**" in told.stderr
+    result = run("grant", "add", "anonymous", "**", "pull")
+    assert result.exit_code == 1
+    assert "this is not yours to give" in result.stderr
+    assert "repository: expected a pattern that lies in team/**" in result.stderr
     assert "bob is not an admin" in run("access", "export").stderr
 
 

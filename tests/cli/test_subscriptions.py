@@ -64,10 +64,10 @@ def _json(result: Result) -> Any:
 
 def _fails(result: Result, *texts: str, status: int = 1) -> None:
     assert (result.exit_code, result.stdout) == (status, ""), result.output
-    told = " ".join(result.stderr.replace("│", " ").split())
+    message = " ".join(result.stderr.replace("│", " ").split())
     for text in texts:
-        assert text in told
-    assert "Traceback" not in told
+        assert text in message
+    assert "Traceback" not in message
 
 
 def test_a_subscription_is_made_changed_and_removed(run: Run) -> None:

@@ -165,7 +165,7 @@ async def test_what_was_refused_is_told_again_later_and_what_is_new_at_once(
 
     look = found._look
 
-    async def is_told() -> bool:
+    async def is_reported() -> bool:
         """Tell whether a change is told within three looks."""
         looks = iter(range(3))
 
@@ -182,14 +182,14 @@ async def test_what_was_refused_is_told_again_later_and_what_is_new_at_once(
         return True
 
     async with asyncio.timeout(30):
-        assert not await is_told()
+        assert not await is_reported()
         answers["a.test", "A"] = ["127.0.0.3"]
-        assert await is_told()
-        assert not await is_told(), "as before, and just told"
+        assert await is_reported()
+        assert not await is_reported(), "as before, and just told"
         answers["a.test", "A"] = ["127.0.0.4"]
-        assert await is_told()
+        assert await is_reported()
         monkeypatch.setattr(found, "_told_again_at", 0.0)
-        assert await is_told(), "the reload may succeed by now"
+        assert await is_reported(), "the reload may succeed by now"
 
 
 async def test_it_tells_when_dns_names_others(dns: Dns, configured: Callable[..., Settings], tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ async def test_tells_the_heads_of_keys(store: Store) -> None:
     await store.commit([Change(Table.MANIFESTS, "c|1", {}), Change(Table.INTENTS, "d|1", {})])
     for prefix in ["", "a", "a|", "a/", "main/", "main/team/app", "main/team/app|", "c", "\u00fc"]:
         found = [key for key in keys if key.startswith(prefix)]
-        told = await store.heads(Table.TAGS, prefix)
-        assert sorted(told) == sorted({key.partition("|")[0] for key in found}), prefix
-        assert len(told) == len(set(told))
+        names = await store.heads(Table.TAGS, prefix)
+        assert sorted(names) == sorted({key.partition("|")[0] for key in found}), prefix
+        assert len(names) == len(set(names))
         assert await store.count(Table.TAGS, prefix) == len(found), prefix
     assert await store.heads(Table.USERS) == []
 

@@ -184,11 +184,11 @@ def compare(keys: Keys, policy: Policy, questions: list[Question]) -> None:
     """Fail where a request passes and ``explain`` says otherwise, or the other way round."""
     outcomes = asyncio.run(enforced(keys, policy, questions))
     for question, outcome in zip(questions, outcomes, strict=True):
-        told = policy.explain(*question)
-        assert told.allowed == (outcome is not None), question
+        explanation = policy.explain(*question)
+        assert explanation.allowed == (outcome is not None), question
         if outcome is not None and question[2] is Action.PUSH:
-            assert ("new tags only" in told.reason) != outcome.may_move_tags, question
-        if told.allowed and question[2] is not Action.CREATE:
+            assert ("new tags only" in explanation.reason) != outcome.may_move_tags, question
+        if explanation.allowed and question[2] is not Action.CREATE:
             assert outcome is not None
-            assert outcome.rule == (told.grant or told.reason)
-        assert told.allowed or told.grant is None
+            assert outcome.rule == (explanation.grant or explanation.reason)
+        assert explanation.allowed or explanation.grant is None

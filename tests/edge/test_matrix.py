@@ -58,7 +58,7 @@ def _path(template: str, repository: str, digests: Mapping[str, Digest]) -> str:
     return "/v2/" + template.format(repository, **{kind: str(digest) for kind, digest in digests.items()})
 
 
-async def _told(response: ClientResponse, *names: str) -> tuple[int, str, str]:
+async def _contents(response: ClientResponse, *names: str) -> tuple[int, str, str]:
     """Return all that an answer tells, with the names that were asked for taken out."""
     headers = {name: value for name, value in response.headers.items() if name not in {"Date", "X-Request-ID"}}
     texts = [(await response.read()).decode(), json.dumps(headers, sort_keys=True)]
@@ -108,15 +108,15 @@ async def test_the_registry(public: PublicBench, caller: str) -> None:
                     shown = (await response.json())["repositories"]
                     assert shown == (["team/app"] if caller in _PULL else [])
                 continue
-            told = await _told(response, "team/app")
-        assert told[0] == 401, operation
+            answer = await _contents(response, "team/app")
+        assert answer[0] == 401, operation
         for repository, digests in (
             (f"team/{ABSENT}", HERE),
             ("team/app", dict.fromkeys(HERE, NOT_HERE)),
         ):
             url = _path(template, repository, digests)
             async with public.session.request(method, url, headers=headers) as response:
-                assert await _told(response, repository) == told, operation
+                assert await _contents(response, repository) == answer, operation
     if caller not in _PULL:
         assert {request[0] for request in public.reader.requests} <= {"list_repositories"}
     if caller not in _DELETE:
@@ -153,11 +153,11 @@ class AdminBench:
         password = ADMIN[1] if caller == ADMIN[0] else f"the password of {caller}"
         return {"Authorization": encode_basic_auth(caller, password)}
 
-    async def told(self, method: str, path: str, caller: str) -> tuple[int, str, str]:
+    async def contents(self, method: str, path: str, caller: str) -> tuple[int, str, str]:
         """Return all that a caller is told."""
         target = path if path in OPS_PATHS else API + path
         async with self.http.request(method, target, json={}, headers=self.headers(caller)) as response:
-            return await _told(response)
+            return await _contents(response)
 
 
 @pytest.fixture
@@ -190,15 +190,15 @@ async def test_the_admin_listener(admin: AdminBench) -> None:
     for caller in CALLERS:
         for route, allowed in ADMIN_ROUTES.items():
             method, path = route.split()
-            told = await admin.told(method, filled(path), caller)
+            answer = await admin.contents(method, filled(path), caller)
             if caller in allowed:
-                assert told[0] not in {401, 403}, (caller, route)
-                assert told[0] < 500, (caller, route)
+                assert answer[0] not in {401, 403}, (caller, route)
+                assert answer[0] < 500, (caller, route)
             else:
                 refusal = 401 if caller in {"no token", "anonymous"} else 403
-                assert told[0] == refusal, (caller, route)
+                assert answer[0] == refusal, (caller, route)
                 if caller in {"no token", "none"}:
-                    assert await admin.told(method, filled(path, name=ABSENT), caller) == told, (caller, route)
+                    assert await admin.contents(method, filled(path, name=ABSENT), caller) == answer, (caller, route)
         if caller != "admin":
             now = [await admin.node.directory.users.list(), await admin.node.directory.grants.list()]
             assert now == before, caller

@@ -94,17 +94,17 @@ def stop(pid: int) -> None:
 def make_orphan() -> int:
     """Return the process id of a process whose parent has ended."""
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as told, os.fdopen(writing, "wb", 0) as telling:
+    with os.fdopen(reading, "rb") as receiving, os.fdopen(writing, "wb", 0) as sending:
         if (between := os.fork()) == 0:
             parent = os.getpid()
             if os.fork() == 0:
                 while os.getppid() == parent:
                     pass
-                telling.write(b"%d" % os.getpid())
+                sending.write(b"%d" % os.getpid())
             os._exit(0)
-        telling.close()
+        sending.close()
         os.waitpid(between, 0)
-        return int(told.read())
+        return int(receiving.read())
 
 
 def test_a_copy_is_a_child_of_who_asked(start: Start) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from registry_proxy.node.host import open_standard_streams
-from tests.support.copied import told_by_a_copy
+from tests.support.copied import answer_of_a_copy
 
 
 def test_nothing_that_is_opened_takes_the_place_of_closed_output() -> None:
@@ -23,4 +23,4 @@ def test_nothing_that_is_opened_takes_the_place_of_closed_output() -> None:
 
         return tell
 
-    assert told_by_a_copy(load) == [[os.devnull, True]] * 3
+    assert answer_of_a_copy(load) == [[os.devnull, True]] * 3

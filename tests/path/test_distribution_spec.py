@@ -259,10 +259,10 @@ def test_end_5_and_13_push_in_chunks_and_tell_how_far(service: Service) -> None:
     location = start(service, repository)
     answer = service.go_on("PATCH", location, BLOB[:half], repository=repository, Content_Range=f"0-{half - 1}")
     assert (answer.status_code, answer.headers["Range"]) == (202, f"0-{half - 1}")
-    told = service.go_on("GET", answer.headers["Location"], repository=repository)
-    assert (told.status_code, told.headers["Range"]) == (204, f"0-{half - 1}")
+    status = service.go_on("GET", answer.headers["Location"], repository=repository)
+    assert (status.status_code, status.headers["Range"]) == (204, f"0-{half - 1}")
     rest = f"{half}-{len(BLOB) - 1}"
-    answer = service.go_on("PATCH", told.headers["Location"], BLOB[half:], repository=repository, Content_Range=rest)
+    answer = service.go_on("PATCH", status.headers["Location"], BLOB[half:], repository=repository, Content_Range=rest)
     assert (answer.status_code, answer.headers["Range"]) == (202, f"0-{len(BLOB) - 1}")
     answer = service.go_on("PUT", answer.headers["Location"], repository=repository, digest=digest_of(BLOB))
     assert answer.status_code == 201
@@ -276,9 +276,9 @@ def test_end_5_refuses_a_chunk_out_of_order(service: Service) -> None:
     late = f"{half}-{len(BLOB) - 1}"
     answer = service.go_on("PATCH", location, BLOB[half:], repository=repository, Content_Range=late)
     assert answer.status_code == 416
-    told = service.go_on("GET", location, repository=repository)
-    assert told.status_code == 204
-    answer = service.go_on("PUT", told.headers["Location"], BLOB, repository=repository, digest=digest_of(BLOB))
+    status = service.go_on("GET", location, repository=repository)
+    assert status.status_code == 204
+    answer = service.go_on("PUT", status.headers["Location"], BLOB, repository=repository, digest=digest_of(BLOB))
     assert answer.status_code == 201
 
 

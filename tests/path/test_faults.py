@@ -116,11 +116,11 @@ class Sweep:
         if answer.status in {200, 206}:
             if answer.status == 200:
                 expected, whole = content, True
-            told = answer.headers.get("Content-Length"), answer.headers["Docker-Content-Digest"]
+            label = answer.headers.get("Content-Length"), answer.headers["Docker-Content-Digest"]
             # A HEAD of what was never fetched repeats the upstream's word for the length: there is no other.
-            length = told[0] if method == "HEAD" else str(len(expected))
-            if told != (length, digest_of(content)) and whole:
-                self.wrong.append(f"{method} {path}: told {told}")
+            length = label[0] if method == "HEAD" else str(len(expected))
+            if label != (length, digest_of(content)) and whole:
+                self.wrong.append(f"{method} {path}: answered {label}")
             # A range of what is still being fetched may be sent unverified: its client compares the whole.
             if method == "GET" and whole and body != expected:
                 self.wrong.append(f"{method} {path}: {len(body)} bytes that are not the content")

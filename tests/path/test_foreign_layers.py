@@ -216,8 +216,8 @@ def test_an_import_brings_what_the_source_has(
     push_directly(source, REPOSITORY, "held", held)
     push_directly(source, REPOSITORY, "away", with_foreign(make_image(b"layer"), urls=URLS))
     proxy = start_proxy(registries)
-    told = run_import(proxy, source)
-    assert told.exit_code == 0, told.output
+    result = run_import(proxy, source)
+    assert result.exit_code == 0, result.output
     user = proxy.add_user("ann", pull=["**"])
     assert is_given(user, "held", held)
     assert is_given(user, "away", with_foreign(make_image(b"layer"), urls=URLS))

@@ -333,8 +333,8 @@ def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy
             assert audited(subject=subject)[0]["detail"]["jti"] == "job-1"
             admin.post("/revocations", json={"subject": subject}).raise_for_status()
             assert [opens(proxy, token) for _ in range(6)] == [401] * 6
-            told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30, verify=False).text
-            assert (job.password or "")[-20:] not in told
+            output = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30, verify=False).text
+            assert (job.password or "")[-20:] not in output
             job.tokens.clear()
             token = job.token("repository:prod/app:pull")
             assert opens(proxy, token) == 200
@@ -384,8 +384,8 @@ def test_no_secret_is_in_a_log_or_a_metric(proxy: Proxy) -> None:
     post(proxy, grant_type="refresh_token", refresh_token=refresh_token[:-1] + "!")
     robot.push("team/app", "1", make_image(b"x"))
     secrets = [user.password, robot.password, refresh_token, bearer, robot.token("repository:team/app:pull,push")]
-    told = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30, verify=False).text
+    output = proxy.log_text() + httpx.get(f"{proxy.admin_url}/metrics", timeout=30, verify=False).text
     for secret in secrets:
         assert secret is not None
-        assert secret not in told
-        assert secret[-20:] not in told
+        assert secret not in output
+        assert secret[-20:] not in output

@@ -75,9 +75,9 @@ def test_images_come_with_all_that_belongs_to_them(
 ) -> None:
     """Images, children, signatures by tag, referrers, in both replicas; a second run finds everything there."""
     proxy = start_proxy(registries)
-    told = run_import(proxy, source, "--repository", "team/**", "--tags", "*.0", "--prefix", "old/", "--json")
-    assert told.exit_code == 0, told.output
-    outcome = json.loads(told.stdout)
+    result = run_import(proxy, source, "--repository", "team/**", "--tags", "*.0", "--prefix", "old/", "--json")
+    assert result.exit_code == 0, result.output
+    outcome = json.loads(result.stdout)
     assert (outcome["found"], outcome["copied"], outcome["present"], outcome["failed"]) == (3, 3, 0, {})
     tags = get(source, "team/multi", "tags/list").json()["tags"]
     for registry in registries:
@@ -100,10 +100,10 @@ def test_what_could_not_be_copied_is_listed(
     layers = source.log.parent / "data/docker/registry/v2/repositories/team/one/_layers/sha256"
     there, elsewhere = layers / digest.partition(":")[2], layers / "elsewhere"
     there.rename(elsewhere)
-    told = run_import(proxy, source, "--repository", "team/one")
-    assert told.exit_code == 1
-    assert "1 image was not copied" in told.stderr
-    assert "team/one:2.0: BLOB_UNKNOWN" in told.stderr
+    result = run_import(proxy, source, "--repository", "team/one")
+    assert result.exit_code == 1
+    assert "1 image was not copied" in result.stderr
+    assert "team/one:2.0: BLOB_UNKNOWN" in result.stderr
     elsewhere.rename(there)
     again = run_import(proxy, source, "--repository", "team/one")
     assert again.exit_code == 0, again.output

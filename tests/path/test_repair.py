@@ -158,9 +158,9 @@ def test_two_registries_that_diverged_are_adopted(registries: list[Server], star
     for server, tag, image in ((first, "a", alone), (second, "b", other), (first, "both", one), (second, "both", two)):
         push_directly(server, REPOSITORY, tag, image)
     proxy = start(start_proxy, registries)
-    told = proxy.command("replica", "verify", "--json")
-    assert told.exit_code == 1
-    (comparison,) = json.loads(told.stdout)
+    result = proxy.command("replica", "verify", "--json")
+    assert result.exit_code == 1
+    (comparison,) = json.loads(result.stdout)
     assert {row["name"] for row in comparison["differences"] if row["kind"] == "tag"} == {"a", "b", "both"}
     assert comparison["undecided"] == 2
     asked = proxy.command("replica", "repair")

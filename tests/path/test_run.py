@@ -26,13 +26,13 @@ def test_ports_that_are_taken_can_be_moved() -> None:
         assert run.registry_ports(settings) == [also_taken]
         with pytest.raises(SystemExit) as refusal:
             run.refuse_taken_ports(settings)
-        told = str(refusal.value).splitlines()
-        assert [line.partition(" is taken by process ")[0] for line in told[:-1]] == [
+        lines = str(refusal.value).splitlines()
+        assert [line.partition(" is taken by process ")[0] for line in lines[:-1]] == [
             f"port {taken}",
             f"port {also_taken}",
         ]
-        assert told[0].endswith("; REGISTRY_PROXY__ADMIN_LISTEN sets another one")
-        assert told[1].endswith("; REGISTRY_PROXY__UPSTREAMS__MAIN__REPLICAS sets another one")
+        assert lines[0].endswith("; REGISTRY_PROXY__ADMIN_LISTEN sets another one")
+        assert lines[1].endswith("; REGISTRY_PROXY__UPSTREAMS__MAIN__REPLICAS sets another one")
     run.refuse_taken_ports(load_settings(str(run.DEFAULT_CONFIG), environment))
     readme = (run.ROOT / "README.md").read_text()
     assert all(f"`{name}=" in readme for name in environment)

@@ -308,8 +308,8 @@ def test_an_import_and_a_warmed_cache_have_it(start_registry: StartRegistry, sta
     for parts in (child, untagged):
         push(user, parts)
     push(user, whole, "?tag=1.0")
-    told = run_import(proxy, source, "--repository", REPOSITORY, "--prefix", "new/")
-    assert told.exit_code == 0, told.output
+    result = run_import(proxy, source, "--repository", REPOSITORY, "--prefix", "new/")
+    assert result.exit_code == 0, result.output
     copied = user.head(f"new/{REPOSITORY}", "manifests/1.0", **ACCEPT)
     assert copied.headers["Docker-Content-Digest"] == str(whole.digest)
     for parts in (child, untagged):

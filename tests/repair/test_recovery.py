@@ -98,8 +98,8 @@ async def test_what_was_deleted_or_is_nowhere_is_not_on_record_again(setting: Be
 
 async def test_what_a_node_adds_after_the_comparison_is_compared_too(setting: Bench) -> None:
     """A node that was away, or stood still, while others compared, tells what it knows when it is back."""
-    lacking = await push(setting, image(b"1"))
-    del setting.b.manifests[REPOSITORY, lacking.digest]
+    missing = await push(setting, image(b"1"))
+    del setting.b.manifests[REPOSITORY, missing.digest]
     await lose_store(setting)
     elsewhere = recovery(setting)
     assert await elsewhere.recover()

@@ -156,11 +156,11 @@ async def test_a_private_authority_is_trusted_by_its_file(certificate: tuple[ssl
 async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ssl.SSLContext, Path]) -> None:
     """What the operating system or DNS says of it, and of a certificate that it is one."""
     async with FakeRegistry(tls=certificate[0]) as registry:
-        told = {
+        reasons = {
             f"http://127.0.0.1:{free_port()}": "no connection (Connection refused)",
             registry.url: "no connection (ClientConnectorCertificateError)",
         }
-        for url, reason in told.items():
+        for url, reason in reasons.items():
             async with open_client(url) as client:
                 with pytest.raises(ReplicaFailedError, match=re.escape(reason)):
                     await client.probe()

@@ -23,7 +23,7 @@ KEYS = [
 ]
 
 
-def told(marks: JournalMarks) -> list[object]:
+def answers_of(marks: JournalMarks) -> list[object]:
     """Return the answers to all questions about some replicas, repositories, tags and digests."""
     answers: list[object] = [sorted(marks.intents, key=str), marks.lost("main"), marks.lost_keys, marks.valid_until]
     answers += [marks.is_missed(digest) for digest in DIGESTS]
@@ -64,11 +64,11 @@ def test_a_changed_snapshot_is_as_a_new_one() -> None:
                 chance.random() < 0.2,
             )
             changes[key] = None if chance.random() < 0.4 else intent
-        before = told(marks)
+        before = answers_of(marks)
         now += 7
         new = newcomers if turn % 2 else NO_NEWCOMERS
         later = marks.changed(changes, now, new, NO_PAUSES)
-        assert told(marks) == before
+        assert answers_of(marks) == before
         current = {key: intent for key, intent in {**current, **changes}.items() if intent is not None}
-        assert told(later) == told(JournalMarks(current.items(), now, new))
+        assert answers_of(later) == answers_of(JournalMarks(current.items(), now, new))
         marks = later

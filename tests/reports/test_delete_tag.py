@@ -51,8 +51,8 @@ def test_the_tag_goes_and_the_image_stays(registries: list[Server], start_proxy:
     assert user.pull(REPOSITORY, "latest") == user.pull(REPOSITORY, image.digest) == image
     assert contents(registries[0]) == contents(registries[1]) == {"latest": image.digest}
     assert proxy.command("replica", "verify").exit_code == 0
-    told = proxy.command("audit", "search", "--repository", REPOSITORY, "--json").stdout
-    events = [event for event in map(json.loads, told.splitlines()) if event["action"] == "delete"]
+    output = proxy.command("audit", "search", "--repository", REPOSITORY, "--json").stdout
+    events = [event for event in map(json.loads, output.splitlines()) if event["action"] == "delete"]
     assert {(event["outcome"], event["subject"], event["tag"]) for event in events} == {
         ("ok", "user:ann", "v1"),
         ("failed", "user:ann", "v1"),
@@ -159,10 +159,10 @@ def test_deletes_and_pushes_through_two_nodes_take_turns(
             work = [(users[number % 2], [*images, None, None, None][number]) for number in range(6)]
             answers = list(clients.map(lambda each: push_or_delete(*each), work))
             assert all(status == 201 if image else status in {202, 404} for image, status in answers), answers
-            told = [user.get(REPOSITORY, "manifests/moved") for user in users]
-            assert told[0].content == told[1].content or {answer.status_code for answer in told} == {404}
+            views = [user.get(REPOSITORY, "manifests/moved") for user in users]
+            assert views[0].content == views[1].content or {answer.status_code for answer in views} == {404}
             found = [contents(server).get("moved") for server in registries]
-            digest = told[0].headers.get("Docker-Content-Digest")
+            digest = views[0].headers.get("Docker-Content-Digest")
             assert found == [digest, digest]
     # A tag that no push through us made, remembered by the other node for an hour.
     for server in registries:

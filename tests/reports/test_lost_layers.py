@@ -109,12 +109,12 @@ async def test_a_pusher_asks_the_replicas_and_a_puller_does_not(tmp_path: Path) 
         pull, push = public.bearer("user:ann", "repository:team/app:pull"), public.bearer("user:ann")
         for path, digest in (("blobs", blob), ("manifests", manifest)):
             url = f"/v2/team/app/{path}/{digest}"
-            public.push.lacking.clear()
+            public.push.missing.clear()
             for headers in (pull, push, pull, push):
                 async with public.session.head(url, headers=headers) as answer:
                     assert answer.status == 200
             assert [call[0] for call in public.push.calls] == ["everywhere"] * 2
-            public.push.lacking.add(digest)
+            public.push.missing.add(digest)
             for headers, status in ((push, 404), (pull, 200)):
                 async with public.session.head(url, headers=headers) as answer:
                     assert answer.status == status

@@ -139,9 +139,9 @@ async def test_its_reason_is_not_told_elsewhere(kind: str) -> None:
         one.registry.inject(Fault(f"^/v2/{FINE}", status=500))
         with pytest.raises(UpstreamUnavailableError) as failed:
             await one.reader.resolve_tag(FINE, Tag("1"))
-        told = f"{failed.value} {[(status.state, status.reason) for status in one.replicas.status()]}"
-        assert "forbidden" not in told
-        assert re.search("refuse|token endpoint|credential", told) is None
+        text = f"{failed.value} {[(status.state, status.reason) for status in one.replicas.status()]}"
+        assert "forbidden" not in text
+        assert re.search("refuse|token endpoint|credential", text) is None
 
 
 async def test_a_list_of_repositories_that_is_refused_changes_no_state() -> None:

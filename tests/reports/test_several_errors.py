@@ -48,12 +48,12 @@ def test_a_lacking_layer_beside_a_foreign_one_is_named(registries: list[Server],
     plain = make_image(random_bytes(100))
     user.push("team/app", "plain", plain)
     document = json.loads(plain.manifest)
-    foreign, lacking = digest_of(b"foreign"), digest_of(b"lacking")
+    foreign, missing = digest_of(b"foreign"), digest_of(b"lacking")
     document["layers"] = [
         {"mediaType": FOREIGN, "digest": foreign, "size": 7, "urls": ["https://example.com/layer"]},
-        {"mediaType": OCI_LAYER, "digest": lacking, "size": 7},
+        {"mediaType": OCI_LAYER, "digest": missing, "size": 7},
     ]
     answer = user.push_manifest("team/app", "foreign", Image(json.dumps(document).encode(), {}))
     assert answer.status_code == 400
     (error,) = answer.json()["errors"]
-    assert (error["code"], error["detail"]) == ("MANIFEST_BLOB_UNKNOWN", lacking)
+    assert (error["code"], error["detail"]) == ("MANIFEST_BLOB_UNKNOWN", missing)

@@ -61,8 +61,8 @@ class Pipeline:
     def upload(self, image: Image) -> None:
         """HEAD each blob, and push those that are not there."""
         with self.user.client(REPOSITORY, "pull,push") as client:
-            lacking = [blob for digest, blob in image.blobs.items() if client.head(f"/blobs/{digest}").is_error]
-        assert [self.user.push_blob(REPOSITORY, blob).status_code for blob in lacking] == [201] * len(lacking)
+            missing = [blob for digest, blob in image.blobs.items() if client.head(f"/blobs/{digest}").is_error]
+        assert [self.user.push_blob(REPOSITORY, blob).status_code for blob in missing] == [201] * len(missing)
 
     def put(self, reference: str, image: Image) -> None:
         """PUT a manifest."""

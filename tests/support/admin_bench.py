@@ -171,7 +171,7 @@ class Upstream:
 
     replicas: list[Replica]
     lost: int = 0
-    told: Sequence[str] = ()
+    notices: Sequence[str] = ()
 
     async def refresh(self) -> None:
         """Nothing changes behind the test's back."""
@@ -180,7 +180,7 @@ class Upstream:
         return [ReplicaStatus(**vars(replica)) for replica in self.replicas]
 
     def warnings(self) -> Sequence[str]:
-        return self.told
+        return self.notices
 
 
 @dataclass
@@ -218,13 +218,13 @@ class Repairs:
     exceptions: Exceptions
     woken: int = 0
     now: RepairStatus = field(default_factory=RepairStatus)
-    told: Sequence[str] = ()
+    notices: Sequence[str] = ()
 
     def status(self, _: str) -> RepairStatus:
         return self.now
 
     def warnings(self) -> Sequence[str]:
-        return self.told
+        return self.notices
 
     async def retry(self) -> None:
         self.woken += 1

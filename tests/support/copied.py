@@ -66,7 +66,7 @@ class Copied:
         self.send_signal(signal.SIGKILL)
 
 
-def told_by_a_copy(load: Callable[[], Callable[[], Any]]) -> Any:
+def answer_of_a_copy(load: Callable[[], Callable[[], Any]]) -> Any:
     """Return what a copy of a process tells, as JSON has it: ``load`` is called before it is made, its result in it."""
 
     def load_copy() -> RunCopy:
@@ -83,9 +83,9 @@ def told_by_a_copy(load: Callable[[], Callable[[], Any]]) -> Any:
     with ours, ours.makefile("rb") as answer, closing(ForkServer(load_copy, [])) as forks:
         with theirs:
             pid = asyncio.run(forks.fork([theirs.fileno()]))
-        told = json.loads(answer.read())
+        result = json.loads(answer.read())
         assert Copied(pid, []).wait(30) == 0
-        return told
+        return result
 
 
 class Copies:

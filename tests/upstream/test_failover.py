@@ -509,10 +509,10 @@ async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
     for ask, key in zip(asks, keys, strict=True):
         first = pair.first_for(key)
         first.faults = [Fault("/(blobs|manifests)/", stall=True)]
-        told, observer = ToldMarks(), RecordingObserver()
-        opened = open_replicas(pair.urls, marks=told, timeouts=UNHURRIED, observer=observer)
+        marks, observer = ToldMarks(), RecordingObserver()
+        opened = open_replicas(pair.urls, marks=marks, timeouts=UNHURRIED, observer=observer)
         async with opened as replicas, asyncio.timeout(60):
-            reader = FailoverReader(replicas, told, 0)
+            reader = FailoverReader(replicas, marks, 0)
             before = len(first.requests)
             for _ in range(3):
                 await ask(reader)
@@ -558,9 +558,9 @@ async def test_who_leaves_cancels_both(pair: Pair) -> None:
     digest = pair.add_blob(CONTENT)
     for registry in (pair.a, pair.b):
         registry.faults = [Fault("blobs", stall=True)]
-    told = ToldMarks()
-    async with open_replicas(pair.urls, marks=told, timeouts=UNHURRIED) as replicas, asyncio.timeout(60):
-        question = spawn(FailoverReader(replicas, told, 0).stat_blob(REPOSITORY, digest), "question")
+    marks = ToldMarks()
+    async with open_replicas(pair.urls, marks=marks, timeouts=UNHURRIED) as replicas, asyncio.timeout(60):
+        question = spawn(FailoverReader(replicas, marks, 0).stat_blob(REPOSITORY, digest), "question")
         for registry in (pair.a, pair.b):
             await registry.wait_for("HEAD", f"/v2/{REPOSITORY}/blobs/{digest}")
         question.cancel()

@@ -131,7 +131,7 @@ class FakePush:
     mounted: Descriptor | None = None
     known: set[str] = field(default_factory=set)
     """Repositories that are known to hold every blob."""
-    lacking: set[Digest] = field(default_factory=set)
+    missing: set[Digest] = field(default_factory=set)
     manifest_subject: Digest | None = None
     error: Exception | None = None
 
@@ -184,7 +184,7 @@ class FakePush:
 
     async def is_everywhere(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:
         self.calls.append(("everywhere", str(routed), kind, str(digest)))
-        return digest not in self.lacking
+        return digest not in self.missing
 
     async def mount_blob(self, routed: RoutedRepository, digest: Digest, source: RoutedRepository) -> Descriptor | None:
         self.calls.append(("mount", str(routed), str(source), str(digest)))

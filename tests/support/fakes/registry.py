@@ -206,7 +206,7 @@ class FakeRegistry:
             if kind == "manifests" and digest in contents.manifests:
                 self.of(name).manifests[digest] = contents.manifests[digest]
 
-    def _lacks_blobs(self, name: str, body: bytes) -> bool:
+    def _misses_blobs(self, name: str, body: bytes) -> bool:
         document = json.loads(body)
         descriptors = [document[key] for key in ("config",) if key in document] + (document.get("layers") or [])
         return any(parse_digest(each["digest"]) not in self.of(name).blobs for each in descriptors)
@@ -333,7 +333,7 @@ class FakeRegistry:
             self._find_anywhere("manifests", name, parse_digest(slot))
         contents = self.repositories.get(name, _Contents())
         if request.method == "PUT":
-            if self.mixes and self._lacks_blobs(name, body):
+            if self.mixes and self._misses_blobs(name, body):
                 return _error(400, "MANIFEST_INVALID")
             tags = () if ":" in slot else (slot,)
             digest = self.add_manifest(name, body, *tags, media_type=request.headers["Content-Type"])

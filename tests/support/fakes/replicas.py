@@ -159,11 +159,11 @@ class MemoryReplica(MemoryReader):
     async def put_manifest(self, repository: Repository, tag_or_digest: Tag | Digest, manifest: Manifest) -> None:
         await self._begin("put_manifest", repository, tag_or_digest)
         links = parse_manifest(manifest.body, manifest.descriptor.media_type)
-        lacking = [blob.digest for blob in links.blobs if (repository, blob.digest) not in self.blobs]
+        missing = [blob.digest for blob in links.blobs if (repository, blob.digest) not in self.blobs]
         if not self.is_sparse:
-            lacking += [child.digest for child in links.manifests if (repository, child.digest) not in self.manifests]
-        if lacking:
-            detail = {"digest": str(lacking[0])}
+            missing += [child.digest for child in links.manifests if (repository, child.digest) not in self.manifests]
+        if missing:
+            detail = {"digest": str(missing[0])}
             raise RegistryError(self.refuses_with, "blob unknown to registry", detail=detail)
         self.manifests[repository, manifest.descriptor.digest] = manifest
         if isinstance(tag_or_digest, str):

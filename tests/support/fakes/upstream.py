@@ -127,9 +127,9 @@ async def open_reader(
     **options: Any,
 ) -> AsyncIterator[FailoverReader]:
     """Open a reader over replicas started as by ``open_replicas``."""
-    told = marks or ToldMarks()
-    async with open_replicas(urls, marks=told, **options) as replicas:
-        yield FailoverReader(replicas, told, patience_seconds, proves_absent)
+    marks = marks or ToldMarks()
+    async with open_replicas(urls, marks=marks, **options) as replicas:
+        yield FailoverReader(replicas, marks, patience_seconds, proves_absent)
 
 
 async def read_all(stream: Any) -> bytes:
