@@ -117,6 +117,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         observer = PrometheusObserver(context.metrics, context.process, replica_names)
         observer.observe(CacheDiskStalled(context.is_stand_in))
         node = await stack.enter_async_context(_open_node(settings, observer, context))
+        await stack.enter_async_context(running(node.events.pulls.run(), "pulls as events"))
         duties = await stack.enter_async_context(contextlib.AsyncExitStack())
         await duties.enter_async_context(running(node.cache.scrubber.run(), "scrub of the cache"))
         await duties.enter_async_context(running(node.writes.uploads.run(), "upkeep of uploads"))
@@ -137,6 +138,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         context.ready()
         if has_admin:  # not before: a long queue makes no start longer
             await duties.enter_async_context(running(node.events.deliveries.run(), "deliveries of events"))
+            await duties.enter_async_context(running(node.events.replica_watch.run(), "events of replicas"))
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
         await drain(context, settings.drain, public, admin)
@@ -187,8 +189,12 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
                 proves_absent=records.proof,
             )
         )
-        receivers = configured.receiver_limits(settings)
-        events = await stack.enter_async_context(open_events(receivers, store, changes, router.local_name, observer))
+        receivers, replicas = configured.receiver_limits(settings), upstreams.replicas
+        local_name = router.local_name
+        opening_events = open_events(
+            receivers, store, changes, local_name=local_name, upstreams=replicas, observer=observer
+        )
+        events = await stack.enter_async_context(opening_events)
         tools = ReplicaTools(
             records=records,
             replica_sets=upstreams.replicas,
@@ -244,6 +250,7 @@ def _public_app(
         signer=access.signer,
         observer=observer,
         audit=trail,
+        pulls=node.events.pulls,
         log_request=access_log,
         options=configured.public_options(settings),
         prefetch=Prefetch(pull) if settings.cache.prefetch else None,

@@ -17,7 +17,7 @@ from registry_proxy.events.subscription import (
     SubscriptionInput,
     subscription_of,
 )
-from registry_proxy.ports.outbox import EventType
+from registry_proxy.ports.outbox import LATER_TYPES, EventType
 from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
 
@@ -30,6 +30,7 @@ _TEXT_MAX_CHARACTERS = 4096
 _HEADERS_MAX = 20
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,4094}[\x21-\x7e])?")
+_OF_REPLICAS = (EventType.REPLICA_DOWN, EventType.REPLICA_REPAIRED)
 _OURS = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection", "user-agent"})
 _OUR_PREFIXES = ("webhook-", "x-hub-signature", "x-signature", "ce-")
 
@@ -71,10 +72,7 @@ class Subscriptions(Records[Subscription]):
 
 def _faults(given: SubscriptionInput) -> Faults:
     faults = _url_faults(given.url) + _secret_faults(given.secrets) + _header_faults(given.headers)
-    types = [each.value for each in EventType if each is not EventType.GAP]
-    unknown = [each for each in given.events if each not in types]
-    if unknown or not given.events:
-        faults.append(("events", f"expected at least one of {', '.join(types)}"))
+    faults += _event_faults(given.events)
     if (fault := repository_pattern_fault(given.repository)) is not None:
         faults.append(("repository", fault))
     if (fault := tag_pattern_fault(given.tags)) is not None:
@@ -88,9 +86,21 @@ def _faults(given: SubscriptionInput) -> Faults:
     return faults + _format_faults(given)
 
 
+def _event_faults(events: Sequence[str]) -> Faults:
+    types = [each.value for each in EventType if each is not EventType.GAP]
+    later = [each for each in events if each in LATER_TYPES]
+    if later:
+        return [("events", f"{' and '.join(later)}: not available yet")]
+    if not events or any(each not in types for each in events):
+        return [("events", f"expected at least one of {', '.join(types)}")]
+    return []
+
+
 def _format_faults(given: SubscriptionInput) -> Faults:
     if given.format == Format.HARBOR and EventType.MANIFEST in given.events:
         return [("events", "format harbor has no form for a manifest without a tag: leave manifest out")]
+    if of_replicas := [each for each in _OF_REPLICAS if each in given.events and given.format != Format.CLOUDEVENTS]:
+        return [("events", f"only format cloudevents has a form for {' and '.join(of_replicas)}")]
     if given.format == Format.TEMPLATE:
         return [("template", fault) for fault in template_faults(given.template, given.secrets)]
     return [("template", "belongs to format template alone: leave it empty")] if given.template else []

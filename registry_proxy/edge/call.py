@@ -5,13 +5,17 @@ from typing import Generic, TypeVar
 
 from registry_proxy.edge.authenticate import Authorized
 from registry_proxy.edge.exchange import Exchange
+from registry_proxy.edge.origin import Origins
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import Uploader
 from registry_proxy.protocol.byterange import ByteRange, parse_chunk_range
-from registry_proxy.protocol.endpoints import RegistryRequest
+from registry_proxy.protocol.endpoints import ManifestRequest, RegistryRequest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.tasks import request_id
 
+_USER_AGENT_MAX_CHARACTERS = 512
 R_co = TypeVar("R_co", bound=RegistryRequest, covariant=True)
 
 
@@ -70,3 +74,22 @@ class Call(Generic[R_co]):
         """Return the Content-Range of an upload's chunk."""
         header = self.exchange.headers.get("Content-Range")
         return None if header is None else parse_chunk_range(header)
+
+
+def actor_of(call: Call[ManifestRequest], origins: Origins) -> Actor:
+    """Return the client behind a request, for its event.
+
+    Args:
+        call: the request.
+        origins: tells by which name and port the client addressed the registry.
+    """
+    exchange = call.exchange
+    scheme, _, host = origins.url(exchange).partition("://")
+    return Actor(
+        call.subject,
+        exchange.address,
+        request_id.get(),
+        exchange.headers.get("User-Agent", "")[:_USER_AGENT_MAX_CHARACTERS],
+        host,
+        scheme,
+    )

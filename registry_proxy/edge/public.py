@@ -31,6 +31,7 @@ from registry_proxy.operations.warm import Prefetch
 from registry_proxy.ports.events import AuditLog
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import Router
+from registry_proxy.ports.outbox import PullLog
 from registry_proxy.protocol.addresses import Network
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
@@ -67,6 +68,7 @@ class PublicApp:
         signer: signs tokens.
         observer: receives an event for each request.
         audit: receives the events for the audit log.
+        pulls: receives the manifests that are sent, where that is wanted.
         log_request: receives each finished request.
         options: names and addresses.
         prefetch: fetches ahead; None for not at all.
@@ -86,6 +88,7 @@ class PublicApp:
         signer: TokenSigner,
         observer: Observer,
         audit: AuditLog,
+        pulls: PullLog,
         log_request: LogRequest,
         options: PublicOptions,
         prefetch: Prefetch | None = None,
@@ -107,6 +110,7 @@ class PublicApp:
             discover=discover,
             referrers=referrers,
             prefetch=prefetch,
+            pulls=pulls,
         )
         writes = Writes(
             authenticator=authenticator, router=router, push=push, manage=manage, audit=audit, origins=self._origins

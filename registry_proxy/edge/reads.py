@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from registry_proxy.edge.answer import Answer, FilePart, Stream, json_answer
 from registry_proxy.edge.authenticate import Authenticator
-from registry_proxy.edge.call import Call
+from registry_proxy.edge.call import Call, actor_of
 from registry_proxy.edge.exchange import unless_left
 from registry_proxy.operations.ask import Ask, answer_of, then
 from registry_proxy.operations.discover import Discover, Page
@@ -19,6 +19,7 @@ from registry_proxy.operations.push import Push
 from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.warm import Prefetch
 from registry_proxy.ports.names import CacheResult, ContentKind
+from registry_proxy.ports.outbox import PullLog
 from registry_proxy.protocol.byterange import ByteRange, format_content_range
 from registry_proxy.protocol.descriptor import Descriptor
 from registry_proxy.protocol.endpoints import (
@@ -51,6 +52,7 @@ class Reads:
         discover: the lists of tags and repositories.
         referrers: the lists of referrers.
         prefetch: fetches ahead; None for not at all.
+        pulls: receives the manifests that are sent, where that is wanted.
     """
 
     authenticator: Authenticator
@@ -59,6 +61,7 @@ class Reads:
     discover: Discover
     referrers: Referrers
     prefetch: Prefetch | None
+    pulls: PullLog
 
     def ping(self, call: Call[Ping]) -> Answer:  # noqa: ARG002 - every handler is a method that takes the call
         return json_answer({})
@@ -75,6 +78,10 @@ class Reads:
             return _not_modified(descriptor)
         if self.prefetch is not None:
             self.prefetch.manifest_sent(call.subject, call.routed, descriptor.digest)
+        if self.pulls.is_wanted:
+            reference = call.request.tag_or_digest
+            tag = "" if isinstance(reference, Digest) else reference
+            self.pulls.note(call.routed, tag, descriptor, actor_of(call, self.authenticator.origins))
         headers = _content_headers(descriptor, found.result, found.warning)
         return Answer(200, headers, found.manifest.body, "upstream" if found.result is CacheResult.MISS else "cache")
 

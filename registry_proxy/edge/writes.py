@@ -8,14 +8,13 @@ from urllib.parse import quote, urlencode
 from registry_proxy.edge.allowance import DELETIONS_AT_ONCE, DELETIONS_SECONDS, Allowance
 from registry_proxy.edge.answer import Answer
 from registry_proxy.edge.authenticate import Authenticator, digest_named_by
-from registry_proxy.edge.call import Call
+from registry_proxy.edge.call import Call, actor_of
 from registry_proxy.edge.exchange import as_registry_error, read_small_body
 from registry_proxy.edge.origin import Origins
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.ports.events import AuditEvent, AuditLog
 from registry_proxy.ports.names import RoutedRepository, Router
-from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import UploadBody, UploadRef
 from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
 from registry_proxy.protocol.endpoints import (
@@ -28,9 +27,6 @@ from registry_proxy.protocol.endpoints import (
 )
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository
-from registry_proxy.tasks import request_id
-
-_USER_AGENT_MAX_CHARACTERS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +123,7 @@ class Writes:
                 body,
                 tags=call.request.tags,
                 may_move_tags=call.authorized.may_move_tags,
-                actor=self._actor(call),
+                actor=actor_of(call, self.origins),
             )
             call.made = pushed.descriptor.digest
         created = _created(call, "manifests", pushed.descriptor)
@@ -139,7 +135,9 @@ class Writes:
     async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
         with self._audited(call):
             self._deletions.take(call.subject)
-            call.made = await self.manage.delete_manifest(call.routed, call.request.tag_or_digest, self._actor(call))
+            call.made = await self.manage.delete_manifest(
+                call.routed, call.request.tag_or_digest, actor_of(call, self.origins)
+            )
         return Answer(202)
 
     async def delete_blob(self, call: Call[BlobRequest]) -> Answer:
@@ -147,18 +145,6 @@ class Writes:
             self._deletions.take(call.subject)
             await self.manage.delete_blob(call.routed, call.request.digest)
         return Answer(202)
-
-    def _actor(self, call: Call[ManifestRequest]) -> Actor:
-        exchange = call.exchange
-        scheme, _, host = self.origins.url(exchange).partition("://")
-        return Actor(
-            call.subject,
-            exchange.address,
-            request_id.get(),
-            exchange.headers.get("User-Agent", "")[:_USER_AGENT_MAX_CHARACTERS],
-            host,
-            scheme,
-        )
 
     @contextmanager
     def _audited(self, call: Call[RegistryRequest]) -> Iterator[None]:

@@ -42,7 +42,16 @@ class StoreOutbox:
         name = self._local_name(routed) if subscriptions else None
         if name is None:
             return None
-        event = RegistryEvent(id=str(uuid.uuid4()), type=kind, at=self._clock(), repository=name, actor=actor, **fields)
-        if not any(subscription.takes(event) for subscription in subscriptions):
+        fields = {"at": self._clock(), **fields}
+        event = RegistryEvent(id=str(uuid.uuid4()), type=kind, repository=name, actor=actor, **fields)
+        return await self.announced(event)
+
+    async def announced(self, event: RegistryEvent) -> Change | None:
+        """Return the change that puts an event into the outbox; None where no subscription takes it.
+
+        Raises:
+            StoreUnavailableError: which subscriptions there are cannot be known.
+        """
+        if not any(subscription.takes(event) for subscription in await self._subscriptions.current()):
             return None
         return outbox_change(OutboxEntry(event))

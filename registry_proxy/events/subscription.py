@@ -21,11 +21,12 @@ class Format(StrEnum):
     TEMPLATE = "template"
 
 
+_OF_CONTENT = frozenset({EventType.PUSH, EventType.MANIFEST, EventType.DELETE, EventType.PULL})
 _EXPRESSED: Mapping[str, frozenset[EventType]] = {
     Format.CLOUDEVENTS: frozenset(EventType),
-    Format.DISTRIBUTION: frozenset({EventType.PUSH, EventType.MANIFEST, EventType.DELETE}),
-    Format.HARBOR: frozenset({EventType.PUSH, EventType.DELETE}),
-    Format.TEMPLATE: frozenset({EventType.PUSH, EventType.MANIFEST, EventType.DELETE}),
+    Format.DISTRIBUTION: _OF_CONTENT,
+    Format.HARBOR: _OF_CONTENT - {EventType.MANIFEST},
+    Format.TEMPLATE: _OF_CONTENT,
 }
 """The types that a shape has a form for. A gap in a template would start a deployment of nothing."""
 
@@ -94,17 +95,23 @@ class Subscription(SubscriptionInput):
     def takes(self, event: RegistryEvent) -> bool:
         """Tell whether an event is delivered to this subscription.
 
-        A gap goes to every one that is enabled and whose format can express it.
+        A gap goes to every one that is enabled and whose format can express it. An event of no repository, as those of
+        replicas, matches any pattern.
         """
-        if not self.enabled or not self.can_express(event.type):
-            return False
         if event.type is EventType.GAP:
-            return True
+            return self.enabled and self.can_express(EventType.GAP)
         return (
-            event.type in self.events
-            and compile_repository_pattern(self.repository).fullmatch(event.repository) is not None
+            self.asks_for(event.type)
+            and (not event.repository or self._covers(event.repository))
             and (not event.tag or compile_text_pattern(self.tags).fullmatch(event.tag) is not None)
         )
+
+    def asks_for(self, kind: EventType) -> bool:
+        """Tell whether events of a type are delivered to this subscription, wherever they happen."""
+        return self.enabled and kind in self.events and self.can_express(kind)
+
+    def _covers(self, repository: str) -> bool:
+        return compile_repository_pattern(self.repository).fullmatch(repository) is not None
 
     def can_express(self, kind: EventType) -> bool:
         """Tell whether the format of this subscription has a form for events of a type.

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change
+from registry_proxy.protocol.descriptor import Descriptor
 
 
 class EventType(StrEnum):
@@ -22,8 +23,21 @@ class EventType(StrEnum):
     DELETE = "delete"
     """A client deleted a tag, or a manifest with every tag on it."""
 
+    PULL = "pull"
+    """A client got a manifest: one event each. They are reported as far as they can be, and may be lost."""
+
+    REPLICA_DOWN = "replica_down"
+    """A replica cannot be used: one event for all nodes."""
+
+    REPLICA_REPAIRED = "replica_repaired"
+    """A replica that was reported as down is up again and has what it missed."""
+
     GAP = "gap"
     """Events were dropped, or lost with the store: the receiver compares with the registry."""
+
+
+LATER_TYPES = ("rollback", "promotion", "restore", "deployment", "rule_violated", "retention")
+"""The types that a subscription may name once their features are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +155,26 @@ class Outbox(Protocol):
             kind: what happened.
             routed: where.
             actor: who did it.
-            fields: further fields of RegistryEvent.
+            fields: further fields of RegistryEvent; ``at`` is now without one.
 
         Raises:
             StoreUnavailableError: which subscriptions there are cannot be known.
+        """
+
+
+class PullLog(Protocol):
+    """Takes the pulls that subscriptions ask for; it neither waits nor fails."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a subscription asks for pulls."""
+
+    def note(self, routed: RoutedRepository, tag: str, descriptor: Descriptor, actor: Actor) -> None:
+        """Take a manifest that is sent to a client.
+
+        Args:
+            routed: where it lies.
+            tag: by which the client named it; "" where it named the digest.
+            descriptor: of the manifest.
+            actor: the client.
         """

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ async def test_a_subscription_is_kept_and_removed(directory: Directory) -> None:
         ("events", []),
         ("events", ["gap"]),
         ("events", ["nothing"]),
+        ("events", ["push", "retention"]),
         ("repository", "Team/**"),
         ("tags", "a/b"),
         ("format", "xml"),
@@ -115,3 +117,18 @@ async def test_harbor_has_no_form_for_manifests(directory: Directory) -> None:
     given = SubscriptionInput(url=URL, format="harbor", events=["push", "manifest"])
     with pytest.raises(InvalidError, match="no form for a manifest"):
         await directory.subscriptions.put("ci", given)
+
+
+async def test_a_type_of_a_later_release_is_named_as_such(directory: Directory) -> None:
+    """It is refused, and the message says that it is no mistake in writing."""
+    with pytest.raises(InvalidError, match="rule_violated: not available yet"):
+        await directory.subscriptions.put("ci", SubscriptionInput(url=URL, events=["push", "rule_violated"]))
+
+
+@pytest.mark.parametrize("format_", ["distribution", "harbor", "template"])
+async def test_events_of_replicas_are_for_cloudevents_alone(directory: Directory, format_: str) -> None:
+    """The other formats say what happened to an image: there is none."""
+    given = SubscriptionInput(url=URL, format=format_, events=["replica_down"], template="{}" * (format_ == "template"))
+    with pytest.raises(InvalidError, match="only format cloudevents has a form for replica_down"):
+        await directory.subscriptions.put("ci", given)
+    await directory.subscriptions.put("ci", replace(given, format="cloudevents", template=""))

@@ -76,3 +76,33 @@ async def test_a_push_is_told_what_its_manifest_refers_to(public: PublicBench, s
     async with public.session.put("/v2/team/app/manifests/1", data=b"{}", headers=public.bearer()) as response:
         assert response.status == 201
         assert response.headers.get("OCI-Subject") == (subject and str(subject))
+
+
+async def test_pulls_are_noted_only_where_they_are_wanted(public: PublicBench) -> None:
+    """A GET of a manifest is one, by tag or digest; a HEAD, a blob, and an answer without the manifest are none."""
+    body, layer = b'{"schemaVersion":2}', b"a layer"
+    digest = public.reader.add_manifest("team/app", body, "v1")
+    public.reader.add_blob("team/app", layer)
+    public.allow("pull")
+    base, bearer = "/v2/team/app", public.bearer()
+
+    async def ask(method: str, path: str, **headers: str) -> int:
+        async with public.session.request(method, f"{base}/{path}", headers=bearer | headers) as response:
+            await response.read()
+            return response.status
+
+    assert await ask("GET", "manifests/v1") == 200
+    assert public.pulls.notes == []
+    public.pulls.is_wanted = True
+    assert await ask("HEAD", "manifests/v1") == 200
+    assert await ask("GET", f"blobs/{digest_of(layer)}") == 200
+    assert await ask("GET", "manifests/v1", **{"If-None-Match": f'"{digest}"'}) == 304
+    assert await ask("GET", "manifests/v2") == 404
+    assert public.pulls.notes == []
+    assert await ask("GET", "manifests/v1", **{"User-Agent": "docker/27"}) == 200
+    assert await ask("GET", f"manifests/{digest}", **{"User-Agent": "docker/27"}) == 200
+    assert [note[:3] for note in public.pulls.notes] == [("main/team/app", tag, digest) for tag in ("v1", "")]
+    actor = public.pulls.notes[1][3]
+    assert (actor.subject, actor.user_agent, actor.scheme) == ("user:ann", "docker/27", "http")
+    assert actor.host == f"127.0.0.1:{public.port}"
+    assert actor.request_id

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ def pushed(number: int, *, repository: str = "team/app", tag: str = "", **fields
         actor=ANN,
         **fields,
     )
+
+
+def pulled(*, tag: str = "v1") -> RegistryEvent:
+    """Return the event of a pull."""
+    return replace(pushed(1, tag=tag or "v1"), type=EventType.PULL, tag=tag)
 
 
 def deleted(*, tag: str = "", digest: str = "") -> RegistryEvent:

@@ -124,6 +124,17 @@ def test_each_format_arrives_with_the_name_of_the_registry(proxy: Proxy, receive
     assert notification["target"]["url"] == f"{proxy.url}/v2/{REPOSITORY}/manifests/{image.digest}"
     assert bodies["event_data"]["event_data"]["resources"][0]["resource_url"] == f"{host}/{REPOSITORY}:v1"
     assert bodies["ours"] == {"ours": f"{host}/{REPOSITORY}@{image.digest}"}
+    with proxy.admin() as admin:
+        admin.put("/subscriptions/pulls", json={"url": receiver.url, "events": ["pull"]}).raise_for_status()
+
+    def pulled() -> list[dict[str, Any]]:
+        with user.client(REPOSITORY) as client:
+            client.get("/manifests/v1").raise_for_status()
+        return [event for event in receiver.events if event.get("type") == "registry-proxy.pull"]
+
+    wait_until(lambda: bool(pulled()), "a pull, a second after it is asked for")
+    data = pulled()[0]["data"]
+    assert (data["tag"], data["digest"], data["subject"]) == ("v1", image.digest, "user:ann")
 
 
 def test_events_survive_the_death_of_the_service(proxy: Proxy, receiver: Receiver) -> None:

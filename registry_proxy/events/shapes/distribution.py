@@ -11,6 +11,7 @@ _ACTIONS = {
     EventType.PUSH: ("push", "PUT"),
     EventType.MANIFEST: ("push", "PUT"),
     EventType.DELETE: ("delete", "DELETE"),
+    EventType.PULL: ("pull", "GET"),
 }
 """The action and the method of the request, by type."""
 

@@ -6,7 +6,11 @@ from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.subscription import Subscription
 from registry_proxy.ports.outbox import EventType, RegistryEvent
 
-_TYPES = {EventType.PUSH: "PUSH_ARTIFACT", EventType.DELETE: "DELETE_ARTIFACT"}
+_TYPES = {
+    EventType.PUSH: "PUSH_ARTIFACT",
+    EventType.DELETE: "DELETE_ARTIFACT",
+    EventType.PULL: "PULL_ARTIFACT",
+}
 
 
 def harbor_webhook(_subscription: Subscription, _number: int, delivery: Delivery) -> tuple[bytes, str]:

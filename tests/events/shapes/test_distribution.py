@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from registry_proxy.ports.outbox import EventType, RegistryEvent
-from tests.events.support import composed, deleted, pushed
+from tests.events.support import composed, deleted, pulled, pushed
 
 DIGEST = f"sha256:{1:064x}"
 
@@ -68,3 +68,9 @@ def test_keel_finds_the_image_in_a_notification() -> None:
     assert sent["action"] == "push"
     assert f"{sent['request']['host']}/{sent['target']['repository']}" == "registry.example:5000/team/app"
     assert (sent["target"]["tag"], sent["target"]["digest"]) == ("v1", DIGEST)
+
+
+def test_a_pull_is_an_action_of_its_own() -> None:
+    """The registry itself sends it by that name, for a GET."""
+    sent = notification(pulled())
+    assert (sent["action"], sent["request"]["method"], sent["target"]["tag"]) == ("pull", "GET", "v1")

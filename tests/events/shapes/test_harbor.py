@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from registry_proxy.ports.outbox import RegistryEvent
-from tests.events.support import composed, deleted, pushed
+from tests.events.support import composed, deleted, pulled, pushed
 
 TOKEN = "the token of the receiver"
 DIGEST = f"sha256:{1:064x}"
@@ -79,3 +79,11 @@ def test_keel_parses_the_url_of_a_resource() -> None:
     assert isinstance(body["occur_at"], int)
     image, _, tag = body["event_data"]["resources"][0]["resource_url"].rpartition(":")
     assert (image, tag) == ("registry.example:5000/team/app", "v1")
+
+
+def test_a_pull_is_one_of_harbor() -> None:
+    """The type tells it from a push; a pull by digest has the digest in the place of a tag."""
+    assert webhook(pulled())["type"] == "PULL_ARTIFACT"
+    (resource,) = webhook(pulled(tag=""))["event_data"]["resources"]
+    image = f"registry.example:5000/team/app@{DIGEST}"
+    assert resource == {"digest": DIGEST, "tag": DIGEST, "resource_url": image}

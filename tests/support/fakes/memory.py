@@ -26,6 +26,7 @@ from registry_proxy.ports.errors import (
 from registry_proxy.ports.events import AskedRight, AuditEvent
 from registry_proxy.ports.metrics import MetricEvent
 from registry_proxy.ports.names import CacheResult, ContentKind, RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.replicas import RegistryReader, Separation
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, OCI_MANIFEST, Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
@@ -469,6 +470,17 @@ class MemoryAudit:
 
     def asked(self, right: AskedRight) -> None:
         self.questions.append(right)
+
+
+class MemoryPulls:
+    """A ``PullLog`` that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.is_wanted = False
+        self.notes: list[tuple[str, str, Digest, Actor]] = []
+
+    def note(self, routed: RoutedRepository, tag: str, descriptor: Descriptor, actor: Actor) -> None:
+        self.notes.append((str(routed), tag, descriptor.digest, actor))
 
 
 class RecordingObserver:

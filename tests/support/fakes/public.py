@@ -51,6 +51,7 @@ from tests.support.fakes.memory import (
     MemoryAudit,
     MemoryCache,
     MemoryHoldings,
+    MemoryPulls,
     MemoryReader,
     RecordingObserver,
     holdings_of,
@@ -301,6 +302,7 @@ class PublicBench:
     holdings: MemoryHoldings = field(default_factory=MemoryHoldings)
     observer: RecordingObserver = field(default_factory=RecordingObserver)
     audit: MemoryAudit = field(default_factory=MemoryAudit)
+    pulls: MemoryPulls = field(default_factory=MemoryPulls)
     push: FakePush = field(default_factory=FakePush)
     referrers: FakeReferrers = field(default_factory=FakeReferrers)
     manage: FakeManage = field(default_factory=FakeManage)
@@ -340,6 +342,7 @@ class PublicBench:
             signer=self.signer,
             observer=self.observer,
             audit=self.audit,
+            pulls=self.pulls,
             log_request=self.logged.append,
             options=self.options,
         )
