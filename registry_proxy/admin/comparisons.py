@@ -59,6 +59,7 @@ class ComparisonDocument(Document):
     differing: int
     undecided: int
     lost: int
+    sparse: Annotated[int, Field(description="Children of indexes that no replica has, and that nobody lost.")]
     repaired: int
     mended: Annotated[int, Field(description="The former name of repaired.", json_schema_extra={"deprecated": True})]
     failed: int

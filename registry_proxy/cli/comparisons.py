@@ -110,6 +110,12 @@ def _print_comparisons(comparisons: list[dict[str, Any]]) -> None:
             print_table(_COLUMNS, rows, empty=f"{comparison['upstream']}: {counts}, no difference found.")
         if (hidden := comparison["differing"] + comparison["lost"] - len(rows)) > 0:
             print_note(f"{counted(hidden, 'more difference', 'are not shown')}.")
+        if comparison["sparse"]:
+            children = counted(comparison["sparse"], "child of an index", "are", plural="children of indexes")
+            print_note(
+                f"{comparison['upstream']}: {children} at no replica, and not on record: the index was pushed without "
+                "it, or it was deleted. This is no loss."
+            )
 
 
 def fail_for(comparisons: list[dict[str, Any]], hint: str) -> None:

@@ -89,8 +89,9 @@ class Comparison:
     """Progress and findings of a comparison. Times in seconds since the epoch; ``error`` is why it ended early.
 
     ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
-    nobody dismissed, ``failed`` what could not be asked. ``differences`` and ``failures`` hold the first thousand;
-    ``repaired`` were entered into the journal for repair.
+    nobody dismissed, ``failed`` what could not be asked. ``sparse`` counts children of indexes that no replica has, and
+    that are not on record as pushed. ``differences`` and ``failures`` hold the first thousand; ``repaired`` were entered
+    into the journal for repair.
     """
 
     started_at: float
@@ -103,6 +104,7 @@ class Comparison:
     differing: int = 0
     undecided: int = 0
     lost: int = 0
+    sparse: int = 0
     repaired: int = 0
     failed: int = 0
     differences: list[Difference] = field(default_factory=list)

@@ -129,6 +129,31 @@ async def test_a_manifest_that_nobody_can_read_ends_no_walk(setting: Bench) -> N
     assert setting.b.tags == {(REPOSITORY, "app"): app.digest}
 
 
+async def test_a_child_that_nobody_pushed_is_not_lost(setting: Bench) -> None:
+    """An index pushed without a child is sparse; once the child was pushed, its disappearance is a loss."""
+    child, absent = await push(setting, image(b"here")), image(b"elsewhere", label="elsewhere")
+    setting.a.is_sparse = setting.b.is_sparse = True
+    await push(setting, index(child, absent), "latest")
+    comparison = await compare(setting, repair=True)
+    assert (comparison.lost, comparison.sparse, comparison.differing, comparison.error) == (0, 1, 0, "")
+    assert await lost_keys(setting) == set()
+    await push(setting, absent)
+    comparison = await compare(setting)
+    assert (comparison.lost, comparison.sparse) == (0, 0)
+    for replica in (setting.a, setting.b):
+        del replica.manifests[REPOSITORY, absent.digest]
+    assert ((await compare(setting)).lost, await lost_keys(setting)) == (1, {key_of(absent)})
+
+
+async def test_a_child_that_was_deleted_through_us_is_not_lost(setting: Bench) -> None:
+    """Its deletion is no loss, and the other children are compared."""
+    kept, gone = await push(setting, image(b"kept")), await push(setting, image(b"gone", label="gone"))
+    await push(setting, index(kept, gone), "latest")
+    await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
+    comparison = await compare(setting)
+    assert (comparison.lost, comparison.sparse, comparison.manifests) == (0, 1, 2)
+
+
 async def test_a_registry_that_takes_an_index_without_its_child_gets_it(setting: Bench) -> None:
     """Whether a replica can have it is for the replica to say: nothing is refused then, and the child alone is lost."""
     both, kept, _ = await push_an_index_with_a_lost_child(setting)
@@ -423,14 +448,15 @@ def test_a_replica_that_is_added_is_current_without_what_is_lost(
     wait_until(lambda: is_up(proxy, third) and pending(proxy, third) == 0, "it is filled")
     assert tags_of(first) == {"cache", "index", "collected", fallback}
     assert tags_of(third) == {"cache"}
-    assert proxy.metric("registry_proxy_lost_contents", upstream="main") == 2
+    assert proxy.metric("registry_proxy_lost_contents", upstream="main") == 1  # the child was deleted, not lost
     name = f"127.0.0.1:{third.port}"
     assert proxy.metric("registry_proxy_replica_refused", replica=name) == 6  # three manifests, three tags
     listed = proxy.command("replica", "list")
     assert "cannot take 6" in listed.stdout
-    assert "2 contents are lost" in listed.stderr
+    assert "1 content is lost" in listed.stderr
     verified = proxy.command("replica", "verify")
-    assert (verified.exit_code, "2 contents lost" in verified.stderr) == (1, True), verified.output
+    assert (verified.exit_code, "1 content lost" in verified.stderr) == (1, True), verified.output
+    assert "1 child of an index is at no replica" in verified.stderr
     assert proxy.command("replica", "repair").exit_code == 0
     assert proxy.command("replica", "dismiss", "main", "--all").exit_code == 0
     assert proxy.command("replica", "verify").exit_code == 0
