@@ -124,10 +124,16 @@ class Push:
         return await self._commit(routed, digest, file, session)
 
     async def upload_status(self, upload: UploadRef) -> UploadAnswer:
-        """Return how far an upload is (spec end-13), also when the answer to its last request was lost."""
+        """Return how far an upload is (spec end-13), also when the answer to its last request was lost.
+
+        Raises:
+            RegistryError: BLOB_UPLOAD_UNKNOWN, also where its bytes are neither here nor at a replica.
+        """
         session = await self._verify(upload)
         file = self._reopen(upload.uploader, session)
         if file is None:
+            if session.offset and not await self.blobs.hold_upload(upload.routed, session):
+                raise upload_lost()
             return await self._answer(upload.routed, upload.uploader, session)
         try:
             if file.size_bytes != session.offset:

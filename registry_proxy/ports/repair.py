@@ -90,8 +90,8 @@ class Comparison:
 
     ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
     nobody dismissed, ``failed`` what could not be asked. ``sparse`` counts children of indexes that no replica has, and
-    that are not on record as pushed. ``differences`` and ``failures`` hold the first thousand; ``repaired`` were entered
-    into the journal for repair.
+    that are not on record as pushed. ``differences`` and ``failures`` hold the first thousand; ``repaired`` were
+    entered into the journal for repair.
     """
 
     started_at: float

@@ -65,6 +65,9 @@ class RegistryWriter(Protocol):
     async def append_upload(self, location: str, body: AsyncIterator[bytes], size_bytes: int | None) -> str:
         """PATCH; returns the next location. Never repeated into the same session: what arrived of it is not known."""
 
+    async def holds_upload(self, location: str, size_bytes: int) -> bool:
+        """Tell whether the session is there, and has exactly so many bytes, one at least."""
+
     async def commit_upload(self, location: str, digest: Digest) -> None: ...
     async def cancel_upload(self, location: str) -> None: ...
     async def push_blob(

@@ -213,6 +213,9 @@ class BlobReplicas(Protocol):
     async def mount(
         self, routed: RoutedRepository, source: Repository, digest: Digest, held: Descriptor | None
     ) -> tuple[Descriptor, Sequence[str]] | None: ...
+    async def hold_upload(self, routed: RoutedRepository, session: UploadSession) -> bool:
+        """Tell whether a replica can go on with an upload that no node has whole."""
+
     async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None: ...
     def note(self, routed: RoutedRepository, locations: Mapping[str, str]) -> bytes:
         """Return what ``cancel`` takes as a note, for an upload that may be abandoned."""

@@ -304,6 +304,12 @@ class HttpReplicaClient:
                 raise await self._answers.refusal(response, ErrorCode.BLOB_UPLOAD_INVALID)
             return self._answers.location(response)
 
+    async def holds_upload(self, location: str, size_bytes: int) -> bool:
+        request = Request(method="GET", target=location, scopes=self._upload_scope(location))
+        async with self._transport.request(request) as response:
+            last = response.headers.get("Range", "").rpartition("-")[2]
+            return response.status in {202, 204} and last == str(size_bytes - 1)
+
     async def commit_upload(self, location: str, digest: Digest) -> None:
         await self._put_blob(location, digest, b"", None)
 

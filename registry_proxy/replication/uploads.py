@@ -65,6 +65,17 @@ class UploadReplication:
         """Start the senders of a request that appends to ``file``; ``size_bytes`` of its body, when known."""
         return ReplicaStream(self._replica_sets[routed.upstream], routed.repository, file, session, size_bytes)
 
+    async def hold_upload(self, routed: RoutedRepository, session: UploadSession) -> bool:
+        """Ask the replicas of an upload whether one of them can go on with it; one that does not answer cannot."""
+        replica_set = self._replica_sets[routed.upstream]
+        for client in replica_set.replicas:
+            location = session_at(replica_set, client.name, session.locations)
+            if location is not None and replica_set.is_writable(client.name):
+                with contextlib.suppress(RegistryError, UpstreamUnavailableError):
+                    if await client.holds_upload(location, session.offset):
+                        return True
+        return False
+
     async def cancel(self, routed: RoutedRepository, locations: Mapping[str, str]) -> None:
         """End an upload at the replicas, as far as they answer."""
         await cancel_sessions(self._replica_sets[routed.upstream], locations)

@@ -14,7 +14,7 @@ from registry_proxy.ports.replicas import StorageKind
 from registry_proxy.ports.uploads import UploadBody, Uploader, UploadRef
 from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, Descriptor
-from registry_proxy.protocol.errors import ErrorCode
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, digest_of
 from tests.support.fakes.replicas import ANN, REPOSITORY, ROUTED, Bench, bench, body_of, ref
 from tests.support.refusal import refused
@@ -68,6 +68,20 @@ async def test_an_upload_of_several_chunks_goes_on_where_it_was(setting: Bench) 
     assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, digest): LAYER[:5000]}
     assert setting.a.count("start_upload") == 1
     assert setting.a.count("push_blob") == 0
+
+
+async def test_chunks_below_the_minimum_of_a_registry_are_taken(setting: Bench) -> None:
+    """Registries that refuse small chunks (OCI-Chunk-Min-Length) get the whole blob at the end; the client sees 201."""
+    push = setting.under_test.push
+    at = await push.start_upload(ROUTED, ANN)
+    for replica in (setting.a, setting.b):
+        replica.errors["append_upload"] = RegistryError(ErrorCode.SIZE_INVALID, "at least 5 MiB", status=416)
+    for first in (0, 1000):
+        at = await push.append_upload(ref(at), UploadBody(body_of(LAYER[first : first + 1000]), 1000))
+    assert (await push.upload_status(ref(at))).offset == 2000
+    await push.commit_upload(ref(at), DIGEST, UploadBody(body_of(LAYER[2000:]), len(LAYER) - 2000))
+    assert setting.a.blobs == setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
+    assert_acknowledged(setting)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", LAYER])

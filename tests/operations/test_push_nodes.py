@@ -210,6 +210,8 @@ async def test_without_any_session_the_upload_is_unknown(nodes: Nodes) -> None:
     assert (error.status, error.code) == (404, ErrorCode.BLOB_UPLOAD_UNKNOWN)
     error = await refused(nodes.two.commit(at, LAYER[1000:]))
     assert (error.status, error.code) == (404, ErrorCode.BLOB_UPLOAD_UNKNOWN)
+    error = await refused(nodes.two.under_test.push.upload_status(ref(at)))
+    assert (error.status, error.code) == (404, ErrorCode.BLOB_UPLOAD_UNKNOWN)
     assert nodes.a.blobs == nodes.b.blobs == {}
     await nodes.one.commit(at, LAYER[1000:])  # the node that has it all still can
     nodes.assert_at_both()
@@ -230,6 +232,7 @@ async def test_status_and_cancel_through_another_node(nodes: Nodes) -> None:
     at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
     at = await nodes.two.append(at, LAYER[1000:2000])
     push = nodes.one.under_test.push
+    nodes.a.uploads.clear()  # one replica with the upload is enough
     status = await push.upload_status(ref(at))
     assert status.offset == 2000
     await push.cancel_upload(ref(status))

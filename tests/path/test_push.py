@@ -70,6 +70,42 @@ def test_a_registry_that_dies_in_mid_push_is_not_noticed(registries: list[Server
     wait_until(lambda: not list(proxy.pins.iterdir()), "nothing is kept for it any more")
 
 
+def kill_workers(proxy: Proxy) -> None:
+    """Kill every worker, and wait until others serve."""
+    killed = proxy.workers()
+    for worker in killed:
+        worker.kill()
+    wait_until(lambda: len(set(proxy.workers()) - set(killed)) == len(killed), "there are new workers")
+
+
+def test_the_status_of_an_upload_is_true_after_losses(registries: list[Server], start_proxy: StartProxy) -> None:
+    """A registry is killed, then every worker: the status says how far the upload is, and it goes on from there."""
+    _, second = registries
+    proxy = start_proxy(registries, {"workers": 2})
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    layer = random_bytes(2 * MIB)
+
+    def send(method: str, location: str, content: bytes = b"", **query: str) -> httpx.Response:
+        with user.client(REPOSITORY, "pull,push") as client:
+            url = httpx.URL(proxy.url).join(location).copy_merge_params(query)
+            return client.request(method, url, content=content)
+
+    start = send("POST", f"/v2/{REPOSITORY}/blobs/uploads/")
+    at = send("PATCH", start.headers["Location"], layer[:MIB])
+    assert at.status_code == 202, at.text
+    second.stop(signal.SIGKILL)
+    for _ in range(2):
+        at = send("GET", at.headers["Location"])
+        assert (at.status_code, at.headers["Range"]) == (204, f"0-{MIB - 1}")
+        kill_workers(proxy)
+    at = send("PATCH", at.headers["Location"], layer[MIB:])
+    assert (at.status_code, at.headers["Range"]) == (202, f"0-{len(layer) - 1}")
+    assert send("PUT", at.headers["Location"], digest=digest_of(layer)).status_code == 201
+    second.start()
+    wait_until(lambda: is_equal(proxy), "the registry is repaired")
+    assert head(second, f"blobs/{digest_of(layer)}").status_code == 200
+
+
 def test_a_quorum_that_is_known_to_be_missing_is_told_first(registries: list[Server], start_proxy: StartProxy) -> None:
     """503 with Retry-After to the POST and to the manifest, and the registry that is up was asked for nothing."""
     first, second = registries

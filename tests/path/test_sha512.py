@@ -1,8 +1,10 @@
 """Images under sha512 through the running product, before real registries that know manifests by sha256 alone."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -206,6 +208,31 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(registries: list[Server], s
     assert [status(user, one.digest) for one in (parts, other)] == [404, 404]
     assert [tags_of(server) for server in registries] == [[], []]
     assert user.push_blob(REPOSITORY, b"content", sha512_of(b"other")).status_code == 400
+
+
+def filled(parts: Parts, filling: str, size_bytes: int) -> Parts:
+    """Return an image with an annotation that makes its manifest so large."""
+    document = {**json.loads(parts.manifest), "annotations": {"filling": ""}}
+    missing = size_bytes - len(json.dumps(document))
+    document["annotations"]["filling"] = (filling * (missing // len(filling) + 1))[:missing]
+    return replace(parts, manifest=json.dumps(document).encode())
+
+
+def test_a_manifest_of_4_mib_is_taken_and_no_larger_one(registries: list[Server], start_proxy: StartProxy) -> None:
+    """4 MiB come back; one byte more is 413, and so is a manifest whose wrapper is too large: nothing is stored."""
+    proxy = start(start_proxy, registries)
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    parts, limit = new_image(), 4 * 2**20
+    noise = base64.b64encode(random_bytes(limit)).decode()
+    largest = filled(parts, "x", limit)
+    push(user, largest)
+    for refused in (filled(parts, "x", limit + 1), filled(parts, noise, limit)):
+        answer = put(user, refused, f"{refused.digest}?tag=refused")
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (413, "SIZE_INVALID"), answer.text
+        assert [status(user, reference) for reference in (refused.digest, "refused")] == [404, 404]
+    purge(proxy)
+    check_pull(user, largest)
+    assert is_equal(proxy, registries[1])
 
 
 def test_a_wrapper_is_nobodys_to_push(registries: list[Server], start_proxy: StartProxy) -> None:

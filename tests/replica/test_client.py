@@ -245,11 +245,13 @@ async def test_an_upload_that_is_gone_is_unknown(start_registry: StartRegistry) 
     registry = start_registry()
     async with open_client(registry.url) as client:
         location = await client.start_upload(REPOSITORY)
-        await client.append_upload(location, in_pieces(b"x")(), 1)
+        following = await client.append_upload(location, in_pieces(b"xyz")(), 3)
+        assert [await client.holds_upload(following, size_bytes) for size_bytes in (2, 3, 4)] == [False, True, False]
         with pytest.raises(RegistryError) as old:
             await client.append_upload(location, in_pieces(b"y")(), 1)
         cancelled = await client.start_upload(REPOSITORY)
         await client.cancel_upload(cancelled)
+        assert not await client.holds_upload(cancelled, 1)
         with pytest.raises(RegistryError) as gone:
             await client.commit_upload(cancelled, digest_of(b"x"))
     assert old.value.status == 404

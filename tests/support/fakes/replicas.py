@@ -128,6 +128,10 @@ class MemoryReplica(MemoryReader):
         async with asyncio.timeout(30), self.received:
             await self.received.wait_for(lambda: any(len(body) >= size_bytes for body in self.uploads.values()))
 
+    async def holds_upload(self, location: str, size_bytes: int) -> bool:
+        await self._begin("holds_upload", location, size_bytes)
+        return len(self.uploads.get(location, b"")) == size_bytes
+
     async def commit_upload(self, location: str, digest: Digest) -> None:
         await self._begin("commit_upload", location, digest)
         content = self._take(location)
