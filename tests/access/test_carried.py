@@ -20,7 +20,7 @@ def carried(access: list[Access]) -> object:
 
 @given(st.dictionaries(NAMES, ACTIONS, max_size=60), NAMES)
 def test_exactly_what_was_put_in_is_carried(wanted: dict[str, frozenset[str]], other: str) -> None:
-    """In both forms: each name with its own actions, and nothing else."""
+    """In both forms the claim holds each name with its own actions, and nothing else."""
     access = read_carried(format_carried([Access("repository", name, actions) for name, actions in wanted.items()]))
     for name in {*wanted, other}:
         for action in ("pull", "push", "delete", "*"):
@@ -29,13 +29,13 @@ def test_exactly_what_was_put_in_is_carried(wanted: dict[str, frozenset[str]], o
 
 
 def test_few_names_are_written_as_the_specification_has_them() -> None:
-    """Whoever reads such a token finds its access claim."""
+    """A reader of such a token finds its access claim in the form of the specification."""
     claims = carried([repository_access("team/app")])
     assert claims == {"access": [{"type": "repository", "name": "team/app", "actions": []}]}
 
 
 def test_many_names_become_digests_of_one_length() -> None:
-    """The claim stays short whatever the names are, and holds the catalogue too."""
+    """The claim stays short however many names there are, and holds the catalogue too."""
     names = [f"{i:0255}" for i in range(199)]
     claims = format_carried([*(Access("repository", name, frozenset({"pull"})) for name in names), CATALOG])
     assert claims["access"] == []
@@ -47,6 +47,6 @@ def test_many_names_become_digests_of_one_length() -> None:
 
 @pytest.mark.parametrize("digests", [[], "x", {"pull": 5}, 7])
 def test_another_form_is_an_error(digests: object) -> None:
-    """One of those that the verifier takes for an invalid token."""
+    """A claim in another form raises an error that the verifier reports as an invalid token."""
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
         read_carried({"access": [], "access_digests": digests})

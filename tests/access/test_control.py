@@ -110,7 +110,7 @@ async def node(start_node: StartNode) -> Node:
 
 
 async def test_reads_what_was_written_on_the_node(start_node: StartNode, node: Node) -> None:
-    """Every change is in force for the next request of every worker of the node, with no waiting."""
+    """Every change is in force for the next request of every worker of the node, without a delay."""
     other_worker = await start_node()
     for worker in (node, other_worker):
         assert (await worker.control.policy()).decide("user:ann", "team/a", Action.PULL).allowed
@@ -145,7 +145,7 @@ async def test_a_policy_is_loaded_once_for_all_who_ask(node: Node, monkeypatch: 
 
 
 async def test_a_table_that_did_not_change_is_not_read_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new group costs no reading of the grants; after ten minutes everything is read, whatever was told."""
+    """A new group causes no reading of the grants; after ten minutes all tables are read again."""
     listed: list[Table] = []
     list_records = node.store.list
 
@@ -168,7 +168,7 @@ async def test_a_table_that_did_not_change_is_not_read_again(node: Node, monkeyp
 
 
 async def test_the_loop_goes_on_while_a_policy_is_built(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten thousand grants take a second: whoever needs no new policy does not wait for it."""
+    """Ten thousand grants take a second to build; requests that need no new policy do not wait for it."""
     building, may_end = threading.Event(), threading.Event()
     build = node.control.snapshots._build
 
@@ -187,7 +187,7 @@ async def test_the_loop_goes_on_while_a_policy_is_built(node: Node, monkeypatch:
 
 
 async def test_a_change_during_a_load_is_not_missed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit that lands while the tables are read is in the policy that comes out."""
+    """A commit that lands while the tables are read is in the resulting policy."""
     read = node.control.snapshots._read
     late = [GrantInput(subject="user:ann", repository="late", actions=["pull"])]
 
@@ -214,7 +214,7 @@ async def test_a_cancelled_reader_does_not_stop_the_others(node: Node) -> None:
 
 
 async def test_logins(node: Node) -> None:
-    """A right password gives the subject; all else is refused in the same words; the audit log is told the reason."""
+    """A right password gives the subject; all other logins get the same refusal; only the audit log has the reason."""
     assert (await node.control.login("ann", SECRET, HOME)).subject == "user:ann"
     await node.directory.users.put("off", UserInput(password=SECRET, is_disabled=True))
     await node.directory.users.put("eve", UserInput(is_ldap=True))
@@ -237,7 +237,7 @@ async def test_logins(node: Node) -> None:
 
 
 async def test_why_a_secret_is_refused_is_for_the_audit_log(node: Node) -> None:
-    """Whoever tries one is answered in the same words: it is wrong, somebody else's, over, or comes from elsewhere."""
+    """A wrong, foreign, expired or misplaced secret gets the same answer; only the audit log has the reason."""
     await node.directory.robots.put("ci", None, ["10.0.0.0/8"])
     robot, text = await node.directory.secrets.add("robot:ci", SecretKind.ROBOT, SecretInput())
     await node.directory.robots.put("old", time.time() - 1, [])
@@ -258,7 +258,7 @@ async def test_why_a_secret_is_refused_is_for_the_audit_log(node: Node) -> None:
 
 
 async def test_guessing_is_limited_by_user_and_address(node: Node) -> None:
-    """After ten failures even the right password must wait, from that address; from another it is taken."""
+    """After ten failures even the right password must wait, from that address; from another one it is accepted."""
     await node.control.login("ann", SECRET, HOME)
     for _ in range(10):
         with pytest.raises(LoginRefusedError):
@@ -269,7 +269,7 @@ async def test_guessing_is_limited_by_user_and_address(node: Node) -> None:
 
 
 async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, node: Node) -> None:
-    """With the name oidc alone; bad ones do not lock the address out; its tokens are revoked as others are."""
+    """An ID token logs in under the name oidc alone; bad ones lock no address out; its bearer tokens can be revoked."""
     with running_issuer() as issuer:
         claims = {"repository": (compile_text_pattern("acme/*"),)}
         rules = [ClaimRule("main", claims, "{repository}", ("deployers",))]
@@ -299,7 +299,7 @@ async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, n
 
 
 async def test_nobody_is_told_where_keys_are_fetched(start_node: StartNode) -> None:
-    """An issuer that does not answer is unavailable; its address, and what failed, are for the log."""
+    """An issuer that does not answer is unavailable; its address and the cause are only in the log."""
     rule = ClaimRule("main", {"repository": [compile_text_pattern("acme/*")]}, "{repository}")
     with running_issuer() as issuer:
         token, port = issuer.token(), free_port()
@@ -311,7 +311,7 @@ async def test_nobody_is_told_where_keys_are_fetched(start_node: StartNode) -> N
 
 
 async def test_a_password_that_ldap_knows(start_node: StartNode, node: Node, tmp_path: Path) -> None:
-    """Users whom an administrator made so, and no others; disabled ones are not asked for; failures are counted."""
+    """LDAP is asked only for users that an administrator marked and that are not disabled; failures count."""
     require_program("slapd")
     passwords = {"ann": "password in LDAP", "eve": "password in LDAP", "off": "password in LDAP"}
     with running(ldap_server(tmp_path / "slapd", passwords)) as slapd:
@@ -340,7 +340,7 @@ async def test_a_password_that_ldap_knows(start_node: StartNode, node: Node, tmp
 
 
 class CountingLdap(LdapPasswords):
-    """A directory that takes nobody's password."""
+    """A directory that accepts no password."""
 
     binds = 0
 
@@ -352,7 +352,7 @@ class CountingLdap(LdapPasswords):
 async def test_nobody_tells_by_a_wrong_password_who_is_in_ldap(
     start_node: StartNode, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs one hash and one bind, whoever's it is: of LDAP, of here, disabled, or nobody's."""
+    """A wrong password costs one hash and one bind, for users of LDAP, local, disabled and unknown ones alike."""
     ldap = CountingLdap("127.0.0.1", 1, "{name}", None)
     worker = await start_node(ldap=ldap)
     await worker.directory.users.put("eve", UserInput(is_ldap=True))
@@ -374,7 +374,7 @@ async def test_nobody_tells_by_a_wrong_password_who_is_in_ldap(
 
 
 async def test_nobody_tells_by_an_outage_who_is_in_ldap(start_node: StartNode, node: Node) -> None:
-    """A name that nobody has gets the same answer, which does not say where LDAP is; who is known here goes on."""
+    """An unknown name gets the same answer, without the address of LDAP; users known here still log in."""
     worker = await start_node(ldap=LdapPasswords("127.0.0.1", free_port(), "{name}", None))
     await worker.directory.users.put("eve", UserInput(is_ldap=True))
     await worker.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
@@ -407,7 +407,7 @@ async def test_a_changed_password_counts_at_once(node: Node) -> None:
 
 
 async def test_a_token_ends_with_its_subject(node: Node) -> None:
-    """Revoked, disabled or deleted: the token is refused; somebody made anew under the name does not revive it."""
+    """The token of a revoked, disabled or deleted subject is refused; a new subject of that name does not revive it."""
     tokens = [await node.token("user:ann")]
     await node.directory.revocations.revoke("user:ann")
     tokens.append(await node.token("user:ann"))
@@ -419,12 +419,12 @@ async def test_a_token_ends_with_its_subject(node: Node) -> None:
     token = await node.token("user:ann")
     verified, policy = await node.control.authenticate(token, time.time())
     assert verified.subject == "user:ann"
-    assert not policy.decide("user:ann", "team/a", Action.PULL).allowed  # the grants went with the first ann
+    assert not policy.decide("user:ann", "team/a", Action.PULL).allowed  # the grants were deleted with the first ann
 
 
 @pytest.mark.parametrize("revocation", ["of itself", "of the subject", "by a new password"])
 async def test_attack_refresh_token_reused_after_its_revocation(node: Node, revocation: str) -> None:
-    """A refresh token that was revoked in any way is refused, and so are the tokens that were given for it."""
+    """A refresh token that was revoked in any way is refused, and so are the tokens that it gave."""
     secret, text = await node.directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
     login = await node.control.refresh(text)
     token = node.signer.issue(login.subject, 0, [], time.time(), secret_id=login.secret_id).token
@@ -444,7 +444,7 @@ async def test_attack_refresh_token_reused_after_its_revocation(node: Node, revo
 
 
 async def test_anonymous_tokens(node: Node) -> None:
-    """Anonymous has tokens like everyone, and they can be revoked."""
+    """Anonymous tokens are issued like all others, and can be revoked."""
     token = await node.token("anonymous")
     verified, _ = await node.control.authenticate(token, time.time())
     assert verified.subject == "anonymous"
@@ -469,7 +469,7 @@ async def test_two_nodes_see_each_others_changes(redis: Server, start_node: Star
 
 
 async def test_a_new_user_can_log_in_on_every_node_at_once(redis: Server, start_node: StartNode) -> None:
-    """Made on one node, logged in on the second, the token used on the third: with no waiting in between."""
+    """A user made on one node logs in on the second and uses the token on the third, without a delay."""
     url = f"redis://127.0.0.1:{redis.port}/0"
     one, two, three = [await start_node(name, url) for name in ("one", "two", "three")]
     for each in (two, three):
@@ -495,7 +495,7 @@ async def test_a_new_node_is_trusted_at_once(redis: Server, start_node: StartNod
 
 
 async def test_unknown_keys_cost_the_store_little(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anybody can send tokens with unknown keys: for many that come at once the store is asked once."""
+    """Many tokens with unknown keys that come at once cost the store one question."""
     checks = 0
     check = node.watch.check
 
@@ -506,7 +506,7 @@ async def test_unknown_keys_cost_the_store_little(node: Node, monkeypatch: pytes
 
     await node.watch.aclose()
     monkeypatch.setattr(node.watch, "check", counted)
-    await node.control.policy()  # or each comes when he has waited for it
+    await node.control.policy()  # or each comes after a wait for the previous one
     asking = (node.control.authenticate(UNKNOWN_KEY, time.time()) for _ in range(50))
     answers = await asyncio.gather(*asking, return_exceptions=True)
     assert all(isinstance(answer, InvalidTokenError) for answer in answers)
@@ -514,7 +514,7 @@ async def test_unknown_keys_cost_the_store_little(node: Node, monkeypatch: pytes
 
 
 async def test_whoever_leaves_takes_no_check_of_the_store_along(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One who waits for the store and is cancelled does not make the others wait for a second question."""
+    """A caller that waits for the store and is cancelled does not make the others wait for a second question."""
     gate, checks = asyncio.Event(), 0
 
     async def held() -> None:
@@ -528,7 +528,7 @@ async def test_whoever_leaves_takes_no_check_of_the_store_along(node: Node, monk
 
     await node.watch.aclose()
     monkeypatch.setattr(node.watch, "check", held)
-    await node.control.policy()  # or each comes when he has waited for it
+    await node.control.policy()  # or each comes after a wait for the previous one
     first, *others = [spawn(ask(), "asks") for _ in range(9)]
     await until(lambda: checks == 1)
     first.cancel()
@@ -539,7 +539,7 @@ async def test_whoever_leaves_takes_no_check_of_the_store_along(node: Node, monk
 
 
 async def test_a_store_that_hangs_is_not_waited_for_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that never answers fails nothing either: a token with an unknown key is refused all the same."""
+    """A disk that never answers breaks nothing else: a token with an unknown key is refused all the same."""
     await node.watch.aclose()
     monkeypatch.setattr(node.watch, "check", asyncio.Event().wait)
     monkeypatch.setattr(snapshot, "_CHECK_PATIENCE_SECONDS", 0.05)
@@ -549,7 +549,7 @@ async def test_a_store_that_hangs_is_not_waited_for_for_ever(node: Node, monkeyp
 
 
 async def test_expired_keys_are_not_accepted(node: Node) -> None:
-    """A published key counts until its expiry; one that is no key is left out and harms nobody."""
+    """A published key counts until its expiry; an invalid key is left out and harms no other."""
     jwk = {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "broken"}
     now = time.time()
     await node.store.commit(
@@ -563,7 +563,7 @@ async def test_expired_keys_are_not_accepted(node: Node) -> None:
 
 
 async def test_keys_are_published_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A published key has weeks to live, and is renewed in time for as long as the node runs."""
+    """A published key is valid for weeks, and is renewed in time for as long as the node runs."""
     record = await node.store.get(Table.KEYS, node.signer.key_id)
     assert record is not None
     assert record.value["expires_at"] > time.time() + 10 * signing_keys.KEY_RENEWAL_SECONDS
@@ -597,7 +597,7 @@ async def test_an_outage_in_open_mode(redis: Server, start_node: StartNode) -> N
 async def test_an_outage_that_is_too_long_closes(
     redis: Server, start_node: StartNode, monkeypatch: pytest.MonkeyPatch, max_age: float | None
 ) -> None:
-    """In closed mode soon, in open mode past the age: nothing is served from the snapshot; then it opens again."""
+    """Soon in closed mode, past the age limit in open mode, the snapshot serves no more; then it serves again."""
     monkeypatch.setattr(snapshot, "_CLOSED_AFTER_SECONDS", 1.5)
     node = await start_node("one", f"redis://127.0.0.1:{redis.port}/0", max_age)
     await node.directory.users.put("ann", UserInput(password=SECRET))
@@ -621,7 +621,7 @@ async def test_an_outage_that_is_too_long_closes(
 async def test_a_process_that_was_held_up_asks_before_it_refuses(
     start_node: StartNode, monkeypatch: pytest.MonkeyPatch, *, silent: bool
 ) -> None:
-    """A store that nobody asked for long is not away; one that did not answer lately is not asked for every request."""
+    """A store that nobody asked for long is not unavailable; one that failed lately is not asked at every request."""
     node = await start_node(outage_max_age_seconds=None)
     await node.watch.aclose()
     age, check = 100.0, node.watch.check
@@ -640,7 +640,7 @@ async def test_a_process_that_was_held_up_asks_before_it_refuses(
 
 
 async def test_without_any_snapshot_nothing_is_served(start_node: StartNode) -> None:
-    """A node that starts while Redis is away refuses everything, at once and again and again."""
+    """A node that starts while Redis is away refuses everything, immediately and every time."""
     node = await start_node("one", f"redis://127.0.0.1:{free_port()}/0")
     async with asyncio.timeout(10):
         for _ in range(50):

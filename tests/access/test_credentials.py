@@ -25,13 +25,13 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The clock of both."""
+    """The clock of the hasher and of the limiter."""
     return Clock()
 
 
 @pytest.fixture
 def passwords(clock: Clock) -> Iterator[Passwords]:
-    """A hasher with that clock."""
+    """A password hasher that uses the test's clock."""
     passwords = Passwords(clock)
     yield passwords
     passwords.close()
@@ -39,13 +39,13 @@ def passwords(clock: Clock) -> Iterator[Passwords]:
 
 @pytest.fixture
 def limiter(clock: Clock) -> LoginLimiter:
-    """A limiter with that clock."""
+    """A login limiter that uses the test's clock."""
     return LoginLimiter(NodeFailures(SharedPage.in_memory(FAILURES_BYTES), 0, clock))
 
 
 @pytest.fixture
 def slow_checks(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The stored hashes that were really compared, which is the slow part."""
+    """The stored hashes that were compared in full, which is the slow part."""
     checked: list[str] = []
     is_right = passwords._is_right
 
@@ -58,7 +58,7 @@ def slow_checks(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> list[s
 
 
 async def test_only_the_password_is_right(passwords: Passwords) -> None:
-    """The hash is argon2id with our parameters and a salt of its own; nothing but the password matches it."""
+    """The hash is argon2id with our parameters and its own salt; only the password matches it."""
     stored = await passwords.hash("p\u00e4ssword \U0001f433")
     assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert stored != await passwords.hash("p\u00e4ssword \U0001f433")
@@ -69,14 +69,14 @@ async def test_only_the_password_is_right(passwords: Passwords) -> None:
 
 @pytest.mark.parametrize("stored", ["", "garbage", "$argon2id$v=19$m=1", "$2b$12$abc"])
 async def test_a_broken_stored_hash_is_never_right(passwords: Passwords, stored: str) -> None:
-    """What is no argon2 hash refuses, and does not raise."""
+    """A stored text that is no argon2 hash refuses every password, without an exception."""
     assert not await passwords.verify("password", stored)
 
 
 async def test_a_right_password_is_remembered_for_a_minute(
     passwords: Passwords, clock: Clock, slow_checks: list[str]
 ) -> None:
-    """The second login costs nothing, a wrong password is never remembered, and a minute later it is slow again."""
+    """The second login is free, a wrong password is never remembered, and after a minute the login is slow again."""
     stored = await passwords.hash("password")
     for _ in range(3):
         assert await passwords.verify("password", stored)
@@ -100,20 +100,20 @@ async def test_a_changed_password_ends_what_was_remembered(passwords: Passwords,
 
 
 async def test_what_is_remembered_is_no_password(passwords: Passwords) -> None:
-    """Memory holds keyed hashes, of a bounded number."""
+    """Memory holds a bounded number of keyed hashes."""
     await passwords.verify("password", await passwords.hash("password"))
     assert all(len(key) == 32 and b"password" not in key for key in passwords._remembered)
 
 
 async def test_an_unknown_user_costs_as_much_as_a_known_one(passwords: Passwords, slow_checks: list[str]) -> None:
-    """Somebody who is not there is compared with a hash nobody has the password of."""
+    """The password for an unknown user is compared with a hash of which nobody has the password."""
     for _ in range(2):
         assert not await passwords.verify("password", None)
     assert len(slow_checks) == 2
 
 
 async def test_two_at_once_and_a_bounded_queue(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hashes run at once; what does not fit into the queue is refused; a caller that leaves makes no room early."""
+    """Two hashes run at once; beyond the queue logins are refused; a caller that leaves makes no room early."""
     monkeypatch.setattr(passwords, "_turns", FairTurns(2, 3))
     release, counting, running, most = threading.Event(), threading.Lock(), 0, 0
 
@@ -150,7 +150,7 @@ async def fail(limiter: LoginLimiter, user: str = "ann", address: str = "192.0.2
 
 
 async def test_ten_failures_a_minute_are_free(limiter: LoginLimiter, clock: Clock) -> None:
-    """The eleventh attempt is told when to come again; when the first failure is a minute old, one more is free."""
+    """The eleventh attempt is refused with the time to wait; a minute after the first failure one more is free."""
     for _ in range(10):
         await fail(limiter)
         clock.now += 1
@@ -184,7 +184,7 @@ async def test_successes_and_other_errors_do_not_count(limiter: LoginLimiter) ->
 
 
 async def test_a_hundred_guesses_at_once_are_ten(limiter: LoginLimiter) -> None:
-    """Attempts of one pair take turns, so that guessing in parallel gains nothing."""
+    """Attempts of one pair take turns: guesses in parallel gain nothing."""
     tried = 0
 
     async def guess() -> None:
@@ -200,7 +200,7 @@ async def test_a_hundred_guesses_at_once_are_ten(limiter: LoginLimiter) -> None:
 
 
 async def test_a_login_makes_a_user_known_at_its_address(limiter: LoginLimiter) -> None:
-    """Known is who logged in before from there: neither whoever failed, nor another user or another address."""
+    """A user is known at an address after a login from there; failures, other users and addresses stay unknown."""
     await fail(limiter, "eve", "here")
     async with limiter.attempt("ann", "here") as caller:
         assert not caller.is_known
@@ -212,7 +212,7 @@ async def test_a_login_makes_a_user_known_at_its_address(limiter: LoginLimiter) 
 
 
 async def test_no_lock_outlives_its_attempts(limiter: LoginLimiter) -> None:
-    """User names come from callers: nothing that is kept in the process grows with names that fail."""
+    """User names come from callers: memory does not grow with names that fail."""
     for number in range(100):
         await fail(limiter, user=str(number))
     assert (len(limiter._turns), len(limiter._known)) == (0, 0)

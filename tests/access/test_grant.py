@@ -1,4 +1,4 @@
-"""A grant: its stored form, and what is the same of two grants."""
+"""A grant: its stored form, and the comparison of two grants."""
 
 import json
 
@@ -36,12 +36,12 @@ def test_a_grant_comes_back_as_it_was() -> None:
 
 
 def test_fields_of_a_later_release_are_left_out() -> None:
-    """While nodes of two releases share a store, the older one goes on."""
+    """While nodes of two releases share a store, the older one ignores unknown fields."""
     assert grant_of(Record("1", {**_STORED, "color": "red"}, 5)) == _GRANT
 
 
 def test_a_grant_is_made_of_what_it_was_described_by() -> None:
-    """Nothing of the description is lost on the way into the store; faults are all told at once."""
+    """The stored form holds everything of the description; all faults are reported at once."""
     given = GrantInput(
         subject="group:dev", repository="a/**", tags="v*", actions=["pull", "create"], mode="warn", expires_at=1.5
     )
@@ -52,7 +52,7 @@ def test_a_grant_is_made_of_what_it_was_described_by() -> None:
 
 
 def test_grants_are_sorted_field_by_field() -> None:
-    """One without an end comes behind one with the same content that ends."""
+    """A grant without an expiry sorts behind an equal one that expires."""
     never = GrantInput(subject="user:ann", repository="a", actions=["pull"])
     ends = GrantInput(subject="user:ann", repository="a", actions=["pull"], expires_at=1.0)
     other = GrantInput(subject="user:bob", repository="a", actions=["pull"], expires_at=1.0)

@@ -1,4 +1,4 @@
-"""ID tokens: attacks are refused, each for its reason; whom rules name."""
+"""ID tokens: each attack is refused with its own reason; rules name the subjects."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ def trusting(issuer: FakeIssuer, *rules: ClaimRule) -> IdTokenVerifier:
 
 
 async def refusal(issuer: FakeIssuer, token: str, *rules: ClaimRule) -> str:
-    """Return why a token is refused; no part of it may be in that."""
+    """Return the reason why a token is refused; it may hold no part of the token."""
     with pytest.raises(IdTokenRefusedError) as caught:
         await trusting(issuer, *rules).verify(token)
     assert not [each for each in token.split(".") if len(each) > 20 and each in str(caught.value)]
@@ -49,7 +49,7 @@ async def refusal(issuer: FakeIssuer, token: str, *rules: ClaimRule) -> str:
 
 
 async def test_a_token_names_its_subject(issuer: FakeIssuer) -> None:
-    """Issuer, rule and the name that the rule makes; its end; and what tells it from others."""
+    """The subject holds the issuer, the rule and the name that the rule makes; the token's end and identity follow."""
     claims = issuer.claims()
     proved = await trusting(issuer).verify(issuer.token())
     assert (proved.subject, proved.expires_at) == ("oidc:ci/main/acme/app", claims["exp"])
@@ -66,7 +66,7 @@ async def test_other_kinds_of_signature_are_taken(
 
 
 async def test_a_rotated_key_is_taken_and_the_old_one_is_not(issuer: FakeIssuer) -> None:
-    """What is signed with the issuer's new key is good; what was signed with the withdrawn one is not, once known."""
+    """A token signed with the new key is good; one signed with the withdrawn key is refused once that is known."""
     old = issuer.token()
     issuer.rotate()
     verifier = trusting(issuer)
@@ -79,7 +79,7 @@ async def test_a_rotated_key_is_taken_and_the_old_one_is_not(issuer: FakeIssuer)
 
 
 async def test_replay_after_expiry(issuer: FakeIssuer) -> None:
-    """A token is refused once it has expired, ten seconds of clock apart."""
+    """A token is refused once it has expired, with ten seconds of tolerance."""
     now = int(time.time())
     assert "expired" in await refusal(issuer, issuer.token(exp=now - 11))
     assert (await trusting(issuer).verify(issuer.token(exp=now - 5))).expires_at == now - 5
@@ -87,7 +87,7 @@ async def test_replay_after_expiry(issuer: FakeIssuer) -> None:
 
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
 async def test_a_token_of_the_future(issuer: FakeIssuer, claim: str) -> None:
-    """Neither before its nbf nor before it was issued."""
+    """A token is refused before its nbf and before the time of its issue."""
     now = int(time.time())
     late: dict[str, Any] = {claim: now + 30}
     assert "not valid yet" in await refusal(issuer, issuer.token(**late))
@@ -97,7 +97,7 @@ async def test_a_token_of_the_future(issuer: FakeIssuer, claim: str) -> None:
 
 @pytest.mark.parametrize("claim", ["aud", "sub", "exp", "iat"])
 async def test_a_claim_that_is_needed_is_missing(issuer: FakeIssuer, claim: str) -> None:
-    """Each is told by its name."""
+    """Each missing claim is named in the refusal."""
     assert await refusal(issuer, issuer.token(**{claim: None})) == f"the claim {claim} is missing"
 
 
@@ -118,7 +118,7 @@ async def test_a_claim_that_is_needed_is_missing(issuer: FakeIssuer, claim: str)
     ],
 )
 async def test_wrong_audience(issuer: FakeIssuer, audience: Any) -> None:
-    """A token for somebody else, or for others as well, is no token for us."""
+    """A token for another audience, or for others as well, is refused."""
     assert "audience" in await refusal(issuer, issuer.token(aud=audience))
 
 
@@ -128,7 +128,7 @@ async def test_an_audience_in_a_list_of_its_own(issuer: FakeIssuer) -> None:
 
 
 async def test_unknown_issuer(issuer: FakeIssuer) -> None:
-    """An issuer that is not listed is refused without being asked, also one whose name is nearly the listed one."""
+    """An unlisted issuer is refused without a request to it, also one with nearly the name of a listed issuer."""
     with running_issuer() as other:
         for url in (other.url, f"{issuer.url}/", issuer.url.upper(), issuer.url[:-1], [issuer.url], None, 7):
             token = other.token(iss=url)
@@ -138,7 +138,7 @@ async def test_unknown_issuer(issuer: FakeIssuer) -> None:
 
 
 async def test_another_issuers_key(issuer: FakeIssuer) -> None:
-    """A listed issuer's name with a key of somebody else's, under a known key ID, is a wrong signature."""
+    """A foreign key under the name and key ID of a listed issuer gives a wrong signature."""
     forged = jwt.encode(issuer.claims(), rsa.generate_private_key(65537, 2048), "RS256", headers={"kid": "first"})
     assert "signature" in await refusal(issuer, forged)
 
@@ -162,13 +162,13 @@ async def test_alg_none_and_others(issuer: FakeIssuer, algorithm: Any) -> None:
 
 @pytest.mark.parametrize("algorithm", ["PS256", "RS512"])
 async def test_another_algorithm_than_the_keys(issuer: FakeIssuer, algorithm: str) -> None:
-    """A key is used with the algorithm that it is published for, and no other."""
+    """A key is used only with the algorithm for which it is published."""
     token = jwt.encode(issuer.claims(), next(iter(issuer.keys.values())), algorithm, headers={"kid": "first"})
     assert "signature" in await refusal(issuer, token)
 
 
 async def test_another_algorithm_in_the_header(issuer: FakeIssuer) -> None:
-    """What the key signed is not taken when the header calls it something else."""
+    """A good signature is refused when the header names another algorithm."""
     signing_input = f"{part({'alg': 'RS512', 'kid': 'first'})}.{part(issuer.claims())}"
     algorithm = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
     signed = algorithm.sign(signing_input.encode(), next(iter(issuer.keys.values())))  # type: ignore[arg-type]  # RSA
@@ -177,7 +177,7 @@ async def test_another_algorithm_in_the_header(issuer: FakeIssuer) -> None:
 
 @pytest.mark.parametrize("header", ["jku", "jwk", "x5u", "x5c", "crit"])
 async def test_jku_and_other_headers_that_bring_a_key(issuer: FakeIssuer, header: str) -> None:
-    """A token does not say where its key is; nobody is asked for it."""
+    """A key URL or a key in the token is ignored; no request goes there."""
     with running_issuer() as attacker:
         value: Any = {"jku": f"{attacker.url}/keys", "x5u": f"{attacker.url}/keys", "jwk": {"kty": "RSA"}}
         token = issuer.token({header: value.get(header, ["b64"])})
@@ -186,13 +186,13 @@ async def test_jku_and_other_headers_that_bring_a_key(issuer: FakeIssuer, header
 
 
 async def test_a_certificates_thumbprint_is_no_key(issuer: FakeIssuer) -> None:
-    """GitHub and Azure send ``x5t``, which is not looked at."""
+    """The header ``x5t``, which GitHub and Azure send, is ignored."""
     assert (await trusting(issuer).verify(issuer.token({"x5t": "abc"}))).subject
 
 
 @pytest.mark.parametrize("kid", [None, "", "../../etc/passwd", "second", 7])
 async def test_kid_games(issuer: FakeIssuer, kid: Any) -> None:
-    """Without the name of a published key there is no key, even where it could be guessed."""
+    """Without the ID of a published key a token is refused, even where the key could be guessed."""
     token = f"{part({'alg': 'RS256', 'kid': kid})}.{part(issuer.claims())}.{part('x')}"
     assert await refusal(issuer, token)
 
@@ -200,7 +200,7 @@ async def test_kid_games(issuer: FakeIssuer, kid: Any) -> None:
 @pytest.mark.parametrize("name", ["exp", "iat", "nbf"])
 @pytest.mark.parametrize("value", ["tomorrow", float("inf"), float("nan"), [], {}, True, "99999999999", 2**53])
 async def test_times_that_are_none(issuer: FakeIssuer, name: str, value: Any) -> None:
-    """Infinity, text and lists are no times: refused, or as good as none; never an error of ours."""
+    """Infinity, text and lists as times are refused or ignored; they never cause an error of ours."""
     try:
         proved = await trusting(issuer).verify(issuer.token(**{name: value}))
     except IdTokenRefusedError:
@@ -224,13 +224,13 @@ async def test_deep_json(issuer: FakeIssuer) -> None:
 
 @given(st.text())
 def test_any_text_is_refused_in_words(text: str) -> None:
-    """Nothing but a refusal comes of a text."""
+    """Any text gives a refusal in words and no other exception."""
     with pytest.raises(IdTokenRefusedError):
         asyncio.run(IdTokenVerifier([]).verify(text))
 
 
 async def test_issuer_away_is_not_a_refusal(issuer: FakeIssuer) -> None:
-    """When the keys cannot be had nobody is let in, and the error says whose keys are missing."""
+    """While the keys are unavailable nobody is let in, and the error names the issuer."""
     issuer.answers["/keys"] = (503, {}, b"")
     with pytest.raises(IssuerUnavailableError, match=issuer.url):
         await trusting(issuer).verify(issuer.token())
@@ -240,7 +240,7 @@ async def test_issuer_away_is_not_a_refusal(issuer: FakeIssuer) -> None:
 
 
 async def test_the_first_rule_that_fits_decides(issuer: FakeIssuer) -> None:
-    """Rules are looked at in their order."""
+    """The rules are tried in their order."""
     verifier = trusting(issuer)
     proved = [await verifier.verify(issuer.token(ref=ref)) for ref in ("refs/heads/main", "refs/heads/x")]
     assert [each.subject for each in proved] == ["oidc:ci/main/acme/app", "oidc:ci/any/acme/app"]
@@ -260,17 +260,17 @@ async def test_the_first_rule_that_fits_decides(issuer: FakeIssuer) -> None:
     ],
 )
 async def test_what_no_rule_fits_is_refused(issuer: FakeIssuer, claims: dict[str, Any]) -> None:
-    """Nearly is not enough."""
+    """A token that nearly fits a rule is refused."""
     assert await refusal(issuer, issuer.token(**claims)) == "no rule of auth.oidc.ci fits its claims"
 
 
 async def test_all_claims_of_a_rule_must_match(issuer: FakeIssuer) -> None:
-    """One that does not is enough to refuse."""
+    """One claim that does not match is enough for a refusal."""
     assert "no rule" in await refusal(issuer, issuer.token(ref="refs/heads/x"), MAIN)
 
 
 async def test_values_that_are_no_text(issuer: FakeIssuer) -> None:
-    """Truth values and numbers as JSON writes them; of a list one entry; of patterns any."""
+    """Truth values and numbers match as JSON writes them; one entry of a list and one of several patterns is enough."""
     picky = rule("picky", "{id}", verified="true", id="7", teams="ops dev*")
     subject = (
         await trusting(issuer, picky).verify(issuer.token(verified=True, id=7, teams=["x", "developers"]))
@@ -280,7 +280,7 @@ async def test_values_that_are_no_text(issuer: FakeIssuer) -> None:
 
 @pytest.mark.parametrize("value", ["a b", "-a", "ä", "a,b", "a$b", "x" * 201, "", "a\nb", ["a"], None])
 async def test_a_name_that_can_be_none(issuer: FakeIssuer, value: Any) -> None:
-    """What a rule makes of the claims must be a name."""
+    """A text that a rule makes of the claims is refused unless it is a valid name."""
     assert await refusal(issuer, issuer.token(who=value), rule("any", "{who}", repository="*"))
 
 
@@ -295,7 +295,7 @@ async def test_a_name_that_can_be_none(issuer: FakeIssuer, value: Any) -> None:
 async def test_two_jobs_are_never_called_the_same(
     issuer: FakeIssuer, subject: str, one: tuple[str, str], other: tuple[str, str], separator: str
 ) -> None:
-    """A claim may not hold what ends it in the name: the rest would be taken for another claim's."""
+    """A claim may not hold the separator that ends it in the name: the rest would count as another claim's value."""
     both = rule("both", subject, repository="*")
     reason = await refusal(issuer, issuer.token(a=one[0], b=one[1]), both)
     assert reason == f"its claim a holds {separator!r}, which ends it in the subject of rule both of auth.oidc.ci"

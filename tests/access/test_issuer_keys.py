@@ -1,4 +1,4 @@
-"""The keys of an issuer: found, kept, renewed when they change, and believed only from where they should come."""
+"""The keys of an issuer: discovery, cache, renewal after a change, and trusted sources alone."""
 
 import asyncio
 import json
@@ -46,14 +46,14 @@ async def test_keys_are_discovered_once_for_all_who_ask(issuer: FakeIssuer) -> N
 
 
 async def test_a_given_url_is_asked_without_discovery(issuer: FakeIssuer) -> None:
-    """With ``jwks_url`` the issuer itself is not asked: it may be out of reach."""
+    """With ``jwks_url`` the issuer itself is never asked: it may be out of reach."""
     keys = IssuerKeys("https://issuer.invalid", f"{issuer.url}/keys")
     assert await is_there(keys, "first")
     assert issuer.asked == ["/keys"]
 
 
 async def test_a_rotated_key_is_fetched_and_an_unknown_one_costs_little(issuer: FakeIssuer) -> None:
-    """A key that is not known is asked for, at most once in five seconds; one that is published no more is gone."""
+    """An unknown key is asked for at most once in five seconds; a key that is no longer published is removed."""
     clock = Clock()
     keys = IssuerKeys(issuer.url, clock=clock)
     assert await is_there(keys, "first")
@@ -65,7 +65,7 @@ async def test_a_rotated_key_is_fetched_and_an_unknown_one_costs_little(issuer: 
 
 
 async def test_a_withdrawn_key_is_forgotten_within_ten_minutes(issuer: FakeIssuer) -> None:
-    """Known keys are asked for again, so that a stolen one does not stay good."""
+    """Known keys are fetched again, so that a stolen one does not stay good."""
     clock = Clock()
     keys = IssuerKeys(issuer.url, clock=clock)
     assert await is_there(keys, "first")
@@ -77,7 +77,7 @@ async def test_a_withdrawn_key_is_forgotten_within_ten_minutes(issuer: FakeIssue
 
 
 async def test_an_issuer_that_goes_away_is_missed_after_an_hour(issuer: FakeIssuer) -> None:
-    """Known keys go on for an hour, unknown ones are unavailable at once, and it is asked every five seconds."""
+    """Known keys stay good for an hour, unknown ones are unavailable immediately; requests are five seconds apart."""
     clock = Clock()
     keys = IssuerKeys(issuer.url, clock=clock)
     assert await is_there(keys, "first")
@@ -97,7 +97,7 @@ async def test_an_issuer_that_goes_away_is_missed_after_an_hour(issuer: FakeIssu
 
 
 async def test_nobody_listening_is_unavailable(issuer: FakeIssuer) -> None:
-    """A refused connection is told, with whose keys are missing."""
+    """A refused connection is reported with the name of the issuer."""
     with running_issuer() as other:
         url = other.url
     keys = IssuerKeys(url)
@@ -109,7 +109,7 @@ async def test_nobody_listening_is_unavailable(issuer: FakeIssuer) -> None:
 async def test_an_issuer_that_is_silent_does_not_hold_up_logins(
     issuer: FakeIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is given up after a time, and those who wait with it are told the same."""
+    """The request is given up after a time limit, and all logins that wait for it get the same error."""
     monkeypatch.setattr(issuer_keys, "_TIMEOUT_SECONDS", 0.5)
     issuer.hold = threading.Event()
     keys = IssuerKeys(issuer.url)
@@ -119,7 +119,7 @@ async def test_an_issuer_that_is_silent_does_not_hold_up_logins(
 
 
 async def test_a_caller_that_leaves_does_not_spoil_it_for_others(issuer: FakeIssuer) -> None:
-    """Who is cancelled while the keys are fetched leaves nothing behind; the next one fetches them."""
+    """A cancelled caller leaves nothing behind while the keys are fetched; the next caller fetches them."""
     issuer.hold = threading.Event()
     keys = IssuerKeys(issuer.url)
     task = asyncio.get_running_loop().create_task(keys.find("first"))
@@ -150,7 +150,7 @@ async def test_a_caller_that_leaves_does_not_spoil_it_for_others(issuer: FakeIss
 async def test_whatever_is_no_key_set_is_unavailable(
     issuer: FakeIssuer, path: str, answer: tuple[int, dict[str, str], bytes], reason: str
 ) -> None:
-    """Redirects, other issuers' documents, and junk of any size are told in words, and nothing is followed."""
+    """Redirects, documents of other issuers and junk of any size are refused in words; no redirect is followed."""
     issuer.answers[path] = answer
     issuer.answers["/elsewhere"] = issuer.answers["/more"] = (200, {}, issuer.jwks())
     with pytest.raises(IssuerUnavailableError, match=reason):
@@ -160,14 +160,14 @@ async def test_whatever_is_no_key_set_is_unavailable(
 
 @pytest.mark.parametrize("jwks_uri", [None, 7, "ftp://127.0.0.1/keys", "keys", "file:///etc/passwd"])
 async def test_keys_are_not_looked_for_where_nothing_proves_them(issuer: FakeIssuer, jwks_uri: object) -> None:
-    """Discovery may name an https URL, or one of the scheme of an issuer on this machine."""
+    """Discovery may name an https URL, or one of the issuer's own scheme on this machine."""
     issuer.answers[DISCOVERY] = (200, {}, json.dumps({"issuer": issuer.url, "jwks_uri": jwks_uri}).encode())
     with pytest.raises(IssuerUnavailableError, match="has no allowed jwks_uri"):
         await IssuerKeys(issuer.url).find("first")
 
 
 async def test_only_public_keys_that_sign_are_kept(issuer: FakeIssuer) -> None:
-    """Shared secrets, private, short and encryption keys are left out; keys of all kinds that sign are kept."""
+    """Shared secrets, private, short and encryption keys are left out; all kinds of signing keys are kept."""
     to_jwk = jwt.algorithms.RSAAlgorithm.to_jwk
     short, private = rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP256R1())
     other = json.loads(to_jwk(next(iter(issuer.keys.values())).public_key()))  # type: ignore[arg-type]  # an RSA key

@@ -1,4 +1,4 @@
-"""Passwords that LDAP knows: a real slapd, and servers that are none."""
+"""Passwords that LDAP knows: a real slapd, and servers that speak no LDAP."""
 
 import asyncio
 import ssl
@@ -29,13 +29,13 @@ def slapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def asking(port: int, bind_dn: str = BIND_DN, tls: ssl.SSLContext | None = None) -> LdapPasswords:
-    """Return what asks a directory on this machine."""
+    """Return a client for a directory on this machine."""
     return LdapPasswords("127.0.0.1", port, bind_dn, tls)
 
 
 @pytest.mark.parametrize("name", ["ann", "a+b", "zoe", "long"])
 async def test_a_right_password_is_right(slapd: Server, name: str) -> None:
-    """Of any length and in any script, and for a name that a DN has to quote."""
+    """A right password of any length and script is accepted, also for a name that a DN must quote."""
     assert await asking(slapd.port).verify(name, PASSWORDS[name])
 
 
@@ -55,24 +55,24 @@ async def test_a_right_password_is_right(slapd: Server, name: str) -> None:
     ],
 )
 async def test_a_wrong_one_is_wrong(slapd: Server, name: str, password: str) -> None:
-    """An empty one too, with which a directory lets anybody in as nobody in particular."""
+    """A wrong password is refused, also an empty one, with which a directory binds anonymously."""
     assert not await asking(slapd.port).verify(name, password)
 
 
 async def test_a_dn_that_is_none_lets_nobody_in(slapd: Server) -> None:
-    """What the directory refuses for another reason is a refusal."""
+    """A bind that the directory refuses for another reason is a refusal."""
     assert not await asking(slapd.port, "no dn {name}").verify("ann", PASSWORDS["ann"])
 
 
 async def test_many_at_once_take_turns(slapd: Server) -> None:
-    """Each gets its own answer."""
+    """Each of many simultaneous logins receives its own answer."""
     ldap = asking(slapd.port)
     logins = [("ann", PASSWORDS["ann"]), ("ann", "wrong")] * 50
     assert await asyncio.gather(*(ldap.verify(*login) for login in logins)) == [True, False] * 50
 
 
 async def test_tls_is_compared(tmp_path: Path, certificate: Path) -> None:
-    """A directory is asked over TLS when its certificate is of the authority, and never otherwise."""
+    """A directory is asked over TLS only when its certificate is signed by the authority."""
     require_program("slapd")
     with running(ldap_server(tmp_path / "slapd", PASSWORDS, certificate)) as server:
         trusting = asking(server.port, tls=ssl.create_default_context(cafile=certificate))
@@ -83,7 +83,7 @@ async def test_tls_is_compared(tmp_path: Path, certificate: Path) -> None:
 
 
 async def test_nobody_there() -> None:
-    """A directory that is down is told, with its address."""
+    """A directory that is down is reported with its address."""
     port = free_port()
     with pytest.raises(LdapUnavailableError, match=f"the LDAP server at 127.0.0.1:{port} cannot be used"):
         await asking(port).verify("ann", "x")
@@ -91,7 +91,7 @@ async def test_nobody_there() -> None:
 
 @asynccontextmanager
 async def answering(answer: bytes, *, hold: bool = False) -> AsyncIterator[int]:
-    """Serve something that answers every request so; with ``hold`` it then stays silent, and the connection open."""
+    """Serve one fixed answer to every request; with ``hold`` the connection then stays open and silent."""
     left = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,13 +124,13 @@ async def test_an_answer_with_long_lengths_is_an_answer() -> None:
 
 @pytest.mark.parametrize("password", ["", LONG * 2, "\0", "password of ann\0", "password of ann\0x", "\udcff"])
 async def test_some_passwords_are_not_asked_for(password: str) -> None:
-    """To many directories an empty one lets in anybody, and one with a NUL ends there."""
+    """Empty passwords and passwords with a NUL are refused without a bind: many directories accept them."""
     async with answering(bound(0)) as port:
         assert not await asking(port).verify("ann", password)
 
 
 async def test_what_becomes_of_the_unbind_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory may hang up as soon as it has answered."""
+    """A directory may close the connection right after its answer."""
     sent = 0
 
     async def drain(_: asyncio.StreamWriter) -> None:
@@ -145,7 +145,7 @@ async def test_what_becomes_of_the_unbind_changes_no_verdict(monkeypatch: pytest
 
 
 async def test_an_endless_answer_is_not_waited_for() -> None:
-    """What announces more than an answer can be is given up at once."""
+    """An announced length beyond that of any answer ends the login immediately."""
     async with answering(b"\x30\x84\x7f\xff\xff\xff", hold=True) as port:
         with pytest.raises(LdapUnavailableError, match="did not answer as an LDAP server does"):
             await asking(port).verify("ann", "x")
@@ -153,14 +153,14 @@ async def test_an_endless_answer_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("code", [49, 32, 34, 48, 50, 53, 19, 99, 255])
 async def test_only_success_lets_in(code: int) -> None:
-    """Any other verdict is a refusal."""
+    """Any verdict other than success is a refusal."""
     async with answering(bound(code)) as port:
         assert not await asking(port).verify("ann", "x")
 
 
 @pytest.mark.parametrize("code", [1, 8, 10, 13, 51, 52, 80])
 async def test_no_verdict_is_no_refusal(code: int) -> None:
-    """A directory that is busy, or wants to be asked elsewhere, says nothing about a password."""
+    """A busy directory, or one that refers elsewhere, gives no verdict about a password."""
     async with answering(bound(code)) as port:
         with pytest.raises(LdapUnavailableError, match=f"result code {code}"):
             await asking(port).verify("ann", "x")
@@ -185,7 +185,7 @@ async def test_no_verdict_is_no_refusal(code: int) -> None:
     ],
 )
 async def test_junk_lets_nobody_in(answer: bytes) -> None:
-    """What is no answer to the bind is told as such, never taken for a verdict."""
+    """A reply that does not answer the bind is reported as such, never used as a verdict."""
     async with answering(answer) as port:
         with pytest.raises(LdapUnavailableError):
             await asking(port).verify("ann", "x")
@@ -193,7 +193,7 @@ async def test_junk_lets_nobody_in(answer: bytes) -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"\x30\x0c\x02"])
 async def test_silence_is_given_up(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory that stops answering holds nobody up for long."""
+    """A login gives up on a directory that stops answering."""
     monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 0.05)
     async with answering(answer, hold=True) as port:
         with pytest.raises(LdapUnavailableError, match=r"no answer within 0.05 s"):
@@ -202,7 +202,7 @@ async def test_silence_is_given_up(answer: bytes, monkeypatch: pytest.MonkeyPatc
 
 @given(st.binary(max_size=40))
 def test_any_message_is_a_code_or_a_value_error(message: bytes) -> None:
-    """Reading an answer raises nothing else."""
+    """Reading any message gives a result code or a ValueError."""
     try:
         assert module._result_code(message) >= 0
     except ValueError:

@@ -27,7 +27,7 @@ def grant(
     expires_at: float | None = None,
     id: str = "1",  # noqa: A002 - as the field
 ) -> Grant:
-    """Return a grant; of pull when no action is named."""
+    """Return a grant; its only action is pull unless the test names others."""
     return Grant(
         id=id,
         subject=subject,
@@ -45,7 +45,7 @@ def policy(*grants: Grant, groups: tuple[Group, ...] = (), users: tuple[User, ..
 
 
 def test_what_nobody_granted_is_denied() -> None:
-    """An empty policy denies every action to everyone but administrators, and says what it would take."""
+    """An empty policy denies every action to everyone but administrators, and names the missing grant."""
     for action in Action:
         for subject in ("user:ann", "anonymous", "group:dev"):
             decision = policy().decide(subject, "team/a", action)
@@ -55,7 +55,7 @@ def test_what_nobody_granted_is_denied() -> None:
 
 
 def test_a_grant_allows_its_action_for_its_subject_in_its_repositories() -> None:
-    """Another subject, repository or action is not allowed by it."""
+    """The grant allows nothing to another subject, repository or action."""
     judge = policy(grant())
     decision = judge.decide("user:ann", "team/a", PULL)
     assert (decision.allowed, decision.grant) == (True, "1")
@@ -73,7 +73,7 @@ def test_a_grant_allows_its_action_for_its_subject_in_its_repositories() -> None
     [(PULL, {PULL}), (PUSH, {PUSH, CREATE}), (CREATE, {CREATE}), (DELETE, {DELETE}), (MANAGE, {MANAGE})],
 )
 def test_actions_imply_nothing_but_push_create(granted: Action, satisfied: set[Action]) -> None:
-    """Push includes create, which is a push of new tags only; nothing else includes anything, push not even pull."""
+    """Push includes create, which is a push of new tags only; no other action includes another, push not even pull."""
     judge = policy(grant("user:ann", "**", granted))
     assert {action for action in Action if judge.decide("user:ann", "a", action).allowed} == satisfied
 
@@ -92,7 +92,7 @@ def test_administrators_may_do_everything_and_explain_says_so() -> None:
 
 
 def test_what_anonymous_may_everyone_may() -> None:
-    """A grant to anonymous counts for every subject that exists, and for nobody that does not."""
+    """A grant to anonymous counts for every existing subject, and for no other."""
     judge = policy(grant("anonymous", "public/*"))
     for subject in ("anonymous", "user:ann", "user:bob"):
         assert judge.decide(subject, "public/a", PULL).allowed
@@ -101,7 +101,7 @@ def test_what_anonymous_may_everyone_may() -> None:
 
 
 def test_groups_give_their_grants_to_their_members() -> None:
-    """A member has the group's grants; who was removed has them no more."""
+    """A member has the grants of the group until the member is removed."""
     groups = (Group("dev", ("ann",)), Group("ops", ("ann", "bob")))
     given_to_groups = (grant("group:dev", "dev/*"), grant("group:ops", "ops/*", id="2"))
     judge = policy(*given_to_groups, groups=groups)
@@ -125,7 +125,7 @@ def test_tag_patterns_limit_tags() -> None:
 
 
 def test_explain_tells_a_push_of_new_tags_from_one_that_moves_them() -> None:
-    """With the right to create alone a push is allowed, of new tags: the answer names the grant and says so."""
+    """The right to create alone allows a push of new tags: the answer names the grant and says so."""
     judge = policy(grant("user:ann", "team/*", CREATE))
     explanation = judge.explain("user:ann", "team/a", PUSH, "v1")
     assert (explanation.allowed, explanation.grant) == (True, "1")
@@ -136,7 +136,7 @@ def test_explain_tells_a_push_of_new_tags_from_one_that_moves_them() -> None:
 
 
 def test_explain_names_the_grant_that_has_ended() -> None:
-    """The last that would have allowed just this, if there is one; not where another one allows it."""
+    """The last expired grant that would have allowed the request is named, unless another grant allows it."""
     ended = (
         grant("user:ann", "team/*", PULL, id="1", expires_at=1.0),
         grant("group:dev", "team/a", PULL, PUSH, id="2", expires_at=86_400.0),
@@ -171,7 +171,7 @@ def test_a_grant_to_a_group_of_a_rule_is_of_use() -> None:
 
 
 def test_deleting_a_digest_takes_a_grant_for_all_tags() -> None:
-    """A digest takes all its tags with it, so the right to delete some of them is not enough."""
+    """A digest takes all its tags along: the right to delete some of them is not enough."""
     some = policy(grant("user:ann", "team/*", DELETE, tags="v*"))
     assert some.decide("user:ann", "team/a", DELETE, "v1").allowed
     assert not some.decide("user:ann", "team/a", DELETE).allowed
@@ -182,7 +182,7 @@ def test_deleting_a_digest_takes_a_grant_for_all_tags() -> None:
 
 
 def test_a_grant_on_trial_allows_and_is_counted() -> None:
-    """Mode warn allows; would_deny tells where no enforcing grant would have, whatever their order."""
+    """Mode warn allows; ``would_deny`` is true where no enforcing grant allows, in any order of the grants."""
     trial = grant(mode=GrantMode.WARN, id="1")
     decision = policy(trial).decide("user:ann", "team/a", PULL)
     assert (decision.allowed, decision.would_deny, decision.grant) == (True, True, "1")
@@ -195,7 +195,7 @@ def test_a_grant_on_trial_allows_and_is_counted() -> None:
 
 
 def test_expiry_is_not_broken_by_memory() -> None:
-    """A decision that was remembered ends when its grant does, to the second; the other grants stand in."""
+    """A remembered decision ends to the second when its grant expires; the other grants still count."""
     judge = policy(grant(expires_at=100))
     assert judge.decide("user:ann", "team/a", PULL, now=50).allowed
     assert judge.decide("user:ann", "team/a", PULL, now=99.9).allowed
@@ -218,7 +218,7 @@ def test_remembers_no_more_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_generations() -> None:
-    """A generation is that of the subject, 0 where none was set, None where there is no such subject."""
+    """A generation is that of the subject, 0 where none was set, None for an unknown subject."""
     judge = policy(users=(ANN, BOB, User("off", "h", is_disabled=True)))
     assert judge.generation("user:ann") == 4
     assert judge.generation("user:bob") == 0
@@ -228,7 +228,7 @@ def test_generations() -> None:
 
 
 def test_a_disabled_user_may_do_nothing() -> None:
-    """Not even what anonymous may."""
+    """A disabled user may not even do what anonymous may."""
     judge = policy(grant("anonymous", "**"), users=(User("off", "h", is_disabled=True),))
     decision = judge.decide("user:off", "a", PULL)
     assert not decision.allowed
@@ -253,7 +253,7 @@ def test_a_disabled_user_may_do_nothing() -> None:
     ],
 )
 def test_a_token_carries_the_intersection(asked: Access, expected: set[str] | None) -> None:
-    """What is asked for and granted, and nothing else; a right to create is a right to push in a token."""
+    """A token carries the actions that are both asked for and granted; a right to create is push in a token."""
     judge = policy(grant("user:ann", "team/*", PULL, CREATE, tags="v*"))
     found = judge.allowed_access("user:ann", asked)
     assert (None if found is None else found.actions) == expected
@@ -261,7 +261,7 @@ def test_a_token_carries_the_intersection(asked: Access, expected: set[str] | No
 
 
 def test_everyone_may_list_the_catalogue() -> None:
-    """``registry:catalog:*`` is given to all; the list shows them only what they may pull."""
+    """``registry:catalog:*`` is granted to all; the list shows each subject only repositories that it may pull."""
     for subject in ("user:ann", "anonymous"):
         assert policy().allowed_access(subject, CATALOG) == CATALOG
     assert policy().allowed_access("anonymous", Access("registry", "catalog", frozenset({"pull"}))) is None
@@ -273,7 +273,7 @@ SUBJECTS = st.sampled_from(["user:ann", "user:bob", "group:dev", "anonymous"])
 
 
 def test_everyone_has_a_home_of_his_own() -> None:
-    """One grant to a group or to all: each user pushes below his name, nobody below another's, a robot nowhere."""
+    """One grant to a group or to all lets each user push below their own name; a robot has no such home."""
     home = grant("anonymous", "home/{subject}/**", PULL, PUSH)
     robot = Robot("ann")
     judge = Policy([ANN, BOB], [], [home], {}, robots=[robot])
@@ -295,7 +295,7 @@ def test_everyone_has_a_home_of_his_own() -> None:
 
 
 def test_whom_an_id_token_names_has_its_own_grants_and_the_groups_of_its_rule() -> None:
-    """Nothing of a user, robot or group of that name, no home, no administration, and nothing once the rule is gone."""
+    """The subject has no rights of a user, robot or group of that name, no home, and nothing once its rule is gone."""
     job, other = "oidc:github/main/acme/app", "oidc:github/any/acme/app"
     grants = [
         grant(job, "acme/app", PUSH, id="own"),
@@ -322,7 +322,7 @@ def test_whom_an_id_token_names_has_its_own_grants_and_the_groups_of_its_rule() 
 
 
 def test_who_owns_a_namespace() -> None:
-    """Its owners are the subject, members of its group, and each user of his home; until the grant ends."""
+    """The owners are the subject, members of its group, and each user of their home; until the grant ends."""
     grants = (
         grant("user:ann", "team/**", MANAGE, PULL),
         grant("group:dev", "shared/dev/**", MANAGE, id="2"),
@@ -364,7 +364,7 @@ GRANTS = st.builds(
 def test_decides_as_a_walk_over_all_grants(
     grants: list[Grant], subject: str, name: str, action: Action, tag: str | None
 ) -> None:
-    """The index changes nothing: the decision is that of looking at every grant, one by one."""
+    """The index changes nothing: the decision is the same as by a walk over every grant."""
     judge = Policy([ANN, BOB], [Group("dev", ("ann",))], grants, {})
     holders = {subject, "anonymous"} | ({"group:dev"} if subject == "user:ann" else set())
     for now in (5.0, 20.0, 40.0):
@@ -389,7 +389,7 @@ def test_decides_as_a_walk_over_all_grants(
 
 @given(st.lists(GRANTS, max_size=8), SUBJECTS, NAMES, st.sampled_from(["v1", "x", "y"]))
 def test_the_tags_to_pull_are_those_that_may_be_pulled(grants: list[Grant], subject: str, name: str, tag: str) -> None:
-    """A list of tags shows what a request for each of them would give, no more and no less."""
+    """A list of tags shows exactly the tags that a request for each of them would give."""
     judge = Policy([ANN, BOB], [Group("dev", ("ann",))], [replace(each, expires_at=None) for each in grants], {})
     may_pull = judge.tags_to_pull(subject, name)
     assert (may_pull is None or may_pull(tag)) == judge.decide(subject, name, PULL, tag).allowed
@@ -398,7 +398,7 @@ def test_the_tags_to_pull_are_those_that_may_be_pulled(grants: list[Grant], subj
 
 
 def test_tags_to_pull_end_with_their_grant() -> None:
-    """An expired grant shows nothing; an administrator is shown everything."""
+    """An expired grant shows no tag; an administrator sees all tags."""
     judge = policy(grant(tags="v*", expires_at=1.0), grant(tags="x", id="2"))
     may_pull = judge.tags_to_pull("user:ann", "team/a")
     assert may_pull is not None
@@ -407,7 +407,7 @@ def test_tags_to_pull_end_with_their_grant() -> None:
 
 
 def test_the_patterns_of_a_subject_hold_all_that_it_may() -> None:
-    """Own grants, those of groups and everyone, also on trial; not what ended or gives another action."""
+    """The patterns are those of own grants, of groups and of everyone, on trial too; no expired grant counts."""
     judge = policy(
         grant("user:ann", "team/**"),
         grant("user:ann", "home/{subject}/**", id="2"),

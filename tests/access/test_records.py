@@ -1,4 +1,4 @@
-"""Records: what is stored comes back the same."""
+"""Records: stored values come back unchanged."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ def test_values_come_back_as_they_were() -> None:
 
 
 def test_a_user_of_an_earlier_version_is_read() -> None:
-    """What was stored before LDAP was known has its password here."""
+    """A record stored before LDAP was known is a user with a local password."""
     stored = {"password_hash": "hash", "admin": False, "disabled": False}
     assert user_of(Record("ann", stored, 3)) == User("ann", "hash", revision=3)
 
@@ -44,7 +44,7 @@ def test_a_user_never_shows_its_hash() -> None:
     ],
 )
 def test_a_robot_comes_from_its_networks(network: str, inside: list[str], outside: list[str]) -> None:
-    """In whichever notation: a listener on ``[::]`` knows IPv4 callers by their mapped addresses."""
+    """Networks of a robot match in every notation: on ``[::]`` IPv4 callers have mapped addresses."""
     robot = Robot("ci", networks=(network,))
     assert [address for address in inside + outside if robot.may_come_from(address)] == inside
     assert Robot("ci").may_come_from(outside[0])

@@ -1,4 +1,4 @@
-"""Refresh tokens: found one by one, those of earlier versions too, and in an outage from a copy."""
+"""Refresh tokens: found one by one, those of earlier versions too, and served from a copy in an outage."""
 
 import time
 from collections.abc import AsyncIterator
@@ -47,7 +47,7 @@ async def add_of_earlier_version(store: Store, directory: Directory, subject: st
 
 
 async def test_those_of_a_subject_are_found_together(directory: Directory) -> None:
-    """Each is listed, and removed, for its subject alone, whatever the version that made it."""
+    """Each token is listed, and removed, for its subject alone, whatever version made it."""
     made = [(await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput()))[0].id for _ in range(3)]
     assert all(map(is_refresh_id, made))
     made.append(await add_of_earlier_version(directory.secrets._store, directory, "user:ann", time.time() + 1000))
@@ -63,7 +63,7 @@ async def test_those_of_a_subject_are_found_together(directory: Directory) -> No
 
 
 async def test_expired_ones_are_removed(directory: Directory) -> None:
-    """Of both kinds, and nothing else: personal tokens are shown as expired to whoever looks for them."""
+    """Expired refresh tokens of both kinds are removed; expired personal tokens stay listed."""
     soon = SecretInput(expires_at=time.time() + 0.2)
     for kind in (SecretKind.REFRESH, SecretKind.PERSONAL):
         await directory.secrets.add("user:ann", kind, soon)
@@ -79,7 +79,7 @@ async def test_expired_ones_are_removed(directory: Directory) -> None:
 
 
 async def test_a_copy_forgets_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every token was removed, none is honoured in an outage."""
+    """After the removal of every token, no token is accepted in an outage."""
     monkeypatch.setattr(module, "COPY_SECONDS", 0.05)
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0)
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "changes")) as (store, changes):
@@ -97,7 +97,7 @@ async def test_a_copy_forgets_the_last_one(tmp_path: Path, monkeypatch: pytest.M
 
 
 async def test_an_outage_is_served_from_a_copy(redis: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that never saw a token knows it while Redis is away; one that nobody knows is no refusal then."""
+    """While Redis is away a node accepts tokens that it never saw; for an unknown one it is unavailable."""
     monkeypatch.setattr(module, "COPY_SECONDS", 0.05)
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0)
     url = f"redis://127.0.0.1:{redis.port}/0"

@@ -19,7 +19,7 @@ EXPECTED = {
     Operation.APPEND_UPLOAD: "push",
     Operation.COMMIT_UPLOAD: "push",
     Operation.UPLOAD_STATUS: "push",
-    Operation.CANCEL_UPLOAD: "push",  # one's own upload
+    Operation.CANCEL_UPLOAD: "push",  # an upload of the caller's own
     Operation.PUT_MANIFEST: "push",
     Operation.DELETE_MANIFEST: "delete",
     Operation.DELETE_BLOB: "delete",
@@ -28,7 +28,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("operation", Operation)
 def test_every_operation_has_an_entry(operation: Operation) -> None:
-    """A new operation without an entry here or there fails."""
+    """A new operation without an entry in the table and in this test fails."""
     needed = required_access(RegistryRequest(operation=operation, repository=NAME), NAME)
     if operation is Operation.PING:
         assert needed is None
@@ -39,12 +39,12 @@ def test_every_operation_has_an_entry(operation: Operation) -> None:
 
 
 def test_rights_are_judged_under_the_canonical_name() -> None:
-    """The name of the path does not count where the route has another one for it."""
+    """The name in the path does not count where the route maps it to another one."""
     request = RegistryRequest(operation=Operation.GET_BLOB, repository=Repository("library/x"), source_host="docker.io")
     assert required_access(request, Repository("hub/library/x")) == repository_access("hub/library/x", Action.PULL)
 
 
 def test_without_the_repository_it_needs_nothing_is_allowed() -> None:
-    """A request that lost its repository raises, and never comes out as needing nothing."""
+    """A request that lost its repository raises; it is never taken for one that needs no right."""
     with pytest.raises(KeyError):
         required_access(RegistryRequest(operation=Operation.GET_BLOB), None)

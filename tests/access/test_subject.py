@@ -1,4 +1,4 @@
-"""Subjects: text with a kind, and names that cannot be taken for something else."""
+"""Subjects: text with a kind, and names that cannot be mistaken for something else."""
 
 import contextlib
 import re
@@ -26,12 +26,12 @@ IDENTITIES = ["oidc:github/main/acme/app", "oidc:k8s/any/system:serviceaccount:c
     "text", ["user:ann", "robot:ci", "group:dev", "anonymous", "user:a.b@c.org", "user:A-1+x_", *IDENTITIES]
 )
 def test_text_and_value_are_one(text: str) -> None:
-    """Parsing and formatting give the text back."""
+    """Parsing and formatting return the same text."""
     assert str(parse_subject(text)) == text
 
 
 def test_parses_kind_and_name() -> None:
-    """Each kind is told apart."""
+    """Each kind of subject is parsed with its name."""
     assert parse_subject("user:ann") == Subject(SubjectKind.USER, "ann")
     assert parse_subject("anonymous") == Subject(SubjectKind.ANONYMOUS, "")
     assert user_subject("ann") == "user:ann"
@@ -70,21 +70,21 @@ def test_parses_kind_and_name() -> None:
     ],
 )
 def test_refuses_what_is_no_subject(text: str) -> None:
-    """Everything else raises ValueError in words."""
+    """Every other text raises ValueError with a message in words."""
     with pytest.raises(ValueError, match="expected user:NAME"):
         parse_subject(text)
 
 
 @given(st.text())
 def test_any_text_is_a_subject_or_a_value_error(text: str) -> None:
-    """No text raises anything else, and what parses formats back."""
+    """No text raises any other error, and a parsed subject formats back."""
     with contextlib.suppress(ValueError):
         assert str(parse_subject(text)) == text
 
 
 @given(st.text(min_size=1))
 def test_names_hold_no_separator(text: str) -> None:
-    """A name never has what Basic, robots, paths or header lines give a meaning."""
+    """A name never holds a character with a meaning in Basic, robots, paths or header lines."""
     if is_name(text):
         assert not set(text) & set(":$/ \r\n\t\0%,;\"'\\")
 
@@ -120,7 +120,7 @@ def test_whom_a_rule_names_is_told_from_everybody_else() -> None:
     ],
 )
 def test_the_pattern_of_subjects_is_what_is_parsed(text: str) -> None:
-    """The API is described by it; Python's end of line is not that of the JSON schemas."""
+    """The pattern in the API's description matches exactly the texts that parse, with the line ends of JSON schemas."""
     try:
         parse_subject(text)
     except ValueError:

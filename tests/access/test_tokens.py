@@ -1,4 +1,4 @@
-"""Tokens: only what this registry signed, for itself, now. Each attack by its name."""
+"""Tokens: only those that this registry signed, for itself and for now, are accepted. Each attack has a test."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ NOW = 1_700_000_000.0
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A node's key file."""
+    """The key file of a node."""
     path = str(tmp_path_factory.mktemp("keys") / "key.pem")
     create_key_file(path)
     return path
@@ -43,7 +43,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def signer(key_file: str) -> TokenSigner:
-    """A signer with that key."""
+    """A signer with the key of the fixture."""
     return TokenSigner(key_file, SERVICE, 300)
 
 
@@ -70,14 +70,14 @@ def claims(**changes: Any) -> dict[str, Any]:
 
 
 def sign(signer: TokenSigner, key_file: str, payload: Any, **headers: Any) -> str:
-    """Return a token signed with the right key, whatever is in it."""
+    """Return a token signed with the right key over any payload."""
     header = {"kid": signer.key_id, **headers}
     raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
     return jwt.PyJWS().encode(raw, private_key(key_file), "ES256", headers=header)
 
 
 def test_issued_tokens_are_verified(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """A token comes back with all that was put into it, once as often as it is looked at."""
+    """Each verification returns everything that was put into the token."""
     access = [repository_access("team/a", Action.PULL, Action.PUSH), CATALOG]
     issued = signer.issue("user:ann", 7, access, NOW + 0.9)
     assert (issued.issued_at, issued.expires_at) == (NOW, NOW + 300)
@@ -90,7 +90,7 @@ def test_issued_tokens_are_verified(signer: TokenSigner, verifier: TokenVerifier
 
 
 def test_allows_what_the_access_claim_holds(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """Type, name and action must all be in one entry."""
+    """Access is allowed only where type, name and action are in one entry."""
     entries = [repository_access("a", Action.PULL), repository_access("b", Action.PUSH), CATALOG]
     token = verifier.verify(signer.issue("anonymous", 0, entries, NOW).token, NOW)
     assert token.allows("repository", "a", "pull")
@@ -124,7 +124,7 @@ def test_clock_skew_of_a_minute(signer: TokenSigner, verifier: TokenVerifier, of
         else:
             with pytest.raises(InvalidTokenError, match=r"expired|not valid yet"):
                 verifier.verify(token, NOW + offset)
-        # The second time it is remembered.
+        # The second verification uses the memory.
         verifier.verify(token, NOW)
 
 
@@ -205,7 +205,7 @@ def test_attack_hmac_with_the_public_key(signer: TokenSigner, key_file: str, ver
 
 
 def test_attack_embedded_key(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """CVE-2025-24976: a token that brings its own key, under our kid or its own, is not verified with that key."""
+    """CVE-2025-24976: a token that brings its own key, under our kid or another, is not verified with that key."""
     theirs = ec.generate_private_key(ec.SECP256R1())
     jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(theirs.public_key()))
     for kid in (signer.key_id, "theirs"):
@@ -225,13 +225,13 @@ def test_attack_embedded_key(signer: TokenSigner, verifier: TokenVerifier) -> No
 def test_attack_headers_that_choose_a_key(
     signer: TokenSigner, key_file: str, verifier: TokenVerifier, header: str
 ) -> None:
-    """Such a header is refused even on a token that is signed rightly: we never write one."""
+    """A header that chooses a key is refused even on a rightly signed token: we never write one."""
     with pytest.raises(InvalidTokenError, match="brings a key"):
         verifier.verify(sign(signer, key_file, claims(), **{header: {}}), NOW)
 
 
 def test_attack_unknown_critical_extension(signer: TokenSigner, key_file: str, verifier: TokenVerifier) -> None:
-    """RFC 7515 4.1.11: what the sender says must be understood, and is not, voids the token."""
+    """RFC 7515 4.1.11: an unknown extension that is marked critical makes the token invalid."""
     for crit in (["exp"], ["b64"], [], "x"):
         header = part({"alg": "ES256", "kid": signer.key_id, "crit": crit, "exp": 1, "b64": False})
         good = sign(signer, key_file, claims())
@@ -258,7 +258,7 @@ def test_attack_other_keys(signer: TokenSigner, key_file: str, verifier: TokenVe
 
 
 def test_attack_changed_bytes(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """No byte of a token can be changed: not the claims, not the header, not the signature."""
+    """A change of any byte of the claims, the header or the signature is detected."""
     token = signer.issue("user:ann", 0, [], NOW).token
     header, payload, signature = token.split(".")
     changed = part({**json.loads(base64.urlsafe_b64decode(payload + "==")), "sub": "user:root"})
@@ -307,7 +307,7 @@ def test_any_text_is_only_ever_an_invalid_token(token: str) -> None:
 
 
 def test_no_message_shows_the_token(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """Messages reach logs and answers: no part of a token is in one."""
+    """No message, which may reach a log or an answer, holds a part of the token."""
     token = signer.issue("user:ann", 0, [], NOW).token
     with pytest.raises(InvalidTokenError) as caught:
         verifier.verify(token[:-8], NOW)
@@ -315,7 +315,7 @@ def test_no_message_shows_the_token(signer: TokenSigner, verifier: TokenVerifier
 
 
 def test_a_key_that_is_gone_voids_its_tokens(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """Also those that were verified before; a key that joins disturbs nothing."""
+    """Tokens of a removed key are refused, also those verified before; a new key changes nothing for others."""
     token = signer.issue("user:ann", 0, [], NOW).token
     verifier.verify(token, NOW)
     key = public_key_of(signer.public_jwk)
@@ -339,7 +339,7 @@ def test_remembers_no_more_than_a_bound(
 def test_remembers_long_tokens_within_the_same_bound(
     signer: TokenSigner, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory does not grow with what tokens carry: the oldest go, the newest stay, also after the keys changed."""
+    """Memory does not grow with the size of tokens: the oldest go, the newest stay, also after the keys changed."""
     monkeypatch.setattr(module, "_REMEMBERED_BYTES", 120_000)
     access = [Access("repository", f"{i:0255}", frozenset({"pull"})) for i in range(200)]
     for _ in range(2):
@@ -353,13 +353,13 @@ def test_remembers_long_tokens_within_the_same_bound(
 
 @pytest.mark.parametrize("jwk", [{}, {"kty": "EC"}, {"kty": "oct", "k": "AA"}, {"kty": "EC", "crv": "P-384"}])
 def test_other_published_keys_are_refused(jwk: dict[str, str]) -> None:
-    """Only keys on P-256 are taken from the store."""
+    """The verifier takes only keys on P-256 from the store."""
     with pytest.raises(ValueError, match="P-256"):
         public_key_of(jwk)
 
 
 def test_a_key_on_another_curve_is_refused(tmp_path: Path) -> None:
-    """ES256 is P-256 and nothing else, in a file and in a published key; so is what is no key at all."""
+    """ES256 is P-256 alone, in a file and in a published key; an unreadable key is refused too."""
     other = ec.generate_private_key(ec.SECP384R1())
     with pytest.raises(ValueError, match="P-256"):
         public_key_of(json.loads(jwt.algorithms.ECAlgorithm.to_jwk(other.public_key())))
@@ -375,7 +375,7 @@ def test_a_key_on_another_curve_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_key_file_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """It has mode 0600 whatever the umask, is never replaced, and nothing is left beside it."""
+    """The key file has mode 0600 whatever the umask, is never replaced, and leaves no other file beside it."""
     path = tmp_path / "made" / "key.pem"
     mask = os.umask(0)
     try:
@@ -396,7 +396,7 @@ def _make_and_read(path: str, barrier: Any, answers: Any) -> None:
 
 
 def test_four_processes_race_for_one_key(tmp_path: Path) -> None:
-    """All of them end up with the same whole key."""
+    """All four processes use the same whole key."""
     path = str(tmp_path / "key.pem")
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(4), context.Queue()
@@ -414,7 +414,7 @@ def test_four_processes_race_for_one_key(tmp_path: Path) -> None:
 
 
 def test_tokens_of_access_survive_any_names(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """What a client asked for comes back as it wrote it."""
+    """The access in a token has the same names as the request of the client."""
     access = Access("repository", "host:5000/\u00e4 b", frozenset({"pull"}))
     token = verifier.verify(signer.issue("anonymous", 0, [access], NOW).token, NOW)
     assert token.allows(access.type, access.name, "pull")
@@ -424,7 +424,7 @@ def test_tokens_of_access_survive_any_names(signer: TokenSigner, verifier: Token
 def test_a_token_ends_with_what_it_is_given_for(
     signer: TokenSigner, verifier: TokenVerifier, left: float, lifetime: int
 ) -> None:
-    """Never later than ``not_after``."""
+    """A token never ends later than ``not_after``."""
     issued = signer.issue("user:ann", 0, [], NOW, not_after=NOW + left)
     assert issued.expires_at - issued.issued_at == lifetime
     assert verifier.verify(issued.token, NOW).expires_at == NOW + lifetime
@@ -433,7 +433,7 @@ def test_a_token_ends_with_what_it_is_given_for(
 
 
 def test_a_token_for_what_has_just_ended_is_accepted_no_longer(signer: TokenSigner, verifier: TokenVerifier) -> None:
-    """The leeway for clocks counts from the end of what it is given for, not from when it is given."""
+    """The tolerance for clocks counts from the end of the reason for the token, not from its issue."""
     issued = signer.issue("user:ann", 0, [], NOW, not_after=NOW - 9)
     assert (issued.issued_at, issued.expires_at) == (NOW - 9, NOW - 9)
     assert verifier.verify(issued.token, NOW - 9 + module.LEEWAY_SECONDS).subject == "user:ann"

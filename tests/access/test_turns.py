@@ -1,4 +1,4 @@
-"""FairTurns: who comes next, and who gives up a place."""
+"""FairTurns: the order of the callers, and the loss of a place in a full queue."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ class Line:
         self.served.append(name)
 
     async def serve(self, count: int) -> list[str]:
-        """End turns; return the names that got one since the last time."""
+        """End turns; return the names that received one since the last call."""
         del self.served[:]
         for _ in range(count):
             self.turns.end()
@@ -35,7 +35,7 @@ class Line:
 
 
 async def test_owners_are_served_in_rotation() -> None:
-    """An owner with one attempt is next but one, whatever the other has waiting; those of one owner come in order."""
+    """An owner with one attempt is next but one, whatever the other's queue; attempts of one owner keep their order."""
     line = Line(2, 100)
     await line.come("a1", "a2", "a3", "a4", "a5")
     assert line.served == ["a1", "a2"]
@@ -44,7 +44,7 @@ async def test_owners_are_served_in_rotation() -> None:
 
 
 async def test_known_callers_come_first() -> None:
-    """They pass all that are not known, and are served in rotation among themselves."""
+    """Known callers pass all unknown ones, and are served in rotation among themselves."""
     line = Line(1, 100)
     await line.come("a1", "a2")
     await line.come("b1", "b2", "c1", is_known=True)
@@ -52,7 +52,7 @@ async def test_known_callers_come_first() -> None:
 
 
 async def test_a_full_queue_gives_place_to_whoever_has_fewer() -> None:
-    """The owner with the most places loses its newest one; with places for one each, the next owner is refused."""
+    """The owner with the most places loses its newest one; with one place each, the next owner is refused."""
     line = Line(1, 3)
     _, _, kept, lost = await line.come("a1", "a2", "a3", "a4")
     (other,) = await line.come("b1")
@@ -72,7 +72,7 @@ async def test_a_full_queue_gives_place_to_whoever_has_fewer() -> None:
 
 
 async def test_an_unknown_caller_gives_place_to_a_known_one() -> None:
-    """Also where each owner has one place; among known ones it is as among the others."""
+    """An unknown caller gives way even where each owner has one place; known callers compete as the others do."""
     line = Line(1, 2)
     _, first, second = await line.come("a1", "b1", "c1")
     await line.come("d1", "d2", is_known=True)
@@ -89,7 +89,7 @@ async def test_an_unknown_caller_gives_place_to_a_known_one() -> None:
 
 
 async def test_whoever_leaves_takes_no_turn_along() -> None:
-    """A caller that leaves the queue, or in the moment its turn comes, makes room for the next."""
+    """A caller that leaves the queue, or leaves at the moment of its turn, makes room for the next."""
     line = Line(1, 2)
     _, leaver, _ = await line.come("a1", "b1", "c1")
     leaver.cancel()
@@ -101,7 +101,7 @@ async def test_whoever_leaves_takes_no_turn_along() -> None:
     (last,) = await line.come("e1")
     line.turns.end()  # the turn of d1
     await asyncio.sleep(0)
-    line.turns.end()  # that of e1, who leaves
+    line.turns.end()  # the turn of e1, which leaves
     last.cancel()
     await asyncio.sleep(0)
     await line.come("f1")
@@ -109,7 +109,7 @@ async def test_whoever_leaves_takes_no_turn_along() -> None:
 
 
 async def test_a_turn_ends_with_its_block() -> None:
-    """Also by an error."""
+    """The turn ends with its block, also after an error."""
     turns = FairTurns(1, 0)
 
     async def work(*, fails: bool) -> None:
@@ -126,7 +126,7 @@ async def test_a_turn_ends_with_its_block() -> None:
 
 
 async def test_a_full_queue_gives_place_to_an_owner_of_another_site() -> None:
-    """Where each owner has one place, the site with most of them loses its newest one, until another has as many."""
+    """Where each owner has one place, the site with the most owners loses its newest one, until another has as many."""
     turns = FairTurns(1, 3)
     await turns.begin(Caller("2001:db8::/64", is_known=False))
     near = [spawn(turns.begin(Caller(f"2001:db8:0:{n}::/64", is_known=False)), "near") for n in range(1, 4)]

@@ -1,4 +1,4 @@
-"""The admin listener over real sockets and a real SQLite store: who gets in, and what each call answers."""
+"""The admin listener over real sockets and a real SQLite store: access, and the answer of each call."""
 
 import asyncio
 import base64
@@ -58,7 +58,7 @@ def _basic(username: str, password: str) -> dict[str, str]:
 
 @dataclass
 class Admin:
-    """A running admin listener, and what it stands on."""
+    """A running admin listener with its node."""
 
     http: TestClient[Request, Application]
     node: Node
@@ -121,7 +121,7 @@ BAD_CREDENTIALS = [
 
 
 async def test_only_an_administrator_gets_in(admin: Admin) -> None:
-    """Every route answers 401 without or with wrong credentials, 403 to others, alike for what exists and what not."""
+    """Every route answers 401 to wrong or missing credentials and 403 to others, also for absent objects."""
     bearer = {"Authorization": f"Bearer {admin.token('user:bob')}"}
     for method, path in ROUTES:
         for sent in BAD_CREDENTIALS:
@@ -145,7 +145,7 @@ async def test_only_an_administrator_gets_in(admin: Admin) -> None:
 
 
 async def test_an_administrator_gets_in_by_password_and_by_token(admin: Admin) -> None:
-    """Every route lets both through: what is answered is not about credentials any more."""
+    """Every route accepts both: no answer is about credentials any more."""
     bearer = {"Authorization": f"Bearer {admin.token('user:admin')}"}
     for method, path in ROUTES:
         for auth, headers in ((ADMIN, {}), (None, bearer)):
@@ -156,7 +156,7 @@ async def test_an_administrator_gets_in_by_password_and_by_token(admin: Admin) -
 
 
 async def test_a_revoked_token_and_a_demoted_admin_are_refused(admin: Admin) -> None:
-    """A revocation ends tokens at once, and the right to administer is that of now, not that of the login."""
+    """A revocation ends tokens immediately; the right to administer is judged at the request, not at the login."""
     bearer = {"Authorization": f"Bearer {admin.token('user:admin')}"}
     status, made, _ = await admin.call("POST", "/revocations", {"subject": "user:admin"})
     assert (status, made["generation"], made["subject"]) == (201, 1, "user:admin")
@@ -169,7 +169,7 @@ async def test_a_revoked_token_and_a_demoted_admin_are_refused(admin: Admin) -> 
 
 
 async def test_guessing_is_slowed_down(admin: Admin) -> None:
-    """After ten wrong passwords for a user from an address comes a 429 that says when to go on."""
+    """After ten wrong passwords for a user from one address the answer is 429 with the time to wait."""
     statuses = [(await admin.call("GET", "/users", auth=("bob", f"wrong {i}")))[0] for i in range(11)]
     assert statuses == [401] * 10 + [429]
     _, _, headers = await admin.call("GET", "/users", auth=("bob", "wrong"))
@@ -177,14 +177,14 @@ async def test_guessing_is_slowed_down(admin: Admin) -> None:
 
 
 async def test_a_page_of_another_site_changes_nothing(admin: Admin) -> None:
-    """The credentials that a browser remembers are not enough for a change sent by another site's page."""
+    """Credentials that a browser remembers are not enough for a change that another site's page sends."""
     status, _, _ = await admin.call("POST", "/cache/purge", headers={"Sec-Fetch-Site": "cross-site"})
     assert status == 403
     assert (await admin.call("POST", "/cache/purge", headers={"Sec-Fetch-Site": "same-origin"}))[0] == 200
 
 
 async def test_a_user_is_made_changed_and_removed(admin: Admin) -> None:
-    """PUT makes (201) or replaces (200) with the defaults for what is absent; no password is ever answered."""
+    """PUT makes (201) or replaces (200) a user, with defaults for absent fields; no answer holds a password."""
     status, made, _ = await admin.call("PUT", "/users/ann", {"password": "secret of ann", "groups": ["dev"]})
     assert (status, made) == (201, {"name": "ann", "admin": False, "disabled": False, "ldap": False, "groups": ["dev"]})
     assert (await admin.call("GET", "/users/ann"))[1] == made
@@ -197,7 +197,7 @@ async def test_a_user_is_made_changed_and_removed(admin: Admin) -> None:
 
 
 async def test_groups_and_members_are_two_views_of_one_relation(admin: Admin) -> None:
-    """What is written by one view shows in the other, and changes its ETag."""
+    """A change in one view shows in the other, and changes its ETag."""
     _, _, before = await admin.call("GET", "/users/bob")
     assert (await admin.call("PUT", "/groups/dev", {"members": ["bob", "admin"]}))[0] == 201
     _, bob, after = await admin.call("GET", "/users/bob")
@@ -211,7 +211,7 @@ async def test_groups_and_members_are_two_views_of_one_relation(admin: Admin) ->
 
 
 async def test_a_grant_is_made_found_and_removed(admin: Admin) -> None:
-    """POST answers 201 with the whole object, its id and the defaults; filters choose, DELETE removes."""
+    """POST answers 201 with the whole object, its id and the defaults; GET filters; DELETE removes."""
     body = {"subject": "user:bob", "repository": "team/**", "actions": ["push", "pull"]}
     status, made, _ = await admin.call("POST", "/grants", body)
     defaults = {"tags": "*", "mode": "enforce", "expires_at": None}
@@ -240,7 +240,7 @@ async def test_a_grant_is_made_found_and_removed(admin: Admin) -> None:
 
 
 async def test_a_patch_changes_what_it_names(admin: Admin) -> None:
-    """What is absent stays, null gives the default, and what cannot be is refused as in a PUT."""
+    """An absent field stays, null gives the default, and an invalid value is refused as in a PUT."""
     made = {"password": "the password of ann", "admin": True, "disabled": True, "groups": ["dev", "ops"]}
     await admin.call("PUT", "/users/ann", made)
     status, ann, _ = await admin.call("PATCH", "/users/ann", {"groups": ["qa"], "admin": None})
@@ -263,7 +263,7 @@ async def test_a_patch_changes_what_it_names(admin: Admin) -> None:
 
 
 async def test_a_grant_is_changed_in_its_place(admin: Admin) -> None:
-    """A trial becomes a rule without a moment between; whom it is for and where stay, and it keeps its id."""
+    """A trial becomes a rule without a gap: the subject, the repository and the id of the grant stay."""
     given = {"subject": "user:bob", "repository": "a/**", "tags": "v*", "actions": ["pull"], "mode": "warn"}
     _, grant, _ = await admin.call("POST", "/grants", {**given, "expires_at": 4_102_444_800.25})
     path = f"/grants/{grant['id']}"
@@ -280,7 +280,7 @@ async def test_a_grant_is_changed_in_its_place(admin: Admin) -> None:
 
 
 async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
-    """Whom it names may be made later: it is taken, and the answer says why nobody gets anything by it now."""
+    """A grant for a subject that does not exist yet is accepted; a warning says why it has no effect now."""
     await admin.node.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
     await admin.node.directory.groups.put("dev", [])
     warnings = {}
@@ -310,11 +310,11 @@ async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
     await admin.node.directory.grants.add(GrantInput(subject="user:bob", repository="mine/**", actions=["manage"]))
     body = {"subject": "user:zoe", "repository": "mine/a", "actions": ["pull"]}
     status, _, headers = await admin.call("POST", "/grants", body, auth=BOB)
-    assert (status, "Warning" in headers) == (201, False), "who owns a namespace is not told who is there"
+    assert (status, "Warning" in headers) == (201, False), "an owner of a namespace does not learn who exists"
 
 
 async def test_patches_lose_nothing_of_each_other(admin: Admin) -> None:
-    """Of many at once each is in force afterwards; with the ETag of before only one is."""
+    """All of many simultaneous patches are in force afterwards; with the old ETag only one is accepted."""
     names = ["admin", "disabled", "groups"]
     bodies: list[dict[str, Any]] = [{"disabled": True}, {"groups": ["a"]}, {"admin": True}]
     for status, _, _ in await asyncio.gather(*(admin.call("PATCH", "/users/bob", body) for body in bodies)):
@@ -328,7 +328,7 @@ async def test_patches_lose_nothing_of_each_other(admin: Admin) -> None:
 
 
 async def test_explain_names_the_grant_that_decided(admin: Admin) -> None:
-    """The answer is that of the policy as it is now."""
+    """The explanation is that of the current policy."""
     question = {"subject": "user:bob", "repository": "team/app", "tag": "v1", "action": "pull"}
     status, answer, _ = await admin.call("POST", "/explain", question)
     assert (status, answer["allowed"], answer["grant"]) == (200, False, None)
@@ -343,7 +343,7 @@ async def test_explain_names_the_grant_that_decided(admin: Admin) -> None:
 
 
 async def test_lists_come_in_pages(admin: Admin) -> None:
-    """Following ``next`` gives every item once, in order; the last page has none."""
+    """The links ``next`` give every item once, in order; the last page has none."""
     for name in ("carl", "dora", "eve"):
         await admin.call("PUT", f"/users/{name}", {"password": "long enough"})
     seen, after, pages = [], "", 0
@@ -358,7 +358,7 @@ async def test_lists_come_in_pages(admin: Admin) -> None:
 
 @pytest.mark.parametrize("path", ["/users/bob", "/groups/dev"])
 async def test_if_match_guards_a_change(admin: Admin, path: str) -> None:
-    """A write with an ETag of before is 412 and changes nothing; with the current one, or none, it goes through."""
+    """A write with an old ETag is 412 and changes nothing; with the current one, or none, it succeeds."""
     await admin.call("PUT", "/groups/dev", {})
     _, _, headers = await admin.call("GET", path)
     etag = headers["ETag"]
@@ -376,7 +376,7 @@ async def test_if_match_guards_a_change(admin: Admin, path: str) -> None:
 
 
 async def test_of_two_changes_by_the_same_etag_one_wins(admin: Admin) -> None:
-    """If-Match holds over the commit itself, not only over a look before it."""
+    """If-Match holds over the commit itself, not only over a read before it."""
     _, _, headers = await admin.call("GET", "/users/bob")
     condition = {"If-Match": headers["ETag"]}
     calls = [admin.call("PUT", "/users/bob", {"groups": [f"g{i}"]}, headers=condition) for i in range(8)]
@@ -385,7 +385,7 @@ async def test_of_two_changes_by_the_same_etag_one_wins(admin: Admin) -> None:
 
 
 async def test_every_fault_is_told_at_once_and_no_password(admin: Admin) -> None:
-    """A 400 is an RFC 9457 document with a pointer for each fault; what was sent as password is not in it."""
+    """A 400 is an RFC 9457 document with a pointer for each fault; the password that was sent is not in it."""
     secret = "x" * 7
     cases: list[tuple[str, str, Any, set[str]]] = [
         ("PUT", "/users/a:b", {"password": secret, "groups": ["$"]}, {"", "#/password", "#/groups"}),
@@ -415,7 +415,7 @@ async def test_every_fault_is_told_at_once_and_no_password(admin: Admin) -> None
     "expires_at", ["soon", "2030-01-01", "2030-01-01T00:00:00", -1, 0, 1e300, True, [], "0001-01-01T00:00:00+14:00"]
 )
 async def test_an_expiry_that_is_no_time_is_refused(admin: Admin, expires_at: object) -> None:
-    """A grant must not live on because its end was not understood."""
+    """A grant must not live on because its expiry was not understood."""
     body = {"subject": "user:bob", "repository": "a", "actions": ["pull"], "expires_at": expires_at}
     status, problem, _ = await admin.call("POST", "/grants", body)
     assert status == 400
@@ -423,14 +423,14 @@ async def test_an_expiry_that_is_no_time_is_refused(admin: Admin, expires_at: ob
 
 
 async def test_an_expiry_is_a_time_or_unix_seconds(admin: Admin) -> None:
-    """Both forms mean the same, and the answer is RFC 3339."""
+    """Both forms mean the same, and the answer has RFC 3339."""
     for expires_at in ("2100-01-01T00:00:00Z", 4_102_444_800, 4_102_444_800.0):
         body = {"subject": "user:bob", "repository": "a", "actions": ["pull"], "expires_at": expires_at}
         assert (await admin.call("POST", "/grants", body))[1]["expires_at"] == "2100-01-01T00:00:00Z"
 
 
 async def test_a_revocation_names_one_thing(admin: Admin) -> None:
-    """A token by its id, or a subject; never both, neither, or what is no id."""
+    """A revocation names a token by its id, or a subject; both, neither, or an invalid id is refused."""
     status, answer, _ = await admin.call("POST", "/revocations", {"token_id": "abc-_1"})
     assert (status, answer["token_id"]) == (201, "abc-_1")
     for body in ({}, {"token_id": "x", "subject": "user:bob"}, {"token_id": "x/"}, {"token_id": ""}):
@@ -454,7 +454,7 @@ BODIES = [
 
 
 async def test_a_garbage_body_is_a_400(admin: Admin) -> None:
-    """Whatever is no JSON object of the right shape is a problem document, never a 500."""
+    """Any body other than a JSON object of the right shape gives a problem document, never a 500."""
     for method, path in ROUTES_WITH_BODY:
         for body in BODIES:
             async with admin.http.request(method, API + path, data=body, headers=_basic(*ADMIN)) as response:
@@ -463,7 +463,7 @@ async def test_a_garbage_body_is_a_400(admin: Admin) -> None:
 
 
 async def test_a_large_or_encoded_body_is_refused(admin: Admin) -> None:
-    """Over 1 MiB is 413, whether or not its size was said; Content-Encoding is 415."""
+    """A body over 1 MiB is 413, with and without a stated length; Content-Encoding is 415."""
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(32):
@@ -501,7 +501,7 @@ _FIELDS = [
 
 
 async def test_no_garbage_is_a_500(admin: Admin) -> None:
-    """Any JSON in any known field, and any path, is answered below 500 (501 for what is not there yet)."""
+    """Any JSON in any known field, and any path, is answered below 500; 501 is allowed for planned routes."""
     loop = asyncio.get_running_loop()
 
     async def attempt(method: str, path: str, body: object) -> None:
@@ -523,11 +523,11 @@ NAMES = ["%00", "%FF", "a%2Fb", "..%2f..", "%ED%A0%80", "a" * 5000, "%20", "oidc
 
 
 async def test_a_name_that_cannot_be_is_refused(admin: Admin) -> None:
-    """Names from the path are judged before anything is looked up: 404 to look at, 400 to make."""
+    """Names in a path are judged before any lookup: 404 for a read, 400 for a creation."""
     async with aiohttp.ClientSession(headers=_basic(*ADMIN)) as session:
         for kind in ("users", "groups", "grants"):
             for name in NAMES:
-                # Encoded by us: the client must not normalise it.
+                # Encoded here: the client must not normalise it.
                 target = URL(f"{admin.http.make_url(API)}/{kind}/{name}", encoded=True)
                 for method, expected in {"GET": {404}, "DELETE": {404}, "PUT": {400, 404, 405}}.items():
                     async with session.request(method, target, json={}) as response:
@@ -535,7 +535,7 @@ async def test_a_name_that_cannot_be_is_refused(admin: Admin) -> None:
 
 
 async def test_raw_bytes_in_a_path_are_no_500(admin: Admin) -> None:
-    """A path that is not even text is refused like any other that does not exist."""
+    """A path that is not even text is refused like any other unknown path."""
     url = admin.http.make_url("/")
     assert url.host is not None
     basic = _basic(*ADMIN)["Authorization"].encode()
@@ -555,7 +555,7 @@ IDLE = {"running": False, "started_at": None, "done": 0, "failed": 0, "error": "
 
 
 async def test_a_repair_is_asked_for(admin: Admin) -> None:
-    """202 with the upstream as it is now, and the repairer is woken; an unknown name is told with those that are."""
+    """A repair is 202 with the current upstream and wakes the repairer; an unknown name gets the list of known ones."""
     admin.node.repairs["main"].now = RepairStatus(is_running=True, started_at=1.5e9, done=3, failed=1, error="a: down")
     status, document, _ = await admin.call("POST", "/upstreams/main/repair")
     assert (status, admin.node.repairs["main"].woken) == (202, 1)
@@ -569,7 +569,7 @@ async def test_a_repair_is_asked_for(admin: Admin) -> None:
 
 
 async def test_replicas_are_compared_in_the_background(admin: Admin) -> None:
-    """202 at once, its progress by GET, one at a time; what is found is told with who holds it."""
+    """A comparison is 202 immediately, shows its progress by GET, runs alone, and names holders of each difference."""
     path, verifier = "/upstreams/main/verify", admin.node.verifier
     assert (await admin.call("GET", path))[0] == 404
     wanted, found = digest_of(b"1"), digest_of(b"2")
@@ -597,7 +597,7 @@ async def test_replicas_are_compared_in_the_background(admin: Admin) -> None:
 
 
 async def test_a_comparison_takes_the_former_name_of_repair(admin: Admin) -> None:
-    """For one release: mend in the request, and mended in the answer with the number of repaired."""
+    """For one release the request may say ``mend``, and the answer repeats the number of repairs as ``mended``."""
     path, verifier = "/upstreams/main/verify", admin.node.verifier
     verifier.gate.set()
     status, document, _ = await admin.call("POST", path, {"mend": True})
@@ -608,7 +608,7 @@ async def test_a_comparison_takes_the_former_name_of_repair(admin: Admin) -> Non
 
 
 async def test_exceptions_are_listed_and_dismissed(admin: Admin) -> None:
-    """What is lost, and what a replica refuses and why; dismissed ones are listed as such. Faults are told."""
+    """Lost contents and refusals are listed with their reasons; dismissed ones are marked; bad requests are 4xx."""
     routed, digest = RoutedRepository("main", Repository("team/app")), digest_of(b"gone")
     lost, tag = IntentKey(routed, IntentKind.BLOB, str(digest)), IntentKey(routed, IntentKind.TAG, "v1")
     intents = {lost: Intent(digest, "", (), is_lost=True), tag: Intent(digest, "", (), refused={"b": "too large"})}
@@ -630,7 +630,7 @@ async def test_exceptions_are_listed_and_dismissed(admin: Admin) -> None:
 
 
 async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -> None:
-    """State, latency and pending of each, and what the repair warns of; a password in a URL is not shown."""
+    """Each replica has state, latency and pending, beside warnings of the repair; no password in a URL is shown."""
     admin.node.repairs["main"].notices = ["a copy is gone"]
     _, page, _ = await admin.call("GET", "/upstreams")
     assert page == {
@@ -672,7 +672,7 @@ async def test_upstreams_shows_every_replica_without_credentials(admin: Admin) -
 
 
 async def test_a_replica_is_paused_and_resumed(admin: Admin) -> None:
-    """The document of the upstream says by whom, and when it is quiet; a refusal is 409, an unknown replica 400."""
+    """The document says who paused the replica, and when it is quiet; a refusal is 409, an unknown replica 400."""
     status, upstream, _ = await admin.call("POST", "/upstreams/main/pause", {"replica": "a", "reason": "its disk"})
     pause = {"reason": "its disk", "by": "user:admin", "since": "2017-07-14T02:40:00Z", "quiet": False}
     assert (status, [one["paused"] for one in upstream["replicas"]]) == (200, [pause, None])
@@ -692,7 +692,7 @@ async def test_a_replica_is_paused_and_resumed(admin: Admin) -> None:
 
 
 async def test_upstreams_are_shown_while_the_store_is_away(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a paused replica is quiet is not known then, so it is not."""
+    """While the store is away it is unknown whether a paused replica is quiet; the answer says that it is not."""
 
     async def is_quiet(_: object) -> bool:
         raise StoreUnavailableError("away")
@@ -703,7 +703,7 @@ async def test_upstreams_are_shown_while_the_store_is_away(admin: Admin, monkeyp
 
 
 async def test_cache_shows_size_and_hit_ratios(admin: Admin) -> None:
-    """Ratios are those of the metrics, null before the first request."""
+    """The hit ratios are those of the metrics, and null before the first request."""
     await admin.node.cache.store(digest_of(b"one"), b"one")
     for result in (CacheResult.HIT, CacheResult.HIT, CacheResult.HIT, CacheResult.MISS):
         admin.node.observer.observe(CacheRequest(ContentKind.BLOB, result))
@@ -714,7 +714,7 @@ async def test_cache_shows_size_and_hit_ratios(admin: Admin) -> None:
 
 
 async def test_the_cache_is_purged_by_digest_or_whole(admin: Admin) -> None:
-    """A digest names one entry, nothing names all."""
+    """A digest removes one entry; no digest removes all."""
     contents = [b"one", b"two", b"three"]
     for content in contents:
         await admin.node.cache.store(digest_of(content), content)
@@ -725,7 +725,7 @@ async def test_the_cache_is_purged_by_digest_or_whole(admin: Admin) -> None:
 
 
 async def test_the_cache_is_listed_page_by_page(admin: Admin) -> None:
-    """Every entry once, in the order of digests, with its size; a digest that is none is refused."""
+    """Every entry is listed once, in the order of digests, with its size; an invalid digest is refused."""
     contents = {str(digest_of(content)): len(content) for content in (b"a", b"bb", b"ccc", b"dddd", b"eeeee")}
     for content in (b"a", b"bb", b"ccc", b"dddd", b"eeeee"):
         await admin.node.cache.store(digest_of(content), content)
@@ -745,7 +745,7 @@ async def test_the_cache_is_listed_page_by_page(admin: Admin) -> None:
 
 
 async def test_a_repository_is_purged_alone(admin: Admin, tmp_path: Path) -> None:
-    """What it held goes, the rest stays; one that holds nothing removes nothing; both at once is refused."""
+    """A purge removes the contents of one repository alone; an empty one loses nothing; a digest beside it is a 400."""
     holdings = FileHoldings(tmp_path / "cache")
     for content in (b"mine", b"other"):
         await admin.node.cache.store(digest_of(content), content)
@@ -761,7 +761,7 @@ async def test_a_repository_is_purged_alone(admin: Admin, tmp_path: Path) -> Non
 
 
 async def test_verify_tells_what_rotted_and_drops_it(admin: Admin, tmp_path: Path) -> None:
-    """A bit that flipped on disk is found, named, and served no more."""
+    """A flipped bit on disk is found and named; the entry is not served any more."""
     good, bad = digest_of(b"good"), digest_of(b"bad")
     await admin.node.cache.store(good, b"good")
     await admin.node.cache.store(bad, b"bad")
@@ -775,7 +775,7 @@ async def test_verify_tells_what_rotted_and_drops_it(admin: Admin, tmp_path: Pat
 
 
 async def test_the_cache_is_verified_by_one_at_a_time(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second verification while the first reads the disk is 409, and does not disturb it."""
+    """A second verification during the first one is 409, and does not disturb the first."""
     entered, release = asyncio.Event(), asyncio.Event()
 
     async def verify() -> list[Digest]:
@@ -792,7 +792,7 @@ async def test_the_cache_is_verified_by_one_at_a_time(admin: Admin, monkeypatch:
 
 
 async def test_monitoring_needs_no_credentials(admin: Admin) -> None:
-    """/metrics, /healthz and /readyz are open, and nothing else is."""
+    """/metrics, /healthz and /readyz are open, and no other path is."""
     async with admin.http.get("/metrics") as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=")
         assert "registry_proxy_cache_requests_total" in await response.text()
@@ -804,7 +804,7 @@ async def test_monitoring_needs_no_credentials(admin: Admin) -> None:
 
 
 async def test_readyz_gives_every_reason(admin: Admin) -> None:
-    """200 also when no replica is up, with a warning: what is cached is served; 503 when draining, with all reasons."""
+    """200 even without any replica, with a warning, as the cache is served; 503 while draining, with all reasons."""
     async with admin.http.get("/readyz") as response:
         assert (response.status, await response.json()) == (200, {"ready": True, "reasons": [], "warnings": []})
         assert "Server" not in response.headers
@@ -824,7 +824,7 @@ async def test_readyz_gives_every_reason(admin: Admin) -> None:
 
 
 async def test_reload_tells_what_became_of_it(admin: Admin) -> None:
-    """200 with the generation; 422 with every fault of the configuration; 503 when its workers did not start."""
+    """A reload is 200 with the generation, 422 with every fault of the file, 503 when its workers did not start."""
     admin.node.reloads += [
         ReloadOutcome(2),
         ReloadOutcome(2, ("a.yaml:1: x", "b")),
@@ -839,7 +839,7 @@ async def test_reload_tells_what_became_of_it(admin: Admin) -> None:
 
 
 async def test_failed_logins_are_counted_for_the_client_behind_a_trusted_proxy(admin: Admin) -> None:
-    """Behind a proxy, one client that fails does not keep the others of the same name out."""
+    """Behind a proxy, failures of one client do not lock out other clients of the same name."""
     wrong = (ADMIN[0], "wrong password")
     addresses = ["192.0.2.1"] * 12 + ["192.0.2.2"]
     answers = [await admin.call("GET", "/users", auth=wrong, headers={"X-Forwarded-For": each}) for each in addresses]
@@ -847,7 +847,7 @@ async def test_failed_logins_are_counted_for_the_client_behind_a_trusted_proxy(a
 
 
 async def test_the_audit_log_tells_what_a_removal_took_along(admin: Admin) -> None:
-    """Grants with all they say, the ids of secrets, groups and members; a grant removed by itself likewise."""
+    """The event holds removed grants in full, ids of secrets, groups and members; also for a grant removed alone."""
     directory = admin.node.directory
     grants = [
         await directory.grants.add(GrantInput(subject=subject, repository="team/**", actions=["pull"]))
@@ -865,7 +865,7 @@ async def test_the_audit_log_tells_what_a_removal_took_along(admin: Admin) -> No
 
 
 async def test_a_password_is_in_no_audit_log(admin: Admin) -> None:
-    """Neither the current nor the new one, also where the change is refused."""
+    """The audit log holds neither the current password nor the new one, also after a refused change."""
     for body in ({"current": BOB[1], "new": "short"}, {"current": "a wrong password", "new": "a new password"}):
         assert (await admin.call("POST", "/me/password", body, auth=BOB))[0] == 400
     assert (await admin.call("POST", "/me/password", {"current": BOB[1], "new": "a new password"}, auth=BOB))[0] == 204
@@ -875,7 +875,7 @@ async def test_a_password_is_in_no_audit_log(admin: Admin) -> None:
 
 
 async def test_only_a_user_of_ours_changes_a_password(admin: Admin) -> None:
-    """A personal token is not the current password; LDAP keeps its own; the change ends the user's tokens."""
+    """A personal token is not the current password; LDAP users have none here; the change ends the user's tokens."""
     directory = admin.node.directory
     _, text = await directory.secrets.add("user:bob", SecretKind.PERSONAL, SecretInput())
     body = {"current": text, "new": "a new password"}

@@ -1,4 +1,4 @@
-"""Who may use the admin API, with which credentials, and at which moment that is judged."""
+"""Access to the admin API: the credentials, and the moment at which they are judged."""
 
 import asyncio
 import time
@@ -60,7 +60,7 @@ def basic(login: tuple[str, str]) -> dict[str, str]:
 
 
 class HeldBack:
-    """A body of which the end is held back."""
+    """A request body whose end is held back."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -77,7 +77,7 @@ BOSS = ("boss", "the password of boss")
 
 @pytest.fixture
 def reading(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Return what is set once a handler waits for the body of a request that was let through."""
+    """Return an event that is set once a handler waits for the body of a request that passed the first check."""
     begun, read = asyncio.Event(), Request.read
 
     async def tell(request: Request) -> bytes:
@@ -110,7 +110,7 @@ async def held_back(
 async def test_a_right_that_ends_while_the_body_is_held_back_is_over(
     bench: Bench, reading: asyncio.Event, how: str
 ) -> None:
-    """Who may no longer when the body has come, may not: nothing is changed by it."""
+    """A caller whose right ends before the body arrives changes nothing with it."""
     directory = bench.node.directory
     await directory.users.put("boss", UserInput(password=BOSS[1], is_admin=how != "no owner"))
     secret, text = await directory.secrets.add("user:boss", SecretKind.PERSONAL, SecretInput())
@@ -136,7 +136,7 @@ async def test_a_right_that_ends_while_the_body_is_held_back_is_over(
 
 
 async def test_a_body_that_is_held_back_and_still_allowed_is_taken(bench: Bench, reading: asyncio.Event) -> None:
-    """What changed meanwhile and has nothing to do with the caller does not matter."""
+    """A change elsewhere while the body is held back does not matter to the caller."""
     async with held_back(bench, reading, "PUT", "/groups/dev", b'{"members": ["bob"]}', basic(ADMIN)) as sent:
         await bench.node.directory.users.put("ann", UserInput(is_ldap=True))
     assert sent.result() == 201
@@ -146,7 +146,7 @@ async def test_a_body_that_is_held_back_and_still_allowed_is_taken(bench: Bench,
 async def test_a_body_is_not_waited_for_forever(
     bench: Bench, path: str, seconds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that does not come in time is 408, and changes nothing; a policy, which may be larger, has longer."""
+    """A body that does not arrive in time is 408 and changes nothing; a policy, which may be larger, has more time."""
     monkeypatch.setattr(requests, "_BODY_SECONDS", 0.05)
     body = HeldBack(b"{}")
     async with bench.http.put(f"{API}{path}", data=body.parts(), headers=basic(ADMIN)) as response:
@@ -158,7 +158,7 @@ async def test_a_body_is_not_waited_for_forever(
 
 
 async def test_who_has_not_logged_in_is_not_waited_for(bench: Bench, reading: asyncio.Event) -> None:
-    """The body of a stranger is not read: it would be memory for nothing."""
+    """The body of a caller without a login is not read: it would cost memory for nothing."""
     body = HeldBack(b"{}")
     as_json = {"Content-Type": "application/json"}
     async with bench.http.put(f"{API}/groups/dev", data=body.parts(), headers=as_json) as response:
@@ -171,9 +171,9 @@ async def test_who_has_not_logged_in_is_not_waited_for(bench: Bench, reading: as
 
 @pytest.mark.parametrize("access", [Access("repository", "team/app", frozenset({"pull"})), CATALOG, None])
 async def test_a_token_with_a_scope_is_not_taken(bench: Bench, access: Access | None) -> None:
-    """One that was given for a repository, to a step of a build perhaps, is not worth all that its user may.
+    """A token that was given for a repository, perhaps to a step of a build, has no rights of its user here.
 
-    Nor one of which nothing was allowed.
+    Nor has a token that allows nothing.
     """
     entries = () if access is None else (access,)
     token = bench.node.signer.issue("user:admin", 0, entries, time.time(), is_scoped=access is None).token
@@ -184,7 +184,7 @@ async def test_a_token_with_a_scope_is_not_taken(bench: Bench, access: Access | 
 
 
 async def test_a_personal_token_is_made_with_the_password_alone(bench: Bench) -> None:
-    """Neither a bearer token nor a secret, with all its holder's rights even, makes another one."""
+    """Neither a bearer token nor a secret, even with all rights of its holder, makes another personal token."""
     secret, text = await bench.node.directory.secrets.add("user:bob", SecretKind.PERSONAL, SecretInput())
     for headers in (bench.bearer("user:bob"), bench.bearer("user:bob", secret.id), basic(("bob", text))):
         status, problem = await bench.call("POST", "/me/tokens", headers, {})
@@ -198,7 +198,7 @@ async def test_a_personal_token_is_made_with_the_password_alone(bench: Bench) ->
 async def test_a_secret_sees_and_removes_none_of_its_siblings(
     bench: Bench, kind: SecretKind, actions: list[str] | None
 ) -> None:
-    """By itself or by a token that was given for it: who finds one must not be able to lock the others out."""
+    """A stolen secret, alone or with a token made from it, must not be able to lock the other secrets out."""
     await bench.node.directory.robots.put("ci", None, ())
     subject, name = ("user:bob", "bob") if kind is SecretKind.PERSONAL else ("robot:ci", "robot$ci")
     secret, text = await bench.node.directory.secrets.add(subject, kind, SecretInput(actions=actions))
@@ -210,7 +210,7 @@ async def test_a_secret_sees_and_removes_none_of_its_siblings(
 
 
 async def test_the_audit_log_has_what_a_list_changed(bench: Bench) -> None:
-    """Who came and who went, not all who are in it: the others hide nobody."""
+    """The event of a changed list names the added and the removed entries, not the ones that stay."""
     await bench.node.directory.users.put("ann", UserInput(is_ldap=True))
     changes: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         ("PUT", "/groups/dev", {"members": ["bob"]}, {"members": {"added": ["bob"], "removed": []}}),
@@ -225,7 +225,7 @@ async def test_the_audit_log_has_what_a_list_changed(bench: Bench) -> None:
 
 
 async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Bench, reading: asyncio.Event) -> None:
-    """Larger than other bodies, it has longer to be held back in."""
+    """A policy, which may be larger, has more time to arrive, and the right is judged at its end."""
     await bench.node.directory.users.put("boss", UserInput(password=BOSS[1], is_admin=True))
     body = b'{"version": 1, "groups": {"dev": ["bob"]}, "grants": []}'
     async with held_back(bench, reading, "PUT", "/policy", body, basic(BOSS)) as sent:
@@ -235,7 +235,7 @@ async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Benc
 
 
 async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request brings the password: the audit log does not fill with that, and `audit tail -f` not with itself."""
+    """A login is one event, though each request brings the password; a refused login is one event each."""
     for _ in range(3):
         assert (await bench.call("GET", "/audit", basic(ADMIN)))[0] == 200
         assert (await bench.call("GET", "/audit", basic(BOB)))[0] == 403
@@ -250,7 +250,7 @@ async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatc
 
 
 async def test_everybody_is_told_why_they_may(bench: Bench) -> None:
-    """A user, a robot and a narrowed secret ask about themselves alone, and learn of nobody else."""
+    """A user, a robot and a narrowed secret ask only about themselves, and learn nothing of others."""
     directory = bench.node.directory
     await directory.robots.put("ci", None, ())
     narrowed, _ = await directory.secrets.add("user:admin", SecretKind.PERSONAL, SecretInput(actions=[Action.PULL]))

@@ -9,14 +9,14 @@ _FIELDS = [field.name for field in fields(GrantInput)]
 
 
 def test_every_form_of_a_grant_has_its_fields() -> None:
-    """A field that is added to a grant is given, changed and shown; its subject and repository are never changed."""
+    """A field added to a grant can be given, changed and shown; its subject and repository never change."""
     assert list(GrantBody.model_fields) == list(StatedGrantDocument.model_fields) == _FIELDS
     assert list(GrantDocument.model_fields) == [*_FIELDS, "id"]
     assert [*GrantPatch.model_fields] == [name for name in _FIELDS if name not in {"subject", "repository"}]
 
 
 def test_a_grant_is_shown_as_it_was_given() -> None:
-    """Nothing is lost between the body and the document, which has the actions in their usual order."""
+    """The document holds everything of the body, with the actions in their usual order."""
     given = {
         "subject": "group:dev",
         "repository": "a/**",

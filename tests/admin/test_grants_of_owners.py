@@ -1,4 +1,4 @@
-"""Owners of namespaces: they give and take rights inside, and learn of nothing outside."""
+"""Owners of namespaces: they grant and revoke rights inside, and learn nothing about the outside."""
 
 import time
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ GIVEN = {"subject": "user:bob", "repository": "team/app", "tags": "*", "actions"
 
 
 class Owners:
-    """An admin listener with ann, who owns team/**, and each user, who owns home/NAME/**."""
+    """An admin listener with ann, the owner of team/**, and each user, the owner of home/NAME/**."""
 
     def __init__(self, node: Node, http: TestClient[Request, Application], contract: Contract) -> None:
         self.node = node
@@ -30,7 +30,7 @@ class Owners:
         self._contract = contract
 
     async def grant(self, subject: str, repository: str, *actions: str, expires_at: float | None = None) -> str:
-        """Have an administrator give a right; return its id."""
+        """Create a grant as an administrator; return its id."""
         given = GrantInput(subject=subject, repository=repository, actions=actions, expires_at=expires_at)
         return (await self.node.directory.grants.add(given)).id
 
@@ -46,7 +46,7 @@ class Owners:
             return response.status, document
 
     async def seen(self, caller: str = "user:ann") -> set[str]:
-        """Return the patterns of the grants that a caller is shown."""
+        """Return the patterns of the grants that the caller sees."""
         return {each["repository"] for each in (await self.call("GET", "/grants", caller=caller))[1]["items"]}
 
 
@@ -63,7 +63,7 @@ async def owners(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator
 
 
 async def test_an_owner_gives_and_takes_rights_inside(owners: Owners) -> None:
-    """Without being an administrator, in force at once, and with the owner's name in the audit log."""
+    """An owner who is no administrator grants and revokes at once; the audit log has the owner's name."""
     question = {"subject": "user:bob", "repository": "team/app", "action": "pull"}
     assert not (await owners.call("POST", "/explain", question))[1]["allowed"]
     status, made = await owners.call("POST", "/grants", GIVEN)
@@ -77,7 +77,7 @@ async def test_an_owner_gives_and_takes_rights_inside(owners: Owners) -> None:
 
 
 async def test_a_pattern_inside_is_taken(owners: Owners) -> None:
-    """Any pattern that matches nothing outside may be given, in any of the owner's namespaces."""
+    """Any pattern that matches nothing outside of the owner's namespaces is accepted."""
     for repository in ("team/**", "team/*", "team/**/x", "team/{subject}/**", "home/ann/**", "team/a*"):
         assert (await owners.call("POST", "/grants", {**GIVEN, "repository": repository}))[0] == 201, repository
 
@@ -111,7 +111,7 @@ OUTSIDE = [
 
 
 async def test_a_pattern_that_reaches_outside_is_refused(owners: Owners) -> None:
-    """Whatever could match a name outside of the namespace is not the owner's to give; nothing is made."""
+    """A pattern that could match a name outside of the namespace is refused, and no grant is made."""
     before = await owners.node.directory.grants.list()
     for repository in OUTSIDE:
         status, problem = await owners.call("POST", "/grants", {**GIVEN, "repository": repository})
@@ -119,7 +119,7 @@ async def test_a_pattern_that_reaches_outside_is_refused(owners: Owners) -> None
         assert problem["errors"] == [
             {"pointer": "#/repository", "detail": "expected a pattern that lies in home/ann/** or team/**"}
         ]
-    # Inside, but no pattern, or one that matches nothing.
+    # A pattern inside that is invalid or matches nothing.
     for repository in (
         "team/",
         "team//a",
@@ -135,7 +135,7 @@ async def test_a_pattern_that_reaches_outside_is_refused(owners: Owners) -> None
 
 
 async def test_an_owner_makes_and_removes_no_owners(owners: Owners) -> None:
-    """The right to manage is given and taken by administrators alone, also inside of the namespace."""
+    """Only administrators grant and revoke the right to manage, also inside of the namespace."""
     status, problem = await owners.call("POST", "/grants", {**GIVEN, "repository": "team/a/**", "actions": ["manage"]})
     assert (status, problem["errors"][0]["pointer"]) == (403, "#/actions")
     owned = await owners.grant("user:bob", "team/sub/**", "manage", "pull")
@@ -145,7 +145,7 @@ async def test_an_owner_makes_and_removes_no_owners(owners: Owners) -> None:
 
 
 async def test_what_lies_outside_is_not_to_be_seen(owners: Owners) -> None:
-    """A grant outside is like one that does not exist; lists, questions and all other routes tell nothing of it."""
+    """A grant outside answers like an absent one; lists, questions and all other routes reveal nothing of it."""
     outside, inside = (
         await owners.grant("user:bob", "other/**", "pull"),
         await owners.grant("user:bob", "team/a", "pull"),
@@ -171,7 +171,7 @@ async def test_what_lies_outside_is_not_to_be_seen(owners: Owners) -> None:
 
 
 async def test_owning_ends_with_its_grant(owners: Owners) -> None:
-    """Removed or expired, or with a token that was narrowed: then it is a user as any other."""
+    """After the grant is removed or expired, or with a narrowed token, the owner is a user like any other."""
     await owners.grant("user:bob", "short/**", "manage", expires_at=time.time() - 1)
     assert (await owners.call("POST", "/grants", {**GIVEN, "repository": "short/a"}, caller="user:bob"))[0] == 403
     narrowed = SecretInput(actions=["pull"])
@@ -187,7 +187,7 @@ async def test_owning_ends_with_its_grant(owners: Owners) -> None:
 
 
 async def test_a_grant_that_makes_no_owner_is_refused(owners: Owners) -> None:
-    """To manage is for one namespace with all its tags, never on trial, and not for everybody."""
+    """The right to manage is for one namespace with all its tags, never on trial, and not for everybody."""
     good = GrantInput(subject="user:ann", repository="team/**", actions=("pull", "manage"))
     for bad, field in (
         (replace(good, repository="**"), "repository"),
@@ -203,7 +203,7 @@ async def test_a_grant_that_makes_no_owner_is_refused(owners: Owners) -> None:
 
 
 async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
-    """What lies outside is not there to a PATCH; no owner is made or unmade by one, and nothing changes then."""
+    """A PATCH treats a grant outside as absent; it makes and unmakes no owner, and then changes nothing."""
     _, made = await owners.call("POST", "/grants", GIVEN)
     path = f"/grants/{made['id']}"
     assert (await owners.call("PATCH", path, {"actions": ["push"]}))[1] == {**made, "actions": ["push"]}
@@ -221,7 +221,7 @@ async def test_an_owner_changes_grants_inside_alone(owners: Owners) -> None:
 
 
 async def test_explain_does_not_tell_an_owner_who_exists(owners: Owners) -> None:
-    """It says of any name what grants allow: whoever gives rights to everybody, or to a name, learns of no users."""
+    """The answer follows from the grants alone: a grant to everybody, or to any name, reveals no users."""
     await owners.node.directory.users.put("off", UserInput(password="a password", is_disabled=True))
     await owners.node.directory.robots.put("old", 1.0, ())
     await owners.grant("anonymous", "team/*", "pull")
@@ -242,7 +242,7 @@ async def test_explain_does_not_tell_an_owner_who_exists(owners: Owners) -> None
 
 
 async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None:
-    """Whether it is allowed, yes; by which grant, only of those inside; who the subject is, never."""
+    """The owner learns whether it is allowed and by which inner grant; nothing about the subject or outer grants."""
     await owners.node.directory.users.put("off", UserInput(password="a password", is_disabled=True))
     await owners.node.directory.users.put("boss", UserInput(password="a password", is_admin=True))
     await owners.node.directory.robots.put("old", 1.0, ())

@@ -1,4 +1,4 @@
-"""The policy as one document: read, compared, replaced; whole or not at all."""
+"""The policy as one document: read, compared and replaced, whole or not at all."""
 
 import asyncio
 import io
@@ -32,7 +32,7 @@ NOTHING: dict[str, Any] = {
 
 
 class Policy:
-    """An admin listener, and calls of it."""
+    """An admin listener and calls to it."""
 
     def __init__(self, node: Node, http: TestClient[Request, Application], contract: Contract) -> None:
         self.node = node
@@ -51,11 +51,11 @@ class Policy:
             return response.status, document, response.headers.get("ETag", "")
 
     def audited(self) -> list[AuditEvent]:
-        """Return what the audit log has of changes of the policy."""
+        """Return the policy changes in the audit log."""
         return [event for event in self.node.audit.events if event.action == "policy.put"]
 
     async def stored(self) -> Any:
-        """Return the policy as it is read."""
+        """Return the policy as GET shows it."""
         return (await self.call("GET"))[1]
 
 
@@ -70,7 +70,7 @@ async def policy(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator
 
 
 async def test_a_policy_is_replaced_and_not_appended_to(policy: Policy) -> None:
-    """What the document does not name is gone: members, groups, grants; in force with the answer."""
+    """Members, groups and grants that the document does not name are removed, in force with the answer."""
     status, changes, _ = await policy.call("PUT", body=POLICY)
     assert (status, changes["grants_added"]) == (200, [HOME, GRANT])
     assert changes["groups_added"] == POLICY["groups"]
@@ -90,7 +90,7 @@ async def test_a_policy_is_replaced_and_not_appended_to(policy: Policy) -> None:
 
 
 async def test_the_same_policy_again_changes_nothing(policy: Policy) -> None:
-    """Neither a grant's id nor a revision: what was read, or the same in another order or twice, is what is there."""
+    """The policy as read, or in another order or with repetitions, changes neither a grant's id nor a revision."""
     await policy.node.directory.grants.add(
         GrantInput(subject="user:bob", repository="a", actions=("pull",), expires_at=4e9 + 1 / 3)
     )
@@ -106,7 +106,7 @@ async def test_the_same_policy_again_changes_nothing(policy: Policy) -> None:
 
 
 async def test_a_grant_that_stays_keeps_its_id(policy: Policy) -> None:
-    """A document names grants by what they say: only what is new is made anew."""
+    """Grants are compared by their content: only new ones are created."""
     await policy.call("PUT", body=POLICY)
     ids = {grant.repository: grant.id for grant in await policy.node.directory.grants.list()}
     _, changes, _ = await policy.call("PUT", body={**POLICY, "grants": [GRANT, {**GRANT, "repository": "b"}]})
@@ -115,7 +115,7 @@ async def test_a_grant_that_stays_keeps_its_id(policy: Policy) -> None:
 
 
 async def test_a_diff_tells_and_changes_nothing(policy: Policy) -> None:
-    """What a PUT would change is told in its words; nothing is changed, and nothing stands in the audit log."""
+    """A diff lists the changes that a PUT would make; it changes nothing and leaves no event in the audit log."""
     _, preview, _ = await policy.call("POST", "/policy/diff", POLICY)
     assert await policy.stored() == {"version": 1, "groups": {}, "grants": []}
     assert policy.audited() == []
@@ -145,7 +145,7 @@ BAD: list[tuple[dict[str, Any], set[str]]] = [
 
 @pytest.mark.parametrize(("changes", "pointers"), BAD, ids=range(len(BAD)))
 async def test_what_is_not_valid_changes_nothing(policy: Policy, changes: dict[str, Any], pointers: set[str]) -> None:
-    """Every fault is told with its place, and the policy stays as it was to the last group."""
+    """Every fault is reported with its place, and the policy stays as it was to the last group."""
     await policy.call("PUT", body=POLICY)
     before = await policy.call("GET")
     body = {name: part for name, part in {**POLICY, "groups": {}, **changes}.items() if part is not ...}
@@ -157,7 +157,7 @@ async def test_what_is_not_valid_changes_nothing(policy: Policy, changes: dict[s
 
 
 async def test_if_match_guards_the_whole_policy(policy: Policy) -> None:
-    """With the ETag of before any change of a group or grant it is 412; with the current one it goes through."""
+    """An ETag from before any change of a group or grant gives 412; the current one succeeds."""
     etags = [(await policy.call("PUT", body=POLICY))[2]]
     await policy.node.directory.groups.put("ops", ["bob"])
     etags.append((await policy.call("GET"))[2])
@@ -172,7 +172,7 @@ async def test_if_match_guards_the_whole_policy(policy: Policy) -> None:
 
 
 async def test_two_at_once_leave_one_of_them_whole(policy: Policy) -> None:
-    """Of policies that are put at the same time one is there in the end, and never a mixture."""
+    """Of two policies that are put at the same time one is there in the end, never a mixture."""
     policies = [
         {
             "version": 1,
@@ -190,7 +190,7 @@ async def test_two_at_once_leave_one_of_them_whole(policy: Policy) -> None:
 
 
 async def test_the_audit_log_tells_what_changed(policy: Policy) -> None:
-    """Who put which difference."""
+    """The event holds the user and the difference."""
     await policy.call("PUT", body=POLICY)
     many = [{**GRANT, "repository": f"r{number}"} for number in range(200)]
     await policy.call("PUT", body={**POLICY, "grants": many})
@@ -204,7 +204,7 @@ async def test_the_audit_log_tells_what_changed(policy: Policy) -> None:
 
 
 async def test_ten_thousand_grants_are_put_at_once(policy: Policy) -> None:
-    """A policy of the size that is promised fits into one body; one beyond all bounds is refused whole."""
+    """A policy of the promised size fits into one body; one beyond all bounds is refused whole."""
     many = [{**GRANT, "repository": f"team{number}/**", "subject": f"user:u{number}"} for number in range(10_000)]
     assert (await policy.call("PUT", body={**POLICY, "grants": many}))[0] == 200
     assert len((await policy.stored())["grants"]) == 10_000
@@ -212,7 +212,7 @@ async def test_ten_thousand_grants_are_put_at_once(policy: Policy) -> None:
 
 
 async def test_a_replay_knows_groups_that_have_other_members(policy: Policy, tmp_path: Path) -> None:
-    """What was asked lately is tried with the members of the proposed policy, not with those of today."""
+    """Recent questions are replayed with the members of the proposed policy, not with those of today."""
     await policy.call("PUT", body=POLICY)
     asked = [["2030-01-01T00:00:00Z", f"user:{name}", "team/app", "pull", "", 3] for name in ("bob", "carl", "dora")]
     (tmp_path / "audit").mkdir()

@@ -1,4 +1,4 @@
-"""GET /admin/v1/repositories: what the store and the cache of the node know, under the names of today's routes."""
+"""GET /admin/v1/repositories: repositories in the store and in the node's cache, under the names of today's routes."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ def _routed(name: str, upstream: str = "main") -> RoutedRepository:
 
 
 async def test_what_is_known_is_listed_by_name_in_pages(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
-    """What was pushed and what is cached, each once and sorted; a prefix chooses, pages follow one another."""
+    """Pushed and cached repositories are listed once each and sorted; a prefix filters, and pages follow each other."""
     async with admin_node(tmp_path) as node:
         http = await aiohttp_client(node.app)
         contract = await contract_of(node, http)

@@ -20,17 +20,17 @@ async def answer(_: web.Request) -> web.Response:
 
 
 async def answer_with_body(request: web.Request) -> web.Response:
-    """Answer with what was sent."""
+    """Answer with the body of the request."""
     return web.Response(body=await request.read())
 
 
 async def answer_much(_: web.Request) -> web.Response:
-    """Answer with more than the kernel takes at once."""
+    """Answer with more bytes than the kernel takes at once."""
     return web.Response(body=LARGE)
 
 
 async def test_a_request_on_its_way_is_answered_and_was_the_last() -> None:
-    """A connection that was made before the listener closed is served, with no request on it before or with one."""
+    """A connection made before the listener closed is served, with or without an earlier request on it."""
     app = web.Application()
     app.router.add_get("/", answer)
     serves, ending = asyncio.Event(), asyncio.Event()
@@ -70,7 +70,7 @@ async def ask_for_nothing(listener: socket.socket) -> bytes:
 
 
 async def test_a_half_closed_client_gets_its_answer() -> None:
-    """A client that shuts down its sending side behind a request reads the answer to it."""
+    """A client that closes its sending side after a request reads the answer to it."""
     app, is_asked, goes_on = web.Application(), asyncio.Event(), asyncio.Event()
 
     async def answer_later(request: web.Request) -> web.Response:
@@ -85,7 +85,7 @@ async def test_a_half_closed_client_gets_its_answer() -> None:
             writer.write(REQUEST)
             await is_asked.wait()
             writer.write_eof()
-            for _ in range(3):  # by then it was seen
+            for _ in range(3):  # by then it has arrived
                 assert b"404" in await ask_for_nothing(listener)
             goes_on.set()
             assert (await read_to_end(reader)).endswith(b"here")
@@ -93,7 +93,7 @@ async def test_a_half_closed_client_gets_its_answer() -> None:
 
 
 async def test_a_connection_at_rest_is_not_waited_for_without_end() -> None:
-    """A client that keeps its connection and asks nothing does not hold up the end."""
+    """A client that keeps its connection and sends nothing does not delay the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with serving_admin(web.Application(), listener, any_connections()) as server, asyncio.timeout(10):
             _, writer = await asyncio.open_connection(*listener.getsockname())
@@ -126,7 +126,7 @@ async def test_what_runs_is_not_cut_for_being_slow() -> None:
 
 
 async def test_what_runs_for_too_long_is_cut() -> None:
-    """Neither a body that never comes nor a handler that never ends holds up the end for longer than is given."""
+    """Neither a body that never arrives nor a handler that never ends delays the end beyond its limit."""
     app, begun = web.Application(), asyncio.Event()
 
     async def hang(_: web.Request) -> web.Response:

@@ -58,7 +58,7 @@ class _ValueDocument(Document):
 
 
 def test_a_document_is_made_of_the_attributes_of_a_value() -> None:
-    """By name or alias, converted as the types say, nested too; given fields win, and nothing else gets in."""
+    """Attributes are read by name or alias and converted by type, nested too; given fields win, others are ignored."""
     document = _ValueDocument.of(_Value(), extra="given")
     assert document.as_json() == {
         "name": "a",
@@ -77,7 +77,7 @@ def test_a_document_is_made_of_the_attributes_of_a_value() -> None:
 
 
 def test_a_document_lacks_nothing() -> None:
-    """A field that neither the value has nor the caller gives is a fault of ours, and found at once."""
+    """A field that neither the value nor the caller gives is a defect of ours, and raises at once."""
     with pytest.raises(ValidationError, match="extra"):
         _ValueDocument.of(_Value())
     with pytest.raises(AttributeError, match="extra"):
@@ -93,7 +93,7 @@ class _ThingBody(Body):
 
 
 def test_a_patch_is_made_of_a_body() -> None:
-    """Absent fields are kept, null gives a default, and a field without a default takes no null."""
+    """Absent fields stay, null gives a default, and a field without a default refuses null."""
     patch = patch_of(_ThingBody, "PATCH of a thing.", without=["name"])
     assert (patch.__name__, patch.__doc__, patch.max_bytes) == ("_ThingPatch", "PATCH of a thing.", 7)
     stored = {"name": "a", "actions": ["pull"], "size": 3, "until": 5.0}
@@ -106,7 +106,7 @@ def test_a_patch_is_made_of_a_body() -> None:
 
 
 def test_times_of_bodies_are_rfc_3339_or_seconds() -> None:
-    """A text needs its zone."""
+    """A time in text needs its zone."""
     moment = datetime(2030, 1, 31, tzinfo=UTC).timestamp()
     body = _ThingBody.model_validate_json('{"name": "a", "actions": [], "until": "2030-01-31T00:00:00Z"}')
     assert body.until == moment

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the admin API: complete, and what is answered."""
+"""The OpenAPI document of the admin API: complete, and true to the answers."""
 
 import json
 import re
@@ -36,7 +36,7 @@ async def test_every_route_is_described(tmp_path: Path, aiohttp_client: AiohttpC
 
 
 async def test_every_reference_leads_somewhere(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
-    """Nothing that is referred to is missing, nothing that is described is not referred to, and schemas are schemas."""
+    """Every reference resolves, every definition is used, and all schemas are valid."""
     async with admin_node(tmp_path) as node:
         http = await aiohttp_client(node.app)
         document = (await contract_of(node, http)).document
@@ -48,7 +48,7 @@ async def test_every_reference_leads_somewhere(tmp_path: Path, aiohttp_client: A
 
 
 async def test_every_default_is_one_that_its_schema_takes(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
-    """Generators of clients validate them."""
+    """Every default fits its schema: generators of clients validate them."""
     async with admin_node(tmp_path) as node:
         http = await aiohttp_client(node.app)
         document = (await contract_of(node, http)).document
@@ -66,7 +66,7 @@ async def test_every_default_is_one_that_its_schema_takes(tmp_path: Path, aiohtt
 
 
 async def test_subjects_are_described_by_a_pattern(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
-    """Wherever a body takes a subject."""
+    """Every body that takes a subject describes it by the pattern."""
     async with admin_node(tmp_path) as node:
         http = await aiohttp_client(node.app)
         schemas = (await contract_of(node, http)).document["components"]["schemas"]

@@ -1,4 +1,4 @@
-"""The admin API under requests that schemathesis makes of its OpenAPI document, right ones and wrong ones.
+"""The admin API under requests that schemathesis generates from its OpenAPI document, right ones and wrong ones.
 
 A failed run prints its seed; ``FUZZ_SEED=… make test`` sends the same requests again.
 """
@@ -44,7 +44,7 @@ async def _fuzz(
 
 
 async def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
-    """Whatever is sent: no 5xx, nothing beside the schema; what is wrong is refused, most of the rest understood."""
+    """Any request gets no 5xx and nothing beside the schema; wrong ones are refused, most others understood."""
     statuses = await _fuzz(tmp_path, aiohttp_client, seconds=0, examples=2)
     understood = {operation for operation, status in statuses if status < 300}
     assert len(understood) > len({operation for operation, _ in statuses}) / 2
@@ -56,6 +56,6 @@ async def test_no_request_gets_an_answer_that_is_not_described(tmp_path: Path, a
 async def test_no_request_gets_an_answer_that_is_not_described_in_five_minutes(
     tmp_path: Path, aiohttp_client: AiohttpClient
 ) -> None:
-    """As above, for five minutes."""
+    """Five minutes of such requests give no answer beside the schema."""
     statuses = await _fuzz(tmp_path, aiohttp_client, seconds=SOAK_SECONDS, examples=30)
     print(statuses)

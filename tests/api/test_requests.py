@@ -1,4 +1,4 @@
-"""Bodies of the admin API: what is wrong with them is told, and no more of it than anybody reads."""
+"""Bodies of the admin API: faults are reported, and no more of them than anybody reads."""
 
 import json
 from collections.abc import AsyncIterator
@@ -49,7 +49,7 @@ async def _refused(http: _Http, method: str, path: str, body: bytes) -> list[dic
     ],
 )
 async def test_of_many_faults_the_first_are_told(http: _Http, path: str, body: Any, place: str, count: int) -> None:
-    """And how many more there are: whoever sends a megabyte of them keeps nobody waiting."""
+    """The first faults are listed and the rest are counted: a megabyte of faults keeps nobody waiting."""
     faults = await _refused(http, "PUT", path, json.dumps(body).encode())
     assert len(faults) == FAULTS_MAX + 1
     assert place in {fault["pointer"] for fault in faults}
@@ -76,13 +76,13 @@ async def test_of_many_faults_the_first_are_told(http: _Http, path: str, body: A
     ],
 )
 async def test_each_fault_says_what_was_expected(http: _Http, path: str, body: bytes, expected: dict[str, str]) -> None:
-    """All faults are written in one way, whoever found them."""
+    """All faults have one form, whichever part found them."""
     faults = await _refused(http, "PUT", path, body)
     assert {fault["pointer"]: fault["detail"] for fault in faults} == expected
 
 
 async def test_faults_far_behind_are_counted(http: _Http) -> None:
-    """Where there are thousands, and none in the beginning, their number is told."""
+    """Thousands of faults that begin late in the body are reported by their number."""
     good = {"subject": "user:ann", "repository": "a", "actions": ["pull"]}
     body = {"version": 1, "groups": {}, "grants": [good] * 200 + [{}] * 1000}
     faults = await _refused(http, "PUT", "/policy", json.dumps(body).encode())
@@ -104,7 +104,7 @@ async def test_faults_far_behind_are_counted(http: _Http) -> None:
     ],
 )
 async def test_a_list_has_an_end(http: _Http, method: str, path: str, field: str, entry: str, most: int) -> None:
-    """One that is longer than it may be is one fault, and the description of the API says how long it may be."""
+    """A list beyond its limit is one fault, and the API's description has the limit."""
     required = {"subject": "user:bob", "repository": "a"} if path == "/grants" else {}
     required |= {"repository": "a"} if path == "/cache/warm" else {}
     body = {**required, field: [entry] * (most + 1)}
@@ -122,7 +122,7 @@ async def test_a_list_has_an_end(http: _Http, method: str, path: str, field: str
     [("POST", "/grants"), ("PATCH", "/grants/1"), ("POST", "/explain"), ("POST", "/me/tokens")],
 )
 async def test_what_not_only_administrators_send_is_small(http: _Http, method: str, path: str) -> None:
-    """So that nobody else's worker is kept busy with their faults."""
+    """Bodies that all users may send are small, so that their faults keep no worker busy."""
     for size_bytes, status in ((64 * 1024, 400), (64 * 1024 + 1, 413)):
         async with http.request(method, f"/admin/v1{path}", data=b" " * size_bytes) as response:
             assert response.status == status

@@ -1,4 +1,4 @@
-"""Uploads that are begun and never ended: they cost their owner, not the cache, the pushes or the disks of others."""
+"""Uploads that are begun and never ended cost their owner, not the cache, the pushes or the disks of others."""
 
 import os
 import time
@@ -46,20 +46,20 @@ def begin(user: User, repository: str, blob: bytes) -> str:
 
 
 def commit(user: User, repository: str, location: str, blob: bytes) -> int:
-    """End an upload; return the status."""
+    """Commit an upload; return the status."""
     with user.client(repository, "pull,push") as client:
         return client.put(httpx.URL(location).copy_merge_params({"digest": digest_of(blob)})).status_code
 
 
 def age(part: Path, seconds: float) -> None:
-    """Make an upload look as if nobody had written to it for a while."""
+    """Make an upload look as if it had not been written to for a while."""
     then = time.time() - seconds
     for path in part.parent.glob(f"{part.stem}.*"):
         os.utime(path, (then, then))
 
 
 def test_unfinished_uploads_leave_the_cache_of_others(proxy: Proxy) -> None:
-    """One user who begins 80 MiB of uploads takes a quarter of the cache at most; others keep their hits."""
+    """One user who begins 80 MiB of uploads takes at most a quarter of the cache; others keep their hits."""
     good, bad = proxy.add_user("good", pull_push=["team/**"]), proxy.add_user("bad", pull_push=["home/bad/**"])
     image = make_image(*(random_bytes(LAYER) for _ in range(5)), label="hot")
     good.push("team/app", "hot", image)
@@ -70,14 +70,14 @@ def test_unfinished_uploads_leave_the_cache_of_others(proxy: Proxy) -> None:
     results = [good.get("team/app", f"blobs/{digest}").headers["X-Cache"] for digest in image.blobs]
     assert results == ["HIT"] * len(results)
     cold = make_image(random_bytes(LAYER), label="cold")
-    good.push("team/app", "cold", cold)  # pushes are kept, too: caching is not off
+    good.push("team/app", "cold", cold)  # pushes are cached too: caching is not off
     assert {good.get("team/app", f"blobs/{digest}").headers["X-Cache"] for digest in cold.blobs} == {"HIT"}
-    # What has no room on our disk goes on without it.
+    # An upload without room on our disk goes on without it.
     assert [commit(bad, "home/bad/x", *pair) for pair in zip(locations, blobs, strict=True)] == [201] * 4
 
 
 def test_the_oldest_that_was_abandoned_makes_room(proxy: Proxy) -> None:
-    """Where a subject's share is used up, its oldest upload that nobody goes on with gives way to its newest."""
+    """Where a subject's share is used up, its oldest abandoned upload gives way to its newest."""
     user = proxy.add_user("old", pull_push=["home/old/**"])
     blobs = [random_bytes(LAYER) for _ in range(5)]
     locations = []
@@ -91,7 +91,7 @@ def test_the_oldest_that_was_abandoned_makes_room(proxy: Proxy) -> None:
 
 
 def test_thousands_of_sessions_are_bounded(proxy: Proxy) -> None:
-    """A subject has a thousand unfinished uploads at most; those beyond have no file here, and end as well."""
+    """A subject has at most a thousand unfinished uploads; further ones have no file here, and still succeed."""
     user = proxy.add_user("many", pull_push=["home/many/**"])
     with user.client("home/many/x", "pull,push") as client:
         location = str(httpx.URL(user.base_url).join(client.post("/blobs/uploads/").headers["Location"]))
@@ -104,4 +104,4 @@ def test_thousands_of_sessions_are_bounded(proxy: Proxy) -> None:
     assert len([*part.parent.glob("*.part")]) == 1001
     assert commit(user, "home/many/x", location, b"one more") == 201
     location = str(httpx.URL(user.base_url).join(answer.headers["Location"]))
-    assert commit(user, "home/many/x", location, b"x") == 201  # what was begun before goes on
+    assert commit(user, "home/many/x", location, b"x") == 201  # an upload begun before goes on

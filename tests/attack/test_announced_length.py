@@ -1,4 +1,4 @@
-"""A registry that announces what it never sends."""
+"""A registry that announces bytes and never sends them evicts nothing from the cache."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ async def _begin(head: bytes) -> AsyncIterator[bytes]:
 def test_an_announced_length_evicts_nothing_before_its_bytes_come(
     start_proxy: StartProxy, start_registry: StartRegistry
 ) -> None:
-    """A blob of 30 MiB that stays at its first bytes leaves the cache to the others, and new content gets in."""
+    """A blob of 30 MiB that stops after its first bytes leaves the cache to the others, and new content is cached."""
     good, hostile = start_registry(), digest_of(b"never sent")
 
     def answers(asked: Asked) -> Said:

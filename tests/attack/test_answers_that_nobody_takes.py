@@ -1,4 +1,4 @@
-"""Whoever asks and takes nothing of the answer holds neither connections nor files that others need."""
+"""Clients that send requests and never read the answers hold no connections or files that others need."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ MAX = 16
 
 
 async def ask(public: PublicBench, request: bytes, address: str) -> socket.socket:
-    """Send a request from an address, with little room for what comes back; nobody reads it."""
+    """Send a request from an address, with a small receive buffer that nobody reads."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(0)
@@ -29,7 +29,7 @@ async def ask(public: PublicBench, request: bytes, address: str) -> socket.socke
 
 
 async def test_pulls_that_nobody_reads_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One address that holds all connections with unread blobs keeps nobody out, and leaves no file open."""
+    """One address that fills all connections with unread blobs locks nobody out, and leaves no file open."""
     monkeypatch.setattr(connections, "_FULL_PATIENCE", Patience(1, 1, 1, 0.2))
     async with PublicBench(tmp_path, limits=ConnectionLimits(connections_max=MAX)).serving() as public:
         public.reader.add_blob("team/app", LAYER)
@@ -45,7 +45,7 @@ async def test_pulls_that_nobody_reads_make_room(tmp_path: Path, monkeypatch: py
 
 
 async def test_small_answers_that_nobody_reads_end(tmp_path: Path) -> None:
-    """Who sends request after request without credentials, and reads no answer, is left after a while."""
+    """A connection with request after request without credentials, and no answer read, is closed after a while."""
     async with PublicBench(tmp_path, limits=ConnectionLimits(answer_seconds=0.3)).serving() as public:
         with await ask(public, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", "127.0.0.2") as client:
             client.settimeout(60)

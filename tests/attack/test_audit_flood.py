@@ -1,4 +1,4 @@
-"""Garbage of strangers fills no audit log: what administrators did stays there, and what retention took is told."""
+"""Garbage of strangers never fills the audit log: administrators' acts stay, and retention reports its removals."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[
 
 
 def events(proxy: Proxy, **query: str) -> list[dict[str, Any]]:
-    """Return the last thousand events like this."""
+    """Return the last thousand events that match the query."""
     with proxy.admin() as admin:
         found: list[dict[str, Any]] = admin.get("/audit", params={"last": "1000", **query}).json()["items"]
         return found
 
 
 def count_events(found: list[dict[str, Any]]) -> int:
-    """Return how many events there were: a line stands for one, or says for how many."""
+    """Return the number of events: a line stands for one, or gives the number that it stands for."""
     return sum(event.get("detail", {}).get("folded", 1) for event in found)
 
 
@@ -60,12 +60,12 @@ def test_an_administrator_is_never_folded(proxy: Proxy) -> None:
 
 
 def test_garbage_pushes_no_act_out(proxy: Proxy) -> None:
-    """Garbage that would fill the log several times leaves an administrator's change where it is, and is all told."""
+    """Garbage of several times the log's size leaves an administrator's change in it, and every request is counted."""
     proxy.add_user("ann")
     assert set(flood(proxy)) == {401, 429}
     assert len(events(proxy, action="token") + events(proxy, action="login", outcome="refused")) <= 20
     assert count_events(events(proxy, action="users.put")) == 1
-    proxy.stop()  # what was counted is written at the end of a minute, or of the process
+    proxy.stop()  # counts are written at the end of a minute, or of the process
     proxy.start()
     refused = [*events(proxy, action="token"), *events(proxy, action="login", outcome="refused")]
     refused += events(proxy, action="login", outcome="limited")
@@ -78,7 +78,7 @@ def test_garbage_pushes_no_act_out(proxy: Proxy) -> None:
 
 
 def test_what_a_user_repeats_is_folded(proxy: Proxy) -> None:
-    """Users who may change only their own account fill no log, neither with refusals nor with changes of their own."""
+    """Users who may change only their own account cannot fill the log with refusals or with their own changes."""
     eve = proxy.add_user("eve")
     assert eve.password is not None
     with httpx.Client(base_url=f"{proxy.admin_url}/admin/v1", auth=("eve", eve.password), verify=False) as client:
@@ -91,7 +91,7 @@ def test_what_a_user_repeats_is_folded(proxy: Proxy) -> None:
 
 
 def test_retention_is_told(proxy: Proxy) -> None:
-    """What retention has removed is said by `audit verify` and in the log itself; the log counts as intact."""
+    """`audit verify` and the log itself name what retention has removed; the log counts as intact."""
     with proxy.admin() as admin:
         for number in range(150):
             admin.put(f"/groups/g{number % 100}", json={"members": []}).raise_for_status()

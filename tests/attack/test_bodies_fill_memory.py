@@ -1,4 +1,4 @@
-"""Bodies that one address does not finish fill no memory: neither buffers that nobody reads, nor documents in part."""
+"""Unfinished bodies of one address fill no memory: neither buffers that nobody reads, nor partial documents."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from tests.support.waiting import until
 
 MAX = 128
 CROWD = MAX // 8 // 8
-"""So many unfinished bodies of one address are read into large buffers."""
+"""The number of unfinished bodies of one address that are read into large buffers."""
 
 PATCH = b"PATCH /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
 
@@ -28,7 +28,7 @@ PATCH = b"PATCH /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
 async def sending(
     port: int, head: bytes, content: bytes, count: int = 1
 ) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
-    """Send the beginning of as many requests, as far as it is taken, and leave them so for the length of the block."""
+    """Send the beginning of many requests, as far as the server reads, and keep them so for the length of the block."""
     async with AsyncExitStack() as stack:
         streams = []
         for _ in range(count):
@@ -40,7 +40,7 @@ async def sending(
 
 
 async def test_buffers_of_many_unfinished_bodies_are_small() -> None:
-    """Of one address a few bodies that wait have large buffers, here and in the kernel; the others have small ones."""
+    """A few waiting bodies of one address have large buffers, here and in the kernel; the others have small ones."""
     waiting: list[BaseRequest] = []
     is_over = asyncio.Event()
 
@@ -66,7 +66,7 @@ async def test_buffers_of_many_unfinished_bodies_are_small() -> None:
 
 
 async def test_documents_in_part_have_a_bound_for_each_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A form beyond the bytes that one address may have on their way is 429; those that it has can still be ended."""
+    """A form beyond the unfinished bytes that one address may have is 429; its earlier forms can still be completed."""
     monkeypatch.setattr(connections, "HELD_MAX_BYTES", 100_000)
     monkeypatch.setattr(incoming, "DRAIN_SECONDS", 0.1)
     head = b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Mappings whose keys come from callers, objects and replicas: each is named here with its bound."""
+"""Mappings with keys from callers, objects and replicas: each is listed here with its bound."""
 
 import ast
 import json
@@ -13,12 +13,12 @@ from registry_proxy.protocol.reference import digest_of
 
 PACKAGE = Path(__file__).parents[2] / "registry_proxy"
 AT_THE_START = {"app", "cli", "config", "node", "offline", "load", "__main__"}
-"""Parts that know the configuration, their own processes or an operator's command, and no request."""
+"""Parts that handle the configuration, their own processes or an operator's command, and no request."""
 
 COLLECTIONS = {"dict", "OrderedDict", "set", "deque", "Counter", "WeakValueDictionary", "defaultdict"}
 
 CACHES = {"FIFOCache", "LRUCache", "TTLCache"}
-"""Of cachetools: bounded by their first argument."""
+"""Classes of cachetools, bounded by their first argument."""
 
 CONFIGURED = "one for each configured replica, upstream or issuer"
 RUNNING = "one for each request, connection, task or fetch that is running"
@@ -122,7 +122,7 @@ BOUNDS = {
 
 
 def is_empty_collection(value: ast.expr) -> bool:
-    """Tell whether an expression makes a collection that will be filled."""
+    """Tell whether an expression makes an empty collection."""
     if isinstance(value, ast.Dict):
         return not value.keys
     if isinstance(value, ast.List):
@@ -134,7 +134,7 @@ def is_empty_collection(value: ast.expr) -> bool:
 
 
 def collections_of(module: str, source: str) -> set[str]:
-    """Return the names of the collections that the objects of a module begin with, empty."""
+    """Return the names of the collections that the objects of a module hold, empty at first."""
     found = set()
     for owner in ast.walk(ast.parse(source)):
         if isinstance(owner, ast.ClassDef):
@@ -150,7 +150,7 @@ def collections_of(module: str, source: str) -> set[str]:
 
 
 def test_every_collection_that_outlives_a_request_has_a_bound_that_is_known() -> None:
-    """A new mapping, set or queue is added to the table above, with what keeps callers from filling it."""
+    """A new mapping, set or queue needs an entry in the table above, with the bound that callers cannot exceed."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -161,12 +161,12 @@ def test_every_collection_that_outlives_a_request_has_a_bound_that_is_known() ->
 
 @pytest.mark.parametrize("source", ["class A:\n  def __init__(self):\n    self.b: dict[str, int] = {}"])
 def test_a_collection_is_found(source: str) -> None:
-    """The search above finds what it is for."""
+    """The search above finds each form of a collection."""
     assert collections_of("m", source) == {"m.A.b"}
 
 
 def test_manifests_with_many_parts_are_remembered_within_a_bound_of_digests() -> None:
-    """Manifests of thousands of layers each, as anybody who may push can make them: the number of digests stays."""
+    """Manifests of thousands of layers, which anybody with push can make, are remembered up to a number of digests."""
     proofs = HoldingProofs(
         readers={}, separations={}, holdings=MagicMock(), cache=MagicMock(), recorded=MagicMock(), pushed=MagicMock()
     )

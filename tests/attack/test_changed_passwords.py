@@ -1,4 +1,4 @@
-"""A login with the old password that is on its way while the password is changed ends with it, and changes nothing."""
+"""A login with the old password that runs while the password changes ends with it, and changes nothing."""
 
 import time
 from collections.abc import AsyncIterator
@@ -36,14 +36,14 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 async def test_a_login_ends_with_the_password(node: Node) -> None:
-    """One that the old password began is refused; the new one is of the generation that voids what was before."""
+    """A token of a login that the old password began is refused: its generation is that of before the change."""
     with pytest.raises(LoginRefusedError):
         await node.control.login("ann", OLD, HOME)
     assert (await node.control.login("ann", NEW, HOME)).generation == 1
 
 
 async def test_a_refresh_token_ends_with_the_password_that_it_was_made_for(node: Node) -> None:
-    """Also where it is stored only after the change: it is of the generation of its login."""
+    """A refresh token stored after the change is refused too: it has the generation of its login."""
     with pytest.raises(LoginRefusedError):
         await node.control.login("ann", OLD, HOME)
     _, text = await node.directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput(), generation=0)
@@ -54,7 +54,7 @@ async def test_a_refresh_token_ends_with_the_password_that_it_was_made_for(node:
 async def test_the_old_password_puts_no_other_in_the_place_of_the_new_one(
     node: Node, aiohttp_client: AiohttpClient
 ) -> None:
-    """Whoever has it, and asks for a third one in that moment, is told that it is not the current one."""
+    """A change that proves the old password during another change is refused: it is not the current one."""
     token = node.signer.issue("user:ann", 0, (), time.time()).token
     headers = {"Authorization": f"Bearer {token}"}
     http = await aiohttp_client(node.app)

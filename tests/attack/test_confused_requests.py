@@ -1,4 +1,4 @@
-"""Requests that cannot be read, or in two ways: they are refused, and cost no memory while others are answered."""
+"""Requests that cannot be read, or be read in two ways, are refused, and cost no memory meanwhile."""
 
 import asyncio
 import itertools
@@ -34,7 +34,7 @@ D = digest_of(CONTENT)
     ],
 )
 async def test_only_http_1_is_answered(public: PublicBench, head: bytes, status: bytes) -> None:
-    """Other versions are refused in HTTP/1.1, also behind a request that is answered."""
+    """Other versions are refused in HTTP/1.1, also after a request that is answered."""
     assert (await public.raw(head)).data.startswith(b"HTTP/1.1 %b " % status)
     reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -56,7 +56,7 @@ async def test_only_http_1_is_answered(public: PublicBench, head: bytes, status:
     ids=["upgrade", "connect"],
 )
 async def test_an_upgrade_is_no_way_past_the_bounds(public: PublicBench, first: bytes) -> None:
-    """What comes behind a request for another protocol is refused; what comes later counts as any request does."""
+    """Bytes after an upgrade request are refused; later requests count as all others do."""
     behind = b"POST /auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
     answers = (await public.raw(first + behind)).data
     assert answers.count(b"HTTP/1.1 ") == 2
@@ -99,7 +99,7 @@ async def test_a_body_with_an_upgrade_is_read(public: PublicBench, protocol: str
     ids=["garbage", "long requests", "a head without end"],
 )
 async def test_what_comes_behind_a_request_costs_little_memory(public: PublicBench, garbage: bytes) -> None:
-    """While a request is answered, what its client sends behind it is not kept."""
+    """While a request is answered, further bytes of its client are not kept."""
     public.reader.gate = asyncio.Event()
     public.reader.add_blob("team/app", CONTENT)
     public.allow("pull")
@@ -132,7 +132,7 @@ async def test_what_comes_behind_a_request_costs_little_memory(public: PublicBen
 
 
 async def test_the_beginning_of_a_head_is_not_forgotten(public: PublicBench) -> None:
-    """What follows the beginning of a head belongs to it, though it looks like a whole request."""
+    """Bytes after the beginning of a head belong to it, even if they look like a whole request."""
     public.reader.add_blob("team/app", CONTENT)
     public.allow("pull")
     hot = public.request(f"GET /v2/team/app/blobs/{D}").replace(b"Connection: close\r\n", b"")
@@ -150,7 +150,7 @@ async def test_the_beginning_of_a_head_is_not_forgotten(public: PublicBench) -> 
 
 
 async def test_a_body_before_it_is_no_reason_to_answer_slowly(public: PublicBench) -> None:
-    """After a body that ended where it had to, requests are answered at once again."""
+    """After a body that ended at its length, requests are answered immediately again."""
     public.reader.add_blob("team/app", CONTENT)
     public.allow("pull")
     hot = public.request(f"GET /v2/team/app/blobs/{D}").replace(b"Connection: close\r\n", b"")
@@ -182,7 +182,7 @@ async def test_a_head_that_goes_on_for_ever_is_refused(public: PublicBench) -> N
 
 
 async def test_the_form_of_a_login_has_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sends a small body byte by byte gets 408 in our form, and the connection ends."""
+    """A client that sends a small body byte by byte gets 408 in our form, and the connection ends."""
     monkeypatch.setattr("registry_proxy.edge.exchange.SMALL_BODY_SECONDS", 0.3)
     async with PublicBench(tmp_path).serving() as public:
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
@@ -204,11 +204,11 @@ async def test_the_form_of_a_login_has_ten_seconds(tmp_path: Path, monkeypatch: 
 
 _NAMES = ["hot", "healthz", "form", "chunks", "nothing", "beginning", "empty line"]
 _PIECES = st.lists(st.tuples(st.sampled_from(_NAMES), st.booleans()), min_size=1, max_size=6)
-"""What is sent, and whether it goes in one packet with what stands before it."""
+"""The bytes to send, and whether they go in one packet with the bytes before."""
 
 
 async def test_a_stream_of_requests_is_read_in_one_way(tmp_path: Path) -> None:
-    """However requests are cut into packets, the two readers of a connection never take one's bytes for another's."""
+    """In whatever packets requests come, the two readers of a connection never mix their bytes."""
     async with PublicBench(tmp_path).serving() as public:
         public.reader.add_blob("team/app", CONTENT)
         public.allow("pull")
@@ -231,7 +231,7 @@ async def test_a_stream_of_requests_is_read_in_one_way(tmp_path: Path) -> None:
             for name, is_glued in sent:
                 places |= set() if is_glued else {len(data)}
                 data += pieces[name]
-                if name == "beginning":  # of a head, to which belongs what looks like a request
+                if name == "beginning":  # of a head, to which the bytes that look like a request belong
                     places.add(len(data))
                     data += hot
             data += public.request("GET /healthz")

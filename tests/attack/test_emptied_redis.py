@@ -1,4 +1,4 @@
-"""A Redis that comes back empty: what it forgot is not taken for the truth."""
+"""A Redis that comes back empty: the proxy does not trust its missing records."""
 
 import shutil
 
@@ -16,7 +16,7 @@ REPOSITORY = "team/app"
 def test_an_emptied_redis_costs_no_copy_and_is_told(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
-    """The only second copy of a push stays pinned and reaches the replica; `/readyz` says so; tokens verify at once."""
+    """The only second copy of a push stays pinned and reaches the replica; `/readyz` warns; tokens stay valid."""
     _, second = registries
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
     proxy = start_proxy(registries, extra)
@@ -48,7 +48,7 @@ def test_an_emptied_redis_costs_no_copy_and_is_told(
 def test_an_image_without_a_tag_outlives_an_emptied_redis_and_then_the_storage_of_a_replica(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
-    """No registry lists an image whose tag has moved on: the node that knows it has it copied all the same."""
+    """No registry lists an image whose tag has moved on: the node that knows it copies it all the same."""
     _, second = registries
     proxy = start_proxy(registries, {"store": f"redis://127.0.0.1:{redis.port}/0"})
     user = proxy.add_user("ann", pull_push=["team/**"])
@@ -78,5 +78,5 @@ def test_an_image_without_a_tag_outlives_an_emptied_redis_and_then_the_storage_o
 
 
 def is_reported(proxy: Proxy) -> bool:
-    """Tell whether a node warns that the store was lost, and the replicas were not compared since."""
+    """Tell whether a node warns that the store was lost and the replicas were not compared since."""
     return "the store came back" in str(httpx.get(f"{proxy.admin_url}/readyz", verify=False).json()["warnings"])

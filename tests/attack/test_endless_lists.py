@@ -1,4 +1,4 @@
-"""Lists of a registry end, in pages, names and time, and are read once for all who ask."""
+"""Lists of a registry are bounded in pages, names and time, and are read once for all callers."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ JSON = {"Content-Type": "application/json"}
 
 @contextmanager
 def endless(*, brings_news: bool) -> Iterator[Malice]:
-    """Serve lists whose pages each name another one; with ``brings_news`` each holds another name."""
+    """Serve lists whose pages each link to another one; with ``brings_news`` each page holds a new name."""
     numbers = itertools.count()
 
     def answers(asked: Asked) -> Said:
@@ -44,7 +44,7 @@ def endless(*, brings_news: bool) -> Iterator[Malice]:
 
 
 async def stays_quiet(malice: Malice, target: str) -> None:
-    """Return once no more pages are asked for: two looks, with an answer to something else between them, agree."""
+    """Return once no more pages are requested: two looks, with another request between them, agree."""
 
     def count() -> int:
         return malice.count(target)
@@ -67,7 +67,7 @@ async def test_pages_without_news_are_few() -> None:
 
 
 async def test_small_pages_without_end_come_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind the first pages of a list the next small ones wait: else they would keep a core busy for a minute."""
+    """After its first pages the small pages of a list are delayed: else they would keep a core busy for a minute."""
     monkeypatch.setattr(long_lists, "PAGE_SECONDS", 3600.0)
     with endless(brings_news=True) as malice:
         async with open_replicas([malice.url]) as replicas:
@@ -80,7 +80,7 @@ async def test_small_pages_without_end_come_slowly(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_list_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list that brings a name with each page is a 502 when its time is over, and is left then."""
+    """A list with a new name on each page is a 502 when its time is over; no further page is requested."""
     monkeypatch.setattr(failover, "LIST_SECONDS", 0.3)
     with endless(brings_news=True) as malice:
         async with open_replicas([malice.url]) as replicas:
@@ -92,7 +92,7 @@ async def test_a_list_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_list_ends_with_its_callers() -> None:
-    """Callers share one reading of a list, which goes on for the one that stays, and ends with the last."""
+    """Callers share one reading of a list; it goes on for the last caller, and ends with them."""
     with endless(brings_news=True) as malice:
         async with open_replicas([malice.url]) as replicas:
             reader = FailoverReader(replicas, ToldMarks(), 5)
@@ -126,7 +126,7 @@ def test_a_client_that_leaves_ends_its_list(start_proxy: StartProxy, tmp_path: P
 
 
 async def test_a_catalog_is_read_once_until_a_repository_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for a page of it within seconds gets it from the last reading, unless a push may have made one."""
+    """A page of the catalog within seconds comes from the last reading, unless a push may have made a repository."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
     marks = ToldMarks()
     async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
@@ -145,7 +145,7 @@ async def test_a_catalog_is_read_once_until_a_repository_is_made(monkeypatch: py
 async def test_a_long_list_of_tags_is_read_once_until_its_repository_is_written_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its pages come from one reading; a write to it, one that is not known, or a replica that is back ends that."""
+    """Its pages come from one reading until a write to the repository, an unknown write, or the return of a replica."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
     marks = ToldMarks()
     async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
@@ -171,7 +171,7 @@ async def test_a_long_list_of_tags_is_read_once_until_its_repository_is_written_
 
 
 async def test_a_short_list_of_tags_is_read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list that fits into a page shows at once what was pushed past us."""
+    """A list that fits into a page shows immediately a tag that was pushed past the proxy."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
     async with FakeRegistry() as a, open_replicas([a.url]) as replicas:
         a.add_manifest(REPOSITORY, b"{}", *(f"v{number:05}" for number in range(1000)))
@@ -182,7 +182,7 @@ async def test_a_short_list_of_tags_is_read_each_time(monkeypatch: pytest.Monkey
 
 
 async def test_names_without_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page with more names than a list may have is a 502, and is not read to its end."""
+    """A page with more names than a list may have is a 502, and its rest is not read."""
     monkeypatch.setattr(listing, "_NAMES_MAX", 1000)
     names = {f"v{number}" for number in range(100_000)}
     body = json.dumps({"name": "x", "tags": sorted(names)}).encode()
@@ -196,7 +196,7 @@ async def test_names_without_number_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_many_names_are_sorted_and_whole() -> None:
-    """What is read and sorted in parts is what was sent, from all replicas, less what is no tag."""
+    """The sorted list holds all tags of all replicas, without the entries that are no tags."""
     body = json.dumps({"tags": [f"v{number * 7919 % 30_000}" for number in range(30_000)] + ["-", 'a"b', "x"]}).encode()
     with Malice(lambda _: answer(200, JSON, body)) as malice, Malice(lambda _: answer(200, JSON, body)) as other:
         async with open_replicas([malice.url, other.url]) as replicas:
@@ -206,7 +206,7 @@ async def test_many_names_are_sorted_and_whole() -> None:
 
 @pytest.mark.parametrize("end", [b"", b"5]}", b'"a" "b"]}', b'"a]}'])
 async def test_a_long_page_that_is_no_list_is_a_502(end: bytes) -> None:
-    """Garbage in the middle of a page is no end of the list."""
+    """Garbage in the middle of a page is not taken for the end of the list."""
     body = b'{"tags": [' + b'"name",' * 100_000 + end
     with Malice(lambda _: answer(200, JSON, body)) as malice:
         async with open_client(malice.url) as client:
@@ -216,7 +216,7 @@ async def test_a_long_page_that_is_no_list_is_a_502(end: bytes) -> None:
 
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
 async def test_names_of_any_length_are_not_kept(size: int) -> None:
-    """Pages whose names are no names bring nothing new: a million of them would not fit into memory."""
+    """Pages whose names are invalid bring nothing new: a million of them would not fit into memory."""
     numbers = itertools.count()
 
     def answers(asked: Asked) -> Said:
@@ -234,6 +234,6 @@ async def test_names_of_any_length_are_not_kept(size: int) -> None:
 
 @pytest.mark.parametrize("begin", [b'"' + b"a" * 10_000_000, b" " * 10_000_000 + b'"a'])
 def test_a_name_without_end_stops_nothing_else(begin: bytes) -> None:
-    """A string of many megabytes is no name, and is not read to its end while the interpreter does nothing else."""
+    """A string of many megabytes is no name; the interpreter does not read it to its end in one step."""
     with pytest.raises(ValueError):  # noqa: PT011 - which the caller takes for no list
         listing._scan(b'{"tags": [' + begin + b'"]}', "tags", set())

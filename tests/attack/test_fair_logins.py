@@ -1,4 +1,4 @@
-"""A flood of wrong passwords keeps nobody out who comes from elsewhere: turns at hashing are shared by address."""
+"""A flood of wrong passwords locks nobody out at other addresses: turns at hashing are shared by address."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ HOME = "192.0.2.1"
 
 @dataclass
 class Hashing:
-    """The threads that hash: ``held`` of them wait at the gate; ``done`` holds the passwords compared."""
+    """The threads that hash: ``held`` of them wait at the gate; ``done`` holds the compared passwords."""
 
     gate: threading.Event = field(default_factory=threading.Event)
     held: int = 0
@@ -36,17 +36,17 @@ class Hashing:
 
 @dataclass
 class Bench:
-    """Logins of the user ann, with hashing that a test holds up."""
+    """Logins of the user ann, with hashing that a test can hold."""
 
     control: AccessControl
     hashing: Hashing
 
     def attempt(self, name: str, password: str, address: str) -> asyncio.Task[LoginResult]:
-        """Try to log in, without waiting for the outcome."""
+        """Start a login without waiting for its outcome."""
         return spawn(self.control.login(name, password, address), "login")
 
     async def wait_in_line(self, name: str, password: str, address: str) -> asyncio.Task[LoginResult]:
-        """Try to log in; return when the attempt waits for a thread."""
+        """Start a login; return when the attempt waits for a thread."""
         task, turns = self.attempt(name, password, address), self.control._logins.passwords._turns
         await until(lambda: turns._known.count(address) + turns._unknown.count(address) == 1)
         return task
@@ -95,12 +95,12 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 def outcomes(answers: list[LoginResult | BaseException]) -> set[type]:
-    """Return the kinds of answer."""
+    """Return the kinds of answers."""
     return {type(answer) for answer in answers}
 
 
 async def test_a_right_password_passes_a_flood_from_another_address(bench: Bench) -> None:
-    """Two hundred guesses of one address wait; the user of another address is served next and not refused."""
+    """While two hundred guesses of one address wait, the user at another address is served next."""
     flood = await bench.flood(*[ABUSER] * 200)
     right = await bench.wait_in_line("ann", PASSWORD, HOME)
     bench.hashing.gate.set()
@@ -110,7 +110,7 @@ async def test_a_right_password_passes_a_flood_from_another_address(bench: Bench
 
 
 async def test_who_logged_in_before_passes_a_flood_from_many_addresses(bench: Bench) -> None:
-    """A flood from as many addresses as there are places: a user who is known at their address is served first."""
+    """In a flood from as many addresses as there are places, a user known at their address is served first."""
     bench.hashing.gate.set()
     await bench.control.login("ann", PASSWORD, HOME)
     bench.hashing.gate.clear()
@@ -135,7 +135,7 @@ async def test_a_site_with_ipv6_is_one_address(bench: Bench) -> None:
 
 
 async def test_one_site_with_many_networks_takes_no_more_than_its_places(bench: Bench) -> None:
-    """Guesses from two hundred /64 of one /48, a place each: a user who logs in from elsewhere is not refused."""
+    """Guesses from two hundred /64 of one /48, one place each, do not lock out a user elsewhere."""
     flood = await bench.flood(*(f"2001:db8:0:{number:x}::1" for number in range(200)))
     right = bench.attempt("ann", PASSWORD, HOME)
     await until(lambda: right.done() or bench.control._logins.passwords._turns._unknown.count(HOME) == 1)

@@ -1,4 +1,4 @@
-"""A replica that sends what nobody asked for, without end, is left: it costs neither time nor memory of others."""
+"""A replica that sends unrequested bytes without end is disconnected, at no cost in time or memory for others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ INFORMATIONAL = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
 
 
 class Flooding:
-    """A server that sends ``head`` to each request, then ``flood`` again and again until the client leaves."""
+    """A server that answers each request with ``head`` and then ``flood`` repeatedly until the client disconnects."""
 
     def __init__(self, head: bytes, flood: bytes) -> None:
         self._head = head
@@ -49,7 +49,7 @@ class Flooding:
 
 
 async def test_a_flood_of_informational_answers_fails_the_request() -> None:
-    """The replica fails after a few of them: the others have the loop meanwhile, and no deadline has to pass."""
+    """The request fails after a few of them: other requests get the loop meanwhile, and no deadline has to pass."""
     async with (
         Flooding(b"", INFORMATIONAL).serving() as server,
         open_client(server.url) as client,
@@ -57,7 +57,7 @@ async def test_a_flood_of_informational_answers_fails_the_request() -> None:
         with pytest.raises(ReplicaFailedError, match="no HTTP"):
             await client.stat_blob(REPOSITORY, digest_of(b"x"))
         await until(lambda: server.left == 1)
-    assert server.sent_bytes < 20_000_000  # what the buffers of two sockets hold, and not five seconds of it
+    assert server.sent_bytes < 20_000_000  # the size of two sockets' buffers, and not five seconds of the flood
 
 
 async def test_a_few_informational_answers_are_taken() -> None:
@@ -76,7 +76,7 @@ UNASKED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" * 1_000
 
 @pytest.mark.parametrize("behind", [b"", UNASKED])
 async def test_answers_for_which_nobody_asked_end_the_connection(behind: bytes) -> None:
-    """What comes behind an answer is neither read nor kept while the connection rests, and the answer stands."""
+    """Bytes after an answer are neither read nor kept while the connection rests, and the answer is valid."""
     digest = digest_of(b"x")
     head = f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nDocker-Content-Digest: {digest}\r\n\r\n".encode()
     async with Flooding(head + behind, UNASKED).serving() as server, open_client(server.url) as client:
@@ -84,4 +84,4 @@ async def test_answers_for_which_nobody_asked_end_the_connection(behind: bytes) 
         assert (await client.stat_blob(REPOSITORY, digest)).size_bytes == 5
         server.may_flood.set()
         await until(lambda: server.left == 1)
-    assert server.sent_bytes < 20_000_000  # what the buffers of two sockets hold
+    assert server.sent_bytes < 20_000_000  # the size of two sockets' buffers

@@ -1,4 +1,4 @@
-"""Requests of foreign pages: with credentials that a browser remembers, or under a name that an attacker owns."""
+"""Requests of foreign pages, with credentials that a browser remembers or under a name that an attacker owns."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tests.support.product import Proxy, proxy_server
 from tests.support.servers import Server, free_port, running
 
 SIMPLE_TYPES = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", None)
-"""What a page sends without asking first (a browser asks before any other type); None sends none."""
+"""Content types that a page sends without a preflight; None sends none."""
 
 OWN_HOSTS = ("127.0.0.1", "127.0.0.1:{port}", "localhost", "LocalHost:{port}", "[::1]:{port}", "10.1.2.3:5080")
 NAMED_HOSTS = ("registry.internal", "Registry.Internal:{port}", "registry.example.com")
@@ -37,7 +37,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[
 
 
 def groups(proxy: Proxy) -> list[str]:
-    """Return the groups that there are: each test tries to make one."""
+    """Return the names of the groups: each test tries to make one."""
     with proxy.admin() as admin:
         return [group["name"] for group in admin.get("/groups").raise_for_status().json()["items"]]
 
@@ -56,7 +56,7 @@ def put_group(proxy: Proxy, name: str, **headers: str | None) -> httpx.Response:
 
 @pytest.mark.parametrize("content_type", SIMPLE_TYPES)
 def test_a_change_that_is_not_json_is_refused(proxy: Proxy, content_type: str | None) -> None:
-    """What a page can send without a preflight is 415 and changes nothing; the answer says what to send."""
+    """A body that a page can send without a preflight is 415 and changes nothing; the answer names the right type."""
     answer = put_group(proxy, "typed", **{"content-type": content_type})
     assert (answer.status_code, answer.headers["Content-Type"]) == (415, "application/problem+json")
     assert "application/json" in answer.json()["detail"]
@@ -67,7 +67,7 @@ def test_a_change_that_is_not_json_is_refused(proxy: Proxy, content_type: str | 
 
 
 def test_json_in_its_spellings_and_no_body_at_all_are_taken(proxy: Proxy) -> None:
-    """JSON with parameters, a merge patch, and a change that needs no body go through."""
+    """JSON with parameters, a merge patch, and a change without a body are accepted."""
     for content_type in ("application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"):
         assert put_group(proxy, "json", **{"content-type": content_type}).status_code in {200, 201}
     with proxy.admin() as admin:
@@ -76,7 +76,7 @@ def test_json_in_its_spellings_and_no_body_at_all_are_taken(proxy: Proxy) -> Non
 
 
 def test_a_foreign_origin_is_refused(proxy: Proxy) -> None:
-    """A request that a page of another origin sends is 403, whatever its method; one of our own pages is taken."""
+    """A request from a page of another origin is 403, whatever its method; one from our own pages is accepted."""
     for origin in FOREIGN_ORIGINS:
         answer = put_group(proxy, "origin", Origin=origin)
         assert (answer.status_code, "origin" in answer.json()["detail"].lower()) == (403, True), origin
@@ -88,7 +88,7 @@ def test_a_foreign_origin_is_refused(proxy: Proxy) -> None:
 
 
 def test_a_foreign_host_is_refused_before_anything_is_told(proxy: Proxy) -> None:
-    """Under a name that is not ours the API answers 421, also to reads, without a question for a password."""
+    """Under a foreign name the API answers 421, also to reads, without a question for a password."""
     for host in FOREIGN_HOSTS:
         for path in ("/admin/v1/users", "/admin/v1/openapi.json", "/admin/v1/none", "/console/", "/console/login"):
             answer = httpx.get(
@@ -104,13 +104,13 @@ def test_a_foreign_host_is_refused_before_anything_is_told(proxy: Proxy) -> None
 
 
 def test_our_own_names_are_taken(proxy: Proxy) -> None:
-    """Addresses, localhost, the host of public_url and what admin_hosts has are ours, on any port and in any case."""
+    """Addresses, localhost, the host of public_url and admin_hosts are accepted, on any port and in any case."""
     for host in (*OWN_HOSTS, *NAMED_HOSTS):
         assert put_group(proxy, "ours", Host=host).status_code in {200, 201}, host
 
 
 def test_monitoring_is_asked_by_any_name(proxy: Proxy) -> None:
-    """Metrics and probes answer whatever the Host and Origin say."""
+    """Metrics and probes answer whatever Host and Origin are."""
     for path in ("/metrics", "/healthz", "/readyz"):
         headers = {"Host": "node-7.cluster.example", "Origin": "http://grafana.example"}
         assert httpx.get(proxy.admin_url + path, headers=headers, verify=False).status_code == 200

@@ -1,4 +1,4 @@
-"""Text of others, made up at random near what it should be: it is read, or refused, and never takes long."""
+"""Foreign text, generated at random near valid text, is read or refused, and never takes long."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ from tests.support.product import make_image
 
 LONGEST = 60_000
 CPU_SECONDS = 1.0
-"""Of one text: a thousand times what any of them should take."""
+"""The time limit for one text: a thousand times the usual time of a parser."""
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 IMAGE = make_image(b"layer").manifest.decode()
@@ -45,7 +45,7 @@ INDEX = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [js
 
 
 def mutated(seeds: tuple[str, ...]) -> st.SearchStrategy[str]:
-    """Return texts near the seeds: pieces of them in another order, cut, doubled, and repeated thousands of times."""
+    """Return texts near the seeds: their pieces reordered, cut, doubled, and repeated thousands of times."""
 
     @st.composite
     def near(draw: st.DrawFn) -> str:
@@ -63,7 +63,7 @@ def mutated(seeds: tuple[str, ...]) -> st.SearchStrategy[str]:
 
 @dataclass(frozen=True)
 class Parser:
-    """Something that reads foreign text; it may raise what is named, and nothing else."""
+    """A parser of foreign text; it may raise the named exceptions, and no others."""
 
     read: Callable[[str], object]
     seeds: tuple[str, ...]
@@ -122,7 +122,7 @@ PARSERS = {
 
 
 def check(parser: Parser, text: str) -> None:
-    """Fail when a text raises what is not announced, or takes long."""
+    """Fail when a text raises an unnamed exception, or takes long."""
     started = time.process_time()
     with suppress(*parser.refusals):
         parser.read(text)
@@ -131,7 +131,7 @@ def check(parser: Parser, text: str) -> None:
 
 
 def run(strategy: st.SearchStrategy[str], examine: Callable[[str], None], seed: int, examples: int) -> None:
-    """Have hypothesis make up texts, from a seed; what fails shows its text."""
+    """Run hypothesis over generated texts, from a seed; a failure shows its text."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -149,7 +149,7 @@ def run(strategy: st.SearchStrategy[str], examine: Callable[[str], None], seed: 
 
 
 def rounds(seconds: float) -> Iterator[int]:
-    """Give a seed for each round: the same one for a short look, then others until the time is over."""
+    """Give a seed for each round: a fixed one for a short run, then others until the time is over."""
     if not seconds:
         yield 1
         return
@@ -184,7 +184,7 @@ REQUESTS = (
 
 
 def check_head(parser: HttpRequestParser, text: str) -> None:
-    """Fail when the fast path reads a request in another way than the server does."""
+    """Fail when the fast path reads a request differently from the server."""
     data = text.encode("latin-1", errors="replace")
     head = _read_head(data)
     if head is None:
@@ -201,7 +201,7 @@ def check_head(parser: HttpRequestParser, text: str) -> None:
 
 @pytest.mark.parametrize("seconds", LONG)
 async def test_both_parsers_of_requests_read_the_same_and_survive_any(seconds: float, tmp_path: Path) -> None:
-    """What the fast path takes is what the server would read; whatever else comes ends in no 5xx and no hang."""
+    """The fast path accepts only requests that the server reads alike; any other bytes end in no 5xx and no hang."""
     loop = asyncio.get_running_loop()
 
     def parser() -> HttpRequestParser:
@@ -219,7 +219,7 @@ async def test_both_parsers_of_requests_read_the_same_and_survive_any(seconds: f
 
 
 async def ask(port: int, text: str) -> list[str]:
-    """Send some bytes, and no more; return the status of each answer up to the end of the connection."""
+    """Send the given bytes; return the status of each answer up to the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text.encode("latin-1", errors="replace"))
     writer.write_eof()

@@ -45,13 +45,13 @@ def proxy(
 
 @pytest.fixture
 def ann(proxy: Proxy, disk: Disk) -> Iterator[User]:
-    """Return a user, with a disk that is empty but for the cache, and is so again afterwards."""
+    """Return a user, with a disk that is empty except for the cache, before and after the test."""
     yield proxy.add_user("ann", pull_push=["team/**"])
     (disk.path / "ballast").unlink(missing_ok=True)
 
 
 def holders(registries: list[Server], digest: str) -> list[int]:
-    """Return what each registry answers for a blob."""
+    """Return the status of each registry's answer for a blob."""
     return [httpx.head(f"{each.url}/v2/{REPOSITORY}/blobs/{digest}").status_code for each in registries]
 
 
@@ -65,7 +65,7 @@ def pieces(blob: bytes) -> Iterator[bytes]:
 def test_a_push_goes_through_beside_a_full_disk(
     ann: User, disk: Disk, registries: list[Server], size_bytes: int
 ) -> None:
-    """With no byte free an image is taken, is at both registries, and can be pulled."""
+    """With no byte free an image is accepted, stored at both registries, and can be pulled."""
     disk.fill()
     image = make_image(random_bytes(size_bytes), label=str(size_bytes))
     ann.push(REPOSITORY, "full", image)
@@ -75,7 +75,7 @@ def test_a_push_goes_through_beside_a_full_disk(
 
 
 def test_a_disk_that_fills_in_mid_upload_fails_no_push(ann: User, disk: Disk, registries: list[Server]) -> None:
-    """What is on the disk already and what no longer fits become one blob, in one request and in several."""
+    """The bytes on the disk and those that no longer fit become one blob, in one request and in several."""
     blob = random_bytes(48 * MIB)  # more than the whole disk
     assert ann.push_blob(REPOSITORY, pieces(blob), digest_of(blob)).status_code == 201
     assert holders(registries, digest_of(blob)) == [200, 200]
@@ -94,7 +94,7 @@ def test_a_disk_that_fills_in_mid_upload_fails_no_push(ann: User, disk: Disk, re
 
 
 def test_a_wrong_digest_is_refused_beside_a_full_disk(ann: User, disk: Disk, registries: list[Server]) -> None:
-    """Without a copy of its own the proxy still compares: 400, and neither registry has anything."""
+    """Without a copy of its own the proxy still compares: 400, and neither registry holds anything."""
     disk.fill()
     wrong = digest_of(b"something else")
     assert ann.push_blob(REPOSITORY, random_bytes(3 * MIB), wrong).status_code == 400
@@ -104,7 +104,7 @@ def test_a_wrong_digest_is_refused_beside_a_full_disk(ann: User, disk: Disk, reg
 def test_a_push_that_a_replica_misses_needs_the_disk(
     ann: User, proxy: Proxy, disk: Disk, registries: list[Server]
 ) -> None:
-    """With one registry down and no room for the copy that counts as the second one: 503, and 201 with room again."""
+    """With one registry down and no room for the copy that counts as the second: 503; with room again 201."""
     _, second = registries
     blob = random_bytes(3 * MIB)
     second.stop()
@@ -122,7 +122,7 @@ def test_a_push_that_a_replica_misses_needs_the_disk(
 
 
 def test_nothing_is_left_on_the_disk(proxy: Proxy, disk: Disk) -> None:
-    """After all of these no part of an upload stays."""
+    """After all of these pushes no part of an upload stays on the disk."""
     cache = Path(disk.path / "cache")
     left = [*(cache / "spool").rglob("*.part"), *(cache / "fills").iterdir()]
     assert left == []

@@ -1,4 +1,4 @@
-"""Grants cost each request below them and each worker: the owner of a namespace gives a bounded number of them."""
+"""Grants cost each request below them and each worker: a namespace's owner may make a bounded number of them."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ OWNERS_MAX = 1000
 
 
 class Bench:
-    """An admin listener with ann, who owns team/**, and each user, who owns home/NAME/**."""
+    """An admin listener with ann, the owner of team/**, and each user, the owner of home/NAME/**."""
 
     def __init__(self, node: Node, http: TestClient[Request, Application]) -> None:
         self.node = node
@@ -37,12 +37,12 @@ class Bench:
             return response.status, None if response.status == 204 else await response.json()
 
     async def give(self, tags: str, *, repository: str = "team/app", caller: str = "user:ann") -> tuple[int, Any]:
-        """Give everybody the right to pull some tags."""
+        """Grant everybody the right to pull some tags."""
         body = {"subject": "anonymous", "repository": repository, "tags": tags, "actions": ["pull"]}
         return await self.call("POST", "/grants", body, caller=caller)
 
     async def fill(self, count: int) -> None:
-        """Have there be so many grants in team/app, all at once."""
+        """Store a number of grants in team/app, all at once."""
         given = [
             GrantInput(subject="anonymous", repository="team/app", tags=f"x{i}*", actions=["pull"])
             for i in range(count)
@@ -63,19 +63,19 @@ async def bench(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[
 
 
 async def test_an_owner_gives_no_more_than_the_bound(bench: Bench) -> None:
-    """Beyond it an owner is told what to do, until a grant is removed; what is there already can be given again."""
+    """Beyond the bound the refusal says to remove a grant first; an existing grant can still be repeated."""
     await bench.fill(OWNERS_MAX - 2)  # her own right to manage is one as well
     status, last = await bench.give("last")
     assert status == 201
     status, problem = await bench.give("more")
     assert (status, "1000 grants in home/ann/** or team/**" in problem["detail"]) == (409, True)
-    assert (await bench.give("last"))[0] == 201  # says the same: no other is made
+    assert (await bench.give("last"))[0] == 201  # an equal grant: no second one is made
     assert (await bench.call("DELETE", f"/grants/{last['id']}"))[0] == 204
     assert (await bench.give("more"))[0] == 201
 
 
 async def test_the_bound_of_an_owner_is_nobody_elses(bench: Bench) -> None:
-    """Administrators, and owners of other namespaces, give grants beside a namespace that is full."""
+    """Administrators, and owners of other namespaces, give grants beside a full namespace."""
     await bench.fill(OWNERS_MAX)
     assert (await bench.give("more"))[0] == 409
     assert (await bench.give("more", caller="user:admin"))[0] == 201
@@ -83,7 +83,7 @@ async def test_the_bound_of_an_owner_is_nobody_elses(bench: Bench) -> None:
 
 
 async def test_a_list_for_an_owner_makes_nothing_of_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every user may own a namespace: with fifty thousand grants all requests of the worker stood still for a list."""
+    """A list for an owner builds no grants of others: fifty thousand of them would stop the worker's other requests."""
     await bench.fill(50)
     assert (await bench.give("mine", repository="home/bob/app", caller="user:bob"))[0] == 201
     made: list[str] = []
@@ -98,7 +98,7 @@ async def test_a_list_for_an_owner_makes_nothing_of_the_others(bench: Bench, mon
 
 
 async def test_owners_who_toggle_grants_take_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One who sends many changes keeps another owner waiting for one of them at most, and an administrator for none."""
+    """An owner with many changes delays another owner by at most one of them, and an administrator by none."""
     done: list[str] = []
 
     async def give(caller: str, repository: str, tags: str) -> int:
@@ -130,7 +130,7 @@ async def test_owners_who_toggle_grants_take_turns(bench: Bench, monkeypatch: py
 async def test_the_next_change_of_an_owner_waits_three_times_as_long_as_the_policy_took(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So that no more than a quarter of the time goes into policies, however many there are to change."""
+    """At most a quarter of the time goes into policies, however many changes an owner sends."""
     now, pauses = 100.0, list[float]()
 
     class Control:

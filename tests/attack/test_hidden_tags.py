@@ -1,4 +1,4 @@
-"""A grant for some tags: the others are not listed, page by page neither; a digest that is known is no secret."""
+"""A grant for some tags: other tags are not listed, in pages neither; a known digest is no secret."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ def hidden(proxy: Proxy) -> Image:
 
 
 def user(proxy: Proxy, name: str, *tags: str) -> User:
-    """Make a user who may pull these tags."""
+    """Make a user who may pull the given tags."""
     made = proxy.add_user(name)
     with proxy.admin() as admin:
         for pattern in tags:
@@ -47,7 +47,7 @@ def user(proxy: Proxy, name: str, *tags: str) -> User:
 
 
 def pages(caller: User, size: int) -> list[list[str]]:
-    """Return the tags that a caller is shown, page by page as the links lead."""
+    """Return the tags that a caller sees, following the links of the pages."""
     found, path = [], f"/v2/team/app/tags/list?n={size}"
     with caller.client("team/app") as client:
         while path:
@@ -58,7 +58,7 @@ def pages(caller: User, size: int) -> list[list[str]]:
 
 
 def test_the_list_of_tags_shows_what_may_be_pulled(proxy: Proxy, hidden: Image) -> None:
-    """Only tags that a grant allows are listed; no page ends in a hidden one, or is shorter for it."""
+    """Only tags that a grant allows are listed; no page ends in a hidden one, or is shorter because of it."""
     ann = user(proxy, "ann", "v*", "x")
     assert hidden.digest
     assert pages(ann, 100) == [["v", *SHOWN]]
@@ -70,7 +70,7 @@ def test_the_list_of_tags_shows_what_may_be_pulled(proxy: Proxy, hidden: Image) 
 
 
 def test_a_hidden_tag_answers_as_one_that_is_absent(proxy: Proxy, hidden: Image) -> None:
-    """By its name it is 401 like a tag that does not exist; by its digest it is given, as the documents say."""
+    """A hidden tag is 401 like an absent one; its digest is served, as documented."""
     carl = user(proxy, "carl", "v1")
     for tag in ("zz-secret", "never-there"):
         answer = carl.get("team/app", f"manifests/{tag}")
@@ -79,7 +79,7 @@ def test_a_hidden_tag_answers_as_one_that_is_absent(proxy: Proxy, hidden: Image)
 
 
 def test_explain_says_that_digests_are_not_hidden(proxy: Proxy, hidden: Image) -> None:
-    """Asked about a repository without a tag, it tells which tags are meant and that any digest is given."""
+    """For a repository without a tag `explain` names the allowed tags and says that any digest is served."""
     user(proxy, "dora", "v1")
     assert hidden.digest
     output = proxy.command("explain", "user:dora", "team/app", "pull").stdout
@@ -89,7 +89,7 @@ def test_explain_says_that_digests_are_not_hidden(proxy: Proxy, hidden: Image) -
 
 
 def test_everybody_may_ask_about_themselves(proxy: Proxy, hidden: Image) -> None:
-    """`explain` about the caller works without any right; about others it is refused, and says for whom it works."""
+    """`explain` about the caller needs no right; about others it is refused, and the message says who may ask."""
     user(proxy, "erin", "v1")
     assert hidden.digest
     with httpx.Client(

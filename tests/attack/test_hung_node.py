@@ -1,4 +1,4 @@
-"""A node that hangs, behind the shipped nginx: it takes connections, and says nothing on them."""
+"""A node that hangs behind the shipped nginx: it accepts connections, and never answers on them."""
 
 import signal
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from tests.support.product import Proxy, User, make_image, random_bytes
 from tests.support.servers import Server, running
 
 PATIENCE_SECONDS = 60.0
-"""Of a client: far from the 900 s that nginx waits for a write, and far above what a busy machine makes of some."""
+"""The time limit of a client: far below the 900 s that nginx waits for a write, far above a slow machine's delays."""
 
 
 @contextmanager
 def hung(node: Proxy) -> Iterator[None]:
-    """Stop every process of a node: the kernel goes on taking connections for it."""
+    """Stop every process of a node: the kernel still accepts connections for it."""
     processes = node.processes()
     for process in processes:
         process.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The limit on failed logins cannot be evaded, and refuses nobody who guesses nothing."""
+"""The limit on failed logins cannot be evaded, and refuses nobody who does not guess."""
 
 import asyncio
 import secrets
@@ -46,13 +46,13 @@ async def open_worker(tmp_path: Path) -> AsyncIterator[Open]:
 
 
 async def fail(control: AccessControl, address: str = HOME, name: str = "ann") -> None:
-    """Try a wrong password that is looked at."""
+    """Try a wrong password; it is compared and refused."""
     with pytest.raises(LoginRefusedError):
         await control.login(name, "wrong", address)
 
 
 async def is_limited(control: AccessControl, address: str = HOME) -> bool:
-    """Tell whether even the right password has to wait."""
+    """Tell whether even the right password must wait."""
     try:
         await control.login("ann", PASSWORD, address)
     except TooManyLoginsError:
@@ -61,7 +61,7 @@ async def is_limited(control: AccessControl, address: str = HOME) -> bool:
 
 
 async def test_attempts_at_other_names_free_nobody(open_worker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand other names, of which none costs the attacker a wait, do not push the failures for one out."""
+    """Failures at a thousand other names, which cost the attacker no wait, do not displace those at one name."""
     control = await open_worker()
     for _ in range(10):
         await fail(control)
@@ -79,7 +79,7 @@ async def test_attempts_at_other_names_free_nobody(open_worker: Open, monkeypatc
 
 
 async def test_passwords_that_cannot_be_right_free_nobody(open_worker: Open) -> None:
-    """Nor do a thousand names with passwords that are refused unseen, as they are too long."""
+    """Nor do failures at a thousand names with passwords that are too long to be compared."""
     control = await open_worker()
     for _ in range(10):
         await fail(control)
@@ -97,7 +97,7 @@ async def test_passwords_that_cannot_be_right_free_nobody(open_worker: Open) -> 
     ],
 )
 async def test_the_addresses_of_one_owner_count_as_one(open_worker: Open, addresses: list[str], other: str) -> None:
-    """The addresses of a /64 are one, and so are an IPv4 address and its mapped form; those beside are not."""
+    """The addresses of a /64 are one, as are an IPv4 address and its mapped form; their neighbours are not."""
     control = await open_worker()
     for address in addresses[:10]:
         await fail(control, address)
@@ -114,7 +114,7 @@ async def test_the_workers_of_a_node_count_together(open_worker: Open) -> None:
 
 
 async def test_the_nodes_of_a_redis_count_together(open_worker: Open, redis: Server) -> None:
-    """Failures at two nodes count together; while Redis is away each node goes on counting by itself."""
+    """Failures at two nodes count together; while Redis is away each node counts by itself."""
     url = f"redis://127.0.0.1:{redis.port}/0"
     nodes = [await open_worker(name, url) for name in ("one", "two")]
     for number in range(10):
@@ -127,7 +127,7 @@ async def test_the_nodes_of_a_redis_count_together(open_worker: Open, redis: Ser
 
 
 async def test_dead_refresh_tokens_lock_nobody_out(open_worker: Open, tmp_path: Path) -> None:
-    """Thirty refresh tokens that are no more, and secrets nobody has, refuse no right one from the same address."""
+    """Thirty removed refresh tokens and unknown secrets lock out no right one from the same address."""
     control = await open_worker()
     directory = Directory(control.snapshots._store)
     _, token = await directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
@@ -148,7 +148,7 @@ async def test_dead_refresh_tokens_lock_nobody_out(open_worker: Open, tmp_path: 
 
 
 async def test_guesses_at_once_are_ten(open_worker: Open) -> None:
-    """A hundred guesses at one user at the same moment are ten that are looked at."""
+    """Of a hundred guesses at one user at the same moment ten are compared."""
     control = await open_worker()
     guesses = (control.login("ann", f"guess {number}", HOME) for number in range(100))
     answers = await asyncio.gather(*guesses, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A login costs the same whatever others have stored, and disturbs no worker."""
+"""A login costs the same however many secrets others have stored, and disturbs no worker."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -38,7 +38,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    """Open two workers, with refresh tokens of fifty users."""
+    """Open two workers with refresh tokens of fifty users."""
     async with AsyncExitStack() as stack:
         url, workers = f"sqlite:///{tmp_path / 'store.db'}", []
         store, _ = await stack.enter_async_context(open_store(url, str(tmp_path / "page")))
@@ -69,7 +69,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 async def test_a_refresh_token_is_made_and_used_without_the_others(bench: Bench) -> None:
-    """No login reads the refresh tokens of others, and none makes a worker load the policy anew."""
+    """No login reads the refresh tokens of others or makes a worker load the policy again."""
     policies: list[Any] = [await worker.policy() for worker in bench.workers]
     secret, text = await bench.directory.secrets.add("user:ann", SecretKind.REFRESH, SecretInput())
     for worker in bench.workers:
@@ -82,7 +82,7 @@ async def test_a_refresh_token_is_made_and_used_without_the_others(bench: Bench)
 async def test_a_list_of_ones_own_secrets_makes_nothing_of_the_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any user may ask for it: with fifty thousand secrets of others all requests of the worker stood still for it."""
+    """A list of the caller's own secrets builds none of others: fifty thousand would stop the other requests."""
     for number in range(10):
         await bench.directory.secrets.add(f"user:user{number}", SecretKind.PERSONAL, SecretInput())
     own, _ = await bench.directory.secrets.add("user:ann", SecretKind.PERSONAL, SecretInput())
@@ -97,7 +97,7 @@ async def test_a_list_of_ones_own_secrets_makes_nothing_of_the_others(
 
 
 async def test_a_change_of_ones_own_tokens_compiles_no_grant(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new policy has the grants of the last one: a user who makes tokens on and on had all requests wait for it."""
+    """A change of the caller's own tokens reuses the compiled grants, so that no other request waits."""
     given = GrantInput(subject="user:ann", repository="team/app", actions=["pull"])
     await bench.directory.grants.add(given)
     policies = [await worker.policy() for worker in bench.workers]

@@ -1,4 +1,4 @@
-"""Each deletion stays on record for a week, in the store of all: one subject makes a bounded number of them."""
+"""Each deletion stays in the shared store for a week: one subject makes a bounded number of them."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.fakes.public import PublicBench
 
 @pytest.mark.parametrize("kind", ["blobs", "manifests"])
 async def test_a_subject_deletes_a_bounded_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Beyond it the subject gets 429 and nothing is deleted; another subject goes on."""
+    """Beyond the bound the subject gets 429 and nothing is deleted; another subject can still delete."""
     monkeypatch.setattr("registry_proxy.edge.writes.DELETIONS_AT_ONCE", 2)
     public = PublicBench(tmp_path)
     for subject in ("user:ann", "user:bob"):

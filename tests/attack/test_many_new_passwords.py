@@ -1,4 +1,4 @@
-"""A user who changes his password again and again takes no turn at hashing from an administrator."""
+"""A user who changes their password again and again takes no turn at hashing from an administrator."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ FLOOD = 80
 async def test_an_administrator_sets_a_password_beside_a_flood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aiohttp_client: AiohttpClient
 ) -> None:
-    """With every place in the line taken by one user's changes, an administrator's change gets one, and is made."""
+    """With every place in the queue taken by one user's changes, an administrator's change gets one and succeeds."""
     gate = threading.Event()
     async with admin_node(tmp_path) as node:
         http = await aiohttp_client(node.app)

@@ -1,4 +1,4 @@
-"""One object that replicas sit on, cut or fail with costs its own clients, and nobody else."""
+"""An object that replicas stall on, cut or fail with costs only its own clients."""
 
 import asyncio
 import time
@@ -35,18 +35,18 @@ async def pair(*, observer: RecordingObserver) -> AsyncIterator[tuple[list[FakeR
 
 
 def times_down(observer: RecordingObserver) -> int:
-    """Return how often a replica was said to be down."""
+    """Return how often a replica was reported as down."""
     return sum(event.state is ReplicaState.DOWN for event in observer.found(ReplicaInState))
 
 
 async def ask(reader: FailoverReader, digest: Digest) -> None:
-    """Ask for what no replica gives."""
+    """Ask for a digest that no replica serves."""
     with pytest.raises(UpstreamUnavailableError):
         await reader.fetch_manifest(POISONED, digest)
 
 
 async def test_what_both_sit_on_takes_neither_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas that never answer for one digest, and are asked for nothing else, stay writable for others."""
+    """Replicas that never answer for one digest, and receive no other requests, stay writable."""
     monkeypatch.setattr("registry_proxy.upstream.health.ANSWERS_SECONDS", 0.0)
     observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
@@ -61,7 +61,7 @@ async def test_what_both_sit_on_takes_neither_down(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_storage_that_hangs_takes_its_replica_down() -> None:
-    """A registry whose /v2/ answers while every content hangs is found out, and comes back with its storage."""
+    """A registry whose /v2/ answers while all contents hang is marked as down, and returns with its storage."""
     observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         hung = registries[0].inject(Fault("/v2/.+", stall=True))
@@ -87,7 +87,7 @@ async def test_a_storage_that_hangs_takes_its_replica_down() -> None:
 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(cut_after=0)], ids=["500", "cut"])
 async def test_a_poisoned_digest_is_asked_for_less_and_less(fault: Fault) -> None:
-    """Clients that ask again and again for what every replica fails with do not have it asked for as often."""
+    """Repeated requests for a digest that every replica fails with reach the replicas less and less often."""
     observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         digest = digest_of(b"poison")
@@ -103,7 +103,7 @@ async def test_a_poisoned_digest_is_asked_for_less_and_less(fault: Fault) -> Non
 
 
 async def test_tries_of_a_repository_share_a_budget() -> None:
-    """Many poisoned digests of one repository are tried again no more than a few; another one is tried as ever."""
+    """Many poisoned digests of one repository share a few retries; another repository is retried as usual."""
     observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         for registry in registries:
@@ -115,13 +115,13 @@ async def test_tries_of_a_repository_share_a_budget() -> None:
         assert asked <= 2 * len(digests) + 2 * 40
         for registry in registries:
             registry.inject(Fault(f"{REPOSITORY}/", status=500, times=2))
-        # More patient: on a busy machine both may just be down, for the hundred requests took long.
+        # A longer patience: on a busy machine the hundred requests may have marked both as down.
         patient = FailoverReader(replicas, ToldMarks(), 30)
         assert (await patient.resolve_tag(REPOSITORY, Tag("1"))).digest == digest_of(b"{}")
 
 
 async def test_a_replica_that_refuses_connections_of_data_is_probed_in_peace() -> None:
-    """Failures to connect while probes succeed lead to one probe a second, not to one each."""
+    """Failures to connect while probes succeed cause one probe a second, not one per failure."""
     observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         before, began = registries[0].count("GET", "^/v2/$"), time.monotonic()

@@ -1,4 +1,4 @@
-"""A registry outside gets nothing asked inside for it, however it writes the address."""
+"""A registry outside cannot make the proxy call an address inside, however it writes the address."""
 
 import socket
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"
 
 @dataclass
 class Scene:
-    """A registry that counts as one outside, and a service inside, which answers everything."""
+    """A registry that counts as outside, and a service inside that answers every request."""
 
     registry: Malice
     inside: Malice
@@ -33,7 +33,7 @@ class Scene:
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """Start both; the name ``inside.test`` means the address of the second."""
+    """Start both; the name ``inside.test`` resolves to the address of the service."""
     monkeypatch.setattr(connections, "zone_of", lambda host: Zone.GLOBAL if host == OUTSIDE else zone_of(host))
     real = socket.getaddrinfo
 
@@ -58,7 +58,7 @@ NOTATIONS = [
 
 @pytest.mark.parametrize("notation", NOTATIONS)
 async def test_a_redirect_inside_is_not_followed(scene: Scene, notation: str) -> None:
-    """It is a 502 at once, which does not tell what there is inside, and nothing is sent there."""
+    """The redirect is a 502 immediately, without details of the inside, and no request goes there."""
     scene.redirect(f"http://{notation}/admin")
     async with open_client(scene.registry.url) as client:
         with pytest.raises((BadUpstreamError, ReplicaFailedError)) as refused:
@@ -67,13 +67,13 @@ async def test_a_redirect_inside_is_not_followed(scene: Scene, notation: str) ->
     assert scene.inside.requests == []
     if notation.startswith(
         ("127.0.0.2", "0x7f000002", "[", "inside.test:")
-    ):  # aiohttp, or the resolver, refuses others
+    ):  # aiohttp or the resolver refuses the others
         assert isinstance(refused.value, BadUpstreamError)
         assert refused.value.reason == "it redirects to an address inside the network"
 
 
 async def test_a_storage_that_is_listed_may_be_inside(scene: Scene) -> None:
-    """The operator says which hosts a registry may redirect to wherever they are."""
+    """A registry may redirect to a host inside that the operator has listed."""
     scene.redirect("http://inside.test:PORT/storage")
     listed = open_client(scene.registry.url, redirect_hosts=("inside.test",))
     async with listed as client, client.open_blob(REPOSITORY, digest_of(BODY)) as stream:
@@ -89,7 +89,7 @@ async def test_a_registry_inside_may_redirect_there(scene: Scene) -> None:
 
 
 async def test_a_token_is_not_fetched_inside(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A realm on the registry's own name, at another port, is another address when the name says so."""
+    """A realm on the registry's own name, at another port, is checked by the address that the name has."""
     real = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:

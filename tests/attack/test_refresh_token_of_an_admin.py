@@ -28,7 +28,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 
 async def refreshed(node: Node, subject: str) -> tuple[dict[str, str], str]:
-    """Log in as docker does with what it keeps: the header with the token that it gets, and the refresh token."""
+    """Log in as docker does with its stored secret; return the header with the new token, and the refresh token."""
     _, text = await node.directory.secrets.add(subject, SecretKind.REFRESH, SecretInput())
     login = await node.control.refresh(text)
     generation = (await node.control.policy()).generation(login.subject)
@@ -39,7 +39,7 @@ async def refreshed(node: Node, subject: str) -> tuple[dict[str, str], str]:
 
 
 async def test_a_token_from_a_refresh_token_manages_nothing(node: Node, aiohttp_client: AiohttpClient) -> None:
-    """It neither makes an administrator, nor reads what only one may, nor gives rights in a namespace; nor by Basic."""
+    """The token creates no administrator, reads no admin resource and gives no grants, as Bearer and as Basic."""
     grant = {"subject": "user:bob", "repository": "team/app", "actions": ["pull"]}
     attempts: list[tuple[str, str, str, Any]] = [
         ("user:admin", "PUT", "/users/mallory", {"password": "password of mallory", "admin": True}),

@@ -1,4 +1,4 @@
-"""A replica that was put back from an older copy, or swapped with another: never an older tag without a warning."""
+"""A replica restored from an older copy, or swapped with another, never serves an older tag without a warning."""
 
 import shutil
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ def keep_copy(registry: Server) -> Path:
 
 
 def put_back(registry: Server, copy: Path) -> None:
-    """Put a copy in the place of a registry's storage, under the running process, which remembers nothing."""
+    """Replace a registry's storage by a copy, under the running process, which has no cache of it."""
     data_of(registry).rename(registry.log.parent / "newer")
     copy.rename(data_of(registry))
 
 
 def start(start_proxy: StartProxy, registries: Sequence[Server]) -> tuple[Proxy, User]:
-    """Start a proxy that asks for a tag each time."""
+    """Start a proxy that asks the registries for a tag at each request."""
     replicas = [{"url": server.url} for server in registries]
     proxy = start_proxy([], {"upstreams": {"main": {"replicas": replicas, "tag_ttl": "0s"}}})
     return proxy, proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
@@ -50,13 +50,13 @@ def push_all(user: User, label: str) -> dict[str, Image]:
 
 
 def tags_at_proxy(user: User) -> dict[str, str | None]:
-    """Return what the proxy says that the tags are; None for one that is not there."""
+    """Return the digest of each tag according to the proxy; None for an absent tag."""
     heads = {tag: user.head(REPOSITORY, f"manifests/{tag}") for tag in TAGS}
     return {tag: head.headers.get("Docker-Content-Digest") for tag, head in heads.items()}
 
 
 def held(registry: Server) -> dict[str, str | None]:
-    """Return what a registry says that the tags are, asked past the proxy."""
+    """Return the digest of each tag according to a registry, asked past the proxy."""
     with httpx.Client(base_url=f"{registry.url}/v2/{REPOSITORY}", verify=False) as client:
         heads = {tag: client.head(f"/manifests/{tag}", headers={"Accept": OCI_MANIFEST}) for tag in TAGS}
     return {tag: head.headers.get("Docker-Content-Digest") for tag, head in heads.items()}
@@ -75,14 +75,14 @@ def wait_until_healed(proxy: Proxy) -> None:
 
 
 def digests(images: dict[str, Image]) -> dict[str, str]:
-    """Return what each tag is."""
+    """Return the digest of each image by its tag."""
     return {tag: image.digest for tag, image in images.items()}
 
 
 def test_a_replica_put_back_from_an_older_copy_is_not_believed(
     registries: list[Server], start_proxy: StartProxy
 ) -> None:
-    """Each tag is what was pushed last, also at once; the replica is compared and repaired by itself, and counted."""
+    """Each tag has its last digest immediately; the replica is compared and repaired without a request, and counted."""
     first, second = registries
     proxy, user = start(start_proxy, registries)
     old = push_all(user, "old")
@@ -104,7 +104,7 @@ def test_a_replica_put_back_from_an_older_copy_is_not_believed(
 def test_a_restart_with_an_older_copy_is_noticed_before_a_request(
     registries: list[Server], start_proxy: StartProxy
 ) -> None:
-    """What was deleted stays deleted, and the replica is behind as soon as it is back, before anybody asks."""
+    """Deleted tags stay deleted, and the replica counts as behind before the first request after its return."""
     first, second = registries
     proxy, user = start(start_proxy, registries)
     old = push_all(user, "old")
@@ -125,7 +125,7 @@ def test_a_restart_with_an_older_copy_is_noticed_before_a_request(
 
 
 def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: StartProxy) -> None:
-    """While the other one is down: what it holds as recorded is served; an older tag only with a Warning."""
+    """While the other one is down, recorded contents are served; an older tag only with a Warning."""
     first, second = registries
     proxy, user = start(start_proxy, registries)
     old = push_all(user, "old")
@@ -134,8 +134,8 @@ def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: 
     user.push(REPOSITORY, TAGS[0], new)
     put_back(second, copy)
     first.stop(9)
-    for _ in range(2):  # the second time it is known to have gone back
-        # The recorded digest is in the cache: it is what the tag is.
+    for _ in range(2):  # the second restore that is detected
+        # The recorded digest is in the cache: it is the tag's digest.
         assert user.head(REPOSITORY, f"manifests/{TAGS[0]}").headers["Docker-Content-Digest"] == new.digest
         kept = user.head(REPOSITORY, f"manifests/{TAGS[1]}")
         assert kept.headers["Docker-Content-Digest"] == old[TAGS[1]].digest
@@ -150,7 +150,7 @@ def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: 
 
 @pytest.mark.soak  # its short form is in tests/repair/test_inspection.py
 def test_two_registries_that_were_swapped_are_told_apart(registries: list[Server], start_proxy: StartProxy) -> None:
-    """What one of them misses stays missed, under whichever address it is: no older tag, nothing deleted comes back."""
+    """A registry's missing contents stay recorded under its new address: no older tag or deleted one comes back."""
     first, second = registries
     proxy, user = start(start_proxy, registries)
     push_all(user, "old")

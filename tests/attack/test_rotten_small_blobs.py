@@ -1,4 +1,4 @@
-"""Small contents that rotted on the disk without a trace: whatever way they are asked for, no wrong byte is sent."""
+"""Small contents that rotted on disk without a trace: no kind of request gets a wrong byte of them."""
 
 import json
 import random
@@ -17,12 +17,12 @@ SIZES = (10, 2_000, 64 * 1024)
 
 
 def on_new_connections(user: User, path: str, **headers: str) -> list[httpx.Response]:
-    """Ask once, on a connection of its own: the first request of one is never answered before it is parsed."""
+    """Ask once, on a new connection: its first request is always parsed before it is answered."""
     return [user.get(REPOSITORY, path, **headers)]
 
 
 def on_one_connection(user: User, path: str, **headers: str) -> list[httpx.Response]:
-    """Ask again and again on one connection, as clients do that keep theirs."""
+    """Ask repeatedly on one connection, as clients with keep-alive do."""
     with user.client(REPOSITORY) as client:
         client.get("/manifests/none")
         return [client.get(path, headers=headers) for _ in range(3)]
@@ -39,7 +39,7 @@ def large_manifest() -> Image:
 def test_no_rotten_small_content_is_sent(
     start_proxy: StartProxy, start_registry: StartRegistry, ask: Callable[..., list[httpx.Response]]
 ) -> None:
-    """Blobs up to 64 KiB, whole and in part, and manifests of every size come right; each rot is counted once."""
+    """Blobs up to 64 KiB, whole and in part, and manifests of every size are correct; each rot is counted once."""
     registry = start_registry()
     proxy: Proxy = start_proxy([registry])
     user = proxy.add_user("ann", pull=["team/**"])

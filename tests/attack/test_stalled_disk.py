@@ -1,4 +1,4 @@
-"""The disk of a cache that stalls: calls to it neither return nor fail. The node goes on without it, and says so."""
+"""A stalled cache disk: calls to it neither return nor fail. The node goes on without it, and says so."""
 
 import threading
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from tests.support.servers import wait_until
 
 REPOSITORY = "team/app"
 LIMIT_SECONDS = 90.0
-"""Of everything that is waited for: far above what a busy machine makes of some seconds."""
+"""The time limit of every wait: far above the delays of a busy machine."""
 
 
 class Stalls(Protocol):
-    """A disk that can be stalled for the length of a with block."""
+    """A disk that stalls for the length of a with block."""
 
     @property
     def path(self) -> Path: ...
@@ -29,7 +29,7 @@ class Stalls(Protocol):
 
 @pytest.fixture(params=["writes", "everything"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stalls]:
-    """Mount a disk of which writes stall, or every call."""
+    """Mount a disk on which writes stall, or every call."""
     if request.param == "writes":
         with mounted_disk(tmp_path / "disk", 64) as frozen:
             yield frozen
@@ -39,7 +39,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stalls]:
 
 
 def says(proxy: Proxy) -> dict[str, Any] | None:
-    """Return what /readyz says, where both health checks answer soon."""
+    """Return the answer of /readyz; both health checks must answer soon."""
     with suppress(httpx.TransportError):
         if httpx.get(f"{proxy.url}/healthz", timeout=5).status_code == 200:
             answer: dict[str, Any] = httpx.get(f"{proxy.admin_url}/readyz", timeout=5).json()
@@ -48,13 +48,13 @@ def says(proxy: Proxy) -> dict[str, Any] | None:
 
 
 def is_stalled(proxy: Proxy) -> bool:
-    """Tell whether the node serves, and says that the disk of its cache does not answer."""
+    """Tell whether the node serves, and reports that the disk of its cache does not answer."""
     state = says(proxy)
     return state is not None and state["ready"] and any("does not answer" in text for text in state["warnings"])
 
 
 def ask_on(user: User, path: str, ended: list[int | None]) -> None:
-    """Ask for something again and again; note each answer, None for a connection that was cut."""
+    """Send a request repeatedly; note each answer, None for a connection that was cut."""
     with user.client(REPOSITORY) as client:
         while len(ended) < 1000 and (not ended or ended[-1] == 200):
             try:
@@ -68,7 +68,7 @@ def ask_on(user: User, path: str, ended: list[int | None]) -> None:
 def test_a_node_goes_on_without_the_disk_of_its_cache(
     start_proxy: StartProxy, start_registry: StartRegistry, disk: Stalls
 ) -> None:
-    """Health answers, nobody is left hanging, pulls and pushes pass through, and the cache is back with its disk."""
+    """Health checks answer, no client hangs, pulls and pushes pass through, and the cache returns with its disk."""
     registry = start_registry()
     proxy = start_proxy([registry], {"workers": 2, "cache": {"path": str(disk.path / "cache"), "min_free": "0"}})
     user = proxy.add_user("ann", pull_push=["team/**"])
@@ -104,7 +104,7 @@ def test_a_node_goes_on_without_the_disk_of_its_cache(
 def test_a_push_that_waits_for_the_disk_is_let_go(
     start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
 ) -> None:
-    """Also where the loop of its worker lives, and only a thread hangs: its client may push again, and gets through."""
+    """A push also ends where only a thread of its worker hangs: its client pushes again and succeeds."""
     with mounted_by_program(tmp_path / "disk") as disk:
         settings = {"workers": 1, "cache": {"path": str(disk.path / "cache"), "min_free": "0"}}
         proxy = start_proxy([start_registry()], settings)

@@ -1,4 +1,4 @@
-"""Tokens, names and heads that callers make up fill no worker: what is remembered of them is bounded in bytes."""
+"""Tokens, names and heads that callers make up cannot fill a worker: its memory of them is bounded in bytes."""
 
 import gc
 import time
@@ -20,7 +20,7 @@ BOUND_BYTES = 256 * 1024
 
 
 def kept_bytes(attack: Callable[[], object]) -> int:
-    """Return how many bytes are in use after an attack that were not before."""
+    """Return the bytes in use after an attack that were not in use before."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -34,7 +34,7 @@ def kept_bytes(attack: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize(("scopes", "name"), [(0, "{}"), (1, "team/app{}"), (65, "{}x{}"), (200, "{}x{}" + "y" * 200)])
 def test_verified_tokens(scopes: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever tokens carry: no access, one name, as many names as are written out, or two hundred digests."""
+    """Tokens with no access, one name, as many names as fit, or two hundred digests stay within the bound."""
     monkeypatch.setattr(tokens, "_REMEMBERED_BYTES", BOUND_BYTES)
     create_key_file(str(tmp_path / "key.pem"))
     signer, verifier = TokenSigner(str(tmp_path / "key.pem"), "registry-proxy", 300), TokenVerifier("registry-proxy")
@@ -52,7 +52,7 @@ def test_verified_tokens(scopes: int, name: str, tmp_path: Path, monkeypatch: py
 
 
 def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repositories and tags that do not exist, with names as long as they may be."""
+    """Decisions about absent repositories and tags with the longest names stay within the bound."""
     monkeypatch.setattr("registry_proxy.access.policy._REMEMBERED_BYTES", BOUND_BYTES)
     policy = Policy([], [], [], {})
 
@@ -64,7 +64,7 @@ def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_heads_of_hot_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads that differ in a field of 7 KB."""
+    """Remembered heads that differ in a field of 7 KB stay within the bound."""
     monkeypatch.setattr(fast_path, "_REMEMBERED_HEADS_BYTES", BOUND_BYTES)
     nobody = MagicMock()
     nobody.answer_now.return_value = None

@@ -1,4 +1,4 @@
-"""Upload sessions as a stolen or stale right: their ends, and their events in the audit log."""
+"""Upload sessions as a stolen or stale right: when they end, and their events in the audit log."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def commit(location: str, blob: bytes, headers: dict[str, str], digest: str = ""
 
 
 def steps(location: str, headers: dict[str, str]) -> dict[str, int]:
-    """Try everything that can be done with a Location; return the statuses."""
+    """Try every request on a Location; return the statuses."""
     return {
         "GET": httpx.get(location, headers=headers).status_code,
         "PATCH": httpx.patch(location, content=b"more", headers=headers).status_code,
@@ -57,7 +57,7 @@ def steps(location: str, headers: dict[str, str]) -> dict[str, int]:
 
 
 def test_a_session_ends_with_the_right(proxy: Proxy) -> None:
-    """Once the grant is gone every step is refused as any other push is, and back with the grant."""
+    """Without the grant every step is refused as any other push is; with the grant again it is accepted."""
     ann = proxy.add_user("ann", PASSWORD)
     with proxy.admin() as admin:
         grant = {"subject": "user:ann", "repository": "team/**", "actions": ["pull", "push"]}
@@ -74,7 +74,7 @@ def test_a_session_ends_with_the_right(proxy: Proxy) -> None:
 
 
 def test_a_session_ends_with_a_revocation(proxy: Proxy) -> None:
-    """Whoever logs in again after a revocation has no use of a Location from before it."""
+    """After a revocation a new login cannot use a Location from before it."""
     bob = proxy.add_user("bob", PASSWORD, pull_push=["team/**"])
     location = opened(bob)
     with proxy.admin() as admin:
@@ -84,7 +84,7 @@ def test_a_session_ends_with_a_revocation(proxy: Proxy) -> None:
 
 
 def test_a_session_is_bound_by_a_narrower_token(proxy: Proxy) -> None:
-    """A personal token that may only pull, and a token without a scope, cannot go on with the user's upload."""
+    """A personal token that may only pull, and a token without a scope, cannot continue the user's upload."""
     cat = proxy.add_user("cat", PASSWORD, pull_push=["team/**"])
     location = opened(cat)
     with httpx.Client(base_url=f"{proxy.admin_url}/admin/v1", auth=("cat", PASSWORD)) as api:
@@ -95,7 +95,7 @@ def test_a_session_is_bound_by_a_narrower_token(proxy: Proxy) -> None:
 
 
 def test_a_session_outlives_its_token(proxy: Proxy) -> None:
-    """Another token of the same subject goes on where the first one began: its expiry ends no upload."""
+    """Another token of the same subject continues the upload: the expiry of the first ends no upload."""
     dan = proxy.add_user("dan", PASSWORD, pull_push=["team/**"])
     location, blob = opened(dan), random_bytes(5000)
     first = bearer(dan)
@@ -116,7 +116,7 @@ def token_id_of(token: str) -> str:
 
 
 def test_a_location_commits_one_blob(proxy: Proxy) -> None:
-    """After a commit the Location takes no other blob; the same commit once more, as after a lost answer, is 201."""
+    """After a commit the Location takes no other blob; a repetition of the same commit is 201."""
     eve = proxy.add_user("eve", PASSWORD, pull_push=["team/**"])
     location, headers, blob = opened(eve), bearer(eve), random_bytes(100)
     assert [commit(location, blob, headers).status_code for _ in range(6)] == [201] * 6
@@ -125,7 +125,7 @@ def test_a_location_commits_one_blob(proxy: Proxy) -> None:
 
 
 def test_blob_commits_are_audit_events(proxy: Proxy) -> None:
-    """Each blob that comes in, by session, in one request or by a mount, is in the audit log with its digest."""
+    """Each committed blob, by session, in one request or by a mount, is in the audit log with its digest."""
     fay = proxy.add_user("fay", PASSWORD, pull_push=["team/**"])
     headers, blobs = bearer(fay), [random_bytes(100) for _ in range(2)]
     assert commit(opened(fay), blobs[0], headers).status_code == 201

@@ -1,4 +1,4 @@
-"""Whoever begins many uploads at once, or empty ones, takes no more of the disk than whoever begins them in turn."""
+"""Many simultaneous or empty uploads of a user take no more of the disk than uploads one after another."""
 
 import asyncio
 import hashlib
@@ -49,7 +49,7 @@ async def test_uploads_that_grow_side_by_side_stay_near_the_share_of_their_subje
 
 
 async def test_an_upload_without_bytes_leaves_nothing_on_the_disk(spool: DiskSpool) -> None:
-    """A request that brings nothing makes no file that stays."""
+    """A request without bytes leaves no file."""
     for number in range(3):
         upload = spool.create(str(number), ANN)
         upload.finish_request()
@@ -58,7 +58,7 @@ async def test_an_upload_without_bytes_leaves_nothing_on_the_disk(spool: DiskSpo
 
 
 async def test_a_crowded_directory_of_uploads_does_not_hold_the_loop(spool: DiskSpool) -> None:
-    """While another worker counts the uploads of a subject, ending one of them waits in a thread."""
+    """While another worker counts the uploads of a subject, the end of an upload waits in a thread."""
     upload = spool.create("1", ANN)
     await upload.write(b"x")
     owner = owner_of(ANN.subject)
@@ -70,7 +70,7 @@ async def test_a_crowded_directory_of_uploads_does_not_hold_the_loop(spool: Disk
 
 
 async def test_the_notes_of_a_subject_are_bounded(spool: DiskSpool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many uploads a subject begins beyond its share, the oldest of them end, and are to be cancelled."""
+    """Of the uploads beyond a subject's share the oldest end, and are to be cancelled."""
     monkeypatch.setattr("registry_proxy.cache.uploads._MAX_SESSIONS", 2)
     monkeypatch.setattr("registry_proxy.cache.uploads._MAX_SESSIONS_WITH_NOTES", 4)
     for number in range(10):
@@ -85,7 +85,7 @@ async def test_the_notes_of_a_subject_are_bounded(spool: DiskSpool, monkeypatch:
 async def test_uploads_that_are_read_again_leave_threads_to_others(
     spool: DiskSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many uploads have their hash made anew, the cache goes on with other work."""
+    """However many uploads have their hash computed again, the cache has threads for other work."""
     reading, may_end = threading.Semaphore(0), threading.Event()
 
     def read_slowly(fd: int, hasher: Any, *part: int) -> int:
@@ -112,7 +112,7 @@ async def test_uploads_that_are_read_again_leave_threads_to_others(
 def test_uploads_that_are_begun_and_cancelled_leave_a_bounded_number_of_marks(
     spool: DiskSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many uploads end, the disk keeps the marks of the last ones alone."""
+    """However many uploads end, the disk keeps only the marks of the last ones."""
     monkeypatch.setattr("registry_proxy.spool.spool._MAX_MARKS", 3)
     now = time.time()
     for number in range(8):

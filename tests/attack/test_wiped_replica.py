@@ -1,4 +1,4 @@
-"""A replica whose storage is suddenly empty: noticed, filled from the other, and never believed meanwhile."""
+"""A replica whose storage is suddenly empty is detected, filled from the other one, and not trusted meanwhile."""
 
 import shutil
 
@@ -22,7 +22,7 @@ from tests.support.servers import Server, wait_until
 def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
     registries: list[Server], start_proxy: StartProxy
 ) -> None:
-    """It comes back empty: nobody is told that something is absent, and it alone serves everything a moment later."""
+    """No request is answered as absent after its return, and soon the replica serves everything alone."""
     first, second = registries
     proxy, user = start(start_proxy, registries)
     images = push_all(user, "one")
@@ -31,7 +31,7 @@ def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be away")
     second.start()
     wait_until(lambda: proxy.metric("registry_proxy_replica_returned_total", reason="empty") > 0, "it is counted")
-    # The metrics say for up to a second that it misses nothing: they are of before.
+    # The metrics are up to a second old and may still report nothing as missing.
     wait_until(lambda: held(second) == digests(images), "it is filled", timeout_seconds=60)
     wait_until_healed(proxy)
     first.stop(9)
@@ -44,7 +44,7 @@ def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
 
 @pytest.mark.soak  # its short form is in tests/repair/test_inspection.py
 def test_a_wiped_replica_says_nothing_is_absent(registries: list[Server], start_proxy: StartProxy) -> None:
-    """With the other one down, a content that it misses is 503 and not 404: it may be there."""
+    """With the other one down, a content that it misses is 503 and not 404: it may exist."""
     first, second = registries
     proxy, user = start(start_proxy, registries)
     images = push_all(user, "one")

@@ -1,4 +1,4 @@
-"""Whoever holds back the rest of requests takes nothing from others: neither their answers nor health and admin.
+"""A client that withholds the rest of its requests delays no others: neither their answers nor health and admin.
 
 The service runs with room for few open files, and so for few connections: hundreds do here what thousands do elsewhere.
 """
@@ -52,7 +52,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, U
 
 
 def check_others(proxy: Proxy, user: User, image: Image, rounds: int, url: str | None = None) -> None:
-    """Ask, each time on a new connection, for all that an ordinary client asks for; everything is answered."""
+    """Send every usual request of a client, each on a new connection; each is answered."""
     public, layer = url or proxy.url, max(image.blobs, key=lambda one: len(image.blobs[one]))
     form = {
         "grant_type": "password",
@@ -80,7 +80,7 @@ def check_others(proxy: Proxy, user: User, image: Image, rounds: int, url: str |
 
 
 def readiness(proxy: Proxy) -> str:
-    """Return what /readyz says."""
+    """Return the answer of /readyz."""
     return httpx.get(f"{proxy.admin_url}/readyz", verify=False).text
 
 
@@ -97,7 +97,7 @@ def test_one_address_that_withholds_takes_nothing_from_others(
 
 
 def test_many_addresses_that_withhold_take_nothing_from_others(service: tuple[Proxy, User, Image]) -> None:
-    """None of them has more than its share, together they have all there are; /readyz tells that it runs short."""
+    """Each address has at most its share, together they have all connections; /readyz warns of it."""
     proxy, user, image = service
     kinds = [TOKEN_FORM, HALF_A_HEAD, NOTHING, UPLOAD, AT_REST]
     attacks = [Withholding(proxy.port, f"127.0.0.{number}", kinds, 25) for number in range(2, 14)]
@@ -108,7 +108,7 @@ def test_many_addresses_that_withhold_take_nothing_from_others(service: tuple[Pr
 
 
 def test_the_admin_listener_is_not_held_either(service: tuple[Proxy, User, Image]) -> None:
-    """Documents that are withheld from the admin listener keep nobody else from it."""
+    """Documents withheld from the admin listener delay no other client of it."""
     proxy, user, image = service
     with withholding([Withholding(proxy.admin_port, "127.0.0.2", [ADMIN_DOCUMENT, HALF_A_HEAD, NOTHING], FILES)]):
         check_others(proxy, user, image, 2)
@@ -117,7 +117,7 @@ def test_the_admin_listener_is_not_held_either(service: tuple[Proxy, User, Image
 def test_a_client_behind_the_shipped_nginx_takes_nothing_from_others(
     service: tuple[Proxy, User, Image], tmp_path: Path
 ) -> None:
-    """Nginx bounds each address, and tells the service whose a request is: others are served through it, too."""
+    """Nginx bounds each address and passes the client's address on: others are served through it."""
     proxy, user, image = service
     require_program("nginx")
     with running(nginx_server(tmp_path / "nginx", None, proxy.port)) as nginx:
@@ -128,7 +128,7 @@ def test_a_client_behind_the_shipped_nginx_takes_nothing_from_others(
 
 @pytest.mark.soak
 def test_thousands_of_withheld_bodies_take_nothing_from_others(tmp_path: Path) -> None:
-    """8,192 forms from one address, and as many connections from sixteen: nobody else notices."""
+    """8,192 forms from one address, and as many connections from sixteen, disturb no other client."""
     with ExitStack() as stack:
         proxy, user, image = start_service(stack, tmp_path, 20_000)
         with withholding([Withholding(proxy.port, "127.0.0.2", [TOKEN_FORM], 8192, 30)]):

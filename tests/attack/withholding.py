@@ -1,4 +1,4 @@
-"""An abuser: opens connections from one address, sends the beginning of a request on each, and nothing more."""
+"""An abuser: opens connections from one address, and sends only the beginning of a request on each."""
 
 import asyncio
 import contextlib
@@ -19,16 +19,16 @@ ADMIN_DOCUMENT = (
 HALF_A_HEAD = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Y: "
 NOTHING = b""
 AT_REST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-"""Answered at once; the connection is kept then."""
+"""A request that is answered immediately; the connection stays open."""
 
 _PAUSE_SECONDS = 0.05
 
 
 @dataclass
 class Withholding:
-    """Keeps up to ``count`` connections open; one that the server ends is opened anew.
+    """Keeps up to ``count`` connections open; a connection that the server closes is opened again.
 
-    ``at_once`` are opened every 50 ms at most. ``opened`` is how many there were in all.
+    At most ``at_once`` are opened per 50 ms. ``opened`` is the number of all connections so far.
     """
 
     port: int
@@ -40,7 +40,7 @@ class Withholding:
     opened: int = 0
 
     async def _hold(self, beginning: bytes) -> None:
-        try:  # a refusal or a reset is what an abuser expects
+        try:  # an abuser expects a refusal or a reset
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(self.source, 0))
             try:
                 self.opened += 1
@@ -55,7 +55,7 @@ class Withholding:
             self.held -= 1
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Attack until told to end."""
+        """Attack until the stop event is set."""
         held: set[asyncio.Task[None]] = set()
         number = 0
         while not ending.is_set():
@@ -77,7 +77,7 @@ class Withholding:
 
 @contextlib.contextmanager
 def withholding(attacks: Sequence[Withholding]) -> Iterator[None]:
-    """Attack, from a thread, for the length of a with block, which begins once each has opened what it wants."""
+    """Attack from a thread for the length of a with block; it begins once all connections are open."""
     loop = asyncio.new_event_loop()
     ending = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The chain of the audit log: every way of changing it is named, and nothing else."""
+"""The chain of the audit log: every kind of change is named, and nothing else is."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +15,14 @@ SMALL = Retention(1000, 3600, 4000, 3600)
 
 
 def events(count: int) -> list[Taken]:
-    """Return events that differ."""
+    """Return different events."""
     return [
         Taken(1_800_000_000.0 + i, f"r-{i}", AuditEvent("login", "ok", subject=f"user:{i:04d}")) for i in range(count)
     ]
 
 
 def written(directory: Path, count: int, retention: Retention = HUGE) -> Head:
-    """Write that many events, one at a time; return the head."""
+    """Write a number of events, one at a time; return the head."""
     writer = ChainWriter(str(directory), "node", "0", retention)
     for taken in events(count):
         writer.write([taken])
@@ -32,7 +32,7 @@ def written(directory: Path, count: int, retention: Retention = HUGE) -> Head:
 
 
 def found(directory: Path, head: Head | None) -> list[str]:
-    """Return what is found wrong."""
+    """Return the faults of the log."""
     signed = None if head is None else SignedHead(head, 0.0)
     return [fault.text for fault in verify_chain(list_chains(str(directory))["0"], signed).faults]
 
@@ -62,7 +62,7 @@ Lines = list[bytes]
     ids=["edited", "deleted", "several deleted", "swapped", "doubled", "cut", "cut in a line", "inserted", "as it was"],
 )
 def test_each_change_is_named(tmp_path: Path, change: Callable[[Lines], Lines], expected: list[str]) -> None:
-    """What was edited, deleted, moved, inserted or cut is named with its number, and nothing else is."""
+    """Edited, deleted, moved, inserted and cut lines are named by number, and no others."""
     head = written(tmp_path, 10)
     path = tmp_path / "0-000000000001.jsonl"
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
@@ -70,7 +70,7 @@ def test_each_change_is_named(tmp_path: Path, change: Callable[[Lines], Lines], 
 
 
 def test_a_chain_that_is_forged_as_a_whole_is_not_the_signed_one(tmp_path: Path) -> None:
-    """Whoever writes a whole chain anew, with right hashes, has not what was signed."""
+    """A chain rewritten as a whole with right hashes does not match the signed head."""
     head = written(tmp_path / "true", 10)
     writer = ChainWriter(str(tmp_path / "forged"), "node", "0", HUGE)
     writer.write(events(11)[1:])
@@ -81,7 +81,7 @@ def test_a_chain_that_is_forged_as_a_whole_is_not_the_signed_one(tmp_path: Path)
 
 @pytest.mark.parametrize("cut", range(1, 200, 7))
 def test_a_torn_end_is_no_tampering_and_the_chain_goes_on(tmp_path: Path, cut: int) -> None:
-    """A crash at any byte of a line that nobody signed leaves a log that verifies, and goes on where it was."""
+    """A crash at any byte of an unsigned line leaves a log that verifies and continues."""
     head = written(tmp_path, 3)
     path = tmp_path / "0-000000000001.jsonl"
     whole = path.read_bytes()
@@ -92,7 +92,7 @@ def test_a_torn_end_is_no_tampering_and_the_chain_goes_on(tmp_path: Path, cut: i
 
 
 def test_a_crash_before_the_first_line_of_a_file_is_mended(tmp_path: Path) -> None:
-    """A new file in which nothing stands yet is begun again, behind the one before it."""
+    """A new file that is still empty is begun again, after the one before it."""
     head = written(tmp_path, 3)
     (tmp_path / "0-000000000005.jsonl").write_bytes(b'{"seq":5,"ti')
     assert written(tmp_path, 1).seq == head.seq + 1
@@ -100,7 +100,7 @@ def test_a_crash_before_the_first_line_of_a_file_is_mended(tmp_path: Path) -> No
 
 
 def test_retention_is_no_tampering_but_removal_is(tmp_path: Path) -> None:
-    """Rotation keeps at most what it may, and verifies; a file that somebody else removes is named, at either end."""
+    """Rotation keeps at most its limit and verifies; a file removed by somebody else is named, at either end."""
     head = written(tmp_path, 60, SMALL)
     files = sorted(tmp_path.iterdir())
     assert sum(file.stat().st_size for file in files) <= SMALL.total_bytes

@@ -1,4 +1,4 @@
-"""Folding: what strangers and users cause is bounded in lines; nothing is uncounted, and no act is folded."""
+"""Folding: events of strangers and users have a bound in lines; each is counted, and no act is folded."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def refusal(address: str, action: str = "login", subject: str = "", rule: str = 
 
 
 def test_refusals_beyond_the_first_are_one_line_an_address_and_minute() -> None:
-    """The first of a minute are whole; the rest are counted by action, with examples of what differs."""
+    """The first refusals of a minute are whole; the rest are counted by action, with examples of the differences."""
     clock = Clock()
     folding = Folding(clock)
     whole = [folding.takes_whole(refusal("10.0.0.1", subject=f"user:{number}", rule="wrong")) for number in range(500)]
@@ -39,7 +39,7 @@ def test_refusals_beyond_the_first_are_one_line_an_address_and_minute() -> None:
 
 
 def test_all_addresses_together_are_bounded() -> None:
-    """However many addresses and actions there are, lines of a minute and what is remembered stay bounded."""
+    """However many addresses and actions there are, lines per minute and memory stay bounded."""
     clock = Clock()
     folding = Folding(clock)
     events = [refusal(f"10.{number >> 8}.{number & 255}.1", f"x{number}") for number in range(5000)]
@@ -79,7 +79,7 @@ def test_acts_and_the_work_of_clients_are_never_folded() -> None:
 
 
 def test_a_login_from_another_address_is_not_lost_among_others() -> None:
-    """Each address of a subject has lines of its own, up to what all of them together have; others' are not touched."""
+    """Each address of a subject has its own lines, up to the subject's bound; others' lines are unaffected."""
     folding = Folding(Clock())
     busy = AuditEvent("login", "ok", subject="robot:ci", address="10.0.0.1", kind=AuditKind.ACCOUNT)
     assert sum(folding.takes_whole(busy) for _ in range(500)) == WHOLE_MAX
@@ -92,7 +92,7 @@ def test_a_login_from_another_address_is_not_lost_among_others() -> None:
 
 
 def test_one_subject_at_many_addresses_leaves_room_for_others() -> None:
-    """A user who logs in from thousands of networks in a minute has nobody else's logins or changes counted."""
+    """Logins of one user from thousands of networks in a minute do not fold logins or changes of others."""
     folding, event = Folding(Clock()), AuditEvent("login", "ok", subject="user:eve", kind=AuditKind.ACCOUNT)
     whole = sum(folding.takes_whole(replace(event, address=f"2001:db8:0:{n:x}::1")) for n in range(5000))
     assert whole == TOGETHER_MAX

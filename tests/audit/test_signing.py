@@ -14,14 +14,14 @@ from registry_proxy.store.open import open_store
 
 
 def open_unsigned(text: str, _kind: str, _jwks: Mapping[str, Any]) -> bytes:
-    """Return what was "signed": the text itself; anything else was not."""
+    """Return a "signed" text itself; anything else counts as unsigned."""
     if not text.startswith("{"):
         raise ValueError("not signed")
     return text.encode()
 
 
 def sign_plainly(payload: bytes, _kind: str) -> str:
-    """Return what ``open_unsigned`` opens."""
+    """Return a text that ``open_unsigned`` opens."""
     return payload.decode()
 
 
@@ -32,7 +32,7 @@ def head(node: str, process: str, age_seconds: float = 0) -> Change:
 
 
 async def verification(root: Path, *, is_only_node: bool) -> AuditVerification:
-    """Verify a node without any file, in whose store are heads of its own, of another node, and old ones."""
+    """Verify a node without any file, whose store holds heads of its own, of another node, and old ones."""
     heads = [
         head("own", "0"),
         head("own", "1", 7200),
@@ -54,14 +54,14 @@ async def verification(root: Path, *, is_only_node: bool) -> AuditVerification:
 
 
 async def test_heads_of_other_nodes_are_listed(tmp_path: Path) -> None:
-    """Among several nodes only the heads of this one are faults; of the others it is told who signed last, and when."""
+    """Among several nodes only this one's heads are faults; for the others the last signature is reported."""
     found = await verification(tmp_path, is_only_node=False)
     assert [(report.process, len(report.faults)) for report in found.reports] == [("0", 1)]
     assert found.elsewhere == {"other": pytest.approx(time.time(), abs=30)}
 
 
 async def test_every_head_is_of_the_only_node(tmp_path: Path) -> None:
-    """With SQLite a head under another id is of this node before it lost its id: named, as is one that is forged."""
+    """With SQLite a head under another id belongs to this node before it lost its id: named, as a forged one is."""
     found = await verification(tmp_path, is_only_node=True)
     names = ["0", "0 (of node forged)", "0 (of node other)", "1 (of node other)"]
     assert [report.process for report in found.reports] == names
@@ -70,7 +70,7 @@ async def test_every_head_is_of_the_only_node(tmp_path: Path) -> None:
 
 
 async def test_accepted_faults_are_told_apart(tmp_path: Path) -> None:
-    """What was accepted is a fault no more; a fault that comes later is one, and a list that is forged says nothing."""
+    """An accepted fault is listed apart; a later fault counts again, and a forged list accepts nothing."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", None) as (store, _):
         await store.commit([head("own", "0")])
         verifier = AuditVerifier(

@@ -1,4 +1,4 @@
-"""The threads of the audit log: what a sink does not take waits, is bounded, and is told."""
+"""The threads of the audit log: events that a sink does not take wait, within a bound, and losses are reported."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from tests.support.servers import wait_until
 
 
 class Stuck:
-    """A sink that takes nothing until it is let go."""
+    """A sink that takes nothing until it is released."""
 
     def __init__(self, *, may_go: bool = False) -> None:
         self.may_go = threading.Event()
@@ -47,7 +47,7 @@ class Stuck:
 
 
 def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the bound events are dropped and counted at once; how many stands in the log when the sink goes on."""
+    """Beyond the bound events are dropped and counted; the log has the number once the sink goes on."""
     monkeypatch.setattr(audit, "QUEUE_MAX", 10)
     sink, observer = Stuck(), RecordingObserver()
     thread = SinkThread("file", sink, observer)
@@ -63,7 +63,7 @@ def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyP
 
 
 async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for an event finds it written, however long others are gathered; a stuck sink is not waited for."""
+    """A caller that waits for an event finds it in the file; batching and a stuck sink do not delay it."""
     monkeypatch.setattr(writer_thread, "_GATHER_SECONDS", 3600)
     writer = ChainWriter(str(tmp_path), "node", "1", Retention(2**20, 3600, 2**30, 3600))
     thread, decisions = SinkThread("file", writer, _NoLoss()), SinkThread("decisions", Stuck(), _NoLoss())
@@ -86,7 +86,7 @@ async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_disk_loses_nothing_that_fits_the_queue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While the disk is full events wait; with room again they are all there, and the chain is whole."""
+    """While the disk is full events wait; with room again they are all written, and the chain is whole."""
     with mounted_disk(tmp_path, 4) as disk:
         directory = disk.path / "audit"
         thread = SinkThread(
@@ -106,7 +106,7 @@ def test_a_full_disk_loses_nothing_that_fits_the_queue(tmp_path: Path, caplog: p
 
 
 def test_a_batch_that_is_written_by_half_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the disk is full in the middle of a batch, nothing of it stays; tried again, the chain is whole."""
+    """A batch that meets a full disk is removed as a whole; after a retry the chain is whole."""
     writer = ChainWriter(str(tmp_path), "n", "0", Retention(1 << 20, 1e12, 1 << 30, 1e12))
     batch = [Taken(1.0 + i, "", AuditEvent("login", "ok")) for i in range(3)]
     writer.write(batch)
@@ -136,7 +136,7 @@ class _NoLoss:
 
 
 def test_questions_are_counted_and_read_back(tmp_path: Path) -> None:
-    """Questions that were decided are kept by what was asked, with their number, newest first, over all processes."""
+    """Decided questions are stored by their content, with their number, newest first, over all processes."""
     for process in ("0", "1"):
         thread = SinkThread("decisions", DecisionSink(str(tmp_path), process), _NoLoss())
         acts, traffic = (SinkThread("file", Stuck(may_go=True), _NoLoss()) for _ in range(2))
@@ -151,7 +151,7 @@ def test_questions_are_counted_and_read_back(tmp_path: Path) -> None:
 
 
 def test_standard_output_and_syslog_get_each_event_as_json(tmp_path: Path) -> None:
-    """The further sinks write the event as one line of JSON; syslog by a socket, with facility authpriv."""
+    """Standard output and syslog receive the event as one line of JSON; syslog by a socket, with facility authpriv."""
     batch = [Taken(1_800_000_000.0, "r-1", AuditEvent("push", "ok", subject="user:ann", repository="team/app"))]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening, socket.create_server(("127.0.0.1", 0)) as tcp:
         listening.bind(str(tmp_path / "log"))
@@ -182,7 +182,7 @@ def test_standard_output_and_syslog_get_each_event_as_json(tmp_path: Path) -> No
 
 
 def _recorded(event: AuditEvent) -> AuditEvent:
-    """Return an event as a sink of an audit log is given it."""
+    """Return an event in the form in which a sink receives it."""
     sink = Stuck(may_go=True)
     thread = SinkThread("file", sink, RecordingObserver())
     decisions = SinkThread("decisions", Stuck(), RecordingObserver())
@@ -194,7 +194,7 @@ def _recorded(event: AuditEvent) -> AuditEvent:
 
 
 def test_what_a_caller_writes_is_cut() -> None:
-    """No text of an event is longer than 255 characters, wherever it stands: a refusal must not fill the disk."""
+    """No text of an event is longer than 255 characters, in any field: a refusal must not fill the disk."""
     long = "x" * 900_000
     texts = ("subject", "address", "repository", "tag", "digest", "rule")
     longs: dict[str, Any] = dict.fromkeys(texts, long)
@@ -206,7 +206,7 @@ def test_what_a_caller_writes_is_cut() -> None:
 
 
 def test_no_padding_hides_what_was_changed() -> None:
-    """Each field is shortened by itself; what a list names twice takes the room of one."""
+    """Each field is shortened by itself; a repeated entry of a list takes the room of one."""
     asked = {"password": "***", "groups": ["dev"] * 100_000 + ["admins"], "label": "x" * 100_000, "admin": True}
     event = _recorded(AuditEvent("users.put", "ok", detail={"path": "/admin/v1/users/ann", "asked": asked}))
     kept = {"password": "***", "groups": ["dev", "admins"], "label": "x" * 254 + "…", "admin": True}
