@@ -25,7 +25,7 @@ from tests.support import servers
 from tests.support.copied import Copies
 from tests.support.product import Proxy, proxy_server
 
-# A busy machine is no fault of the code; what failed can be repeated from what is printed.
+# A busy machine is no fault of the code; a failure can be repeated from the printed example.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
@@ -36,7 +36,7 @@ _COPIES = pytest.StashKey[Copies]()
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the package: else, with PYTHONDONTWRITEBYTECODE, each of the many processes that tests start does so.
 
-    Then make what copies the service, where tests are to run: now, because the collected tests are a hundred MiB, which
+    Then make the process that copies the service, where tests run: the collected tests are a hundred MiB, which
     each copy would map and unmap several times.
     """
     gc.disable()  # until all tests are collected, which is a fifth faster
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End what copies the service."""
+    """End the process that copies the service."""
     if _COPIES in config.stash:
         config.stash[_COPIES].close()
 
@@ -58,7 +58,7 @@ _LONG = ("chaos", "clients", "path", "nginx", "reports", "attack")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each process of xdist, which cuts the list into as many parts, its share of modules, the long ones first.
 
-    A module stays in one piece, so that what its tests share is started once.
+    A module stays in one piece, so that its tests start their shared servers once.
     """
     root = Path(__file__).parent
     folders = {folder: rank for rank, folder in enumerate(_LONG)}
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Take the collected tests out of every later collection of garbage: here, and in each fork of this process.
 
-    A fork server looks at all it has inherited before it makes its first copy: with a hundred MiB of tests that took
+    A fork server checks all inherited objects before its first copy: with a hundred MiB of tests that took
     most of a second of a processor, and of a busy machine longer than its test waits.
     """
     gc.enable()
@@ -84,13 +84,13 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def copies(pytestconfig: pytest.Config) -> Copies:
-    """Return what copies the service, made before any test has changed anything in this process."""
+    """Return the process that copies the service, made before any test has changed anything in this process."""
     return pytestconfig.stash[_COPIES]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _loopback_only() -> Iterator[None]:
-    """Fail whatever dials another machine."""
+    """Fail every connection to another machine."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
@@ -110,7 +110,7 @@ def _clients_made_cheaply() -> Iterator[None]:
     make_context_once = functools.cache(httpx.create_ssl_context)
 
     def create_ssl_context(verify: Any = True, **options: Any) -> ssl.SSLContext:  # noqa: FBT002 - as in the library
-        # Another authority may come into a file; the machine's own stay.
+        # A file may hold another authority; the machine's own ones stay.
         return (make_context_once if isinstance(verify, bool) else httpx.create_ssl_context)(verify=verify, **options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -122,7 +122,7 @@ def _clients_made_cheaply() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _command_line_made_once() -> Iterator[None]:
-    """Make the commands once for all tests that call them in this process: that takes 40 ms of a processor."""
+    """Build the commands once for all tests that call them in this process: that takes 40 ms of a processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
         yield
@@ -153,7 +153,7 @@ def start_registry(tmp_path: Path) -> Iterator[StartRegistry]:
 
 @pytest.fixture
 def registries(start_registry: StartRegistry) -> list[servers.Server]:
-    """Start two registries with stores of their own."""
+    """Start two registries with separate stores."""
     return [start_registry("first"), start_registry("second")]
 
 

@@ -134,7 +134,7 @@ def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: 
     user.push(REPOSITORY, TAGS[0], new)
     put_back(second, copy)
     first.stop(9)
-    for _ in range(2):  # the second restore that is detected
+    for _ in range(2):  # in the second round the older storage is known
         # The recorded digest is in the cache: it is the tag's digest.
         assert user.head(REPOSITORY, f"manifests/{TAGS[0]}").headers["Docker-Content-Digest"] == new.digest
         kept = user.head(REPOSITORY, f"manifests/{TAGS[1]}")

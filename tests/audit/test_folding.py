@@ -60,7 +60,7 @@ def test_an_ipv6_network_counts_as_one() -> None:
 
 
 def test_acts_and_the_work_of_clients_are_never_folded() -> None:
-    """Changes by administrators, also failed ones, and pushes are whole; what users do with their own is folded."""
+    """Acts of administrators, also failed ones, and pushes are whole; users' changes of their own data are folded."""
     folding = Folding(Clock())
     for outcome in ("ok", "failed"):
         act = AuditEvent("grants.post", outcome, subject="user:admin", address="::1", kind=AuditKind.ACT)

@@ -1,4 +1,4 @@
-"""A cache in a directory of its own, and sources that do what a test tells them."""
+"""A cache in a new directory, and sources that behave as a test says."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ MakeCache = Callable[..., DiskCache]
 
 @pytest.fixture
 def events() -> Events:
-    """Return what the cache told its observer."""
+    """Return the events that the cache sent to its observer."""
     return Events()
 
 
@@ -28,7 +28,7 @@ def cache_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def make_cache(cache_path: Path, events: Events) -> AsyncIterator[MakeCache]:
-    """Return a function that opens a cache; several stand for several workers of the node."""
+    """Return a function that opens a cache; several of them stand for several workers of the node."""
     caches: list[DiskCache] = []
 
     def make(max_size_bytes: int = 1 << 40, min_free_bytes: int = 0, path: Path = cache_path) -> DiskCache:

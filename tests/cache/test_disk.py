@@ -20,7 +20,7 @@ from tests.support.waiting import until
 
 
 async def put(cache: DiskCache, size_bytes: int, seed: int = 0) -> tuple[bytes, Digest]:
-    """Bring a content into the cache."""
+    """Store a content in the cache."""
     body, digest = content(size_bytes, seed)
     reader, _ = await cache.open_or_fill(digest, Source(Answer(body)))
     assert await read_all(reader) == body
@@ -29,12 +29,12 @@ async def put(cache: DiskCache, size_bytes: int, seed: int = 0) -> tuple[bytes, 
 
 
 def blob_file(path: Path, digest: Digest) -> Path:
-    """Return where a committed content lies."""
+    """Return the path of a committed content."""
     return path / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
 
 
 async def test_what_is_not_there_is_none(cache: DiskCache) -> None:
-    """A digest that was never seen is absent everywhere, and dropping it is fine."""
+    """A digest that was never seen is absent everywhere, and a drop of it is no error."""
     _, digest = content(1)
     assert cache.open_committed(digest) is None
     assert cache.read_small(digest) is None
@@ -44,7 +44,7 @@ async def test_what_is_not_there_is_none(cache: DiskCache) -> None:
 
 
 async def test_stored_content_is_read_by_every_worker(make_cache: MakeCache) -> None:
-    """What one worker stores another one reads; storing twice counts once."""
+    """A content stored by one worker is read by another; a second store counts once."""
     first, second = make_cache(), make_cache()
     body, digest = content(5000)
     await asyncio.gather(first.store(digest, body), second.store(digest, body))
@@ -55,7 +55,7 @@ async def test_stored_content_is_read_by_every_worker(make_cache: MakeCache) -> 
 
 
 async def test_sha512_content_is_cached_too(cache: DiskCache) -> None:
-    """The other registered algorithm works the same."""
+    """Content with a sha512 digest is cached like that with sha256."""
     body, _ = content(100_000)
     hasher = Digest("sha512", "").hasher()
     hasher.update(body)
@@ -76,7 +76,7 @@ async def test_small_reads_come_from_memory(cache: DiskCache, cache_path: Path) 
 
 
 async def test_dropped_content_is_gone_but_open_readers_are_not_cut(make_cache: MakeCache) -> None:
-    """A drop is seen by every worker at once; who has it open reads to the end."""
+    """Every worker sees a drop immediately; a reader that has the content open reads to its end."""
     first, second = make_cache(), make_cache()
     body, digest = await put(first, MIB)
     reader = second.open_committed(digest)
@@ -91,7 +91,7 @@ async def test_dropped_content_is_gone_but_open_readers_are_not_cut(make_cache: 
 async def test_content_that_was_tampered_with_is_fetched_again(
     cache: DiskCache, cache_path: Path, events: Events, damage: str
 ) -> None:
-    """Any change through the file system is found when the content is opened, and heals by itself."""
+    """Any change through the file system is detected when the content is opened, and the content is fetched again."""
     body, digest = await put(cache, 200_000)
     file = blob_file(cache_path, digest)
     file.chmod(0o644)
@@ -139,7 +139,7 @@ async def test_a_rotten_bit_is_found_by_verify_and_by_small_reads(
 
 
 async def test_purge_spares_what_is_pinned(cache: DiskCache) -> None:
-    """Purging all, or one, removes it also from memory, unless some replica does not have it yet."""
+    """A purge of all, or of one, also removes it from memory, unless a replica still misses it."""
     body, pinned = await put(cache, 1000, 1)
     _, one = await put(cache, 1000, 2)
     _, two = await put(cache, 1000, 3)
@@ -172,7 +172,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_disk(path: Path) -> None:
-    """Write until the file system takes no more."""
+    """Write until the file system is full."""
     with (path.parent / "ballast").open("wb", buffering=0) as file:
         try:
             while True:
@@ -182,7 +182,7 @@ def fill_disk(path: Path) -> None:
 
 
 async def test_a_disk_that_fills_up_in_mid_fill(make_cache: MakeCache, small_disk: Path, events: Events) -> None:
-    """Readers learn of it with the cause, the file is gone, it is counted; with room again the cache works on."""
+    """Readers get an error with the cause, the file is removed, a metric counts it; with room again the cache works."""
     cache = make_cache(path=small_disk)
     body, digest = content(8 * MIB)
     answer = Answer(body, pause_at=4 * MIB)
@@ -205,7 +205,7 @@ async def test_a_disk_that_fills_up_in_mid_fill(make_cache: MakeCache, small_dis
 async def test_a_full_disk_at_the_start(
     make_cache: MakeCache, small_disk: Path, size_bytes: int, *, announce: bool
 ) -> None:
-    """Nothing can be taken: the caller is told to pass the content through; storing is no error; hits go on."""
+    """On a full disk the caller is to pass content through; a store is no error; hits are still served."""
     cache = make_cache(path=small_disk)
     hit, hit_digest = await put(cache, MIB, 7)
     DiskSpool(cache).pin(hit_digest)
@@ -222,7 +222,7 @@ async def test_a_full_disk_at_the_start(
 
 
 async def test_content_without_a_length_that_outgrows_the_disk(make_cache: MakeCache, small_disk: Path) -> None:
-    """It is given up before the disk is full to the last byte, and leaves nothing."""
+    """The fill ends before the disk is full to the last byte, and leaves nothing."""
     cache = make_cache(path=small_disk, min_free_bytes=MIB)
     body, digest = content(40 * MIB)
     with pytest.raises(CacheUnavailableError):
@@ -231,7 +231,7 @@ async def test_content_without_a_length_that_outgrows_the_disk(make_cache: MakeC
 
 
 async def test_a_disk_that_takes_no_files(cache: DiskCache, cache_path: Path, events: Events) -> None:
-    """Hits are served from a disk that takes nothing any more; misses and uploads are passed through."""
+    """Hits are served from a disk that is full; misses and uploads are passed through."""
     hit, hit_digest = await put(cache, MIB, 7)
     for name in ("fills", "temp", "spool"):
         (cache_path / name).rmdir()

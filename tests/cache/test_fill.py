@@ -1,4 +1,4 @@
-"""One fetch for all, and nothing unverified in the cache."""
+"""One fetch serves all readers, and no unverified content enters the cache."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ SIZES = [0, 1, HOLD_BACK_BYTES, HOLD_BACK_BYTES + 1, 3 * MIB + 17]
 
 
 def leftovers(path: Path) -> list[str]:
-    """Return what lies in the directories of unfinished work."""
+    """Return the files in the directories of unfinished work."""
     return [f"{name}/{entry}" for name in ("fills", "spool", "temp") for entry in os.listdir(path / name)]
 
 
@@ -42,7 +42,7 @@ def is_committed(cache: DiskCache, digest: Digest) -> bool:
 
 
 async def committed(cache: DiskCache, digest: Digest) -> None:
-    """Return when a content is in the cache and its fill is over."""
+    """Wait until a content is in the cache and its fill has ended."""
     await until(lambda: not cache.is_filling(digest) and is_committed(cache, digest))
 
 
@@ -51,7 +51,7 @@ async def committed(cache: DiskCache, digest: Digest) -> None:
 async def test_a_miss_is_fetched_once_and_then_hit(
     cache: DiskCache, cache_path: Path, size_bytes: int, *, announce: bool
 ) -> None:
-    """Content of any size, announced or not, is served right, committed, and a hit from then on."""
+    """Content of any size, announced or not, is served correctly, committed, and a hit from then on."""
     body, digest = content(size_bytes)
     source = Source(Answer(body, announce=announce))
     reader, result = await cache.open_or_fill(digest, source)
@@ -72,7 +72,7 @@ async def test_a_miss_is_fetched_once_and_then_hit(
 
 @pytest.mark.parametrize("size_bytes", [1000, 2 * MIB])
 async def test_fifty_readers_cost_one_fetch(cache: DiskCache, size_bytes: int) -> None:
-    """All who come before the end latch on to the one fetch."""
+    """All readers that come before the end follow the one fetch."""
     body, digest = content(size_bytes)
     source = Source(Answer(body))
 
@@ -88,7 +88,7 @@ async def test_fifty_readers_cost_one_fetch(cache: DiskCache, size_bytes: int) -
 
 
 async def test_the_fill_outlives_its_cancelled_client(cache: DiskCache) -> None:
-    """The client that started the fetch leaves before anything was announced; another still gets all of it."""
+    """The client that started the fetch leaves before its length is known; another still gets all of it."""
     body, digest = content(MIB)
     answer = Answer(body, announce=False, pause_at=1000)
     source = Source(answer)
@@ -106,7 +106,7 @@ async def test_the_fill_outlives_its_cancelled_client(cache: DiskCache) -> None:
 
 
 async def test_a_cancelled_reader_takes_nobody_along(cache: DiskCache) -> None:
-    """Of many who wait for the same bytes one leaves; the others go on waiting and get them."""
+    """Of many readers that wait for the same bytes one leaves; the others still get them."""
     body, digest = content(2 * MIB)
     answer = Answer(body, pause_at=MIB)
     source = Source(answer)
@@ -123,7 +123,7 @@ async def test_a_cancelled_reader_takes_nobody_along(cache: DiskCache) -> None:
 
 
 async def test_a_sender_without_an_end_is_stopped_at_the_length(cache: DiskCache) -> None:
-    """Past the announced length not another chunk is written, however much the sender would send."""
+    """After the announced length no further chunk is written, however much the sender would send."""
     body, digest = content(2 * MIB)
     answer = Answer(body * 10, size_bytes=len(body))
     reader, _ = await cache.open_or_fill(digest, Source(answer))
@@ -134,7 +134,7 @@ async def test_a_sender_without_an_end_is_stopped_at_the_length(cache: DiskCache
 
 
 async def test_a_reader_that_closes_early_changes_nothing(cache: DiskCache) -> None:
-    """The fill goes on to the commit when nobody reads any more."""
+    """The fill continues to its commit without any reader."""
     body, digest = content(2 * MIB)
     answer = Answer(body, pause_at=MIB)
     reader, _ = await cache.open_or_fill(digest, Source(answer))
@@ -156,7 +156,7 @@ async def test_a_slow_reader_slows_nobody(cache: DiskCache) -> None:
 
 
 async def test_the_tail_is_held_back_until_the_digest_was_right(cache: DiskCache) -> None:
-    """With every byte received but the last, no reader can have the last 64 KiB; what is before them it can."""
+    """With every byte but the last received, readers get no byte of the last 64 KiB, and all bytes before them."""
     body, digest = content(MIB)
     answer = Answer(body, pause_at=len(body) - 1)
     reader, _ = await cache.open_or_fill(digest, Source(answer))
@@ -180,7 +180,7 @@ def _wrong(body: bytes) -> bytes:
 async def test_a_lie_never_enters_and_is_never_served_whole(
     cache: DiskCache, cache_path: Path, events: Events, size_bytes: int, lie: str
 ) -> None:
-    """Wrong digest, too long, too short: no complete body, nothing in the cache, counted, told to the source."""
+    """After a wrong digest or length no body is complete, nothing is cached; a metric and the source know of it."""
     body, digest = content(size_bytes)
     answer = {
         "digest": Answer(_wrong(body)),
@@ -193,7 +193,7 @@ async def test_a_lie_never_enters_and_is_never_served_whole(
     with pytest.raises(FillFailedError):
         await read_all((await cache.open_or_fill(digest, source))[0])
     await until(lambda: not cache.is_filling(digest))
-    assert source.offsets == [0, 0, 0]  # from the start, at whichever replica is right
+    assert source.offsets == [0, 0, 0]  # from the start, at the replica with the right content
     assert all(isinstance(error, FillFailedError) for error in source.raised)
     assert cache.open_committed(digest) is None
     assert cache.read_small(digest) is None
@@ -202,7 +202,7 @@ async def test_a_lie_never_enters_and_is_never_served_whole(
 
 
 async def test_nothing_is_hashed_or_written_on_the_loop(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty cold fills at once: every write and every hash of a chunk is done by a thread of the cache."""
+    """Of twenty cold fills at once every write and every hash of a chunk runs in a thread of the cache."""
     threads: set[str] = set()
     append = OwnedPartialFile.append
 
@@ -218,7 +218,7 @@ async def test_nothing_is_hashed_or_written_on_the_loop(cache: DiskCache, monkey
 
 
 async def test_a_lie_is_blamed_on_who_alone_sent_it(cache: DiskCache, cache_path: Path) -> None:
-    """What was wrong is kept aside; a sender is proven wrong only when all of it came from him as announced."""
+    """Wrong bytes are kept in quarantine; a sender is blamed only for content that it sent alone and announced."""
     body, digest = content(300_000)
     wrong = bytes([body[0] ^ 1]) + body[1:]
     source = Source(Answer(wrong, cut_after=100_000), Answer(body), Answer(wrong), Answer(body))
@@ -233,7 +233,7 @@ async def test_a_lie_is_blamed_on_who_alone_sent_it(cache: DiskCache, cache_path
 
 
 async def test_small_content_is_right_at_the_second_try(cache: DiskCache, events: Events) -> None:
-    """A lie about content that is verified before it is announced becomes the next replica's bytes."""
+    """For content that is verified before it is announced, wrong bytes are replaced by the next replica's."""
     body, digest = content(HOLD_BACK_BYTES)
     source = Source(Answer(_wrong(body)), Answer(body))
     reader, result = await cache.open_or_fill(digest, source)
@@ -243,7 +243,7 @@ async def test_small_content_is_right_at_the_second_try(cache: DiskCache, events
 
 
 async def test_large_content_is_refetched_for_the_next_client(cache: DiskCache) -> None:
-    """Who got bytes of the lie is cut off; the second try fills the cache for those who come after."""
+    """A reader that received wrong bytes is cut off; the second try fills the cache for later readers."""
     body, digest = content(2 * MIB)
     source = Source(Answer(_wrong(body)), Answer(body))
     reader, _ = await cache.open_or_fill(digest, source)
@@ -259,7 +259,7 @@ async def test_large_content_is_refetched_for_the_next_client(cache: DiskCache) 
 async def test_a_replica_that_dies_in_mid_fill_is_not_noticed(
     cache: DiskCache, size_bytes: int, *, ignore_offset: bool
 ) -> None:
-    """The fill goes on with the next stream, also when that one starts from the beginning."""
+    """The fill continues with the next stream, also when that one starts from the beginning."""
     body, digest = content(size_bytes)
     cut = size_bytes // 3
     source = Source(
@@ -274,7 +274,7 @@ async def test_a_replica_that_dies_in_mid_fill_is_not_noticed(
 
 
 async def test_a_replica_that_dies_before_its_first_byte_is_not_noticed(cache: DiskCache) -> None:
-    """Its headers told the size, so that the client has its status line; the bytes come from the next one."""
+    """The client has its status line from the first replica's headers; the bytes come from the next one."""
     body, digest = content(MIB)
     source = Source(Answer(body, cut_after=0), Answer(body))
     reader, _ = await cache.open_or_fill(digest, source)
@@ -283,7 +283,7 @@ async def test_a_replica_that_dies_before_its_first_byte_is_not_noticed(cache: D
 
 
 async def test_a_body_cut_short_of_its_length_is_gone_on_with(cache: DiskCache) -> None:
-    """A stream that ends before the announced length counts as cut, not as the end."""
+    """A stream that ends before the announced length counts as cut, not as complete."""
     body, digest = content(MIB)
     source = Source(Answer(body[: MIB // 2], size_bytes=MIB), Answer(body))
     reader, _ = await cache.open_or_fill(digest, source)
@@ -292,7 +292,7 @@ async def test_a_body_cut_short_of_its_length_is_gone_on_with(cache: DiskCache) 
 
 
 async def test_no_progress_ends_the_fill_for_all_its_readers(cache: DiskCache, cache_path: Path) -> None:
-    """When every replica is gone for good, readers learn of it instead of waiting."""
+    """When every replica is gone for good, readers get an error instead of waiting."""
     body, digest = content(MIB)
     source = Source(Answer(body, cut_after=MIB // 2), Answer(body, error=UpstreamUnavailableError("all down")))
     readers = [(await cache.open_or_fill(digest, source))[0] for _ in range(3)]
@@ -303,7 +303,7 @@ async def test_no_progress_ends_the_fill_for_all_its_readers(cache: DiskCache, c
 
 
 async def test_the_first_answer_of_the_upstream_reaches_the_caller(cache: DiskCache, cache_path: Path) -> None:
-    """What the upstream said to the first request is raised as it is, with no second request."""
+    """An error of the upstream at the first request is raised unchanged, without a second request."""
     _, digest = content(10)
     for error in (RegistryError(ErrorCode.BLOB_UNKNOWN, "not there"), UpstreamUnavailableError("all down")):
         source = Source(Answer(b"", error=error))
@@ -315,7 +315,7 @@ async def test_the_first_answer_of_the_upstream_reaches_the_caller(cache: DiskCa
 
 
 async def test_a_404_for_one_repository_does_not_answer_another(cache: DiskCache) -> None:
-    """Who joined the fetch of a repository that lacks the blob asks its own repository."""
+    """A reader that joins the fetch of another repository, where the blob is absent, asks its own repository."""
     body, digest = content(MIB)
     hidden = Source(Answer(b"", error=RegistryError(ErrorCode.BLOB_UNKNOWN, "not there")))
     holding = Source(Answer(body))
@@ -328,7 +328,7 @@ async def test_a_404_for_one_repository_does_not_answer_another(cache: DiskCache
 
 
 async def test_larger_than_the_cache_passes_through(make_cache: MakeCache, cache_path: Path) -> None:
-    """Content that can never fit is refused before a byte is taken."""
+    """Content that can never fit is refused before the first byte."""
     cache = make_cache(max_size_bytes=MIB)
     body, digest = content(MIB + 1)
     for announce in (True, False):
@@ -338,7 +338,7 @@ async def test_larger_than_the_cache_passes_through(make_cache: MakeCache, cache
 
 
 async def test_a_defect_in_the_source_hangs_nobody(cache: DiskCache, caplog: pytest.LogCaptureFixture) -> None:
-    """An error that no port promises reaches the waiting reader too, and the log."""
+    """An undeclared error of the source reaches the waiting reader and the log."""
     _, digest = content(10)
     with pytest.raises(FillFailedError):
         await cache.open_or_fill(digest, Source(Answer(b"", error=ZeroDivisionError())))
@@ -350,7 +350,7 @@ def _resources() -> tuple[int, int]:
 
 
 async def test_two_hundred_cancelled_readers_leave_nothing(cache: DiskCache, cache_path: Path) -> None:
-    """No descriptor, task, lock or temporary file stays behind, whenever they were cancelled."""
+    """No descriptor, task, lock or temporary file stays behind, whenever the readers were cancelled."""
     warm, warm_digest = content(1, seed=99)
     (await cache.open_or_fill(warm_digest, Source(Answer(warm))))[0].close()
     await committed(cache, warm_digest)
@@ -383,7 +383,7 @@ async def test_two_hundred_cancelled_readers_leave_nothing(cache: DiskCache, cac
 
 
 async def test_a_byte_for_each_connection_is_no_progress(cache: DiskCache) -> None:
-    """A sender that breaks off after a byte, again and again, is given up, and not asked once for each byte."""
+    """A sender that breaks off after each byte is given up after a few requests, not asked once for each byte."""
     body, digest = content(MIB)
     source = Source(Answer(body, cut_after=1))
     reader, _ = await cache.open_or_fill(digest, source)

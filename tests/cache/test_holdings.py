@@ -1,4 +1,4 @@
-"""What repositories hold and what their tags were."""
+"""Holdings: the contents of repositories, and the last known digests of their tags."""
 
 import os
 import time
@@ -33,7 +33,7 @@ def holdings(cache_path: Path) -> FileHoldings:
 
 
 def test_a_holding_is_of_one_repository_upstream_and_kind(holdings: FileHoldings) -> None:
-    """A digest known in one repository, as one kind, is known nowhere else and as nothing else."""
+    """A digest known in one repository, as one kind, is unknown in all others and as any other kind."""
     descriptor = Descriptor(OCI_MANIFEST, ONE, 7)
     holdings.remember(APP, ContentKind.MANIFEST, descriptor)
     found = holdings.find(APP, ContentKind.MANIFEST, ONE)
@@ -47,7 +47,7 @@ def test_a_holding_is_of_one_repository_upstream_and_kind(holdings: FileHoldings
 
 
 def test_a_forgotten_holding_is_gone_for_every_worker(holdings: FileHoldings, cache_path: Path) -> None:
-    """What one worker forgets another one does not find; forgetting twice is fine."""
+    """A digest that one worker forgets is absent for the others; a second removal is no error."""
     other = FileHoldings(cache_path)
     holdings.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
     assert other.find(APP, ContentKind.BLOB, ONE) is not None
@@ -57,7 +57,7 @@ def test_a_forgotten_holding_is_gone_for_every_worker(holdings: FileHoldings, ca
 
 
 def test_what_is_remembered_follows_the_file(holdings: FileHoldings, cache_path: Path) -> None:
-    """A holding that was read before is seen anew when another worker writes it, removes it, and writes it again."""
+    """A remembered holding follows its file when another worker writes it, removes it, and writes it again."""
     other_worker = FileHoldings(cache_path)
     for size_bytes in (7, 8, 9):
         other_worker.remember(APP, ContentKind.MANIFEST, Descriptor(OCI_MANIFEST, ONE, size_bytes))
@@ -74,7 +74,7 @@ def test_what_is_remembered_follows_the_file(holdings: FileHoldings, cache_path:
 
 
 def test_a_holding_survives_a_restart_and_ages(holdings: FileHoldings, cache_path: Path) -> None:
-    """The age counts from the last confirmation, also after the directory was prepared again."""
+    """The age counts from the last confirmation, also after a restart of the cache."""
     holdings.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
     (path,) = (cache_path / "repositories" / str(APP) / "_blobs").iterdir()
     day_ago = time.time() - 86_400
@@ -90,7 +90,7 @@ def test_a_holding_survives_a_restart_and_ages(holdings: FileHoldings, cache_pat
 
 
 def test_what_a_tag_was_is_told_with_type_size_and_record(holdings: FileHoldings) -> None:
-    """A HEAD within the TTL needs nobody, in whichever worker; a record that was not known stays unknown."""
+    """A HEAD within the TTL needs no request, in any worker; without media type or record it stays unknown."""
     holdings.move_tag(APP, LATEST, manifest(ONE), recorded=7)
     cached = holdings.find_tag(APP, LATEST)
     assert cached is not None
@@ -102,7 +102,7 @@ def test_what_a_tag_was_is_told_with_type_size_and_record(holdings: FileHoldings
 
 
 def test_what_ends_while_it_is_learned_is_not_remembered(holdings: FileHoldings, cache_path: Path) -> None:
-    """A delete in any worker between question and answer; what a push made true is remembered all the same."""
+    """An answer asked for before a delete in any worker is not remembered; a fact from a push is."""
     asked_at = holdings.moment(APP)
     blob = Descriptor("application/octet-stream", ONE, 7)
     FileHoldings(cache_path).end(APP, ContentKind.BLOB, ONE)
@@ -136,7 +136,7 @@ DAMAGED = [
 
 @pytest.mark.parametrize("text", DAMAGED)
 def test_damaged_records_are_as_if_absent(holdings: FileHoldings, cache_path: Path, text: bytes) -> None:
-    """A record that cannot be understood is asked again, not an error."""
+    """A damaged record causes a new question, not an error."""
     holdings.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
     holdings.move_tag(APP, LATEST, manifest(ONE), recorded=1)
     for directory in ("_blobs", "_tags"):
@@ -149,7 +149,7 @@ def test_damaged_records_are_as_if_absent(holdings: FileHoldings, cache_path: Pa
 
 
 def test_a_clock_that_is_put_back_keeps_nothing_fresh(holdings: FileHoldings, cache_path: Path) -> None:
-    """What was learned in what is now the future is old, and is asked for again."""
+    """Facts dated in the future are old, and are asked for again."""
     holdings.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7))
     holdings.move_tag(APP, LATEST, manifest(ONE), recorded=1)
     for directory in ("_blobs", "_tags"):
@@ -178,7 +178,7 @@ def test_an_answer_asked_for_before_a_push_does_not_undo_it(holdings: FileHoldin
 
 
 def test_writing_the_same_digest_again_is_a_change(holdings: FileHoldings) -> None:
-    """There and back again is noticed: the version is of the write, not of the digest."""
+    """A change and its reversal are noticed: the version belongs to the write, not to the digest."""
     holdings.move_tag(APP, LATEST, manifest(ONE), recorded=1)
     before = holdings.find_tag(APP, LATEST)
     assert before is not None
@@ -188,7 +188,7 @@ def test_writing_the_same_digest_again_is_a_change(holdings: FileHoldings) -> No
 
 
 def test_tags_of_a_deleted_digest_are_forgotten(holdings: FileHoldings) -> None:
-    """All tags on the digest go, in this repository only; the others stay."""
+    """All tags on the digest are removed, in this repository only; the others stay."""
     for tag, digest in {"a": ONE, "b": TWO, "c": ONE}.items():
         holdings.move_tag(APP, Tag(tag), manifest(digest), recorded=1)
     holdings.move_tag(TEAM, Tag("a"), manifest(ONE), recorded=1)
@@ -202,7 +202,7 @@ def test_tags_of_a_deleted_digest_are_forgotten(holdings: FileHoldings) -> None:
 def test_a_full_disk_never_leaves_an_old_tag_after_a_push(
     holdings: FileHoldings, cache_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A push whose tag cannot be written removes the old entry, and nothing is raised."""
+    """A push whose tag cannot be written removes the old entry, and raises nothing."""
     holdings.move_tag(APP, LATEST, manifest(ONE), recorded=1)
     (cache_path / "temp").rmdir()
     holdings.move_tag(APP, LATEST, manifest(TWO), recorded=1)
@@ -221,7 +221,7 @@ _STEPS = st.lists(st.tuples(st.sampled_from(["read", "remember", "move", "forget
 def test_compare_and_set_against_a_model(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Digest]]
 ) -> None:
-    """Whatever the order: remember_tag writes exactly when nothing was written since its version was read."""
+    """In any order remember_tag writes exactly when nothing was written since its version was read."""
     path = tmp_path_factory.mktemp("cache")
     prepare_cache(path)
     holdings = FileHoldings(path)
@@ -246,7 +246,7 @@ def test_compare_and_set_against_a_model(
 
 
 def test_who_deletes_has_others_forget_nothing(holdings: FileHoldings, cache_path: Path) -> None:
-    """A deletion elsewhere says nothing: one user could else have every repository asked for anew all the time."""
+    """A deletion elsewhere changes nothing: else one user could force new questions for every repository."""
     asked_at = holdings.moment(APP)
     FileHoldings(cache_path).end(TEAM, ContentKind.BLOB, ONE)
     holdings.remember(APP, ContentKind.BLOB, Descriptor("application/octet-stream", ONE, 7), asked_at=asked_at)
@@ -254,7 +254,7 @@ def test_who_deletes_has_others_forget_nothing(holdings: FileHoldings, cache_pat
 
 
 def test_what_replicas_said_can_be_forgotten(holdings: FileHoldings, cache_path: Path) -> None:
-    """Answers about one kind in one upstream go, in every worker; what was pushed through us stays."""
+    """Answers about one kind in one upstream are removed in every worker; facts from pushes stay."""
     worker, asked_at = FileHoldings(cache_path), 0
     for routed in (APP, TEAM, OTHER):
         for kind in ContentKind:

@@ -1,4 +1,4 @@
-"""The directory at start."""
+"""The cache directory at the start of the service."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.cache.test_disk import blob_file, put
 
 
 async def test_leftovers_go_and_content_stays(make_cache: MakeCache, cache_path: Path) -> None:
-    """A start sweeps unfinished work, keeps content and pins; a page that is none makes it count what is on disk."""
+    """A start removes unfinished work, keeps content and pins; an unreadable page makes it count the files."""
     cache = make_cache()
     _, one = await put(cache, 1000, 1)
     _, two = await put(cache, 2000, 2)
@@ -44,14 +44,14 @@ async def test_leftovers_go_and_content_stays(make_cache: MakeCache, cache_path:
 
 
 def test_preparing_twice_is_fine(cache_path: Path) -> None:
-    """A second start finds everything as it was."""
+    """A second start finds everything unchanged."""
     prepare_cache(cache_path)
     assert (cache_path / "schema").read_text() == "2\n"
 
 
 @pytest.mark.parametrize("schema", ["3\n", "photos\n", ""])
 def test_a_newer_or_strange_directory_is_refused_untouched(cache_path: Path, schema: str) -> None:
-    """What a newer release wrote is not swept, and the message says what to do."""
+    """A directory of a newer release is not swept, and the message says what to do."""
     (cache_path / "schema").write_text(schema)
     (cache_path / "fills" / "x.part").write_bytes(b"x")
     with pytest.raises(CacheSchemaError, match=str(cache_path)):
@@ -61,7 +61,7 @@ def test_a_newer_or_strange_directory_is_refused_untouched(cache_path: Path, sch
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"not an id", b"\x00" * 36])
 def test_a_damaged_node_id_comes_back_from_its_copy(cache_path: Path, damage: bytes) -> None:
-    """One of the two files is enough for the node to stay who it is; without either the start names both."""
+    """One of the two files is enough for the node to keep its id; without either the start names both."""
     paths = CachePaths(str(cache_path))
     node_id, first, copy = read_node_id(paths), Path(paths.node_ids[0]), Path(paths.node_ids[1])
     for path in (first, copy):

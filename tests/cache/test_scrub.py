@@ -1,4 +1,4 @@
-"""The scrub: what rots on disk is found, and never served after."""
+"""The scrub: contents that rot on disk are detected, and never served afterwards."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def rot(path: Path, digest: Digest) -> None:
 
 
 def noted(path: Path) -> int:
-    """Return how many shards the last scrub has done."""
+    """Return the number of shards that the last scrub has done."""
     try:
         return int(json.loads((path / "scrub").read_text())["shard"])
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def noted(path: Path) -> int:
 
 
 async def run_until_done(scrubber: Scrubber, path: Path) -> None:
-    """Let a scrubber work until its round is over."""
+    """Run a scrubber until its round is over."""
     task = spawn(scrubber.run(), "care")
     await until(lambda: noted(path) == 256)
     task.cancel()
@@ -49,7 +49,7 @@ async def run_until_done(scrubber: Scrubber, path: Path) -> None:
 async def test_the_end_of_the_last_round_is_told_after_a_restart(
     cache: DiskCache, cache_path: Path, events: Events
 ) -> None:
-    """The worker that takes the duty over tells when the round before ended, as its note on the disk says."""
+    """The worker that takes over reports the end of the last round, from the note on the disk."""
     await run_until_done(Scrubber(cache, 1 << 40, 3600), cache_path)
     (ended_at,) = events.rounds
     os.utime(cache_path / "scrub", (ended_at, ended_at))
@@ -62,7 +62,7 @@ async def test_the_end_of_the_last_round_is_told_after_a_restart(
 
 
 async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path: Path, events: Events) -> None:
-    """What rotted goes to quarantine, is counted, and the next reader gets it from upstream."""
+    """Rotten contents go to quarantine, are counted, and are fetched again for the next reader."""
     contents = [await put(cache, 200_000, seed) for seed in range(20)]
     bad = contents[::5]
     used = {digest: blob_file(cache_path, digest).stat().st_atime_ns for _, digest in contents}
@@ -86,7 +86,7 @@ async def test_the_scrub_finds_all_rot_in_one_round(cache: DiskCache, cache_path
 async def test_empty_shards_cost_a_scrub_nothing(
     cache: DiskCache, cache_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A round writes a note for each shard that holds something, and one at its end: not one for each of the 256."""
+    """A round writes a note for each shard with content, and one at its end: not one for each of the 256."""
     notes: list[int] = []
     write = Scrubber._write_note
 
@@ -101,7 +101,7 @@ async def test_empty_shards_cost_a_scrub_nothing(
 
 
 async def test_one_worker_scrubs_and_another_takes_over(make_cache: MakeCache, cache_path: Path) -> None:
-    """A round goes on where the one that died stopped; a round that is done is not begun again before its time."""
+    """A round continues where its worker died; a new one does not begin before its time."""
     cache = make_cache()
     (_, digest) = await put(cache, 1000)
     (cache_path / "scrub").write_text(json.dumps({"shard": int(digest.hex[:2], 16) + 1, "started_at": 1.0}))
@@ -116,7 +116,7 @@ async def test_one_worker_scrubs_and_another_takes_over(make_cache: MakeCache, c
 
 
 async def test_a_checked_opening_serves_no_rot(cache_path: Path, events: Events) -> None:
-    """With a sample of all, rot with its times put back is found before the first byte."""
+    """With a sample of all, rot with restored times is found before the first byte."""
     cache = DiskCache(cache_path, 1 << 40, 0, events, check_share=1.0)
     _, digest = await put(cache, 200_000, 1)
     body, good = await put(cache, 200_000, 2)
@@ -130,7 +130,7 @@ async def test_a_checked_opening_serves_no_rot(cache_path: Path, events: Events)
 
 
 async def test_the_quarantine_is_bounded(cache: DiskCache, cache_path: Path) -> None:
-    """A disk that rots wholly does not fill itself with what is bad."""
+    """A disk that rots wholly does not fill itself with the quarantine."""
     for seed in range(20):
         _, digest = await put(cache, 1000, seed)
         cache.reject(digest, "a test")
@@ -139,7 +139,7 @@ async def test_the_quarantine_is_bounded(cache: DiskCache, cache_path: Path) -> 
 
 
 async def test_a_lie_is_quarantined(cache: DiskCache, cache_path: Path) -> None:
-    """Bytes that came whole and are something else can be looked at afterwards; nobody is served from them."""
+    """A complete body with a wrong digest is kept for inspection and served to no client."""
     body, digest = await put(cache, 1000)
     cache.drop(digest)
     source = Source(Answer(b"x" * 1000), Answer(body))

@@ -1,4 +1,4 @@
-"""Room: who goes first, pins, limits, and counters that survive everything."""
+"""Room: the order of eviction, pins, limits, and counters that survive every crash."""
 
 import asyncio
 import os
@@ -23,17 +23,17 @@ from tests.support.waiting import until
 
 
 def use(path: Path, digest: Digest, seconds_ahead: int = 100) -> None:
-    """Use a content, later than all that went before."""
+    """Use a content, later than all earlier uses."""
     os.utime(blob_file(path, digest), ns=(round((time.time() + seconds_ahead) * 1e9), 0))
 
 
 def is_there(path: Path, digest: Digest) -> bool:
-    """Look without using it."""
+    """Tell whether a content is there, without using it."""
     return blob_file(path, digest).exists()
 
 
 async def test_the_oldest_that_was_not_used_since_it_came_goes_first(make_cache: MakeCache, cache_path: Path) -> None:
-    """Under max_size, a use saves from one visit of the hand; a reader that has the victim open reads to its end."""
+    """Below max_size a use saves from one visit of the hand; a reader that has the victim open reads to its end."""
     cache = make_cache(max_size_bytes=4 * MIB)
     contents = [await put(cache, MIB, seed) for seed in range(4)]
     age(cache_path, contents)
@@ -50,13 +50,13 @@ async def test_the_oldest_that_was_not_used_since_it_came_goes_first(make_cache:
 
 
 def age(path: Path, contents: Sequence[tuple[bytes, Digest]]) -> None:
-    """Let the last use of contents lie hours back, at or before what eviction has noted."""
+    """Set the last use of contents hours back, at or before the time in eviction's notes."""
     for _, digest in contents:
         os.utime(blob_file(path, digest), ns=(round((time.time() - 10_000) * 1e9), 0))
 
 
 async def test_opening_is_a_use(make_cache: MakeCache, cache_path: Path) -> None:
-    """What another worker opened, or read small, is kept before what nobody did."""
+    """Contents that another worker opened, or read small, are kept longer than unused ones."""
     cache = make_cache(max_size_bytes=3 * MIB)
     contents = [await put(cache, MIB, seed) for seed in range(3)]
     age(cache_path, contents)
@@ -70,7 +70,7 @@ async def test_opening_is_a_use(make_cache: MakeCache, cache_path: Path) -> None
 
 
 async def test_what_comes_once_pushes_nothing_out_that_is_used(make_cache: MakeCache, cache_path: Path) -> None:
-    """A scan of ten times the cache leaves what is used again and again."""
+    """A scan of ten times the cache evicts no contents that are used again and again."""
     cache = make_cache(max_size_bytes=8 * MIB)
     popular = [await put(cache, MIB, seed) for seed in range(4)]
     for number in range(80):
@@ -102,7 +102,7 @@ async def test_the_order_outlives_the_worker_and_stays_short(
 
 
 async def test_what_is_kept_is_not_evicted(cache_path: Path, make_cache: MakeCache) -> None:
-    """Content of pinned repositories stays; when there is nothing else, content passes through and that is counted."""
+    """Content of pinned repositories stays; with nothing else to evict, new content passes through and is counted."""
     kept: set[Digest] = set()
     events = Events()
     cache = DiskCache(cache_path, 3 * MIB, 0, events, find_kept=lambda: kept)
@@ -151,12 +151,12 @@ async def test_a_recount_is_right_while_content_comes_and_goes(make_cache: MakeC
 async def test_a_worker_killed_in_mid_change_leaves_the_counters_right(
     make_cache: MakeCache, cache_path: Path, *, happened: bool
 ) -> None:
-    """What was announced is counted by the next one if, and only if, it is on disk."""
+    """The next worker counts an announced change if, and only if, it is on disk."""
     cache = make_cache()
     body, digest = content(1000)
     await cache.store(digest, body)
     gone = LedgerChange(digest, -1000, -1, present=False)
-    with cache.space._ledger.locked() as ledger:  # as of one that was killed before, or after, its unlink
+    with cache.space._ledger.locked() as ledger:  # of a worker killed before, or after, its unlink
         ledger.write(replace(ledger.state, change=gone))
         if happened:
             blob_file(cache_path, digest).unlink()
@@ -167,7 +167,7 @@ async def test_a_worker_killed_in_mid_change_leaves_the_counters_right(
 
 
 async def test_what_is_pinned_is_never_evicted(make_cache: MakeCache, cache_path: Path) -> None:
-    """A pin keeps it until the unpin; when all is pinned, content passes through and nothing is lost."""
+    """Pinned content stays until it is unpinned; when all is pinned, new content passes through."""
     cache = make_cache(max_size_bytes=2 * MIB)
     spool = DiskSpool(cache)
     pinned = [(await put(cache, MIB, seed))[1] for seed in range(2)]
@@ -185,7 +185,7 @@ async def test_what_is_pinned_is_never_evicted(make_cache: MakeCache, cache_path
 
 
 async def test_nothing_is_evicted_in_vain(make_cache: MakeCache, cache_path: Path) -> None:
-    """When even an empty cache would not make enough room, what is there stays."""
+    """When even an empty cache would not make enough room, nothing is evicted."""
     _, digest = await put(make_cache(), MIB)
     cache = make_cache(min_free_bytes=1 << 60)
     body, other = content(1000)
@@ -195,7 +195,7 @@ async def test_nothing_is_evicted_in_vain(make_cache: MakeCache, cache_path: Pat
 
 
 async def test_the_dead_fills_of_killed_workers_make_room(make_cache: MakeCache, cache_path: Path) -> None:
-    """The step that a killed worker was promised is given back when room is short, and its file goes."""
+    """The room of a killed worker's fill is released when room is short, and its file is removed."""
     cache = make_cache(max_size_bytes=2 * MIB)
     _, digest = content(MIB, 1)
     (cache_path / "fills" / f"sha256-{digest.hex}.part").write_bytes(b"x" * 1000)
@@ -207,7 +207,7 @@ async def test_the_dead_fills_of_killed_workers_make_room(make_cache: MakeCache,
 
 
 async def test_fills_side_by_side_stay_below_the_limit(make_cache: MakeCache) -> None:
-    """Of two fills that fit only one after the other the second ends, for its readers to go on elsewhere."""
+    """Of two fills that only fit one after the other the second ends; its readers continue elsewhere."""
     cache = make_cache(max_size_bytes=3 * MIB)
     body, digest = content(2 * MIB)
     answer = Answer(body, pause_at=MIB)
@@ -223,7 +223,7 @@ async def test_fills_side_by_side_stay_below_the_limit(make_cache: MakeCache) ->
 
 
 async def test_an_upload_may_exceed_the_limit_but_not_min_free(make_cache: MakeCache, cache_path: Path) -> None:
-    """A push evicts for itself and goes on over max_size; unpinned, it goes when it is over; min_free stops it."""
+    """A push may exceed max_size; if it is unpinned it is evicted at its end; min_free stops it."""
     cache: DiskCache = make_cache(max_size_bytes=2 * MIB)
     _, old = await put(cache, MIB, 1)
     _, pinned_digest = await put(cache, MIB, 3)
@@ -243,7 +243,7 @@ async def test_an_upload_may_exceed_the_limit_but_not_min_free(make_cache: MakeC
 
 
 def test_the_counters_have_no_holes(make_cache: MakeCache, cache_path: Path) -> None:
-    """Counting on a full disk kills no worker: the page's room is taken when it is opened."""
+    """A count on a full disk kills no worker: the room of the page is allocated when it is opened."""
     make_cache()
     status = (cache_path / "page").stat()
     assert status.st_blocks * 512 >= status.st_size > 0

@@ -1,4 +1,4 @@
-"""Room for unfinished uploads: shares by owner and of all, who gives way, and numbers that are right again."""
+"""Room for unfinished uploads: shares per owner and in all, the order of removal, and correct counters."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def room(make_cache: MakeCache) -> UploadRoom:
 
 
 def put(room: UploadRoom, owner: str, session: str, size_bytes: int, idle_seconds: float = 0) -> Path:
-    """Let an upload grow to a size, and leave it; return its file."""
+    """Let an upload grow to a size, and close it unfinished; return its file."""
     fd = room.open_part(owner, session)
     room.admit(owner, session, size_bytes)
     os.ftruncate(fd, size_bytes)
@@ -36,7 +36,7 @@ def put(room: UploadRoom, owner: str, session: str, size_bytes: int, idle_second
 
 
 def test_an_owner_has_a_quarter_and_all_have_a_half(room: UploadRoom) -> None:
-    """What is beyond is refused, to this owner or to all; what is within is not."""
+    """Uploads within the share of the owner and of all are accepted; those beyond are refused."""
     put(room, OWNER, "1", 2 * MIB)
     with pytest.raises(CacheUnavailableError, match="its subject"):
         put(room, OWNER, "2", 1)
@@ -48,7 +48,7 @@ def test_an_owner_has_a_quarter_and_all_have_a_half(room: UploadRoom) -> None:
 
 
 def test_the_oldest_that_was_abandoned_gives_way(room: UploadRoom) -> None:
-    """First among the owner's own, then among everybody's; never one of the last five minutes."""
+    """The owner's abandoned uploads go before those of others; never one of the last five minutes."""
     older, newer = put(room, OWNER, "1", MIB, 700), put(room, OWNER, "2", MIB, 600)
     room.write_note(OWNER, "1", b"note")
     os.utime(older.with_suffix(".note"), (1, 1))
@@ -65,7 +65,7 @@ def test_the_oldest_that_was_abandoned_gives_way(room: UploadRoom) -> None:
 
 
 async def test_an_upload_that_is_written_to_is_not_abandoned(make_cache: MakeCache) -> None:
-    """However long its request takes, another one of its owner does not end it."""
+    """However long its request takes, another upload of its owner does not end it."""
     spool = DiskSpool(make_cache(max_size_bytes=8 * MIB))
     upload = spool.create("long", ANN)
     await upload.write(content(2 * MIB)[0])
@@ -80,7 +80,7 @@ async def test_an_upload_that_is_written_to_is_not_abandoned(make_cache: MakeCac
 
 
 async def test_the_numbers_follow_the_uploads(make_cache: MakeCache) -> None:
-    """Open, closed, gone on with in another worker, committed, discarded: what is counted is what lies there."""
+    """The count is the number of files through open, close, resume in another worker, commit and discard."""
     caches = [make_cache(max_size_bytes=1 << 30) for _ in range(2)]
     spools = [DiskSpool(cache) for cache in caches]
     body, digest = content(300_000)
@@ -100,7 +100,7 @@ async def test_the_numbers_follow_the_uploads(make_cache: MakeCache) -> None:
 
 
 def test_a_sweep_makes_the_numbers_right(room: UploadRoom, cache_path: Path) -> None:
-    """What a killed worker left in them lasts until then; what rests for six hours goes, with or without a part."""
+    """The leftovers of a killed worker are counted until the sweep; uploads at rest for six hours are removed."""
     put(room, OWNER, "1", MIB)
     old = put(room, OWNER, "2", MIB, 7 * 3600)
     room.count(OWNER, 5 * MIB)
@@ -114,7 +114,7 @@ def test_a_sweep_makes_the_numbers_right(room: UploadRoom, cache_path: Path) -> 
 
 
 async def test_abandoned_uploads_give_way_to_fetches_at_last(make_cache: MakeCache) -> None:
-    """With nothing left to evict, what nobody goes on with goes."""
+    """With nothing left to evict, abandoned uploads are removed."""
     cache: DiskCache = make_cache(max_size_bytes=8 * MIB)
     part = put(cache.space.uploads, OWNER, "1", 2 * MIB, 700)
     cache.space.make_room(7 * MIB, over_max_size=False)

@@ -44,14 +44,14 @@ async def start_worker(cache_path: Path) -> AsyncIterator[StartWorker]:
 
 
 async def line(process: Process) -> str:
-    """Return the next line that a worker prints."""
+    """Return the next line of a worker's output."""
     assert process.stdout is not None
     async with asyncio.timeout(20):
         return (await process.stdout.readline()).decode().strip()
 
 
 def go_on(process: Process) -> None:
-    """Let a stopped worker go on."""
+    """Resume a stopped worker."""
     assert process.stdin is not None
     process.stdin.write(b"\n")
 
@@ -67,7 +67,7 @@ def blobs_on_disk(path: Path) -> list[os.stat_result]:
 
 
 async def latched_on(cache: DiskCache, start_worker: StartWorker) -> tuple[Process, BlobReader, Source]:
-    """Return a process that stops half-way through a fill, our reader that follows it, and the source that we have."""
+    """Return a process that stops half-way through a fill, our reader that follows it, and our source."""
     owner = await start_worker("fill_and_stop", SIZE, 4 * MIB)
     assert await line(owner) == "stopped miss"
     body, digest = content(SIZE)
@@ -97,7 +97,7 @@ async def test_workers_latch_on_to_each_others_fill(
 async def test_the_fill_of_a_killed_worker_goes_on(
     cache: DiskCache, cache_path: Path, start_worker: StartWorker
 ) -> None:
-    """After kill -9 of the owner one follower goes on where it stopped; the others follow that one."""
+    """After kill -9 of the owner one follower continues where it stopped; the others follow that one."""
     owner, reader, source = await latched_on(cache, start_worker)
     body, digest = content(SIZE)
     follower = await start_worker("follow", SIZE)
@@ -106,7 +106,7 @@ async def test_the_fill_of_a_killed_worker_goes_on(
     assert await read_all(reader) == body
     done = await line(follower)
     assert done.startswith("done ")
-    # Who took over asked from where the owner stopped, and it was one of the two.
+    # The new owner asked from where the old one stopped, and it was one of the two.
     asked = [*source.offsets, *([] if done == "done []" else [int(done.removeprefix("done [").removesuffix("]"))])]
     assert len(asked) == 1
     assert 2 * MIB <= asked[0] <= 4 * MIB
@@ -116,7 +116,7 @@ async def test_the_fill_of_a_killed_worker_goes_on(
 
 
 async def test_a_worker_that_stops_leaves_its_fill_to_another(make_cache: MakeCache) -> None:
-    """At the end of a drain the file stays, and a follower in another worker goes on with it."""
+    """At the end of a drain the file stays, and a follower in another worker continues it."""
     body, digest = content(SIZE)
     answer = Answer(body, pause_at=4 * MIB)
     first, second = make_cache(), make_cache()
@@ -133,7 +133,7 @@ async def test_a_worker_that_stops_leaves_its_fill_to_another(make_cache: MakeCa
 
 
 async def test_a_fill_left_behind_is_gone_on_with_by_the_next_request(make_cache: MakeCache) -> None:
-    """With nobody following, the bytes of a stopped worker are still used by whoever asks next."""
+    """Without followers, the next request still uses the bytes of a stopped worker."""
     body, digest = content(SIZE)
     answer = Answer(body, pause_at=4 * MIB)
     first, second = make_cache(), make_cache()
@@ -149,7 +149,7 @@ async def test_a_fill_left_behind_is_gone_on_with_by_the_next_request(make_cache
 
 
 async def test_wrong_bytes_of_a_killed_worker_are_found_out(make_cache: MakeCache, cache_path: Path) -> None:
-    """Bytes taken over from a dead owner are in the digest: if they are wrong, all is fetched anew."""
+    """Bytes taken over from a dead owner are part of the hash: if they are wrong, all is fetched again."""
     body, digest = content(60_000)
     (cache_path / "fills" / f"sha256-{digest.hex}.part").write_bytes(b"x" * 50_000)
     (cache_path / "fills" / f"sha256-{digest.hex}.size").write_text("60000\n")
@@ -160,7 +160,7 @@ async def test_wrong_bytes_of_a_killed_worker_are_found_out(make_cache: MakeCach
 
 
 async def test_a_worker_killed_between_digest_and_rename(make_cache: MakeCache, cache_path: Path) -> None:
-    """A sealed file without an owner is committed without asking anybody, even when its size file is gone."""
+    """A sealed file without an owner is committed without a request, even when its size file is gone."""
     body, digest = content(100_000)
     part = cache_path / "fills" / f"sha256-{digest.hex}.part"
     part.write_bytes(body)
@@ -176,7 +176,7 @@ async def test_a_worker_killed_between_digest_and_rename(make_cache: MakeCache, 
 
 
 async def test_a_follower_fails_with_its_owner(make_cache: MakeCache) -> None:
-    """When the owner gives up, followers that served bytes are cut; one that served nothing asks for itself."""
+    """When the owner gives up, followers that served bytes are cut; one that served nothing sends its own request."""
     body, digest = content(SIZE)
     lie = Answer(body[:-1] + b"?", pause_at=4 * MIB)
     first, second = make_cache(), make_cache()
@@ -194,7 +194,7 @@ async def test_a_follower_fails_with_its_owner(make_cache: MakeCache) -> None:
 
 
 async def test_without_inotify_the_file_is_polled(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the user's inotify instances are used up, followers still follow."""
+    """Followers still work where the user's inotify instances are used up."""
 
     def refuse(**_: object) -> None:
         raise OSError(24, "too many inotify instances")
@@ -215,7 +215,7 @@ async def test_without_inotify_the_file_is_polled(make_cache: MakeCache, monkeyp
 async def test_kill_at_any_moment_leaves_nothing_partial(
     cache_path: Path, start_worker: StartWorker, make_cache: MakeCache, seed: int
 ) -> None:
-    """Workers killed at random: what is committed is whole, and after the next start the accounts equal the disk."""
+    """Workers killed at random leave only whole contents, and after the next start the accounts equal the disk."""
     chance = random.Random(seed)
     limit = 6 * MIB
     for round_number in range(3):
@@ -236,7 +236,7 @@ async def test_kill_at_any_moment_leaves_nothing_partial(
         statuses = blobs_on_disk(cache_path)
         assert all(is_sealed(status) for status in statuses)
         stats = cache.stats()
-        pushed = 2 * 40 * 40_000  # by each worker one, which may exceed the limit until it has made room
+        pushed = 2 * 40 * 40_000  # one by each worker, which may exceed the limit until it has made room
         assert stats["committed_bytes"] == sum(status.st_size for status in statuses) <= limit + pushed
         assert stats["entries"] == len(statuses)
         assert stats["filling_bytes"] == 0
@@ -244,7 +244,7 @@ async def test_kill_at_any_moment_leaves_nothing_partial(
 
 
 async def test_two_workers_count_as_one(make_cache: MakeCache, cache_path: Path) -> None:
-    """What workers commit, drop and evict at the same time is counted once, and stays under the limit."""
+    """Simultaneous commits, drops and evictions of several workers are counted once, and stay below the limit."""
     first, second = make_cache(max_size_bytes=3 * MIB), make_cache(max_size_bytes=3 * MIB)
 
     async def pull(cache: DiskCache, number: int) -> Digest:

@@ -31,7 +31,7 @@ async def _serve(root: Path, started: Callable[[asyncio.Event, str, Node], None]
 
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[tuple[str, Node]]:
-    """Run an admin listener; give its URL and what it stands on."""
+    """Run an admin listener; give its URL and its node."""
     ready = threading.Event()
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, str, Node]] = []
 
@@ -51,7 +51,7 @@ def listener(tmp_path: Path) -> Iterator[tuple[str, Node]]:
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Have no credentials in environment or home."""
+    """Remove all credentials from the environment and the home."""
     for name in ("URL", "USER", "PASSWORD"):
         monkeypatch.delenv(f"REGISTRY_PROXY_ADMIN_{name}", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))

@@ -1,4 +1,4 @@
-"""The admin commands against a real admin listener: what they do, print, and say when they cannot."""
+"""The admin commands against a real admin listener: their effects, output and error messages."""
 
 import asyncio
 import io
@@ -46,7 +46,7 @@ def _fails(result: Result, *texts: str, status: int = 1) -> None:
 
 
 def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
-    """Each command changes what its options name and nothing else; --json prints the object."""
+    """Each command changes the fields that its options name and nothing else; --json prints the object."""
     made = _json(
         run(
             "user", "add", "ann", "--group", "dev", "--create-groups", "--password-stdin", "--json", stdin=f"{SECRET}\n"
@@ -78,7 +78,7 @@ def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_disabled_user_stays_so(run: Run) -> None:
-    """Whom the API has disabled no other change lets in again."""
+    """A user that the API has disabled stays disabled through any other change."""
     with admin_client() as client:
         client.call("PUT", "users", "bob", body={"disabled": True})
     for change in (["--add-group", "dev", "--create-groups"], ["--admin"], ["--ldap"]):
@@ -94,7 +94,7 @@ def test_adding_what_exists_changes_nothing(run: Run) -> None:
 
 
 def test_a_group_is_made_changed_and_removed(run: Run) -> None:
-    """Members are added and taken out by name; one who is not in it is a mistake that is told."""
+    """Members are added and removed by name; the removal of somebody who is no member is an error."""
     assert _json(run("group", "add", "dev", "--member", "bob", "--json")) == {"name": "dev", "members": ["bob"]}
     changed = _json(run("group", "set", "dev", "--add", "admin", "--remove", "bob", "--json"))
     assert changed["members"] == ["admin"]
@@ -108,7 +108,7 @@ def test_a_group_is_made_changed_and_removed(run: Run) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("user", "bob"), ("group", "dev"), ("robot", "ci")])
 def test_grants_go_with_their_subject_only_after_a_question(run: Run, kind: str, name: str) -> None:
-    """It says how many; a no keeps everything; without grants nobody is asked."""
+    """The question has the number of grants; "no" keeps everything; without grants there is no question."""
     if kind != "user":
         run(kind, "add", name)
     for repository in ("a", "b"):
@@ -124,7 +124,7 @@ def test_grants_go_with_their_subject_only_after_a_question(run: Run, kind: str,
 
 
 def test_a_user_changes_the_own_password(run: Run, environment: pytest.MonkeyPatch) -> None:
-    """The current one is the one logged in with; the commands keep the new one, and tell which tokens stay good."""
+    """The login is the current password; the commands store the new one, and name the tokens that stay valid."""
     assert run("login", "--user", "bob", "--password-stdin", stdin=BOB[1]).exit_code == 0
     environment.delenv("REGISTRY_PROXY_ADMIN_USER", raising=False)
     environment.delenv("REGISTRY_PROXY_ADMIN_PASSWORD")
@@ -142,7 +142,7 @@ def test_a_user_changes_the_own_password(run: Run, environment: pytest.MonkeyPat
 
 
 def test_whoami_shows_what_one_may_do(run: Run, environment: pytest.MonkeyPatch) -> None:
-    """Own grants, those of one's groups and of everyone; an administrator may do everything."""
+    """It lists the user's own grants, those of their groups and of everyone; an administrator may do everything."""
     assert "An administrator may do everything." in run("whoami").stderr
     run("group", "add", "dev", "--member", "bob")
     for subject in ("user:bob", "group:dev", "anonymous", "group:other"):
@@ -157,7 +157,7 @@ def test_whoami_shows_what_one_may_do(run: Run, environment: pytest.MonkeyPatch)
 
 
 def test_what_a_grant_does_beyond_its_words_is_said(run: Run) -> None:
-    """The same grant is made once; strangers who may delete, and a group that a name makes, are warned of."""
+    """An equal grant is made once; warnings name strangers who may delete, and groups that a name creates."""
     first = _json(run("grant", "add", "user:bob", "team/**", "pull,push", "--json"))
     again = run("grant", "add", "user:bob", "team/**", "push,pull", "--json")
     assert _json(again)["id"] == first["id"]
@@ -187,7 +187,7 @@ def test_a_mistyped_group_is_refused(run: Run) -> None:
 
 
 def test_nobody_is_asked_for_a_password_before_the_login_is_known(run: Run, environment: pytest.MonkeyPatch) -> None:
-    """Who is not logged in, or wrongly, reads that first."""
+    """A missing or wrong login is reported first."""
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", "a wrong password")
     for command in (["user", "add", "ann"], ["user", "set", "bob", "--password"], ["password"]):
         _fails(run(*command), "wrong name or password")
@@ -223,7 +223,7 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
 
 
 def test_explain_takes_a_tag_behind_the_repository(run: Run) -> None:
-    """A tag may stand where docker writes it; a second one, or one that can be none, is refused."""
+    """A tag may stand where docker writes it; a second or invalid one is refused."""
     run("grant", "add", "user:bob", "team/**", "pull", "--tags", "v*")
     for tag, status in (("v1", 0), ("latest", 1)):
         result = run("explain", "user:bob", f"team/app:{tag}", "pull")
@@ -235,7 +235,7 @@ def test_explain_takes_a_tag_behind_the_repository(run: Run) -> None:
 
 
 def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
-    """On standard error, so that --json stays JSON: who is named may come later, so it is no failure."""
+    """The warning is on standard error, so that --json stays JSON, and no failure: the subject may be made later."""
     result = run("grant", "add", "user:zoe", "team/**", "pull", "--json")
     made = _json(result)
     assert result.stderr.splitlines() == [
@@ -256,7 +256,7 @@ def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
 
 @pytest.mark.parametrize("actions", ["push", "create"])
 def test_a_grant_to_push_without_pull_is_made_with_a_warning(run: Run, actions: str) -> None:
-    """Clients ask by HEAD for what they push; another grant may give that, so it is no failure."""
+    """Clients send a HEAD for content before a push; another grant may allow that, so it is no failure."""
     made = run("grant", "add", "user:bob", "team/**", actions, "--json")
     warning = f"warning: clients also need pull to push: give pull,{actions}"
     assert (_json(made)["actions"], made.stderr.splitlines()[-1]) == ([actions], warning)
@@ -274,7 +274,7 @@ def test_a_new_robot_is_shown_with_the_next_step(run: Run) -> None:
 
 
 def test_a_new_token_is_shown_with_its_use(run: Run) -> None:
-    """The secret alone is on standard output; a secret of a robot names the login of the robot."""
+    """Only the secret is on standard output; a secret of a robot names the login of the robot."""
     made = run("token", "add")
     assert len(made.stdout.split()) == 1
     assert "as the password of your user in docker login" in made.stderr
@@ -285,7 +285,7 @@ def test_a_new_token_is_shown_with_its_use(run: Run) -> None:
 
 
 def test_faults_are_told_one_a_line(run: Run) -> None:
-    """Everything that is wrong is told at once, each with where it is."""
+    """All faults are reported at once, each with its place."""
     result = run("grant", "add", "bob", "TEAM", "fly", "--mode", "maybe")
     _fails(result, "subject: expected user:NAME", "repository: expected", "actions: expected", "mode: expected")
     assert len(result.stderr.splitlines()) == 5
@@ -293,7 +293,7 @@ def test_faults_are_told_one_a_line(run: Run) -> None:
 
 
 def test_tokens_are_revoked(run: Run, environment: pytest.MonkeyPatch) -> None:
-    """What is revoked, what stays and how that ends is said; the new generation is told to machines."""
+    """The output names what is revoked, what stays and how to end it; JSON has the new generation."""
     assert _json(run("token", "revoke", "user:bob", "--json"))["generation"] == 1
     environment.setenv("REGISTRY_PROXY_ADMIN_USER", BOB[0])
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", BOB[1])
@@ -316,7 +316,7 @@ def test_tokens_are_revoked(run: Run, environment: pytest.MonkeyPatch) -> None:
 
 
 def test_a_secret_is_told_why_it_makes_no_token(environment: pytest.MonkeyPatch, run: Run) -> None:
-    """What users do for themselves needs no admin, so the answer is not that one is needed."""
+    """Actions of users for themselves need no administrator, so the error does not ask for one."""
     secret = _json(run("token", "add", "--json"))["secret"]
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", secret)
     _fails(run("token", "add"), "needs the user's password")
@@ -324,7 +324,7 @@ def test_a_secret_is_told_why_it_makes_no_token(environment: pytest.MonkeyPatch,
 
 
 def test_replicas_are_listed(run: Run, listener: tuple[str, Node]) -> None:
-    """One line for each, with state and latency, and no password."""
+    """Each replica is one line with state and latency, and without a password."""
     replica = listener[1].upstreams["main"].replicas[1]
     replica.state, replica.reason, replica.latency_seconds, replica.pending = ReplicaState.DOWN, "refused", None, 3
     lines = [line.split() for line in run("replica", "list").stdout.splitlines()]
@@ -335,7 +335,7 @@ def test_replicas_are_listed(run: Run, listener: tuple[str, Node]) -> None:
 
 
 def test_the_cache_is_looked_at_verified_and_purged(run: Run, listener: tuple[str, Node], tmp_path: Path) -> None:
-    """Sizes and ratios for people and machines; what rotted is named; a digest or all is removed."""
+    """Sizes and ratios are printed for people and machines; rotten entries are named; a digest or all are removed."""
     good, bad = digest_of(b"good"), digest_of(b"bad")
     cache = listener[1].cache
     for digest, content in ((good, b"good"), (bad, b"bad")):
@@ -359,7 +359,7 @@ def test_the_cache_is_looked_at_verified_and_purged(run: Run, listener: tuple[st
     assert "0 entries removed." in run("cache", "purge", "--repository", "team/app").stderr
     for wrong in ([], ["--all", "--repository", "team/app"]):
         assert run("cache", "purge", *wrong).exit_code == 2
-    assert run("cache", "purge", "--all").exit_code == 1  # nobody says yes
+    assert run("cache", "purge", "--all").exit_code == 1  # nobody confirms
     assert cache.stats()["entries"] == 1
     assert "1 entry removed." in run("cache", "purge", "--all", "--yes").stderr
     _fails(run("cache", "purge", "sha256:1"), "digest: ")
@@ -375,7 +375,7 @@ def _store(listener: tuple[str, Node], digest: Any, content: bytes) -> None:
 def test_who_is_no_admin_logs_in_for_what_users_may(
     environment: pytest.MonkeyPatch, listener: tuple[str, Node]
 ) -> None:
-    """Whoever makes a personal token, or owns a namespace, logs in like an admin, and is told what is not for him."""
+    """A user who makes personal tokens, or owns a namespace, logs in as an admin does; other commands are refused."""
     environment.setenv("REGISTRY_PROXY_ADMIN_URL", listener[0])
     runner = CliRunner()
     login = runner.invoke(app, ["login", "-u", "bob", "--password-stdin"], input=BOB[1])
@@ -391,7 +391,7 @@ def test_who_is_no_admin_logs_in_for_what_users_may(
 def test_login_keeps_the_credentials_for_its_owner_only(
     environment: pytest.MonkeyPatch, listener: tuple[str, Node], tmp_path: Path
 ) -> None:
-    """A login that was checked is kept under its URL, in a file that nobody else can read; logout forgets it."""
+    """A checked login is stored under its URL, in a file that nobody else can read; logout removes it."""
     environment.setenv("REGISTRY_PROXY_ADMIN_URL", listener[0])
     runner = CliRunner()
     _fails(runner.invoke(app, ["user", "list"]), f"Not logged in at {listener[0]}", "registry-proxy login")
@@ -413,7 +413,7 @@ def test_login_keeps_the_credentials_for_its_owner_only(
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"http://127.0.0.1:5080": 7}', "[" * 100_000, "\x00"])
 def test_a_broken_credentials_file_is_told(environment: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
-    """Never a traceback: which file, and what to do."""
+    """The error names the file and the next step, without a traceback."""
     kept = tmp_path / "config" / "registry-proxy" / "credentials.json"
     kept.parent.mkdir(parents=True)
     kept.write_text(content)
@@ -434,7 +434,7 @@ def test_a_broken_credentials_file_is_told(environment: pytest.MonkeyPatch, tmp_
     ids=["nobody", "credentials", "scheme", "empty", "bracket", "port"],
 )
 def test_an_unusable_url_is_told(environment: pytest.MonkeyPatch, url: str, text: str) -> None:
-    """Which URL, how to set it, and never a secret that stands in it."""
+    """The error names the URL and the way to set it, and never a secret in it."""
     environment.setenv("REGISTRY_PROXY_ADMIN_URL", url)
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", SECRET)
     result = CliRunner().invoke(app, ["user", "list"])
@@ -443,7 +443,7 @@ def test_an_unusable_url_is_told(environment: pytest.MonkeyPatch, url: str, text
 
 
 def test_a_url_without_scheme_is_http(run: Run, environment: pytest.MonkeyPatch, listener: tuple[str, Node]) -> None:
-    """`127.0.0.1:5080` is what people write."""
+    """`127.0.0.1:5080`, as people write it, is a URL."""
     environment.setenv("REGISTRY_PROXY_ADMIN_URL", listener[0].removeprefix("http://") + "/")
     assert run("user", "list").exit_code == 0
 
@@ -463,14 +463,14 @@ def test_a_url_without_scheme_is_http(run: Run, environment: pytest.MonkeyPatch,
     ],
 )
 def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
-    """A command line that cannot be meant changes nothing; a password is never taken from it."""
+    """A command line that makes no sense changes nothing; a password is never read from it."""
     result = run(*arguments, stdin=SECRET)
     _fails(result, status=2)
     assert [user["name"] for user in _json(run("user", "list", "--json"))] == ["admin", "bob"]
 
 
 def test_a_password_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
-    """An absent, empty, huge or binary source is an error with its name, and no part of what it holds."""
+    """An absent, empty, huge or binary source is an error with its name, and no part of its content."""
     _fails(run("user", "add", "ann", "--password-file", str(tmp_path / "none")), "cannot be read", "none")
     _fails(run("user", "add", "ann", "--password-stdin", stdin=""), "holds no password")
     binary = tmp_path / "binary"
@@ -481,7 +481,7 @@ def test_a_password_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> Non
 
 
 def test_no_output_holds_a_password(run: Run) -> None:
-    """Neither tables nor JSON nor errors show what was given as password."""
+    """Neither tables nor JSON nor errors show a given password."""
     for arguments in (["--json"], [], ["--group", "$"]):
         result = run("user", "add", "ann", "--password-stdin", *arguments, stdin=SECRET)
         assert SECRET not in result.output
@@ -512,13 +512,13 @@ def _answer_prompts(controller: int, answers: list[str]) -> str:
         except OSError:  # the program closed the terminal
             return shown
         shown += chunk
-        # The space comes after the echo was turned off; what is typed before that is thrown away.
+        # The space comes after the echo was turned off; earlier input is discarded.
         if answers and shown.endswith(": "):
             os.write(controller, f"{answers.pop(0)}\n".encode())
 
 
 def test_something_else_at_the_url_is_told(environment: pytest.MonkeyPatch) -> None:
-    """An answer that is no admin API's never ends in a traceback."""
+    """An answer of another server than the admin API never ends in a traceback."""
     bodies = [
         (200, b"<html>"),
         (200, b"[]"),
@@ -537,7 +537,7 @@ def test_something_else_at_the_url_is_told(environment: pytest.MonkeyPatch) -> N
 
 
 def test_plain_http_where_tls_was_expected_is_told(environment: pytest.MonkeyPatch) -> None:
-    """An https URL of the admin listener, which speaks plain HTTP, is answered with what to write."""
+    """An https URL of the admin listener, which speaks plain HTTP, is answered with the right URL."""
     with _answering(200, b"[]") as url:
         environment.setenv("REGISTRY_PROXY_ADMIN_URL", url.replace("http:", "https:"))
         environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", SECRET)
@@ -572,7 +572,7 @@ def test_the_description_of_the_api_is_printed(run: Run) -> None:
 
 
 def test_repositories_are_listed_by_prefix(run: Run, listener: tuple[str, Node]) -> None:
-    """`repository list` shows what is known, or says that nothing is."""
+    """`repository list` shows the known repositories, or says that there are none."""
     assert "No repository is known." in run("repository", "list").stderr
     loop, store = listener[1].loop, listener[1].store
     changes = [Change(Table.TAGS, f"main/{name}|v1", {}) for name in ("team/app", "other")]
@@ -587,7 +587,7 @@ def test_repositories_are_listed_by_prefix(run: Run, listener: tuple[str, Node])
 
 
 class _Terminal(io.StringIO):
-    """A terminal, whose width the environment gives."""
+    """A terminal whose width the environment gives."""
 
     def isatty(self) -> bool:
         return True
@@ -595,7 +595,7 @@ class _Terminal(io.StringIO):
 
 @pytest.mark.parametrize("columns", ["20", "60", "200"])
 def test_no_identifier_is_cut_at_any_width(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
-    """On a terminal that is too narrow for a table each value stands whole on a line of its own."""
+    """On a terminal that is too narrow for a table each value stands whole on its own line."""
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys, "stdout", terminal := _Terminal())

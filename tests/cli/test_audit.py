@@ -1,4 +1,4 @@
-"""`registry-proxy audit`, against a real admin listener and a log that is written meanwhile."""
+"""`registry-proxy audit`, against a real admin listener and a log that grows meanwhile."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.cli.conftest import Run
 
 
 def test_tail_goes_on_below_its_headings(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes is printed as it comes, once, under the headings of what was there; they are not repeated."""
+    """New events are printed as they come, once, under the first headings, which are not repeated."""
     log, times = tmp_path / "audit" / "0-000000000001.jsonl", iter(range(4))
     log.parent.mkdir(exist_ok=True)
 
@@ -30,7 +30,7 @@ def test_tail_goes_on_below_its_headings(run: Run, tmp_path: Path, monkeypatch: 
 
 
 def test_what_the_log_cannot_hold_is_a_mistake_that_is_told(run: Run) -> None:
-    """Nobody takes a misspelt subject or outcome for an empty log; times tell what one looks like."""
+    """A misspelt subject or outcome is an error, not an empty log; a wrong time is answered with an example."""
     for wrong, message in (
         (["--subject", "ann"], "subject: expected user:NAME"),
         (["--outcome", "bad"], "outcome: expected one of ok, refused"),
@@ -43,7 +43,7 @@ def test_what_the_log_cannot_hold_is_a_mistake_that_is_told(run: Run) -> None:
 
 
 def test_a_row_says_to_whom_and_what_became_of_it(run: Run, tmp_path: Path) -> None:
-    """Of a grant and of a revocation whom it is about, of what failed the answer, of a refused login the reason."""
+    """A row of a grant or revocation names its subject, of a failure the answer, of a refused login the reason."""
     detail = {"path": "/admin/v1/revocations", "status": 201, "asked": {"subject": "user:ann"}}
     failed = {"path": "/admin/v1/users/ann", "status": 400, "asked": None}
     events: list[dict[str, Any]] = [

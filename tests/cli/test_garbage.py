@@ -17,7 +17,7 @@ from tests.support.admin_bench import Node
 
 @pytest.fixture
 def node(listener: tuple[str, Node]) -> Node:
-    """Give a node whose comparisons end at once, and whose replicas are quiet as soon as they are paused."""
+    """Give a node whose comparisons end immediately, and whose replicas are quiet as soon as they are paused."""
     node = listener[1]
     node.loop.call_soon_threadsafe(node.verifier.gate.set)
     node.maintains.is_over = True
@@ -30,7 +30,7 @@ def paused(node: Node) -> list[str]:
 
 
 def test_each_replica_is_collected_while_it_alone_is_paused(run: Run, node: Node, tmp_path: Path) -> None:
-    """The command sees name and URL, without the password; replicas are compared before, between and after."""
+    """The command receives name and URL, without the password; replicas are compared before, between and after."""
     notes = tmp_path / "notes"
     result = run("replica", "gc", "main", "--run", f'echo "$REPLICA $REPLICA_URL" >> {notes}; echo done', "--json")
     assert result.exit_code == 0, result.output
@@ -58,7 +58,7 @@ def test_a_command_that_fails_leaves_its_replica_paused(run: Run, node: Node, tm
 
 
 def test_an_interrupt_waits_for_the_command_and_resumes(run: Run, node: Node, tmp_path: Path) -> None:
-    """The replica is written to again only when the command has ended."""
+    """The replica is written to again only after the command has ended."""
     notes = tmp_path / "notes"
     result = run("replica", "gc", "main", "--run", f"kill -INT $PPID; sleep 0.5; echo $REPLICA >> {notes}")
     assert (result.exit_code, notes.read_text()) == (1, "a\n")
@@ -67,7 +67,7 @@ def test_an_interrupt_waits_for_the_command_and_resumes(run: Run, node: Node, tm
 
 
 def test_a_second_interrupt_leaves_command_and_pause(run: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever does not want to wait is told that the command runs on, and that nothing is written to the replica."""
+    """After a second interrupt the message says that the command still runs and the replica stays paused."""
     wait = os.waitpid
     children: list[int] = []
 
@@ -85,7 +85,7 @@ def test_a_second_interrupt_leaves_command_and_pause(run: Run, node: Node, monke
 
 
 def test_a_registry_that_remembers_blobs_stays_paused(run: Run, node: Node) -> None:
-    """Its command ended well and did not restart it: the next replica is left alone, and --force is the way on."""
+    """Its command succeeded without a restart of it: the next replica is left alone, and --force continues."""
     node.maintains.remembers = True
     result = run("replica", "gc", "main", "--run", "true")
     assert (result.exit_code, "replica a remembers blobs" in result.stderr) == (1, True)
@@ -96,7 +96,7 @@ def test_a_registry_that_remembers_blobs_stays_paused(run: Run, node: Node) -> N
 
 
 def test_the_operator_collects(run: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a command each replica waits for Enter; where nobody can press it, the replica is resumed."""
+    """Without a command each replica waits for Enter; without a terminal the replica is resumed."""
     seen: list[list[str]] = []
     monkeypatch.setattr("builtins.input", lambda: seen.append(paused(node)))
     result = run("replica", "gc", "main")
@@ -115,7 +115,7 @@ Arrange = Callable[[Node], object]
 
 
 def resume_behind_its_back(node: Node) -> None:
-    """Have every pause be over when it is looked at."""
+    """Make every pause be over when it is read."""
     pause = node.maintains.pause
 
     async def vanish(replica: str, reason: str, by: str) -> None:
@@ -126,7 +126,7 @@ def resume_behind_its_back(node: Node) -> None:
 
 
 def test_a_replica_resumed_while_its_command_runs(run: Run, node: Node) -> None:
-    """What was written meanwhile may have met the collection: that is told, and the next replica is left alone."""
+    """Writes during the pause may have met the collection: a warning says so, and the next replica is left alone."""
     resume = f"{sys.executable} -P -m registry_proxy replica resume main $REPLICA"
     result = run("replica", "gc", "main", "--run", resume)
     assert (result.exit_code, "a of main was resumed by somebody else" in result.stderr) == (1, True), result.stderr
@@ -151,7 +151,7 @@ def test_what_cannot_go_on_is_told(
     arguments: Sequence[str],
     message: str,
 ) -> None:
-    """Exit status 1, the reason, and no replica stays paused."""
+    """The exit status is 1 with the reason, and no replica stays paused."""
     monkeypatch.setattr(pauses, "_QUIET_SECONDS", 0)
     monkeypatch.setattr(garbage, "_UP_SECONDS", 0)
     arrange(node)
@@ -161,7 +161,7 @@ def test_what_cannot_go_on_is_told(
 
 
 def test_a_pause_is_listed(run: Run, node: Node) -> None:
-    """State and reason of the table say that a replica is paused, by whom and why."""
+    """State and reason in the table say that a replica is paused, by whom and why."""
     result = run("replica", "pause", "main", "a", "--reason", "its disk", "--json")
     assert (result.exit_code, json.loads(result.stdout)["replicas"][0]["paused"]["quiet"]) == (0, True)
     node.upstreams["main"].notices = ["it is paused for long"]

@@ -7,7 +7,7 @@ from registry_proxy.cli import grants
 
 
 def test_tables_and_lines_show_all_fields_of_a_grant() -> None:
-    """A field that is added to a grant is in both; a line leaves out what is as usual."""
+    """A field added to a grant is in the table and the line; a line leaves out usual values."""
     names = [field.name for field in fields(GrantInput)]
     assert list(grants._COLUMNS) == ["id", *names]
     grant = {name: f"the {name}" for name in ["id", *names]} | {"actions": ["pull", "the actions"]}

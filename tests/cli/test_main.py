@@ -1,4 +1,4 @@
-"""The program as it is called: `registry-proxy check-config` and `python -m registry_proxy serve`."""
+"""The program from the command line: `registry-proxy check-config` and `python -m registry_proxy serve`."""
 
 import fcntl
 import json
@@ -20,13 +20,13 @@ GOOD = str(ROOT / "config" / "example.yaml")
 
 
 def test_check_config_says_ok() -> None:
-    """A good file: OK, exit status 0."""
+    """A good file gives OK and exit status 0."""
     result = CliRunner().invoke(app, ["check-config", GOOD])
     assert (result.exit_code, result.stdout) == (0, "OK\n")
 
 
 def test_check_config_tells_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad file: each fault on a line of standard error, exit status 1."""
+    """A bad file gives each fault on a line of standard error, and exit status 1."""
     file = tmp_path / "bad.yaml"
     file.write_text(Path(GOOD).read_text().replace("workers: 1", "workers: many\nworker: 1"))
     monkeypatch.setenv("REGISTRY_PROXY__LISTEN", "nowhere")
@@ -38,7 +38,7 @@ def test_check_config_tells_every_fault(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("arguments", [["serve"], ["check-config"], ["no-such-command"], ["serve", "--password", "x"]])
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
-    """What the program does not understand has the exit status of the shell's custom."""
+    """An unknown command or option has the usual exit status of wrong usage."""
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
@@ -53,7 +53,7 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     ],
 )
 def test_a_command_that_is_not_there_leads_to_those_that_are(words: str, message: str) -> None:
-    """Its name in another group, or what the group has."""
+    """The message names the same command in another group, or the commands of the group."""
     result = CliRunner().invoke(app, words.split(), env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert message in result.stderr
@@ -67,7 +67,7 @@ def test_the_module_and_the_command_are_one_program() -> None:
 
 
 def test_serve_refuses_a_bad_configuration(tmp_path: Path) -> None:
-    """Nothing starts: the faults on standard error, status 1, no file made."""
+    """Nothing starts: the faults are on standard error, the status is 1, no file is made."""
     file = tmp_path / "bad.yaml"
     file.write_text("workers: many\n")
     command = [sys.executable, "-m", "registry_proxy", "serve", "--config", str(file)]
@@ -79,7 +79,7 @@ def test_serve_refuses_a_bad_configuration(tmp_path: Path) -> None:
 
 
 def test_serve_says_why_it_cannot_start(start_proxy: StartProxy) -> None:
-    """A second service on the cache of a running one: status 1 and a sentence, the first goes on."""
+    """A second service on the cache of a running one ends with status 1 and a sentence; the first goes on."""
     running = start_proxy([_Nowhere()])
     other = running.root / "other.yaml"
     text = running.config.read_text()
@@ -92,19 +92,19 @@ def test_serve_says_why_it_cannot_start(start_proxy: StartProxy) -> None:
 
 
 class _Nowhere:
-    """A registry that is not there."""
+    """A registry that does not exist."""
 
     url = "http://127.0.0.1:1"
 
 
 def test_the_version_is_told() -> None:
-    """An operator can ask which release it is."""
+    """`--version` prints the release."""
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"registry-proxy {version('registry-proxy')}\n")
 
 
 def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
-    """Nothing under a running node; what goes wrong is told in a sentence, with 1, and without a traceback."""
+    """A store under a running node is refused; failures are reported in a sentence, with 1, without a traceback."""
     config = tmp_path / "config.yaml"
     store = {"store": f"sqlite:///{tmp_path / 'store.db'}", "cache": {"path": str(tmp_path / "cache")}}
     upstreams = {"main": {"replicas": [{"url": "http://127.0.0.1:1"}]}}
@@ -125,7 +125,7 @@ def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
     for wrong in (["restore", str(config)], ["restore", "/nowhere"], ["backup", "/nowhere/backup"], ["backup", file]):
         refused = run(*wrong)
         assert (refused.exit_code, "error:" in refused.stderr) == (1, True)
-    with (tmp_path / "cache" / "node.lock").open("w") as lock:  # a node that runs would go on by what it remembers
+    with (tmp_path / "cache" / "node.lock").open("w") as lock:  # a running node would go on with its memory
         fcntl.flock(lock, fcntl.LOCK_EX)
         print("4711", file=lock, flush=True)
         refused = run("restore", file)
@@ -135,7 +135,7 @@ def test_a_store_is_backed_up_and_restored_by_command(tmp_path: Path) -> None:
 
 
 def test_a_shell_completes_commands_and_options() -> None:
-    """What `--install-completion` puts into the shell asks the program, which knows its commands and options."""
+    """The script of `--install-completion` asks the program, which knows its commands and options."""
     asked = {"registry-proxy user ": "add set list show rm", "registry-proxy grant set --m": "--mode"}
     for words, expected in asked.items():
         line = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}

@@ -31,12 +31,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def wait(node: Node, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run something in the loop of the listener."""
+    """Run a coroutine in the loop of the listener."""
     return asyncio.run_coroutine_threadsafe(work(), node.loop).result(20)
 
 
 def test_a_policy_for_nobody_is_applied_with_a_warning(run: Run, tmp_path: Path) -> None:
-    """Each subject that is not there is named once, the first of many; the groups of the file are there."""
+    """Each absent subject is named once, up to a bound; groups of the file count as present."""
     names = ["group:dev", "user:bob", "anonymous", "group:ghosts", *(f"user:nobody{number:02}" for number in range(30))]
     grants = [{"subject": name, "repository": where, "actions": ["pull"]} for name in names for where in ("a", "b")]
     file = tmp_path / "policy.yaml"
@@ -53,7 +53,7 @@ def test_a_policy_for_nobody_is_applied_with_a_warning(run: Run, tmp_path: Path)
 
 
 def test_a_policy_goes_round_by_a_file(run: Run, file: Path) -> None:
-    """What is applied is exported, and what is exported makes no difference: not to `diff`, not to `apply`."""
+    """An exported policy equals the applied one: `diff` and `apply` find no difference."""
     applied = run("access", "apply", str(file))
     assert applied.exit_code == 0, applied.output
     assert "3 changes made" in applied.stderr
@@ -78,7 +78,7 @@ def test_a_policy_goes_round_by_a_file(run: Run, file: Path) -> None:
 
 
 def test_a_difference_is_told_line_by_line(run: Run, file: Path) -> None:
-    """`diff` ends with 1 and tells what comes, goes and changes; it and a dry run change nothing."""
+    """`diff` ends with 1 and lists added, removed and changed entries; it and a dry run change nothing."""
     run("group", "add", "dev", "--member", "admin")
     run("group", "add", "old")
     grant = json.loads(run("grant", "add", "user:bob", "b", "delete", "--tags", "v*", "--json").stdout)["id"]
@@ -107,7 +107,7 @@ def test_a_difference_is_told_line_by_line(run: Run, file: Path) -> None:
 
 
 def test_a_difference_is_tried_on_what_was_asked(run: Run, file: Path, tmp_path: Path) -> None:
-    """`diff --replay` tells whom the policy in the file would newly refuse, by groups and grants as they are there."""
+    """`diff --replay` lists subjects that the file's policy would newly refuse, by its groups and grants."""
     run("access", "apply", str(file))
     (tmp_path / "audit").mkdir()
     asked = json.dumps(["2030-01-01T00:00:00Z", "user:bob", "team/app", "push", "v1", 3])
@@ -143,7 +143,7 @@ BAD = {
 def test_what_is_wrong_is_told_with_its_line_and_changes_nothing(
     run: Run, file: Path, text: str, faults: list[str]
 ) -> None:
-    """File, line, key and what was expected, every fault at once; the policy stays."""
+    """The error has file, line, key and the expected value, for every fault at once; the policy stays."""
     run("access", "apply", str(file))
     before = run("access", "export").stdout
     file.write_text(text)
@@ -156,7 +156,7 @@ def test_what_is_wrong_is_told_with_its_line_and_changes_nothing(
 
 
 def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
-    """Which one, and why; wrong usage is 2."""
+    """The error names the file and the cause; wrong usage is 2."""
     result = run("access", "apply", str(tmp_path / "none.yaml"))
     assert (result.exit_code, "none.yaml cannot be read: No such file" in result.stderr) == (1, True)
     assert run("access", "diff", str(tmp_path / "none.yaml")).exit_code == 2, "1 means that something differs"
@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
 def test_an_owner_is_told_what_is_not_his_to_give(
     run: Run, environment: pytest.MonkeyPatch, listener: tuple[str, Node]
 ) -> None:
-    """The owner of a namespace gives rights inside with the same command; outside he is told where his lies."""
+    """The owner of a namespace makes grants inside with the same command; the refusal of others names the namespace."""
     assert run("grant", "add", "user:bob", "team/**", "manage").exit_code == 0
     environment.setenv("REGISTRY_PROXY_ADMIN_USER", BOB[0])
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", BOB[1])
@@ -180,7 +180,7 @@ def test_an_owner_is_told_what_is_not_his_to_give(
 
 
 def test_no_secret_is_exported(run: Run, listener: tuple[str, Node]) -> None:
-    """Neither hashes nor secrets nor who is an administrator: the file can be read by everybody."""
+    """The export holds no hashes, secrets or administrators: everybody may read the file."""
     run("robot", "add", "ci")
     run("robot", "secret", "add", "ci")
     users = wait(listener[1], listener[1].directory.users.list)

@@ -46,14 +46,14 @@ def put(listener: tuple[str, Node]) -> Put:
 
 @pytest.fixture
 def records(listener: tuple[str, Node]) -> Callable[[Table], Sequence[Record]]:
-    """Return a function that returns what a table holds."""
+    """Return a function that returns the records of a table."""
     node = listener[1]
     return lambda table: asyncio.run_coroutine_threadsafe(node.store.list(table), node.loop).result(20)
 
 
 @pytest.fixture
 def stored(records: Callable[[Table], Sequence[Record]]) -> Callable[[], Subscription]:
-    """Return a function that returns the one subscription on record."""
+    """Return a function that returns the one stored subscription."""
     return lambda: subscription_of(records(Table.SUBSCRIPTIONS)[0])
 
 
@@ -104,7 +104,7 @@ def test_a_subscription_is_made_changed_and_removed(run: Run) -> None:
 
 
 def test_adding_a_subscription_replaces_none(run: Run) -> None:
-    """`add` refuses a name that is taken and says which command changes it."""
+    """`add` refuses an existing name and names the command that changes it."""
     assert run("subscription", "add", "ci", URL).exit_code == 0
     _fails(run("subscription", "add", "ci", "https://other.example/"), "ci exists already", "command `set`")
     assert _json(run("subscription", "show", "ci", "--json"))["url"] == URL
@@ -113,7 +113,7 @@ def test_adding_a_subscription_replaces_none(run: Run) -> None:
 def test_secrets_and_headers_come_from_files_and_standard_input(
     run: Run, stored: Callable[[], Subscription], tmp_path: Path
 ) -> None:
-    """Each line is a secret, the active one first, or a header; another change keeps them, and no output has them."""
+    """Each line is a secret, the active one first, or a header; another change keeps them, and no output shows them."""
     secrets, headers = tmp_path / "secrets", tmp_path / "headers"
     secrets.write_text(f"{SECRETS[0]}\r\n\n{SECRETS[1]}\n")
     headers.write_text(f"Authorization: Bearer {SECRETS[0]}\nX-Team: a: b\n")
@@ -133,7 +133,7 @@ def test_secrets_and_headers_come_from_files_and_standard_input(
 
 
 def test_the_secret_is_asked_for_on_a_terminal(run: Run, stored: Callable[[], Subscription]) -> None:
-    """`--secret` prompts twice without an echo; where there is no terminal the options that read one are named."""
+    """`--secret` prompts twice without an echo; without a terminal the options that read one are named."""
     _fails(run("subscription", "add", "ci", URL, "--secret"), "--secret-stdin or --secret-file FILE", status=2)
     controller, terminal = pty.openpty()
     command = [sys.executable, "-m", "registry_proxy", "subscription", "add", "ci", URL, "--secret"]
@@ -182,7 +182,7 @@ def test_wrong_input_of_a_subscription_is_told(run: Run, tmp_path: Path) -> None
 
 
 def test_queued_deliveries_go_with_their_subscription_only_after_a_question(run: Run, put: Put) -> None:
-    """A no keeps the subscription; dead letters alone raise no question."""
+    """A "no" keeps the subscription; dead letters alone raise no question."""
     for name, table in (("ci", Table.DELIVERIES), ("old", Table.DEAD_LETTERS)):
         run("subscription", "add", name, URL)
         put(table, subscription=name)
@@ -228,7 +228,7 @@ def test_deliveries_are_listed_and_shown(run: Run, put: Put) -> None:
 
 
 def test_events_are_replayed(run: Run, put: Put, records: Callable[[Table], Sequence[Record]]) -> None:
-    """One by its id, or all dead letters of a subscription, of which none is left; a queued one stays as it is."""
+    """An event is replayed by its id, or all dead letters of a subscription; a queued one stays as it is."""
     for name in ("ci", "other"):
         run("subscription", "add", name, URL)
     (queued,) = put(Table.DELIVERIES)

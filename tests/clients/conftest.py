@@ -18,7 +18,7 @@ from tests.support.servers import terminated
 
 @dataclass
 class Docker:
-    """The docker command line against an engine of our own; ``home`` keeps its logins."""
+    """The docker command line with a separate engine; ``home`` keeps its logins."""
 
     socket: Path
     home: Path
@@ -26,7 +26,7 @@ class Docker:
     def run(
         self, *arguments: str, stdin: bytes | None = None, check: bool = True
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a docker command; with ``check`` a failure raises with what it printed."""
+        """Run a docker command; with ``check`` a failure raises with the output."""
         command = ["docker", "-H", f"unix://{self.socket}", "--config", str(self.home), *arguments]
         environment = {**os.environ, "DOCKER_BUILDKIT": "0"}
         done = subprocess.run(
@@ -48,7 +48,7 @@ class Docker:
         return self.run("login", "-u", user, "--password-stdin", host, stdin=password.encode(), check=check)
 
     def build_image(self, name: str, *layers: bytes) -> None:
-        """Build an image of one file a layer."""
+        """Build an image with one file per layer."""
         context = io.BytesIO()
         with tarfile.open(fileobj=context, mode="w") as tar:
             lines = ["FROM scratch"]
@@ -69,14 +69,14 @@ class Docker:
         return str(inspected[0]["Id"])
 
     def forget(self, *names: str) -> None:
-        """Remove local images, so that a pull has to fetch everything again."""
+        """Remove local images, so that a pull fetches everything again."""
         self.run("image", "rm", "-f", *names)
         self.run("image", "prune", "-a", "-f")
 
 
 @pytest.fixture(scope="session")
 def docker_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Start a Docker engine of our own, without network and iptables."""
+    """Start a separate Docker engine, without network and iptables."""
     require_program("dockerd")
     if os.geteuid() != 0:
         pytest.skip("a Docker engine needs root")

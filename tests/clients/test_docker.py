@@ -1,4 +1,4 @@
-"""A real Docker engine logs in, pushes and pulls; what it prints when refused is what a person can act on."""
+"""A real Docker engine logs in, pushes and pulls; its output after a refusal is clear to a person."""
 
 import concurrent.futures
 import shutil
@@ -15,7 +15,7 @@ from tests.support.servers import Server, wait_until
 
 @pytest.fixture
 def proxy(start_proxy: StartProxy, registries: list[Server]) -> Proxy:
-    """Start a proxy in front of both."""
+    """Start a proxy in front of both registries."""
     return start_proxy(registries)
 
 
@@ -48,7 +48,7 @@ def test_push_and_pull_survive_the_loss_of_each_registry_and_cached_of_both(
 
 
 def test_pull_by_digest_and_a_second_push_work(docker: Docker, proxy: Proxy) -> None:
-    """An image is pulled by its digest, and pushing it again uploads nothing."""
+    """An image is pulled by its digest, and a second push of it uploads nothing."""
     proxy.add_user("ann", pull_push=["team/**"])
     name = f"{proxy.host}/team/app:1"
     docker.build_image(name, random_bytes(100_000), random_bytes(100_000))
@@ -62,7 +62,7 @@ def test_pull_by_digest_and_a_second_push_work(docker: Docker, proxy: Proxy) -> 
 
 
 def test_a_layer_known_to_another_repository_is_mounted(docker: Docker, proxy: Proxy) -> None:
-    """Pushing the same layers to a second repository mounts them there; nothing is uploaded twice."""
+    """A push of the same layers to a second repository mounts them there; nothing is uploaded twice."""
     proxy.add_user("ann", pull_push=["team/**"])
     first, second = f"{proxy.host}/team/app:1", f"{proxy.host}/team/copy:1"
     docker.build_image(first, random_bytes(100_000))
@@ -96,7 +96,7 @@ def test_a_missing_right_is_told_at_once(docker: Docker, proxy: Proxy) -> None:
 
 
 def test_after_logout_nothing_is_allowed(docker: Docker, proxy: Proxy) -> None:
-    """Docker logout takes the right to pull away."""
+    """Docker logout removes the right to pull."""
     proxy.add_user("ann", pull_push=["team/**"])
     name = f"{proxy.host}/team/app:1"
     docker.build_image(name, random_bytes(1000))
@@ -108,7 +108,7 @@ def test_after_logout_nothing_is_allowed(docker: Docker, proxy: Proxy) -> None:
 
 
 def test_anonymous_pulls_what_everyone_may(docker: Docker, proxy: Proxy) -> None:
-    """Without a login, docker pulls what is granted to anonymous, and nothing else."""
+    """Without a login, docker pulls only repositories that are granted to anonymous."""
     proxy.add_user("ann", pull_push=["**"])
     public, private = f"{proxy.host}/public/app:1", f"{proxy.host}/private/app:1"
     docker.build_image(public, random_bytes(1000))
@@ -126,7 +126,7 @@ def test_anonymous_pulls_what_everyone_may(docker: Docker, proxy: Proxy) -> None
 
 
 def test_a_new_image_is_pushed_while_a_registry_is_down(docker: Docker, proxy: Proxy, registries: list[Server]) -> None:
-    """With one of two registries gone, docker pushes what nobody has yet, and pulls it."""
+    """With one of two registries down, docker pushes and pulls an image that no registry had before."""
     proxy.add_user("ann", pull_push=["team/**"])
     name = f"{proxy.host}/team/new:1"
     docker.build_image(name, random_bytes(100_000))
@@ -141,7 +141,7 @@ def test_a_new_image_is_pushed_while_a_registry_is_down(docker: Docker, proxy: P
 def test_docker_gets_over_a_kill_in_mid_push_and_in_mid_pull(
     docker: Docker, proxy: Proxy, registries: list[Server]
 ) -> None:
-    """Kill -9 of the whole service while docker pushes, and while it pulls: docker's own retries get to the end."""
+    """Docker's own retries complete a push and a pull through a kill -9 of the whole service."""
     proxy.add_user("ann", pull_push=["team/**"])
     name = f"{proxy.host}/team/app:1"
     docker.build_image(name, random_bytes(64 << 20))

@@ -17,7 +17,7 @@ from tests.support.product import Proxy, make_image, random_bytes, tar_of
 
 
 def run(*command: str, stdin: str | None = None) -> str:
-    """Run a command and return what it printed; raise with it when it failed."""
+    """Run a command and return its output; raise with it after a failure."""
     done = subprocess.run(
         command, input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=90, check=False
     )
@@ -40,7 +40,7 @@ def start(start_proxy: StartProxy, start_registry: StartRegistry, extra: Mapping
 
 
 def test_skopeo_copies_out_and_in(start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path) -> None:
-    """Skopeo copies: it reads an image and writes it to another tag; the digests stay equal."""
+    """Skopeo reads an image and writes it to another tag; the digests stay equal."""
     require_program("skopeo")
     proxy = start(start_proxy, start_registry)
     credentials = "ann:password of a user"
@@ -62,7 +62,7 @@ def test_podman_and_buildah_log_in_and_pull(
     proxy = start(start_proxy, start_registry)
     for program in ("podman", "buildah"):
         require_program(program)
-        runroot = short_path / program  # podman takes none of more than 50 characters
+        runroot = short_path / program  # podman accepts at most 50 characters
         storage = ["--root", str(tmp_path / program), "--runroot", str(runroot)]
         storage += ["--storage-driver", "vfs"]
         authfile = str(tmp_path / f"{program}.json")
@@ -75,7 +75,7 @@ def test_podman_and_buildah_log_in_and_pull(
 def test_skopeo_pushes_while_a_registry_is_down(
     start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path
 ) -> None:
-    """With one of two registries gone, skopeo, which gives up at any 5xx, pushes what nobody has yet."""
+    """With one of two registries down, skopeo, which gives up at any 5xx, pushes an image that no registry had."""
     require_program("skopeo")
     registries = [start_registry("first"), start_registry("second")]
     proxy = start_proxy(registries)
@@ -98,7 +98,7 @@ def issuer() -> Iterator[FakeIssuer]:
 
 
 def credentials(proxy: Proxy, issuer: FakeIssuer, kind: str) -> tuple[str, str, str]:
-    """Return the name and the secret of somebody who may pull below team/, and a wrong secret."""
+    """Return the name and the secret of a subject that may pull below team/, and a wrong secret."""
     with proxy.admin() as admin:
         if kind == "robot":
             admin.put("/robots/ci", json={}).raise_for_status()

@@ -34,14 +34,14 @@ def replicas(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def test_a_list_of_wrong_entries_is_not_called_empty(tmp_path: Path) -> None:
-    """Only the fault of the entry is told, and that of a list that is empty."""
+    """Only the fault of the entry is reported, and that of an empty list."""
     found = faults(tmp_path, upstreams=replicas({"url": "ftp://127.0.0.1"}))
     assert [line.partition(":")[0] for line in found] == ["upstreams.main.replicas[0].url"]
     assert any("at least one entry, found an empty list" in line for line in faults(tmp_path, upstreams=replicas()))
 
 
 def test_a_good_configuration_has_no_fault(tmp_path: Path) -> None:
-    """The base of the tests below is fine."""
+    """The base of the tests below has no fault."""
     assert faults(tmp_path) == []
 
 
@@ -85,16 +85,16 @@ def test_write_quorum(tmp_path: Path, quorum: Any, fine: bool) -> None:  # noqa:
     ],
 )
 def test_a_replica_that_is_ourselves(tmp_path: Path, listen: str, url: str, fine: bool) -> None:  # noqa: FBT001
-    """A replica at our own address would be a loop."""
+    """A replica at the proxy's own address is a fault: it would be a loop."""
     found = faults(tmp_path, listen=listen, upstreams=replicas({"url": url}))
     if listen == "[::1]:5000" and url.endswith("127.0.0.1:5000"):
-        fine = True  # an IPv6 loopback listener does not take IPv4
+        fine = True  # an IPv6 loopback listener does not accept IPv4
     assert (found == []) is fine, found
     assert fine or "our own" in found[0]
 
 
 def test_replicas_are_told_apart(tmp_path: Path) -> None:
-    """Two replicas of an upstream with one name or one URL are a fault; a name may come back in another upstream."""
+    """Two replicas of an upstream with one name or one URL are a fault; two upstreams may use one name."""
     twice = replicas({"url": "http://127.0.0.1:5001"}, {"url": "http://127.0.0.1:5001"})
     assert "expected a name of its own" in faults(tmp_path, upstreams=twice)[0]
     named = replicas({"url": "http://127.0.0.1:5001"}, {"url": "http://127.0.0.1:5001/", "name": "second"})
@@ -111,13 +111,13 @@ def test_replicas_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_listeners_share_no_port(tmp_path: Path) -> None:
-    """The admin listener needs an address of its own."""
+    """The admin listener needs its own address."""
     assert "admin_listen" in faults(tmp_path, listen="127.0.0.1:5000", admin_listen="0.0.0.0:5000")[0]
     assert faults(tmp_path, listen="127.0.0.1:5000", admin_listen="127.0.0.2:5000") == []
 
 
 def test_credentials(tmp_path: Path) -> None:
-    """They come together, from a file that can be read, and cross no network in the clear unless that is wanted."""
+    """Credentials come as a pair, from a readable file, and cross a network in the clear only when that is allowed."""
     password = tmp_path / "password"
     password.write_text("of the registry\n")
     good = {"url": "http://127.0.0.1:5001", "username": "ann", "password_file": str(password)}
@@ -135,7 +135,7 @@ def test_credentials(tmp_path: Path) -> None:
 
 
 def test_ca_file(tmp_path: Path) -> None:
-    """It holds certificates, and belongs to an https URL."""
+    """A ``ca_file`` holds certificates, and belongs to an https URL."""
     file = tmp_path / "ca.pem"
     replica = {"url": "https://registry.example.com", "ca_file": str(file)}
     assert "cannot be read" in faults(tmp_path, upstreams=replicas(replica))[0]
@@ -146,7 +146,7 @@ def test_ca_file(tmp_path: Path) -> None:
 
 
 def test_places(tmp_path: Path) -> None:
-    """What must outlive the cache does not lie in it, and files are no directories."""
+    """Files that must outlive the cache do not lie in it, and files are no directories."""
     (tmp_path / "file").write_text("")
     cache = tmp_path / "cache"
     assert "cache.path: expected a directory" in faults(tmp_path, cache={"path": str(tmp_path / "file")})[0]
@@ -163,13 +163,13 @@ def test_places(tmp_path: Path) -> None:
 
 
 def oidc(**issuers: Any) -> dict[str, Any]:
-    """Return an ``auth`` section with issuers, each as changes of a good one."""
+    """Return an ``auth`` section with issuers, each given as changes of a good one."""
     good = {"issuer": "https://ci.example.com", "audience": "x", "rules": [{"name": "any", "claims": {"sub": "*"}}]}
     return {"oidc": {name: {**good, **changes} for name, changes in issuers.items()}}
 
 
 def test_issuers(tmp_path: Path) -> None:
-    """Two of one URL, and files that are no certificates, are faults at their key."""
+    """Two issuers of one URL, and files without certificates, are faults at their key."""
     key_file = {"signing_key_file": str(tmp_path / "key.pem")}
     assert faults(tmp_path, auth={**key_file, **oidc(a={})}) == []
     bad = tmp_path / "ca.pem"
@@ -194,7 +194,7 @@ def test_issuers(tmp_path: Path) -> None:
 
 
 def test_ldap(tmp_path: Path) -> None:
-    """Its certificate authority is looked at."""
+    """The certificate authority of LDAP is checked."""
     bad = tmp_path / "ca.pem"
     bad.write_text("no certificate")
     good = {"url": "ldaps://ldap.example.com", "bind_dn": "uid={name},dc=example,dc=com"}

@@ -1,4 +1,4 @@
-"""Replicas by DNS, asked of a real dnsmasq."""
+"""Replicas from DNS, resolved by a real dnsmasq."""
 
 import asyncio
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def replicas(settings: Settings) -> list[tuple[str, str, str | None]]:
 async def test_each_address_of_a_name_is_a_replica(
     dns: Dns, configured: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """IPv4 and IPv6, in a stable order, called by the name of the URL."""
+    """Each IPv4 and IPv6 address is a replica, in a stable order, with the host name of the URL."""
     dns.serve("--host-record=registry.test,127.0.0.3", "--host-record=registry.test,127.0.0.2,::1")
     found = await Discovery(str(tmp_path / "found")).expand(configured("https://registry.test:5000", "addresses"))
     assert replicas(found) == [
@@ -52,7 +52,7 @@ async def test_each_address_of_a_name_is_a_replica(
 async def test_each_target_of_a_service_is_a_replica_by_its_name(
     dns: Dns, configured: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A target is called and known by its own name, wherever its address is; ports are those of the record."""
+    """A target has its own name, wherever its address is; the port is that of the record."""
     dns.serve(
         "--host-record=one.test,127.0.0.2",
         "--host-record=two.test,127.0.0.3",
@@ -69,7 +69,7 @@ async def test_each_target_of_a_service_is_a_replica_by_its_name(
 async def test_a_target_that_cannot_be_a_replica_is_left_out(
     dns: Dns, configured: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others stay, by their names in lower case, and the log says so once, not at each look."""
+    """The other targets stay, by their names in lower case, and the log says so once, not at each look-up."""
     long = f"{'a' * 60}.{'b' * 60}.test"
     dns.serve(
         "--host-record=one.test,127.0.0.2",
@@ -92,7 +92,7 @@ Answers = dict[tuple[str, str], list[str]]
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
-    """Records by name and kind that DNS answers at once; they hold for a moment, and so does every pause."""
+    """Records by name and kind that DNS answers immediately; they and every pause last for a moment."""
     known: Answers = {}
 
     async def records(_nameservers: object, name: str, kind: str) -> tuple[list[Any], float]:
@@ -106,7 +106,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
 
 
 def by_address(*hosts: str) -> Settings:
-    """Return settings with an upstream for each host, whose replicas are its addresses; ``main`` is the first."""
+    """Return settings with an upstream per host, whose replicas are its addresses; ``main`` is the first."""
     upstreams: dict[str, Any] = {"main": {"replicas": [{"url": "http://127.0.0.1:1"}]}}
     for name, host in zip(("main", "other"), hosts, strict=False):
         upstreams[name] = {"storage": "shared", "replicas": [{"url": f"http://{host}", "discover": "addresses"}]}
@@ -118,7 +118,7 @@ def by_address(*hosts: str) -> Settings:
 async def test_all_that_is_to_be_asked_is_asked_at_once(
     kind: str, monkeypatch: pytest.MonkeyPatch, configured: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Every address of every entry, and of every target of a service: what hangs is waited for together."""
+    """All addresses of all entries and of all targets are asked at the same time: slow answers overlap."""
     four_at_once = asyncio.Barrier(4)
 
     async def records(_nameservers: object, _name: str, kind: str) -> tuple[list[Any], float]:
@@ -134,7 +134,7 @@ async def test_all_that_is_to_be_asked_is_asked_at_once(
 
 
 async def test_a_reload_that_brings_the_first_name_is_followed_at_once(answers: Answers, tmp_path: Path) -> None:
-    """Whoever waits for what is in force to expire does not sleep on when other settings come into force."""
+    """A wait for the expiry of the current answer ends when other settings come into force."""
     found = Discovery(str(tmp_path / "found"))
     await found.expand(by_address())
     found.confirm(by_address())
@@ -149,24 +149,24 @@ async def test_a_reload_that_brings_the_first_name_is_followed_at_once(answers: 
 
 
 class EnoughError(Exception):
-    """Ends a wait for what does not come."""
+    """Ends a wait for a change that never comes."""
 
 
 async def test_what_was_refused_is_told_again_later_and_what_is_new_at_once(
     answers: Answers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An answer that does not come into force is no news at each look; nor is what other settings, refused, asked."""
+    """A refused answer is no news at each look-up; nor is the answer to other, refused settings."""
     answers.update({(f"{host}.test", kind): [] for host in "ab" for kind in ("A", "AAAA")})
     answers["a.test", "A"] = answers["b.test", "A"] = ["127.0.0.2"]
     found, settings = Discovery(str(tmp_path / "found")), by_address("a.test")
     await found.expand(settings)
     found.confirm(settings)
-    await found.expand(by_address("a.test", "b.test"))  # and no more: the reload is refused
+    await found.expand(by_address("a.test", "b.test"))  # no further one: the reload is refused
 
     look = found._look
 
     async def is_reported() -> bool:
-        """Tell whether a change is told within three looks."""
+        """Tell whether a change is reported within three look-ups."""
         looks = iter(range(3))
 
         async def counted(*arguments: Any) -> None:
@@ -193,7 +193,7 @@ async def test_what_was_refused_is_told_again_later_and_what_is_new_at_once(
 
 
 async def test_it_tells_when_dns_names_others(dns: Dns, configured: Callable[..., Settings], tmp_path: Path) -> None:
-    """Over shared storage an address that leaves DNS is gone; a lapse of DNS changes nothing."""
+    """Over shared storage an address that leaves DNS is removed; a failure of DNS changes nothing."""
     settings = configured("http://registry.test:5000", "addresses")
     dns.serve("--host-record=registry.test,127.0.0.2")
     node = Discovery(str(tmp_path / "found"))
@@ -211,7 +211,7 @@ async def test_it_tells_when_dns_names_others(dns: Dns, configured: Callable[...
 async def test_a_replica_of_its_own_store_that_leaves_dns_is_not_forgotten(
     dns: Dns, configured: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Also by the next start, also when DNS is away then: it is behind, and what it misses must be recorded."""
+    """The next start keeps it too, even without DNS: it is behind, and its missing writes must be recorded."""
     settings = configured("http://_registry._tcp.test", "srv", storage="independent")
     hosts = ("--host-record=one.test,127.0.0.2", "--host-record=two.test,127.0.0.3")
     one, two = "--srv-host=_registry._tcp.test,one.test,5001", "--srv-host=_registry._tcp.test,two.test,5002"
@@ -226,7 +226,7 @@ async def test_a_replica_of_its_own_store_that_leaves_dns_is_not_forgotten(
 
 
 async def test_without_a_dns_server_what_is_configured_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine without a resolver starts; an entry for DNS is told to have found nothing, not a traceback."""
+    """A machine without a resolver starts; an entry for DNS has found nothing, and raises no traceback."""
 
     def no_servers(*_: Any, **__: Any) -> None:
         raise NoResolverConfiguration
@@ -245,7 +245,7 @@ async def test_without_a_dns_server_what_is_configured_is_used(monkeypatch: pyte
 async def test_without_any_replica_it_does_not_start(
     dns: Dns, configured: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The error names the upstream and what was asked; a file that is no memory is no reason to fail."""
+    """The error names the upstream and the DNS question; an unreadable memory file is no failure."""
     dns.serve()
     (tmp_path / "found").write_text("[]")
     with pytest.raises(StartError, match=r"no replica of upstream main: registry\.test \(addresses\)"):

@@ -1,4 +1,4 @@
-"""The configuration value: every key, its default, its unit, and what is refused."""
+"""The configuration value: every key, its default, its unit, and the refused values."""
 
 import ipaddress
 import re
@@ -88,7 +88,7 @@ def test_every_key_has_its_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_docker_hubs_token_service_is_known_beside_those_given() -> None:
-    """Also in a worker, which reads what was filled in once more."""
+    """The service stays known in a worker, which reads the completed value once more."""
     given = {"url": "https://registry-1.docker.io", "realm_hosts": ["login.example.com"]}
     replica = ReplicaSettings.model_validate(given)
     assert replica.realm_hosts == ("login.example.com", "auth.docker.io")
@@ -96,7 +96,7 @@ def test_docker_hubs_token_service_is_known_beside_those_given() -> None:
 
 
 def test_the_defaults_are_those_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only upstreams and routes are needed."""
+    """Only upstreams and routes are required; the other defaults are those of the documentation."""
     monkeypatch.chdir(tmp_path)
     settings = load(tmp_path, SMALLEST)
     assert (str(settings.listen), str(settings.admin_listen)) == ("127.0.0.1:5000", "127.0.0.1:5080")
@@ -115,7 +115,7 @@ def test_the_defaults_are_those_of_the_documentation(tmp_path: Path, monkeypatch
 
 
 def test_a_worker_gets_the_same_settings(tmp_path: Path) -> None:
-    """What travels as JSON to a worker is equal to what was read, secrets included."""
+    """The settings that travel to a worker as JSON are equal to the original, secrets included."""
     (tmp_path / "password").write_text("x")
     settings = load(tmp_path, EVERY_KEY.replace("PASSWORD", str(tmp_path / "password")))
     assert Settings.from_json(settings.to_json()) == settings
@@ -128,7 +128,7 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_in_the_repr(tmp_path: Path) -> None:
-    """A settings value that ends up in a log or a traceback tells no password."""
+    """A settings value in a log or a traceback shows no password."""
     (tmp_path / "password").write_text("pa55word")
     settings = load(tmp_path, EVERY_KEY.replace("PASSWORD", str(tmp_path / "password")))
     assert "s3cret" not in f"{settings!r} {settings}"
@@ -259,7 +259,7 @@ def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
     ],
 )
 def test_bad_values_are_refused_with_what_was_expected(tmp_path: Path, key: str, values: list[str]) -> None:
-    """A value that makes no sense is a fault at its key, and says what was expected."""
+    """A value that makes no sense is a fault at its key, with the expected form."""
     for value in values:
         with pytest.raises(SettingsError) as refusal:
             load(tmp_path, SMALLEST, {f"REGISTRY_PROXY__{key}": value})
@@ -302,7 +302,7 @@ RULE = {"name": "any", "claims": {"sub": "*"}}
     ],
 )
 def test_issuers_that_are_not_well_described_are_refused(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
-    """Whatever would take more than was meant, or nobody, is a fault at its key."""
+    """An issuer whose rules accept too much, or nobody, is a fault at its key."""
     good = {"issuer": "https://ci.example.com/a", "audience": "x", "rules": [RULE]}
     load(tmp_path, {**SMALLEST, "auth": {"oidc": {"ci": good}}})
     with pytest.raises(SettingsError) as refusal:
@@ -331,7 +331,7 @@ def test_issuers_that_are_not_well_described_are_refused(tmp_path: Path, changes
     ],
 )
 def test_an_ldap_that_is_not_well_described_is_refused(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
-    """Passwords go over TLS, or stay on this machine; everybody has a DN of his own."""
+    """Passwords go over TLS or stay on this machine; each user has a separate DN."""
     for url, address in (
         ("ldaps://ldap.example.com", ("ldap.example.com", 636, True)),
         ("ldap://127.0.0.1:3890", ("127.0.0.1", 3890, False)),
@@ -347,7 +347,7 @@ def test_an_ldap_that_is_not_well_described_is_refused(tmp_path: Path, changes: 
 
 
 def test_what_comes_later_is_refused_as_not_available_yet(tmp_path: Path) -> None:
-    """A feature that is not there is neither accepted nor taken for a misspelling."""
+    """A planned feature is neither accepted nor reported as a misspelling."""
     main = {**SMALLEST["upstreams"]["main"], "webhooks": "x"}
     config = {**SMALLEST, "upstreams": {"main": main}}
     with pytest.raises(SettingsError) as refusal:
@@ -358,7 +358,7 @@ def test_what_comes_later_is_refused_as_not_available_yet(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["example", "ha", "pull-through"])
 def test_the_examples_are_good(name: str) -> None:
-    """Every configuration that we ship passes check-config."""
+    """Every shipped configuration passes check-config."""
     load_settings(str(Path(__file__).parent.parent.parent / "config" / f"{name}.yaml"), {})
 
 

@@ -15,7 +15,7 @@ SMALLEST = b'upstreams: {main: {replicas: [{url: "http://127.0.0.1:5001"}]}}\nro
 
 
 def faults_of(text: bytes) -> list[Fault]:
-    """Return what is wrong with a YAML text, as a configuration."""
+    """Return the faults of a YAML text, read as a configuration."""
     source = read_yaml("c.yaml", text)
     if source.faults:
         return source.faults
@@ -27,7 +27,7 @@ def faults_of(text: bytes) -> list[Fault]:
 
 
 def test_all_faults_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
-    """Each fault has file and line, key, what was expected and what was found."""
+    """Each fault has file and line, key, the expected form and the value found."""
     text = [
         b"workers: two",
         b"worker: 2",
@@ -102,18 +102,18 @@ def test_an_alias_may_be_used_twice() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"# nothing\n", b"---\n", b"null\n", b"{}"])
 def test_an_empty_file_misses_two_keys(text: bytes) -> None:
-    """What is needed is named."""
+    """The faults name the two required keys."""
     assert [fault.key for fault in faults_of(text)] == ["routes", "upstreams"]
 
 
 @pytest.mark.parametrize("value", ["0b_", "1" * 5000, "2020-13-45", "08", "1:30", ".inf", ".nan", "~", "yes", "0x"])
 def test_scalars_that_yaml_reads_oddly_are_faults_not_errors(value: str) -> None:
-    """YAML 1.1 makes numbers, dates and booleans of much; none of it breaks the reader."""
+    """YAML 1.1 reads much as numbers, dates and booleans; none of it breaks the reader."""
     assert [fault.key for fault in faults_of(f"listen: {value}\n".encode() + SMALLEST)] == ["listen"]
 
 
 def test_the_environment_wins_and_names_itself() -> None:
-    """Maps and lists are JSON, a deeper variable is applied after a map, an empty one is nothing."""
+    """Maps and lists are JSON, a deeper variable is applied after a map, an empty one is ignored."""
     source = read_yaml("c.yaml", SMALLEST + b"cache: {path: a, max_size: 1GiB}\npublic_url: https://x\n")
     environment = {
         "REGISTRY_PROXY__CACHE": '{"path": "b"}',
@@ -147,7 +147,7 @@ def test_the_environment_wins_and_names_itself() -> None:
     ],
 )
 def test_faults_of_the_environment(name: str, value: str, expected: str) -> None:
-    """A variable that fits nowhere is a fault under its own name."""
+    """A variable that fits no key is a fault under its own name."""
     source = read_yaml("c.yaml", SMALLEST + b"cache: {path: a}\n")
     overlay_environment(source, {f"REGISTRY_PROXY__{name}": value})
     with pytest.raises(SettingsError) as refusal:
@@ -171,7 +171,7 @@ def test_faults_of_the_environment(name: str, value: str, expected: str) -> None
     ],
 )
 def test_a_variable_with_wrong_underscores_is_a_fault(tmp_path: Path, name: str, expected: str | None) -> None:
-    """It is named with the one that was meant; what others, such as Kubernetes, call like ours is let alone."""
+    """The fault names the variable that was meant; similar names of others, such as Kubernetes, are ignored."""
     file = tmp_path / "c.yaml"
     file.write_bytes(SMALLEST)
     if expected is None:
@@ -185,14 +185,14 @@ def test_a_variable_with_wrong_underscores_is_a_fault(tmp_path: Path, name: str,
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """The reason is the operating system's."""
+    """The fault has the reason of the operating system."""
     for path, reason in ((tmp_path / "absent", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(SettingsError, match=reason):
             load_settings(str(path), {})
 
 
 def test_a_fault_of_the_text_hides_no_fault_of_a_value(tmp_path: Path) -> None:
-    """A key that is there twice and a strange tag are told together with bad values and unknown keys."""
+    """A repeated key and an unknown tag are reported together with bad values and unknown keys."""
     file = tmp_path / "c.yaml"
     file.write_bytes(SMALLEST + b"workers: two\nworkers: 3\nlistn: x\naudit: !mine {path: 5}\nadmin_listen: x\n")
     with pytest.raises(SettingsError) as refusal:
@@ -202,7 +202,7 @@ def test_a_fault_of_the_text_hides_no_fault_of_a_value(tmp_path: Path) -> None:
 
 
 def test_passwords_are_not_repeated() -> None:
-    """A fault shows what was found without the credentials in it."""
+    """A fault shows the value without the credentials in it."""
     assert describe("redis://user:secret@host name/0") == '"redis://***@host name/0"'
     assert (
         describe("redis+sentinel://a,b?sentinel_password=secret&x=1")
@@ -238,7 +238,7 @@ TREES = st.recursive(
 
 @given(st.dictionaries(KEYS, TREES, max_size=6))
 def test_any_tree_is_settings_or_faults(tree: dict[str, object]) -> None:
-    """Whatever JSON can say is refused with faults, never with another exception."""
+    """Any JSON value is accepted or refused with faults, never with another exception."""
     with pytest.raises(SettingsError) as refusal:
         validate(Source("c.yaml", tree))
     assert str(refusal.value)
