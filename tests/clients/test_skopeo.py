@@ -118,7 +118,7 @@ def credentials(proxy: Proxy, issuer: FakeIssuer, kind: str) -> tuple[str, str, 
 def test_every_client_logs_in_with_a_secret(
     docker: Docker, start_proxy: StartProxy, start_registry: StartRegistry, short_path: Path, issuer: FakeIssuer
 ) -> None:
-    """Docker, skopeo, podman and buildah take a robot's secret, a personal token and an ID token, and no wrong one."""
+    """Docker, skopeo, podman and buildah log in by a robot's secret, a personal token and an ID token, by no other."""
     rules = [{"name": "any", "claims": {"repository": "acme/*"}, "subject": "{repository}"}]
     oidc = {"ci": {"issuer": issuer.url, "audience": AUDIENCE, "rules": rules}}
     proxy = start(start_proxy, start_registry, {"auth": {"oidc": oidc}})

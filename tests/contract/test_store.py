@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def open_one(url: str, tmp_path: Path) -> AsyncIterator[Open]:
-    """Return a function that opens the store once more; ``node`` tells which node's page it shares."""
+    """Return a function that opens the store again; ``node`` is the node whose page it shares."""
     async with AsyncExitStack() as stack:
 
         async def open_it(node: str = "node") -> Opened:
@@ -53,7 +53,7 @@ async def store(open_one: Open) -> Store:
 
 
 async def test_gives_back_what_was_written(store: Store) -> None:
-    """A record comes back as it was written, with any JSON in it; what is not there is None."""
+    """A record comes back as it was written, with any JSON in it; an absent record is None."""
     value = {"text": "a\u00fc\U0001f433 \x00'\"", "number": 2**53, "list": [1, None, True], "nested": {"a": {}}}
     revision = await store.commit([Change(Table.USERS, "ann", value)])
     assert await store.get(Table.USERS, "ann") == Record("ann", value, revision)
@@ -62,14 +62,14 @@ async def test_gives_back_what_was_written(store: Store) -> None:
 
 
 async def test_several_records_come_by_one_question(store: Store) -> None:
-    """Each in its place, also of different tables, and None for what is not there."""
+    """Records come in the order of the keys, also of different tables, with None for absent ones."""
     revision = await store.commit([Change(Table.USERS, "a", {"n": 1}), Change(Table.GROUPS, "a", {"n": 2})])
     keys = [(Table.GROUPS, "a"), (Table.USERS, "b"), (Table.USERS, "a")]
     assert await store.get_all(keys) == [Record("a", {"n": 2}, revision), None, Record("a", {"n": 1}, revision)]
 
 
 async def test_lists_by_prefix_in_order(store: Store) -> None:
-    """A list holds exactly the keys that start with the prefix, sorted, whatever characters they are made of."""
+    """A list holds exactly the keys with the prefix, sorted, whatever their characters are."""
     keys = ["a", "a|b", "a|b/c", "a|bb", "a|\u00fc", "b", "B", "a|[x]*", "%", "_"]
     await store.commit([Change(Table.INTENTS, key, {"key": key}) for key in keys])
     for prefix in ["", "a", "a|", "a|b", "a|b/", "a|[", "%", "c", "a|\u00fc"]:
@@ -79,7 +79,7 @@ async def test_lists_by_prefix_in_order(store: Store) -> None:
 
 
 async def test_tells_the_heads_of_keys(store: Store) -> None:
-    """What stands before the first ``|`` is told once, also where one begins with another; and keys are counted."""
+    """The part of keys before the first ``|`` is listed once, also where one begins with another; keys are counted."""
     heads = ["a", "a-b", "a/b", "a}", "a~", "b", "main/team/app", "main/team/app-x", "\u00fc"]
     keys = [f"{head}|{rest}" for head in heads for rest in ("", "1", "2|3", "~", "\ufffd")]
     await store.commit([Change(Table.TAGS, key, {}) for key in keys])
@@ -101,7 +101,7 @@ async def test_lists_many(store: Store) -> None:
 
 
 async def test_deletes(store: Store) -> None:
-    """A deleted record is gone from get and list; deleting it again is fine."""
+    """A deleted record is absent from get and list; a second delete is no error."""
     await store.commit([Change(Table.USERS, "ann", {}), Change(Table.USERS, "bob", {})])
     await store.commit([Change(Table.USERS, "ann", None)])
     await store.commit([Change(Table.USERS, "ann", None)])
@@ -110,7 +110,7 @@ async def test_deletes(store: Store) -> None:
 
 
 async def test_revisions_rise(store: Store) -> None:
-    """Each commit has a higher sequence number, the revision of all it wrote, even where a record was deleted."""
+    """Each commit has a higher sequence number: the revision of all its records, also after deletes."""
     first = await store.commit([Change(Table.USERS, "ann", {}), Change(Table.GROUPS, "dev", {})])
     second = await store.commit([Change(Table.USERS, "ann", None)])
     third = await store.commit([Change(Table.USERS, "ann", {})])
@@ -122,7 +122,7 @@ async def test_revisions_rise(store: Store) -> None:
 
 
 async def test_a_commit_is_all_or_nothing(store: Store) -> None:
-    """When one precondition fails, nothing of the commit is done, wherever in it that stands."""
+    """When one precondition fails, nothing of the commit is done, wherever in it that precondition stands."""
     revision = await store.commit([Change(Table.USERS, "ann", {"v": 1})])
     versions = await store.versions()
     bad = Change(Table.USERS, "ann", {"v": 2}, expect=revision + 1)
@@ -137,7 +137,7 @@ async def test_a_commit_is_all_or_nothing(store: Store) -> None:
 
 
 async def test_expectations(store: Store) -> None:
-    """``expect`` 0 holds only for what is absent, a number only for that revision, None always; deletes too."""
+    """``expect`` 0 holds only for an absent record, a number only for that revision, None always; for deletes too."""
     revision = await store.commit([Change(Table.USERS, "ann", {}, expect=0)])
     with pytest.raises(ConflictError):
         await store.commit([Change(Table.USERS, "ann", {}, expect=0)])
@@ -151,7 +151,7 @@ async def test_expectations(store: Store) -> None:
 
 
 async def test_expectations_see_the_state_before_the_commit(store: Store) -> None:
-    """Two changes of one record in one commit are judged by what was there before; the last one stands."""
+    """Two changes of one record in one commit are both judged by the state before; the last one is stored."""
     await store.commit([Change(Table.USERS, "ann", {"v": 1}, expect=0), Change(Table.USERS, "ann", {"v": 2}, expect=0)])
     found = await store.get(Table.USERS, "ann")
     assert found is not None
@@ -159,14 +159,14 @@ async def test_expectations_see_the_state_before_the_commit(store: Store) -> Non
 
 
 async def test_an_empty_commit_changes_nothing(store: Store) -> None:
-    """Committing nothing returns the sequence number as it is."""
+    """An empty commit returns the current sequence number."""
     revision = await store.commit([Change(Table.USERS, "ann", {})])
     assert await store.commit([]) == revision
     assert max((await store.versions()).values()) == revision
 
 
 async def test_versions_name_the_last_change_of_each_table(store: Store) -> None:
-    """Versions move for the tables of a commit and for no others, also when it only deletes."""
+    """Versions change for the tables of a commit and for no others, also when it only deletes."""
     before = await store.versions()
     assert before.get(Table.USERS, 0) == 0
     first = await store.commit([Change(Table.USERS, "ann", {}), Change(Table.GRANTS, "1", {})])
@@ -185,7 +185,7 @@ async def test_the_schema_version_is_there_from_the_first_commit(store: Store) -
 
 
 async def test_a_value_that_is_no_json_is_refused_before_anything_is_written(store: Store) -> None:
-    """An unserialisable value raises in the caller and leaves the store usable and unchanged."""
+    """An unserialisable value raises in the caller; the store stays usable and unchanged."""
     with pytest.raises(TypeError):
         await store.commit([Change(Table.USERS, "ann", {}), Change(Table.USERS, "bob", {"v": object()})])
     assert await store.list(Table.USERS) == []
@@ -228,7 +228,7 @@ async def test_set_if_absent_has_one_winner(open_one: Open) -> None:
 
 
 async def test_a_lease_is_exclusive(open_one: Open) -> None:
-    """Of many holders over two store objects never two are inside at once, and all get their turn."""
+    """Of many holders over two store objects no two hold the lease at once, and all get their turn."""
     stores = [(await open_one())[0], (await open_one())[0]]
     inside, most, turns = 0, 0, 0
 
@@ -248,7 +248,7 @@ async def test_a_lease_is_exclusive(open_one: Open) -> None:
 
 
 async def test_leases_of_different_keys_do_not_wait(store: Store) -> None:
-    """One task may hold any number of leases on different keys, and a failure inside gives them back."""
+    """One task may hold any number of leases on different keys; an error inside releases them."""
 
     async def hold_many_and_fail() -> None:
         async with AsyncExitStack() as stack:
@@ -263,7 +263,7 @@ async def test_leases_of_different_keys_do_not_wait(store: Store) -> None:
 
 
 async def test_a_cancelled_wait_or_holder_frees_the_lease(store: Store) -> None:
-    """Whoever is cancelled while waiting for a lease or while holding it leaves it to the next."""
+    """A task that is cancelled while it waits for a lease or holds it leaves the lease to the next."""
     held, go = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
@@ -286,7 +286,7 @@ async def test_a_cancelled_wait_or_holder_frees_the_lease(store: Store) -> None:
 async def test_a_lease_waits_no_longer_than_its_patience(
     store: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lease that is not given up in time is an unavailable store, not a hang."""
+    """A lease that is not released in time raises an unavailable store, and does not hang."""
     for module in ("sqlite", "redis"):
         monkeypatch.setattr(f"registry_proxy.store.{module}.LEASE_PATIENCE_SECONDS", 0.2)
     async with store.lease("k"):
@@ -310,7 +310,7 @@ async def test_a_commit_is_known_to_the_node_at_once(open_one: Open) -> None:
 
 
 async def test_a_commit_is_known_to_other_nodes_within_two_seconds(open_one: Open) -> None:
-    """Another node, with a page of its own, is told by polling, and not told again and again."""
+    """Another node with a separate page notices the commit by polling, once."""
     (store, _), (_, far) = await open_one("one"), await open_one("two")
     before = far.version(Table.GRANTS)
     await store.commit([Change(Table.GRANTS, "1", {})])
@@ -322,7 +322,7 @@ async def test_a_commit_is_known_to_other_nodes_within_two_seconds(open_one: Ope
 
 
 async def test_content_survives_reopening(url: str, tmp_path: Path) -> None:
-    """What was committed is there after the store was closed; versions go on from where they were."""
+    """Committed records are there after the store was closed; versions continue."""
     async with open_store(url, str(tmp_path / "page")) as (store, _):
         first = await store.commit([Change(Table.USERS, "ann", {"v": 1})])
     async with open_store(url, str(tmp_path / "page")) as (store, _):
@@ -347,7 +347,7 @@ asyncio.run(main())
 
 
 async def test_acknowledged_commits_survive_a_killed_process(url: str, tmp_path: Path) -> None:
-    """After kill -9 of a committing process all it acknowledged is there, and no commit by half."""
+    """After kill -9 of a committing process all acknowledged commits are there, and no half commit."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _COMMITTER, url, str(tmp_path / "page"), stdout=subprocess.PIPE
     )
@@ -368,7 +368,7 @@ async def test_acknowledged_commits_survive_a_killed_process(url: str, tmp_path:
 
 
 async def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
-    """A store that a later release wrote is refused in words, and left as it is."""
+    """A store of a later release is refused in words, and left unchanged."""
     async with open_store(url, str(tmp_path / "page")) as (store, _):
         await store.commit([Change(Table.META, "schema", {"version": 2})])
     with pytest.raises(Exception, match="schema version 2, but this release knows versions up to 1"):
@@ -377,7 +377,7 @@ async def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
 
 
 async def test_a_commit_may_depend_on_whole_tables(store: Store) -> None:
-    """When anything in one of them has changed since, nothing is written; other tables do not matter."""
+    """After any change in one of the tables nothing is written; other tables do not matter."""
     nothing = dict.fromkeys([Table.GROUPS, Table.GRANTS], 0)
     await store.commit([Change(Table.GROUPS, "a", {})], versions=nothing)
     for stale in (nothing, {Table.GROUPS: 7}, {Table.USERS: 1}):
@@ -395,7 +395,7 @@ async def test_a_commit_may_depend_on_whole_tables(store: Store) -> None:
 
 
 async def test_tells_what_changed_since_a_version(open_one: Open) -> None:
-    """Of a traced table: what anybody wrote or removed, and nothing else; None where it is not known."""
+    """The changes of a traced table are all writes and removals, and nothing else; None where they are unknown."""
     store, other = [(await open_one(node))[0] for node in ("node", "other")]
     await store.commit([Change(Table.INTENTS, key, {"n": 1}) for key in ("a", "b|\u00fc", "c")])
     version = (await store.versions())[Table.INTENTS]
@@ -413,7 +413,7 @@ async def test_tells_what_changed_since_a_version(open_one: Open) -> None:
 
 
 async def test_a_gap_in_what_changed_is_noticed(url: str, open_one: Open) -> None:
-    """After a commit of a release that does not trace, it is not known what changed, until a later version."""
+    """After a commit of a release without traces the changes are unknown, until a later version."""
     store, _ = await open_one()
     await store.commit([Change(Table.INTENTS, "a", {})])
     version = (await store.versions())[Table.INTENTS]

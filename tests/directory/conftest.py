@@ -19,7 +19,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def directory(store: Store) -> AsyncIterator[Directory]:
-    """A directory over it."""
+    """A directory over the store."""
     directory = Directory(store)
     yield directory
     await directory.aclose()

@@ -10,7 +10,7 @@ from registry_proxy.protocol.scope import Action
 
 
 async def test_grants_come_and_go(directory: Directory) -> None:
-    """A grant gets an id and the defaults; it may name who does not exist yet."""
+    """A grant gets an id and the defaults; its subject may not exist yet."""
     grant = await directory.grants.add(GrantInput(subject="robot:ci", repository="team/**", actions=["push", "pull"]))
     assert (grant.tags, grant.mode, grant.expires_at) == ("*", GrantMode.ENFORCE, None)
     assert grant.actions == {Action.PULL, Action.PUSH}
@@ -28,7 +28,7 @@ async def test_grants_come_and_go(directory: Directory) -> None:
 
 
 async def test_all_faults_of_a_grant_at_once(directory: Directory) -> None:
-    """Every field is judged; nothing is stored."""
+    """Every field is checked; nothing is stored."""
     given = GrantInput(
         subject="ann", repository="Team/**", actions=["fly"], tags="a b", mode="maybe", expires_at=float("nan")
     )

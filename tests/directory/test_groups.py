@@ -37,7 +37,7 @@ async def test_groups_and_users_show_one_relation(directory: Directory) -> None:
 
 
 async def test_a_group_is_replaced_never_added_to(directory: Directory) -> None:
-    """Who is not named any more is out (as in CVE-2025-23208)."""
+    """A member that the new group does not name is removed (as in CVE-2025-23208)."""
     for name in ("ann", "bob"):
         await directory.users.put(name, UserInput(password=SECRET))
     _, created = await directory.groups.put("dev", ["ann"])

@@ -16,7 +16,7 @@ SECRET = "password of ann"
 async def test_a_policy_is_whole_although_another_changes_what_it_replaces(
     directory: Directory, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who changes a group between the comparison and the commit is not overwritten unseen: it is compared anew."""
+    """A group changed between the comparison and the commit is not overwritten unseen: it is compared again."""
     await directory.users.put("ann", UserInput(password=SECRET))
     await directory.groups.put("dev", [])
     commit = store.commit
@@ -43,7 +43,7 @@ async def test_a_policy_is_whole_although_another_changes_what_it_replaces(
 async def test_a_policy_takes_the_place_of_what_is_added_meanwhile(
     directory: Directory, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A grant, or a group, that comes after the comparison was in none: it is compared anew, or refused by If-Match."""
+    """A grant or group that is added after the comparison is compared again, or refused by If-Match."""
     wanted = GrantInput(subject="user:ann", repository="wanted", actions=("pull",))
     late = GrantInput(subject="user:eve", repository="**", actions=("push",))
     commit = store.commit

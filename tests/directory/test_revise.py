@@ -12,7 +12,7 @@ SECRET = "password of ann"
 
 
 async def test_revisions_guard_against_lost_updates(directory: Directory) -> None:
-    """An expected revision that is not the present one changes nothing; a user's moves with its memberships."""
+    """A write with an outdated revision changes nothing; a user's revision moves with its memberships."""
     ann, _ = await directory.users.put("ann", UserInput(password=SECRET), expect=0)
     with pytest.raises(RevisionConflictError):
         await directory.users.put("ann", UserInput(), expect=0)
@@ -30,7 +30,7 @@ async def test_revisions_guard_against_lost_updates(directory: Directory) -> Non
 
 
 async def test_memberships_changed_at_once_are_all_kept(directory: Directory) -> None:
-    """Many users that join one group at the same time are all in it."""
+    """Many users that join one group at the same time are all members."""
     names = [f"user{number}" for number in range(8)]
     await asyncio.gather(*(directory.users.put(name, UserInput(password=SECRET, groups=["dev"])) for name in names))
     assert (await directory.groups.get("dev")).members == tuple(names)

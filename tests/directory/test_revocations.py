@@ -11,7 +11,7 @@ from tests.directory.conftest import generation
 
 
 async def test_revocations_at_once_all_count(directory: Directory, store: Store) -> None:
-    """Ten revocations at once are ten generations."""
+    """Ten simultaneous revocations are ten generations."""
     revoked = await asyncio.gather(*(directory.revocations.revoke("user:ann") for _ in range(10)))
     assert sorted(generation for generation, _ in revoked) == list(range(1, 11))
     assert await generation(store, "user:ann") == 10
@@ -19,6 +19,6 @@ async def test_revocations_at_once_all_count(directory: Directory, store: Store)
 
 @pytest.mark.parametrize("subject", ["", "ann", "group:dev", "user:a:b"])
 async def test_what_cannot_be_revoked(directory: Directory, subject: str) -> None:
-    """Only what has tokens."""
+    """Only subjects that have tokens can be revoked."""
     with pytest.raises(InvalidError):
         await directory.revocations.revoke(subject)

@@ -1,4 +1,4 @@
-"""Subscriptions of the directory: their rules, and that every fault is named at once."""
+"""Subscriptions of the directory: their rules, with every fault named at once."""
 
 import json
 import re
@@ -19,7 +19,7 @@ URL = "https://ci.example/hooks/registry"
 
 
 async def test_a_subscription_is_kept_and_removed(directory: Directory) -> None:
-    """What was put is what is read; a revision guards it; its name is free again afterwards."""
+    """A subscription is read as it was put; a revision guards it; after its removal the name is free."""
     given = SubscriptionInput(url=URL, secrets=["x" * 16], headers={"Authorization": "Bearer y"}, events=["push"])
     made, is_new = await directory.subscriptions.put("ci", given)
     assert is_new
@@ -62,7 +62,7 @@ async def test_a_subscription_is_kept_and_removed(directory: Directory) -> None:
     ],
 )
 async def test_a_fault_names_its_field(directory: Directory, field: str, value: Any) -> None:
-    """Each rule refuses what breaks it, and stores nothing."""
+    """A violation of each rule is refused at its field, and nothing is stored."""
     with pytest.raises(InvalidError) as caught:
         await directory.subscriptions.put("ci", SubscriptionInput(**{"url": URL, field: value}))
     assert [name for name, _ in caught.value.faults] == [field]
@@ -70,14 +70,14 @@ async def test_a_fault_names_its_field(directory: Directory, field: str, value: 
 
 
 async def test_all_faults_are_named_at_once(directory: Directory) -> None:
-    """The name's, too."""
+    """Faults of all fields and of the name come in one error."""
     with pytest.raises(InvalidError) as caught:
         await directory.subscriptions.put("a b", SubscriptionInput(url="x", events=["y"], tags="z/"))
     assert [name for name, _ in caught.value.faults] == ["name", "url", "events", "tags"]
 
 
 async def test_subscriptions_are_bounded(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more than may be is refused; those that are there can be changed."""
+    """A subscription beyond the limit is refused; existing ones can be changed."""
     monkeypatch.setattr(subscriptions, "_SUBSCRIPTIONS_MAX", 1)
     await directory.subscriptions.put("a", SubscriptionInput(url=URL))
     with pytest.raises(InvalidError, match="already"):
@@ -98,7 +98,7 @@ async def test_subscriptions_are_bounded(directory: Directory, monkeypatch: pyte
     ],
 )
 async def test_a_template_is_checked_before_it_is_used(directory: Directory, template: str, fault: str) -> None:
-    """It must be JSON of a limited size, with placeholders that can be filled."""
+    """A template must be JSON of a limited size, with known placeholders."""
     with pytest.raises(InvalidError, match=re.escape(fault)):
         await directory.subscriptions.put("ci", SubscriptionInput(url=URL, format="template", template=template))
 
@@ -113,7 +113,7 @@ async def test_the_documented_subscriptions_are_accepted(directory: Directory) -
 
 
 async def test_harbor_has_no_form_for_manifests(directory: Directory) -> None:
-    """A subscription that would never get what it names is refused."""
+    """A subscription that could never receive its events is refused."""
     given = SubscriptionInput(url=URL, format="harbor", events=["push", "manifest"])
     with pytest.raises(InvalidError, match="no form for a manifest"):
         await directory.subscriptions.put("ci", given)

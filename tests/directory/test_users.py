@@ -1,4 +1,4 @@
-"""Users: what administrators change, on a real SQLite store."""
+"""Users: the changes of administrators, on a real SQLite store."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ SECRET = "password of ann"
 
 
 async def test_users_come_and_go(directory: Directory, store: Store) -> None:
-    """A user is made, read, replaced and deleted; the password is stored as a hash only."""
+    """A user is made, read, replaced and deleted; the password is stored only as a hash."""
     ann, created = await directory.users.put("ann", UserInput(password=SECRET, is_admin=True))
     assert created
     assert (ann.name, ann.is_admin, ann.is_disabled, ann.groups) == ("ann", True, False, ())
@@ -44,7 +44,7 @@ async def test_users_come_and_go(directory: Directory, store: Store) -> None:
 
 
 async def test_without_a_password_a_user_keeps_its_own(directory: Directory, store: Store) -> None:
-    """A PUT without password changes the rest and voids no token; a new user needs one."""
+    """A PUT without password changes the rest and revokes no token; a new user needs one."""
     before, _ = await directory.users.put("ann", UserInput(password=SECRET))
     after, _ = await directory.users.put("ann", UserInput(is_admin=True))
     assert (after.password_hash, after.is_admin) == (before.password_hash, True)
@@ -54,7 +54,7 @@ async def test_without_a_password_a_user_keeps_its_own(directory: Directory, sto
 
 
 async def test_what_voids_tokens(directory: Directory, store: Store) -> None:
-    """A new password, disabling, deleting and revoking each raise the generation, which outlives the user."""
+    """A new password, disabling, deletion and revocation each raise the generation, which outlives the user."""
     steps = [
         (UserInput(password=SECRET), 0),
         (UserInput(password=SECRET), 1),
@@ -74,7 +74,7 @@ async def test_what_voids_tokens(directory: Directory, store: Store) -> None:
 
 
 async def test_a_password_that_ldap_knows(directory: Directory, store: Store) -> None:
-    """None is kept here meanwhile; each change of who knows it voids all tokens; without either a user is none."""
+    """No password is stored for an LDAP user; each switch revokes all tokens; a user needs one of the two."""
     made, _ = await directory.users.put("ann", UserInput(is_ldap=True))
     assert (made.is_ldap, made.password_hash) == (True, "")
     steps = [
@@ -107,7 +107,7 @@ async def test_all_faults_of_a_user_at_once(directory: Directory) -> None:
 
 
 async def test_the_first_admin_is_made_once(directory: Directory, store: Store) -> None:
-    """Of many nodes and workers that ask at once one gets the password; afterwards nobody does."""
+    """Of many nodes and workers that ask at once one gets the password; later ones get none."""
     others = [Directory(store) for _ in range(4)]
     answers = await asyncio.gather(*(each.users.ensure_first_admin(None) for each in [directory, *others]))
     made = [answer for answer in answers if answer is not None]

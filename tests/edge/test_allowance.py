@@ -1,4 +1,4 @@
-"""How many acts each subject may do."""
+"""The allowance: the number of acts of each subject."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from registry_proxy.protocol.errors import RegistryError
 
 
 def test_each_subject_has_an_allowance_that_fills_again() -> None:
-    """Beyond it the subject is refused, and nobody else; as time passes there is more."""
+    """Beyond its allowance a subject is refused, and no other is; with time there is more."""
     now = 100.0
     allowance = Allowance(at_once=4, refilled_seconds=40, clock=lambda: now)
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""The Authenticator: what it lets through is what ``explain`` says, by both of its ways."""
+"""The Authenticator: both of its ways allow exactly the requests that ``explain`` allows."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ OPERATIONS = {
     Action.CREATE: (Operation.START_UPLOAD, Operation.PUT_MANIFEST),
     Action.DELETE: (Operation.DELETE_BLOB, Operation.DELETE_MANIFEST),
 }
-"""What a client sends for an action: where no tag is meant, and on a tag."""
+"""The request of a client for each action, without a tag and on a tag."""
 
 Question = tuple[str, str, Action, str | None]
 
@@ -98,7 +98,7 @@ class PolicyControl(FakeControl):
 
 @dataclass(frozen=True)
 class Keys:
-    """What signs tokens and what verifies them."""
+    """A signer of tokens with its verifier."""
 
     signer: TokenSigner
     verifier: TokenVerifier
@@ -126,7 +126,7 @@ def wanted(repository: str, action: Action, tag: str | None) -> RegistryRequest:
 
 
 async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) -> list[Authorized | None]:
-    """Return what becomes of the request of each question, with a token as the token endpoint gives it."""
+    """Return the outcome of the request of each question, with a token as the token endpoint gives it."""
     authenticator = Authenticator(
         control=cast(AccessControl, PolicyControl(keys.verifier, policy)),
         router=OneUpstream(),
@@ -135,7 +135,7 @@ async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) ->
         origins=Origins(None, []),
         service=SERVICE,
     )
-    blank = make_mocked_request("GET", "/v2/")  # takes longer than all else here
+    blank = make_mocked_request("GET", "/v2/")  # slower than everything else here
     callers = {}
     for subject in {subject for subject, *_ in questions}:
         names = {name for asker, name, *_ in questions if asker == subject}
@@ -161,7 +161,7 @@ async def enforced(keys: Keys, policy: Policy, questions: Sequence[Question]) ->
     return outcomes
 
 
-# Not shrunk: that takes minutes here, and the question is told with the policy.
+# Not shrunk: that takes minutes here, and the message has the question with its policy.
 UNSHRUNK = settings(suppress_health_check=[HealthCheck.too_slow], phases=[Phase.reuse, Phase.generate])
 
 
@@ -176,12 +176,12 @@ def test_explain_equals_enforcement(keys: Keys, policy: Policy, questions: list[
 @settings(UNSHRUNK, max_examples=2000)
 @given(policy=POLICIES, questions=QUESTIONS)
 def test_explain_equals_enforcement_in_many_cases(keys: Keys, policy: Policy, questions: list[Question]) -> None:
-    """As above, in 80,000 cases."""
+    """80,000 generated cases show no difference between ``explain`` and the outcome of a request."""
     compare(keys, policy, questions)
 
 
 def compare(keys: Keys, policy: Policy, questions: list[Question]) -> None:
-    """Fail where a request passes and ``explain`` says otherwise, or the other way round."""
+    """Fail where the outcome of a request differs from ``explain``."""
     outcomes = asyncio.run(enforced(keys, policy, questions))
     for question, outcome in zip(questions, outcomes, strict=True):
         explanation = policy.explain(*question)

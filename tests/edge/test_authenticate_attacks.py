@@ -1,4 +1,4 @@
-"""Forged and stale tokens at the public listener, each attack by its name: 401 with ``invalid_token``, and no more."""
+"""Forged and stale tokens at the public listener, one test an attack: 401 with ``invalid_token``, and no more."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ PATH = "/v2/team/app/manifests/latest"
 
 
 class Forger:
-    """Makes tokens that differ from good ones in what is named, and sends them."""
+    """Makes tokens that differ from good ones in the named claims, and sends them."""
 
     def __init__(self, public: PublicBench) -> None:
         self.public = public
@@ -44,18 +44,18 @@ class Forger:
         return jwt.encode(self.claims(**changes), key or self.key, "ES256", headers=header)
 
     def with_header(self, **header: Any) -> str:
-        """Return a token with a signature over exactly this header, made with the right key."""
+        """Return a token with a signature over exactly the given header, made with the right key."""
         signed = f"{part(header)}.{part(self.claims())}"
         es256 = jwt.get_algorithm_by_name("ES256")
         return f"{signed}.{part(es256.sign(signed.encode(), self.key))}"
 
     def sign_raw(self, **changes: Any) -> str:
-        """Return a token with claims that the library would not write, signed rightly."""
+        """Return a rightly signed token with claims that the library would not write."""
         payload = json.dumps(self.claims(**changes)).encode()
         return jwt.PyJWS().encode(payload, self.key, "ES256", headers={"kid": self.kid})
 
     def accept(self, **keys: ec.EllipticCurvePrivateKey) -> None:
-        """Publish more keys, by their kid."""
+        """Publish more keys by their kid."""
         own = {self.kid: self.key.public_key()}
         self.public.control._verifier.set_keys(own | {kid: key.public_key() for kid, key in keys.items()})
 
@@ -102,7 +102,7 @@ async def test_attack_alg_none(forger: Forger) -> None:
 
 
 async def test_attack_hs256_with_the_public_key(forger: Forger) -> None:
-    """A token whose HMAC is made with our public key as its secret, in any form we publish it in, is refused."""
+    """A token with an HMAC whose secret is our public key, in any published form, is refused."""
     key = forger.key.public_key()
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     pem, der = key.public_bytes(serialization.Encoding.PEM, form), key.public_bytes(serialization.Encoding.DER, form)
@@ -112,14 +112,14 @@ async def test_attack_hs256_with_the_public_key(forger: Forger) -> None:
 
 
 async def test_attack_kid_is_a_path(forger: Forger, stranger: ec.EllipticCurvePrivateKey) -> None:
-    """A kid that names a file, ours or one whose content the attacker knows, has no file read."""
+    """A kid that is a path reads no file, neither ours nor one whose content the attacker knows."""
     for kid in (forger.public.signer.key_file, "../../../../dev/null", "/proc/self/environ", "file:///dev/null"):
         await forger.refused(forger.sign(headers={"kid": kid}))
         await forger.refused(forger.sign(stranger, {"kid": kid}))
 
 
 async def test_attack_kid_is_unknown(forger: Forger, stranger: ec.EllipticCurvePrivateKey) -> None:
-    """A kid of no key of ours is refused, also over a signature that is right."""
+    """A kid of no key of ours is refused, also over a right signature."""
     await forger.refused(forger.sign(headers={"kid": "unknown"}))
     await forger.refused(forger.sign(stranger, {"kid": "unknown"}))
 
@@ -134,7 +134,7 @@ async def test_attack_kid_is_empty(forger: Forger) -> None:
 
 
 async def test_attack_kid_is_that_of_another_key(forger: Forger, stranger: ec.EllipticCurvePrivateKey) -> None:
-    """A signature counts under the kid of its own key only, also where both keys are published."""
+    """A signature counts only under the kid of its own key, also where both keys are published."""
     await forger.refused(forger.sign(stranger))
     forger.accept(second=stranger)
     await forger.refused(forger.sign(stranger))
@@ -143,14 +143,14 @@ async def test_attack_kid_is_that_of_another_key(forger: Forger, stranger: ec.El
 
 
 async def test_attack_embedded_jwk(forger: Forger, stranger: ec.EllipticCurvePrivateKey) -> None:
-    """CVE-2025-24976: a token that brings the key it is signed with is refused, under our kid or another."""
+    """CVE-2025-24976: a token that brings its key is refused, under our kid or another."""
     for kid in (forger.kid, "theirs"):
         await forger.refused(forger.sign(stranger, {"kid": kid, "jwk": public_jwk(stranger) | {"kid": kid}}))
     await forger.refused(forger.sign(headers={"jwk": dict(forger.public.signer.public_jwk)}))
 
 
 async def test_attack_x5c(forger: Forger, stranger: ec.EllipticCurvePrivateKey) -> None:
-    """A token that brings a certificate of the key it is signed with is refused."""
+    """A token that brings a certificate of its key is refused."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVICE)])
     today = datetime.now(UTC)
     certificate = (
@@ -165,7 +165,7 @@ async def test_attack_x5c(forger: Forger, stranger: ec.EllipticCurvePrivateKey) 
 
 
 async def test_attack_jku(forger: Forger, stranger: ec.EllipticCurvePrivateKey) -> None:
-    """A token that says where its keys are to be fetched is refused, and nothing is fetched."""
+    """A token that names a URL of its keys is refused, and nothing is fetched."""
     asked: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -195,21 +195,21 @@ async def test_attack_wrong_aud(forger: Forger) -> None:
 
 
 async def test_attack_unknown_crit(forger: Forger) -> None:
-    """RFC 7515 4.1.11: what a token says must be understood, and is not, voids it, over a right signature too."""
+    """RFC 7515 4.1.11: an unknown critical extension makes a token invalid, over a right signature too."""
     for crit in (["http://example.com/unknown"], ["exp"], ["b64"], [], "exp", None):
         header = {"alg": "ES256", "typ": "JWT", "kid": forger.kid, "crit": crit, "exp": 1}
         await forger.refused(forger.with_header(**header))
 
 
 async def test_attack_expired_by_61_seconds(forger: Forger) -> None:
-    """A token is refused 61 s after its end, seen before or not; a clock may be off by a minute, and by no more."""
+    """A token is refused 61 s after its end, seen before or not: clocks may differ by a minute at most."""
     now = int(time.time())
     await forger.refused(forger.sign(iat=now - 400, nbf=now - 400, exp=now - 61))
     assert (await forger.status(forger.sign(iat=now - 400, nbf=now - 400, exp=now - 30)))[0] == 200
 
 
 async def test_attack_nbf_in_the_future(forger: Forger) -> None:
-    """A token that is not to be used yet is refused, beyond the minute that clocks may be off."""
+    """A token before its nbf is refused, beyond the minute by which clocks may differ."""
     now = int(time.time())
     await forger.refused(forger.sign(nbf=now + 90, exp=now + 600))
     assert (await forger.status(forger.sign(nbf=now + 30, exp=now + 600)))[0] == 200

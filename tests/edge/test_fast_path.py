@@ -1,4 +1,4 @@
-"""Hot pulls by digest: answered beside aiohttp, and nobody can tell."""
+"""Hot pulls by digest are answered beside aiohttp, without a visible difference."""
 
 import asyncio
 import re
@@ -69,14 +69,14 @@ def counted(public: PublicBench) -> Counter[tuple[object, ...]]:
 
 
 class Served:
-    """A listener that runs on a loop of its own, for as long as hypothesis asks."""
+    """A listener that runs on a separate loop, for as long as hypothesis needs it."""
 
     def __init__(self, runner: asyncio.Runner, public: PublicBench) -> None:
         self._runner = runner
         self._public = public
 
     def compare(self, line: str, token: str, fields: list[str]) -> None:
-        """Send a request both ways."""
+        """Send a request both ways and compare the answers."""
         self._runner.run(self._compare(line, token, fields))
 
     async def _compare(self, line: str, token: str, fields: list[str]) -> None:
@@ -87,7 +87,7 @@ class Served:
         answers: list[tuple[bytes, Counter[tuple[object, ...]], list[AuditEvent], Mapping[str, object]]] = []
         public = self._public
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
-        for more in ("", "\r\nX-Unheard-Of: 1", ""):  # the first one warms what is cold, and is always the server's
+        for more in ("", "\r\nX-Unheard-Of: 1", ""):  # the first one warms a cold content, and is always the server's
             public.observer.events.clear()
             public.audit.events.clear()
             writer.write(f"{request}{more}\r\n\r\n".encode())
@@ -114,7 +114,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve contents that two repositories hold; requests of several outcomes must be answered beside aiohttp."""
+    """Serve contents of two repositories; requests of several outcomes must be answered beside aiohttp."""
     with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
         public = PublicBench(tmp_path_factory.mktemp("served"))
         make_app, beside = public.make_app, set[bytes]()
@@ -165,7 +165,7 @@ async def connected(public: PublicBench) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 def through_server(public: PublicBench, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the targets of the requests that aiohttp's side has answered; grows."""
+    """Return the list of targets of requests that aiohttp's side has answered; it grows."""
     seen: list[str] = []
     make_app = public.make_app
 
@@ -221,7 +221,7 @@ async def test_both_ways_answer_count_and_log_the_same(
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_what_is_no_longer_allowed_or_held_ends_at_the_next_request(public: PublicBench, path: str) -> None:
-    """A grant, a holding or a generation that is gone is gone for requests that were hot a moment ago."""
+    """After the removal of a grant, a holding or a generation the next request fails, however hot it was."""
     async with public.serving(), connected(public) as connection:
         assert (await connection.ask(f"GET {path}"))[0] == 200
         grants, public.control.grants = public.control.grants, []
@@ -256,7 +256,7 @@ async def test_what_is_no_longer_allowed_or_held_ends_at_the_next_request(public
     ],
 )
 async def test_a_request_that_is_not_plain_is_for_the_server(public: PublicBench, header: str) -> None:
-    """Conditions, ranges, bodies, doubles and odd spellings are not judged here."""
+    """Conditions, ranges, bodies, repeated fields and odd spellings are left to the server."""
     async with public.serving(), connected(public) as connection:
         app = public.make_app()
         transport = cast(asyncio.Transport, connection.writer.transport)
@@ -294,12 +294,12 @@ FIELDS = st.lists(
 def test_whatever_the_fast_path_answers_the_server_answers_byte_for_byte(
     served: Served, method: str, target: str, query: str, token: str, fields: list[str]
 ) -> None:
-    """Any plain request: if it is answered beside aiohttp, the server's answer, counters and log are the same."""
+    """Any plain request answered beside aiohttp has the answer, counters and log of the server."""
     served.compare(f"{method} {target}{query}", token, fields)
 
 
 async def test_the_end_of_a_header_is_no_request_of_its_own(public: PublicBench) -> None:
-    """A piece that would be a hot request by itself belongs to the header that aiohttp holds the beginning of."""
+    """Bytes that would be a hot request belong to the header whose beginning aiohttp holds."""
     async with public.serving(), connected(public) as connection:
         connection.writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Part: ")
         await connection.writer.drain()
@@ -309,7 +309,7 @@ async def test_the_end_of_a_header_is_no_request_of_its_own(public: PublicBench)
 
 
 async def test_a_hot_request_waits_for_those_before_it(public: PublicBench) -> None:
-    """Requests behind one another are answered in their order, whichever way each takes."""
+    """Pipelined requests are answered in their order, whichever way each takes."""
     async with public.serving(), connected(public) as connection:
         public.reader.gate = asyncio.Event()
         public.reader.add_blob("team/app", b"cold")
@@ -324,7 +324,7 @@ async def test_a_hot_request_waits_for_those_before_it(public: PublicBench) -> N
 async def test_a_request_that_has_to_ask_is_judged_once(
     public: PublicBench, through_server: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fast path hands on the way to the answer that it found: nothing is decided or looked up a second time."""
+    """The fast path hands its half-made answer on: nothing is decided or looked up a second time."""
     decided: list[str] = []
     decide = Authenticator.decide
 
@@ -344,7 +344,7 @@ async def test_a_request_that_has_to_ask_is_judged_once(
 
 
 async def _until_seen(public: PublicBench) -> None:
-    """Return when the server has read what was written: one more request, on its own connection, came behind it."""
+    """Return when the server has read the written bytes: another request, on its own connection, came later."""
     for _ in range(3):
         async with public.session.get("/healthz") as response:
             assert response.status == 200
@@ -353,7 +353,7 @@ async def _until_seen(public: PublicBench) -> None:
 async def test_the_first_request_of_a_connection_is_answered_beside_too(
     public: PublicBench, through_server: list[str]
 ) -> None:
-    """A client that connects for each request gains as much; the head of its next request has its deadline again."""
+    """A client with one connection per request gains as much; the head of its next request has a new deadline."""
     public.limits = ConnectionLimits(header_seconds=0.3)
     async with public.serving(), connected(public) as hot:
         through_server.clear()
@@ -369,7 +369,7 @@ async def test_the_first_request_of_a_connection_is_answered_beside_too(
 
 
 async def test_a_hot_connection_stays_open_as_any_other(public: PublicBench, through_server: list[str]) -> None:
-    """Hot answers put the end of an idle connection off; when they stop, it is closed."""
+    """Hot answers postpone the end of an idle connection; when they stop, it is closed."""
     public.limits = ConnectionLimits(keep_alive_seconds=0.4)
     async with public.serving(), connected(public) as connection:
         through_server.clear()

@@ -1,4 +1,4 @@
-"""Every route of both listeners against every kind of caller: who gets through, and that a refusal tells nothing."""
+"""Every route of both listeners for every kind of caller: the right ones pass, and a refusal reveals nothing."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from tests.support.fakes.public import PublicBench
 
 API = "/admin/v1"
 ABSENT = "nil"
-"""As long as the names of what is there: the lengths of answers are compared too."""
+"""As long as the names of existing objects: the lengths of answers are compared too."""
 CONTENT, BODY = b"a layer", b'{"schemaVersion":2}'
 HERE, NOT_HERE = {"blob": digest_of(CONTENT), "manifest": digest_of(BODY)}, digest_of(b"not here")
 SESSION = "{}/blobs/uploads/session-0?_state=state%20of%20session-0"
@@ -31,7 +31,7 @@ _PULL = frozenset({"pull", "admin"})
 _PUSH = frozenset({"create", "push", "admin"})
 _DELETE = frozenset({"delete", "admin"})
 
-# Of each operation: a request, and who may send it. {} is the repository, then a digest.
+# Of each operation: a request, and the callers that may send it. {} is the repository, then a digest.
 REGISTRY: Mapping[Operation, tuple[str, str, frozenset[str]]] = {
     Operation.PING: ("GET", "", _TOKEN),
     Operation.LIST_REPOSITORIES: ("GET", "_catalog", _TOKEN),
@@ -51,7 +51,7 @@ REGISTRY: Mapping[Operation, tuple[str, str, frozenset[str]]] = {
     Operation.DELETE_BLOB: ("DELETE", "{}/blobs/{blob}", _DELETE),
 }
 BESIDE_REGISTRY = {"/auth/token", "/auth/keys", "/healthz"}
-"""Open to everyone: to log in one needs no token."""
+"""Open to everyone: a login needs no token."""
 
 
 def _path(template: str, repository: str, digests: Mapping[str, Digest]) -> str:
@@ -59,7 +59,7 @@ def _path(template: str, repository: str, digests: Mapping[str, Digest]) -> str:
 
 
 async def _contents(response: ClientResponse, *names: str) -> tuple[int, str, str]:
-    """Return all that an answer tells, with the names that were asked for taken out."""
+    """Return everything in an answer, with the requested names replaced."""
     headers = {name: value for name, value in response.headers.items() if name not in {"Date", "X-Request-ID"}}
     texts = [(await response.read()).decode(), json.dumps(headers, sort_keys=True)]
     for name in names:
@@ -68,7 +68,7 @@ async def _contents(response: ClientResponse, *names: str) -> tuple[int, str, st
 
 
 def test_the_table_of_the_registry_is_complete() -> None:
-    """An operation that is added to the registry's API is put into the table, with a request that means it."""
+    """A new operation of the registry's API needs a row in the table, with a request for it."""
     assert set(REGISTRY) == set(Operation)
     for operation, (method, template, _) in REGISTRY.items():
         path, _, query = _path(template, "team/app", HERE).partition("?")
@@ -76,7 +76,7 @@ def test_the_table_of_the_registry_is_complete() -> None:
 
 
 async def test_the_table_of_the_public_listener_is_complete(public: PublicBench) -> None:
-    """A path beside /v2/ that is added is put into the table; each is open, and there are no others."""
+    """A new path beside /v2/ needs a row in the table; each is open, and there are no others."""
     assert set(public.make_app().beside_registry) == BESIDE_REGISTRY
     for path in BESIDE_REGISTRY:
         async with public.session.get(path) as response:
@@ -88,14 +88,14 @@ async def test_the_table_of_the_public_listener_is_complete(public: PublicBench)
 
 @pytest.mark.parametrize("caller", CALLERS)
 async def test_the_registry(public: PublicBench, caller: str) -> None:
-    """Who has the right gets through; whoever has not hears the same whether the thing is there, and none is asked."""
+    """A caller with the right passes; all others get the same answer for absent objects, without a look-up."""
     public.reader.add_blob("team/app", CONTENT)
     public.reader.add_manifest("team/app", BODY, "latest")
     subject = {"admin": "user:admin", "anonymous": "anonymous"}.get(caller, "user:ann")
     if caller in {"pull", "create", "push", "delete"}:
         public.allow(caller, repository="team/*")
     if caller == "owner":
-        public.allow("manage", repository="team/**")  # who gives rights has none by that
+        public.allow("manage", repository="team/**")  # the right to manage alone allows no operation
     scopes = [f"repository:{repository}:pull,push,delete" for repository in ("team/app", f"team/{ABSENT}")]
     headers = {} if caller == "no token" else public.bearer(subject, *scopes)
     for operation, (method, template, allowed) in REGISTRY.items():
@@ -127,7 +127,7 @@ async def test_the_registry(public: PublicBench, caller: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"])
 async def test_what_is_no_operation_is_forwarded_to_nobody(public: PublicBench, method: str) -> None:
-    """Another path under /v2/, or another method, is refused: to nobody with 401, to an administrator with 404, 405."""
+    """Another path or method under /v2/ is refused: with 401 to strangers, with 404 or 405 to an administrator."""
     for path in ("/v2/team/app", "/v2/team/app/blobs", "/v2/_admin/gc", "/v2/team/app/tags", "/v2/team/app/x/y"):
         async with public.session.request(method, path) as response:
             assert response.status == 401, path
@@ -145,7 +145,7 @@ class AdminBench:
         self.http = http
 
     def headers(self, caller: str) -> dict[str, str]:
-        """Return what a caller sends."""
+        """Return the headers of a caller."""
         if caller == "no token":
             return {}
         if caller == "anonymous":
@@ -154,7 +154,7 @@ class AdminBench:
         return {"Authorization": encode_basic_auth(caller, password)}
 
     async def contents(self, method: str, path: str, caller: str) -> tuple[int, str, str]:
-        """Return all that a caller is told."""
+        """Return everything in the answer to a caller."""
         target = path if path in OPS_PATHS else API + path
         async with self.http.request(method, target, json={}, headers=self.headers(caller)) as response:
             return await _contents(response)
@@ -175,7 +175,7 @@ async def admin(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[
 
 
 async def test_the_table_of_the_admin_listener_is_complete(admin: AdminBench) -> None:
-    """A route that is added is put into the table of who may use it."""
+    """A new route needs a row in the table of its callers."""
     routes = {
         f"{route.method} {route.resource.canonical.removeprefix(API)}"
         for route in admin.node.app.router.routes()
@@ -185,7 +185,7 @@ async def test_the_table_of_the_admin_listener_is_complete(admin: AdminBench) ->
 
 
 async def test_the_admin_listener(admin: AdminBench) -> None:
-    """Who may gets through; all others hear the same of what is there and of what is not, and change nothing."""
+    """Callers with the right pass; all others get the same answer for absent objects, and change nothing."""
     before = [await admin.node.directory.users.list(), await admin.node.directory.grants.list()]
     for caller in CALLERS:
         for route, allowed in ADMIN_ROUTES.items():

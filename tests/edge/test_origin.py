@@ -1,4 +1,4 @@
-"""By which address we were called, and by whom: only trusted proxies are believed."""
+"""The called address and the address of the client: only trusted proxies are believed."""
 
 import ipaddress
 from pathlib import Path
@@ -49,7 +49,7 @@ async def test_realm(tmp_path: Path, options: PublicOptions, headers: dict[str, 
     ],
 )
 async def test_client_address_behind_a_trusted_proxy(tmp_path: Path, forwarded: str | None, address: str) -> None:
-    """The last address that is no trusted proxy; what stands before it anybody could have written."""
+    """The client is the last address that is no trusted proxy: anybody could have written those before it."""
     async with PublicBench(tmp_path, PublicOptions(SERVICE, None, LOCAL)).serving() as public:
         headers = {} if forwarded is None else {"X-Forwarded-For": forwarded, "X-Request-ID": "of-the-proxy"}
         headers["Authorization"] = aiohttp.encode_basic_auth("ann", "ann-password")

@@ -1,4 +1,4 @@
-"""The registry API over a real socket: who may what, and what each answer says."""
+"""The registry API over a real socket: the right for each operation, and the content of each answer."""
 
 import io
 import json
@@ -21,7 +21,7 @@ BODY = b'{"schemaVersion":2}'
 M = digest_of(BODY)
 SESSION = "/v2/team/app/blobs/uploads/session-0?_state=state%20of%20session-0"
 
-# (method, path, right that it takes; None: any valid token, status when allowed)
+# (method, path, required right; None: any valid token, status when allowed)
 ROUTES = [
     ("GET", "/v2/", None, 200),
     ("HEAD", "/v2/", None, 200),
@@ -55,13 +55,13 @@ CALLERS = ["nobody", "garbage", "basic", "revoked", "none", "pull", "push", "del
 
 
 def fill(public: PublicBench) -> None:
-    """Have an image upstream."""
+    """Put an image upstream."""
     public.reader.add_blob("team/app", CONTENT)
     public.reader.add_manifest("team/app", BODY, "latest")
 
 
 def headers_of(public: PublicBench, caller: str) -> dict[str, str]:
-    """Return what a caller sends; give it the right that it is named after."""
+    """Return the headers of a caller, with the right that it is named after."""
     if caller == "nobody":
         return {}
     if caller == "garbage":
@@ -85,15 +85,15 @@ def headers_of(public: PublicBench, caller: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("caller", CALLERS)
 async def test_every_route_against_every_caller(public: PublicBench, caller: str) -> None:
-    """Without a valid token all is 401; without the right all is 401 DENIED; nothing else is let through or denied."""
+    """Without a valid token all is 401; without the right all is 401 DENIED; all else is allowed."""
     fill(public)
     headers = headers_of(public, caller)
     for method, path, right, status in ROUTES:
         public.push.sessions = {"session-0": "user:admin" if caller == "admin" else "user:ann"}
         if caller in {"none", "pull", "delete", "unasked"}:
-            # A session that somebody else opened: it carries no right for this caller.
+            # A session that another caller opened: it carries no right for this one.
             public.push.sessions = {"session-0": "user:bob"}
-        url = URL(f"http://127.0.0.1:{public.port}{path}", encoded=True)  # as it stands: no dots are resolved
+        url = URL(f"http://127.0.0.1:{public.port}{path}", encoded=True)  # unchanged: no dots are resolved
         async with public.session.request(method, url, headers=headers) as response:
             body = await response.read()
             where = f"{caller} {method} {path}: {response.status} {body[:200]!r}"
@@ -123,7 +123,7 @@ async def test_every_route_against_every_caller(public: PublicBench, caller: str
 
 
 async def test_hidden_and_absent_repositories_answer_alike(public: PublicBench) -> None:
-    """The refusal is made of subject and name alone, before any look-up."""
+    """The refusal depends on subject and name alone, before any look-up."""
     fill(public)
     for path in ("/v2/team/app/manifests/latest", "/v2/team/none/manifests/latest"):
         headers = public.bearer("user:bob", "repository:team/app:pull", "repository:team/none:pull")
@@ -137,7 +137,7 @@ async def test_hidden_and_absent_repositories_answer_alike(public: PublicBench) 
 
 
 async def test_each_step_of_an_upload_takes_the_right_to_push(public: PublicBench) -> None:
-    """A right that is withdrawn ends an upload, as do a token without it and a revocation; a new token does not."""
+    """A withdrawn right, a token without it and a revocation end an upload; a new token does not."""
     public.allow("push")
     async with public.session.post("/v2/team/app/blobs/uploads/", headers=public.bearer()) as response:
         location = response.headers["Location"]
@@ -190,7 +190,7 @@ async def test_head_tells_what_get_tells(public: PublicBench, path: str) -> None
 
 
 async def test_ranges_of_a_blob(public: PublicBench) -> None:
-    """206 with Content-Range, 416 with the size, If-Range by ETag, several ranges ignored."""
+    """A range is 206 with Content-Range, or 416 with the size; If-Range takes an ETag; several ranges are ignored."""
     fill(public)
     public.allow("pull")
     size = len(CONTENT)
@@ -212,7 +212,7 @@ async def test_ranges_of_a_blob(public: PublicBench) -> None:
 
 
 async def test_not_modified_only_after_authorization(public: PublicBench) -> None:
-    """If-None-Match gives 304 to who may pull what exists, and nothing to others."""
+    """If-None-Match gives 304 to a caller that may pull an existing object, and nothing to others."""
     fill(public)
     conditional = {"If-None-Match": f'"other", W/"{D}"'}
     path = f"/v2/team/app/blobs/{D}"
@@ -233,7 +233,7 @@ async def test_not_modified_only_after_authorization(public: PublicBench) -> Non
 
 
 async def test_unknown_and_unavailable_are_told_apart(public: PublicBench) -> None:
-    """404 with the spec's code when it does not exist; 503 with Retry-After when that cannot be known."""
+    """An absent object is 404 with the spec's code; one whose absence is uncertain is 503 with Retry-After."""
     public.allow("pull")
     for path, code in ((f"blobs/{D}", "BLOB_UNKNOWN"), ("manifests/x", "MANIFEST_UNKNOWN")):
         async with public.session.get(f"/v2/team/app/{path}", headers=public.bearer()) as response:
@@ -249,12 +249,12 @@ async def test_unknown_and_unavailable_are_told_apart(public: PublicBench) -> No
 
 
 async def test_a_doubtful_absence_is_a_404_only_for_who_is_about_to_push(public: PublicBench) -> None:
-    """One replica lacks it, another is down: a push must go on (it asks by HEAD first), a pull must not be told 404."""
+    """With one replica missing it and one down, a push must go on (it sends HEAD first), a pull must not get 404."""
     public.allow("pull", "push")
     public.reader.is_in_doubt = True
     pull_only = public.bearer("user:ann", "repository:team/app:pull")
     for path in (f"blobs/{D}", "manifests/x", f"manifests/{M}"):
-        # notation asks for its blobs with a token that only pulls: there the grants say who may push.
+        # notation asks for its blobs with a token that only pulls: there the grants decide who may push.
         is_blob = path.startswith("blobs/")
         for method, headers, status in (
             ("HEAD", public.bearer(), 404),
@@ -270,7 +270,7 @@ async def test_a_doubtful_absence_is_a_404_only_for_who_is_about_to_push(public:
 
 
 async def test_a_stale_tag_carries_its_warning(public: PublicBench) -> None:
-    """What is served although nobody could be asked says so."""
+    """An object served without any replica's answer carries a warning."""
     fill(public)
     public.allow("pull")
     path = "/v2/team/app/manifests/latest"
@@ -283,7 +283,7 @@ async def test_a_stale_tag_carries_its_warning(public: PublicBench) -> None:
 
 
 async def test_source_host_selects_the_route_and_is_named_in_the_answer(public: PublicBench) -> None:
-    """?ns= is judged under the name of its route; one that no route serves is a 404, and never reaches a header."""
+    """?ns= is judged under the name of its route; an unknown one is a 404, and never reaches a header."""
     body = b'{"of":"hub"}'
     public.reader.add_manifest("hub/library/alpine", body, "3")
     public.allow("pull", repository="hub/**")
@@ -316,7 +316,7 @@ async def test_hot_content_is_counted_and_costs_no_upstream(public: PublicBench)
 
 
 async def test_the_catalogue_shows_what_the_caller_may_pull_in_full_pages(public: PublicBench) -> None:
-    """Hidden names are taken out before paging, and no Link names one; n=0 is empty; n is clamped."""
+    """Hidden names are removed before paging, and no Link names one; n=0 is empty; n is clamped."""
     for name in ("a/1", "a/2", "b/hidden", "c/3", "c/4", "z/hidden"):
         public.reader.add_manifest(name, BODY, "latest")
     public.allow("pull", repository="a/*")
@@ -339,7 +339,7 @@ async def test_the_catalogue_shows_what_the_caller_may_pull_in_full_pages(public
 
 
 async def test_tags_of_our_own_cannot_be_named(public: PublicBench) -> None:
-    """Those that begin with rp-keep- are absent to readers, refused to writers, and not listed."""
+    """Tags that begin with rp-keep- are absent to readers, refused to writers, and not listed."""
     public.allow("pull", "push", "delete")
     public.reader.add_manifest("team/app", BODY, "latest")
     public.reader.add_manifest("team/app", BODY, "rp-keep-1")
@@ -354,7 +354,7 @@ async def test_tags_of_our_own_cannot_be_named(public: PublicBench) -> None:
 
 
 async def test_tags_are_paged(public: PublicBench) -> None:
-    """Sorted, from after ``last``, with a relative Link that leads to the rest."""
+    """Tags are sorted, begin after ``last``, and a relative Link leads to the rest."""
     for tag in ("c", "a", "b"):
         public.reader.add_manifest("team/app", BODY, tag)
     public.allow("pull")
@@ -393,7 +393,7 @@ async def test_an_upload_in_three_requests(public: PublicBench) -> None:
 
 
 async def test_a_body_may_be_chunked_or_have_a_length(public: PublicBench) -> None:
-    """The verb is told the length where there is one, and gets the bytes either way."""
+    """The operation receives the bytes either way, and the length where there is one."""
     public.allow("push")
     headers = public.bearer()
     path = f"/v2/team/app/blobs/uploads/?digest={D}"
@@ -428,9 +428,9 @@ async def _pieces() -> AsyncIterator[bytes]:
 async def test_mount_only_from_where_the_caller_may_read(
     public: PublicBench, query: str, scopes: tuple[str, ...], grants: tuple[str, ...], status: int
 ) -> None:
-    """With the right in token and grants 201, 202 without it, as if nothing were there.
+    """The answer is 201 with the right in token and grants, else 202, as if the blob were absent.
 
-    What the token alone lacks is asked for. Without a source, it is one that the token names and that has the blob.
+    A right that only the token misses is asked for. Without a source, any repository of the token may be it.
     """
     public.allow("push")
     for action in grants:
@@ -448,7 +448,7 @@ async def test_mount_only_from_where_the_caller_may_read(
 
 
 async def test_a_mount_without_a_source_that_nobody_knows_is_an_upload(public: PublicBench) -> None:
-    """Where this node does not know that a repository holds the blob, nobody is asked."""
+    """Where this node knows no repository with the blob, no registry is asked."""
     public.allow("push")
     public.allow("pull", repository="team/base")
     headers = public.bearer("user:ann", "repository:team/app:push", "repository:team/base:pull")
@@ -461,7 +461,7 @@ async def test_a_mount_without_a_source_that_nobody_knows_is_an_upload(public: P
 
 @pytest.mark.parametrize("query", ["mount={D}&from=team/base&from=team/app", "mount={D}&mount={D}&from=team/base"])
 async def test_a_mount_with_two_values_of_a_parameter_is_refused(public: PublicBench, query: str) -> None:
-    """A parameter that is given twice could be judged by one value and acted on by the other."""
+    """A parameter given twice could be judged by one value and acted on by the other."""
     public.allow("push")
     path = f"/v2/team/app/blobs/uploads/?{query.format(D=D)}"
     async with public.session.post(path, headers=public.bearer()) as response:
@@ -469,7 +469,7 @@ async def test_a_mount_with_two_values_of_a_parameter_is_refused(public: PublicB
 
 
 async def test_the_create_action_pushes_without_moving_tags(public: PublicBench) -> None:
-    """With the right to create the verb is told that tags may not be moved; tag patterns bind tags."""
+    """With the right to create the operation may not move tags; tag patterns limit tags."""
     public.allow("create", tags="v*")
     headers = {**public.bearer(), "Content-Type": f"{OCI_MANIFEST}; charset=utf-8"}
     async with public.session.put("/v2/team/app/manifests/v1", data=BODY, headers=headers) as response:
@@ -488,7 +488,7 @@ async def test_the_create_action_pushes_without_moving_tags(public: PublicBench)
 
 
 async def test_a_large_manifest_passes_and_a_huge_one_is_not_read(public: PublicBench) -> None:
-    """4 MiB are taken; more is refused by its announced length, and by count where none is announced."""
+    """4 MiB are accepted; more is refused by its announced length, or by count without one."""
     public.allow("push")
     headers = {**public.bearer(), "Content-Type": OCI_MANIFEST}
     async with public.session.put(
@@ -506,7 +506,7 @@ async def test_a_large_manifest_passes_and_a_huge_one_is_not_read(public: Public
 
 
 async def test_trial_grants_are_counted(public: PublicBench) -> None:
-    """A grant in mode warn lets through, and the decision is counted as would_deny."""
+    """A grant in mode warn allows the request, and the decision is counted as would_deny."""
     fill(public)
     public.control.grants.append(grant("user:ann", "team/*", "pull", mode="warn"))
     async with public.session.get("/v2/team/app/tags/list", headers=public.bearer()) as response:
@@ -529,7 +529,7 @@ async def test_encoded_bodies_are_refused(public: PublicBench) -> None:
 
 
 async def test_a_holding_is_learned_from_pull_only_for_its_repository(public: PublicBench) -> None:
-    """A cached blob does not leak over HTTP: the same subject, the same digest, two repositories."""
+    """A cached blob does not leak over HTTP to another repository, for the same subject and digest."""
     fill(public)
     public.allow("pull", repository="**")
     headers = public.bearer("user:ann", "repository:team/app:pull", "repository:team/b:pull")

@@ -1,4 +1,4 @@
-"""Bodies on their way out, on both loops."""
+"""Bodies of answers, sent on both event loops."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ Scenario = Callable[[PublicBench], Awaitable[None]]
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def play(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], None]:
-    """Return a function that plays a scenario on a loop of its own."""
+    """Return a function that runs a scenario on a new loop."""
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:
@@ -41,14 +41,14 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario],
 
 
 def hold(public: PublicBench, content: bytes) -> Digest:
-    """Have a blob in the cache and known."""
+    """Put a blob into the cache, known to the repository."""
     digest = public.cache.add(content)
     public.reader.add_blob("team/app", content)
     return digest
 
 
 def growing(public: PublicBench, content: bytes, available_bytes: int) -> tuple[Digest, GrowingFile]:
-    """Have a blob in the cache of which only a part is there yet."""
+    """Put a blob into the cache of which only a part has arrived."""
     digest = digest_of(content)
     public.reader.add_blob("team/app", content)
     file = public.cache.files[digest] = GrowingFile(len(content), content[:available_bytes])
@@ -56,7 +56,7 @@ def growing(public: PublicBench, content: bytes, available_bytes: int) -> tuple[
 
 
 def test_64_mib_arrive_as_they_are(play: Callable[[Scenario], None]) -> None:
-    """Sent by the kernel, four clients at a time, every byte right."""
+    """64 MiB are sent by the kernel, to four clients at a time, with every byte right."""
     content = os.urandom(1 << 20) * 64
 
     async def scenario(public: PublicBench) -> None:
@@ -84,7 +84,7 @@ def test_every_size_on_a_connection_that_is_kept(play: Callable[[Scenario], None
         digest = hold(public, content)
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
         request = public.request(f"GET /v2/team/app/blobs/{digest}").replace(b"Connection: close\r\n", b"")
-        # Pipelined too: the second answer must not overtake what is left of the first.
+        # Pipelined too: the second answer must not overtake the rest of the first.
         writer.write(request * 3)
         for _ in range(3):
             head = await reader.readuntil(b"\r\n\r\n")
@@ -96,7 +96,7 @@ def test_every_size_on_a_connection_that_is_kept(play: Callable[[Scenario], None
 
 
 def test_the_kernel_does_not_overtake_what_is_still_in_memory(play: Callable[[Scenario], None]) -> None:
-    """Answers from memory that a slow client has not taken yet come before the file that follows them."""
+    """Answers that still wait in memory for a slow client come before the file that follows them."""
     small, large = os.urandom(20_000), os.urandom(1 << 20)
 
     async def scenario(public: PublicBench) -> None:
@@ -138,7 +138,7 @@ def test_a_range_of_a_large_file(play: Callable[[Scenario], None]) -> None:
 
 
 def test_a_filling_file_is_followed(play: Callable[[Scenario], None]) -> None:
-    """What is there is sent at once, the rest as it comes."""
+    """Available bytes are sent immediately, the rest as it arrives."""
     content = os.urandom(1 << 20)
 
     async def scenario(public: PublicBench) -> None:
@@ -152,7 +152,7 @@ def test_a_filling_file_is_followed(play: Callable[[Scenario], None]) -> None:
 
 
 def test_a_failed_fill_is_never_a_complete_body(play: Callable[[Scenario], None]) -> None:
-    """The connection is broken short of Content-Length; before the first byte it is a 502."""
+    """The connection is closed short of Content-Length; before the first byte it is a 502."""
     content = os.urandom(1 << 20)
 
     async def scenario(public: PublicBench) -> None:
@@ -187,7 +187,7 @@ def test_clients_that_leave_let_go_of_everything(play: Callable[[Scenario], None
             writer.write(public.request(f"GET /v2/team/app/blobs/{stalled if number % 2 else digest}"))
             await reader.readexactly(1000)
             writer.transport.abort()
-        # A client is missed when the next byte is due: for the stalled ones that is now.
+        # A lost client is noticed when the next byte is due: for the stalled ones that is now.
         public.cache.files[stalled].write(content[100_000:] + b"x")
         await until(lambda: not (public.cache.open_readers or len(os.listdir("/proc/self/fd")) > before))
         assert not [task for task in asyncio.all_tasks() if "_handle_request" in repr(task)]
@@ -196,7 +196,7 @@ def test_clients_that_leave_let_go_of_everything(play: Callable[[Scenario], None
 
 
 def test_a_client_that_stops_reading_is_dropped(play: Callable[[Scenario], None]) -> None:
-    """Without progress for the stall time the connection is cut and the file let go."""
+    """Without progress for the stall time the connection is cut and the file closed."""
     content = os.urandom(1 << 20) * 64
 
     async def scenario(public: PublicBench) -> None:
@@ -211,7 +211,7 @@ def test_a_client_that_stops_reading_is_dropped(play: Callable[[Scenario], None]
 
 
 def test_a_slow_client_does_not_slow_another(play: Callable[[Scenario], None]) -> None:
-    """While one reads nothing, another gets all."""
+    """While one client reads nothing, another receives everything."""
     content = os.urandom(1 << 20) * 32
 
     async def scenario(public: PublicBench) -> None:

@@ -1,4 +1,4 @@
-"""The listener itself: manners towards clients that are slow, confused, half-closed, or speak no HTTP."""
+"""The listener and its clients: slow, confused, half-closed ones, and those that speak no HTTP."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def errors_of(body: bytes) -> list[dict[str, object]]:
 async def test_what_is_no_http_is_a_400_of_ours(
     public: PublicBench, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """JSON, not plain text; the connection ends; no traceback is logged."""
+    """The answer to bytes that are no HTTP is JSON; the connection ends; no traceback is logged."""
     answer = await public.raw(data)
     assert answer.status == 400
     assert errors_of(answer.body)
@@ -68,7 +68,7 @@ async def test_a_slow_header_of_a_later_request_is_not_waited_for_either(tmp_pat
 
 
 async def test_a_client_that_leaves_between_requests_is_let_go(tmp_path: Path) -> None:
-    """The end of an idle connection ends it here too."""
+    """A client that closes an idle connection ends it here too."""
     async with PublicBench(tmp_path).serving() as public:
         assert public.server is not None
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
@@ -82,21 +82,21 @@ async def test_a_client_that_leaves_between_requests_is_let_go(tmp_path: Path) -
 
 
 async def test_the_deadline_is_of_the_header_alone(tmp_path: Path) -> None:
-    """A body may take longer, and so may the pause between two requests."""
+    """A body may take longer than the header's deadline, and so may the pause between two requests."""
     async with PublicBench(tmp_path, limits=ConnectionLimits(header_seconds=0.2)).serving() as public:
         public.allow("push")
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
         head = f"POST /v2/team/app/blobs/uploads/?digest={D} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
         for _ in range(2):
             writer.write(f"{head}Authorization: Bearer {public.token()}\r\n\r\nab".encode())
-            await asyncio.sleep(0.4)  # longer than the header's deadline is what is tested
+            await asyncio.sleep(0.4)  # longer than the header's deadline
             writer.write(b"cd")
             assert b"201 Created" in await reader.readuntil(b"\r\n\r\n")
         writer.close()
 
 
 async def test_too_many_connections_are_good_for_health_checks_alone(tmp_path: Path) -> None:
-    """While all that there may be are being served, one more gets 503, or says that the node lives."""
+    """Beyond the limit of connections a request gets 503, or the answer that the node lives."""
     async with PublicBench(tmp_path, limits=ConnectionLimits(connections_max=2)).serving() as public:
         public.reader.gate = asyncio.Event()
         public.reader.add_blob("team/app", CONTENT)
@@ -119,7 +119,7 @@ async def test_too_many_connections_are_good_for_health_checks_alone(tmp_path: P
 
 
 async def test_a_half_closed_client_gets_its_answer(public: PublicBench) -> None:
-    """Who shuts down its sending side behind the request still reads."""
+    """A client that closes its sending side after the request still reads the answer."""
     answer = await public.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", half_close=True)
     assert (answer.status, answer.body) == (200, b'{"status": "ok"}')
     public.reader.gate = asyncio.Event()
@@ -134,7 +134,7 @@ async def test_a_half_closed_client_gets_its_answer(public: PublicBench) -> None
 
 
 async def test_pipelined_requests_are_answered_in_order(public: PublicBench) -> None:
-    """Two requests in one packet, two answers."""
+    """Two requests in one packet get two answers."""
     data = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answer = await public.raw(data)
     assert answer.data.index(b"200 OK") < answer.data.index(b"404 Not Found")
@@ -165,7 +165,7 @@ async def test_the_body_is_asked_for_after_authorization(public: PublicBench) ->
 
 
 async def test_a_refused_body_is_drained_first(public: PublicBench) -> None:
-    """A client that reads only after it has sent everything gets its refusal, and may go on with the connection."""
+    """A client that reads only after it has sent everything gets its refusal, and may use the connection again."""
     size = 3 * 1024 * 1024
     reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
     head = f"PUT /v2/team/app/manifests/x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
@@ -180,7 +180,7 @@ async def test_a_refused_body_is_drained_first(public: PublicBench) -> None:
 
 
 async def test_draining_has_a_bound(public: PublicBench) -> None:
-    """Beyond 64 MiB the refusal comes anyhow, and the connection ends."""
+    """Beyond 64 MiB the refusal is sent without the rest, and the connection ends."""
     size = DRAIN_MAX_BYTES + 32 * 1024 * 1024
     head = f"PUT /v2/team/app/manifests/x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
@@ -196,7 +196,7 @@ async def test_draining_has_a_bound(public: PublicBench) -> None:
 
 
 async def test_a_client_that_leaves_in_mid_body_is_noticed(public: PublicBench) -> None:
-    """The verb's body ends in an error, not in a short success; nothing is answered; the log is quiet."""
+    """The operation's body ends in an error, not in a short success; no answer is sent; the log is quiet."""
     public.allow("push")
     reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
     writer.write(public.request(f"POST /v2/team/app/blobs/uploads/?digest={D}", ["Content-Length: 100"]) + b"half")
@@ -208,7 +208,7 @@ async def test_a_client_that_leaves_in_mid_body_is_noticed(public: PublicBench) 
 
 
 async def test_a_malformed_chunk_is_a_400(public: PublicBench) -> None:
-    """A chunked body that is no chunked body is the client's fault."""
+    """A malformed chunked body is the client's fault."""
     public.allow("push")
     request = public.request(f"POST /v2/team/app/blobs/uploads/?digest={D}", ["Transfer-Encoding: chunked"])
     answer = await public.raw(request + b"zz\r\nabc")
@@ -217,7 +217,7 @@ async def test_a_malformed_chunk_is_a_400(public: PublicBench) -> None:
 
 
 async def test_a_chunk_that_is_malformed_later_is_a_400_at_once(public: PublicBench) -> None:
-    """A body that goes wrong while it is read has one answer, and the connection ends behind it."""
+    """A body that becomes malformed while it is read has one answer, and the connection ends after it."""
     public.allow("push")
     request = public.request(f"POST /v2/team/app/blobs/uploads/?digest={D}", ["Transfer-Encoding: chunked"])
     reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
@@ -235,7 +235,7 @@ async def test_a_chunk_that_is_malformed_later_is_a_400_at_once(public: PublicBe
 
 
 async def test_drain_lets_a_running_upload_end(tmp_path: Path) -> None:
-    """A body that is still coming in when the drain begins is read to its end and answered; then all is closed."""
+    """A body that still arrives when the drain begins is read to its end and answered; then all is closed."""
     async with PublicBench(tmp_path).serving() as public:
         public.allow("push")
         idle = await asyncio.open_connection("127.0.0.1", public.port)
@@ -256,7 +256,7 @@ async def test_drain_lets_a_running_upload_end(tmp_path: Path) -> None:
 
 
 async def test_a_connection_at_rest_is_told_that_its_next_answer_is_the_last(tmp_path: Path) -> None:
-    """A request that comes on a kept connection after the drain began is answered, with Connection: close."""
+    """A request on a kept connection after the drain began is answered with Connection: close."""
     async with PublicBench(tmp_path).serving() as public:
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)
         request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -274,7 +274,7 @@ async def test_a_connection_at_rest_is_told_that_its_next_answer_is_the_last(tmp
 
 
 async def test_a_client_that_left_before_it_was_looked_at_is_not_kept(tmp_path: Path) -> None:
-    """A connection that was closed while it waited to be accepted does not hold up the end."""
+    """A connection closed before it was accepted does not delay the end."""
     async with PublicBench(tmp_path).serving() as public:
         assert public.server is not None
         for _ in range(20):
@@ -320,7 +320,7 @@ _REQUESTS = st.tuples(
 
 
 async def test_garbage_is_never_a_500(tmp_path: Path) -> None:
-    """Whatever the path and the headers: an answer of the protocol, or the end of the connection."""
+    """Any path and headers give an answer of the protocol, or the end of the connection."""
     async with PublicBench(tmp_path).serving() as public:
         public.allow("pull", "push", "delete", repository="**")
         token = public.token("user:admin", "repository:team/app:pull,push,delete")

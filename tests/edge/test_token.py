@@ -33,7 +33,7 @@ def access_of(body: Any) -> list[str]:
 
 
 async def test_fields_of_the_answer(public: PublicBench) -> None:
-    """Both names of the token, a lifetime of at least 60 s, a true issued_at, no refresh token, not cacheable."""
+    """The answer has both names of the token, at least 60 s, a true issued_at, no refresh token, and no caching."""
     status, body, headers = await ask(public, "&account=ann&client_id=docker")
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert body["token"] == body["access_token"]
@@ -45,7 +45,7 @@ async def test_fields_of_the_answer(public: PublicBench) -> None:
 
 
 async def test_a_token_carries_what_is_asked_and_allowed(public: PublicBench) -> None:
-    """Repeated and space-separated scopes; what is not allowed is left out, never an error."""
+    """Scopes may be repeated or separated by spaces; a scope without the right is left out, never an error."""
     public.allow("pull", "push", repository="team/*")
     query = "&scope=repository:team/a:pull,push&scope=repository:x:pull%20repository:team/b:pull,delete&scope=nonsense"
     status, body, _ = await ask(public, query)
@@ -53,7 +53,7 @@ async def test_a_token_carries_what_is_asked_and_allowed(public: PublicBench) ->
 
 
 async def test_a_token_says_that_a_scope_was_asked_for(public: PublicBench) -> None:
-    """Also where nothing of it is allowed: whoever narrowed it gets none that is as good as one without."""
+    """A token for a scope is marked as narrowed, also with no access: it is worth less than one without a scope."""
     public.allow("pull", repository="team/*")
     for query, is_scoped in (("", False), ("&scope=repository:team/a:pull", True), ("&scope=repository:x:pull", True)):
         _, body, _ = await ask(public, query)
@@ -62,7 +62,7 @@ async def test_a_token_says_that_a_scope_was_asked_for(public: PublicBench) -> N
 
 
 async def test_the_token_opens_what_it_carries(public: PublicBench) -> None:
-    """A token of the endpoint is taken at /v2/."""
+    """A token of the endpoint is accepted at /v2/."""
     public.allow("pull", repository="team/app")
     public.reader.add_manifest("team/app", b"{}", "latest")
     _, body, _ = await ask(public, "&scope=repository:team/app:pull")
@@ -73,7 +73,7 @@ async def test_the_token_opens_what_it_carries(public: PublicBench) -> None:
 
 
 async def test_anonymous_gets_a_token_of_its_own(public: PublicBench) -> None:
-    """Without Authorization: 200, with what everybody may do; /v2/ without a token stays 401."""
+    """Without Authorization the answer is 200 with everybody's rights; /v2/ without a token stays 401."""
     public.allow("pull", subject="anonymous", repository="open/*")
     public.reader.add_manifest("open/app", b"{}", "latest")
     status, body, _ = await ask(public, "&scope=repository:open/app:pull,push", auth={})
@@ -87,7 +87,7 @@ async def test_anonymous_gets_a_token_of_its_own(public: PublicBench) -> None:
 
 
 async def test_a_wrong_password_is_a_401_that_people_can_read(public: PublicBench) -> None:
-    """Docker prints the message; unreadable credentials are refused too, and never taken for anonymous."""
+    """Docker prints the message; unreadable credentials are refused too, and never count as anonymous."""
     status, body, headers = await ask(public, auth={"Authorization": aiohttp.encode_basic_auth("ann", "guess")})
     assert (status, body["errors"][0]["code"]) == (401, "UNAUTHORIZED")
     assert body["errors"][0]["message"] == "incorrect username or password"
@@ -95,7 +95,7 @@ async def test_a_wrong_password_is_a_401_that_people_can_read(public: PublicBenc
     for value in ("Basic !!!", "Basic YW5u", "Bearer x", "Basic", ""):
         async with public.session.get("/auth/token", headers={"Authorization": value}) as response:
             assert response.status == 401, value
-    assert public.observer.count(LoginAttempt, "refused") == 2  # the name's, and that of what could be an ID token
+    assert public.observer.count(LoginAttempt, "refused") == 2  # for the name, and for a possible ID token
     assert "who knows" not in str(body)
     assert [event.rule for event in public.audit.events] == ["who knows why", "who knows why"]
 
@@ -105,7 +105,7 @@ JOB = "oidc:ci/main/acme/app"
 
 @pytest.fixture
 def ci(public: PublicBench) -> PublicBench:
-    """Have one ID token taken, ``good``, which is good for half a minute."""
+    """Accept one ID token, ``good``, which is valid for half a minute."""
     evidence = {"iss": "https://ci.example.com", "sub": "repo:acme/app", "jti": "job-1"}
     public.control.id_tokens["good"] = LoginResult(JOB, expires_at=time.time() + 30, evidence=evidence)
     public.control.id_tokens["bad"] = IdTokenRefusedError("it has expired")
@@ -121,7 +121,7 @@ def ci(public: PublicBench) -> PublicBench:
     ids=["password", "bearer"],
 )
 async def test_an_id_token_is_taken_as_password_and_as_bearer(ci: PublicBench, headers: dict[str, str]) -> None:
-    """The token that is given for it ends with it, is never renewed, and the audit log knows which job it was."""
+    """The bearer token ends with the ID token, is never renewed, and the audit log names the job."""
     query = "&scope=repository:acme/app:pull,push&offline_token=true"
     status, body, _ = await ask(ci, query, auth=headers)
     assert (status, access_of(body), "refresh_token" in body) == (200, ["repository:acme/app:pull,push"], False)
@@ -136,7 +136,7 @@ async def test_an_id_token_is_taken_as_password_and_as_bearer(ci: PublicBench, h
 
 
 async def test_an_id_token_by_post(ci: PublicBench) -> None:
-    """The password grant takes it too, and gives no refresh token for it."""
+    """The password grant accepts an ID token too, and gives no refresh token for it."""
     form = {"grant_type": "password", "username": "oidc", "password": "good", "access_type": "offline"}
     async with ci.session.post("/auth/token", data=form) as response:
         body = await response.json()
@@ -144,7 +144,7 @@ async def test_an_id_token_by_post(ci: PublicBench) -> None:
 
 
 async def test_why_an_id_token_is_refused_is_told(ci: PublicBench) -> None:
-    """To whoever runs the job, and in the audit log; it is a 401."""
+    """The reason is in the 401 to the job, and in the audit log."""
     status, body, _ = await ask(ci, auth={"Authorization": "Bearer bad"})
     assert (status, body["errors"][0]["message"]) == (401, "the ID token is refused: it has expired")
     event = ci.audit.events[-1]
@@ -162,7 +162,7 @@ async def test_an_issuer_that_is_away_is_a_503_that_says_so(ci: PublicBench) -> 
 
 
 async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
-    """429 with Retry-After."""
+    """Too many logins get 429 with Retry-After."""
     public.control.is_limited = True
     status, body, headers = await ask(public)
     assert (status, headers["Retry-After"], body["errors"][0]["code"]) == (429, "7", "TOOMANYREQUESTS")
@@ -180,7 +180,7 @@ async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
     ],
 )
 async def test_post_takes_the_form_of_oauth2(public: PublicBench, form: dict[str, str], status: int) -> None:
-    """The password grant; what is no such request is a 4xx from which containerd falls back to GET."""
+    """The password grant works; any other request is a 4xx from which containerd falls back to GET."""
     public.allow("pull", repository="team/app")
     scope = {"service": "registry-proxy", "client_id": "x", "scope": "repository:team/app:pull,push registry:x:y"}
     async with public.session.post("/auth/token", data={**form, **scope}) as response:
@@ -196,7 +196,7 @@ async def test_post_takes_the_form_of_oauth2(public: PublicBench, form: dict[str
 
 @pytest.mark.parametrize("body", [b"{", b"x" * 70_000, b"a=1&" * 1000])
 async def test_a_body_that_is_no_form_is_refused(public: PublicBench, body: bytes) -> None:
-    """Never a 5xx."""
+    """A body that is no form is a 4xx."""
     headers = {"Content-Type": "application/json" if body == b"{" else "application/x-www-form-urlencoded"}
     async with public.session.post("/auth/token", data=body, headers=headers) as response:
         assert response.status in {400, 413}
@@ -205,14 +205,14 @@ async def test_a_body_that_is_no_form_is_refused(public: PublicBench, body: byte
 
 
 async def test_a_store_that_is_away_is_a_503(public: PublicBench) -> None:
-    """No token is made up while the subject cannot be looked up."""
+    """No token is issued while the subject cannot be looked up."""
     public.control.is_away = True
     status, body, headers = await ask(public)
     assert (status, body["errors"][0]["code"], "Retry-After" in headers) == (503, "UNAVAILABLE", True)
 
 
 async def test_keys_and_health(public: PublicBench) -> None:
-    """JWKS and liveness are for everybody, by GET and HEAD."""
+    """JWKS and liveness are open to everybody, by GET and HEAD."""
     async with public.session.get("/auth/keys") as response:
         assert (response.status, "keys" in await response.json()) == (200, True)
     async with public.session.head("/healthz") as response:
@@ -225,7 +225,7 @@ async def test_keys_and_health(public: PublicBench) -> None:
 
 
 async def test_no_secret_reaches_the_log(public: PublicBench, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither passwords, nor tokens, nor the signed state of an upload."""
+    """The log holds no passwords, no tokens and no signed state of an upload."""
     caplog.set_level("DEBUG", logger="registry_proxy")
     await ask(public, auth={"Authorization": aiohttp.encode_basic_auth("ann", "guess-what")})
     public.allow("push")
@@ -242,7 +242,7 @@ async def test_no_secret_reaches_the_log(public: PublicBench, caplog: pytest.Log
 
 @pytest.mark.parametrize("path", ["/v2/", "/auth/token"])
 async def test_each_answer_has_a_request_id(public: PublicBench, path: str) -> None:
-    """Two requests, two IDs; one that a stranger brings is not taken over."""
+    """Two requests have two IDs; an ID from a stranger is not taken over."""
     seen = set()
     for _ in range(2):
         async with public.session.get(path, headers={"X-Request-ID": "mine"}) as response:
@@ -251,7 +251,7 @@ async def test_each_answer_has_a_request_id(public: PublicBench, path: str) -> N
 
 
 async def test_the_address_of_a_login_is_the_peer_s(tmp_path: Path) -> None:
-    """X-Forwarded-For of somebody who is no trusted proxy does not help to get round the limit."""
+    """X-Forwarded-For of an untrusted proxy does not evade the limit."""
     async with PublicBench(tmp_path).serving() as public:
         headers = {**ANN, "X-Forwarded-For": "203.0.113.9"}
         async with public.session.get("/auth/token", headers=headers) as response:

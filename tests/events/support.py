@@ -1,4 +1,4 @@
-"""A store with subscriptions, and a sender that answers as it is told."""
+"""A store with subscriptions, and a sender with scripted answers."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -39,14 +39,14 @@ class Bench:
         return subscription
 
     async def put(self, *events: RegistryEvent, **entry: Any) -> int:
-        """Put events into the outbox, by one commit each; return the revision of the last."""
+        """Put events into the outbox, one commit each; return the revision of the last."""
         revision = 0
         for event in events:
             revision = await self.store.commit([outbox_change(OutboxEntry(event, **entry))])
         return revision
 
     async def queued(self) -> list[Record]:
-        """Return the deliveries that wait."""
+        """Return the waiting deliveries."""
         return await self.store.list(Table.DELIVERIES)
 
 
@@ -58,7 +58,7 @@ async def open_bench(directory: Path) -> AsyncIterator[Bench]:
 
 
 def pushed(number: int, *, repository: str = "team/app", tag: str = "", **fields: Any) -> RegistryEvent:
-    """Return the event of a push; ``number`` makes it another one."""
+    """Return the event of a push; another ``number`` gives another event."""
     return RegistryEvent(
         id=f"event-{number}",
         type=EventType.PUSH,
@@ -99,7 +99,7 @@ def composed(event: RegistryEvent, *, sent_at: float = 1_700_000_009.5, **fields
 
 @dataclass
 class ScriptedSender:
-    """Records what it is given; ``answer`` decides, 200 without one."""
+    """Records its requests; ``answer`` gives the answer, which is 200 without one."""
 
     answer: Callable[[Subscription, Delivery], ReceiverAnswer] = lambda *_: ReceiverAnswer(200, "")
     sent: list[tuple[str, int, RegistryEvent]] = field(default_factory=list)
@@ -109,5 +109,5 @@ class ScriptedSender:
         return self.answer(subscription, delivery)
 
     def ids(self, subscription: str = "ci") -> list[str]:
-        """Return the ids of the events that a subscription was sent, in order."""
+        """Return the ids of the events sent to a subscription, in order."""
         return [event.id for name, _, event in self.sent if name == subscription]

@@ -11,7 +11,7 @@ LANES = [Lane("ci", f"team/app{number}") for number in range(5)]
 
 
 class Bell:
-    """Serves lanes: each serving waits until it is let go, and then wants to be served again as it was told."""
+    """Serves lanes: each serving waits for its release, and then asks for the next one at a scripted time."""
 
     def __init__(self) -> None:
         self.begun: list[Lane] = []
@@ -26,7 +26,7 @@ class Bell:
 
 
 async def test_few_lanes_of_a_receiver_are_served_at_once() -> None:
-    """A receiver has its limit of lanes at the same time; another receiver does not wait for it."""
+    """A receiver has a limit of simultaneous lanes; another receiver does not wait for it."""
     bell = Bell()
     async with aclosing(Agenda(bell.serve, 2, lambda: 10.0)) as agenda:
         for lane in [*LANES, Lane("other", "team/app")]:
@@ -45,7 +45,7 @@ async def test_few_lanes_of_a_receiver_are_served_at_once() -> None:
 
 
 async def test_a_lane_is_served_at_its_time() -> None:
-    """A lane that is due later is left alone; an earlier time counts, a later one does not."""
+    """A lane that is due later is not served; an earlier time replaces a later one, and not the reverse."""
     bell, now = Bell(), [10.0]
     bell.free.set()
     async with aclosing(Agenda(bell.serve, 2, lambda: now[0])) as agenda:
@@ -94,7 +94,7 @@ async def test_an_event_that_comes_while_its_lane_is_served_is_not_forgotten() -
 
 
 async def test_thousands_of_lanes_become_due_in_steps() -> None:
-    """No step takes all of them: the worker answers requests in between. None is left out."""
+    """No step takes all lanes: the worker answers requests in between. None is left out."""
     bell = Bell()
     bell.free.set()
     async with aclosing(Agenda(bell.serve, 10_000, lambda: 100.0)) as agenda:

@@ -23,7 +23,7 @@ Answer = Callable[[Subscription, Delivery], ReceiverAnswer]
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the gauges set at each look."""
+    """Make every look at the clock set the gauges."""
     monkeypatch.setattr("registry_proxy.events.backlog._REPORT_SECONDS", 0.0)
 
 
@@ -41,12 +41,12 @@ def delivering(bench: Bench, sender: ScriptedSender, **limits: Any) -> AbstractA
 
 
 def gauge(bench: Bench, event_class: type[MetricEvent]) -> Any:
-    """Return what a gauge was set to last; None before the first time."""
+    """Return the last value of a gauge; None before the first one."""
     return bench.observer.last(event_class) if bench.observer.found(event_class) else None
 
 
 async def test_a_receiver_that_fails_shows_in_the_gauges_until_it_has_everything(bench: Bench) -> None:
-    """Number and age of what waits rise while it fails, and are 0 when all has arrived; attempts have their outcome."""
+    """Number and age of waiting events rise while it fails, and are 0 afterwards; attempts have their outcome."""
     await bench.subscribe()
     failing = [True]
     await bench.put(pushed(1), pushed(2), pushed(3, repository="team/other"))
@@ -60,7 +60,7 @@ async def test_a_receiver_that_fails_shows_in_the_gauges_until_it_has_everything
 
 
 async def test_the_age_is_that_of_the_event_also_after_a_new_start(bench: Bench) -> None:
-    """Deliveries that an earlier process queued are counted, and as old as they are."""
+    """Deliveries that an earlier process queued are counted with their true age."""
     await bench.subscribe()
     await bench.subscribe("skipping", on_failure="skip")
     for name in ("ci", "skipping"):
@@ -72,7 +72,7 @@ async def test_the_age_is_that_of_the_event_also_after_a_new_start(bench: Bench)
 
 
 async def test_dead_letters_are_counted_until_they_are_replayed(bench: Bench) -> None:
-    """A delivery that is given up is one dead letter; the gauge follows what another process removes."""
+    """A delivery that is given up is one dead letter; the gauge follows removals by another process."""
     await bench.subscribe()
     await bench.put(pushed(1), pushed(2))
     async with delivering(bench, ScriptedSender(lambda *_: FAILED), max_age_seconds=0.0):
@@ -84,7 +84,7 @@ async def test_dead_letters_are_counted_until_they_are_replayed(bench: Bench) ->
 
 
 async def test_a_queue_that_an_earlier_process_left_is_bounded(bench: Bench) -> None:
-    """The bound counts what lay there at the start; events beyond it are counted as dropped."""
+    """The bound includes deliveries from before the start; events beyond it are counted as dropped."""
     await bench.subscribe()
     async with delivering(bench, ScriptedSender(lambda *_: FAILED), queued_max=2):
         await bench.put(pushed(1), pushed(2))
@@ -96,7 +96,7 @@ async def test_a_queue_that_an_earlier_process_left_is_bounded(bench: Bench) -> 
 
 
 async def test_events_are_queued_without_a_count_of_the_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count in the store reads the whole queue, and pushes of the worker would wait: it is counted at the start."""
+    """The queue is counted only at the start: a count in the store reads all of it, and delays the worker's pushes."""
     count, counted = bench.store.count, list[Table]()
 
     async def counting(table: Table, prefix: str = "") -> int:
@@ -124,7 +124,7 @@ async def test_the_gauges_are_0_where_another_process_delivers(bench: Bench) -> 
 
 
 async def test_a_disabled_subscription_has_no_age(bench: Bench) -> None:
-    """What waits for a receiver that was disabled is counted, and raises no alert."""
+    """Deliveries to a disabled receiver are counted, and raise no alert."""
     await bench.subscribe()
     await bench.put(pushed(1))
     async with delivering(bench, ScriptedSender(lambda *_: FAILED)):
@@ -135,7 +135,7 @@ async def test_a_disabled_subscription_has_no_age(bench: Bench) -> None:
 
 
 async def test_a_subscription_that_goes_in_mid_delivery_leaves_the_numbers_right(bench: Bench) -> None:
-    """Deliveries under way to a receiver that is removed change no count of the others."""
+    """Deliveries under way to a removed receiver change no count of the others."""
     await bench.subscribe()
     await bench.subscribe("kept")
     gate = asyncio.Event()

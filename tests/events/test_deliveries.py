@@ -1,4 +1,4 @@
-"""Deliveries: at least once, in order, with a bounded patience, and whatever process dies."""
+"""Deliveries: at least once, in order, with a bounded patience, whichever process dies."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,7 @@ OK, FAILED = ReceiverAnswer(200, ""), ReceiverAnswer(500, "out of order")
 
 
 def deliveries(bench: Bench, sender: ScriptedSender, **limits: Any) -> Deliveries:
-    """Return what delivers the events of a bench."""
+    """Return the deliverer of a bench's events."""
     return Deliveries(
         store=bench.store,
         changes=bench.changes,
@@ -31,7 +31,7 @@ def deliveries(bench: Bench, sender: ScriptedSender, **limits: Any) -> Deliverie
 
 
 async def become(read: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
-    """Read again until the outcome is as wanted; return it."""
+    """Read until the outcome is the expected one; return it."""
     async with asyncio.timeout(10):
         while not wanted(found := await read()):  # noqa: ASYNC110 - the store tells nobody
             await asyncio.sleep(0.01)
@@ -39,7 +39,7 @@ async def become(read: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
 
 
 async def test_events_arrive_in_order_and_stay_on_record_as_delivered(bench: Bench) -> None:
-    """Each event is sent once, numbered as it was queued, and is listed as delivered."""
+    """Each event is sent once, numbered in the order of the queue, and is listed as delivered."""
     await bench.subscribe()
     sender = ScriptedSender()
     await bench.put(*(pushed(number) for number in range(1, 12)))
@@ -66,7 +66,7 @@ async def test_a_failing_lane_holds_and_others_go_on(bench: Bench) -> None:
 
 
 async def test_a_lane_that_skips_goes_on(bench: Bench) -> None:
-    """Later events pass the one that fails, which is tried again and arrives in the end."""
+    """Later events pass the one that fails, which is retried and arrives in the end."""
     await bench.subscribe(on_failure="skip")
     failing = [True]
     sender = ScriptedSender(lambda _, delivery: FAILED if failing[0] and delivery.event.id == "event-1" else OK)
@@ -79,7 +79,7 @@ async def test_a_lane_that_skips_goes_on(bench: Bench) -> None:
 
 
 async def test_another_process_goes_on_where_one_ended(bench: Bench) -> None:
-    """A delivery that failed is tried at once by the next process, under the same id and number."""
+    """The next process tries a failed delivery immediately, under the same id and number."""
     await bench.subscribe()
     await bench.put(pushed(1))
     first = ScriptedSender(lambda *_: ReceiverAnswer(503, "later", retry_after_seconds=3600.0))
@@ -107,7 +107,7 @@ async def test_one_process_delivers_at_a_time(bench: Bench) -> None:
 
 
 async def test_an_old_delivery_becomes_a_dead_letter(bench: Bench) -> None:
-    """What fails for longer than the limit is given up, listed with its last answer, and the lane goes on."""
+    """A delivery that fails for longer than the limit is listed with its last answer, and the lane goes on."""
     await bench.subscribe()
     sender = ScriptedSender(lambda _, delivery: FAILED if delivery.event.id == "event-1" else OK)
     await bench.put(pushed(1), pushed(2))
@@ -119,7 +119,7 @@ async def test_an_old_delivery_becomes_a_dead_letter(bench: Bench) -> None:
 
 
 async def test_410_disables_the_subscription(bench: Bench) -> None:
-    """A receiver that is gone gets nothing more; what is queued waits, with the reason on record."""
+    """A receiver that answers 410 gets nothing more; queued events wait, and the reason is on record."""
     await bench.subscribe()
     sender = ScriptedSender(lambda *_: ReceiverAnswer(410, ""))
 
@@ -137,7 +137,7 @@ async def test_410_disables_the_subscription(bench: Bench) -> None:
 
 
 async def test_a_deleted_subscription_leaves_nothing(bench: Bench) -> None:
-    """Its deliveries, dead letters and numbers go, and nothing is sent any more."""
+    """Its deliveries, dead letters and numbers are removed, and nothing is sent any more."""
     await bench.subscribe()
     await bench.subscribe("kept")
     sender = ScriptedSender(lambda subscription, _: OK if subscription.name == "kept" else FAILED)
@@ -157,7 +157,7 @@ async def test_a_deleted_subscription_leaves_nothing(bench: Bench) -> None:
 async def test_only_the_last_delivered_events_of_a_lane_stay_on_record(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record of what was delivered is bounded for each lane."""
+    """The record of delivered events is bounded for each lane."""
     monkeypatch.setattr("registry_proxy.events.deliveries._DELIVERED_KEPT", 3)
     await bench.subscribe()
     sender = ScriptedSender()
@@ -174,7 +174,7 @@ async def test_only_the_last_delivered_events_of_a_lane_stay_on_record(
 async def test_a_long_queue_of_a_dead_receiver_costs_the_next_event_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, on_failure: str
 ) -> None:
-    """An event asks the store for as much with hundreds of deliveries before it as with a few."""
+    """An event costs the store as many requests with hundreds of deliveries before it as with a few."""
     monkeypatch.setattr("registry_proxy.events.backlog._REPORT_SECONDS", 3600.0)
     requests, used = recording_requests(bench, monkeypatch), []
     await bench.subscribe()
@@ -184,7 +184,7 @@ async def test_a_long_queue_of_a_dead_receiver_costs_the_next_event_nothing(
     put = list[str]()
 
     async def deliver(count: int) -> None:
-        """Put events, and wait until what they cost comes to rest."""
+        """Put events, and wait until the work that they cause is done."""
         for _ in range(count):
             put.append(f"event-{len(put) + 1}")
             await bench.put(pushed(len(put)))
@@ -203,7 +203,7 @@ async def test_a_long_queue_of_a_dead_receiver_costs_the_next_event_nothing(
 
 
 def recording_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Return the list of the requests to the store of a bench, each with the number of records that it reads."""
+    """Return the growing list of the store's requests, each with the number of records that it reads."""
     requests: list[tuple[str, int]] = []
     for name in ("get", "get_all", "list", "heads", "count", "commit"):
         ask = getattr(bench.store, name)

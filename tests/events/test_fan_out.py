@@ -1,4 +1,4 @@
-"""From the outbox into lanes: nothing is lost, numbered in order, and bounded."""
+"""Events from the outbox into lanes: none is lost, their numbers are in order, and queues are bounded."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from tests.events.support import Bench, pushed
 
 
 def fan_out(bench: Bench, *, queued_max: int = 1000, now: float = 2_000_000_000.0) -> FanOut:
-    """Return what moves the events of a bench."""
+    """Return the part that moves the events of a bench."""
     backlog = Backlog(bench.store, bench.changes, bench.observer)
     return FanOut(bench.store, bench.subscriptions, backlog, queued_max, lambda: now)
 
@@ -35,7 +35,7 @@ async def test_each_subscription_gets_what_it_takes(bench: Bench) -> None:
 
 
 async def test_events_of_a_repository_are_numbered_in_the_order_of_their_commits(bench: Bench) -> None:
-    """The numbers of a lane have no holes, and go on after its deliveries are gone."""
+    """The numbers of a lane have no gaps, and continue after its deliveries are removed."""
     await bench.subscribe()
     await bench.put(*(pushed(number) for number in (3, 1, 2)))
     await fan_out(bench).run_once()
@@ -47,7 +47,7 @@ async def test_events_of_a_repository_are_numbered_in_the_order_of_their_commits
 
 
 async def test_a_format_gets_only_what_it_can_express(bench: Bench) -> None:
-    """Neither a dropped event nor a lost store makes a gap for a format without a form for it; numbers still jump."""
+    """A format without a form for gaps gets none after a dropped event or a lost store; its numbers still jump."""
     await bench.subscribe("kargo", format="harbor", events=["push", "manifest"])
     await bench.put(pushed(1), pushed(2), replace(pushed(3), type=EventType.MANIFEST, tag=""))
     await fan_out(bench, queued_max=1).run_once()
@@ -60,7 +60,7 @@ async def test_a_format_gets_only_what_it_can_express(bench: Bench) -> None:
 
 
 async def test_a_format_of_a_later_release_stops_nobody(bench: Bench) -> None:
-    """Its subscription takes nothing; the others get their events."""
+    """A subscription with an unknown format gets nothing; the others get their events."""
     await bench.subscribe("later", format="carrier-pigeon")
     await bench.subscribe("ci")
     await bench.put(pushed(1))
@@ -69,7 +69,7 @@ async def test_a_format_of_a_later_release_stops_nobody(bench: Bench) -> None:
 
 
 async def test_a_write_under_way_holds_back_its_event_alone(bench: Bench) -> None:
-    """Its event waits until it is concluded or its time is over; those of other tags go."""
+    """The event of a running write waits until its end or time limit; events of other tags do not."""
     await bench.subscribe()
     await bench.put(pushed(1), writing_until=2_000_000_060.0)
     await bench.put(pushed(2))
@@ -90,7 +90,7 @@ async def test_a_later_move_of_a_tag_takes_along_the_one_before(bench: Bench) ->
 
 
 async def test_a_full_queue_drops_and_tells_a_gap(bench: Bench) -> None:
-    """Beyond the limit events are dropped for that subscription alone; the next that has room follows a gap."""
+    """Beyond the limit events are dropped for that subscription alone; the next one with room follows a gap."""
     await bench.subscribe()
     await bench.put(*(pushed(number) for number in range(1, 6)))
     await fan_out(bench, queued_max=2).run_once()
@@ -105,7 +105,7 @@ async def test_a_full_queue_drops_and_tells_a_gap(bench: Bench) -> None:
 
 
 async def test_an_entry_for_one_subscription_reaches_no_other(bench: Bench) -> None:
-    """A test or a replay goes to its subscription, whatever that takes by itself."""
+    """A test or a replay goes to its subscription, whatever its types and patterns are."""
     await bench.subscribe("one", events=["delete"])
     await bench.subscribe("other")
     await bench.put(pushed(1), subscription="one", is_replay=True)
@@ -128,6 +128,6 @@ async def test_a_loss_of_the_store_is_told_once_to_each_subscription(bench: Benc
 
 
 def test_an_entry_survives_its_stored_form() -> None:
-    """An entry that was stored is equal to the one that is read."""
+    """A stored entry is equal to the entry that is read."""
     entry = OutboxEntry(pushed(1, previous="sha256:" + "0" * 64), 12.5, "ci", is_replay=True)
     assert OutboxEntry.of(entry.stored()) == entry

@@ -1,4 +1,4 @@
-"""Receivers over HTTP: an event reaches its receiver alone, and an attempt ends in time."""
+"""Receivers over HTTP: an event reaches its receiver alone, and an attempt has a time limit."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ SECRET, OLD = "a secret of 16 characters", "the one before it, still live"
 
 @dataclass
 class Receiver:
-    """A receiver on loopback that remembers what came."""
+    """A receiver on loopback that records its requests."""
 
     server: TestServer
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Receiver:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    """A receiver that answers 200, or what it is told."""
+    """A receiver that answers 200, or as the test says."""
 
     async def take(request: web.Request) -> web.Response:
         found.requests.append((dict(request.headers), await request.read()))
@@ -90,7 +90,7 @@ async def test_an_event_arrives_as_a_signed_cloudevent(receiver: Receiver) -> No
     "host", ["127.0.0.1", "localhost", "127.1", "0x7f000001", "2130706433", "0177.0.0.1", "[::ffff:127.0.0.1]"]
 )
 async def test_loopback_receives_nothing_unless_it_is_listed(receiver: Receiver, host: str) -> None:
-    """However this machine is written, nothing is sent to it, and the reason names the setting."""
+    """In no notation of this machine's address an event is sent to it; the reason names the setting."""
     answer = await send(receiver.url(host), allowed_hosts=())
     assert answer.status is None
     assert "events.allowed_hosts" in answer.text or "not a canonical" in answer.text
@@ -99,7 +99,7 @@ async def test_loopback_receives_nothing_unless_it_is_listed(receiver: Receiver,
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "0xa9fea9fe", "0.0.0.0"])
 async def test_metadata_services_are_never_asked(host: str) -> None:
-    """Not even where the host is listed."""
+    """Metadata services get no request, even where the host is listed."""
     answer = await send(f"http://{host}/latest/meta-data", allowed_hosts=(host.strip("[]"),))
     assert (answer.status, "events.private" in answer.text) == (None, True)
 
@@ -111,7 +111,7 @@ async def test_private_networks_can_be_excluded() -> None:
 
 
 async def test_our_own_services_receive_nothing(receiver: Receiver) -> None:
-    """Redis, replicas and the admin listener stay out, also on a host that is listed and by another name."""
+    """Redis, replicas and the admin listener get nothing, also on a listed host and by another name."""
     assert receiver.server.port is not None
     services = (("localhost", receiver.server.port),)
     answer = await send(receiver.url(), services=services)
@@ -119,7 +119,7 @@ async def test_our_own_services_receive_nothing(receiver: Receiver) -> None:
 
 
 async def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
-    """A receiver cannot send us on."""
+    """A receiver cannot redirect an event to another host."""
     receiver.answers = [web.Response(status=302, headers={"Location": receiver.url()})]
     answer = await send(receiver.url())
     assert (answer.status, answer.is_accepted, len(receiver.requests)) == (302, False, 1)
@@ -127,14 +127,14 @@ async def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
 
 
 async def test_of_a_long_answer_the_beginning_is_kept(receiver: Receiver) -> None:
-    """1,024 characters, whatever bytes they are."""
+    """The record of an answer keeps 1,024 characters, whatever the bytes are."""
     receiver.answers = [web.Response(status=500, body=b"\xff" + b"x" * 100_000, headers={"Retry-After": "120"})]
     answer = await send(receiver.url())
     assert (len(answer.text), answer.retry_after_seconds) == (1024, 120.0)
 
 
 async def test_a_receiver_that_hangs_is_left(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt has a limit for all of it."""
+    """An attempt has one limit for its whole length."""
     monkeypatch.setattr(receivers, "TRY_SECONDS", 0.2)
     receiver.hangs = True
     answer = await send(receiver.url())

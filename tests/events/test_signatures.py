@@ -1,4 +1,4 @@
-"""Signatures, each compared as its receiver does it."""
+"""Signatures, each verified as its receiver does."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ STANDARD = f"whsec_{base64.b64encode(bytes(range(32))).decode()}"
 
 
 def standard_webhooks_accepts(key: str | bytes, request: ComposedRequest) -> bool:
-    """Verify with the library that receivers use; it decodes texts, and takes bytes as they are."""
+    """Verify with the library that receivers use; it decodes texts, and takes bytes unchanged."""
     try:
         Webhook(key).verify(request.body, dict(request.headers))
     except WebhookVerificationError:
@@ -40,20 +40,20 @@ def test_standard_webhooks_accepts_every_live_secret() -> None:
 
 
 def test_standard_webhooks_refuses_an_old_try() -> None:
-    """The time is that of the try: a request that somebody else repeats later is of no use."""
+    """The signed time is that of the attempt: a later repetition by somebody else is refused."""
     request = composed(pushed(1), secrets=[STANDARD])
     assert request.headers["webhook-timestamp"] == "1700000009"
     assert not standard_webhooks_accepts(STANDARD, request)
 
 
 def test_standard_webhooks_accepts_a_secret_without_padding() -> None:
-    """The specification leaves open whether there is one."""
+    """A secret without padding is accepted: the specification does not say whether it has padding."""
     request = composed(pushed(1), sent_at=time.time(), secrets=[STANDARD.rstrip("=")])
     assert standard_webhooks_accepts(STANDARD, request)
 
 
 def test_flux_accepts_the_signature_of_a_generic_hmac_receiver() -> None:
-    """``X-Signature`` is that of the active secret alone, by the bytes of its text."""
+    """``X-Signature`` is by the active secret alone, with the bytes of its text as the key."""
     request = composed(pushed(1), secrets=[SECRET, OLD])
     assert github_accepts(SECRET, request.headers["X-Signature"], request.body)
 
@@ -66,14 +66,14 @@ def test_github_style_receivers_accept_the_active_secret(active: str) -> None:
 
 
 def test_jenkins_generic_webhook_trigger_accepts_the_signature() -> None:
-    """It compares what follows the equals sign with the HMAC in hexadecimal, without regard to case."""
+    """It compares the text after the equals sign with the HMAC in hexadecimal, without regard to case."""
     request = composed(pushed(1), secrets=[SECRET])
     calculated = hmac.new(SECRET.encode(), request.body, hashlib.sha256).hexdigest().upper()
     assert request.headers["X-Hub-Signature-256"].split("=")[1].upper() == calculated
 
 
 def test_without_a_secret_nothing_is_signed() -> None:
-    """The id and the time are there: a receiver tells duplicates by them."""
+    """The id and the time are there: a receiver recognises duplicates by them."""
     headers = composed(pushed(1)).headers
     assert headers["webhook-id"] == "event-1"
     assert not {"webhook-signature", "X-Hub-Signature-256", "X-Signature"} & set(headers)
@@ -83,5 +83,5 @@ def test_without_a_secret_nothing_is_signed() -> None:
     ("secret", "is_fine"), [(SECRET, True), (STANDARD, True), ("whsec_dG9vIHNob3J0", False), ("whsec_ä", False)]
 )
 def test_a_secret_in_the_form_of_standard_webhooks_is_a_key(secret: str, *, is_fine: bool) -> None:
-    """Receivers decode it: one that they cannot decode, or is too short, is refused."""
+    """Receivers decode it: a secret that is too short or cannot be decoded is refused."""
     assert (secret_fault(secret) is None) == is_fine

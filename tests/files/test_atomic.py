@@ -1,4 +1,4 @@
-"""Files are written and moved whole, whenever that is cut off."""
+"""Files are written and moved whole, at whatever point the process ends."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from registry_proxy.files.atomic import move_file, write_file, write_new_file
 
 
 def on_another_file_system(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-    """Have no rename go from one directory into another, as between two file systems."""
+    """Make every rename from one directory into another fail, as between two file systems."""
     rename = os.rename
 
     def guarded(source: str, target: str) -> None:
@@ -24,7 +24,7 @@ def on_another_file_system(monkeypatch: pytest.MonkeyPatch, directory: Path) -> 
 
 @pytest.mark.parametrize("is_near", [True, False], ids=["same file system", "another one"])
 def test_a_file_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_near: bool) -> None:  # noqa: FBT001 - a parameter
-    """It is at the target, with its times and mode, and nowhere else; one that lies there already is kept."""
+    """The file is at the target, with its times and mode, and nowhere else; an existing target is kept."""
     target = tmp_path / "target"
     if is_near:
         target.mkdir()
@@ -36,7 +36,7 @@ def test_a_file_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_nea
     move_file(str(source), str(target / "a"))
     assert (target / "a").read_bytes() == b"content"
     assert (target / "a").stat().st_mtime_ns == 2
-    source.write_bytes(b"content")  # as after a copy that was cut off before its source went
+    source.write_bytes(b"content")  # as after a copy that ended before the removal of its source
     move_file(str(source), str(target / "a"))
     source.write_bytes(b"another")
     with pytest.raises(FileExistsError, match="differs from"):
@@ -45,7 +45,7 @@ def test_a_file_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_nea
 
 
 def test_a_copy_that_fails_leaves_the_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No room at the target: nothing lies there, and the source is whole."""
+    """Without room at the target, nothing is left there, and the source is whole."""
     on_another_file_system(monkeypatch, tmp_path / "target")
     source = tmp_path / "a"
     source.write_bytes(b"content")
@@ -61,7 +61,7 @@ def test_a_copy_that_fails_leaves_the_source_alone(tmp_path: Path, monkeypatch: 
 
 
 def test_the_first_writer_wins(tmp_path: Path) -> None:
-    """What is there stays, and no temporary file is left."""
+    """The existing file stays, and no temporary file is left."""
     path = tmp_path / "id"
     for content in (b"first", b"second"):
         write_new_file(str(path), content)
@@ -70,7 +70,7 @@ def test_the_first_writer_wins(tmp_path: Path) -> None:
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    """The new content takes the place of the old one, readable by its owner alone, and no temporary file is left."""
+    """The new content replaces the old one, readable by its owner alone, and no temporary file is left."""
     path = tmp_path / "key"
     path.write_bytes(b"old")
     write_file(str(path), b"new")

@@ -1,4 +1,4 @@
-"""A file is hashed by pieces, all of it or a part."""
+"""A file is hashed in pieces, as a whole or in part."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from registry_proxy.files.hashing import hash_file
 
 
 def test_a_part_of_a_file_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces are joined, the part begins and ends where it was said, and the end of the file ends it, too."""
+    """Pieces are joined, the part has the given start and end, and the end of the file ends it, too."""
     monkeypatch.setattr(hashing, "_PIECE_BYTES", 3)
     content = b"0123456789"
     (tmp_path / "a").write_bytes(content)

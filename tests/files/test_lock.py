@@ -1,4 +1,4 @@
-"""Locks exclude each other over processes, and are worth nothing on a file that lost its name."""
+"""Locks exclude each other over processes, and are invalid on a file that lost its name."""
 
 import fcntl
 import os
@@ -38,7 +38,7 @@ def test_a_duplicate_does_not_keep_a_lock_that_was_released(tmp_path: Path) -> N
 
 
 def test_a_file_that_another_one_has_the_name_of_is_told(tmp_path: Path) -> None:
-    """A lock on a file that lost its name, or whose name another file has now, is worth nothing."""
+    """A lock on a file that lost its name, or whose name another file has now, is reported as invalid."""
     path = str(tmp_path / "lock")
     fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
     os.unlink(path)
@@ -57,7 +57,7 @@ def test_a_file_that_ends_between_opening_and_locking_is_not_locked(
     monkeypatch: pytest.MonkeyPatch,
     is_replaced: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    """A holder removes its file when it leaves: whoever locks it then has no lock."""
+    """A holder removes its file when it leaves: a later lock on that file is invalid."""
     path = tmp_path / "lock"
     flock = fcntl.flock
 
@@ -77,7 +77,7 @@ def test_a_file_that_ends_between_opening_and_locking_is_not_locked(
 
 
 def test_a_lock_that_is_waited_for_excludes_one_that_is_tried(tmp_path: Path) -> None:
-    """Both take the same lock, for the length of the block."""
+    """A lock with a wait and one without take the same lock, for the length of the block."""
     path = str(tmp_path / "lock")
     with locked(path), lock_tried(path) as is_free:
         assert not is_free

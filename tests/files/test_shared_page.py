@@ -1,4 +1,4 @@
-"""A page is shared by all who map its file, and one writer at a time may lock it."""
+"""A page is shared by all processes that map its file, and one writer at a time may lock it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from registry_proxy.files.shared_page import SharedPage
 
 
 def test_one_writer_at_a_time_over_threads_and_processes(tmp_path: Path) -> None:
-    """Another page of the file, as in another process, cannot be locked meanwhile, nor the same one in a thread."""
+    """Neither another page of the file, as in another process, nor a thread can lock it meanwhile."""
     path = str(tmp_path / "page")
     page = SharedPage.at(path)
     with page.locked():
@@ -19,7 +19,7 @@ def test_one_writer_at_a_time_over_threads_and_processes(tmp_path: Path) -> None
 
 
 def test_what_is_written_is_read_by_all(tmp_path: Path) -> None:
-    """One page sees what another one of the same file wrote; one in memory stands alone."""
+    """One page reads the writes of another one of the same file; a page in memory is separate."""
     path = str(tmp_path / "page")
     first, second, alone = SharedPage.at(path), SharedPage.at(path), SharedPage.in_memory()
     first.write(10, b"abc")

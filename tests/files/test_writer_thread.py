@@ -1,4 +1,4 @@
-"""A thread writes what was put into its queue, and none who puts something there waits."""
+"""A thread writes the entries of its queue, and no caller waits for it."""
 
 import select
 import threading
@@ -10,7 +10,7 @@ from registry_proxy.files.writer_thread import WriterThread, whole_lines
 
 
 class Log:
-    """Writes into a list; fails as often as told, and waits where told."""
+    """Writes into a list; fails and waits as the test says."""
 
     def __init__(self, pending_max: int = 10, idle_seconds: float | None = None) -> None:
         self.written: list[int] = []
@@ -33,7 +33,7 @@ class Log:
 
 
 def test_what_is_pending_at_the_end_is_written() -> None:
-    """In order, whether it was gathered or not, and the last call is told."""
+    """Gathered and single entries are written in order, and the last call is marked as the last."""
     log = Log()
     with log.thread.running():
         assert all(log.thread.put(number) for number in range(5))
@@ -41,7 +41,7 @@ def test_what_is_pending_at_the_end_is_written() -> None:
 
 
 def test_a_full_queue_takes_nothing_more() -> None:
-    """Nobody waits for what takes nothing; what was in the queue is not lost."""
+    """No caller waits for a writer that is stuck; queued entries are not lost."""
     log = Log(pending_max=3)
     log.may_write.clear()
     with log.thread.running():
@@ -51,7 +51,7 @@ def test_a_full_queue_takes_nothing_more() -> None:
 
 
 def test_a_hurry_does_not_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long entries are gathered, who needs them written gets that at once."""
+    """However long entries are gathered, a caller in a hurry has them written immediately."""
     monkeypatch.setattr(writer_thread, "_GATHER_SECONDS", 3600)
     log = Log()
     with log.thread.running():
@@ -62,7 +62,7 @@ def test_a_hurry_does_not_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_failure_is_tried_again() -> None:
-    """After the pause that the function asks for, without a further entry."""
+    """A failed write is retried after the pause that the function asks for, without a further entry."""
     log = Log()
     log.failures = 2
     with log.thread.running():
@@ -73,7 +73,7 @@ def test_a_failure_is_tried_again() -> None:
 
 
 def test_a_thread_without_work_is_called_now_and_then() -> None:
-    """What can wait is done some time, without an entry."""
+    """Deferred work is done after a while, without an entry."""
     log = Log(idle_seconds=0.001)
     with log.thread.running():
         for _ in range(2):
@@ -81,7 +81,7 @@ def test_a_thread_without_work_is_called_now_and_then() -> None:
 
 
 def test_lines_are_joined_up_to_what_a_pipe_keeps_whole() -> None:
-    """No piece is longer, but for one line that is; nothing is lost or empty."""
+    """No piece is longer, except a single line that is; nothing is lost or empty."""
     long = b"x" * (select.PIPE_BUF + 1)
     lines = [b"a" * 3000, b"b" * 1096, b"c", long, b"d"]
     assert list(whole_lines(lines)) == [b"a" * 3000 + b"b" * 1096, b"c", long, b"d"]

@@ -1,4 +1,4 @@
-"""Whose connections a listener has, and which of them make room for others."""
+"""Owners of a listener's connections, and the connections that make room for others."""
 
 import ipaddress
 from collections.abc import Callable
@@ -19,7 +19,7 @@ RESERVE = 8
 
 @dataclass(eq=False)
 class Connection:
-    """A connection that is late, at rest, or not read by its client, for so many seconds."""
+    """A connection that is late, at rest, or not read by its client, for a number of seconds."""
 
     late_seconds: float = -1
     rests_seconds: float = -1
@@ -43,7 +43,7 @@ class Connection:
 
 
 class Listener:
-    """A listener of which ``10.0.0.1`` is a trusted proxy."""
+    """A listener with ``10.0.0.1`` as a trusted proxy."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -54,7 +54,7 @@ class Listener:
 
     @property
     def ended(self) -> list[str]:
-        """The reasons of the connections that were ended for others, in their order."""
+        """The reasons of the connections closed for others, in their order."""
         return [event.reason for event in self.observer.found(ConnectionEnd, "public")]
 
     def open(self, address: str, connection: Connection | None = None, *, is_unfinished: bool = False) -> Connection:
@@ -77,7 +77,7 @@ def listener() -> Listener:
 
 
 def test_an_owner_has_a_share_of_what_is_unfinished(listener: Listener) -> None:
-    """One more than the share ends, as it is the latest; others, and what is no longer unfinished, do not count."""
+    """One connection beyond the share ends, as it is the latest; others, and finished ones, do not count."""
     own = [listener.open("192.0.2.1", is_unfinished=True) for _ in range(SHARE)]
     served = [listener.open("192.0.2.1") for _ in range(SHARE)]
     assert listener.open("192.0.2.1", is_unfinished=True).has_ended
@@ -97,7 +97,7 @@ def test_a_late_one_makes_room_for_a_new_one_of_the_same_owner(listener: Listene
 
 
 def test_a_network_of_ipv6_is_one_owner_and_a_trusted_proxy_none(listener: Listener) -> None:
-    """Who has a /64 has one share of it; a proxy stands for many, and mapped addresses are those of IPv4."""
+    """A /64 has one share; a proxy stands for many owners, and mapped addresses are those of IPv4."""
     for number in range(SHARE):
         listener.open(f"2001:db8::{number}", is_unfinished=True)
         listener.open("192.0.2.1" if number % 2 else "::ffff:192.0.2.1", is_unfinished=True)
@@ -108,7 +108,7 @@ def test_a_network_of_ipv6_is_one_owner_and_a_trusted_proxy_none(listener: Liste
 
 
 def test_slow_and_idle_connections_make_room_before_there_are_too_many(listener: Listener) -> None:
-    """From three quarters on those that are late or at rest for long end; none that is being served."""
+    """From three quarters on those that are late or at rest for long are closed; none in use is."""
     idle = [listener.open("192.0.2.1", Connection(rests_seconds=60)) for _ in range(10)]
     late = [
         listener.open(f"198.51.100.{number}", Connection(late_seconds=11), is_unfinished=True) for number in range(10)
@@ -119,13 +119,13 @@ def test_slow_and_idle_connections_make_room_before_there_are_too_many(listener:
     listener.open("203.0.113.2")
     assert all(each.has_ended for each in idle + late)
     assert not any(each.has_ended for each in brisk + served)
-    assert listener.connections.shortage() == "short"  # also now that there is room again
+    assert listener.connections.shortage() == "short"  # also with room again
     listener.now += 60
     assert listener.connections.shortage() == ""
 
 
 def test_the_heaviest_owner_makes_room_for_a_newcomer(listener: Listener) -> None:
-    """When all connections are taken, the newest requests of somebody with many give way to the first of another."""
+    """When all connections are in use, the newest requests of an owner of many give way to the first of another."""
     heavy = [listener.open("198.51.100.1", Connection(late_seconds=0.5), is_unfinished=True) for _ in range(SHARE)]
     light = [
         listener.open(f"192.0.2.{number}", Connection(late_seconds=0.5), is_unfinished=True)
@@ -138,7 +138,7 @@ def test_the_heaviest_owner_makes_room_for_a_newcomer(listener: Listener) -> Non
 
 
 def test_a_few_too_many_are_kept_for_health_checks(listener: Listener) -> None:
-    """While everything is being served there is room for the health checks of anybody: the latest of them stay."""
+    """While all connections are in use there is room for anybody's health checks: the latest connections stay."""
     served = [listener.open(f"192.0.2.{number}") for number in range(MAX)]
     reserved = [listener.open("198.51.100.1") for _ in range(RESERVE)]
     assert listener.connections.shortage() == "full"
@@ -160,7 +160,7 @@ def test_nothing_is_remembered_of_those_who_left(listener: Listener) -> None:
 
 
 def test_those_who_find_no_room_do_not_hinder_those_who_would(listener: Listener) -> None:
-    """After a look for somebody with much unfinished found nothing, somebody with nothing has a look at once."""
+    """After a search for an owner of many found none, a newcomer without connections still starts a new search."""
     for number in range(MAX):
         listener.open(f"198.51.100.{number // SHARE}", Connection(late_seconds=0.5), is_unfinished=True)
     crowd = [listener.open("198.51.100.1") for _ in range(3)]
@@ -170,7 +170,7 @@ def test_those_who_find_no_room_do_not_hinder_those_who_would(listener: Listener
 
 
 def test_answers_that_nobody_takes_make_room_last(listener: Listener) -> None:
-    """Before a newcomer is refused, those go whose clients have taken nothing for long; others that are served stay."""
+    """Before a newcomer is refused, connections with unread answers are closed; others in use stay."""
     slow = [listener.open("192.0.2.1", Connection(stalls_seconds=5)) for _ in range(MAX - 2)]
     stalled, resting = Connection(stalls_seconds=20), Connection(rests_seconds=20)
     for connection in (stalled, resting):
@@ -182,7 +182,7 @@ def test_answers_that_nobody_takes_make_room_last(listener: Listener) -> None:
 
 
 def test_a_site_has_the_shares_of_two_owners(listener: Listener) -> None:
-    """Somebody with a /48 has 65,536 owners in it: together they have no more unfinished than two of other sites."""
+    """The 65,536 owners of a /48 together have no more unfinished requests than two owners elsewhere."""
     for number in range(2 * SHARE):
         assert not listener.open(f"2001:db8:0:{number}::1", is_unfinished=True).has_ended
     assert listener.open("2001:db8:0:ffff::1", is_unfinished=True).has_ended
@@ -191,7 +191,7 @@ def test_a_site_has_the_shares_of_two_owners(listener: Listener) -> None:
 
 
 def test_the_heaviest_site_makes_room_for_a_newcomer(listener: Listener) -> None:
-    """When all connections are taken, those of a site with many give way, though each of its owners has but one."""
+    """When all connections are in use, those of a site with many give way, though each of its owners has but one."""
     heavy = [
         listener.open(f"2001:db8:0:{number}::1", Connection(late_seconds=0.5), is_unfinished=True)
         for number in range(2 * SHARE)
@@ -206,7 +206,7 @@ def test_the_heaviest_site_makes_room_for_a_newcomer(listener: Listener) -> None
 
 
 def test_a_site_whose_newcomers_find_no_room_is_not_looked_for_each_time(listener: Listener) -> None:
-    """Each of them would have all connections looked at: an owner of its own counts with the others of its site."""
+    """An owner counts with the others of its site: else each newcomer would cost a look at all connections."""
     looks = 0
 
     class Counted(Connection):
@@ -227,7 +227,7 @@ def test_a_site_whose_newcomers_find_no_room_is_not_looked_for_each_time(listene
 
 
 def test_nothing_is_remembered_of_sites_that_left(listener: Listener) -> None:
-    """No address grows the memory beyond its connections, nor does its site."""
+    """Neither an address nor its site grows the memory beyond its connections."""
     for number in range(200):
         listener.open(f"2001:db8:{number}::1", is_unfinished=True).abort()
     assert (listener.connections.total, listener.connections._owners, listener.connections._sites) == (0, {}, {})

@@ -1,4 +1,4 @@
-"""Connections by our own account: what they still read inside aiohttp, and the versions of it for which that holds."""
+"""Our own account of connections: its remaining reads inside aiohttp, and the versions for which they hold."""
 
 import ast
 import tomllib
@@ -14,7 +14,7 @@ PACKAGE = ROOT / "registry_proxy"
 PRIVATE = {
     "_max_msg_queue_size",  # no option sets it
     "_msg_queue_resume_size",
-    "_parser",  # tells what it has read, and never reads another protocol
+    "_parser",  # tells how far it has read, and never reads another protocol
 }
 THEIRS = (RequestHandler, HttpRequestParser, StreamReader, web.Server)
 
@@ -24,7 +24,7 @@ FILES = [PACKAGE / name for name in NAMES]
 
 
 def test_the_private_names_of_aiohttp_are_these() -> None:
-    """Each name more is one that a new version may change; each name less is taken off the list."""
+    """Each additional name may change with a new version; each removed name leaves the list."""
     theirs = {name for one in THEIRS for each in one.__mro__ for name in [*getattr(each, "__slots__", ()), *dir(each)]}
     used: set[str] = set()
     for path in FILES:
@@ -44,7 +44,7 @@ def test_the_private_names_of_aiohttp_are_these() -> None:
 
 
 def test_a_version_of_aiohttp_that_nobody_has_looked_at_is_not_installed() -> None:
-    """The next minor version may call the names above otherwise: first they are looked up in it."""
+    """The next minor version may change the names above: they must be looked up in it first."""
     dependencies: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert [each for each in dependencies if each.startswith("aiohttp>")] == ["aiohttp>=3.14,<3.15"]
     assert version("aiohttp").startswith("3.14.")

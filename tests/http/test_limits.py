@@ -1,4 +1,4 @@
-"""Times that do not end together for requests that began together."""
+"""Requests that began together have limits that end apart."""
 
 import asyncio
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.fakes.public import PublicBench
 
 
 def test_times_that_begin_together_end_apart() -> None:
-    """Each is as long as is said, or up to half as long again."""
+    """Each time is as long as configured, or up to half as long again."""
     ends = sorted(scattered(10) for _ in range(1000))
     assert 10 <= ends[0] < 11
     assert 14 < ends[-1] <= 15
@@ -23,7 +23,7 @@ def test_times_that_begin_together_end_apart() -> None:
 async def test_what_is_withheld_ends_scattered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, begin: bytes
 ) -> None:
-    """The ends of forms, and of heads, that thousands withhold from the same moment on do not fall into one turn."""
+    """Forms and heads that thousands withhold from the same moment on do not all end in one turn."""
     asked: list[float] = []
 
     def at_once(seconds: float) -> float:

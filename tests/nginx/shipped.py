@@ -1,4 +1,4 @@
-"""An nginx with a configuration that is shipped, where only places on this machine are changed."""
+"""An nginx with a shipped configuration, in which only places on this machine are changed."""
 
 import ssl
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class Certificate:
         return self.folder / "private.pem"
 
     def context(self) -> ssl.SSLContext:
-        """Return what a client needs to trust it."""
+        """Return the TLS context of a client that trusts it."""
         return ssl.create_default_context(cafile=str(self.certificate))
 
 
 def nginx_server(root: Path, certificate: Certificate | None, *backend_ports: int) -> Server:
-    """Describe an nginx with the shipped configuration for so many nodes; only places on this machine are changed.
+    """Describe an nginx with the shipped configuration for a number of nodes; only places on this machine are changed.
 
     Without a certificate it speaks plain HTTP.
     """

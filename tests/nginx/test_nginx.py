@@ -1,4 +1,4 @@
-"""The nginx configurations that are shipped: nginx takes them, and what passes through stays what it was."""
+"""The shipped nginx configurations: nginx accepts them, and requests and answers pass through unchanged."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def start_nginx(tmp_path: Path, certificate: Certificate) -> Iterator[StartNginx
 
 @pytest.fixture
 async def session(certificate: Certificate) -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a client that trusts the certificate and sends URLs as they are written."""
+    """Open a client that trusts the certificate and sends URLs unchanged."""
     connector = aiohttp.TCPConnector(ssl=certificate.context(), force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(30)) as opened:
         yield opened
@@ -75,7 +75,7 @@ def test_the_admin_listener_is_not_named(configuration: Path) -> None:
 async def test_where_the_client_called_is_passed_on(
     start_nginx: StartNginx, session: aiohttp.ClientSession, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
-    """The backend learns host with port, scheme and address from nginx, whatever the client claims in their place."""
+    """The backend gets host with port, scheme and address from nginx, whatever the client claims."""
     seen: list[web.BaseRequest] = []
 
     async def backend(request: web.BaseRequest) -> web.Response:
@@ -176,7 +176,7 @@ def test_an_image_is_pushed_and_pulled_through_nginx(
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one node", "two nodes"])
 async def test_a_caller_has_a_hundred_logins_at_once(tmp_path: Path, count: int) -> None:
-    """A form that is withheld reaches no node, and the next login of its address or /64 gets 429; others are served."""
+    """A withheld form reaches no node, and the next login of its address or /64 gets 429; others are served."""
     seen: list[bytes] = []
 
     async def backend(request: web.BaseRequest) -> web.Response:
@@ -210,7 +210,7 @@ async def test_a_caller_has_a_hundred_logins_at_once(tmp_path: Path, count: int)
         async with asyncio.timeout(30):
             for address in ("2001:db8::ffff:1", "192.0.2.1"):
                 while not (answer := await ask(address)).startswith(b"HTTP/1.1 429 "):
-                    assert answer.startswith(b"HTTP/1.1 200 ")  # not all of those above have been read yet
+                    assert answer.startswith(b"HTTP/1.1 200 ")  # some of those above are still unread
                 assert json.loads(answer.partition(b"\r\n\r\n")[2])["errors"][0]["code"] == "TOOMANYREQUESTS"
             for address in ("2001:db8:0:1::1", "192.0.2.2"):
                 assert (await ask(address)).startswith(b"HTTP/1.1 200 ")
@@ -219,7 +219,7 @@ async def test_a_caller_has_a_hundred_logins_at_once(tmp_path: Path, count: int)
 
 @dataclass
 class Backends:
-    """Two backends behind nginx: ``asked`` is who got which method and how much of its body."""
+    """Two backends behind nginx: ``asked`` holds backend, method and received body size of each request."""
 
     asked: list[tuple[int, str, int]]
     nginx: Server
@@ -227,7 +227,7 @@ class Backends:
 
 @pytest.fixture
 async def backends(start_nginx: StartNginx) -> AsyncIterator[Backends]:
-    """Start two backends of which the first to be asked hangs up after the body, and the other answers."""
+    """Start two backends: the first one asked hangs up after the body, and the other answers."""
     asked: list[tuple[int, str, int]] = []
 
     async def answer(number: int, request: web.BaseRequest) -> web.Response:
@@ -245,7 +245,7 @@ async def backends(start_nginx: StartNginx) -> AsyncIterator[Backends]:
 async def test_a_read_is_asked_of_the_other_node(
     backends: Backends, session: aiohttp.ClientSession, method: str
 ) -> None:
-    """The first one dies over it: the client gets the answer of the second."""
+    """When the first node dies over a read, the client gets the answer of the second."""
     async with session.request(method, https(backends.nginx)) as answer:
         assert answer.status == 200
     assert {number for number, _, _ in backends.asked} == {1, 2}
@@ -255,7 +255,7 @@ async def test_a_read_is_asked_of_the_other_node(
 async def test_what_a_node_got_of_a_write_is_not_sent_to_the_other(
     backends: Backends, session: aiohttp.ClientSession, method: str, body: bytes
 ) -> None:
-    """The first one dies over it, and may have done it: the client is told, and decides."""
+    """When the first node dies over a write, which it may have done, the client gets the error and decides."""
     async with session.request(method, https(backends.nginx, "/v2/a/blobs/uploads/s"), data=body) as answer:
         assert answer.status == 502
     assert [(asked[1], asked[2]) for asked in backends.asked] == [(method, len(body))]
@@ -263,14 +263,14 @@ async def test_what_a_node_got_of_a_write_is_not_sent_to_the_other(
 
 @contextmanager
 def nobody(*, is_off: bool) -> Iterator[int]:
-    """Give a port where connections are refused, or, as of a machine that is off, not answered."""
+    """Give a port that refuses connections, or, as of a machine that is off, does not answer."""
     port = free_port()
     with ExitStack() as stack:
         if is_off:
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", port))
             listener.listen(0)
-            for _ in range(2):  # fill its queue: the kernel drops what comes then
+            for _ in range(2):  # fill its queue: the kernel drops later connections
                 client = stack.enter_context(socket.socket())
                 client.settimeout(0)
                 client.connect_ex(("127.0.0.1", port))
@@ -281,7 +281,7 @@ def nobody(*, is_off: bool) -> Iterator[int]:
 async def test_a_write_goes_to_the_node_that_lives(
     start_nginx: StartNginx, certificate: Certificate, *, is_off: bool, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
-    """Nobody is at the first one: each write reaches the second, once, whichever is the one of the client's address."""
+    """With one node down each write reaches the other, once, for any client address."""
     seen: list[int] = []
 
     async def backend(request: web.BaseRequest) -> web.Response:
@@ -308,7 +308,7 @@ async def test_a_write_goes_to_the_node_that_lives(
 async def test_a_read_finds_the_node_that_is_back_when_the_other_one_dies(
     start_nginx: StartNginx, session: aiohttp.ClientSession
 ) -> None:
-    """That a node did not answer a moment ago is no reason not to ask it when nobody else answers."""
+    """A node that did not answer a moment ago is still asked when no other answers."""
 
     async def answer(number: int, _: web.BaseRequest) -> web.Response:
         return web.Response(text=str(number))

@@ -1,4 +1,4 @@
-"""The watch of a disk: silent when a call does not return, and again believed when calls do."""
+"""The watch of a disk: silent when a call does not return, and trusted again when calls do."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from registry_proxy.node.disk_watch import DiskWatch
 
 
 async def test_silence_and_its_end_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that hangs makes the disk silent; once calls return it is not any more. A call that fails is an answer."""
+    """A call that hangs makes the disk silent until calls return again. A call that fails is an answer."""
     answers = threading.Event()
 
     def touch(_: str) -> None:

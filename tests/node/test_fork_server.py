@@ -1,4 +1,4 @@
-"""The process that makes the workers: what a copy is, who its parent is, and what becomes of whoever is killed."""
+"""The fork server that makes the workers: its copies, their parent, and the loss of any of these processes."""
 
 import asyncio
 import errno
@@ -25,14 +25,14 @@ def open_here() -> list[str]:
     """Return the files and sockets that this process has open, beside its input and output."""
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing
+        with suppress(FileNotFoundError):  # the descriptor of the listing
             if int(name) > 2:
                 found.append(os.readlink(f"/proc/self/fd/{name}"))
     return found
 
 
 def tell_and_wait(maker: int, descriptors: list[int]) -> int:
-    """Tell what a copy sees, then wait until the other side of its channel is closed."""
+    """Report the view of a copy, then wait until the other side of its channel is closed."""
     name_process("copy")
     with socket.socket(fileno=descriptors[0]) as channel:
         seen: dict[str, Any] = {"pid": os.getpid(), "parent": os.getppid(), "maker": maker}
@@ -43,7 +43,7 @@ def tell_and_wait(maker: int, descriptors: list[int]) -> int:
 
 
 def load() -> RunCopy:
-    """Return what the copies of these tests do."""
+    """Return the function that the copies of these tests run."""
     maker = os.getpid()
     return lambda descriptors: tell_and_wait(maker, descriptors)
 
@@ -64,7 +64,7 @@ def start() -> Iterator[Start]:
 
 
 async def copy(forks: ForkServer, *more: int) -> tuple[socket.socket, dict[str, Any]]:
-    """Make a copy; return the channel to it and what it sees."""
+    """Make a copy; return the channel to it and its report."""
     ours, theirs = socket.socketpair()
     with theirs:
         pid = await forks.fork([theirs.fileno(), *more])
@@ -76,12 +76,12 @@ async def copy(forks: ForkServer, *more: int) -> tuple[socket.socket, dict[str, 
 
 
 def wait(pid: int) -> int:
-    """Return the exit status of a child, that of a signal less than 0, once it has ended."""
+    """Return the exit status of a child, negative for a signal, once it has ended."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def await_end(pid: int) -> None:
-    """Return once a child has ended, and leave it to be waited for."""
+    """Return once a child has ended, without reaping it."""
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
@@ -108,7 +108,7 @@ def make_orphan() -> int:
 
 
 def test_a_copy_is_a_child_of_who_asked(start: Start) -> None:
-    """The one that asked is the parent of a copy: it gets its exit status."""
+    """The process that asks for a copy is its parent, and gets its exit status."""
 
     async def scenario() -> None:
         channel, seen = await copy(start(load))
@@ -120,7 +120,7 @@ def test_a_copy_is_a_child_of_who_asked(start: Start) -> None:
 
 
 def test_a_copy_has_no_descriptors_but_those_given(start: Start) -> None:
-    """Sockets and files of the one that asks stay out of a copy, but for those that it passes on."""
+    """Sockets and files of the asking process stay out of a copy, except those that it passes on."""
 
     async def scenario() -> None:
         with socket.create_server(("127.0.0.1", 0)), socket.socket() as passed_on:
@@ -129,14 +129,14 @@ def test_a_copy_has_no_descriptors_but_those_given(start: Start) -> None:
             channel.close()
             assert wait(seen["pid"]) == 7
             assert seen["given"] == 2
-            # Libuv, where a test before has used it, makes two pipes of its own in each copy: they are nobody else's.
+            # Libuv, where an earlier test has used it, makes two pipes in each copy: they belong to no other process.
             assert set(seen["open"]) & set(ours) == {os.readlink(f"/proc/self/fd/{passed_on.fileno()}")}
 
     asyncio.run(scenario())
 
 
 def test_a_fork_server_that_was_killed_is_replaced(start: Start) -> None:
-    """With the fork server killed, copies that run go on, and the next one is made by another fork server."""
+    """With the fork server killed, running copies go on, and another fork server makes the next one."""
 
     async def scenario() -> None:
         forks = start(load)
@@ -153,7 +153,7 @@ def test_a_fork_server_that_was_killed_is_replaced(start: Start) -> None:
 
 
 def test_a_copy_that_nobody_heard_of_does_not_run(start: Start) -> None:
-    """A fork server that is killed when it has made a copy and not told it leaves none beside the next."""
+    """A fork server killed between a copy and its report leaves no copy beside the next."""
 
     def load_and_die() -> RunCopy:
         wait_for = os.waitpid
@@ -175,7 +175,7 @@ def test_a_copy_that_nobody_heard_of_does_not_run(start: Start) -> None:
 
 
 def test_an_interrupted_question_does_not_answer_the_next(start: Start) -> None:
-    """Who asks after somebody gave up gets the process that he asked for, and the abandoned one ends."""
+    """A caller after an abandoned request gets its own process, and the abandoned one ends."""
 
     async def scenario() -> None:
         forks = start(load)
@@ -195,7 +195,7 @@ def test_an_interrupted_question_does_not_answer_the_next(start: Start) -> None:
 
 
 def test_a_renewal_takes_no_copy_from_who_waits_for_one(start: Start) -> None:
-    """A fork server is renewed only when it has answered whoever asked before."""
+    """A fork server is renewed only when it has answered all earlier requests."""
 
     async def scenario() -> None:
         forks = start(load)
@@ -210,7 +210,7 @@ def test_a_renewal_takes_no_copy_from_who_waits_for_one(start: Start) -> None:
 
 
 def test_it_waits_for_its_copies_whoever_started_it(start: Start) -> None:
-    """Started by somebody who ignores the end of children, it still gets the exit status of copies."""
+    """Started by a process that ignores the end of children, it still gets the exit status of copies."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     async def scenario(forks: ForkServer) -> None:
@@ -248,7 +248,7 @@ def test_a_fork_server_that_was_stopped_goes_on(start: Start) -> None:
     ],
 )
 def test_a_renewal_that_fails_leaves_the_one_before(start: Start, command: list[str]) -> None:
-    """Where a reload is refused, since what is installed now cannot be loaded, a crashed worker is still replaced."""
+    """After a reload that is refused, as the installed code cannot be loaded, a crashed worker is still replaced."""
 
     async def scenario() -> None:
         forks = start(load, command)
@@ -268,7 +268,7 @@ def test_a_renewal_that_fails_leaves_the_one_before(start: Start, command: list[
 
 
 def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: Start) -> None:
-    """When a new one cannot be started, the process id of the dead one is not used again: it may be somebody else's."""
+    """Without a new fork server the process id of the dead one is not used again: it may be another process."""
 
     async def scenario() -> None:
         forks = start(load, ["/no/such/program"])
@@ -294,7 +294,7 @@ def test_a_new_process_that_cannot_be_started_costs_nobody_else_his_life(start: 
 
 
 def test_orphans_are_waited_for_and_copies_left_to_who_made_them(start: Start) -> None:
-    """Who ended and has come to the one that makes copies, as to the first of a container, is no zombie for ever."""
+    """An orphan that the fork server inherits, as the first process of a container does, is reaped."""
 
     async def scenario() -> None:
         with closing(ForkServer(load, COMMAND)) as forks:
@@ -311,7 +311,7 @@ def test_orphans_are_waited_for_and_copies_left_to_who_made_them(start: Start) -
             with pytest.raises(ChildProcessError):
                 wait(-1)
 
-    def load_apart() -> RunCopy:  # not in this process, whose other children are of other tests
+    def load_apart() -> RunCopy:  # not in this process, whose other children belong to other tests
         def run(_descriptors: list[int]) -> int:
             asyncio.run(scenario())
             return 0
@@ -325,7 +325,7 @@ def test_orphans_are_waited_for_and_copies_left_to_who_made_them(start: Start) -
 
 
 def test_what_cannot_be_loaded_is_an_error(start: Start) -> None:
-    """A fork server that ends while it loads is an OSError for the one that asks, not a wait or a loop."""
+    """A fork server that ends while it loads is an OSError for the caller, not a wait or a loop."""
 
     def fail() -> RunCopy:
         raise SystemExit(1)
@@ -339,7 +339,7 @@ def test_what_cannot_be_loaded_is_an_error(start: Start) -> None:
 
 
 def test_an_exception_in_a_copy_ends_it(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
-    """What a copy raises is told on stderr and is its end, with status 1: nothing runs on in the frames below."""
+    """An exception in a copy goes to stderr and ends it with status 1: nothing runs on in the frames below."""
 
     def fail() -> RunCopy:
         def run(_descriptors: list[int]) -> int:

@@ -1,4 +1,4 @@
-"""What one node has to itself, and the state of the process that it starts in."""
+"""Resources of one node, and the state of the process at its start."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from tests.support.copied import answer_of_a_copy
 
 
 def test_nothing_that_is_opened_takes_the_place_of_closed_output() -> None:
-    """Started with input, output and errors closed, a process prints into nothing, and so do those that it starts."""
+    """A process started with input, output and errors closed prints into nothing, and so do its children."""
 
     def load() -> Callable[[], list[list[object]]]:
         def tell() -> list[list[object]]:

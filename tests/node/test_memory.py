@@ -1,4 +1,4 @@
-"""The directory in memory of a node: its own, empty at the start, and gone at the end."""
+"""A node's directory in memory: its own, empty at the start, and removed at the end."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from registry_proxy.node.memory import NodeMemory, claim_memory
 
 @pytest.fixture(autouse=True)
 def _shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have another directory for that of the machine."""
+    """Replace the machine's directory by another one."""
     (tmp_path / "shm").mkdir()
     monkeypatch.setattr(memory, "_SHARED_MEMORY", str(tmp_path / "shm"))
 
@@ -34,10 +34,10 @@ def claimed(cache: str) -> NodeMemory:
 
 
 def test_a_node_finds_what_it_left_and_removes_it(cache: str) -> None:
-    """After a kill the same directory is taken, empty; at an orderly end it goes."""
+    """After a kill the same directory is used again, empty; an orderly end removes it."""
     first = claimed(cache)
     Path(first.metrics).mkdir()
-    os.close(first._lock)  # as when its process is killed
+    os.close(first._lock)  # as after a kill of its process
     again = claimed(cache)
     assert again.path == first.path
     assert os.listdir(again.path) == []
@@ -54,7 +54,7 @@ def test_nobody_takes_what_another_node_has(cache: str) -> None:
 
 @pytest.mark.parametrize("kind", ["open to others", "a link", "too small"])
 def test_memory_that_cannot_be_used_is_not(cache: str, kind: str, tmp_path: Path) -> None:
-    """A directory that others may write to, a link, and one with too little room are left alone."""
+    """A directory that others may write to, a link, and one with too little room are not used."""
     first = claimed(cache)
     path = Path(first.path)
     first.close()
@@ -68,7 +68,7 @@ def test_memory_that_cannot_be_used_is_not(cache: str, kind: str, tmp_path: Path
 
 
 def test_a_cache_that_stands_in_is_that_of_the_same_node(cache: str) -> None:
-    """It is small, empty and ready, has the node's id, and the audit log stays where it is."""
+    """The stand-in is small, empty and ready, has the node's id, and the audit log stays where it is."""
     made = claimed(cache)
     made.remember_node(cache)
     upstreams = {"main": {"replicas": [{"url": "http://127.0.0.1:1"}]}}

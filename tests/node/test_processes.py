@@ -1,4 +1,4 @@
-"""The start of a worker that fails: an error for the supervisor, which tries again, and nothing left behind."""
+"""The start of a worker that fails: an error for the supervisor, which retries, and nothing left behind."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from registry_proxy.node.processes import Launcher
 
 
 class Dying:
-    """Makes processes that have ended before they are given anything."""
+    """Makes processes that end before they receive anything."""
 
     pid = 0
 
@@ -25,7 +25,7 @@ class Dying:
         return self.pid
 
     def reap(self, pid: int) -> int:
-        """Wait for one."""
+        """Reap one process."""
         return os.waitpid(pid, 0)[1]
 
 
@@ -35,7 +35,7 @@ async def launch(forks: Dying) -> None:
 
 
 def test_a_worker_that_dies_before_it_has_its_order_is_an_error_and_no_zombie() -> None:
-    """Killed as soon as it is there, as by the kernel when memory is short, it cannot be started, and is waited for."""
+    """A worker killed right after its start, as by the kernel when memory is short, is an error, and is reaped."""
 
     async def scenario() -> None:
         forks = Dying()
@@ -53,7 +53,7 @@ def test_a_worker_that_dies_before_it_has_its_order_is_an_error_and_no_zombie() 
 
 
 def test_no_descriptor_left_is_an_error_to_start_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has no descriptor left gives StartError, after which the supervisor tries again, and no other."""
+    """A machine without a free descriptor gives StartError, after which the supervisor retries, and no other error."""
 
     def refuse() -> None:
         raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))

@@ -1,4 +1,4 @@
-"""Answers in place of workers: a reason, whatever is asked, and the listener stays."""
+"""Answers in place of workers: every request gets a reason, and the listener stays open."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.support.servers import free_port
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 async def test_each_request_is_refused_with_the_reason(method: str) -> None:
-    """503 with Retry-After and our error, no body for HEAD; behind it the socket still listens."""
+    """The answer is 503 with Retry-After and our error, no body for HEAD; the socket still listens behind it."""
     port = free_port()
     (listener,) = bind_listeners("127.0.0.1", port, 1)
     with listener:

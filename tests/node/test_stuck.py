@@ -23,7 +23,7 @@ for _ in range(6):
 looks.acquire()
 print("goes on")
 """
-"""The main thread stands for the loop. It hangs until it has been looked at often enough, and goes on then."""
+"""The main thread stands for the loop. It hangs until enough looks at it, and then goes on."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""CloudEvents: what the specification demands of an event, and what its consumers read."""
+"""CloudEvents: the rules of the specification, and the fields that its consumers read."""
 
 import json
 import re
@@ -19,7 +19,7 @@ MANIFEST = replace(pushed(1), type=EventType.MANIFEST, tag="")
 def taken_by_image_updater(request: ComposedRequest) -> tuple[str, str, str, str]:
     """Return registry, repository, tag and digest as Argo CD Image Updater's CloudEvents handler reads them.
 
-    Raises ValueError for what it answers with 400.
+    Raises ValueError for events that it answers with 400.
     """
     event = json.loads(request.body)
     kind = request.headers["Content-Type"]
@@ -36,7 +36,7 @@ def taken_by_image_updater(request: ComposedRequest) -> tuple[str, str, str, str
 
 @pytest.mark.parametrize("event", [pushed(1), MANIFEST, deleted(tag="v1"), GAP], ids=lambda each: each.type)
 def test_every_event_keeps_the_specification(event: RegistryEvent) -> None:
-    """Attributes are texts that are not empty, with names of small letters; the source is a URI-reference."""
+    """Attributes are non-empty texts, with names of small letters; the source is a URI-reference."""
     request = composed(event)
     body: dict[str, Any] = json.loads(request.body)
     attributes = {name: value for name, value in body.items() if name != "data"}
@@ -55,7 +55,7 @@ def test_types_are_named() -> None:
 
 
 def test_argocd_image_updater_takes_a_cloudevent_of_a_push() -> None:
-    """It finds registry, repository, tag and digest in the data."""
+    """Argo CD Image Updater finds registry, repository, tag and digest in the data."""
     taken = taken_by_image_updater(composed(pushed(1)))
     assert taken == ("registry.example:5000", "team/app", "v1", f"sha256:{1:064x}")
 

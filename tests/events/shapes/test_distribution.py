@@ -21,7 +21,7 @@ def notification(event: RegistryEvent) -> dict[str, Any]:
 
 
 def test_a_push_has_every_field_of_distribution() -> None:
-    """Names and nesting are those of a registry that sends it itself."""
+    """Names and nesting are those of a registry that sends the event itself."""
     sent = notification(pushed(1))
     assert sent["target"] == {
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -43,7 +43,7 @@ def test_a_push_has_every_field_of_distribution() -> None:
 
 
 def test_a_manifest_without_a_tag_is_a_push_without_one() -> None:
-    """Distribution leaves the field out."""
+    """The envelope omits the tag, as distribution does."""
     sent = notification(replace(pushed(1), type=EventType.MANIFEST, tag=""))
     assert (sent["action"], "tag" in sent["target"], sent["target"]["digest"]) == ("push", False, DIGEST)
 
@@ -57,7 +57,7 @@ def test_a_deleted_tag_is_no_deleted_manifest() -> None:
 
 
 def test_an_event_of_nobody_names_nobody() -> None:
-    """Without an actor the host is unknown, and no URL is made up."""
+    """Without an actor the host is unknown, and no URL is invented."""
     sent = notification(replace(pushed(1), actor=None))
     assert (sent["actor"], sent["request"]["id"], "url" in sent["target"]) == ({}, "", False)
 

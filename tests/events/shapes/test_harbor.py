@@ -13,7 +13,7 @@ DIGEST = f"sha256:{1:064x}"
 
 
 def webhook(event: RegistryEvent) -> dict[str, Any]:
-    """Return the body for a receiver that knows a token as Harbor sends it: alone in Authorization."""
+    """Return the body for a receiver that checks a token as Harbor sends it: alone in Authorization."""
     request = composed(event, format="harbor", headers={"Authorization": TOKEN})
     assert request.headers["Content-Type"] == "application/json"
     assert request.headers["Authorization"] == TOKEN
@@ -35,13 +35,13 @@ def test_a_push_has_the_fields_of_harbor() -> None:
 
 
 def test_a_repository_without_a_project_keeps_its_name() -> None:
-    """Harbor knows none such; consumers build the name of what there is."""
+    """A repository without a project, unknown to Harbor, keeps its name, from which consumers build theirs."""
     repository = webhook(pushed(1, repository="app"))["event_data"]["repository"]
     assert (repository["namespace"], repository["name"], repository["repo_full_name"]) == ("", "app", "app")
 
 
 def test_a_deletion_names_the_tag_or_the_digest() -> None:
-    """Of a manifest without a tag, the digest stands in its place."""
+    """The digest of a manifest without a tag stands in the place of the tag."""
     of_tag, of_manifest = webhook(deleted(tag="v1")), webhook(deleted(digest=DIGEST))
     assert of_tag["type"] == of_manifest["type"] == "DELETE_ARTIFACT"
     image = "registry.example:5000/team/app"

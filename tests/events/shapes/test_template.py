@@ -1,4 +1,4 @@
-"""Bodies that a subscription gives itself, for CI systems that take their own form alone."""
+"""Bodies from a subscription's template, for CI systems that accept only their own form."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ IMAGE = f"registry.example:5000/team/app@{DIGEST}"
 
 
 def filled(template: object, event: RegistryEvent, **fields: Any) -> Any:
-    """Return the body that a template makes of an event; the directory has no objection to it."""
+    """Return the body that a template makes of an event; the directory accepts the template."""
     text = json.dumps(template)
     assert template_faults(text, fields.get("secrets", ())) == []
     request = composed(event, format="template", template=text, **fields)
@@ -47,18 +47,18 @@ def test_every_placeholder_has_a_value() -> None:
 
 @pytest.mark.parametrize("subject", ['"}, "admin": {"', "\\", "\n\x00", "{secret}", "ä\U0001f600"])
 def test_a_value_stays_inside_its_string(subject: str) -> None:
-    """Whatever a client names itself, it changes nothing else of the body and finds no other value."""
+    """No name from a client changes other parts of the body or inserts another value."""
     event = replace(pushed(1), actor=Actor(subject))
     assert filled({"by": ["{subject}"], "n": 1}, event, secrets=["s" * 16]) == {"by": [subject], "n": 1}
 
 
 def test_other_braces_stay() -> None:
-    """Text that has no form of a placeholder is sent as it is."""
+    """Text that is not in the form of a placeholder is sent unchanged."""
     assert filled({"a": "{}", "b": "${CI}", "c": {}}, pushed(1)) == {"a": "{}", "b": "${CI}", "c": {}}
 
 
 def test_a_deleted_tag_has_an_image_without_a_digest() -> None:
-    """The tag stands in its place."""
+    """The image of a deleted tag has the tag in the place of the digest."""
     assert filled("{image}", deleted(tag="v1")) == "registry.example:5000/team/app:v1"
 
 
