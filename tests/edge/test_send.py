@@ -227,7 +227,7 @@ def test_a_slow_client_does_not_slow_another(play: Callable[[Scenario], None]) -
 
 @pytest.mark.parametrize("is_lie", [False, True])
 def test_a_full_disk_passes_through(play: Callable[[Scenario], None], *, is_lie: bool) -> None:
-    """Content that the cache cannot take arrives whole, or is cut when its digest is wrong; small lies are a 502."""
+    """Content that the cache cannot hold arrives whole; with a wrong digest it is cut, or a 502 if it is small."""
     content = os.urandom(1 << 20)
 
     async def scenario(public: PublicBench) -> None:

@@ -37,7 +37,7 @@ print("goes on")
     ],
 )
 def test_it_ends_before_it_goes_on(tmp_path: Path, state: str, *, is_silent: bool, ends: bool) -> None:
-    """What it was doing may have been done again by others. While the disk answers, it is left alone."""
+    """Others may have repeated its work, so the worker ends. While the disk answers, it goes on."""
     mark = tmp_path / "mark"
     if is_silent:
         mark.touch()

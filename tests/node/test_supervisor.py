@@ -1,4 +1,4 @@
-"""The supervisor with real processes: what it keeps alive, what it ends, and what it says."""
+"""The supervisor with real processes: those that it keeps alive and ends, and its output."""
 
 import functools
 import json
@@ -75,7 +75,7 @@ class Service:
         return self
 
     def text(self) -> str:
-        """Return what it has printed."""
+        """Return its output so far."""
         return self.log.read_text()
 
     def status(self) -> int | None:
@@ -84,7 +84,7 @@ class Service:
         return self.process.poll()
 
     def wait(self) -> int:
-        """Return the exit status once it ended."""
+        """Return the exit status once it has ended."""
         assert self.process is not None
         return self.process.wait(PATIENCE_SECONDS)
 
@@ -94,7 +94,7 @@ class Service:
         self.process.send_signal(number)
 
     def workers(self) -> list[psutil.Process]:
-        """Return the processes that it started and that run."""
+        """Return its running child processes."""
         assert self.process is not None
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if is_worker(child) and runs(child)]
@@ -106,7 +106,7 @@ class Service:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Tell whether a process is there and not only waits to be looked at by its parent."""
+    """Tell whether a process exists and is no zombie."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -114,12 +114,12 @@ def runs(process: psutil.Process) -> bool:
 
 
 def ended(process: psutil.Process) -> bool:
-    """Tell whether a process has ended, whether or not its parent has looked at it."""
+    """Tell whether a process has ended, reaped by its parent or not."""
     return not runs(process)
 
 
 def is_gone(pid: int) -> bool:
-    """Tell whether a process has ended and its parent has looked at it."""
+    """Tell whether a process has ended and its parent has reaped it."""
     return not psutil.pid_exists(pid)
 
 
@@ -157,7 +157,7 @@ StartService = Callable[..., Service]
 
 @pytest.fixture
 def service(tmp_path: Path, copies: Copies) -> Iterator[StartService]:
-    """Return a function that describes a service; all are ended after the test."""
+    """Return a function that describes a service; all of them end after the test."""
     with ExitStack() as stack:
 
         def make(behaviour: str = "", *, name: str = "node", **options: Any) -> Service:
@@ -172,7 +172,7 @@ def service(tmp_path: Path, copies: Copies) -> Iterator[StartService]:
 
 
 def end(service: Service) -> None:
-    """Kill whatever is left of it."""
+    """Kill the remaining processes of the service."""
     if service.process is not None:
         service.process.kill()
         service.process.wait()
@@ -180,7 +180,7 @@ def end(service: Service) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_status_0_and_leaves_no_process(service: StartService, number: int) -> None:
-    """SIGINT or SIGTERM: every worker is gone, exit status 0, the port is free again."""
+    """After SIGINT or SIGTERM every worker is gone, the exit status is 0, and the port is free again."""
     running = service(workers=2).started()
     workers = running.workers()
     assert len(workers) == 2
@@ -192,7 +192,7 @@ def test_a_signal_ends_it_with_status_0_and_leaves_no_process(service: StartServ
 
 
 def test_a_killed_worker_is_replaced_while_connections_wait(service: StartService) -> None:
-    """Kill -9 of the only worker: who connects meanwhile is answered by the next one."""
+    """After kill -9 of the only worker a client that connects meanwhile is answered by the next worker."""
     running = service().started()
     first = int(running.ask("pid"))
     psutil.Process(first).kill()
@@ -202,7 +202,7 @@ def test_a_killed_worker_is_replaced_while_connections_wait(service: StartServic
 
 
 def test_a_hung_worker_is_killed_and_replaced(service: StartService) -> None:
-    """A worker that no longer says that it lives is replaced; the others are left alone."""
+    """A worker without signs of life is replaced; the others go on."""
     running = service(workers=2, silence=3).started()
     workers = running.workers()
     workers[0].suspend()
@@ -215,7 +215,7 @@ def test_a_hung_worker_is_killed_and_replaced(service: StartService) -> None:
 
 
 def test_workers_die_with_a_killed_supervisor_and_the_next_start_succeeds(service: StartService) -> None:
-    """Kill -9 of the supervisor: no worker survives it, and the same configuration starts again at once."""
+    """No worker survives a kill -9 of the supervisor, and the same configuration starts again immediately."""
     running = service(workers=2).started()
     workers = running.workers()
     running.send_signal(signal.SIGKILL)
@@ -237,7 +237,7 @@ def test_a_worker_ignores_sigint(service: StartService) -> None:
 
 
 def test_draining_lets_a_running_request_end(service: StartService) -> None:
-    """After SIGTERM a request that runs is answered, a new connection is refused, and then it ends with 0."""
+    """After SIGTERM a running request is answered, a new connection is refused, and then the service ends with 0."""
     running = service().started()
     with Connection(running.port) as connection:
         assert connection.ask("slow") == "started"
@@ -249,7 +249,7 @@ def test_draining_lets_a_running_request_end(service: StartService) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(service: StartService) -> None:
-    """The second signal does not wait for what still runs; the exit status is 0."""
+    """The second signal does not wait for running requests; the exit status is 0."""
     running = service().started()
     with Connection(running.port) as connection:
         assert connection.ask("slow") == "started"
@@ -261,7 +261,7 @@ def test_a_second_signal_ends_it_at_once(service: StartService) -> None:
 
 
 def test_a_worker_that_does_not_drain_is_killed(service: StartService) -> None:
-    """Draining takes a bounded time."""
+    """Draining has a time limit, after which the worker is killed."""
     running = service("undrainable/", drain=0.5).started()
     running.send_signal(signal.SIGTERM)
     assert running.wait() == 0
@@ -286,7 +286,7 @@ def test_what_keeps_it_from_starting_is_told(service: StartService, behaviour: s
 
 
 def test_a_signal_during_the_start_ends_it(service: StartService) -> None:
-    """SIGTERM before it is ready: exit status 0, nothing left."""
+    """SIGTERM before the service is ready ends it with status 0, and leaves nothing."""
     starting = service("never-ready/", workers=2).start()
     wait_until(lambda: len(starting.workers()) == 2, "the workers are there")
     workers = starting.workers()
@@ -296,7 +296,7 @@ def test_a_signal_during_the_start_ends_it(service: StartService) -> None:
 
 
 def test_a_cache_belongs_to_one_service(service: StartService) -> None:
-    """A second service on the same cache does not start, and says which process has it."""
+    """A second service on the same cache does not start, and names the process that has it."""
     first = service().started()
     assert first.process is not None
     second = service().start()
@@ -307,7 +307,7 @@ def test_a_cache_belongs_to_one_service(service: StartService) -> None:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_taken_port_is_told_with_its_holder(service: StartService, own: bool) -> None:  # noqa: FBT001
-    """A port that another process, or another service of ours, listens on: status 1 and who has it."""
+    """A port in use by another process, or another service of ours, gives status 1 and the name of its holder."""
     with ExitStack() as stack:
         taken = service(name="other", workers=2)
         if own:
@@ -340,13 +340,13 @@ def test_secrets_stay_out_of_argv_and_environment(service: StartService) -> None
 
 
 def test_a_made_up_password_is_printed_once(service: StartService) -> None:
-    """Who starts it first is told the password that was made up."""
+    """The first start prints the generated password; a later one does not."""
     running = service().started()
     assert running.text().count("password made-up") == 1
 
 
 def test_an_ipv6_listener_and_its_holder() -> None:
-    """IPv6 literals work, and a taken one is told in brackets."""
+    """IPv6 literals work, and one in use is reported in brackets."""
     with socket.socket(socket.AF_INET6) as probe:
         try:
             probe.bind(("::1", 0))
@@ -363,7 +363,7 @@ def test_an_ipv6_listener_and_its_holder() -> None:
 
 
 def test_an_address_of_another_machine_is_refused(service: StartService) -> None:
-    """An address that this machine does not have: status 1 and a sentence."""
+    """An address of another machine gives status 1 and a sentence."""
     failing = service()
     failing.environment["REGISTRY_PROXY__LISTEN"] = "192.0.2.1:5000"
     assert failing.start().wait() == 1
@@ -372,7 +372,7 @@ def test_an_address_of_another_machine_is_refused(service: StartService) -> None
 
 
 def test_a_cache_that_cannot_be_made_is_told(service: StartService, tmp_path: Path) -> None:
-    """A cache path below a file: status 1 and a sentence."""
+    """A cache path below a file gives status 1 and a sentence."""
     (tmp_path / "file").write_text("")
     failing = service()
     failing.environment["REGISTRY_PROXY__CACHE__PATH"] = str(tmp_path / "file" / "cache")
@@ -392,13 +392,13 @@ def answers(running: Service) -> bool:
 
 
 def reloaded(running: Service) -> dict[str, Any]:
-    """Have it reload, as the admin API does, and return what became of it."""
+    """Reload the service as the admin API does, and return the outcome."""
     outcome: dict[str, Any] = json.loads(running.ask("reload", running.admin_port))
     return outcome
 
 
 def test_sighup_replaces_every_worker_and_lets_the_old_ones_finish(service: StartService) -> None:
-    """The next connection is served by a new process; a request that runs in an old one is answered by it."""
+    """A new process serves the next connection; an old one still answers its running request."""
     running = service(workers=2).started()
     old = {worker.pid for worker in running.workers()}
     with Connection(running.port) as connection:
@@ -414,7 +414,7 @@ def test_sighup_replaces_every_worker_and_lets_the_old_ones_finish(service: Star
 
 
 def test_a_bad_configuration_is_refused_and_the_old_one_stays(service: StartService) -> None:
-    """A fault of the file, or of what needs a restart, is told with its place; no process is replaced."""
+    """A fault of the file, or a change that needs a restart, is reported with its place; no process is replaced."""
     running = service().started()
     before = running.ask("pid")
     running.configure(workers="many", tag="x")
@@ -436,7 +436,7 @@ def test_a_bad_configuration_is_refused_and_the_old_one_stays(service: StartServ
 
 
 def test_a_stop_does_not_wait_for_a_reload(service: StartService) -> None:
-    """Where what is installed now takes for ever to load, SIGTERM ends all; who asked for the reload is told so."""
+    """While a reload never finishes loading, SIGTERM ends all processes; the caller of the reload gets the reason."""
     running = service()
     running.environment["RELOAD_HANGS"] = "yes"
     running.started()
@@ -456,7 +456,7 @@ def test_a_stop_does_not_wait_for_a_reload(service: StartService) -> None:
 
 @pytest.mark.parametrize("behaviour", ["broken/", "never-ready/"])
 def test_workers_that_do_not_start_leave_the_old_ones(service: StartService, behaviour: str) -> None:
-    """The reason is told, what was started is gone, and the old workers serve on, replaced when they crash."""
+    """The error has the reason, new processes are gone, and the old workers go on, replaced when they crash."""
     running = service(silence=2 if behaviour == "never-ready/" else 20).started()
     before = running.ask("pid")
     running.configure(routes=[{"prefix": behaviour, "upstream": "main"}], workers=3)
@@ -470,7 +470,7 @@ def test_workers_that_do_not_start_leave_the_old_ones(service: StartService, beh
 
 
 def test_the_number_of_workers_changes(service: StartService) -> None:
-    """More and fewer workers: as many processes as configured, and every connection is answered."""
+    """With more and fewer workers there are as many processes as configured, and every connection is answered."""
     running = service(workers=2).started()
     for number, workers in enumerate((5, 1, 3), 2):
         running.configure(workers=workers)
@@ -480,7 +480,7 @@ def test_the_number_of_workers_changes(service: StartService) -> None:
 
 
 def test_every_request_for_a_reload_is_answered(service: StartService) -> None:
-    """Many at once, through the old workers too: one after the other or together, and in the end one generation."""
+    """Many simultaneous requests, through old workers too, are answered one by one or together, with one generation."""
     running = service().started()
     with ExitStack() as stack:
         connections = [stack.enter_context(Connection(running.admin_port)) for _ in range(8)]
@@ -494,7 +494,7 @@ def test_every_request_for_a_reload_is_answered(service: StartService) -> None:
 
 
 def test_identities_are_used_again(service: StartService) -> None:
-    """After many reloads the number of files for metrics is that of the processes that ran at once."""
+    """After many reloads there are as many metrics files as simultaneous processes."""
     running = service().started()
     seen = set()
     for _ in range(5):
@@ -517,7 +517,7 @@ def test_a_hung_worker_is_no_obstacle_to_a_reload(service: StartService) -> None
 
 
 def test_a_worker_that_crashes_during_a_reload_is_replaced(service: StartService) -> None:
-    """Old workers that die while the new ones start: in the end there is one of each slot, and all are answered."""
+    """Old workers that die while the new ones start leave one worker in each slot, and all requests are answered."""
     running = service(workers=2).started()
     for _ in range(2):
         running.send_signal(signal.SIGHUP)
@@ -530,7 +530,7 @@ def test_a_worker_that_crashes_during_a_reload_is_replaced(service: StartService
 
 
 def test_with_what_makes_the_workers_killed_a_worker_is_replaced_all_the_same(service: StartService) -> None:
-    """The process that workers are copies of is replaced by the supervisor in the middle of its life."""
+    """The supervisor replaces the process from which workers are copied while the service runs."""
     running = service().started()
     assert running.process is not None
     (forker,) = (child for child in psutil.Process(running.process.pid).children() if not is_worker(child))
@@ -553,7 +553,7 @@ def test_an_old_worker_that_does_not_end_is_killed(service: StartService) -> Non
 
 
 def test_old_generations_do_not_pile_up(service: StartService) -> None:
-    """Reloads while old workers have work: only some generations may finish it, the oldest are ended."""
+    """During reloads only a few generations may finish their work; the oldest are ended."""
     running = service().started()
     running.configure(drain={"timeout": 0.2, "reload_timeout": 60})
     with ExitStack() as stack:

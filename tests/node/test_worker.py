@@ -1,4 +1,4 @@
-"""What a worker tells its supervisor."""
+"""Messages of a worker to its supervisor."""
 
 import json
 import socket
@@ -11,7 +11,7 @@ from registry_proxy.ports.errors import StoreUnavailableError
 
 
 async def test_a_store_that_is_away_when_it_starts_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
-    """The supervisor is told why, and starts another one; the log has no traceback."""
+    """The supervisor gets the reason, and starts another worker; the log has no traceback."""
 
     async def run_worker(*_: object) -> None:
         raise StoreUnavailableError("Redis does not answer")

@@ -1,4 +1,4 @@
-"""The store as one file: taken, checked, brought back, moved between SQLite and Redis."""
+"""The store as one file: saved, verified, restored, moved between SQLite and Redis."""
 
 import json
 import os
@@ -38,14 +38,14 @@ CONTENTS = [
 
 
 async def contents(store: Store) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Return all that a store holds, but the version of its schema."""
+    """Return all records of a store, without the version of its schema."""
     found = {table.value: {r.key: r.value for r in await store.list(table) if r.key != "schema"} for table in Table}
     return {table: records for table, records in found.items() if records}
 
 
 @pytest.mark.parametrize("direction", ["to redis", "to sqlite"])
 async def test_a_store_moves_to_another_kind(tmp_path: Path, redis: Server, direction: str) -> None:
-    """All of it arrives, the journal too; keys of nodes stay, and every token given before is void."""
+    """All records arrive, the journal too; keys of nodes stay, and every earlier token is refused."""
     urls = [f"sqlite:///{tmp_path / 'store.db'}", f"redis://127.0.0.1:{redis.port}/0"]
     source, target = urls if direction == "to redis" else reversed(urls)
     page, file = str(tmp_path / "page"), str(tmp_path / "backup")
@@ -65,7 +65,7 @@ async def test_a_store_moves_to_another_kind(tmp_path: Path, redis: Server, dire
 
 
 async def test_an_old_journal_is_not_applied(tmp_path: Path) -> None:
-    """Brought back later, what replicas lacked and what tags were is left as it is now."""
+    """A later restore leaves the missing contents of replicas and the values of tags as they are now."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
         await store.commit(CONTENTS)
         backup = await take(store)
@@ -81,18 +81,18 @@ async def test_an_old_journal_is_not_applied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moves", [True, False])
 async def test_a_restored_store_proves_nothing(tmp_path: Path, *, moves: bool) -> None:
-    """Which replicas were compared is in no backup; where another store takes the place of one, it goes there, too."""
+    """Comparisons of replicas are in no backup; a store that replaces another one has none either."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
         await store.commit([*CONTENTS, Change(Table.COMPARED, "main", {"names": ["a", "b"]})])
         backup = await take(store)
         await restore(store, backup, moves=moves, replaces=True)
         found = await contents(store)
     assert Table.COMPARED not in backup.contents
-    assert ("compared" in found) is not moves  # the journal that it rests on has stayed as well
+    assert ("compared" in found) is not moves  # the journal behind it has stayed as well
 
 
 async def test_a_revoked_token_does_not_become_good_again(tmp_path: Path) -> None:
-    """Revoked after the backup was made: the generation is higher than any before, also for who is gone by now."""
+    """A token revoked after the backup stays refused: generations are higher than before, also of deleted subjects."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
         await store.commit(CONTENTS)
         backup = await take(store)
@@ -104,7 +104,7 @@ async def test_a_revoked_token_does_not_become_good_again(tmp_path: Path) -> Non
 
 
 async def test_a_store_in_use_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    """With users in it, and no word that they may go: nothing is changed."""
+    """A store with users is not changed without the option that allows it."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
         await store.commit([Change(Table.USERS, "bob", {})])
         before = await contents(store)
@@ -114,7 +114,7 @@ async def test_a_store_in_use_is_not_overwritten_unasked(tmp_path: Path) -> None
 
 
 async def test_a_file_is_whole_or_refused(tmp_path: Path) -> None:
-    """Cut at any line, with a byte changed, of a later format, or of something else: refused."""
+    """A file that is cut at any line, changed in a byte, of a later format, or foreign is refused."""
     path = tmp_path / "backup"
     made = Backup(1.5, {Table.USERS: {"ann": {"admin": True}, "bob": {}}, Table.GRANTS: {"1": {"actions": ["pull"]}}})
     write_file(made, str(path), replaces=False)
@@ -133,7 +133,7 @@ async def test_a_file_is_whole_or_refused(tmp_path: Path) -> None:
 
 
 def test_a_backup_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    """A value that is no JSON: the file from before is as it was, and nothing else lies there."""
+    """A value that is no JSON leaves the earlier file unchanged, and no other file beside it."""
     path = tmp_path / "backup"
     write_file(Backup(1, {Table.USERS: {"ann": {}}}), str(path), replaces=False)
     before = path.read_bytes()
@@ -145,7 +145,7 @@ def test_a_backup_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
 
 
 async def test_a_backup_goes_over_a_file_only_when_told_so(tmp_path: Path) -> None:
-    """What is there stays without --replace; what cannot be written is named as it was asked for."""
+    """An existing file stays without --replace; a path that cannot be written is named as given."""
     path = tmp_path / "backup"
     path.write_text("of yesterday")
     made = Backup(1, {Table.USERS: {"ann": {}}})

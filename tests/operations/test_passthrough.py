@@ -1,4 +1,4 @@
-"""Bytes past the cache: how often a sender that breaks off is asked to go on."""
+"""Bytes past the cache: the number of requests to a sender that breaks off."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.support.fakes.upstream import read_all
 
 @pytest.mark.parametrize("byte_range", [None, ByteRange(10, MIB - 1)], ids=["whole", "part"])
 async def test_a_byte_for_each_connection_is_no_progress(byte_range: ByteRange | None) -> None:
-    """A sender that breaks off after a byte, again and again, is given up, and not asked once for each byte."""
+    """A sender that breaks off after each byte is given up after a few requests, not asked once for each byte."""
     body, digest = content(MIB)
     source = Source(Answer(body, cut_after=1))
     stream = PassThrough(source, digest, MIB, byte_range)
@@ -24,7 +24,7 @@ async def test_a_byte_for_each_connection_is_no_progress(byte_range: ByteRange |
 
 
 async def test_a_sender_that_is_cut_now_and_then_is_gone_on_with() -> None:
-    """However often it breaks off, each stream that brings much is followed by another."""
+    """A sender that breaks off is asked again as often as each stream brings much."""
     body, digest = content(2 * MIB)
     source = Source(Answer(body, cut_after=100_000))
     stream = PassThrough(source, digest, len(body), None)

@@ -1,4 +1,4 @@
-"""What proves that a repository holds a content, where the answers of the replicas do not."""
+"""Proofs that a repository holds a content, where the answers of the replicas prove nothing."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ LAYER = digest_of(b"layer")
 
 
 class Table:
-    """The holdings of an upstream that mixes blobs, over what stands below them."""
+    """The proofs of an upstream that mixes blobs, over a store, holdings and replicas in memory."""
 
     def __init__(self, *mixed: ContentKind, recorded: tuple[Digest, ...] = ()) -> None:
         self.reader, self.cache, self.holdings = MemoryReader(), MemoryCache(), MemoryHoldings()
@@ -44,7 +44,7 @@ class Table:
             self.reader.tags[APP.repository, tag] = parts.digest
 
     async def holds(self, digest: Digest, kind: ContentKind = BLOB, routed: RoutedRepository = APP) -> bool:
-        """Tell whether a repository is proved to hold something."""
+        """Tell whether a repository is proved to hold a digest."""
         try:
             await self.proofs.require(routed, kind, digest)
         except RegistryError as error:
@@ -59,7 +59,7 @@ def table() -> Table:
 
 
 async def test_nothing_is_looked_for_where_repositories_are_kept_apart() -> None:
-    """Each answer is the replicas' own, and costs no request more."""
+    """Each answer is the replicas' own, and costs no further request."""
     table = Table()
     answer = await table.proofs.ask(APP, BLOB, LAYER, lambda: asyncio.sleep(0, "answer"))
     assert answer == "answer"
@@ -71,7 +71,7 @@ async def test_nothing_is_looked_for_where_repositories_are_kept_apart() -> None
 
 
 async def test_without_proof_nobody_is_asked(table: Table) -> None:
-    """The replicas do not even hear the question: they would take the blob into the repository."""
+    """The replicas do not even get the request: they would take the blob into the repository."""
     asked = []
 
     async def question() -> None:
@@ -85,7 +85,7 @@ async def test_without_proof_nobody_is_asked(table: Table) -> None:
 
 @pytest.mark.parametrize("is_recorded", [True, False])
 async def test_tags_and_records_prove_what_they_lead_to(is_recorded: bool) -> None:  # noqa: FBT001 - a parameter of pytest
-    """A tag or a recorded manifest, its children, and the blobs of these belong to the repository, and no other."""
+    """A tag or a recorded manifest, its children, and their blobs belong to the repository, and to no other."""
     child = image(b"layer")
     parent = index(child)
     table = Table(BLOB, MANIFEST, recorded=(parent.digest,) if is_recorded else ())
@@ -112,7 +112,7 @@ async def test_what_this_node_knows_proves_it_without_a_request(table: Table) ->
 
 
 async def test_a_push_proves_a_blob_until_it_is_deleted(table: Table) -> None:
-    """A blob that no manifest names yet is there for every node."""
+    """A pushed blob that no manifest names yet exists for every node."""
     await table.proofs.note_push(APP, LAYER)
     assert await table.holds(LAYER)
     assert not await table.holds(LAYER, routed=OTHER)
@@ -121,7 +121,7 @@ async def test_a_push_proves_a_blob_until_it_is_deleted(table: Table) -> None:
 
 
 async def test_an_old_membership_is_proved_anew_and_stands_when_nobody_answers(table: Table) -> None:
-    """What no manifest names any more is forgotten; where the replicas are away it is as it was."""
+    """A blob that no manifest names any more is forgotten; without replicas it stays as it was."""
     table.holdings.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, LAYER, 5))
     assert await table.holds(LAYER)
     table.holdings.ages[LAYER] = HOLDING_FRESH_SECONDS
@@ -133,7 +133,7 @@ async def test_an_old_membership_is_proved_anew_and_stands_when_nobody_answers(t
 
 
 async def test_a_repository_is_read_once_for_all_who_ask(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many questions about what is not there read a repository once, until the time is over."""
+    """Many questions about absent contents read a repository once, until the time is over."""
     for number in range(5):
         table.add(image(b"%d" % number), f"t{number}")
     strangers = [digest_of(b"stranger %d" % number) for number in range(50)]
@@ -149,7 +149,7 @@ async def test_a_repository_is_read_once_for_all_who_ask(table: Table, monkeypat
 
 
 async def test_what_a_manifest_may_name(table: Table) -> None:
-    """Only what the repository holds: a subject need not be there."""
+    """A manifest may name only contents of the repository; its subject may be absent."""
     app = image(b"layer")
     config, _ = (Descriptor("", digest_of(blob), 1) for blob in app.blobs)
     links = parse_manifest(app.manifest, app.media_type)
@@ -174,7 +174,7 @@ async def test_a_manifest_of_an_old_kind_names_nothing(table: Table) -> None:
 
 
 class Dying(ToldSeparation):
-    """A separation of replicas that are down, ``failures`` times, when they are asked."""
+    """A separation whose replicas are down for the first ``failures`` questions."""
 
     failures = 1
 
@@ -189,7 +189,7 @@ class Dying(ToldSeparation):
 
 
 async def test_the_answer_of_a_replica_that_died_is_sought_from_another_one() -> None:
-    """An answer that cannot be checked any more is not believed: another replica is asked, and checked."""
+    """An answer that can no longer be verified is not trusted: another replica is asked, and verified."""
     table, dying = Table(), Dying()
     table.reader.add_blob(APP.repository, b"layer")
     table.proofs = holdings_of(table.reader, table.holdings, table.cache, dying)

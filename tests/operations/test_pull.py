@@ -1,4 +1,4 @@
-"""The verbs of pulling over ports in memory."""
+"""The operations of pulling over ports in memory."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ class Bench:
         self.restart()
 
     def restart(self) -> None:
-        """Lose what is only in the process's memory."""
+        """Clear the memory of the process."""
         self.pull = Pull(
             readers={"main": self.reader},
             impatient_readers={"main": self.impatient},
@@ -68,13 +68,13 @@ class Bench:
         )
 
     async def tell_record(self, _: RoutedRepository, __: Tag) -> TagRecord:
-        """Tell what the store says of every tag."""
+        """Return the record of the store for every tag, as the test says."""
         if isinstance(self.revision, int):
             return TagRecord(self.revision)
         raise self.revision or AssertionError("nobody else moves tags")
 
     async def find_tag(self, _: RoutedRepository, __: Tag) -> TagFinding | None:
-        """Find nothing: no answer is at odds with the record."""
+        """Find nothing: no answer contradicts the record."""
         return None
 
     def go_down(self) -> None:
@@ -91,7 +91,7 @@ class Bench:
 
 
 async def read(answer: BlobAnswer) -> bytes:
-    """Read what an answer gives, and close it."""
+    """Read the body of an answer, and close it."""
     content = answer.content
     if isinstance(content, bytes):
         part = answer.byte_range or ByteRange(0, len(content) - 1)
@@ -111,7 +111,7 @@ async def read(answer: BlobAnswer) -> bytes:
 
 
 async def collect(stream: PassThrough, into: list[bytes]) -> None:
-    """Read a stream, keeping what came before it failed."""
+    """Read a stream; keep the bytes before its failure."""
     async for chunk in stream:
         into.append(chunk)  # noqa: PERF401 - what came before the error is wanted
 
@@ -137,7 +137,7 @@ async def refused(bench: Bench, routed: RoutedRepository, digest: Digest) -> Reg
 
 
 async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench: Bench) -> None:
-    """A digest cached from b is a 404 in a, by GET and HEAD, as long as no replica says that a has it."""
+    """A digest cached from b is a 404 in a, by GET and HEAD, as long as no replica says that a holds it."""
     digest = bench.reader.add_blob("b", SECRET)
     assert await bench.get(B, digest) == SECRET
     assert (await refused(bench, A, digest)).code is ErrorCode.BLOB_UNKNOWN
@@ -148,7 +148,7 @@ async def test_bytes_of_a_private_repository_do_not_leak_through_the_cache(bench
 
 @pytest.fixture
 def looked_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the questions that the cache is asked; grows."""
+    """Return the growing list of the look-ups in the cache."""
     asked: list[str] = []
 
     def watch(name: str) -> None:
@@ -166,7 +166,7 @@ def looked_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_a_cold_blob_is_looked_up_once_and_its_first_reader_is_kept(bench: Bench, looked_up: list[str]) -> None:
-    """The client that begins a fill reads from the reader that the fill gave; nothing is opened again for it."""
+    """The client that begins a fill reads from the reader of the fill; it opens no other."""
     digest = bench.reader.add_blob("a", SECRET * 10_000)
     answer = await bench.pull.blobs.open_blob(A, digest, None)
     assert looked_up == ["is_filling", "open_checked", "fill"]
@@ -174,7 +174,7 @@ async def test_a_cold_blob_is_looked_up_once_and_its_first_reader_is_kept(bench:
 
 
 async def test_a_blob_that_another_repository_brought_is_opened_once(bench: Bench, looked_up: list[str]) -> None:
-    """The look-up that finds it in the cache opens it; that reader is kept while its repository is asked."""
+    """The look-up that finds the blob in the cache opens it; the same reader serves after the repository is asked."""
     digest = bench.reader.add_blob("a", SECRET * 10_000)
     bench.reader.add_blob("b", SECRET * 10_000)
     await bench.get(B, digest)
@@ -185,7 +185,7 @@ async def test_a_blob_that_another_repository_brought_is_opened_once(bench: Benc
 
 
 async def test_the_reader_of_a_client_that_has_left_is_closed(bench: Bench) -> None:
-    """A fill goes on without the client that began it, whose reader is not kept open for it."""
+    """A fill continues without the client that began it, and does not keep its reader open."""
     digest = bench.reader.add_blob("a", SECRET)
     bench.reader.gate = asyncio.Event()
     first = asyncio.get_running_loop().create_task(bench.pull.blobs.open_blob(A, digest, None))
@@ -199,7 +199,7 @@ async def test_the_reader_of_a_client_that_has_left_is_closed(bench: Bench) -> N
 
 
 async def test_a_shared_layer_is_asked_for_once_and_not_fetched_again(bench: Bench) -> None:
-    """A digest that is here for b costs one HEAD in a when a replica says that a has it too."""
+    """A digest cached for b costs one HEAD in a when a replica says that a holds it too."""
     digest = bench.reader.add_blob("b", SECRET)
     bench.reader.add_blob("a", SECRET)
     await bench.get(B, digest)
@@ -210,7 +210,7 @@ async def test_a_shared_layer_is_asked_for_once_and_not_fetched_again(bench: Ben
 
 
 async def test_joining_the_fill_of_another_repository_needs_its_own_membership(bench: Bench) -> None:
-    """While b's blob is on its way, a is asked for by a HEAD, and refused when that says no."""
+    """While b's blob is fetched, a HEAD asks about a; after a negative answer the request is refused."""
     big = SECRET * 100
     digest = bench.reader.add_blob("b", big)
     bench.reader.body_gate = asyncio.Event()
@@ -221,12 +221,12 @@ async def test_joining_the_fill_of_another_repository_needs_its_own_membership(b
 
 
 async def test_a_fill_won_by_another_repository_in_between_teaches_nothing(bench: Bench) -> None:
-    """Whoever joins a fill that it did not start, without having seen it begin, asks for itself."""
+    """A request that joins another's fill, without having seen it begin, asks for its own repository."""
     digest = bench.reader.add_blob("b", SECRET)
     bench.reader.gate = asyncio.Event()
     first = asyncio.get_running_loop().create_task(bench.get(B, digest))
     await bench.reader.was_asked.wait()
-    bench.cache.hides_fills = True  # another worker's fill, seen too late
+    bench.cache.hides_fills = True  # the fill of another worker, noticed too late
     second = asyncio.get_running_loop().create_task(bench.pull.blobs.open_blob(A, digest, None))
     await asyncio.sleep(0)
     bench.reader.gate.set()
@@ -237,7 +237,7 @@ async def test_a_fill_won_by_another_repository_in_between_teaches_nothing(bench
 
 
 async def test_another_repository_s_404_is_not_mine(bench: Bench) -> None:
-    """A fill that b started and that ends in b's 404 is started anew for a, which has the blob."""
+    """A fill for b that ends in b's 404 is started again for a, which holds the blob."""
     digest = bench.reader.add_blob("a", SECRET)
     bench.remember_blob(A, SECRET)
     bench.reader.gate = asyncio.Event()
@@ -252,7 +252,7 @@ async def test_another_repository_s_404_is_not_mine(bench: Bench) -> None:
 
 
 async def test_a_miss_of_membership_counts_as_nothing(bench: Bench) -> None:
-    """A refused request is no hit: nothing tells that the bytes are here."""
+    """A refused request counts as no hit: nothing reveals that the bytes are cached."""
     digest = bench.reader.add_blob("b", SECRET)
     await bench.get(B, digest)
     before = bench.observer.events.copy()
@@ -261,7 +261,7 @@ async def test_a_miss_of_membership_counts_as_nothing(bench: Bench) -> None:
 
 
 async def test_a_known_member_is_served_without_the_upstream(bench: Bench) -> None:
-    """Known and committed: bytes come with every replica down, after a restart too, and HEAD knows the size."""
+    """A known and committed blob is served with every replica down, also after a restart, and HEAD knows the size."""
     digest = bench.reader.add_blob("a", SECRET)
     await bench.get(A, digest)
     bench.go_down()
@@ -274,7 +274,7 @@ async def test_a_known_member_is_served_without_the_upstream(bench: Bench) -> No
 
 
 async def test_not_known_and_all_replicas_down_cannot_be_known(bench: Bench) -> None:
-    """Bytes that are here for b are neither served to a nor denied to exist while nobody can be asked."""
+    """While no replica answers, bytes cached for b are neither served to a nor called absent."""
     digest = bench.reader.add_blob("b", SECRET)
     await bench.get(B, digest)
     bench.go_down()
@@ -286,7 +286,7 @@ async def test_not_known_and_all_replicas_down_cannot_be_known(bench: Bench) -> 
 
 @pytest.mark.parametrize("fault", ["down", "credentials"])
 async def test_an_old_membership_stands_when_nobody_answers(bench: Bench, fault: str) -> None:
-    """Past its age a holding is asked for by one impatient HEAD, and served when that tells nothing."""
+    """An old holding is confirmed by one impatient HEAD, and served when there is no answer."""
     digest = bench.remember_blob(A, SECRET)
     bench.cache.add(SECRET)
     bench.holdings.ages[digest] = OLD
@@ -296,7 +296,7 @@ async def test_an_old_membership_stands_when_nobody_answers(bench: Bench, fault:
 
 
 async def test_an_old_membership_is_renewed_or_ended_by_what_a_replica_says(bench: Bench) -> None:
-    """A 2xx makes it fresh; the 404 of all ends it, although the bytes are here."""
+    """A 2xx makes it fresh; the 404 of all replicas ends it, although the bytes are cached."""
     digest = bench.remember_blob(A, SECRET)
     bench.cache.add(SECRET)
     bench.reader.add_blob("a", SECRET)
@@ -311,7 +311,7 @@ async def test_an_old_membership_is_renewed_or_ended_by_what_a_replica_says(benc
 
 
 async def test_a_member_whose_bytes_were_evicted_is_fetched_or_forgotten(bench: Bench) -> None:
-    """After eviction the next GET is a clean miss; when the upstream lost it too, the holding ends."""
+    """After eviction the next GET is a clean miss; when the upstream lost the blob too, the holding ends."""
     digest = bench.reader.add_blob("a", SECRET)
     await bench.get(A, digest)
     bench.cache.drop(digest)
@@ -327,7 +327,7 @@ async def test_a_member_whose_bytes_were_evicted_is_fetched_or_forgotten(bench: 
 
 
 async def test_fifty_cold_clients_cost_one_get_and_no_head(bench: Bench) -> None:
-    """One is a miss, the others follow it."""
+    """Of fifty cold clients one is a miss, and the others follow its fetch."""
     big = SECRET * 100
     digest = bench.reader.add_blob("a", big)
     answers = await asyncio.gather(*(bench.pull.blobs.open_blob(A, digest, None) for _ in range(50)))
@@ -338,7 +338,7 @@ async def test_fifty_cold_clients_cost_one_get_and_no_head(bench: Bench) -> None
 
 
 async def test_the_first_of_a_herd_may_leave(bench: Bench) -> None:
-    """Cancelling the client that started the fetch hurts none of those that wait for it."""
+    """A cancelled first client harms none of the clients that wait for its fetch."""
     digest = bench.reader.add_blob("a", SECRET)
     bench.reader.gate = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -353,7 +353,7 @@ async def test_the_first_of_a_herd_may_leave(bench: Bench) -> None:
 
 
 async def test_the_failure_of_the_first_reaches_all(bench: Bench) -> None:
-    """Each of a herd gets the upstream's 404, none hangs, none gets an empty success."""
+    """Each client of a herd gets the upstream's 404; none hangs, and none gets an empty success."""
     digest = digest_of(SECRET)
     results = await asyncio.gather(*(refused(bench, A, digest) for _ in range(20)))
     assert {error.code for error in results} == {ErrorCode.BLOB_UNKNOWN}
@@ -361,7 +361,7 @@ async def test_the_failure_of_the_first_reaches_all(bench: Bench) -> None:
 
 
 async def test_cold_head_costs_one_head_and_no_body(bench: Bench) -> None:
-    """Twenty HEADs of an unknown blob are one question to the upstream."""
+    """Twenty HEADs of an unknown blob are one request to the upstream."""
     digest = bench.reader.add_blob("a", SECRET)
     answers = await asyncio.gather(*(bench.pull.blobs.head_blob(A, digest) for _ in range(20)))
     assert {descriptor.size_bytes for descriptor, _ in answers} == {len(SECRET)}
@@ -372,7 +372,7 @@ async def test_cold_head_costs_one_head_and_no_body(bench: Bench) -> None:
 
 
 async def test_ranges_are_parsed_against_the_size(bench: Bench) -> None:
-    """A range is cut out; one beyond the end is a 416 that tells the size, and leaves nothing open."""
+    """A range is cut out; one beyond the end is a 416 with the size, and leaves nothing open."""
     digest = bench.reader.add_blob("a", SECRET)
     assert await bench.get(A, digest, "bytes=4-8") == SECRET[4:9]
     assert await bench.get(A, digest, "bytes=-5") == SECRET[-5:]
@@ -382,7 +382,7 @@ async def test_ranges_are_parsed_against_the_size(bench: Bench) -> None:
 
 
 async def test_a_range_far_ahead_of_the_fill_goes_upstream_by_itself(bench: Bench) -> None:
-    """Nobody waits for 40 MiB to read the last bytes; those bytes are not cached."""
+    """A range far ahead does not wait for 40 MiB; its bytes are not cached."""
     big = bytes(FAR_RANGE_BYTES + 8 * 1024 * 1024)
     digest = bench.reader.add_blob("a", big)
     bench.reader.body_gate = asyncio.Event()
@@ -396,7 +396,7 @@ async def test_a_range_far_ahead_of_the_fill_goes_upstream_by_itself(bench: Benc
 
 @pytest.mark.parametrize("ignores_offset", [False, True])
 async def test_a_full_disk_passes_through_and_survives_a_cut(bench: Bench, ignores_offset: bool) -> None:  # noqa: FBT001 - a table of two cases
-    """What the cache cannot take is sent all the same; a replica that dies in mid-body is replaced by the next."""
+    """Content that the cache cannot hold is sent all the same; the next replica continues for one that dies."""
     big = bytes(range(256)) * 4000
     digest = bench.reader.add_blob("a", big)
     bench.cache.is_full = True
@@ -409,7 +409,7 @@ async def test_a_full_disk_passes_through_and_survives_a_cut(bench: Bench, ignor
 
 
 async def test_pass_through_never_completes_a_wrong_body(bench: Bench) -> None:
-    """The last 64 KiB are held back until the digest is right: a lie ends short."""
+    """The last 64 KiB are held back until the digest is verified: a wrong body ends short."""
     big = bytes(range(256)) * 4000
     digest = bench.reader.add_blob("a", big)
     bench.reader.blobs["a", digest] = big[:-1] + b"x"
@@ -424,7 +424,7 @@ async def test_pass_through_never_completes_a_wrong_body(bench: Bench) -> None:
 
 
 async def test_pass_through_gives_up_without_progress(bench: Bench) -> None:
-    """An upstream that sends nothing more ends the body, it is not asked for ever."""
+    """An upstream that sends nothing more ends the body; it is not asked again and again."""
     digest = bench.reader.add_blob("a", SECRET * 100)
     bench.cache.is_full = True
     bench.reader.cuts = [0] * 20
@@ -440,7 +440,7 @@ BODY = b'{"schemaVersion": 2, "spaces":   "kept"}'
 
 
 async def test_manifest_by_digest_keeps_bytes_and_media_type(bench: Bench) -> None:
-    """What was pushed is what is served, from the upstream and from the cache."""
+    """The upstream and the cache serve the pushed bytes and media type."""
     digest = digest_of(BODY)
     media_type = "application/vnd.example+json"
     bench.reader.manifests["a", digest] = Manifest(Descriptor(media_type, digest, len(BODY)), BODY)
@@ -453,7 +453,7 @@ async def test_manifest_by_digest_keeps_bytes_and_media_type(bench: Bench) -> No
 
 
 async def test_a_manifest_of_a_private_repository_does_not_leak(bench: Bench) -> None:
-    """Manifests have holdings too."""
+    """A manifest cached from one repository is a 404 in another, as a blob is."""
     digest = bench.reader.add_manifest("b", BODY)
     await bench.pull.get_manifest(B, digest)
     for ask in (bench.pull.get_manifest, bench.pull.head_manifest):
@@ -463,7 +463,7 @@ async def test_a_manifest_of_a_private_repository_does_not_leak(bench: Bench) ->
 
 
 async def test_large_manifests_are_hits_too(bench: Bench) -> None:
-    """A manifest beyond what is kept in memory is read from disk."""
+    """A manifest beyond the size for memory is read from disk."""
     body = b" " * (2 * 1024 * 1024)
     digest = bench.reader.add_manifest("a", body)
     await bench.pull.get_manifest(A, digest)
@@ -472,7 +472,7 @@ async def test_large_manifests_are_hits_too(bench: Bench) -> None:
 
 
 async def test_an_old_manifest_membership_stands_or_falls_as_a_blob_s(bench: Bench) -> None:
-    """Nobody answers: served. The 404 of all: gone."""
+    """An old holding is served while no replica answers, and ends with the 404 of all."""
     digest = bench.reader.add_manifest("a", BODY)
     await bench.pull.get_manifest(A, digest)
     bench.holdings.ages[digest] = OLD
@@ -487,7 +487,7 @@ async def test_an_old_manifest_membership_stands_or_falls_as_a_blob_s(bench: Ben
 
 
 async def test_a_tag_is_answered_within_its_ttl_and_asked_for_past_it(bench: Bench) -> None:
-    """Within: no request upstream. Past: one HEAD, whatever the number of clients; the new digest is fetched once."""
+    """Within the TTL there is no request; after it one HEAD for all clients; a new digest is fetched once."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)
     assert (await bench.pull.get_manifest(A, LATEST)).result is CacheResult.HIT
@@ -502,7 +502,7 @@ async def test_a_tag_is_answered_within_its_ttl_and_asked_for_past_it(bench: Ben
 
 
 async def test_head_of_a_cold_tag_costs_one_head_and_is_remembered(bench: Bench) -> None:
-    """Watchers that ask only for the digest cause no GETs, which count against pull limits."""
+    """Clients that only ask for the digest cause no GET, which counts against pull limits."""
     digest = bench.reader.add_manifest("a", BODY, "latest")
     heads = [await bench.pull.head_manifest(A, LATEST) for _ in range(2)]
     assert {head.descriptor for head in heads} == {Descriptor(OCI_MANIFEST, digest, len(BODY))}
@@ -514,7 +514,7 @@ async def test_head_of_a_cold_tag_costs_one_head_and_is_remembered(bench: Bench)
 
 
 async def test_what_a_head_announced_is_served_after_the_tag_moved(bench: Bench) -> None:
-    """HEAD tag, the tag moves, GET of the announced digest."""
+    """A manifest by the digest from an earlier HEAD is served after the tag moved."""
     digest = bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.head_manifest(A, LATEST)
     bench.reader.add_manifest("a", BODY + b" ", "latest")
@@ -522,7 +522,7 @@ async def test_what_a_head_announced_is_served_after_the_tag_moved(bench: Bench)
 
 
 async def test_a_stale_tag_is_served_with_a_warning(bench: Bench) -> None:
-    """Past its TTL and nobody to ask: what it was, said to be old. Never pulled before: it cannot be known."""
+    """Past its TTL, without replicas, a tag is served with a warning; one never pulled before is unavailable."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)
     bench.holdings.tag_age_seconds = 42
@@ -542,7 +542,7 @@ async def test_a_stale_tag_is_served_with_a_warning(bench: Bench) -> None:
 
 
 async def test_a_deleted_tag_is_forgotten_and_not_served_stale(bench: Bench) -> None:
-    """A definite 404 ends a tag; a later outage does not bring it back. Refused credentials do not end it."""
+    """A definite 404 ends a tag; a later outage does not restore it. Refused credentials do not end it."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)
     bench.holdings.tag_age_seconds = 11
@@ -563,7 +563,7 @@ async def test_a_deleted_tag_is_forgotten_and_not_served_stale(bench: Bench) -> 
 
 @pytest.mark.parametrize("reason", list(StaleReason))
 async def test_a_rule_says_in_spite_of_what_a_stale_tag_is_served(bench: Bench, reason: StaleReason) -> None:
-    """By default only where nobody answers; where a rule names 401 and 403, or 404, then too, told and counted."""
+    """By default a stale tag is served only in an outage; a rule may add 401, 403 or 404, with warning and metric."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)
     bench.holdings.tag_age_seconds = 42
@@ -583,7 +583,7 @@ async def test_a_rule_says_in_spite_of_what_a_stale_tag_is_served(bench: Bench, 
 
 
 async def test_a_tag_that_another_node_moved_is_asked_for_within_its_ttl(bench: Bench) -> None:
-    """The record's revision is not the one the tag was learned under: the replicas are asked; the same one: not."""
+    """A record with another revision than the remembered one causes a request; the same revision does not."""
     bench.revision = 7
     bench.restart()
     bench.reader.add_manifest("a", BODY, "latest")
@@ -598,7 +598,7 @@ async def test_a_tag_that_another_node_moved_is_asked_for_within_its_ttl(bench: 
 
 
 async def test_who_comes_after_a_push_elsewhere_does_not_join_an_older_question(bench: Bench) -> None:
-    """A question asked before the push may be answered with what was before it; a request after it asks anew."""
+    """A request after a push does not share the answer to an older question, but asks again."""
     bench.revision = 7
     bench.restart()
     bench.reader.add_manifest("a", BODY, "latest")
@@ -613,7 +613,7 @@ async def test_who_comes_after_a_push_elsewhere_does_not_join_an_older_question(
 
 
 async def test_without_the_store_a_replica_is_asked_for_every_tag(bench: Bench) -> None:
-    """Nobody can tell then whether another node moved it; where no replica answers either, the tag is not known."""
+    """Without the store no node knows of moves by others; without replicas too, the tag is unavailable."""
     bench.revision = 7
     bench.restart()
     bench.reader.add_manifest("a", BODY, "latest")
@@ -629,7 +629,7 @@ async def test_without_the_store_a_replica_is_asked_for_every_tag(bench: Bench) 
 
 
 async def test_what_another_node_moved_is_no_answer_when_replicas_are_away(bench: Bench) -> None:
-    """A tag stands in for a replica that does not answer only while the record says that nobody has moved it since."""
+    """In an outage a cached tag is served only while the record says that nobody has moved it since."""
     bench.revision = 7
     bench.restart()
     known = bench.reader.add_manifest("a", BODY, "latest")
@@ -645,7 +645,7 @@ async def test_what_another_node_moved_is_no_answer_when_replicas_are_away(bench
 
 
 async def test_what_a_replica_says_while_the_record_changes_is_asked_again(bench: Bench) -> None:
-    """What a push in between made it is not kept under the revision of before, which a delete brings back."""
+    """A value from a push in between is not kept under the old revision, which a delete restores."""
     bench.revision = 0
     bench.restart()
     bench.reader.add_manifest("a", BODY, "latest")
@@ -662,7 +662,7 @@ async def test_what_a_replica_says_while_the_record_changes_is_asked_again(bench
 
 
 async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Bench) -> None:
-    """A manifest and a blob that a replica gave before a delete, to a question that ends after it."""
+    """A manifest or blob given before a delete is not remembered when the question ends after the delete."""
     manifest, blob = bench.reader.add_manifest("a", BODY), bench.reader.add_blob("a", SECRET)
     bench.reader.gate = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -679,7 +679,7 @@ async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Benc
 
 
 async def test_a_push_during_the_question_wins_over_its_answer(bench: Bench) -> None:
-    """An answer that was asked for before the push does not bring the old tag back."""
+    """An answer to a question from before the push does not restore the old tag."""
     bench.reader.add_manifest("a", BODY, "latest")
     bench.reader.gate = asyncio.Event()
     asking = asyncio.get_running_loop().create_task(bench.pull.head_manifest(A, LATEST))
@@ -691,7 +691,7 @@ async def test_a_push_during_the_question_wins_over_its_answer(bench: Bench) -> 
 
 
 async def test_a_tag_whose_manifest_was_collected_is_asked_for_again(bench: Bench) -> None:
-    """Within the TTL the tag was moved and what it was deleted: the client gets the new one, not a 404."""
+    """When the tag moved within its TTL and its old manifest is gone, the client gets the new one, not a 404."""
     old = bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.head_manifest(A, LATEST)
     del bench.reader.manifests["a", old]
@@ -700,7 +700,7 @@ async def test_a_tag_whose_manifest_was_collected_is_asked_for_again(bench: Benc
 
 
 async def test_hits_and_misses_are_counted_once_a_request(bench: Bench) -> None:
-    """Each served body is one hit, miss or latch."""
+    """Each served body counts as one hit, miss or latch."""
     digest = bench.reader.add_blob("a", SECRET)
     bench.reader.add_manifest("a", BODY, "latest")
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Uploads as clients make them, over replicas in memory that fail when told to."""
+"""Uploads as clients make them, over replicas in memory with scripted failures."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -27,13 +27,13 @@ DESCRIPTOR = Descriptor(BLOB_MEDIA_TYPE, DIGEST, len(LAYER))
 
 @pytest_asyncio.fixture
 async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
-    """Give two replicas and the package over them."""
+    """Give two replicas and the operations over them."""
     async with bench(tmp_path) as made:
         yield made
 
 
 def assert_acknowledged(setting: Bench, content: bytes = LAYER, routed: RoutedRepository = ROUTED) -> None:
-    """Check what an acknowledged blob means on this node: it is cached and known."""
+    """Check that this node has an acknowledged blob cached and knows its holding."""
     digest = digest_of(content)
     known = setting.holdings.find(routed, ContentKind.BLOB, digest)
     assert known is not None
@@ -99,7 +99,7 @@ async def test_monolithic_uploads(setting: Bench, content: bytes) -> None:
 
 
 async def test_a_started_upload_touches_nothing(setting: Bench) -> None:
-    """A session that is cancelled before its first byte left no trace at the replicas or on the disk."""
+    """A session cancelled before its first byte leaves no trace at the replicas or on the disk."""
     start = await setting.under_test.push.start_upload(ROUTED, ANN)
     await setting.under_test.push.cancel_upload(ref(start))
     assert setting.a.requests == []
@@ -113,7 +113,7 @@ async def test_a_started_upload_touches_nothing(setting: Bench) -> None:
 
 
 async def test_a_repeated_commit_is_acknowledged_only_where_the_blob_is_known(setting: Bench) -> None:
-    """The same session and digest again: the blob, without a request to a replica, until the repository forgets it."""
+    """A repeated commit returns the blob without a request to a replica, until the repository forgets the blob."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
@@ -131,7 +131,7 @@ async def test_a_repeated_commit_is_acknowledged_only_where_the_blob_is_known(se
 
 
 async def test_a_session_commits_one_blob(setting: Bench) -> None:
-    """Its first Location takes no second blob; the commit that is repeated, body and all, is acknowledged again."""
+    """A session's first Location takes no second blob; a repeated commit, body and all, is acknowledged again."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
 
@@ -171,13 +171,13 @@ async def test_a_wrong_digest_commits_nothing(setting: Bench) -> None:
 
 
 async def test_chunks_out_of_order_are_refused_with_the_true_range(setting: Bench) -> None:
-    """A chunk that does not begin at the offset is a 416 whose Range says where to go on, and going on there works."""
+    """A chunk at another offset is a 416 whose Range gives the right one, and the upload continues there."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     at = await push.append_upload(ref(start), UploadBody(body_of(b"abc"), 3, ByteRange(0, 2)))
     error = await refused(push.append_upload(ref(at), UploadBody(body_of(b"x"), 1, ByteRange(5, 5))))
     assert (error.status, error.headers["Range"]) == (416, "0-2")
-    # The old Location once more, as a client does that missed an answer: never appended twice.
+    # The old Location again, as from a client that missed an answer: never appended twice.
     error = await refused(push.append_upload(ref(start), UploadBody(body_of(b"abc"), 3)))
     assert (error.status, error.headers["Range"]) == (416, "0-2")
     status = await push.upload_status(ref(start))
@@ -194,7 +194,7 @@ async def test_chunks_out_of_order_are_refused_with_the_true_range(setting: Benc
 async def test_a_body_of_another_size_than_stated(
     setting: Bench, size_bytes: int | None, chunk: ByteRange | None
 ) -> None:
-    """Too short, too long, or headers that contradict each other: SIZE_INVALID, and nothing is left."""
+    """A body that is too short or too long, or contradictory headers, give SIZE_INVALID, and nothing is left."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     error = await refused(push.append_upload(ref(start), UploadBody(body_of(b"abc"), size_bytes, chunk)))
@@ -203,7 +203,7 @@ async def test_a_body_of_another_size_than_stated(
 
 
 async def test_a_session_is_worth_nothing_to_others(setting: Bench) -> None:
-    """Another subject, another repository, another session or a changed state: 404, as if it did not exist."""
+    """A session of another subject, repository or id, or a changed state, is 404, as if it did not exist."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     sid, state = start.session_id, start.state
@@ -224,7 +224,7 @@ async def test_a_session_is_worth_nothing_to_others(setting: Bench) -> None:
 
 
 async def test_an_upload_whose_file_is_gone_is_unknown(setting: Bench) -> None:
-    """Bytes that this node does not have cannot be committed: 404, and the client starts anew."""
+    """An upload whose bytes this node does not have is a 404 at the commit, and the client starts again."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
@@ -260,7 +260,7 @@ async def test_a_client_that_leaves_ends_the_upload(setting: Bench) -> None:
 
 
 async def test_a_cancelled_request_ends_the_upload(setting: Bench) -> None:
-    """Cancelled while the senders wait for a replica: the file is gone, the senders have ended."""
+    """A request cancelled while senders wait for a replica leaves no file, and its senders end."""
     push = setting.under_test.push
     setting.a.gates["append_upload"] = setting.b.gates["append_upload"] = asyncio.Event()
     start = await push.start_upload(ROUTED, ANN)
@@ -275,7 +275,7 @@ async def test_a_cancelled_request_ends_the_upload(setting: Bench) -> None:
 
 
 async def test_a_replica_dies_in_mid_patch_unnoticed(setting: Bench) -> None:
-    """The client sees nothing of it; what the dead replica misses is on record, and our copy of it is pinned."""
+    """The client does not notice; the missing writes are on record, and our copy of the blob is pinned."""
     setting.b.cut_after = 1000
     await setting.under_test.upload(LAYER)
     assert setting.a.blobs == {(REPOSITORY, DIGEST): LAYER}
@@ -288,7 +288,7 @@ async def test_a_replica_dies_in_mid_patch_unnoticed(setting: Bench) -> None:
 
 
 async def test_a_replica_that_lost_the_session_gets_the_whole_blob(setting: Bench) -> None:
-    """A replica that forgot the upload between PATCH and PUT gets the blob in a new session, never a second PATCH."""
+    """A replica that lost the session between PATCH and PUT gets the blob in a new session, never a second PATCH."""
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
     at = await push.append_upload(ref(start), UploadBody(body_of(LAYER)))
@@ -300,7 +300,7 @@ async def test_a_replica_that_lost_the_session_gets_the_whole_blob(setting: Benc
 
 
 async def test_a_later_push_clears_the_mark(setting: Bench) -> None:
-    """The same blob pushed again when the replica is back closes its intent and releases our copy."""
+    """The same blob pushed again when the replica is back closes its intent and unpins our copy."""
     setting.replicas.down.add("b")
     await setting.under_test.upload(LAYER)
     assert setting.spool.pins == {DIGEST}
@@ -312,7 +312,7 @@ async def test_a_later_push_clears_the_mark(setting: Bench) -> None:
 
 
 async def test_a_copy_stays_pinned_while_another_repository_misses_it(setting: Bench) -> None:
-    """One pin serves all repositories of a digest: closing one intent does not take it from the other."""
+    """One pin serves all repositories of a digest: a closed intent of one does not end it for the other."""
     other = RoutedRepository("main", Repository("other"))
     setting.replicas.down.add("b")
     await setting.under_test.upload(LAYER)
@@ -324,7 +324,7 @@ async def test_a_copy_stays_pinned_while_another_repository_misses_it(setting: B
 
 
 async def test_no_quorum_is_said_before_anything(setting: Bench) -> None:
-    """With both replicas needed and one down the POST is a 503 with Retry-After; nobody is asked anything."""
+    """With both replicas needed and one down the POST is a 503 with Retry-After; no replica gets a request."""
     setting.replicas.write_quorum = 2
     setting.replicas.down.add("b")
     push = setting.under_test.push
@@ -339,7 +339,7 @@ async def test_no_quorum_is_said_before_anything(setting: Bench) -> None:
 
 
 async def test_quorum_lost_in_mid_upload_acknowledges_nothing(setting: Bench) -> None:
-    """The second of two needed replicas dies before the commit: 503, and the cache claims nothing."""
+    """The second of two needed replicas dies before the commit: 503, and the cache has no such blob."""
     setting.replicas.write_quorum = 2
     push = setting.under_test.push
     start = await push.start_upload(ROUTED, ANN)
@@ -383,7 +383,7 @@ async def test_shared_storage_is_written_through_one_replica(setting: Bench) -> 
 
 @pytest.mark.parametrize("full_at", ["start", "middle", "commit"])
 async def test_a_full_disk_costs_the_cache_entry_only(setting: Bench, full_at: str) -> None:
-    """With no room from the start, from the middle on or at the end: 201 at all replicas, and nothing left behind."""
+    """A full disk at the start, in the middle or at the end: 201 at all replicas, and nothing left behind."""
     push = setting.under_test.push
     setting.spool.is_full = full_at == "start"
     at = await push.start_upload(ROUTED, ANN)
@@ -400,7 +400,7 @@ async def test_a_full_disk_costs_the_cache_entry_only(setting: Bench, full_at: s
 
 
 async def test_a_wrong_digest_is_refused_without_a_copy(setting: Bench) -> None:
-    """The hash of what went past the disk is known: nothing is committed anywhere."""
+    """The hash of bytes that went past the disk is known: a wrong digest is committed nowhere."""
     setting.spool.is_full = True
     wrong = digest_of(b"another")
     push = setting.under_test.push.push_blob(ROUTED, ANN, wrong, UploadBody(body_of(LAYER)))
@@ -410,7 +410,7 @@ async def test_a_wrong_digest_is_refused_without_a_copy(setting: Bench) -> None:
 
 
 async def test_an_abandoned_upload_is_cancelled_at_the_replicas(setting: Bench) -> None:
-    """What nobody goes on with ends behind us, too; what was committed or cancelled is left alone."""
+    """An abandoned session ends at the replicas, too; committed and cancelled ones are left alone."""
     push = setting.under_test.push
     await setting.under_test.upload(b"committed")
     at = [await push.start_upload(ROUTED, ANN) for _ in range(2)]
@@ -426,7 +426,7 @@ async def test_an_abandoned_upload_is_cancelled_at_the_replicas(setting: Bench) 
 
 
 async def test_a_disk_that_fills_at_the_commit_matters_only_where_our_copy_does(setting: Bench) -> None:
-    """All replicas hold the blob: 201 without a cache entry. One misses it: 503, for there is no second copy."""
+    """With the blob at all replicas it is 201 without a cache entry; with one missing it 503: no second copy exists."""
     push = setting.under_test.push
     for down, status in ((set[str](), None), ({"b"}, 503)):
         setting.replicas.down = down
@@ -444,7 +444,7 @@ async def test_a_disk_that_fills_at_the_commit_matters_only_where_our_copy_does(
 
 
 async def test_a_commit_goes_on_when_its_client_leaves(setting: Bench) -> None:
-    """Cancelled while a replica commits: the blob is still committed everywhere and recorded."""
+    """When the client leaves while a replica commits, the blob is still committed everywhere and recorded."""
     push = setting.under_test.push
     setting.b.gates["commit_upload"] = asyncio.Event()
     start = await push.start_upload(ROUTED, ANN)
@@ -464,7 +464,7 @@ SOURCE = RoutedRepository("main", Repository("base"))
 
 
 async def test_a_mount_is_made_at_every_replica(setting: Bench) -> None:
-    """Both replicas hold the source: mounted at both, known here with its size."""
+    """With the source at both replicas the blob is mounted at both, and known here with its size."""
     setting.a.add_blob("base", LAYER)
     setting.b.add_blob("base", LAYER)
     descriptor = await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE)
@@ -476,7 +476,7 @@ async def test_a_mount_is_made_at_every_replica(setting: Bench) -> None:
 
 
 async def test_a_mount_heals_a_replica_that_lacks_the_source(setting: Bench) -> None:
-    """One replica answers 202: it gets the bytes from the cache, because the other one confirmed the source."""
+    """A replica that answers 202 gets the bytes from the cache, as the other one confirmed the source."""
     setting.a.add_blob("base", LAYER)
     setting.cache.add(LAYER)
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is not None
@@ -485,7 +485,7 @@ async def test_a_mount_heals_a_replica_that_lacks_the_source(setting: Bench) -> 
 
 
 async def test_a_mount_heals_a_replica_also_without_the_bytes(setting: Bench) -> None:
-    """What the cache does not have is fetched from the replica that mounted, and sent to the one that did not."""
+    """A blob that is not cached is fetched from the replica that mounted it, and sent to the other one."""
     setting.a.add_blob("base", LAYER)
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is not None
     assert setting.b.blobs == {(REPOSITORY, DIGEST): LAYER}
@@ -493,7 +493,7 @@ async def test_a_mount_heals_a_replica_also_without_the_bytes(setting: Bench) ->
 
 
 async def test_a_mount_that_a_replica_misses_is_kept_here(setting: Bench) -> None:
-    """A replica is down: the blob is on record, fetched into the cache and pinned, as that of any push."""
+    """With a replica down, the blob is on record, fetched into the cache and pinned, as after any push."""
     setting.a.add_blob("base", LAYER)
     setting.replicas.down.add("b")
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is not None
@@ -503,7 +503,7 @@ async def test_a_mount_that_a_replica_misses_is_kept_here(setting: Bench) -> Non
 
 
 async def test_a_mount_that_cannot_be_kept_is_an_upload(setting: Bench) -> None:
-    """A replica is down and the cache takes nothing: the client is to upload it, and nothing is recorded."""
+    """With a replica down and no room in the cache the client must upload the blob, and nothing is recorded."""
     setting.a.add_blob("base", LAYER)
     setting.replicas.down.add("b")
     setting.cache.is_full = True
@@ -512,7 +512,7 @@ async def test_a_mount_that_cannot_be_kept_is_an_upload(setting: Bench) -> None:
 
 
 async def test_a_cached_blob_is_not_mounted_from_where_it_is_not(setting: Bench) -> None:
-    """Cached bytes are given to nobody whose source is confirmed by no replica and no holding."""
+    """Cached bytes are not mounted when no replica and no holding confirms the source."""
     setting.cache.add(LAYER)
     private = RoutedRepository("main", Repository("private"))
     setting.holdings.remember(private, ContentKind.BLOB, DESCRIPTOR)
@@ -522,7 +522,7 @@ async def test_a_cached_blob_is_not_mounted_from_where_it_is_not(setting: Bench)
 
 
 async def test_a_known_source_is_mounted_from_the_cache(setting: Bench) -> None:
-    """Replicas that do not mount (always 202) get the bytes from the cache when the source is known to hold them."""
+    """Replicas that never mount (always 202) get the bytes from the cache when the source is known to hold them."""
     setting.cache.add(LAYER)
     setting.holdings.remember(SOURCE, ContentKind.BLOB, DESCRIPTOR)
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, SOURCE) is not None
@@ -530,7 +530,7 @@ async def test_a_known_source_is_mounted_from_the_cache(setting: Bench) -> None:
 
 
 async def test_no_mount_between_upstreams_or_without_quorum(setting: Bench) -> None:
-    """Another upstream, or too few replicas that hold it: None, an ordinary upload."""
+    """With another upstream, or too few replicas with the source, the result is None: an ordinary upload."""
     setting.a.add_blob("base", LAYER)
     elsewhere = RoutedRepository("hub", Repository("base"))
     assert await setting.under_test.push.mount_blob(ROUTED, DIGEST, elsewhere) is None
@@ -539,7 +539,7 @@ async def test_no_mount_between_upstreams_or_without_quorum(setting: Bench) -> N
 
 
 async def test_a_replica_that_cannot_be_reached_is_reported_down(setting: Bench) -> None:
-    """A failed sender tells health, so that the commit does not wait for the same replica again."""
+    """A failed sender reports to health, so that the commit does not wait for the same replica again."""
     setting.b.errors["start_upload"] = UpstreamUnavailableError("refused")
     await setting.under_test.upload(LAYER)
     assert setting.replicas.down == {"b"}

@@ -1,4 +1,4 @@
-"""Uploads whose requests come to different nodes, each with a spool and a cache of its own, over the same replicas."""
+"""Uploads whose requests reach different nodes, with separate spools and caches, over the same replicas."""
 
 import asyncio
 import itertools
@@ -39,7 +39,7 @@ DIGEST = digest_of(LAYER)
 
 @dataclass
 class Node:
-    """One node: what it has alone."""
+    """One node with its own spool and cache."""
 
     spool: MemorySpool
     cache: MemoryCache
@@ -75,7 +75,7 @@ class Nodes:
 
 @pytest_asyncio.fixture
 async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
-    """Assemble two nodes over one store; at the end no upload may be open, and no tail lies about."""
+    """Assemble two nodes over one store; at the end no upload may be open, and no tail may be left."""
     a, b = MemoryReplica(name="a"), MemoryReplica(name="b")
     replicas = MemoryReplicaSet([a, b])
     async with AsyncExitStack() as stack:
@@ -95,7 +95,7 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
 
 @pytest.mark.parametrize("way", list(itertools.product(range(2), repeat=4)), ids=str)
 async def test_every_request_may_come_to_another_node(nodes: Nodes, way: tuple[int, ...]) -> None:
-    """POST, two PATCHes and the PUT, over the nodes in every way: 201, the blob at both replicas, nothing else left."""
+    """POST, two PATCHes and the PUT, spread over the nodes in every way, give 201 and the blob at both replicas."""
     both = (nodes.one, nodes.two)
     at = await both[way[0]].start()
     at = await both[way[1]].append(at, LAYER[:1000])
@@ -116,7 +116,7 @@ async def test_docker_over_two_nodes(nodes: Nodes) -> None:
 
 
 async def test_what_another_node_took_in_its_place_is_never_taken_for_it(nodes: Nodes) -> None:
-    """A PATCH whose answer was lost, repeated with other bytes at another node: those of the first count nowhere."""
+    """After a PATCH whose answer was lost, a repetition with other bytes at another node replaces the first one."""
     start = await nodes.one.start()
     await nodes.one.append(start, bytes(len(LAYER)))
     at = await nodes.two.append(start, LAYER)
@@ -127,7 +127,7 @@ async def test_what_another_node_took_in_its_place_is_never_taken_for_it(nodes: 
 
 
 async def test_a_replica_that_is_down_at_the_commit_is_recorded(nodes: Nodes) -> None:
-    """The copy of the node that commits counts as the second one: fetched back, pinned, and on record."""
+    """The copy at the committing node counts as the second one: fetched back, pinned, and on record."""
     at = await nodes.one.append(await nodes.one.start(), LAYER)
     nodes.replicas.down.add("b")
     await nodes.two.commit(at)
@@ -137,7 +137,7 @@ async def test_a_replica_that_is_down_at_the_commit_is_recorded(nodes: Nodes) ->
 
 
 async def test_a_replica_that_lost_its_session_gets_the_blob_from_another(nodes: Nodes) -> None:
-    """With both needed for the quorum and the session of one gone, the blob comes from the one that took it."""
+    """With both needed for the quorum and the session of one gone, it gets the blob from the other one."""
     nodes.replicas.write_quorum = 2
     at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
     nodes.b.uploads.clear()
@@ -148,7 +148,7 @@ async def test_a_replica_that_lost_its_session_gets_the_blob_from_another(nodes:
 
 
 async def test_a_blob_is_copied_only_when_the_whole_of_it_came_back(nodes: Nodes) -> None:
-    """While the replica that took it still sends it, nothing goes to the other one; then all of it does."""
+    """Nothing goes to the other replica until the first one has sent the whole blob; then all of it does."""
     nodes.replicas.write_quorum = 2
     at = await nodes.one.append(await nodes.one.start(), LAYER)
     nodes.b.uploads.clear()
@@ -162,7 +162,7 @@ async def test_a_blob_is_copied_only_when_the_whole_of_it_came_back(nodes: Nodes
 
 
 async def test_a_copy_that_fails_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) -> None:
-    """Without a quorum in the end nothing stays pinned for a replica that nobody owes anything."""
+    """Without a quorum in the end nothing stays pinned for a replica that misses nothing."""
     nodes.replicas.write_quorum = 2
     at = await nodes.one.append(await nodes.one.start(), LAYER)
     nodes.b.uploads.clear()
@@ -173,7 +173,7 @@ async def test_a_copy_that_fails_keeps_nothing_and_acknowledges_nothing(nodes: N
 
 
 async def test_an_end_that_is_repeated_is_acknowledged_again(nodes: Nodes) -> None:
-    """The node that got the PUT died over it: at the other one the replicas have the blob in place of the session."""
+    """After the death of the node with the PUT, the other node finds the blob in place of the session."""
     at = await nodes.one.append(await nodes.one.start(), LAYER)
     for location in [*nodes.a.uploads]:
         await nodes.a.commit_upload(location, DIGEST)
@@ -183,7 +183,7 @@ async def test_an_end_that_is_repeated_is_acknowledged_again(nodes: Nodes) -> No
 
 
 async def test_an_upload_that_is_lost_is_not_taken_for_another_blob(nodes: Nodes) -> None:
-    """A blob of that digest which is there, but is of another size than what was sent, is not the end of it."""
+    """An existing blob of that digest with another size than the upload does not complete it."""
     for replica in (nodes.a, nodes.b):
         replica.add_blob(REPOSITORY, b"other")
     at = await nodes.two.append(await nodes.one.append(await nodes.one.start(), LAYER[:1000]), LAYER[1000:])
@@ -194,7 +194,7 @@ async def test_an_upload_that_is_lost_is_not_taken_for_another_blob(nodes: Nodes
 
 
 async def test_a_full_disk_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) -> None:
-    """What one replica misses and this node cannot keep is not acknowledged."""
+    """A blob that one replica misses and this node cannot keep is not acknowledged."""
     at = await nodes.one.append(await nodes.one.start(), LAYER)
     nodes.b.uploads.clear()
     nodes.two.spool.is_full = nodes.two.cache.is_full = True
@@ -202,7 +202,7 @@ async def test_a_full_disk_keeps_nothing_and_acknowledges_nothing(nodes: Nodes) 
 
 
 async def test_without_any_session_the_upload_is_unknown(nodes: Nodes) -> None:
-    """When no replica has what came before, the client hears 404 and starts anew: from a PATCH, a PUT and a status."""
+    """When no replica has the earlier bytes, PATCH, PUT and status are 404, and the client starts again."""
     at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
     nodes.a.uploads.clear()
     nodes.b.uploads.clear()
@@ -219,7 +219,7 @@ async def test_without_any_session_the_upload_is_unknown(nodes: Nodes) -> None:
 
 @pytest.mark.parametrize("last", [b"", b"tail"])
 async def test_a_wrong_digest_is_refused_by_whoever_knows(nodes: Nodes, last: bytes) -> None:
-    """By this node where the Location tells the hash, else by the replicas; and nothing is anywhere."""
+    """A wrong digest is refused here where the Location has the hash, else by the replicas; nothing is stored."""
     at = await nodes.one.append(await nodes.one.start(), LAYER)
     error = await refused(nodes.two.commit(at, last, digest_of(b"other")))
     assert (error.status, error.code) == (400, ErrorCode.DIGEST_INVALID)
@@ -228,7 +228,7 @@ async def test_a_wrong_digest_is_refused_by_whoever_knows(nodes: Nodes, last: by
 
 
 async def test_status_and_cancel_through_another_node(nodes: Nodes) -> None:
-    """Any node tells how far an upload is, also one that has an older part of it, and ends it at the replicas."""
+    """Any node reports an upload's progress, also with an older part of it, and cancels it at the replicas."""
     at = await nodes.one.append(await nodes.one.start(), LAYER[:1000])
     at = await nodes.two.append(at, LAYER[1000:2000])
     push = nodes.one.under_test.push

@@ -1,4 +1,4 @@
-"""Referrers: each that was pushed is listed, whatever the registries can do, and under the fallback tag as well."""
+"""Referrers: each pushed one is listed, whatever the registries support, also under the fallback tag."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ TAG = fallback_tags(SUBJECT)[0]
 
 @pytest.fixture
 async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
-    """Two replicas without the referrers API, with the config that all artifacts here have."""
+    """Two replicas without the referrers API, with the config that all artifacts here use."""
     async with bench(tmp_path) as setting:
         await setting.under_test.upload(CONFIG)
         yield setting
 
 
 def artifact(about: str, subject: Digest | None = SUBJECT, **fields: Any) -> bytes:
-    """Return an artifact, with a subject or without; fields that are None are left out."""
+    """Return an artifact, with or without a subject; fields that are None are left out."""
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -60,12 +60,12 @@ async def listed(setting: Bench, artifact_type: str | None = None) -> dict[Diges
 async def page_of(
     setting: Bench, artifact_type: str | None = None, last: str | None = None, page_size: int | None = None
 ) -> ReferrersPage:
-    """Return a part of the list."""
+    """Return a page of the list."""
     return await setting.under_test.referrers.list_page(ROUTED, SUBJECT, artifact_type, last=last, page_size=page_size)
 
 
 def tagged(replica: Any) -> set[Digest] | None:
-    """Return what the fallback tag of the subject lists at a replica; None where there is no such tag."""
+    """Return the entries of the subject's fallback tag at a replica; None where there is no such tag."""
     digest = replica.tags.get((REPOSITORY, TAG))
     if digest is None:
         return None
@@ -111,7 +111,7 @@ async def test_what_was_pushed_is_listed_at_once_and_under_the_fallback_tag(sett
 
 
 async def test_a_manifest_without_a_subject_costs_no_question(setting: Bench) -> None:
-    """Neither a fallback tag nor a question to the referrers API comes of it."""
+    """A push without a subject causes neither a fallback tag nor a question to the referrers API."""
     await setting.under_test.put("1", artifact("1", subject=None), OCI_MANIFEST)
     for replica in (setting.a, setting.b):
         assert replica.count("fetch_referrers") == 0
@@ -119,7 +119,7 @@ async def test_a_manifest_without_a_subject_costs_no_question(setting: Bench) ->
 
 
 async def test_a_replica_with_the_api_needs_no_tag_unless_another_has_none(setting: Bench) -> None:
-    """Two with the API are given none; one without has both be given it, and lists what only the API lists."""
+    """Two replicas with the API get no tag; where one has no API both get it, with all entries of the API."""
     setting.a.has_referrers = setting.b.has_referrers = True
     first = await attach(setting, artifact("1"))
     assert set(await listed(setting)) == {first}
@@ -130,13 +130,13 @@ async def test_a_replica_with_the_api_needs_no_tag_unless_another_has_none(setti
 
 
 async def test_two_pushes_at_once_are_both_listed(setting: Bench) -> None:
-    """However many are attached at the same time, none is written over by another."""
+    """Of many simultaneous attachments none is overwritten by another."""
     attached = await asyncio.gather(*(attach(setting, artifact(str(number))) for number in range(8)))
     assert set(await listed(setting)) == tagged(setting.a) == tagged(setting.b) == set(attached)
 
 
 async def test_older_clients_that_write_the_index_themselves_lose_nothing(setting: Bench) -> None:
-    """An index that was read before another push is answered as it is, and what it does not know is listed again."""
+    """An index read before another push is accepted unchanged, and the entries missing in it are listed again."""
     first, second = artifact("1"), artifact("2")
     await attach(setting, first)
     theirs = index_of([Referrer(digest_of(first), {**describe_of(first).fields, "platform": {"os": "linux"}})])
@@ -149,7 +149,7 @@ async def test_older_clients_that_write_the_index_themselves_lose_nothing(settin
 
 
 async def test_an_entry_that_a_client_takes_out_goes_with_its_manifest(setting: Bench) -> None:
-    """Clients take it out of the index before they delete the manifest; until then that does refer to the subject."""
+    """Clients remove an entry before they delete its manifest; until then that still refers to the subject."""
     digest = await attach(setting, artifact("1"))
     await setting.under_test.put(TAG, index_of([]).body, OCI_INDEX)
     assert set(await listed(setting)) == {digest}
@@ -159,7 +159,7 @@ async def test_an_entry_that_a_client_takes_out_goes_with_its_manifest(setting: 
 
 
 async def test_what_is_no_referrer_does_not_come_back(setting: Bench) -> None:
-    """An entry of another subject's referrer, or of a manifest that is gone, stays out once a client left it out."""
+    """An entry of another subject's referrer, or of a removed manifest, stays out once a client left it out."""
     other = put_past_us(setting.a, artifact("1", subject=digest_of(b"other")))
     setting.b.manifests |= setting.a.manifests
     gone = digest_of(b"gone")
@@ -172,7 +172,7 @@ async def test_what_is_no_referrer_does_not_come_back(setting: Bench) -> None:
 
 
 async def test_a_deleted_referrer_is_listed_no_more(setting: Bench) -> None:
-    """Neither by us nor under the tag; the others stay. A deleted subject keeps its referrers."""
+    """A deleted referrer is neither in our list nor under the tag; others stay, also those of a deleted subject."""
     first, second = [await attach(setting, artifact(about)) for about in "12"]
     await setting.under_test.manage.delete_manifest(ROUTED, first)
     assert set(await listed(setting)) == tagged(setting.a) == tagged(setting.b) == {second}
@@ -184,7 +184,7 @@ async def test_a_deleted_referrer_is_listed_no_more(setting: Bench) -> None:
 
 
 async def test_a_delete_is_done_though_the_tag_cannot_be_written(setting: Bench) -> None:
-    """What the tag still lists is not listed by us."""
+    """An entry that stays under the tag is not in our list."""
     digest = await attach(setting, artifact("1"))
     for replica in (setting.a, setting.b):
         replica.errors["put_manifest"] = RegistryError(ErrorCode.DENIED, "no", status=403)
@@ -194,7 +194,7 @@ async def test_a_delete_is_done_though_the_tag_cannot_be_written(setting: Bench)
 
 
 async def test_what_was_pushed_past_us_is_listed_and_kept(setting: Bench) -> None:
-    """Under either replica's tag, and by the API of one; the next push through us has all of it under the tag."""
+    """Referrers under either replica's tag, or in the API of one, are listed; the next push has all under the tag."""
     bodies = [artifact(about) for about in "123"]
     for replica in (setting.a, setting.b):
         for body in bodies:
@@ -217,7 +217,7 @@ def describe_of(body: bytes) -> Referrer:
 
 
 async def test_a_referrer_that_one_replica_lacks_is_sent_to_it(setting: Bench) -> None:
-    """Each of both has one of its own, with a layer, pushed past us: the next push makes all of it the same at both."""
+    """A referrer with a layer pushed to one replica alone, past the proxy, is at both after the next push."""
     bodies = []
     for replica, word in ((setting.a, b"one"), (setting.b, b"two")):
         layer = {"mediaType": "text/plain", "digest": str(replica.add_blob(REPOSITORY, word)), "size": 3}
@@ -231,7 +231,7 @@ async def test_a_referrer_that_one_replica_lacks_is_sent_to_it(setting: Bench) -
 
 
 async def test_a_referrer_deleted_past_us_keeps_no_other_from_being_listed(setting: Bench) -> None:
-    """Registries take no index that names what is not there: it is written without."""
+    """Registries refuse an index with absent manifests: it is written without them."""
     gone, stays = [await attach(setting, artifact(about)) for about in "12"]
     for replica in (setting.a, setting.b):
         del replica.manifests[REPOSITORY, gone]
@@ -241,7 +241,7 @@ async def test_a_referrer_deleted_past_us_keeps_no_other_from_being_listed(setti
 
 
 async def test_a_list_that_might_lack_something_is_an_error(setting: Bench) -> None:
-    """Neither a client nor a push is given an empty list because a replica cannot be asked."""
+    """Neither a client nor a push gets an empty list because a replica does not answer."""
     setting.replicas.down.add("b")
     setting.b.is_down = True
     with pytest.raises(AbsenceUnknownError):
@@ -251,7 +251,7 @@ async def test_a_list_that_might_lack_something_is_an_error(setting: Bench) -> N
 
 
 async def test_parts_of_a_list_follow_each_other(setting: Bench) -> None:
-    """By the digest that the part before ended with, filtered as it was."""
+    """A page begins after the last digest of the one before, with the same filter."""
     attached = [await attach(setting, artifact(str(number))) for number in range(5)]
     await attach(setting, artifact("other", artifactType="a/b"))
     seen: list[Digest] = []
@@ -265,7 +265,7 @@ async def test_parts_of_a_list_follow_each_other(setting: Bench) -> None:
 
 
 async def test_a_fallback_tag_on_something_else_is_written_over_by_an_index(setting: Bench) -> None:
-    """An image that somebody gave this name lists nothing, and keeps no referrer from being listed."""
+    """An image under that name lists nothing, and keeps no referrer from being listed."""
     await setting.under_test.put(Tag(TAG), artifact("an image", subject=None), OCI_MANIFEST)
     digest = await attach(setting, artifact("1"))
     assert tagged(setting.a) == {digest}

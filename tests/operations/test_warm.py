@@ -1,4 +1,4 @@
-"""Filling before anybody asks, over ports in memory."""
+"""Filling the cache ahead of requests, over ports in memory."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ class Bench:
         return parts
 
     async def find_referrers(self, routed: RoutedRepository, subject: Digest) -> list[Digest]:
-        """Return what refers to a manifest, as the test says."""
+        """Return the referrers of a manifest, as the test says."""
         assert routed == APP
         return self.referrers.get(subject, [])
 
@@ -61,7 +61,7 @@ class Bench:
         self.prefetch.manifest_sent(subject, APP, self.image.digest)
 
     def cached(self) -> set[Digest]:
-        """Return which blobs of the image are in the cache."""
+        """Return the blobs of the image that are in the cache."""
         return {digest for digest in self.blobs if digest in self.cache.files}
 
 
@@ -72,7 +72,7 @@ async def bench() -> Bench:
 
 
 async def test_the_first_blob_brings_all_others(bench: Bench) -> None:
-    """Asked for by the subject that got the manifest: each is fetched once, nothing is counted as a request."""
+    """A blob of the subject that got the manifest brings the others: each is fetched once, none counts as a request."""
     await bench.get_manifest()
     assert bench.cached() == set()
     bench.prefetch.blob_asked(ANN, APP, bench.blobs[1])
@@ -86,7 +86,7 @@ async def test_the_first_blob_brings_all_others(bench: Bench) -> None:
 
 
 async def test_who_did_not_get_the_manifest_brings_nothing(bench: Bench) -> None:
-    """Another subject, another repository, a blob of something else, a poller of manifests."""
+    """Another subject, another repository, a blob of another image and a poller of manifests bring nothing."""
     await bench.get_manifest()
     await bench.get_manifest()
     bench.prefetch.blob_asked(BOB, APP, bench.blobs[1])
@@ -97,7 +97,7 @@ async def test_who_did_not_get_the_manifest_brings_nothing(bench: Bench) -> None
 
 
 async def test_three_at_a_time(bench: Bench) -> None:
-    """However many layers: the upstream is not asked for more at once, and one that fails holds up no other."""
+    """With any number of layers at most three are fetched at once, and a failure of one delays no other."""
     bench.image = bench.add(image(*(bytes([number]) * 50 for number in range(10))))
     bench.blobs = [digest_of(blob) for blob in bench.image.blobs]
     del bench.reader.blobs[APP.repository, bench.blobs[4]]
@@ -110,7 +110,7 @@ async def test_three_at_a_time(bench: Bench) -> None:
 
 
 async def test_what_the_repository_does_not_hold_is_not_made_readable(bench: Bench) -> None:
-    """A manifest names a blob that only another repository has, and that is cached: no holding comes of it."""
+    """A cached blob of another repository, named in a manifest, gets no holding in this one."""
     secret = digest_of(b"secret")
     await bench.cache.store(secret, b"secret")
     parts = image(b"secret", b"own")
@@ -140,7 +140,7 @@ def _index(bench: Bench) -> tuple[Digest, Parts, Parts]:
 
 
 async def test_a_whole_index_is_warmed(bench: Bench) -> None:
-    """Every image of it, each blob once; the progress says what was done."""
+    """Every image of the index is fetched, each blob once; the progress has the numbers."""
     digest, amd64, arm = _index(bench)
     progress = WarmProgress("team/app:latest")
     await Warmer(bench.pull, bench.find_referrers).warm(APP, Tag("latest"), EVERYTHING, progress)
@@ -152,7 +152,7 @@ async def test_a_whole_index_is_warmed(bench: Bench) -> None:
 
 
 async def test_referrers_are_warmed_along(bench: Bench) -> None:
-    """The SBOM of one image of an index, and the signature of the SBOM; that of a platform left out is not."""
+    """An image's SBOM and the signature of the SBOM are fetched; those of a platform left out are not."""
     _, amd64, arm = _index(bench)
     sbom, signature, other = (bench.add(image(name)) for name in (b"sbom", b"signature", b"other"))
     bench.referrers = {arm.digest: [sbom.digest], sbom.digest: [signature.digest], amd64.digest: [other.digest]}
@@ -167,7 +167,7 @@ async def test_referrers_are_warmed_along(bench: Bench) -> None:
 
 
 async def test_one_platform_of_an_index_is_warmed(bench: Bench) -> None:
-    """Only its image; a platform that the index lacks is an error that names it."""
+    """Only the image of the platform is fetched; a platform that the index does not have is an error with its name."""
     _, amd64, arm = _index(bench)
     progress = WarmProgress("")
     await Warmer(bench.pull, bench.find_referrers).warm(
@@ -183,7 +183,7 @@ async def test_one_platform_of_an_index_is_warmed(bench: Bench) -> None:
 
 
 async def test_what_cannot_be_warmed_is_told(bench: Bench) -> None:
-    """An unknown tag, an upstream that is away, a cache that takes nothing: the progress ends with the reason."""
+    """With an unknown tag, an upstream that is away or a full cache the progress ends with the reason."""
     warmer = Warmer(bench.pull, bench.find_referrers)
     unknown, away, full = WarmProgress(""), WarmProgress(""), WarmProgress("")
     await warmer.warm(APP, Tag("none"), EVERYTHING, unknown)

@@ -1,4 +1,4 @@
-"""The audit log from outside: who did what, by which rule, from where; and that nobody can change it unnoticed."""
+"""The audit log from outside: who did what, by which rule, from where; a change of it is detected."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def proxy(start_proxy: StartProxy, registry: Server) -> Proxy:
 
 
 def events(proxy: Proxy, **query: str) -> list[dict[str, Any]]:
-    """Return what the API finds."""
+    """Return the events that the API finds."""
     found: list[dict[str, Any]] = []
     with proxy.admin() as admin:
         while True:
@@ -40,26 +40,26 @@ def events(proxy: Proxy, **query: str) -> list[dict[str, Any]]:
 
 
 def the_one(proxy: Proxy, **query: str) -> dict[str, Any]:
-    """Wait until there is an event like this, and return it; there must be one only."""
+    """Wait until there is exactly one matching event, and return it."""
     wait_until(lambda: bool(events(proxy, **query)), f"an event {query}")
     (event,) = events(proxy, **query)
     return event
 
 
 def verify(proxy: Proxy) -> dict[str, Any]:
-    """Return what verifying finds."""
+    """Return the result of a verification."""
     with proxy.admin() as admin:
         document: dict[str, Any] = admin.post("/audit/verify").raise_for_status().json()
         return document
 
 
 def faults(proxy: Proxy) -> list[str]:
-    """Return what verifying finds wrong."""
+    """Return the faults that a verification finds."""
     return [fault["text"] for chain in verify(proxy)["processes"] for fault in chain["faults"]]
 
 
 def wait_until_signed(proxy: Proxy) -> None:
-    """Wait until something is signed of each process's log, and all but the latest logins."""
+    """Wait until a part of each process's log is signed, and all but the latest logins."""
     wait_until(lambda: all(chain["signed_at"] for chain in verify(proxy)["processes"]), "signatures")
 
 
@@ -146,7 +146,7 @@ def test_it_is_read_in_pages_and_by_command(proxy: Proxy) -> None:
 
 
 def test_pulls_are_recorded_where_that_is_wanted(start_proxy: StartProxy, registry: Server) -> None:
-    """With audit.pulls each pull that is allowed is an event with its rule, also one that is answered from memory."""
+    """With audit.pulls each allowed pull is an event with its rule, also one answered from memory."""
     proxy = start_proxy([registry], {"audit": {"pulls": True}})
     user = proxy.add_user("ann", pull_push=["team/**"])
     image = make_image(random_bytes(1000))
@@ -163,7 +163,7 @@ def test_pulls_are_recorded_where_that_is_wanted(start_proxy: StartProxy, regist
 
 
 def test_who_changes_the_log_is_found_out(start_proxy: StartProxy, registry: Server) -> None:
-    """A line that is edited is named, and the exit status of verify is 1; before, and without signatures, it is 0."""
+    """An edited line is named, and verify ends with 1; before the change, and without signatures, it ends with 0."""
     proxy = start_proxy([registry])
     proxy.add_user("ann")
     the_one(proxy, action="users.put")
@@ -219,12 +219,12 @@ def test_the_log_goes_on_after_kill_and_over_rotation(start_proxy: StartProxy, r
 def test_a_disk_that_stands_still_holds_up_nobody(
     start_registry: StartRegistry, copies: Copies, tmp_path: Path
 ) -> None:
-    """While the disk of the log takes nothing, pulls, pushes and changes go on, and a stop is not held up."""
+    """While the disk of the log hangs, pulls, pushes and changes go on, and a stop is not delayed."""
     settings = {"audit": {"path": str(tmp_path / "audit")}}
     proxy = proxy_server(tmp_path / "proxy", [start_registry("only")], settings, copies=copies)
     (tmp_path / "audit").mkdir()
     for chain in ("0", "0traffic"):
-        os.mkfifo(tmp_path / "audit" / f"{chain}-000000000001.jsonl")  # opening it waits for somebody who reads
+        os.mkfifo(tmp_path / "audit" / f"{chain}-000000000001.jsonl")  # opening it waits for a reader
     os.mkfifo(tmp_path / "audit" / "decisions-0.jsonl")
     with running(proxy):
         user = proxy.add_user("ann", pull_push=["team/**"])
@@ -237,7 +237,7 @@ def test_a_disk_that_stands_still_holds_up_nobody(
 
 
 def test_nothing_is_dropped_under_load(proxy: Proxy) -> None:
-    """Eight clients that are refused as fast as they can: every refusal is in the log, and the counter stays at 0."""
+    """With eight clients that are refused as fast as they can send, every refusal is logged, and none dropped."""
     user = proxy.add_user("ann", pull=["team/**"])
     user.token("repository:other/app:pull")
 
@@ -252,7 +252,7 @@ def test_nothing_is_dropped_under_load(proxy: Proxy) -> None:
     for thread in threads:
         thread.join()
     assert proxy.metric("registry_proxy_audit_dropped_total") == 0
-    proxy.stop()  # what was counted is written at the end of a minute, or of the process
+    proxy.stop()  # counts are written at the end of a minute, or of the process
     proxy.start()
     denied = events(proxy, action="pull", outcome="denied", limit="1000")
     assert sum(event["detail"].get("folded", 1) for event in denied) == 400
@@ -260,7 +260,7 @@ def test_nothing_is_dropped_under_load(proxy: Proxy) -> None:
 
 
 def test_a_proposed_policy_is_tried_on_what_was_asked(start_proxy: StartProxy, registry: Server) -> None:
-    """Replay names who would newly be refused and who newly allowed, and changes nothing."""
+    """Replay names subjects that would newly be refused and newly allowed, and changes nothing."""
     proxy = start_proxy([registry])
     proxy.add_user("ann", pull_push=["team/**"]).push("team/app", "v1", make_image(random_bytes(1000)))
     bob = proxy.add_user("bob")

@@ -1,4 +1,4 @@
-"""A real registry that stands still: it accepts connections, and never answers."""
+"""A real registry that hangs: it accepts connections, and never answers."""
 
 import signal
 
@@ -11,7 +11,7 @@ QUICK = {"upstreams": {"main": {"timeouts": {"first_byte": "1s", "probe": "1s"}}
 
 
 def test_one_that_never_answers_is_waited_for_once(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """Of many pulls one passes its deadline at the black hole; nobody asks it again until a probe was answered."""
+    """Of many pulls one passes its deadline at the hung registry; no other waits for it until a probe succeeds."""
     registries = [start_registry(name) for name in ("first", "second")]
     proxy = start_proxy(registries, QUICK)
     user = proxy.add_user("ann", pull=["team/**"])

@@ -16,7 +16,7 @@ LAYER = random_bytes(100_000)
 
 
 def name_of(server: Server) -> str:
-    """Return what the proxy calls a registry."""
+    """Return the proxy's name of a registry."""
     return f"127.0.0.1:{server.port}"
 
 
@@ -50,7 +50,7 @@ def holds(server: Server, image: Image) -> bool:
 
 @dataclass
 class Pusher:
-    """Pushes one image after another; ``acknowledged`` are those that count."""
+    """Pushes one image after another; ``acknowledged`` holds the images whose push succeeded."""
 
     user: User
     acknowledged: dict[str, Image] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Pusher:
     _is_over: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Push until the end: images under a tag of their own, or by digest alone, and each under one that moves."""
+        """Push until the end: images under their own tag, or by digest alone, and each under a tag that moves."""
         while not self._is_over.is_set():
             number = len(self.acknowledged)
             image = make_image(random_bytes(20_000), LAYER, label=str(number))
@@ -83,7 +83,7 @@ class Pusher:
 
 
 def test_garbage_is_collected_under_pushes(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Every image that was acknowledged is whole at both, those without a tag too; what nothing refers to is gone."""
+    """Every acknowledged image is whole at both registries, also without a tag; unreferenced contents are gone."""
     proxy = start_proxy(registries)
     pusher = Pusher(proxy.add_user("ann", pull_push=["team/**"]))
     garbage = [push_blob_directly(server, REPOSITORY, b"nothing refers to this") for server in registries]
@@ -108,7 +108,7 @@ def test_garbage_is_collected_under_pushes(registries: list[Server], start_proxy
 def test_a_pause_is_known_at_every_node_and_outlives_them(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
-    """While one registry is paused no node writes to it, also after a restart; it is repaired when it is resumed."""
+    """While one registry is paused no node writes to it, also after a restart; after the pause it is repaired."""
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
     one, two = start_proxy(registries, extra, name="one"), start_proxy(registries, extra, name="two")
     ann = one.add_user("ann", pull_push=["team/**"], delete=["team/**"])
@@ -148,7 +148,7 @@ def test_a_pause_is_known_at_every_node_and_outlives_them(
 def test_a_registry_that_remembers_what_was_collected_is_not_written_to(
     start_registry: StartRegistry, start_proxy: StartProxy
 ) -> None:
-    """It answers for layers that are gone, as Debian's does: it stays paused until it is restarted."""
+    """A registry that answers for collected layers, as Debian's does, stays paused until it is restarted."""
     registries = [start_registry(name, remembers_blobs=True) for name in ("first", "second")]
     first, _ = registries
     proxy = start_proxy(registries)
@@ -168,5 +168,5 @@ def test_a_registry_that_remembers_what_was_collected_is_not_written_to(
 
 
 def writes(server: Server) -> int:
-    """Return how many requests a registry got that write."""
+    """Return the number of write requests that a registry received."""
     return sum(server.log_text().count(f'"{method} /v2/') for method in ("POST", "PUT", "PATCH", "DELETE"))

@@ -22,11 +22,11 @@ QUEUED = 99_000
 STARTS = 3
 PUSHES = 20
 MEMORY_MAX_BYTES = 16 * 2**20
-"""Above this the queue, 70 MB in the store, would lie in memory."""
+"""Above this limit the queue, 70 MB in the store, would be in memory."""
 
 
 async def fill(store_path: Path, count: int) -> None:
-    """Put a subscription to a dead receiver into the store of a service that is stopped, and its queue."""
+    """Put a subscription to a dead receiver, with its queue, into the store of a stopped service."""
     dead = Subscription(name="dead", url=f"http://127.0.0.1:{free_port()}/hook")
     async with open_store(f"sqlite:///{store_path}", None) as (store, _):
         await store.commit([Change(Table.SUBSCRIPTIONS, "dead", dead.stored())])
@@ -47,7 +47,7 @@ def queued(number: int) -> Change:
 
 
 def start_seconds(proxy: Proxy) -> float:
-    """Return the shortest time that a service takes to be ready."""
+    """Return the shortest time in which a service becomes ready."""
     taken = []
     for _ in range(STARTS):
         proxy.stop()
@@ -70,7 +70,7 @@ def push_seconds(user: User, word: str) -> float:
 
 @pytest.mark.soak
 def test_100_000_deliveries_to_a_dead_receiver_cost_nothing(start_proxy: StartProxy, registries: list[Server]) -> None:
-    """Start, pushes and memory are those of a service without a queue, within what a machine varies by itself."""
+    """Start, pushes and memory are those of a service without a queue, within the usual variance of a machine."""
     proxy = start_proxy(registries, {"events": {"allowed_hosts": ["127.0.0.1"]}}, is_copy=False)
     user = proxy.add_user("ann", pull_push=["team/**"])
     before = start_seconds(proxy), push_seconds(user, "before"), proxy.pss_bytes()

@@ -1,4 +1,4 @@
-"""Replicas that DNS names, seen from outside: they come and go without a restart and without a failed request."""
+"""Replicas from DNS, seen from outside: they come and go without a restart and without a failed request."""
 
 import httpx
 
@@ -17,7 +17,7 @@ def states(proxy: Proxy) -> dict[str, str]:
 def test_a_registry_that_comes_into_dns_is_filled_and_one_that_leaves_is_known(
     dns: Dns, start_proxy: StartProxy, start_registry: StartRegistry
 ) -> None:
-    """A second target of the SRV record becomes equal to the first, and serves alone what the first one had."""
+    """A second target of the SRV record becomes equal to the first, and then serves all its contents alone."""
     first, second = start_registry("first"), start_registry("second")
     hosts = ("--host-record=first.test,127.0.0.1", "--host-record=second.test,127.0.0.1")
     service = "--srv-host=_registry._tcp.test"

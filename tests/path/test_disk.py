@@ -1,4 +1,4 @@
-"""The disk of the cache: too small, full, worn out, unreadable. No pull fails for it, and no worker dies."""
+"""The disk of the cache: too small, full, worn out, unreadable. No pull fails because of it, and no worker dies."""
 
 import concurrent.futures
 import contextlib
@@ -52,25 +52,25 @@ def add_blobs(registry: Server, count: int, size_bytes: int) -> dict[str, bytes]
 
 
 def file_of(cache: Path, digest: str) -> Path:
-    """Return where a cache keeps a content."""
+    """Return the path of a content in a cache."""
     algorithm, _, encoded = digest.partition(":")
     return cache / "blobs" / algorithm / encoded[:2] / encoded
 
 
 def committed(cache: Path) -> list[int]:
-    """Return the sizes of what is committed."""
+    """Return the sizes of committed contents."""
     return [path.stat().st_size for path in (cache / "blobs").rglob("*") if path.is_file()]
 
 
 def accounted(proxy: Proxy) -> tuple[int, int]:
-    """Return the bytes and entries that the node says it has."""
+    """Return the node's own count of bytes and entries."""
     with proxy.admin() as admin:
         stats = admin.get("/cache").raise_for_status().json()
     return stats["size_bytes"], stats["entries"]
 
 
 def pull_all(user: User, digests: list[str], clients: int, rounds: int = 1) -> list[str]:
-    """Pull every digest with several clients at a time, each in an order of its own; return what went wrong."""
+    """Pull every digest with several clients at a time, each in another order; return the failures."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     user.token(f"repository:{REPOSITORY}:pull")
@@ -93,7 +93,7 @@ def pull_all(user: User, digests: list[str], clients: int, rounds: int = 1) -> l
 
 
 def check_alive(proxy: Proxy, workers: set[int]) -> None:
-    """Fail when a worker died, or the node says that it should get no requests."""
+    """Fail when a worker died, or the node reports itself as not ready."""
     assert {worker.pid for worker in proxy.workers()} == workers
     assert httpx.get(f"{proxy.admin_url}/readyz", timeout=30, verify=False).status_code == 200
 
@@ -108,7 +108,7 @@ def pids(proxy: Proxy) -> set[int]:
 def test_pulls_of_far_more_than_the_disk_all_succeed(
     start_proxy: StartProxy, registry: Server, disk: Disk, min_free: str, rounds: int
 ) -> None:
-    """32 MiB of disk, 200 MiB pulled by four clients: not one fails, the disk keeps what it shall."""
+    """On 32 MiB of disk, 200 MiB pulled by four clients all arrive, and the disk keeps its free space."""
     blobs = add_blobs(registry, 12 if rounds == 1 else 16, 4 * MIB)
     proxy = start_proxy([registry], cache_on(disk, min_free=min_free))
     cache, workers = disk.path / "cache", pids(proxy)
@@ -126,7 +126,7 @@ def test_pulls_of_far_more_than_the_disk_all_succeed(
 def test_who_follows_a_fetch_when_the_disk_is_full_gets_the_rest_from_upstream(
     start_proxy: StartProxy, registry: Server, disk: Disk, tmp_path: Path
 ) -> None:
-    """Full at half a body: ten clients over two workers have it whole and right, and nothing stays on the disk."""
+    """With the disk full at half a body, ten clients over two workers have it whole, and nothing stays on the disk."""
     (blob,) = add_blobs(registry, 1, 16 * MIB).values()
     with Relay(registry.port, pause_after=len(blob) // 2).running() as relay:
         proxy = start_proxy([Server([], relay.port, tmp_path / "none")], cache_on(disk, min_free="0"))
@@ -156,7 +156,7 @@ def test_who_follows_a_fetch_when_the_disk_is_full_gets_the_rest_from_upstream(
 def test_what_the_disk_cannot_read_any_more_comes_from_upstream(
     start_proxy: StartProxy, registry: Server, disk: Disk, size_bytes: int
 ) -> None:
-    """Blobs and a manifest on a device that fails: whole and in part, the clients get right bytes."""
+    """Blobs and a manifest on a device that fails arrive correctly at clients, whole and in part."""
     blobs = add_blobs(registry, 4, size_bytes)
     proxy = start_proxy([registry], cache_on(disk, min_free="0"))
     workers, cache = pids(proxy), disk.path / "cache"
@@ -164,7 +164,7 @@ def test_what_the_disk_cannot_read_any_more_comes_from_upstream(
     user.pull(REPOSITORY, "1")
     files = [file_of(cache, digest) for digest in blobs]
     wait_until(lambda: all(file.exists() for file in files), "all are committed")
-    proxy.stop()  # it remembers what is small
+    proxy.stop()  # it keeps small contents in memory
     proxy.start()
     workers = pids(proxy)
     disk.stop_reading(*files)
@@ -180,7 +180,7 @@ def test_what_the_disk_cannot_read_any_more_comes_from_upstream(
 def test_a_device_that_takes_no_more_writes_fails_no_pull(
     start_proxy: StartProxy, registry: Server, tmp_path: Path
 ) -> None:
-    """Writes fail under the file system, then everything: hits, misses and deletes go on, and all workers live."""
+    """Writes fail under the file system, then all calls: hits, misses and deletes succeed, and all workers live."""
     cold, hot = add_blobs(registry, 6, 3 * MIB), add_blobs(registry, 2, 2 * MIB)
     with mounted_disk(tmp_path / "worn", 64, 24) as disk:
         proxy = start_proxy([registry], cache_on(disk, min_free="0"))
@@ -197,7 +197,7 @@ def test_a_device_that_takes_no_more_writes_fails_no_pull(
         assert pull_all(user, [*hot, *cold], 4) == []
         user.pull(REPOSITORY, "1")
         check_alive(proxy, workers)
-        # Whether the gauges of the disk can still be read is up to what the kernel has of it in memory.
+        # Whether the gauges of the disk can still be read depends on the kernel's memory of it.
         assert httpx.get(f"{proxy.admin_url}/metrics", verify=False).status_code in {200, 503}
         with user.client(REPOSITORY, "delete") as client:
             assert client.delete(f"/manifests/{manifest.digest}").status_code == 202
@@ -209,7 +209,7 @@ def test_a_device_that_takes_no_more_writes_fails_no_pull(
 def test_ten_readers_of_a_blob_that_is_evicted_meanwhile_all_complete(
     start_proxy: StartProxy, registry: Server
 ) -> None:
-    """Its file goes, their bodies end right; the next pull is a miss, never an empty 200."""
+    """After the eviction of its file all bodies end right; the next pull is a miss, never an empty 200."""
     wanted, others = add_blobs(registry, 1, 24 * MIB), add_blobs(registry, 4, 8 * MIB)
     ((digest, blob),) = wanted.items()
     proxy = start_proxy([registry], {"workers": 2, "cache": {"max_size": "32MiB", "min_free": "0"}})
@@ -241,7 +241,7 @@ def test_ten_readers_of_a_blob_that_is_evicted_meanwhile_all_complete(
 
 
 def test_two_workers_keep_to_the_limit_together(start_proxy: StartProxy, registry: Server) -> None:
-    """Eight clients fetch far more than may be kept: it is never exceeded, nothing is counted twice."""
+    """Eight clients fetch far more than the limit: it is never exceeded, and nothing is counted twice."""
     blobs = add_blobs(registry, 24, MIB)
     proxy = start_proxy([registry], {"workers": 2, "cache": {"max_size": "8MiB", "min_free": "0"}})
     user = proxy.add_user("ann", pull=["team/**"])
@@ -259,7 +259,7 @@ def test_two_workers_keep_to_the_limit_together(start_proxy: StartProxy, registr
     def watch() -> None:
         while not done.wait(0.02):
             seen = sizes_now()
-            if seen == sizes_now():  # else it is what was there at different times
+            if seen == sizes_now():  # else the values would be of different times
                 peak[0] = max(peak[0], sum(seen.values()))
 
     watcher = threading.Thread(target=watch)
@@ -276,7 +276,7 @@ def test_two_workers_keep_to_the_limit_together(start_proxy: StartProxy, registr
 
 
 def load(user: User, digests: list[str], stopping: threading.Event, wrong: list[str], seed: int) -> None:
-    """Pull and push until told to stop; note every answer that is wrong. A connection that breaks is none."""
+    """Pull and push until the stop event; note every wrong answer. A connection that breaks is none."""
     chance = random.Random(seed)
     while not stopping.is_set():
         with contextlib.suppress(httpx.TransportError):
@@ -291,7 +291,7 @@ def load(user: User, digests: list[str], stopping: threading.Event, wrong: list[
 
 @contextlib.contextmanager
 def under_load(user: User, digests: list[str], seed: int) -> Iterator[None]:
-    """Run six clients during the block; fail when any answer was wrong."""
+    """Run six clients during the block; fail after any wrong answer."""
     stopping, wrong = threading.Event(), list[str]()
     threads = [
         threading.Thread(target=load, args=(user, digests, stopping, wrong, seed + number)) for number in range(6)
@@ -311,7 +311,7 @@ def under_load(user: User, digests: list[str], seed: int) -> Iterator[None]:
 def test_after_kill_9_the_accounts_equal_the_disk(
     start_proxy: StartProxy, start_registry: StartRegistry, kills: int
 ) -> None:
-    """Fills, pushes and evictions by two workers, all killed at random moments: nothing partial, nothing miscounted."""
+    """Fills, pushes and evictions of two workers, killed at random moments, leave nothing partial or miscounted."""
     registry = start_registry()
     digests = list(add_blobs(registry, 30, 700_000))
     proxy = start_proxy([registry], {"workers": 2, "cache": {"max_size": "8MiB", "min_free": "0"}})
@@ -322,7 +322,7 @@ def test_after_kill_9_the_accounts_equal_the_disk(
     print(f"seed {seed}")
     chance = random.Random(seed)
     for kill in range(kills):
-        # The counters of requests outlive the kill, what was counted last may not.
+        # The counters of requests outlive the kill; the last counts may not.
         wanted = proxy.metric("registry_proxy_cache_requests_total") + chance.randrange(1, 60)
         with under_load(user, digests, seed + 10 * kill):
             wait_until(partial(has_counted, proxy, wanted), "there is load")
@@ -342,5 +342,5 @@ def test_after_kill_9_the_accounts_equal_the_disk(
 
 
 def has_counted(proxy: Proxy, wanted: float) -> bool:
-    """Tell whether the cache had so many requests."""
+    """Tell whether the cache has counted a number of requests."""
     return proxy.metric("registry_proxy_cache_requests_total") >= wanted

@@ -1,4 +1,4 @@
-"""What the product promises, seen from outside: real registries, the real service, one sentence a test."""
+"""The promises of the product, seen from outside: real registries, the real service, one sentence a test."""
 
 import hashlib
 import signal
@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def proxy(start_proxy: StartProxy, registries: list[Server]) -> Proxy:
-    """Start a proxy in front of both."""
+    """Start a proxy in front of both registries."""
     return start_proxy(registries)
 
 
@@ -78,7 +78,7 @@ def test_a_large_layer_passes_with_flat_memory(measured: Proxy, mebibytes: int) 
 
 
 def test_cached_bytes_of_another_repository_are_not_there(proxy: Proxy) -> None:
-    """Asking for b's cached blob or manifest under a/x, where one may pull, answers what a/x truly holds: 404."""
+    """A request for b's cached blob or manifest under a/x, where pull is granted, gives a/x's true content: 404."""
     image = make_image(random_bytes(100_000), label="private")
     writer = proxy.add_user("bob", pull_push=["**"])
     writer.push("b/private", "1", image)
@@ -99,7 +99,7 @@ def test_cached_bytes_of_another_repository_are_not_there(proxy: Proxy) -> None:
 def test_cached_images_are_served_without_any_registry_also_after_a_restart(
     proxy: Proxy, registries: list[Server]
 ) -> None:
-    """With both registries gone, and the proxy started anew, a cached image is pulled by tag; rights still count."""
+    """With both registries gone, and the proxy restarted, a cached image is pulled by tag; rights still count."""
     user = proxy.add_user("ann", pull_push=["team/**"])
     image = make_image(random_bytes(100_000), random_bytes(200_000))
     for registry in registries:
@@ -156,7 +156,7 @@ def test_a_replica_that_missed_a_push_is_never_the_source_of_the_past(
 
 
 def test_a_kill_in_mid_fill_leaves_nothing_partial(proxy: Proxy, registries: list[Server]) -> None:
-    """Kill -9 of everything while a blob is being filled: after the restart no partial file, and the pull works."""
+    """After kill -9 of everything during a fill and a restart there is no partial file, and the pull works."""
     blob = random_bytes(32 * MIB)
     digest = digest_of(blob)
     for registry in registries:
@@ -176,7 +176,7 @@ def test_a_kill_in_mid_fill_leaves_nothing_partial(proxy: Proxy, registries: lis
 
 
 def test_a_kill_in_mid_push_leaves_nothing_partial(proxy: Proxy, registries: list[Server]) -> None:
-    """Kill -9 of everything in the middle of a PATCH: after the restart nothing partial, and a new push works."""
+    """After kill -9 of everything during a PATCH and a restart nothing partial is left, and a new push works."""
     user = proxy.add_user("ann", pull_push=["team/**"])
     image = make_image(random_bytes(8 * MIB))
     layer = max(image.blobs.values(), key=len)
@@ -197,7 +197,7 @@ def test_a_kill_in_mid_push_leaves_nothing_partial(proxy: Proxy, registries: lis
 
 
 def test_a_manifest_of_one_gigabyte_is_refused_unread(measured: Proxy) -> None:
-    """A "manifest" announced with 1 GB is refused by the spec's code; the memory stays flat."""
+    """A "manifest" announced with 1 GB is refused with the spec's code; the memory stays flat."""
     proxy = measured
     user = proxy.add_user("bob", pull_push=["team/**"])
     token = user.token("repository:team/app:pull,push")
@@ -349,7 +349,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_kills_no_worker(start_proxy: StartProxy, registries: list[Server], small_disk: Path) -> None:
-    """A blob larger than the disk is pulled and pushed past it, and every worker lives on."""
+    """A blob larger than the disk is pulled and pushed past it, and all workers live."""
     settings = {"workers": 2, "cache": {"path": str(small_disk / "cache"), "min_free": "0"}}
     proxy = start_proxy(registries, settings)
     workers = {worker.pid for worker in proxy.workers()}
@@ -364,7 +364,7 @@ def test_a_full_disk_kills_no_worker(start_proxy: StartProxy, registries: list[S
 
 
 def test_a_blob_named_by_sha512_is_pushed_and_pulled(proxy: Proxy) -> None:
-    """A registry that answers with the sha256 of what was pushed by its sha512 has not stored something else."""
+    """A registry that answers a push under sha512 with the sha256 of the bytes has stored the right content."""
     user = proxy.add_user("ann", pull_push=["team/**"])
     blob = random_bytes(100_000)
     digest = "sha512:" + hashlib.sha512(blob).hexdigest()
@@ -383,7 +383,7 @@ def test_a_blob_named_by_sha512_is_pushed_and_pulled(proxy: Proxy) -> None:
 def test_what_keeps_it_from_starting_is_told_without_a_traceback(
     tmp_path: Path, copies: Copies, extra: dict[str, str], password: str, text: str
 ) -> None:
-    """A password that is too short and a store that is away are named; nobody is told of a defect."""
+    """A password that is too short and a store that is away are named; no message calls it a defect."""
     proxy = proxy_server(tmp_path / "proxy", [Server([], 1, tmp_path / "none")], extra, copies=copies)
     proxy.environment = {"REGISTRY_PROXY_ADMIN_PASSWORD": password}
     proxy.launch()

@@ -1,4 +1,4 @@
-"""Events of the running product: from a push through nodes that die to a receiver."""
+"""Events of the running product: from a push, through nodes that die, to a receiver."""
 
 import json
 import threading
@@ -17,7 +17,7 @@ REPOSITORY = "team/app"
 
 
 class Receiver(ThreadingHTTPServer):
-    """A receiver on loopback: ``status`` is what it answers, ``events`` what it accepted."""
+    """A receiver on loopback: ``status`` is its answer, ``events`` holds the accepted events."""
 
     daemon_threads = True
     status = 200
@@ -28,7 +28,7 @@ class Receiver(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Its address."""
         return f"http://127.0.0.1:{self.server_port}/hook"
 
     def tags(self) -> list[str]:
@@ -47,12 +47,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """A receiver that accepts."""
+    """A receiver that accepts every event."""
     with Receiver() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -74,7 +74,7 @@ def subscribe(proxy: Proxy, url: str, **fields: object) -> None:
 
 
 def test_a_push_and_a_delete_reach_the_receiver(proxy: Proxy, receiver: Receiver) -> None:
-    """Who pushed what as which tag, and what the tag was before; the record says that it arrived."""
+    """The event has the user, the tag, its digests before and after; the record says that it arrived."""
     user = proxy.add_user("ann", pull_push_delete=["team/**"])
     subscribe(proxy, receiver.url, secrets=["a secret of 16 characters"])
     first, second = make_image(b"one"), make_image(b"two")
@@ -138,7 +138,7 @@ def test_each_format_arrives_with_the_name_of_the_registry(proxy: Proxy, receive
 
 
 def test_events_survive_the_death_of_the_service(proxy: Proxy, receiver: Receiver) -> None:
-    """What was pushed while the receiver failed arrives after kill -9 and a new start, once, in order."""
+    """Events pushed while the receiver failed arrive after kill -9 and a restart, once, in order."""
     user = proxy.add_user("ann", pull_push=["team/**"])
     subscribe(proxy, receiver.url)
     receiver.status = 503
@@ -155,7 +155,7 @@ def test_events_survive_the_death_of_the_service(proxy: Proxy, receiver: Receive
 def test_another_node_delivers_when_one_dies(
     registries: list[Server], start_proxy: StartProxy, redis: Server, receiver: Receiver
 ) -> None:
-    """A node that delivered is killed: the other one goes on, with the events of both, numbered as before."""
+    """After a kill of the delivering node the other delivers the events of both, with continuous numbers."""
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0", "events": {"allowed_hosts": ["127.0.0.1"]}}
     one = start_proxy(registries, extra, name="one")
     subscribe(one, receiver.url)

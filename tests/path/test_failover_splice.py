@@ -1,4 +1,4 @@
-"""A registry that is killed in the middle of a download: the client gets the right bytes, and notices nothing."""
+"""A registry that is killed in the middle of a download: the client gets the right bytes, without an error."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ def _programs() -> None:
 def test_a_registry_killed_at_any_byte_is_not_noticed(
     tmp_path: Path, copies: Copies, kills: int, mebibytes: int
 ) -> None:
-    """Kill -9 of the serving registry at random offsets of a large blob: the whole body comes, and it is right."""
+    """After kill -9 of the serving registry at random offsets of a large blob the whole right body arrives."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -37,7 +37,7 @@ def test_a_registry_killed_at_any_byte_is_not_noticed(
 def test_a_killed_registry_is_not_noticed_where_the_cache_takes_nothing(
     tmp_path: Path, copies: Copies, first: int
 ) -> None:
-    """What is handed through, a blob too large for the cache or a part of it far ahead, goes on at the other one."""
+    """A stream past the cache, of too large a blob or a part far ahead, continues at the other registry."""
     settings = {"cache": {"max_size": "4MiB"}}
     with relayed(tmp_path, settings, copies) as pair:
         blob = pair.add_blob(16 * MIB)

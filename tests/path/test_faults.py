@@ -1,4 +1,4 @@
-"""A faulty upstream behind the whole product: whatever it does, no complete wrong body, and nothing is left behind."""
+"""A faulty upstream behind the whole product: no fault becomes a complete wrong body, and nothing is left behind."""
 
 import asyncio
 import collections
@@ -25,7 +25,7 @@ SIZES = (0, 1, 1000, 65_536, 65_537, 200_000, 1_500_000)
 
 
 def wrong(content: bytes, chance: random.Random) -> bytes:
-    """Return something else of about the same size."""
+    """Return other bytes of about the same size."""
     match chance.randrange(4):
         case 0 if content:
             at = chance.randrange(len(content))
@@ -39,7 +39,7 @@ def wrong(content: bytes, chance: random.Random) -> bytes:
 
 
 def make_fault(content: bytes, chance: random.Random) -> Fault:
-    """Return one thing that an upstream may do wrong with a content."""
+    """Return one fault of an upstream at a content."""
     times = chance.choice([1, 2, None])
     at = chance.randrange(len(content) + 1)
     return chance.choice(
@@ -47,7 +47,7 @@ def make_fault(content: bytes, chance: random.Random) -> Fault:
             Fault(times=times, body=wrong(content, chance)),
             Fault(times=times, body=wrong(content, chance), omit=("Docker-Content-Digest",)),
             Fault(times=times, cut_after=at),
-            Fault(times=chance.choice([1, 2]), stall_after=at),  # each takes its deadline
+            Fault(times=chance.choice([1, 2]), stall_after=at),  # each lasts until its deadline
             Fault(times=1, stall=True),
             Fault(times=times, html=True),
             Fault(times=times, gzip=True),
@@ -62,7 +62,7 @@ def make_fault(content: bytes, chance: random.Random) -> Fault:
 
 
 class Sweep:
-    """Puts contents into two registries, has them answer wrongly, and judges what clients get."""
+    """Puts contents into two registries, makes them answer wrongly, and judges the answers to clients."""
 
     def __init__(self, proxy: Proxy, registries: list[FakeRegistry], session: aiohttp.ClientSession) -> None:
         self.proxy = proxy
@@ -117,11 +117,11 @@ class Sweep:
             if answer.status == 200:
                 expected, whole = content, True
             label = answer.headers.get("Content-Length"), answer.headers["Docker-Content-Digest"]
-            # A HEAD of what was never fetched repeats the upstream's word for the length: there is no other.
+            # A HEAD of a content that was never fetched repeats the length from the upstream: there is no other.
             length = label[0] if method == "HEAD" else str(len(expected))
             if label != (length, digest_of(content)) and whole:
                 self.wrong.append(f"{method} {path}: answered {label}")
-            # A range of what is still being fetched may be sent unverified: its client compares the whole.
+            # A range of a content that is still being fetched may be sent unverified: its client verifies the whole.
             if method == "GET" and whole and body != expected:
                 self.wrong.append(f"{method} {path}: {len(body)} bytes that are not the content")
         elif answer.status == 500 or answer.content_type != "application/json":
@@ -129,13 +129,13 @@ class Sweep:
 
 
 def wrong_files(cache: Path) -> list[Path]:
-    """Return the committed files that are not what their names say."""
+    """Return the committed files whose content does not match their digest."""
     files = [file for file in (cache / "blobs").rglob("*") if file.is_file()]
     return [file for file in files if hashlib.sha256(file.read_bytes()).hexdigest() != file.name]
 
 
 def held_locks(workers: list[psutil.Process], cache: Path) -> int:
-    """Return how many locks on files of fills and uploads the workers hold."""
+    """Return the number of locks that the workers hold on files of fills and uploads."""
     inodes = {os.stat(file).st_ino for folder in ("fills", "spool") for file in (cache / folder).rglob("*")}
     pids = {str(worker.pid) for worker in workers}
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
@@ -148,7 +148,7 @@ def held_locks(workers: list[psutil.Process], cache: Path) -> int:
 async def test_no_fault_of_the_upstream_becomes_a_wrong_body(
     start_proxy: StartProxy, tmp_path: Path, faults: int
 ) -> None:
-    """No complete wrong body, no wrong entry, no file, descriptor or lock left, no worker lost, no traceback."""
+    """No complete wrong body, no wrong entry, no leaked file, descriptor or lock, no lost worker, no traceback."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -198,7 +198,7 @@ async def test_no_fault_of_the_upstream_becomes_a_wrong_body(
 
 
 async def test_a_registry_that_lies_is_named_and_left_alone(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """One lies: clients get it from the other. Both: 502 with the reason, and nobody is asked again."""
+    """With one lying registry the other serves clients; with two it is a 502 with the reason, and no more requests."""
     async with FakeRegistry() as one, FakeRegistry() as other:
         servers = [Server([], registry.port, tmp_path / "none") for registry in (one, other)]
         proxy = await asyncio.to_thread(start_proxy, servers, {"workers": 1})
@@ -208,7 +208,7 @@ async def test_a_registry_that_lies_is_named_and_left_alone(start_proxy: StartPr
             try:
                 answer = user.get(REPOSITORY, path)
             except httpx.TransportError:
-                return 0, b""  # the body was cut: its bytes were on their way when they turned out wrong
+                return 0, b""  # the body was cut: its bytes were on their way when their digest turned out wrong
             return answer.status_code, answer.content
 
         content = os.urandom(300_000)
@@ -236,7 +236,7 @@ async def test_a_registry_that_lies_is_named_and_left_alone(start_proxy: StartPr
 
 
 def pull_when_up(user: User, path: str) -> bytes:
-    """Pull something as soon as a replica counts as up again."""
+    """Pull a content as soon as a replica counts as up again."""
     answers = []
     for _ in range(10):
         answers.append(user.get(REPOSITORY, path))

@@ -33,7 +33,7 @@ URLS = ["https://layers.example/windows"]
 
 
 def with_foreign(image: Image, layer: bytes = b"elsewhere", media_type: str = FOREIGN, **more: object) -> Image:
-    """Return an image with one more layer, which is not among its blobs; unknown fields and spaces are its own."""
+    """Return an image with one more layer, which is not among its blobs; it has unknown fields and its own spaces."""
     document = json.loads(image.manifest)
     foreign = {"mediaType": media_type, "digest": digest_of(layer), "size": len(layer), **more}
     document |= {"layers": [foreign, *document["layers"]], "unknown": {"field": [1, None]}}
@@ -48,7 +48,7 @@ def index_of(*images: Image) -> Image:
 
 
 def is_given(user: User, reference: str, image: Image) -> bool:
-    """Tell whether HEAD and GET give an image's manifest, byte for byte; pull what of it does not lie elsewhere."""
+    """Tell whether HEAD and GET give an image's manifest, byte for byte; pull all its blobs that lie here."""
     accept = {"Accept": f"{OCI_MANIFEST}, {OCI_INDEX}"}
     head = user.head(REPOSITORY, f"manifests/{reference}", **accept)
     answer = user.get(REPOSITORY, f"manifests/{reference}", **accept)
@@ -60,7 +60,7 @@ def is_given(user: User, reference: str, image: Image) -> bool:
 
 
 def liberal(start_registry: StartRegistry) -> Server:
-    """Start a registry that takes foreign layers with URLs."""
+    """Start a registry that accepts foreign layers with URLs."""
     registry = start_registry("liberal")
     config = Path(registry.arguments[-1])
     registry.stop()
@@ -70,7 +70,7 @@ def liberal(start_registry: StartRegistry) -> Server:
 
 
 def lose_everything(proxy: Proxy) -> None:
-    """Start anew without the store and the cache; users are gone with them."""
+    """Start again without the store and the cache, and so without the users."""
     proxy.stop()
     for entry in [*proxy.root.glob("store.db*"), proxy.cache / "blobs", proxy.cache / "repositories"]:
         entry.rename(proxy.root / f"lost-{entry.name}")
@@ -83,7 +83,7 @@ def lose_everything(proxy: Proxy) -> None:
         with_foreign(make_image(b"layer"), urls=URLS),
         with_foreign(make_image(b"layer")),
         with_foreign(make_image(b"layer"), media_type=DOCKER_FOREIGN, urls=URLS),
-        with_foreign(make_image(b"layer"), b"layer", urls=URLS),  # it is there, and has URLs
+        with_foreign(make_image(b"layer"), b"layer", urls=URLS),  # it exists, and has URLs
         with_foreign(make_image(b"layer"), b"layer", "application/vnd.oci.image.layer.v1.tar", urls=URLS),
     ],
     ids=["urls", "no-urls", "docker", "pushed", "ordinary-with-urls"],
@@ -91,7 +91,7 @@ def lose_everything(proxy: Proxy) -> None:
 def test_an_image_with_layers_elsewhere_is_kept(
     registries: list[Server], start_proxy: StartProxy, image: Image
 ) -> None:
-    """By tag and by digest, byte for byte, also when store and cache are lost; clients see no name of ours."""
+    """It is served by tag and digest, byte for byte, also after the loss of store and cache, without our own tags."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push=["**"])
     user.push(REPOSITORY, "windows", image)
@@ -107,7 +107,7 @@ def test_an_image_with_layers_elsewhere_is_kept(
 
 
 def test_a_layer_that_is_nowhere_is_still_refused(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A manifest is not kept that names a distributable layer which nobody pushed; the answer names it."""
+    """A manifest with a distributable layer that nobody pushed is refused; the answer names the layer."""
     user = start_proxy(registries).add_user("ann", pull_push=["**"])
     user.push(REPOSITORY, "plain", make_image())
     image = with_foreign(make_image(b"never pushed"), urls=URLS)
@@ -118,7 +118,7 @@ def test_a_layer_that_is_nowhere_is_still_refused(registries: list[Server], star
 
 
 def test_an_index_of_such_an_image_is_kept(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Also one in an index in an index; an index of ordinary images is stored as it is."""
+    """An index in an index is kept too; an index of ordinary images is stored unchanged."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push=["**"])
     windows, linux = with_foreign(make_image(b"windows"), urls=URLS), make_image(b"linux")
@@ -137,7 +137,7 @@ def test_an_index_of_such_an_image_is_kept(registries: list[Server], start_proxy
 
 
 def test_a_registry_that_was_away_gets_it(registries: list[Server], start_proxy: StartProxy) -> None:
-    """An image, its index, and tags that were moved to and from such an image come from the repaired one alone."""
+    """The repaired registry alone serves an image, its index, and tags moved to and from such an image."""
     first, second = registries
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push=["**"])
@@ -163,7 +163,7 @@ def test_a_registry_that_was_away_gets_it(registries: list[Server], start_proxy:
 
 
 def test_deletes_leave_nothing(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A tag goes alone; the manifest goes with its tags and what keeps it, at every registry."""
+    """A deleted tag leaves the rest; a deleted manifest takes its tags and its keepers along, at every registry."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push_delete=["**"])
     image = with_foreign(make_image(b"layer"), urls=URLS)
@@ -184,7 +184,7 @@ def test_deletes_leave_nothing(registries: list[Server], start_proxy: StartProxy
 def test_a_registry_that_takes_it_beside_one_that_does_not(
     start_registry: StartRegistry, start_proxy: StartProxy
 ) -> None:
-    """The one has it as it is, the other one keeps it; they count as equal, and each gives it alone."""
+    """One registry stores it unchanged, the other one by a keeper; they count as equal, and each serves it alone."""
     taking, strict = liberal(start_registry), start_registry("strict")
     proxy = start_proxy([taking, strict])
     user = proxy.add_user("ann", pull_push_delete=["**"])
@@ -209,7 +209,7 @@ def test_a_registry_that_takes_it_beside_one_that_does_not(
 def test_an_import_brings_what_the_source_has(
     start_registry: StartRegistry, registries: list[Server], start_proxy: StartProxy
 ) -> None:
-    """A foreign layer that lies at the source comes along; one that lies elsewhere is left there."""
+    """A foreign layer that lies at the source is copied; one that lies elsewhere stays there."""
     source = liberal(start_registry)
     held = with_foreign(make_image(b"layer"), b"pushed as well", urls=URLS)
     push_blob_directly(source, REPOSITORY, b"pushed as well")
@@ -226,7 +226,7 @@ def test_an_import_brings_what_the_source_has(
 
 
 def test_what_is_kept_cannot_be_pushed_as_it_is(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A client that copies it past us and pushes it through us hears what to do instead."""
+    """A client that copies it past the proxy and pushes it through the proxy gets an error with the right way."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push=["**"])
     user.push(REPOSITORY, "windows", with_foreign(make_image(b"layer"), urls=URLS))
@@ -237,7 +237,7 @@ def test_what_is_kept_cannot_be_pushed_as_it_is(registries: list[Server], start_
 
 
 def test_a_foreign_layer_that_was_pushed_is_carried(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A registry that lost it gets it again, with the image, and the garbage collection of the registry keeps it."""
+    """A registry that lost it gets it again, with the image, and the registry's garbage collection keeps it."""
     _, second = registries
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push=["**"])

@@ -1,4 +1,4 @@
-"""One fetch for all: up to two hundred clients over two workers, and the death of the one that fetches."""
+"""One fetch for all: up to two hundred clients over two workers, and the death of the worker that fetches."""
 
 import contextlib
 import threading
@@ -25,7 +25,7 @@ def token_of(proxy: Proxy) -> str:
 
 
 def crowd_of(proxy: Proxy, token: str, blob: bytes, count: int = CLIENTS) -> Crowd:
-    """Return clients of a blob, connected."""
+    """Return connected clients of a blob."""
     crowd = Crowd(f"{proxy.url}/v2/team/app/blobs/{digest_of(blob)}", blob, [f"Authorization: Bearer {token}"], count)
     crowd.connect()
     return crowd
@@ -33,7 +33,7 @@ def crowd_of(proxy: Proxy, token: str, blob: bytes, count: int = CLIENTS) -> Cro
 
 @contextlib.contextmanager
 def watching_memory(proxy: Proxy) -> Iterator[list[int]]:
-    """Give a list of one number: the most memory that all processes had while the block ran."""
+    """Give a list of one number: the peak memory of all processes while the block ran."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -55,7 +55,7 @@ def watching_memory(proxy: Proxy) -> Iterator[list[int]]:
 def test_many_clients_of_a_cold_blob_cost_one_upstream_get(
     start_proxy: StartProxy, start_registry: StartRegistry, workers: int, count: int, limit_bytes: int, size_bytes: int
 ) -> None:
-    """One GET in the logs of two registries, one miss, every body right, and the memory of all processes bounded."""
+    """The logs of two registries have one GET, there is one miss, every body is right, and the memory is bounded."""
     registries = [start_registry("first"), start_registry("second")]
     blob = random_bytes(size_bytes)
     for registry in registries:
@@ -90,7 +90,7 @@ def owner_of_the_fill(proxy: Proxy) -> psutil.Process:
 def test_the_death_of_the_worker_that_fetches_harms_no_client_of_the_other(
     start_proxy: StartProxy, start_registry: StartRegistry, tmp_path: Path, size_bytes: int
 ) -> None:
-    """Killed at half: the clients of the other worker get right bodies, for at most one more request, a Range."""
+    """Clients of the other worker get right bodies, for at most one more request, a Range."""
     registry = start_registry()
     blob = random_bytes(size_bytes)
     push_directly(registry, "team/app", "1", make_image(blob))

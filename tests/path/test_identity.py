@@ -1,4 +1,4 @@
-"""Who one can be, seen from outside: refresh tokens, robots, personal tokens, keys, and the end of each."""
+"""Identities, seen from outside: refresh tokens, robots, personal tokens, keys, and the end of each."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ def registry(start_registry: StartRegistry) -> Server:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
-    """Start a proxy with two workers before a registry: for all tests whose users and robots are nobody else's."""
+    """Start a proxy with two workers before a registry: for all tests with separate users and robots."""
     require_program("docker-registry")
     root = tmp_path_factory.mktemp("identity")
     with running(docker_registry(root / "registry")) as registry:
@@ -44,7 +44,7 @@ def post(proxy: Proxy, **form: str) -> httpx.Response:
 
 
 def claims(token: str) -> dict[str, Any]:
-    """Return what a token says."""
+    """Return the claims of a token."""
     part = token.split(".")[1]
     document: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     return document
@@ -80,7 +80,7 @@ def add_robot(proxy: Proxy, name: str, **body: Any) -> User:
 
 
 def test_a_refresh_token_stands_for_the_password_until_it_is_removed(proxy: Proxy) -> None:
-    """Given only when asked for; good for many tokens; worth nothing once removed, on every worker, with its tokens."""
+    """It is given only on request, and good for many tokens; its removal ends it and its tokens on every worker."""
     user = proxy.add_user("ann", pull_push=["team/**"])
     plain = post(proxy, grant_type="password", username="ann", password=user.password or "", scope=SCOPE).json()
     assert "refresh_token" not in plain
@@ -126,7 +126,7 @@ def test_a_refresh_token_stands_for_the_password_until_it_is_removed(proxy: Prox
 def test_a_refresh_token_of_an_administrator_is_no_key_to_the_admin_api(
     proxy: Proxy, log_in: Callable[[str, str], httpx.Client]
 ) -> None:
-    """Docker pushes anywhere with what it keeps for an administrator, and makes no other administrator with it."""
+    """With an administrator's stored login docker pushes anywhere, and cannot create an administrator."""
     form = {"grant_type": "password", "username": "admin", "password": ADMIN_PASSWORD, "access_type": "offline"}
     kept = post(proxy, **form).json()["refresh_token"]
     scoped = post(proxy, grant_type="refresh_token", refresh_token=kept, scope=SCOPE).json()["access_token"]
@@ -144,7 +144,7 @@ def test_a_refresh_token_of_an_administrator_is_no_key_to_the_admin_api(
 
 
 def test_a_robot_lives_by_its_secrets(proxy: Proxy) -> None:
-    """Two secrets overlap; each goes alone and takes its tokens along; no secret gives a refresh token."""
+    """Two secrets overlap; each is removed alone with its tokens; no secret gives a refresh token."""
     robot = add_robot(proxy, "ci")
     image = make_image(random_bytes(1000))
     robot.push("team/app", "1", image)
@@ -177,7 +177,7 @@ def test_a_robot_lives_by_its_secrets(proxy: Proxy) -> None:
 
 
 def test_a_robot_ends_with_its_time_and_at_its_networks(proxy: Proxy) -> None:
-    """An expired robot, and one that calls from elsewhere, is refused at the login."""
+    """An expired robot, and one that calls from another network, is refused at the login."""
     robot = add_robot(proxy, "visitor", networks=["127.0.0.0/8"])
     assert opens(proxy, robot.token(SCOPE)) == 200
     token = robot.token(SCOPE)
@@ -197,7 +197,7 @@ def test_a_robot_ends_with_its_time_and_at_its_networks(proxy: Proxy) -> None:
 
 
 def test_a_user_makes_and_removes_tokens_of_its_own(proxy: Proxy, log_in: Callable[[str, str], httpx.Client]) -> None:
-    """Without being admin; read-only ones cannot push, nor manage; nobody sees, or removes, another's."""
+    """A user needs no admin for it; read-only tokens cannot push or manage; nobody sees or removes another user's."""
     cat, bob = proxy.add_user("cat", pull_push=["team/**"]), proxy.add_user("bob")
     image = make_image(random_bytes(1000))
     cat.push("team/app", "1", image)
@@ -237,7 +237,7 @@ def test_a_user_makes_and_removes_tokens_of_its_own(proxy: Proxy, log_in: Callab
 
 
 def test_one_token_is_revoked_alone(proxy: Proxy) -> None:
-    """By its id, on every worker at once; the subject's other tokens stay."""
+    """A token is revoked by its id, on every worker immediately; the subject's other tokens stay."""
     user = proxy.add_user("dan", pull=["team/**"])
     one = user.token(SCOPE)
     other = user.token("repository:team/other:pull")
@@ -273,7 +273,7 @@ def test_the_key_is_rotated_without_a_restart(proxy: Proxy) -> None:
 
 
 def trust(issuer: FakeIssuer) -> dict[str, Any]:
-    """Return settings that take the jobs of acme's main branches as deployers, its others for no more than a name."""
+    """Return settings that accept the jobs of acme's main branches as deployers, its other jobs with a name only."""
     rules = [
         {
             "name": "main",
@@ -287,7 +287,7 @@ def trust(issuer: FakeIssuer) -> dict[str, Any]:
 
 
 def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy, registry: Server) -> None:
-    """By its rule's group; another branch may not; explain and audit know it; it has no secrets and ends by reload."""
+    """Its rule's group allows it, not another branch; explain and audit name it; a reload without the rule ends it."""
     with running_issuer() as issuer:
         proxy = start_proxy([registry], trust(issuer))
         with proxy.admin() as admin:
@@ -348,7 +348,7 @@ def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy
 def test_people_log_in_with_the_password_that_ldap_knows(
     start_proxy: StartProxy, registry: Server, tmp_path: Path
 ) -> None:
-    """Until LDAP refuses it; no refresh token outlives that; an outage of LDAP is told, and tokens stay good in it."""
+    """LDAP decides each login; no refresh token outlives a refusal; in an outage logins fail, and tokens stay good."""
     require_program("slapd")
     with running(ldap_server(tmp_path / "slapd", {"ann": "password in LDAP"})) as slapd:
         dn = "uid={name},ou=people,dc=example,dc=com"
@@ -375,7 +375,7 @@ def test_people_log_in_with_the_password_that_ldap_knows(
 
 
 def test_no_secret_is_in_a_log_or_a_metric(proxy: Proxy) -> None:
-    """Passwords, secrets and tokens stay with whoever they belong to."""
+    """Passwords, secrets and tokens appear in no log and no metric."""
     user = proxy.add_user("fay", password="correct horse of fay", pull_push=["team/**"])
     robot = add_robot(proxy, "porter")
     form = {"grant_type": "password", "username": "fay", "password": "correct horse of fay", "access_type": "offline"}

@@ -1,4 +1,4 @@
-"""`registry-proxy import`: what another registry has, signatures included, comes through the proxy to its replicas."""
+"""`registry-proxy import`: the images of another registry, with signatures, come through the proxy to its replicas."""
 
 import json
 from typing import Any
@@ -31,7 +31,7 @@ def describe(media_type: str, digest: str, size_bytes: int) -> dict[str, Any]:
 
 
 def get(registry: Server, repository: str, path: str) -> httpx.Response:
-    """Ask a registry for something of a repository."""
+    """Get an object of a repository from a registry."""
     accept = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}"}
     return httpx.get(f"{registry.url}/v2/{repository}/{path}", headers=accept, verify=False)
 
@@ -73,7 +73,7 @@ def source(start_registry: StartRegistry) -> Server:
 def test_images_come_with_all_that_belongs_to_them(
     source: Server, registries: list[Server], start_proxy: StartProxy
 ) -> None:
-    """Images, children, signatures by tag, referrers, in both replicas; a second run finds everything there."""
+    """Images, children, signatures by tag and referrers are in both replicas; a second run finds everything there."""
     proxy = start_proxy(registries)
     result = run_import(proxy, source, "--repository", "team/**", "--tags", "*.0", "--prefix", "old/", "--json")
     assert result.exit_code == 0, result.output
@@ -94,7 +94,7 @@ def test_images_come_with_all_that_belongs_to_them(
 def test_what_could_not_be_copied_is_listed(
     source: Server, start_registry: StartRegistry, start_proxy: StartProxy
 ) -> None:
-    """With name and reason, exit status 1; the rest is copied; the next run goes on with what failed."""
+    """Failures are listed with name and reason, exit status 1; the rest is copied; the next run tries them again."""
     proxy = start_proxy([start_registry()])
     digest = json.loads(get(source, "team/one", "manifests/2.0").content)["layers"][1]["digest"]
     layers = source.log.parent / "data/docker/registry/v2/repositories/team/one/_layers/sha256"
@@ -113,7 +113,7 @@ def test_what_could_not_be_copied_is_listed(
 def test_a_registry_that_cannot_be_used_is_named(
     source: Server, start_registry: StartRegistry, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The source is away, has no such repository, or its user's password is not known."""
+    """The error says that the source is away, has no such repository, or does not know the user's password."""
     proxy = start_proxy([start_registry()])
     missing = run_import(proxy, source, "--repository", "none/here")
     assert (missing.exit_code, "none/here: NAME_UNKNOWN" in missing.stderr) == (1, True)

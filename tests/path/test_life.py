@@ -1,4 +1,4 @@
-"""Reload, stop and rolling restart of the whole product under load: what clients see is that nothing happened."""
+"""Reload, stop and rolling restart of the whole product under load, without a visible effect on clients."""
 
 import base64
 import itertools
@@ -37,7 +37,7 @@ MIB = 1024 * 1024
 
 
 def reload(proxy: Proxy, **changes: Any) -> httpx.Response:
-    """Write the configuration anew, with changes, and have it read."""
+    """Write the configuration with changes, and reload it."""
     settings = yaml.safe_load(proxy.config.read_text())
     for key, value in changes.items():
         settings[key] = {**settings[key], **value} if isinstance(value, Mapping) and key in settings else value
@@ -48,7 +48,7 @@ def reload(proxy: Proxy, **changes: Any) -> httpx.Response:
 
 @dataclass
 class Load:
-    """Clients that pull and push all the time and repeat nothing, each on a connection that it keeps."""
+    """Clients that pull and push all the time without retries, each on a connection that it keeps."""
 
     user: User
     image: Image
@@ -64,7 +64,7 @@ class Load:
             self.failures.append(f"{what}: {answer.status_code} {answer.text[:200]}")
 
     def pull_hot(self, client: httpx.Client, _: int) -> None:
-        """Pull what is in the cache."""
+        """Pull a blob that is in the cache."""
         answer = client.get("/manifests/hot", headers={"Accept": self.image.media_type})
         self.check("manifest", answer.content == self.image.manifest, answer)
         for digest, blob in self.image.blobs.items():
@@ -72,7 +72,7 @@ class Load:
             self.check("hot", answer.content == blob, answer)
 
     def pull_cold(self, client: httpx.Client, turn: int) -> None:
-        """Pull what is in a registry only."""
+        """Pull a blob that is only in a registry."""
         digest = self.cold[turn % len(self.cold)]
         answer = client.get(f"/blobs/{digest}")
         self.check("cold", digest_of(answer.content) == digest, answer)
@@ -101,7 +101,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keep it up for the length of a with block."""
+        """Run the load for the length of a with block."""
         self.user.token("repository:team/app:pull,push")
         tasks = [
             (self.pull_hot, 0.1),
@@ -121,14 +121,14 @@ class Load:
                 thread.join()
 
     def verdict(self) -> None:
-        """Fail where any request did."""
+        """Fail after any failed request."""
         print(dict(self.counts))
         assert self.failures == []
         assert all(self.counts[what] > 5 for what in ("manifest", "hot", "cold", "post", "patch", "put")), self.counts
 
 
 def make_load(proxy: Proxy, registry: Server, url: str | None = None) -> Load:
-    """Return a load on a proxy; nothing cold is in any cache."""
+    """Return a load on a proxy; no cold blob is in any cache."""
     user = proxy.add_user("ann", pull_push=["team/**"])
     image = make_image(random_bytes(300_000), random_bytes(2 * MIB))
     user.push("team/app", "hot", image)
@@ -139,7 +139,7 @@ def make_load(proxy: Proxy, registry: Server, url: str | None = None) -> Load:
 
 @pytest.mark.parametrize("reloads", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_reloads_fail_no_request(start_proxy: StartProxy, start_registry: StartRegistry, reloads: int) -> None:
-    """Pulls of hot and cold blobs, pushes, connections that are kept: many reloads, no failure, one generation left."""
+    """Through many reloads pulls, hot and cold, pushes and kept connections succeed; one generation is left."""
     registry = start_registry()
     proxy = start_proxy([registry])
     load = make_load(proxy, registry)
@@ -172,7 +172,7 @@ def test_a_reload_changes_what_is_configured(
     routes = [{"prefix": "", "upstream": "main"}, {"prefix": "mirror/", "upstream": "late", "strip_prefix": True}]
     auth = {"token_lifetime": 77}
     assert reload(proxy, upstreams={"late": {"replicas": [replica]}}, routes=routes, auth=auth).status_code == 200
-    # Who connects at this very moment may still meet the worker that is told to hand over.
+    # A client that connects at this very moment may still meet the worker that is about to hand over.
     wait_until(lambda: user.get("mirror/app", f"blobs/{digest}").content == blob, "the new route is in force")
     query = {"service": "registry-proxy"}
     assert httpx.get(f"{proxy.url}/auth/token", params=query, verify=False).json()["expires_in"] == 77
@@ -200,7 +200,7 @@ def test_a_reload_changes_what_is_configured(
 
 
 def test_the_command_reloads_and_tells_every_fault(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """`registry-proxy reload`: 0 and the generation; 1 and the faults with their lines."""
+    """`registry-proxy reload` ends with 0 and the generation, or with 1 and the faults with their lines."""
     proxy = start_proxy([start_registry()])
     done = proxy.command("reload")
     assert (done.exit_code, "generation 2" in done.output) == (0, True), done.output
@@ -213,7 +213,7 @@ def test_the_command_reloads_and_tells_every_fault(start_proxy: StartProxy, star
 
 @dataclass
 class SlowRegistry:
-    """A way to a registry that passes bytes on only as long as the gate is open."""
+    """A relay to a registry that passes bytes on only as long as the gate is open."""
 
     target: int
     gate: threading.Event = field(default_factory=threading.Event)
@@ -221,7 +221,7 @@ class SlowRegistry:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
     @contextmanager
@@ -252,7 +252,7 @@ class SlowRegistry:
                 stack.callback(_hang_up, server)
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
-        # Closing both resets the registry's connection: it writes no line about a request that it can still answer.
+        # Closing both resets the registry's connection: it logs no line about a request that it can still answer.
         with client, server:
             asking = threading.Thread(target=self._copy, args=(client, server, False))
             asking.start()
@@ -279,7 +279,7 @@ def _hang_up(connection: socket.socket) -> None:
 def test_a_fetch_outlives_the_generation_that_began_it(
     start_proxy: StartProxy, start_registry: StartRegistry, patience: str
 ) -> None:
-    """A client in the old worker gets its body while that may go on; a fetch that is cut is taken over by Range."""
+    """A client in the old worker gets its body while that worker may go on; a Range continues a fetch that is cut."""
     registry = start_registry()
     with SlowRegistry(registry.port).running() as slow:
         timeouts = {"stall": "60s", "first_byte": "20s"}
@@ -322,9 +322,9 @@ def test_a_fetch_outlives_the_generation_that_began_it(
 
 
 def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """For ``drain.delay`` a node is not ready and still answers; then connections are refused; then it has gone.
+    """For ``drain.delay`` a node is not ready and still answers; then it refuses connections; then it ends.
 
-    Requests on the admin listener that never end take no more than their time, and nothing from the audit log: also one
+    Requests on the admin listener that never end get no more than their time, and cost the audit log nothing: also one
     in a worker that a reload has replaced, which had ten minutes.
     """
     proxy = start_proxy([start_registry()], {"drain": {"delay": "2s", "timeout": "1s"}})
@@ -356,7 +356,7 @@ def test_stopping_tells_first_and_closes_later(start_proxy: StartProxy, start_re
 
 
 def test_a_stop_answers_every_connection_that_it_took(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """Clients that connect and ask all the time: each is answered or refused, none is reset."""
+    """Each of many clients that connect and ask all the time is answered or refused, and none is reset."""
     proxy = start_proxy([start_registry()], {"workers": 2})
     outcomes: Counter[str] = Counter()
     stop = threading.Event()
@@ -387,7 +387,7 @@ def test_a_stop_answers_every_connection_that_it_took(start_proxy: StartProxy, s
 def test_a_rolling_restart_of_two_nodes_fails_no_request(
     start_proxy: StartProxy, start_registry: StartRegistry, redis: Server, tmp_path: Path
 ) -> None:
-    """Two nodes on one Redis behind nginx: SIGTERM and start of one, then of the other, under pulls and pushes."""
+    """Two nodes on one Redis behind nginx are stopped by SIGTERM and restarted in turn, under pulls and pushes."""
     registries = start_registry("first"), start_registry("second")
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
     nodes = [start_proxy(registries, extra, name=name) for name in ("one", "two")]

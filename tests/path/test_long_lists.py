@@ -1,4 +1,4 @@
-"""Lists of several pages, over two nodes and two real registries: read seldom, and never without the last write."""
+"""Lists of several pages, over two nodes and two real registries: rarely read, and never without the last write."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def add_tags(registry: Server, repository: str, count: int) -> list[str]:
 
 
 def pages(user: User, repository: str, size: int) -> Iterator[httpx.Response]:
-    """Yield the pages of a list of tags as their Links lead."""
+    """Yield the pages of a list of tags, following their Links."""
     path: str | None = f"tags/list?n={size}"
     while path is not None:
         page = user.get(repository, path)
@@ -35,7 +35,7 @@ def pages(user: User, repository: str, size: int) -> Iterator[httpx.Response]:
 
 
 def reads(registries: list[Server]) -> int:
-    """Return how often the registries were asked for a list of tags."""
+    """Return the number of requests to the registries for a list of tags."""
     return sum(len(re.findall(r'"GET [^ ]*/tags/list', server.log_text())) for server in registries)
 
 

@@ -15,7 +15,7 @@ LAYER = random_bytes(3 * 1024 * 1024 + 17)
 
 @dataclass
 class Pair:
-    """Two nodes, what they stand on, and a user who may pull and push at team."""
+    """Two nodes, their servers, and a user who may pull and push at team."""
 
     one: Proxy
     two: Proxy
@@ -24,7 +24,7 @@ class Pair:
     ann: User
 
     def client(self, node: Proxy, user: User | None = None) -> httpx.Client:
-        """Return a client of a node; tokens of either are good at both."""
+        """Return a client of a node; tokens of either node are good at both."""
         user = user or self.ann
         token = user.token("repository:team/app:pull,push")
         return httpx.Client(base_url=node.url, headers={"Authorization": f"Bearer {token}"}, timeout=30, verify=False)
@@ -34,7 +34,7 @@ class Pair:
         return replace(self.ann, url=node.url)
 
     def send(self, node: Proxy, method: str, location: str, content: bytes = b"", **query: str) -> httpx.Response:
-        """Send a request of an upload to a node, wherever its Location says to go."""
+        """Send a request of an upload to a node, whatever host its Location names."""
         url = httpx.URL(location)
         path = httpx.URL(url.raw_path.decode()).copy_merge_params(query)
         with self.client(node) as client:
@@ -74,7 +74,7 @@ def test_an_upload_goes_on_at_any_node(pair: Pair) -> None:
     eve = pair.two.add_user("eve", pull_push=["team/**"])
     with pair.client(pair.two, eve) as client:
         assert client.put(httpx.URL(location).raw_path.decode(), params={"digest": digest_of(LAYER)}).status_code == 404
-    for node in (pair.two, pair.one):  # the second time as nginx repeats it when a node dies before it has answered
+    for node in (pair.two, pair.one):  # the second time as nginx repeats it when a node dies before its answer
         answer = pair.send(node, "PUT", location, digest=digest_of(LAYER))
         assert answer.status_code == 201, answer.text
     for server in pair.registries:
@@ -87,7 +87,7 @@ def test_an_upload_goes_on_at_any_node(pair: Pair) -> None:
 
 
 def test_a_node_killed_between_patch_and_put(pair: Pair) -> None:
-    """The other node ends the upload at both registries, from where the dead one left it."""
+    """The other node completes the upload at both registries, from where the dead one left it."""
     answer = pair.send(pair.one, "PATCH", pair.start(pair.one), LAYER)
     pair.one.kill_everything()
     answer = pair.send(pair.two, "PUT", answer.headers["Location"], digest=digest_of(LAYER))
@@ -98,7 +98,7 @@ def test_a_node_killed_between_patch_and_put(pair: Pair) -> None:
 
 
 def test_a_registry_and_a_node_die_in_one_upload(pair: Pair) -> None:
-    """The push is acknowledged with the copy of the living node as the second one, and what is missed is on record."""
+    """The copy of the living node counts as the second one, and the missing writes are on record."""
     answer = pair.send(pair.one, "PATCH", pair.start(pair.one), LAYER)
     pair.one.kill_everything()
     pair.registries[1].stop(9)
@@ -111,7 +111,7 @@ def test_a_registry_and_a_node_die_in_one_upload(pair: Pair) -> None:
 
 
 def test_no_older_tag_after_a_push_through_another_node(pair: Pair) -> None:
-    """Whatever a node has cached of a tag, from the answer to a push through the other on it tells the new one."""
+    """Whatever a node has cached of a tag, it serves the new one after a push through the other node."""
     for number in range(8):
         pusher, reader = (pair.one, pair.two) if number % 2 else (pair.two, pair.one)
         image = make_image(f"{number}".encode())
@@ -121,7 +121,7 @@ def test_no_older_tag_after_a_push_through_another_node(pair: Pair) -> None:
             got = client.get("/v2/team/app/manifests/latest", headers={"Accept": OCI_MANIFEST})
         assert head.headers["Docker-Content-Digest"] == image.digest
         assert got.content == image.manifest
-    with pair.client(pair.one) as client:  # within the TTL, and nobody moved it: not asked for again
+    with pair.client(pair.one) as client:  # within the TTL, and nobody moved it: no new request
         before = sum(server.log_text().count('"HEAD /v2/team/app/manifests/latest') for server in pair.registries)
         for _ in range(5):
             assert client.head("/v2/team/app/manifests/latest").headers["X-Cache"] == "HIT"
@@ -130,12 +130,12 @@ def test_no_older_tag_after_a_push_through_another_node(pair: Pair) -> None:
 
 
 def is_gone(client: httpx.Client, path: str) -> bool:
-    """Tell whether a node knows it no more."""
+    """Tell whether a node answers 404 for it."""
     return client.get(path).status_code == 404
 
 
 def test_what_is_deleted_through_one_node_is_gone_at_the_other(pair: Pair) -> None:
-    """The tag at once, manifest and blob within two seconds, though the other has both cached and the right to know."""
+    """The tag is gone immediately, manifest and blob within two seconds, though the other node has both cached."""
     image = make_image(LAYER)
     pair.user(pair.one).push("team/app", "latest", image)
     blob = f"/v2/team/app/blobs/{digest_of(LAYER)}"

@@ -1,4 +1,4 @@
-"""`make acceptance`: a program of others that cannot be had is named, and fails nothing."""
+"""`make acceptance`: a third-party program that is unavailable is named, and fails nothing."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def built(monkeypatch: pytest.MonkeyPatch, directory: Path, go: str) -> int:
 def test_a_program_that_cannot_be_built_fails_nothing_and_leaves_its_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The build goes on, and the last line of the one that failed lies beside the programs."""
+    """The build goes on, and the last line of the failed build lies beside the programs."""
     go = tmp_path / "go"
     (tmp_path / "work-of-a-killed-build").mkdir()
     go.write_text("#!/bin/sh\necho some words\necho example.test/crane: not served\nexit 1\n")
@@ -35,7 +35,7 @@ def test_a_program_that_cannot_be_built_fails_nothing_and_leaves_its_reason(
 
 
 def test_a_program_that_cannot_be_built_is_tried_once_a_day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its download or build does not take the time of each run; after a day it is tried again."""
+    """A failed download or build costs no time in later runs; after a day it is tried again."""
     go = tmp_path / "go"
     go.write_text('#!/bin/sh\necho once >>"${0%/*}/log"\nexit 1\n')
     go.chmod(0o755)
@@ -48,7 +48,7 @@ def test_a_program_that_cannot_be_built_is_tried_once_a_day(monkeypatch: pytest.
 
 
 def test_a_program_is_built_once_for_each_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is there is not built again; what was built from another version is."""
+    """An existing program is not built again; one built from another version is."""
     go = tmp_path / "go"
     go.write_text('#!/bin/sh\n[ "$1" != build ] || { echo once >>"${0%/*}/log"; touch "$5"; }\n')
     go.chmod(0o755)
@@ -61,7 +61,7 @@ def test_a_program_is_built_once_for_each_version(monkeypatch: pytest.MonkeyPatc
 
 
 def test_tests_without_their_programs_are_deselected_by_name(tmp_path: Path) -> None:
-    """Where nothing was built, pytest names what is missing and how many tests it keeps out; it skips none."""
+    """Where nothing was built, pytest names the missing programs and the number of tests left out; it skips none."""
     command = [sys.executable, "-m", "pytest", "-m", "acceptance", "tests/acceptance", "--collect-only", "-q"]
     environment = {**os.environ, "ACCEPTANCE_PROGRAMS": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Registries that die while the running product pushes to them: what the client hears, and what is left."""
+"""Registries that die while the running product pushes to them: the client's answers, and the state afterwards."""
 
 import signal
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ REPOSITORY = "team/app"
 
 
 def start(start_proxy: StartProxy, registries: list[Server], write_quorum: int) -> Proxy:
-    """Start a proxy before both."""
+    """Start a proxy before both registries."""
     replicas = [{"url": server.url} for server in registries]
     return start_proxy([], {"upstreams": {"main": {"replicas": replicas, "write_quorum": write_quorum}}})
 
@@ -26,13 +26,13 @@ def head(server: Server, path: str) -> httpx.Response:
 
 
 def digest_at(server: Server, tag: str) -> str | None:
-    """Return what a tag is at a registry, asked past the proxy."""
+    """Return the digest of a tag at a registry, asked past the proxy."""
     digest: str | None = head(server, f"manifests/{tag}").headers.get("Docker-Content-Digest")
     return digest
 
 
 def state(proxy: Proxy, server: Server) -> str:
-    """Return what the proxy holds of a registry."""
+    """Return the state of a registry according to the proxy."""
     with proxy.admin() as admin:
         replicas = admin.get("/upstreams/main").raise_for_status().json()["replicas"]
     return next(str(each["state"]) for each in replicas if each["url"] == server.url)
@@ -107,7 +107,7 @@ def test_the_status_of_an_upload_is_true_after_losses(registries: list[Server], 
 
 
 def test_a_quorum_that_is_known_to_be_missing_is_told_first(registries: list[Server], start_proxy: StartProxy) -> None:
-    """503 with Retry-After to the POST and to the manifest, and the registry that is up was asked for nothing."""
+    """POST and manifest get 503 with Retry-After, and the registry that is up receives no request."""
     first, second = registries
     proxy = start(start_proxy, registries, 2)
     user = proxy.add_user("ann", pull_push=["team/**"])

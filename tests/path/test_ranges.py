@@ -30,11 +30,11 @@ IGNORED = [
     "bytes=",
     "bytes=a-b",
 ]
-"""A server may ignore what it does not take (RFC 9110, 14.2): the whole, never something else."""
+"""A server may ignore a Range that it does not support (RFC 9110, 14.2): the whole, never anything else."""
 
 
 def test_a_range_is_what_the_registry_itself_answers(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """Status, Content-Range, length and bytes are those of the registry, for content never seen and for a hit."""
+    """Status, Content-Range, length and bytes are those of the registry, for new contents and for hits."""
     registry = start_registry()
     proxy = start_proxy([registry], {"workers": 2})
     user = proxy.add_user("ann", pull=["team/**"])
@@ -45,7 +45,7 @@ def test_a_range_is_what_the_registry_itself_answers(start_proxy: StartProxy, st
         with httpx.stream(
             "GET", f"{registry.url}/v2/team/app/{path}", headers={"Range": wanted}, verify=False
         ) as theirs:
-            # Of a 416 it announces the length of the whole, and sends less: nobody can read it to the end.
+            # For a 416 the registry announces the length of the whole, and sends less: it cannot be read to the end.
             expected = theirs.read() if theirs.status_code == 206 else b""
         for state in ("cold", "again", "hot"):
             ours = user.get("team/app", path, Range=wanted)
@@ -66,7 +66,7 @@ def test_a_range_is_what_the_registry_itself_answers(start_proxy: StartProxy, st
 
 
 def test_if_range_and_if_none_match_go_by_the_digest(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """The ETag is the digest, for HEAD and GET, from every worker; nobody gets a 304 who may not pull."""
+    """The ETag is the digest, for HEAD and GET, from every worker; nobody gets a 304 without the right to pull."""
     registry = start_registry()
     proxy = start_proxy([registry], {"workers": 2})
     user, stranger = proxy.add_user("ann", pull=["team/**"]), proxy.add_user("bob", pull=["other/**"])
@@ -105,7 +105,7 @@ def test_a_cold_head_costs_one_head_and_no_body(start_proxy: StartProxy, start_r
 
 @pytest.mark.parametrize("wanted", ["bytes=1000-1999", "bytes=-1000", "bytes=15000000-"])
 def test_a_range_of_what_is_being_fetched(start_proxy: StartProxy, start_registry: StartRegistry, wanted: str) -> None:
-    """What is here is answered while the rest is on its way; what is not waits for it. Nothing is fetched twice."""
+    """A range that has arrived is answered immediately; another one waits for its bytes. Nothing is fetched twice."""
     registry = start_registry()
     blob = random_bytes(16 * 1024 * 1024)
     push_directly(registry, "team/app", "1", make_image(blob))

@@ -34,7 +34,7 @@ def attached_to(subject: str, about: str, kind: str = SBOM) -> Image:
 
 
 def attach(user: User, artifact: Image) -> str:
-    """Push an artifact by its digest; return that."""
+    """Push an artifact by its digest; return the digest."""
     assert user.push_blob(REPOSITORY, EMPTY).status_code == 201
     answer = user.push_manifest(REPOSITORY, artifact.digest, artifact)
     assert answer.status_code == 201, answer.text
@@ -57,12 +57,12 @@ def entries(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 def listed(user: User, subject: str, query: str = "") -> set[str]:
-    """Return the digests of all that refers to a manifest, of one page."""
+    """Return the digests of all referrers of a manifest, of one page."""
     return {entry["digest"] for entry in entries(user.get(REPOSITORY, f"referrers/{subject}{query}"))}
 
 
 def tagged(server: Server, subject: str) -> set[str]:
-    """Return what a registry lists under the fallback tag, asked past the proxy."""
+    """Return the entries under a registry's fallback tag, asked past the proxy."""
     url = f"{server.url}/v2/{REPOSITORY}/manifests/{subject.replace(':', '-')}"
     answer = httpx.get(url, headers={"Accept": OCI_INDEX}, verify=False)
     return {entry["digest"] for entry in answer.json()["manifests"]} if answer.status_code == 200 else set()
@@ -88,7 +88,7 @@ def put_past_us(servers: Sequence[Server], artifacts: Sequence[Image], *, tag: s
 
 
 def test_what_is_attached_is_listed_until_it_is_deleted(registries: list[Server], start_proxy: StartProxy) -> None:
-    """At once, by type, in parts, also where the subject comes later or never; and at each registry itself."""
+    """Immediately, by type and in pages, also where the subject comes later or never; and at each registry."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push_delete=["team/**"])
     image = make_image(b"layer")
@@ -122,7 +122,7 @@ def test_what_is_attached_is_listed_until_it_is_deleted(registries: list[Server]
 
 
 def test_answers_to_other_questions(registries: list[Server], start_proxy: StartProxy) -> None:
-    """400 for what is no digest; 401 without the right to pull, whatever exists; 503 where nobody can be asked."""
+    """400 for an invalid digest; 401 without the right to pull, whatever exists; 503 while no registry answers."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
     eve = proxy.add_user("eve", pull=["eve/**"])
@@ -147,7 +147,7 @@ def test_answers_to_other_questions(registries: list[Server], start_proxy: Start
 
 @pytest.mark.timeout(180)
 def test_a_registry_that_was_away_is_given_the_referrers(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Attached and deleted while the second was down: listed at once, and by the second alone after its repair."""
+    """After changes while the second was down the list is right at once, and from the second alone after its repair."""
     first, second = registries
     proxy = start_proxy(registries)
     wait_until(lambda: "fallback tags of its replicas were compared" in proxy.log_text(), "replicas are compared")
@@ -176,7 +176,7 @@ def test_a_registry_that_was_away_is_given_the_referrers(registries: list[Server
 def test_what_was_there_before_is_listed_and_lost_by_nothing(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
-    """Unlike fallback tags of both registries are merged, kept by pushes of two nodes at once, and without a store."""
+    """Different fallback tags of both registries are merged, kept by pushes of two nodes, and without a store."""
     subject = make_image(b"layer")
     tag = subject.digest.replace(":", "-")
     older = [attached_to(subject.digest, about) for about in ("at the first", "at the second", "at both")]
@@ -201,7 +201,7 @@ def test_what_was_there_before_is_listed_and_lost_by_nothing(
 
 
 def test_one_registry_is_as_good(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """A single registry behind: what is attached through us and past us is listed, and 503 while it is down."""
+    """With a single registry, referrers attached through the proxy and past it are listed; 503 while it is down."""
     server = start_registry()
     user = start_proxy([server]).add_user("ann", pull_push_delete=["team/**"])
     subject = make_image(b"layer")

@@ -1,4 +1,4 @@
-"""A registry that was away is brought up to date by the running product: real registries, nobody gives a command."""
+"""A registry that was away is repaired by the running product: real registries, without a command."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def start(start_proxy: StartProxy, registries: Sequence[Server], **upstream: obj
 
 
 def contents(server: Server) -> dict[str, str | None]:
-    """Return every tag of a registry and the digest it is, asked past the proxy."""
+    """Return every tag of a registry with its digest, asked past the proxy."""
     tags = httpx.get(f"{server.url}/v2/{REPOSITORY}/tags/list", verify=False).json().get("tags") or []
     accept = {"Accept": f"{OCI_MANIFEST}, application/vnd.oci.image.index.v1+json"}
     heads = {
@@ -41,7 +41,7 @@ def has_image(server: Server, image: Image) -> bool:
 
 
 def pending(proxy: Proxy, server: Server) -> float:
-    """Return in how many keys a registry is behind."""
+    """Return the number of keys that a registry misses."""
     return proxy.metric("registry_proxy_replica_pending", replica=f"127.0.0.1:{server.port}")
 
 
@@ -51,7 +51,7 @@ def is_up(proxy: Proxy, server: Server) -> bool:
 
 
 def test_a_registry_that_was_away_becomes_equal_by_itself(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Pushed, moved and deleted while it was down: it has all of it after its return, and nothing older was told."""
+    """It has all writes made while it was down, soon after its return, and no answer meanwhile was older."""
     first, second = registries
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
@@ -82,7 +82,7 @@ def test_a_registry_that_was_away_becomes_equal_by_itself(registries: list[Serve
 
 
 def test_a_repair_outlives_the_proxy(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Kill -9 of everything in the middle of a slow repair: after the restart it goes on to its end."""
+    """After kill -9 of everything in the middle of a slow repair and a restart the repair is completed."""
     _, second = registries
     proxy = start(start_proxy, registries, repair_rate="100KiB")
     user = proxy.add_user("ann", pull_push=["team/**"])
@@ -102,7 +102,7 @@ def test_a_repair_outlives_the_proxy(registries: list[Server], start_proxy: Star
 
 
 def test_the_command_follows_a_repair(registries: list[Server], start_proxy: StartProxy) -> None:
-    """`replica repair` returns when nothing is pending, with 0; with what keeps a replica from it and 1 when not."""
+    """`replica repair` returns 0 when nothing is pending, else 1 with the reason for each replica."""
     _, second = registries
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
@@ -129,7 +129,7 @@ def test_the_command_follows_a_repair(registries: list[Server], start_proxy: Sta
 def test_an_empty_registry_is_added_and_filled(
     registries: list[Server], start_registry: StartRegistry, start_proxy: StartProxy
 ) -> None:
-    """A third replica comes with a reload: never asked while it misses anything, filled by itself, then good alone."""
+    """A third replica that comes with a reload is not read until it is filled by itself; then it is good alone."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
     images = [make_image(random_bytes(MIB), label=str(number)) for number in range(3)]
@@ -151,7 +151,7 @@ def test_an_empty_registry_is_added_and_filled(
 
 
 def test_two_registries_that_diverged_are_adopted(registries: list[Server], start_proxy: StartProxy) -> None:
-    """`verify` lists what differs and ends with 1; `repair` brings each what it lacks, and asks about one tag."""
+    """`verify` lists the differences and ends with 1; `repair` sends missing contents, and asks about one tag."""
     first, second = registries
     alone, other = make_image(random_bytes(1000), label="alone"), make_image(random_bytes(1000), label="other")
     one, two = make_image(random_bytes(1000), label="1"), make_image(random_bytes(1000), label="2")

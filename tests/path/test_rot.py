@@ -1,4 +1,4 @@
-"""Bits that change in the cache, under load: what shows is never served, what does not is found by one scrub."""
+"""Bits that change in the cache, under load: visible changes are never served, one scrub finds invisible ones."""
 
 import concurrent.futures
 import os
@@ -28,15 +28,15 @@ def registry(start_registry: StartRegistry) -> Server:
 
 
 def file_of(proxy: Proxy, digest: str) -> Path:
-    """Return where the cache keeps a content."""
+    """Return the path of a content in the cache."""
     algorithm, _, hexadecimal = digest.partition(":")
     return proxy.cache / "blobs" / algorithm / hexadecimal[:2] / hexadecimal
 
 
 def flip(file: Path, chance: random.Random, *, leave_trace: bool) -> None:
-    """Change one byte of a file; as rot does it, or in a way that its times tell."""
+    """Change one byte of a file; as rot does it, or in a way that its times show."""
     before = file.stat()
-    descriptor = os.open(file, os.O_RDWR)  # mode 0444 does not stop root, nor a bad disk
+    descriptor = os.open(file, os.O_RDWR)  # mode 0444 stops neither root nor a bad disk
     try:
         at = chance.randrange(before.st_size)
         os.pwrite(descriptor, bytes([os.pread(descriptor, 1, at)[0] ^ (1 << chance.randrange(8))]), at)
@@ -47,7 +47,7 @@ def flip(file: Path, chance: random.Random, *, leave_trace: bool) -> None:
 
 
 class Load:
-    """Threads that pull every blob again and again, and compare."""
+    """Threads that pull every blob repeatedly, and compare."""
 
     def __init__(self, user: User, digests: Sequence[str]) -> None:
         self.wrong: list[str] = []
@@ -77,13 +77,13 @@ class Load:
                 except httpx.TransportError:
                     continue
                 self.pulls += 1
-                self._stopping.wait(0.005)  # the load is to meet what changes, not to fill a processor
+                self._stopping.wait(0.005)  # the load needs to meet the changes, not to fill a processor
                 if answer.status_code != 200 or digest_of(answer.content) != digest:
                     self.wrong.append(f"{digest}: {answer.status_code}, {len(answer.content)} bytes")
 
 
 def fill(proxy: Proxy, registry: Server) -> tuple[User, list[str]]:
-    """Have sixty blobs in the cache; return a user who may pull them, and their digests."""
+    """Put sixty blobs into the cache; return a user who may pull them, and their digests."""
     blobs = [random_bytes(SIZES[i % 3]) for i in range(COUNT)]
     push_directly(registry, REPOSITORY, "1", make_image(*blobs))
     user = proxy.add_user("ann", pull=["team/**"])
@@ -95,7 +95,7 @@ def fill(proxy: Proxy, registry: Server) -> tuple[User, list[str]]:
 
 
 def test_no_change_that_shows_is_ever_served(start_proxy: StartProxy, registry: Server) -> None:
-    """A byte changed in one of twenty files while everything is pulled: no client ever gets a wrong body."""
+    """A byte changes in one of twenty files while everything is pulled: no client ever gets a wrong body."""
     proxy = start_proxy([registry], {"workers": 2})
     user, digests = fill(proxy, registry)
     seed = random.randrange(1 << 32)
@@ -107,7 +107,7 @@ def test_no_change_that_shows_is_ever_served(start_proxy: StartProxy, registry: 
                 file = file_of(proxy, digest)
                 wait_until(file.exists, "it was fetched again")
                 before, pulls = len(blob_gets(registry, digest)), load.pulls
-                # Not in place: a body that is being sent would change with it, and no cache can help that.
+                # Not in place: a body that is being sent would change with it, and no cache can prevent that.
                 damaged = file.with_suffix(".damaged")
                 damaged.write_bytes(file.read_bytes())
                 flip(damaged, chance, leave_trace=True)
@@ -121,7 +121,7 @@ def test_no_change_that_shows_is_ever_served(start_proxy: StartProxy, registry: 
 
 
 def test_one_scrub_finds_all_rot_and_none_is_served_after(start_proxy: StartProxy, registry: Server) -> None:
-    """Changed as disks do it, without a trace: after one round every client gets right bodies, and all is counted."""
+    """Files change as on a bad disk, without a trace: after one round every body is right, and each rot is counted."""
     proxy = start_proxy([registry], {"workers": 2, "cache": {"scrub": {"rate": "1GiB"}}})
     user, digests = fill(proxy, registry)
     proxy.stop()
@@ -141,6 +141,6 @@ def test_one_scrub_finds_all_rot_and_none_is_served_after(start_proxy: StartProx
     with Load(user, digests) as load:
         wait_until(lambda: load.pulls > 5 * COUNT, "everything was pulled")
     assert load.wrong == []
-    for digest in rotten:  # the load may have asked for all but one
+    for digest in rotten:  # the load may have requested all but one
         user.get(REPOSITORY, f"blobs/{digest}")
     assert all(user.get(REPOSITORY, f"blobs/{digest}").headers["X-Cache"] == "HIT" for digest in digests)

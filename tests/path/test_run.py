@@ -1,4 +1,4 @@
-"""`make run`: what it says before it starts anything."""
+"""`make run`: its messages before it starts anything."""
 
 import signal
 import socket
@@ -13,7 +13,7 @@ from scripts import run
 
 
 def test_ports_that_are_taken_can_be_moved() -> None:
-    """Each is named with who holds it and the variable that moves it; then nobody asks for the old one."""
+    """Each port in use is reported with its holder and the variable that moves it; then the new port is used."""
     with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as registry:
         taken, also_taken = held.getsockname()[1], registry.getsockname()[1]
         replicas = '[{"name": "first", "url": "http://127.0.0.1:%d"}, {"name": "far", "url": "https://example.com"}]'
@@ -39,7 +39,7 @@ def test_ports_that_are_taken_can_be_moved() -> None:
 
 
 def test_a_registry_that_ends_by_itself_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """With its number, how it ended, its log and the command to start it again; one that is stopped ends in silence."""
+    """The message has number, exit status, log and a command to restart it; a stopped registry ends in silence."""
     is_stopping = threading.Event()
     registry = run.Registry(2, subprocess.Popen(["sleep", "60"], text=True), "start it", tmp_path / "log")
     registry.process.send_signal(signal.SIGKILL)

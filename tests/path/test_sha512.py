@@ -26,7 +26,7 @@ def sha512_of(content: bytes) -> str:
 
 
 def new_image() -> Parts:
-    """Return an image in sha512 that no other test has."""
+    """Return an image in sha512 that no other test uses."""
     return image(random_bytes(1000), algorithm="sha512")
 
 
@@ -81,7 +81,7 @@ def purge(proxy: Proxy) -> None:
 
 
 def only(server: Server, others: Sequence[Server], proxy: Proxy) -> None:
-    """Leave one registry up, and nothing in the cache."""
+    """Leave one registry up, and the cache empty."""
     for other in others:
         if other is not server:
             other.stop(9)
@@ -92,7 +92,7 @@ def only(server: Server, others: Sequence[Server], proxy: Proxy) -> None:
 def test_an_index_of_images_is_pushed_and_pulled(
     registries: list[Server], start_proxy: StartProxy, workers: int
 ) -> None:
-    """By digest and by each tag that the push set, cold and warm; lists show nothing of ours."""
+    """It is pulled by digest and by each tag of the push, cold and warm; lists show none of our own tags."""
     proxy = start_proxy(registries, {"workers": workers})
     user = proxy.add_user("ann", pull_push=["team/**"])
     children = new_image(), new_image()
@@ -119,7 +119,7 @@ def tags_of(server: Server) -> list[str]:
 
 
 def test_a_registry_that_was_away_gets_it(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Pushed and deleted while it was down: after its return it serves the one, and does not bring the other back."""
+    """After its return the registry serves the image pushed meanwhile, and does not restore the deleted one."""
     first, second = registries
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
@@ -145,7 +145,7 @@ def test_a_registry_that_was_away_gets_it(registries: list[Server], start_proxy:
 def test_a_delete_by_either_digest_deletes_the_content(
     registries: list[Server], start_proxy: StartProxy, by: str
 ) -> None:
-    """What was pushed by its sha512 and by a tag is gone by both digests and all tags, at once and for good."""
+    """An image pushed by its sha512 and by a tag is gone by both digests and all tags, immediately and for good."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
     parts = new_image()
@@ -164,7 +164,7 @@ def test_a_delete_by_either_digest_deletes_the_content(
 
 
 def test_it_is_found_again_after_the_loss_of_the_store(registries: list[Server], start_proxy: StartProxy) -> None:
-    """With an empty store and an empty cache the registries alone know it, one of which lacks it."""
+    """With an empty store and an empty cache only the registries know it, and one of them misses it."""
     first, second = registries
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
@@ -236,7 +236,7 @@ def test_a_manifest_of_4_mib_is_taken_and_no_larger_one(registries: list[Server]
 
 
 def test_a_wrapper_is_nobodys_to_push(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A client that knows one from a registry past us cannot name it, nor push it, also with its annotation escaped."""
+    """A client that knows one from a registry cannot name it or push it, also with its annotation escaped."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
     parts = new_image()
@@ -254,7 +254,7 @@ def test_a_wrapper_is_nobodys_to_push(registries: list[Server], start_proxy: Sta
 
 
 def test_rights_hold_for_each_tag_and_repository(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A push by digest sets only tags that its user may; no digest leads into a repository that does not hold it."""
+    """A push by digest sets only tags that its user may push; a digest works only in repositories that hold it."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
     eve = proxy.add_user("eve", pull=["team/**"], pull_push=["eve/**"])
@@ -277,7 +277,7 @@ def test_rights_hold_for_each_tag_and_repository(registries: list[Server], start
 
 
 def test_referrers_of_a_sha512_subject(registries: list[Server], start_proxy: StartProxy) -> None:
-    """What refers to an image by its sha512 is listed under that, named by either algorithm, also after a delete."""
+    """The referrers of an image by its sha512 are listed there, named by either algorithm, also after a delete."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"], delete=["team/**"])
     subject = new_image()
@@ -311,7 +311,7 @@ def test_referrers_of_a_sha512_subject(registries: list[Server], start_proxy: St
 
 
 def test_images_in_sha256_are_as_before(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A push by sha256 sets tags, too; nothing of ours is at the registries."""
+    """A push by sha256 sets tags, too; the registries hold no tags of ours."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
     plain = make_image(random_bytes(100))
@@ -324,7 +324,7 @@ def test_images_in_sha256_are_as_before(registries: list[Server], start_proxy: S
 
 
 def test_an_import_and_a_warmed_cache_have_it(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """An import from a registry that was behind a proxy brings what has no tag, too; the cache is warmed by sha512."""
+    """An import from a registry behind a proxy also brings untagged contents; the cache is filled by sha512."""
     source, target = start_registry("source"), start_registry("target")
     routes = [{"prefix": "new/", "upstream": "target", "strip_prefix": True}, {"prefix": "", "upstream": "main"}]
     upstreams = {"target": {"replicas": [{"url": target.url}]}}

@@ -1,4 +1,4 @@
-"""Two real registries over one directory: any of them answers, and goes on with what the other one began."""
+"""Two real registries over one directory: each of them answers, and continues the other's uploads."""
 
 import httpx
 
@@ -17,7 +17,7 @@ def both(start_registry: StartRegistry) -> list[Server]:
 
 
 def send(proxy: Proxy, user: User, method: str, location: str, content: bytes = b"", **query: str) -> httpx.Response:
-    """Send a request of an upload to a node, wherever its Location says to go."""
+    """Send a request of an upload to a node, whatever host its Location names."""
     path = httpx.URL(httpx.URL(location).raw_path.decode()).copy_merge_params(query)
     headers = {"Authorization": f"Bearer {user.token('repository:team/app:pull,push')}"}
     with httpx.Client(base_url=proxy.url, headers=headers, timeout=60, verify=False) as client:
@@ -32,7 +32,7 @@ def holder_of(registries: list[Server]) -> tuple[Server, Server]:
 
 
 def test_either_answers_when_the_other_one_is_dead(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """A push lands in the store once; with either registry dead all of it is pulled, and the next push is taken."""
+    """A push is stored once; with either registry dead it can be pulled, and the next push is accepted."""
     registries = both(start_registry)
     proxy = start_proxy(registries, {"upstreams": {"main": SHARED}})
     user = proxy.add_user("ann", pull_push=["team/**"])
@@ -49,7 +49,7 @@ def test_either_answers_when_the_other_one_is_dead(start_registry: StartRegistry
 
 
 def test_an_upload_is_taken_over_by_the_other_registry(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """An upload stays with the registry that opened it; when that dies, the other one goes on and ends it."""
+    """An upload stays with the registry that opened it; when that dies, the other one completes it."""
     registries = both(start_registry)
     proxy = start_proxy(registries, {"upstreams": {"main": SHARED}})
     user = proxy.add_user("ann", pull_push=["team/**"])
@@ -73,7 +73,7 @@ def test_an_upload_is_taken_over_by_the_other_registry(start_registry: StartRegi
 def test_a_registry_and_a_node_die_in_one_upload(
     start_registry: StartRegistry, start_proxy: StartProxy, redis: Server
 ) -> None:
-    """The other node goes on at the other registry: what was sent before lies in the store that they share."""
+    """The other node continues at the other registry: the bytes so far are in the shared store."""
     registries = both(start_registry)
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0", "upstreams": {"main": SHARED}}
     one, two = start_proxy(registries, extra, name="one"), start_proxy(registries, extra, name="two")
